@@ -1,0 +1,21 @@
+"""Datasets, the order in which they are visited, and batches of them."""
+
+from afnio.utils.data.collate import collate
+from afnio.utils.data.dataloader import DataLoader
+from afnio.utils.data.dataset import Dataset
+from afnio.utils.data.sampler import (
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
+
+__all__ = [
+    "DataLoader",
+    "Dataset",
+    "RandomSampler",
+    "Sampler",
+    "SequentialSampler",
+    "WeightedRandomSampler",
+    "collate",
+]
