@@ -1,0 +1,6 @@
+"""Datasets with published splits."""
+
+from afnio.utils.datasets.download import DownloadError
+from afnio.utils.datasets.facility_support import FacilitySupport
+
+__all__ = ["DownloadError", "FacilitySupport"]
