@@ -1,0 +1,22 @@
+"""The public test kit: an OpenAI-compatible provider and the simulated LM that it serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from afnio.testing.provider import Provider
+    from afnio.testing.simulated import SimulatedLM
+
+__all__ = ["Provider", "SimulatedLM"]
+
+_HOMES = {"Provider": "afnio.testing.provider", "SimulatedLM": "afnio.testing.simulated"}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `python -m afnio.testing.provider` doesn't find itself imported already.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
