@@ -1,0 +1,139 @@
+"""Graph: the nodes that ops leave behind and the edges between them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+
+from afnio.errors import GraphError
+
+if TYPE_CHECKING:
+    from afnio.autodiff.context import Context
+    from afnio.autodiff.function import Function
+    from afnio.autodiff.variable import Variable
+    from afnio.runtime import Slot
+    from afnio.runtime.line import Line
+
+_sequence = itertools.count()
+_claiming: Final = threading.Lock()
+
+
+class GradientEdge(NamedTuple):
+    """A place in the graph: output number `output_nr` of `node`."""
+
+    node: Node
+    output_nr: int
+
+
+@final
+class Edge:
+    """From a consumer to one of its inputs, with the slots that the consumer captured.
+
+    Attributes:
+        node: the node that produced the input; for a leaf its `AccumulateGrad`.
+        slots: one for each lane of the input, a single one where the input is a scalar.
+        role: the input's role when it was captured.
+    """
+
+    __slots__ = ("batch", "node", "output_nr", "role", "slots")
+
+    def __init__(self, node: Node, output_nr: int, slots: Sequence[Slot], batch: bool, role: str) -> None:
+        self.node = node
+        self.output_nr = output_nr
+        self.slots = slots
+        self.batch = batch
+        self.role = role
+
+
+class Node:
+    """One op in the graph: what its backward pass needs.
+
+    Attributes:
+        size: number of lanes, None where the op worked on scalars alone.
+        edges: one for each Variable that the op was given; None where it needs no gradient.
+        outputs: for each output the slots of its lanes, as the op filled them.
+        contexts: the `ctx` of each lane.
+    """
+
+    __slots__ = (
+        "__weakref__", "_claimed", "contexts", "edges", "function", "launch_name", "line", "outputs",
+        "released", "retained", "sequence", "size",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        function: type[Function] | None,
+        name: str,
+        line: Line | None,
+        size: int | None,
+        edges: Sequence[Edge | None],
+        outputs: Sequence[Sequence[Slot]],
+        contexts: Sequence[Context],
+    ) -> None:
+        self.function = function
+        self.launch_name = name
+        self.line = line
+        self.size = size
+        self.edges = edges
+        self.outputs = outputs
+        self.contexts = contexts
+        self.retained: dict[int, Any] = {}
+        self.sequence = next(_sequence)
+        self.released = False
+        self._claimed = False
+
+    def name(self) -> str:
+        return f"{self.launch_name}Backward0"
+
+    @property
+    def next_functions(self) -> tuple[GradientEdge | tuple[None, int], ...]:
+        """The edges to the op's inputs, `(None, 0)` for an input that needs no gradient."""
+        return tuple((None, 0) if e is None else GradientEdge(e.node, e.output_nr) for e in self.edges)
+
+    @property
+    def lanes(self) -> int:
+        return 1 if self.size is None else self.size
+
+    def release(self) -> None:
+        """Let go of what the backward pass needed, and of the nodes before."""
+        self.released = True
+        self.edges = [None] * len(self.edges)
+        self.outputs = ()
+        self.contexts = ()
+
+    def __repr__(self) -> str:
+        return f"<{self.name()}>"
+
+
+@final
+class AccumulateGrad(Node):
+    """Where feedback for a leaf arrives."""
+
+    __slots__ = ("variable",)
+
+    def __init__(self, variable: Variable) -> None:
+        super().__init__(None, "AccumulateGrad", None, None, (), (), ())
+        self.variable = variable
+
+    def name(self) -> str:
+        return "AccumulateGrad"
+
+
+def claim(nodes: Sequence[Node], keep: bool) -> None:
+    """Reserve `nodes` for one backward pass, all or none.
+
+    Raises:
+        GraphError: if another pass has claimed one of them.
+    """
+    with _claiming:
+        for node in nodes:
+            if node._claimed or node.released:
+                raise GraphError(
+                    f"backward() through {node.name()} (launched at {node.line}) a second time, but its "
+                    "graph is freed by the first; pass retain_graph=True to the first one"
+                )
+        if not keep:
+            for node in nodes:
+                node._claimed = True

@@ -1,0 +1,436 @@
+"""Variable: a value, or a batch of them, with a role; the mutable face over write-once slots."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from afnio.autodiff.bind import Cell, bindings
+from afnio.autodiff.data import Data, cast_leaves, checked, leaves, shape
+from afnio.autodiff.feedback import Segment
+from afnio.autodiff.graph import AccumulateGrad, Node
+from afnio.errors import GraphError
+from afnio.runtime import PENDING, Failure, Slot, Work
+from afnio.runtime.tolerance import batch_failure, current_quorum
+from afnio.runtime.waiting import wait, wait_async
+
+if TYPE_CHECKING:
+    from afnio.runtime.line import Line
+
+MAX_SHOWN = 40
+
+
+class Variable:
+    """A value that ops compute with: a string or a number, or a batch of either, None for a missing sample.
+
+    Reading `data` waits for a value that is still being computed; `await variable` waits without
+    blocking an event loop and gives the Variable back.
+
+    Args:
+        data: a str, int, float, bool or None; a list of them is a batch with one lane for each element.
+        role: what the value is for, in words; critics and optimizers read it.
+        requires_grad: whether backward passes gather feedback for it.
+
+    >>> x = Variable(["good", "bad"], role="reviews")
+    >>> x.shape
+    (2,)
+    """
+
+    __slots__ = (
+        "__weakref__", "_batch", "_leaf", "_node", "_origin", "_output_nr", "_provenance",
+        "_requires_grad", "_retains", "_role", "_segments", "_slots",
+    )  # fmt: skip
+
+    def __init__(self, data: Data = "", role: str = "", requires_grad: bool = False) -> None:
+        self._slots, self._batch = cell_of(data)
+        self._reset(role, requires_grad)
+
+    def _reset(self, role: str, requires_grad: bool) -> None:
+        self._role = role
+        self._requires_grad = bool(requires_grad)
+        self._node: Node | None = None
+        self._output_nr = 0
+        self._segments: list[Segment] = []
+        self._retains = False
+        self._leaf: weakref.ref[AccumulateGrad] | None = None
+        self._origin: tuple[str, Line] | None = None
+        self._provenance: tuple[Any, ...] = ()
+
+    @classmethod
+    def over(
+        cls,
+        slots: list[Slot],
+        batch: bool,
+        role: str = "",
+        *,
+        node: Node | None = None,
+        output_nr: int = 0,
+        origin: tuple[str, Line] | None = None,
+    ) -> Self:
+        """Return a Variable over slots that an op fills."""
+        self = cls.__new__(cls)
+        self._slots, self._batch = slots, batch
+        self._reset(role, node is not None)
+        self._node = node
+        self._output_nr = output_nr
+        self._origin = origin
+        return self
+
+    # Value
+
+    def cell(self) -> Cell:
+        """Return the slots that a launch here would capture, and whether they are a batch."""
+        overlay = bindings.get()
+        if overlay is not None:
+            bound = overlay.get(self)
+            if bound is not None:
+                return bound
+        return self._slots, self._batch
+
+    @property
+    def data(self) -> Any:
+        """The value; waits for it.
+
+        Raises:
+            BatchError: if samples of a batch failed, and no `afnio.tolerate` masks them.
+            BlockingReadError: where waiting would block an event loop.
+        """
+        slots, batch = self.cell()
+        wait(slots)
+        return self._read(slots, batch)
+
+    @data.setter
+    def data(self, data: Data) -> None:
+        overlay = bindings.get()
+        if overlay is not None and self in overlay:
+            raise RuntimeError(f"{self._name()} is bound here by afnio.bind; assign outside of the block")
+        slots, batch = cell_of(data)
+        if self._node is not None or self._origin is not None:
+            self._check_lanes(slots, batch)
+            slots = [self._kept(old, new) for old, new in zip(self._slots, slots, strict=True)]
+        self._slots, self._batch = slots, batch
+
+    @property
+    def pending(self) -> bool:
+        """Whether reading `data` would wait."""
+        return any(slot.outcome is PENDING for slot in self.cell()[0])
+
+    @property
+    def errors(self) -> dict[int, BaseException]:
+        """The errors of failed samples by index (0 for a scalar); waits for the value."""
+        slots, _ = self.cell()
+        wait(slots)
+        found: dict[int, BaseException] = {}
+        for lane, slot in enumerate(slots):
+            if isinstance(slot.outcome, Failure):
+                slot.outcome.read = True
+                found[lane] = slot.outcome.error
+        return found
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Length of each axis: `()` for a scalar, `j` for lists of unequal length; never waits for a flat batch."""
+        slots, batch = self.cell()
+        if not batch:
+            return ()
+        if not slots or any(slot.outcome is PENDING for slot in slots):
+            return (len(slots),)
+        return shape([slot.outcome for slot in slots])
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        slots, batch = self.cell()
+        yield from wait_async(slots).__await__()
+        self._read(slots, batch)
+        return self
+
+    def _read(self, slots: Sequence[Slot], batch: bool) -> Any:
+        outcomes = [slot.outcome for slot in slots]
+        if not batch:
+            if isinstance(outcomes[0], Failure):
+                outcomes[0].throw()
+            return outcomes[0]
+        if any(isinstance(outcome, Failure) for outcome in outcomes):
+            error = batch_failure(outcomes, self._name(), current_quorum())
+            if error is not None:
+                raise error
+            return [None if isinstance(outcome, Failure) else outcome for outcome in outcomes]
+        return outcomes
+
+    def _check_lanes(self, slots: Sequence[Slot], batch: bool) -> None:
+        if batch != self._batch or len(slots) != len(self._slots):
+            had = f"{len(self._slots)} samples" if self._batch else "one value"
+            got = f"{len(slots)} samples" if batch else "one value"
+            raise ValueError(
+                f"the output of an op keeps its number of samples ({had}, got {got}); "
+                "use variable.map(fn) to change each sample, or make a new Variable"
+            )
+
+    @staticmethod
+    def _kept(old: Slot, new: Slot) -> Slot:
+        return old if new.outcome is None and isinstance(old.outcome, Failure) else new
+
+    # Graph
+
+    @property
+    def role(self) -> str:
+        return self._role
+
+    @role.setter
+    def role(self, role: str) -> None:
+        self._role = role
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, mode: bool) -> None:
+        self.requires_grad_(mode)
+
+    def requires_grad_(self, mode: bool = True) -> Self:
+        """Turn gathering of feedback on or off, in place.
+
+        Raises:
+            GraphError: for the output of an op, whose inputs decide; `detach()` gives a leaf.
+        """
+        if self._node is not None and not mode:
+            raise GraphError(
+                f"{self._name()} is the output of an op, so its inputs decide; use .detach() for a leaf"
+            )
+        self._requires_grad = bool(mode)
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        return self._node is None
+
+    @property
+    def output_nr(self) -> int:
+        """Which of its op's outputs this is."""
+        return self._output_nr
+
+    @property
+    def grad_fn(self) -> Node | None:
+        """The node that produced it, None for a leaf."""
+        return self._node
+
+    def graph_node(self) -> Node:
+        """Return where an edge to this Variable leads: its producer, or where a leaf gathers feedback."""
+        if self._node is not None:
+            return self._node
+        node = self._leaf() if self._leaf is not None else None
+        if node is None:
+            node = AccumulateGrad(self)
+            self._leaf = weakref.ref(node)
+        return node
+
+    @property
+    def grad(self) -> list[Variable]:
+        """The feedback gathered so far, a new list in the order of the backward passes; waits for it.
+
+        A scalar that samples shared has one gradient for each sample with feedback, in order. A batch has
+        one for each of its consumers, aligned to its samples.
+        """
+        if not self.is_leaf and not self._retains:
+            raise GraphError(
+                f"{self._name()} is the output of an op and gathers no feedback; call retain_grad() on it "
+                "before backward()"
+            )
+        segments = list(self._segments)
+        wait([segment.slot for segment in segments])
+        return self.gradients_of(segments)
+
+    @grad.setter
+    def grad(self, gradients: list[Variable]) -> None:
+        if not isinstance(gradients, list) or not all(isinstance(g, Variable) for g in gradients):
+            raise TypeError(f"grad takes a list of Variables (got {gradients!r})")
+        self._segments = []
+        for gradient in gradients:
+            self.append_grad(gradient)
+
+    def gradients_of(self, segments: Sequence[Segment]) -> list[Variable]:
+        """Return the gradients that done segments hold, as Variables."""
+        gradients: list[Variable] = []
+        for segment in segments:
+            outcome = segment.slot.outcome
+            if isinstance(outcome, Failure):
+                if outcome.read:  # whoever waited for that backward pass has been told
+                    continue
+                outcome.throw()
+            for data, trail in outcome:
+                gradient = Variable(data, role=f"feedback to {self._role}")
+                gradient._provenance = trail
+                gradients.append(gradient)
+        return gradients
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What each backward pass added to `grad`, pending ones too; for optimizers."""
+        return self._segments
+
+    @property
+    def provenance(self) -> tuple[Any, ...]:
+        """Of a gradient: where its feedback comes from, as plain data."""
+        return self._provenance
+
+    def append_grad(self, gradient: Variable) -> None:
+        """Add one gradient by hand."""
+        if not isinstance(gradient, Variable):
+            raise TypeError(f"a gradient is a Variable (got {gradient!r}); wrap it: afnio.Variable(...)")
+        if not self.is_leaf and not self._retains:
+            raise GraphError(f"{self._name()} gathers no feedback; call retain_grad() on it first")
+        self._segments.append(Segment(Slot.filled([(gradient.data, gradient._provenance)])))
+
+    def clear_grad(self) -> None:
+        """Drop the gathered feedback; what is still on its way goes nowhere."""
+        self._segments = []
+
+    def retain_grad(self) -> None:
+        """Gather feedback at the output of an op too; a leaf does so anyway."""
+        if self._node is None:
+            return
+        self._retains = True
+        self._node.retained[self._output_nr] = weakref.ref(self)
+
+    def backward(
+        self,
+        gradient: Variable | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Sequence[Variable] | Variable | None = None,
+    ) -> Work[None]:
+        """Send feedback from here to every text that led here; see `afnio.autodiff.backward`."""
+        from afnio.autodiff.sweep import backward
+
+        return backward(self, gradient, retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+
+    # New Variables
+
+    def map(self, fn: Callable[[Any], Any], role: str | None = None) -> Variable:
+        """Return a Variable with `fn` of each sample, computed as each arrives; feedback passes through.
+
+        `fn` gets a plain value; a `def` runs in a worker thread, an `async def` on the runtime's loop.
+
+        >>> Variable(["A", "B"]).map(str.lower).data
+        ['a', 'b']
+        """
+        from afnio.autodiff.map import Map
+
+        mapped: Variable = Map.apply(self, fn=fn, role=self._role if role is None else role)
+        return mapped
+
+    def detach(self) -> Variable:
+        """Return a leaf over the same value that needs no gradient; doesn't wait."""
+        slots, batch = self.cell()
+        return Variable.over(list(slots), batch, self._role)
+
+    def to(self, dtype: Callable[[Any], Any]) -> Variable:
+        """Return a leaf with `dtype(leaf)` of each leaf but None; waits."""
+        return Variable(cast_leaves(self.data, dtype), self._role, self._requires_grad)
+
+    def copy_(self, source: Variable) -> Self:
+        """Take data, role and requires_grad of `source`; waits for it."""
+        if not isinstance(source, Variable):
+            raise TypeError(f"copy_ takes a Variable (got {source!r})")
+        if self.shape != source.shape:
+            raise ValueError(f"copy_ needs equal shapes (got {source.shape} for {self.shape})")
+        self.data = copy.deepcopy(source.data)
+        self._role = source._role
+        if self._node is None:
+            self._requires_grad = source._requires_grad
+        return self
+
+    def is_floating_point(self) -> bool:
+        """Whether every leaf but None is a float; waits."""
+        found = [leaf for leaf in leaves(self.data) if leaf is not None]
+        return bool(found) and all(isinstance(leaf, float) for leaf in found)
+
+    def __add__(self, other: Variable) -> Variable:
+        from afnio.autodiff.basic_ops import Add
+
+        total: Variable = Add.apply(self, other)
+        return total
+
+    def __iadd__(self, other: Variable) -> Self:
+        total = self + other
+        self._slots, self._batch = total._slots, total._batch
+        self._role, self._requires_grad = total._role, total._requires_grad
+        self._node, self._output_nr = total._node, total._output_nr
+        self._origin = total._origin
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
+        if self._node is not None:
+            raise GraphError(f"only leaves can be copied; use {self._name()}.detach() first")
+        clone = Variable(copy.deepcopy(self.data), self._role, self._requires_grad)
+        memo[id(self)] = clone
+        return clone
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._node is not None:
+            raise GraphError(f"only leaves can be pickled; use {self._name()}.detach() first")
+        return Variable, (self.data, self._role, self._requires_grad)
+
+    # What Python would do by accident
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "a Variable has no truth value, as testing it would wait; write bool(variable.data), "
+            "or `variable is not None`"
+        )
+
+    def __len__(self) -> int:
+        raise TypeError("a Variable has no len(); write len(variable.data) or variable.shape[0]")
+
+    def __iter__(self) -> Any:
+        raise TypeError("a Variable can't be iterated; write `for value in variable.data`")
+
+    def __repr__(self) -> str:
+        """Show the value if it is there; never waits."""
+        slots, batch = self.cell()
+        shown = [_shown(slot.outcome) for slot in slots]
+        data = f"[{', '.join(shown)}]" if batch else shown[0]
+        grad_fn = "" if self._node is None else f", grad_fn={self._node!r}"
+        return (
+            f"{type(self).__name__}(data={data}, role={self._role!r}, "
+            f"requires_grad={self._requires_grad}{grad_fn})"
+        )
+
+    def __str__(self) -> str:
+        """Show the value, long parts shortened; waits for it."""
+        data = self.data
+        return f"variable({_short(data)}, role={_short(self._role)}, requires_grad={self._requires_grad})"
+
+    def _name(self) -> str:
+        if self._origin is not None:
+            name, line = self._origin
+            return f"{name} launched at {line}"
+        return f"{type(self).__name__} {self._role!r}"
+
+
+def cell_of(data: Data) -> Cell:
+    """Return filled slots for `data`, and whether it is a batch."""
+    data = checked(data)
+    if isinstance(data, list):
+        return [Slot.filled(item) for item in data], True
+    return [Slot.filled(data)], False
+
+
+def _shown(outcome: Any) -> str:
+    if isinstance(outcome, Failure):
+        return "<failed>"
+    return "<pending>" if outcome is PENDING else repr(outcome)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) > MAX_SHOWN:
+        half = MAX_SHOWN // 2
+        return repr(f"{value[:half]}...{value[-half:]}")
+    if isinstance(value, list):
+        parts = [_short(item) for item in value]
+        if len(parts) > 6:
+            parts = [*parts[:3], "...", parts[-1]]
+        return f"[{', '.join(parts)}]"
+    return repr(value)

@@ -1,0 +1,104 @@
+"""Every exception that Afnio raises on its own account.
+
+AfnioError
+├── BlockingReadError      a read that would block an event loop or deadlock the runtime
+├── RuntimeClosedError     the value's runtime is gone
+│   └── ForkedError        the value was pending when the process forked
+├── LaunchCancelledError   the launch behind a value was cancelled
+├── TooManyPendingError    `scope(max_pending=)` is full
+├── GraphError             backward through a leaf, a freed graph, without a seed
+├── TemplateError          a placeholder or an input that fits nothing
+├── ReplyError             a model's reply that an op can't use
+└── ModelError             a language model call that failed for good
+    ├── TransientModelError    worth another attempt (kept when attempts ran out)
+    │   └── RateLimitedError   the account is over a limit
+    └── FinalModelError        another attempt would fail the same way
+BatchError (ExceptionGroup)  the failed samples of one batch
+
+Errors that are plainly a wrong argument are TypeError and ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+
+class AfnioError(Exception):
+    """Base of the errors that are Afnio's own."""
+
+
+class BlockingReadError(AfnioError, RuntimeError):
+    """A pending value was read where waiting for it would block an event loop."""
+
+
+class RuntimeClosedError(AfnioError, RuntimeError):
+    """The runtime that was to fill a value has been closed."""
+
+
+class ForkedError(RuntimeClosedError):
+    """The value was pending when this process was forked off; only the parent will get it."""
+
+
+class LaunchCancelledError(AfnioError):
+    """The launch behind a value was cancelled before it finished."""
+
+
+class TooManyPendingError(AfnioError, RuntimeError):
+    """A scope with `max_pending` already has that many launches under way."""
+
+
+class GraphError(AfnioError, RuntimeError):
+    """The graph can't be walked as asked: a leaf, a freed graph, no seed."""
+
+
+class TemplateError(AfnioError, ValueError):
+    """A message template and its inputs don't fit."""
+
+
+class ReplyError(AfnioError, ValueError):
+    """A model replied, and the op that asked can't use the reply."""
+
+
+class ModelError(AfnioError):
+    """A language model call failed.
+
+    Attributes:
+        retry_after: seconds that the provider asked to wait, or None.
+        status: HTTP status, or None where there was no response.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class TransientModelError(ModelError):
+    """The attempt failed in a way that another attempt may not."""
+
+
+class RateLimitedError(TransientModelError):
+    """The provider refused the attempt because the account is over a limit."""
+
+
+class FinalModelError(ModelError):
+    """Another attempt would fail the same way."""
+
+
+class BatchError(ExceptionGroup[Exception]):
+    """Some samples of a batch failed.
+
+    Attributes:
+        samples: the indices of the failed samples, in the order of `exceptions`.
+    """
+
+    samples: tuple[int, ...]
+
+    def __new__(cls, message: str, exceptions: Sequence[Exception], samples: Sequence[int] = ()) -> Self:
+        self = super().__new__(cls, message, exceptions)
+        self.samples = tuple(samples)
+        return self
+
+    def derive(self, excs: Sequence[Exception]) -> BatchError:  # type: ignore[override]
+        return BatchError(self.message, excs)

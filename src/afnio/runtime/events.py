@@ -1,0 +1,114 @@
+"""Events: what happened, as frozen dataclasses, to whoever subscribes.
+
+No event carries a key, a header or a message text that is not named here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from afnio.runtime.setting import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call or of many: as the provider counts them, 0 where it doesn't say."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CallEvent:
+    """Base of the events of one language model call.
+
+    Attributes:
+        address: scope path, launch number, lane and purpose of the call.
+        account: base URL without credentials.
+        model: exact model name.
+        purpose: forward, backward, repair, step, judge, ….
+    """
+
+    address: str
+    account: str
+    model: str
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallRetried(CallEvent):
+    """An attempt failed and there will be another, `wait` seconds later."""
+
+    attempt: int
+    error: str
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded(CallEvent):
+    """A call has its reply, or failed for good (`error`); `seconds` counts from admission."""
+
+    attempts: int
+    seconds: float
+    usage: Usage
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """An optimizer step ended: each parameter's old and new text and the feedback behind the change."""
+
+    address: str
+    optimizer: str
+    changes: tuple[dict[str, Any], ...]
+    error: str | None
+
+
+Subscriber = Callable[[Any], object]
+
+_subscribers: Final[Setting[tuple[Subscriber, ...]]] = Setting("subscribers", ())
+_local: Final[Setting[tuple[Subscriber, ...]]] = Setting("local_subscribers", ())
+
+
+@contextmanager
+def subscribed(subscriber: Subscriber) -> Iterator[None]:
+    """Have `subscriber(event)` called, on the runtime's thread, for what is launched in the block."""
+    with _local.override((*_local.get(), subscriber)):
+        yield
+
+
+def subscribe(subscriber: Subscriber) -> Callable[[], None]:
+    """Have `subscriber(event)` called for all that this process launches; returns what ends that."""
+    _subscribers.default = (*_subscribers.default, subscriber)
+
+    def unsubscribe() -> None:
+        _subscribers.default = tuple(s for s in _subscribers.default if s is not subscriber)
+
+    return unsubscribe
+
+
+def emit(event: Any) -> None:
+    """Tell the subscribers; one that fails is logged and does not stop the others."""
+    for subscriber in (*_subscribers.get(), *_local.get()):
+        try:
+            subscriber(event)
+        except Exception:
+            logging.getLogger("afnio").exception("a subscriber failed on %s", type(event).__name__)

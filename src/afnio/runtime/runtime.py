@@ -1,0 +1,269 @@
+"""Runtime: one per process; one daemon thread with one event loop, started by the first launch.
+
+Everything that changes state runs on that thread, one callback at a time: starting launches, filling
+slots, telling waiters, cancelling. Other threads post to its inbox.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, final
+
+from afnio.errors import LaunchCancelledError, RuntimeClosedError
+from afnio.runtime.loop import Cancelled, LoopThread, Task, current_task
+from afnio.runtime.scope import Scope
+from afnio.runtime.slot import PENDING
+
+if TYPE_CHECKING:
+    from afnio.runtime.launch import Job, Launch, Outcomes
+    from afnio.runtime.waiting import Watcher
+
+
+class Resource(Protocol):
+    """Something that lives on the runtime's loop and is closed with it."""
+
+    async def aclose(self) -> None: ...
+
+
+R = TypeVar("R", bound=Resource)
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that closing gives to cancelled work and to resources."""
+
+
+@final
+class Runtime:
+    """The process's engine: owns the launches, runs their jobs, fills their slots."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.closed = False
+        self.root = Scope("", runtime=self)
+        self.launches: dict[Launch, None] = {}
+        self.calls_open = 0
+        self._resources: dict[Any, Resource] = {}
+        self._ready: deque[Job] = deque()
+        self._pumping = False
+        self._closing: Task | None = None
+        self._loop = LoopThread("afnio-runtime")
+
+    # From any thread
+
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        """Have `function(*args)` called on the runtime's thread; never blocks."""
+        self._loop.post(function, *args)
+
+    @property
+    def current(self) -> bool:
+        """Whether the caller is on the runtime's thread."""
+        return self._loop.current
+
+    # On the runtime's thread
+
+    def start(self, launch: Launch) -> None:
+        self.launches[launch] = None
+        self._ready.extend([job for job in launch.jobs if job.arm()])
+        if self.closed:
+            self.cancel(launch)
+        self._pump()
+
+    def ready(self, job: Job) -> None:
+        """Queue a job whose inputs are done; a queue, as a chain of a thousand ops must not recurse."""
+        self._ready.append(job)
+        self._pump()
+
+    def forget(self, watcher: Watcher) -> None:
+        """End a wait that was cancelled, and cancel what only it had wanted."""
+        for slot in watcher.slots:
+            launch = slot.launch
+            if slot.outcome is not PENDING or launch is None:
+                continue
+            slot.discard(watcher)
+            held_elsewhere = not launch.scope.home.is_root and launch.scope.home is not _home(watcher)
+            if launch.demand == 0 and not held_elsewhere:
+                self.cancel(launch)
+        self._pump()
+
+    def cancel(self, launch: Launch) -> None:
+        """Cancel the jobs of `launch` that have not ended, and what was launched for them alone."""
+        if launch.cancelled:
+            return
+        launch.cancelled = True
+        for job in launch.jobs:
+            if job.done:
+                continue
+            if job.task is not None:
+                job.task.cancel()
+                continue
+            orphans = job.disarm()
+            self._finish(job, job.fail(_cancellation(launch), read=True))
+            for orphan in orphans:
+                wanted = orphan.demand > 0 or any(face() is not None for face in orphan.faces)
+                if not wanted and orphan.scope.home is launch.scope.home:
+                    self.cancel(orphan)
+
+    def cancel_scope(self, scope: Scope) -> None:
+        for launch in list(scope.pending):
+            self.cancel(launch)
+        self._pump()
+
+    def resource(self, key: Any, make: Callable[[], R]) -> R:
+        """Return the resource for `key`, made at its first use and closed with the runtime."""
+        found = self._resources.get(key)
+        if found is None:
+            found = self._resources[key] = make()
+        return cast("R", found)
+
+    def _pump(self) -> None:
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._ready:
+                job = self._ready.popleft()
+                if not job.done:
+                    self._run(job)
+        finally:
+            self._pumping = False
+
+    def _run(self, job: Job) -> None:
+        try:
+            result = job.run()
+        except BaseException as error:
+            result = job.fail(error)
+        if isinstance(result, CoroutineType):
+            # A context of its own for each lane: what a body sets, other lanes must not see.
+            self._loop.spawn(self._drive(job, result), job.launch.context.copy())
+        else:
+            self._finish(job, cast("Outcomes", result))
+
+    async def _drive(self, job: Job, coroutine: Coroutine[Any, Any, Outcomes]) -> None:
+        # A task that is cancelled before its first step never enters its body, so the job shows its task
+        # only from here on; one that was cancelled before is done by now.
+        if job.done:
+            coroutine.close()
+            return
+        job.task = current_task()
+        try:
+            outcomes = await coroutine
+        except Cancelled:
+            outcomes = job.fail(_cancellation(job.launch), read=True)
+        except BaseException as error:  # a user's callable may raise SystemExit; it must not end the loop
+            outcomes = job.fail(error)
+        self._finish(job, outcomes)
+        self._pump()
+
+    def _finish(self, job: Job, outcomes: Outcomes) -> None:
+        job.fill(outcomes)
+        launch = job.launch
+        launch.left -= 1
+        if launch.left == 0:
+            launch.jobs = []
+            self.launches.pop(launch, None)
+            launch.scope.home.release(launch)
+
+    # Closing
+
+    def close(self) -> None:
+        """Cancel what is pending, close the resources, end the thread; from any other thread."""
+        if self.closed or self.pid != os.getpid():
+            return
+        self.closed = True
+        pending, calls = len(self.launches), self.calls_open
+        if pending:
+            logging.getLogger("afnio").warning(
+                "the runtime was closed with %d launches pending and %d calls under way; they have been "
+                "cancelled",
+                pending,
+                calls,
+            )
+        ended = threading.Event()
+        try:
+            self.post(self._begin_close, ended.set)
+        except RuntimeClosedError:
+            return
+        ended.wait(CLOSE_TIMEOUT)
+        self._loop.stop(CLOSE_TIMEOUT)
+
+    def _begin_close(self, then: Callable[[], None]) -> None:
+        from contextvars import copy_context
+
+        for launch in list(self.launches):
+            self.cancel(launch)
+        self._pump()
+        self._closing = self._loop.spawn(self._close_resources(then), copy_context())
+
+    async def _close_resources(self, then: Callable[[], None]) -> None:
+        import anyio
+
+        try:
+            with anyio.move_on_after(CLOSE_TIMEOUT / 2):
+                while self.launches:
+                    await anyio.sleep(0)
+                async with anyio.create_task_group() as closers:
+                    for resource in self._resources.values():
+                        closers.start_soon(resource.aclose)
+        finally:
+            self._resources.clear()
+            then()
+
+
+def _home(watcher: Watcher) -> object:
+    return cast("Scope", watcher.scope).home
+
+
+def _cancellation(launch: Launch) -> LaunchCancelledError:
+    return LaunchCancelledError(f"{launch.name} (launched at {launch.line}) was cancelled")
+
+
+_default: Runtime | None = None
+_exiting = False
+_guard = threading.Lock()
+
+
+def current_runtime() -> Runtime:
+    """Return this process's runtime; the first call starts it, and a fork's child gets one of its own."""
+    global _default
+    runtime = _default
+    if runtime is not None and not runtime.closed and runtime.pid == os.getpid():
+        return runtime
+    with _guard:
+        runtime = _default
+        if runtime is None or runtime.closed or runtime.pid != os.getpid():
+            if _exiting:
+                raise RuntimeClosedError("the interpreter is exiting; launch from code that runs earlier")
+            if runtime is None:
+                atexit.register(_close_at_exit)
+                os.register_at_fork(after_in_child=_renew_guard)
+            runtime = _default = Runtime()
+    return runtime
+
+
+def on_runtime_thread() -> bool:
+    """Whether the caller is on the thread of this process's runtime."""
+    runtime = _default
+    return runtime is not None and runtime.pid == os.getpid() and runtime.current
+
+
+def close() -> None:
+    """Close this process's runtime: cancel what is pending and end its thread; a later launch starts a new one."""
+    if _default is not None:
+        _default.close()
+
+
+def _close_at_exit() -> None:
+    global _exiting
+    _exiting = True
+    close()
+
+
+def _renew_guard() -> None:
+    """After a fork the lock may be held by a thread that is not in the child."""
+    global _guard
+    _guard = threading.Lock()

@@ -1,0 +1,177 @@
+"""Waiting: the only two ways to wait for slots, and where the blocking one is allowed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
+from typing import Final, Literal, final
+
+from afnio.errors import BlockingReadError, ForkedError
+from afnio.runtime.loop import parking, running_library
+from afnio.runtime.setting import Setting
+from afnio.runtime.slot import PENDING, Slot
+
+SyncMode = Literal["auto", "allow", "warn", "error"]
+
+_sync_mode: Final[Setting[SyncMode]] = Setting("sync_mode", "auto")
+inside_node: Final[ContextVar[bool]] = ContextVar("afnio_inside_node", default=False)
+"""True in the callables of nodes, where every input is there already and a wait could deadlock."""
+
+
+class set_sync_mode(AbstractContextManager[None]):  # noqa: N801
+    """Decide what a blocking read does on a running event loop: "auto", "allow", "warn" or "error".
+
+    "auto" allows it in a notebook and raises elsewhere. A plain call sets the process default; as a
+    `with` block it holds for the block's context.
+
+    >>> with set_sync_mode("allow"):
+    ...     pass
+    """
+
+    def __init__(self, mode: SyncMode) -> None:
+        if mode not in ("auto", "allow", "warn", "error"):
+            raise ValueError(f"sync mode must be 'auto', 'allow', 'warn' or 'error' (got {mode!r})")
+        self._mode = mode
+        self._previous = _sync_mode.default
+        self._token: Token[SyncMode] | None = None
+        _sync_mode.default = mode
+
+    def __enter__(self) -> None:
+        _sync_mode.default = self._previous
+        self._token = _sync_mode.set(self._mode)
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._token is not None
+        _sync_mode.reset(self._token)
+
+
+@final
+class Watcher:
+    """Waits for several slots on behalf of one caller; lives on the runtime's thread."""
+
+    __slots__ = ("_left", "_wake", "scope", "slots")
+
+    def __init__(self, slots: Sequence[Slot], wake: Callable[[], object], scope: object) -> None:
+        self.slots = slots
+        self.scope = scope
+        self._left = 0
+        self._wake = wake
+
+    def start(self) -> None:
+        pending = [slot for slot in self.slots if slot.outcome is PENDING]
+        self._left = len(pending)
+        for slot in pending:
+            slot.add(self)
+        if not pending:
+            self._wake()
+
+    def notify(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._wake()
+
+
+def may_block() -> bool:
+    """Whether a blocking wait is allowed here, without saying why not."""
+    return _objection() is None
+
+
+def check_blocking() -> None:
+    """Raise `BlockingReadError`, with the fix, where a blocking wait is not allowed."""
+    objection = _objection()
+    if objection is not None:
+        raise BlockingReadError(objection)
+
+
+def wait(slots: Iterable[Slot]) -> None:
+    """Block this thread until `slots` are done.
+
+    Raises:
+        BlockingReadError: where waiting would block an event loop or deadlock.
+    """
+    pending = [slot for slot in slots if slot.outcome is PENDING]
+    if not pending:
+        return
+    runtime, scope = _runtime_of(pending)
+    check_blocking()
+    event = threading.Event()
+    watcher = Watcher(pending, event.set, scope)
+    runtime.post(watcher.start)
+    try:
+        event.wait()
+    except BaseException:  # Ctrl-C
+        runtime.post(runtime.forget, watcher)
+        raise
+
+
+async def wait_async(slots: Iterable[Slot]) -> None:
+    """Wait until `slots` are done, without blocking the running asyncio or trio loop."""
+    pending = [slot for slot in slots if slot.outcome is PENDING]
+    if not pending:
+        return
+    runtime, scope = _runtime_of(pending)
+    wake, park = parking()
+    watcher = Watcher(pending, wake, scope)
+    runtime.post(watcher.start)
+    try:
+        await park()
+    except BaseException:  # this waiter was cancelled
+        runtime.post(runtime.forget, watcher)
+        raise
+
+
+def _runtime_of(pending: Sequence[Slot]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    from afnio.runtime.runtime import current_runtime
+    from afnio.runtime.scope import current_scope
+
+    for slot in pending:
+        launch = slot.launch
+        if launch is not None:
+            if launch.runtime.pid != os.getpid():
+                raise ForkedError(
+                    f"the value of {launch.name} (launched at {launch.line}) was pending when this process "
+                    f"was forked from {launch.runtime.pid}; read it before the fork or launch it again here"
+                )
+            return launch.runtime, current_scope()
+    return current_runtime(), current_scope()
+
+
+def _objection() -> str | None:
+    from afnio.runtime.runtime import on_runtime_thread
+
+    if inside_node.get():
+        return (
+            "a callable of a node read a pending value, which could deadlock; its arguments are values "
+            "already, and what it launches only an `async def` callable may await"
+        )
+    if on_runtime_thread():
+        return "the runtime's own thread can't wait for a value that it is to fill; await the value instead"
+    library = running_library()
+    if library is None:
+        return None
+    mode = _sync_mode.get()
+    if mode == "allow" or (mode == "auto" and _in_notebook()):
+        return None
+    if mode == "warn":
+        import warnings
+
+        warnings.warn("a read blocks the running event loop until the value is there", stacklevel=4)
+        return None
+    return (
+        f"this read would block the running {library} loop until the value is there; write `await value` "
+        "(per sample: `value.map(fn)`; in a forward that reads: `async def forward`), "
+        "or call afnio.set_sync_mode('allow')"
+    )
+
+
+def _in_notebook() -> bool:
+    """Whether this loop belongs to an IPython kernel, where a wait stalls the cell and nothing else."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or threading.current_thread() is not threading.main_thread():
+        return False
+    shell = ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
