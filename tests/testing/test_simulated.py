@@ -283,6 +283,20 @@ def test_feedback_in_prose_becomes_an_instruction():
     assert ask_optimizer(new, ["answer in Italian"]) == new
 
 
+def test_an_optimizer_reads_the_feedback_within_its_context_and_no_history():
+    history = [("Echo.", ["answer in Italian"])]
+    sections = tgd_sections(
+        role="r", value="Echo.", constraints=[], history=history, feedback=["shorter", "louder"]
+    )
+    prompt = TGD_USER.format(**sections)
+    request = {"messages": messages(("user", prompt)), "response_format": TGD_SCHEMA}
+    short = SimulatedLM(context=prompt.index("louder"))
+    assert json.loads(short(request)) == {"value": "Echo.\nIn every reply: shorter."}
+    sections["feedback"] = ""
+    silent = {**request, "messages": messages(("user", TGD_USER.format(**sections)))}
+    assert json.loads(lm(silent)) == {"value": "Echo."}
+
+
 def test_roles_are_told_apart_without_a_schema():
     feedback = prompts.deterministic_feedback("exact match", "positive", "negative", 0)
     assert "awful" in ask_critic(PROMPT, "This is awful.", [feedback], response_format=None)

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from afnio.testing.simulated.cues import cue_sentence, read_claims, split_cues
-from afnio.testing.simulated.tags import read_blocks, read_section
+from afnio.testing.simulated.tags import read_blocks
 
 if TYPE_CHECKING:
     from afnio.testing.simulated.conversation import Conversation
@@ -28,8 +28,9 @@ Cues = dict[str, list[str]]
 def propose(conversation: Conversation) -> str:
     """Return the optimizer's JSON with the new value; without feedback the value stays as it is."""
     prompt = conversation.prompt
-    # The section of the feedbacks stands behind the history, which has feedback of its own.
-    feedback = [b.text for b in read_blocks(read_section(prompt, "feedbacks"), "feedback")]
+    # The history has feedback of its own, which stands before. The end of a prompt may be cut off.
+    _, _, told = prompt.rpartition("<feedbacks>\n")
+    feedback = [b.text for b in read_blocks(told, "feedback")] if "<feedbacks>\n" in prompt else []
     variables = read_blocks(prompt, "variable")
     value = variables[0].text if variables else ""
     constraints = [b.text for b in read_blocks(prompt, "constraint")]
