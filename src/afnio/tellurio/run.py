@@ -1,0 +1,201 @@
+"""A run: one execution of a program, with its metrics and events."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import uuid
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Self, overload
+
+from afnio.tellurio import active
+from afnio.tellurio.json_value import encode
+from afnio.tellurio.store import RunRow, Store, store_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextvars import Token
+    from types import TracebackType
+
+MISSING: Final[Any] = object()
+
+EXIT_TIMEOUT: Final = 10.0
+"""Seconds that the interpreter's exit waits for the disk."""
+
+
+class RunStatus(StrEnum):
+    """How a run stands, or how it ended."""
+
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CRASHED = "CRASHED"
+
+    @classmethod
+    def after(cls, exception: type[BaseException] | None) -> RunStatus:
+        """The status of a run whose program ended with this exception, or with none."""
+        if exception is None:
+            return cls.COMPLETED
+        return cls.FAILED if issubclass(exception, Exception) else cls.CRASHED
+
+
+class Run:
+    """A run under way, as `init` returns it; records into its project's file.
+
+    As a context manager it is the active run of the block and ends with it: COMPLETED, FAILED
+    after an exception, CRASHED after an interrupt or an exit. Recording doesn't wait for the
+    disk; `flush` does.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        project: str,
+        name: str,
+        description: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        _check_text("name", name)
+        _check_text("description", description or "")
+        self.id = str(uuid.uuid4())
+        self.description = description
+        self.namespace = namespace
+        self.project = project
+        self.config = dict(config or {})
+        self.status = RunStatus.RUNNING
+        self.date_created = self.date_updated = datetime.now(UTC)
+        self._store = Store(store_path(namespace, project, folder))
+        self._pid = os.getpid()
+        self._token: Token[Run | None] | None = None
+        config_json = encode("config", self.config)
+        date = self.date_created.timestamp()
+        row = RunRow(self.id, name, description, namespace, project, self.status, config_json, date)
+        self.name = self._store.add_run(row)
+        atexit.register(self._end_with_process)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name} of {self.namespace}/{self.project}, {self.status}>"
+
+    @overload
+    def log(self, name: str, value: Any, step: int | None = None) -> None: ...
+    @overload
+    def log(self, name: Mapping[str, Any], *, step: int | None = None) -> None: ...
+    def log(self, name: str | Mapping[str, Any], value: Any = MISSING, step: int | None = None) -> None:
+        """Record a metric's value, or several at one step; without a step, at the metric's next."""
+        if self.status is not RunStatus.RUNNING:
+            raise ValueError(
+                f"The run [{self.name}] has ended as [{self.status}]; start another with te.init."
+            )
+        _check_step(step)
+        metrics = {metric: encode(f"metric [{metric}]", part) for metric, part in _pairs(name, value)}
+        date = self._touch()
+        for metric, part in metrics.items():
+            self._store.add_metric(self.id, metric, step, part, date)
+
+    def record(self, kind: str, payload: Mapping[str, Any]) -> None:
+        """Record an event; one that arrives after the run's end is dropped."""
+        _check_text("event's kind", kind)
+        if self.status is RunStatus.RUNNING:
+            text = encode(f"event [{kind}]", dict(payload))
+            self._store.add_event(self.id, kind, text, self._touch())
+
+    def flush(self) -> None:
+        """Wait until readers of the file see everything recorded so far."""
+        if self.status is RunStatus.RUNNING:
+            self._store.update_run(self.id, self.status, self.date_updated.timestamp())
+            self._store.flush()
+
+    def finish(self, status: RunStatus | str = RunStatus.COMPLETED) -> None:
+        """End the run; once it has ended, nothing changes its status.
+
+        In a forked child the run goes on in the parent, so only what the child recorded is
+        written.
+        """
+        status = RunStatus(status)
+        if status is RunStatus.RUNNING:
+            raise ValueError("A run can't end as [RUNNING]; pass COMPLETED, FAILED or CRASHED.")
+        self._end(status)
+
+    def _end(self, status: RunStatus, timeout: float | None = None) -> None:
+        active.remove(self)
+        atexit.unregister(self._end_with_process)
+        if self.status is RunStatus.RUNNING:
+            self.status = status
+            date = self._touch()
+            if os.getpid() == self._pid:
+                self._store.update_run(self.id, status, date)
+        self._store.close(timeout)
+
+    def _end_with_process(self) -> None:
+        # The interpreter keeps the exception that ended a script; a prompt keeps the last one of
+        # the session there, which says nothing about the run.
+        at_prompt = hasattr(sys, "ps1")
+        exception = None if at_prompt else getattr(sys, "last_type", None)
+        self._end(RunStatus.after(exception), EXIT_TIMEOUT)
+
+    def _touch(self) -> float:
+        self.date_updated = datetime.now(UTC)
+        return self.date_updated.timestamp()
+
+    def __enter__(self) -> Self:
+        if self._token is not None or self.status is not RunStatus.RUNNING:
+            raise RuntimeError(f"The run [{self.name}] can't be entered again; start another with te.init.")
+        active.remove(self)
+        self._token = active.enter(self)
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._token is not None
+        active.leave(self._token)
+        self.finish(RunStatus.after(exception_type))
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        from anyio import CancelScope, to_thread
+
+        assert self._token is not None
+        active.leave(self._token)
+        # Shielded: a cancelled program's run has to end as well.
+        with CancelScope(shield=True):
+            await to_thread.run_sync(self.finish, RunStatus.after(exception_type))
+
+
+def _check_text(what: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"The {what} is [{value!r}], but has to be a string.")
+
+
+def _check_step(step: int | None) -> None:
+    if step is None:
+        return
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise TypeError(f"The step is [{step!r}], but has to be a whole number or None.")
+    if not 0 <= step < 2**63:
+        raise ValueError(f"The step is [{step}], but has to be from 0 to 2**63 - 1.")
+
+
+def _pairs(name: str | Mapping[str, Any], value: Any) -> list[tuple[str, Any]]:
+    if isinstance(name, str):
+        if value is MISSING:
+            raise TypeError(f"The metric [{name}] has no value; write log({name!r}, value).")
+        return [(name, value)]
+    if value is not MISSING:
+        raise TypeError("Several metrics were given, and a value; write log({...}, step=...).")
+    for metric in name:
+        _check_text("metric's name", metric)
+    return list(name.items())

@@ -1,0 +1,193 @@
+"""The project's file: where it lies, who may read it, and what happens when it can't be written."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import afnio.tellurio as te
+from afnio.tellurio.store import store_path
+
+if TYPE_CHECKING:
+    from conftest import Read
+
+FILE = Path(".afnio/me/emails.db")
+
+TRAINER = """
+import sys
+import afnio.tellurio as te
+
+print("ready", flush=True)
+sys.stdin.readline()
+with te.init("me", "emails", name="same") as run:
+    for value in range(200):
+        run.log("loss", value)
+        if value % 50 == 0:
+            run.flush()
+print(run.name)
+"""
+
+LIMITED = """
+import resource, signal
+import afnio.tellurio as te
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with te.init("me", "emails") as run:
+    run.log("loss", 1)
+    run.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    for value in range(200):
+        run.log("text", "x" * 10_000)
+        run.flush()
+print(run.status)
+"""
+
+
+READ_ONLY = """
+import os, tempfile
+import afnio.tellurio as te
+
+folder = tempfile.mkdtemp()
+os.chmod(folder, 0o555)
+user = os.geteuid()
+if user == 0:
+    os.seteuid(65534)
+with te.init("me", "emails", dir=os.path.join(folder, "runs")) as run:
+    for value in range(3):
+        run.log("loss", value)
+        run.flush()
+print(run.status)
+os.seteuid(user)
+os.chmod(folder, 0o755)
+os.rmdir(folder)
+"""
+
+
+def test_the_file_lies_in_the_working_folder_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AFNIO_HOME comes before it, and the argument before both."""
+    assert store_path("me", "emails") == FILE
+    monkeypatch.setenv("AFNIO_HOME", str(tmp_path / "home"))
+    assert store_path("me", "emails") == tmp_path / "home" / "me" / "emails.db"
+    with te.init("me", "emails", dir=tmp_path / "own"):
+        pass
+    assert (tmp_path / "own" / "me" / "emails.db").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("My Team", "my-team"),
+        ("../../etc/passwd", "etc-passwd"),
+        (".hidden", "hidden"),
+        ("a" * 300, "a" * 60),
+        ("Über", "über"),
+        ("C:\\x\0y", "c-x-y"),
+    ],
+)
+def test_names_become_safe_file_names(name: str, slug: str) -> None:
+    """No separator, no leading dot, no endless name."""
+    assert store_path(name, name) == Path(".afnio") / slug / f"{slug}.db"
+
+
+def test_only_the_user_may_read_it() -> None:
+    """The folders are 0700 and the files 0600, while the run goes on too."""
+    with te.init("me", "emails") as run:
+        run.log("loss", 1)
+        run.flush()
+        folders = {path.stat().st_mode & 0o777 for path in (FILE.parent, FILE.parent.parent)}
+        files = {path.stat().st_mode & 0o777 for path in FILE.parent.iterdir()}
+    assert folders == {0o700}
+    assert files == {0o600}
+
+
+def test_the_file_is_in_wal_mode_and_whole(read: Read) -> None:
+    """After the run no side file is left."""
+    with te.init("me", "emails"):
+        te.log("loss", 1)
+    assert list(FILE.parent.iterdir()) == [FILE]
+    assert read(FILE, "PRAGMA journal_mode") == [("wal",)]
+    assert read(FILE, "PRAGMA user_version") == [(1,)]
+    assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_two_processes_can_record_at_once(read: Read) -> None:
+    """Each has its own run and loses nothing, from a file that neither found."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    trainers = [subprocess.Popen([sys.executable, "-c", TRAINER], **pipes) for _ in range(2)]
+    for trainer in trainers:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "ready\n"
+    for trainer in trainers:
+        assert trainer.stdin is not None
+        trainer.stdin.write("go\n")
+        trainer.stdin.flush()
+    names = {trainer.communicate()[0].strip() for trainer in trainers}
+    assert names == {"same", "same-2"}
+    rows = read(FILE, "SELECT count(*), max(step) FROM metrics GROUP BY run_id")
+    assert rows == [(200, 199), (200, 199)]
+    assert read(FILE, "SELECT DISTINCT status FROM runs") == [("COMPLETED",)]
+
+
+def test_a_newer_file_is_refused_and_left_as_it_is() -> None:
+    """The error names the versions and the ways out."""
+    FILE.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(FILE)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    before = FILE.read_bytes()
+    with pytest.raises(te.StoreVersionError, match=r"version \[99\].*only \[1\].*AFNIO_HOME"):
+        te.init("me", "emails")
+    assert FILE.read_bytes() == before
+    assert list(FILE.parent.iterdir()) == [FILE]
+
+
+def test_a_folder_that_cannot_be_made_costs_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The program goes on as if it were recorded."""
+    Path(".afnio").write_text("a file where the folder should be")
+    with te.init("me", "emails", name="first") as run:
+        for value in range(3):
+            run.log("loss", value)
+            run.record("call", {})
+            run.flush()
+    assert (run.name, run.status) == ("first", "COMPLETED")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "AFNIO_HOME" in record.message
+
+
+def test_a_read_only_folder_costs_one_warning() -> None:
+    """As one that can't be made; root, who may write everywhere, steps down for it."""
+    done = subprocess.run([sys.executable, "-c", READ_ONLY], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("COMPLETED\n", 0)
+    assert done.stderr.count("PermissionError") == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_no_store_costs_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """And is left as it is."""
+    FILE.parent.mkdir(parents=True)
+    FILE.write_bytes(b"not a database, but somebody's file" * 100)
+    before = FILE.read_bytes()
+    with te.init("me", "emails") as run:
+        run.log("loss", 1)
+    assert len(caplog.records) == 1
+    assert FILE.read_bytes() == before
+
+
+def test_a_full_disk_costs_one_warning(read: Read) -> None:
+    """What was recorded before stays, and the program ends well."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("COMPLETED\n", 0)
+    assert done.stderr.count("Nothing more is recorded") == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
+    assert read(FILE, "SELECT count(*) FROM runs") == [(1,)]
