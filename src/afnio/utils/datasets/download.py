@@ -8,7 +8,6 @@ import logging
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import uuid
 import zipfile
 from pathlib import Path
@@ -66,6 +65,8 @@ def fetch(path: Path, md5: str, sources: Sequence[Source]) -> bytes:
 
 def read_url(url: str, timeout: float = URL_TIMEOUT) -> bytes:
     """The body behind an https address; redirects may not leave https."""
+    import urllib.request
+
     # Built by hand: the default opener would follow a redirect to http, ftp or a file.
     opener = urllib.request.OpenerDirector()
     for handler in (
