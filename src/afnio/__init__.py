@@ -1,1 +1,85 @@
-"""Afnio."""
+"""Afnio: an async-first actor engine for large-batch optimization of agents whose parameters are text.
+
+Calls launch, reads wait, `await` waits without blocking.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from afnio import autodiff as autodiff
+from afnio import cognitive as cognitive
+from afnio import errors as errors
+from afnio import models as models
+from afnio import optim as optim
+from afnio import utils as utils
+from afnio.autodiff import GradientEdge as GradientEdge
+from afnio.autodiff import Node as Node
+from afnio.autodiff import Variable as Variable
+from afnio.autodiff import bind as bind
+from afnio.autodiff import enable_grad as enable_grad
+from afnio.autodiff import is_grad_enabled as is_grad_enabled
+from afnio.autodiff import no_grad as no_grad
+from afnio.autodiff import set_grad_enabled as set_grad_enabled
+from afnio.autodiff.resolve import resolve as resolve
+from afnio.cognitive import Parameter as Parameter
+from afnio.cognitive import functional as functional
+from afnio.cognitive.template import Messages as MultiTurnMessages
+from afnio.models import get_backward_model_client as get_backward_model_client
+from afnio.models import set_backward_model_client as set_backward_model_client
+from afnio.runtime import Limits as Limits
+from afnio.runtime import Work as Work
+from afnio.runtime import run as run
+from afnio.runtime import scope as scope
+from afnio.runtime import set_sync_mode as set_sync_mode
+from afnio.runtime import to_thread as to_thread
+from afnio.runtime import tolerate as tolerate
+from afnio.serialization import load as load
+from afnio.serialization import save as save
+
+if TYPE_CHECKING:
+    from afnio import tellurio as tellurio
+    from afnio import testing as testing
+
+__version__ = "0.4.0"
+__all__ = [
+    "GradientEdge",
+    "Limits",
+    "MultiTurnMessages",
+    "Node",
+    "Parameter",
+    "Variable",
+    "Work",
+    "autodiff",
+    "bind",
+    "cognitive",
+    "enable_grad",
+    "errors",
+    "functional",
+    "get_backward_model_client",
+    "is_grad_enabled",
+    "load",
+    "models",
+    "no_grad",
+    "optim",
+    "resolve",
+    "run",
+    "save",
+    "scope",
+    "set_backward_model_client",
+    "set_grad_enabled",
+    "set_sync_mode",
+    "tellurio",
+    "testing",
+    "to_thread",
+    "tolerate",
+    "utils",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("tellurio", "testing"):  # what only some programs need is imported at its first use
+        from importlib import import_module
+
+        return import_module(f"afnio.{name}")
+    raise AttributeError(f"module 'afnio' has no attribute {name!r}")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, final
 
 from afnio.autodiff.variable import Variable
 from afnio.runtime import Slot
+
+
+class Place(NamedTuple):
+    """Where a Variable was among the arguments."""
+
+    number: int
 
 
 @final
@@ -19,6 +25,7 @@ class Arguments:
         size: number of lanes, None if all are scalars.
 
     >>> arguments = Arguments((Variable(["a", "b"]), "c"), {})
+    >>> arguments.forget()
     >>> arguments.size, arguments.fill(["a"])
     (2, (('a', 'c'), {}))
     """
@@ -40,27 +47,35 @@ class Arguments:
         return [slots[number] if batch else slots[0] for slots, batch in self.cells]
 
     def fill(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return `(args, kwargs)` with a value in the place of each Variable."""
-        put = self._put
+        """Return `(args, kwargs)` with a value in the place of each Variable; after `forget`."""
+
+        def put(place: Place) -> Any:
+            return values[place.number]
+
         return (
-            tuple(put(value, values) for value in self.args),
-            {name: put(value, values) for name, value in self.kwargs.items()},
+            tuple(_mapped(value, Place, put) for value in self.args),
+            {name: _mapped(value, Place, put) for name, value in self.kwargs.items()},
         )
 
-    def places(self, visit: Callable[[int, int], None]) -> None:
-        """Call `visit(position, index)` for each Variable's appearance, positions counting args, then kwargs."""
-        for position, value in enumerate((*self.args, *self.kwargs.values())):
-            self._visit(value, position, visit)
+    def forget(self) -> None:
+        """Let go of the Variables, keeping their places.
 
-    def _visit(self, value: Any, position: int, visit: Callable[[int, int], None]) -> None:
-        if isinstance(value, Variable):
-            visit(position, self._index[id(value)])
-        elif isinstance(value, Mapping):
-            for item in value.values():
-                self._visit(item, position, visit)
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                self._visit(item, position, visit)
+        A graph must not keep its Variables alive: a value that nobody can reach any more is not wanted,
+        and its calls are cancelled.
+        """
+        self.args = tuple(self._marked(value) for value in self.args)
+        self.kwargs = {name: self._marked(value) for name, value in self.kwargs.items()}
+        self.variables = []
+        self._index = {}
+
+    def places(self, visit: Callable[[int, int], None]) -> None:
+        """Call `visit(position, index)` where each Variable was; positions count args, then kwargs."""
+        for position, value in enumerate((*self.args, *self.kwargs.values())):
+            for index in _places_in(value):
+                visit(position, index)
+
+    def _marked(self, value: Any) -> Any:
+        return _mapped(value, Variable, lambda variable: Place(self._index[id(variable)]))
 
     def _collect(self, value: Any) -> None:
         if isinstance(value, Variable):
@@ -70,20 +85,9 @@ class Arguments:
         elif isinstance(value, Mapping):
             for item in value.values():
                 self._collect(item)
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, list | tuple):
             for item in value:
                 self._collect(item)
-
-    def _put(self, value: Any, values: Sequence[Any]) -> Any:
-        if isinstance(value, Variable):
-            return values[self._index[id(value)]]
-        if isinstance(value, Mapping):
-            return {name: self._put(item, values) for name, item in value.items()}
-        if isinstance(value, list):
-            return [self._put(item, values) for item in value]
-        if type(value) is tuple:
-            return tuple(self._put(item, values) for item in value)
-        return value
 
     def _common_size(self) -> int | None:
         sizes = [
@@ -97,3 +101,27 @@ class Arguments:
                 f"batches given to one op need equal lengths ({shown}); a scalar is shared by all samples"
             )
         return sizes[0][0]
+
+
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Return `value` with `change` of each `kind` in it; lists, tuples and mappings are walked."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _mapped(item, kind, change) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_mapped(item, kind, change) for item in value]
+    if type(value) is tuple:
+        return tuple(_mapped(item, kind, change) for item in value)
+    return value
+
+
+def _places_in(value: Any) -> Iterator[int]:
+    if isinstance(value, Place):
+        yield value.number
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _places_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _places_in(item)

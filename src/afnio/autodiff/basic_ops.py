@@ -131,6 +131,7 @@ class Split(Function):
         if wanted[0]:
             contexts = [Context(arguments, wanted, [variable.role], roles, lane) for lane in lanes]
             node = Node(cls, "Split", line, arguments.size, edges_to(arguments, wanted), slots, contexts)
+        arguments.forget()
         return tuple(
             Variable.over(column, batch, role, node=node, output_nr=number, origin=("Split", line))
             for number, (column, role) in enumerate(zip(slots, roles, strict=True))
@@ -142,6 +143,45 @@ class Split(Function):
         trail = tuple(entry for incoming in ctx.feedback for f in incoming for entry in f.trail)
         lead = "This text was split; its parts, in order, received this feedback:"
         return [Feedback(f"{lead} {''.join(lines)}", trail=trail)]
+
+
+@final
+class Stack(Function):
+    """Scalars side by side as the lanes of one batch; each gets the feedback on its own lane."""
+
+    transparent = True
+
+    @classmethod
+    def run_backward(cls, job: Job, ctx: Context) -> Said:
+        said: list[Feedback | None] = [None] * len(ctx.wanted)
+        said[ctx.places[ctx.lane or 0]] = merged(ctx.feedback[0])
+        return said
+
+
+def stack(variables: Sequence[Variable]) -> Variable:
+    """Return one batch whose lanes are the values of scalar Variables; doesn't wait.
+
+    >>> stack([Variable("a"), Variable("b")]).data
+    ['a', 'b']
+    """
+    for variable in variables:
+        if variable.cell()[1]:
+            raise ValueError(f"only scalars can be stacked (got a batch, {variable!r})")
+    arguments = Arguments((list(variables),), {})
+    slots = [variable.cell()[0][0] for variable in variables]
+    wanted = [is_grad_enabled() and variable.requires_grad for variable in arguments.variables]
+    line = caller_line()
+    role = variables[0].role
+    node = None
+    if any(wanted):
+        roles = [variable.role for variable in arguments.variables]
+        contexts = [Context(arguments, wanted, roles, [role], lane) for lane in range(len(slots))]
+        index = {id(variable): number for number, variable in enumerate(arguments.variables)}
+        for ctx in contexts:
+            ctx.places = [index[id(variable)] for variable in variables]
+        node = Node(Stack, "Stack", line, len(slots), edges_to(arguments, wanted), [slots], contexts)
+    arguments.forget()
+    return Variable.over(slots, True, role, node=node, origin=("Stack", line))
 
 
 def _split_arguments(

@@ -57,6 +57,10 @@ class Context:
         self.arguments.places(visit)
         return tuple(positions)
 
+    def lane_values(self) -> list[Any]:
+        """Return the value of each Variable in this lane, as the op was given it."""
+        return [slot.outcome for slot in self.arguments.lane(self.lane or 0)]
+
     def with_feedback(self, feedback: list[list[Feedback]]) -> Context:
         """Return a ctx for one backward pass over this lane; what `forward` set on this one is shared."""
         ctx = Context(self.arguments, self.wanted, self.input_roles, self.output_roles, self.lane)

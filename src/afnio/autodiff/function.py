@@ -116,12 +116,13 @@ class Function:
                 slots,
                 contexts,
             )
+        arguments.forget()
         if cls.batched and arguments.size is not None:
             _launch_batched(cls, launch, arguments, contexts, slots)
         else:
             _launch_lanes(cls, launch, arguments, contexts, slots)
         outputs = [
-            Variable.over(
+            cls.variable_type(number).over(
                 lane_slots, arguments.size is not None, role, node=node, output_nr=number,
                 origin=(launch.name, launch.line),
             )
@@ -129,6 +130,16 @@ class Function:
         ]  # fmt: skip
         launch.faces = [weakref.ref(output) for output in outputs]
         launch.start()
+        return cls.wrap(outputs, contexts)
+
+    @classmethod
+    def variable_type(cls, number: int) -> type[Variable]:
+        """Return the class of output `number`; ops whose outputs show more than data override it."""
+        return Variable
+
+    @classmethod
+    def wrap(cls, outputs: list[Variable], contexts: Sequence[Context]) -> Any:
+        """Return what `apply` returns: the one output, or a named tuple of several."""
         return outputs[0] if len(outputs) == 1 else cls._bundle(*outputs)
 
     @classmethod
@@ -195,7 +206,7 @@ def _launch_batched(
     size = len(contexts)
     quorum = current_quorum()
     lanes = [arguments.lane(number) for number in range(size)]
-    width = len(arguments.variables)
+    width = len(arguments.cells)
 
     async def run(job: Job, outcomes: list[Any]) -> Outcomes:
         rows = [outcomes[number * width : (number + 1) * width] for number in range(size)]
@@ -275,7 +286,7 @@ def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedb
             f"{cls.__name__}.backward must return {width} values, one for each argument of forward "
             f"(got {len(entries)}); return None where there is nothing to say"
         )
-    found: list[list[str]] = [[] for _ in arguments.variables]
+    found: list[list[str]] = [[] for _ in arguments.cells]
 
     def visit(position: int, index: int) -> None:
         entry = entries[position]

@@ -89,6 +89,17 @@ class Variable:
                 return bound
         return self._slots, self._batch
 
+    def advance(self, slot: Slot) -> Slot:
+        """Become a leaf over `slot`, which a step will fill, and return the slot of the value so far."""
+        (current,) = self._slots
+        self._slots, self._node, self._output_nr, self._origin = [slot], None, 0, None
+        return current
+
+    @property
+    def batch(self) -> bool:
+        """Whether it holds a list, one lane for each element; never waits."""
+        return self.cell()[1]
+
     @property
     def data(self) -> Any:
         """The value; waits for it.

@@ -46,9 +46,7 @@ def tgd_sections(
 ) -> dict[str, str]:
     """Return the filled parts of a proposal prompt by the placeholder names that templates may use."""
     steps = [
-        "\n".join(
-            ["<step>", block("value", past), *(block("feedback", text) for text in texts), "</step>"]
-        )
+        "\n".join(["<step>", block("value", past), *(block("feedback", text) for text in texts), "</step>"])
         for past, texts in history
     ]
     return {
@@ -69,3 +67,7 @@ TGD_USER: Final = """\
 {constraints}
 {history}
 {feedback}"""
+
+TGD_OBJECTION: Final = """\
+That value can't be taken: {reasons}.
+Send the whole improved variable again, in the same JSON form."""

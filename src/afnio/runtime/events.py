@@ -74,11 +74,11 @@ class CallEnded(CallEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """An optimizer step ended: each parameter's old and new text and the feedback behind the change."""
+    """An optimizer step ended: what it did to each parameter that had feedback."""
 
     address: str
     optimizer: str
-    changes: tuple[dict[str, Any], ...]
+    changes: tuple[Any, ...]
     error: str | None
 
 

@@ -66,7 +66,8 @@ class Launch:
             lane: index of the sample, None where there is one value only.
             gather: hand `body` the raw outcomes. Otherwise it runs only if all are values: a failed
                 input's failure, else a missing one's None, becomes the outcome of every output.
-            recover: gives the outcomes when the body raises or is cancelled; by default they fail.
+            recover: gives the outcomes when the body raises or is cancelled; by default they fail. It may
+                rely on the inputs: a cancelled job that has it still waits for them, then recovers.
         """
         self.jobs.append(Job(self, body, inputs, outputs, lane, gather, recover))
 
@@ -88,7 +89,7 @@ class Job:
     """The work of one lane: waits for its inputs, runs once, fills its outputs."""
 
     __slots__ = (
-        "_waiting", "body", "gather", "inputs", "lane", "launch", "outputs", "recover", "task",
+        "_waiting", "abandoned", "body", "gather", "inputs", "lane", "launch", "outputs", "recover", "task",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +110,7 @@ class Job:
         self.gather = gather
         self.recover = recover
         self.task: Task | None = None
+        self.abandoned: BaseException | None = None
         self._waiting = 0
 
     @property
@@ -144,11 +146,11 @@ class Job:
 
     def run(self) -> Outcomes | Coroutine[Any, Any, Outcomes]:
         outcomes = [slot.outcome for slot in self.inputs]
+        if self.abandoned is not None:
+            return self.fail(self.abandoned, read=True)
         if not self.gather:
             stopped = inherited(outcomes)
             if stopped is not PENDING:
-                if self.recover is not None and isinstance(stopped, Failure):
-                    return self.recover(self, stopped.error)
                 return [stopped] * len(self.outputs)
         return self.body(self, outcomes)
 

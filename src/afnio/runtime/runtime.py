@@ -101,6 +101,9 @@ class Runtime:
             if job.task is not None:
                 job.task.cancel()
                 continue
+            if job.recover is not None:
+                job.abandoned = _cancellation(launch)
+                continue
             orphans = job.disarm()
             self._finish(job, job.fail(_cancellation(launch), read=True))
             for orphan in orphans:

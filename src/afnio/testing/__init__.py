@@ -1,4 +1,4 @@
-"""The public test kit: an OpenAI-compatible provider and the simulated LM that it serves."""
+"""The public test kit: a scripted client, an OpenAI-compatible provider, the simulated LM that it serves."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from afnio.testing.provider import Provider
+    from afnio.testing.scripted import ScriptedClient
     from afnio.testing.simulated import SimulatedLM
 
-__all__ = ["Provider", "SimulatedLM"]
+__all__ = ["Provider", "ScriptedClient", "SimulatedLM"]
 
-_HOMES = {"Provider": "afnio.testing.provider", "SimulatedLM": "afnio.testing.simulated"}
+_HOMES = {
+    "Provider": "afnio.testing.provider",
+    "ScriptedClient": "afnio.testing.scripted",
+    "SimulatedLM": "afnio.testing.simulated",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -60,9 +60,7 @@ def read_request(body: bytes, models: Collection[str] | None) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "The request has no [messages]; send a list of at least one message.")
     if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
-        raise ApiError(
-            400, "An entry of [messages] has no role; send objects with role and content."
-        )
+        raise ApiError(400, "An entry of [messages] has no role; send objects with role and content.")
     if request.get("stream"):
         raise ApiError(400, "This provider cannot stream; leave out [stream] or set it to false.")
     model = request.get("model")

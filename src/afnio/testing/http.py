@@ -152,9 +152,7 @@ def _body_length(headers: Mapping[str, str]) -> int | None:
     length, coding = headers.get("content-length"), headers.get("transfer-encoding")
     if coding is not None:
         if length is not None:
-            raise HttpError(
-                400, "Content-Length and Transfer-Encoding exclude each other; send one."
-            )
+            raise HttpError(400, "Content-Length and Transfer-Encoding exclude each other; send one.")
         if coding.lower() != "chunked":
             raise HttpError(501, f"The transfer coding [{coding}] is unknown; send chunked.")
         return None

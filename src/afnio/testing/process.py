@@ -46,9 +46,7 @@ class ProviderProcess:
         line = self._process.stdout.readline()
         if not line:
             code = self._stop()
-            raise RuntimeError(
-                f"The provider ended with code [{code}] before it served; see stderr."
-            )
+            raise RuntimeError(f"The provider ended with code [{code}] before it served; see stderr.")
         self.base_url = json.loads(line)["base_url"]
         return self
 

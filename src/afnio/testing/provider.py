@@ -173,9 +173,7 @@ class Provider:
 
     def _list_models(self) -> dict[str, Any]:
         names = self._models if self._models is not None else ["simulated"]
-        models = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "afnio"} for name in names
-        ]
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "afnio"} for name in names]
         return {"object": "list", "data": models}
 
     def _chat(self, request: Request, connection: Connection) -> None:

@@ -1,0 +1,1 @@
+"""Data, data sets and ready-made agents."""

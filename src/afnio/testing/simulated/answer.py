@@ -27,9 +27,7 @@ def fill(
 
 
 class _Filler:
-    def __init__(
-        self, root: dict[str, Any], message: str, choose: Callable[[tuple[str, ...]], str]
-    ) -> None:
+    def __init__(self, root: dict[str, Any], message: str, choose: Callable[[tuple[str, ...]], str]) -> None:
         self._root = root
         self._message = message
         self._choose = choose

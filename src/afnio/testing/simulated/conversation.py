@@ -48,9 +48,7 @@ def read_conversation(request: dict[str, Any], context: int) -> Conversation:
             texts.append(text_of(message))
     # Without a system message the first user message holds the instructions, maybe with the input.
     instructions = "\n".join(told or said[:1])[:context]
-    return Conversation(
-        instructions, (said[-1] if said else "")[:context], "\n".join(said)[:context]
-    )
+    return Conversation(instructions, (said[-1] if said else "")[:context], "\n".join(said)[:context])
 
 
 def schema_of(request: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:

@@ -73,11 +73,7 @@ class FixedReply:
         prompt = read_conversation(request, 1_000_000).prompt
         if kind == "critic":
             ids = _VARIABLE.findall(prompt)
-            return json.dumps(
-                {"feedback": [{"variable": name, "text": self._comment} for name in ids]}
-            )
+            return json.dumps({"feedback": [{"variable": name, "text": self._comment} for name in ids]})
         variables = read_blocks(prompt, "variable")
         value = variables[0].text if variables else ""
-        return json.dumps(
-            {"value": value if self._comment in value else f"{value} {self._comment}"}
-        )
+        return json.dumps({"value": value if self._comment in value else f"{value} {self._comment}"})

@@ -92,9 +92,7 @@ def _fit(head: str, cues: Cues, constraints: list[str]) -> str:
     limits = [found for text in constraints for found in _LIMIT.findall(text)]
     cues = {label: list(phrases) for label, phrases in cues.items()}
     while True:
-        text = "\n".join(
-            [head, *(cue_sentence(label, cues[label]) for label in cues if cues[label])]
-        )
+        text = "\n".join([head, *(cue_sentence(label, cues[label]) for label in cues if cues[label])])
         text = "".join(character for character in text if character not in banned)
         if not any(cues.values()) or not any(_exceeds(text, *limit) for limit in limits):
             return text

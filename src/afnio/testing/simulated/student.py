@@ -27,9 +27,7 @@ def answer(conversation: Conversation, schema: dict[str, Any] | None) -> str:
         value = fill(schema, message, lambda labels: classify(message, instructions, labels))
         return json.dumps(value, ensure_ascii=False)
     classifies = _CLASSIFIES.search(instructions) is not None
-    text = (
-        classify(message, instructions, SENTIMENTS) if classifies else echo(message, instructions)
-    )
+    text = classify(message, instructions, SENTIMENTS) if classifies else echo(message, instructions)
     if schema is None:
         return text
     return json.dumps({"sentiment" if classifies else "reply": text}, ensure_ascii=False)

@@ -58,9 +58,7 @@ class DataLoader:
     def __len__(self) -> int:
         """The number of batches in one epoch."""
         if not isinstance(self.sampler, Sized):
-            raise TypeError(
-                f"The sampler [{type(self.sampler).__name__}] has no length; give it a __len__."
-            )
+            raise TypeError(f"The sampler [{type(self.sampler).__name__}] has no length; give it a __len__.")
         samples = len(self.sampler)
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
@@ -110,8 +108,7 @@ class DataLoader:
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int) or isinstance(batch_size, bool):
         raise TypeError(
-            f"batch_size is [{batch_size!r}], but has to be a whole number; "
-            "pass 1 for batches of one sample."
+            f"batch_size is [{batch_size!r}], but has to be a whole number; pass 1 for batches of one sample."
         )
     if batch_size < 1:
         raise ValueError(f"batch_size is [{batch_size}], but has to be at least 1.")

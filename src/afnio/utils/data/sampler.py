@@ -200,9 +200,7 @@ class WeightedRandomSampler(_SeededSampler):
     def _order(self, generator: random.Random) -> Iterator[int]:
         if self.replacement:
             bounds = list(accumulate(self.weights))
-            return iter(
-                generator.choices(range(len(bounds)), cum_weights=bounds, k=self.num_samples)
-            )
+            return iter(generator.choices(range(len(bounds)), cum_weights=bounds, k=self.num_samples))
         # Efraimidis and Spirakis: waiting times with the weights as rates arrive in the order of
         # successive weighted draws.
         arrivals = [
@@ -222,9 +220,7 @@ def _counted(cursor: Cursor, epoch: int, indices: Iterator[int]) -> Iterator[int
 
 def _check_num_samples(num_samples: int) -> None:
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ValueError(
-            f"num_samples is [{num_samples!r}], but has to be a whole number from 1 upwards."
-        )
+        raise ValueError(f"num_samples is [{num_samples!r}], but has to be a whole number from 1 upwards.")
 
 
 def _checked_weights(weights: Sequence[Any]) -> list[float]:

@@ -1,0 +1,89 @@
+"""Criticism: one call of the backward model for one sample, for all texts that want feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from afnio.autodiff import Context, Feedback
+from afnio.autodiff.function import Said
+from afnio.cognitive.prompts import CRITIC_REPAIR, CRITIC_SCHEMA, critic_messages
+from afnio.cognitive.structured import ask
+from afnio.cognitive.template import as_text
+from afnio.models import BackwardModel
+from afnio.runtime import Job
+
+
+async def criticize(
+    job: Job,
+    ctx: Context,
+    model: BackwardModel,
+    *,
+    values: Sequence[Any],
+    sent: Sequence[Mapping[str, Any]],
+    reply: str,
+    reply_format: Any,
+    feedback: Sequence[Feedback],
+    wanted: Sequence[bool],
+) -> Said:
+    """Return feedback for each Variable of an op that called a model, None where there is none.
+
+    Args:
+        values: the value of each Variable in this lane.
+        sent: the messages as they were sent.
+        feedback: what the consumers of the reply said.
+        wanted: which Variables want feedback.
+    """
+    indices = [index for index, want in enumerate(wanted) if want]
+    names = {f"v{number}": index for number, index in enumerate(indices, start=1)}
+    messages = critic_messages(
+        variables=[(name, ctx.input_roles[index], str(values[index])) for name, index in names.items()],
+        conversation=[(message["role"], as_text(message["content"])) for message in sent],
+        reply=reply,
+        edited=_edited(feedback, reply),
+        reply_format=reply_format,
+        feedback=[entry.text for entry in feedback],
+    )
+    trail = tuple(entry for said in feedback for entry in said.trail)
+
+    def parse(answer: Mapping[str, Any]) -> Said:
+        texts = _by_name(answer["feedback"], list(names))
+        said: list[Feedback | None] = [None] * len(wanted)
+        for name, index in names.items():
+            said[index] = Feedback(texts[name], values[index], trail) if texts[name].strip() else None
+        return said
+
+    return await ask(
+        model.client,
+        job,
+        messages,
+        schema=CRITIC_SCHEMA,
+        parse=parse,
+        repair=CRITIC_REPAIR,
+        purpose="backward",
+        completion_args=model.completion_args,
+    )
+
+
+def _by_name(entries: Any, names: Sequence[str]) -> dict[str, str]:
+    """Return the text for each name; an entry without a known name counts by its place."""
+    if isinstance(entries, str) and len(names) == 1:
+        return {names[0]: entries}
+    if isinstance(entries, Mapping):
+        entries = [{"variable": name, "text": text} for name, text in entries.items()]
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise ValueError('"feedback" must be a list of objects')
+    found = {str(entry.get("variable")): entry["text"] for entry in entries}
+    if not all(name in found for name in names):
+        if len(entries) != len(names):
+            raise ValueError(f'"feedback" must have one entry for each of {", ".join(names)}')
+        found = {name: entry["text"] for name, entry in zip(names, entries, strict=True)}
+    if not all(isinstance(found[name], str) for name in names):
+        raise ValueError('every "text" must be a string')
+    return {name: found[name] for name in names}
+
+
+def _edited(feedback: Sequence[Feedback], reply: str) -> list[str]:
+    """Return what the consumers saw where that isn't the reply, each once."""
+    seen = [str(entry.seen) for entry in feedback if entry.seen is not None]
+    return [text for text in dict.fromkeys(seen) if text != reply]

@@ -1,0 +1,252 @@
+"""Evaluator: what all evaluators share: a score and an explanation for each sample, and a reduction."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, final
+
+from afnio.autodiff import Context, Feedback, Function, Node, Variable
+from afnio.autodiff.arguments import Arguments
+from afnio.autodiff.function import Said, edges_to
+from afnio.autodiff.grad_mode import is_grad_enabled
+from afnio.cognitive.prompts import PHRASE_SYSTEM, block, deterministic_feedback
+from afnio.models import ChatRequest, get_backward_model_client
+from afnio.runtime import Failure, Job, Launch, Slot, call_in_node
+from afnio.runtime.launch import Outcomes
+from afnio.runtime.tolerance import batch_failure, current_quorum
+from afnio.runtime.waiting import wait
+
+FeedbackBy = Literal["rules", "lm"]
+MAX_LISTED = 50
+"""Samples that a batch explanation lists at most."""
+
+
+@final
+class Score(Variable):
+    """A score; of a batch, the reduction of its samples' scores."""
+
+    __slots__ = ("_sample_slots",)
+
+    _sample_slots: Sequence[Slot]
+
+    @property
+    def samples(self) -> list[Any]:
+        """The score of each sample, None where it is missing or failed; waits for them."""
+        wait(self._sample_slots)
+        return [None if isinstance(slot.outcome, Failure) else slot.outcome for slot in self._sample_slots]
+
+
+class Evaluation(NamedTuple):
+    """What an evaluator returns: unpack it, or `score, explanation = await loss_fn(...)`."""
+
+    score: Score
+    explanation: Variable
+
+    def __await__(self) -> Generator[Any, None, Evaluation]:
+        yield from self.score.__await__()
+        yield from self.explanation.__await__()
+        return self
+
+
+class Evaluator(Function):
+    """Base of the evaluators; a subclass says what one sample's score and explanation are.
+
+    The prediction is the first Variable among its arguments. A sample that succeeded sends no feedback;
+    one that failed sends its explanation. Missing samples are left out.
+    """
+
+    outputs = ("score", "explanation")
+    seedless = True
+    to_prediction: ClassVar[bool] = True
+
+    @classmethod
+    def evaluate(
+        cls,
+        arguments: Arguments,
+        *,
+        prediction: Variable,
+        reduction_fn: Callable[[list[Any]], Any] | None,
+        reduction_fn_purpose: str | None,
+        purpose: str,
+        gets_feedback: Callable[[Variable], bool],
+    ) -> Evaluation:
+        """Launch the evaluation of every sample, and its reduction, and return both Variables at once."""
+        check_purpose("reduction_fn", reduction_fn, reduction_fn_purpose)
+        launch = Launch(cls.__name__)
+        roles = [f"Evaluation result {name} of {prediction.role}" for name in cls.outputs]
+        wanted = [
+            is_grad_enabled() and variable.requires_grad and gets_feedback(variable)
+            for variable in arguments.variables
+        ]
+        input_roles = [variable.role for variable in arguments.variables]
+        size = arguments.size
+        lanes: Sequence[int | None] = [None] if size is None else range(size)
+        contexts = [Context(arguments, wanted, input_roles, roles, lane) for lane in lanes]
+        columns = [[Slot(launch) for _ in lanes] for _ in cls.outputs]
+        node = None
+        if any(wanted):
+            edges = edges_to(arguments, wanted)
+            node = Node(cls, cls.__name__, launch.line, size, edges, columns, contexts)
+        arguments.forget()
+        _launch_samples(cls, launch, arguments, contexts, columns)
+        reduced = size is not None and reduction_fn is not None
+        faces = columns
+        if reduced:
+            faces = [[Slot(launch)], [Slot(launch)]]
+            assert reduction_fn is not None
+            _Reduction(launch, reduction_fn, str(reduction_fn_purpose), purpose).add(columns, faces)
+        origin = (launch.name, launch.line)
+        batch = size is not None and not reduced
+        score = Score.over(faces[0], batch, roles[0], node=node, output_nr=0, origin=origin)
+        score._sample_slots = columns[0]
+        explanation = Variable.over(faces[1], batch, roles[1], node=node, output_nr=1, origin=origin)
+        launch.faces = [weakref.ref(score), weakref.ref(explanation)]
+        launch.start()
+        return Evaluation(score, explanation)
+
+    @classmethod
+    def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:
+        asked = [feedback.text for incoming in ctx.feedback for feedback in incoming if feedback.text]
+        own = [] if ctx.success else [ctx.explanation]
+        if not own and not asked:
+            return [None] * len(ctx.wanted)
+        trail = ({"sample": ctx.lane, "prediction": ctx.prediction, "score": ctx.score, **ctx.details},)
+        if ctx.feedback_by == "lm":
+            return _phrased(job, ctx, [*own, *asked], trail)
+        return _to_first(ctx, "\n".join([*own, *asked]), trail)
+
+
+def check_purpose(name: str, function: Any, purpose: str | None) -> None:
+    """Raise for a function that isn't one, or comes without a word on what it is for."""
+    if function is None and purpose is None:
+        return
+    if not callable(function):
+        raise TypeError(f"{name} must be a callable or None (got {function!r})")
+    if not isinstance(purpose, str) or not purpose:
+        raise ValueError(f'{name} needs {name}_purpose, a short noun such as "mean" (got {purpose!r})')
+
+
+def as_targets(target: Any) -> Variable:
+    """Return an evaluator's target as a Variable."""
+    return target if isinstance(target, Variable) else Variable(target, role="target")
+
+
+async def succeeded(job: Job, success_fn: Callable[[list[Any]], Any] | None, score: Any) -> bool:
+    """Whether one sample needs no feedback: what `success_fn` says of its score alone.
+
+    Asked sample by sample, as a whole batch that has to pass would be a barrier and would send feedback
+    on samples that were right.
+    """
+    return success_fn is not None and bool(await call_in_node(job, success_fn, [score]))
+
+
+def record(
+    ctx: Context,
+    *,
+    prediction: Any,
+    score: Any,
+    explanation: str,
+    success: bool,
+    feedback_by: FeedbackBy = "rules",
+    **details: Any,
+) -> Outcomes:
+    """Keep for the backward pass what an evaluator found about one sample, and return its outputs."""
+    ctx.prediction = prediction
+    ctx.score = score
+    ctx.explanation = explanation
+    ctx.success = success
+    ctx.feedback_by = feedback_by
+    ctx.details = details
+    return [score, explanation]
+
+
+def explain(purpose: str, prediction: Any, target: Any, score: Any) -> str:
+    return deterministic_feedback(purpose, prediction, target, score)
+
+
+def _launch_samples(
+    cls: type[Evaluator],
+    launch: Launch,
+    arguments: Arguments,
+    contexts: Sequence[Context],
+    columns: Sequence[Sequence[Slot]],
+) -> None:
+    async def run(job: Job, values: list[Any]) -> Outcomes:
+        args, kwargs = arguments.fill(values)
+        found: Outcomes = await cls.run_forward(job, contexts[job.lane or 0], args, kwargs)
+        return found
+
+    def inline(job: Job, values: list[Any]) -> Outcomes:
+        args, kwargs = arguments.fill(values)
+        found: Outcomes = cls.forward(contexts[job.lane or 0], *args, **kwargs)
+        return found
+
+    for number, ctx in enumerate(contexts):
+        launch.add(
+            inline if cls.inline else run,
+            arguments.lane(number),
+            [column[number] for column in columns],
+            lane=ctx.lane,
+        )
+
+
+@final
+class _Reduction:
+    """The score and the explanation of a batch, from those of its samples."""
+
+    def __init__(self, launch: Launch, function: Callable[[list[Any]], Any], noun: str, purpose: str) -> None:
+        self._launch = launch
+        self._function = function
+        self._noun = noun
+        self._purpose = purpose
+        self._quorum = current_quorum()
+
+    def add(self, columns: Sequence[Sequence[Slot]], faces: Sequence[Sequence[Slot]]) -> None:
+        self._launch.add(
+            self._body,
+            [slot for column in columns for slot in column],
+            [faces[0][0], faces[1][0]],
+            gather=True,
+        )
+
+    async def _body(self, job: Job, outcomes: list[Any]) -> Outcomes:
+        size = len(outcomes) // 2
+        scores, explanations = outcomes[:size], outcomes[size:]
+        error = batch_failure(scores, f"{self._launch.name} (launched at {self._launch.line})", self._quorum)
+        if error is not None:
+            raise error
+        present = [
+            n for n, score in enumerate(scores) if score is not None and not isinstance(score, Failure)
+        ]
+        if not present:
+            return [None, None]
+        score = await call_in_node(job, self._function, [scores[number] for number in present])
+        failed = sum(isinstance(outcome, Failure) for outcome in scores)
+        lines = [f"{self._purpose}: the {self._noun} over {len(present)} samples is {score}."]
+        if failed:
+            lines.append(f"{failed} samples failed and are left out.")
+        lines += [f"Sample {number}: {explanations[number]}" for number in present[:MAX_LISTED]]
+        if len(present) > MAX_LISTED:
+            lines.append(f"… and {len(present) - MAX_LISTED} more.")
+        return [score, "\n".join(lines)]
+
+
+def _to_first(ctx: Context, text: str, trail: tuple[Any, ...]) -> Said:
+    """Address the prediction, the first Variable that the evaluator was given."""
+    said: list[Feedback | None] = [None] * len(ctx.wanted)
+    said[0] = Feedback(text, ctx.prediction, trail)
+    return said
+
+
+async def _phrased(job: Job, ctx: Context, texts: Sequence[str], trail: tuple[Any, ...]) -> Said:
+    """Have the backward model put the evaluator's findings in words."""
+    model = get_backward_model_client()
+    args = dict(model.completion_args)
+    messages = [
+        {"role": "system", "content": PHRASE_SYSTEM},
+        {"role": "user", "content": "\n".join(block("feedback", text) for text in texts)},
+    ]
+    request = ChatRequest.build(messages, model=args.pop("model"), **args)
+    reply = await model.client.complete(job, request, "backward")
+    return _to_first(ctx, str(reply), trail)

@@ -1,0 +1,131 @@
+"""The deterministic evaluators: exact match, and any function of a prediction and a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from afnio.autodiff import Context, Variable
+from afnio.autodiff.arguments import Arguments
+from afnio.cognitive.evaluator import (
+    Evaluation,
+    Evaluator,
+    FeedbackBy,
+    as_targets,
+    check_purpose,
+    explain,
+    record,
+    succeeded,
+)
+from afnio.runtime import Job, call_in_node
+from afnio.runtime.launch import Outcomes
+
+
+@final
+class ExactMatch(Evaluator):
+    """1 where prediction and target are equal, else 0; a sample that matches sends no feedback."""
+
+    inline = True
+
+    @classmethod
+    def apply(
+        cls,
+        prediction: Variable,
+        target: Variable | str | list[Any],
+        reduction_fn: Callable[[list[Any]], Any] | None = sum,
+        reduction_fn_purpose: str | None = "summation",
+        feedback: FeedbackBy = "rules",
+    ) -> Evaluation:
+        """Launch the comparison and return score and explanation at once."""
+        check_prediction(prediction)
+        return cls.evaluate(
+            Arguments((prediction, as_targets(target)), {"feedback_by": feedback}),
+            prediction=prediction,
+            reduction_fn=reduction_fn,
+            reduction_fn_purpose=reduction_fn_purpose,
+            purpose="exact match",
+            gets_feedback=lambda variable: variable is prediction,
+        )
+
+    @staticmethod
+    def forward(ctx: Context, *args: Any, **kwargs: Any) -> Outcomes:
+        prediction, target = args
+        score = int(prediction == target)
+        return record(
+            ctx,
+            prediction=prediction,
+            score=score,
+            explanation=explain("exact match", prediction, target, score),
+            success=score == 1,
+            target=target,
+            **kwargs,
+        )
+
+
+@final
+class Deterministic(Evaluator):
+    """The score that a function of yours gives a prediction and its target."""
+
+    @classmethod
+    def apply(
+        cls,
+        prediction: Variable,
+        target: Variable | str | list[Any] | None,
+        eval_fn: Callable[[Any, Any], Any],
+        eval_fn_purpose: str,
+        success_fn: Callable[[list[Any]], Any] | None = None,
+        reduction_fn: Callable[[list[Any]], Any] | None = sum,
+        reduction_fn_purpose: str | None = "summation",
+        feedback: FeedbackBy = "rules",
+    ) -> Evaluation:
+        """Launch `eval_fn(prediction, target)` for each sample and return score and explanation at once.
+
+        Args:
+            eval_fn: gets the plain values of one sample; any callable, sync or async.
+            eval_fn_purpose: what it measures, a short noun for the explanation.
+            success_fn: gets a list with one sample's score; where true, the sample sends no feedback.
+        """
+        check_prediction(prediction)
+        if eval_fn is None:
+            raise TypeError("eval_fn must be a callable of a prediction and a target (got None)")
+        check_purpose("eval_fn", eval_fn, eval_fn_purpose)
+        if success_fn is not None and not callable(success_fn):
+            raise TypeError(f"success_fn must be a callable of a list of scores or None (got {success_fn!r})")
+        # An evaluation without targets must still run: None would mark every sample as missing.
+        args = (prediction,) if target is None else (prediction, as_targets(target))
+        functions = {"eval_fn": eval_fn, "success_fn": success_fn}
+        return cls.evaluate(
+            Arguments(args, {**functions, "purpose": eval_fn_purpose, "feedback_by": feedback}),
+            prediction=prediction,
+            reduction_fn=reduction_fn,
+            reduction_fn_purpose=reduction_fn_purpose,
+            purpose=eval_fn_purpose,
+            gets_feedback=lambda variable: variable is prediction,
+        )
+
+    @classmethod
+    async def run_forward(
+        cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Outcomes:
+        prediction, target = args if len(args) == 2 else (args[0], None)
+        score = await call_in_node(job, kwargs["eval_fn"], prediction, target)
+        if isinstance(score, list | tuple | dict):
+            raise TypeError(
+                f"eval_fn must return one score for one prediction and target (got {score!r}); it is called "
+                "for each sample"
+            )
+        return record(
+            ctx,
+            prediction=prediction,
+            score=score,
+            explanation=explain(kwargs["purpose"], prediction, target, score),
+            success=await succeeded(job, kwargs["success_fn"], score),
+            feedback_by=kwargs["feedback_by"],
+            target=target,
+        )
+
+
+def check_prediction(prediction: Any) -> None:
+    """Raise if `prediction` is no Variable."""
+    if not isinstance(prediction, Variable):
+        raise TypeError(f"prediction must be a Variable (got {prediction!r}); wrap it: afnio.Variable(...)")

@@ -1,0 +1,147 @@
+"""Judge: the evaluator that asks a model for a score and an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, final
+
+from afnio.autodiff import Context, Feedback, Variable
+from afnio.autodiff.arguments import Arguments
+from afnio.autodiff.function import Said
+from afnio.cognitive.chat_completion import Opaque, input_variables
+from afnio.cognitive.criticism import criticize
+from afnio.cognitive.evaluator import Evaluation, Evaluator, as_targets, record, succeeded
+from afnio.cognitive.evaluators import check_prediction
+from afnio.cognitive.prompts import JUDGE_FORMAT, JUDGE_REPAIR, JUDGE_SCHEMA
+from afnio.cognitive.structured import ask
+from afnio.cognitive.template import as_text, check_inputs, check_messages, rendered
+from afnio.models import ChatClient, get_backward_model_client
+from afnio.models.request import check_completion_args, response_format
+from afnio.runtime import Job
+from afnio.runtime.launch import Outcomes
+
+Judgement = tuple[Any, str]
+_RESERVED = ("prediction", "target")
+
+
+@final
+class LMJudge(Evaluator):
+    """Score and explanation as a model gives them; its explanation is the feedback."""
+
+    @classmethod
+    def apply(
+        cls,
+        forward_model_client: ChatClient,
+        messages: Sequence[Mapping[str, Any]],
+        prediction: Variable,
+        target: Variable | str | list[Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        success_fn: Callable[[list[Any]], Any] | None = None,
+        reduction_fn: Callable[[list[Any]], Any] | None = sum,
+        reduction_fn_purpose: str | None = "summation",
+        eval_mode: bool | Variable = True,
+        **completion_args: Any,
+    ) -> Evaluation:
+        """Launch one judgement for each sample and return score and explanation at once.
+
+        Args:
+            messages: the judge's prompt; `{prediction}` and `{target}` are filled by themselves.
+            eval_mode: feedback goes to the prediction; if False to the judge's own texts instead.
+
+        Raises:
+            ValueError: for inputs named prediction or target.
+        """
+        if not isinstance(forward_model_client, ChatClient):
+            raise TypeError(f"LMJudgeEvaluator takes a model client (got {forward_model_client!r})")
+        check_prediction(prediction)
+        check_messages(messages)
+        check_completion_args(**completion_args)
+        variables = input_variables(inputs)
+        taken = [name for name in _RESERVED if name in variables]
+        if taken:
+            raise ValueError(f"the input name {taken[0]!r} is filled by the judge itself; choose another one")
+        targets = {} if target is None else {"target": as_targets(target)}
+        check_inputs(messages, [*variables, "prediction", *targets])
+        if "response_format" in completion_args:
+            completion_args["response_format"] = response_format(completion_args["response_format"])
+        judges_prediction = bool(eval_mode.data if isinstance(eval_mode, Variable) else eval_mode)
+        own = [part for message in messages for part in message["content"]]
+        tuned = [*own, *variables.values()]
+        return cls.evaluate(
+            Arguments(
+                (
+                    prediction,
+                    [{"role": m["role"], "content": list(m["content"])} for m in messages],
+                    {**variables, **targets},
+                ),
+                {
+                    "client": Opaque(forward_model_client),
+                    "args": Opaque(completion_args),
+                    "success_fn": success_fn,
+                    "eval_mode": judges_prediction,
+                },
+            ),
+            prediction=prediction,
+            reduction_fn=reduction_fn,
+            reduction_fn_purpose=reduction_fn_purpose,
+            purpose="judgement",
+            gets_feedback=(
+                (lambda variable: variable is prediction)
+                if judges_prediction
+                else (lambda variable: any(variable is text for text in tuned))
+            ),
+        )
+
+    @classmethod
+    async def run_forward(
+        cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Outcomes:
+        prediction, messages, values = args
+        sent = rendered(messages, {**values, "prediction": prediction})
+        first = {"role": sent[0]["role"], "content": as_text(sent[0]["content"]) + JUDGE_FORMAT}
+        score, explanation = await ask(
+            kwargs["client"].value,
+            job,
+            [first, *sent[1:]],
+            schema=JUDGE_SCHEMA,
+            parse=_judgement,
+            repair=JUDGE_REPAIR,
+            purpose="judge",
+            completion_args=kwargs["args"].value,
+        )
+        if any(ctx.wanted):
+            ctx.sent = sent
+        return record(
+            ctx,
+            prediction=prediction,
+            score=score,
+            explanation=explanation,
+            success=await succeeded(job, kwargs["success_fn"], score),
+            target=values.get("target"),
+        )
+
+    @classmethod
+    def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:
+        if ctx.arguments.kwargs["eval_mode"]:
+            return super().run_backward(job, ctx)
+        asked = [feedback for incoming in ctx.feedback for feedback in incoming if feedback.text]
+        if ctx.success and not asked:
+            return [None] * len(ctx.wanted)
+        return criticize(
+            job,
+            ctx,
+            get_backward_model_client(),
+            values=ctx.lane_values(),
+            sent=ctx.sent,
+            reply=f"score: {ctx.score}\n{ctx.explanation}",
+            reply_format=None,
+            feedback=asked or [Feedback(ctx.explanation, ctx.score)],
+            wanted=ctx.wanted,
+        )
+
+
+def _judgement(answer: Mapping[str, Any]) -> Judgement:
+    score = answer["score"]
+    if isinstance(score, dict | list) or score is None:
+        raise ValueError(f'"score" must be a number, true, false or a text (got {score!r})')
+    return score, str(answer["explanation"])

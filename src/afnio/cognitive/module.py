@@ -1,0 +1,379 @@
+"""Module: an agent or a part of one; it registers what it holds and computes in `forward`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
+
+from afnio.autodiff import Variable
+from afnio.cognitive.parameter import Parameter
+from afnio.models import ChatClient
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class HasForward(Protocol[P, R_co]):
+    """Anything with a `forward`."""
+
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+class _Call:
+    """`__call__` as a descriptor: `agent(…)` has the parameters and the result of the agent's `forward`."""
+
+    @overload
+    def __get__(self, module: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(self, module: HasForward[P, R], owner: Any = None) -> Callable[P, R]: ...
+    def __get__(self, module: Any, owner: Any = None) -> Any:
+        return self if module is None else module.forward
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` found on one side only."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+_KINDS: Final = ("parameters", "buffers", "chats", "modules", "models", "functions", "completion_configs")
+
+
+class Module:
+    """Base of agents: assign Parameters, Modules and clients as attributes, write `forward`.
+
+    `forward` may be a `def`, which serves `agent(…)` and `await agent(…)` as long as it doesn't read a
+    pending value, or an `async def`.
+
+    >>> class Echo(Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.suffix = Parameter("!", role="suffix")
+    ...     def forward(self, text):
+    ...         return text + self.suffix
+    >>> Echo()(Variable("Hi")).data
+    'Hi!'
+    """
+
+    training: bool
+    automatic_optimization: bool
+    __call__ = _Call()
+
+    def __init__(self) -> None:
+        members: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
+        object.__setattr__(self, "_members", members)
+        object.__setattr__(self, "_transient", set[str]())
+        object.__setattr__(self, "training", True)
+        object.__setattr__(self, "automatic_optimization", True)
+
+    forward: Callable[..., Any]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
+        raise NotImplementedError(f"{type(self).__name__} has no forward; write `def forward(self, ...)`")
+
+    # Registration
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kind = _kind_of(value)
+        members = self.__dict__.get("_members")
+        if members is None:
+            if kind is not None:
+                raise AttributeError(
+                    f"{type(self).__name__}.{name} was assigned before super().__init__(); call that first"
+                )
+            object.__setattr__(self, name, value)
+            return
+        if kind is None and name in members["buffers"] and isinstance(value, Variable):
+            kind = "buffers"
+        for registered in members.values():
+            registered.pop(name, None)
+        if kind is None:
+            object.__setattr__(self, name, value)
+        else:
+            self.__dict__.pop(name, None)
+            members[kind][name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for names that are no plain attributes.
+        for registered in self.__dict__.get("_members", {}).values():
+            if name in registered:
+                return registered[name]
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        for registered in self._members.values():
+            if name in registered:
+                del registered[name]
+                return
+        object.__delattr__(self, name)
+
+    def __dir__(self) -> list[str]:
+        names = [name for registered in self._members.values() for name in registered]
+        return sorted({*super().__dir__(), *names})
+
+    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
+        self._register("parameters", name, parameter, Parameter)
+
+    def register_buffer(self, name: str, variable: Variable | None, persistent: bool = True) -> None:
+        """Hold a Variable that is saved (if persistent) but not learned."""
+        self._register("buffers", name, variable, Variable)
+        (self._transient.discard if persistent else self._transient.add)(name)
+
+    def register_chat(self, name: str, messages: list[dict[str, Any]] | None) -> None:
+        if messages is not None:
+            from afnio.cognitive.template import check_messages
+
+            check_messages(messages)
+        self._register("chats", name, messages, list)
+
+    def register_module(self, name: str, module: Module | None) -> None:
+        self._register("modules", name, module, Module)
+
+    def register_model(self, name: str, model: ChatClient | None) -> None:
+        self._register("models", name, model, ChatClient)
+
+    def register_function(self, name: str, function: Callable[..., Any] | None) -> None:
+        if function is not None and not callable(function):
+            raise TypeError(f"register_function takes a callable (got {function!r})")
+        self._register("functions", name, function, object)
+
+    def register_completion_config(self, name: str, args: dict[str, Any] | None) -> None:
+        self._register("completion_configs", name, args, dict)
+
+    def _register(self, kind: str, name: str, value: Any, wanted: type) -> None:
+        if "_members" not in self.__dict__:
+            raise AttributeError(f"{name!r} was registered before super().__init__(); call that first")
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a member must be a string (got {name!r})")
+        if not name or "." in name:
+            raise KeyError(f"the name of a member must not be empty or hold a dot (got {name!r})")
+        if hasattr(self, name) and name not in self._members[kind]:
+            raise KeyError(f"{type(self).__name__} has an attribute {name!r} already")
+        if value is not None and not isinstance(value, wanted):
+            raise TypeError(f"{name!r} must be a {wanted.__name__} or None (got {value!r})")
+        if isinstance(value, Parameter) and not value.is_leaf:
+            raise ValueError(f"parameter {name!r} must be a leaf; use .detach() on the output of an op")
+        self._members[kind][name] = value
+
+    # Traversal
+
+    def named_modules(
+        self, memo: set[int] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """Yield this module and all below it with their dotted names, each once."""
+        memo = set() if memo is None else memo
+        if id(self) in memo:
+            return
+        if remove_duplicate:
+            memo.add(id(self))
+        yield prefix, self
+        for name, child in self._members["modules"].items():
+            if child is not None:
+                yield from child.named_modules(memo, _joined(prefix, name), remove_duplicate)
+
+    def modules(self) -> Iterator[Module]:
+        for _, module in self.named_modules():
+            yield module
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        for name, child in self._members["modules"].items():
+            if child is not None:
+                yield name, child
+
+    def children(self) -> Iterator[Module]:
+        for _, child in self.named_children():
+            yield child
+
+    def _named(
+        self, kind: str, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Any]]:
+        seen: set[int] = set()
+        owners: Iterable[tuple[str, Module]] = (
+            self.named_modules(prefix=prefix, remove_duplicate=remove_duplicate)
+            if recurse
+            else [(prefix, self)]
+        )
+        for owner, module in owners:
+            for name, value in module._members[kind].items():
+                if value is None or (remove_duplicate and id(value) in seen):
+                    continue
+                seen.add(id(value))
+                yield _joined(owner, name), value
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        return self._named("parameters", prefix, recurse, remove_duplicate)
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        for _, parameter in self.named_parameters(recurse=recurse):
+            yield parameter
+
+    def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Variable]]:
+        return self._named("buffers", prefix, recurse)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Variable]:
+        for _, buffer in self.named_buffers(recurse=recurse):
+            yield buffer
+
+    def named_chats(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Any]]:
+        return self._named("chats", prefix, recurse)
+
+    def chats(self, recurse: bool = True) -> Iterator[Any]:
+        for _, chat in self.named_chats(recurse=recurse):
+            yield chat
+
+    def named_models(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, ChatClient]]:
+        return self._named("models", prefix, recurse)
+
+    def models(self, recurse: bool = True) -> Iterator[ChatClient]:
+        for _, model in self.named_models(recurse=recurse):
+            yield model
+
+    def named_functions(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Any]]:
+        return self._named("functions", prefix, recurse)
+
+    def functions(self, recurse: bool = True) -> Iterator[Any]:
+        for _, function in self.named_functions(recurse=recurse):
+            yield function
+
+    def named_completion_configs(
+        self, prefix: str = "", recurse: bool = True
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        return self._named("completion_configs", prefix, recurse)
+
+    def completion_configs(self, recurse: bool = True) -> Iterator[dict[str, Any]]:
+        for _, config in self.named_completion_configs(recurse=recurse):
+            yield config
+
+    def apply(self, fn: Callable[[Module], object]) -> Self:
+        """Call `fn` on every module below and on this one; returns this one."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    # Mode
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode here and below."""
+        if not isinstance(mode, bool):
+            raise ValueError(f"training mode must be True or False (got {mode!r})")
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Have the parameters, and nothing else, gather feedback or not."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    def clear_grad(self) -> None:
+        """Drop the parameters' feedback."""
+        for parameter in self.parameters():
+            parameter.clear_grad()
+
+    empty_grad = clear_grad
+
+    # State
+
+    def get_extra_state(self) -> Any:
+        """Return further state to save: JSON-able; override it with `set_extra_state`."""
+        return None
+
+    def set_extra_state(self, state: Any) -> None:
+        raise RuntimeError(f"{type(self).__name__} was given extra state; write set_extra_state(self, state)")
+
+    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> dict[str, Any]:
+        """Return parameters, persistent buffers, chats' texts and extra state by dotted name; waits for them.
+
+        Args:
+            keep_vars: give the Variables themselves, not detached copies.
+        """
+        state: dict[str, Any] = {}
+        for owner, module in self.named_modules(prefix=prefix.rstrip(".")):
+            for name, variable in module._own_state():
+                variable.data  # noqa: B018 - a state is what is there once everything has arrived
+                state[_joined(owner, name)] = variable if keep_vars else variable.detach()
+            extra = module.get_extra_state()
+            if extra is not None:
+                state[_joined(owner, "_extra_state")] = extra
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> IncompatibleKeys:
+        """Take the values that `state_dict` has.
+
+        Args:
+            strict: missing or unexpected names are errors.
+            assign: take the Variables themselves instead of their values.
+
+        Raises:
+            RuntimeError: listing everything that doesn't fit; nothing is changed then.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"a state dict is a mapping (got {state_dict!r})")
+        from afnio.cognitive.state import load
+
+        missing, unexpected = load(self, state_dict, strict, assign)
+        return IncompatibleKeys(missing, unexpected)
+
+    def _own_state(self) -> Iterator[tuple[str, Variable]]:
+        members = self._members
+        for name, variable in members["parameters"].items():
+            if variable is not None:
+                yield name, variable
+        for name, variable in members["buffers"].items():
+            if variable is not None and name not in self._transient:
+                yield name, variable
+        for name, messages in members["chats"].items():
+            for number, message in enumerate(messages or ()):
+                for part, variable in enumerate(message["content"]):
+                    if not isinstance(variable, Parameter):
+                        yield f"{name}.{number}.{part}", variable
+
+    def extra_repr(self) -> str:
+        return ""
+
+    def __repr__(self) -> str:
+        """Show the tree of modules with their parameters; never waits."""
+        lines = [self.extra_repr()] if self.extra_repr() else []
+        lines += [
+            f"({name}): {'None' if value is None else _shown(value)}"
+            for name, value in self._members["parameters"].items()
+        ]
+        lines += [f"({name}): {_indented(repr(child))}" for name, child in self.named_children()]
+        head = type(self).__name__
+        return f"{head}()" if not lines else "\n".join([f"{head}(", *(f"  {line}" for line in lines), ")"])
+
+
+def _kind_of(value: Any) -> str | None:
+    if isinstance(value, Parameter):
+        return "parameters"
+    if isinstance(value, Module):
+        return "modules"
+    if isinstance(value, ChatClient):
+        return "models"
+    return None
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")
+
+
+def _shown(parameter: Parameter) -> str:
+    slots, _ = parameter.cell()
+    value = repr(slots[0].outcome)
+    shown = value if len(value) <= 60 else f"{value[:57]}...{value[-1]}"
+    return f"Parameter({shown}, role={parameter.role!r}, requires_grad={parameter.requires_grad})"

@@ -1,0 +1,72 @@
+"""State: how a Module takes a state dict, all of it or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from afnio.autodiff import Variable
+
+if TYPE_CHECKING:
+    from afnio.cognitive.module import Module
+
+EXTRA = "_extra_state"
+
+
+def load(module: Module, state: Mapping[str, Any], strict: bool, assign: bool) -> tuple[list[str], list[str]]:
+    """Load `state` into `module` and return the missing and the unexpected names."""
+    own: dict[str, Variable] = {}
+    owners: dict[str, Module] = {}
+    for prefix, part in module.named_modules():
+        for name, variable in part._own_state():
+            own[f"{prefix}.{name}" if prefix else name] = variable
+        owners[prefix] = part
+    extras = {name: value for name, value in state.items() if name.rpartition(".")[2] == EXTRA}
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own and name not in extras]
+    unexpected += [name for name in extras if name.rpartition(".")[0] not in owners]
+    problems = [
+        problem
+        for name, variable in own.items()
+        if name in state
+        if (problem := _misfit(name, variable, state[name]))
+    ]
+    if strict and missing:
+        problems.append(f"missing: {', '.join(missing)}")
+    if strict and unexpected:
+        problems.append(f"unexpected: {', '.join(unexpected)}")
+    if problems:
+        raise RuntimeError(f"the state dict doesn't fit {type(module).__name__}: {'; '.join(problems)}")
+    for name, variable in own.items():
+        if name in state:
+            _take(owners, name, variable, state[name], assign)
+    for name, value in extras.items():
+        owner = owners.get(name.rpartition(".")[0])
+        if owner is not None:
+            owner.set_extra_state(value)
+    return missing, unexpected
+
+
+def _misfit(name: str, variable: Variable, given: Any) -> str | None:
+    if not isinstance(given, Variable):
+        return f"{name} must be a Variable (got {given!r})"
+    (slots, batch), (new_slots, new_batch) = variable.cell(), given.cell()
+    if slots[0].outcome is None if not batch else not slots:
+        return None  # nothing is there yet that could differ
+    if batch != new_batch:
+        return f"{name} is {'a batch' if batch else 'one value'} here and not in the state"
+    if batch and len(slots) != len(new_slots):
+        return f"{name} has {len(slots)} samples here and {len(new_slots)} in the state"
+    return None
+
+
+def _take(owners: Mapping[str, Module], name: str, variable: Variable, given: Variable, assign: bool) -> None:
+    if assign:
+        prefix, _, last = name.rpartition(".")
+        owner = owners.get(prefix)
+        if owner is not None and last in owner._members["parameters"]:
+            given.requires_grad_(variable.requires_grad)
+            owner._members["parameters"][last] = given
+            return
+    variable.data = given.data
+    variable.role = given.role or variable.role

@@ -1,0 +1,101 @@
+"""The backward model: who writes feedback. A process default, with context-local overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from contextvars import Token
+from dataclasses import dataclass
+from typing import Any, Final
+
+from afnio.models.client import ChatClient
+from afnio.runtime.setting import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardModel:
+    """A client with the arguments that every call of it gets, the model's name among them."""
+
+    client: ChatClient
+    completion_args: Mapping[str, Any]
+
+    def get_provider(self) -> str:
+        return self.client.provider
+
+    def get_usage(self) -> dict[str, Any]:
+        return self.client.get_usage()
+
+    def clear_usage(self) -> None:
+        self.client.clear_usage()
+
+
+_model: Final[Setting[BackwardModel | None]] = Setting("backward_model", None)
+
+
+class set_backward_model_client(AbstractContextManager[BackwardModel]):  # noqa: N801
+    """Choose the model that writes feedback; as a `with` block, for the block's context alone.
+
+    Args:
+        model_path: "provider/model", such as "openai/gpt-5"; or a client of your own.
+        client_args: arguments of the provider's client, such as base_url.
+        completion_args: arguments of every call; with a client of your own they must name the model.
+
+    Raises:
+        ValueError: for a path without a provider, an unknown provider, a client without a model.
+    """
+
+    def __init__(
+        self,
+        model_path: str | ChatClient = "openai/gpt-4o",
+        client_args: Mapping[str, Any] | None = None,
+        completion_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._model = _backward_model(model_path, client_args or {}, completion_args or {})
+        self._previous = _model.default
+        self._token: Token[BackwardModel | None] | None = None
+        _model.default = self._model
+
+    def __enter__(self) -> BackwardModel:
+        # The plain call has set the process default; a block takes that back and sets its context.
+        _model.default = self._previous
+        self._token = _model.set(self._model)
+        return self._model
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._token is not None
+        _model.reset(self._token)
+
+
+def get_backward_model_client() -> BackwardModel:
+    """Return the backward model that holds here.
+
+    Raises:
+        RuntimeError: if none has been set.
+    """
+    model = _model.get()
+    if model is None:
+        raise RuntimeError(
+            "no backward model has been set to write the feedback; call "
+            'afnio.set_backward_model_client("openai/<model>") before backward()'
+        )
+    return model
+
+
+def _backward_model(
+    path: str | ChatClient, client_args: Mapping[str, Any], completion_args: Mapping[str, Any]
+) -> BackwardModel:
+    if isinstance(path, ChatClient):
+        if not completion_args.get("model"):
+            raise ValueError('a client of your own needs a model; pass completion_args={"model": "…"}')
+        return BackwardModel(path, dict(completion_args))
+    provider, slash, model = path.partition("/")
+    if not slash or not provider or not model:
+        raise ValueError(f'a model path is "provider/model" (got {path!r}), such as "openai/gpt-5"')
+    if provider != "openai":
+        raise ValueError(
+            f"unsupported provider {provider!r}; use openai/… with client_args={{'base_url': …}}, or pass a "
+            "client of your own"
+        )
+    from afnio.models.openai import AsyncOpenAI
+
+    return BackwardModel(AsyncOpenAI(**client_args), {"model": model, **completion_args})

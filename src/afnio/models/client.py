@@ -1,0 +1,122 @@
+"""ChatClient: what a provider is to Afnio; write `send` and the rest works."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, final
+
+from afnio.models.request import ChatRequest, Message
+from afnio.models.response import ChatResponse, Usage
+from afnio.runtime import Account, Job, Launch, Limits, Slot, Work
+from afnio.runtime.admission import admitter
+from afnio.runtime.call import ATTEMPT_DEADLINE, Call, perform
+
+
+class ChatClient(ABC):
+    """A chat model behind an account: one `send` for one attempt; limits, retries and counting are the engine's.
+
+    Args:
+        account: whose limits its calls count against.
+        limits: limits of that account; those given last hold for all of its clients.
+        timeout: seconds that one attempt may take.
+    """
+
+    def __init__(
+        self, account: Account, *, limits: Limits | None = None, timeout: float = ATTEMPT_DEADLINE
+    ) -> None:
+        self.account = account
+        self.limits = limits
+        self.timeout = timeout
+        self.json_schema = True
+        """Whether the endpoint takes `json_schema` response formats; learnt from its refusals."""
+        self._usage: dict[str, Usage] = {}
+        self._calls: dict[str, int] = {}
+
+    @abstractmethod
+    async def send(self, request: ChatRequest) -> ChatResponse:
+        """Send `request` once, on the runtime's loop, and return the reply.
+
+        Raises:
+            TransientModelError: where another attempt may help.
+            FinalModelError: where it would not.
+        """
+
+    @property
+    def provider(self) -> str:
+        return type(self).__name__
+
+    @final
+    async def complete(self, job: Job, request: ChatRequest, purpose: str, number: int = 1) -> ChatResponse:
+        """Carry out one call for a lane's job; on the runtime's loop.
+
+        Args:
+            purpose: the phase that the call belongs to: forward, backward, step, ….
+            number: which call of that purpose it is in the job.
+        """
+        runtime = job.launch.runtime
+        if self.limits is not None:
+            admitter(runtime, self.account).apply(self.limits)
+        suffix = "" if number == 1 else f"#{number}"
+        call = Call(
+            address=f"{job.address}/{purpose}{suffix}",
+            key=request.key(self.account.url),
+            account=self.account,
+            model=request.model,
+            purpose=purpose,
+            attempt=lambda: self.send(request),
+            deadline=self.timeout,
+        )
+        response = await perform(runtime, call)
+        self._usage[purpose] = self._usage.get(purpose, Usage()) + response.usage
+        self._calls[purpose] = self._calls.get(purpose, 0) + 1
+        return response
+
+    @final
+    def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
+        """Ask once and wait for the reply."""
+        return self._launch(messages, model, completion_args).wait()
+
+    @final
+    async def achat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
+        """Ask once; from asyncio or trio."""
+        return await self._launch(messages, model, completion_args)
+
+    def _launch(
+        self, messages: Sequence[Message], model: str, completion_args: dict[str, Any]
+    ) -> Work[ChatResponse]:
+        request = ChatRequest.build(messages, model=model, **completion_args)
+        launch = Launch("chat")
+        slot = Slot(launch)
+
+        async def body(job: Job, values: list[Any]) -> list[ChatResponse]:
+            return [await self.complete(job, request, "chat")]
+
+        launch.add(body, [], [slot])
+        launch.start()
+        return Work(slot, lambda response: response)
+
+    def get_usage(self) -> dict[str, Any]:
+        """Return the calls and tokens of this client, in all and for each phase."""
+        total = sum(self._usage.values(), Usage())
+        phases = {
+            phase: {"calls": self._calls[phase], **_tokens(usage)} for phase, usage in self._usage.items()
+        }
+        return {"calls": sum(self._calls.values()), **_tokens(total), "phases": phases}
+
+    def clear_usage(self) -> None:
+        self._usage = {}
+        self._calls = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.account.url!r})"
+
+
+def _tokens(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+    }

@@ -1,0 +1,61 @@
+"""Optimizers as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from afnio.autodiff import Variable
+from afnio.models import ChatClient
+from afnio.optim.optimizer import Change, Propose, finish_step, launch_update
+from afnio.optim.tgd import Messages, check_options, remember, rewrite
+from afnio.runtime import Job, Launch, Work
+
+
+def tgd(
+    params: Sequence[Variable],
+    grads: Sequence[Sequence[Variable]],
+    momentum_buffer_list: Sequence[list[Any]],
+    model_client: ChatClient,
+    messages: Messages | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    constraints: Sequence[str | Variable] | None = None,
+    momentum: int = 0,
+    **completion_args: Any,
+) -> Work[list[Change]]:
+    """Rewrite `params` in place by `grads`, one list for each, and refill their momentum buffers in place.
+
+    See `afnio.optim.TGD` for the arguments. It launches, and waits where a blocking wait is allowed.
+    """
+    if not len(params) == len(grads) == len(momentum_buffer_list):
+        raise ValueError(
+            f"params, grads and momentum_buffer_list need equal lengths (got {len(params)}, {len(grads)}, "
+            f"{len(momentum_buffer_list)})"
+        )
+    options = {
+        "model_client": model_client,
+        "messages": messages,
+        "inputs": inputs,
+        "constraints": list(constraints or ()),
+        "momentum": momentum,
+        "completion_args": completion_args,
+    }
+    check_options(options)
+    launch = Launch("tgd")
+    statuses = []
+    for parameter, gradients, buffer in zip(params, grads, momentum_buffer_list, strict=True):
+        if gradients:
+            propose = _proposer(parameter, list(gradients), buffer, options)
+            statuses.append(launch_update(launch, parameter, [], propose))
+    return Work(finish_step(launch, "tgd", statuses), list).wait_if_allowed()
+
+
+def _proposer(
+    parameter: Variable, gradients: list[Variable], buffer: list[Any], options: Mapping[str, Any]
+) -> Propose:
+    async def propose(job: Job, value: Any) -> Change:
+        change = await rewrite(job, parameter.role, value, gradients, buffer, options)
+        remember(buffer, Variable(value, parameter.role), gradients, options["momentum"])
+        return change
+
+    return propose

@@ -1,0 +1,232 @@
+"""Optimizer: parameters in groups, and a step that replaces their values by better ones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from afnio.autodiff import Variable
+from afnio.autodiff.feedback import Segment
+from afnio.models import ChatClient
+from afnio.runtime import Failure, Job, Launch, Slot, Work
+from afnio.runtime.events import StepEnded, emit
+from afnio.runtime.launch import Outcomes
+from afnio.runtime.waiting import wait
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a step did to one parameter.
+
+    Attributes:
+        role: the parameter's role.
+        before, after: its values.
+        gradients: how many it had.
+        rejected: why a proposal was not taken, None if it was, or if there was none.
+    """
+
+    role: str
+    before: Any
+    after: Any
+    gradients: int
+    rejected: str | None = None
+
+
+Propose = Callable[[Job, Any], Awaitable[Change]]
+"""What makes a parameter's next value: called with the step's job and the value so far."""
+
+
+class Optimizer(ABC):
+    """Base of optimizers: write `propose`, which gets one parameter's value and gradients.
+
+    Args:
+        params: Parameters, or dicts with "params" and options of their own.
+        defaults: the options of groups that don't give them.
+    """
+
+    def __init__(
+        self, params: Iterable[Variable] | Iterable[dict[str, Any]], defaults: dict[str, Any]
+    ) -> None:
+        if isinstance(params, Variable):
+            raise TypeError("an optimizer takes an iterable of Parameters; put the one in a list")
+        self.defaults = defaults
+        self.state: defaultdict[Variable, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[dict[str, Any]] = []
+        self._last: Slot | None = None
+        given = list(params)
+        if not given:
+            raise ValueError("an optimizer needs at least one parameter (got none); does the agent have any?")
+        groups: list[Any] = given if isinstance(given[0], dict) else [{"params": given}]
+        for group in groups:
+            self.add_param_group(group)
+
+    @abstractmethod
+    async def propose(
+        self,
+        job: Job,
+        parameter: Variable,
+        value: Any,
+        gradients: Sequence[Variable],
+        group: Mapping[str, Any],
+    ) -> Change:
+        """Return what to do with one parameter; on the runtime's loop, for all parameters at once.
+
+        Args:
+            value: its value when the step was launched.
+            gradients: the feedback that it had then; at least one.
+            group: the options of its group.
+        """
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Add parameters with options of their own."""
+        if not isinstance(group, dict) or "params" not in group:
+            raise TypeError(f"a group is a dict with 'params' and options (got {group!r})")
+        params = [group["params"]] if isinstance(group["params"], Variable) else list(group["params"])
+        known = {id(p) for existing in self.param_groups for p in existing["params"]}
+        for parameter in params:
+            if not isinstance(parameter, Variable):
+                raise TypeError(f"an optimizer takes Parameters (got {parameter!r})")
+            if not parameter.is_leaf:
+                raise ValueError(f"a parameter must be a leaf (got {parameter!r}, the output of an op)")
+            if parameter.batch:
+                raise ValueError(f"a parameter is one text, not a batch (got {parameter!r})")
+            if id(parameter) in known:
+                raise ValueError(f"{parameter!r} is in a group of this optimizer already")
+            known.add(id(parameter))
+        self.param_groups.append({**self.defaults, **group, "params": params})
+
+    def clear_grad(self) -> None:
+        """Drop the gathered feedback of every parameter; what is still on its way goes nowhere."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.clear_grad()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Work[Any]:
+        """Replace each parameter by what `propose` makes of its feedback.
+
+        It captures values and feedback and launches; from then on the parameters' values are pending. If
+        a proposal fails, is cancelled or rejected, the parameter keeps its value and only the returned
+        `Work` raises. It waits where a blocking wait is allowed; on an event loop await the `Work`.
+
+        Args:
+            closure: called first; its result is the Work's result.
+        """
+        result = closure() if closure is not None else None
+        launch = Launch(f"{type(self).__name__}.step")
+        statuses: list[Slot] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                segments = parameter.segments[:]
+                if parameter.requires_grad and segments:
+                    propose = self._proposer(parameter, segments, group)
+                    waits = [segment.slot for segment in segments]
+                    statuses.append(launch_update(launch, parameter, waits, propose))
+        self._last = finish_step(launch, type(self).__name__, statuses)
+        return Work(self._last, lambda _: result).wait_if_allowed()
+
+    def _proposer(
+        self, parameter: Variable, segments: Sequence[Segment], group: Mapping[str, Any]
+    ) -> Propose:
+        async def propose(job: Job, value: Any) -> Change:
+            gradients = parameter.gradients_of(segments)
+            if not gradients:
+                return Change(parameter.role, value, value, 0)
+            return await self.propose(job, parameter, value, gradients, group)
+
+        return propose
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return groups and state, parameters by number; waits for a step that is under way.
+
+        Model clients, which hold keys, are left out; `load_state_dict` keeps those that are there.
+        """
+        if self._last is not None:
+            wait([self._last])
+        numbers = self._numbers()
+        groups = [
+            {
+                **{name: value for name, value in group.items() if not isinstance(value, ChatClient)},
+                "params": [numbers[id(parameter)] for parameter in group["params"]],
+            }
+            for group in self.param_groups
+        ]
+        state = {numbers[id(p)]: dict(entries) for p, entries in self.state.items() if id(p) in numbers}
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take options and state that `state_dict` returned.
+
+        Raises:
+            ValueError: if the groups differ in number or size.
+        """
+        groups = state_dict["param_groups"]
+        sizes = [len(group["params"]) for group in groups]
+        own = [len(group["params"]) for group in self.param_groups]
+        if sizes != own:
+            raise ValueError(f"the state has groups of {sizes} parameters and this optimizer of {own}")
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            group.update({name: value for name, value in saved.items() if name != "params"})
+        by_number = {number: p for p, number in self._parameters_by_number()}
+        self.state.clear()
+        for number, entries in state_dict["state"].items():
+            self.state[by_number[int(number)]] = dict(entries)
+
+    def _parameters_by_number(self) -> list[tuple[Variable, int]]:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        return [(parameter, number) for number, parameter in enumerate(parameters)]
+
+    def _numbers(self) -> dict[int, int]:
+        return {id(parameter): number for parameter, number in self._parameters_by_number()}
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for number, group in enumerate(self.param_groups):
+            lines.append(f"  group {number}: {len(group['params'])} parameters")
+            lines += [f"    {name}: {value!r}" for name, value in sorted(group.items()) if name != "params"]
+        return "\n".join([*lines, ")"])
+
+
+def launch_update(launch: Launch, parameter: Variable, waits: Sequence[Slot], propose: Propose) -> Slot:
+    """Make `parameter`'s next value what `propose` returns, once its value and `waits` are there.
+
+    If that fails or is cancelled the next value is the one before. Returns the slot of the `Change`.
+    """
+    value, status = Slot(launch), Slot(launch)
+    previous = parameter.advance(value)
+
+    async def body(job: Job, outcomes: list[Any]) -> Outcomes:
+        change = await propose(job, outcomes[0])
+        return [change.after, change]
+
+    def keep(job: Job, error: BaseException) -> Outcomes:
+        return [previous.outcome, Failure(error)]
+
+    launch.add(body, [previous, *waits], [value, status], gather=True, recover=keep)
+    return status
+
+
+def finish_step(launch: Launch, name: str, statuses: Sequence[Slot]) -> Slot:
+    """Start a step and return the slot of its end: the changes, or the errors of what kept its value."""
+    done = Slot(launch)
+
+    def finish(job: Job, outcomes: list[Any]) -> Outcomes:
+        changes = tuple(outcome for outcome in outcomes if isinstance(outcome, Change))
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        for failure in failures:
+            failure.read = True
+        errors = [failure.error for failure in failures]
+        error: BaseException | None = None
+        if errors:
+            error = (
+                errors[0] if len(errors) == 1 else BaseExceptionGroup("parameters kept their values", errors)
+            )
+        emit(StepEnded(launch.address, name, changes, None if error is None else str(error)))
+        return [changes] if error is None else job.fail(error)
+
+    launch.add(finish, statuses, [done], gather=True)
+    launch.start()
+    return done

@@ -1,0 +1,190 @@
+"""TGD: textual gradient descent, a rewrite of each parameter by a model that reads its feedback.
+
+Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", arXiv:2406.07496.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, final
+
+from afnio.autodiff import Variable
+from afnio.cognitive.structured import complete_json, json_object
+from afnio.cognitive.template import check_inputs, check_messages, rendered
+from afnio.errors import ReplyError
+from afnio.models import ChatClient
+from afnio.models.request import check_completion_args
+from afnio.optim.check import objections
+from afnio.optim.optimizer import Change, Optimizer
+from afnio.optim.prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
+from afnio.runtime import Job
+
+SECTIONS: Final = ("role", "variable", "constraints", "history", "feedback")
+"""Placeholders that `messages` may use beside those of `inputs`."""
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@final
+class TGD(Optimizer):
+    """Textual gradient descent.
+
+    Args:
+        params: Parameters, or dicts of them with options of their own.
+        model_client: who rewrites.
+        messages: a prompt of your own; its texts may use `{role}`, `{variable}`, `{constraints}`,
+            `{history}`, `{feedback}`, and the names of `inputs`.
+        inputs: values for further placeholders of `messages`.
+        constraints: what every value must obey, in words.
+        momentum: how many of the last updates the proposer is shown, this one counted.
+        **completion_args: `model`, and whatever else the provider takes.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Variable] | Iterable[dict[str, Any]],
+        model_client: ChatClient,
+        messages: Messages | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        constraints: Sequence[str | Variable] | None = None,
+        momentum: int = 0,
+        **completion_args: Any,
+    ) -> None:
+        defaults = {
+            "model_client": model_client,
+            "messages": messages,
+            "inputs": inputs,
+            "constraints": list(constraints or ()),
+            "momentum": momentum,
+            "completion_args": completion_args,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        check_options({**self.defaults, **group} if isinstance(group, dict) else self.defaults)
+        super().add_param_group(group)
+
+    async def propose(
+        self,
+        job: Job,
+        parameter: Variable,
+        value: Any,
+        gradients: Sequence[Variable],
+        group: Mapping[str, Any],
+    ) -> Change:
+        buffer = self.state[parameter].setdefault("momentum_buffer", [])
+        change = await rewrite(job, parameter.role, value, gradients, buffer, group)
+        remember(buffer, Variable(value, parameter.role), gradients, group["momentum"])
+        return change
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise for options that can't work, at the line that gives them."""
+    if not isinstance(options["model_client"], ChatClient):
+        raise TypeError(f"model_client must be a model client (got {options['model_client']!r})")
+    momentum = options["momentum"]
+    if isinstance(momentum, bool) or not isinstance(momentum, int) or momentum < 0:
+        raise ValueError(f"momentum must be a number of updates, 0 or more (got {momentum!r})")
+    for constraint in options["constraints"]:
+        if not isinstance(constraint, str | Variable):
+            raise TypeError(f"a constraint is a text or a Variable (got {constraint!r})")
+    check_completion_args(**options["completion_args"])
+    if options["messages"] is not None:
+        check_messages(options["messages"])
+        inputs = list(options["inputs"] or ())
+        used = "".join(str(part.data) for message in options["messages"] for part in message["content"])
+        check_inputs(options["messages"], [*inputs, *(name for name in SECTIONS if f"{{{name}}}" in used)])
+
+
+async def rewrite(
+    job: Job,
+    role: str,
+    value: Any,
+    gradients: Sequence[Variable],
+    buffer: Sequence[Any],
+    options: Mapping[str, Any],
+) -> Change:
+    """Ask for a better value; a proposal that the checks refuse is repaired once, else the value stays."""
+    if not isinstance(value, str):
+        raise TypeError(f"TGD rewrites texts (the value of {role!r} is {value!r})")
+    messages = _messages(role, value, gradients, buffer, options)
+    proposed, reply = await _proposal(job, messages, options, number=1)
+    reasons = objections(value, proposed)
+    if reasons:
+        again = [
+            *messages,
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": TGD_OBJECTION.replace("{reasons}", "; ".join(reasons))},
+        ]
+        proposed, _ = await _proposal(job, again, options, number=2)
+        reasons = objections(value, proposed)
+    if reasons:
+        logging.getLogger("afnio").warning(
+            "the proposal for %r was not taken, as %s; the parameter keeps its value",
+            role,
+            "; ".join(reasons),
+        )
+        return Change(role, value, value, len(gradients), rejected="; ".join(reasons))
+    return Change(role, value, proposed, len(gradients))
+
+
+def remember(buffer: list[Any], before: Variable, gradients: Sequence[Variable], momentum: int) -> None:
+    """Add one update to the window of the last `momentum` ones, in place."""
+    if momentum > 0:
+        buffer.append((before, list(gradients)))
+        del buffer[:-momentum]
+
+
+def _messages(
+    role: str,
+    value: str,
+    gradients: Sequence[Variable],
+    buffer: Sequence[Any],
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    momentum = options["momentum"]
+    history = list(buffer)[-(momentum - 1) :] if momentum > 1 else []
+    sections = tgd_sections(
+        role=role,
+        value=value,
+        constraints=[_text(constraint) for constraint in options["constraints"]],
+        history=[(_text(before), [_text(g) for g in past]) for before, past in history],
+        feedback=[_text(gradient) for gradient in gradients],
+    )
+    if options["messages"] is None:
+        user = "\n".join(
+            part for name in ("variable", "constraints", "history", "feedback") if (part := sections[name])
+        )
+        return [{"role": "system", "content": TGD_SYSTEM}, {"role": "user", "content": user}]
+    inputs = {name: _text(entry) for name, entry in (options["inputs"] or {}).items()}
+    plain = [
+        {"role": message["role"], "content": [_text(part) for part in message["content"]]}
+        for message in options["messages"]
+    ]
+    return rendered(plain, {**sections, **inputs})
+
+
+async def _proposal(
+    job: Job, messages: list[dict[str, Any]], options: Mapping[str, Any], number: int
+) -> tuple[str, str]:
+    """Return the proposed value and the whole reply; a reply in plain words is the value."""
+    reply = str(
+        await complete_json(
+            options["model_client"], job, messages, TGD_SCHEMA, "step", options["completion_args"], number
+        )
+    )
+    if not reply.lstrip().startswith(("{", "```")):
+        return reply.strip(), reply
+    try:
+        value = json_object(reply)["value"]
+    except (ValueError, KeyError) as error:
+        raise ReplyError(
+            f'the optimizer\'s reply is cut off or has no "value" (it starts {reply[:80]!r}); '
+            "raise max_completion_tokens"
+        ) from error
+    return str(value), reply
+
+
+def _text(value: Any) -> str:
+    return str(value.data) if isinstance(value, Variable) else str(value)

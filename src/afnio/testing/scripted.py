@@ -1,0 +1,78 @@
+"""ScriptedClient: a model in the process, whose replies you write."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import anyio
+
+from afnio.errors import FinalModelError
+from afnio.models.client import ChatClient
+from afnio.models.request import ChatRequest
+from afnio.models.response import ChatResponse, Usage
+from afnio.runtime import Account, Limits
+
+Reply = str | ChatResponse | BaseException
+Script = Reply | Iterable[Reply] | Callable[[ChatRequest], Any]
+
+_numbers = itertools.count(1)
+
+
+@final
+class ScriptedClient(ChatClient):
+    """A chat client that answers from a script: one reply for all, a list used up in order, or a function.
+
+    A reply is a text, a `ChatResponse`, or an exception to raise; a function gets the request and may be
+    `async def`.
+
+    Attributes:
+        requests: what it was asked, in order.
+        peak: how many requests it had at once, at most.
+
+    >>> client = ScriptedClient("Hello")
+    >>> client.chat(messages=[{"role": "user", "content": "Hi"}], model="any").content
+    'Hello'
+    """
+
+    def __init__(self, script: Script = "", *, latency: float = 0.0, limits: Limits | None = None) -> None:
+        super().__init__(Account(f"scripted://{next(_numbers)}", ""), limits=limits)
+        self.requests: list[ChatRequest] = []
+        self.peak = 0
+        self._latency = latency
+        self._open = 0
+        self._script: Any = script
+        if not callable(script) and not isinstance(script, Reply):
+            self._script = iter(script)
+
+    async def send(self, request: ChatRequest) -> ChatResponse:
+        self.requests.append(request)
+        self._open += 1
+        self.peak = max(self.peak, self._open)
+        try:
+            if self._latency:
+                await anyio.sleep(self._latency)
+            reply = self._next(request)
+            if hasattr(reply, "__await__"):
+                reply = await reply
+        finally:
+            self._open -= 1
+        if isinstance(reply, BaseException):
+            raise reply
+        if isinstance(reply, ChatResponse):
+            return reply
+        asked = sum(len(str(message.get("content") or "")) for message in request.messages)
+        usage = Usage(prompt_tokens=-(-asked // 4), completion_tokens=-(-len(reply) // 4))
+        return ChatResponse(content=reply, finish_reason="stop", model=request.model, usage=usage)
+
+    def _next(self, request: ChatRequest) -> Any:
+        if isinstance(self._script, Reply):
+            return self._script
+        if callable(self._script):
+            return self._script(request)
+        try:
+            return next(self._script)
+        except StopIteration:
+            number = len(self.requests)
+            return FinalModelError(f"the script has no reply for request {number}; give it one more")

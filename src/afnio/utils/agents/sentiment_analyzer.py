@@ -1,0 +1,53 @@
+"""SentimentAnalyzer: a ready-made agent that says whether a message is positive, neutral or negative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from afnio import cognitive as cog
+from afnio.autodiff import Variable
+from afnio.models import ChatClient
+
+RESPONSE_FORMAT: Final[dict[str, Any]] = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "sentiment_response_schema",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "sentiment": {"type": "string", "enum": ["positive", "neutral", "negative"]},
+            },
+            "required": ["sentiment"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+class SentimentAnalyzer(cog.Module):
+    """One prompt to learn, one call for each message; the reply is JSON with the key "sentiment"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sentiment_task = cog.Parameter(
+            "Read the provided message and determine the sentiment.",
+            role="system prompt for sentiment classification",
+        )
+        self.sentiment_user = Variable(
+            "**Message:**\n\n{message}\n\n", role="input template to sentiment classifier"
+        )
+        self.sentiment_classifier = cog.ChatCompletion()
+
+    def forward(
+        self, fwd_model: ChatClient, inputs: Mapping[str, Any] | None = None, **completion_args: Any
+    ) -> cog.Completion:
+        """Return the replies to `inputs["message"]`."""
+        messages = [
+            {"role": "system", "content": [self.sentiment_task]},
+            {"role": "user", "content": [self.sentiment_user]},
+        ]
+        return self.sentiment_classifier(
+            fwd_model, messages, inputs=inputs, response_format=RESPONSE_FORMAT, **completion_args
+        )
