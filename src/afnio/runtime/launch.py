@@ -9,7 +9,7 @@ from typing import Any, final
 
 from afnio.errors import RuntimeClosedError
 from afnio.runtime.line import Line, caller_line
-from afnio.runtime.loop import Task
+from afnio.runtime.loop import Task, adopted
 from afnio.runtime.scope import Scope, current_scope
 from afnio.runtime.slot import NO_FEEDBACK, PENDING, Failure, Slot
 
@@ -39,7 +39,7 @@ class Launch:
                 f"{name} was launched after the Afnio runtime had been closed; launch it earlier"
             )
         self.line: Line = caller_line()
-        self.context: Context = copy_context()
+        self.context: Context = adopted(copy_context())
         self.address = self.scope.next_address()
         self.jobs: list[Job] = []
         self.left = 0

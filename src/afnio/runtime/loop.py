@@ -93,6 +93,14 @@ def current_task() -> Task | None:
     return asyncio.current_task()
 
 
+def adopted(context: Context) -> Context:
+    """Make a copy of a caller's context fit for this loop: anyio.run leaves the caller's loop named in it."""
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:
+        context.run(sniffio.current_async_library_cvar.set, "asyncio")
+    return context
+
+
 def running_library() -> str | None:
     """Return "asyncio" or "trio" when the caller's thread runs that loop, else None."""
     if asyncio._get_running_loop() is not None:

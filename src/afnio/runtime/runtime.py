@@ -137,7 +137,8 @@ class Runtime:
 
     def _run(self, job: Job) -> None:
         try:
-            result = job.run()
+            # In the launcher's context: a body looks up its grad mode, its backward model, its bindings.
+            result = job.launch.context.run(job.run)
         except BaseException as error:
             result = job.fail(error)
         if isinstance(result, CoroutineType):

@@ -1,0 +1,49 @@
+"""What every test gets: no event loop left behind by a plugin, nothing pending in the runtime afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from afnio.models import backward
+from afnio.runtime import current_runtime
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-asyncio and looptime make an event loop in synchronous tests that nobody closes; where
+    # warnings are errors, its collection would fail some later test at random.
+    asyncio.set_event_loop(None)
+
+
+@pytest.fixture(autouse=True)
+def quiet_runtime(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Check that a test leaves no launch, no call and no backward model behind."""
+    before = backward._model.default
+    yield
+    backward._model.default = before
+    runtime = current_runtime()
+    settle(runtime)
+    assert list(runtime.launches) == []
+    assert runtime.calls_open == 0
+
+
+def settle(runtime: Any) -> None:
+    """Wait until the runtime's thread has done all that was posted to it."""
+    import threading
+
+    done = threading.Event()
+
+    def when_idle(rounds: int) -> None:
+        # Cancelled tasks need some turns of the loop until they have ended.
+        if rounds and runtime.launches:
+            runtime._loop._loop.call_later(0.01, when_idle, rounds - 1)
+        else:
+            done.set()
+
+    gc.collect()
+    runtime.post(when_idle, 100)
+    assert done.wait(10), "the runtime's thread is stuck"
