@@ -104,15 +104,17 @@ class Arguments:
 
 
 def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """Return `value` with `change` of each `kind` in it; lists, tuples and mappings are walked."""
+    """Return `value` with `change` of each `kind` in it; a list, tuple or mapping without any stays itself."""
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: _mapped(item, kind, change) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_mapped(item, kind, change) for item in value]
-    if type(value) is tuple:
-        return tuple(_mapped(item, kind, change) for item in value)
+        items = {name: _mapped(item, kind, change) for name, item in value.items()}
+        return items if any(items[name] is not item for name, item in value.items()) else value
+    if isinstance(value, list) or type(value) is tuple:
+        mapped = [_mapped(item, kind, change) for item in value]
+        if all(new is old for new, old in zip(mapped, value, strict=True)):
+            return value
+        return mapped if isinstance(value, list) else tuple(mapped)
     return value
 
 

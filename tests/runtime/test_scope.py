@@ -1,0 +1,169 @@
+"""Scopes: ownership, addresses, what leaving one does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+import trio
+
+import afnio
+from afnio.errors import BlockingReadError, LaunchCancelledError, TooManyPendingError
+from afnio.runtime import Failure, Launch, Slot, Work, current_scope
+
+
+def launch(body: Any, name: str = "op") -> Work[Any]:
+    started = Launch(name)
+    slot = Slot(started)
+    started.add(body, [], [slot])
+    started.start()
+    return Work(slot, lambda value: value)
+
+
+async def forever(job: Any, values: Any) -> Any:
+    await anyio.sleep_forever()
+
+
+async def one(job: Any, values: Any) -> Any:
+    return [1]
+
+
+async def boom(job: Any, values: Any) -> Any:
+    raise ValueError("boom")
+
+
+def test_leaving_waits() -> None:
+    """What a scope owns has ended when the block has."""
+    with afnio.scope():
+        work = launch(one)
+    assert work.done
+
+
+def test_unread_failure_is_raised_bare() -> None:
+    """One failure that nobody read leaves the scope as it is, with the launch line."""
+    with pytest.raises(ValueError, match="boom") as caught, afnio.scope():
+        launch(boom)
+    assert "test_scope.py" in caught.value.__notes__[0]
+
+
+def test_unread_failures_are_grouped() -> None:
+    """Several failures leave as one group."""
+    with pytest.raises(ExceptionGroup) as caught, afnio.scope():
+        launch(boom)
+        launch(boom)
+    assert 2 == len(caught.value.exceptions)
+
+
+def test_read_failure_is_not_raised_again() -> None:
+    """Who read a failure has been told."""
+    with afnio.scope():
+        with pytest.raises(ValueError, match="boom"):
+            launch(boom).wait()
+
+
+def test_error_in_the_block_cancels() -> None:
+    """An exception in the block cancels what is pending and leaves as it is."""
+    with pytest.raises(KeyError), afnio.scope():
+        work = launch(forever)
+        raise KeyError
+    with pytest.raises(LaunchCancelledError, match="op"):
+        work.wait()
+
+
+def test_cancel() -> None:
+    """A scope cancels its launches, and nothing else."""
+    outside = launch(one)
+    with afnio.scope() as owner:
+        work = launch(forever)
+        owner.cancel()
+    with pytest.raises(LaunchCancelledError):
+        work.wait()
+    assert 1 == outside.wait()
+
+
+def test_addresses_follow_program_order() -> None:
+    """An address is the scope's path and the launch's number there; equal names are told apart."""
+    addresses = []
+    for _ in range(2):
+        with afnio.scope(name="epoch"):
+            addresses += [Launch("op").address, Launch("op").address]
+            with afnio.scope(name="val"):
+                addresses.append(Launch("op").address)
+    prefix = addresses[0].rpartition("epoch")[0]
+    assert ["epoch/1", "epoch/2", "epoch/val/1"] == [a.removeprefix(prefix) for a in addresses[:3]]
+    assert addresses[3].endswith("/1")
+    assert addresses[3] not in addresses[:3]
+
+
+def test_max_pending_raises_at_the_launch() -> None:
+    """Back-pressure of a scope shows at the line that would launch too much."""
+    with afnio.scope(max_pending=2) as owner:
+        launch(forever)
+        launch(forever)
+        with pytest.raises(TooManyPendingError, match="max_pending=2"):
+            launch(forever)
+        owner.cancel()
+
+
+def test_bad_max_pending() -> None:
+    """A limit below one is refused."""
+    with pytest.raises(ValueError, match="got 0"):
+        afnio.scope(max_pending=0)
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_async_with_waits(library: str) -> None:
+    """`async with` waits without blocking the loop."""
+
+    async def main() -> bool:
+        async with afnio.scope():
+            work = launch(one)
+        return work.done
+
+    assert anyio.run(main, backend=library)
+
+
+async def test_plain_with_on_a_loop_names_the_fix() -> None:
+    """Leaving a plain `with` that would block a loop cancels, raises, and says what to write."""
+    with pytest.raises(BlockingReadError, match="async with afnio.scope"):
+        with afnio.scope():
+            work = launch(forever)
+    with pytest.raises(LaunchCancelledError):
+        await work
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_cancelled_task_cancels_its_scope(library: str) -> None:
+    """Cancelling the task that waits at a scope's end cancels what the scope owns."""
+
+    async def main() -> Any:
+        with anyio.move_on_after(0.05) as deadline:
+            async with afnio.scope():
+                slot = launch(forever)._slot
+        assert deadline.cancelled_caught
+        while not slot.done:
+            await anyio.lowlevel.checkpoint()
+        return slot.outcome
+
+    outcome = anyio.run(main, backend=library)
+    assert isinstance(outcome, Failure)
+    assert isinstance(outcome.error, LaunchCancelledError)
+
+
+def test_scopes_of_tasks_are_apart() -> None:
+    """Tasks side by side each have their own current scope."""
+    seen = []
+
+    async def task(name: str) -> None:
+        async with afnio.scope(name=name) as owner:
+            await trio.lowlevel.checkpoint()
+            seen.append(current_scope() is owner)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(task, f"t{number}")
+
+    trio.run(main)
+    assert [True] * 10 == seen

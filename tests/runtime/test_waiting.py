@@ -1,0 +1,201 @@
+"""Where a blocking wait is allowed, and what a cancelled waiter cancels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import warnings
+from typing import Any
+
+import anyio
+import pytest
+
+import afnio
+from afnio.errors import BlockingReadError
+from afnio.testing import ScriptedClient
+
+MESSAGES = [{"role": "user", "content": [afnio.Variable("{x}", role="template")]}]
+
+
+def ask(client: ScriptedClient, x: str = "hi") -> afnio.Variable:
+    return afnio.functional.chat_completion(client, MESSAGES, {"x": x}, model="m")
+
+
+def gate() -> tuple[ScriptedClient, anyio.Event]:
+    """Return a client that never answers, and what tells that it was asked."""
+    asked = threading.Event()
+
+    async def never(request: Any) -> str:
+        asked.set()
+        await anyio.sleep_forever()
+        return ""
+
+    return ScriptedClient(never), asked  # type: ignore[return-value]
+
+
+async def test_pending_read_on_a_loop_raises() -> None:
+    """A read that would block the loop raises, and names `await`, `map` and `async def forward`."""
+    client, _ = gate()
+    reply = ask(client)
+    for read in (lambda: reply.data, lambda: str(reply), lambda: reply.to(str)):
+        with pytest.raises(BlockingReadError, match=r"await value.*value.map.*async def forward"):
+            read()
+    assert "<pending>" in repr(reply)
+    with anyio.move_on_after(0):
+        await reply
+
+
+async def test_done_read_on_a_loop_is_fine() -> None:
+    """What is there can be read anywhere."""
+    reply = await ask(ScriptedClient("yes"))
+    assert "yes" == reply.data
+
+
+async def test_sync_modes() -> None:
+    """set_sync_mode allows, warns or refuses, for the block's context alone."""
+    with afnio.set_sync_mode("allow"):
+        assert "yes" == ask(ScriptedClient("yes")).data
+    with afnio.set_sync_mode("warn"), pytest.warns(UserWarning, match="blocks the running event loop"):
+        ask(ScriptedClient("yes")).data  # noqa: B018
+    with warnings.catch_warnings(), pytest.raises(BlockingReadError):
+        ask(ScriptedClient(latency=0.01)).data  # noqa: B018
+    with pytest.raises(ValueError, match="sometimes"):
+        afnio.set_sync_mode("sometimes")  # type: ignore[arg-type]
+
+
+def test_node_callables_may_not_read() -> None:
+    """A node's `def` callable that reads a pending value gets an error, as it could deadlock."""
+    client, _ = gate()
+    pending = ask(client)
+
+    def reads(value: str) -> str:
+        return value + pending.data
+
+    with pytest.raises(BlockingReadError, match="a callable of a node"):
+        afnio.Variable("x").map(reads).data  # noqa: B018
+    afnio.runtime.current_runtime().post(
+        afnio.runtime.current_runtime().cancel, pending._slots[0].launch
+    )
+
+
+def test_node_coroutines_may_await_what_they_launch() -> None:
+    """An `async def` callable may launch and await; its launches stand under its lane's address."""
+    client = ScriptedClient(lambda request: request.messages[0]["content"].upper())
+
+    async def asks(value: str) -> str:
+        return (await ask(client, value)).data
+
+    assert ["A", "B"] == afnio.Variable(["a", "b"]).map(asks).data
+
+
+def test_step_bodies_may_read() -> None:
+    """Code in `to_thread` is no node code: it may read what is pending."""
+
+    async def main() -> str:
+        return await afnio.to_thread(lambda: ask(ScriptedClient("yes", latency=0.01)).data)
+
+    assert "yes" == afnio.run(main())
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_cancelled_waiter_cancels_its_calls(library: str) -> None:
+    """Cancelling the only waiter of a chain of calls cancels the call at its start."""
+    client, asked = gate()
+
+    async def main() -> None:
+        with anyio.move_on_after(0.2):
+            await ask(client).map(str.upper).map(str.lower)
+
+    anyio.run(main, backend=library)
+    assert asked.is_set()
+    wait_until_idle(client)
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_other_waiters_keep_the_call(library: str) -> None:
+    """A value that someone else waits for goes on."""
+    release = threading.Event()
+
+    async def slow(request: Any) -> str:
+        while not release.is_set():
+            await anyio.sleep(0.001)
+        return "there"
+
+    async def main() -> str:
+        reply = ask(ScriptedClient(slow))
+        results: list[str] = []
+
+        async def wait() -> None:
+            results.append((await reply).data)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            with anyio.move_on_after(0.02):
+                await reply
+            release.set()
+        return results[0]
+
+    assert "there" == anyio.run(main, backend=library)
+
+
+def test_a_value_held_by_the_program_survives_a_cancelled_consumer() -> None:
+    """Cancelling the wait for a consumer doesn't cancel what the program still holds."""
+    release = threading.Event()
+
+    async def slow(request: Any) -> str:
+        while not release.is_set():
+            await anyio.sleep(0.001)
+        return "there"
+
+    async def main() -> str:
+        reply = ask(ScriptedClient(slow))
+        with anyio.move_on_after(0.02):
+            await reply.map(str.upper)
+        release.set()
+        return (await reply).data
+
+    assert "there" == anyio.run(main)
+
+
+CTRL_C = """
+import os, signal, sys, threading
+import anyio, afnio
+from afnio.testing import ScriptedClient
+asked = threading.Event()
+async def never(request):
+    asked.set()
+    await anyio.sleep_forever()
+messages = [{"role": "user", "content": [afnio.Variable("hi")]}]
+reply = afnio.functional.chat_completion(ScriptedClient(never), messages, model="m")
+def interrupt():
+    asked.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt).start()
+try:
+    reply.data
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_a_blocking_wait() -> None:
+    """Ctrl-C in a blocking read raises KeyboardInterrupt at once, and the process ends cleanly."""
+    run = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=30)
+    assert ("interrupted\n", 0) == (run.stdout, run.returncode), run.stderr
+
+
+def wait_until_idle(client: ScriptedClient) -> None:
+    idle = threading.Event()
+    runtime = afnio.runtime.current_runtime()
+
+    def look() -> None:
+        if client._open == 0:
+            idle.set()
+        else:
+            runtime._loop._loop.call_soon(look)
+
+    runtime.post(look)
+    assert idle.wait(10), "the call was not cancelled"
+
+
