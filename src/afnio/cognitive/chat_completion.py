@@ -12,9 +12,9 @@ from afnio.autodiff.basic_ops import stack
 from afnio.autodiff.function import Said
 from afnio.cognitive.criticism import criticize
 from afnio.cognitive.template import check_inputs, check_messages, rendered
-from afnio.models import ChatClient, ChatRequest, ChatResponse, get_backward_model_client
+from afnio.models import ChatClient, ChatModel, ChatResponse, get_backward_model_client
 from afnio.models.request import check_completion_args, response_format
-from afnio.runtime import Job
+from afnio.runtime import Job, Slot
 from afnio.runtime.waiting import wait
 
 
@@ -22,14 +22,18 @@ from afnio.runtime.waiting import wait
 class Completion(Variable):
     """What a ChatCompletion returns: `data` is the reply's text; `response` all of the reply."""
 
-    __slots__ = ("_contexts",)
+    __slots__ = ("_contexts", "_replies")
 
     _contexts: Sequence[Context]
+    _replies: Sequence[Slot]
 
     @property
     def response(self) -> Any:
-        """The `ChatResponse`, with tool calls and usage; for a batch a list. Waits; None where there is none."""
-        wait(self._slots)
+        """The `ChatResponse`, with tool calls and usage; for a batch a list. Waits; None where there is none.
+
+        It is what the model replied, also where `data` has been assigned since.
+        """
+        wait(self._replies)
         found: list[ChatResponse | None] = [getattr(ctx, "reply", None) for ctx in self._contexts]
         return found if self._batch else found[0]
 
@@ -76,8 +80,7 @@ class ChatCompletion(Function):
         completion: Completion = super().apply(
             [{"role": message["role"], "content": list(message["content"])} for message in messages],
             variables,
-            client=Opaque(forward_model_client),
-            args=Opaque(completion_args),
+            model=ChatModel(forward_model_client, completion_args),
         )
         return completion
 
@@ -90,7 +93,7 @@ class ChatCompletion(Function):
     def wrap(cls, outputs: list[Variable], contexts: Sequence[Context]) -> Completion:
         (output,) = outputs
         assert isinstance(output, Completion)
-        output._contexts = contexts
+        output._contexts, output._replies = contexts, output._slots
         return output
 
     @classmethod
@@ -100,11 +103,9 @@ class ChatCompletion(Function):
     @classmethod
     async def run_forward(cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         messages, values = args
-        _check_texts(values)
-        completion_args = dict(kwargs["args"].value)
+        check_texts(values)
         sent = rendered(messages, values)
-        request = ChatRequest.build(sent, model=completion_args.pop("model"), **completion_args)
-        reply = await kwargs["client"].value.complete(job, request, "forward")
+        reply = await kwargs["model"].complete(job, sent, "forward")
         ctx.reply = reply
         if any(ctx.wanted):
             ctx.sent = sent
@@ -119,20 +120,10 @@ class ChatCompletion(Function):
             values=ctx.lane_values(),
             sent=ctx.sent,
             reply=_shown(ctx.reply),
-            reply_format=ctx.arguments.kwargs["args"].value.get("response_format"),
+            reply_format=ctx.arguments.kwargs["model"].completion_args.get("response_format"),
             feedback=ctx.feedback[0],
             wanted=ctx.wanted,
         )
-
-
-@final
-class Opaque:
-    """Holds an argument that is no data, so that nobody looks for Variables in it."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
 
 
 def input_variables(inputs: Mapping[str, Any] | None) -> dict[str, Variable]:
@@ -151,10 +142,13 @@ def input_variables(inputs: Mapping[str, Any] | None) -> dict[str, Variable]:
             variables[name] = stack(value)
         else:
             variables[name] = Variable(value, role=name)
+        for slot in variables[name].cell()[0]:
+            check_texts({name: slot.outcome})
     return variables
 
 
-def _check_texts(values: Mapping[str, Any]) -> None:
+def check_texts(values: Mapping[str, Any]) -> None:
+    """Raise for inputs of one sample that are no texts, so that a model can't read them."""
     for name, value in values.items():
         if isinstance(value, list):
             raise TypeError(

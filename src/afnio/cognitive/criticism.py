@@ -10,14 +10,14 @@ from afnio.autodiff.function import Said
 from afnio.cognitive.prompts import CRITIC_REPAIR, CRITIC_SCHEMA, critic_messages
 from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text
-from afnio.models import BackwardModel
+from afnio.models import ChatModel
 from afnio.runtime import Job
 
 
 async def criticize(
     job: Job,
     ctx: Context,
-    model: BackwardModel,
+    model: ChatModel,
     *,
     values: Sequence[Any],
     sent: Sequence[Mapping[str, Any]],
@@ -34,6 +34,8 @@ async def criticize(
         feedback: what the consumers of the reply said.
         wanted: which Variables want feedback.
     """
+    if not any(entry.text for entry in feedback):
+        return [None] * len(wanted)
     indices = [index for index, want in enumerate(wanted) if want]
     names = {f"v{number}": index for number, index in enumerate(indices, start=1)}
     messages = critic_messages(
@@ -54,14 +56,13 @@ async def criticize(
         return said
 
     return await ask(
-        model.client,
+        model,
         job,
         messages,
         schema=CRITIC_SCHEMA,
         parse=parse,
         repair=CRITIC_REPAIR,
         purpose="backward",
-        completion_args=model.completion_args,
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from afnio.autodiff import Context, Feedback, Function, Node, Variable
 from afnio.autodiff.arguments import Arguments
+from afnio.autodiff.data import checked
 from afnio.autodiff.function import Said, edges_to
 from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.cognitive.prompts import PHRASE_SYSTEM, block, deterministic_feedback
-from afnio.models import ChatRequest, get_backward_model_client
+from afnio.models import get_backward_model_client
 from afnio.runtime import Failure, Job, Launch, Slot, call_in_node
 from afnio.runtime.launch import Outcomes
 from afnio.runtime.tolerance import batch_failure, current_quorum
@@ -121,10 +122,42 @@ def check_purpose(name: str, function: Any, purpose: str | None) -> None:
     """Raise for a function that isn't one, or comes without a word on what it is for."""
     if function is None and purpose is None:
         return
+    if function is None and name == "reduction_fn":
+        raise ValueError(
+            f"reduction_fn_purpose={purpose!r} was given without a reduction_fn; give both, or None for both"
+        )
     if not callable(function):
         raise TypeError(f"{name} must be a callable or None (got {function!r})")
     if not isinstance(purpose, str) or not purpose:
         raise ValueError(f'{name} needs {name}_purpose, a short noun such as "mean" (got {purpose!r})')
+
+
+def check_prediction(prediction: Any) -> None:
+    """Raise if `prediction` is no Variable."""
+    if not isinstance(prediction, Variable):
+        raise TypeError(f"prediction must be a Variable (got {prediction!r}); wrap it: afnio.Variable(...)")
+
+
+def check_success_fn(success_fn: Any) -> None:
+    """Raise if `success_fn` is given and can't be called."""
+    if success_fn is not None and not callable(success_fn):
+        raise TypeError(f"success_fn must be a callable of a list of scores or None (got {success_fn!r})")
+
+
+def check_feedback(feedback: FeedbackBy) -> None:
+    """Raise for a way of feedback that there isn't."""
+    if feedback not in ("rules", "lm"):
+        raise ValueError(f"feedback must be 'rules' or 'lm' (got {feedback!r})")
+
+
+def checked_score(name: str, score: Any) -> Any:
+    """Return a score if it can be one; None would silently mark the sample as missing."""
+    if score is None or isinstance(score, list | tuple | dict):
+        raise TypeError(
+            f"{name} must return one score for one prediction and target (got {score!r}); it is called for "
+            "each sample"
+        )
+    return checked(score)
 
 
 def as_targets(target: Any) -> Variable:
@@ -221,7 +254,7 @@ class _Reduction:
         ]
         if not present:
             return [None, None]
-        score = await call_in_node(job, self._function, [scores[number] for number in present])
+        score = checked(await call_in_node(job, self._function, [scores[number] for number in present]))
         failed = sum(isinstance(outcome, Failure) for outcome in scores)
         lines = [f"{self._purpose}: the {self._noun} over {len(present)} samples is {score}."]
         if failed:
@@ -241,12 +274,9 @@ def _to_first(ctx: Context, text: str, trail: tuple[Any, ...]) -> Said:
 
 async def _phrased(job: Job, ctx: Context, texts: Sequence[str], trail: tuple[Any, ...]) -> Said:
     """Have the backward model put the evaluator's findings in words."""
-    model = get_backward_model_client()
-    args = dict(model.completion_args)
     messages = [
         {"role": "system", "content": PHRASE_SYSTEM},
         {"role": "user", "content": "\n".join(block("feedback", text) for text in texts)},
     ]
-    request = ChatRequest.build(messages, model=args.pop("model"), **args)
-    reply = await model.client.complete(job, request, "backward")
+    reply = await get_backward_model_client().complete(job, messages, "backward")
     return _to_first(ctx, str(reply), trail)

@@ -12,7 +12,11 @@ from afnio.cognitive.evaluator import (
     Evaluator,
     FeedbackBy,
     as_targets,
+    check_feedback,
+    check_prediction,
     check_purpose,
+    check_success_fn,
+    checked_score,
     explain,
     record,
     succeeded,
@@ -38,6 +42,7 @@ class ExactMatch(Evaluator):
     ) -> Evaluation:
         """Launch the comparison and return score and explanation at once."""
         check_prediction(prediction)
+        check_feedback(feedback)
         return cls.evaluate(
             Arguments((prediction, as_targets(target)), {"feedback_by": feedback}),
             prediction=prediction,
@@ -86,11 +91,11 @@ class Deterministic(Evaluator):
             success_fn: gets a list with one sample's score; where true, the sample sends no feedback.
         """
         check_prediction(prediction)
-        if eval_fn is None:
-            raise TypeError("eval_fn must be a callable of a prediction and a target (got None)")
+        check_feedback(feedback)
+        if not callable(eval_fn):
+            raise TypeError(f"eval_fn must be a callable of a prediction and a target (got {eval_fn!r})")
         check_purpose("eval_fn", eval_fn, eval_fn_purpose)
-        if success_fn is not None and not callable(success_fn):
-            raise TypeError(f"success_fn must be a callable of a list of scores or None (got {success_fn!r})")
+        check_success_fn(success_fn)
         # An evaluation without targets must still run: None would mark every sample as missing.
         args = (prediction,) if target is None else (prediction, as_targets(target))
         functions = {"eval_fn": eval_fn, "success_fn": success_fn}
@@ -108,12 +113,7 @@ class Deterministic(Evaluator):
         cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Outcomes:
         prediction, target = args if len(args) == 2 else (args[0], None)
-        score = await call_in_node(job, kwargs["eval_fn"], prediction, target)
-        if isinstance(score, list | tuple | dict):
-            raise TypeError(
-                f"eval_fn must return one score for one prediction and target (got {score!r}); it is called "
-                "for each sample"
-            )
+        score = checked_score("eval_fn", await call_in_node(job, kwargs["eval_fn"], prediction, target))
         return record(
             ctx,
             prediction=prediction,
@@ -123,9 +123,3 @@ class Deterministic(Evaluator):
             feedback_by=kwargs["feedback_by"],
             target=target,
         )
-
-
-def check_prediction(prediction: Any) -> None:
-    """Raise if `prediction` is no Variable."""
-    if not isinstance(prediction, Variable):
-        raise TypeError(f"prediction must be a Variable (got {prediction!r}); wrap it: afnio.Variable(...)")

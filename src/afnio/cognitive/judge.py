@@ -8,14 +8,21 @@ from typing import Any, final
 from afnio.autodiff import Context, Feedback, Variable
 from afnio.autodiff.arguments import Arguments
 from afnio.autodiff.function import Said
-from afnio.cognitive.chat_completion import Opaque, input_variables
+from afnio.cognitive.chat_completion import check_texts, input_variables
 from afnio.cognitive.criticism import criticize
-from afnio.cognitive.evaluator import Evaluation, Evaluator, as_targets, record, succeeded
-from afnio.cognitive.evaluators import check_prediction
+from afnio.cognitive.evaluator import (
+    Evaluation,
+    Evaluator,
+    as_targets,
+    check_prediction,
+    check_success_fn,
+    record,
+    succeeded,
+)
 from afnio.cognitive.prompts import JUDGE_FORMAT, JUDGE_REPAIR, JUDGE_SCHEMA
 from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text, check_inputs, check_messages, rendered
-from afnio.models import ChatClient, get_backward_model_client
+from afnio.models import ChatClient, ChatModel, get_backward_model_client
 from afnio.models.request import check_completion_args, response_format
 from afnio.runtime import Job
 from afnio.runtime.launch import Outcomes
@@ -54,6 +61,7 @@ class LMJudge(Evaluator):
         if not isinstance(forward_model_client, ChatClient):
             raise TypeError(f"LMJudgeEvaluator takes a model client (got {forward_model_client!r})")
         check_prediction(prediction)
+        check_success_fn(success_fn)
         check_messages(messages)
         check_completion_args(**completion_args)
         variables = input_variables(inputs)
@@ -75,8 +83,7 @@ class LMJudge(Evaluator):
                     {**variables, **targets},
                 ),
                 {
-                    "client": Opaque(forward_model_client),
-                    "args": Opaque(completion_args),
+                    "model": ChatModel(forward_model_client, completion_args),
                     "success_fn": success_fn,
                     "eval_mode": judges_prediction,
                 },
@@ -97,17 +104,18 @@ class LMJudge(Evaluator):
         cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Outcomes:
         prediction, messages, values = args
-        sent = rendered(messages, {**values, "prediction": prediction})
+        values = {**values, "prediction": prediction}
+        check_texts(values)
+        sent = rendered(messages, values)
         first = {"role": sent[0]["role"], "content": as_text(sent[0]["content"]) + JUDGE_FORMAT}
         score, explanation = await ask(
-            kwargs["client"].value,
+            kwargs["model"],
             job,
             [first, *sent[1:]],
             schema=JUDGE_SCHEMA,
             parse=_judgement,
             repair=JUDGE_REPAIR,
             purpose="judge",
-            completion_args=kwargs["args"].value,
         )
         if any(ctx.wanted):
             ctx.sent = sent
@@ -124,7 +132,8 @@ class LMJudge(Evaluator):
     def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:
         if ctx.arguments.kwargs["eval_mode"]:
             return super().run_backward(job, ctx)
-        asked = [feedback for incoming in ctx.feedback for feedback in incoming if feedback.text]
+        # Consumers saw a number; told so, the critic would take it for an edited reply.
+        asked = [Feedback(f.text, trail=f.trail) for incoming in ctx.feedback for f in incoming if f.text]
         if ctx.success and not asked:
             return [None] * len(ctx.wanted)
         return criticize(
@@ -135,7 +144,7 @@ class LMJudge(Evaluator):
             sent=ctx.sent,
             reply=f"score: {ctx.score}\n{ctx.explanation}",
             reply_format=None,
-            feedback=asked or [Feedback(ctx.explanation, ctx.score)],
+            feedback=asked or [Feedback(ctx.explanation)],
             wanted=ctx.wanted,
         )
 

@@ -4,57 +4,52 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from afnio.errors import FinalModelError, ReplyError
-from afnio.models import ChatClient, ChatRequest, ChatResponse
+from afnio.models import ChatModel, ChatResponse
+from afnio.models.request import Message
 from afnio.runtime import Job
 
 T = TypeVar("T")
 
+REFUSALS: Final = (400, 422)
+"""Statuses with which endpoints refuse a parameter that they don't know."""
 _FENCE: Final = re.compile(r"^\s*```[a-zA-Z]*\s*\n(.*)\n\s*```\s*$", re.DOTALL)
 
 
 async def complete_json(
-    client: ChatClient,
+    model: ChatModel,
     job: Job,
-    messages: list[dict[str, Any]],
+    messages: Sequence[Message],
     schema: Mapping[str, Any],
     purpose: str,
-    completion_args: Mapping[str, Any],
     number: int = 1,
 ) -> ChatResponse:
     """Ask for a reply in `schema`; an endpoint that refuses schemas is asked in words, from then on."""
-    args = dict(completion_args)
-    model = args.pop("model", None)
-    if client.json_schema:
-        request = ChatRequest.build(messages, model=model, **{"response_format": schema, **args})
-        try:
-            return await client.complete(job, request, purpose, number)
-        except FinalModelError as error:
-            if error.status not in (400, 422) or "response_format" in args:
-                raise
-            refusal = error
-        reply = await client.complete(job, ChatRequest.build(messages, model=model, **args), purpose, number)
-        # The same request without a schema went through: it was the schema that was refused.
-        client.json_schema = False
-        del refusal
-        return reply
-    return await client.complete(job, ChatRequest.build(messages, model=model, **args), purpose, number)
+    if not model.client.json_schema:
+        return await model.complete(job, messages, purpose, number)
+    try:
+        return await model.complete(job, messages, purpose, number, response_format=schema)
+    except FinalModelError as error:
+        if error.status not in REFUSALS or "response_format" in model.completion_args:
+            raise
+    reply = await model.complete(job, messages, purpose, number)
+    # The same request without a schema went through: it was the schema that was refused.
+    model.client.json_schema = False
+    return reply
 
 
 async def ask(
-    client: ChatClient,
+    model: ChatModel,
     job: Job,
-    messages: list[dict[str, Any]],
+    messages: Sequence[Message],
     *,
     schema: Mapping[str, Any],
     parse: Callable[[Mapping[str, Any]], T],
     repair: str,
     purpose: str,
-    completion_args: Mapping[str, Any],
-    number: int = 1,
 ) -> T:
     """Return `parse` of the JSON object that the model replies; one repair, then it fails.
 
@@ -65,7 +60,7 @@ async def ask(
     Raises:
         ReplyError: if the repaired reply can't be read either.
     """
-    reply = await complete_json(client, job, messages, schema, purpose, completion_args, number)
+    reply = await complete_json(model, job, messages, schema, purpose)
     try:
         return parse(json_object(str(reply)))
     except (ValueError, KeyError, TypeError) as error:
@@ -75,7 +70,7 @@ async def ask(
         {"role": "assistant", "content": str(reply)},
         {"role": "user", "content": complaint},
     ]
-    fixed = await complete_json(client, job, again, schema, f"{purpose}-repair", completion_args, number)
+    fixed = await complete_json(model, job, again, schema, f"{purpose}-repair")
     try:
         return parse(json_object(str(fixed)))
     except (ValueError, KeyError, TypeError) as error:
@@ -91,8 +86,7 @@ def json_object(text: str) -> Mapping[str, Any]:
     >>> json_object('Sure: {"a": 1}')
     {'a': 1}
     """
-    fenced = _FENCE.match(text)
-    body = (fenced[1] if fenced else text).strip()
+    body = unfenced(text)
     try:
         value = json.loads(body)
     except ValueError:
@@ -103,6 +97,12 @@ def json_object(text: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it is a JSON {type(value).__name__}, not an object")  # noqa: TRY004 - said of a text
     return value
+
+
+def unfenced(text: str) -> str:
+    """Return `text` without the code fence around it, if there is one, and without blanks at its ends."""
+    fenced = _FENCE.match(text)
+    return (fenced[1] if fenced else text).strip()
 
 
 def _said(error: Exception) -> str:

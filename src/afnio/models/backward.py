@@ -5,34 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
-from dataclasses import dataclass
 from typing import Any, Final
 
+from afnio.models.chat_model import ChatModel
 from afnio.models.client import ChatClient
+from afnio.models.request import check_completion_args
 from afnio.runtime.setting import Setting
 
-
-@dataclass(frozen=True, slots=True)
-class BackwardModel:
-    """A client with the arguments that every call of it gets, the model's name among them."""
-
-    client: ChatClient
-    completion_args: Mapping[str, Any]
-
-    def get_provider(self) -> str:
-        return self.client.provider
-
-    def get_usage(self) -> dict[str, Any]:
-        return self.client.get_usage()
-
-    def clear_usage(self) -> None:
-        self.client.clear_usage()
+_model: Final[Setting[ChatModel | None]] = Setting("backward_model", None)
 
 
-_model: Final[Setting[BackwardModel | None]] = Setting("backward_model", None)
-
-
-class set_backward_model_client(AbstractContextManager[BackwardModel]):  # noqa: N801
+class set_backward_model_client(AbstractContextManager[ChatModel]):  # noqa: N801
     """Choose the model that writes feedback; as a `with` block, for the block's context alone.
 
     Args:
@@ -52,10 +35,10 @@ class set_backward_model_client(AbstractContextManager[BackwardModel]):  # noqa:
     ) -> None:
         self._model = _backward_model(model_path, client_args or {}, completion_args or {})
         self._previous = _model.default
-        self._token: Token[BackwardModel | None] | None = None
+        self._token: Token[ChatModel | None] | None = None
         _model.default = self._model
 
-    def __enter__(self) -> BackwardModel:
+    def __enter__(self) -> ChatModel:
         # The plain call has set the process default; a block takes that back and sets its context.
         _model.default = self._previous
         self._token = _model.set(self._model)
@@ -66,7 +49,7 @@ class set_backward_model_client(AbstractContextManager[BackwardModel]):  # noqa:
         _model.reset(self._token)
 
 
-def get_backward_model_client() -> BackwardModel:
+def get_backward_model_client() -> ChatModel:
     """Return the backward model that holds here.
 
     Raises:
@@ -83,11 +66,13 @@ def get_backward_model_client() -> BackwardModel:
 
 def _backward_model(
     path: str | ChatClient, client_args: Mapping[str, Any], completion_args: Mapping[str, Any]
-) -> BackwardModel:
+) -> ChatModel:
     if isinstance(path, ChatClient):
         if not completion_args.get("model"):
             raise ValueError('a client of your own needs a model; pass completion_args={"model": "…"}')
-        return BackwardModel(path, dict(completion_args))
+        return _checked(ChatModel(path, dict(completion_args)))
+    if not isinstance(path, str):
+        raise TypeError(f'a backward model is "provider/model" or a model client (got {path!r})')
     provider, slash, model = path.partition("/")
     if not slash or not provider or not model:
         raise ValueError(f'a model path is "provider/model" (got {path!r}), such as "openai/gpt-5"')
@@ -98,4 +83,9 @@ def _backward_model(
         )
     from afnio.models.openai import AsyncOpenAI
 
-    return BackwardModel(AsyncOpenAI(**client_args), {"model": model, **completion_args})
+    return _checked(ChatModel(AsyncOpenAI(**client_args), {"model": model, **completion_args}))
+
+
+def _checked(model: ChatModel) -> ChatModel:
+    check_completion_args(**model.completion_args)
+    return model

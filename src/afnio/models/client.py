@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, NoReturn, Self, final
 
 from afnio.models.request import ChatRequest, Message
-from afnio.models.response import ChatResponse, Usage
+from afnio.models.response import ChatResponse
 from afnio.runtime import Account, Job, Launch, Limits, Slot, Work
 from afnio.runtime.admission import admitter
 from afnio.runtime.call import ATTEMPT_DEADLINE, Call, perform
+from afnio.runtime.events import Usage
+from afnio.runtime.waiting import check_blocking
 
 
 class ChatClient(ABC):
-    """A chat model behind an account: one `send` for one attempt; limits, retries and counting are the engine's.
+    """A chat model behind an account: `send` is one attempt; limits, retries, counting are the engine's.
 
     Args:
         account: whose limits its calls count against.
@@ -30,8 +32,7 @@ class ChatClient(ABC):
         self.timeout = timeout
         self.json_schema = True
         """Whether the endpoint takes `json_schema` response formats; learnt from its refusals."""
-        self._usage: dict[str, Usage] = {}
-        self._calls: dict[str, int] = {}
+        self._counted: dict[str, tuple[int, Usage]] = {}
 
     @abstractmethod
     async def send(self, request: ChatRequest) -> ChatResponse:
@@ -68,13 +69,14 @@ class ChatClient(ABC):
             deadline=self.timeout,
         )
         response = await perform(runtime, call)
-        self._usage[purpose] = self._usage.get(purpose, Usage()) + response.usage
-        self._calls[purpose] = self._calls.get(purpose, 0) + 1
+        calls, usage = self._counted.get(purpose, (0, Usage()))
+        self._counted[purpose] = (calls + 1, usage + response.usage)
         return response
 
     @final
     def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
         """Ask once and wait for the reply."""
+        check_blocking()  # before the call is launched, which somebody would pay for
         return self._launch(messages, model, completion_args).wait()
 
     @final
@@ -98,15 +100,25 @@ class ChatClient(ABC):
 
     def get_usage(self) -> dict[str, Any]:
         """Return the calls and tokens of this client, in all and for each phase."""
-        total = sum(self._usage.values(), Usage())
-        phases = {
-            phase: {"calls": self._calls[phase], **_tokens(usage)} for phase, usage in self._usage.items()
-        }
-        return {"calls": sum(self._calls.values()), **_tokens(total), "phases": phases}
+        counted = dict(self._counted)  # a copy, as the runtime's thread goes on counting
+        calls, total = sum(calls for calls, _ in counted.values()), Usage()
+        for _, usage in counted.values():
+            total += usage
+        phases = {phase: {"calls": calls, **_tokens(usage)} for phase, (calls, usage) in counted.items()}
+        return {"calls": calls, **_tokens(total), "phases": phases}
 
     def clear_usage(self) -> None:
-        self._usage = {}
-        self._calls = {}
+        self._counted = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the client itself: copies of an agent share its connections and its account."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} can't be pickled, as it holds a key and connections; give it to the agent's forward "
+            "as an argument, or make it where it is used"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.account.url!r})"

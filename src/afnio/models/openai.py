@@ -5,10 +5,11 @@ The SDK client is the source of key, base URL, headers and error classes; it ret
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from afnio.errors import FinalModelError, ModelError, TransientModelError
 from afnio.models.classify import read_reply
@@ -19,7 +20,11 @@ from afnio.models.transport import AiohttpTransport, Answer
 from afnio.runtime import Account, Limits
 from afnio.runtime.call import ATTEMPT_DEADLINE
 
-PATH = "chat/completions"
+PATH: Final = "chat/completions"
+_BY_SDK: Final = ("default_query", "provider", "workload_identity")
+"""Options that change a request in ways which only the SDK's own transport knows."""
+_SECRET: Final = 8
+"""A key of fewer characters is none that has to be kept out of error texts."""
 
 
 class AsyncOpenAI(ChatClient):
@@ -33,6 +38,7 @@ class AsyncOpenAI(ChatClient):
         limits: limits of the account.
         timeout: seconds that one attempt may take.
         http_client: an httpx2.AsyncClient of yours; calls then go through the SDK's own transport.
+            So they do where the key is a function or the options ask for more than headers.
         **options: anything else that `openai.AsyncOpenAI` takes, but for `max_retries`.
 
     >>> AsyncOpenAI(api_key="any", base_url="http://127.0.0.1:8000/v1")
@@ -42,7 +48,7 @@ class AsyncOpenAI(ChatClient):
     def __init__(
         self,
         *,
-        api_key: str | None = None,
+        api_key: str | Callable[[], Awaitable[str]] | None = None,
         base_url: str | None = None,
         limits: Limits | None = None,
         timeout: float = ATTEMPT_DEADLINE,
@@ -57,7 +63,10 @@ class AsyncOpenAI(ChatClient):
         self._sdk = _sdk_client(
             api_key=api_key, base_url=base_url, http_client=http_client, timeout=timeout, **options
         )
-        self._own_transport = http_client is not None
+        self._by_sdk = (
+            http_client is not None or callable(api_key) or any(options.get(name) for name in _BY_SDK)
+        )
+        self._authorization = _basic_authorization(self._sdk)
         super().__init__(_account(self._sdk), limits=limits, timeout=timeout)
 
     @property
@@ -66,7 +75,8 @@ class AsyncOpenAI(ChatClient):
         return self.account.url
 
     async def send(self, request: ChatRequest) -> ChatResponse:
-        answer = await (self._send_by_sdk(request) if self._own_transport else self._post(request))
+        answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
+        answer = self._without_key(answer)
         try:
             return read_reply(answer.status, answer.headers, answer.body, self.account.url)
         except ModelError as error:
@@ -77,7 +87,11 @@ class AsyncOpenAI(ChatClient):
     async def _post(self, request: ChatRequest) -> Answer:
         headers = {
             name: value
-            for name, value in {**self._sdk.default_headers, **self._sdk.auth_headers}.items()
+            for name, value in {
+                **self._sdk.default_headers,
+                **self._sdk.auth_headers,
+                **self._authorization,
+            }.items()
             if isinstance(value, str)
         }
         return await AiohttpTransport.shared(self.account).post(
@@ -95,6 +109,13 @@ class AsyncOpenAI(ChatClient):
         except openai.APIConnectionError as error:
             raise TransientModelError(f"can't reach {self.account.url} ({error})") from error
         return Answer(response.status_code, response.headers, response.content)
+
+    def _without_key(self, answer: Answer) -> Answer:
+        """Return `answer` without the key that it may repeat: error bodies end up in logs."""
+        key = str(self._sdk.api_key or "").encode()
+        if len(key) < _SECRET or key not in answer.body:
+            return answer
+        return answer._replace(body=answer.body.replace(key, b"<api key>"))
 
 
 class OpenAI(AsyncOpenAI):
@@ -116,8 +137,20 @@ def _sdk_client(**options: Any) -> Any:
         raise
 
 
+def _basic_authorization(sdk: Any) -> dict[str, str]:
+    """Return the header for the credentials in the base URL, which win over the key as in the SDK."""
+    parts = urlsplit(str(sdk.base_url))
+    if parts.username is None:
+        return {}
+    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+
+
 def _account(sdk: Any) -> Account:
     parts = urlsplit(str(sdk.base_url).rstrip("/"))
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        raise ValueError(f"base_url must start with http:// or https:// and name a host (got {shown!r})")
     host = parts.netloc.rpartition("@")[2]
     secret = hashlib.sha256(f"{sdk.api_key}\0{parts.netloc}\0{sdk.organization}\0{sdk.project}".encode())
     return Account(urlunsplit((parts.scheme, host, parts.path, "", "")), secret.hexdigest()[:16])

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from afnio.runtime.events import Usage as Usage
+from afnio.runtime.events import Usage
 
 
 class ToolCall(BaseModel):
@@ -65,8 +65,8 @@ class _Details(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
 
@@ -75,7 +75,7 @@ class ChatBody(BaseModel):
     """The body of a chat completion as OpenAI-compatible servers send it, as far as Afnio reads it."""
 
     choices: list[_Choice] | None = None
-    model: str = ""
+    model: str | None = None
     usage: _Usage | None = None
     error: Any = None
 
@@ -85,12 +85,13 @@ class ChatBody(BaseModel):
         choice = self.choices[0]
         calls = choice.message.tool_calls or ()
         return ChatResponse(
-            content=choice.message.content,
+            # A refusal is what the model said; without it a critic would be asked about silence.
+            content=choice.message.refusal if choice.message.content is None else choice.message.content,
             tool_calls=tuple(
                 ToolCall(id=c.id, name=c.function.name, arguments=c.function.arguments) for c in calls
             ),
             finish_reason=choice.finish_reason,
-            model=self.model,
+            model=self.model or "",
             usage=_counted(self.usage),
         )
 
@@ -100,8 +101,8 @@ def _counted(usage: _Usage | None) -> Usage:
         return Usage()
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
     return Usage(
-        usage.prompt_tokens,
-        usage.completion_tokens,
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
         (prompt.cached_tokens or 0) if prompt else 0,
         (completion.reasoning_tokens or 0) if completion else 0,
     )

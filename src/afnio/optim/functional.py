@@ -8,7 +8,7 @@ from typing import Any
 from afnio.autodiff import Variable
 from afnio.models import ChatClient
 from afnio.optim.optimizer import Change, Propose, finish_step, launch_update
-from afnio.optim.tgd import Messages, check_options, remember, rewrite
+from afnio.optim.tgd import Messages, check_options, listed, remember, rewrite
 from afnio.runtime import Job, Launch, Work
 
 
@@ -36,7 +36,7 @@ def tgd(
         "model_client": model_client,
         "messages": messages,
         "inputs": inputs,
-        "constraints": list(constraints or ()),
+        "constraints": listed(constraints),
         "momentum": momentum,
         "completion_args": completion_args,
     }

@@ -6,14 +6,15 @@ Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", ar
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, final
 
 from afnio.autodiff import Variable
-from afnio.cognitive.structured import complete_json, json_object
-from afnio.cognitive.template import check_inputs, check_messages, rendered
+from afnio.cognitive.structured import complete_json, json_object, unfenced
+from afnio.cognitive.template import check_inputs, check_messages, fill, rendered
 from afnio.errors import ReplyError
-from afnio.models import ChatClient
+from afnio.models import ChatClient, ChatModel
 from afnio.models.request import check_completion_args
 from afnio.optim.check import objections
 from afnio.optim.optimizer import Change, Optimizer
@@ -24,6 +25,9 @@ SECTIONS: Final = ("role", "variable", "constraints", "history", "feedback")
 """Placeholders that `messages` may use beside those of `inputs`."""
 
 Messages = Sequence[Mapping[str, Any]]
+
+_OBJECT: Final = re.compile(r'(?:```\w*\s*)?\{\s*(?:"|\}|$)')
+"""How a JSON object starts, and a prompt with a placeholder doesn't."""
 
 
 @final
@@ -55,13 +59,15 @@ class TGD(Optimizer):
             "model_client": model_client,
             "messages": messages,
             "inputs": inputs,
-            "constraints": list(constraints or ()),
+            "constraints": listed(constraints),
             "momentum": momentum,
             "completion_args": completion_args,
         }
         super().__init__(params, defaults)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
+        if isinstance(group, dict) and "constraints" in group:
+            group = {**group, "constraints": listed(group["constraints"])}
         check_options({**self.defaults, **group} if isinstance(group, dict) else self.defaults)
         super().add_param_group(group)
 
@@ -77,6 +83,13 @@ class TGD(Optimizer):
         change = await rewrite(job, parameter.role, value, gradients, buffer, group)
         remember(buffer, Variable(value, parameter.role), gradients, group["momentum"])
         return change
+
+
+def listed(constraints: Any) -> list[str | Variable]:
+    """Return constraints as a list, refusing one text, whose letters would become the constraints."""
+    if isinstance(constraints, str | Variable):
+        raise TypeError(f"constraints is a list of texts or Variables (got {constraints!r}); write [...]")
+    return list(constraints or ())
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -153,9 +166,7 @@ def _messages(
         feedback=[_text(gradient) for gradient in gradients],
     )
     if options["messages"] is None:
-        user = "\n".join(
-            part for name in ("variable", "constraints", "history", "feedback") if (part := sections[name])
-        )
+        user = "\n".join(part for line in TGD_USER.splitlines() if (part := fill(line, sections)))
         return [{"role": "system", "content": TGD_SYSTEM}, {"role": "user", "content": user}]
     inputs = {name: _text(entry) for name, entry in (options["inputs"] or {}).items()}
     plain = [
@@ -169,21 +180,34 @@ async def _proposal(
     job: Job, messages: list[dict[str, Any]], options: Mapping[str, Any], number: int
 ) -> tuple[str, str]:
     """Return the proposed value and the whole reply; a reply in plain words is the value."""
-    reply = str(
-        await complete_json(
-            options["model_client"], job, messages, TGD_SCHEMA, "step", options["completion_args"], number
-        )
-    )
-    if not reply.lstrip().startswith(("{", "```")):
-        return reply.strip(), reply
+    model = ChatModel(options["model_client"], options["completion_args"])
+    reply = str(await complete_json(model, job, messages, TGD_SCHEMA, "step", number))
+    return value_in(reply), reply
+
+
+def value_in(reply: str) -> str:
+    """Return the value that an optimizer's reply proposes; a reply in plain words is the value itself.
+
+    >>> value_in('Here it is: {"value": "Be brief."}'), value_in("{question} Be brief.")
+    ('Be brief.', '{question} Be brief.')
+
+    Raises:
+        ReplyError: for a JSON object that is cut off, or has no text as its "value".
+    """
+    text = unfenced(reply)
     try:
-        value = json_object(reply)["value"]
-    except (ValueError, KeyError) as error:
+        answer = json_object(text)
+    except ValueError:
+        answer = {}
+    value = answer.get("value")
+    if not _OBJECT.match(text):
+        return value if isinstance(value, str) and len(answer) == 1 else text
+    if not isinstance(value, str):
         raise ReplyError(
-            f'the optimizer\'s reply is cut off or has no "value" (it starts {reply[:80]!r}); '
+            f'the optimizer\'s reply is cut off or has no text as its "value" (it starts {reply[:80]!r}); '
             "raise max_completion_tokens"
-        ) from error
-    return str(value), reply
+        )
+    return value
 
 
 def _text(value: Any) -> str:

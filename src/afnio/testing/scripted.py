@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable
-from typing import Any, final
+from typing import Any, Final, final
 
 import anyio
 
 from afnio.errors import FinalModelError
 from afnio.models.client import ChatClient
 from afnio.models.request import ChatRequest
-from afnio.models.response import ChatResponse, Usage
+from afnio.models.response import ChatResponse
 from afnio.runtime import Account, Limits
+from afnio.runtime.events import Usage
 
-Reply = str | ChatResponse | BaseException
+Reply = str | dict[str, Any] | ChatResponse | BaseException
 Script = Reply | Iterable[Reply] | Callable[[ChatRequest], Any]
 
+_REPLY: Final = (str, dict, ChatResponse, BaseException)
 _numbers = itertools.count(1)
 
 
@@ -24,8 +27,8 @@ _numbers = itertools.count(1)
 class ScriptedClient(ChatClient):
     """A chat client that answers from a script: one reply for all, a list used up in order, or a function.
 
-    A reply is a text, a `ChatResponse`, or an exception to raise; a function gets the request and may be
-    `async def`.
+    A reply is a text, a dict that is sent as its JSON, a `ChatResponse`, or an exception to raise; a
+    function gets the request and may be `async def`.
 
     Attributes:
         requests: what it was asked, in order.
@@ -43,7 +46,7 @@ class ScriptedClient(ChatClient):
         self._latency = latency
         self._open = 0
         self._script: Any = script
-        if not callable(script) and not isinstance(script, Reply):
+        if not callable(script) and not isinstance(script, _REPLY):
             self._script = iter(script)
 
     async def send(self, request: ChatRequest) -> ChatResponse:
@@ -62,12 +65,16 @@ class ScriptedClient(ChatClient):
             raise reply
         if isinstance(reply, ChatResponse):
             return reply
+        if isinstance(reply, dict):
+            reply = json.dumps(reply, ensure_ascii=False)
+        if not isinstance(reply, str):
+            raise TypeError(f"a script replies texts, dicts, ChatResponses or exceptions (got {reply!r})")
         asked = sum(len(str(message.get("content") or "")) for message in request.messages)
         usage = Usage(prompt_tokens=-(-asked // 4), completion_tokens=-(-len(reply) // 4))
         return ChatResponse(content=reply, finish_reason="stop", model=request.model, usage=usage)
 
     def _next(self, request: ChatRequest) -> Any:
-        if isinstance(self._script, Reply):
+        if isinstance(self._script, _REPLY):
             return self._script
         if callable(self._script):
             return self._script(request)
