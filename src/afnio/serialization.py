@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -60,7 +61,7 @@ def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
     try:
         with zipfile.ZipFile(f) as archive:
             document = json.loads(archive.read(_MEMBER))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise ValueError(
             f"{name} is no state that afnio.save wrote, or it is damaged ({error}); pickles are not opened"
         ) from error
@@ -69,7 +70,7 @@ def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
         raise ValueError(
             f"{name} has format {found!r} and this Afnio reads {FORMAT}; update Afnio to open it"
         )
-    return _decoded(document["state"])
+    return _decoded(document.get("state"))
 
 
 def _write(document: str, file: IO[bytes]) -> None:
@@ -95,7 +96,8 @@ def _encoded(value: Any) -> Any:
         return [_encoded(item) for item in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise TypeError(f"a state holds Variables and plain values (got {value!r}, a {type(value).__name__})")
+    fix = "; save its state_dict()" if hasattr(value, "state_dict") else ""
+    raise TypeError(f"a file holds Variables and plain values (got {value!r}, a {type(value).__name__}){fix}")
 
 
 def _decoded(value: Any) -> Any:

@@ -23,7 +23,7 @@ def add(x: Variable, y: Variable) -> Variable:
     return total
 
 
-def sum(x: Sequence[Variable]) -> Variable:  # noqa: A001
+def sum(x: Sequence[Variable]) -> Variable:
     """Return the sum of numbers per sample, or texts each in its `<ITEM>`."""
     total: Variable = Sum.apply(x)
     return total

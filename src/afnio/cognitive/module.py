@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
 
 from afnio.autodiff import Variable
+from afnio.cognitive.members import Members
 from afnio.cognitive.parameter import Parameter
 from afnio.models import ChatClient
 
@@ -38,10 +39,7 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
-_KINDS: Final = ("parameters", "buffers", "chats", "modules", "models", "functions", "completion_configs")
-
-
-class Module:
+class Module(Members):
     """Base of agents: assign Parameters, Modules and clients as attributes, write `forward`.
 
     `forward` may be a `def`, which serves `agent(…)` and `await agent(…)` as long as it doesn't read a
@@ -62,9 +60,7 @@ class Module:
     __call__ = _Call()
 
     def __init__(self) -> None:
-        members: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
-        object.__setattr__(self, "_members", members)
-        object.__setattr__(self, "_transient", set[str]())
+        super().__init__()
         object.__setattr__(self, "training", True)
         object.__setattr__(self, "automatic_optimization", True)
 
@@ -72,90 +68,6 @@ class Module:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
         raise NotImplementedError(f"{type(self).__name__} has no forward; write `def forward(self, ...)`")
-
-    # Registration
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        kind = _kind_of(value)
-        members = self.__dict__.get("_members")
-        if members is None:
-            if kind is not None:
-                raise AttributeError(
-                    f"{type(self).__name__}.{name} was assigned before super().__init__(); call that first"
-                )
-            object.__setattr__(self, name, value)
-            return
-        if kind is None and name in members["buffers"] and isinstance(value, Variable):
-            kind = "buffers"
-        for registered in members.values():
-            registered.pop(name, None)
-        if kind is None:
-            object.__setattr__(self, name, value)
-        else:
-            self.__dict__.pop(name, None)
-            members[kind][name] = value
-
-    def __getattr__(self, name: str) -> Any:
-        # Only for names that are no plain attributes.
-        for registered in self.__dict__.get("_members", {}).values():
-            if name in registered:
-                return registered[name]
-        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-
-    def __delattr__(self, name: str) -> None:
-        for registered in self._members.values():
-            if name in registered:
-                del registered[name]
-                return
-        object.__delattr__(self, name)
-
-    def __dir__(self) -> list[str]:
-        names = [name for registered in self._members.values() for name in registered]
-        return sorted({*super().__dir__(), *names})
-
-    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
-        self._register("parameters", name, parameter, Parameter)
-
-    def register_buffer(self, name: str, variable: Variable | None, persistent: bool = True) -> None:
-        """Hold a Variable that is saved (if persistent) but not learned."""
-        self._register("buffers", name, variable, Variable)
-        (self._transient.discard if persistent else self._transient.add)(name)
-
-    def register_chat(self, name: str, messages: list[dict[str, Any]] | None) -> None:
-        if messages is not None:
-            from afnio.cognitive.template import check_messages
-
-            check_messages(messages)
-        self._register("chats", name, messages, list)
-
-    def register_module(self, name: str, module: Module | None) -> None:
-        self._register("modules", name, module, Module)
-
-    def register_model(self, name: str, model: ChatClient | None) -> None:
-        self._register("models", name, model, ChatClient)
-
-    def register_function(self, name: str, function: Callable[..., Any] | None) -> None:
-        if function is not None and not callable(function):
-            raise TypeError(f"register_function takes a callable (got {function!r})")
-        self._register("functions", name, function, object)
-
-    def register_completion_config(self, name: str, args: dict[str, Any] | None) -> None:
-        self._register("completion_configs", name, args, dict)
-
-    def _register(self, kind: str, name: str, value: Any, wanted: type) -> None:
-        if "_members" not in self.__dict__:
-            raise AttributeError(f"{name!r} was registered before super().__init__(); call that first")
-        if not isinstance(name, str):
-            raise TypeError(f"the name of a member must be a string (got {name!r})")
-        if not name or "." in name:
-            raise KeyError(f"the name of a member must not be empty or hold a dot (got {name!r})")
-        if hasattr(self, name) and name not in self._members[kind]:
-            raise KeyError(f"{type(self).__name__} has an attribute {name!r} already")
-        if value is not None and not isinstance(value, wanted):
-            raise TypeError(f"{name!r} must be a {wanted.__name__} or None (got {value!r})")
-        if isinstance(value, Parameter) and not value.is_leaf:
-            raise ValueError(f"parameter {name!r} must be a leaf; use .detach() on the output of an op")
-        self._members[kind][name] = value
 
     # Traversal
 
@@ -260,7 +172,9 @@ class Module:
     def train(self, mode: bool = True) -> Self:
         """Set training mode here and below."""
         if not isinstance(mode, bool):
-            raise ValueError(f"training mode must be True or False (got {mode!r})")
+            raise ValueError(  # noqa: TRY004 - as in the interface that users know
+                f"training mode must be True or False (got {mode!r})"
+            )
         for module in self.modules():
             module.training = mode
         return self
@@ -352,16 +266,6 @@ class Module:
         lines += [f"({name}): {_indented(repr(child))}" for name, child in self.named_children()]
         head = type(self).__name__
         return f"{head}()" if not lines else "\n".join([f"{head}(", *(f"  {line}" for line in lines), ")"])
-
-
-def _kind_of(value: Any) -> str | None:
-    if isinstance(value, Parameter):
-        return "parameters"
-    if isinstance(value, Module):
-        return "modules"
-    if isinstance(value, ChatClient):
-        return "models"
-    return None
 
 
 def _joined(prefix: str, name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from afnio.autodiff import Variable
+from afnio.cognitive.parameter import Parameter
 
 if TYPE_CHECKING:
     from afnio.cognitive.module import Module
@@ -17,14 +18,18 @@ def load(module: Module, state: Mapping[str, Any], strict: bool, assign: bool) -
     """Load `state` into `module` and return the missing and the unexpected names."""
     own: dict[str, Variable] = {}
     owners: dict[str, Module] = {}
+    wanted_extras: list[str] = []
     for prefix, part in module.named_modules():
         for name, variable in part._own_state():
             own[f"{prefix}.{name}" if prefix else name] = variable
         owners[prefix] = part
+        if part.get_extra_state() is not None:
+            wanted_extras.append(f"{prefix}.{EXTRA}" if prefix else EXTRA)
     extras = {name: value for name, value in state.items() if name.rpartition(".")[2] == EXTRA}
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own and name not in extras]
     unexpected += [name for name in extras if name.rpartition(".")[0] not in owners]
+    missing += [name for name in wanted_extras if name not in extras]
     problems = [
         problem
         for name, variable in own.items()
@@ -37,13 +42,17 @@ def load(module: Module, state: Mapping[str, Any], strict: bool, assign: bool) -
         problems.append(f"unexpected: {', '.join(unexpected)}")
     if problems:
         raise RuntimeError(f"the state dict doesn't fit {type(module).__name__}: {'; '.join(problems)}")
-    for name, variable in own.items():
-        if name in state:
-            _take(owners, name, variable, state[name], assign)
-    for name, value in extras.items():
+    values = {name: state[name].data for name in own if name in state}  # waits before anything is changed
+    for name, value in values.items():
+        if assign:
+            _assign(owners, name, own[name], state[name])
+        else:
+            own[name].data = value
+            own[name].role = state[name].role or own[name].role
+    for name, extra in extras.items():
         owner = owners.get(name.rpartition(".")[0])
         if owner is not None:
-            owner.set_extra_state(value)
+            owner.set_extra_state(extra)
     return missing, unexpected
 
 
@@ -60,13 +69,17 @@ def _misfit(name: str, variable: Variable, given: Any) -> str | None:
     return None
 
 
-def _take(owners: Mapping[str, Module], name: str, variable: Variable, given: Variable, assign: bool) -> None:
-    if assign:
-        prefix, _, last = name.rpartition(".")
-        owner = owners.get(prefix)
-        if owner is not None and last in owner._members["parameters"]:
+def _assign(owners: Mapping[str, Module], name: str, variable: Variable, given: Variable) -> None:
+    """Put the state's own Variable in the place of the module's; in a chat it lends its value."""
+    prefix, _, last = name.rpartition(".")
+    members = owners[prefix]._members if prefix in owners else {}
+    for kind in ("parameters", "buffers"):
+        if last in members.get(kind, ()):
+            if kind == "parameters" and not isinstance(given, Parameter):
+                # What state_dict() returns has lost its class, and only a Parameter is learned.
+                given = Parameter(given.data, given.role)
             given.requires_grad_(variable.requires_grad)
-            owner._members["parameters"][last] = given
+            members[kind][last] = given
             return
     variable.data = given.data
     variable.role = given.role or variable.role

@@ -76,8 +76,8 @@ def check_inputs(messages: Messages, names: Sequence[str]) -> None:
                 missing = [name for name in found if name not in names]
                 if missing and not isinstance(part, Parameter):
                     raise TemplateError(
-                        f"message {number} ({message['role']}) has the placeholder {{{missing[0]}}}, which no "
-                        f"input fills (inputs: {', '.join(names) or 'none'}); add it to inputs"
+                        f"message {number} ({message['role']}) has the placeholder {{{missing[0]}}}, which "
+                        f"no input fills (inputs: {', '.join(names) or 'none'}); add it to inputs"
                     )
     unused = [name for name in names if name not in used]
     if unused and complete:

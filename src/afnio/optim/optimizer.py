@@ -85,6 +85,10 @@ class Optimizer(ABC):
         """Add parameters with options of their own."""
         if not isinstance(group, dict) or "params" not in group:
             raise TypeError(f"a group is a dict with 'params' and options (got {group!r})")
+        unknown = [name for name in group if name not in self.defaults and name != "params"]
+        if unknown:
+            known_options = ", ".join(self.defaults)
+            raise ValueError(f"a group has no option {unknown[0]!r} (the options: {known_options})")
         params = [group["params"]] if isinstance(group["params"], Variable) else list(group["params"])
         known = {id(p) for existing in self.param_groups for p in existing["params"]}
         for parameter in params:
@@ -154,7 +158,7 @@ class Optimizer(ABC):
             }
             for group in self.param_groups
         ]
-        state = {numbers[id(p)]: dict(entries) for p, entries in self.state.items() if id(p) in numbers}
+        state = {numbers[id(p)]: _copied(entries) for p, entries in self.state.items() if id(p) in numbers}
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -173,7 +177,7 @@ class Optimizer(ABC):
         by_number = {number: p for p, number in self._parameters_by_number()}
         self.state.clear()
         for number, entries in state_dict["state"].items():
-            self.state[by_number[int(number)]] = dict(entries)
+            self.state[by_number[int(number)]] = _copied(entries)
 
     def _parameters_by_number(self) -> list[tuple[Variable, int]]:
         parameters = [p for group in self.param_groups for p in group["params"]]
@@ -188,6 +192,11 @@ class Optimizer(ABC):
             lines.append(f"  group {number}: {len(group['params'])} parameters")
             lines += [f"    {name}: {value!r}" for name, value in sorted(group.items()) if name != "params"]
         return "\n".join([*lines, ")"])
+
+
+def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return state whose lists later steps don't change; what they hold is never changed in place."""
+    return {name: list(entry) if isinstance(entry, list) else entry for name, entry in entries.items()}
 
 
 def launch_update(launch: Launch, parameter: Variable, waits: Sequence[Slot], propose: Propose) -> Slot:
