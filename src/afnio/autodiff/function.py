@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import namedtuple
 from collections.abc import Coroutine, Generator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from afnio.autodiff.arguments import Arguments
@@ -145,7 +146,7 @@ class Function:
     @classmethod
     async def run_forward(cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run forward for one lane; built-in ops that need the job override it."""
-        return await call_in_node(job, cls.forward, ctx, *args, **kwargs)
+        return await call_in_node(job, partial(cls.forward, ctx, *args, **kwargs))
 
     @classmethod
     def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:

@@ -136,7 +136,8 @@ class Sweep:
         while stack:
             node, expanded = stack.pop()
             if expanded:
-                leading[node] = any(
+                # A released node has lost its edges; it counts, so that claiming it says so.
+                leading[node] = node.released or any(
                     _wanted(edge, targets) or leading.get(edge.node, False)
                     for edge in node.edges
                     if edge is not None
@@ -156,7 +157,10 @@ class Sweep:
         said = {index: [Slot(self._launch) for _ in range(node.lanes)] for index, _ in edges}
         statuses = [Slot(self._launch) for _ in range(node.lanes)]
         self._statuses.append((node, statuses))
-        arrivals = [self._arrivals.get(GradientEdge(node, nr), []) for nr in range(len(node.outputs))]
+        arrivals = [
+            sorted(self._arrivals.get(GradientEdge(node, nr), []), key=_sequence)
+            for nr in range(len(node.outputs))
+        ]
         for lane in range(node.lanes):
             arriving = [[slot for arrival in at for slot in arrival.at(lane)] for at in arrivals]
             own = [column[lane] for column in node.outputs]
@@ -188,7 +192,7 @@ class Sweep:
             face = _face(edge)
             if face is None and not capture:
                 continue
-            incoming.sort(key=lambda arrival: _sequence(arrival))
+            incoming.sort(key=_sequence)
             self._gatherings.append(incoming)
             segment = Segment(Slot(self._launch))
             if capture:
@@ -264,5 +268,5 @@ def _face(edge: GradientEdge) -> Variable | None:
 
 
 def _sequence(arrival: Arrival) -> int:
-    assert arrival.consumer is not None
-    return arrival.consumer.sequence
+    """Return the consumer's place in launch order, a seed before them all."""
+    return -1 if arrival.consumer is None else arrival.consumer.sequence

@@ -1,0 +1,99 @@
+"""Add, Sum, Split and Stack: values, roles, feedback rules, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.autodiff.basic_ops import stack
+from afnio.errors import BatchError
+
+V = afnio.Variable
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        ("foo", "bar", "foobar"),
+        (1, 2.5, 3.5),
+        (["a", None], ["b", "c"], ["ab", None]),
+        (["a", "b"], "!", ["a!", "b!"]),
+        (1, [1, 2], [2, 3]),
+        ([], "x", []),
+    ],
+)
+def test_add(x: Any, y: Any, expected: Any) -> None:
+    """Numbers are summed and texts joined, per sample; a scalar is shared."""
+    total = cog.add(V(x, role="x"), V(y, role="y"))
+    assert (expected, "x and y") == (total.data, total.role)
+
+
+def test_add_errors() -> None:
+    """Mixed kinds and what is no Variable are TypeErrors at the launch line."""
+    with pytest.raises(TypeError, match="strings or numbers"):
+        V("a") + V(1)
+    with pytest.raises(TypeError, match="wrap it"):
+        V("a") + "b"  # type: ignore[operator]
+    later = V(["a"]).map(len)
+    with pytest.raises((TypeError, BatchError)):  # the launch line, unless the value isn't there yet
+        (later + V(["b"])).data  # noqa: B018
+
+
+def test_add_feedback() -> None:
+    """Each part hears the feedback on the whole, led in by its role."""
+    x, y = V("a", role="greeting", requires_grad=True), V("b", role="name")
+    (x + y).backward(V("too short"))
+    (gradient,) = x.grad
+    assert "feedback to greeting" == gradient.role
+    assert gradient.data.startswith("The greeting ")
+    assert gradient.data.endswith("too short")
+    assert [] == y.grad
+
+
+def test_sum() -> None:
+    """Texts stand in items, numbers add up; every item that needs it gets the feedback."""
+    x, y = V("a", role="x", requires_grad=True), V("b", role="y", requires_grad=True)
+    total = cog.sum([x, y, x])
+    assert "<ITEM>a</ITEM><ITEM>b</ITEM><ITEM>a</ITEM>" == total.data
+    total.backward(V("more"))
+    assert (1, 1) == (len(x.grad), len(y.grad))
+    assert [3, 5] == cog.sum([V([1, 2]), V([2, 3])]).data
+    for bad in ([], "ab", V("a")):
+        with pytest.raises(TypeError, match="Sum takes"):
+            cog.sum(bad)  # type: ignore[arg-type]
+
+
+def test_split() -> None:
+    """Parts are padded, keep missing samples, carry feedback in their order."""
+    x = V(["a,b", None, "c"], role="x", requires_grad=True)
+    first, second = cog.split(x, ",")
+    assert (["a", None, "c"], ["b", None, ""]) == (first.data, second.data)
+    assert ("split part 1 of x", 1) == (second.role, second.output_nr)
+    second.backward(V(["1", "2", "3"]))
+    (gradient,) = x.grad
+    assert [True, False, True] == [isinstance(text, str) for text in gradient.data]
+    assert gradient.data[0].endswith("<ITEM></ITEM><ITEM>1</ITEM>")
+    assert ["a", "b,c"] == [part.data for part in cog.split(V("a,b,c"), V(","), V(1))]
+
+
+@pytest.mark.parametrize(("args", "match"), [((1,), "sep"), ((",", "x"), "maxsplit"), (("",), "sep")])
+def test_split_errors(args: Any, match: str) -> None:
+    """Bad separators and limits are TypeErrors; so is splitting numbers."""
+    with pytest.raises(TypeError, match=match):
+        cog.split(V("a"), *args)
+    with pytest.raises(TypeError, match="strings"):
+        cog.split(V([1]))
+
+
+def test_stack() -> None:
+    """Scalars side by side are a batch; each gets the feedback on its own lane."""
+    x, y = V("a", role="x", requires_grad=True), V("b", role="y", requires_grad=True)
+    batch = stack([x, y, x])
+    assert ["a", "b", "a"] == batch.data
+    batch.map(str.upper).backward(V(["1", "2", "3"]))
+    assert [["1", "3"], ["2"]] == [[g.data for g in v.grad] for v in (x, y)]
+    with pytest.raises(ValueError, match="only scalars"):
+        stack([V(["a"])])

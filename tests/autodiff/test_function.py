@@ -1,0 +1,165 @@
+"""Custom Functions: colours, several outputs, batched ones, wrong returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import afnio
+from afnio.autodiff import Function
+from afnio.errors import BatchError
+
+
+class Both(Function):
+    outputs = ("upper", "length")
+
+    @staticmethod
+    def forward(ctx, text):
+        ctx.save_for_backward(text)
+        return text.upper(), len(text)
+
+    @staticmethod
+    def backward(ctx, upper, length):
+        (text,) = ctx.saved_values
+        return f"{text}: {upper}, {length}"
+
+
+def test_several_outputs() -> None:
+    """Several outputs come as a named tuple that can be awaited; each has its number and feedback."""
+    x = afnio.Variable("ab", requires_grad=True)
+    upper, length = outputs = Both.apply(x)
+    assert ("AB", 2, 0, 1) == (upper.data, length.data, upper.output_nr, length.output_nr)
+    assert "upper of Both" == outputs.upper.role
+    length.backward(afnio.Variable("too short"))
+    assert ["ab: None, too short"] == [g.data for g in x.grad]
+
+    async def main() -> Any:
+        return (await Both.apply(afnio.Variable("abc"))).length.data
+
+    assert 3 == afnio.run(main())
+
+
+def test_async_forward_and_backward() -> None:
+    """`async def` bodies run on the runtime's loop."""
+
+    class Later(Function):
+        @staticmethod
+        async def forward(ctx, text, suffix):
+            return text + suffix
+
+        @staticmethod
+        async def backward(ctx, feedback):
+            return feedback, None
+
+    x = afnio.Variable(["a", "b"], requires_grad=True)
+    out = Later.apply(x, "!")
+    assert ["a!", "b!"] == out.data
+    out.backward(afnio.Variable("f"))
+    assert [["f", "f"]] == [g.data for g in x.grad]
+
+
+def test_batched_gets_lists() -> None:
+    """A batched forward is a barrier over the samples that have values."""
+
+    class Rank(Function):
+        batched = True
+
+        @staticmethod
+        def forward(ctx, values, prefix):
+            order = sorted(values)
+            return [f"{prefix}{order.index(value)}" for value in values]
+
+        @staticmethod
+        def backward(ctx, feedback):
+            return feedback, None
+
+    x = afnio.Variable([3, None, 1], requires_grad=True)
+    out = Rank.apply(x, afnio.Variable("#"))
+    assert ["#1", None, "#0"] == out.data
+    out.backward(afnio.Variable(["a", "b", "c"]))
+    assert [["a", None, "c"]] == [g.data for g in x.grad]
+
+
+def test_structured_arguments() -> None:
+    """Variables in lists and dicts are replaced by values; other arguments arrive as they are."""
+    marker = object()
+
+    class Take(Function):
+        @staticmethod
+        def forward(ctx, items, *, options, marker):
+            return f"{items} {sorted(options.items())} {marker is not None}"
+
+    x = afnio.Variable("x")
+    assert "['x', 1] [('a', 'x')] True" == Take.apply([x, 1], options={"a": x}, marker=marker).data
+
+
+@pytest.mark.parametrize(
+    ("returned", "match"),
+    [
+        (lambda text: {"a": 1}, "a dict"),
+        (lambda text: (text, text), "tuple"),
+    ],
+)
+def test_wrong_value(returned: Any, match: str) -> None:
+    """A forward that returns what no Variable holds fails, with its launch line as a note."""
+
+    class Wrong(Function):
+        @staticmethod
+        def forward(ctx, text):
+            return returned(text)
+
+    with pytest.raises(TypeError, match=match) as caught:
+        Wrong.apply(afnio.Variable("a")).data  # noqa: B018
+    assert "test_function.py" in caught.value.__notes__[0]
+
+
+def test_wrong_number_of_outputs_and_gradients() -> None:
+    """Errors say how many values were needed and how many came."""
+
+    class Two(Function):
+        outputs = ("a", "b")
+
+        @staticmethod
+        def forward(ctx, text):
+            return (text,)
+
+    with pytest.raises(ValueError, match="must return 2 values, a, b"):
+        Two.apply(afnio.Variable("x")).a.data  # noqa: B018
+
+    class Short(Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            return x
+
+        @staticmethod
+        def backward(ctx, feedback):
+            return (feedback,)
+
+    out = Short.apply(afnio.Variable("x", requires_grad=True), "y")
+    with pytest.raises(ValueError, match="must return 2 values"):
+        out.backward(afnio.Variable("f"))
+
+
+def test_not_instantiated() -> None:
+    """A Function is applied, not made."""
+    with pytest.raises(RuntimeError, match=r"Both\.apply"):
+        Both()
+
+
+def test_unequal_batches() -> None:
+    """Batches of unequal length are a ValueError that names them; one sample isn't stretched."""
+    x, y = afnio.Variable(["a", "b"], role="left"), afnio.Variable(["a"], role="right")
+    with pytest.raises(ValueError, match="'left' has 2, 'right' has 1"):
+        x + y
+
+
+def test_system_exit_in_a_callable_is_a_failure() -> None:
+    """A callable that raises SystemExit ends its lane, not the engine."""
+
+    def leave(value: str) -> str:
+        raise SystemExit(3)
+
+    with pytest.raises(BatchError, match="1 of 1"):
+        afnio.Variable(["a"]).map(leave).data  # noqa: B018
+    assert "AB" == (afnio.Variable("A") + afnio.Variable("B")).data

@@ -1,0 +1,272 @@
+"""The backward pass: seeds, pruning, claims, accumulation, order."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+import afnio
+from afnio.autodiff import Function, backward, grad
+from afnio.errors import BatchError, GraphError
+
+
+class Tag(Function):
+    """Passes feedback on with its name in front; records its calls."""
+
+    @staticmethod
+    def forward(ctx, name, calls, *parts):
+        ctx.name, ctx.calls = name, calls
+        return f"{name}({','.join(parts)})"
+
+    @staticmethod
+    def backward(ctx, feedback):
+        ctx.calls.append(ctx.name)
+        return (None, None, *[f"{ctx.name}:{feedback}"] * (len(ctx.needs_input_grad) - 2))
+
+
+def leaf(name: str, **kwargs: Any) -> afnio.Variable:
+    return afnio.Variable(name, role=name, requires_grad=True, **kwargs)
+
+
+def texts(variable: afnio.Variable) -> list[Any]:
+    return [gradient.data for gradient in variable.grad]
+
+
+def test_diamond() -> None:
+    """A leaf that two nodes use gets one gradient of each, in launch order; a node used twice speaks once."""
+    calls: list[str] = []
+    a = leaf("a")
+    top = Tag.apply("top", calls, a)
+    left, right = Tag.apply("left", calls, top, a), Tag.apply("right", calls, top)
+    Tag.apply("end", calls, left, right).backward(afnio.Variable("f"))
+    assert ["end", "top"] == [calls[0], calls[-1]]
+    assert 4 == len(calls)
+    assert ["top:left:end:f\nright:end:f", "left:end:f"] == texts(a)
+
+
+def test_used_twice_by_one_node_is_one_edge() -> None:
+    """A Variable that a node is given twice gets its feedback once."""
+    calls: list[str] = []
+    a = leaf("a")
+    Tag.apply("n", calls, a, a).backward(afnio.Variable("f"))
+    assert ["n:f"] == texts(a)
+    assert 1 == len(calls)
+
+
+def test_second_backward_raises_on_its_own_line() -> None:
+    """The graph is freed by the first pass, unless it is retained."""
+    a = leaf("a")
+    out = Tag.apply("n", [], a)
+    out.backward(afnio.Variable("1"), retain_graph=True)
+    out.backward(afnio.Variable("2"))
+    with pytest.raises(GraphError, match=r"second time.*retain_graph=True"):
+        out.backward(afnio.Variable("3"))
+    assert ["n:1", "n:2"] == texts(a)
+
+
+def test_a_refused_pass_claims_nothing() -> None:
+    """A pass that meets a claimed node leaves the others free."""
+    a = leaf("a")
+    shared = Tag.apply("shared", [], a)
+    first, second = Tag.apply("first", [], shared), Tag.apply("second", [], shared, a)
+    first.backward(afnio.Variable("1"))
+    for _ in range(2):
+        with pytest.raises(GraphError, match="SharedBackward0|TagBackward0"):
+            second.backward(afnio.Variable("2"))
+
+
+@pytest.mark.parametrize(
+    ("start", "seed", "match"),
+    [
+        (lambda: leaf("a"), None, "leaf"),
+        (lambda: afnio.Variable("a") + afnio.Variable("b"), None, "leaf"),
+        (lambda: Tag.apply("n", [], leaf("a")), None, "only evaluators"),
+        (lambda: leaf("a") + leaf("b"), None, "only evaluators"),
+    ],
+)
+def test_bad_starts(start: Any, seed: Any, match: str) -> None:
+    """A pass starts at an op's output, with a seed unless an evaluator has its own."""
+    with pytest.raises(GraphError, match=match):
+        start().backward(seed)
+
+
+def test_bad_seeds() -> None:
+    """A seed is a Variable, one text or one for each sample; create_graph isn't supported."""
+    out = Tag.apply("n", [], leaf("a"))
+    with pytest.raises(TypeError, match="wrap it"):
+        out.backward("f")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one text"):
+        out.backward(afnio.Variable(["f", "g"]))
+    with pytest.raises(GraphError, match="create_graph"):
+        out.backward(afnio.Variable("f"), create_graph=True)
+    with pytest.raises(ValueError, match="2 variables"):
+        backward([out, out], [afnio.Variable("f")])
+
+
+def test_inputs_prune() -> None:
+    """With `inputs`, a node that leads to none of them isn't called, and nobody else gathers."""
+    calls: list[str] = []
+    a, b = leaf("a"), leaf("b")
+    left, right = Tag.apply("left", calls, a), Tag.apply("right", calls, b)
+    Tag.apply("end", calls, left, right).backward(afnio.Variable("f"), inputs=[a])
+    assert ["end", "left"] == calls
+    assert (["left:end:f"], []) == (texts(a), texts(b))
+
+
+def test_grad_returns_without_adding() -> None:
+    """`grad` hands the feedback back and leaves `.grad` alone; it reaches op outputs too."""
+    a, b = leaf("a"), leaf("b")
+    middle = Tag.apply("middle", [], a)
+    out = Tag.apply("end", [], middle, b)
+    found = grad(out, [a, middle, b], afnio.Variable("f"))
+    assert [["middle:end:f"], ["end:f"], ["end:f"]] == [[g.data for g in gs] for gs in found]
+    assert [[], []] == [texts(a), texts(b)]
+
+
+def test_batch_leaf_is_aligned() -> None:
+    """A batch leaf has one gradient for each consumer, aligned to its samples; a shared scalar one a sample."""
+    x, p = afnio.Variable(["x", None, "z"], role="x", requires_grad=True), leaf("p")
+    out = Tag.apply("n", [], x, p)
+    out.backward(afnio.Variable(["1", "2", "3"]))
+    assert [["n:1", None, "n:3"]] == texts(x)
+    assert ["n:1", "n:3"] == texts(p)
+
+
+def test_scalar_between_batches_speaks_once() -> None:
+    """A scalar op that samples share runs its backward once, with the feedback of all of them in order."""
+    calls: list[str] = []
+    p = leaf("p")
+    shared = Tag.apply("shared", calls, p)
+    out = Tag.apply("n", [], afnio.Variable(["a", "b", None]), shared)
+    out.backward(afnio.Variable(["1", "2", "3"]))
+    assert ["shared"] == calls
+    assert ["shared:n:1\nn:2"] == texts(p)
+
+
+def test_no_feedback_no_call() -> None:
+    """Upstream of a node that says nothing, nothing is called."""
+    calls: list[str] = []
+
+    class Silent(Function):
+        @staticmethod
+        def forward(ctx, text):
+            return text
+
+        @staticmethod
+        def backward(ctx, feedback):
+            return None
+
+    a = leaf("a")
+    Silent.apply(Tag.apply("n", calls, a)).backward(afnio.Variable("f"))
+    assert ([], []) == (calls, texts(a))
+
+
+def test_failed_backward_adds_nothing() -> None:
+    """If one sample's backward fails, no leaf gets the others' half; with a quorum they do."""
+
+    class Picky(Function):
+        @staticmethod
+        def forward(ctx, text, p):
+            ctx.text = text
+            return text
+
+        @staticmethod
+        def backward(ctx, feedback):
+            if ctx.text == "bad":
+                raise ValueError("no luck")
+            return None, feedback
+
+    p = leaf("p")
+    data = afnio.Variable(["a", "bad", "c"])
+    with pytest.raises(BatchError, match="1 of 3 samples of PickyBackward0"):
+        Picky.apply(data, p).backward(afnio.Variable("f"))
+    assert [] == texts(p)
+    with afnio.tolerate(quorum=0.5):
+        Picky.apply(data, p).backward(afnio.Variable("f"))
+    assert ["f", "f"] == texts(p)
+
+
+def test_no_grad_records_nothing() -> None:
+    """Under no_grad an output is a leaf that needs no gradient."""
+    with afnio.no_grad():
+        out = Tag.apply("n", [], leaf("a"))
+    assert (True, False, None) == (out.is_leaf, out.requires_grad, out.grad_fn)
+
+
+def test_deep_graph() -> None:
+    """A chain of 3,000 ops neither recurses forward nor backward."""
+
+    class Pass(Function):
+        inline = True
+
+        @staticmethod
+        def forward(ctx, text):
+            return text
+
+        @staticmethod
+        def backward(ctx, feedback):
+            return feedback
+
+    a = leaf("a")
+    out = a
+    for _ in range(3_000):
+        out = Pass.apply(out)
+    assert "a" == out.data
+    out.backward(afnio.Variable("f"))
+    assert 1 == len(a.grad)
+
+
+def test_graph_is_freed() -> None:
+    """After a pass nothing keeps the graph's nodes or intermediate Variables alive."""
+    a = leaf("a")
+    middle = Tag.apply("middle", [], a)
+    out = Tag.apply("end", [], middle)
+    nodes = [weakref.ref(middle.grad_fn), weakref.ref(out.grad_fn)]
+    out.backward(afnio.Variable("f"))
+    del middle, out
+    gc.collect()
+    assert [None, None] == [node() for node in nodes]
+    assert ["middle:end:f"] == texts(a)
+
+
+def test_clear_grad_drops_what_is_late() -> None:
+    """Feedback that arrives after clear_grad goes nowhere."""
+    import threading
+
+    go = threading.Event()
+
+    class Slow(Function):
+        @staticmethod
+        def forward(ctx, text):
+            return text
+
+        @staticmethod
+        def backward(ctx, feedback):
+            assert go.wait(10)
+            return feedback
+
+    async def main() -> list[Any]:
+        a = leaf("a")
+        work = Slow.apply(a).backward(afnio.Variable("f"))
+        a.clear_grad()
+        go.set()
+        await work
+        return texts(a)
+
+    assert [] == afnio.run(main())
+
+
+def test_graph_surface() -> None:
+    """Nodes have names, edges to inputs, `(None, 0)` where no gradient is needed."""
+    a = leaf("a")
+    out = a + afnio.Variable("b")
+    node = out.grad_fn
+    assert node is not None
+    assert "AddBackward0" == node.name()
+    (first, second) = node.next_functions
+    assert ("AccumulateGrad", 0) == (first[0].name(), first[1])  # type: ignore[union-attr]
+    assert (None, 0) == second
+    assert 0 == out.output_nr
