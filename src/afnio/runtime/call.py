@@ -58,27 +58,54 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
     Raises:
         ModelError: when it failed for good or its attempts are used up.
     """
-    started = time.monotonic()
-    attempts = 0
+    progress = _Progress()
     runtime.calls_open += 1
     try:
-        async for attempt in retrying(lambda state: _tell_retry(call, state)):
-            with attempt:
-                attempts += 1
-                reply = await _attempt(runtime, call, first=attempts == 1)
+        try:
+            reply = await _attempt(runtime, call, progress)
+        except TransientModelError as error:
+            reply = await _again(runtime, call, progress, error)
     except ModelError as error:
-        if attempts > 1:
-            error.add_note(f"after {attempts} attempts in {time.monotonic() - started:.1f} s")
-        _tell_end(call, attempts, started, Usage(), f"{type(error).__name__}: {error}")
+        if progress.attempts > 1:
+            error.add_note(f"after {progress.attempts} attempts in {progress.seconds:.1f} s")
+        _tell_end(call, progress, Usage(), f"{type(error).__name__}: {error}")
         raise
     finally:
         runtime.calls_open -= 1
-    _tell_end(call, attempts, started, reply.usage, None)
+    _tell_end(call, progress, reply.usage, None)
     return reply
 
 
-async def _attempt(runtime: Runtime, call: Call[R], *, first: bool) -> R:
-    async with admitter(runtime, call.account).permit(call.rank, first=first):
+class _Progress:
+    """How often a call was tried, and since when."""
+
+    __slots__ = ("_started", "attempts")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+
+async def _again(runtime: Runtime, call: Call[R], progress: _Progress, first: TransientModelError) -> R:
+    """Try until an attempt succeeds or they are used up.
+
+    Only a call whose first attempt failed pays for tenacity, whose every use leaves a reference cycle.
+    """
+    async for attempt in retrying(lambda state: _tell_retry(call, state)):
+        with attempt:
+            if attempt.retry_state.attempt_number == 1:
+                raise first
+            reply = await _attempt(runtime, call, progress)
+    return reply
+
+
+async def _attempt(runtime: Runtime, call: Call[R], progress: _Progress) -> R:
+    progress.attempts += 1
+    async with admitter(runtime, call.account).permit(call.rank, first=progress.attempts == 1):
         try:
             with anyio.fail_after(call.deadline):
                 return await call.attempt()
@@ -93,26 +120,20 @@ def _tell_retry(call: Call[R], state: RetryCallState) -> None:
     wait = state.next_action.sleep if state.next_action is not None else 0.0
     emit(
         CallRetried(
-            call.address,
-            call.account.url,
-            call.model,
-            call.purpose,
-            state.attempt_number,
-            str(error),
-            wait,
+            call.address, call.account.url, call.model, call.purpose, state.attempt_number, str(error), wait
         )
     )
 
 
-def _tell_end(call: Call[R], attempts: int, started: float, usage: Usage, error: str | None) -> None:
+def _tell_end(call: Call[R], progress: _Progress, usage: Usage, error: str | None) -> None:
     emit(
         CallEnded(
             call.address,
             call.account.url,
             call.model,
             call.purpose,
-            attempts,
-            time.monotonic() - started,
+            progress.attempts,
+            progress.seconds,
             usage,
             error,
         )

@@ -1,0 +1,176 @@
+"""Admission and the adaptive limit, on a virtual clock where time matters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afnio.errors import RateLimitedError, TransientModelError
+from afnio.runtime.admission import Admitter, Priority
+from afnio.runtime.concurrency import CEILING, CUT, START, Concurrency
+from afnio.runtime.limits import Limits
+
+
+def admitter(limit: int) -> Admitter:
+    made = Admitter()
+    made.apply(Limits(max_in_flight=limit))
+    return made
+
+
+@asynccontextmanager
+async def held(admit: Admitter, rank: Priority = Priority.TRAINING) -> AsyncIterator[None]:
+    async with admit.permit(rank, first=True):
+        yield
+
+
+async def test_never_above_the_limit() -> None:
+    """No more permits are out than the limit allows, and all of them come back."""
+    admit, peak = admitter(3), 0
+
+    async def call() -> None:
+        nonlocal peak
+        async with held(admit):
+            peak = max(peak, admit.in_flight)
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(call)
+    assert (3, 0) == (peak, admit.in_flight)
+
+
+async def test_priority_then_order() -> None:
+    """The queue's head is the most urgent class, and within it who came first."""
+    admit, order = admitter(1), []
+
+    async def call(name: str, rank: Priority) -> None:
+        async with held(admit, rank):
+            order.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        async with held(admit):
+            for name, rank in [
+                ("t1", Priority.TRAINING),
+                ("s1", Priority.SERVING),
+                ("t2", Priority.TRAINING),
+                ("v1", Priority.VALIDATION),
+                ("s2", Priority.SERVING),
+            ]:
+                tasks.start_soon(call, name, rank)
+                await anyio.wait_all_tasks_blocked()
+    assert ["s1", "s2", "v1", "t1", "t2"] == order
+
+
+async def test_cancelled_waiter_leaves_no_permit() -> None:
+    """Cancelling who queues, or who has just been admitted, leaks nothing."""
+    admit = admitter(1)
+    async with anyio.create_task_group() as tasks:
+        async with held(admit):
+            with anyio.move_on_after(0):
+                async with held(admit):
+                    raise AssertionError("not reached")
+
+            async def call() -> None:
+                async with held(admit):
+                    await anyio.sleep_forever()
+
+            tasks.start_soon(call)
+            await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert 0 == admit.in_flight
+    async with held(admit):
+        assert 1 == admit.in_flight
+
+
+@pytest.mark.looptime
+async def test_rate_limit_pauses_the_account() -> None:
+    """After a 429 nobody goes on the wire until the time that the provider gave."""
+    admit = admitter(4)
+    started = anyio.current_time()
+    with pytest.raises(RateLimitedError):
+        async with held(admit):
+            raise RateLimitedError("slow down", retry_after=7.0)
+    times = []
+
+    async def call() -> None:
+        async with held(admit):
+            times.append(anyio.current_time() - started)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(call)
+    assert [7.0] * 3 == [round(time, 3) for time in times]
+
+
+async def test_other_errors_pause_nobody() -> None:
+    """A failed attempt of another kind gives its permit back, and that is all."""
+    admit = admitter(2)
+    with pytest.raises(TransientModelError):
+        async with held(admit):
+            raise TransientModelError("reset")
+    assert (0, 2) == (admit.in_flight, admit.concurrency.limit)
+
+
+def grown(limit: Concurrency, now: float = 0.0, saturated: bool = True) -> int:
+    limit.sent(limit.limit if saturated else 1)
+    for _ in range(max(limit.limit, 4)):
+        limit.succeeded(now)
+    return limit.limit
+
+
+def test_slow_start() -> None:
+    """Without an explicit limit it starts at 64 and doubles per clean, saturated round up to the ceiling."""
+    limit = Concurrency()
+    assert [START, 128, 256, 512, CEILING, CEILING] == [limit.limit, *(grown(limit) for _ in range(5))]
+
+
+def test_no_growth_without_use() -> None:
+    """A limit that wasn't used doesn't grow: unused headroom proves nothing."""
+    assert START == grown(Concurrency(), saturated=False)
+
+
+def test_one_cut_per_episode() -> None:
+    """Many rate limits at once are one episode; after it growth is slow."""
+    limit = Concurrency()
+    for _ in range(20):
+        limit.limited(1.0, None)
+    assert int(START * CUT) == limit.limit
+    assert int(START * CUT) == grown(limit, now=2.0)  # successes in the cool-down don't count
+    assert int(START * CUT * 1.05) == grown(limit, now=100.0)
+    limit.limited(200.0, None)
+    assert limit.limit < int(START * CUT)
+
+
+def test_explicit_ceiling() -> None:
+    """An explicit limit is used at once, and never exceeded."""
+    limit = Concurrency(10)
+    assert 10 == grown(limit)
+    limit.limited(0.0, None)
+    assert 8 == limit.limit
+    for turn in range(50):
+        grown(limit, now=100.0 + turn)
+    assert 10 == limit.limit
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1e6)), max_size=200))
+def test_limit_stays_in_bounds(events: list[tuple[bool, float]]) -> None:
+    """Whatever happens, the limit stays between 1 and the ceiling."""
+    limit = Concurrency()
+    for success, now in sorted(events, key=lambda event: event[1]):
+        limit.sent(limit.limit)
+        if success:
+            limit.succeeded(now)
+        else:
+            limit.limited(now, None)
+        assert 1 <= limit.limit <= CEILING
+
+
+def test_bad_limit() -> None:
+    """A limit below one is refused with its value."""
+    with pytest.raises(ValueError, match="got 0"):
+        Limits(max_in_flight=0)

@@ -1,0 +1,129 @@
+"""The call path: attempts, retries, deadlines and events, on a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
+from afnio.runtime.call import Call, perform
+from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
+from afnio.runtime.limits import Account
+from afnio.runtime.retry import ATTEMPTS, BACKOFF_MAX
+
+
+class Reply:
+    usage = Usage(3, 2)
+
+
+class FakeRuntime:
+    """Keeps resources on the test's own loop, whose clock is virtual."""
+
+    def __init__(self) -> None:
+        self.calls_open = 0
+        self._resources: dict[Any, Any] = {}
+
+    def resource(self, key: Any, make: Callable[[], Any]) -> Any:
+        return self._resources.setdefault(key, make())
+
+
+def call(script: list[BaseException | None], deadline: float = 600.0) -> Call[Reply]:
+    attempts = iter(script)
+
+    async def attempt() -> Reply:
+        error = next(attempts)
+        if error is not None:
+            raise error
+        return Reply()
+
+    return Call("scope/1/forward", "key", Account("https://host", "s"), "m", "forward", attempt, deadline)
+
+
+async def run(asked: Call[Reply]) -> tuple[list[Any], Reply | BaseException]:
+    events: list[Any] = []
+    with subscribed(events.append):
+        try:
+            return events, await perform(FakeRuntime(), asked)  # type: ignore[arg-type]
+        except Exception as error:
+            return events, error
+
+
+async def test_success() -> None:
+    """One attempt, one event with what it took."""
+    (ended,), reply = await run(call([None]))
+    assert isinstance(reply, Reply)
+    assert isinstance(ended, CallEnded)
+    assert ("scope/1/forward", "https://host", "m", 1, Usage(3, 2), None) == (
+        ended.address, ended.account, ended.model, ended.attempts, ended.usage, ended.error,
+    )  # fmt: skip
+
+
+@pytest.mark.looptime
+async def test_transient_errors_are_retried() -> None:
+    """Transient errors are tried again after a wait that is bounded and grows."""
+    events, reply = await run(call([TransientModelError("reset")] * 3 + [None]))
+    assert isinstance(reply, Reply)
+    retried = [event for event in events if isinstance(event, CallRetried)]
+    assert [1, 2, 3] == [event.attempt for event in retried]
+    assert all(event.wait <= 0.5 * 2 ** (event.attempt - 1) for event in retried)
+    assert 4 == events[-1].attempts
+
+
+@pytest.mark.looptime
+async def test_attempts_end() -> None:
+    """After eight attempts the last error is raised, and says how many there were."""
+    started = anyio.current_time()
+    events, error = await run(call([TransientModelError("reset")] * 20))
+    assert isinstance(error, TransientModelError)
+    assert f"after {ATTEMPTS} attempts" in error.__notes__[0]
+    assert ATTEMPTS == events[-1].attempts
+    assert anyio.current_time() - started <= ATTEMPTS * BACKOFF_MAX
+
+
+async def test_final_errors_are_not_retried() -> None:
+    """A final error is raised at once."""
+    events, error = await run(call([FinalModelError("no")]))
+    assert isinstance(error, FinalModelError)
+    assert 1 == events[-1].attempts
+    assert "FinalModelError: no" == events[-1].error
+
+
+@pytest.mark.looptime
+async def test_retry_after_is_obeyed_with_jitter_on_top() -> None:
+    """The wait is never shorter than what the provider asked for."""
+    events, _ = await run(call([RateLimitedError("slow", retry_after=20.0), None]))
+    assert 20.0 <= events[0].wait <= 20.5
+
+
+@pytest.mark.looptime
+async def test_deadline() -> None:
+    """An attempt that takes too long is one that failed, and is tried again."""
+    turns = 0
+
+    async def slow() -> Reply:
+        nonlocal turns
+        turns += 1
+        if turns < 3:
+            await anyio.sleep(1000)
+        return Reply()
+
+    asked = Call("a", "k", Account("https://host", "s"), "m", "forward", slow, 60.0)
+    events, reply = await run(asked)
+    assert isinstance(reply, Reply)
+    assert "no reply within 60 s" in events[0].error
+
+
+async def test_subscriber_that_fails_is_reported_once_per_event(caplog: pytest.LogCaptureFixture) -> None:
+    """A subscriber that raises stops neither the call nor the other subscribers."""
+    seen: list[Any] = []
+
+    def broken(event: Any) -> None:
+        raise RuntimeError("subscriber")
+
+    with subscribed(broken), subscribed(seen.append):
+        await perform(FakeRuntime(), call([None]))  # type: ignore[arg-type]
+    assert 1 == len(seen)
+    assert "a subscriber failed on CallEnded" in caplog.text

@@ -1,0 +1,221 @@
+"""The runtime's life: started by the first launch, closed, forked, ended with the interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+
+import anyio
+import pytest
+
+import afnio
+from afnio import runtime
+from afnio.errors import LaunchCancelledError
+from afnio.testing import ScriptedClient
+
+PRELUDE = """
+import os, sys, threading
+import anyio, afnio
+from afnio import runtime
+from afnio.testing import ScriptedClient
+asked = threading.Event()
+async def never(request):
+    asked.set()
+    await anyio.sleep_forever()
+def ask(client):
+    messages = [{"role": "user", "content": [afnio.Variable("hi")]}]
+    return afnio.functional.chat_completion(client, messages, model="m")
+"""
+
+
+def script(code: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of its own, in which every warning is an error."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_import_starts_nothing() -> None:
+    """Importing starts no thread; the first launch starts one."""
+    run = script(
+        """
+        assert threading.active_count() == 1
+        x = afnio.Variable("a")
+        assert threading.active_count() == 1
+        assert (x + x).data == "aa"
+        assert threading.active_count() == 2
+        """
+    )
+    assert (0, "") == (run.returncode, run.stderr)
+
+
+def test_exit_with_pending_work() -> None:
+    """At exit pending work is cancelled, and one line says how much."""
+    run = script(
+        """
+        replies = [ask(ScriptedClient(never)) for _ in range(3)]
+        asked.wait()
+        while runtime.current_runtime().calls_open < 3: pass
+        print("end")
+        """
+    )
+    assert (0, "end\n") == (run.returncode, run.stdout)
+    (line,) = run.stderr.splitlines()
+    assert "3 launches pending and 3 calls under way" in line
+
+
+def test_exit_with_a_blocked_callable() -> None:
+    """A callable that never returns doesn't keep the interpreter from exiting."""
+    run = script(
+        """
+        blocked = threading.Event()
+        def stuck(value):
+            blocked.set()
+            threading.Event().wait()
+        mapped = afnio.Variable("a").map(stuck)
+        blocked.wait()
+        """
+    )
+    assert 0 == run.returncode, run.stderr
+
+
+def test_unread_failure_is_logged() -> None:
+    """A failure that nobody read is logged when its value is collected, with its launch line."""
+    run = script(
+        """
+        reply = ask(ScriptedClient(ValueError("no luck")))
+        slot = reply._slots[0]
+        while not slot.done: pass
+        del reply, slot
+        import gc; gc.collect()
+        """
+    )
+    assert 0 == run.returncode
+    assert "a failure was never read: ValueError: no luck" in run.stderr
+    assert "launched at <string>" in run.stderr
+
+
+def test_close_and_start_again() -> None:
+    """Closing cancels what is pending and ends the thread; the next launch starts a new runtime."""
+    run = script(
+        """
+        reply = ask(ScriptedClient(never))
+        asked.wait()
+        import logging; logging.disable()
+        runtime.close()
+        assert [t.name for t in threading.enumerate()] == ["MainThread"], threading.enumerate()
+        try:
+            reply.data
+        except afnio.errors.LaunchCancelledError:
+            print("cancelled")
+        print((afnio.Variable("a") + afnio.Variable("b")).data)
+        """
+    )
+    assert (0, "cancelled\nab\n", "") == (run.returncode, run.stdout, run.stderr)
+
+
+def test_scope_of_a_closed_runtime() -> None:
+    """A launch in a scope whose runtime has been closed says so."""
+    run = script(
+        """
+        with afnio.scope():
+            (afnio.Variable("a") + afnio.Variable("b")).data
+            runtime.close()
+            try:
+                afnio.Variable("a") + afnio.Variable("b")
+            except afnio.errors.RuntimeClosedError as error:
+                print(error)
+        """
+    )
+    assert 0 == run.returncode, run.stderr
+    assert "after the Afnio runtime had been closed" in run.stdout
+
+
+def test_fork() -> None:
+    """A fork's child starts its own runtime; only what was pending at the fork raises there."""
+    run = script(
+        """
+        go = threading.Event()
+        async def slow(request):
+            asked.set()
+            while not go.is_set():
+                await anyio.sleep(0.001)
+            return "late"
+        done, pending = ask(ScriptedClient("early")), ask(ScriptedClient(slow))
+        done.data
+        asked.wait()
+        child = os.fork()
+        if child == 0:
+            try:
+                assert done.data == "early"
+                assert (afnio.Variable("a") + done).data == "aearly"
+                assert ask(ScriptedClient("mine")).data == "mine"
+                try:
+                    pending.data
+                except afnio.errors.ForkedError as error:
+                    assert "forked" in str(error)
+                    os._exit(7)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        go.set()
+        print(pending.data)
+        """
+    )
+    assert (0, "late\n") == (run.returncode, run.stdout), run.stderr
+
+
+def test_cancelled_before_its_first_step() -> None:
+    """A lane that is cancelled before its task has begun ends all the same, and warns of nothing."""
+
+    async def main() -> None:
+        for _ in range(50):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await afnio.functional.chat_completion(
+                    ScriptedClient("x"), [{"role": "user", "content": [afnio.Variable("hi")]}], model="m"
+                )
+
+    anyio.run(main)
+
+
+def test_cancelled_value_raises() -> None:
+    """What a scope cancelled says so when it is read."""
+    started = threading.Event()
+
+    async def never(request: object) -> str:
+        started.set()
+        await anyio.sleep_forever()
+        return ""
+
+    with afnio.scope() as owner:
+        reply = afnio.functional.chat_completion(
+            ScriptedClient(never), [{"role": "user", "content": [afnio.Variable("hi")]}], model="m"
+        )
+        started.wait(10)
+        owner.cancel()
+    with pytest.raises(LaunchCancelledError, match=r"ChatCompletion.*test_lifetime"):
+        reply.data  # noqa: B018
+
+
+def test_one_runtime_for_many_threads() -> None:
+    """Threads that launch first at the same time share one runtime."""
+    run = script(
+        """
+        found, barrier = [], threading.Barrier(16)
+        def first():
+            barrier.wait()
+            found.append(runtime.current_runtime())
+        threads = [threading.Thread(target=first) for _ in range(16)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        assert len(set(map(id, found))) == 1
+        """
+    )
+    assert (0, "") == (run.returncode, run.stderr)
+    assert runtime.current_runtime() is runtime.current_runtime()
