@@ -1,7 +1,7 @@
 """One training step in which every sample is wrong: forward, backward, update; three latencies are ideal.
 
 The provider runs in a process of its own, answers at once after a constant latency, and counts what it
-was asked. Reach: at most 1.10 × 3 latencies for 256 samples at 1 s, with at most 2·256 + 2 calls.
+was asked. Reach: at most 1.10 x 3 latencies for 256 samples at 1 s, with at most 2·256 + 2 calls.
 """
 
 from __future__ import annotations

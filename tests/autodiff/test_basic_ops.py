@@ -39,7 +39,7 @@ def test_add_errors() -> None:
         V("a") + "b"  # type: ignore[operator]
     later = V(["a"]).map(len)
     with pytest.raises((TypeError, BatchError)):  # the launch line, unless the value isn't there yet
-        (later + V(["b"])).data  # noqa: B018
+        (later + V(["b"])).data
 
 
 def test_add_feedback() -> None:

@@ -110,7 +110,7 @@ def test_wrong_value(returned: Any, match: str) -> None:
             return returned(text)
 
     with pytest.raises(TypeError, match=match) as caught:
-        Wrong.apply(afnio.Variable("a")).data  # noqa: B018
+        Wrong.apply(afnio.Variable("a")).data
     assert "test_function.py" in caught.value.__notes__[0]
 
 
@@ -125,7 +125,7 @@ def test_wrong_number_of_outputs_and_gradients() -> None:
             return (text,)
 
     with pytest.raises(ValueError, match="must return 2 values, a, b"):
-        Two.apply(afnio.Variable("x")).a.data  # noqa: B018
+        Two.apply(afnio.Variable("x")).a.data
 
     class Short(Function):
         @staticmethod
@@ -161,5 +161,5 @@ def test_system_exit_in_a_callable_is_a_failure() -> None:
         raise SystemExit(3)
 
     with pytest.raises(BatchError, match="1 of 1"):
-        afnio.Variable(["a"]).map(leave).data  # noqa: B018
+        afnio.Variable(["a"]).map(leave).data
     assert "AB" == (afnio.Variable("A") + afnio.Variable("B")).data

@@ -116,7 +116,7 @@ def test_forward_equals_eager(graph):
             assert [n for n, v in enumerate(expected) if isinstance(v, Boom)] == sorted(errors)
         elif isinstance(expected, Boom):
             with pytest.raises(Boom):
-                variable.data  # noqa: B018
+                variable.data
         else:
             assert expected == variable.data
 
@@ -169,4 +169,4 @@ def test_failed_backward_appends_nothing(graph):
     else:
         assert not any(isinstance(value, Boom) for value in last)
     for variable in variables:
-        variable.errors  # noqa: B018 - read, so that nobody reports them
+        variable.errors

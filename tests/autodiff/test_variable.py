@@ -141,7 +141,7 @@ def test_batch_error_names_samples_node_and_line() -> None:
     """Reading failed samples raises one error that says which, where, and why."""
     out = afnio.Variable(["bad", "a", "bad"], role="x").map(failing)
     with pytest.raises(BatchError, match=r"2 of 3 samples of Map launched at .*test_variable.py") as caught:
-        out.data  # noqa: B018
+        out.data
     assert (0, 2) == caught.value.samples
     assert "sample 0" in caught.value.exceptions[0].__notes__[0]
 
@@ -152,7 +152,7 @@ def test_error_can_be_raised_again() -> None:
     lengths = []
     for _ in range(3):
         with pytest.raises(ValueError, match="no luck") as caught:
-            out.data  # noqa: B018
+            out.data
         lengths.append(len(list(caught.traceback)))
     assert 1 == len(set(lengths))
 
@@ -163,7 +163,7 @@ def test_quorum() -> None:
     with afnio.tolerate(quorum=0.5):
         assert [None, "A", None] == out.data
     with afnio.tolerate(quorum=0.9), pytest.raises(BatchError, match=r"quorum=0\.9"):
-        out.data  # noqa: B018
+        out.data
     with pytest.raises(ValueError, match="got 2"):
         afnio.tolerate(quorum=2)
 
@@ -193,7 +193,7 @@ def test_grad_of_an_output_needs_retain_grad() -> None:
     x = afnio.Variable("a", requires_grad=True)
     out = x.map(str.upper)
     with pytest.raises(GraphError, match="retain_grad"):
-        out.grad  # noqa: B018
+        out.grad
     out.retain_grad()
     out.map(str.lower).backward(afnio.Variable("f"))
     assert ["f"] == [g.data for g in out.grad]
@@ -251,4 +251,4 @@ def test_map() -> None:
     with pytest.raises(TypeError, match="got 3"):
         x.map(3)  # type: ignore[arg-type]
     with pytest.raises(BatchError):
-        x.map(lambda value: {"no": value}).data  # noqa: B018
+        x.map(lambda value: {"no": value}).data

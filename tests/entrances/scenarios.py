@@ -97,7 +97,7 @@ def failure_sync() -> Result:
     client, agent = ScriptedClient(replies), Agent()
     pred = agent(client, ["ok", "bad"])
     try:
-        pred.data  # noqa: B018
+        pred.data
     except afnio.errors.BatchError as error:
         told = [list(error.samples), str(error.exceptions[0])]
     with afnio.tolerate(quorum=0.5):

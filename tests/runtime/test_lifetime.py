@@ -200,7 +200,7 @@ def test_cancelled_value_raises() -> None:
         started.wait(10)
         owner.cancel()
     with pytest.raises(LaunchCancelledError, match=r"ChatCompletion.*test_lifetime"):
-        reply.data  # noqa: B018
+        reply.data
 
 
 def test_one_runtime_for_many_threads() -> None:

@@ -56,7 +56,7 @@ async def test_sync_modes() -> None:
     with afnio.set_sync_mode("allow"):
         assert "yes" == ask(ScriptedClient("yes")).data
     with afnio.set_sync_mode("warn"), pytest.warns(UserWarning, match="blocks the running event loop"):
-        ask(ScriptedClient("yes", latency=0.02)).data  # noqa: B018
+        ask(ScriptedClient("yes", latency=0.02)).data
     with pytest.raises(ValueError, match="sometimes"):
         afnio.set_sync_mode("sometimes")  # type: ignore[arg-type]
 
@@ -70,7 +70,7 @@ def test_node_callables_may_not_read() -> None:
         return value + pending.data
 
     with pytest.raises(BlockingReadError, match="a callable of a node"):
-        afnio.Variable("x").map(reads).data  # noqa: B018
+        afnio.Variable("x").map(reads).data
     afnio.runtime.current_runtime().post(
         afnio.runtime.current_runtime().cancel, pending._slots[0].launch
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Number
 from typing import Any, final
 
 from afnio.autodiff.arguments import Arguments
@@ -36,7 +35,7 @@ def _require_variables(op: str, values: Sequence[Any]) -> None:
 
 def _require_one_kind(op: str, values: Sequence[Any]) -> None:
     if not (
-        all(isinstance(value, str) for value in values) or all(isinstance(value, Number) for value in values)
+        all(isinstance(value, str) for value in values) or all(isinstance(value, int | float) for value in values)
     ):
         shown = ", ".join(type(value).__name__ for value in values)
         raise TypeError(f"{op} takes strings or numbers, not both (got {shown}); convert one of them first")
@@ -45,7 +44,7 @@ def _require_one_kind(op: str, values: Sequence[Any]) -> None:
 def _check_known(op: str, arguments: Arguments) -> None:
     """Raise at the launch line for values that are known there and can't be combined."""
     firsts = [slots[0].outcome for slots, _ in arguments.cells if slots and slots[0].outcome is not PENDING]
-    known = [value for value in firsts if isinstance(value, str | Number)]
+    known = [value for value in firsts if isinstance(value, str | int | float)]
     if known:
         _require_one_kind(op, known)
 

@@ -209,7 +209,7 @@ class Runtime:
         try:
             with anyio.move_on_after(CLOSE_TIMEOUT / 2):
                 while self.launches:
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
                 async with anyio.create_task_group() as closers:
                     for resource in self._resources.values():
                         closers.start_soon(resource.aclose)

@@ -124,7 +124,7 @@ async def wait_async(slots: Iterable[Slot]) -> None:
         raise
 
 
-def _runtime_of(pending: Sequence[Slot]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _runtime_of(pending: Sequence[Slot]):  # type: ignore[no-untyped-def]
     from afnio.runtime.runtime import current_runtime
     from afnio.runtime.scope import current_scope
 
