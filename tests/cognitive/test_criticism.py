@@ -1,0 +1,92 @@
+"""Criticism: what a critic's answer may look like, and which variable each comment belongs to."""
+
+from __future__ import annotations
+
+import pytest
+from roles import play, shown
+
+import afnio
+import afnio.cognitive as cog
+from afnio.testing import ScriptedClient
+
+
+@pytest.fixture
+def texts() -> list[cog.Parameter]:
+    return [cog.Parameter("one", role="first"), cog.Parameter("two", role="second")]
+
+
+def gradients(texts, *replies, edit=None):
+    critic = ScriptedClient(list(replies))
+    afnio.set_backward_model_client(critic, completion_args={"model": "b"})
+    messages = [{"role": "system", "content": [texts[0]]}, {"role": "user", "content": [texts[-1]]}]
+    reply = cog.ChatCompletion()(ScriptedClient("said"), messages, model="m")
+    if edit is not None:
+        reply.data = edit
+    cog.ExactMatchEvaluator()(reply, "right")[1].backward()
+    return [[g.data for g in text.grad] for text in texts], critic
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"feedback": [{"variable": "v1", "text": "A"}, {"variable": "v2", "text": "B"}]},
+        {"feedback": [{"variable": "v2", "text": "B"}, {"variable": "v1", "text": "A"}]},
+        {"feedback": [{"variable": "first", "text": "A"}, {"variable": "second", "text": "B"}]},
+        {"feedback": [{"text": "A"}, {"text": "B"}]},
+        {"feedback": {"v1": "A", "v2": "B"}},
+    ],
+)
+def test_comments_go_to_their_variables(texts, answer):
+    """By their ids, or by their places where the ids are not those that were given."""
+    assert [["A"], ["B"]] == gradients(texts, answer)[0]
+
+
+def test_one_variable_may_get_a_bare_text(texts):
+    """With one text there is no doubt whose comment it is."""
+    assert [["A"]] == gradients(texts[:1], {"feedback": "A"})[0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        (
+            {"feedback": [{"variable": "v1", "text": "A"}]},
+            '"feedback" must have one entry for each of v1, v2',
+        ),
+        ({"feedback": "A"}, '"feedback" must be a list of objects'),
+        ({"feedback": [{"variable": "v1", "text": 1}, {"variable": "v2", "text": "B"}]}, 'every "text" must'),
+        ({"comments": []}, "the key 'feedback' is missing"),
+        ("I think that…", "it holds no JSON object"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_repaired(texts, bad, complaint):
+    """The critic is told what was wrong with its answer."""
+    good = {"feedback": [{"variable": "v1", "text": "A"}, {"variable": "v2", "text": ""}]}
+    found, critic = gradients(texts, bad, good)
+    assert [["A"], []] == found
+    assert complaint in critic.requests[1].messages[-1]["content"]
+    assert {"backward": 1, "backward-repair": 1} == {
+        phase: use["calls"] for phase, use in critic.get_usage()["phases"].items()
+    }
+
+
+def test_an_edit_is_shown_only_where_it_differs(texts):
+    """What the consumers saw is part of the story if it isn't the reply."""
+    answer = {"feedback": {"v1": "A", "v2": "B"}}
+    assert [] == shown(gradients(texts, answer)[1].requests[0], "edited_reply")
+    assert [] == shown(gradients(texts, answer, edit="said")[1].requests[0], "edited_reply")
+    assert ["SAID"] == shown(gradients(texts, answer, edit="SAID")[1].requests[0], "edited_reply")
+
+
+def test_several_consumers_speak_in_one_call(texts):
+    """A reply that two evaluators judged is criticized once, with both findings."""
+    critic = ScriptedClient(play(critic={"feedback": {"v1": "A"}}))
+    afnio.set_backward_model_client(critic, completion_args={"model": "b"})
+    reply = cog.ChatCompletion()(
+        ScriptedClient("said"), [{"role": "system", "content": [texts[0]]}], model="m"
+    )
+    found = [cog.ExactMatchEvaluator()(reply, target)[1] for target in ("x", "y")]
+    afnio.autodiff.backward(found)
+    (request,) = critic.requests
+    assert ['"x"', '"y"'] == [text.split("expected ")[1].split(",")[0] for text in shown(request, "feedback")]
+    assert ["A"] == [g.data for g in texts[0].grad]

@@ -1,0 +1,180 @@
+"""The judge: a model scores; its explanation is the feedback, or its own texts are what learns."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+from roles import comment, play, prompt, shown, variables
+
+import afnio
+import afnio.cognitive as cog
+from afnio.errors import BatchError, TemplateError
+from afnio.testing import ScriptedClient
+
+JUDGE = cog.LMJudgeEvaluator()
+
+
+def rubric(text="Grade {prediction} against {target}."):
+    return cog.Parameter(text, role="rubric")
+
+
+def messages(part):
+    return [{"role": "user", "content": [part]}]
+
+
+def answer(data):
+    return afnio.Variable(data, role="answer", requires_grad=True)
+
+
+def verdict(request):
+    good = "good" in prompt(request)
+    return {"score": good, "explanation": "fine" if good else "too long"}
+
+
+def test_it_scores_each_sample_and_explains():
+    """The messages are filled with prediction and target, and ask for the form."""
+    client = ScriptedClient(verdict)
+    score, explanation = JUDGE(client, messages(rubric()), answer(["good", "bad"]), ["x", "y"], model="j")
+    assert (1, [True, False]) == (score.data, score.samples)
+    assert "Sample 1: too long" in explanation.data
+    first = client.requests[0]
+    assert first.messages[0]["content"].startswith("Grade good against x.\nAnswer with one JSON object")
+    assert "afnio_judgement" == first.params["response_format"]["json_schema"]["name"]
+    assert ["judge"] == list(client.get_usage()["phases"])
+
+
+def test_in_eval_mode_the_explanation_is_the_feedback():
+    """No backward call is made; samples that succeeded send none."""
+    critic = ScriptedClient(comment("never"))
+    afnio.set_backward_model_client(critic, completion_args={"model": "b"})
+    grade, given = rubric(), answer(["good", "bad"])
+    _, explanation = JUDGE(
+        ScriptedClient(verdict), messages(grade), given, ["x", "y"], success_fn=all, model="j"
+    )
+    explanation.backward()
+    assert [[None, "too long"]] == [g.data for g in given.grad]
+    assert ([], []) == (grade.grad, critic.requests)
+
+
+@pytest.mark.parametrize("eval_mode", [False, afnio.Variable(False)])
+def test_out_of_eval_mode_the_judges_own_texts_get_the_feedback(eval_mode):
+    """The prediction gets none; the critic sees the judge's reply and a person's remark."""
+    critic = ScriptedClient(play(critic=comment("be milder")))
+    afnio.set_backward_model_client(critic, completion_args={"model": "b"})
+    grade, given = rubric(), answer(["good", "bad"])
+    note = afnio.Variable("n", role="note", requires_grad=True)
+    _, explanation = JUDGE(
+        ScriptedClient(verdict),
+        messages(grade) + messages(afnio.Variable("{note}")),
+        given,
+        ["x", "y"],
+        inputs={"note": note},
+        success_fn=all,
+        eval_mode=eval_mode,
+        model="j",
+    )
+    explanation.backward(afnio.Variable("too strict"))
+    assert ([], 2, 2) == (given.grad, len(grade.grad), len(note.grad))
+    request = critic.requests[1]
+    assert ["rubric", "note"] == [v.attributes["role"] for v in variables(request)]
+    assert ["score: False\ntoo long"] == shown(request, "reply")
+    assert (["too strict"], []) == (shown(request, "feedback"), shown(request, "edited_reply"))
+
+
+def test_a_judge_that_succeeded_teaches_nothing():
+    """Without a remark from outside, success sends no feedback to the judge's texts."""
+    critic = ScriptedClient(comment("never"))
+    afnio.set_backward_model_client(critic, completion_args={"model": "b"})
+    grade = rubric("Grade {prediction}.")
+    _, explanation = JUDGE(
+        ScriptedClient(verdict), messages(grade), answer(["good"]), success_fn=all, eval_mode=False, model="j"
+    )
+    explanation.backward()
+    assert ([], []) == (grade.grad, critic.requests)
+
+
+def test_an_unreadable_judgement_is_repaired_once():
+    """The judge is told what was wrong."""
+    client = ScriptedClient(["4 of 5", {"score": 4, "explanation": "ok"}])
+    score, _ = JUDGE(client, messages(rubric("Grade {prediction}.")), answer("a"), model="j")
+    assert 4 == score.data
+    assert "it holds no JSON object" in client.requests[1].messages[-1]["content"]
+    assert {"judge": 1, "judge-repair": 1} == {
+        phase: use["calls"] for phase, use in client.get_usage()["phases"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    "bad", ["no", {"score": None, "explanation": "x"}, {"score": [1], "explanation": "x"}, {"score": 1}]
+)
+def test_a_judge_without_a_verdict_fails_its_sample(bad):
+    """It is never counted as a score."""
+
+    def script(request):
+        return bad if "bad" in request.messages[0]["content"] else {"score": 1, "explanation": "ok"}
+
+    score, _ = JUDGE(
+        ScriptedClient(script), messages(rubric("Grade {prediction}.")), answer(["bad", "good"]), model="j"
+    )
+    with pytest.raises(BatchError, match="1 of 2 samples") as caught:
+        _ = score.data
+    assert "judge model's reply could not be read" in str(caught.value.exceptions[0])
+
+
+def test_missing_samples_are_not_judged():
+    """None makes no call and enters no score."""
+    client = ScriptedClient(verdict)
+    score, _ = JUDGE(client, messages(rubric()), answer(["good", None, "bad"]), ["x", "y", None], model="j")
+    assert ([True, None, None], 1) == (score.samples, len(client.requests))
+
+
+def test_a_response_format_of_the_user_is_sent():
+    """A pydantic model works here too."""
+
+    class Verdict(BaseModel):
+        score: int
+        explanation: str
+
+    client = ScriptedClient('{"score": 3, "explanation": "ok"}')
+    score, _ = JUDGE(
+        client, messages(rubric("{prediction}")), answer("a"), response_format=Verdict, model="j"
+    )
+    assert 3 == score.data
+    assert "Verdict" == client.requests[0].params["response_format"]["json_schema"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"inputs": {"prediction": "x"}}, ValueError, "the input name 'prediction' is filled by the judge"),
+        ({"inputs": {"target": "x"}}, ValueError, "the input name 'target' is filled by the judge"),
+        ({"forward_model_client": None}, TypeError, "takes a model client (got None)"),
+        ({"prediction": "x"}, TypeError, "prediction must be a Variable (got 'x')"),
+        ({"success_fn": 3}, TypeError, "success_fn must be a callable"),
+        (
+            {"messages": messages(rubric("Grade it."))},
+            TemplateError,
+            "input 'prediction' is used by no message",
+        ),
+        (
+            {"messages": messages(afnio.Variable("{prediction} {other}"))},
+            TemplateError,
+            "placeholder {other}",
+        ),
+        ({"model": ""}, TypeError, "a call needs a model name (got '')"),
+        ({"reduction_fn_purpose": None}, ValueError, "reduction_fn needs reduction_fn_purpose"),
+    ],
+)
+def test_bad_arguments_are_refused_at_the_launch_line(change, error, words):
+    """Nothing is asked then."""
+    client = ScriptedClient(verdict)
+    given = {
+        "forward_model_client": client,
+        "messages": messages(rubric("Grade {prediction}.")),
+        "prediction": answer("a"),
+        "model": "j",
+    }
+    with pytest.raises(error) as caught:
+        JUDGE(**{**given, **change})
+    assert words in str(caught.value)
+    assert [] == client.requests

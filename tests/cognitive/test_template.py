@@ -1,0 +1,103 @@
+"""Templates fill what is named, leave every other brace alone, and say what doesn't fit."""
+
+from __future__ import annotations
+
+import pytest
+
+import afnio
+from afnio.cognitive.template import as_text, check_inputs, check_messages, fill, rendered
+from afnio.errors import TemplateError
+
+
+def message(text, role="user"):
+    return {"role": role, "content": [text if isinstance(text, afnio.Variable) else afnio.Variable(text)]}
+
+
+def test_filling_is_one_pass_and_leaves_other_braces():
+    """A value's own braces and JSON braces stay as they are."""
+    assert 'x {b} {"a": 1} {} {{b}} {c d}' == fill('{a} {"a": 1} {} {{b}} {c d}', {"a": "x {b}"})
+
+
+def test_a_filled_value_is_never_a_template_itself():
+    """An input that looks like a placeholder of another input is not filled."""
+    assert "{b} B" == fill("{a} {b}", {"a": "{b}", "b": "B"})
+
+
+@pytest.mark.parametrize(
+    ("messages", "error", "words"),
+    [
+        ([], TypeError, "messages must be a list of at least one message (got [])"),
+        ("hello", TypeError, "messages must be a list of at least one message (got 'hello')"),
+        (["hello"], TypeError, "message 0 must be a dict with 'role' and 'content' (got 'hello')"),
+        ([{"role": "user"}], ValueError, "message 0 needs 'role' and 'content' (got ['role'])"),
+        ([{"role": "tool", "content": []}], ValueError, "message 0 has role 'tool'; use one of system"),
+        ([{"role": "user", "content": "hi"}], TypeError, "needs a list of Variables as 'content' (got 'hi')"),
+        ([{"role": "user", "content": []}], TypeError, "needs a list of Variables as 'content' (got [])"),
+        (
+            [{"role": "user", "content": ["hi"]}],
+            TypeError,
+            "message 0 holds 'hi', which is no Variable; wrap",
+        ),
+    ],
+)
+def test_bad_messages_are_refused_with_the_value_and_the_fix(messages, error, words):
+    """Each refusal names the message and shows what it got."""
+    with pytest.raises(error) as caught:
+        check_messages(messages)
+    assert words in str(caught.value)
+
+
+def test_an_unfilled_placeholder_is_an_error_that_names_the_inputs():
+    """A forgotten input is caught before anything is sent."""
+    with pytest.raises(TemplateError) as caught:
+        check_inputs([message("Read {text}.")], ["message"])
+    assert (
+        "message 0 (user) has the placeholder {text}, which no input fills (inputs: message); add it to inputs"
+    ) == str(caught.value)
+
+
+def test_an_input_that_no_message_uses_is_an_error():
+    """So a misspelt input is no silent loss."""
+    with pytest.raises(TemplateError) as caught:
+        check_inputs([message("Read {text}.")], ["text", "note"])
+    assert ("input 'note' is used by no message (placeholders: text); write {note} where it belongs") == str(
+        caught.value
+    )
+
+
+def test_a_parameter_may_hold_stray_placeholders():
+    """An optimizer may rewrite a prompt to anything, braces included."""
+    check_inputs([message(afnio.Parameter("Answer {like_this} and { so }."))], [])
+
+
+def test_a_parameter_may_use_inputs():
+    """A placeholder in a Parameter counts as a use."""
+    check_inputs([message(afnio.Parameter("Answer {question}."))], ["question"])
+
+
+async def test_texts_that_are_pending_are_not_judged():
+    """What is not known at the launch line is no error there."""
+    ready = afnio.Variable("{later}").map(str)
+    check_inputs([message(ready)], ["later"])
+    await ready
+
+
+def test_a_list_in_a_message_is_refused():
+    """A model reads text; lists have to be joined."""
+    nested = [message(afnio.Variable([["a", "b"], ["c", "d"]]))]
+    with pytest.raises(TypeError, match="message 0 would hold a list .* join it first, with variable.map"):
+        check_inputs(nested, [])
+    with pytest.raises(TypeError, match="message 0 would hold a list"):
+        rendered([{"role": "user", "content": [["a", "b"]]}], {})
+
+
+def test_rendering_sends_one_text_or_parts():
+    """One part is sent as a string, several as text parts, each filled."""
+    sent = rendered(
+        [{"role": "system", "content": ["Hi {a}"]}, {"role": "user", "content": ["{a}", 3]}], {"a": "x"}
+    )
+    assert [
+        {"role": "system", "content": "Hi x"},
+        {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "3"}]},
+    ] == sent
+    assert ["Hi x", "x\n\n3"] == [as_text(m["content"]) for m in sent]
