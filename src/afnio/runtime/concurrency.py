@@ -1,7 +1,7 @@
 """Concurrency: how many requests an account takes at once, found by trying.
 
 Additive increase, multiplicative decrease (Chiu and Jain, 1989) with the slow start of TCP: double per
-clean round until the first rate limit, then grow by a twentieth; one cut of to 0.8 for each episode of
+clean round until the first rate limit, then grow by a twentieth; one cut to 0.8 of it for each episode of
 rate limits. It grows only where the limit was really used, as unused headroom proves nothing. (The
 saturation gate is inspect_ai's; latency isn't used: a busy client alone can double it.)
 """
