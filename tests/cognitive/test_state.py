@@ -1,0 +1,168 @@
+"""State: a Module's texts by name, taken whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.autodiff import Variable
+from afnio.testing import ScriptedClient
+
+
+class Inner(cog.Module):
+    def __init__(self):
+        super().__init__()
+        self.prompt = cog.Parameter("inner", role="inner prompt")
+
+
+class Agent(cog.Module):
+    def __init__(self):
+        super().__init__()
+        self.task = cog.Parameter("task", role="task")
+        self.template = Variable("{message}", role="template")
+        self.inner = Inner()
+        self.chat = cog.ChatCompletion()
+        self.steps = 0
+        self.register_buffer("kept", Variable("kept", role="buffer"))
+        self.register_buffer("passing", Variable("passing"), persistent=False)
+        self.register_chat(
+            "turns",
+            [{"role": "system", "content": [self.task]}, {"role": "user", "content": [Variable("turn")]}],
+        )
+
+    def forward(self, client, message):
+        messages = [
+            {"role": "system", "content": [self.task]},
+            {"role": "user", "content": [self.template]},
+        ]
+        return self.chat(client, messages, inputs={"message": message}, model="m")
+
+
+NAMES = ["task", "kept", "turns.1.0", "inner.prompt"]
+
+
+def test_a_state_holds_parameters_persistent_buffers_and_chats():
+    """As detached Variables; a Parameter in a chat is not there twice."""
+    agent = Agent()
+    state = agent.state_dict()
+    assert NAMES == list(state)
+    assert ["task", "kept", "turn", "inner"] == [variable.data for variable in state.values()]
+    assert not any(variable.requires_grad for variable in state.values())
+    assert agent.task is agent.state_dict(keep_vars=True)["task"]
+    assert ["x.prompt"] == list(agent.inner.state_dict(prefix="x."))
+
+
+def test_a_state_is_a_snapshot():
+    """What is learned later doesn't change it."""
+    agent = Agent()
+    state = agent.state_dict()
+    agent.task.data = "learned"
+    assert "task" == state["task"].data
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_state_goes_into_used_and_never_run_agents(used):
+    """From either to either: a call leaves nothing behind that a state would need."""
+    source, target = Agent(), Agent()
+    source.task.data = source.inner.prompt.data = "learned"
+    if used:
+        for agent in (source, target):
+            assert "ok" == agent(ScriptedClient("ok"), "hi").data
+    assert ([], []) == target.load_state_dict(source.state_dict())
+    assert ["learned", "learned"] == [parameter.data for parameter in target.parameters()]
+    assert "learned" == target.turns[0]["content"][0].data
+    assert target.task.requires_grad
+
+
+def test_misfits_are_listed_together_and_nothing_is_changed():
+    """One error says all."""
+    agent = Agent()
+    state = agent.state_dict()
+    del state["kept"]
+    state |= {"task": Variable(["a", "b"]), "inner.prompt": "text", "other": Variable("x")}
+    with pytest.raises(RuntimeError) as caught:
+        agent.load_state_dict(state)
+    assert (
+        "the state dict doesn't fit Agent: task is one value here and not in the state; "
+        "inner.prompt must be a Variable (got 'text'); missing: kept; unexpected: other"
+    ) == str(caught.value)
+    assert ["task", "inner"] == [parameter.data for parameter in agent.parameters()]
+
+
+def test_a_loose_load_takes_what_fits():
+    """And says what didn't."""
+    agent = Agent()
+    keys = agent.load_state_dict({"task": Variable("new"), "other": Variable("x")}, strict=False)
+    assert (["kept", "turns.1.0", "inner.prompt"], ["other"]) == keys
+    assert "new" == agent.task.data
+
+
+def test_assigning_takes_the_variables_and_keeps_parameters():
+    """A detached Variable becomes a Parameter, as only that is learned."""
+    agent, state = Agent(), Agent().state_dict()
+    mine = state["task"] = cog.Parameter("mine", role="mine")
+    state["inner.prompt"].data = "new"
+    agent.inner.requires_grad_(False)
+    agent.load_state_dict(state, assign=True)
+    assert agent.task is mine
+    assert agent.kept is state["kept"]
+    assert (cog.Parameter, "new", False) == (
+        type(agent.inner.prompt),
+        agent.inner.prompt.data,
+        agent.inner.prompt.requires_grad,
+    )
+
+
+def test_lengths_of_batches_have_to_fit():
+    """An empty or missing value takes anything."""
+    module = cog.Module()
+    module.register_buffer("batch", Variable(["a", "b"]))
+    with pytest.raises(RuntimeError, match="batch has 2 samples here and 3 in the state"):
+        module.load_state_dict({"batch": Variable(["a", "b", "c"])})
+    module.batch = Variable(None)
+    module.load_state_dict({"batch": Variable(["a", "b", "c"])})
+    assert ["a", "b", "c"] == module.batch.data
+
+
+class Counter(Inner):
+    steps = 3
+
+    def get_extra_state(self):
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state):
+        self.steps = state["steps"]
+
+
+def test_extra_state_goes_along():
+    """What a subclass saves beside its texts."""
+    source, target = Counter(), Counter()
+    source.steps = 7
+    target.load_state_dict(source.state_dict())
+    assert 7 == target.steps
+    with pytest.raises(RuntimeError, match="missing: _extra_state"):
+        target.load_state_dict(Inner().state_dict())
+
+
+def test_a_state_waits_for_what_is_pending():
+    """What is saved is what has arrived."""
+    agent = Agent()
+    agent.kept = Variable("later").map(str.upper)
+    assert "LATER" == agent.state_dict()["kept"].data
+
+
+def test_what_is_no_mapping_is_refused():
+    """With the value."""
+    with pytest.raises(TypeError, match=r"a state dict is a mapping .got \[\]"):
+        Agent().load_state_dict([])
+
+
+def test_a_state_survives_a_file(tmp_path):
+    """save and load hand it on."""
+    agent = Agent()
+    agent.task.data = "learned {x}"
+    afnio.save(agent.state_dict(), tmp_path / "agent.afnio")
+    other = Agent()
+    other.load_state_dict(afnio.load(tmp_path / "agent.afnio"))
+    assert "learned {x}" == other.task.data
