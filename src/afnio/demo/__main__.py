@@ -1,0 +1,118 @@
+"""The demo's command: `python -m afnio.demo`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+
+from afnio.demo.endpoint import Endpoint
+from afnio.demo.error import RefusedError, sentence
+from afnio.demo.options import Options, read_options
+
+if TYPE_CHECKING:
+    from afnio.demo.splits import Splits
+
+NAMESPACE: Final = "demo"
+PROJECT: Final = "facility-support"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo and return the process's exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    options = read_options(argv)
+    console, errors = Console(), Console(stderr=True)
+    from afnio.demo.progress import say
+
+    try:
+        run(options, console)
+    except KeyboardInterrupt:
+        say(errors, "Interrupted; nothing of the demo is left running.")
+        return 130
+    except RefusedError as error:
+        say(errors, f"Not started: {error}.")
+        return 2
+    except BaseException as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        say(errors, f"The demo failed: {said}")
+        return 1
+    return 0
+
+
+def run(options: Options, console: Console) -> None:
+    """Run the job and report it."""
+    # Imported here, so that Ctrl-C during the imports ends in one line as well.
+    from afnio import tellurio as te
+    from afnio.demo.estimate import ask
+    from afnio.demo.figures import FILE, check_folder, figures, write
+    from afnio.demo.job import Job
+    from afnio.demo.progress import Progress, say
+    from afnio.demo.report import print_report
+    from afnio.demo.splits import load_splits
+    from afnio.demo.tally import Tally
+    from afnio.runtime.events import subscribed
+    from afnio.tellurio.store import store_path
+
+    check_folder()
+    splits = load_splits(options.messages)
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(open_endpoint(options, console))
+        introduce(console, endpoint, splits)
+        if endpoint.kind == "live":
+            ask(console, endpoint, splits, options)
+        started = time.monotonic()
+        tracked = stack.enter_context(te.init(NAMESPACE, PROJECT, config={"lm": endpoint.kind}))
+        say(console, f"Recorded as run {tracked.name} in {store_path(NAMESPACE, PROJECT)}")
+        say(console)
+        with Progress(console) as progress:
+            tally = Tally(progress.call_ended, progress.retried)
+            job = Job(endpoint, splits, options, progress)
+            progress.expect(job.forward_calls)
+            with subscribed(tally):
+                result = job.run()
+        seconds = time.monotonic() - started
+        te.log({"baseline": result.baseline.share or 0.0, "final": result.final.share or 0.0})
+    print_report(console, endpoint, result, tally, seconds)
+    write(figures(endpoint, options, splits, result, tally, seconds))
+    say(console, f"All figures: {FILE}")
+
+
+def introduce(console: Console, endpoint: Endpoint, splits: Splits) -> None:
+    """Say who is asked, and with what data, before anything else."""
+    from afnio.demo.progress import say
+
+    sizes = splits.sizes
+    for note in endpoint.notes:
+        say(console, note)
+    say(
+        console,
+        f"FacilitySupport: {sizes['train']} training, {sizes['validation']} validation, "
+        f"{sizes['test']} test messages.",
+    )
+    say(console, f"Endpoint: {endpoint.base_url}")
+
+
+def open_endpoint(options: Options, console: Console) -> AbstractContextManager[Endpoint]:
+    """Return the endpoint that the options ask for, to be used as a `with` block."""
+    if options.live:
+        from afnio.demo.live import live_endpoint
+
+        return live_endpoint(options)
+    if options.local:
+        from afnio.demo.local_lm import local_endpoint
+
+        return local_endpoint(console)
+    from afnio.demo.simulated import simulated_endpoint
+
+    return simulated_endpoint()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
