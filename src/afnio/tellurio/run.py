@@ -6,10 +6,14 @@ import atexit
 import os
 import sys
 import uuid
+from contextlib import ExitStack
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
+from afnio.runtime import scope
+from afnio.runtime.events import CallEnded, CallRetried, StepEnded, subscribed
 from afnio.tellurio import active
 from afnio.tellurio.json_value import encode
 from afnio.tellurio.store import RunRow, Store, store_path
@@ -44,7 +48,8 @@ class RunStatus(StrEnum):
 class Run:
     """A run under way, as `init` returns it; records into its project's file.
 
-    As a context manager it is the active run of the block and ends with it: COMPLETED, FAILED
+    As a context manager it is the active run of the block, owns what is launched there as
+    `afnio.scope` does, records its calls and steps as events, and ends with it: COMPLETED, FAILED
     after an exception, CRASHED after an interrupt or an exit. Recording doesn't wait for the
     disk; `flush` does.
     """
@@ -70,6 +75,8 @@ class Run:
         self._store = Store(store_path(namespace, project, folder))
         self._pid = os.getpid()
         self._token: Token[Run | None] | None = None
+        self._scope = scope(name="run")
+        self._observing = ExitStack()
         config_json = encode("config", self.config)
         date = self.date_created.timestamp()
         row = RunRow(self.id, name, description, namespace, project, self.status, config_json, date)
@@ -145,6 +152,9 @@ class Run:
             raise RuntimeError(f"The run [{self.name}] can't be entered again; start another with te.init.")
         active.remove(self)
         self._token = active.enter(self)
+        self._observing.enter_context(subscribed(self._observe))
+        # The run owns what is launched in its block, and gives it an address of its own.
+        self._scope.__enter__()
         return self
 
     def __exit__(
@@ -153,9 +163,15 @@ class Run:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._token is not None
-        active.leave(self._token)
-        self.finish(RunStatus.after(exception_type))
+        status = RunStatus.after(exception_type)
+        try:
+            self._scope.__exit__(exception_type, exception, traceback)
+        except BaseException as error:
+            status = RunStatus.after(type(error))
+            raise
+        finally:
+            self._leave()
+            self.finish(status)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -168,11 +184,32 @@ class Run:
     ) -> None:
         from anyio import CancelScope, to_thread
 
+        status = RunStatus.after(exception_type)
+        try:
+            await self._scope.__aexit__(exception_type, exception, traceback)
+        except BaseException as error:
+            status = RunStatus.after(type(error))
+            raise
+        finally:
+            self._leave()
+            # Shielded: a cancelled program's run has to end as well.
+            with CancelScope(shield=True):
+                await to_thread.run_sync(self.finish, status)
+
+    def _leave(self) -> None:
         assert self._token is not None
+        self._observing.close()
         active.leave(self._token)
-        # Shielded: a cancelled program's run has to end as well.
-        with CancelScope(shield=True):
-            await to_thread.run_sync(self.finish, RunStatus.after(exception_type))
+
+    def _observe(self, event: object) -> None:
+        """Record what the engine says of calls and steps; on the runtime's thread, so without waiting."""
+        if isinstance(event, CallEnded):
+            usage = asdict(event.usage)
+            self.record("call", {**{f.name: getattr(event, f.name) for f in fields(event)}, "usage": usage})
+        elif isinstance(event, CallRetried):
+            self.record("retry", asdict(event))
+        elif isinstance(event, StepEnded):
+            self.record("step", asdict(event))
 
 
 def _check_text(what: str, value: str) -> None:
