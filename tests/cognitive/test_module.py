@@ -64,7 +64,9 @@ def test_assignment_before_init_is_an_error():
             self.plain = 1
             self.prompt = cog.Parameter("x")
 
-    with pytest.raises(AttributeError, match=r"Early.prompt was assigned before super\(\).__init__\(\); call"):
+    with pytest.raises(
+        AttributeError, match=r"Early.prompt was assigned before super\(\).__init__\(\); call"
+    ):
         Early()
     with pytest.raises(AttributeError, match="registered before"):
         cog.Module.register_parameter(object.__new__(cog.Module), "p", cog.Parameter("x"))
@@ -138,7 +140,11 @@ def test_a_property_of_the_class_takes_what_is_assigned():
     ("call", "error", "words"),
     [
         (lambda m: m.register_parameter(3, None), TypeError, "must be a string (got 3)"),
-        (lambda m: m.register_parameter("a.b", None), KeyError, "must not be empty or hold a dot (got 'a.b')"),
+        (
+            lambda m: m.register_parameter("a.b", None),
+            KeyError,
+            "must not be empty or hold a dot (got 'a.b')",
+        ),
         (lambda m: m.register_parameter("", None), KeyError, "must not be empty"),
         (lambda m: m.register_parameter("forward", None), KeyError, "has an attribute 'forward' already"),
         (lambda m: m.register_parameter("first", cog.Parameter("x")), KeyError, "'first' already"),
@@ -148,7 +154,11 @@ def test_a_property_of_the_class_takes_what_is_assigned():
         (lambda m: m.register_model("p", "x"), TypeError, "'p' is one of the models"),
         (lambda m: m.register_function("p", "x"), TypeError, "'p' is one of the functions"),
         (lambda m: m.register_completion_config("p", "x"), TypeError, "'p' is one of the completion_configs"),
-        (lambda m: m.register_chat("p", [{"role": "user"}]), ValueError, "message 0 needs 'role' and 'content'"),
+        (
+            lambda m: m.register_chat("p", [{"role": "user"}]),
+            ValueError,
+            "message 0 needs 'role' and 'content'",
+        ),
         (lambda m: setattr(m, "a.b", cog.Parameter("x")), KeyError, "hold a dot"),
     ],
 )

@@ -100,7 +100,13 @@ def _strict(schema: Any) -> Any:
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    strict = {name: _strict(value) for name, value in schema.items() if name != "default"}
+    strict = {
+        keyword: {name: _strict(inner) for name, inner in value.items()}
+        if keyword in ("properties", "$defs") and isinstance(value, dict)
+        else _strict(value)
+        for keyword, value in schema.items()
+        if keyword != "default"
+    }
     if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
         strict["additionalProperties"] = False
         strict["required"] = list(schema["properties"])

@@ -1,0 +1,103 @@
+"""Replies are classified by what providers really send: errors behind 200 included."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+
+import pytest
+
+from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
+from afnio.models.classify import read_reply, retry_after
+
+URL = "http://host/v1"
+GOOD = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
+
+
+def read(body=GOOD, status=200, headers=None):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return read_reply(status, headers or {}, data, URL)
+
+
+def error(message="bad", **fields):
+    return {"error": {"message": message, **fields}}
+
+
+def said(content, reason):
+    return {"choices": [{"message": {"content": content}, "finish_reason": reason}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (400, error(), FinalModelError, "http://host/v1 answered 400: bad"),
+        (401, error(), FinalModelError, "(check api_key or OPENAI_API_KEY)"),
+        (404, error("no model x"), FinalModelError, "answered 404: no model x"),
+        (429, error(), RateLimitedError, "answered 429: bad"),
+        (429, error(code="insufficient_quota"), FinalModelError, "out of quota: check its billing"),
+        (429, error(type="insufficient_quota"), FinalModelError, "out of quota"),
+        (429, b"<html>slow down</html>", RateLimitedError, "it starts '<html>slow down</html>'"),
+        (408, error(), TransientModelError, "answered 408"),
+        (500, error(), TransientModelError, "answered 500: bad"),
+        (502, b"<html>\n <h1>Bad gateway</h1></html>", TransientModelError, "it starts '<html> <h1>Bad"),
+        (503, b"", TransientModelError, "it is empty"),
+        (529, error(), TransientModelError, "answered 529"),
+        (599, error(), TransientModelError, "answered 599"),
+        (400, {"error": "text"}, FinalModelError, "answered 400: text"),
+        (400, ["list"], FinalModelError, "answered 400: it starts"),
+        (200, b"", TransientModelError, "no chat completion (it is empty)"),
+        (200, b'{"choices": [{"mess', TransientModelError, "no chat completion (it starts"),
+        (200, b"<html>", TransientModelError, "no chat completion"),
+        (200, {"choices": []}, TransientModelError, "answered 200 with no choices"),
+        (200, {}, TransientModelError, "answered 200 with no choices"),
+        (200, error("overloaded"), TransientModelError, "answered 500: overloaded"),
+        (200, error("limit", code="rate_limit_exceeded"), RateLimitedError, "answered 429: limit"),
+        (200, error("gone", code=404), FinalModelError, "answered 404: gone"),
+        (200, error("money", code="insufficient_quota"), FinalModelError, "out of quota"),
+        (200, said("", "length"), FinalModelError, "raise max_completion_tokens or lower reasoning_effort"),
+        (200, said(None, "content_filter"), FinalModelError, "finish_reason=content_filter"),
+    ],
+)
+def test_what_a_reply_means(status, body, kind, words):
+    """Worth another attempt or not, with what the provider said."""
+    with pytest.raises((TransientModelError, FinalModelError)) as caught:
+        read(body, status)
+    assert kind is type(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [GOOD, said("cut", "length"), said("", "stop")])
+def test_what_is_a_reply(body):
+    """A cut-off text and an empty one are what the model said."""
+    assert body["choices"][0]["message"]["content"] == read(body).content
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after-ms": "nan"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+    ],
+)
+def test_how_long_the_provider_asks_to_wait(headers, seconds):
+    """In milliseconds, seconds or as a date."""
+    assert seconds == retry_after(headers)
+    if seconds is not None:
+        with pytest.raises(RateLimitedError) as caught:
+            read(error(), 429, headers)
+        assert seconds == caught.value.retry_after
+
+
+def test_a_date_ahead_is_counted_from_now():
+    """Within the second that dates have."""
+    ahead = email.utils.formatdate(time.time() + 60, usegmt=True)
+    assert 58 < (retry_after({"retry-after": ahead}) or 0) <= 60

@@ -1,0 +1,135 @@
+"""Clients: one send is enough; retries, limits and usage are the engine's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+import afnio
+from afnio.errors import BlockingReadError, FinalModelError, TransientModelError
+from afnio.models import ChatClient, ChatResponse, Usage
+from afnio.runtime import Account, retry
+from afnio.runtime.events import CallEnded, CallRetried, subscribed
+from afnio.testing import ScriptedClient
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(retry, "BACKOFF_FIRST", 0.001)
+
+
+class Mine(ChatClient):
+    """A provider of one's own is one method."""
+
+    def __init__(self):
+        super().__init__(Account("mine://x", ""))
+
+    async def send(self, request):
+        return ChatResponse(content=request.messages[0]["content"].upper(), usage=Usage(3, 2))
+
+
+def test_a_provider_of_ones_own_writes_send():
+    """Everything else works."""
+    client = Mine()
+    assert ("HELLO", "Mine", "Mine('mine://x')") == (
+        client.chat(messages=HELLO, model="m").content,
+        client.provider,
+        repr(client),
+    )
+    assert (1, 5) == (client.get_usage()["calls"], client.get_usage()["total_tokens"])
+
+
+async def test_achat_is_awaited():
+    """From asyncio."""
+    assert "HELLO" == (await Mine().achat(messages=HELLO, model="m")).content
+
+
+async def test_chat_on_a_loop_is_refused_before_anything_is_sent():
+    """Nobody pays for the mistake."""
+    client = ScriptedClient("x")
+    with pytest.raises(BlockingReadError, match="write `await"):
+        client.chat(messages=HELLO, model="m")
+    assert [] == client.requests
+
+
+def test_usage_is_counted_by_phase_and_can_be_cleared():
+    """Calls and tokens."""
+    client = ScriptedClient("12345678")
+    client.chat(messages=HELLO, model="m")
+    client.chat(messages=HELLO, model="m")
+    tokens = {
+        "prompt_tokens": 4,
+        "completion_tokens": 4,
+        "total_tokens": 8,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
+    }
+    assert {"calls": 2, **tokens, "phases": {"chat": {"calls": 2, **tokens}}} == client.get_usage()
+    client.clear_usage()
+    assert (0, {}) == (client.get_usage()["calls"], client.get_usage()["phases"])
+
+
+def test_transient_failures_are_tried_again():
+    """And told; the reply counts once."""
+    client = ScriptedClient([TransientModelError("busy"), TransientModelError("busy"), "ok"])
+    events = []
+    with subscribed(events.append):
+        assert "ok" == client.chat(messages=HELLO, model="m").content
+    assert [CallRetried, CallRetried, CallEnded] == [type(event) for event in events]
+    assert (3, None, "chat") == (events[-1].attempts, events[-1].error, events[-1].purpose)
+    assert 1 == client.get_usage()["calls"]
+
+
+def test_attempts_end():
+    """The error says how many there were, and where it was launched."""
+    client = ScriptedClient(TransientModelError("busy"))
+    with pytest.raises(TransientModelError, match="busy") as caught:
+        client.chat(messages=HELLO, model="m")
+    assert retry.ATTEMPTS == len(client.requests)
+    notes = " ".join(caught.value.__notes__)
+    assert f"after {retry.ATTEMPTS} attempts" in notes
+    assert f"chat, launched at {__file__}" in notes
+
+
+def test_final_failures_are_not_tried_again():
+    """One request, one error event."""
+    client, events = ScriptedClient(FinalModelError("no")), []
+    with subscribed(events.append), pytest.raises(FinalModelError, match="no"):
+        client.chat(messages=HELLO, model="m")
+    assert (1, ["FinalModelError: no"]) == (len(client.requests), [event.error for event in events])
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_limits_are_kept_and_used(limit):
+    """Never more at once, and as many as allowed."""
+    client = ScriptedClient("x", latency=0.001, limits=afnio.Limits(max_in_flight=limit))
+    await afnio.resolve([client._launch(HELLO, "m", {}) for _ in range(20)])
+    assert limit == client.peak
+
+
+def test_bad_requests_are_refused_at_the_call():
+    """Not in the runtime."""
+    with pytest.raises(ValueError, match="n=2"):
+        Mine().chat(messages=HELLO, model="m", n=2)
+    with pytest.raises(ValueError, match="max_in_flight must be at least 1 .got 0"):
+        afnio.Limits(max_in_flight=0)
+
+
+def test_a_copy_is_the_client_itself():
+    """Connections and limits are shared."""
+    client = Mine()
+    assert client is copy.deepcopy(client)
+
+
+def test_the_scripted_client_says_when_its_script_is_short_or_wrong():
+    """As an error of the call."""
+    client = ScriptedClient(["a"])
+    client.chat(messages=HELLO, model="m")
+    with pytest.raises(FinalModelError, match="the script has no reply for request 2; give it one more"):
+        client.chat(messages=HELLO, model="m")
+    with pytest.raises(TypeError, match="a script replies texts, dicts"):
+        ScriptedClient(lambda request: 3).chat(messages=HELLO, model="m")
+    assert '{"é": 1}' == ScriptedClient({"é": 1}).chat(messages=HELLO, model="m").content

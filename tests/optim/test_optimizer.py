@@ -1,0 +1,218 @@
+"""Optimizers: groups with options, steps that never leave a parameter without a value."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio
+import anyio.to_thread
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.optim import Change, Optimizer
+from afnio.runtime.events import StepEnded, subscribed
+from afnio.testing import ScriptedClient
+
+
+class Append(Optimizer):
+    """Appends its gradients; raises what stands in a gradient named `error`."""
+
+    def __init__(self, params, *, sep=" "):
+        super().__init__(params, {"sep": sep})
+        self.proposed = []
+
+    async def propose(self, job, parameter, value, gradients, group):
+        await anyio.sleep(0)
+        texts = [gradient.data for gradient in gradients]
+        self.proposed.append((value, texts))
+        if "error" in texts:
+            raise ValueError(f"no proposal for {value}")
+        after = group["sep"].join([value, *texts])
+        self.state[parameter]["steps"] = [*self.state[parameter].get("steps", []), len(texts)]
+        return Change(parameter.role, value, after, len(texts))
+
+
+def test_a_step_replaces_values_by_what_is_proposed(learned):
+    """From the value and the gradients that were there at its launch."""
+    one, two = learned("a", "x", "y"), learned("b", "z")
+    optimizer = Append([one, two])
+    assert optimizer.step().done
+    assert ("a x y", "b z") == (one.data, two.data)
+    assert (True, True) == (one.is_leaf, one.requires_grad)
+    assert 2 == len(one.grad)
+    optimizer.clear_grad()
+    assert ([], []) == (one.grad, two.grad)
+
+
+def test_a_step_without_gradients_changes_and_asks_nothing():
+    """Nor does it make the values pending."""
+    parameter = cog.Parameter("a")
+    optimizer = Append([parameter])
+    optimizer.step()
+    assert ("a", []) == (parameter.data, optimizer.proposed)
+
+
+def test_a_parameter_that_requires_no_grad_stays(learned):
+    """It is frozen."""
+    parameter = learned()
+    parameter.requires_grad_(False)
+    Append([parameter]).step()
+    assert "old" == parameter.data
+
+
+def test_a_failed_proposal_keeps_the_value_and_only_the_step_raises(learned):
+    """The other parameter gets its new value."""
+    bad, good = learned("bad", "error"), learned("good", "x")
+    with pytest.raises(ValueError, match="no proposal for bad") as caught:
+        Append([bad, good]).step()
+    assert any(__file__ in note for note in caught.value.__notes__)
+    assert ("bad", "good x") == (bad.data, good.data)
+
+
+def test_several_failures_are_raised_together(learned):
+    """As one group."""
+    with pytest.raises(ExceptionGroup, match="parameters kept their values") as caught:
+        Append([learned("a", "error"), learned("b", "error")]).step()
+    assert ["no proposal for a", "no proposal for b"] == [str(e) for e in caught.value.exceptions]
+
+
+async def test_on_a_loop_a_step_is_awaited(learned):
+    """The value is pending until then; its error surfaces at the await."""
+    parameter, gate = learned("a", "x"), threading.Event()
+
+    class Gated(Append):
+        async def propose(self, *args):
+            await anyio.to_thread.run_sync(gate.wait)
+            return await super().propose(*args)
+
+    work = Gated([parameter]).step()
+    assert (True, False) == (parameter.pending, work.done)
+    gate.set()
+    await work
+    assert "a x" == parameter.data
+    with pytest.raises(ValueError, match="no proposal"):
+        await Append([learned("a", "error")]).step()
+
+
+async def test_steps_on_one_parameter_follow_each_other(learned):
+    """Two optimizers may share it."""
+    parameter = learned("a", "x")
+    one, two = Append([parameter], sep="-"), Append([parameter], sep="+")
+    await afnio.resolve([one.step(), two.step()])
+    assert "a-x+x" == parameter.data
+
+
+async def test_a_step_takes_what_was_there_at_its_launch(learned):
+    """clear_grad right after the launch takes nothing away from it."""
+    parameter = learned("a", "x")
+    optimizer = Append([parameter])
+    work = optimizer.step()
+    optimizer.clear_grad()
+    await work
+    assert ("a x", []) == (parameter.data, parameter.grad)
+
+
+async def test_a_cancelled_step_keeps_the_value(learned):
+    """The parameter never becomes a failure."""
+    parameter = learned("a", "x")
+
+    class Slow(Append):
+        async def propose(self, job, parameter, value, gradients, group):
+            await anyio.sleep_forever()
+
+    with pytest.raises(RuntimeError, match="stop"):
+        async with afnio.scope():
+            Slow([parameter]).step()
+            raise RuntimeError("stop")
+    await parameter
+    assert "a" == parameter.data
+
+
+def test_the_closure_is_called_first_and_its_result_returned(learned):
+    """It may compute the loss and its feedback."""
+    parameter = cog.Parameter("a")
+    optimizer = Append([parameter])
+
+    def closure():
+        parameter.append_grad(afnio.Variable("x"))
+        return "score", "explanation"
+
+    assert ("score", "explanation") == optimizer.step(closure).wait()
+    assert "a x" == parameter.data
+
+
+def test_groups_have_options_of_their_own(learned):
+    """What they don't give comes from the defaults."""
+    one, two, three = learned("a", "x"), learned("b", "x"), learned("c", "x")
+    optimizer = Append([{"params": [one]}, {"params": two, "sep": "/"}])
+    optimizer.add_param_group({"params": [three], "sep": "|"})
+    optimizer.step()
+    assert ["a x", "b/x", "c|x"] == [one.data, two.data, three.data]
+    assert "Append (\n  group 0: 1 parameters\n    sep: ' '\n" in repr(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "words"),
+    [
+        (lambda: cog.Parameter("a"), TypeError, "takes an iterable of Parameters; put the one in a list"),
+        (list, ValueError, "needs at least one parameter (got none); does the agent have any?"),
+        (lambda: ["a"], TypeError, "an optimizer takes Parameters (got 'a')"),
+        (lambda: [{"params": ["a"]}], TypeError, "an optimizer takes Parameters (got 'a')"),
+        (lambda: [{"sep": "a"}], TypeError, "a group is a dict with 'params' and options"),
+        (lambda: [cog.Parameter("a") + afnio.Variable("b")], ValueError, "a parameter must be a leaf"),
+        (lambda: [cog.Parameter(["a"])], ValueError, "a parameter is one text, not a batch"),
+        (lambda: [cog.Parameter("a")] * 2, ValueError, "is in a group of this optimizer already"),
+        (
+            lambda: [{"params": [cog.Parameter("a")], "step": 1}],
+            ValueError,
+            "no option 'step' (the options: sep)",
+        ),
+    ],
+)
+def test_what_cannot_be_optimized_is_refused(params, error, words):
+    """At the line that gives it."""
+    with pytest.raises(error) as caught:
+        Append(params())
+    assert words in str(caught.value)
+
+
+def test_state_goes_to_another_optimizer(learned):
+    """By the parameters' numbers; a saved state doesn't change with later steps."""
+    one, two = learned("a", "x"), learned("b", "y")
+    optimizer = Append([{"params": [one]}, {"params": [two], "sep": "/"}])
+    optimizer.step()
+    state = optimizer.state_dict()
+    expected = {
+        "state": {0: {"steps": [1]}, 1: {"steps": [1]}},
+        "param_groups": [{"sep": " ", "params": [0]}, {"sep": "/", "params": [1]}],
+    }
+    assert expected == state
+    optimizer.step()
+    assert expected == state
+    other = Append([{"params": [cog.Parameter("c")]}, {"params": [cog.Parameter("d")]}])
+    other.load_state_dict(state)
+    assert expected == other.state_dict()
+    with pytest.raises(ValueError, match=r"groups of \[1, 1\] parameters and this optimizer of \[1\]"):
+        Append([cog.Parameter("e")]).load_state_dict(state)
+
+
+def test_clients_are_left_out_of_the_state(learned):
+    """They hold keys."""
+    optimizer = afnio.optim.TGD([learned()], ScriptedClient("new"), model="m")
+    (group,) = optimizer.state_dict()["param_groups"]
+    assert "model_client" not in group
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert "model_client" in optimizer.param_groups[0]
+
+
+def test_an_event_tells_what_a_step_did(learned):
+    """To each parameter, and its error."""
+    events = []
+    with subscribed(lambda e: events.append(e) if isinstance(e, StepEnded) else None):
+        Append([learned("a", "x", role="r")]).step()
+        with pytest.raises(ValueError, match="no proposal"):
+            Append([learned("b", "error")]).step()
+    done, failed = events
+    assert ("Append", (Change("r", "a", "a x", 1),), None) == (done.optimizer, done.changes, done.error)
+    assert ((), "no proposal for b") == (failed.changes, failed.error)
