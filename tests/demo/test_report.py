@@ -11,9 +11,9 @@ from rich.console import Console
 
 from afnio.demo.figures import write
 from afnio.demo.interval import Accuracy
-from afnio.demo.job import Epoch, best, read_sentiment
+from afnio.demo.job import Epoch, Result, best, read_sentiment
 from afnio.demo.phase_table import phase_table
-from afnio.demo.report import described, difference, print_difference
+from afnio.demo.report import described, difference, print_difference, print_prompts
 from afnio.demo.tally import Phase
 from afnio.errors import ReplyError
 
@@ -65,6 +65,16 @@ def test_tables_and_prompts_fit_a_narrow_terminal(width: int):
     assert max(map(len, lines)) <= width
     # A prompt is text, not markup.
     assert any("[bold]words[/bold]" in line for line in lines)
+
+
+def test_what_training_made_is_shown_even_if_it_is_not_taken():
+    epochs = [epoch(0, "first", 5), epoch(1, "worse", 3)]
+    result = Result(Accuracy(5, 10), epochs, epochs[0], Accuracy(5, 10), wrong=5)
+    out = io.StringIO()
+    print_prompts(Console(file=out, width=80), result)
+    assert "(unchanged)" in out.getvalue()
+    assert "epoch 1 (3/10 on validation)" in out.getvalue()
+    assert "+ worse" in out.getvalue()
 
 
 def test_columns_of_failures_appear_with_the_first_failure():

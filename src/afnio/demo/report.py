@@ -21,20 +21,15 @@ STYLES: Final = {"+": "green", "-": "red"}
 
 def print_report(console: Console, endpoint: Endpoint, result: Result, tally: Tally, seconds: float) -> None:
     """Print prompts, calls, cost, time and accuracies; the line with both counts comes last."""
-    before, after = result.epochs[0].prompt, result.chosen.prompt
     say(console)
-    say(console, "The prompt, before and after:")
-    if before == after:
-        say(console, "  (unchanged)")
-    print_difference(console, before, after)
+    print_prompts(console, result)
     say(console)
     console.print(phase_table(tally.phases, tally.total))
     say(console)
     say(console, f"feedback  {tally.gradients} texts on {result.wrong} wrong answers")
     say(console, f"cost      unpriced{' (simulated)' if endpoint.kind == 'simulated' else ''}")
-    flight = tally.total.seconds
-    say(console, f"time      {seconds:.1f} s for {flight:.1f} s of calls")
-    say(console, f"final     {choice(result)}")
+    say(console, f"time      {seconds:.1f} s")
+    say(console, f"chosen    {choice(result)}")
     if endpoint.kind == "simulated":
         say(console, "lm        SIMULATED")
     say(console)
@@ -50,11 +45,11 @@ def headline(result: Result) -> str:
 
 
 def choice(result: Result) -> str:
-    """Return which prompt was tested at the end, and why."""
+    """Return which prompt the final test is of, and why."""
     chosen = result.chosen
     if chosen.number == 0:
-        return "the first prompt: none did better on val"
-    return f"prompt of epoch {chosen.number}, best with {chosen.validation} on val"
+        return "the first prompt: none did better on validation"
+    return f"epoch {chosen.number}'s prompt, best on validation ({chosen.validation})"
 
 
 def described(accuracy: Accuracy) -> str:
@@ -67,6 +62,19 @@ def described(accuracy: Accuracy) -> str:
     share = "none" if accuracy.share is None else f"{100 * accuracy.share:.1f} %"
     failed = f", {accuracy.failed} without an answer" if accuracy.failed else ""
     return f"{accuracy}  {share}  {100 * low:.1f} to {100 * high:.1f} %{failed}"
+
+
+def print_prompts(console: Console, result: Result) -> None:
+    """Print the prompt before and after; where training made none better, what it made as well."""
+    first, last = result.epochs[0], result.epochs[-1]
+    say(console, "The prompt, before and after:")
+    if result.chosen.prompt == first.prompt:
+        say(console, "  (unchanged)")
+    print_difference(console, first.prompt, result.chosen.prompt)
+    if result.chosen is first and last.prompt != first.prompt:
+        say(console)
+        say(console, f"Not taken, the prompt of epoch {last.number} ({last.validation} on validation):")
+        print_difference(console, first.prompt, last.prompt)
 
 
 def print_difference(console: Console, before: str, after: str) -> None:

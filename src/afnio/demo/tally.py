@@ -15,7 +15,7 @@ class Phase:
 
     Attributes:
         failed: calls that got no reply in all of their attempts.
-        seconds: time in flight, added up.
+        seconds: from launch to reply, added up over all calls.
     """
 
     calls: int = 0
