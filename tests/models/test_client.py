@@ -16,11 +16,6 @@ from afnio.testing import ScriptedClient
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(retry, "BACKOFF_FIRST", 0.001)
-
-
 class Mine(ChatClient):
     """A provider of one's own is one method."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -23,7 +24,7 @@ class Append(Optimizer):
         self.proposed = []
 
     async def propose(self, job, parameter, value, gradients, group):
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         texts = [gradient.data for gradient in gradients]
         self.proposed.append((value, texts))
         if "error" in texts:

@@ -1,0 +1,362 @@
+"""The OpenAI client against a provider on a real socket."""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import json
+import socket
+import time
+
+import httpx2
+import openai
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
+from afnio.models.openai import AsyncOpenAI, OpenAI
+from afnio.runtime import retry
+from afnio.runtime.events import CallRetried, subscribed
+from afnio.testing import Provider
+from afnio.testing.provider import Fault
+
+KEY = "sk-secret-0123456789"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def say(text):
+    return lambda request: text
+
+
+def client(provider, key=KEY, **options):
+    return AsyncOpenAI(api_key=key, base_url=provider.base_url, **options)
+
+
+def first(*faults):
+    """Let the first requests go wrong."""
+    return lambda request, index: faults[index] if index < len(faults) else None
+
+
+async def ask(lm, **args):
+    return await lm.achat(messages=HELLO, model="m", **args)
+
+
+async def test_a_reply_with_its_usage():
+    """Text, model and tokens."""
+    async with Provider(lm=say("hi there"), api_key=KEY) as provider:
+        lm = client(provider)
+        reply = await ask(lm, temperature=0)
+        assert ("hi there", "m", "stop") == (str(reply), reply.model, reply.finish_reason)
+        assert (2, 2) == (reply.usage.prompt_tokens, reply.usage.completion_tokens)
+        assert (1, 4) == (lm.get_usage()["calls"], lm.get_usage()["total_tokens"])
+
+
+async def test_usage_is_counted_per_phase():
+    """Forward, backward and step of one round, each with its tokens."""
+    async with Provider() as provider:
+        lm = client(provider)
+        prompt = cog.Parameter("Say the sentiment.", role="prompt")
+        messages = [
+            {"role": "system", "content": [prompt]},
+            {"role": "user", "content": [afnio.Variable("{m}")]},
+        ]
+        with afnio.set_backward_model_client(lm, completion_args={"model": "m"}):
+            reply = cog.ChatCompletion()(lm, messages, inputs={"m": ["lovely", "awful"]}, model="m")
+            _, explanation = await cog.ExactMatchEvaluator()(reply, ["x", "y"])
+            await explanation.backward()
+            await afnio.optim.TGD([prompt], lm, model="m").step()
+        usage = lm.get_usage()
+        assert {"forward": 2, "backward": 2, "step": 1} == {p: u["calls"] for p, u in usage["phases"].items()}
+        stats = provider.stats()
+        assert stats["requests"] == usage["calls"]
+        assert stats["prompt_tokens"] == usage["prompt_tokens"]
+        assert stats["completion_tokens"] == usage["completion_tokens"]
+
+
+@pytest.mark.parametrize("kind", [OpenAI, AsyncOpenAI])
+async def test_both_names_are_one_client(kind):
+    """`chat` waits, `achat` is awaited."""
+    async with Provider(lm=say("hi")) as provider:
+        lm = kind(api_key=KEY, base_url=provider.base_url)
+        assert "hi" == str(await ask(lm))
+        assert "hi" == await afnio.to_thread(lambda: str(lm.chat(messages=HELLO, model="m")))
+
+
+# Errors ----------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_key_is_final():
+    """One request; the SDK's own error is its cause."""
+    async with Provider(api_key="another") as provider:
+        with pytest.raises(
+            FinalModelError, match="answered 401: .* .check api_key or OPENAI_API_KEY"
+        ) as caught:
+            await ask(client(provider))
+        assert (401, 1) == (caught.value.status, provider.stats()["requests"])
+        assert isinstance(caught.value.__cause__, openai.AuthenticationError)
+
+
+async def test_an_unknown_model_is_final():
+    """With the name in the sentence."""
+    async with Provider(models=["other"]) as provider:
+        with pytest.raises(FinalModelError, match=r"answered 404: The model \[m\] does not exist") as caught:
+            await ask(client(provider))
+        assert isinstance(caught.value.__cause__, openai.NotFoundError)
+
+
+async def test_server_errors_and_resets_are_tried_again():
+    """Then the reply comes."""
+    html = Fault(502, body="<html>Bad gateway</html>")
+    async with Provider(lm=say("hi"), fault=first(Fault(500), Fault(close=True), html)) as provider:
+        events = []
+        with subscribed(events.append):
+            assert "hi" == str(await ask(client(provider)))
+        assert ["500: A simulated fault.", "ended early", "Bad gateway"] == [
+            next(
+                word
+                for word in ("500: A simulated fault.", "ended early", "Bad gateway")
+                if word in event.error
+            )
+            for event in events
+            if isinstance(event, CallRetried)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "least"),
+    [
+        ({"retry-after-ms": "30"}, 0.03),
+        ({"retry-after": "0.02"}, 0.02),
+        ({"retry-after": email.utils.formatdate(time.time() - 9, usegmt=True)}, 0.0),
+    ],
+)
+async def test_a_rate_limit_waits_as_long_as_it_is_told(headers, least):
+    """By each of the three headers."""
+    async with Provider(lm=say("hi"), fault=first(Fault(429, headers=headers))) as provider:
+        events, started = [], time.monotonic()
+        with subscribed(events.append):
+            assert "hi" == str(await ask(client(provider)))
+        assert time.monotonic() - started >= least
+        assert events[0].wait >= least
+
+
+async def test_a_rate_limit_that_stays_is_an_error(monkeypatch):
+    """After all attempts."""
+    monkeypatch.setattr(retry, "ATTEMPTS", 3)
+    async with Provider(fault=lambda *_: Fault(429)) as provider:
+        with pytest.raises(RateLimitedError, match="answered 429") as caught:
+            await ask(client(provider))
+        assert 3 == provider.stats()["requests"]
+        assert any("after 3 attempts" in note for note in caught.value.__notes__)
+
+
+async def test_an_empty_account_is_final():
+    """A 429 that no waiting helps."""
+    body = json.dumps({"error": {"message": "You exceeded your quota.", "code": "insufficient_quota"}})
+    async with Provider(fault=lambda *_: Fault(429, body=body)) as provider:
+        with pytest.raises(FinalModelError, match="out of quota: check its billing"):
+            await ask(client(provider))
+        assert 1 == provider.stats()["requests"]
+
+
+async def test_an_endpoint_that_is_not_there(monkeypatch):
+    """The sentence has the URL and the fix, the notes the launch line."""
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    lm = AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{port}/v1")
+    reply = cog.ChatCompletion()(lm, [{"role": "user", "content": [afnio.Variable("hi")]}], model="m")
+    with pytest.raises(
+        TransientModelError, match=f"can't reach http://127.0.0.1:{port}.*check base_url"
+    ) as caught:
+        await reply
+    assert any(__file__ in note for note in caught.value.__notes__)
+
+
+async def test_a_silent_endpoint_ends_by_the_timeout(monkeypatch):
+    """Each attempt has its deadline."""
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    async with Provider(fault=lambda *_: Fault(hang=True)) as provider:
+        with pytest.raises(TransientModelError, match="gave no reply within 0.05 s"):
+            await ask(client(provider, timeout=0.05))
+        assert 2 == provider.stats()["requests"]
+
+
+async def test_a_body_that_is_no_completion_is_tried_again():
+    """Truncated JSON behind status 200."""
+    async with Provider(lm=say("hi"), fault=first(Fault(200, body='{"choices": [{"mess'))) as provider:
+        assert "hi" == str(await ask(client(provider)))
+
+
+async def test_a_refused_schema_falls_back_to_words():
+    """The critic is asked again without it, and from then on at once."""
+
+    def refuse(request, index):
+        body = json.dumps({"error": {"message": "response_format is not supported"}})
+        return Fault(400, body=body) if "response_format" in request else None
+
+    async with Provider(fault=refuse) as provider:
+        lm = client(provider)
+        prompt = cog.Parameter("Say the sentiment.", role="prompt")
+        messages = [
+            {"role": "system", "content": [prompt]},
+            {"role": "user", "content": [afnio.Variable("{m}")]},
+        ]
+        with afnio.set_backward_model_client(lm, completion_args={"model": "m"}):
+            for _ in range(2):
+                reply = cog.ChatCompletion()(lm, messages, inputs={"m": "thank you"}, model="m")
+                _, explanation = await cog.ExactMatchEvaluator()(reply, "other")
+                await explanation.backward()
+        assert 2 == len(prompt.grad)
+        assert ({"student": 2, "critic": 3}, False) == (provider.stats()["by_kind"], lm.json_schema)
+
+
+async def test_limits_hold_on_the_wire_for_all_clients_of_an_account():
+    """And are used up."""
+    async with Provider(lm=say("hi"), latency=0.005) as provider:
+        one, two = client(provider, limits=afnio.Limits(max_in_flight=5)), client(provider)
+        await afnio.resolve([lm._launch(HELLO, "m", {}) for _ in range(20) for lm in (one, two)])
+        assert (40, 5) == (provider.stats()["requests"], provider.stats()["peak_in_flight"])
+
+
+# Options ---------------------------------------------------------------------------------------
+
+
+async def test_an_http_client_of_ones_own_carries_the_calls():
+    """Through the SDK's transport, with the same classification."""
+    seen = []
+
+    def handle(request):
+        seen.append(request)
+        if len(seen) == 1:
+            return httpx2.Response(500, text="no")
+        body = {"choices": [{"message": {"content": "hi"}}], "model": "m"}
+        return httpx2.Response(200, json=body)
+
+    own = httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
+    lm = AsyncOpenAI(api_key=KEY, base_url="http://host/v1", http_client=own)
+    assert "hi" == str(await ask(lm))
+    assert ["http://host/v1/chat/completions"] * 2 == [str(request.url) for request in seen]
+    assert f"Bearer {KEY}" == seen[0].headers["authorization"]
+
+
+async def test_a_key_may_be_a_function():
+    """It is asked at each call."""
+    seen = []
+
+    async def key():
+        return f"key-{len(seen)}"
+
+    def handle(request):
+        seen.append(request.headers["authorization"])
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "hi"}}]})
+
+    own = httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
+    lm = AsyncOpenAI(api_key=key, base_url="http://host/v1", http_client=own)
+    await ask(lm)
+    await ask(lm)
+    assert ["Bearer key-0", "Bearer key-1"] == seen
+
+
+@pytest.fixture
+def received(monkeypatch):
+    """What the transport was asked to send."""
+    from afnio.models.transport import AiohttpTransport, Answer
+
+    posts = []
+
+    async def post(self, url, headers, body):
+        posts.append((url, headers, body))
+        return Answer(200, {}, b'{"choices": [{"message": {"content": "hi"}}]}')
+
+    monkeypatch.setattr(AiohttpTransport, "post", post)
+    return posts
+
+
+async def test_headers_come_from_the_sdk(received):
+    """Key, organization, project and the user's own."""
+    lm = AsyncOpenAI(
+        api_key=KEY, base_url="http://host/v1", organization="o", project="p", default_headers={"X-Mine": "1"}
+    )
+    await ask(lm)
+    ((url, headers, body),) = received
+    assert "http://host/v1/chat/completions" == url
+    assert (f"Bearer {KEY}", "o", "p", "1") == tuple(
+        headers[name] for name in ("Authorization", "OpenAI-Organization", "OpenAI-Project", "X-Mine")
+    )
+    assert {"model": "m", "messages": HELLO} == body
+
+
+async def test_credentials_in_the_base_url_are_sent_and_shown_nowhere(received):
+    """As basic authorization, in the header alone."""
+    lm = AsyncOpenAI(api_key=KEY, base_url="http://ada:pa%3Ass@host/v1")
+    await ask(lm)
+    ((url, headers, _),) = received
+    assert f"Basic {base64.b64encode(b'ada:pa:ss').decode()}" == headers["Authorization"]
+    assert ("http://host/v1/chat/completions", "http://host/v1", "AsyncOpenAI('http://host/v1')") == (
+        url,
+        lm.base_url,
+        repr(lm),
+    )
+
+
+async def test_no_secret_enters_an_event_or_an_error(monkeypatch):
+    """Though the server repeats the key, and the base URL holds a password."""
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    echo = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}."}})
+    faults = first(Fault(500, body=echo), Fault(401, body=echo))
+    async with Provider(fault=faults) as provider:
+        url = provider.base_url.replace("http://", "http://ada:password@")
+        lm, events = AsyncOpenAI(api_key=KEY, base_url=url), []
+        with subscribed(events.append), pytest.raises(FinalModelError) as caught:
+            await ask(lm)
+    chain, error = [], caught.value
+    while error is not None:
+        chain += [repr(error), str(error), *getattr(error, "__notes__", ())]
+        error = error.__cause__ or error.__context__
+    shown = "\n".join([*chain, *map(repr, events), repr(lm), repr(lm.account), json.dumps(lm.get_usage())])
+    assert "Incorrect API key provided: <api key>." in shown
+    assert 2 == len(events)
+    for secret in (KEY, "password", "ada"):
+        assert secret not in shown
+
+
+def test_two_keys_are_two_accounts():
+    """Limits belong to base URL and key, wherever the client was made."""
+    one, same, other, elsewhere = (
+        AsyncOpenAI(api_key=key, base_url=url).account
+        for key, url in [
+            ("a", "http://h/v1"),
+            ("a", "http://h/v1/"),
+            ("b", "http://h/v1"),
+            ("a", "http://i/v1"),
+        ]
+    )
+    assert one == same
+    assert 3 == len({one, other, elsewhere})
+
+
+@pytest.mark.parametrize("base_url", ["localhost:8000/v1", "ftp://host/v1", "host"])
+def test_a_base_url_that_is_none_is_refused(base_url):
+    """At once, not after eight attempts."""
+    with pytest.raises(ValueError, match="must start with http:// or https:// and name a host .got"):
+        AsyncOpenAI(api_key=KEY, base_url=base_url)
+
+
+def test_no_key_is_an_error_that_says_where_to_put_one(monkeypatch):
+    """At the constructor."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(FinalModelError, match="no API key was given; pass api_key=… or set OPENAI_API_KEY"):
+        AsyncOpenAI()
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://host/v1")
+    assert "http://host/v1" == AsyncOpenAI().base_url
+
+
+def test_retries_are_the_engines():
+    """The SDK's would multiply with them."""
+    with pytest.raises(ValueError, match="max_retries is the engine's"):
+        AsyncOpenAI(api_key=KEY, max_retries=2)
+    assert 0 == AsyncOpenAI(api_key=KEY, max_retries=0)._sdk.max_retries
