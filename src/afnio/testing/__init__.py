@@ -1,18 +1,26 @@
-"""The public test kit: a scripted client, an OpenAI-compatible provider, the simulated LM that it serves."""
+"""The public test kit: a scripted client, an OpenAI-compatible provider with limits and faults, its LM."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from afnio.testing.fault import Fault
+    from afnio.testing.fault_plan import FaultPlan
+    from afnio.testing.latency import Latency
     from afnio.testing.provider import Provider
+    from afnio.testing.quota import Quota
     from afnio.testing.scripted import ScriptedClient
     from afnio.testing.simulated import SimulatedLM
 
-__all__ = ["Provider", "ScriptedClient", "SimulatedLM"]
+__all__ = ["Fault", "FaultPlan", "Latency", "Provider", "Quota", "ScriptedClient", "SimulatedLM"]
 
 _HOMES = {
+    "Fault": "afnio.testing.fault",
+    "FaultPlan": "afnio.testing.fault_plan",
+    "Latency": "afnio.testing.latency",
     "Provider": "afnio.testing.provider",
+    "Quota": "afnio.testing.quota",
     "ScriptedClient": "afnio.testing.scripted",
     "SimulatedLM": "afnio.testing.simulated",
 }

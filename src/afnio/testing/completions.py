@@ -71,16 +71,25 @@ def read_request(body: bytes, models: Collection[str] | None) -> dict[str, Any]:
     return request
 
 
-def completion(
-    request: dict[str, Any], reply: str | dict[str, Any], index: int
-) -> tuple[dict[str, Any], int, int]:
-    """Return the reply's body with its prompt and completion tokens; a dict is sent as its JSON."""
-    text = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
-    reason = "stop"
+def reply_limit(request: dict[str, Any]) -> int:
+    """Return the most tokens that the reply may have; 0 where the request sets no limit."""
     limit = request.get("max_completion_tokens") or request.get("max_tokens")
-    if isinstance(limit, int) and count_tokens(text) > limit:
+    return limit if isinstance(limit, int) and limit > 0 else 0
+
+
+def completion(
+    request: dict[str, Any], reply: str | dict[str, Any], index: int, asked: int
+) -> tuple[dict[str, Any], int]:
+    """Return the reply's body and its tokens; a dict is sent as its JSON.
+
+    Args:
+        asked: the request's `prompt_tokens`.
+    """
+    text = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
+    reason, limit = "stop", reply_limit(request)
+    if limit and count_tokens(text) > limit:
         text, reason = text.encode()[: limit * 4].decode("utf-8", "ignore"), "length"
-    asked, given = prompt_tokens(request), count_tokens(text)
+    given = count_tokens(text)
     body = {
         "id": f"chatcmpl-simulated-{index}",
         "object": "chat.completion",
@@ -100,4 +109,4 @@ def completion(
             "total_tokens": asked + given,
         },
     }
-    return body, asked, given
+    return body, given

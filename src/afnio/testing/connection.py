@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # How long a refused client may go on sending: closing at once would reset the connection and
 # lose the reply.
 LINGER: Final = 2.0
+PIECES: Final = 20
+"""How many pieces a dripping body comes in, at most."""
 _REASONS: Final = {int(status): status.phrase for status in HTTPStatus}
 
 
@@ -45,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._connections.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -66,15 +68,47 @@ class Connection(asyncio.Protocol):
         """Call back after `delay` seconds, unless the client goes before."""
         self._timer = asyncio.get_running_loop().call_later(delay, callback, *args)
 
-    def send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Answer the request in hand."""
+    def send(
+        self,
+        status: int,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        missing: int = 0,
+        drip: float = 0.0,
+    ) -> None:
+        """Answer the request in hand.
+
+        Args:
+            missing: how many bytes more than there are the reply announces; it then ends early.
+            drip: seconds over which the body goes out, in pieces.
+        """
+        if missing:
+            self._keep_alive = False
         fields = {"content-type": "application/json", **(headers or {})}
         if not self._keep_alive:
             fields["connection"] = "close"
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         reason = _REASONS.get(status, "Status")
-        head = f"HTTP/1.1 {status} {reason}\r\n{lines}content-length: {len(body)}\r\n\r\n"
-        self._transport.write(head.encode("latin-1") + body)
+        length = len(body) + missing
+        head = f"HTTP/1.1 {status} {reason}\r\n{lines}content-length: {length}\r\n\r\n"
+        if drip > 0:
+            self._transport.write(head.encode("latin-1"))
+            size = -(-len(body) // PIECES) or 1
+            pieces = [body[start : start + size] for start in range(0, len(body), size)]
+            self._drip(pieces, drip / (len(pieces) or 1))
+        else:
+            self._transport.write(head.encode("latin-1") + body)
+            self._end_reply()
+
+    def _drip(self, pieces: list[bytes], pause: float) -> None:
+        if pieces:
+            self._transport.write(pieces[0])
+            self.later(pause, self._drip, pieces[1:], pause)
+        else:
+            self._end_reply()
+
+    def _end_reply(self) -> None:
         self._finish()
         if not self._keep_alive:
             if not self._draining:

@@ -12,29 +12,19 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from afnio.testing.options import Options
+
 
 class ProviderProcess:
     """Runs `python -m afnio.testing.provider` while its `with` block lasts.
 
-    >>> with ProviderProcess(reply="ok") as provider:
+    >>> with ProviderProcess(Options(reply="ok")) as provider:
     ...     provider.stats()["requests"]
     0
     """
 
-    def __init__(
-        self,
-        *,
-        latency: float = 0.0,
-        api_key: str | None = None,
-        reply: str | None = None,
-        port: int = 0,
-    ) -> None:
-        self._command = [sys.executable, "-m", "afnio.testing.provider"]
-        self._command += ["--port", str(port), "--latency", str(latency)]
-        if api_key is not None:
-            self._command.append(f"--api-key={api_key}")
-        if reply is not None:
-            self._command.append(f"--reply={reply}")
+    def __init__(self, options: Options) -> None:
+        self._command = [sys.executable, "-m", "afnio.testing.provider", *options.arguments()]
         self._process: subprocess.Popen[bytes] | None = None
         self.base_url = ""
 
@@ -67,14 +57,24 @@ class ProviderProcess:
 
     def stats(self) -> dict[str, Any]:
         """Return the counts of the process, as `Provider.stats` does."""
+        return self._ask("GET", "/stats")
+
+    def scale_quota(self, factor: float) -> None:
+        """Multiply the limits of all accounts by `factor` from now on."""
+        self._ask("POST", "/admin/quota", json.dumps({"scale": factor}))
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
         # Not urllib: it would ask a proxy from the environment.
         connection = HTTPConnection(urlsplit(self.base_url).netloc, timeout=30)
         try:
-            connection.request("GET", "/stats")
-            counts: dict[str, Any] = json.load(connection.getresponse())
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.load(response)
         finally:
             connection.close()
-        return counts
+        if response.status != 200:
+            raise ValueError(answer["error"]["message"])
+        return answer
 
     def _stop(self) -> int:
         process, self._process = self._process, None

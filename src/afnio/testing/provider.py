@@ -2,98 +2,134 @@
 
 As a process it prints one JSON line with its `base_url` and ends when its standard input ends:
 
-    python -m afnio.testing.provider --port 0 --latency 0.2
+    python -m afnio.testing.provider --latency lognormal:0.2,1.0 --faults transient:0.2 --seed 7
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import json
-import os
-import sys
-import threading
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
-from afnio.testing.completions import ApiError, completion, read_request
+from afnio.testing.chat_service import LM, ChatService, FaultHook
+from afnio.testing.completions import ApiError
 from afnio.testing.connection import Connection
-from afnio.testing.simulated import FixedReply, SimulatedLM, kind_of
+from afnio.testing.fault import Fault
+from afnio.testing.fault_plan import FaultPlan
+from afnio.testing.latency import Latency
+from afnio.testing.simulated import SimulatedLM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from afnio.testing.http import HttpError, Request
     from afnio.testing.process import ProviderProcess
+    from afnio.testing.quota import Quota
 
-    LM = Callable[[dict[str, Any]], str | dict[str, Any]]
-    FaultHook = Callable[[dict[str, Any], int], "Fault | None"]
+__all__ = ["Fault", "Provider"]
 
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What a request gets instead of a reply: an error, a reset connection, or nothing ever."""
-
-    status: int = 500
-    body: str = '{"error": {"message": "A simulated fault.", "type": "server_error", "code": null}}'
-    headers: Mapping[str, str] = field(default_factory=dict)
-    close: bool = False
-    hang: bool = False
+MINUTE: Final = 60.0
+_METHODS: Final = {
+    "/chat/completions": "POST",
+    "/models": "GET",
+    "/health": "GET",
+    "/stats": "GET",
+    "/admin/quota": "POST",
+}
 
 
 class Provider:
     """Serves chat completions to any number of connections.
 
     >>> async def main():
-    ...     async with Provider(latency=0.01) as provider:
+    ...     async with Provider(latency="lognormal:0.01,1", faults={"reset": 0.1}) as provider:
     ...         return provider.stats()["requests"]
     >>> asyncio.run(main())
     0
 
     Args:
-        latency: seconds between a request and its reply.
+        latency: seconds between a request and its reply, or a distribution of them.
         api_key: the key that requests must carry; None takes any.
         models: the models that exist; None takes any name.
         lm: maps a request to the text of its reply, or a dict that is sent as JSON; by default
             `SimulatedLM()`.
         fault: looks at each request and its index and says what goes wrong, at once, or None.
+        faults: what goes wrong with which probability; see `FaultPlan`.
+        quota: what each API key may send; see `Quota`.
+        seed: of latencies and faults.
+        window: seconds of the windows that `stats` counts; a quota's own, where there is one.
         port: 0 takes a free one.
     """
 
     def __init__(
         self,
         *,
-        latency: float = 0.0,
+        latency: float | str | Latency = 0.0,
         api_key: str | None = None,
         models: Sequence[str] | None = None,
         lm: LM | None = None,
         fault: FaultHook | None = None,
+        faults: str | Mapping[str, float] | FaultPlan | None = None,
+        quota: Quota | None = None,
+        seed: int = 0,
+        window: float | None = None,
         port: int = 0,
     ) -> None:
-        self._latency = latency
+        window = quota.window if quota is not None else MINUTE if window is None else window
+        if window <= 0:
+            raise ValueError(f"A window of [{window}] seconds counts nothing; give one above 0.")
+        self._service = ChatService(
+            lm=lm if lm is not None else SimulatedLM(),
+            models=models,
+            latency=Latency.of(latency),
+            faults=FaultPlan.of(faults),
+            fault=fault,
+            quota=quota,
+            seed=seed,
+            window=window,
+        )
         self._api_key = api_key
         self._models = models
-        self._lm: LM = lm if lm is not None else SimulatedLM()
-        self._fault = fault
         self._port = port
         self._server: asyncio.Server | None = None
         self._connections: set[Connection] = set()
-        self._requests = self._in_flight = self._peak = 0
-        self._prompt_tokens = self._completion_tokens = 0
-        self._kinds: Counter[str] = Counter()
 
     @staticmethod
     def process(
-        *, latency: float = 0.0, api_key: str | None = None, reply: str | None = None, port: int = 0
+        *,
+        latency: float | str | Latency = 0.0,
+        api_key: str | None = None,
+        reply: str | None = None,
+        context: int | None = None,
+        faults: str | Mapping[str, float] | FaultPlan | None = None,
+        quota: Quota | None = None,
+        seed: int = 0,
+        window: float | None = None,
+        port: int = 0,
     ) -> ProviderProcess:
-        """Return a provider that runs in its own process while the `with` block lasts."""
+        """Return a provider that runs in its own process while the `with` block lasts.
+
+        Args:
+            reply: a fixed reply instead of the simulated LM.
+            context: how many characters of each text the simulated LM reads.
+        """
+        from afnio.testing.options import Options
         from afnio.testing.process import ProviderProcess
 
-        return ProviderProcess(latency=latency, api_key=api_key, reply=reply, port=port)
+        options = Options(
+            latency=Latency.of(latency),
+            api_key=api_key,
+            reply=reply,
+            context=context,
+            faults=FaultPlan.of(faults),
+            quota=quota,
+            seed=seed,
+            window=window,
+            port=port,
+        )
+        return ProviderProcess(options)
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -126,14 +162,19 @@ class Provider:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def stats(self) -> dict[str, Any]:
-        """Return the chat requests so far, by kind, their peak in flight, and the tokens."""
-        return {
-            "requests": self._requests,
-            "peak_in_flight": self._peak,
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._completion_tokens,
-            "by_kind": dict(self._kinds),
-        }
+        """Return what was seen so far: chat requests, kinds, faults, 429s, windows, attempts, tokens.
+
+        `worst_window` slides and counts what came, refused or not, with tokens as a quota counts them;
+        `windows` lie end to end from the first request on. `attempts` has the digest of each request.
+        """
+        return self._service.ledger.stats()
+
+    def scale_quota(self, factor: float) -> None:
+        """Multiply the limits of all accounts by `factor` from now on."""
+        try:
+            self._service.scale_quota(factor)
+        except ApiError as error:
+            raise ValueError(str(error)) from None
 
     def _refuse(self, error: HttpError, connection: Connection) -> None:
         connection.send(error.status, ApiError(error.status, str(error)).body())
@@ -141,122 +182,52 @@ class Provider:
     def _route(self, request: Request, connection: Connection) -> None:
         try:
             path = urlsplit(request.path).path.removeprefix("/v1")
-            method = {
-                "/chat/completions": "POST",
-                "/models": "GET",
-                "/health": "GET",
-                "/stats": "GET",
-            }
-            if path not in method:
+            if path not in _METHODS:
                 raise ApiError(404, f"Invalid URL [{request.method} {request.path}].")
-            if request.method != method[path]:
-                raise ApiError(405, f"Not allowed to [{request.method}] here; use {method[path]}.")
+            if request.method != _METHODS[path]:
+                raise ApiError(405, f"Not allowed to [{request.method}] here; use {_METHODS[path]}.")
+            if path == "/chat/completions":
+                index = self._service.ledger.enter()
+                connection.on_done = self._service.ledger.leave
+                self._service.answer(request.body, self._authorize(request), index, connection)
+                return
             if path == "/health":
-                self._send_json(connection, {"status": "ok"})
+                body: dict[str, Any] = {"status": "ok"}
             elif path == "/stats":
-                self._send_json(connection, self.stats())
+                body = self.stats()
             elif path == "/models":
                 self._authorize(request)
-                self._send_json(connection, self._list_models())
+                body = self._list_models()
             else:
-                self._chat(request, connection)
+                body = self._change_quota(request)
+            connection.send(200, json.dumps(body).encode())
         except ApiError as error:
             connection.send(error.status, error.body())
 
-    def _authorize(self, request: Request) -> None:
-        if self._api_key is None:
-            return
-        bearer = request.headers.get("authorization", "")
-        if self._api_key not in (bearer.removeprefix("Bearer "), request.headers.get("api-key")):
+    def _authorize(self, request: Request) -> str:
+        key = request.headers.get("api-key")
+        if key is None:
+            key = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self._api_key is not None and key != self._api_key:
             # Like the real API, without the key that was sent: error bodies end up in logs.
             raise ApiError(401, "The API key is wrong; send the right one.", code="invalid_api_key")
+        return key
 
     def _list_models(self) -> dict[str, Any]:
         names = self._models if self._models is not None else ["simulated"]
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "afnio"} for name in names]
         return {"object": "list", "data": models}
 
-    def _chat(self, request: Request, connection: Connection) -> None:
-        index = self._requests
-        self._requests += 1
-        self._in_flight += 1
-        self._peak = max(self._peak, self._in_flight)
-        connection.on_done = self._leave
-        self._authorize(request)
-        chat = read_request(request.body, self._models)
-        self._kinds[kind_of(chat)] += 1
-        fault = self._fault(chat, index) if self._fault is not None else None
-        if fault is not None:
-            _apply(fault, connection)
-        elif self._latency > 0:
-            connection.later(self._latency, self._reply, chat, index, connection)
-        else:
-            self._reply(chat, index, connection)
-
-    def _leave(self) -> None:
-        self._in_flight -= 1
-
-    def _reply(self, chat: dict[str, Any], index: int, connection: Connection) -> None:
+    def _change_quota(self, request: Request) -> dict[str, Any]:
         try:
-            body, asked, given = completion(chat, self._lm(chat), index)
-        except Exception as error:  # a broken `lm` must not leave its client waiting
-            failure = ApiError(500, f"The lm raised [{error!r}].", kind="server_error")
-            connection.send(500, failure.body())
-            return
-        self._prompt_tokens += asked
-        self._completion_tokens += given
-        self._send_json(connection, body)
-
-    @staticmethod
-    def _send_json(connection: Connection, body: dict[str, Any]) -> None:
-        connection.send(200, json.dumps(body).encode())
-
-
-def _apply(fault: Fault, connection: Connection) -> None:
-    if fault.close:
-        connection.reset()
-    elif not fault.hang:
-        connection.send(fault.status, fault.body.encode(), fault.headers)
-
-
-async def _serve(provider: Provider) -> None:
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        with contextlib.suppress(RuntimeError):  # the loop may have ended first
-            loop.call_soon_threadsafe(ended.set)
-
-    async with provider:
-        sys.stdout.write(json.dumps({"base_url": provider.base_url}) + "\n")
-        sys.stdout.flush()
-        threading.Thread(target=watch, name="stdin", daemon=True).start()
-        await ended.wait()
-
-
-def _raise_file_limit() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until standard input ends."""
-    parser = argparse.ArgumentParser(prog="python -m afnio.testing.provider")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each reply")
-    parser.add_argument("--api-key", help="the key that requests must carry")
-    parser.add_argument("--reply", help="a fixed reply instead of the simulated LM")
-    args = parser.parse_args(argv)
-    _raise_file_limit()
-    lm = FixedReply(args.reply) if args.reply is not None else SimulatedLM()
-    provider = Provider(latency=args.latency, api_key=args.api_key, lm=lm, port=args.port)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(provider))
+            factor = float(json.loads(request.body)["scale"])
+        except (ValueError, TypeError, KeyError):
+            raise ApiError(400, 'The body names no factor; send {"scale": 0.5}.') from None
+        quota = self._service.scale_quota(factor)
+        return {"requests": quota.requests, "tokens": quota.tokens, "window": quota.window}
 
 
 if __name__ == "__main__":
+    from afnio.testing.command import main
+
     main()
