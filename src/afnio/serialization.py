@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -57,11 +57,14 @@ def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
     Raises:
         ValueError: for a file that is damaged, newer, or something else, such as a pickle.
     """
-    name = f if isinstance(f, str | os.PathLike) else getattr(f, "name", "the file")
+    if isinstance(f, str | os.PathLike):
+        name, content = str(f), Path(f).read_bytes()
+    else:
+        name, content = getattr(f, "name", "the file"), f.read()
     try:
-        with zipfile.ZipFile(f) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             document = json.loads(archive.read(_MEMBER))
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # damaged bytes make zipfile and its decompressors raise nearly anything
         raise ValueError(
             f"{name} is no state that afnio.save wrote, or it is damaged ({error}); pickles are not opened"
         ) from error

@@ -7,7 +7,6 @@ import threading
 
 import anyio
 import anyio.lowlevel
-import anyio.lowlevel
 import pytest
 from roles import comment, play, shown
 

@@ -1,0 +1,174 @@
+"""Files: what is saved comes back, whole or not at all, and opening one runs nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import pickle
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import afnio
+import afnio.cognitive as cog
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), inner)
+        | st.lists(inner).map(tuple)
+    ),
+    max_leaves=20,
+)
+
+
+def through_a_file(value):
+    file = io.BytesIO()
+    afnio.save(value, file)
+    file.seek(0)
+    return afnio.load(file)
+
+
+@given(plain)
+def test_plain_structures_come_back(value):
+    """Dicts with any keys, lists, tuples and leaves, with their types."""
+    back = through_a_file(value)
+    assert value == back
+    assert repr(value) == repr(back)
+
+
+def test_variables_come_back_with_their_class():
+    """Value, role and whether they need a gradient."""
+    state = {
+        "prompt": cog.Parameter("é {x}", role="r", requires_grad=False),
+        "batch": afnio.Variable(["a", None], role="b", requires_grad=True),
+        "nested": [(afnio.Variable(1.5), {3: afnio.Variable([[1], [2, 3]])})],
+    }
+    back = through_a_file(state)
+    assert (cog.Parameter, "é {x}", "r", False) == (
+        type(back["prompt"]), back["prompt"].data, back["prompt"].role, back["prompt"].requires_grad,
+    )  # fmt: skip
+    assert (afnio.Variable, ["a", None], True) == (
+        type(back["batch"]), back["batch"].data, back["batch"].requires_grad,
+    )  # fmt: skip
+    assert (1.5, [[1], [2, 3]]) == (back["nested"][0][0].data, back["nested"][0][1][3].data)
+
+
+def test_saving_waits_for_what_is_pending():
+    """A file holds values."""
+    assert "A" == through_a_file({"x": afnio.Variable("a").map(str.upper)})["x"].data
+
+
+def test_keys_that_look_like_marks_come_back():
+    """A state may use any name."""
+    tricky = {"__variable__": "Variable", "__tuple__": [1], "__pairs__": [], "data": "x"}
+    assert tricky == through_a_file(tricky)
+
+
+def test_odd_numbers_come_back():
+    """Infinity and not-a-number."""
+    back = through_a_file([math.inf, math.nan])
+    assert (math.inf, True) == (back[0], math.isnan(back[1]))
+
+
+@pytest.mark.parametrize("kind", [str, os.fspath, lambda path: path])
+def test_a_path_is_text_or_a_path(tmp_path, kind):
+    """And the folder holds nothing else afterwards."""
+    path = tmp_path / "state.afnio"
+    afnio.save({"a": 1}, kind(path))
+    afnio.save({"a": 2}, kind(path))
+    assert {"a": 2} == afnio.load(kind(path))
+    assert ["state.afnio"] == os.listdir(tmp_path)
+
+
+def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
+    """Nothing is written before everything is known to fit."""
+    path = tmp_path / "state.afnio"
+    afnio.save({"a": 1}, path)
+    for value, fix in (({1, 2}, "a set"), (object(), "object"), (cog.Module(), "save its state_dict()")):
+        with pytest.raises(TypeError, match="a file holds Variables and plain values") as caught:
+            afnio.save({"x": value}, path)
+        assert fix in str(caught.value)
+    assert {"a": 1} == afnio.load(path)
+    assert ["state.afnio"] == os.listdir(tmp_path)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    """The new one takes its place in one move."""
+    path = tmp_path / "state.afnio"
+    afnio.save({"a": 1}, path)
+
+    def crash(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="disk full"):
+        afnio.save({"a": 2}, path)
+    assert {"a": 1} == afnio.load(path)
+    assert ["state.afnio"] == os.listdir(tmp_path)
+
+
+def zipped(name, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.abort, ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a zip",
+        pickle.dumps(Bomb()),
+        zipped("data.pkl", pickle.dumps(Bomb())),
+        zipped("state.json", b"{not json"),
+        zipped("state.json", json.dumps({"format": 1, "state": {"a": "b" * 1000}}))[:-60],
+    ],
+)
+def test_what_is_no_state_is_refused_and_not_run(tmp_path, content):
+    """The sentence names the file."""
+    path = tmp_path / "x.afnio"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match="x.afnio is no state that afnio.save wrote, or it is damaged .*pickles"
+    ):
+        afnio.load(path)
+
+
+def test_every_flipped_bit_is_noticed_or_harmless():
+    """Damage is a ValueError, never another error."""
+    file = io.BytesIO()
+    afnio.save({"prompt": cog.Parameter("Be brief. " * 20)}, file)
+    good = file.getvalue()
+    for position in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[position // 8] ^= 1 << position % 8
+        try:
+            found = afnio.load(io.BytesIO(bytes(bad)))
+        except ValueError:
+            continue
+        assert "Be brief. " * 20 == found["prompt"].data
+
+
+@pytest.mark.parametrize(("document", "found"), [({"format": 2}, "2"), ([], "None"), ({}, "None")])
+def test_a_newer_file_says_what_to_do(document, found):
+    """Update Afnio."""
+    with pytest.raises(ValueError, match=f"has format {found} and this Afnio reads 1; update Afnio"):
+        afnio.load(io.BytesIO(zipped("state.json", json.dumps(document))))
+
+
+def test_a_file_that_is_not_there_is_pythons_error(tmp_path):
+    """With its path."""
+    with pytest.raises(FileNotFoundError):
+        afnio.load(tmp_path / "none.afnio")

