@@ -9,6 +9,7 @@ AfnioError
 ├── GraphError             backward through a leaf, a freed graph, without a seed
 ├── TemplateError          a placeholder or an input that fits nothing
 ├── ReplyError             a model's reply that an op can't use
+├── JournalError           a journal that can't be opened, read or written
 └── ModelError             a language model call that failed for good
     ├── TransientModelError    worth another attempt (kept when attempts ran out)
     │   └── RateLimitedError   the account is over a limit
@@ -21,7 +22,7 @@ Errors that are plainly a wrong argument are TypeError and ValueError.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 
 class AfnioError(Exception):
@@ -60,6 +61,10 @@ class ReplyError(AfnioError, ValueError):
     """A model replied, and the op that asked can't use the reply."""
 
 
+class JournalError(AfnioError):
+    """A journal can't be opened, read or written; the subclasses are in `runtime.journal`."""
+
+
 class ModelError(AfnioError):
     """A language model call failed.
 
@@ -94,6 +99,8 @@ class BatchError(ExceptionGroup[Exception]):
     """
 
     samples: tuple[int, ...]
+    failures: tuple[Any, ...] = ()
+    """The engine's records of the samples' failures: who reads this error has read them."""
 
     def __new__(cls, message: str, exceptions: Sequence[Exception], samples: Sequence[int] = ()) -> Self:
         self = super().__new__(cls, message, exceptions)

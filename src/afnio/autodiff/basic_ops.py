@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 from afnio.autodiff.arguments import Arguments
 from afnio.autodiff.context import Context
@@ -17,14 +17,29 @@ from afnio.runtime import PENDING, Job, Slot
 from afnio.runtime.line import caller_line
 
 
+MAX_ROLE: Final = 200
+"""Characters of a role that ops put together."""
+
+
 def _spread(ctx: Context, lead: str) -> Said:
-    """Give each input that wants it the whole feedback, led in by the input's role."""
+    """Give each input that wants it the whole feedback, led in by the input's role.
+
+    Once is enough: in a chain of additions each level would else quote the roles of all levels above.
+    """
     feedback = merged(ctx.feedback[0])
     said: list[Feedback | None] = []
     for role, want in zip(ctx.input_roles, ctx.wanted, strict=True):
-        text = f"{lead.format(role=role)} {feedback.text}" if feedback.text else ""
-        said.append(Feedback(text, trail=feedback.trail) if want else None)
+        text = feedback.text
+        if text and not feedback.led_in:
+            text = f"{lead.format(role=role)} {text}"
+        said.append(Feedback(text, trail=feedback.trail, led_in=bool(text)) if want else None)
     return said
+
+
+def _joined_role(roles: Sequence[str]) -> str:
+    """Return one role for several; a long list of them is cut, as nobody reads it."""
+    joined = " and ".join(roles)
+    return joined if len(joined) <= MAX_ROLE else f"{joined[:MAX_ROLE]}…"
 
 
 def _require_variables(op: str, values: Sequence[Any]) -> None:
@@ -35,7 +50,8 @@ def _require_variables(op: str, values: Sequence[Any]) -> None:
 
 def _require_one_kind(op: str, values: Sequence[Any]) -> None:
     if not (
-        all(isinstance(value, str) for value in values) or all(isinstance(value, int | float) for value in values)
+        all(isinstance(value, str) for value in values)
+        or all(isinstance(value, int | float) for value in values)
     ):
         shown = ", ".join(type(value).__name__ for value in values)
         raise TypeError(f"{op} takes strings or numbers, not both (got {shown}); convert one of them first")
@@ -64,7 +80,7 @@ class Add(Function):
     @classmethod
     def output_roles(cls, arguments: Arguments) -> Sequence[str]:
         x, y = arguments.args
-        return [f"{x.role} and {y.role}"]
+        return [_joined_role([x.role, y.role])]
 
     @staticmethod
     def forward(ctx: Context, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +110,7 @@ class Sum(Function):
 
     @classmethod
     def output_roles(cls, arguments: Arguments) -> Sequence[str]:
-        return [" and ".join(item.role for item in arguments.args[0])]
+        return [_joined_role([item.role for item in arguments.args[0]])]
 
     @staticmethod
     def forward(ctx: Context, *args: Any, **kwargs: Any) -> Any:
@@ -152,9 +168,7 @@ class Stack(Function):
 
     @classmethod
     def run_backward(cls, job: Job, ctx: Context) -> Said:
-        said: list[Feedback | None] = [None] * len(ctx.wanted)
-        said[ctx.places[ctx.lane or 0]] = merged(ctx.feedback[0])
-        return said
+        return [merged(ctx.feedback[0])] * len(ctx.wanted)  # only this lane's own edge takes it
 
 
 def stack(variables: Sequence[Variable]) -> Variable:
@@ -175,10 +189,14 @@ def stack(variables: Sequence[Variable]) -> Variable:
     if any(wanted):
         roles = [variable.role for variable in arguments.variables]
         contexts = [Context(arguments, wanted, roles, [role], lane) for lane in range(len(slots))]
-        index = {id(variable): number for number, variable in enumerate(arguments.variables)}
-        for ctx in contexts:
-            ctx.places = [index[id(variable)] for variable in variables]
-        node = Node(Stack, "Stack", line, len(slots), edges_to(arguments, wanted), [slots], contexts)
+        edges = edges_to(arguments, wanted)
+        places: dict[int, list[int]] = {}
+        for lane, variable in enumerate(variables):
+            places.setdefault(id(variable), []).append(lane)
+        for variable, edge in zip(arguments.variables, edges, strict=True):
+            if edge is not None:
+                edge.lanes = places[id(variable)]
+        node = Node(Stack, "Stack", line, len(slots), edges, [slots], contexts)
     arguments.forget()
     return Variable.over(slots, True, role, node=node, origin=("Stack", line))
 

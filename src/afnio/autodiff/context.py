@@ -19,7 +19,7 @@ class Context:
         output_roles: the roles of the outputs.
         lane: index of the sample, None for scalars.
         feedback: in `backward`, for each output the consumers' `Feedback`, one entry each.
-        saved_values: what `save_for_backward` was given.
+        saved_values: what `save_for_backward` was given; of a batched Function, for all of its samples.
     """
 
     if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Context:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     __slots__ = (
-        "__dict__", "arguments", "feedback", "input_roles", "lane", "output_roles", "saved_values", "wanted",
+        "__dict__", "arguments", "feedback", "input_roles", "lane", "output_roles", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +44,6 @@ class Context:
         self.input_roles = input_roles
         self.output_roles = output_roles
         self.lane = lane
-        self.saved_values: tuple[Any, ...] = ()
         self.feedback: list[list[Feedback]] = []
 
     @property
@@ -65,10 +64,14 @@ class Context:
         """Return a ctx for one backward pass over this lane; what `forward` set on this one is shared."""
         ctx = Context(self.arguments, self.wanted, self.input_roles, self.output_roles, self.lane)
         ctx.__dict__ = self.__dict__
-        ctx.saved_values = self.saved_values
         ctx.feedback = feedback
         return ctx
 
     def save_for_backward(self, *values: Any) -> None:
         """Keep values for `backward`, where `saved_values` has them."""
-        self.saved_values = values
+        self._saved = values
+
+    @property
+    def saved_values(self) -> tuple[Any, ...]:
+        saved: tuple[Any, ...] = self.__dict__.get("_saved", ())
+        return saved

@@ -18,11 +18,13 @@ class Feedback:
         text: the feedback; empty from a seedless root, whose node finds its own words.
         seen: the value that the consumer judged, where that is known.
         trail: where it comes from, plain data: ids, texts and scores, never a node or a Variable.
+        led_in: whether the text says already that it is about a whole, not a part.
     """
 
     text: str
     seen: Any = None
     trail: tuple[Mapping[str, Any], ...] = ()
+    led_in: bool = False
 
 
 @final

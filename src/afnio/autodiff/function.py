@@ -18,7 +18,6 @@ from afnio.autodiff.variable import Variable
 from afnio.runtime import PENDING, Job, Launch, Slot, call_in_node
 from afnio.runtime.launch import Outcomes, inherited
 from afnio.runtime.tolerance import batch_failure, current_quorum
-from afnio.runtime.waiting import wait_async
 
 Said = Sequence[Feedback | str | None]
 """What one lane's backward says: an entry for each Variable that the op was given."""
@@ -129,7 +128,7 @@ class Function:
             )
             for number, (lane_slots, role) in enumerate(zip(slots, roles, strict=True))
         ]  # fmt: skip
-        launch.faces = [weakref.ref(output) for output in outputs]
+        launch.holders = [weakref.ref(output) for output in outputs]
         launch.start()
         return cls.wrap(outputs, contexts)
 
@@ -156,7 +155,8 @@ class Function:
             return _by_variable(cls, ctx, cls.backward(ctx, *texts))
 
         async def run() -> Said:
-            return _by_variable(cls, ctx, await call_in_node(job, cls.backward, ctx, *texts))
+            returned = await call_in_node(job, cls.backward, ctx, *texts)
+            return _by_variable(cls, ctx, await plain(returned))
 
         return run()
 
@@ -189,7 +189,7 @@ def _launch_lanes(
     async def run(job: Job, values: list[Any]) -> Outcomes:
         args, kwargs = arguments.fill(values)
         result = await cls.run_forward(job, contexts[job.lane or 0], args, kwargs)
-        return await _settled(cls, result)
+        return _outcomes(cls, await plain(result))
 
     body = inline if cls.inline else run
     for number, ctx in enumerate(contexts):
@@ -252,18 +252,13 @@ def _checked_columns(cls: type[Function], returned: Any, size: int) -> list[list
     return [[checked(value) for value in column] for column in columns]
 
 
-async def _settled(cls: type[Function], result: Any) -> Outcomes:
-    """Return a lane's outcomes; a Variable that forward returned is waited for."""
-    values = [result] if len(cls.outputs) == 1 else result
-    if isinstance(values, tuple | list):
-        plain = []
-        for value in values:
-            if isinstance(value, Variable):
-                await wait_async(value.cell()[0])
-                value = value.data
-            plain.append(value)
-        result = plain[0] if len(cls.outputs) == 1 else plain
-    return _outcomes(cls, result)
+async def plain(result: Any) -> Any:
+    """Return what a body returned with every Variable in it, awaited, replaced by its value."""
+    if isinstance(result, Variable):
+        return (await result).data
+    if isinstance(result, tuple | list) and any(isinstance(item, Variable) for item in result):
+        return [await plain(item) for item in result]
+    return result
 
 
 def _outcomes(cls: type[Function], result: Any) -> Outcomes:
@@ -288,13 +283,10 @@ def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedb
             f"(got {len(entries)}); return None where there is nothing to say"
         )
     found: list[list[str]] = [[] for _ in arguments.cells]
+    lists = {position: iter(entry) for position, entry in enumerate(entries) if isinstance(entry, list)}
 
     def visit(position: int, index: int) -> None:
-        entry = entries[position]
-        if isinstance(entry, list):
-            entry = entry.pop(0) if entry else None
-        if isinstance(entry, Variable):
-            entry = entry.data
+        entry = next(lists[position], None) if position in lists else entries[position]
         if entry is not None and not isinstance(entry, str):
             raise TypeError(f"{cls.__name__}.backward must return texts or None (got {entry!r})")
         if entry and entry not in found[index]:

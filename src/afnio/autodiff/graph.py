@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from afnio.errors import GraphError
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from afnio.runtime.line import Line
 
 _sequence = itertools.count()
-_claiming: Final = threading.Lock()
 
 
 class GradientEdge(NamedTuple):
@@ -35,11 +33,21 @@ class Edge:
         node: the node that produced the input; for a leaf its `AccumulateGrad`.
         slots: one for each lane of the input, a single one where the input is a scalar.
         role: the input's role when it was captured.
+        lanes: which lanes of the consumer used it, None for all.
     """
 
-    __slots__ = ("batch", "node", "output_nr", "role", "slots")
+    __slots__ = ("batch", "lanes", "node", "output_nr", "role", "slots")
 
-    def __init__(self, node: Node, output_nr: int, slots: Sequence[Slot], batch: bool, role: str) -> None:
+    def __init__(
+        self,
+        node: Node,
+        output_nr: int,
+        slots: Sequence[Slot],
+        batch: bool,
+        role: str,
+        lanes: Sequence[int] | None = None,
+    ) -> None:
+        self.lanes = lanes
         self.node = node
         self.output_nr = output_nr
         self.slots = slots
@@ -58,8 +66,8 @@ class Node:
     """
 
     __slots__ = (
-        "__weakref__", "_claimed", "contexts", "edges", "function", "launch_name", "line", "outputs",
-        "released", "retained", "sequence", "size",
+        "__weakref__", "claims", "contexts", "edges", "function", "launch_name", "line", "outputs",
+        "retained", "sequence", "size",
     )  # fmt: skip
 
     def __init__(
@@ -81,8 +89,8 @@ class Node:
         self.contexts = contexts
         self.retained: dict[int, Any] = {}
         self.sequence = next(_sequence)
-        self.released = False
-        self._claimed = False
+        # The passes that want to free it; the first has it. Appending is atomic, so this needs no lock.
+        self.claims: list[object] = []
 
     def name(self) -> str:
         return f"{self.launch_name}Backward0"
@@ -97,8 +105,7 @@ class Node:
         return 1 if self.size is None else self.size
 
     def release(self) -> None:
-        """Let go of what the backward pass needed, and of the nodes before."""
-        self.released = True
+        """Let go of what the backward pass needs, and of the nodes before."""
         self.edges = [None] * len(self.edges)
         self.outputs = ()
         self.contexts = ()
@@ -109,7 +116,7 @@ class Node:
 
 @final
 class AccumulateGrad(Node):
-    """Where feedback for a leaf arrives."""
+    """Where feedback for a leaf arrives; all of those of one leaf are equal."""
 
     __slots__ = ("variable",)
 
@@ -120,20 +127,36 @@ class AccumulateGrad(Node):
     def name(self) -> str:
         return "AccumulateGrad"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AccumulateGrad) and other.variable is self.variable
 
-def claim(nodes: Sequence[Node], keep: bool) -> None:
-    """Reserve `nodes` for one backward pass, all or none.
+    def __hash__(self) -> int:
+        return hash(id(self.variable))
+
+
+def claim(nodes: Sequence[Node], *, keep: bool) -> object:
+    """Reserve `nodes` for one backward pass that frees them, all or none; one that keeps them only looks.
+
+    Returns what `unclaim` takes.
 
     Raises:
         GraphError: if another pass has claimed one of them.
     """
-    with _claiming:
-        for node in nodes:
-            if node._claimed or node.released:
-                raise GraphError(
-                    f"backward() through {node.name()} (launched at {node.line}) a second time, but its "
-                    "graph is freed by the first; pass retain_graph=True to the first one"
-                )
+    mine = object()
+    for position, node in enumerate(nodes):
         if not keep:
-            for node in nodes:
-                node._claimed = True
+            node.claims.append(mine)
+        if node.claims and node.claims[0] is not mine:
+            unclaim(nodes[: position + 1], mine)
+            raise GraphError(
+                f"backward() through {node.name()} (launched at {node.line}) a second time, but its "
+                "graph is freed by the first; pass retain_graph=True to the first one"
+            )
+    return mine
+
+
+def unclaim(nodes: Sequence[Node], mine: object) -> None:
+    """Take back a claim."""
+    for node in nodes:
+        if mine in node.claims:
+            node.claims.remove(mine)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, final
 
+from afnio.autodiff.context import Context
 from afnio.autodiff.feedback import Feedback
 from afnio.autodiff.function import Function, Said
 from afnio.autodiff.graph import Edge, Node
@@ -20,7 +21,7 @@ class Arrival(NamedTuple):
     Attributes:
         consumer: the node that says it, None for a seed.
         aligned: lane i's feedback is for lane i; otherwise all of it is for each lane.
-        slots: one for each lane of the consumer, or of the seed.
+        slots: one for each lane of the consumer that used the value, or of the seed.
     """
 
     consumer: Node | None
@@ -31,43 +32,59 @@ class Arrival(NamedTuple):
         return [self.slots[lane]] if self.aligned else self.slots
 
 
+class Way(NamedTuple):
+    """An edge that a lane's feedback goes along.
+
+    Attributes:
+        variable: which Variable of the op it leads to, by number.
+        silent: whether feedback without words still counts, as at the evaluators of a seedless root.
+    """
+
+    variable: int
+    edge: Edge
+    silent: bool
+
+
 @final
 class LaneBackward:
-    """The backward body of one lane of one node."""
+    """The backward body of one lane; it owns what it needs, so the pass can free the node at launch."""
 
-    __slots__ = ("_counts", "_edges", "_lane", "_node", "_quorum")
+    __slots__ = ("_arrivals", "_ctx", "_function", "_lane", "_name", "_quorum", "_ways")
 
     def __init__(
         self,
         node: Node,
         lane: int,
-        edges: Sequence[tuple[int, Edge]],
-        counts: Sequence[int],
+        ways: Sequence[Way],
+        arrivals: Sequence[Sequence[Arrival]],
         quorum: float | None,
     ) -> None:
-        self._node = node
+        assert node.function is not None
+        self._function: type[Function] = node.function
+        self._ctx: Context = node.contexts[lane]
+        self._name = node.name()
         self._lane = lane
-        self._edges = edges
-        self._counts = counts
+        self._ways = ways
+        # For each output how much each consumer says to this lane, and whether several samples share it.
+        self._arrivals = [[(len(a.at(lane)), not a.aligned) for a in at] for at in arrivals]
         self._quorum = quorum
 
     def __call__(self, job: Job, outcomes: list[Any]) -> Outcomes | Coroutine[Any, Any, Outcomes]:
-        width = 1 + len(self._edges)
         arrived = iter(outcomes)
-        columns = [[next(arrived) for _ in range(count)] for count in self._counts]
+        columns = [
+            [([next(arrived) for _ in range(count)], shared) for count, shared in at] for at in self._arrivals
+        ]
         own = list(arrived)
         failure = self._failure(columns, own)
         if failure is not None:
-            return [failure] * width
-        if any(outcome is None for outcome in own):
-            return [None, *[NO_FEEDBACK] * (width - 1)]
-        incoming = [[_as_feedback(o) for o in column if _speaks(o)] for column in columns]
-        if not any(incoming):
-            return [True, *[NO_FEEDBACK] * (width - 1)]
-        function = self._node.function
-        assert function is not None
-        ctx = self._node.contexts[self._lane].with_feedback(incoming)
-        said = function.run_backward(job, ctx)
+            return [failure] * (1 + len(self._ways))
+        incoming = [
+            [_as_feedback(outcome) for said, _ in column for outcome in said if _speaks(outcome)]
+            for column in columns
+        ]
+        if any(outcome is None for outcome in own) or not any(incoming):
+            return [None if None in own else True, *[NO_FEEDBACK] * len(self._ways)]
+        said = self._function.run_backward(job, self._ctx.with_feedback(incoming))
         if inspect.iscoroutine(said):
             return self._later(said, incoming)
         return self._said(said, incoming)  # type: ignore[arg-type]
@@ -78,29 +95,33 @@ class LaneBackward:
     def _said(self, said: Said, incoming: list[list[Feedback]]) -> Outcomes:
         trail = tuple(entry for feedback in incoming for f in feedback for entry in f.trail)
         outcomes: list[Any] = [True]
-        for index, edge in self._edges:
+        for index, edge, silent in self._ways:
             entry = said[index]
             if isinstance(entry, str):
                 entry = Feedback(entry, trail=trail)
-            if entry is None or (not entry.text and not seedless(edge.node)):
+            if entry is None or not (entry.text or silent):
                 outcomes.append(NO_FEEDBACK)
                 continue
             if entry.seen is None:
                 slot = edge.slots[self._lane] if edge.batch else edge.slots[0]
-                entry = Feedback(entry.text, slot.outcome, entry.trail or trail)
+                entry = Feedback(entry.text, slot.outcome, entry.trail or trail, entry.led_in)
             outcomes.append(entry)
         return outcomes
 
-    def _failure(self, columns: Sequence[Sequence[Any]], own: Sequence[Any]) -> Failure | None:
+    def _failure(
+        self, columns: Sequence[Sequence[tuple[list[Any], bool]]], own: Sequence[Any]
+    ) -> Failure | None:
         for outcome in own:
             if isinstance(outcome, Failure):
                 return outcome
         for column in columns:
-            failed = [outcome for outcome in column if isinstance(outcome, Failure)]
-            # A scalar that samples share hears those that could speak, as long as they are a quorum.
-            shared = len(column) > 1 and self._quorum is not None
-            if failed and not (shared and batch_failure(column, self._node.name(), self._quorum) is None):
-                return failed[0]
+            for said, shared in column:
+                failed = [outcome for outcome in said if isinstance(outcome, Failure)]
+                if not failed:
+                    continue
+                # A scalar that samples share hears those that could speak, as long as they are a quorum.
+                if not shared or self._quorum is None or batch_failure(said, self._name, self._quorum):
+                    return failed[0]
         return None
 
 
@@ -112,17 +133,26 @@ def _as_feedback(outcome: Any) -> Feedback:
     return outcome if isinstance(outcome, Feedback) else Feedback(str(outcome))
 
 
-def seedless(node: Node) -> bool:
-    """Whether a pass may start at `node` without a seed: evaluators, and what only adds them up."""
-    stack, seen = [node], set[int]()
+def seedless(node: Node, known: dict[Node, bool]) -> bool:
+    """Whether a pass may start at `node` without a seed: evaluators, and what only adds them up.
+
+    Args:
+        known: answers so far, extended; each node is looked at once.
+    """
+    stack = [node]
     while stack:
-        current = stack.pop()
-        if id(current) in seen:
+        current = stack[-1]
+        if current in known:
+            stack.pop()
             continue
-        seen.add(id(current))
-        function: type[Function] | None = current.function
-        if function is None or not (function.seedless or function.transparent):
-            return False
-        if not function.seedless:
-            stack.extend(edge.node for edge in current.edges if edge is not None)
-    return True
+        function = current.function
+        if function is None or function.seedless or not function.transparent:
+            known[current] = function is not None and function.seedless
+            continue
+        before = [edge.node for edge in current.edges if edge is not None]
+        unknown = [producer for producer in before if producer not in known]
+        if unknown:
+            stack.extend(unknown)
+        else:
+            known[current] = all(known[producer] for producer in before)
+    return known[node]

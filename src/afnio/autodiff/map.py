@@ -46,4 +46,5 @@ def merged(incoming: Sequence[Feedback]) -> Feedback:
         "\n".join(feedback.text for feedback in incoming if feedback.text),
         incoming[0].seen,
         tuple(entry for feedback in incoming for entry in feedback.trail),
+        all(feedback.led_in for feedback in incoming),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from afnio.autodiff.feedback import Feedback
-from afnio.autodiff.graph import GradientEdge
+from afnio.autodiff.graph import GradientEdge, Node
 from afnio.autodiff.lane_backward import Arrival, seedless
 from afnio.autodiff.variable import Variable
 from afnio.errors import GraphError
@@ -29,13 +29,13 @@ def seed_arrival(root: Variable, seed: Variable | None) -> Arrival:
     return Arrival(None, batch, slots)
 
 
-def check_root(root: Variable, seed: Variable | None) -> None:
+def check_root(root: Variable, seed: Variable | None, known: dict[Node, bool]) -> None:
     if root.grad_fn is None:
         raise GraphError(
             f"backward() starts at the output of an op, and {root!r} is a leaf; call it on what an evaluator "
             "returned, with a Variable that has requires_grad=True among the inputs"
         )
-    if seed is None and not seedless(root.grad_fn):
+    if seed is None and not seedless(root.grad_fn, known):
         raise GraphError(
             f"backward() from {root.grad_fn.name()} needs a feedback to start from, as only evaluators have "
             'one of their own; write variable.backward(afnio.Variable("what should change"))'

@@ -7,12 +7,13 @@ handed over at its end, and only if all of it succeeded or each node's quorum he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 from afnio.autodiff.feedback import Feedback, Segment
-from afnio.autodiff.graph import AccumulateGrad, Edge, GradientEdge, Node, claim
-from afnio.autodiff.lane_backward import Arrival, LaneBackward
+from afnio.autodiff.graph import AccumulateGrad, Edge, GradientEdge, Node, claim, unclaim
+from afnio.autodiff.lane_backward import Arrival, LaneBackward, Way, seedless
 from afnio.autodiff.roots import Target, check_root, edges_of, listed, seed_arrival, seeds_for
 from afnio.autodiff.variable import Variable
 from afnio.errors import GraphError
@@ -49,8 +50,8 @@ def backward(
         )
     roots = [variables] if isinstance(variables, Variable) else list(variables)
     sweep = Sweep(roots, seeds_for(roots, grad_variables), edges_of(inputs), keep=bool(retain_graph))
-    for leaf, segment in sweep.segments:
-        leaf.segments.append(segment)
+    for holder, segment in sweep.segments:
+        holder.segments.append(segment)
     return sweep.start().wait_if_allowed()
 
 
@@ -88,39 +89,36 @@ class Sweep:
         keep: bool,
         capture: bool = False,
     ) -> None:
-        self._keep = keep
         self._targets = targets
         self._quorum = current_quorum()
+        self._seedless: dict[Node, bool] = {}
         for root, seed in zip(roots, seeds, strict=True):
-            check_root(root, seed)
-        starts = [root.graph_node() for root in roots]
-        self.nodes = self._ordered(starts)
-        claim(self.nodes, keep)
-        self._launch = Launch("backward")
+            check_root(root, seed, self._seedless)
+        starts = [GradientEdge(root.graph_node(), root.output_nr) for root in roots]
         self._arrivals: dict[GradientEdge, list[Arrival]] = {}
-        for root, seed, node in zip(roots, seeds, starts, strict=True):
-            self._arrive(GradientEdge(node, root.output_nr), seed_arrival(root, seed))
-        self._statuses: list[tuple[Node, list[Slot]]] = []
-        for node in self.nodes:
-            self._add_node(node)
+        for root, seed, start in zip(roots, seeds, starts, strict=True):
+            self._arrive(start, seed_arrival(root, seed))
+        self.nodes = self._ordered([start.node for start in starts])
+        self._launch = Launch("backward")
+        self._statuses: list[tuple[Node, Sequence[Slot]]] = []
+        self._gatherings: list[list[Arrival]] = []
         self.captured: list[tuple[GradientEdge, Segment]] = []
         self.segments: list[tuple[Variable, Segment]] = []
-        self._gatherings: list[list[Arrival]] = []
-        self._add_segments(capture)
         self._work = Slot(self._launch)
+        mine = claim(self.nodes, keep=keep)
+        try:
+            self._build(capture)
+        except BaseException:
+            unclaim(self.nodes, mine)
+            raise
+        if not keep:
+            # The jobs own what they need, and nobody else may use the graph any more.
+            for node in self.nodes:
+                node.release()
 
     def start(self) -> Work[None]:
         """Launch the pass."""
-        gathered = [arrival.slots for gathering in self._gatherings for arrival in gathering]
-        statuses = [slots for _, slots in self._statuses]
-        segments = [s.slot for _, s in self.segments] + [s.slot for _, s in self.captured]
-        self._launch.add(
-            self._finish,
-            [slot for slots in (*statuses, *gathered) for slot in slots],
-            [self._work, *segments],
-            gather=True,
-            recover=self._abandon,
-        )
+        self._launch.holders = [weakref.ref(leaf) for leaf, _ in self.segments]
         self._launch.start()
         return Work(self._work, lambda _: None)
 
@@ -128,7 +126,6 @@ class Sweep:
 
     def _ordered(self, starts: Sequence[Node]) -> list[Node]:
         """Return the ops that lead to a target, every consumer before its producers."""
-        targets = None if self._targets is None else {(t.node, t.output_nr) for t in self._targets}
         leading: dict[Node, bool] = {}
         finished: list[Node] = []
         opened: set[int] = set()
@@ -136,12 +133,8 @@ class Sweep:
         while stack:
             node, expanded = stack.pop()
             if expanded:
-                # A released node has lost its edges; it counts, so that claiming it says so.
-                leading[node] = node.released or any(
-                    _wanted(edge, targets) or leading.get(edge.node, False)
-                    for edge in node.edges
-                    if edge is not None
-                ) or _retains(node, targets)
+                # A claimed node has lost its edges; it counts, so that claiming it again says so.
+                leading[node] = bool(node.claims) or self._leads(node, leading)
                 finished.append(node)
             elif id(node) not in opened and not isinstance(node, AccumulateGrad):
                 opened.add(id(node))
@@ -150,79 +143,102 @@ class Sweep:
         self._leading = leading
         return [node for node in reversed(finished) if leading[node]]
 
-    def _add_node(self, node: Node) -> None:
-        edges = [
-            (index, edge) for index, edge in enumerate(node.edges) if edge is not None and self._is_live(edge)
-        ]
-        said = {index: [Slot(self._launch) for _ in range(node.lanes)] for index, _ in edges}
-        statuses = [Slot(self._launch) for _ in range(node.lanes)]
-        self._statuses.append((node, statuses))
+    def _leads(self, node: Node, leading: Mapping[Node, bool]) -> bool:
+        if self._targets is None and node.retained:
+            return True
+        return any(
+            self._is_target(edge) or leading.get(edge.node, False) for edge in node.edges if edge is not None
+        )
+
+    def _is_target(self, edge: Edge) -> bool:
+        if self._targets is None:
+            return isinstance(edge.node, AccumulateGrad)
+        return GradientEdge(edge.node, edge.output_nr) in self._targets
+
+    def _build(self, capture: bool) -> None:
+        for number, node in enumerate(self.nodes):
+            self._add_node(node, f"node {number}")
+        self._add_segments(capture)
+        gathered = [arrival.slots for gathering in self._gatherings for arrival in gathering]
+        statuses = [slots for _, slots in self._statuses]
+        segments = [segment.slot for _, segment in (*self.segments, *self.captured)]
+        self._launch.add(
+            self._finish,
+            [slot for slots in (*statuses, *gathered) for slot in slots],
+            [self._work, *segments],
+            part="end",
+            gather=True,
+        )
+
+    def _add_node(self, node: Node, part: str) -> None:
         arrivals = [
             sorted(self._arrivals.get(GradientEdge(node, nr), []), key=_sequence)
             for nr in range(len(node.outputs))
         ]
+        statuses = [Slot(self._launch) for _ in range(node.lanes)]
+        ways: list[list[Way]] = [[] for _ in range(node.lanes)]
+        outputs = [[status] for status in statuses]
+        for index, edge in enumerate(node.edges):
+            if edge is None or not (self._is_target(edge) or self._leading.get(edge.node, False)):
+                continue
+            way = Way(index, edge, seedless(edge.node, self._seedless))
+            said = []
+            for lane in range(node.lanes) if edge.lanes is None else edge.lanes:
+                said.append(Slot(self._launch))
+                ways[lane].append(way)
+                outputs[lane].append(said[-1])
+            self._arrive(GradientEdge(edge.node, edge.output_nr), Arrival(node, edge.batch, said))
         for lane in range(node.lanes):
-            arriving = [[slot for arrival in at for slot in arrival.at(lane)] for at in arrivals]
-            own = [column[lane] for column in node.outputs]
+            arriving = [slot for at in arrivals for arrival in at for slot in arrival.at(lane)]
             self._launch.add(
-                LaneBackward(node, lane, edges, [len(slots) for slots in arriving], self._quorum),
-                [slot for slots in (*arriving, own) for slot in slots],
-                [statuses[lane], *(said[index][lane] for index, _ in edges)],
+                LaneBackward(node, lane, ways[lane], arrivals, self._quorum),
+                [*arriving, *(column[lane] for column in node.outputs)],
+                outputs[lane],
                 lane=None if node.size is None else lane,
+                part=part,
                 gather=True,
             )
-        for index, edge in edges:
-            self._arrive(GradientEdge(edge.node, edge.output_nr), Arrival(node, edge.batch, said[index]))
+        self._statuses.append((node, statuses))
 
     def _arrive(self, at: GradientEdge, arrival: Arrival) -> None:
         self._arrivals.setdefault(at, []).append(arrival)
-
-    def _is_live(self, edge: Edge) -> bool:
-        if isinstance(edge.node, AccumulateGrad):
-            return self._targets is None or any(t.node is edge.node for t in self._targets)
-        if self._targets is not None and GradientEdge(edge.node, edge.output_nr) in self._targets:
-            return True
-        return self._leading.get(edge.node, False)
 
     def _add_segments(self, capture: bool) -> None:
         for edge, arrivals in self._arrivals.items():
             incoming = [arrival for arrival in arrivals if arrival.consumer is not None]
             if not incoming or (self._targets is not None and edge not in self._targets):
                 continue
-            face = _face(edge)
-            if face is None and not capture:
+            holder = _holder(edge)
+            if holder is None and not capture:
                 continue
             incoming.sort(key=_sequence)
             self._gatherings.append(incoming)
             segment = Segment(Slot(self._launch))
             if capture:
                 self.captured.append((edge, segment))
-            elif face is not None:
-                self.segments.append((face, segment))
+            elif holder is not None:
+                self.segments.append((holder, segment))
 
     # Ending, on the runtime's thread
 
     def _finish(self, job: Job, outcomes: list[Any]) -> Outcomes:
         arrived = iter(outcomes)
-        error: BaseException | None = None
+        errors: list[BaseException] = []
+        told: set[int] = set()
         for node, slots in self._statuses:
             lanes = [next(arrived) for _ in slots]
-            error = error or _node_failure(node, lanes, self._quorum)
+            failed = {id(outcome) for outcome in lanes if isinstance(outcome, Failure)}
+            error = _node_failure(node, lanes, self._quorum)
+            # A failed lane fails the lanes before it: each failure is told of once, where it showed first.
+            if error is not None and not failed <= told:
+                errors.append(error)
+            told |= failed
         gathered = [_gather(gathering, arrived) for gathering in self._gatherings]
-        self._release()
-        if error is not None:
-            return job.fail(error)
-        return [True, *gathered]
-
-    def _abandon(self, job: Job, error: BaseException) -> Outcomes:
-        self._release()
-        job.recover = None
-        return job.fail(error)
-
-    def _release(self) -> None:
-        if not self._keep:
-            for node in self.nodes:
-                node.release()
+        if not errors:
+            return [True, *gathered]
+        if len(errors) == 1:
+            return job.fail(errors[0])
+        return job.fail(BaseExceptionGroup(f"{len(errors)} nodes failed in the backward pass", errors))
 
 
 def _gather(gathering: Sequence[Arrival], arrived: Iterator[Any]) -> list[Any]:
@@ -240,25 +256,16 @@ def _gather(gathering: Sequence[Arrival], arrived: Iterator[Any]) -> list[Any]:
 
 
 def _node_failure(node: Node, lanes: Sequence[Any], quorum: float | None) -> BaseException | None:
-    if node.size is None:
-        if isinstance(lanes[0], Failure):
-            lanes[0].read = True
-            return lanes[0].error
+    if node.size is not None:
+        return batch_failure(lanes, f"{node.name()} (forward launched at {node.line})", quorum)
+    (outcome,) = lanes
+    if not isinstance(outcome, Failure):
         return None
-    return batch_failure(lanes, f"{node.name()} (forward launched at {node.line})", quorum)
+    outcome.mark_read()
+    return outcome.error
 
 
-def _wanted(edge: Edge, targets: set[tuple[Node, int]] | None) -> bool:
-    if targets is None:
-        return isinstance(edge.node, AccumulateGrad)
-    return (edge.node, edge.output_nr) in targets
-
-
-def _retains(node: Node, targets: set[tuple[Node, int]] | None) -> bool:
-    return targets is None and bool(node.retained)
-
-
-def _face(edge: GradientEdge) -> Variable | None:
+def _holder(edge: GradientEdge) -> Variable | None:
     """Return the Variable that gathers what arrives at `edge`: a leaf, or an output that retains it."""
     node, output_nr = edge
     if isinstance(node, AccumulateGrad):

@@ -89,11 +89,14 @@ class Variable:
                 return bound
         return self._slots, self._batch
 
-    def advance(self, slot: Slot) -> Slot:
-        """Become a leaf over `slot`, which a step will fill, and return the slot of the value so far."""
-        (current,) = self._slots
+    def advance(self, slot: Slot) -> None:
+        """Become a leaf over `slot`, which a step will fill."""
         self._slots, self._node, self._output_nr, self._origin = [slot], None, 0, None
-        return current
+
+    @property
+    def own_slots(self) -> list[Slot]:
+        """Its slots, whatever `bind` lays over them; for optimizers."""
+        return self._slots
 
     @property
     def batch(self) -> bool:
@@ -136,7 +139,7 @@ class Variable:
         found: dict[int, BaseException] = {}
         for lane, slot in enumerate(slots):
             if isinstance(slot.outcome, Failure):
-                slot.outcome.read = True
+                slot.outcome.mark_read()
                 found[lane] = slot.outcome.error
         return found
 
@@ -165,7 +168,7 @@ class Variable:
         if any(isinstance(outcome, Failure) for outcome in outcomes):
             error = batch_failure(outcomes, self._name(), current_quorum())
             if error is not None:
-                raise error
+                Failure(error).throw()
             return [None if isinstance(outcome, Failure) else outcome for outcome in outcomes]
         return outcomes
 

@@ -102,7 +102,7 @@ class Evaluator(Function):
         score = Score.over(faces[0], batch, roles[0], node=node, output_nr=0, origin=origin)
         score._sample_slots = columns[0]
         explanation = Variable.over(faces[1], batch, roles[1], node=node, output_nr=1, origin=origin)
-        launch.faces = [weakref.ref(score), weakref.ref(explanation)]
+        launch.holders = [weakref.ref(score), weakref.ref(explanation)]
         launch.start()
         return Evaluation(score, explanation)
 
@@ -240,6 +240,7 @@ class _Reduction:
             self._body,
             [slot for column in columns for slot in column],
             [faces[0][0], faces[1][0]],
+            part="reduce",
             gather=True,
         )
 

@@ -25,17 +25,16 @@ async def complete_json(
     messages: Sequence[Message],
     schema: Mapping[str, Any],
     purpose: str,
-    number: int = 1,
 ) -> ChatResponse:
     """Ask for a reply in `schema`; an endpoint that refuses schemas is asked in words, from then on."""
     if not model.client.json_schema:
-        return await model.complete(job, messages, purpose, number)
+        return await model.complete(job, messages, purpose)
     try:
-        return await model.complete(job, messages, purpose, number, response_format=schema)
+        return await model.complete(job, messages, purpose, response_format=schema)
     except FinalModelError as error:
         if error.status not in REFUSALS or "response_format" in model.completion_args:
             raise
-    reply = await model.complete(job, messages, purpose, number)
+    reply = await model.complete(job, messages, purpose)
     # The same request without a schema went through: it was the schema that was refused.
     model.client.json_schema = False
     return reply

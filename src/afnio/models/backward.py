@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from contextvars import Token
 from typing import Any, Final
 
 from afnio.models.chat_model import ChatModel
 from afnio.models.client import ChatClient
 from afnio.models.request import check_completion_args
-from afnio.runtime.setting import Setting
+from afnio.runtime.setting import Assignment, Setting
 
 _model: Final[Setting[ChatModel | None]] = Setting("backward_model", None)
 
 
-class set_backward_model_client(AbstractContextManager[ChatModel]):  # noqa: N801
+class set_backward_model_client(Assignment[ChatModel | None]):  # noqa: N801
     """Choose the model that writes feedback; as a `with` block, for the block's context alone.
 
     Args:
@@ -33,20 +31,7 @@ class set_backward_model_client(AbstractContextManager[ChatModel]):  # noqa: N80
         client_args: Mapping[str, Any] | None = None,
         completion_args: Mapping[str, Any] | None = None,
     ) -> None:
-        self._model = _backward_model(model_path, client_args or {}, completion_args or {})
-        self._previous = _model.default
-        self._token: Token[ChatModel | None] | None = None
-        _model.default = self._model
-
-    def __enter__(self) -> ChatModel:
-        # The plain call has set the process default; a block takes that back and sets its context.
-        _model.default = self._previous
-        self._token = _model.set(self._model)
-        return self._model
-
-    def __exit__(self, *exc: object) -> None:
-        assert self._token is not None
-        _model.reset(self._token)
+        super().__init__(_model, _backward_model(model_path, client_args or {}, completion_args or {}))
 
 
 def get_backward_model_client() -> ChatModel:

@@ -21,11 +21,11 @@ class ChatModel:
     completion_args: Mapping[str, Any]
 
     async def complete(
-        self, job: Job, messages: Sequence[Message], purpose: str, number: int = 1, **defaults: Any
+        self, job: Job, messages: Sequence[Message], purpose: str, **defaults: Any
     ) -> ChatResponse:
         """Carry out one call for a lane's job; `defaults` are arguments that the model's own override."""
         request = ChatRequest.build(messages, **{**defaults, **self.completion_args})
-        return await self.client.complete(job, request, purpose, number)
+        return await self.client.complete(job, request, purpose)
 
     def get_provider(self) -> str:
         return self.client.provider

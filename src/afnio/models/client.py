@@ -48,19 +48,17 @@ class ChatClient(ABC):
         return type(self).__name__
 
     @final
-    async def complete(self, job: Job, request: ChatRequest, purpose: str, number: int = 1) -> ChatResponse:
+    async def complete(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
         """Carry out one call for a lane's job; on the runtime's loop.
 
         Args:
             purpose: the phase that the call belongs to: forward, backward, step, ….
-            number: which call of that purpose it is in the job.
         """
         runtime = job.launch.runtime
         if self.limits is not None:
             admitter(runtime, self.account).apply(self.limits)
-        suffix = "" if number == 1 else f"#{number}"
         call = Call(
-            address=f"{job.address}/{purpose}{suffix}",
+            address=job.call_address(purpose),
             key=request.key(self.account.url),
             account=self.account,
             model=request.model,

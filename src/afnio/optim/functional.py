@@ -7,7 +7,7 @@ from typing import Any
 
 from afnio.autodiff import Variable
 from afnio.models import ChatClient
-from afnio.optim.optimizer import Change, Propose, finish_step, launch_update
+from afnio.optim.optimizer import Change, Propose, Update, launch_step
 from afnio.optim.tgd import Messages, check_options, listed, remember, rewrite
 from afnio.runtime import Job, Launch, Work
 
@@ -42,12 +42,12 @@ def tgd(
     }
     check_options(options)
     launch = Launch("tgd")
-    statuses = []
-    for parameter, gradients, buffer in zip(params, grads, momentum_buffer_list, strict=True):
-        if gradients:
-            propose = _proposer(parameter, list(gradients), buffer, options)
-            statuses.append(launch_update(launch, parameter, [], propose))
-    return Work(finish_step(launch, "tgd", statuses), list).wait_if_allowed()
+    updates = [
+        Update(parameter, [], _proposer(parameter, list(gradients), buffer, options))
+        for parameter, gradients, buffer in zip(params, grads, momentum_buffer_list, strict=True)
+        if gradients
+    ]
+    return Work(launch_step(launch, "tgd", updates), list).wait_if_allowed()
 
 
 def _proposer(

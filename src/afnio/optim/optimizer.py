@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from afnio.autodiff import Variable
 from afnio.autodiff.feedback import Segment
+from afnio.errors import LaunchCancelledError
 from afnio.models import ChatClient
 from afnio.runtime import Failure, Job, Launch, Slot, Work
 from afnio.runtime.events import StepEnded, emit
-from afnio.runtime.launch import Outcomes
+from afnio.runtime.launch import Body, Outcomes, Recover
 from afnio.runtime.waiting import wait
 
 
@@ -121,15 +123,14 @@ class Optimizer(ABC):
         """
         result = closure() if closure is not None else None
         launch = Launch(f"{type(self).__name__}.step")
-        statuses: list[Slot] = []
+        updates: list[Update] = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 segments = parameter.segments[:]
                 if parameter.requires_grad and segments:
                     propose = self._proposer(parameter, segments, group)
-                    waits = [segment.slot for segment in segments]
-                    statuses.append(launch_update(launch, parameter, waits, propose))
-        self._last = finish_step(launch, type(self).__name__, statuses)
+                    updates.append(Update(parameter, [segment.slot for segment in segments], propose))
+        self._last = launch_step(launch, type(self).__name__, updates)
         return Work(self._last, lambda _: result).wait_if_allowed()
 
     def _proposer(
@@ -199,43 +200,67 @@ def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(entry) if isinstance(entry, list) else entry for name, entry in entries.items()}
 
 
-def launch_update(launch: Launch, parameter: Variable, waits: Sequence[Slot], propose: Propose) -> Slot:
-    """Make `parameter`'s next value what `propose` returns, once its value and `waits` are there.
+class Update(NamedTuple):
+    """What a step does to one parameter: once its value and `waits` are there, `propose` its next value."""
 
-    If that fails or is cancelled the next value is the one before. Returns the slot of the `Change`.
+    parameter: Variable
+    waits: Sequence[Slot]
+    propose: Propose
+
+
+def launch_step(launch: Launch, name: str, updates: Sequence[Update]) -> Slot:
+    """Start a step and return the slot of its end: the changes, or the errors of what kept its value.
+
+    A parameter whose update fails or is cancelled takes the value that it had.
     """
-    value, status = Slot(launch), Slot(launch)
-    previous = parameter.advance(value)
+    values = [Slot(launch) for _ in updates]
+    statuses = [Slot(launch) for _ in updates]
+    done = Slot(launch)
+    for number, (update, value, status) in enumerate(zip(updates, values, statuses, strict=True)):
+        (previous,) = update.parameter.own_slots
+        launch.add(
+            _proposing(update.propose),
+            [previous, *update.waits],
+            [value, status],
+            part=f"parameter {number}",
+            gather=True,
+            recover=_keeping(previous),
+        )
+    launch.add(_finishing(name), statuses, [done], part="end", gather=True)
+    launch.holders = [weakref.ref(update.parameter) for update in updates]
+    # Nothing after this line raises: no parameter is left waiting for a step that never ran.
+    for update, value in zip(updates, values, strict=True):
+        update.parameter.advance(value)
+    launch.start()
+    return done
 
+
+def _proposing(propose: Propose) -> Body:
     async def body(job: Job, outcomes: list[Any]) -> Outcomes:
         change = await propose(job, outcomes[0])
         return [change.after, change]
 
+    return body
+
+
+def _keeping(previous: Slot) -> Recover:
     def keep(job: Job, error: BaseException) -> Outcomes:
-        return [previous.outcome, Failure(error)]
+        return [previous.outcome, Failure(error, read=isinstance(error, LaunchCancelledError))]
 
-    launch.add(body, [previous, *waits], [value, status], gather=True, recover=keep)
-    return status
+    return keep
 
 
-def finish_step(launch: Launch, name: str, statuses: Sequence[Slot]) -> Slot:
-    """Start a step and return the slot of its end: the changes, or the errors of what kept its value."""
-    done = Slot(launch)
-
+def _finishing(name: str) -> Body:
     def finish(job: Job, outcomes: list[Any]) -> Outcomes:
         changes = tuple(outcome for outcome in outcomes if isinstance(outcome, Change))
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         for failure in failures:
-            failure.read = True
+            failure.mark_read()
         errors = [failure.error for failure in failures]
-        error: BaseException | None = None
-        if errors:
-            error = (
-                errors[0] if len(errors) == 1 else BaseExceptionGroup("parameters kept their values", errors)
-            )
-        emit(StepEnded(launch.address, name, changes, None if error is None else str(error)))
+        error: BaseException | None = errors[0] if errors else None
+        if len(errors) > 1:
+            error = BaseExceptionGroup("parameters kept their values", errors)
+        emit(StepEnded(job.launch.address, name, changes, None if error is None else str(error)))
         return [changes] if error is None else job.fail(error)
 
-    launch.add(finish, statuses, [done], gather=True)
-    launch.start()
-    return done
+    return finish

@@ -122,7 +122,7 @@ async def rewrite(
     if not isinstance(value, str):
         raise TypeError(f"TGD rewrites texts (the value of {role!r} is {value!r})")
     messages = _messages(role, value, gradients, buffer, options)
-    proposed, reply = await _proposal(job, messages, options, number=1)
+    proposed, reply = await _proposal(job, messages, options)
     reasons = objections(value, proposed)
     if reasons:
         again = [
@@ -130,7 +130,7 @@ async def rewrite(
             {"role": "assistant", "content": reply},
             {"role": "user", "content": TGD_OBJECTION.replace("{reasons}", "; ".join(reasons))},
         ]
-        proposed, _ = await _proposal(job, again, options, number=2)
+        proposed, _ = await _proposal(job, again, options)
         reasons = objections(value, proposed)
     if reasons:
         logging.getLogger("afnio").warning(
@@ -176,12 +176,10 @@ def _messages(
     return rendered(plain, {**sections, **inputs})
 
 
-async def _proposal(
-    job: Job, messages: list[dict[str, Any]], options: Mapping[str, Any], number: int
-) -> tuple[str, str]:
+async def _proposal(job: Job, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> tuple[str, str]:
     """Return the proposed value and the whole reply; a reply in plain words is the value."""
     model = ChatModel(options["model_client"], options["completion_args"])
-    reply = str(await complete_json(model, job, messages, TGD_SCHEMA, "step", number))
+    reply = str(await complete_json(model, job, messages, TGD_SCHEMA, "step"))
     return value_in(reply), reply
 
 

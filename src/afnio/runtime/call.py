@@ -65,8 +65,8 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
             reply = await _attempt(runtime, call, progress)
         except TransientModelError as error:
             reply = await _again(runtime, call, progress, error)
-    except ModelError as error:
-        if progress.attempts > 1:
+    except BaseException as error:
+        if progress.attempts > 1 and isinstance(error, ModelError):
             error.add_note(f"after {progress.attempts} attempts in {progress.seconds:.1f} s")
         _tell_end(call, progress, Usage(), f"{type(error).__name__}: {error}")
         raise
@@ -106,13 +106,11 @@ async def _again(runtime: Runtime, call: Call[R], progress: _Progress, first: Tr
 async def _attempt(runtime: Runtime, call: Call[R], progress: _Progress) -> R:
     progress.attempts += 1
     async with admitter(runtime, call.account).permit(call.rank, first=progress.attempts == 1):
-        try:
-            with anyio.fail_after(call.deadline):
-                return await call.attempt()
-        except TimeoutError as error:
-            raise TransientModelError(
-                f"{call.account.url} gave no reply within {call.deadline:g} s ({call.model})"
-            ) from error
+        with anyio.move_on_after(call.deadline):
+            return await call.attempt()
+        raise TransientModelError(
+            f"{call.account.url} gave no reply within {call.deadline:g} s ({call.model})"
+        )
 
 
 def _tell_retry(call: Call[R], state: RetryCallState) -> None:

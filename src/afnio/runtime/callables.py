@@ -7,9 +7,8 @@ could hold every thread that those nodes need.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from types import BuiltinFunctionType
 from typing import Any, Final, ParamSpec, TypeVar, cast, final
 
 import anyio
@@ -17,7 +16,7 @@ import anyio.to_thread
 
 from afnio.runtime.launch import Job, Launch
 from afnio.runtime.runtime import Runtime
-from afnio.runtime.scope import lane_scope
+from afnio.runtime.scope import within
 from afnio.runtime.slot import Slot
 from afnio.runtime.waiting import inside_node
 from afnio.runtime.work import Work
@@ -26,7 +25,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NODE_THREADS: Final = 32
+"""Worker threads for node callables of one runtime, at most."""
 STEP_THREADS: Final = 32
+"""Worker threads for `to_thread`, at most."""
+QUICK: Final[Sequence[Any]] = (sum, len, min, max, abs, round, any, all, sorted, str, int, float, bool)
+"""Callables that run on the loop itself; a thread would cost them more than they do."""
 
 
 @final
@@ -59,9 +62,9 @@ async def call_in_node(job: Job, function: Callable[..., Any], *args: Any) -> An
 
     It may launch, under an address below the lane's; only an `async def` may await what it launched.
     """
-    if isinstance(function, BuiltinFunctionType):
+    if function in QUICK:
         return function(*args)
-    with lane_scope(job.launch.scope, job.address):
+    with within(job.scope):
         token = inside_node.set(True)
         try:
             if is_async(function):

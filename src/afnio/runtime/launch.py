@@ -5,13 +5,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, copy_context
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-from afnio.errors import RuntimeClosedError
+from afnio.errors import ForkedError, LaunchCancelledError, RuntimeClosedError
 from afnio.runtime.line import Line, caller_line
 from afnio.runtime.loop import Task, adopted
 from afnio.runtime.scope import Scope, current_scope
 from afnio.runtime.slot import NO_FEEDBACK, PENDING, Failure, Slot
+
+if TYPE_CHECKING:
+    from afnio.runtime.runtime import Runtime
 
 Outcomes = Sequence[Any]
 Body = Callable[["Job", list[Any]], Outcomes | Coroutine[Any, Any, Outcomes]]
@@ -26,8 +29,8 @@ class Launch:
     """
 
     __slots__ = (
-        "__weakref__", "address", "cancelled", "context", "demand", "faces", "jobs", "left", "line",
-        "name", "runtime", "scope",
+        "__weakref__", "address", "cancelled", "context", "holders", "jobs", "left", "line", "name",
+        "runtime", "scope",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -38,14 +41,14 @@ class Launch:
             raise RuntimeClosedError(
                 f"{name} was launched after the Afnio runtime had been closed; launch it earlier"
             )
+        self.scope.owner.check_room()
         self.line: Line = caller_line()
         self.context: Context = adopted(copy_context())
         self.address = self.scope.next_address()
         self.jobs: list[Job] = []
         self.left = 0
-        # How many waiters and jobs wait for its slots. What was wanted and is wanted no more is cancelled.
-        self.demand = 0
-        self.faces: list[weakref.ref[Any]] = []
+        # What the program can still reach its results by; weakly, or they could never become unreachable.
+        self.holders: list[weakref.ref[Any]] = []
         self.cancelled = False
 
     def add(
@@ -55,6 +58,7 @@ class Launch:
         outputs: Sequence[Slot],
         *,
         lane: int | None = None,
+        part: str = "",
         gather: bool = False,
         recover: Recover | None = None,
     ) -> None:
@@ -64,20 +68,43 @@ class Launch:
             body: called with the job and the inputs' values; it returns one outcome for each output, or
                 a coroutine that does, which then runs as a task.
             lane: index of the sample, None where there is one value only.
+            part: which part of the launch it belongs to, where it has several; an element of its address.
             gather: hand `body` the raw outcomes. Otherwise it runs only if all are values: a failed
                 input's failure, else a missing one's None, becomes the outcome of every output.
             recover: gives the outcomes when the body raises or is cancelled; by default they fail. It may
                 rely on the inputs: a cancelled job that has it still waits for them, then recovers.
+
+        Raises:
+            ForkedError: if an input was pending when this process was forked off.
         """
-        self.jobs.append(Job(self, body, inputs, outputs, lane, gather, recover))
+        for slot in inputs:
+            check_owner(slot, self.runtime)
+        self.jobs.append(Job(self, body, inputs, outputs, lane, part, gather, recover))
 
     def start(self) -> None:
-        """Hand the jobs to the runtime; returns at once."""
+        """Hand the jobs to the runtime; returns at once, and doesn't raise: what precedes it may rely on that."""
         self.left = len(self.jobs)
         if self.left == 0:
             return
-        self.scope.home.admit(self)
-        self.runtime.post(self.runtime.start, self)
+        self.scope.owner.pending[self] = None
+        try:
+            self.runtime.post(self.runtime.start, self)
+        except RuntimeClosedError as error:
+            self.runtime.bury(self, error)
+
+    def wanted(self) -> bool:
+        """Whether anything but its own jobs waits for its slots; on the runtime's thread."""
+        return any(
+            not isinstance(waiter, Job) or waiter.launch is not self
+            for job in self.jobs
+            if not job.done
+            for slot in job.outputs
+            for waiter in slot.waiters or ()
+        )
+
+    def held(self) -> bool:
+        """Whether the program can still reach one of its results."""
+        return any(holder() is not None for holder in self.holders)
 
     def place(self, lane: int | None) -> str:
         sample = "" if lane is None else f", sample {lane}"
@@ -89,7 +116,8 @@ class Job:
     """The work of one lane: waits for its inputs, runs once, fills its outputs."""
 
     __slots__ = (
-        "_waiting", "abandoned", "body", "gather", "inputs", "lane", "launch", "outputs", "recover", "task",
+        "_numbers", "_scope", "_waiting", "abandoned", "body", "done", "gather", "inputs", "lane", "launch",
+        "outputs", "part", "recover", "task",
     )  # fmt: skip
 
     def __init__(
@@ -99,9 +127,14 @@ class Job:
         inputs: Sequence[Slot],
         outputs: Sequence[Slot],
         lane: int | None,
+        part: str,
         gather: bool,
         recover: Recover | None,
     ) -> None:
+        self.done = False
+        self.part = part
+        self._scope: Scope | None = None
+        self._numbers: dict[str, int] | None = None
         self.launch = launch
         self.body = body
         self.inputs = inputs
@@ -115,12 +148,25 @@ class Job:
 
     @property
     def address(self) -> str:
-        launch = self.launch
-        return launch.address if self.lane is None else f"{launch.address}/{self.lane}"
+        """Scope path, launch number, part and lane: no other job has it, and it is the same in the next run."""
+        part = f"/{self.part}" if self.part else ""
+        lane = "" if self.lane is None else f"/{self.lane}"
+        return f"{self.launch.address}{part}{lane}"
+
+    def call_address(self, purpose: str) -> str:
+        """Return the address of the job's next call for `purpose`."""
+        if self._numbers is None:
+            self._numbers = {}
+        number = self._numbers[purpose] = self._numbers.get(purpose, 0) + 1
+        return f"{self.address}/{purpose}" if number == 1 else f"{self.address}/{purpose}#{number}"
 
     @property
-    def done(self) -> bool:
-        return self.outputs[0].outcome is not PENDING
+    def scope(self) -> Scope:
+        """The scope of what its body launches: an address below its own, with the launch's owner."""
+        if self._scope is None:
+            owner = self.launch.scope
+            self._scope = Scope(self.address, runtime=owner.runtime, owner=owner.owner)
+        return self._scope
 
     def arm(self) -> bool:
         """Wait for the pending inputs; return whether there are none."""
@@ -156,22 +202,46 @@ class Job:
 
     def fail(self, error: BaseException, *, read: bool = False) -> Outcomes:
         """Return the outcomes of a body that raised: a failure that knows where it was launched."""
-        place = self.launch.place(self.lane)
-        if place not in getattr(error, "__notes__", ()):
-            error.add_note(place)
+        note_place(error, self.launch, self.lane)
         if self.recover is not None:
             return self.recover(self, error)
-        failure = Failure(error, read=read)
-        if not read and not self.launch.scope.home.is_root:
-            self.launch.scope.home.failures.append(failure)
+        # A cancellation is no news to whoever owns the launch.
+        failure = Failure(error, read=read or isinstance(error, LaunchCancelledError))
+        self.launch.scope.owner.note(failure)
         return [failure] * len(self.outputs)
 
     def fill(self, outcomes: Outcomes) -> None:
+        """End the job: set all of its outputs, then notify who waits for them."""
         assert len(outcomes) == len(self.outputs), "one outcome for each output"
+        self.done = True
         self.inputs = ()
         self.task = None
-        for slot, outcome in zip(self.outputs, outcomes, strict=True):
-            slot.fill(outcome)
+        waiters = [
+            waiter
+            for slot, outcome in zip(self.outputs, outcomes, strict=True)
+            for waiter in slot.set(outcome)
+        ]
+        for waiter in waiters:
+            waiter.notify()
+
+
+def check_owner(slot: Slot, runtime: Runtime) -> None:
+    """Raise for a slot that nobody will fill in this process."""
+    launch = slot.launch
+    if slot.outcome is PENDING and launch is not None and launch.runtime is not runtime:
+        raise ForkedError(
+            f"the value of {launch.name} (launched at {launch.line}) was pending when this process "
+            f"was forked from {launch.runtime.pid}; read it before the fork or launch it again here"
+        )
+
+
+def note_place(error: BaseException, launch: Launch, lane: int | None) -> None:
+    """Note on `error` where it was launched; once, as lanes may share an exception."""
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list | None) and not any(
+        ", launched at " in str(note) for note in (notes or ())[-1:]
+    ):
+        error.add_note(launch.place(lane))
 
 
 def inherited(outcomes: Sequence[Any]) -> Any:

@@ -8,6 +8,7 @@ for as long as the loop is busy. Callers are woken by their own loop's thread-sa
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 from collections import deque
@@ -24,10 +25,15 @@ Cancelled = asyncio.CancelledError
 class LoopThread:
     """One daemon thread with one event loop, fed through an inbox."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, at_end: Callable[[], None]) -> None:
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._scheduled = False
+        self._closed = False
+        self._at_end = at_end
+        # Whoever posts first must not lend the loop its context.
+        self._context = Context()
         self._loop = asyncio.new_event_loop()
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -41,14 +47,20 @@ class LoopThread:
         self._inbox.append((function, args))
         # `_drain` lowers the flag before it empties the inbox: what is appended while the flag is up is
         # seen by that drain, so no wake-up is lost.
-        if not self._scheduled:
+        if not self._scheduled and not self._closed:
             self._scheduled = True
             try:
-                self._loop.call_soon_threadsafe(self._drain)
-            except RuntimeError as error:
-                raise RuntimeClosedError(
-                    "the Afnio runtime has been closed; launch from code that runs before it closes"
-                ) from error
+                self._loop.call_soon_threadsafe(self._drain, context=self._context)
+            except RuntimeError:
+                self._closed = True
+            except BaseException:  # Ctrl-C: a flag left up would silence every later post
+                self._scheduled = False
+                raise
+        # The end of the thread sets `_closed` before its last drain: what that drain didn't see raises.
+        if self._closed:
+            raise RuntimeClosedError(
+                "the Afnio runtime has been closed; launch from code that runs before it closes"
+            )
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context) -> Task:
         """Run `coroutine` as a task; on the thread. The caller keeps the task and cancels it."""
@@ -57,35 +69,60 @@ class LoopThread:
     def stop(self, timeout: float) -> bool:
         """Stop the loop and join the thread; return whether it ended within `timeout` seconds."""
         try:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._end)
         except RuntimeError:
             return True
         if not self.current:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def _end(self) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
     def _drain(self) -> None:
         self._scheduled = False
         inbox = self._inbox
         while inbox:
             function, args = inbox.popleft()
-            function(*args)
+            try:
+                function(*args)
+            except Exception:  # what was posted after it must not pay for it
+                logging.getLogger("afnio").exception("a callback of the runtime failed")
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            # A root task, not run_forever: anyio ties its worker threads to the root task, and would else
+            # start and stop a thread with nearly every lane.
+            self._loop.run_until_complete(self._wait_for_end())
         finally:
+            self._closed = True
+            self._drain()
+            self._at_end()
             try:
-                remaining = asyncio.all_tasks(self._loop)
-                for task in remaining:
-                    task.cancel()
-                if remaining:
-                    self._loop.run_until_complete(asyncio.gather(*remaining, return_exceptions=True))
+                self._loop.run_until_complete(_cancel_tasks())
                 self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             finally:
                 asyncio.set_event_loop(None)
                 self._loop.close()
+
+    async def _wait_for_end(self) -> None:
+        await self._stopped
+
+
+async def _cancel_tasks() -> None:
+    """Cancel what still runs; a task that swallows its cancellation is left after a second."""
+    remaining = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in remaining:
+        task.cancel()
+    if remaining:
+        await asyncio.wait(remaining, timeout=1.0)
+
+
+def call_later(seconds: float, function: Callable[[], object]) -> None:
+    """Have `function` called on the running loop, `seconds` from now."""
+    asyncio.get_running_loop().call_later(seconds, function)
 
 
 def current_task() -> Task | None:

@@ -12,13 +12,15 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
+from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, final
 
 from afnio.errors import LaunchCancelledError, RuntimeClosedError
 from afnio.runtime.loop import Cancelled, LoopThread, Task, current_task
 from afnio.runtime.scope import Scope
-from afnio.runtime.slot import PENDING
+from afnio.runtime.slot import PENDING, Failure
 
 if TYPE_CHECKING:
     from afnio.runtime.launch import Job, Launch, Outcomes
@@ -51,7 +53,7 @@ class Runtime:
         self._ready: deque[Job] = deque()
         self._pumping = False
         self._closing: Task | None = None
-        self._loop = LoopThread("afnio-runtime")
+        self._loop = LoopThread("afnio-runtime", self._bury_all)
 
     # From any thread
 
@@ -80,48 +82,65 @@ class Runtime:
 
     def forget(self, watcher: Watcher) -> None:
         """End a wait that was cancelled, and cancel what only it had wanted."""
+        scope = cast("Scope", watcher.scope)
         for slot in watcher.slots:
             launch = slot.launch
             if slot.outcome is not PENDING or launch is None:
                 continue
             slot.discard(watcher)
-            held_elsewhere = not launch.scope.home.is_root and launch.scope.home is not _home(watcher)
-            if launch.demand == 0 and not held_elsewhere:
+            owner = launch.scope.owner
+            if (owner.is_root or owner is scope.owner) and not launch.wanted():
                 self.cancel(launch)
         self._pump()
 
     def cancel(self, launch: Launch) -> None:
         """Cancel the jobs of `launch` that have not ended, and what was launched for them alone."""
-        if launch.cancelled:
-            return
-        launch.cancelled = True
-        for job in launch.jobs:
-            if job.done:
+        pumping, self._pumping = self._pumping, True  # nothing runs until all that is cancelled is marked
+        stack = [launch]
+        while stack:
+            current = stack.pop()
+            if current.cancelled:
                 continue
-            if job.task is not None:
-                job.task.cancel()
-                continue
-            if job.recover is not None:
-                job.abandoned = _cancellation(launch)
-                continue
-            orphans = job.disarm()
-            self._finish(job, job.fail(_cancellation(launch), read=True))
-            for orphan in orphans:
-                wanted = orphan.demand > 0 or any(face() is not None for face in orphan.faces)
-                if not wanted and orphan.scope.home is launch.scope.home:
-                    self.cancel(orphan)
+            current.cancelled = True
+            for job in current.jobs:
+                orphans = [] if job.done else self._cancel_job(job)
+                stack += [
+                    orphan
+                    for orphan in orphans
+                    if orphan.scope.owner is current.scope.owner and not orphan.wanted() and not orphan.held()
+                ]
+        self._pumping = pumping
+        self._pump()
 
     def cancel_scope(self, scope: Scope) -> None:
         for launch in list(scope.pending):
             self.cancel(launch)
-        self._pump()
 
     def resource(self, key: Any, make: Callable[[], R]) -> R:
         """Return the resource for `key`, made at its first use and closed with the runtime."""
         found = self._resources.get(key)
         if found is None:
-            found = self._resources[key] = make()
+            # In an empty context: a resource outlives the launch that needed it first.
+            found = self._resources[key] = Context().run(make)
         return cast("R", found)
+
+    def bury(self, launch: Launch, error: BaseException) -> None:
+        """End the jobs of a launch that nobody will run any more, once the thread has ended."""
+        for job in launch.jobs:
+            if not job.done:
+                self._end(job, partial(job.fail, error))
+
+    def _cancel_job(self, job: Job) -> list[Launch]:
+        """Cancel one job; return the launches that it was waiting for."""
+        if job.task is not None:
+            job.task.cancel()
+            return []
+        job.abandoned = _cancellation(job.launch)
+        if job.recover is not None:
+            return []  # it recovers from its inputs, so it waits for them
+        waited = job.disarm()
+        self._end(job, partial(job.fail, job.abandoned))
+        return waited
 
     def _pump(self) -> None:
         if self._pumping:
@@ -140,37 +159,48 @@ class Runtime:
             # In the launcher's context: a body looks up its grad mode, its backward model, its bindings.
             result = job.launch.context.run(job.run)
         except BaseException as error:
-            result = job.fail(error)
+            self._end(job, partial(job.fail, error))
+            return
         if isinstance(result, CoroutineType):
             # A context of its own for each lane: what a body sets, other lanes must not see.
             self._loop.spawn(self._drive(job, result), job.launch.context.copy())
         else:
-            self._finish(job, cast("Outcomes", result))
+            self._end(job, lambda: cast("Outcomes", result))
 
     async def _drive(self, job: Job, coroutine: Coroutine[Any, Any, Outcomes]) -> None:
         # A task that is cancelled before its first step never enters its body, so the job shows its task
-        # only from here on; one that was cancelled before is done by now.
-        if job.done:
+        # only from here on; one that was cancelled before shows it now.
+        if job.done or job.abandoned is not None:
             coroutine.close()
+            if job.abandoned is not None and not job.done:
+                self._end(job, partial(job.fail, job.abandoned))
+            self._pump()
             return
         job.task = current_task()
         try:
             outcomes = await coroutine
-        except Cancelled:
-            outcomes = job.fail(_cancellation(job.launch), read=True)
+        except Cancelled as error:
+            cancelled = job.launch.cancelled
+            self._end(job, partial(job.fail, _cancellation(job.launch) if cancelled else error))
         except BaseException as error:  # a user's callable may raise SystemExit; it must not end the loop
-            outcomes = job.fail(error)
-        self._finish(job, outcomes)
+            self._end(job, partial(job.fail, error))
+        else:
+            self._end(job, lambda: outcomes)
         self._pump()
 
-    def _finish(self, job: Job, outcomes: Outcomes) -> None:
-        job.fill(outcomes)
+    def _end(self, job: Job, outcomes: Callable[[], Outcomes]) -> None:
+        """Fill a job's outputs, whatever happens: the one place where a job ends."""
+        try:
+            job.fill(outcomes())
+        except Exception as error:
+            if not job.done:
+                job.fill([Failure(error)] * len(job.outputs))
         launch = job.launch
         launch.left -= 1
         if launch.left == 0:
             launch.jobs = []
             self.launches.pop(launch, None)
-            launch.scope.home.release(launch)
+            launch.scope.owner.release(launch)
 
     # Closing
 
@@ -195,13 +225,17 @@ class Runtime:
         ended.wait(CLOSE_TIMEOUT)
         self._loop.stop(CLOSE_TIMEOUT)
 
-    def _begin_close(self, then: Callable[[], None]) -> None:
-        from contextvars import copy_context
+    def _bury_all(self) -> None:
+        """Fail what has outlived its cancellation, so that no reader waits for ever; as the thread ends."""
+        error = RuntimeClosedError("the runtime was closed before this value was there; launch it again")
+        for launch in list(self.launches):
+            self.bury(launch, error)
 
+    def _begin_close(self, then: Callable[[], None]) -> None:
         for launch in list(self.launches):
             self.cancel(launch)
         self._pump()
-        self._closing = self._loop.spawn(self._close_resources(then), copy_context())
+        self._closing = self._loop.spawn(self._close_resources(then), Context())
 
     async def _close_resources(self, then: Callable[[], None]) -> None:
         import anyio
@@ -216,10 +250,6 @@ class Runtime:
         finally:
             self._resources.clear()
             then()
-
-
-def _home(watcher: Watcher) -> object:
-    return cast("Scope", watcher.scope).home
 
 
 def _cancellation(launch: Launch) -> LaunchCancelledError:

@@ -14,6 +14,8 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
 
+import anyio
+
 from afnio.errors import BlockingReadError, TooManyPendingError
 from afnio.runtime.slot import Slot
 from afnio.runtime.waiting import may_block, wait, wait_async
@@ -34,13 +36,13 @@ class Scope:
         *,
         runtime: Runtime,
         parent: Scope | None = None,
-        home: Scope | None = None,
+        owner: Scope | None = None,
         max_pending: int | None = None,
     ) -> None:
         self.path: str = name if parent is None or not parent.path else f"{parent.path}/{name}"
         self.runtime = runtime
         # The scope that owns what is launched here: itself, unless this one only lends an address.
-        self.home = self if home is None else home
+        self.owner = self if owner is None else owner
         self.max_pending = max_pending
         self.pending: dict[Launch, None] = {}
         self.failures: list[Failure] = []
@@ -59,14 +61,20 @@ class Scope:
         uses = self._names[name] = self._names.get(name, 0) + 1
         return name if uses == 1 else f"{name}#{uses}"
 
-    def admit(self, launch: Launch) -> None:
-        """Take `launch` in, or raise at its line when `max_pending` launches are under way."""
+    def check_room(self) -> None:
+        """Raise, at the line that would launch, when `max_pending` launches are under way."""
         if self.max_pending is not None and len(self.pending) >= self.max_pending:
             raise TooManyPendingError(
                 f"this scope already has max_pending={self.max_pending} launches under way; "
                 "await some of them before you launch more"
             )
-        self.pending[launch] = None
+
+    def note(self, failure: Failure) -> None:
+        """Keep a failure of a launch, until somebody reads it; the root only has them logged."""
+        if failure.read or self.is_root:
+            return
+        self.failures = [kept for kept in self.failures if not kept.read]
+        self.failures.append(failure)
 
     def release(self, launch: Launch) -> None:
         """Let a finished launch go; on the runtime's thread."""
@@ -89,13 +97,12 @@ class Scope:
 
     def unread(self) -> list[BaseException]:
         """Return the errors that nobody read, marking them read."""
-        errors: list[BaseException] = []
-        for failure in self.failures:
-            if not failure.read:
-                failure.read = True
-                errors.append(failure.error)
+        unread = [failure for failure in self.failures if not failure.read]
+        summed_up = {id(cause) for failure in unread for cause in failure.causes}
+        for failure in unread:
+            failure.mark_read()
         self.failures.clear()
-        return errors
+        return [failure.error for failure in unread if id(failure) not in summed_up]
 
 
 _current: ContextVar[Scope | None] = ContextVar("afnio_scope", default=None)
@@ -176,7 +183,11 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
                 if error is None:
                     raise BlockingReadError(message)
                 return
-            wait([_drained(scope)])
+            try:
+                wait([_drained(scope)])
+            except BaseException:  # Ctrl-C
+                scope.cancel()
+                raise
         _raise_unread(scope, error)
 
     async def __aenter__(self) -> Self | Scope:  # type: ignore[override]
@@ -193,8 +204,10 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
             try:
                 await wait_async([_drained(scope)])
             except BaseException:
-                # The block's own task was cancelled while it waited: what it owns ends with it.
+                # The block's own task was cancelled while it waited: what it owns ends with it, and before.
                 scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await wait_async([_drained(scope)])
                 raise
         _raise_unread(scope, error)
 
@@ -215,9 +228,9 @@ def _raise_unread(scope: Scope, error: BaseException | None) -> None:
 
 
 @contextmanager
-def lane_scope(owner: Scope, path: str) -> Iterator[None]:
-    """Give launches inside a node's callable an address below the node's lane; `owner` owns them."""
-    token = _current.set(Scope(path, runtime=owner.runtime, home=owner.home))
+def within(inner: Scope) -> Iterator[None]:
+    """Have what is launched in the block belong to `inner`."""
+    token = _current.set(inner)
     try:
         yield
     finally:

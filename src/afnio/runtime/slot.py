@@ -36,16 +36,33 @@ class Failure:
     A failure that nobody reads is logged when the last slot that holds it is collected.
     """
 
-    __slots__ = ("__weakref__", "_traceback", "error", "read")
+    __slots__ = ("__weakref__", "_causes", "_read", "_traceback", "error")
 
     def __init__(self, error: BaseException, *, read: bool = False) -> None:
         self.error = error
-        self.read = read
+        self._read = read
         self._traceback: TracebackType | None = error.__traceback__
+        # A batch's failure stands for those of its samples: who read the one has read the others.
+        self._causes: tuple[Failure, ...] = getattr(error, "failures", ())
+
+    @property
+    def read(self) -> bool:
+        return self._read or (bool(self._causes) and all(cause.read for cause in self._causes))
+
+    @property
+    def causes(self) -> tuple[Failure, ...]:
+        """The samples' failures that this one sums up."""
+        return self._causes
+
+    def mark_read(self) -> None:
+        """Note that somebody has been told."""
+        self._read = True
+        for cause in self._causes:
+            cause.mark_read()
 
     def throw(self) -> NoReturn:
         """Raise the error with the traceback of where it happened, however often it was raised before."""
-        self.read = True
+        self.mark_read()
         raise self.error.with_traceback(self._traceback)
 
     def __repr__(self) -> str:
@@ -94,31 +111,34 @@ class Slot:
     def done(self) -> bool:
         return self.outcome is not PENDING
 
-    def fill(self, outcome: Any) -> None:
-        """Set the outcome and tell the waiters; on the runtime's thread, once."""
+    def set(self, outcome: Any) -> list[Waiter]:
+        """Set the outcome, once, and return who waits for it; on the runtime's thread.
+
+        Whoever fills several slots sets them all before it notifies anybody: a waiter that is woken may
+        look at the others at once.
+        """
         assert self.outcome is PENDING, "a slot is written once"
         self.outcome = outcome
         self.launch = None
         waiters, self.waiters = self.waiters, None
-        if waiters is not None:
-            for waiter in waiters:
-                waiter.notify()
+        return waiters or []
+
+    def fill(self, outcome: Any) -> None:
+        """Set the outcome and notify the waiters; on the runtime's thread, once."""
+        for waiter in self.set(outcome):
+            waiter.notify()
 
     def add(self, waiter: Waiter) -> None:
-        """Have `waiter` told when this pending slot is filled; on the runtime's thread."""
+        """Have `waiter` notified when this pending slot is filled; on the runtime's thread."""
         if self.waiters is None:
             self.waiters = [waiter]
         else:
             self.waiters.append(waiter)
-        if self.launch is not None:
-            self.launch.demand += 1
 
     def discard(self, waiter: Waiter) -> None:
         """Take back one `add`; on the runtime's thread."""
-        assert self.waiters is not None
-        self.waiters.remove(waiter)
-        if self.launch is not None:
-            self.launch.demand -= 1
+        if self.waiters is not None and waiter in self.waiters:
+            self.waiters.remove(waiter)
 
     def __repr__(self) -> str:
         return f"Slot({self.outcome!r})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from contextvars import Token
 from typing import Any, Final
 
 from afnio.errors import BatchError
@@ -30,14 +29,15 @@ class tolerate(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         if not 0 < quorum <= 1:
             raise ValueError(f"quorum must be above 0 and at most 1 (got {quorum}); 0.9 lets a tenth fail")
         self._value = quorum
-        self._token: Token[float | None] | None = None
+        self._entered: list[AbstractContextManager[float | None]] = []
 
     def __enter__(self) -> None:
-        self._token = _quorum.set(self._value)
+        override = _quorum.override(self._value)
+        override.__enter__()
+        self._entered.append(override)
 
     def __exit__(self, *exc: object) -> None:
-        assert self._token is not None
-        _quorum.reset(self._token)
+        self._entered.pop().__exit__(None, None, None)
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -54,7 +54,7 @@ def current_quorum() -> float | None:
 def batch_failure(
     outcomes: Sequence[Any], name: str, quorum: float | None, lanes: Sequence[int] | None = None
 ) -> BatchError | None:
-    """Return the error of a node whose failed samples are too many, marking them read; None if they may fail.
+    """Return the error of a node whose failed samples are too many; None if they may fail, noting that.
 
     Args:
         outcomes: one for each lane.
@@ -73,19 +73,19 @@ def batch_failure(
     present = sum(outcome is not None for outcome in outcomes)
     if quorum is not None and present - len(failed) >= quorum * present:
         for _, failure in failed:
-            failure.read = True
+            failure.mark_read()
         return None
-    for _, failure in failed:
-        failure.read = True
     samples = [number for number, _ in failed]
     shown = ", ".join(map(str, samples[:10])) + (", …" if len(samples) > 10 else "")
     need = "" if quorum is None else f", and quorum={quorum} allows fewer"
-    return BatchError(
+    error = BatchError(
         f"{len(failed)} of {present} samples of {name} failed (sample {shown}){need}; "
         "afnio.tolerate(quorum=…) masks failed samples",
         [_exception(failure.error) for _, failure in failed],
         samples,
     )
+    error.failures = tuple(failure for _, failure in failed)
+    return error
 
 
 def _exception(error: BaseException) -> Exception:

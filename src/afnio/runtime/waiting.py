@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Final, Literal, final
 
-from afnio.errors import BlockingReadError, ForkedError
+import anyio.lowlevel
+
+from afnio.errors import BlockingReadError
 from afnio.runtime.loop import parking, running_library
-from afnio.runtime.setting import Setting
+from afnio.runtime.setting import Assignment, Setting
 from afnio.runtime.slot import PENDING, Slot
 
 SyncMode = Literal["auto", "allow", "warn", "error"]
@@ -22,7 +22,7 @@ inside_node: Final[ContextVar[bool]] = ContextVar("afnio_inside_node", default=F
 """True in the callables of nodes, where every input is there already and a wait could deadlock."""
 
 
-class set_sync_mode(AbstractContextManager[None]):  # noqa: N801
+class set_sync_mode(Assignment[SyncMode]):  # noqa: N801
     """Decide what a blocking read does on a running event loop: "auto", "allow", "warn" or "error".
 
     "auto" allows it in a notebook and raises elsewhere. A plain call sets the process default; as a
@@ -35,18 +35,7 @@ class set_sync_mode(AbstractContextManager[None]):  # noqa: N801
     def __init__(self, mode: SyncMode) -> None:
         if mode not in ("auto", "allow", "warn", "error"):
             raise ValueError(f"sync mode must be 'auto', 'allow', 'warn' or 'error' (got {mode!r})")
-        self._mode = mode
-        self._previous = _sync_mode.default
-        self._token: Token[SyncMode] | None = None
-        _sync_mode.default = mode
-
-    def __enter__(self) -> None:
-        _sync_mode.default = self._previous
-        self._token = _sync_mode.set(self._mode)
-
-    def __exit__(self, *exc: object) -> None:
-        assert self._token is not None
-        _sync_mode.reset(self._token)
+        super().__init__(_sync_mode, mode)
 
 
 @final
@@ -85,6 +74,10 @@ def check_blocking() -> None:
     objection = _objection()
     if objection is not None:
         raise BlockingReadError(objection)
+    if _sync_mode.get() == "warn" and running_library() is not None:
+        import warnings
+
+        warnings.warn("a read blocks the running event loop until the value is there", stacklevel=5)
 
 
 def wait(slots: Iterable[Slot]) -> None:
@@ -112,6 +105,8 @@ async def wait_async(slots: Iterable[Slot]) -> None:
     """Wait until `slots` are done, without blocking the running asyncio or trio loop."""
     pending = [slot for slot in slots if slot.outcome is PENDING]
     if not pending:
+        if running_library() == "trio":  # where every await is a checkpoint
+            await anyio.lowlevel.checkpoint()
         return
     runtime, scope = _runtime_of(pending)
     wake, park = parking()
@@ -125,19 +120,14 @@ async def wait_async(slots: Iterable[Slot]) -> None:
 
 
 def _runtime_of(pending: Sequence[Slot]):  # type: ignore[no-untyped-def]
+    from afnio.runtime.launch import check_owner
     from afnio.runtime.runtime import current_runtime
     from afnio.runtime.scope import current_scope
 
+    runtime = current_runtime()
     for slot in pending:
-        launch = slot.launch
-        if launch is not None:
-            if launch.runtime.pid != os.getpid():
-                raise ForkedError(
-                    f"the value of {launch.name} (launched at {launch.line}) was pending when this process "
-                    f"was forked from {launch.runtime.pid}; read it before the fork or launch it again here"
-                )
-            return launch.runtime, current_scope()
-    return current_runtime(), current_scope()
+        check_owner(slot, runtime)
+    return runtime, current_scope()
 
 
 def _objection() -> str | None:
@@ -154,12 +144,7 @@ def _objection() -> str | None:
     if library is None:
         return None
     mode = _sync_mode.get()
-    if mode == "allow" or (mode == "auto" and _in_notebook()):
-        return None
-    if mode == "warn":
-        import warnings
-
-        warnings.warn("a read blocks the running event loop until the value is there", stacklevel=4)
+    if mode in ("allow", "warn") or (mode == "auto" and _in_notebook()):
         return None
     return (
         f"this read would block the running {library} loop until the value is there; write `await value` "
