@@ -163,3 +163,77 @@ def test_system_exit_in_a_callable_is_a_failure() -> None:
     with pytest.raises(BatchError, match="1 of 1"):
         afnio.Variable(["a"]).map(leave).data
     assert "AB" == (afnio.Variable("A") + afnio.Variable("B")).data
+
+
+def test_batched_on_an_empty_batch() -> None:
+    """A batched op on no samples makes no call and is empty."""
+
+    class Never(Function):
+        batched = True
+
+        @staticmethod
+        def forward(ctx, values):
+            raise AssertionError("called")
+
+    assert [] == Never.apply(afnio.Variable([])).data
+
+
+def test_batched_saves_for_every_lane() -> None:
+    """What a batched forward saves, each lane's backward reads."""
+
+    class Total(Function):
+        batched = True
+
+        @staticmethod
+        def forward(ctx, values):
+            ctx.save_for_backward(sum(values))
+            return values
+
+        @staticmethod
+        def backward(ctx, feedback):
+            return f"{feedback} of {ctx.saved_values[0]}"
+
+    x = afnio.Variable([1, 2], requires_grad=True)
+    Total.apply(x).backward(afnio.Variable("f"))
+    assert [["f of 3", "f of 3"]] == [g.data for g in x.grad]
+
+
+def test_backward_may_return_variables_and_constant_lists() -> None:
+    """Variables in what backward returns are awaited; a list of its own is left as it is."""
+    constant = ["x", "y"]
+
+    class Two(Function):
+        @staticmethod
+        def forward(ctx, parts, last):
+            return "".join(parts) + last
+
+        @staticmethod
+        def backward(ctx, feedback):
+            return constant, afnio.Variable("z") + afnio.Variable("!")
+
+    a, b = afnio.Variable(["1", "2"], requires_grad=True), afnio.Variable("b", requires_grad=True)
+    c = afnio.Variable("c", requires_grad=True)
+    Two.apply([a, b], c).backward(afnio.Variable("f"))
+    assert [[["x", "x"]], ["y", "y"], ["z!", "z!"]] == [[g.data for g in v.grad] for v in (a, b, c)]
+    assert ["x", "y"] == constant
+
+
+def test_strange_exceptions_end_their_lane() -> None:
+    """An exception with a broken `__notes__`, or one that all lanes share, still reaches the reader."""
+    error = ValueError("no luck")
+    error.__notes__ = "not a list"  # type: ignore[assignment]
+
+    def fails(value: str) -> str:
+        raise error
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no luck"):
+            afnio.Variable("a").map(fails).data
+    shared = ValueError("shared")
+
+    def shares(value: str) -> str:
+        raise shared
+
+    with pytest.raises(BatchError):
+        afnio.Variable(["a"] * 100).map(shares).data
+    assert 1 == len(shared.__notes__)

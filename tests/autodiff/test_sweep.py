@@ -270,3 +270,130 @@ def test_graph_surface() -> None:
     assert ("AccumulateGrad", 0) == (first[0].name(), first[1])  # type: ignore[union-attr]
     assert (None, 0) == second
     assert 0 == out.output_nr
+
+
+def test_a_pass_that_keeps_the_graph_survives_one_that_frees_it() -> None:
+    """A slow pass with retain_graph isn't hurt by a quick one that frees the graph meanwhile."""
+    import threading
+
+    go = threading.Event()
+
+    class Wait(Function):
+        @staticmethod
+        def forward(ctx, text):
+            return text
+
+        @staticmethod
+        def backward(ctx, feedback):
+            if feedback == "slow":
+                assert go.wait(10)
+            return feedback
+
+    async def main() -> list[Any]:
+        a = leaf("a")
+        out = Wait.apply(Tag.apply("n", [], a))
+        slow = out.backward(afnio.Variable("slow"), retain_graph=True)
+        await out.backward(afnio.Variable("quick"))
+        go.set()
+        await slow
+        return texts(a)
+
+    assert ["n:slow", "n:quick"] == afnio.run(main())
+
+
+def test_quorum_is_of_samples_not_of_consumers() -> None:
+    """A lane with two consumers, of which one failed, sends nothing: never half of its feedback."""
+
+    class Fails(Function):
+        @staticmethod
+        def forward(ctx, text):
+            ctx.text = text
+            return text
+
+        @staticmethod
+        def backward(ctx, feedback):
+            if ctx.text == "bad":
+                raise ValueError("no luck")
+            return f"fails:{feedback}"
+
+    x = afnio.Variable(["bad", "good"], role="x", requires_grad=True)
+    shared = Tag.apply("shared", [], x).map(lambda text: "bad" if "bad" in text else "good")
+    with afnio.tolerate(quorum=0.5):
+        backward(
+            [Fails.apply(shared), Tag.apply("other", [], shared)],
+            [afnio.Variable("1"), afnio.Variable("2")],
+        )
+        (gradient,) = texts(x)
+    assert gradient[0] is None
+    assert gradient[1].count("\n") == 1
+
+
+def test_several_nodes_that_fail_are_all_told_of() -> None:
+    """Two branches whose backward fails are one group, and nothing is left unread."""
+
+    class Fails(Function):
+        @staticmethod
+        def forward(ctx, text):
+            return text
+
+        @staticmethod
+        def backward(ctx, feedback):
+            raise ValueError(feedback)
+
+    a, b = leaf("a"), leaf("b")
+    with afnio.scope(), pytest.raises(ExceptionGroup) as caught:
+        backward([Fails.apply(a), Fails.apply(b)], [afnio.Variable("1"), afnio.Variable("2")])
+    assert ["1", "2"] == sorted(str(error) for error in caught.value.exceptions)
+
+
+def test_a_wrong_seed_claims_nothing() -> None:
+    """After a seed of the wrong length the right one works."""
+    x = afnio.Variable(["a", "b"], role="x", requires_grad=True)
+    out = Tag.apply("n", [], x)
+    with pytest.raises(ValueError, match="3 samples"):
+        out.backward(afnio.Variable(["1", "2", "3"]))
+    out.backward(afnio.Variable(["1", "2"]))
+    assert [["n:1", "n:2"]] == texts(x)
+
+
+def test_threads_that_use_a_leaf_first_share_its_node() -> None:
+    """However many threads launch on a fresh leaf at once, it is one target."""
+    import threading
+
+    for _ in range(20):
+        a = leaf("a")
+        barrier, outs = threading.Barrier(8), []
+
+        def use(a: Any = a, barrier: Any = barrier, outs: Any = outs) -> None:
+            barrier.wait()
+            outs.append(Tag.apply("n", [], a))
+
+        threads = [threading.Thread(target=use) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        backward(outs, [afnio.Variable("f")] * 8, inputs=[a])
+        assert 8 == len(texts(a))
+
+
+def test_long_additions_stay_short() -> None:
+    """In a chain of additions roles and feedback don't pile up, and it takes no quadratic time."""
+    a = leaf("a")
+    total = a
+    for _ in range(1_000):
+        total = total + afnio.Variable("", role="nothing")
+    total.backward(afnio.Variable("f"))
+    (text,) = texts(a)
+    assert len(text) < 500
+    assert len(total.role) <= 201
+
+
+def test_seedless_sum_of_explanations() -> None:
+    """What adds up explanations needs no seed either; one that adds anything else does."""
+    import afnio.cognitive as cog
+
+    a, b = leaf("a"), leaf("b")
+    explanations = [cog.exact_match_evaluator(x, "z").explanation for x in (a, b)]
+    cog.sum([explanations[0], explanations[1]]).backward()
+    assert all("expected" in text for x in (a, b) for text in texts(x))

@@ -174,3 +174,53 @@ def test_bad_limit() -> None:
     """A limit below one is refused with its value."""
     with pytest.raises(ValueError, match="got 0"):
         Limits(max_in_flight=0)
+
+
+@pytest.mark.looptime
+async def test_a_pause_ends_for_who_queued_before_it() -> None:
+    """The call that was limited, and those that waited behind it, go on when the pause is over."""
+    admit, done = admitter(1), []
+
+    async def call(limited: bool) -> None:
+        try:
+            async with held(admit):
+                await anyio.sleep(0.1)
+                if limited:
+                    raise RateLimitedError("slow down", retry_after=5.0)
+        except RateLimitedError:
+            await call(False)
+            return
+        done.append(anyio.current_time())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call, True)
+        for _ in range(3):
+            tasks.start_soon(call, False)
+    assert 4 == len(done)
+
+
+async def test_the_same_limits_again_change_nothing() -> None:
+    """What was learnt from rate limits survives the next call of the same client."""
+    admit, limits = Admitter(), Limits(max_in_flight=10)
+    admit.apply(limits)
+    admit.concurrency.limited(0.0, None)
+    admit.apply(limits)
+    assert 8 == admit.concurrency.limit
+
+
+async def test_cancelling_a_long_queue_is_quick() -> None:
+    """Cancelling thousands of queued calls takes time in proportion to their number."""
+    admit = admitter(1)
+
+    async def call() -> None:
+        async with held(admit):
+            raise AssertionError("not reached")
+
+    async with held(admit), anyio.create_task_group() as tasks:
+        for _ in range(5_000):
+            tasks.start_soon(call)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert 0 == admit.in_flight
+    async with held(admit):
+        assert [] == admit._queue

@@ -219,3 +219,127 @@ def test_one_runtime_for_many_threads() -> None:
     )
     assert (0, "") == (run.returncode, run.stderr)
     assert runtime.current_runtime() is runtime.current_runtime()
+
+
+def test_interrupts_lose_no_wake_up() -> None:
+    """Ctrl-C in the middle of launches leaves a runtime that still answers."""
+    run = script(
+        """
+        import signal
+        x = afnio.Variable("a")
+        hits, armed = 0, False
+        def interrupt(*args):
+            global hits, armed
+            if armed:
+                hits, armed = hits + 1, False
+                raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
+        while hits < 300:
+            try:
+                armed = True
+                while True:
+                    x + x
+            except KeyboardInterrupt:
+                pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print((x + x).data)
+        """
+    )
+    assert (0, "aa\n") == (run.returncode, run.stdout), run.stderr
+
+
+def test_close_with_a_task_that_swallows_its_cancellation() -> None:
+    """A reader of a value that outlives its cancellation is told that the runtime was closed."""
+    run = script(
+        """
+        import logging; logging.disable()
+        runtime_module = sys.modules["afnio.runtime.runtime"]
+        runtime_module.CLOSE_TIMEOUT = 0.4
+        started, ended = threading.Event(), []
+        async def stubborn(value):
+            started.set()
+            while True:
+                try:
+                    await anyio.sleep(60)
+                except BaseException:
+                    pass
+        mapped = afnio.Variable("a").map(stubborn)
+        def read():
+            try:
+                mapped.data
+            except afnio.errors.AfnioError as error:
+                ended.append(type(error).__name__)
+        reader = threading.Thread(target=read)
+        reader.start()
+        started.wait()
+        runtime.close()
+        reader.join(10)
+        print(ended)
+        os._exit(0)
+        """
+    )
+    assert "['RuntimeClosedError']\n" == run.stdout, run.stderr
+
+
+def test_close_under_load() -> None:
+    """Threads that launch while the runtime is closed again and again get values or errors, and never hang."""
+    run = script(
+        """
+        import logging, time; logging.disable()
+        stop = time.monotonic() + 1.5
+        def work():
+            x = afnio.Variable("a")
+            while time.monotonic() < stop:
+                try:
+                    assert (x + x).data == "aa"
+                except afnio.errors.AfnioError:
+                    pass
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for t in threads: t.start()
+        while time.monotonic() < stop:
+            time.sleep(0.01)
+            runtime.close()
+        for t in threads: t.join(20)
+        print(sum(t.is_alive() for t in threads))
+        """
+    )
+    assert (0, "0\n") == (run.returncode, run.stdout), run.stderr
+
+
+def test_forked_op_on_a_pending_value() -> None:
+    """An op in the child on a value that was pending at the fork raises at its own line."""
+    run = script(
+        """
+        pending = ask(ScriptedClient(never))
+        asked.wait()
+        child = os.fork()
+        if child == 0:
+            try:
+                pending + afnio.Variable("b")
+            except afnio.errors.ForkedError:
+                os._exit(7)
+            os._exit(1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """
+    )
+    assert "7\n" == run.stdout, run.stderr
+
+
+def test_worker_threads_are_reused() -> None:
+    """Hundreds of `def` lanes need no more worker threads than the limiter allows."""
+    run = script(
+        """
+        started = []
+        first = threading.Thread.start
+        def start(self):
+            started.append(self)
+            first(self)
+        threading.Thread.start = start
+        afnio.Variable(["a"] * 500).map(lambda value: value).data
+        for _ in range(50):
+            afnio.Variable("a").map(lambda value: value).data
+        print(len(started) <= 40)
+        """
+    )
+    assert (0, "True\n") == (run.returncode, run.stdout), run.stderr

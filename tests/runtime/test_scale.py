@@ -26,7 +26,9 @@ def ask(client: ScriptedClient, x: Any) -> afnio.Variable:
 
 
 def echo() -> ScriptedClient:
-    return ScriptedClient(lambda request: request.messages[0]["content"], limits=afnio.Limits(max_in_flight=64))
+    return ScriptedClient(
+        lambda request: request.messages[0]["content"], limits=afnio.Limits(max_in_flight=64)
+    )
 
 
 def alive() -> int:

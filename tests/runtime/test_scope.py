@@ -11,6 +11,7 @@ import trio
 import afnio
 from afnio.errors import BlockingReadError, LaunchCancelledError, TooManyPendingError
 from afnio.runtime import Failure, Launch, Slot, Work, current_scope
+from afnio.testing import ScriptedClient
 
 
 def launch(body: Any, name: str = "op") -> Work[Any]:
@@ -167,3 +168,115 @@ def test_scopes_of_tasks_are_apart() -> None:
 
     trio.run(main)
     assert [True] * 10 == seen
+
+
+def test_a_full_scope_leaves_nothing_half_done() -> None:
+    """A step or pass that a full scope refuses leaves the parameter, its feedback and the graph as they were."""
+    prompt = afnio.Parameter("old", role="prompt")
+    prompt.append_grad(afnio.Variable("better"))
+    out = prompt + afnio.Variable("!")
+    optimizer = afnio.optim.TGD([prompt], ScriptedClient('{"value": "new"}'), model="m")
+    with afnio.scope(max_pending=1) as owner:
+        launch(forever)
+        with pytest.raises(TooManyPendingError):
+            optimizer.step()
+        with pytest.raises(TooManyPendingError):
+            out.backward(afnio.Variable("f"))
+        owner.cancel()
+    assert ("old", 1) == (prompt.data, len(prompt.grad))
+    out.backward(afnio.Variable("f"))
+    optimizer.step()
+    assert "new" == prompt.data
+
+
+def test_a_handled_batch_error_is_not_raised_again() -> None:
+    """A reduction's failure and its samples' are one: who read either has read both."""
+
+    def fails(value: str) -> str:
+        raise ValueError(value)
+
+    with afnio.scope():
+        bad = afnio.Variable(["a", "b"], requires_grad=True).map(fails)
+        score, explanation = afnio.functional.exact_match_evaluator(bad, ["a", "b"])
+        with pytest.raises(afnio.errors.BatchError):
+            explanation.backward()
+        del score
+
+
+def test_failures_of_a_long_scope_are_let_go() -> None:
+    """A scope that lives long doesn't keep failures that were read."""
+    with afnio.scope() as owner:
+        for _ in range(50):
+            with pytest.raises(ValueError, match="boom"):
+                launch(boom).wait()
+        assert 1 >= len(owner.failures)
+
+
+def test_every_call_has_its_own_address() -> None:
+    """Two chat nodes in one pass, two parameters in one step, two callables of one lane: no address twice."""
+    from afnio.runtime.events import CallEnded, subscribed
+
+    addresses: list[str] = []
+    replies = {
+        "afnio_feedback": '{"feedback": [{"variable": "v1", "text": "f"}, {"variable": "v2", "text": "g"}]}',
+        "afnio_value": '{"value": "new"}',
+    }
+
+    def reply(request: Any) -> str:
+        shape = request.params.get("response_format")
+        return "no" if shape is None else replies[shape["json_schema"]["name"]]
+
+    client = ScriptedClient(reply)
+    p, q = afnio.Parameter("p", role="p"), afnio.Parameter("q", role="q")
+    messages = [{"role": "system", "content": [p]}, {"role": "user", "content": [q]}]
+
+    async def judge(*args: Any) -> int:
+        await client.achat(messages=[{"role": "user", "content": "?"}], model="m")
+        await client.achat(messages=[{"role": "user", "content": "?"}], model="m")
+        return 0
+
+    with (
+        afnio.set_backward_model_client(client, completion_args={"model": "m"}),
+        subscribed(lambda event: addresses.append(event.address) if isinstance(event, CallEnded) else None),
+    ):
+        first = afnio.functional.chat_completion(client, messages, model="m")
+        second = afnio.functional.chat_completion(
+            client, [{"role": "system", "content": [p]}, {"role": "user", "content": [first]}], model="m"
+        )
+        _, explanation = afnio.functional.deterministic_evaluator(
+            second, "yes", judge, "check", success_fn=judge
+        )
+        explanation.backward()
+        afnio.optim.TGD([p, q], client, model="m").step()
+    assert 2 + 4 + 2 + 2 == len(addresses)
+    assert len(addresses) == len(set(addresses)), sorted(addresses)
+
+
+def test_ctrl_c_while_a_scope_waits_cancels_it() -> None:
+    """An interrupt at a scope's end cancels what the scope owns."""
+    import subprocess
+    import sys
+
+    code = """
+import os, signal, threading, anyio, afnio
+from afnio.testing import ScriptedClient
+asked, cancelled = threading.Event(), threading.Event()
+async def never(request):
+    asked.set()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        cancelled.set()
+def interrupt():
+    asked.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt).start()
+messages = [{"role": "user", "content": [afnio.Variable("hi")]}]
+try:
+    with afnio.scope():
+        afnio.functional.chat_completion(ScriptedClient(never), messages, model="m")
+except KeyboardInterrupt:
+    print(cancelled.wait(10))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert ("True\n", 0) == (run.stdout, run.returncode), run.stderr

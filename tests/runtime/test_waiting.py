@@ -71,9 +71,7 @@ def test_node_callables_may_not_read() -> None:
 
     with pytest.raises(BlockingReadError, match="a callable of a node"):
         afnio.Variable("x").map(reads).data
-    afnio.runtime.current_runtime().post(
-        afnio.runtime.current_runtime().cancel, pending._slots[0].launch
-    )
+    afnio.runtime.current_runtime().post(afnio.runtime.current_runtime().cancel, pending._slots[0].launch)
 
 
 def test_node_coroutines_may_await_what_they_launch() -> None:
@@ -196,3 +194,126 @@ def wait_until_idle(client: ScriptedClient) -> None:
     assert idle.wait(10), "the call was not cancelled"
 
 
+def test_cancelling_a_long_chain() -> None:
+    """Cancelling the last of thousands of ops reaches the call at their start without recursion."""
+    client, asked = gate()
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            value = ask(client)
+            for _ in range(3_000):
+                value = value + afnio.Variable("")
+            while not asked.is_set():
+                await anyio.sleep(0.001)
+            scope.cancel()
+            await value
+
+    anyio.run(main)
+    wait_until_idle(client)
+
+
+def test_cancelling_a_reduced_evaluation() -> None:
+    """Cancelling the only waiter of a score cancels the calls that it needed, those of lanes still open."""
+    client, asked = gate()
+
+    async def main() -> None:
+        with anyio.move_on_after(0.05):
+            reply = afnio.functional.chat_completion(client, MESSAGES, {"x": ["a", "b"]}, model="m")
+            score, _ = afnio.functional.exact_match_evaluator(reply, ["a", "b"])
+            del reply
+            await score
+
+    anyio.run(main)
+    assert asked.is_set()
+    wait_until_idle(client)
+
+
+def test_cancelling_a_backward_pass() -> None:
+    """Cancelling who awaits `backward()` cancels the critic's calls, and the leaf gathers nothing."""
+    client, asked = gate()
+    prompt = afnio.Parameter("p", role="prompt")
+    messages = [{"role": "system", "content": [prompt]}]
+
+    async def main() -> None:
+        reply = await afnio.functional.chat_completion(ScriptedClient("no"), messages, model="m")
+        _, explanation = afnio.functional.exact_match_evaluator(reply, "yes")
+        with (
+            afnio.set_backward_model_client(client, completion_args={"model": "m"}),
+            anyio.move_on_after(0.1),
+        ):
+            await explanation.backward()
+
+    anyio.run(main)
+    assert asked.is_set()
+    wait_until_idle(client)
+    assert [] == prompt.grad
+
+
+def test_cancelling_a_step_keeps_the_value() -> None:
+    """A step that is cancelled, even before it began, makes no further call and keeps the parameter."""
+    client, _ = gate()
+
+    async def main(wait: bool) -> str:
+        prompt = afnio.Parameter("old", role="prompt")
+        prompt.append_grad(afnio.Variable("better"))
+        optimizer = afnio.optim.TGD([prompt], client, model="m")
+        with pytest.raises(afnio.errors.LaunchCancelledError):
+            async with afnio.scope() as owner:
+                work = optimizer.step()
+                if wait:
+                    await anyio.sleep(0.05)
+                owner.cancel()
+                await work
+        return (await prompt).data
+
+    assert ["old", "old"] == [anyio.run(main, wait) for wait in (False, True)]
+    wait_until_idle(client)
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_gradients_are_there_when_backward_is(library: str) -> None:
+    """Who awaited `backward()` can read the gradients at once: all outputs of a job appear together."""
+
+    async def main() -> None:
+        for _ in range(100):
+            x = afnio.Variable("a", requires_grad=True)
+            out = x + afnio.Variable("b")
+            await out.backward(afnio.Variable("f"))
+            assert 1 == len(x.grad)
+
+    anyio.run(main, backend=library)
+
+
+def test_a_builtin_that_blocks_does_not_stall_the_runtime() -> None:
+    """A callable in C runs in a thread like any other, unless it is known to be quick."""
+    import time
+
+    slow = afnio.Variable([0.2, 0.2]).map(time.sleep)
+    assert "ab" == (afnio.Variable("a") + afnio.Variable("b")).data
+    assert slow.pending
+    slow.errors
+
+
+def test_settings_of_threads_do_not_leak() -> None:
+    """A `with` block in one thread leaves no process default behind, whatever others do meanwhile."""
+    from afnio.runtime.setting import Assignment, Setting
+
+    setting = Setting("test", "default")
+    barrier = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for _ in range(500):
+            with Assignment(setting, f"t{number}"):
+                assert f"t{number}" == setting.get()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "default" == setting.default
+    Assignment(setting, "plain")
+    Assignment(setting, "later")
+    assert "later" == setting.default
+    assert 2 >= len(setting._assigned)
