@@ -29,8 +29,7 @@ plain = st.recursive(
 
 def through_a_file(value):
     file = io.BytesIO()
-    afnio.save(value, file)
-    file.seek(0)
+    afnio.save(value, file)  # and it is read from wherever that leaves the position
     return afnio.load(file)
 
 

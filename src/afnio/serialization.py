@@ -57,12 +57,13 @@ def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
     Raises:
         ValueError: for a file that is damaged, newer, or something else, such as a pickle.
     """
+    file: IO[bytes]
     if isinstance(f, str | os.PathLike):
-        name, content = str(f), Path(f).read_bytes()
+        name, file = str(f), io.BytesIO(Path(f).read_bytes())
     else:
-        name, content = getattr(f, "name", "the file"), f.read()
+        name, file = str(getattr(f, "name", "the file")), f
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with zipfile.ZipFile(file) as archive:
             document = json.loads(archive.read(_MEMBER))
     except Exception as error:  # damaged bytes make zipfile and its decompressors raise nearly anything
         raise ValueError(
