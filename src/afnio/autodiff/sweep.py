@@ -238,7 +238,10 @@ class Sweep:
             return [True, *gathered]
         if len(errors) == 1:
             return job.fail(errors[0])
-        return job.fail(BaseExceptionGroup(f"{len(errors)} nodes failed in the backward pass", errors))
+        group = BaseExceptionGroup(f"{len(errors)} nodes failed in the backward pass", errors)
+        # Whoever reads the group has read the failures of all samples in it.
+        group.failures = tuple(failure for error in errors for failure in getattr(error, "failures", ()))  # type: ignore[attr-defined]
+        return job.fail(group)
 
 
 def _gather(gathering: Sequence[Arrival], arrived: Iterator[Any]) -> list[Any]:
