@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.testing import Provider
+from afnio.testing.draw import digest
 from afnio.testing.http import MAX_BODY, MAX_HEAD, HttpError, RequestReader
 from afnio.testing.provider import Fault
 
@@ -67,6 +68,12 @@ async def test_a_chat_is_answered_with_usage_and_counted():
             "prompt_tokens": 2,
             "completion_tokens": 2,
             "by_kind": {"student": 1},
+            "by_fault": {},
+            "by_refusal": {},
+            "sent_429": 0,
+            "worst_window": {"seconds": 60.0, "requests": 1, "tokens": 2},
+            "windows": [{"window": 0, "requests": 1, "tokens": 2, "refused": 0}],
+            "attempts": {digest(json.dumps(CHAT).encode()): 1},
         }
 
 
@@ -212,9 +219,7 @@ async def test_closing_the_provider_ends_requests_that_hang():
 
 
 async def test_pipelined_requests_are_answered_in_order():
-    bodies = [
-        {"model": "m", "messages": [{"role": "user", "content": text}]} for text in ("a", "b", "c")
-    ]
+    bodies = [{"model": "m", "messages": [{"role": "user", "content": text}]} for text in ("a", "b", "c")]
     sent = b"".join(sized(json.dumps(body).encode()) for body in bodies[:2])
     sent += sized(json.dumps(bodies[2]).encode(), "connection: close")
     async with Provider(latency=0.001) as provider:

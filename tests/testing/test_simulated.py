@@ -176,9 +176,7 @@ def test_cues_are_read_from_prose(prompt, cues):
 
 
 def test_the_most_cues_win_and_the_naive_reading_breaks_ties():
-    told = (
-        'Answer "neutral" when the message mentions: price, date.\nThe word "late" means negative.'
-    )
+    told = 'Answer "neutral" when the message mentions: price, date.\nThe word "late" means negative.'
     assert classify("The price and the date are late.", told, SENTIMENTS) == "neutral"
     assert classify("The price is late.", told, SENTIMENTS) == "neutral"
     assert classify("The price is late. Awful.", told, SENTIMENTS) == "negative"
@@ -308,9 +306,7 @@ def test_roles_are_told_apart_without_a_schema():
 TAGS = prompts._TAGS.split("|")
 
 
-@given(
-    st.lists(st.sampled_from([*(f"<{t}>" for t in TAGS), *(f"\n</{t}>\n" for t in TAGS), "&lt;b"]))
-)
+@given(st.lists(st.sampled_from([*(f"<{t}>" for t in TAGS), *(f"\n</{t}>\n" for t in TAGS), "&lt;b"])))
 def test_data_in_tags_is_read_as_it_was_written(pieces):
     text = "".join(pieces)
     assert unescape(prompts.escape(text)) == text

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class ProviderProcess:
     """Runs `python -m afnio.testing.provider` while its `with` block lasts.
 
+    >>> from afnio.testing.options import Options
     >>> with ProviderProcess(Options(reply="ok")) as provider:
     ...     provider.stats()["requests"]
     0

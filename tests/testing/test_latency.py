@@ -1,0 +1,93 @@
+"""Latencies belong to a request and its attempt, and have the shape that was asked for."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afnio.testing import Latency
+from afnio.testing.draw import digest, draw
+
+REQUESTS = [digest(b"%d" % number) for number in range(4000)]
+positive = st.floats(1e-6, 1e6)
+
+
+def sample(latency: Latency, seed: int = 7, attempt: int = 1) -> list[float]:
+    return [latency.seconds(seed, request, attempt) for request in REQUESTS]
+
+
+def test_a_constant_is_the_same_for_all():
+    """No draw at all."""
+    assert set(sample(Latency.constant(0.2))) == {0.2}
+
+
+def test_a_lognormal_has_its_median_and_sigma():
+    """By their logarithms, which are normal."""
+    logs = [math.log(seconds) for seconds in sample(Latency.lognormal(0.2, 1.0))]
+    assert statistics.median(logs) == pytest.approx(math.log(0.2), abs=0.08)
+    assert statistics.stdev(logs) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_pareto_has_a_floor_a_ceiling_and_its_tail():
+    """With alpha 1 a share of 1/x takes x times the floor or longer."""
+    found = sample(Latency.pareto(0.1, 1.0, 50.0))
+    assert 0.1 <= min(found) < 0.101
+    assert max(found) == 50.0
+    assert sum(seconds >= 1.0 for seconds in found) / len(found) == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", ["lognormal:0.2,1.0", "pareto:0.1,1.5"])
+def test_seed_request_and_attempt_each_change_it(shape):
+    """And nothing else does."""
+    latency = Latency.parse(shape)
+    assert sample(latency) == sample(Latency.parse(shape))
+    drawn = [sample(latency), sample(latency, seed=8), sample(latency, attempt=2)]
+    assert len({tuple(numbers) for numbers in drawn}) == 3
+    assert len(set(drawn[0])) > 3900
+
+
+@given(st.integers(), st.text(), st.binary(), st.integers(1))
+def test_a_draw_is_between_0_and_1(seed, purpose, body, attempt):
+    """Both excluded, as logarithms and powers need."""
+    assert 0 < draw(seed, purpose, digest(body), attempt) < 1
+
+
+@given(
+    st.one_of(
+        st.builds(Latency.constant, st.floats(0, 1e6)),
+        st.builds(Latency.lognormal, positive, st.floats(0, 10)),
+        st.builds(Latency.pareto, positive, positive, positive),
+    )
+)
+def test_its_text_names_it(latency):
+    """So that it can be handed to another process."""
+    assert Latency.parse(str(latency)) == latency == Latency.of(latency)
+
+
+def test_seconds_alone_are_a_constant():
+    """As a number or as text."""
+    assert Latency.of(0.5) == Latency.of("0.5") == Latency.parse("constant:0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("uniform:1,2", "unknown shape"),
+        ("0.2,1", r"takes \[1\] numbers"),
+        ("lognormal:0.2", r"takes \[2\] numbers"),
+        ("lognormal:fast,1", "no number"),
+        ("-1", "can't be"),
+        ("nan", "can't be"),
+        ("pareto:0.1,0", "can't be"),
+        ("", "no number"),
+    ],
+)
+def test_what_is_no_latency_is_refused(text, said):
+    """With the text in the sentence."""
+    with pytest.raises(ValueError, match=said) as refused:
+        Latency.parse(text)
+    assert text.rpartition(":")[2].partition(",")[0] in str(refused.value)
