@@ -77,12 +77,13 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
 
 
 class _Progress:
-    """How often a call was tried, and since when."""
+    """How often a call was tried, for how long, and since when."""
 
-    __slots__ = ("_started", "attempts")
+    __slots__ = ("_started", "attempts", "on_wire")
 
     def __init__(self) -> None:
         self.attempts = 0
+        self.on_wire = 0.0
         self._started = time.monotonic()
 
     @property
@@ -106,8 +107,12 @@ async def _again(runtime: Runtime, call: Call[R], progress: _Progress, first: Tr
 async def _attempt(runtime: Runtime, call: Call[R], progress: _Progress) -> R:
     progress.attempts += 1
     async with admitter(runtime, call.account).permit(call.rank, first=progress.attempts == 1):
-        with anyio.move_on_after(call.deadline):
-            return await call.attempt()
+        sent = time.monotonic()
+        try:
+            with anyio.move_on_after(call.deadline):
+                return await call.attempt()
+        finally:
+            progress.on_wire += time.monotonic() - sent
         raise TransientModelError(
             f"{call.account.url} gave no reply within {call.deadline:g} s ({call.model})"
         )
@@ -131,7 +136,8 @@ def _tell_end(call: Call[R], progress: _Progress, usage: Usage, error: str | Non
             call.model,
             call.purpose,
             progress.attempts,
-            progress.seconds,
+            progress.on_wire,
+            progress.seconds - progress.on_wire,
             usage,
             error,
         )

@@ -64,10 +64,16 @@ class CallRetried(CallEvent):
 
 @dataclass(frozen=True, slots=True)
 class CallEnded(CallEvent):
-    """A call has its reply, or failed for good (`error`); `seconds` counts from admission."""
+    """A call has its reply, failed for good, or was cancelled (`error`).
+
+    Attributes:
+        seconds: on the wire, all attempts together; the provider's doing.
+        waited: in the queue and between attempts; ours.
+    """
 
     attempts: int
     seconds: float
+    waited: float
     usage: Usage
     error: str | None
 

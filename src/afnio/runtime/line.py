@@ -7,6 +7,8 @@ import sys
 from typing import NamedTuple
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_PROGRAMS = _PACKAGE + "demo" + os.sep
+"""Programs that come with the package; to the engine they are users."""
 
 
 class Line(NamedTuple):
@@ -23,7 +25,11 @@ class Line(NamedTuple):
 def caller_line() -> Line:
     """Return the innermost line of the call stack that is not Afnio's own."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and _is_engine(frame.f_code.co_filename):
         frame = frame.f_back
     code = frame.f_code
     return Line(code.co_filename, frame.f_lineno, code.co_name)
+
+
+def _is_engine(file: str) -> bool:
+    return file.startswith(_PACKAGE) and not file.startswith(_PROGRAMS)
