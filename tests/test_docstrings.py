@@ -1,0 +1,25 @@
+"""The examples in docstrings run as they are written."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import afnio
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(afnio.__path__, "afnio.")
+    if not module.name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    """Every example of the module gives what it says."""
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert 0 == failed
