@@ -50,6 +50,13 @@ def test_seed_request_and_attempt_each_change_it(shape):
     assert len(set(drawn[0])) > 3900
 
 
+@pytest.mark.parametrize("text", ["lognormal:1,1000", "pareto:1,1e-300,5", "lognormal:0,1", "pareto:1,1e300"])
+def test_extreme_shapes_stay_numbers(text):
+    """Also where the exact one is more than a float can hold."""
+    found = sample(Latency.parse(text))
+    assert all(math.isfinite(seconds) and seconds >= 0 for seconds in found)
+
+
 @given(st.integers(), st.text(), st.binary(), st.integers(1))
 def test_a_draw_is_between_0_and_1(seed, purpose, body, attempt):
     """Both excluded, as logarithms and powers need."""

@@ -84,6 +84,11 @@ class Latency:
         share = draw(seed, "latency", request, attempt)
         if self.shape == "lognormal":
             median, sigma = self.numbers
-            return median * math.exp(sigma * _NORMAL.inv_cdf(share))
+            return median * _exp(sigma * _NORMAL.inv_cdf(share))
         least, alpha, most = self.numbers
-        return min(least * math.pow(share, -1 / alpha), most)
+        return min(least * _exp(-math.log(share) / alpha), most)
+
+
+def _exp(power: float) -> float:
+    """Return e to `power`; the largest powers count as one that a float can still hold."""
+    return math.exp(min(power, 600.0))

@@ -19,9 +19,10 @@ _SHAPES: Final[Mapping[Shape, Callable[[int, float], Meter]]] = {"bucket": Bucke
 class Quota:
     """Limits of one account, which is one API key.
 
-    A request costs its prompt's tokens and the most that it may generate, `max_completion_tokens` or
-    `max_tokens`, when it is admitted, and nothing of it comes back; one that costs more than the
-    limit is never admitted. Refused requests cost nothing.
+    A request costs its prompt's tokens and, where it says, the most that it may generate
+    (`max_completion_tokens` or `max_tokens`) when it is admitted, and nothing of it comes back, also
+    if it then meets a fault; one that costs more than the limit is never admitted. Refused requests
+    cost nothing.
 
     Args:
         requests, tokens: the limits in one window; None sets none.
