@@ -10,7 +10,7 @@ from afnio.autodiff.graph import GradientEdge, Node
 from afnio.autodiff.lane_backward import Arrival, seedless
 from afnio.autodiff.variable import Variable
 from afnio.errors import GraphError
-from afnio.runtime import Slot
+from afnio.runtime import PENDING, Slot
 
 Target = Variable | GradientEdge
 
@@ -26,7 +26,17 @@ def seed_arrival(root: Variable, seed: Variable | None) -> Arrival:
         raise ValueError(
             f"the gradient has {len(slots)} samples and the output {has}; give one text, or one for each sample"
         )
-    return Arrival(None, batch, slots)
+    if not root_batch:
+        return Arrival(None, False, [_about(slots[0], root_slots[0])])
+    texts = slots if batch else slots * len(root_slots)
+    return Arrival(None, True, [_about(text, value) for text, value in zip(texts, root_slots, strict=True)])
+
+
+def _about(text: Slot, value: Slot) -> Slot:
+    """Return a seed's text as feedback on what the root shows now, which may be an edited value."""
+    if isinstance(text.outcome, str) and value.outcome is not PENDING:
+        return Slot.filled(Feedback(text.outcome, value.outcome))
+    return text
 
 
 def check_root(root: Variable, seed: Variable | None, known: dict[Node, bool]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from afnio.autodiff import Context, Feedback
 from afnio.autodiff.function import Said
-from afnio.cognitive.prompts import CRITIC_REPAIR, CRITIC_SCHEMA, critic_messages
+from afnio.cognitive.prompts import CRITIC_REPAIR, critic_messages, critic_schema
 from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text
 from afnio.models import ChatModel
@@ -59,7 +59,7 @@ async def criticize(
         model,
         job,
         messages,
-        schema=CRITIC_SCHEMA,
+        schema=critic_schema(list(names)),
         parse=parse,
         repair=CRITIC_REPAIR,
         purpose="backward",

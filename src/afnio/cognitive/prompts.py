@@ -7,6 +7,7 @@ belongs to one sample comes last. User data stands in tags, escaped so that it c
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any, Final
@@ -86,6 +87,22 @@ CRITIC_SCHEMA: Final[dict[str, Any]] = {
         },
     },
 }
+
+
+def critic_schema(names: list[str]) -> dict[str, Any]:
+    """Return the critic's format for exactly these variables.
+
+    An endpoint that decodes by a grammar would else write entries until it is cut off.
+
+    >>> critic_schema(["v1"])["json_schema"]["schema"]["properties"]["feedback"]["maxItems"]
+    1
+    """
+    form = copy.deepcopy(CRITIC_SCHEMA)
+    entries = form["json_schema"]["schema"]["properties"]["feedback"]
+    entries["minItems"] = entries["maxItems"] = len(names)
+    entries["items"]["properties"]["variable"]["enum"] = names
+    return form
+
 
 _TAGS = (
     "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
