@@ -16,7 +16,6 @@ from afnio.autodiff.variable import Variable
 from afnio.runtime import PENDING, Job, Slot
 from afnio.runtime.line import caller_line
 
-
 MAX_ROLE: Final = 200
 """Characters of a role that ops put together."""
 
