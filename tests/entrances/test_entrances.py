@@ -104,7 +104,9 @@ def test_side_by_side(library: str) -> None:
 
 def test_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a Jupyter kernel plain cells read and cells with a top-level await both work."""
-    cells = [f"import sys; sys.path.insert(0, {str(TESTS)!r})\nimport json\nfrom entrances.scenarios import SCENARIOS"]
+    cells = [
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\nimport json\nfrom entrances.scenarios import SCENARIOS"
+    ]
     for name in NAMES:
         cells.append(f"print(json.dumps(SCENARIOS[{name!r}][0]()))")
         cells.append(f"print(json.dumps(await SCENARIOS[{name!r}][1]()))")

