@@ -1,0 +1,114 @@
+"""Lock: one process, and one journal object of it, holds a journal at a time."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import final
+
+from afnio.errors import JournalError
+from afnio.runtime.journal.errors import JournalLockedError
+
+
+@final
+class Lock:
+    """An OS lock on a side file that names its holder; the system frees it when the process dies.
+
+    The database itself can't carry it: closing a descriptor of a file drops the locks that SQLite holds
+    on that file in the same process.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lock = Lock(pathlib.Path(folder) / "calls.journal")
+    ...     lock.release()
+
+    Raises:
+        JournalLockedError: somebody else holds it.
+        JournalError: the folder can't be written, or its file system knows no locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(path.name + ".lock")
+        self._pid = os.getpid()
+        self._descriptor: int | None = None
+        # Before there is anything to inherit: a child that kept the descriptor would hold the lock for
+        # as long as it lives, after its parent's death too.
+        os.register_at_fork(after_in_child=_forgetter(self))
+        try:
+            self._descriptor = _locked(self.path, path)
+        except OSError as error:
+            raise JournalError(
+                f"The folder [{path.parent}] takes no lock file for the journal ({error}); "
+                "name a path in a local folder that you may write to."
+            ) from error
+
+    def release(self) -> None:
+        """Let go of the journal, in the process that took it; more than once does no harm."""
+        if self._descriptor is not None and self._pid == os.getpid():
+            descriptor, self._descriptor = self._descriptor, None
+            # While it is still held, so that it is this lock's file and nobody else's.
+            self.path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def forget(self) -> None:
+        """Close what a fork inherited, which leaves the parent's lock in place."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _locked(path: Path, journal: Path) -> int:
+    import fcntl
+
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still_at(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                return descriptor
+        except BlockingIOError as error:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            raise _refusal(journal, holder) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # Its holder removed the file between our opening and our locking it: this is no lock at all.
+        os.close(descriptor)
+
+
+def _is_still_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(descriptor: int) -> int | None:
+    text = os.pread(descriptor, 20, 0)
+    return int(text) if text.isdigit() else None
+
+
+def _refusal(journal: Path, holder: int | None) -> JournalLockedError:
+    if holder == os.getpid():
+        message = f"The journal [{journal}] is open in this process already; close it first."
+    else:
+        who = "another process" if holder is None else f"the process [{holder}]"
+        message = f"The journal [{journal}] is in use by {who}; wait for its end, or name another path."
+    return JournalLockedError(message, holder)
+
+
+def _forgetter(lock: Lock) -> Callable[[], None]:
+    # The interpreter keeps what is registered for ever, so it must not keep the lock.
+    reference = weakref.ref(lock)
+
+    def forget() -> None:
+        held = reference()
+        if held is not None:
+            held.forget()
+
+    return forget
