@@ -1,0 +1,256 @@
+"""A journal's life: append, acknowledge, take, count, close."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sqlite3
+import stat
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from afnio.errors import JournalError
+from afnio.runtime.events import Usage
+from afnio.runtime.journal import Item, Journal, JournalClosedError, Spent
+
+if TYPE_CHECKING:
+    from conftest import Reply, Script
+
+
+def count(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("SELECT count(*) FROM records").fetchone()[0])
+
+
+def test_record_comes_back_whole(path: Path, reply: Reply) -> None:
+    """All fields survive, and the payload is any bytes."""
+    usage = Usage(1, 2, 3, 4)
+    kept = reply(
+        "epoch 2/step 5/3/17/forward",
+        bytes(range(256)) * 9,
+        key="00ff" * 16,
+        account="https://example.org/v1",
+        usage=usage,
+        attempts=3,
+        seconds=1.5,
+        reusable=False,
+    )
+    with Journal.open(path) as journal:
+        journal.append(kept, lambda error: None)
+    with Journal.open(str(path)) as journal:
+        assert kept == journal.take(kept.address, kept.key, kept.scope)
+
+
+def test_done_comes_after_the_commit(path: Path, reply: Reply) -> None:
+    """In the writer's thread, once, when another connection already sees the record."""
+    seen = []
+    with Journal.open(path) as journal:
+        for number in range(20):
+            journal.append(
+                reply(f"{number}"),
+                lambda error, n=number: seen.append(
+                    (error, count(path) > n, threading.current_thread().name)
+                ),
+            )
+    assert [(None, True, "afnio-journal")] * 20 == seen
+
+
+def test_what_waits_is_committed_together(path: Path, reply: Reply) -> None:
+    """Records that come while the disk is busy share a transaction, up to 512."""
+    running, go_on = threading.Event(), threading.Event()
+    counts = []
+
+    def hold(error: BaseException | None) -> None:
+        running.set()
+        go_on.wait()
+
+    with Journal.open(path) as journal:
+        journal.append(reply("first"), hold)
+        running.wait()
+        for number in range(600):
+            journal.append(reply(f"{number}"), lambda error: counts.append(count(path)))
+        go_on.set()
+    assert [513] * 512 + [601] * 88 == counts
+
+
+def test_payload_is_made_by_the_writer(path: Path, reply: Reply) -> None:
+    """A payload given as a function is encoded off the caller's thread."""
+    names = []
+
+    def payload() -> bytes:
+        names.append(threading.current_thread().name)
+        return b"encoded"
+
+    with Journal.open(path) as journal:
+        journal.append(reply("1"), lambda error: None, payload=payload)
+    with Journal.open(path) as journal:
+        record = journal.take("1", "aa")
+    assert record is not None
+    assert (b"encoded", ["afnio-journal"]) == (record.payload, names)
+
+
+def test_unfit_record_fails_alone(path: Path, reply: Reply) -> None:
+    """A payload that can't be made, a key that is no digest, a text that is no Unicode."""
+    told: dict[str, BaseException | None] = {}
+
+    def payload() -> bytes:
+        raise TypeError("a set is not JSON")
+
+    with Journal.open(path) as journal:
+        journal.append(reply("1"), lambda error: told.update(payload=error), payload=payload)
+        journal.append(reply("2", key="no hex"), lambda error: told.update(key=error))
+        journal.append(reply("\udc80"), lambda error: told.update(address=error))
+        journal.append(reply("4"), lambda error: told.update(good=error))
+        journal.flush()
+        assert journal.broken is None
+    assert told.pop("good") is None
+    assert "The reply to [1] can't be recorded (TypeError: a set is not JSON)" in str(told["payload"])
+    assert [JournalError] * 3 == [type(error) for error in told.values()]
+    assert count(path) == 1
+
+
+def test_failing_waiter_is_logged(path: Path, reply: Reply, caplog: pytest.LogCaptureFixture) -> None:
+    """It ends neither the thread nor the others' wait."""
+    told = []
+
+    def broken(error: BaseException | None) -> None:
+        raise ZeroDivisionError
+
+    with caplog.at_level(logging.ERROR, "afnio"), Journal.open(path) as journal:
+        journal.append(reply("1"), broken)
+        journal.append(reply("2"), told.append)
+    assert [None] == told
+    assert "whoever waits for [1] failed" in caplog.text
+
+
+def test_nothing_new_is_taken(path: Path, reply: Reply) -> None:
+    """A call is answered from earlier openings only."""
+    with Journal.open(path) as journal:
+        journal.append(reply("1"), lambda error: None)
+        journal.flush()
+        assert journal.take("1", "aa") is None
+
+
+def test_spent_adds_up_all_kinds(path: Path, reply: Reply) -> None:
+    """Replies, paid failures and unknown attempts of all openings; a replay is free."""
+    with Journal.open(path) as journal:
+        journal.append(reply("1", usage=Usage(10, 5), attempts=2), lambda error: None)
+        journal.append(reply("2", usage=Usage(7, 0), kind="failed"), lambda error: None)
+        journal.append(reply("3", usage=Usage(8, 90), kind="unknown"), lambda error: None)
+        journal.append(reply("4", model="n", purpose="judge", account="a"), lambda error: None)
+    with Journal.open(path) as journal:
+        before = {
+            Item("forward", "m", ""): Spent(1, 1, 1, Usage(17, 5), Usage(8, 90)),
+            Item("judge", "n", "a"): Spent(calls=1),
+        }
+        assert before == journal.spent()
+        assert journal.take("1", "aa") is not None
+        assert journal.take("2", "aa") is None
+        assert journal.take("3", "aa") is None
+        journal.append(reply("2", usage=Usage(1, 1)), lambda error: None)
+        journal.flush()
+        assert journal.spent()[Item("forward", "m", "")].usage == Usage(18, 6)
+        assert journal.spent() == dict(Journal.stat(path).spent)
+
+
+def test_shared_reply_is_paid_once(path: Path, reply: Reply) -> None:
+    """A call that joined another one has its own row, and cost nothing."""
+    with Journal.open(path) as journal:
+        journal.append(reply("1", b"same", usage=Usage(3, 4)), lambda error: None)
+        journal.append(reply("2", b"same", usage=Usage(3, 4), kind="shared"), lambda error: None)
+    with Journal.open(path) as journal:
+        assert {Item("forward", "m", ""): Spent(calls=1, usage=Usage(3, 4))} == journal.spent()
+        assert [b"same"] * 2 == [journal.take(address, "aa").payload for address in ("1", "2")]
+    with Journal.open(path, "reuse") as journal:
+        assert [True, False] == [journal.take("1", "aa") is not None for _ in range(2)]
+
+
+def test_private_to_this_user(tmp_path: Path, reply: Reply) -> None:
+    """The file, its side files and the folder made for it."""
+    path = tmp_path / "new" / "calls.journal"
+    old = os.umask(0)
+    try:
+        with Journal.open(path) as journal:
+            journal.append(reply("1"), lambda error: None)
+            journal.flush()
+            modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in [path.parent, *path.parent.iterdir()]}
+    finally:
+        os.umask(old)
+    assert modes.pop("new") == 0o700
+    assert (
+        dict.fromkeys(["calls.journal", *(f"calls.journal{s}" for s in (".lock", "-shm", "-wal"))], 0o600)
+        == modes
+    )
+
+
+def test_close_leaves_one_file(path: Path, reply: Reply) -> None:
+    """It may come often, from anywhere; what follows it raises."""
+    journal = Journal.open(path)
+    journal.append(reply("1"), lambda error: journal.close())
+    journal.close()
+    journal.close()
+    assert ["calls.journal"] == os.listdir(path.parent)
+    uses = [
+        lambda: journal.take("1", "aa"),
+        lambda: journal.append(reply("1"), lambda error: None),
+        journal.flush,
+    ]
+    for use in uses:
+        with pytest.raises(JournalClosedError, match=r"calls.journal\] is closed; open it again"):
+            use()
+    assert journal.broken is None
+    assert journal.spent()[Item("forward", "m", "")].calls == 1
+
+
+def test_closed_by_a_waiter(path: Path, reply: Reply) -> None:
+    """The file is held until the writer has ended, not only until the close returns."""
+    going = threading.Event()
+    held = []
+    journal = Journal.open(path)
+
+    def close(error: BaseException | None) -> None:
+        journal.close()
+        held.append(path.with_name(path.name + ".lock").exists())
+        going.set()
+
+    journal.append(reply("1"), close)
+    going.wait()
+    journal.close()
+    assert [True] == held
+    Journal.open(path).close()
+
+
+def test_dropped_journal_is_closed(path: Path, reply: Reply) -> None:
+    """What was appended is written, and the file is free."""
+    journal = Journal.open(path)
+    journal.append(reply("1"), lambda error: None)
+    del journal
+    gc.collect()
+    with Journal.open(path) as journal:
+        assert journal.take("1", "aa") is not None
+
+
+def test_exit_writes_what_waits(path: Path, script: Script) -> None:
+    """A program that ends without closing loses nothing."""
+    program = script(
+        """
+        journal = Journal.open(path)
+        for number in range(1000):
+            journal.append(reply(f"{number}", b"x" * 2000), lambda error: None)
+        """
+    )
+    assert ("", "") == program.communicate(timeout=50)
+    assert count(path) == 1000
+    assert ["calls.journal"] == os.listdir(path.parent)
+
+
+def test_mode_is_checked(path: Path) -> None:
+    """A mode that is none names itself."""
+    with pytest.raises(ValueError, match=r"\"resume\" or \"reuse\" \(got 'of'\)"):
+        Journal.open(path, "of")  # type: ignore[arg-type]
+    assert not path.exists()

@@ -1,0 +1,162 @@
+"""One journal object of one process holds a file, and no child inherits it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from afnio.errors import JournalError
+from afnio.runtime.journal import Journal, JournalForkedError, JournalLockedError
+from afnio.runtime.journal.lock import Lock
+
+if TYPE_CHECKING:
+    from conftest import Reply, Script
+
+HOLD = """
+journal = Journal.open(path)
+journal.append(reply("1", b"1"), lambda error: None)
+journal.flush()
+print(os.getpid(), flush=True)
+"""
+
+
+def test_second_process_is_refused(path: Path, script: Script) -> None:
+    """By a sentence with the holder's pid; once that is killed, the file is free and complete."""
+    program = script(HOLD + "sys.stdin.read()")
+    pid = int(program.stdout.readline())
+    with pytest.raises(
+        JournalLockedError, match=rf"in use by the process \[{pid}\]; wait for its end"
+    ) as caught:
+        Journal.open(path)
+    assert caught.value.pid == pid
+    program.kill()
+    program.wait()
+    with Journal.open(path) as journal:
+        assert journal.take("1", "aa").payload == b"1"
+
+
+def test_second_object_is_refused(path: Path, tmp_path: Path) -> None:
+    """Through a link too, and in both modes."""
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with (
+        Journal.open(path),
+        pytest.raises(JournalLockedError, match="open in this process already; close it"),
+    ):
+        Journal.open(link, "reuse")
+    with Journal.open(link) as journal:
+        assert journal.path == path
+
+
+def test_holder_without_a_name(path: Path) -> None:
+    """Between locking and writing the pid there is none to tell."""
+    lock = Lock(path)
+    lock.path.write_text("")
+    with pytest.raises(JournalLockedError, match="in use by another process;") as caught:
+        Lock(path)
+    assert caught.value.pid is None
+    lock.release()
+    lock.release()
+
+
+def test_file_removed_by_its_holder_is_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opened it before that, and locked it after, tries again with the new one."""
+    first = Lock(path)
+    real = os.open
+
+    def late(*args: object, **kwargs: object) -> int:
+        descriptor = real(*args, **kwargs)
+        first.release()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", late)
+    second = Lock(path)
+    monkeypatch.undo()
+    with pytest.raises(JournalLockedError):
+        Lock(path)
+    second.release()
+    assert not second.path.exists()
+
+
+def test_no_folder_for_the_lock(tmp_path: Path) -> None:
+    """A path below a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        JournalError, match=r"journal \[.*/file/calls\] can't be opened .* or name another path"
+    ):
+        Journal.open(tmp_path / "file" / "calls")
+    with pytest.raises(JournalError, match=r"folder \[.*/file\] takes no lock file"):
+        Lock(tmp_path / "file" / "calls")
+
+
+def test_forked_child_cannot_use_it(path: Path, script: Script) -> None:
+    """Every use raises there, closing does nothing, and the parent goes on."""
+    program = script(
+        HOLD
+        + """
+pid = os.fork()
+if not pid:
+    for use in (journal.flush, lambda: journal.take("1", "aa"), lambda: journal.append(None, print)):
+        try:
+            use()
+        except JournalForkedError as error:
+            print(error, flush=True)
+    journal.close()
+    try:
+        Journal.open(path)
+    except JournalLockedError as error:
+        print(error.pid == os.getppid(), flush=True)
+    with Journal.open(path + ".child") as own:
+        own.append(reply("1"), lambda error: None)
+    sys.exit()
+assert os.waitpid(pid, 0)[1] == 0
+journal.append(reply("2", b"2"), lambda error: None)
+journal.close()
+"""
+    )
+    pid, *lines = program.communicate(timeout=50)[0].splitlines()
+    sentence = (
+        f"The journal [{path}] belongs to the process [{pid}] that this one was forked from; open another"
+    )
+    assert [True] * 3 == [line.startswith(sentence) for line in lines[:3]]
+    assert (["True"], 0) == (lines[3:], program.returncode)
+    with Journal.open(path) as journal:
+        assert [b"1", b"2"] == [journal.take(n, "aa").payload for n in ("1", "2")]
+
+
+def test_child_does_not_keep_the_lock(path: Path, script: Script) -> None:
+    """The parent dies, the child lives, the journal is free."""
+    program = script(
+        HOLD
+        + """
+pid = os.fork()
+if not pid:
+    print("child", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.wait()
+"""
+    )
+    assert "child\n" == [program.stdout.readline() for _ in range(2)][1]
+    os.kill(program.pid, 9)
+    program.wait()
+    with Journal.open(path) as journal:
+        assert journal.take("1", "aa") is not None
+    program.stdin.close()
+    assert program.stdout.read() == ""
+
+
+def test_inherited_journal_in_this_process(path: Path, reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, seen by the coverage of this process: another pid touches nothing."""
+    journal = Journal.open(path)
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    with pytest.raises(JournalForkedError):
+        journal.take("1", "aa")
+    journal._writer.close()
+    monkeypatch.undo()
+    journal.append(reply("1"), lambda error: None)
+    journal.close()
