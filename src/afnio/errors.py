@@ -10,6 +10,7 @@ AfnioError
 ├── TemplateError          a placeholder or an input that fits nothing
 ├── ReplyError             a model's reply that an op can't use
 ├── JournalError           a journal that can't be opened, read or written
+├── BudgetExceeded         `budget(…)` leaves no room for another attempt
 └── ModelError             a language model call that failed for good
     ├── TransientModelError    worth another attempt (kept when attempts ran out)
     │   └── RateLimitedError   the account is over a limit
@@ -63,6 +64,35 @@ class ReplyError(AfnioError, ValueError):
 
 class JournalError(AfnioError):
     """A journal can't be opened, read or written; the subclasses are in `runtime.journal`."""
+
+
+class BudgetExceeded(AfnioError):  # noqa: N818 - an end that was asked for, not a fault
+    """A budget leaves no room for another attempt; calls under way finish, nothing new is sent.
+
+    Attributes:
+        limit: which one: "max_calls", "max_tokens", "max_cost" or "max_seconds".
+        value: of that limit, in calls, tokens, dollars or seconds.
+        spent: of the same unit, earlier runs that were charged among it.
+        reserved: of the same unit, for attempts under way.
+        ledger: a `Ledger`: what was spent, for each phase, client and model.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str = "",
+        value: Any = None,
+        spent: Any = None,
+        reserved: Any = None,
+        ledger: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.value = value
+        self.spent = spent
+        self.reserved = reserved
+        self.ledger = ledger
 
 
 class ModelError(AfnioError):

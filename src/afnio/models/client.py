@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NoReturn, Self, final
+from typing import Any, Final, NoReturn, Self, final
 
 from afnio.models.request import ChatRequest, Message
 from afnio.models.response import ChatResponse
 from afnio.runtime import Account, Job, Launch, Limits, Slot, Work
 from afnio.runtime.admission import admitter
-from afnio.runtime.call import ATTEMPT_DEADLINE, Call, perform
+from afnio.runtime.call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime.events import Usage
 from afnio.runtime.waiting import check_blocking
+
+
+CODEC: Final = Codec(
+    encode=lambda response: response.model_dump_json().encode(),
+    decode=ChatResponse.model_validate_json,
+    reusable=lambda response: response.complete,
+)
+"""How replies are kept in a journal."""
 
 
 class ChatClient(ABC):
@@ -59,16 +67,20 @@ class ChatClient(ABC):
             admitter(runtime, self.account).apply(self.limits)
         call = Call(
             address=job.call_address(purpose),
+            scope=job.launch.scope.path,
             key=request.key(self.account.url),
+            deterministic=request.params.get("temperature") == 0,
+            codec=CODEC,
             account=self.account,
             model=request.model,
             purpose=purpose,
             attempt=lambda: self.send(request),
             deadline=self.timeout,
         )
-        response = await perform(runtime, call)
-        calls, usage = self._counted.get(purpose, (0, Usage()))
-        self._counted[purpose] = (calls + 1, usage + response.usage)
+        response, paid = await perform(runtime, call)
+        if paid:
+            calls, usage = self._counted.get(purpose, (0, Usage()))
+            self._counted[purpose] = (calls + 1, usage + response.usage)
         return response
 
     @final

@@ -34,6 +34,11 @@ class ChatResponse(BaseModel):
     model: str = ""
     usage: Usage = Usage()
 
+    @property
+    def complete(self) -> bool:
+        """Whether it is all of a reply: not cut off by a limit, not filtered, not refused."""
+        return self.finish_reason not in ("length", "content_filter")
+
     def __str__(self) -> str:
         return self.content or ""
 

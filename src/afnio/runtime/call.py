@@ -1,6 +1,7 @@
 """Call: the path that every language model call takes, whoever makes it.
 
-identify → admission (priority, in flight) → attempt (deadline) → classify → retry | fail | record
+identify → journal? → single-flight → admission (priority, in flight) → attempt (deadline) → classify
+→ retry | fail | record
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 from tenacity import RetryCallState
 
 from afnio.errors import ModelError, TransientModelError
 from afnio.runtime.admission import Priority, admitter, priority
-from afnio.runtime.events import CallEnded, CallRetried, Usage, emit
+from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit
+from afnio.runtime.flight import share
+from afnio.runtime.journal.active import active_journal
+from afnio.runtime.journal.journal import Journal
+from afnio.runtime.journal.record import Record
 from afnio.runtime.limits import Account
 from afnio.runtime.retry import retrying
 from afnio.runtime.runtime import Runtime
@@ -33,17 +38,39 @@ R = TypeVar("R", bound=Reply)
 
 
 @dataclass(frozen=True, slots=True)
+class Codec(Generic[R]):
+    """How replies become bytes in a journal and come back."""
+
+    encode: Callable[[R], bytes]
+    decode: Callable[[bytes], R]
+    reusable: Callable[[R], bool]
+    """Whether another address may be answered with it: not a refusal, not a truncation."""
+
+
+class Answer(NamedTuple, Generic[R]):
+    """A reply, and whether it was paid for here or came from the journal or from an equal call."""
+
+    reply: R
+    paid: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Call(Generic[R]):
     """One language model call: who asks whom for what.
 
     Attributes:
-        address: where in the program it was launched: scope path, launch, lane, purpose.
+        address: where in the program it was launched: scope path, launch, part, lane, purpose.
+        scope: the scope path alone.
         key: digest of everything that can change the reply.
+        deterministic: whether the caller asked for temperature 0, so that equal calls may share a reply.
         attempt: sends it once; raises a `TransientModelError` where another attempt may help.
     """
 
     address: str
+    scope: str
     key: str
+    deterministic: bool
+    codec: Codec[R]
     account: Account
     model: str
     purpose: str
@@ -52,12 +79,61 @@ class Call(Generic[R]):
     rank: Priority = field(default_factory=priority.get)
 
 
-async def perform(runtime: Runtime, call: Call[R]) -> R:
-    """Carry `call` out and return its reply; on the runtime's loop.
+async def perform(runtime: Runtime, call: Call[R]) -> Answer[R]:
+    """Carry `call` out, or have it answered by the journal or an equal call; on the runtime's loop.
+
+    Once it returns, the reply is on disk if there is a journal: what was acknowledged is not lost.
 
     Raises:
         ModelError: when it failed for good or its attempts are used up.
+        JournalError: when the journal can't record any more, so that nothing new is sent.
     """
+    journal = active_journal.get()
+    if journal is None:
+        return await _share_or_send(runtime, call, shared=call.deterministic)
+    record = journal.take(call.address, call.key, call.scope)
+    if record is not None:
+        emit(CallReplayed(call.address, call.account.url, call.model, call.purpose))
+        return Answer(call.codec.decode(record.payload), False)
+    if journal.broken is not None:
+        raise journal.broken
+    started = time.monotonic()
+    answer = await _share_or_send(runtime, call, shared=call.deterministic or journal.mode == "reuse")
+    await _record(runtime, journal, call, answer, time.monotonic() - started)
+    return answer
+
+
+async def _share_or_send(runtime: Runtime, call: Call[R], *, shared: bool) -> Answer[R]:
+    if not shared:
+        return Answer(await _send(runtime, call), True)
+    reply, first = await share(runtime, (call.account, call.key), lambda: _send(runtime, call))
+    return Answer(reply, first)
+
+
+async def _record(
+    runtime: Runtime, journal: Journal, call: Call[R], answer: Answer[R], seconds: float
+) -> None:
+    """Wait until the reply is on disk; one that can't be recorded reaches its waiter all the same."""
+    reply = answer.reply
+    record = Record(
+        address=call.address,
+        scope=call.scope,
+        key=call.key,
+        model=call.model,
+        purpose=call.purpose,
+        account=call.account.url,
+        usage=reply.usage if answer.paid else Usage(),
+        attempts=1 if answer.paid else 0,
+        seconds=seconds,
+        reusable=call.codec.reusable(reply),
+    )
+    written = anyio.Event()
+    journal.append(record, lambda error: runtime.post(written.set), payload=lambda: call.codec.encode(reply))
+    await written.wait()
+
+
+async def _send(runtime: Runtime, call: Call[R]) -> R:
+    """Send the call until it has a reply or has failed for good."""
     progress = _Progress()
     runtime.calls_open += 1
     try:

@@ -54,6 +54,11 @@ class CallEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class CallReplayed(CallEvent):
+    """A call was answered from the journal; nothing was sent and nothing is paid."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallRetried(CallEvent):
     """An attempt failed and there will be another, `wait` seconds later."""
 

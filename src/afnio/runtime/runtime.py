@@ -46,7 +46,7 @@ class Runtime:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.closed = False
-        self.root = Scope("", runtime=self)
+        self.root = Scope("", runtime=self, is_root=True)
         self.launches: dict[Launch, None] = {}
         self.calls_open = 0
         self._resources: dict[Any, Resource] = {}
@@ -123,6 +123,10 @@ class Runtime:
             # In an empty context: a resource outlives the launch that needed it first.
             found = self._resources[key] = Context().run(make)
         return cast("R", found)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context) -> Task:
+        """Run `coroutine` as a task; the resource that asks for it owns it, and cancels it when it closes."""
+        return self._loop.spawn(coroutine, context)
 
     def bury(self, launch: Launch, error: BaseException) -> None:
         """End the jobs of a launch that nobody will run any more, once the thread has ended."""

@@ -32,14 +32,14 @@ class Scope:
 
     def __init__(
         self,
-        name: str,
+        path: str,
         *,
         runtime: Runtime,
-        parent: Scope | None = None,
+        is_root: bool = False,
         owner: Scope | None = None,
         max_pending: int | None = None,
     ) -> None:
-        self.path: str = name if parent is None or not parent.path else f"{parent.path}/{name}"
+        self.path = path
         self.runtime = runtime
         # The scope that owns what is launched here: itself, unless this one only lends an address.
         self.owner = self if owner is None else owner
@@ -47,19 +47,21 @@ class Scope:
         self.pending: dict[Launch, None] = {}
         self.failures: list[Failure] = []
         self.drained: Slot | None = None
-        self.is_root = parent is None
+        self.is_root = is_root
         self._numbers = itertools.count(1)
         self._names: dict[str, int] = {}
 
     def next_address(self) -> str:
         return f"{self.path}/{next(self._numbers)}"
 
-    def child_name(self, name: str | None) -> str:
-        """Return a path element for a child: `name`, numbered from its second use on."""
+    def child_path(self, name: str | None) -> str:
+        """Return the path of a new child: with its `name`, numbered from its second use on."""
         if name is None:
-            return f"scope {next(self._numbers)}"
-        uses = self._names[name] = self._names.get(name, 0) + 1
-        return name if uses == 1 else f"{name}#{uses}"
+            name = f"scope {next(self._numbers)}"
+        else:
+            uses = self._names[name] = self._names.get(name, 0) + 1
+            name = name if uses == 1 else f"{name}#{uses}"
+        return f"{self.path}/{name}" if self.path else name
 
     def check_room(self) -> None:
         """Raise, at the line that would launch, when `max_pending` launches are under way."""
@@ -126,6 +128,8 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
     Args:
         name: element of the address path; give one where tasks or threads launch side by side.
         max_pending: how many launches may be under way before the next one raises.
+        rooted: start the address path anew with `name`, so that it is the same wherever the block is run;
+            for blocks with a journal of their own.
 
     >>> import afnio
     >>> with afnio.scope(name="example"):
@@ -134,11 +138,14 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
     3
     """
 
-    def __init__(self, name: str | None = None, *, max_pending: int | None = None) -> None:
+    def __init__(
+        self, name: str | None = None, *, max_pending: int | None = None, rooted: bool = False
+    ) -> None:
         if max_pending is not None and max_pending < 1:
             raise ValueError(f"max_pending must be at least 1 (got {max_pending}); omit it for no limit")
         self._name = name
         self._max_pending = max_pending
+        self._rooted = rooted
         self._scope: Scope | None = None
         self._token: Token[Scope | None] | None = None
 
@@ -146,12 +153,8 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
         if self._scope is not None:
             raise RuntimeError("this scope has been entered before; make a new one with afnio.scope()")
         parent = current_scope()
-        self._scope = Scope(
-            parent.child_name(self._name),
-            runtime=parent.runtime,
-            parent=parent,
-            max_pending=self._max_pending,
-        )
+        name = self._name if self._rooted and self._name is not None else parent.child_path(self._name)
+        self._scope = Scope(name, runtime=parent.runtime, max_pending=self._max_pending)
         self._token = _current.set(self._scope)
         return self._scope
 

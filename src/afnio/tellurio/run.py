@@ -75,7 +75,7 @@ class Run:
         self._store = Store(store_path(namespace, project, folder))
         self._pid = os.getpid()
         self._token: Token[Run | None] | None = None
-        self._scope = scope(name="run")
+        self._scope = scope(name="run", rooted=True)
         self._observing = ExitStack()
         config_json = encode("config", self.config)
         date = self.date_created.timestamp()

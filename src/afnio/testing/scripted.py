@@ -40,7 +40,8 @@ class ScriptedClient(ChatClient):
     """
 
     def __init__(self, script: Script = "", *, latency: float = 0.0, limits: Limits | None = None) -> None:
-        super().__init__(Account(f"scripted://{next(_numbers)}", ""), limits=limits)
+        # One address for all, as the same program run again must ask the same; each is an account of its own.
+        super().__init__(Account("scripted://model", str(next(_numbers))), limits=limits)
         self.requests: list[ChatRequest] = []
         self.peak = 0
         self._latency = latency
