@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
-from afnio.runtime.call import Call, perform
+from afnio.runtime.call import Call, Codec, perform
 from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
 from afnio.runtime.limits import Account
 from afnio.runtime.retry import ATTEMPTS, BACKOFF_MAX
@@ -39,14 +39,30 @@ def call(script: list[BaseException | None], deadline: float = 600.0) -> Call[Re
             raise error
         return Reply()
 
-    return Call("scope/1/forward", "key", Account("https://host", "s"), "m", "forward", attempt, deadline)
+    return made(attempt, deadline)
+
+
+def made(attempt: Any, deadline: float) -> Call[Reply]:
+    codec = Codec(encode=lambda reply: b"", decode=lambda payload: Reply(), reusable=lambda reply: True)
+    return Call(
+        address="scope/1/forward",
+        scope="scope",
+        key="c0ffee",
+        deterministic=False,
+        codec=codec,
+        account=Account("https://host", "s"),
+        model="m",
+        purpose="forward",
+        attempt=attempt,
+        deadline=deadline,
+    )
 
 
 async def run(asked: Call[Reply]) -> tuple[list[Any], Reply | BaseException]:
     events: list[Any] = []
     with subscribed(events.append):
         try:
-            return events, await perform(FakeRuntime(), asked)  # type: ignore[arg-type]
+            return events, (await perform(FakeRuntime(), asked)).reply  # type: ignore[arg-type]
         except Exception as error:
             return events, error
 
@@ -110,7 +126,7 @@ async def test_deadline() -> None:
             await anyio.sleep(1000)
         return Reply()
 
-    asked = Call("a", "k", Account("https://host", "s"), "m", "forward", slow, 60.0)
+    asked = made(slow, 60.0)
     events, reply = await run(asked)
     assert isinstance(reply, Reply)
     assert "no reply within 60 s" in events[0].error

@@ -102,17 +102,19 @@ def test_only_the_user_may_read_it() -> None:
     with te.init("me", "emails") as run:
         run.log("loss", 1)
         run.flush()
-        folders = {path.stat().st_mode & 0o777 for path in (FILE.parent, FILE.parent.parent)}
-        files = {path.stat().st_mode & 0o777 for path in FILE.parent.iterdir()}
+        below = list(FILE.parent.rglob("*"))
+        folders = {p.stat().st_mode & 0o777 for p in (FILE.parent.parent, FILE.parent, *below) if p.is_dir()}
+        files = {p.stat().st_mode & 0o777 for p in below if p.is_file()}
     assert folders == {0o700}
     assert files == {0o600}
 
 
 def test_the_file_is_in_wal_mode_and_whole(read: Read) -> None:
-    """After the run no side file is left."""
-    with te.init("me", "emails"):
+    """After the run no side file is left, and the run's journal beside it."""
+    with te.init("me", "emails") as run:
         te.log("loss", 1)
-    assert list(FILE.parent.iterdir()) == [FILE]
+    journal = FILE.with_suffix("") / f"{run.id}.journal"
+    assert {FILE, journal} == {path for path in FILE.parent.rglob("*") if path.is_file()}
     assert read(FILE, "PRAGMA journal_mode") == [("wal",)]
     assert read(FILE, "PRAGMA user_version") == [(1,)]
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
@@ -151,7 +153,7 @@ def test_a_newer_file_is_refused_and_left_as_it_is() -> None:
 def test_a_folder_that_cannot_be_made_costs_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The program goes on as if it were recorded."""
+    """The program goes on as if it were recorded; another warning tells that its calls aren't kept."""
     Path(".afnio").write_text("a file where the folder should be")
     with te.init("me", "emails", name="first") as run:
         for value in range(3):
@@ -159,17 +161,18 @@ def test_a_folder_that_cannot_be_made_costs_one_warning(
             run.record("call", {})
             run.flush()
     assert (run.name, run.status) == ("first", "COMPLETED")
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
+    record, calls = caplog.records
+    assert {"WARNING"} == {record.levelname, calls.levelname}
     assert "AFNIO_HOME" in record.message
+    assert "not kept for a resume" in calls.message
 
 
 def test_a_read_only_folder_costs_one_warning() -> None:
     """As one that can't be made; root, who may write everywhere, steps down for it."""
     done = subprocess.run([sys.executable, "-c", READ_ONLY], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("COMPLETED\n", 0)
-    assert done.stderr.count("PermissionError") == 1
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.count("Nothing more is recorded") == 1
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_a_file_that_is_no_store_costs_one_warning(caplog: pytest.LogCaptureFixture) -> None:

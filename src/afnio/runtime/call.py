@@ -64,6 +64,9 @@ class Call(Generic[R]):
         key: digest of everything that can change the reply.
         deterministic: whether the caller asked for temperature 0, so that equal calls may share a reply.
         attempt: sends it once; raises a `TransientModelError` where another attempt may help.
+        depth: how many launches had to end before it could be made; deeper calls go first.
+        prompt_tokens: what it sends, counted or estimated.
+        max_output: tokens that its reply may have at most, where it says.
     """
 
     address: str
@@ -77,6 +80,9 @@ class Call(Generic[R]):
     attempt: Callable[[], Awaitable[R]]
     deadline: float = ATTEMPT_DEADLINE
     rank: Priority = field(default_factory=priority.get)
+    depth: int = 0
+    prompt_tokens: int = 0
+    max_output: int | None = None
 
 
 async def perform(runtime: Runtime, call: Call[R]) -> Answer[R]:
@@ -122,9 +128,9 @@ async def _record(
         model=call.model,
         purpose=call.purpose,
         account=call.account.url,
-        usage=reply.usage if answer.paid else Usage(),
-        attempts=1 if answer.paid else 0,
+        usage=reply.usage,
         seconds=seconds,
+        kind="reply" if answer.paid else "shared",
         reusable=call.codec.reusable(reply),
     )
     written = anyio.Event()

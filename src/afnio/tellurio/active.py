@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING
 
+from afnio.runtime.journal.active import active_journal
+from afnio.runtime.seed import seed_source
+
 if TYPE_CHECKING:
     from afnio.tellurio.run import Run
 
@@ -30,12 +33,14 @@ def get_active_run() -> Run:
 def start(run: Run) -> None:
     """Make `run` the process default."""
     _started.append(run)
+    _use_as_default(run)
 
 
 def remove(run: Run) -> None:
     """Make `run` no process default any more; the one started before it takes its place."""
     if run in _started:
         _started.remove(run)
+        _use_as_default(_started[-1] if _started else None)
 
 
 def enter(run: Run) -> Token[Run | None]:
@@ -46,3 +51,9 @@ def enter(run: Run) -> Token[Run | None]:
 def leave(token: Token[Run | None]) -> None:
     """Undo an `enter`."""
     _entered.reset(token)
+
+
+def _use_as_default(run: Run | None) -> None:
+    """Have the calls and the seeds of the process, outside of any block, go to this run."""
+    active_journal.default = None if run is None else run.journal
+    seed_source.default = None if run is None else run.draw_seed

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import itertools
+import json
 import os
+import random
 import sys
-import uuid
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -13,15 +15,19 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from afnio.runtime import scope
-from afnio.runtime.events import CallEnded, CallRetried, StepEnded, subscribed
+from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, StepEnded, subscribed
+from afnio.runtime.journal.active import active_journal
+from afnio.runtime.seed import seed_source
 from afnio.tellurio import active
 from afnio.tellurio.json_value import encode
-from afnio.tellurio.store import RunRow, Store, store_path
+from afnio.tellurio.store import RunRow, Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextvars import Token
     from types import TracebackType
+
+    from afnio.runtime.journal import Journal
 
 MISSING: Final[Any] = object()
 
@@ -54,34 +60,29 @@ class Run:
     disk; `flush` does.
     """
 
-    def __init__(
-        self,
-        namespace: str,
-        project: str,
-        name: str,
-        description: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        folder: str | os.PathLike[str] | None = None,
-    ) -> None:
-        _check_text("name", name)
-        _check_text("description", description or "")
-        self.id = str(uuid.uuid4())
-        self.description = description
-        self.namespace = namespace
-        self.project = project
-        self.config = dict(config or {})
+    def __init__(self, store: Store, row: RunRow, journal: Journal | None) -> None:
+        self.id = row.id
+        self.name = row.name
+        self.description = row.description
+        self.namespace = row.namespace
+        self.project = row.project
+        self.config = json.loads(row.config)
+        self.seed = row.seed
         self.status = RunStatus.RUNNING
-        self.date_created = self.date_updated = datetime.now(UTC)
-        self._store = Store(store_path(namespace, project, folder))
+        self.date_created = datetime.fromtimestamp(row.date, UTC)
+        self.date_updated = datetime.now(UTC)
+        self.journal = journal
+        self._store = store
         self._pid = os.getpid()
         self._token: Token[Run | None] | None = None
         self._scope = scope(name="run", rooted=True)
-        self._observing = ExitStack()
-        config_json = encode("config", self.config)
-        date = self.date_created.timestamp()
-        row = RunRow(self.id, name, description, namespace, project, self.status, config_json, date)
-        self.name = self._store.add_run(row)
+        self._context = ExitStack()
+        self._seeds = itertools.count()
         atexit.register(self._end_with_process)
+
+    def draw_seed(self) -> int:
+        """Return the run's next seed; the n-th is the same whenever the run is continued."""
+        return random.Random(f"{self.seed}/{next(self._seeds)}").getrandbits(63)
 
     def __repr__(self) -> str:
         return f"<Run {self.name} of {self.namespace}/{self.project}, {self.status}>"
@@ -104,7 +105,7 @@ class Run:
 
     def record(self, kind: str, payload: Mapping[str, Any]) -> None:
         """Record an event; one that arrives after the run's end is dropped."""
-        _check_text("event's kind", kind)
+        check_text("event's kind", kind)
         if self.status is RunStatus.RUNNING:
             text = encode(f"event [{kind}]", dict(payload))
             self._store.add_event(self.id, kind, text, self._touch())
@@ -129,6 +130,8 @@ class Run:
     def _end(self, status: RunStatus, timeout: float | None = None) -> None:
         active.remove(self)
         atexit.unregister(self._end_with_process)
+        if self.journal is not None and os.getpid() == self._pid:
+            self.journal.close()
         if self.status is RunStatus.RUNNING:
             self.status = status
             date = self._touch()
@@ -152,7 +155,9 @@ class Run:
             raise RuntimeError(f"The run [{self.name}] can't be entered again; start another with te.init.")
         active.remove(self)
         self._token = active.enter(self)
-        self._observing.enter_context(subscribed(self._observe))
+        self._context.enter_context(subscribed(self._observe))
+        self._context.enter_context(seed_source.override(self.draw_seed))
+        self._context.enter_context(active_journal.override(self.journal))
         # The run owns what is launched in its block, and gives it an address of its own.
         self._scope.__enter__()
         return self
@@ -172,6 +177,7 @@ class Run:
         finally:
             self._leave()
             self.finish(status)
+            self._tell_how_to_go_on()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -195,11 +201,19 @@ class Run:
             # Shielded: a cancelled program's run has to end as well.
             with CancelScope(shield=True):
                 await to_thread.run_sync(self.finish, status)
+            self._tell_how_to_go_on()
 
     def _leave(self) -> None:
         assert self._token is not None
-        self._observing.close()
+        self._context.close()
         active.leave(self._token)
+
+    def _tell_how_to_go_on(self) -> None:
+        if self.status is RunStatus.FAILED and self.journal is not None:
+            line = f'te.init("{self.namespace}", "{self.project}", resume="{self.id}")'
+            sys.stderr.write(
+                f"afnio: run {self.name} failed; {line} continues it and pays for no reply again\n"
+            )
 
     def _observe(self, event: object) -> None:
         """Record what the engine says of calls and steps; on the runtime's thread, so without waiting."""
@@ -208,11 +222,14 @@ class Run:
             self.record("call", {**{f.name: getattr(event, f.name) for f in fields(event)}, "usage": usage})
         elif isinstance(event, CallRetried):
             self.record("retry", asdict(event))
+        elif isinstance(event, CallReplayed):
+            self.record("replay", asdict(event))
         elif isinstance(event, StepEnded):
             self.record("step", asdict(event))
 
 
-def _check_text(what: str, value: str) -> None:
+def check_text(what: str, value: str) -> None:
+    """Raise for a value that is no string."""
     if not isinstance(value, str):
         raise TypeError(f"The {what} is [{value!r}], but has to be a string.")
 
@@ -234,5 +251,5 @@ def _pairs(name: str | Mapping[str, Any], value: Any) -> list[tuple[str, Any]]:
     if value is not MISSING:
         raise TypeError("Several metrics were given, and a value; write log({...}, step=...).")
     for metric in name:
-        _check_text("metric's name", metric)
+        check_text("metric's name", metric)
     return list(name.items())

@@ -26,6 +26,8 @@ TABLES: Final = (
         project TEXT NOT NULL,
         status TEXT NOT NULL,
         config TEXT NOT NULL,
+        identity TEXT NOT NULL,
+        seed INTEGER NOT NULL,
         host TEXT NOT NULL,
         pid INTEGER NOT NULL,
         date_created REAL NOT NULL,

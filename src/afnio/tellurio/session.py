@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import getpass
 import logging
+import os
 import secrets
+import sys
+import time
+import uuid
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, overload
 
+from afnio.errors import JournalError
+from afnio.runtime.journal import Journal, JournalLockedError
 from afnio.tellurio import active
-from afnio.tellurio.run import MISSING, Run
+from afnio.tellurio.identity import program_identity
+from afnio.tellurio.json_value import encode
+from afnio.tellurio.run import MISSING, Run, RunStatus, check_text
+from afnio.tellurio.store import RunRow, Store, store_path
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
+    from pathlib import Path
 
 ADJECTIVES: Final = ("amber", "brisk", "calm", "gentle", "keen", "patient", "quiet", "swift")
 ANIMALS: Final = ("badger", "crane", "falcon", "heron", "lynx", "otter", "raven", "tern")
@@ -25,13 +35,24 @@ def init(
     description: str | None = None,
     config: Mapping[str, Any] | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (the usual name among trackers)
+    resume: bool | str | None = None,
 ) -> Run:
-    """Start a run, recorded in `.afnio/<namespace>/<project>.db` of the working folder.
+    """Start a run, recorded in `.afnio/<namespace>/<project>.db` of the working folder, or continue one.
 
     AFNIO_HOME names another folder in place of `.afnio`, and `dir` overrides both. Called plainly,
     the run is the process's until `finish` or the interpreter's exit; with `with` or `async with`
     it is the block's. A name that is taken gets a numeric suffix. A folder that can't be written
     costs one warning; a file of a newer Afnio is refused.
+
+    A run keeps a journal of its calls. A program that was killed or interrupted and is started again,
+    in the same folder with the same arguments, continues its run: it repeats what it did, and the
+    journal answers the calls that were paid for.
+
+    Seeds that nobody gives, such as a sampler's, come from the run and are the same when it is
+    continued. AFNIO_SEED sets where a new run's seeds start.
+
+    Args:
+        resume: False starts a new run in any case; a run's id continues that one.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -40,11 +61,88 @@ def init(
     ...     print(run)
     <Run first of me/emails, COMPLETED>
     """
-    if name is None:
-        name = f"{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}"
-    run = Run(namespace, project, name, description, config, dir)
+    if resume is True:
+        raise ValueError(
+            "resume is False, or the id of the run to continue; leave it out to continue the last"
+        )
+    if name is not None:
+        check_text("name", name)
+    check_text("description", description or "")
+    settings = encode("config", dict(config or {}))
+    store = Store(store_path(namespace, project, dir))
+    try:
+        identity = program_identity()
+        found = _continued(store, identity, resume)
+        if found is None:
+            row = RunRow(
+                str(uuid.uuid4()),
+                name or f"{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}",
+                description,
+                namespace,
+                project,
+                RunStatus.RUNNING,
+                settings,
+                identity or "",
+                _new_seed(),
+                datetime.now(UTC).timestamp(),
+            )
+            row = row._replace(name=store.add_run(row))
+            found = row, _new_journal(store, row)
+    except BaseException:
+        store.close()
+        raise
+    run = Run(store, *found)
     active.start(run)
     return run
+
+
+def _new_seed() -> int:
+    given = os.environ.get("AFNIO_SEED")
+    if given is None:
+        return secrets.randbits(62)
+    if not given.isdecimal():
+        raise ValueError(f"AFNIO_SEED must be a whole number, 0 or more (got {given!r})")
+    return int(given)
+
+
+def _continued(
+    store: Store, identity: str | None, resume: bool | str | None
+) -> tuple[RunRow, Journal | None] | None:
+    """Return the run to continue and its journal; None where a new one is to start."""
+    if resume is False or (resume is None and identity is None):
+        return None
+    wanted = resume if isinstance(resume, str) else None
+    rows = store.find_runs(identity or "", wanted)
+    if wanted is not None and not rows:
+        raise ValueError(f"there is no run {wanted!r} in {store.path}; leave resume out to start one")
+    for row in rows:
+        try:
+            journal = Journal.open(_journal_path(store, row))
+        except JournalLockedError:
+            if wanted is not None:
+                raise
+            continue  # another process has that run
+        store.continue_run(row.id, time.time())
+        started = datetime.fromtimestamp(row.date, UTC).astimezone()
+        replies = Journal.stat(journal.path).records
+        sys.stderr.write(
+            f"afnio: continuing run {row.name} of {started:%Y-%m-%d %H:%M:%S} with {replies} calls in its "
+            "journal; te.init(..., resume=False) starts anew\n"
+        )
+        return row, journal
+    return None
+
+
+def _new_journal(store: Store, row: RunRow) -> Journal | None:
+    try:
+        return Journal.open(_journal_path(store, row))
+    except JournalError as error:
+        logging.getLogger("afnio").warning("the run's calls are not kept for a resume: %s", error)
+        return None
+
+
+def _journal_path(store: Store, row: RunRow) -> Path:
+    return store.path.with_suffix("") / f"{row.id}.journal"
 
 
 @overload

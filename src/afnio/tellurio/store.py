@@ -14,7 +14,12 @@ from afnio.tellurio.writer import Writer
 if TYPE_CHECKING:
     import sqlite3
 
-INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FIND_RUNS = """
+SELECT id, name, description, namespace, project, status, config, identity, seed, date_created FROM runs
+WHERE id = :id OR (identity = :identity AND status IN ('RUNNING', 'CRASHED'))
+ORDER BY date_created DESC, rowid DESC"""
+CONTINUE_RUN = "UPDATE runs SET status = 'RUNNING', host = ?, pid = ?, date_updated = ? WHERE id = ?"
 UPDATE_RUN = "UPDATE runs SET status = ?, date_updated = ? WHERE id = ? AND status = 'RUNNING'"
 # A step that isn't given is one past the metric's largest, whichever process wrote that.
 INSERT_METRIC = """
@@ -40,6 +45,8 @@ class RunRow(NamedTuple):
     project: str
     status: str
     config: str
+    identity: str
+    seed: int
     date: float
 
 
@@ -60,13 +67,36 @@ class Store:
 
         def insert(connection: sqlite3.Connection) -> None:
             names.append(_free_name(connection, row.name))
-            values = (row.id, names[-1], *row[2:7], socket.gethostname(), os.getpid())
+            values = (row.id, names[-1], *row[2:9], socket.gethostname(), os.getpid())
             connection.execute(INSERT_RUN, (*values, row.date, row.date))
 
         writer = self._open()
         writer.submit(insert)
         writer.flush()
         return names[-1]
+
+    def find_runs(self, identity: str, run_id: str | None = None) -> list[RunRow]:
+        """Return the run of this id, or the unfinished runs of this identity, newest first."""
+        found: list[RunRow] = []
+
+        def select(connection: sqlite3.Connection) -> None:
+            wanted = {"id": run_id, "identity": None if run_id else identity}
+            found.extend(RunRow(*row) for row in connection.execute(FIND_RUNS, wanted))
+
+        writer = self._open()
+        writer.submit(select)
+        writer.flush()
+        return found
+
+    def continue_run(self, run_id: str, date: float) -> None:
+        """Set a run going again. What it recorded goes, as its program will say it again from the start."""
+
+        def update(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM metrics WHERE run_id = ?", (run_id,))
+            connection.execute("DELETE FROM events WHERE run_id = ?", (run_id,))
+            connection.execute(CONTINUE_RUN, (socket.gethostname(), os.getpid(), date, run_id))
+
+        self._open().submit(update)
 
     def update_run(self, run_id: str, status: str, date: float) -> None:
         """Set the status of a run that hasn't ended, and when it changed last."""

@@ -11,7 +11,7 @@ from itertools import accumulate, chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 from afnio.utils.data.cursor import Cursor
-from afnio.utils.data.seed import draw_seed
+from afnio.runtime.seed import draw_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized

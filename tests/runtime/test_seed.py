@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextvars import copy_context
-
+from afnio.runtime.seed import draw_seed, seed_source
 from afnio.utils.data import RandomSampler
-from afnio.utils.data.seed import draw_seed, seed_source
 
 
 def test_seeds_come_from_the_operating_system_by_default() -> None:
@@ -18,10 +16,7 @@ def test_seeds_come_from_the_operating_system_by_default() -> None:
 def test_a_context_can_bring_its_own_source() -> None:
     """A sampler without a seed takes it from the context's source, at its first iteration."""
     sampler = RandomSampler(range(50))
-
-    def first_epoch() -> list[int]:
-        seed_source.set(lambda: 7)
-        return list(sampler)
-
-    assert copy_context().run(first_epoch) == list(RandomSampler(range(50), seed=7))
+    with seed_source.override(lambda: 7):
+        epoch = list(sampler)
+    assert epoch == list(RandomSampler(range(50), seed=7))
     assert seed_source.get() is None

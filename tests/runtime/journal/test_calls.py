@@ -1,0 +1,178 @@
+"""Calls under a journal: answered from it, recorded in it, shared where that is right."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.errors import FinalModelError, JournalError
+from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+from afnio.runtime.journal import Journal, writer
+from afnio.testing import ScriptedClient
+from entrances.scenarios import Agent, replies
+
+DEAD = FinalModelError("the provider is gone")
+
+
+def train(client: ScriptedClient, delays: bool = False) -> list[Any]:
+    """Run two steps with a judge; return everything that came of it."""
+    agent, loss = Agent(), cog.ExactMatchEvaluator()
+    optimizer = afnio.optim.TGD(agent.parameters(), client, model="m", momentum=2)
+    seen: list[Any] = []
+    with afnio.set_backward_model_client(client, completion_args={"model": "m"}):
+        for step in range(2):
+            with afnio.scope(name=f"step {step}"):
+                pred = agent(client, ["Yes", "No", "Maybe", None])
+                score, explanation = loss(pred, ["yes", "never", f"{step}", "x"])
+                explanation.backward()
+                optimizer.step()
+            seen += [pred.data, score.data, [g.data for g in agent.prompt.grad], agent.prompt.data]
+            optimizer.clear_grad()
+    return seen
+
+
+def test_a_finished_journal_replays_with_the_provider_dead(tmp_path: Path) -> None:
+    """The same program ends with the same values, without a call, in another completion order too."""
+    live, dead = ScriptedClient(replies), ScriptedClient(DEAD)
+    with afnio.journal(tmp_path / "j"):
+        first = train(live)
+    events: list[Any] = []
+    with afnio.journal(tmp_path / "j"), subscribed(events.append):
+        second = train(dead)
+    assert first == second
+    assert [] == dead.requests
+    replayed = [event for event in events if isinstance(event, CallReplayed)]
+    assert len(live.requests) == len(replayed)
+    assert not any(isinstance(event, CallEnded) for event in events)
+
+
+def test_usage_of_replays_is_not_counted(tmp_path: Path) -> None:
+    """What came from the journal costs nothing."""
+    for client in (ScriptedClient(replies), ScriptedClient(DEAD)):
+        with afnio.journal(tmp_path / "j"):
+            train(client)
+        assert len(client.requests) == client.get_usage()["calls"]
+
+
+def test_off(tmp_path: Path) -> None:
+    """Mode "off" neither reads nor writes, inside another journal too; a wrong mode is refused."""
+    client = ScriptedClient("hi")
+    ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
+    with afnio.journal(tmp_path / "outer"), afnio.journal(tmp_path / "j", mode="off") as opened:
+        assert opened is None
+        client.chat(**ask)
+    assert not (tmp_path / "j").exists()
+    assert 0 == Journal.stat(tmp_path / "outer").records
+    with pytest.raises(ValueError, match="got 'on'"):
+        afnio.journal(tmp_path / "j", mode="on")  # type: ignore[arg-type]
+
+
+def test_failures_are_not_recorded(tmp_path: Path) -> None:
+    """A call that failed is made again the next time."""
+    ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
+    with afnio.journal(tmp_path / "j"), pytest.raises(FinalModelError):
+        ScriptedClient(DEAD).chat(**ask)
+    client = ScriptedClient("hi")
+    with afnio.journal(tmp_path / "j"):
+        assert "hi" == client.chat(**ask).content
+    assert 1 == len(client.requests)
+
+
+def test_a_changed_program_takes_what_it_still_asks(tmp_path: Path, caplog: Any) -> None:
+    """A call that was added is made; the others in its scope are found by their request; it says so once."""
+
+    def program(client: ScriptedClient, extra: bool) -> list[Any]:
+        words = ["new", "a", "b"] if extra else ["a", "b"]
+        asked = [
+            client.chat(messages=[{"role": "user", "content": word}], model="m").content for word in words
+        ]
+        return asked
+
+    echo = ScriptedClient(lambda request: request.messages[0]["content"].upper())
+    with afnio.journal(tmp_path / "j"):
+        assert ["A", "B"] == program(echo, extra=False)
+    with afnio.journal(tmp_path / "j"):
+        assert ["NEW", "A", "B"] == program(echo, extra=True)
+    assert 3 == len(echo.requests)
+    assert 1 == sum("changed" in record.message for record in caplog.records)
+
+
+def test_equal_calls_at_temperature_zero_are_one() -> None:
+    """Sixteen equal calls at once are one on the wire if temperature 0 was asked for, else sixteen."""
+
+    async def ask(client: ScriptedClient, **args: Any) -> list[str]:
+        answers: list[str] = []
+
+        async def one() -> None:
+            reply = await client.achat(messages=[{"role": "user", "content": "x"}], model="m", **args)
+            answers.append(str(reply))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(16):
+                tasks.start_soon(one)
+        return answers
+
+    merged, drawn = ScriptedClient("hi", latency=0.05), ScriptedClient("hi", latency=0.05)
+    assert ["hi"] * 16 == anyio.run(lambda: ask(merged, temperature=0))
+    assert ["hi"] * 16 == anyio.run(lambda: ask(drawn, temperature=0.7))
+    assert (1, 16) == (len(merged.requests), len(drawn.requests))
+    assert 1 == merged.get_usage()["calls"]
+
+
+def test_one_of_many_waiters_may_leave() -> None:
+    """Who asked first may be cancelled; the others get the reply. When all leave, the call is cancelled."""
+
+    async def main(stay: bool) -> tuple[list[str], int]:
+        client, answers = ScriptedClient("hi", latency=0.15), []
+
+        async def one(patience: float) -> None:
+            with anyio.move_on_after(patience):
+                ask = client.achat(messages=[{"role": "user", "content": "x"}], model="m", temperature=0)
+                answers.append(str(await ask))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one, 0.05)
+            tasks.start_soon(one, 5 if stay else 0.06)
+        while client._open:
+            await anyio.sleep(0.001)
+        return answers, len(client.requests)
+
+    assert (["hi"], 1) == anyio.run(main, True)
+    assert ([], 1) == anyio.run(main, False)
+
+
+def test_shared_calls_each_have_a_row(tmp_path: Path) -> None:
+    """Each address gets its own row, one of them paid for."""
+    messages = [
+        {"role": "user", "content": [afnio.Variable("x")]},
+        {"role": "user", "content": [afnio.Variable("{n}")]},
+    ]
+    for client, calls in [(ScriptedClient("hi", latency=0.02), 1), (ScriptedClient(DEAD), 0)]:
+        with afnio.journal(tmp_path / "j"):
+            reply = cog.chat_completion(client, messages, {"n": ["1", "1", "1"]}, model="m", temperature=0.0)
+            assert ["hi"] * 3 == reply.data
+        assert calls == len(client.requests)
+    stat = Journal.stat(tmp_path / "j")
+    assert (3, 1) == (stat.records, stat.total.calls)
+
+
+def test_a_full_disk_stops_new_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply that can't be recorded reaches its waiter; then no new call is sent, and the error says why."""
+
+    def full(*args: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    client = ScriptedClient("hi")
+    ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
+    with afnio.journal(tmp_path / "j"):
+        monkeypatch.setattr(writer, "_insert", full)
+        assert "hi" == client.chat(**ask).content
+        with pytest.raises(JournalError, match=str(tmp_path)):
+            client.chat(**ask)
+    assert 1 == len(client.requests)
