@@ -9,11 +9,10 @@ from typing import Any, Final, NoReturn, Self, final
 from afnio.models.request import ChatRequest, Message
 from afnio.models.response import ChatResponse
 from afnio.runtime import Account, Job, Launch, Limits, Slot, Work
-from afnio.runtime.admission import admitter
 from afnio.runtime.call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime.events import Usage
+from afnio.runtime.limits import give_limits
 from afnio.runtime.waiting import check_blocking
-
 
 CODEC: Final = Codec(
     encode=lambda response: response.model_dump_json().encode(),
@@ -37,6 +36,8 @@ class ChatClient(ABC):
     ) -> None:
         self.account = account
         self.limits = limits
+        if limits is not None:
+            give_limits(account, limits)
         self.timeout = timeout
         self.json_schema = True
         """Whether the endpoint takes `json_schema` response formats; learnt from its refusals."""
@@ -51,6 +52,16 @@ class ChatClient(ABC):
             FinalModelError: where it would not.
         """
 
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Return the tokens of the prompt, as far as they can be known before it is sent.
+
+        This estimate reserves room under a limit of tokens and is corrected by what the reply says was
+        used. It takes a token for every four bytes of UTF-8, and four for each message: about right for
+        English, too many rather than too few for other languages. Override it with your model's tokenizer
+        where that is too coarse.
+        """
+        return sum(4 - -len(_text(message).encode("utf-8", "replace")) // 4 for message in request.messages)
+
     @property
     def provider(self) -> str:
         return type(self).__name__
@@ -63,8 +74,6 @@ class ChatClient(ABC):
             purpose: the phase that the call belongs to: forward, backward, step, ….
         """
         runtime = job.launch.runtime
-        if self.limits is not None:
-            admitter(runtime, self.account).apply(self.limits)
         call = Call(
             address=job.call_address(purpose),
             scope=job.launch.scope.path,
@@ -76,6 +85,9 @@ class ChatClient(ABC):
             purpose=purpose,
             attempt=lambda: self.send(request),
             deadline=self.timeout,
+            depth=job.launch.depth,
+            prompt_tokens=self.count_tokens(request),
+            max_output=request.max_output,
         )
         response, paid = await perform(runtime, call)
         if paid:
@@ -132,6 +144,13 @@ class ChatClient(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.account.url!r})"
+
+
+def _text(message: Message) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text") or "") for part in content or ())
 
 
 def _tokens(usage: Usage) -> dict[str, int]:

@@ -56,6 +56,12 @@ class ChatRequest:
         """The request's JSON body."""
         return {"model": self.model, "messages": list(self.messages), **self.params}
 
+    @property
+    def max_output(self) -> int | None:
+        """The tokens that the reply may have at most, where the request says."""
+        most = self.params.get("max_completion_tokens") or self.params.get("max_tokens")
+        return most if isinstance(most, int) and most > 0 else None
+
     def key(self, url: str) -> str:
         """Return a digest of everything that can change the reply of the endpoint at `url`."""
         canonical = json.dumps([url, self.body], sort_keys=True, ensure_ascii=False, default=str)

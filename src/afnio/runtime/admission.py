@@ -14,7 +14,7 @@ import anyio
 
 from afnio.errors import RateLimitedError
 from afnio.runtime.concurrency import Concurrency
-from afnio.runtime.limits import Account, Limits
+from afnio.runtime.limits import Account, Limits, given_limits
 from afnio.runtime.loop import call_later
 from afnio.runtime.runtime import Runtime
 from afnio.runtime.setting import Setting
@@ -134,5 +134,9 @@ class _Entry:
 
 
 def admitter(runtime: Runtime, account: Account) -> Admitter:
-    """Return the account's admitter; on the runtime's thread."""
-    return runtime.resource((Admitter, account), Admitter)
+    """Return the account's admitter under the limits that hold now; on the runtime's thread."""
+    found = runtime.resource((Admitter, account), Admitter)
+    limits = given_limits(account)
+    if limits is not None:
+        found.apply(limits)
+    return found

@@ -29,7 +29,7 @@ class Launch:
     """
 
     __slots__ = (
-        "__weakref__", "address", "cancelled", "context", "holders", "jobs", "left", "line", "name",
+        "__weakref__", "address", "cancelled", "context", "depth", "holders", "jobs", "left", "line", "name",
         "runtime", "scope",
     )  # fmt: skip
 
@@ -47,6 +47,9 @@ class Launch:
         self.address = self.scope.next_address()
         self.jobs: list[Job] = []
         self.left = 0
+        # How many launches, one waiting for the other, were pending before it: the calls of the deepest go
+        # first, so that samples which are begun are finished.
+        self.depth = 0
         # What the program can still reach its results by; weakly, or they could never become unreachable.
         self.holders: list[weakref.ref[Any]] = []
         self.cancelled = False
@@ -79,6 +82,9 @@ class Launch:
         """
         for slot in inputs:
             check_owner(slot, self.runtime)
+            behind = slot.launch
+            if slot.outcome is PENDING and behind is not None and behind.depth >= self.depth:
+                self.depth = behind.depth + 1
         self.jobs.append(Job(self, body, inputs, outputs, lane, part, gather, recover))
 
     def start(self) -> None:
