@@ -34,7 +34,7 @@ from afnio.runtime import scope as scope
 from afnio.runtime import set_sync_mode as set_sync_mode
 from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
-from afnio.runtime.journal.active import journal as journal
+from afnio.runtime.active_journal import journal as journal
 from afnio.serialization import load as load
 from afnio.serialization import save as save
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 from tenacity import RetryCallState
 
 from afnio.errors import ModelError, TransientModelError
+from afnio.runtime.active_journal import active_journal
 from afnio.runtime.admission import Priority, admitter, priority
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit
 from afnio.runtime.flight import share
-from afnio.runtime.journal.active import active_journal
-from afnio.runtime.journal.journal import Journal
-from afnio.runtime.journal.record import Record
 from afnio.runtime.limits import Account
 from afnio.runtime.retry import retrying
 from afnio.runtime.runtime import Runtime
+
+if TYPE_CHECKING:
+    from afnio.runtime.journal import Journal
 
 ATTEMPT_DEADLINE: Final = 600.0
 """Seconds that one attempt may take, from its first byte out to its last byte in."""
@@ -120,6 +121,8 @@ async def _record(
     runtime: Runtime, journal: Journal, call: Call[R], answer: Answer[R], seconds: float
 ) -> None:
     """Wait until the reply is on disk; one that can't be recorded reaches its waiter all the same."""
+    from afnio.runtime.journal import Record
+
     reply = answer.reply
     record = Record(
         address=call.address,

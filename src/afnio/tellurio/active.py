@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING
 
-from afnio.runtime.journal.active import active_journal
+from afnio.runtime.active_journal import active_journal
 from afnio.runtime.seed import seed_source
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from afnio.runtime import scope
+from afnio.runtime.active_journal import active_journal
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, StepEnded, subscribed
-from afnio.runtime.journal.active import active_journal
 from afnio.runtime.seed import seed_source
 from afnio.tellurio import active
 from afnio.tellurio.json_value import encode

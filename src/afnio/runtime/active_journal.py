@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
+import anyio
 import anyio.to_thread
 
-from afnio.runtime.journal.journal import Journal
 from afnio.runtime.scope import scope
 from afnio.runtime.setting import Setting
+
+if TYPE_CHECKING:
+    from afnio.runtime.journal import Journal
 
 active_journal: Final[Setting[Journal | None]] = Setting("journal", None)
 
 
-class journal(AbstractContextManager[Journal | None], AbstractAsyncContextManager[Journal | None]):  # noqa: N801
+class journal(AbstractContextManager["Journal | None"], AbstractAsyncContextManager["Journal | None"]):  # noqa: N801
     """Record the calls of the block in a file, and answer from it those that are there already.
 
     As `with` in a script and `async with` on a loop; it owns what is launched in the block, as
@@ -53,7 +56,11 @@ class journal(AbstractContextManager[Journal | None], AbstractAsyncContextManage
         self._journal: Journal | None = None
 
     def _open(self) -> Journal | None:
-        return None if self._mode == "off" else Journal.open(self._path, self._mode)
+        if self._mode == "off":
+            return None
+        from afnio.runtime.journal import Journal
+
+        return Journal.open(self._path, self._mode)
 
     def _close(self) -> None:
         if self._journal is not None:
