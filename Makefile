@@ -6,14 +6,15 @@ ARGS ?=
 LIVE ?=
 LM ?=
 
-.PHONY: help demo test check unit bench clean
+.PHONY: help demo test check unit bench bench-full clean
 
 help:
 	@echo "make demo              the tutorial's job against the bundled simulated LM (offline)"
 	@echo "make demo LIVE=1       the same against your endpoint, after an estimate; ARGS=\"--model …\""
 	@echo "make demo LM=local     the same, small, against a real small LM on this machine"
 	@echo "make test              everything that CI runs"
-	@echo "make bench             the benchmarks, small"
+	@echo "make bench             the benchmarks, small: under five minutes; ARGS=\"calls step\" takes some"
+	@echo "make bench-full        the benchmarks with all sizes and more repeats"
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; on Debian: apt-get install python3 python3-venv"; exit 1; }
@@ -49,6 +50,9 @@ unit: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-full: $(VENV)/.dev
+	$(BIN)/python -m benchmarks --full $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,9 +1,55 @@
-"""Run every benchmark in its small form: `python -m benchmarks`."""
+"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes under five minutes."""
 
 from __future__ import annotations
 
-from benchmarks import launch, step
+import argparse
+import time
+
+from rich.console import Console
+
+from benchmarks import calls, journal, launch, quota, scale, step, tail
+from benchmarks.report import Claim, show_claims
+
+DURABLE = 10_000.0
+"""Appends/s of the journal with 100 calls in flight."""
+
+
+def write(*, full: bool) -> list[Claim]:
+    """Measure the journal alone; what it costs the calls is part of `calls`."""
+    rows = journal.main() if full else journal.main(count=5000, in_flight=(1, 100), repeats=1)
+    found = {row["in flight"]: float(row["appends/s"]) for row in rows}
+    return [Claim("durable appends/s at 100 in flight", found.get(100), DURABLE, at_least=True)]
+
+
+PARTS = {
+    "launch": launch.main,
+    "calls": calls.main,
+    "step": step.main,
+    "tail": tail.main,
+    "quota": quota.main,
+    "scale": scale.main,
+    "journal": write,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default"
+    )
+    parser.add_argument("--full", action="store_true", help="all sizes, more repeats; about half an hour")
+    given = parser.parse_args()
+    unknown = [part for part in given.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}; take some of {', '.join(PARTS)}")
+    console = Console(width=max(100, Console().width))
+    began, claims = time.monotonic(), []
+    for part in given.parts or PARTS:
+        since = time.monotonic()
+        claims += PARTS[part](full=given.full)
+        console.print(f"{part}: {time.monotonic() - since:.0f} s\n", style="dim", highlight=False)
+    show_claims(console, f"All claims, measured in {time.monotonic() - began:.0f} s", claims)
+
 
 if __name__ == "__main__":
-    launch.main()
-    step.main([8, 32, 256], latency=1.0, repeats=1)
+    main()

@@ -1,71 +1,117 @@
 """One training step in which every sample is wrong: forward, backward, update; three latencies are ideal.
 
-The provider runs in a process of its own, answers at once after a constant latency, and counts what it
-was asked. Reach: at most 1.10 x 3 latencies for 256 samples at 1 s, with at most 2·256 + 2 calls.
+Ours alone for growing batches, then against TextGrad, AdalFlow and Trace, all in fresh processes against
+provider processes of the same kind.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
-import afnio
-import afnio.cognitive as cog
-from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Provider
-from benchmarks.report import median, show, timed
+from benchmarks.child import run
+from benchmarks.peers.environment import PEERS, REPLY, PeerError
+from benchmarks.report import Claim, median, show
+
+REACH = {1024: 1.25 * 1.10}
+"""Wall in units of three latencies, for so many samples; 1.10 for fewer."""
+PEER_SAMPLES = 32
+FASTER = 25.0
+"""How many times TextGrad's wall ours must fit into."""
+COLUMNS = ["samples", "wall s", "latencies", "ratio to 3", "CPU ms/sample", "calls", "peak in flight"]
+PEER_COLUMNS = ["who", "wall s", "latencies", "x ours", "CPU s", "calls", "peak in flight"]
 
 
-def agent_step(base_url: str, samples: int) -> tuple[float, float]:
-    """Run one step over `samples` wrong samples; returns its wall and CPU seconds."""
-    client = AsyncOpenAI(base_url=base_url, api_key="any", limits=afnio.Limits(max_in_flight=1024))
-    prompt = cog.Parameter("Say whether the message is good.", role="system prompt")
-    template = afnio.Variable("{message}", role="template")
-    messages: list[dict[str, Any]] = [
-        {"role": "system", "content": [prompt]},
-        {"role": "user", "content": [template]},
-    ]
-    optimizer = afnio.optim.TGD([prompt], client, model="simulated")
-    inputs = {"message": [f"message {number}" for number in range(samples)]}
-
-    def step() -> None:
-        reply = cog.chat_completion(client, messages, inputs, model="simulated")
-        _, explanation = cog.exact_match_evaluator(reply, ["never"] * samples)
-        work = explanation.backward()
-        work.wait()
-        optimizer.step().wait()
-        prompt.data  # noqa: B018 - the step ends when the new prompt is there
-
-    with afnio.set_backward_model_client(client, completion_args={"model": "simulated"}):
-        return timed(step)
+def main(*, full: bool = False) -> list[Claim]:
+    """Print both tables and return the claims."""
+    sizes = [8, 32, 64, 128, 256, 512, 1024] if full else [8, 256, 1024]
+    claims = grow(sizes, latency=1.0, repeats=5 if full else 3)
+    return claims + compare(PEER_SAMPLES, latency=1.0 if full else 0.2, repeats=3 if full else 1)
 
 
-def main(sizes: list[int], latency: float, repeats: int) -> list[dict[str, Any]]:
-    """Print the table and return its rows."""
-    columns = ["samples", "wall s", "latencies", "ratio to 3", "CPU ms/sample", "calls", "peak in flight"]
+def grow(sizes: Sequence[int], *, latency: float, repeats: int) -> list[Claim]:
+    """Measure our step for growing batches."""
     rows: list[list[Any]] = []
+    claims: list[Claim] = []
     for size in sizes:
-        walls, cpus, calls, peak = [], [], 0, 0
-        for _ in range(repeats):
-            with Provider.process(latency=latency, reply="wrong") as provider:
-                agent_step(provider.base_url, 1)  # imports, connections, thread
-                before = provider.stats()["requests"]
-                wall, cpu = agent_step(provider.base_url, size)
-                calls = provider.stats()["requests"] - before
-                peak = provider.stats()["peak_in_flight"]
-            walls.append(wall)
-            cpus.append(cpu)
-        wall = median(walls)
-        ratio = wall / latency / 3
-        rows.append([size, wall, wall / latency, ratio, median(cpus) / size * 1e3, calls, peak])
-    show("step", columns, rows, [f"latency {latency:g} s, median of {repeats}"])
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+        runs = [_ours(latency, size) for _ in range(repeats)]
+        wall, calls = median([run["wall"] for run in runs]), max(run["calls"] for run in runs)
+        cpu, ratio = median([run["cpu"] for run in runs]), wall / latency / 3
+        peak = max(run["peak"] for run in runs)
+        rows.append([size, wall, wall / latency, ratio, cpu / size * 1e3, calls, peak])
+        why = f"{cpu:.2g} s of CPU in one process, {cpu / (2 * size + 1) * 1e3:.2g} ms a call"
+        claims.append(Claim(f"step of {size}, wall / 3 latencies", ratio, REACH.get(size, 1.10), why=why))
+    notes = [
+        f"latency {latency:g} s, median of {repeats}; no level of reduction: one optimizer call reads all"
+    ]
+    show("step", COLUMNS, rows, notes, claims)
+    return claims
+
+
+def compare(samples: int, *, latency: float, repeats: int) -> list[Claim]:
+    """Measure ours and the peers in turns; a peer that can't be run is named with the reason."""
+    found: dict[str, list[dict[str, Any]]] = {"afnio": []}
+    missing: dict[str, str] = {}
+    for _ in range(repeats):
+        found["afnio"].append(_ours(latency, samples))
+        for peer in PEERS:
+            if peer.name not in missing:
+                try:
+                    found.setdefault(peer.name, []).append(
+                        _against(latency, lambda url, peer=peer: peer.step(url, samples))
+                    )
+                except PeerError as error:
+                    missing[peer.name] = str(error)
+    walls = {name: median([run["wall"] for run in runs]) for name, runs in found.items() if runs}
+    calls = {name: max(run["calls"] for run in runs) for name, runs in found.items() if runs}
+    rows: list[list[Any]] = []
+    for name, wall in walls.items():
+        runs = found[name]
+        cpu, peak = median([run["cpu"] for run in runs]), max(run["peak"] for run in runs)
+        rows.append([name, wall, wall / latency, wall / walls["afnio"], cpu, calls[name], peak])
+    notes = [f"{samples} samples, latency {latency:g} s, median of {repeats}"]
+    notes += [f"{peer.name} {peer.version()}" for peer in PEERS if peer.name in walls]
+    notes += [f"{name} was not run: {reason}" for name, reason in missing.items()]
+    claims = _claims(walls, calls, latency, missing)
+    show("step-peers", PEER_COLUMNS, rows, notes, claims)
+    return claims
+
+
+def _claims(
+    walls: dict[str, float], calls: dict[str, int], latency: float, missing: dict[str, str]
+) -> list[Claim]:
+    if "TextGrad" not in walls:
+        why = missing.get("TextGrad", "")
+        return [Claim("TextGrad's wall / ours", None, FASTER, at_least=True, why=why)]
+    ratio, extra = walls["TextGrad"] / walls["afnio"], walls["afnio"] - 3 * latency
+    why = f"ours took {extra:.2g} s beyond three latencies, which weigh more the shorter they are"
+    more = calls["afnio"] - calls["TextGrad"]
+    return [
+        Claim("TextGrad's wall / ours", ratio, FASTER, at_least=True, why=why),
+        Claim("calls more than TextGrad", float(more), 0.0),
+    ]
+
+
+def _ours(latency: float, samples: int) -> dict[str, Any]:
+    return _against(latency, lambda url: run("benchmarks.children.one_step", base_url=url, samples=samples))
+
+
+def _against(latency: float, step: Any) -> dict[str, Any]:
+    """Run `step(base_url)` against a provider of its own and add the peak that it saw."""
+    with Provider.process(latency=latency, reply=REPLY) as provider:
+        measured: dict[str, Any] = step(provider.base_url)
+        return {**measured, "peak": provider.stats()["peak_in_flight"]}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, nargs="+", default=[8, 32, 256])
+    parser.add_argument("--samples", type=int, nargs="*", default=[8, 32, 256, 1024])
     parser.add_argument("--latency", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=1)
-    arguments = parser.parse_args()
-    main(arguments.samples, arguments.latency, arguments.repeats)
+    parser.add_argument("--peers", action="store_true")
+    given = parser.parse_args()
+    grow(given.samples, latency=given.latency, repeats=given.repeats)
+    if given.peers:
+        compare(PEER_SAMPLES, latency=given.latency, repeats=given.repeats)

@@ -1,0 +1,1 @@
+"""What is measured in a fresh process; see `benchmarks.child`."""

@@ -1,0 +1,52 @@
+"""Chat calls through ChatCompletion: a graph with a Parameter, admission, and the journal where asked."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import afnio
+import afnio.cognitive as cog
+from afnio.models.openai import AsyncOpenAI
+from afnio.runtime.events import CallEnded, subscribe
+from benchmarks.child import serve
+from benchmarks.children.texts import MODEL, REPLY, SYSTEM, message
+from benchmarks.report import RESULTS, timed
+
+
+def measure(base_url: str, calls: int, in_flight: int, journal: bool = False) -> dict[str, Any]:
+    client = AsyncOpenAI(base_url=base_url, api_key="any", limits=afnio.Limits(max_in_flight=in_flight))
+    prompt = cog.Parameter(SYSTEM, role="system prompt")
+    template = afnio.Variable("{message}", role="template")
+    messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [template]}]
+    seconds: list[float] = []
+
+    def ask(texts: list[str]) -> None:
+        reply = cog.chat_completion(client, messages, {"message": texts}, model=MODEL)
+        assert reply.requires_grad
+        assert reply.data == [REPLY] * len(texts)
+
+    def note(event: object) -> None:
+        if isinstance(event, CallEnded):
+            seconds.append(event.seconds)
+
+    texts = [message(number) for number in range(calls)]
+    RESULTS.mkdir(exist_ok=True)
+    # Not in the system's own folder for such files, which may be memory.
+    with TemporaryDirectory(dir=RESULTS) as folder, journalled(Path(folder), journal):
+        ask(["warm"])  # imports, thread
+        subscribe(note)
+        wall, cpu = timed(lambda: ask(texts))
+    return {"wall": wall, "cpu": cpu, "p50": median(seconds)}
+
+
+def journalled(folder: Path, on: bool) -> AbstractContextManager[object]:
+    """Return a block in which calls are journalled, if asked for."""
+    return afnio.journal(folder / "calls.journal") if on else nullcontext()
+
+
+if __name__ == "__main__":
+    serve(measure)

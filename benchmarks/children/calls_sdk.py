@@ -1,0 +1,41 @@
+"""Chat calls as one writes them without an engine: AsyncOpenAI, a semaphore, `asyncio.gather`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from statistics import median
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from benchmarks.child import serve
+from benchmarks.children.texts import REPLY, body
+
+
+def measure(base_url: str, calls: int, in_flight: int) -> dict[str, Any]:
+    return asyncio.run(gather(base_url, calls, in_flight))
+
+
+async def gather(base_url: str, calls: int, in_flight: int) -> dict[str, Any]:
+    seconds: list[float] = []
+    room = asyncio.Semaphore(in_flight)
+    async with AsyncOpenAI(base_url=base_url, api_key="any", max_retries=0) as client:
+
+        async def ask(number: int) -> str | None:
+            async with room:
+                sent = time.perf_counter()
+                reply = await client.chat.completions.create(**body(number))
+                seconds.append(time.perf_counter() - sent)
+                return reply.choices[0].message.content
+
+        await ask(-1)  # imports
+        wall, cpu = time.perf_counter(), time.process_time()
+        replies = await asyncio.gather(*(ask(number) for number in range(calls)))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    assert replies == [REPLY] * calls
+    return {"wall": wall, "cpu": cpu, "p50": median(seconds)}
+
+
+if __name__ == "__main__":
+    serve(measure)
