@@ -179,7 +179,7 @@ def dollars(amount: Decimal) -> str:
     """
     text = f"{amount:f}"
     whole, _, cents = text.partition(".")
-    return f"${whole}.{cents:0<2}"
+    return f"${whole}.{cents.rstrip('0'):0<2}"
 
 
 def _cells(spent: Spent) -> tuple[str, ...]:
