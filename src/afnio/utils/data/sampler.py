@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from itertools import accumulate, chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
-from afnio.utils.data.cursor import Cursor
 from afnio.runtime.seed import draw_seed
+from afnio.utils.data.cursor import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
