@@ -287,6 +287,54 @@ async def test_guess_is_corrected_while_waiting(runtime: Any) -> None:
             first.settle(Usage(10, 30))
 
 
+async def test_guess_that_does_not_fit(runtime: Any) -> None:
+    """With nothing under way, a guess that doesn't fit is refused, and the error says how to bound it."""
+    with budget(max_tokens=DEFAULT_OUTPUT), pytest.raises(BudgetExceeded, match="max_completion_tokens"):
+        await reserve(runtime, estimate(1, None))
+
+
+async def test_last_call_goes_on_the_wire(runtime: Any) -> None:
+    """Who waits for a call that was only held is refused as soon as that call is sent for good."""
+    with budget(max_calls=1):
+        first = await held(runtime, estimate())
+        second = asyncio.ensure_future(held(runtime, estimate()))
+        await turns()
+        assert not second.done()
+        first.attempt()
+        with pytest.raises(BudgetExceeded, match="max_calls=1 .* 1 calls spent, 0 calls reserved"):
+            await second
+        first.refund()
+
+
+async def test_call_that_was_only_held_is_room_again(runtime: Any) -> None:
+    """A call that was never sent is free for the next."""
+    with budget(max_calls=1):
+        first = await held(runtime, estimate())
+        second = asyncio.ensure_future(held(runtime, estimate()))
+        await turns()
+        first.release()
+        (await second).release()
+
+
+def test_child_process_counts_for_itself(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the parent had under way at a fork holds up nobody in the child; what was spent stays."""
+    with budget(max_calls=3, max_tokens=60) as spending:
+
+        async def parent() -> None:
+            (await sent(runtime, estimate())).settle(Usage(5, 5))
+            await sent(runtime, estimate())
+
+        async def child() -> None:
+            (await sent(runtime, estimate(10, 30))).settle(Usage(5, 5))
+            with pytest.raises(BudgetExceeded, match="max_calls=3"):
+                await reserve(runtime, estimate())
+
+        anyio.run(parent)
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        anyio.run(child)
+    assert (2, 3) == (spending.ledger.total.calls, spending.ledger.total.attempts)
+
+
 def test_running_percentile_forgets() -> None:
     """Old replies leave the window."""
     lengths = OutputLengths()

@@ -35,6 +35,21 @@ class Waiter:
         self.error = error
         self.event.set()
 
+    def leaves(self) -> bool:
+        """Try again; return whether it leaves its line, answered or for that of another budget."""
+        try:
+            refusing = self.reservation.take()
+        except Exception as error:
+            self.answer(error)
+            return True
+        if refusing is self.balance:
+            return False
+        if refusing is None:
+            self.answer(None)
+        else:
+            refusing.queue(self)
+        return True
+
     def go(self) -> None:
         """Leave the line; those behind may fit where this one did not."""
         balance, self.balance = self.balance, None
@@ -102,19 +117,8 @@ class Balance:
 
     def admit(self) -> None:
         """Answer those at the head of the line for whom there is room, or never will be."""
-        line = self._line
-        while line:
-            waiter = line[0]
-            if waiter.balance is self:
-                try:
-                    refusing = waiter.reservation.take()
-                except Exception as error:
-                    waiter.answer(error)
-                else:
-                    if refusing is self:
-                        return
-                    if refusing is None:
-                        waiter.answer(None)
-                    else:
-                        refusing.queue(waiter)
-            heapq.heappop(line)
+        while self._line:
+            waiter = self._line[0]
+            if waiter.balance is self and not waiter.leaves():
+                return
+            heapq.heappop(self._line)

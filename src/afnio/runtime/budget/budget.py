@@ -21,6 +21,7 @@ from afnio.runtime.budget.price import UnknownPriceError
 from afnio.runtime.budget.refusal import out_of_room, out_of_time
 
 _NOTHING: Final = Ledger()
+_NO_SPENT: Final = Spent()
 
 
 class _Block(NamedTuple):
@@ -185,8 +186,6 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
 
 budget = Budget
 """The name under which programs know it: `afnio.budget(max_calls=100)`."""
-
-_NO_SPENT: Final = Spent()
 
 
 def current_budgets() -> tuple[Budget, ...]:
