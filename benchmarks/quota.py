@@ -41,10 +41,14 @@ def compare(*, calls: int, in_window: int) -> list[Claim]:
         row = _row(unit, calls, in_window)
         rows.append(row)
         seen = dict(zip(COLUMNS, row, strict=True))
+        ideal = (calls / in_window - 1) * WINDOW  # a full bucket goes at once
+        why = f"{seen['429s']} refusals in {seen['wall s']:.3g} s, where {ideal:.3g} s are ideal"
         claims += [
-            Claim(f"{unit}: worst window / limit", seen["worst window"] / seen["limit a window"], WORST),
-            Claim(f"{unit}: used without ramp-up and tail", seen["used"], USED, at_least=True),
-            Claim(f"{unit}: 429s", float(seen["429s"]), 0.0),
+            Claim(
+                f"{unit}: worst window / limit", seen["worst window"] / seen["limit a window"], WORST, why=why
+            ),
+            Claim(f"{unit}: used without ramp-up and tail", seen["used"], USED, at_least=True, why=why),
+            Claim(f"{unit}: 429s", float(seen["429s"]), 0.0, why=why),
         ]
     if missing:
         claims.append(Claim("used without ramp-up and tail", None, USED, at_least=True, why=missing))
@@ -95,7 +99,9 @@ def _used(windows: list[dict[str, Any]], unit: str, limit: int) -> float | None:
     inner = windows[1:-1]
     if not inner:
         return None
-    return float(sum(window[unit] for window in inner) / (limit * len(inner)))
+    # A window counts what came; what was refused of it used nothing.
+    used = sum(window[unit] * (1 - window["refused"] / window["requests"]) for window in inner)
+    return float(used / (limit * len(inner)))
 
 
 if __name__ == "__main__":

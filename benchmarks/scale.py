@@ -19,7 +19,7 @@ QUEUED = 20.0
 """Kilobytes that a lane may take which is queued and not on the wire."""
 SAMPLES = 2000
 """At least so many samples a run, so that small batches are measured as well as large ones."""
-COLUMNS = ["samples", "CPU ms/sample", f"x that at {BASE}", "step s"]
+COLUMNS = ["samples", "CPU ms/sample", f"x that at {BASE}", "of it GC", "step s"]
 
 
 def main(*, full: bool = False) -> list[Claim]:
@@ -37,15 +37,17 @@ def compare(sizes: Sequence[int], *, queued: int, repeats: int, samples: int = S
             found[size].append(run(module, samples=size, steps=max(1, samples // size)))
         lanes.append(run(module, samples=queued)["bytes"] / 1000)
     cpu = {size: median([run["cpu"] / size * 1e3 for run in runs]) for size, runs in found.items()}
+    gc = {size: median([run["gc"] / size * 1e3 for run in runs]) for size, runs in found.items()}
     walls = {size: median([run["wall"] for run in runs]) for size, runs in found.items()}
     base, largest = cpu.get(BASE, cpu[sizes[0]]), max(sizes)
-    rows = [[size, cpu[size], cpu[size] / base, walls[size]] for size in sizes]
+    rows = [[size, cpu[size], cpu[size] / base, gc[size], walls[size]] for size in sizes]
     notes = [
         f"a step is forward, loss, backward, update with a scripted model; medians of {repeats} processes",
         f"{queued} lanes, 8 on the wire: {median(lanes):.3g} kB resident for each that waits",
     ]
+    why = f"garbage collection takes {gc[largest]:.2g} of {cpu[largest]:.2g} ms at {largest} samples"
     claims = [
-        Claim(f"CPU/sample at {largest} / at {BASE}", cpu[largest] / base, GROWTH),
+        Claim(f"CPU/sample at {largest} / at {BASE}", cpu[largest] / base, GROWTH, why=why),
         Claim("kB resident per queued lane", median(lanes), QUEUED),
     ]
     show("scale", COLUMNS, rows, notes, claims)

@@ -13,6 +13,7 @@ import afnio.cognitive as cog
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime.events import CallEnded, subscribe
 from benchmarks.child import serve
+from benchmarks.children.collecting import Collecting
 from benchmarks.children.texts import MODEL, REPLY, SYSTEM, message
 from benchmarks.report import RESULTS, timed
 
@@ -39,8 +40,9 @@ def measure(base_url: str, calls: int, in_flight: int, journal: bool = False) ->
     with TemporaryDirectory(dir=RESULTS) as folder, journalled(Path(folder), journal):
         ask(["warm"])  # imports, thread
         subscribe(note)
-        wall, cpu = timed(lambda: ask(texts))
-    return {"wall": wall, "cpu": cpu, "p50": median(seconds)}
+        with Collecting() as collecting:
+            wall, cpu = timed(lambda: ask(texts))
+    return {"wall": wall, "cpu": cpu, "gc": collecting.seconds, "p50": median(seconds)}
 
 
 def journalled(folder: Path, on: bool) -> AbstractContextManager[object]:

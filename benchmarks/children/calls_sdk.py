@@ -10,6 +10,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from benchmarks.child import serve
+from benchmarks.children.collecting import Collecting
 from benchmarks.children.texts import REPLY, body
 
 
@@ -30,11 +31,12 @@ async def gather(base_url: str, calls: int, in_flight: int) -> dict[str, Any]:
                 return reply.choices[0].message.content
 
         await ask(-1)  # imports
-        wall, cpu = time.perf_counter(), time.process_time()
-        replies = await asyncio.gather(*(ask(number) for number in range(calls)))
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        with Collecting() as collecting:
+            wall, cpu = time.perf_counter(), time.process_time()
+            replies = await asyncio.gather(*(ask(number) for number in range(calls)))
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert replies == [REPLY] * calls
-    return {"wall": wall, "cpu": cpu, "p50": median(seconds)}
+    return {"wall": wall, "cpu": cpu, "gc": collecting.seconds, "p50": median(seconds)}
 
 
 if __name__ == "__main__":

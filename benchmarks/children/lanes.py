@@ -15,6 +15,7 @@ import afnio.cognitive as cog
 from afnio.models.request import ChatRequest
 from afnio.testing import ScriptedClient
 from benchmarks.child import serve
+from benchmarks.children.collecting import Collecting
 from benchmarks.children.texts import MODEL, message
 from benchmarks.report import timed
 
@@ -45,8 +46,9 @@ def _cpu(samples: int, steps: int) -> dict[str, Any]:
 
     with afnio.set_backward_model_client(client, completion_args={"model": MODEL}):
         step(texts[:1])  # imports, thread
-        wall, cpu = timed(lambda: [step(texts) for _ in range(steps)])
-    return {"wall": wall / steps, "cpu": cpu / steps}
+        with Collecting() as collecting:
+            wall, cpu = timed(lambda: [step(texts) for _ in range(steps)])
+    return {"wall": wall / steps, "cpu": cpu / steps, "gc": collecting.seconds / steps}
 
 
 def _queued(samples: int) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Each part of the benchmarks, tiny: the shape of its table and its file, and figures that can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import calls, launch, quota, report, scale, step, tail
+from benchmarks.peers import environment
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Send the files to a folder of the test; returns how to read one."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+
+    def read(name: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((tmp_path / f"{name}.json").read_text())
+        assert document["benchmark"] == name
+        assert {"python", "cores", "versions", "commit", "load"} <= set(document["machine"])
+        return document
+
+    return read
+
+
+def test_calls(results: Callable[[str], dict[str, Any]]) -> None:
+    claims = calls.compare({8: 1}, calls=24, latency=0.02, journal=False)
+    rows = results("calls")["rows"]
+    assert [row["caller"] for row in rows] == ["afnio, no journal", "AsyncOpenAI", "aiohttp"]
+    for row in rows:
+        assert 10 < row["calls/s"] <= 8 / 0.02
+        assert row["p50 ms"] >= 20
+        assert 0 < row["CPU ms/call"] < 100
+    assert [claim.what for claim in claims] == ["CPU ms/call at 8"]
+
+
+def test_step(results: Callable[[str], dict[str, Any]]) -> None:
+    (claim,) = step.grow([4], latency=0.05, repeats=1)
+    (row,) = results("step")["rows"]
+    assert row["calls"] == 2 * 4 + 1
+    assert row["peak in flight"] == 4
+    assert row["latencies"] >= 3
+    assert claim.reach == 1.10
+
+
+def test_a_peer_that_cannot_be_run_is_named_with_the_reason(
+    results: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "textgrad").mkdir()
+    (tmp_path / "textgrad" / ".installed").touch()
+    monkeypatch.setattr(environment, "CACHE", tmp_path)
+    monkeypatch.setattr(step, "PEERS", environment.PEERS[:1])
+    (claim,) = step.compare(2, latency=0.01, repeats=1)
+    assert claim.met is None
+    document = results("step-peers")
+    assert [row["who"] for row in document["rows"]] == ["afnio"]
+    assert any(note.startswith("TextGrad was not run: its step failed:") for note in document["notes"])
+
+
+def test_tail(results: Callable[[str], dict[str, Any]]) -> None:
+    (claim,) = tail.compare(samples=8, middle=0.005, seeds=1)
+    (row,) = results("tail")["rows"]
+    assert row["lanes s"] > 0.005
+    assert claim.value == row["x faster"]
+    assert 1.8 < tail.ideal(256, rounds=50) < 2.05
+
+
+def test_quota_is_measured_or_the_reason_said(
+    results: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "_missing", lambda: "afnio.Limits has no such thing")
+    (claim,) = quota.compare(calls=10, in_window=10)
+    assert claim.met is None
+    assert claim.why == "afnio.Limits has no such thing"
+    assert results("quota")["rows"] == []
+    windows = [{"requests": came, "refused": refused} for came, refused in [(9, 0), (10, 2), (1, 0)]]
+    assert quota._used(windows, "requests", 10) == 0.8
+    assert quota._used(windows[1:], "requests", 10) is None
+
+
+def test_scale(results: Callable[[str], dict[str, Any]]) -> None:
+    growth, memory = scale.compare([10, 100], queued=300, repeats=1, samples=100)
+    rows = results("scale")["rows"]
+    assert [row["samples"] for row in rows] == [10, 100]
+    assert all(0 < row["CPU ms/sample"] < 20 for row in rows)
+    assert growth.value == 1.0
+    assert memory.value is not None
+    assert 0.5 < memory.value < 200
+
+
+def test_launch(results: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "COUNT", 50)
+    launched, read = launch.main()
+    assert 0 < launched.value < read.value < 1e6  # type: ignore[operator]
+    assert len(results("launch")["rows"]) == 2
+
+
+def test_a_claim_is_met_from_its_side_and_says_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    short = report.Claim("calls/s", 4.0, 5.0, at_least=True, why="the server is busy")
+    assert (short.met, report.Claim("ms", 0.5, 0.6).met, report.Claim("ms", None, 0.6).met) == (
+        False,
+        True,
+        None,
+    )
+    report.show("shown", ["what", "n"], [["a", 1234.5], ["b", None]], claims=[short])
+    printed = capsys.readouterr().out
+    assert "NO" in printed
+    assert "calls/s: the server is busy" in printed
+    assert "1,234" in printed or "1,235" in printed
