@@ -121,10 +121,10 @@ class Reservation(AbstractContextManager["Reservation"]):
     def settle(self, usage: Usage) -> None:
         """End an attempt that got a reply; one without counts is charged at its reserve."""
         if usage.total_tokens == 0:
-            self._end(self._usage, Spent(calls=1) + self._lost())
+            self._end(self._usage, calls=1, unknown=1)
             return
         self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
-        self._end(usage, Spent.of(self._estimate.price, usage, calls=1))
+        self._end(usage, calls=1)
 
     def failed(self, error: BaseException) -> None:
         """End an attempt that failed: a refusal is refunded, everything else may have been billed."""
@@ -136,11 +136,11 @@ class Reservation(AbstractContextManager["Reservation"]):
 
     def refund(self) -> None:
         """End an attempt that was surely not billed; that it was made still counts."""
-        self._end(Usage(), Spent())
+        self._end(Usage())
 
     def unknown(self) -> None:
         """End an attempt of which nobody knows whether it was billed: it is counted at its reserve."""
-        self._end(self._usage, self._lost())
+        self._end(self._usage, unknown=1)
 
     def release(self) -> None:
         """Give back what was held for an attempt that was not sent."""
@@ -150,12 +150,16 @@ class Reservation(AbstractContextManager["Reservation"]):
             budget.balance.give_back(self._need, _NOTHING)
         self._admit()
 
-    def _lost(self) -> Spent:
-        return Spent.of(self._estimate.price, unknown=1, reserved=self._usage)
-
-    def _end(self, usage: Usage, record: Spent) -> None:
+    def _end(self, usage: Usage, *, calls: int = 0, unknown: int = 0) -> None:
         assert self._state is _State.SENT, "only an attempt that was sent ends"
         self._state = _State.IDLE
+        if not self.budgets:
+            return
+        price = self._estimate.price
+        if unknown:
+            record = Spent.of(price, unknown=1, reserved=usage) + Spent(calls)
+        else:
+            record = Spent.of(price, usage, calls=1) if calls else Spent()
         promised = self._need._replace(calls=0)
         spent = self._estimate.amount(usage)._replace(calls=0)
         for budget in self.budgets:
