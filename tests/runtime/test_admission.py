@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from demand import Demand
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ def admitter(limit: int) -> Admitter:
 
 @asynccontextmanager
 async def held(admit: Admitter, rank: Priority = Priority.TRAINING) -> AsyncIterator[None]:
-    async with admit.permit(rank, first=True):
+    async with admit.permit(Demand(rank), first=True):
         yield
 
 
@@ -223,4 +224,4 @@ async def test_cancelling_a_long_queue_is_quick() -> None:
         tasks.cancel_scope.cancel()
     assert 0 == admit.in_flight
     async with held(admit):
-        assert [] == admit._queue
+        assert 0 == len(admit._queue)

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from afnio.errors import FinalModelError, ModelError, TransientModelError
 from afnio.models.classify import read_reply
 from afnio.models.client import ChatClient
+from afnio.models.rate_headers import hear_headers
 from afnio.models.request import ChatRequest
 from afnio.models.response import ChatResponse
 from afnio.models.transport import AiohttpTransport, Answer
@@ -77,6 +78,7 @@ class AsyncOpenAI(ChatClient):
     async def send(self, request: ChatRequest) -> ChatResponse:
         answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
         answer = self._without_key(answer)
+        hear_headers(answer.headers)
         try:
             return read_reply(answer.status, answer.headers, answer.body, self.account.url)
         except ModelError as error:

@@ -1,27 +1,36 @@
-"""Admission: one admitter for each account decides which call goes on the wire next."""
+"""Admission: one admitter for each account decides which call goes on the wire next.
+
+It alone takes requests, tokens and places in flight, for the head of one queue; so nobody holds any of
+them while it waits for another.
+"""
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import math
 from enum import IntEnum
 from functools import partial
 from typing import Final, final
 
-import anyio
-
-from afnio.errors import RateLimitedError
+from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
+from afnio.runtime.account_health import AccountHealth
+from afnio.runtime.allowance import Allowance
+from afnio.runtime.call_queue import CallQueue, Entry
 from afnio.runtime.concurrency import Concurrency
+from afnio.runtime.events import LimitsLearnt, emit
 from afnio.runtime.limits import Account, Limits, given_limits
-from afnio.runtime.loop import call_later
+from afnio.runtime.loop import call_later, loop_time
+from afnio.runtime.output_estimate import OutputEstimate
+from afnio.runtime.permit import Demand, Permit
 from afnio.runtime.runtime import Runtime
+from afnio.runtime.server_limits import MINUTE, Reading, ServerLimit
 from afnio.runtime.setting import Setting
+
+_TICK: Final = 1e-4
+"""Seconds of the shortest timer, so that rounding makes no busy loop."""
 
 
 class Priority(IntEnum):
-    """Who goes first; within a class, who came first."""
+    """Who goes first; see `CallQueue` for the order within a class."""
 
     SERVING = 0
     VALIDATION = 1
@@ -36,42 +45,232 @@ priority: Final[Setting[Priority]] = Setting("priority", Priority.TRAINING)
 class Admitter:
     """The one queue of an account. Nothing waits anywhere else, so nobody holds a permit while queueing."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account | None = None) -> None:
+        self.url = "the account" if account is None else account.url
         self.concurrency = Concurrency()
         self.in_flight = 0
-        self._queue: list[_Entry] = []
-        self._order = itertools.count()
+        self.health = AccountHealth(self.url)
+        self.output = OutputEstimate()
+        self._queue = CallQueue()
         self._paused_until: float | None = None
+        self._timer: float | None = None
         self._limits: Limits | None = None
+        self._given = Allowance()
+        self._models: dict[str, Allowance] = {}
 
     def apply(self, limits: Limits) -> None:
         """Take new limits; the same ones again change nothing, so what was learnt since stays."""
-        if limits is self._limits:
+        if limits is self._limits or limits == self._limits:
             return
         self._limits = limits
+        self._given = Allowance.given(limits, loop_time())
+        for allowance in self._models.values():
+            allowance.yield_to(limits)
         if limits.max_in_flight is not None:
             self.concurrency.set_ceiling(limits.max_in_flight)
-            self._admit()
+        self._admit()
 
-    @asynccontextmanager
-    async def permit(self, rank: Priority, *, first: bool) -> AsyncIterator[None]:
-        """Hold one place on the wire for the block, which is one attempt of a call."""
-        await self._enter(rank)
+    def permit(self, demand: Demand, *, first: bool) -> Permit:
+        """Return the right to one attempt of a call, to be held by `async with`.
+
+        Args:
+            first: whether it is the call's first attempt.
+        """
+        return Permit(self, demand, first=first)
+
+    def grant_retry(self, error: BaseException) -> bool:
+        """Whether the account may have one more retry, after `error`."""
+        return self.health.grant_retry(error, loop_time())
+
+    # For permits
+
+    async def enter(self, permit: Permit) -> None:
+        """Wait until `permit` may go on the wire.
+
+        Raises:
+            FinalModelError: if the account has failed for so long that waiting is no use.
+        """
+        now = loop_time()
+        demand = permit.demand
+        if permit.first:
+            self.health.retries.count_call(now)
+        if not self._queue and self._held(now) <= 0:
+            cost = self._cost(demand)
+            if self._given.wait(cost, now) <= 0 and self._allowance(demand.model).wait(cost, now) <= 0:
+                self._take(permit, now)
+                return
+        entry = Entry(permit)
+        self._queue.push(entry)
+        self._admit()
         try:
-            yield
-        except RateLimitedError as error:
-            self._pause(error.retry_after)
+            await entry.admitted.wait()
+        except BaseException:
+            if entry.waiting:
+                self._queue.remove(entry)
+            elif entry.error is None:
+                self.leave(permit, None, sent=False)
+            self._admit()
             raise
+        if entry.error is not None:
+            raise entry.error
+
+    def leave(self, permit: Permit, error: BaseException | None, *, sent: bool = True) -> None:
+        """Take back what `permit` held, and settle what it used."""
+        now = loop_time()
+        self.in_flight -= 1
+        if not sent:
+            self.health.circuit.released(probe=permit.probe)
+            self._refund(permit, counted=False)
+        elif error is None:
+            self.health.answered(now)
+            if permit.first:
+                self.concurrency.succeeded(now)
+            self._settle(permit)
+        elif isinstance(error, ModelError):
+            self._failed(permit, error, now)
         else:
-            if first:
-                self.concurrency.succeeded(anyio.current_time())
-        finally:
-            self.in_flight -= 1
+            self.health.circuit.released(probe=permit.probe)
+        self._admit()
+
+    def hear(self, permit: Permit, requests: Reading | None, tokens: Reading | None) -> None:
+        """Take in what a reply says is left of its model's limits."""
+        now, model = loop_time(), permit.demand.model
+        allowance = self._allowance(model)
+        taken = permit.taken[0]
+        if taken.allowance is not allowance:
+            return  # the allowance of its model has become a shared one since
+        if allowance.hear(taken, requests, tokens, now, self._limits):
+            emit(
+                LimitsLearnt(self.url, model, _per_minute(allowance.requests), _per_minute(allowance.tokens))
+            )
+        if allowance.requests is not None and allowance.requests.crowded:
+            self._join(allowance, now)
+
+    # The queue
+
+    def _admit(self) -> None:
+        """Let everybody go who may; or have this called again when somebody may."""
+        while self._queue:
+            now = loop_time()
+            wait = self._held(now)
+            if wait <= 0:
+                entry, wait = self._next(now)
+                if entry is not None:
+                    self._queue.admit(entry)
+                    self._take(entry.permit, now)
+                    entry.admitted.set()
+                    continue
+            self._wake_in(wait, now)
+            return
+
+    def _held(self, now: float) -> float:
+        """Return the seconds for which nobody may go; infinite until somebody leaves or a pause ends."""
+        if self.in_flight >= self.concurrency.limit or self._paused_until is not None:
+            return math.inf
+        return self.health.circuit.wait(now)
+
+    def _next(self, now: float) -> tuple[Entry | None, float]:
+        """Return who is next, or after how many seconds somebody may be.
+
+        A model whose window is full is passed over. What the whole account lacks is waited for: else a large
+        request would never get through.
+        """
+        soonest = math.inf
+        for entry in self._queue.heads():
+            demand = entry.permit.demand
+            cost = self._cost(demand)
+            wait = self._given.wait(cost, now)
+            if wait > 0:
+                return None, min(soonest, wait)
+            wait = self._allowance(demand.model).wait(cost, now)
+            if wait <= 0:
+                return entry, 0.0
+            soonest = min(soonest, wait)
+        return None, soonest
+
+    def _take(self, permit: Permit, now: float) -> None:
+        demand = permit.demand
+        cost = self._cost(demand)
+        self.in_flight += 1
+        self.concurrency.sent(self.in_flight)
+        permit.probe = self.health.circuit.send()
+        permit.taken = [self._allowance(demand.model).take(cost, now)]
+        if self._given.paced:
+            permit.taken.append(self._given.take(cost, now))
+
+    def _wake_in(self, seconds: float, now: float) -> None:
+        due = now + max(seconds, _TICK)
+        if due < math.inf and (self._timer is None or due < self._timer):
+            self._timer = due
+            call_later(due - now, partial(self._wake, due))
+
+    def _wake(self, due: float) -> None:
+        if self._timer == due:
+            self._timer = None
             self._admit()
 
-    def _pause(self, retry_after: float | None) -> None:
+    # Limits and failures
+
+    def _allowance(self, model: str) -> Allowance:
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = Allowance()
+        return found
+
+    def _cost(self, demand: Demand) -> int:
+        """Return the tokens to reserve: the prompt's, and the most or the usual length of the reply."""
+        output = demand.max_output
+        if output is None:
+            output = self.output.tokens(demand.purpose, demand.model)
+        return demand.prompt_tokens + output
+
+    def _join(self, allowance: Allowance, now: float) -> None:
+        """Count models together that are found to draw on the same limit."""
+        assert allowance.requests is not None
+        for model, other in list(self._models.items()):
+            theirs = other.requests
+            if other is not allowance and theirs is not None and theirs.limit == allowance.requests.limit:
+                allowance.absorb(other, now, self._limits)
+                self._models[model] = allowance
+
+    def _settle(self, permit: Permit) -> None:
+        usage, used = permit.usage, permit.used
+        if usage is not None and usage.completion_tokens:
+            self.output.observe(permit.demand.purpose, permit.demand.model, usage.completion_tokens)
+        if used is not None:
+            for taken in permit.taken:
+                taken.allowance.settle(taken, used)
+
+    def _refund(self, permit: Permit, *, counted: bool) -> None:
+        for taken in permit.taken:
+            taken.allowance.refund(taken, counted=counted)
+
+    def _failed(self, permit: Permit, error: ModelError, now: float) -> None:
+        if isinstance(error, RateLimitedError):
+            self.health.answered(now)
+            self._refund(permit, counted=False)
+            self._pause(error.retry_after, now)
+            return
+        # Without a status nobody knows whether the provider counted it; then it stays as it was reserved.
+        if error.status is not None and error.status >= 400:
+            self._refund(permit, counted=True)
+        if not isinstance(error, TransientModelError):
+            self.health.answered(now)
+            return
+        permit.spared = permit.probe
+        hopeless = self.health.failed(error, now, probe=permit.probe)
+        if hopeless is not None:
+            permit.spared = False
+            self._fail_all(hopeless)
+            raise hopeless from error
+
+    def _fail_all(self, error: FinalModelError) -> None:
+        for entry in self._queue.drain():
+            entry.error = FinalModelError(str(error), status=error.status)
+            entry.admitted.set()
+
+    def _pause(self, retry_after: float | None, now: float) -> None:
         """Keep the whole account off the wire: the other calls would be refused as well."""
-        now = anyio.current_time()
         self.concurrency.limited(now, retry_after)
         if retry_after and now + retry_after > (self._paused_until or 0.0):
             self._paused_until = now + retry_after
@@ -83,59 +282,17 @@ class Admitter:
             self._paused_until = None
             self._admit()
 
-    async def _enter(self, rank: Priority) -> None:
-        if not self._queue and self._open():
-            self._take()
-            return
-        entry = _Entry(int(rank), next(self._order))
-        heapq.heappush(self._queue, entry)
-        try:
-            await entry.admitted.wait()
-        except BaseException:
-            entry.abandoned = True
-            if entry.admitted.is_set():
-                self.in_flight -= 1
-            self._admit()
-            raise
-
-    def _open(self) -> bool:
-        return self.in_flight < self.concurrency.limit and self._paused_until is None
-
-    def _take(self) -> None:
-        self.in_flight += 1
-        self.concurrency.sent(self.in_flight)
-
-    def _admit(self) -> None:
-        while self._queue and self._queue[0].abandoned:
-            heapq.heappop(self._queue)
-        while self._queue and self._open():
-            entry = heapq.heappop(self._queue)
-            if not entry.abandoned:
-                self._take()
-                entry.admitted.set()
-
     async def aclose(self) -> None:
         return
 
 
-@final
-class _Entry:
-    """One call in the queue; one that is cancelled stays until its turn, as taking it out costs a search."""
-
-    __slots__ = ("_key", "abandoned", "admitted")
-
-    def __init__(self, rank: int, order: int) -> None:
-        self._key = (rank, order)
-        self.admitted = anyio.Event()
-        self.abandoned = False
-
-    def __lt__(self, other: _Entry) -> bool:
-        return self._key < other._key
+def _per_minute(limit: ServerLimit | None) -> float | None:
+    return None if limit is None else limit.rate * MINUTE
 
 
 def admitter(runtime: Runtime, account: Account) -> Admitter:
     """Return the account's admitter under the limits that hold now; on the runtime's thread."""
-    found = runtime.resource((Admitter, account), Admitter)
+    found = runtime.resource((Admitter, account), partial(Admitter, account))
     limits = given_limits(account)
     if limits is not None:
         found.apply(limits)

@@ -181,7 +181,8 @@ async def _again(runtime: Runtime, call: Call[R], progress: _Progress, first: Tr
 
     Only a call whose first attempt failed pays for tenacity, whose every use leaves a reference cycle.
     """
-    async for attempt in retrying(lambda state: _tell_retry(call, state)):
+    granted = admitter(runtime, call.account).grant_retry
+    async for attempt in retrying(lambda state: _tell_retry(call, state), granted):
         with attempt:
             if attempt.retry_state.attempt_number == 1:
                 raise first
@@ -190,17 +191,30 @@ async def _again(runtime: Runtime, call: Call[R], progress: _Progress, first: Tr
 
 
 async def _attempt(runtime: Runtime, call: Call[R], progress: _Progress) -> R:
-    progress.attempts += 1
-    async with admitter(runtime, call.account).permit(call.rank, first=progress.attempts == 1):
-        sent = time.monotonic()
+    """Make one attempt that counts: one that only probes a circuit and fails goes back to the queue."""
+    first = progress.attempts == 0
+    while True:
+        permit = admitter(runtime, call.account).permit(call, first=first)
         try:
-            with anyio.move_on_after(call.deadline):
-                return await call.attempt()
-        finally:
-            progress.on_wire += time.monotonic() - sent
-        raise TransientModelError(
-            f"{call.account.url} gave no reply within {call.deadline:g} s ({call.model})"
-        )
+            async with permit:
+                reply = await _attempt_once(call, progress)
+                permit.settle(reply.usage)
+                return reply
+        except TransientModelError:
+            if not permit.spared:
+                raise
+            first = False
+
+
+async def _attempt_once(call: Call[R], progress: _Progress) -> R:
+    progress.attempts += 1
+    sent = time.monotonic()
+    try:
+        with anyio.move_on_after(call.deadline):
+            return await call.attempt()
+    finally:
+        progress.on_wire += time.monotonic() - sent
+    raise TransientModelError(f"{call.account.url} gave no reply within {call.deadline:g} s ({call.model})")
 
 
 def _tell_retry(call: Call[R], state: RetryCallState) -> None:

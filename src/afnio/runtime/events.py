@@ -84,6 +84,39 @@ class CallEnded(CallEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class LimitsLearnt:
+    """A provider's replies told what an account takes: for the first time, or something else than before.
+
+    Attributes:
+        account: base URL without credentials.
+        model: whose limits they are.
+        requests, tokens: per minute; None where the provider says nothing.
+    """
+
+    account: str
+    model: str
+    requests: float | None
+    tokens: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOpened:
+    """An account failed `failures` times in a row: its calls wait, and one at a time tries it."""
+
+    account: str
+    failures: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitClosed:
+    """An account answers again, after `seconds`."""
+
+    account: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepEnded:
     """An optimizer step ended: what it did to each parameter that had feedback."""
 

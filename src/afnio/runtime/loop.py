@@ -125,6 +125,11 @@ def call_later(seconds: float, function: Callable[[], object]) -> None:
     asyncio.get_running_loop().call_later(seconds, function)
 
 
+def loop_time() -> float:
+    """Return the running loop's time in seconds; also in its callbacks, where anyio finds no loop."""
+    return asyncio.get_running_loop().time()
+
+
 def current_task() -> Task | None:
     """Return the asyncio task that is running on this thread."""
     return asyncio.current_task()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 import anyio
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from afnio.errors import ModelError, TransientModelError
 
@@ -28,10 +28,22 @@ def backoff(state: RetryCallState) -> float:
     return (asked or 0.0) + random.uniform(0, ceiling)
 
 
-def retrying(before_wait: Callable[[RetryCallState], None]) -> AsyncRetrying:
-    """Return the attempts of one call: transient errors are tried again, every other one is raised."""
+def retrying(
+    before_wait: Callable[[RetryCallState], None], granted: Callable[[BaseException], bool]
+) -> AsyncRetrying:
+    """Return the attempts of one call: transient errors are tried again, every other one is raised.
+
+    Args:
+        before_wait: told of each attempt that failed and will be repeated.
+        granted: whether the account may have one more retry after this error.
+    """
+
+    def stop(state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        return state.attempt_number >= ATTEMPTS or (error is not None and not granted(error))
+
     return AsyncRetrying(
-        stop=stop_after_attempt(ATTEMPTS),
+        stop=stop,
         wait=backoff,
         retry=retry_if_exception_type(TransientModelError),
         sleep=anyio.sleep,

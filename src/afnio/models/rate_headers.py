@@ -1,0 +1,79 @@
+"""Rate headers: what a reply's `x-ratelimit-*` headers say about the account's limits."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from afnio.runtime.permit import hear_limits
+from afnio.runtime.server_limits import Reading
+
+_UNITS: Final = {
+    "d": 86400.0,
+    "h": 3600.0,
+    "m": 60.0,
+    "s": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ns": 1e-9,
+}
+_PART: Final = re.compile(r"(\d+(?:\.(\d+))?)(ms|us|µs|ns|d|h|m|s)")
+_DURATION: Final = re.compile(rf"(?:{_PART.pattern})+")
+
+
+def hear_headers(headers: Mapping[str, str]) -> None:
+    """Tell admission what the headers of a reply say; in the attempt that got it."""
+    hear_limits(read_limit(headers, "requests"), read_limit(headers, "tokens"))
+
+
+def read_limit(headers: Mapping[str, str], kind: str) -> Reading | None:
+    """Return what the headers say of the limit of `requests` or `tokens`; None where they don't.
+
+    >>> read_limit({"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59",
+    ...             "x-ratelimit-reset-requests": "1s"}, "requests")
+    Reading(limit=60, remaining=59, reset=1.0, precision=1.0)
+    """
+    limit = _whole(headers.get(f"x-ratelimit-limit-{kind}"))
+    remaining = _whole(headers.get(f"x-ratelimit-remaining-{kind}"))
+    if limit is None or remaining is None or limit < 1:
+        return None
+    reset, precision = read_duration(headers.get(f"x-ratelimit-reset-{kind}"))
+    return Reading(limit, max(0, min(remaining, limit)), reset, precision)
+
+
+def read_duration(text: str | None) -> tuple[float | None, float]:
+    """Return a duration in seconds, and by how much its rounding may be off: `6m0s`, `20ms`, `1.5`.
+
+    Whole seconds may be off by one; of smaller units it is half of the last digit.
+
+    >>> read_duration("6m0s"), read_duration("20ms"), read_duration("12")
+    ((360.0, 1.0), (0.02, 0.0005), (12.0, 1.0))
+    """
+    text = (text or "").strip()
+    if _DURATION.fullmatch(text):
+        parts = list(_PART.finditer(text))
+        last = parts[-1]
+        seconds = sum(float(part[1]) * _UNITS[part[3]] for part in parts)
+        return seconds, _rounding(_UNITS[last[3]], last[2])
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None, 0.0
+    if not math.isfinite(seconds) or seconds < 0:
+        return None, 0.0
+    return seconds, _rounding(1.0, text.partition(".")[2])
+
+
+def _rounding(unit: float, decimals: str | None) -> float:
+    return unit if unit >= 1 and not decimals else unit * 10.0 ** -len(decimals or "") / 2
+
+
+def _whole(text: str | None) -> int | None:
+    try:
+        number = None if text is None else float(text)
+    except ValueError:
+        return None
+    return int(number) if number is not None and math.isfinite(number) else None

@@ -1,0 +1,19 @@
+"""What the tests of admission ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from afnio.runtime.admission import Priority
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One call as admission sees it."""
+
+    rank: Priority = Priority.TRAINING
+    depth: int = 0
+    model: str = "m"
+    purpose: str = "forward"
+    prompt_tokens: int = 0
+    max_output: int | None = 0
