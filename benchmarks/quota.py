@@ -99,9 +99,9 @@ def _used(windows: list[dict[str, Any]], unit: str, limit: int) -> float | None:
     inner = windows[1:-1]
     if not inner:
         return None
-    # A window counts what came; what was refused of it used nothing.
+    # A window counts what came; what was refused of it used nothing, and one without calls isn't listed.
     used = sum(window[unit] * (1 - window["refused"] / window["requests"]) for window in inner)
-    return float(used / (limit * len(inner)))
+    return float(used / (limit * (windows[-1]["window"] - windows[0]["window"] - 1)))
 
 
 if __name__ == "__main__":

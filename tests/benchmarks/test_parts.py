@@ -77,8 +77,11 @@ def test_quota_is_measured_or_the_reason_said(
     assert claim.met is None
     assert claim.why == "afnio.Limits has no such thing"
     assert results("quota")["rows"] == []
-    windows = [{"requests": came, "refused": refused} for came, refused in [(9, 0), (10, 2), (1, 0)]]
-    assert quota._used(windows, "requests", 10) == 0.8
+    windows = [
+        {"window": number, "requests": came, "refused": refused}
+        for number, came, refused in [(0, 9, 0), (1, 10, 2), (3, 1, 0)]
+    ]
+    assert quota._used(windows, "requests", 10) == 0.4
     assert quota._used(windows[1:], "requests", 10) is None
 
 
