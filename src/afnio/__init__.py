@@ -35,6 +35,7 @@ from afnio.runtime import set_sync_mode as set_sync_mode
 from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
 from afnio.runtime.active_journal import journal as journal
+from afnio.runtime.budget import budget as budget
 from afnio.serialization import load as load
 from afnio.serialization import save as save
 
@@ -53,6 +54,7 @@ __all__ = [
     "Work",
     "autodiff",
     "bind",
+    "budget",
     "cognitive",
     "enable_grad",
     "errors",

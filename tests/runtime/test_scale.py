@@ -118,3 +118,33 @@ def test_memory_is_flat_over_steps() -> None:
     finally:
         gc.enable()
     assert 4e6 > after - before, f"{(after - before) / 1e6:.1f} MB more after 200 steps"
+
+
+@pytest.mark.timeout(300)
+def test_memory_is_flat_over_a_hundred_thousand_awaits() -> None:
+    """A service that awaits its agent all day needs no more memory than after its warm-up."""
+    client = echo()
+    process = psutil.Process()
+
+    async def serve(count: int, start: int) -> None:
+        numbers = iter(range(start, start + count))
+
+        async def worker() -> None:
+            for number in numbers:
+                reply = await afnio.functional.chat_completion(
+                    client, [{"role": "user", "content": [TEMPLATE]}], {"x": f"{number}"}, model="m"
+                )
+                assert f"{number}" == reply.data
+                client.requests.clear()
+
+        with afnio.no_grad():
+            async with anyio.create_task_group() as tasks:
+                for _ in range(100):
+                    tasks.start_soon(worker)
+
+    anyio.run(serve, 20_000, 0)
+    before = process.memory_info().rss
+    anyio.run(serve, 80_000, 20_000)
+    after = process.memory_info().rss
+    assert after < before * 1.05, f"{before / 1e6:.1f} MB after warm-up, {after / 1e6:.1f} MB at the end"
+    assert 0 == alive()

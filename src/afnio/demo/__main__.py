@@ -68,7 +68,11 @@ def run(options: Options, console: Console) -> None:
         if endpoint.kind == "live":
             ask(console, endpoint, splits, options)
         started = time.monotonic()
-        tracked = stack.enter_context(te.init(NAMESPACE, PROJECT, config={"lm": endpoint.kind}))
+        # Only what was paid for is worth continuing; a server of the demo's own is another one each time.
+        resume = None if endpoint.kind == "live" else False
+        tracked = stack.enter_context(
+            te.init(NAMESPACE, PROJECT, config={"lm": endpoint.kind}, resume=resume)
+        )
         say(console, f"Recorded as run {tracked.name} in {store_path(NAMESPACE, PROJECT)}")
         say(console)
         with Progress(console) as progress:

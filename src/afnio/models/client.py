@@ -8,6 +8,7 @@ from typing import Any, Final, NoReturn, Self, final
 
 from afnio.models.request import ChatRequest, Message
 from afnio.models.response import ChatResponse
+from afnio.models.spending import governed_price
 from afnio.runtime import Account, Job, Launch, Limits, Slot, Work
 from afnio.runtime.call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime.events import Usage
@@ -88,6 +89,7 @@ class ChatClient(ABC):
             depth=job.launch.depth,
             prompt_tokens=self.count_tokens(request),
             max_output=request.max_output,
+            price=await governed_price(request.model, self.account.url),
         )
         response, paid = await perform(runtime, call)
         if paid:

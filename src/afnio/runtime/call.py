@@ -1,7 +1,7 @@
 """Call: the path that every language model call takes, whoever makes it.
 
-identify → journal? → single-flight → admission (priority, in flight) → attempt (deadline) → classify
-→ retry | fail | record
+identify → journal? → single-flight → reserve budget → admission (priority, in flight, requests/min,
+tokens/min) → attempt (deadline) → classify → retry | fail | record → settle budget and admission
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tenacity import RetryCallState
 from afnio.errors import ModelError, TransientModelError
 from afnio.runtime.active_journal import active_journal
 from afnio.runtime.admission import Priority, admitter, priority
+from afnio.runtime.budget import DEFAULT_OUTPUT, Estimate, Price, Reservation, reservation_of
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit
 from afnio.runtime.flight import share
 from afnio.runtime.limits import Account
@@ -68,6 +69,7 @@ class Call(Generic[R]):
         depth: how many launches had to end before it could be made; deeper calls go first.
         prompt_tokens: what it sends, counted or estimated.
         max_output: tokens that its reply may have at most, where it says.
+        price: what its tokens cost, None where nobody says.
     """
 
     address: str
@@ -84,6 +86,14 @@ class Call(Generic[R]):
     depth: int = 0
     prompt_tokens: int = 0
     max_output: int | None = None
+    price: Price | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        """What an attempt may use up, for budgets."""
+        return Estimate(
+            self.model, self.account.url, self.purpose, self.prompt_tokens, self.max_output, self.price
+        )
 
 
 async def perform(runtime: Runtime, call: Call[R]) -> Answer[R]:
@@ -141,15 +151,31 @@ async def _record(
     await written.wait()
 
 
+def _note_unknown(call: Call[R]) -> None:
+    """Have the journal's ledger count an attempt that nobody knows the end of, at what it may have used."""
+    journal = active_journal.get()
+    if journal is None or journal.broken is not None:
+        return
+    from afnio.runtime.journal import Record
+
+    usage = Usage(call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
+    record = Record(
+        address=call.address, scope=call.scope, key=call.key, model=call.model, purpose=call.purpose,
+        account=call.account.url, usage=usage, kind="unknown", reusable=False,
+    )  # fmt: skip
+    journal.append(record, lambda error: None)
+
+
 async def _send(runtime: Runtime, call: Call[R]) -> R:
     """Send the call until it has a reply or has failed for good."""
-    progress = _Progress()
+    progress = _Progress(reservation_of(runtime, call.estimate))
     runtime.calls_open += 1
     try:
-        try:
-            reply = await _attempt(runtime, call, progress)
-        except TransientModelError as error:
-            reply = await _again(runtime, call, progress, error)
+        with progress.reservation:
+            try:
+                reply = await _attempt(runtime, call, progress)
+            except TransientModelError as error:
+                reply = await _again(runtime, call, progress, error)
     except BaseException as error:
         if progress.attempts > 1 and isinstance(error, ModelError):
             error.add_note(f"after {progress.attempts} attempts in {progress.seconds:.1f} s")
@@ -164,9 +190,10 @@ async def _send(runtime: Runtime, call: Call[R]) -> R:
 class _Progress:
     """How often a call was tried, for how long, and since when."""
 
-    __slots__ = ("_started", "attempts", "on_wire")
+    __slots__ = ("_started", "attempts", "on_wire", "reservation")
 
-    def __init__(self) -> None:
+    def __init__(self, reservation: Reservation) -> None:
+        self.reservation = reservation
         self.attempts = 0
         self.on_wire = 0.0
         self._started = time.monotonic()
@@ -194,6 +221,7 @@ async def _attempt(runtime: Runtime, call: Call[R], progress: _Progress) -> R:
     """Make one attempt that counts: one that only probes a circuit and fails goes back to the queue."""
     first = progress.attempts == 0
     while True:
+        await progress.reservation.hold()
         permit = admitter(runtime, call.account).permit(call, first=first)
         try:
             async with permit:
@@ -207,13 +235,25 @@ async def _attempt(runtime: Runtime, call: Call[R], progress: _Progress) -> R:
 
 
 async def _attempt_once(call: Call[R], progress: _Progress) -> R:
+    reservation = progress.reservation
+    reservation.attempt()
     progress.attempts += 1
     sent = time.monotonic()
     try:
         with anyio.move_on_after(call.deadline):
-            return await call.attempt()
+            reply = await call.attempt()
+            reservation.settle(reply.usage)
+            return reply
+    except ModelError as error:
+        reservation.failed(error)
+        raise
+    except BaseException:  # cut off on the wire, where it may have been answered and paid for
+        _note_unknown(call)
+        raise
     finally:
         progress.on_wire += time.monotonic() - sent
+    reservation.unknown()
+    _note_unknown(call)
     raise TransientModelError(f"{call.account.url} gave no reply within {call.deadline:g} s ({call.model})")
 
 

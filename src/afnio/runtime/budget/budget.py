@@ -78,6 +78,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         self.balance = Balance(self.caps)
         self._items: dict[Item, Spent] = {}
         self._before = _NOTHING
+        self._sources: list[object] = []
         self._entered: float | None = None
         self._deadline: float | None = None
         self._pid = os.getpid()
@@ -88,8 +89,11 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         """What was spent until now, what was charged among it; from any thread, at any time."""
         return self._before + Ledger(self._items.copy())  # copied at once, as the loop's thread goes on
 
-    def charge(self, ledger: Ledger) -> None:
+    def charge(self, ledger: Ledger, source: object = None) -> None:
         """Count `ledger` as spent; from one thread at a time.
+
+        Args:
+            source: where it comes from, such as a journal, so that `has_charged` can tell.
 
         Raises:
             UnknownPriceError: where dollars are limited and part of `ledger` has no price.
@@ -100,6 +104,12 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
                     raise self._unpriced(item.model, item.client)
         self._before = self._before + ledger
         self.balance.before = self._before.total.amount
+        if source is not None:
+            self._sources.append(source)
+
+    def has_charged(self, source: object) -> bool:
+        """Whether what `source` says was spent is counted already."""
+        return any(known is source for known in self._sources)
 
     # On the runtime's loop
 

@@ -150,6 +150,11 @@ class Journal:
         if not self._writer.put(Entry(record, done, payload)):
             raise self._closed()
 
+    @property
+    def spent_before(self) -> dict[Item, Spent]:
+        """What was spent by the runs before this opening."""
+        return dict(self._earlier)
+
     def spent(self) -> dict[Item, Spent]:
         """Return what the file says was spent: in earlier runs, and recorded in this one."""
         spent = dict(self._earlier)

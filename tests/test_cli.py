@@ -1,0 +1,71 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import afnio
+from afnio.testing import ScriptedClient
+
+AFNIO = [str(Path(sys.executable).parent / "afnio")]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*AFNIO, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def journal(path: Path) -> Path:
+    with afnio.journal(path):
+        for word in ("a", "b"):
+            ScriptedClient("hello").chat(messages=[{"role": "user", "content": word}], model="m")
+    return path
+
+
+def test_help_has_examples() -> None:
+    """Help shows what to type; no command at all is a wrong call."""
+    done = run("--help")
+    assert 0 == done.returncode
+    assert "afnio journal stat" in done.stdout
+    assert 2 == run().returncode
+
+
+def test_journal_stat(tmp_path: Path) -> None:
+    """A journal's contents as a text and as JSON."""
+    path = journal(tmp_path / "j")
+    text = run("journal", "stat", str(path))
+    assert 0 == text.returncode
+    assert "2 records" in text.stdout
+    found = json.loads(run("journal", "stat", str(path), "--json").stdout)
+    assert (2, "chat", "m", 2) == (
+        found["records"], found["spent"][0]["purpose"], found["spent"][0]["model"], found["spent"][0]["calls"],
+    )  # fmt: skip
+
+
+def test_journal_stat_of_something_else(tmp_path: Path) -> None:
+    """What is no journal, or isn't there, is one sentence and exit code 1."""
+    (tmp_path / "text").write_text("no journal")
+    for path in (tmp_path / "text", tmp_path / "missing"):
+        done = run("journal", "stat", str(path))
+        assert 1 == done.returncode
+        assert 1 == len(done.stderr.splitlines())
+        assert str(path) in done.stderr
+
+
+def test_provider() -> None:
+    """`afnio provider` serves until its input ends."""
+    process = subprocess.Popen(
+        [*AFNIO, "provider", "--port", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    url = json.loads(process.stdout.readline())["base_url"]
+    from afnio.models.openai import AsyncOpenAI
+
+    reply = AsyncOpenAI(base_url=url, api_key="any").chat(
+        messages=[{"role": "user", "content": "hello"}], model="m"
+    )
+    assert reply.content
+    process.communicate()
+    assert 0 == process.returncode
