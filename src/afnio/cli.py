@@ -86,8 +86,10 @@ def _as_dict(stat: JournalStat) -> dict[str, object]:
 def _as_text(stat: JournalStat) -> str:
     lines = [
         f"{stat.path}",
-        f"  {stat.records:,} records, {stat.size:,} bytes, schema {stat.version}, "
-        f"from {_date(stat.first)} to {_date(stat.last)}",
+        (
+            f"  {stat.records:,} records, {stat.size:,} bytes, schema {stat.version}, "
+            f"from {_date(stat.first)} to {_date(stat.last)}"
+        ),
     ]
     for item, spent in sorted(stat.spent.items()):
         unknown = f", {spent.unknown} attempts that may have been paid" if spent.unknown else ""

@@ -34,7 +34,7 @@ def read_limit(headers: Mapping[str, str], kind: str) -> Reading | None:
 
     >>> read_limit({"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59",
     ...             "x-ratelimit-reset-requests": "1s"}, "requests")
-    Reading(limit=60, remaining=59, reset=1.0, precision=1.0)
+    Reading(limit=60, remaining=59, reset=1.0, precision=0.0005)
     """
     limit = _whole(headers.get(f"x-ratelimit-limit-{kind}"))
     remaining = _whole(headers.get(f"x-ratelimit-remaining-{kind}"))
@@ -47,28 +47,26 @@ def read_limit(headers: Mapping[str, str], kind: str) -> Reading | None:
 def read_duration(text: str | None) -> tuple[float | None, float]:
     """Return a duration in seconds, and by how much its rounding may be off: `6m0s`, `20ms`, `1.5`.
 
-    Whole seconds may be off by one; of smaller units it is half of the last digit.
+    With units it is exact to the millisecond, as who writes them leaves out the zeros; a plain number may be
+    off by half of its last digit, by a second where it is whole.
 
     >>> read_duration("6m0s"), read_duration("20ms"), read_duration("12")
-    ((360.0, 1.0), (0.02, 0.0005), (12.0, 1.0))
+    ((360.0, 0.0005), (0.02, 0.0005), (12.0, 1.0))
     """
     text = (text or "").strip()
     if _DURATION.fullmatch(text):
         parts = list(_PART.finditer(text))
-        last = parts[-1]
         seconds = sum(float(part[1]) * _UNITS[part[3]] for part in parts)
-        return seconds, _rounding(_UNITS[last[3]], last[2])
+        last = parts[-1]
+        return seconds, min(5e-4, _UNITS[last[3]] * 10.0 ** -len(last[2] or "") / 2)
     try:
         seconds = float(text)
     except ValueError:
         return None, 0.0
     if not math.isfinite(seconds) or seconds < 0:
         return None, 0.0
-    return seconds, _rounding(1.0, text.partition(".")[2])
-
-
-def _rounding(unit: float, decimals: str | None) -> float:
-    return unit if unit >= 1 and not decimals else unit * 10.0 ** -len(decimals or "") / 2
+    decimals = len(text.partition(".")[2])
+    return seconds, 10.0**-decimals / 2 if decimals else 1.0
 
 
 def _whole(text: str | None) -> int | None:

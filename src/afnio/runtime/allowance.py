@@ -133,13 +133,17 @@ class Allowance:
         return changed
 
     def _pace_requests(self, server: ServerLimit, now: float) -> None:
+        if self.pacer is not None and self.pacer.limit == server.limit:
+            self.pacer.retune(server.limit, server.window)
+            return
         # As if what is used of the window had been paced, too: so no window holds more than the limit.
-        used = server.limit - server.level(now)
-        self.pacer = Pacer(server.limit, server.window, resume=now + used / server.rate)
+        self.pacer = Pacer(server.limit, server.window, resume=now + server.used / server.rate)
 
     def _pace_tokens(self, server: ServerLimit, now: float) -> None:
-        used = server.limit - server.level(now)
-        self.bucket = TokenBucket(server.limit, server.window, now=now, used=used)
+        if self.bucket is not None and self.bucket.limit == server.limit:
+            self.bucket.retune(server.limit, server.window)
+            return
+        self.bucket = TokenBucket(server.limit, server.window, now=now, used=server.used)
 
     def absorb(self, other: Allowance, now: float, limits: Limits | None) -> None:
         """Take over what `other` has sent, where the provider counts the two together."""

@@ -12,6 +12,9 @@ MARGIN: Final = 0.99
 """Share of a limit that is used: what is sent evenly arrives a little unevenly."""
 BURST: Final = 0.02
 """Seconds of requests that may go at once, for timers that come late."""
+START_UP: Final = 1.0
+"""Seconds without bursts at the start, while connections are made and the loop is busy with new launches:
+what goes then arrives late, just before what goes after it."""
 _TICK: Final = 1e-4
 """Seconds to wait at least, where rounding says that it isn't quite time yet."""
 
@@ -37,14 +40,27 @@ class Pacer:
     """
 
     def __init__(self, limit: float, window: float = 60.0, *, resume: float = -math.inf) -> None:
+        self._resume = resume
+        self._last = -math.inf
+        self._started: float | None = None
+        self._set(limit, window)
+
+    def _set(self, limit: float, window: float) -> None:
+        self.limit = limit
         rate = MARGIN * limit / window
         # From about 34 requests/s on a timer that is 1 ms late would cost more than the margin.
         late = max(int(BURST * rate), int(rate >= 34))
-        burst = 1 + min(late, int(0.02 * limit))
-        self._limiter = AsyncLimiter(burst, burst / rate)
+        self._burst = 1 + min(late, int(0.02 * limit))
         self._interval = 1 / rate
-        self._resume = resume
-        self._last = -math.inf
+        self._limiter = AsyncLimiter(1, self._interval)
+        self._starting = self._burst > 1
+
+    def retune(self, limit: float, window: float) -> None:
+        """Go on at another pace."""
+        started = self._started
+        self._set(limit, window)
+        if started is not None:
+            self._acquire()  # no room at once: there was a request just now
 
     def wait(self, now: float) -> float:
         """Return the seconds until one more may go, 0 if it may now."""
@@ -58,6 +74,18 @@ class Pacer:
     def take(self, now: float) -> None:
         """Send one request, for which there is room."""
         self._last = now
+        self._acquire()
+        if not self._starting:
+            return
+        if self._started is None:
+            self._started = now
+        if now >= self._started + START_UP:
+            self._starting = False
+            self._limiter = AsyncLimiter(self._burst, self._burst * self._interval)
+            for _ in range(self._burst):
+                self._acquire()
+
+    def _acquire(self) -> None:
         # Where there is room `acquire` doesn't suspend: nobody ever waits inside the limiter.
         with suppress(StopIteration):
             self._limiter.acquire().send(None)

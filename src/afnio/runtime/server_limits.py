@@ -85,7 +85,11 @@ class ServerLimit:
         self._at = now
         self._others = 0.0
         self._others_since = now
+        self._told = 0.0
+        self.used = 0.0
         self.hear(reading, sent_at, sent_since, now)
+
+    # `used`: what may be gone of the window, at most.
 
     @property
     def rate(self) -> float:
@@ -127,8 +131,10 @@ class ServerLimit:
         left = min(reading.limit, max(0.0, reading.remaining + refilled - sent_since))
         self._level = min(self._level, left)
         self._notice_others(reading.remaining + refilled, now)
-        changed = abs(self.rate - before) > 0.01 * before
+        self.used = min(reading.limit, reading.limit - reading.remaining + sent_since)
+        changed = abs(self.rate - self._told) > 0.005 * self._told
         if changed:
+            self._told = self.rate
             self._others = 0.0
         return changed
 

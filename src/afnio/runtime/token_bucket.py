@@ -48,14 +48,18 @@ class TokenBucket:
     """
 
     def __init__(self, limit: float, window: float = 60.0, *, now: float, used: float = 0.0) -> None:
-        self.limit = limit
-        self._window = window
-        self._rate = MARGIN * limit / window
-        self._size = BURST * self._rate
+        self.retune(limit, window)
         self._level = self._size - used
         self._at = now
         self._log: deque[Reservation] = deque()
         self._logged = 0.0
+
+    def retune(self, limit: float, window: float) -> None:
+        """Go on at another pace."""
+        self.limit = limit
+        self._window = window
+        self._rate = MARGIN * limit / window
+        self._size = BURST * self._rate
 
     def wait(self, tokens: float, now: float) -> float:
         """Return the seconds until a request of `tokens` may go, 0 if it may now."""

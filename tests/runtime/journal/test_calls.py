@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from entrances.scenarios import Agent, replies
 
 import afnio
 import afnio.cognitive as cog
@@ -15,7 +16,6 @@ from afnio.errors import FinalModelError, JournalError
 from afnio.runtime.events import CallEnded, CallReplayed, subscribed
 from afnio.runtime.journal import Journal, writer
 from afnio.testing import ScriptedClient
-from entrances.scenarios import Agent, replies
 
 DEAD = FinalModelError("the provider is gone")
 
@@ -89,10 +89,9 @@ def test_a_changed_program_takes_what_it_still_asks(tmp_path: Path, caplog: Any)
 
     def program(client: ScriptedClient, extra: bool) -> list[Any]:
         words = ["new", "a", "b"] if extra else ["a", "b"]
-        asked = [
+        return [
             client.chat(messages=[{"role": "user", "content": word}], model="m").content for word in words
         ]
-        return asked
 
     echo = ScriptedClient(lambda request: request.messages[0]["content"].upper())
     with afnio.journal(tmp_path / "j"):
