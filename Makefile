@@ -6,13 +6,14 @@ ARGS ?=
 LIVE ?=
 LM ?=
 
-.PHONY: help demo test check unit bench bench-full clean
+.PHONY: help demo test nightly check unit bench bench-full clean
 
 help:
 	@echo "make demo              the tutorial's job against the bundled simulated LM (offline)"
 	@echo "make demo LIVE=1       the same against your endpoint, after an estimate; ARGS=\"--model …\""
 	@echo "make demo LM=local     the same, small, against a real small LM on this machine"
 	@echo "make test              everything that CI runs"
+	@echo "make nightly           the long tests: a hundred seeds of kills, 100,000 calls over HTTP"
 	@echo "make bench             the benchmarks, small: under five minutes; ARGS=\"calls step\" takes some"
 	@echo "make bench-full        the benchmarks with all sizes and more repeats"
 
@@ -47,6 +48,9 @@ check: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+nightly: $(VENV)/.dev
+	AFNIO_NIGHTLY=1 AFNIO_KILL_SEEDS=100 $(BIN)/python -m pytest -n 2 tests/examples/test_resume.py tests/runtime/test_scale.py $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)

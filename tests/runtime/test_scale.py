@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import threading
 from typing import Any
 
@@ -148,3 +149,38 @@ def test_memory_is_flat_over_a_hundred_thousand_awaits() -> None:
     after = process.memory_info().rss
     assert after < before * 1.05, f"{before / 1e6:.1f} MB after warm-up, {after / 1e6:.1f} MB at the end"
     assert 0 == alive()
+
+
+@pytest.mark.skipif("AFNIO_NIGHTLY" not in os.environ, reason="a hundred thousand HTTP calls: make nightly")
+@pytest.mark.timeout(900)
+def test_memory_is_flat_over_a_hundred_thousand_calls_over_http() -> None:
+    """As above through a real provider process: sessions, connections and replies are let go."""
+    from afnio.models.openai import AsyncOpenAI
+    from afnio.testing import Provider
+
+    process = psutil.Process()
+
+    async def serve(client: AsyncOpenAI, count: int) -> None:
+        numbers = iter(range(count))
+
+        async def worker() -> None:
+            for number in numbers:
+                messages = [{"role": "user", "content": [TEMPLATE]}]
+                assert (
+                    await afnio.functional.chat_completion(client, messages, {"x": f"{number}"}, model="m")
+                ).data == "ok"
+
+        with afnio.no_grad():
+            async with anyio.create_task_group() as tasks:
+                for _ in range(200):
+                    tasks.start_soon(worker)
+
+    with Provider.process(reply="ok") as provider:
+        client = AsyncOpenAI(
+            base_url=provider.base_url, api_key="any", limits=afnio.Limits(max_in_flight=200)
+        )
+        anyio.run(serve, client, 20_000)
+        before = process.memory_info().rss
+        anyio.run(serve, client, 80_000)
+        after = process.memory_info().rss
+    assert after < before * 1.05, f"{before / 1e6:.1f} MB after warm-up, {after / 1e6:.1f} MB at the end"
