@@ -137,7 +137,7 @@ class Allowance:
             self.pacer.retune(server.limit, server.window)
             return
         # As if what is used of the window had been paced, too: so no window holds more than the limit.
-        self.pacer = Pacer(server.limit, server.window, resume=now + server.used / server.rate)
+        self.pacer = Pacer(server.limit, server.window, now=now, used=server.used)
 
     def _pace_tokens(self, server: ServerLimit, now: float) -> None:
         if self.bucket is not None and self.bucket.limit == server.limit:

@@ -8,9 +8,9 @@ from typing import Final, final
 
 from aiolimiter import AsyncLimiter
 
-MARGIN: Final = 0.99
+MARGIN: Final = 0.985
 """Share of a limit that is used: what is sent evenly arrives a little unevenly."""
-BURST: Final = 0.02
+BURST: Final = 0.01
 """Seconds of requests that may go at once, for timers that come late."""
 START_UP: Final = 1.0
 """Seconds without bursts at the start, while connections are made and the loop is busy with new launches:
@@ -29,29 +29,32 @@ class Pacer:
     Args:
         limit: requests in one window.
         window: seconds.
-        resume: time of the loop before which nothing goes.
+        now: time of the loop.
+        used: requests of the window that are gone already; the next one goes when they had been paced, too.
 
     >>> async def main():
     ...     pacer = Pacer(60)
     ...     pacer.take(0.0)
-    ...     return round(pacer.wait(0.0), 2)
+    ...     return round(pacer.wait(0.0), 3)
     >>> import anyio; anyio.run(main)
-    1.01
+    1.015
     """
 
-    def __init__(self, limit: float, window: float = 60.0, *, resume: float = -math.inf) -> None:
-        self._resume = resume
+    def __init__(self, limit: float, window: float = 60.0, *, now: float = 0.0, used: float = 0.0) -> None:
+        self._since = now
+        self._used = used
         self._last = -math.inf
         self._started: float | None = None
         self._set(limit, window)
 
     def _set(self, limit: float, window: float) -> None:
-        self.limit = limit
         rate = MARGIN * limit / window
+        self.limit = limit
         # From about 34 requests/s on a timer that is 1 ms late would cost more than the margin.
         late = max(int(BURST * rate), int(rate >= 34))
         self._burst = 1 + min(late, int(0.02 * limit))
         self._interval = 1 / rate
+        self._resume = self._since + self._used * self._interval if self._used else -math.inf
         self._limiter = AsyncLimiter(1, self._interval)
         self._starting = self._burst > 1
 

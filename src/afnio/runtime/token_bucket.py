@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, final
 
-from afnio.runtime.pacer import BURST, MARGIN
+from afnio.runtime.pacer import BURST, MARGIN, START_UP
 
 _SLACK: Final = 1e-6
 """Tokens that count as nothing: the level is a float."""
@@ -48,8 +48,10 @@ class TokenBucket:
     """
 
     def __init__(self, limit: float, window: float = 60.0, *, now: float, used: float = 0.0) -> None:
+        self._started: float | None = None
+        self._size = 0.0
+        self._level = -used
         self.retune(limit, window)
-        self._level = self._size - used
         self._at = now
         self._log: deque[Reservation] = deque()
         self._logged = 0.0
@@ -59,7 +61,6 @@ class TokenBucket:
         self.limit = limit
         self._window = window
         self._rate = MARGIN * limit / window
-        self._size = BURST * self._rate
 
     def wait(self, tokens: float, now: float) -> float:
         """Return the seconds until a request of `tokens` may go, 0 if it may now."""
@@ -75,6 +76,10 @@ class TokenBucket:
         """Take `tokens`, for which there is room."""
         self._level = self._refilled(now) - tokens
         self._at = now
+        if self._started is None:
+            self._started = now
+        elif now >= self._started + START_UP:
+            self._size = BURST * self._rate
         made = Reservation(tokens, now)
         self._log.append(made)
         self._logged += tokens
