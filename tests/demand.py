@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from afnio.runtime.admission import Priority
+from afnio.runtime.priority import Priority, Urgency
 
 
 @dataclass(frozen=True)
@@ -17,3 +17,7 @@ class Demand:
     purpose: str = "forward"
     prompt_tokens: int = 0
     max_output: int | None = 0
+    urgency: Urgency = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "urgency", Urgency(self.rank))

@@ -36,6 +36,7 @@ from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
 from afnio.runtime.active_journal import journal as journal
 from afnio.runtime.budget import budget as budget
+from afnio.runtime.priority import priority as priority
 from afnio.serialization import load as load
 from afnio.serialization import save as save
 
@@ -66,6 +67,7 @@ __all__ = [
     "models",
     "no_grad",
     "optim",
+    "priority",
     "resolve",
     "run",
     "save",

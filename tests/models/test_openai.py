@@ -287,7 +287,7 @@ async def test_headers_come_from_the_sdk(received):
     assert (f"Bearer {KEY}", "o", "p", "1") == tuple(
         headers[name] for name in ("Authorization", "OpenAI-Organization", "OpenAI-Project", "X-Mine")
     )
-    assert {"model": "m", "messages": HELLO} == body
+    assert {"model": "m", "messages": HELLO} == json.loads(body)
 
 
 async def test_credentials_in_the_base_url_are_sent_and_shown_nowhere(received):

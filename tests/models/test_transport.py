@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import anyio
 import pytest
 
@@ -11,7 +13,9 @@ from afnio.runtime import Account, Launch, Slot, Work
 from afnio.testing import Provider
 from afnio.testing.provider import Fault
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "hé"}]}
+CHAT = json.dumps(
+    {"model": "m", "messages": [{"role": "user", "content": "hé"}]}, ensure_ascii=False
+).encode()
 
 
 async def on_runtime(body):

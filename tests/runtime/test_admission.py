@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.errors import RateLimitedError, TransientModelError
-from afnio.runtime.admission import Admitter, Priority
+from afnio.runtime.admission import Admitter
 from afnio.runtime.concurrency import CEILING, CUT, START, Concurrency
 from afnio.runtime.limits import Limits
+from afnio.runtime.priority import Priority
 
 
 def admitter(limit: int) -> Admitter:

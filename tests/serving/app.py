@@ -15,7 +15,6 @@ import afnio
 import afnio.cognitive as cog
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import current_runtime
-from afnio.runtime.admission import Priority, priority
 
 client = AsyncOpenAI(base_url=os.environ["BASE_URL"], api_key="any", limits=afnio.Limits(max_in_flight=4))
 messages = [{"role": "user", "content": [afnio.Variable("{text}", role="template")]}]
@@ -32,7 +31,7 @@ async def answer(request: Request) -> JSONResponse:
     reply = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(until_gone, request, tasks.cancel_scope)
-        with afnio.no_grad(), priority.override(Priority.SERVING):
+        with afnio.no_grad(), afnio.priority("serving"):
             text = request.query_params["text"]
             reply = await cog.chat_completion(client, messages, {"text": text}, model="m")
         tasks.cancel_scope.cancel()

@@ -59,7 +59,7 @@ async def criticize(
         model,
         job,
         messages,
-        schema=critic_schema(list(names)),
+        schema=critic_schema(tuple(names)),
         parse=parse,
         repair=CRITIC_REPAIR,
         purpose="backward",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from functools import cache
 from typing import Any, Final
 
 VERSION: Final = 1
@@ -89,18 +90,19 @@ CRITIC_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-def critic_schema(names: list[str]) -> dict[str, Any]:
+@cache
+def critic_schema(names: tuple[str, ...]) -> dict[str, Any]:
     """Return the critic's format for exactly these variables.
 
     An endpoint that decodes by a grammar would else write entries until it is cut off.
 
-    >>> critic_schema(["v1"])["json_schema"]["schema"]["properties"]["feedback"]["maxItems"]
+    >>> critic_schema(("v1",))["json_schema"]["schema"]["properties"]["feedback"]["maxItems"]
     1
     """
     form = copy.deepcopy(CRITIC_SCHEMA)
     entries = form["json_schema"]["schema"]["properties"]["feedback"]
     entries["minItems"] = entries["maxItems"] = len(names)
-    entries["items"]["properties"]["variable"]["enum"] = names
+    entries["items"]["properties"]["variable"]["enum"] = list(names)
     return form
 
 

@@ -97,7 +97,7 @@ class AsyncOpenAI(ChatClient):
             if isinstance(value, str)
         }
         return await AiohttpTransport.shared(self.account).post(
-            f"{self.account.url}/{PATH}", headers, request.body
+            f"{self.account.url}/{PATH}", headers, request.encoded
         )
 
     async def _send_by_sdk(self, request: ChatRequest) -> Answer:

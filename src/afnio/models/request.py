@@ -32,6 +32,7 @@ class ChatRequest:
     model: str
     messages: Sequence[Message]
     params: Mapping[str, Any] = field(default_factory=dict)
+    _encoded: list[bytes] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def build(cls, messages: Sequence[Message], *, model: str, **params: Any) -> ChatRequest:
@@ -62,10 +63,20 @@ class ChatRequest:
         most = self.params.get("max_completion_tokens") or self.params.get("max_tokens")
         return most if isinstance(most, int) and most > 0 else None
 
+    @property
+    def encoded(self) -> bytes:
+        """The body as JSON, the same bytes for equal requests; made once, for the key and for the wire."""
+        if not self._encoded:
+            text = json.dumps(self.body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            self._encoded.append(text.encode())
+        return self._encoded[0]
+
     def key(self, url: str) -> str:
         """Return a digest of everything that can change the reply of the endpoint at `url`."""
-        canonical = json.dumps([url, self.body], sort_keys=True, ensure_ascii=False, default=str)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        digest = hashlib.sha256(url.encode())
+        digest.update(b"\0")
+        digest.update(self.encoded)
+        return digest.hexdigest()
 
 
 def check_completion_args(**params: Any) -> None:

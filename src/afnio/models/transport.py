@@ -6,9 +6,8 @@ flight, so it is the default; a user's own `http_client` goes through the SDK.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, final
+from typing import Final, NamedTuple, final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -47,15 +46,14 @@ class AiohttpTransport:
     def shared(cls, account: Account) -> AiohttpTransport:
         return current_runtime().resource((cls, account), cls)
 
-    async def post(self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Answer:
-        """Send `body` as JSON and return what came back.
+    async def post(self, url: str, headers: Mapping[str, str], data: bytes) -> Answer:
+        """Send `data`, a JSON text, and return what came back.
 
         Raises:
             TransientModelError: if the host can't be reached, or the connection ended early.
         """
         import aiohttp
 
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         try:
             async with self._session.post(
                 url, data=data, headers=headers, proxy=self._proxy(url)

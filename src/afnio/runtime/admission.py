@@ -7,7 +7,6 @@ them while it waits for another.
 from __future__ import annotations
 
 import math
-from enum import IntEnum
 from functools import partial
 from typing import Final, final
 
@@ -23,22 +22,9 @@ from afnio.runtime.output_estimate import OutputEstimate
 from afnio.runtime.permit import Demand, Permit
 from afnio.runtime.runtime import Runtime
 from afnio.runtime.server_limits import MINUTE, Reading, ServerLimit
-from afnio.runtime.setting import Setting
 
 _TICK: Final = 1e-4
 """Seconds of the shortest timer, so that rounding makes no busy loop."""
-
-
-class Priority(IntEnum):
-    """Who goes first; see `CallQueue` for the order within a class."""
-
-    SERVING = 0
-    VALIDATION = 1
-    TRAINING = 2
-    SPECULATIVE = 3
-
-
-priority: Final[Setting[Priority]] = Setting("priority", Priority.TRAINING)
 
 
 @final
@@ -101,6 +87,7 @@ class Admitter:
                 return
         entry = Entry(permit)
         self._queue.push(entry)
+        demand.urgency.on_raise = partial(self._reorder, entry)
         self._admit()
         try:
             await entry.admitted.wait()
@@ -113,6 +100,11 @@ class Admitter:
             raise
         if entry.error is not None:
             raise entry.error
+
+    def _reorder(self, entry: Entry) -> None:
+        if entry.waiting:
+            self._queue.reorder(entry)
+            self._admit()
 
     def leave(self, permit: Permit, error: BaseException | None, *, sent: bool = True) -> None:
         """Take back what `permit` held, and settle what it used."""

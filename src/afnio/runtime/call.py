@@ -16,11 +16,12 @@ from tenacity import RetryCallState
 
 from afnio.errors import ModelError, TransientModelError
 from afnio.runtime.active_journal import active_journal
-from afnio.runtime.admission import Priority, admitter, priority
+from afnio.runtime.admission import admitter
 from afnio.runtime.budget import DEFAULT_OUTPUT, Estimate, Price, Reservation, reservation_of
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit
 from afnio.runtime.flight import share
 from afnio.runtime.limits import Account
+from afnio.runtime.priority import Urgency, current_priority
 from afnio.runtime.retry import retrying
 from afnio.runtime.runtime import Runtime
 
@@ -82,7 +83,7 @@ class Call(Generic[R]):
     purpose: str
     attempt: Callable[[], Awaitable[R]]
     deadline: float = ATTEMPT_DEADLINE
-    rank: Priority = field(default_factory=priority.get)
+    urgency: Urgency = field(default_factory=lambda: Urgency(current_priority()))
     depth: int = 0
     prompt_tokens: int = 0
     max_output: int | None = None
@@ -123,7 +124,8 @@ async def perform(runtime: Runtime, call: Call[R]) -> Answer[R]:
 async def _share_or_send(runtime: Runtime, call: Call[R], *, shared: bool) -> Answer[R]:
     if not shared:
         return Answer(await _send(runtime, call), True)
-    reply, first = await share(runtime, (call.account, call.key), lambda: _send(runtime, call))
+    key = (call.account, call.key)
+    reply, first = await share(runtime, key, call.urgency, lambda: _send(runtime, call))
     return Answer(reply, first)
 
 

@@ -22,13 +22,17 @@ class Entry:
     __slots__ = ("_key", "admitted", "error", "order", "permit", "waiting")
 
     def __init__(self, permit: Permit) -> None:
-        demand = permit.demand
         self.permit = permit
         self.order = 0
         self.waiting = True
         self.admitted = anyio.Event()
         self.error: Exception | None = None
-        self._key = (demand.rank, permit.first, -demand.depth)
+        self.order_anew()
+
+    def order_anew(self) -> None:
+        """Take the place that the call's urgency gives it now; its line's heap has to be put in order after."""
+        demand = self.permit.demand
+        self._key = (demand.urgency.rank, self.permit.first, -demand.depth)
 
     def __lt__(self, other: Entry) -> bool:
         return (self._key, self.order) < (other._key, other.order)
@@ -85,6 +89,11 @@ class CallQueue:
             self._waiting -= 1
             if not self._waiting:
                 self._lines.clear()
+
+    def reorder(self, entry: Entry) -> None:
+        """Give a waiting entry whose call became more urgent its new place; rare, so a whole line is sorted."""
+        entry.order_anew()
+        heapq.heapify(self._lines[entry.permit.demand.model][0])
 
     def drain(self) -> list[Entry]:
         """Take out all, and return them."""

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, final
 import anyio
 
 from afnio.runtime.loop import Task
+from afnio.runtime.priority import Urgency
 from afnio.runtime.runtime import Runtime
 
 T = TypeVar("T")
@@ -18,7 +19,8 @@ T = TypeVar("T")
 class _Flight:
     """One piece of work in a task of its own, so that whoever asked first may leave first."""
 
-    def __init__(self) -> None:
+    def __init__(self, urgency: Urgency) -> None:
+        self.urgency = urgency
         self.waiting = 0
         self.landed = anyio.Event()
         self.result: Any = None
@@ -47,17 +49,22 @@ class _Flights:
                 flight.task.cancel()
 
 
-async def share(runtime: Runtime, key: Hashable, work: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+async def share(
+    runtime: Runtime, key: Hashable, urgency: Urgency, work: Callable[[], Awaitable[T]]
+) -> tuple[T, bool]:
     """Return what `work` gives, and whether this caller started it; equal keys at the same time work once.
 
-    A caller that is cancelled leaves the others their result; the last one to leave cancels the work.
+    A more urgent caller that joins makes the work under way as urgent as it is itself. A caller that is
+    cancelled leaves the others their result; the last one to leave cancels the work.
     """
     flights = runtime.resource(_Flights, _Flights).by_key
     flight = flights.get(key)
     first = flight is None
     if flight is None:
-        flight = flights[key] = _Flight()
+        flight = flights[key] = _Flight(urgency)
         flight.task = runtime.spawn(flight.run(work), copy_context())
+    else:
+        flight.urgency.raise_to(urgency.rank)
     flight.waiting += 1
     try:
         await flight.landed.wait()

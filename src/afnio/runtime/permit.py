@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from afnio.runtime.allowance import Taken
 from afnio.runtime.events import Usage
+from afnio.runtime.priority import Urgency
 from afnio.runtime.server_limits import Reading
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class Demand(Protocol):
     """What admission needs to know of a call."""
 
     @property
-    def rank(self) -> int: ...
+    def urgency(self) -> Urgency: ...
     @property
     def depth(self) -> int: ...
     @property

@@ -1,0 +1,69 @@
+"""Priorities: given by name, raised by who joins."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import anyio
+import pytest
+
+import afnio
+from afnio.runtime.priority import Priority, current_priority
+from afnio.testing import ScriptedClient
+
+
+def test_names() -> None:
+    """A block sets the class for its context; an unknown one is refused with those there are."""
+    with afnio.priority("validation"):
+        with afnio.priority(Priority.SERVING):
+            assert current_priority() is Priority.SERVING
+        assert current_priority() is Priority.VALIDATION
+    assert current_priority() is Priority.TRAINING
+    with pytest.raises(ValueError, match="serving, validation, training, speculative .got 'high'"):
+        afnio.priority("high")  # type: ignore[arg-type]
+
+
+def test_serving_goes_first() -> None:
+    """Of queued calls of one account those of the serving class go first."""
+    order: list[str] = []
+    started, go = threading.Event(), threading.Event()
+
+    async def reply(request: Any) -> str:
+        order.append(request.messages[0]["content"])
+        started.set()
+        while not go.is_set():
+            await anyio.sleep(0.001)
+        return "hi"
+
+    client = ScriptedClient(reply, limits=afnio.Limits(max_in_flight=1))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def ask(name: str, rank: Any, **args: Any) -> None:
+                with afnio.priority(rank):
+                    await client.achat(messages=[{"role": "user", "content": name}], model="m", **args)
+
+            tasks.start_soon(ask, "first", "training")
+            while not started.is_set():
+                await anyio.sleep(0.001)
+            for name in ("t1", "t2", "shared"):
+                tasks.start_soon(lambda name=name: ask(name, "training", temperature=0))
+                await anyio.sleep(0.01)
+            tasks.start_soon(ask, "served", "serving")
+            await anyio.sleep(0.01)
+            # It joins the training call that is last in the queue, and takes it along.
+            tasks.start_soon(lambda: ask("shared", "serving", temperature=0))
+            await anyio.sleep(0.02)
+            go.set()
+
+    anyio.run(main)
+    assert ["first", "shared", "served", "t1", "t2"] == order or [
+        "first",
+        "served",
+        "shared",
+        "t1",
+        "t2",
+    ] == order
+    assert 5 == len(client.requests)
