@@ -39,17 +39,17 @@ class TokenBucket:
         used: tokens of the window that are gone already.
 
     >>> bucket = TokenBucket(6000, now=0.0)
-    >>> first = bucket.reserve(990, now=0.0)
-    >>> round(bucket.wait(990, now=0.0), 3)
+    >>> first = bucket.reserve(985, now=0.0)
+    >>> round(bucket.wait(985, now=0.0), 3)
     10.0
-    >>> bucket.settle(first, 198)
-    >>> round(bucket.wait(990, now=0.0), 3)
+    >>> bucket.settle(first, 197)
+    >>> round(bucket.wait(985, now=0.0), 3)
     2.0
     """
 
     def __init__(self, limit: float, window: float = 60.0, *, now: float, used: float = 0.0) -> None:
         self._started: float | None = None
-        self._size = 0.0
+        self._full = self._size = 0.0
         self._level = -used
         self.retune(limit, window)
         self._at = now
@@ -64,7 +64,7 @@ class TokenBucket:
 
     def wait(self, tokens: float, now: float) -> float:
         """Return the seconds until a request of `tokens` may go, 0 if it may now."""
-        missing = min(tokens, self._size) - self._refilled(now)
+        missing = min(tokens, self._full) - self._refilled(now)
         wait = missing / self._rate if missing > _SLACK else 0.0
         self._forget(now)
         excess = self._logged + min(tokens, self.limit) - self.limit
@@ -79,7 +79,9 @@ class TokenBucket:
         if self._started is None:
             self._started = now
         elif now >= self._started + START_UP:
+            # The rest is for timers that come late, when the head has been waiting for a full bucket.
             self._size = BURST * self._rate
+            self._full = self._size / 3
         made = Reservation(tokens, now)
         self._log.append(made)
         self._logged += tokens
