@@ -112,12 +112,12 @@ class Admitter:
         self.in_flight -= 1
         if not sent:
             self.health.circuit.released(probe=permit.probe)
-            self._refund(permit, counted=False)
+            self._refund(permit, now, counted=False)
         elif error is None:
             self.health.answered(now)
             if permit.first:
                 self.concurrency.succeeded(now)
-            self._settle(permit)
+            self._settle(permit, now)
         elif isinstance(error, ModelError):
             self._failed(permit, error, now)
         else:
@@ -225,27 +225,27 @@ class Admitter:
                 allowance.absorb(other, now, self._limits)
                 self._models[model] = allowance
 
-    def _settle(self, permit: Permit) -> None:
+    def _settle(self, permit: Permit, now: float) -> None:
         usage, used = permit.usage, permit.used
         if usage is not None and usage.completion_tokens:
             self.output.observe(permit.demand.purpose, permit.demand.model, usage.completion_tokens)
         if used is not None:
             for taken in permit.taken:
-                taken.allowance.settle(taken, used)
+                taken.allowance.settle(taken, used, now)
 
-    def _refund(self, permit: Permit, *, counted: bool) -> None:
+    def _refund(self, permit: Permit, now: float, *, counted: bool) -> None:
         for taken in permit.taken:
-            taken.allowance.refund(taken, counted=counted)
+            taken.allowance.refund(taken, now, counted=counted)
 
     def _failed(self, permit: Permit, error: ModelError, now: float) -> None:
         if isinstance(error, RateLimitedError):
             self.health.answered(now)
-            self._refund(permit, counted=False)
+            self._refund(permit, now, counted=False)
             self._pause(error.retry_after, now)
             return
         # Without a status nobody knows whether the provider counted it; then it stays as it was reserved.
         if error.status is not None and error.status >= 400:
-            self._refund(permit, counted=True)
+            self._refund(permit, now, counted=True)
         if not isinstance(error, TransientModelError):
             self.health.answered(now)
             return

@@ -83,23 +83,23 @@ class Allowance:
             self.tokens.take(tokens)
         return Taken(self, tokens, now)
 
-    def settle(self, taken: Taken, tokens: float) -> None:
+    def settle(self, taken: Taken, tokens: float, now: float) -> None:
         """Correct the tokens of a request to those that it used."""
         if self.tokens is not None:
             self.tokens.take(tokens - taken.tokens)
-        self._correct(taken, tokens)
+        self._correct(taken, tokens, now)
 
-    def refund(self, taken: Taken, *, counted: bool) -> None:
+    def refund(self, taken: Taken, now: float, *, counted: bool) -> None:
         """Give back the tokens of a request that failed; and the request, if the provider didn't count it.
 
         What the provider has left is as its reply says, not as we would have it.
         """
         self.requests_sent -= not counted
-        self._correct(taken, 0.0)
+        self._correct(taken, 0.0, now)
 
-    def _correct(self, taken: Taken, tokens: float) -> None:
+    def _correct(self, taken: Taken, tokens: float, now: float) -> None:
         if taken.bucket is not None and taken.reservation is not None:
-            taken.bucket.settle(taken.reservation, tokens)
+            taken.bucket.settle(taken.reservation, tokens, now)
         self.tokens_sent += tokens - taken.tokens
         taken.tokens = tokens
 

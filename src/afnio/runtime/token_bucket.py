@@ -42,7 +42,7 @@ class TokenBucket:
     >>> first = bucket.reserve(985, now=0.0)
     >>> round(bucket.wait(985, now=0.0), 3)
     10.0
-    >>> bucket.settle(first, 197)
+    >>> bucket.settle(first, 197, now=0.0)
     >>> round(bucket.wait(985, now=0.0), 3)
     2.0
     """
@@ -87,12 +87,13 @@ class TokenBucket:
         self._logged += tokens
         return made
 
-    def settle(self, reservation: Reservation, used: float) -> None:
+    def settle(self, reservation: Reservation, used: float, now: float) -> None:
         """Correct a reservation to what was used: 0 for a request that was refused."""
         more = used - reservation.tokens
         reservation.tokens = used
         # A refund may lift the level above the bucket's size: capped, tokens would be lost for ever.
-        self._level -= more
+        self._level = self._refilled(now) - more
+        self._at = now
         if reservation.logged:
             self._logged += more
 

@@ -1,0 +1,286 @@
+"""Admission under quotas, on a virtual clock: what is sent in any window, and how much of it is used."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import anyio
+import pytest
+from demand import Demand
+from windows import worst_window
+
+from afnio.errors import RateLimitedError
+from afnio.runtime.admission import Admitter
+from afnio.runtime.events import Usage
+from afnio.runtime.limits import Limits
+from afnio.runtime.loop import loop_time
+from afnio.runtime.permit import hear_limits
+from afnio.runtime.priority import Priority
+from afnio.runtime.server_limits import Reading
+from afnio.testing.meter import Bucket, Meter, SlidingWindow
+
+MINUTE = 60.0
+Sent = list[tuple[float, float]]
+
+
+class Account:
+    """A provider's account: it admits by its meters, refuses, says what is left, answers after a while."""
+
+    def __init__(self, make: Callable[[], Meter], *, per_model: bool = False, latency: float = 0.4) -> None:
+        self.meters: dict[str, Meter] = {}
+        self.sent: Sent = []
+        self.refused: list[float] = []
+        self._make = make
+        self._per_model = per_model
+        self._latency = latency
+
+    async def answer(self, model: str) -> None:
+        now, key = loop_time(), model if self._per_model else ""
+        meter = self.meters.setdefault(key, self._make())
+        wait = meter.wait(1, now)
+        if wait == 0:
+            meter.take(1, now)
+            self.sent.append((now, 1))
+        reading = Reading(meter.limit, meter.remaining(now), meter.reset(now), 5e-7)
+        if wait > 0:
+            self.refused.append(now)
+            hear_limits(reading, None)
+            raise RateLimitedError("slow down", status=429, retry_after=wait)
+        await anyio.sleep(self._latency)
+        hear_limits(reading, None)
+
+
+async def call(admit: Admitter, demand: Demand, account: Account) -> None:
+    """Make one call, again where it is refused."""
+    first = True
+    while True:
+        try:
+            async with admit.permit(demand, first=first):
+                await account.answer(demand.model)
+        except RateLimitedError:
+            first = False
+            continue
+        return
+
+
+async def run(admit: Admitter, demands: list[Demand], account: Account) -> None:
+    async with anyio.create_task_group() as tasks:
+        for demand in demands:
+            tasks.start_soon(call, admit, demand, account)
+
+
+def used(sent: Sent) -> float:
+    """Return what was sent in a minute, on average."""
+    times = [time for time, _ in sent]
+    return sum(amount for _, amount in sorted(sent)[:-1]) / (max(times) - min(times)) * MINUTE
+
+
+async def spend(admit: Admitter, demands: list[Demand]) -> Sent:
+    """Send all, each as soon as it is admitted, and return when and with how many tokens."""
+    sent: Sent = []
+
+    async def one(demand: Demand) -> None:
+        async with admit.permit(demand, first=True) as permit:
+            assert demand.max_output is not None
+            sent.append((loop_time(), demand.prompt_tokens + demand.max_output))
+            await anyio.sleep(0.5)
+            permit.settle(Usage(demand.prompt_tokens, demand.max_output // 3))
+
+    async with anyio.create_task_group() as tasks:
+        for demand in demands:
+            tasks.start_soon(one, demand)
+    return sent
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("limit", [30, 600, 4_000])
+async def test_requests(limit: int) -> None:
+    """Never above the limit in any minute, and 97 % of it used; two models share what was given."""
+    admit = Admitter()
+    admit.apply(Limits(requests_per_minute=limit))
+    sent = await spend(admit, [Demand(model="ab"[n % 2]) for n in range(3 * limit)])
+    requests = [(time, 1.0) for time, _ in sent]
+    assert worst_window(requests, MINUTE) <= limit
+    assert used(requests) >= 0.97 * limit
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("largest", [0.002, 0.02, 0.2])
+async def test_tokens(largest: float) -> None:
+    """The same for tokens as a provider admits them: the prompt and the most that it may reply with."""
+    draw, limit = random.Random(1), 200_000
+    demands = []
+    while sum(d.prompt_tokens + (d.max_output or 0) for d in demands) < 4 * limit:
+        size = int(draw.uniform(0.1, 1) * largest * limit)
+        demands.append(Demand(prompt_tokens=size // 4, max_output=size - size // 4))
+    admit = Admitter()
+    admit.apply(Limits(tokens_per_minute=limit))
+    sent = await spend(admit, demands)
+    assert worst_window(sent, MINUTE) <= limit
+    # Where single requests are a fifth of the limit, what is left of a window is often less than the next.
+    assert used(sent) >= (0.97 if largest < 0.1 else 0.85) * limit
+
+
+@pytest.mark.looptime
+async def test_larger_than_the_limit() -> None:
+    """A request that no window could hold goes alone, and the rest after it."""
+    admit = Admitter()
+    admit.apply(Limits(tokens_per_minute=1_000))
+    sent = await spend(admit, [Demand(prompt_tokens=size, max_output=0) for size in (100, 5_000, 100)])
+    (small, large, last) = (time for time, _ in sent)
+    assert large - small >= MINUTE
+    assert last - large >= 5_000 / 1_000 * MINUTE
+
+
+@pytest.mark.looptime
+async def test_both_limits() -> None:
+    """The tighter of two limits governs, and both hold."""
+    admit = Admitter()
+    admit.apply(Limits(requests_per_minute=600, tokens_per_minute=30_000))
+    sent = await spend(admit, [Demand(prompt_tokens=100, max_output=0) for _ in range(1_000)])
+    assert worst_window(sent, MINUTE) <= 30_000
+    assert used(sent) >= 0.97 * 30_000
+
+
+@pytest.mark.looptime
+async def test_learnt_output() -> None:
+    """Without a maximum the usual length is reserved and the real one counted: all of the limit is used."""
+    admit, replied = Admitter(), []
+    admit.apply(Limits(tokens_per_minute=60_000))
+    draw = random.Random(5)
+
+    async def one() -> None:
+        async with admit.permit(Demand(prompt_tokens=50, max_output=None), first=True) as permit:
+            await anyio.sleep(0.5)
+            output = int(draw.uniform(50, 250))
+            replied.append((loop_time(), 50.0 + output))
+            permit.settle(Usage(50, output))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(1_500):
+            tasks.start_soon(one)
+    steady = [(time, amount) for time, amount in replied if time > replied[0][0] + 30]
+    assert 0.95 * 60_000 <= used(steady) <= 60_000
+    assert 180 <= admit.output.tokens("forward", "m") <= 250
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("shape", [Bucket, SlidingWindow])
+@pytest.mark.parametrize("window", [1.0, 60.0, 600.0])
+async def test_learnt_from_headers(shape: Callable[[int, float], Meter], window: float) -> None:
+    """Without a word from the user: no refusal once the limit is known, no window above it, all of it used."""
+    account, admit = Account(lambda: shape(300, window)), Admitter()
+    await run(admit, [Demand()] * 1_800, account)
+    assert [] == account.refused
+    assert worst_window(account.sent, window) <= 300 + 64
+    steady = [(time, amount) for time, amount in account.sent if time > account.sent[0][0] + window]
+    assert worst_window(steady, window) <= 300
+    assert used(steady) * window / MINUTE >= 0.95 * 300
+
+
+@pytest.mark.looptime
+async def test_refused_before_anything_is_known() -> None:
+    """A limit smaller than the first burst costs refusals once; none of them are lost, none come after."""
+    account, admit = Account(lambda: SlidingWindow(20, 60.0)), Admitter()
+    await run(admit, [Demand()] * 100, account)
+    assert 100 == len(account.sent)
+    assert max(account.refused) - account.sent[0][0] < 1
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("given", [None, Limits(requests_per_minute=600)])
+async def test_halved(given: Limits | None) -> None:
+    """When the provider halves its quota the pace follows within two windows, given limits or not."""
+    account, admit = Account(lambda: Bucket(600, 60.0)), Admitter()
+    if given is not None:
+        admit.apply(given)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, admit, [Demand()] * 2_400, account)
+        await anyio.sleep(90)
+        halved = loop_time()
+        account.meters[""].resize(300, halved)
+    assert all(time < halved + 120 for time in account.refused)
+    settled = [(time, amount) for time, amount in account.sent if time > halved + 120]
+    assert worst_window(settled, MINUTE) <= 1.02 * 300
+    assert used(settled) >= 0.95 * 300
+
+
+@pytest.mark.looptime
+async def test_a_full_model_is_passed_over() -> None:
+    """What the provider counts per model holds up that model alone."""
+    account, admit = Account(lambda: Bucket(60, 60.0), per_model=True, latency=0.1), Admitter()
+    await run(admit, [Demand(model="full")] * 55, account)
+    started, ended = loop_time(), {}
+
+    async def group(model: str) -> None:
+        await run(admit, [Demand(model=model)] * 30, account)
+        ended[model] = loop_time() - started
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(group, "full")
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(group, "free")
+    assert ended["free"] < 31 < ended["full"] + 30
+    assert [] == account.refused
+
+
+@pytest.mark.looptime
+async def test_models_that_share_a_limit() -> None:
+    """Two models that are found to draw on one limit are counted together."""
+    account, admit = Account(lambda: Bucket(300, 60.0)), Admitter()
+    await run(admit, [Demand(model="ab"[n % 2]) for n in range(1_500)], account)
+    assert [] == account.refused
+    assert admit._models["a"] is admit._models["b"]
+    assert worst_window([pair for pair in account.sent if pair[0] > account.sent[0][0] + 60], MINUTE) <= 306
+
+
+@pytest.mark.looptime
+async def test_given_limits_win() -> None:
+    """A slower pace than the provider would take holds, whatever its headers say."""
+    account, admit = Account(lambda: Bucket(6_000, 60.0)), Admitter()
+    admit.apply(Limits(requests_per_minute=60))
+    await run(admit, [Demand()] * 120, account)
+    assert worst_window(account.sent, MINUTE) <= 60
+
+
+@pytest.mark.looptime
+async def test_ten_thousand_queued() -> None:
+    """A serving call behind ten thousand training calls waits for one admission."""
+    admit, order = Admitter(), []
+    admit.apply(Limits(max_in_flight=1, requests_per_minute=60_000))
+
+    async def one(rank: Priority) -> None:
+        async with admit.permit(Demand(rank), first=True):
+            order.append(rank)
+            await anyio.sleep(0.001)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10_000):
+            tasks.start_soon(one, Priority.TRAINING)
+        await anyio.sleep(1)
+        before = len(order)
+        tasks.start_soon(one, Priority.SERVING)
+    assert order.index(Priority.SERVING) - before <= 1
+    assert 10_001 == len(order)
+
+
+@pytest.mark.looptime
+async def test_cancelled_while_paced() -> None:
+    """Calls that are cancelled in the queue give up their place, and what they would have used."""
+    admit, sent = Admitter(), []
+    admit.apply(Limits(requests_per_minute=60, tokens_per_minute=60_000))
+
+    async def one() -> None:
+        async with admit.permit(Demand(prompt_tokens=900, max_output=0), first=True):
+            sent.append(loop_time())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(1_000):
+            tasks.start_soon(one)
+        await anyio.sleep(10)
+        tasks.cancel_scope.cancel()
+    assert (0, 0, 10) == (admit.in_flight, len(admit._queue), len(sent))
+    started = loop_time()
+    await one()
+    assert loop_time() - started <= 1.1
