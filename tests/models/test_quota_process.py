@@ -1,0 +1,90 @@
+"""Quotas of a real provider in a process of its own: windows of one second, so that two percent are whole requests."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import anyio
+import pytest
+
+from afnio.models.openai import AsyncOpenAI
+from afnio.runtime import Limits
+from afnio.testing import Provider
+from afnio.testing.quota import Quota
+
+REQUESTS = 200
+TOKENS = 20_000
+"""In one window of a second."""
+
+
+def ask(
+    quota: Quota, calls: int, *, limits: Limits | None = None, models: str = "m", key: str
+) -> dict[str, Any]:
+    """Make `calls` calls at once; returns what the provider saw."""
+    with Provider.process(latency=0.1, quota=quota, reply="ok") as provider:
+        client = AsyncOpenAI(api_key=key, base_url=provider.base_url, limits=limits)
+
+        async def one(number: int) -> None:
+            message = {"role": "user", "content": f"{number} " + "word " * 10}
+            await client.achat(messages=[message], model=models[number % len(models)], max_tokens=80)
+
+        async def main() -> None:
+            async with anyio.create_task_group() as tasks:
+                for number in range(calls):
+                    tasks.start_soon(one, number)
+
+        anyio.run(main)
+        return provider.stats()
+
+
+def used(stats: dict[str, Any], what: str, *, skip: int = 2) -> float:
+    """Return what most windows held, without ramp-up and tail."""
+    return median(window[what] for window in stats["windows"][skip:-1])
+
+
+@pytest.mark.slow
+def test_given_requests() -> None:
+    """A pace that was given holds in every window, and nobody is refused."""
+    stats = ask(
+        Quota(requests=REQUESTS, window=1.0), 1_000, limits=Limits(requests_per_minute=60 * REQUESTS), key="a"
+    )
+    assert 0 == stats["sent_429"]
+    assert stats["worst_window"]["requests"] <= 1.02 * REQUESTS
+    assert used(stats, "requests") >= 0.95 * REQUESTS
+
+
+@pytest.mark.slow
+def test_given_tokens() -> None:
+    """So does one of tokens, as the provider counts them."""
+    stats = ask(
+        Quota(tokens=TOKENS, window=1.0), 1_000, limits=Limits(tokens_per_minute=60 * TOKENS), key="b"
+    )
+    assert 0 == stats["sent_429"]
+    assert stats["worst_window"]["tokens"] <= 1.02 * TOKENS
+    assert used(stats, "tokens") >= 0.95 * TOKENS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["bucket", "sliding"])
+def test_learnt(shape: Any) -> None:
+    """Without limits the headers of the first replies tell them, requests and tokens."""
+    quota = Quota(requests=REQUESTS, tokens=TOKENS, window=1.0, shape=shape)
+    stats = ask(quota, 1_000, key=shape)
+    assert 0 == stats["sent_429"]
+    assert stats["worst_window"]["requests"] <= 1.02 * REQUESTS
+    assert stats["worst_window"]["tokens"] <= 1.02 * TOKENS
+    assert used(stats, "requests") >= 0.95 * REQUESTS
+
+
+@pytest.mark.slow
+def test_halved_midway() -> None:
+    """After the quota halves the pace settles within two windows."""
+    stats = ask(Quota(requests=REQUESTS, window=1.0, halve_after=500), 900, key="c")
+    assert 0 == stats["sent_429"]
+    windows = [window["requests"] for window in stats["windows"]]
+    halved = next(n for n in range(len(windows)) if sum(windows[: n + 1]) > 500)
+    settled = windows[halved + 2 : -1]
+    assert settled
+    assert max(settled) <= 1.02 * REQUESTS / 2 + 1
+    assert median(settled) >= 0.95 * REQUESTS / 2

@@ -1,0 +1,160 @@
+"""What an account that fails costs its calls: the circuit, the retry budget, the first warning."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import anyio
+import pytest
+from demand import Demand
+
+from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
+from afnio.runtime.account_health import AccountHealth
+from afnio.runtime.admission import Admitter
+from afnio.runtime.circuit import GIVES_UP, OPENS_AFTER
+from afnio.runtime.events import CircuitClosed, CircuitOpened, subscribed
+from afnio.runtime.limits import Account, Limits, give_limits, given_limits
+from afnio.runtime.loop import loop_time
+
+URL = "https://host/v1"
+
+
+async def attempt(admit: Admitter, error: ModelError | None, seconds: float = 0.0) -> None:
+    async with admit.permit(Demand(), first=True):
+        await anyio.sleep(seconds)
+        if error is not None:
+            raise error
+
+
+async def break_down(admit: Admitter) -> None:
+    """Answer once, then fail until the circuit opens."""
+    await attempt(admit, None)
+    for _ in range(OPENS_AFTER):
+        with pytest.raises(TransientModelError):
+            await attempt(admit, TransientModelError("bad gateway", status=502))
+    assert admit.health.circuit.opened_at is not None
+
+
+@pytest.mark.looptime
+async def test_calls_wait_while_the_circuit_is_open(caplog: pytest.LogCaptureFixture) -> None:
+    """One probe at a time goes out; when one succeeds all go, and both turns are told."""
+    admit, events, sent = Admitter(Account(URL, "s")), [], []
+
+    async def call() -> None:
+        while True:
+            permit = admit.permit(Demand(), first=True)
+            try:
+                async with permit:
+                    sent.append(loop_time())
+                    if loop_time() < broken_until:
+                        raise TransientModelError("bad gateway", status=502)
+                return
+            except TransientModelError:
+                assert permit.spared, "a probe uses up no attempt"
+
+    with subscribed(events.append), caplog.at_level(logging.WARNING, logger="afnio"):
+        await break_down(admit)
+        broken_until = loop_time() + 40
+        async with anyio.create_task_group() as tasks:
+            for _ in range(100):
+                tasks.start_soon(call)
+    probes = [time for time in sent if time < broken_until]
+    assert 4 <= len(probes) <= 6
+    assert 100 == len(sent) - len(probes)
+    opened, closed = events
+    assert CircuitOpened(URL, OPENS_AFTER, "bad gateway") == opened
+    assert isinstance(closed, CircuitClosed)
+    assert closed.seconds >= 40
+    assert "failed 20 times in a row (bad gateway)" in caplog.text
+    assert "answers again, after" in caplog.text
+
+
+@pytest.mark.looptime
+async def test_given_up_after_ten_minutes() -> None:
+    """When probes have failed for ten minutes all who wait fail, with a sentence that has the figures."""
+    admit, errors = Admitter(Account(URL, "s")), []
+    await break_down(admit)
+    started = loop_time()
+
+    async def call() -> None:
+        while True:
+            permit = admit.permit(Demand(), first=True)
+            try:
+                async with permit:
+                    raise TransientModelError("bad gateway", status=502)
+            except TransientModelError:
+                assert permit.spared
+            except FinalModelError as error:
+                errors.append(str(error))
+                return
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(call)
+    assert 20 == len(errors)
+    assert GIVES_UP <= loop_time() - started <= GIVES_UP + 40
+    assert all("times in a row, for 10 minutes, at last with [bad gateway]" in error for error in errors)
+    assert (0, 0) == (admit.in_flight, len(admit._queue))
+
+
+async def test_rate_limits_open_no_circuit() -> None:
+    """A refusal is an answer."""
+    admit = Admitter()
+    for _ in range(3 * OPENS_AFTER):
+        with pytest.raises(RateLimitedError):
+            await attempt(admit, RateLimitedError("slow", status=429))
+    assert admit.health.circuit.opened_at is None
+    assert admit.health.circuit.answered
+
+
+@pytest.mark.looptime
+async def test_a_cancelled_probe_is_followed_by_another() -> None:
+    """A probe that is cancelled says nothing, and holds up nobody."""
+    admit = Admitter()
+    await break_down(admit)
+    with anyio.move_on_after(5):
+        await attempt(admit, None, seconds=1_000)
+    await attempt(admit, None)
+    assert admit.health.circuit.opened_at is None
+
+
+def test_retry_budget_is_named() -> None:
+    """An error that gets no retry says how many there were."""
+    health = AccountHealth(URL)
+    errors = [TransientModelError("reset") for _ in range(51)]
+    granted = [health.grant_retry(error, 0.0) for error in errors]
+    assert [True] * 50 + [False] == granted
+    (note,) = errors[-1].__notes__
+    assert note.startswith(
+        "not tried again: https://host/v1 had [50] retries in ten minutes, which is all that [0]"
+    )
+
+
+def test_first_failure_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong URL shows at its first failure, once; an account that has answered is not suspected."""
+    wrong, right = AccountHealth(URL), AccountHealth(URL)
+    right.answered(0.0)
+    for health in (right, wrong, wrong):
+        health.grant_retry(TransientModelError(f"can't reach {URL} (refused)"), 0.0)
+    assert [f"can't reach {URL} (refused); trying again (1 of 8)"] == [
+        record.getMessage() for record in caplog.records
+    ]
+
+
+def test_limits_given_last_hold(caplog: pytest.LogCaptureFixture) -> None:
+    """Differing limits of one account warn once; the same again don't."""
+    account: Any = Account("https://limits.example", "s")
+    for number in (10, 10, 20, 30):
+        give_limits(account, Limits(requests_per_minute=number))
+    assert Limits(requests_per_minute=30) == given_limits(account)
+    (record,) = caplog.records
+    assert "two clients of https://limits.example give different limits" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["max_in_flight", "requests_per_minute", "tokens_per_minute"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_impossible_limits(name: str, value: Any) -> None:
+    """A limit below one is refused with its name and value."""
+    with pytest.raises(ValueError, match=f"{name} must be at least 1 .got {value}"):
+        Limits(**{name: value})
