@@ -105,7 +105,7 @@ class Admission(RuleBasedStateMachine):
             }[kind]
         )
         kept = lane.demand.prompt_tokens + (lane.demand.max_output or 0)
-        self._end(lane, kept if kind in ("silent", "broken") else 0)
+        self._end(lane, kept if kind != "final" else 0)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())

@@ -10,7 +10,7 @@ import pytest
 from demand import Demand
 from windows import worst_window
 
-from afnio.errors import RateLimitedError
+from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime.admission import Admitter
 from afnio.runtime.events import Usage
 from afnio.runtime.limits import Limits
@@ -141,6 +141,21 @@ async def test_both_limits() -> None:
     sent = await spend(admit, [Demand(prompt_tokens=100, max_output=0) for _ in range(1_000)])
     assert worst_window(sent, MINUTE) <= 30_000
     assert used(sent) >= 0.97 * 30_000
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("status", "seconds"), [(429, 0), (400, 0), (503, 30), (None, 30)])
+async def test_failures(status: int | None, seconds: float) -> None:
+    """A request that was turned away costs no tokens; one that broke, or got no answer, may have been counted."""
+    admit = Admitter()
+    admit.apply(Limits(tokens_per_minute=6_000))
+    error = RateLimitedError if status == 429 else FinalModelError if status == 400 else TransientModelError
+    with pytest.raises(error):
+        async with admit.permit(Demand(prompt_tokens=3_000), first=True):
+            raise error("no", status=status)
+    started = loop_time()
+    async with admit.permit(Demand(prompt_tokens=1), first=True):
+        assert seconds <= loop_time() - started <= seconds + 1
 
 
 @pytest.mark.looptime

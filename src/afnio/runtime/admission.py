@@ -243,8 +243,9 @@ class Admitter:
             self._refund(permit, now, counted=False)
             self._pause(error.retry_after, now)
             return
-        # Without a status nobody knows whether the provider counted it; then it stays as it was reserved.
-        if error.status is not None and error.status >= 400:
+        # What was turned away costs nothing. What broke after it was let in is counted by most providers, and what
+        # got no answer may be: refunded, it would be sent above the limit.
+        if error.status is not None and 400 <= error.status < 500:
             self._refund(permit, now, counted=True)
         if not isinstance(error, TransientModelError):
             self.health.answered(now)
