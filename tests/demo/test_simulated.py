@@ -35,7 +35,8 @@ def test_it_prints_and_keeps_figures_that_agree(demo: Demo, folder: Path):
     assert figures["data"] == {"name": "FacilitySupport", "train": 66, "validation": 66, "test": 68}
     assert figures["wall_seconds"] < 60
     assert {"forward", "backward", "step"} <= set(figures["phases"])
-    assert figures["phases"]["forward"]["calls"] == 2 * 68 + 6 * 66 + 5 * 66
+    # Messages that the sampler drew twice into a batch are one call, as temperature 0 is asked for.
+    assert 2 * 68 + 6 * 66 < figures["phases"]["forward"]["calls"] <= 2 * 68 + 6 * 66 + 5 * 66
     # Only wrong answers are criticized, each in one call.
     assert figures["phases"]["backward"]["calls"] == figures["feedback"]["wrong_answers"]
     for line in figures["prompt"]["after"].splitlines()[1:]:
