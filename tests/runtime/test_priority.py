@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 
 import afnio
+from afnio.runtime import current_runtime
+from afnio.runtime.admission import admitter
+from afnio.runtime.flight import _Flights
 from afnio.runtime.priority import Priority, current_priority
 from afnio.testing import ScriptedClient
 
@@ -22,6 +26,22 @@ def test_names() -> None:
     assert current_priority() is Priority.TRAINING
     with pytest.raises(ValueError, match="serving, validation, training, speculative .got 'high'"):
         afnio.priority("high")  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await anyio.sleep(0.001)
+
+
+def queued(client: ScriptedClient) -> int:
+    """Return how many calls wait for admission."""
+    return len(admitter(current_runtime(), client.account)._queue)
+
+
+def joined() -> int:
+    """Return how many callers wait for a call that somebody else began."""
+    flights = current_runtime().resource(_Flights, _Flights).by_key.values()
+    return sum(flight.waiting - 1 for flight in flights)
 
 
 def test_serving_goes_first() -> None:
@@ -48,22 +68,16 @@ def test_serving_goes_first() -> None:
             tasks.start_soon(ask, "first", "training")
             while not started.is_set():
                 await anyio.sleep(0.001)
-            for name in ("t1", "t2", "shared"):
+            for number, name in enumerate(("t1", "t2", "shared"), start=1):
                 tasks.start_soon(lambda name=name: ask(name, "training", temperature=0))
-                await anyio.sleep(0.01)
+                await until(lambda number=number: queued(client) == number)
             tasks.start_soon(ask, "served", "serving")
-            await anyio.sleep(0.01)
+            await until(lambda: queued(client) == 4)
             # It joins the training call that is last in the queue, and takes it along.
             tasks.start_soon(lambda: ask("shared", "serving", temperature=0))
-            await anyio.sleep(0.02)
+            await until(lambda: joined() == 1)
             go.set()
 
     anyio.run(main)
-    assert ["first", "shared", "served", "t1", "t2"] == order or [
-        "first",
-        "served",
-        "shared",
-        "t1",
-        "t2",
-    ] == order
+    assert ["first", "shared", "served", "t1", "t2"] == order
     assert 5 == len(client.requests)

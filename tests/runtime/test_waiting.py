@@ -251,23 +251,24 @@ def test_cancelling_a_backward_pass() -> None:
 
 def test_cancelling_a_step_keeps_the_value() -> None:
     """A step that is cancelled, even before it began, makes no further call and keeps the parameter."""
-    client, _ = gate()
 
     async def main(wait: bool) -> str:
+        client, asked = gate()
         prompt = afnio.Parameter("old", role="prompt")
         prompt.append_grad(afnio.Variable("better"))
         optimizer = afnio.optim.TGD([prompt], client, model="m")
         with pytest.raises(afnio.errors.LaunchCancelledError):
             async with afnio.scope() as owner:
                 work = optimizer.step()
-                if wait:
-                    await anyio.sleep(0.05)
+                while wait and not asked.is_set():
+                    await anyio.sleep(0.001)
                 owner.cancel()
                 await work
+        assert client.requests or not wait  # without waiting the runtime may be quicker than the cancel
+        wait_until_idle(client)
         return (await prompt).data
 
     assert ["old", "old"] == [anyio.run(main, wait) for wait in (False, True)]
-    wait_until_idle(client)
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
