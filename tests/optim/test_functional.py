@@ -8,7 +8,6 @@ from roles import shown
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError
-from afnio.optim import Change, tgd
 from afnio.testing import ScriptedClient
 
 
@@ -25,7 +24,11 @@ def test_parameters_and_buffers_change_in_place():
     one, two, buffers = cog.Parameter("a", role="r"), cog.Parameter("b"), [[], []]
     client = ScriptedClient(rewrite)
     work = tgd([one, two], [gradients("f", "g"), []], buffers, client, momentum=1, model="m")
-    assert [Change("r", "a", "a f g", 2)] == work.wait()
+    (change,) = work.wait()
+    assert ("r", "a", "a f g", 2, None) == (
+        change.role, change.before, change.after, change.gradients, change.rejected
+    )  # fmt: skip
+    assert ["f", "g"] == [evidence.text for evidence in change.evidence]
     assert ("a f g", "b", 1) == (one.data, two.data, len(client.requests))
     assert [[("a", ["f", "g"])], []] == [[(v.data, [g.data for g in gs]) for v, gs in b] for b in buffers]
 

@@ -17,7 +17,7 @@ from afnio.errors import ReplyError
 from afnio.models import ChatClient, ChatModel
 from afnio.models.request import check_completion_args
 from afnio.optim.check import objections
-from afnio.optim.optimizer import Change, Optimizer
+from afnio.optim.optimizer import Change, Evidence, Optimizer
 from afnio.optim.prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
 from afnio.runtime import Job
 
@@ -123,6 +123,7 @@ async def rewrite(
         raise TypeError(f"TGD rewrites texts (the value of {role!r} is {value!r})")
     messages = _messages(role, value, gradients, buffer, options)
     proposed, reply = await _proposal(job, messages, options)
+    evidence = tuple(Evidence(_text(gradient), gradient.provenance) for gradient in gradients)
     reasons = objections(value, proposed)
     if reasons:
         again = [
@@ -138,8 +139,8 @@ async def rewrite(
             role,
             "; ".join(reasons),
         )
-        return Change(role, value, value, len(gradients), rejected="; ".join(reasons))
-    return Change(role, value, proposed, len(gradients))
+        return Change(role, value, value, len(gradients), "; ".join(reasons), evidence)
+    return Change(role, value, proposed, len(gradients), None, evidence)
 
 
 def remember(buffer: list[Any], before: Variable, gradients: Sequence[Variable], momentum: int) -> None:

@@ -118,12 +118,18 @@ class CircuitClosed:
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """An optimizer step ended: what it did to each parameter that had feedback."""
+    """An optimizer step ended: what it did to each parameter that had feedback.
+
+    Attributes:
+        changes: one for each of those parameters.
+        candidates: what was weighed, for optimizers that accept by evaluation.
+    """
 
     address: str
     optimizer: str
     changes: tuple[Any, ...]
     error: str | None
+    candidates: tuple[Any, ...] = ()
 
 
 Subscriber = Callable[[Any], object]
