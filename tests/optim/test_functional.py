@@ -8,6 +8,7 @@ from roles import shown
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError
+from afnio.optim import tgd
 from afnio.testing import ScriptedClient
 
 
