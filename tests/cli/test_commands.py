@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import afnio
+from afnio.cli.commands import COMMANDS
 from afnio.testing import ScriptedClient
 
 AFNIO = [str(Path(sys.executable).parent / "afnio")]
@@ -30,6 +33,17 @@ def test_help_has_examples() -> None:
     assert 0 == done.returncode
     assert "afnio journal stat" in done.stdout
     assert 2 == run().returncode
+    unknown = run("rnus")
+    assert (2, "") == (unknown.returncode, unknown.stdout)
+    assert "rnus" in unknown.stderr
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "demo"])
+def test_every_command_has_help(command: str) -> None:
+    """And the dispatcher finds it."""
+    done = run(command, "--help")
+    assert (0, "") == (done.returncode, done.stderr)
+    assert f"usage: afnio {command}" in done.stdout
 
 
 def test_journal_stat(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""The command line: `afnio`. Each command is a file, imported when it is asked for."""
+
+from afnio.cli.commands import main
+
+__all__ = ["main"]

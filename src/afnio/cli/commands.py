@@ -1,0 +1,78 @@
+"""Commands: what `afnio` can do, and which file does it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+
+class Command(NamedTuple):
+    """A command: where its `main(argv) -> exit code` is, and what help says of it.
+
+    Attributes:
+        main: "module:function", called with the arguments after the command's name.
+        help: what it does, in a few words.
+        example: what to type.
+        shows: what the example does.
+    """
+
+    main: str
+    help: str
+    example: str
+    shows: str
+
+
+COMMANDS: Final = {
+    "demo": Command(
+        "afnio.demo.__main__:main",
+        "the tutorial's job",
+        "afnio demo",
+        "the tutorial's job against a simulated LM",
+    ),
+    "journal": Command(
+        "afnio.cli.journal:main",
+        "look at a journal",
+        "afnio journal stat .afnio/me/project/RUN.journal",
+        "what a run's journal holds, and what it cost",
+    ),
+    "provider": Command(
+        "afnio.cli.provider:main",
+        "a provider for tests",
+        "afnio provider --latency 0.2 --port 8000",
+        "serve an OpenAI-compatible provider",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the process's exit code: 0 done, 1 failed, 2 wrong arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in COMMANDS:
+        _parser().parse_args(arguments)  # prints help or what is wrong, and exits
+    module, _, function = COMMANDS[arguments[0]].main.partition(":")
+    run: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
+    try:
+        return run(arguments[1:]) or 0
+    except BrokenPipeError:
+        # As in `afnio … | head`: whoever reads has enough. Else the interpreter would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(len(command.example) for command in COMMANDS.values())
+    examples = [f"  {command.example:<{width}}  {command.shows}" for command in COMMANDS.values()]
+    parser = argparse.ArgumentParser(
+        prog="afnio",
+        description="Optimize agents whose parameters are text.",
+        epilog="\n".join(["examples:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=f"{command.help}; see `afnio {name} --help`")
+    return parser
