@@ -1,4 +1,7 @@
-"""The tables of a project's file, and which version of them this is."""
+"""Opening a project's file: made if it isn't there, brought to this version if it is older.
+
+What the tables hold is in `tables`.
+"""
 
 from __future__ import annotations
 
@@ -8,49 +11,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from afnio.errors import AfnioError
+from afnio.tellurio.tables import UPGRADES, VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION: Final = 1
-
 BUSY_TIMEOUT: Final = 30.0
 """Seconds that one process waits for another one's transaction."""
-
-TABLES: Final = (
-    """CREATE TABLE runs (
-        id TEXT PRIMARY KEY,
-        name TEXT NOT NULL UNIQUE,
-        description TEXT,
-        namespace TEXT NOT NULL,
-        project TEXT NOT NULL,
-        status TEXT NOT NULL,
-        config TEXT NOT NULL,
-        identity TEXT NOT NULL,
-        seed INTEGER NOT NULL,
-        host TEXT NOT NULL,
-        pid INTEGER NOT NULL,
-        date_created REAL NOT NULL,
-        date_updated REAL NOT NULL
-    )""",
-    """CREATE TABLE metrics (
-        id INTEGER PRIMARY KEY,
-        run_id TEXT NOT NULL REFERENCES runs (id),
-        name TEXT NOT NULL,
-        step INTEGER NOT NULL,
-        value TEXT NOT NULL,
-        time REAL NOT NULL
-    )""",
-    "CREATE INDEX metrics_by_name ON metrics (run_id, name, step)",
-    """CREATE TABLE events (
-        id INTEGER PRIMARY KEY,
-        run_id TEXT NOT NULL REFERENCES runs (id),
-        kind TEXT NOT NULL,
-        payload TEXT NOT NULL,
-        time REAL NOT NULL
-    )""",
-    "CREATE INDEX events_by_kind ON events (run_id, kind)",
-)
 
 
 class StoreVersionError(AfnioError, RuntimeError):
@@ -60,12 +27,14 @@ class StoreVersionError(AfnioError, RuntimeError):
 def connect(path: Path) -> sqlite3.Connection:
     """Open a project's file for writing, creating it and its folders for this user alone.
 
+    A file of an older version is brought to this one in place, in one transaction.
+
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     connection = connect(pathlib.Path(folder) / "new" / "project.db")
     ...     connection.execute("PRAGMA user_version").fetchone()
     ...     connection.close()
-    (1,)
+    (2,)
     """
     for folder in (path.parent.parent, path.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,8 +42,8 @@ def connect(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
-        if _version(connection, path) < VERSION:
-            _create(connection, path)
+        if version_of(connection, path) < VERSION:
+            _upgrade(connection, path)
         _use_wal(connection)
         # A power cut may lose the last moments of a log but never breaks the file.
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -84,7 +53,12 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _version(connection: sqlite3.Connection, path: Path) -> int:
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the file's version, 0 for a new one.
+
+    Raises:
+        StoreVersionError: if a newer Afnio wrote it.
+    """
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
         raise StoreVersionError(
@@ -94,14 +68,18 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _create(connection: sqlite3.Connection, path: Path) -> None:
+def upgrade(connection: sqlite3.Connection, version: int) -> None:
+    """Bring a file of `version` to this one; within the caller's transaction."""
+    for statements in UPGRADES[version:]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        # Another process may have been faster.
-        if _version(connection, path) < VERSION:
-            for statement in TABLES:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
+        upgrade(connection, version_of(connection, path))  # another process may have been faster
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

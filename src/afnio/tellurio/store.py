@@ -14,7 +14,10 @@ from afnio.tellurio.writer import Writer
 if TYPE_CHECKING:
     import sqlite3
 
-INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_RUN = """
+INSERT INTO runs (
+    id, name, description, namespace, project, status, config, identity, seed, host, pid, date_created, date_updated
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 FIND_RUNS = """
 SELECT id, name, description, namespace, project, status, config, identity, seed, date_created FROM runs
 WHERE id = :id OR (identity = :identity AND status IN ('RUNNING', 'CRASHED'))
