@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, final
 
-from afnio.runtime.pacer import BURST, MARGIN, START_UP
+from afnio.runtime.pacer import BURST, MARGIN, START_UP, START_UP_PACE
 
 _SLACK: Final = 1e-6
 """Tokens that count as nothing: the level is a float."""
@@ -100,7 +100,14 @@ class TokenBucket:
     def _refilled(self, now: float) -> float:
         if self._level >= self._size:
             return self._level
-        return min(self._size, self._level + (now - self._at) * self._rate)
+        return min(self._size, self._level + self._paced(now) * self._rate)
+
+    def _paced(self, now: float) -> float:
+        """Return the seconds since the last change, those of the start-up at its slower pace."""
+        since = now - self._at
+        if self._started is None or self._at >= self._started + START_UP:
+            return since
+        return since - (1 - START_UP_PACE) * (min(now, self._started + START_UP) - self._at)
 
     def _forget(self, now: float) -> None:
         log = self._log
