@@ -217,3 +217,51 @@ def test_an_event_tells_what_a_step_did(learned):
     done, failed = events
     assert ("Append", (Change("r", "a", "a x", 1),), None) == (done.optimizer, done.changes, done.error)
     assert ((), "no proposal for b") == (failed.changes, failed.error)
+
+
+async def test_an_async_closure_is_awaited_and_sees_the_values_of_earlier_steps(learned):
+    """On the runtime's loop; what it returns is the result of the Work, its feedback that of the step."""
+    parameter = learned("a", "x")
+    optimizer = Append([parameter])
+    seen = []
+
+    async def closure():
+        optimizer.clear_grad()
+        seen.append((await parameter).data)
+        parameter.append_grad(afnio.Variable("y"))
+        return "score"
+
+    optimizer.step()
+    assert "score" == await optimizer.step(closure)
+    assert (["a x"], "a x y") == (seen, (await parameter).data)
+
+
+def test_an_async_closure_works_in_a_script_too(learned):
+    """The step waits for it; a lambda may hand on its coroutine."""
+    parameter = cog.Parameter("a")
+    optimizer = Append([parameter])
+
+    async def closure(text):
+        parameter.append_grad(afnio.Variable(text))
+        return text
+
+    assert "x" == optimizer.step(lambda: closure("x")).wait()
+    assert "a x" == parameter.data
+
+
+def test_a_failing_closure_changes_nothing(learned):
+    """An async one fails the Work; parameters keep their values."""
+    parameter = learned("a", "x")
+
+    async def closure():
+        raise ValueError("no loss")
+
+    with pytest.raises(ValueError, match="no loss"):
+        Append([parameter]).step(closure)
+    assert "a" == parameter.data
+
+
+def test_only_an_acceptance_is_taken_as_one(learned):
+    """At the line that gives it."""
+    with pytest.raises(TypeError, match="accept must be an Acceptance"):
+        afnio.optim.TGD([learned()], ScriptedClient("x"), model="m", accept=max)

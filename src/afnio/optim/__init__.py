@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from afnio.optim.change import Candidate as Candidate
+from afnio.optim.change import Change as Change
+from afnio.optim.change import Evidence as Evidence
 from afnio.optim.functional import tgd as tgd
-from afnio.optim.optimizer import Change as Change
 from afnio.optim.optimizer import Optimizer as Optimizer
+from afnio.optim.step import Acceptance as Acceptance
 from afnio.optim.tgd import TGD as TGD

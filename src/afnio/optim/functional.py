@@ -7,7 +7,8 @@ from typing import Any
 
 from afnio.autodiff import Variable
 from afnio.models import ChatClient
-from afnio.optim.optimizer import Change, Propose, Update, launch_step
+from afnio.optim.change import Change
+from afnio.optim.step import Propose, Update, launch_step
 from afnio.optim.tgd import Messages, check_options, listed, remember, rewrite
 from afnio.runtime import Job, Launch, Work
 

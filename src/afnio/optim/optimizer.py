@@ -2,80 +2,33 @@
 
 from __future__ import annotations
 
-import weakref
+import inspect
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, Final
 
-from afnio.autodiff import Variable
+from afnio.autodiff import Variable, bind
 from afnio.autodiff.feedback import Segment
-from afnio.errors import LaunchCancelledError
-from afnio.models import ChatClient
-from afnio.runtime import Failure, Job, Launch, Slot, Work
-from afnio.runtime.events import StepEnded, emit
-from afnio.runtime.launch import Body, Outcomes, Recover
-from afnio.runtime.waiting import wait
+from afnio.optim.change import Change
+from afnio.optim.state import copied, restored, savable
+from afnio.optim.step import (
+    Acceptance,
+    Always,
+    Decision,
+    Propose,
+    Round,
+    Update,
+    launch_joint_step,
+    launch_step,
+)
+from afnio.runtime import Job, Launch, Slot, Work
+from afnio.runtime.callables import is_async
+from afnio.runtime.scope import within
+from afnio.runtime.waiting import wait, wait_async
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One feedback that a proposer was shown.
-
-    Attributes:
-        text: what it says.
-        trail: the samples that stand behind it, plain data as in `Variable.provenance`.
-    """
-
-    text: str
-    trail: tuple[Mapping[str, Any], ...] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a step did to one parameter.
-
-    Attributes:
-        role: the parameter's role.
-        before, after: its values.
-        gradients: how many it had.
-        rejected: why a proposal was not taken, None if it was, or if there was none.
-        evidence: the feedback as the proposer was shown it, after reduction.
-    """
-
-    role: str
-    before: Any
-    after: Any
-    gradients: int
-    rejected: str | None = None
-    evidence: tuple[Evidence, ...] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Values for all parameters of an optimizer that were weighed against others.
-
-    Attributes:
-        number: the candidate's own, unique within the optimizer; 0 is what it started from.
-        parents: the numbers of those that it was made from.
-        values: one for each parameter, in the optimizer's order.
-        scores: one for each sample that it was evaluated on, None where that failed or was cancelled.
-        verdict: accepted, or why not.
-    """
-
-    number: int
-    parents: tuple[int, ...]
-    values: tuple[Any, ...]
-    scores: tuple[float | None, ...]
-    verdict: str
-
-
-Propose = Callable[[Job, Any], Awaitable[Change]]
-"""What makes a parameter's next value: called with the step's job and the value so far."""
+REMEMBERED: Final = 8
+"""Rejected proposals that a parameter's state keeps for the next prompt."""
 
 
 class Optimizer(ABC):
@@ -84,14 +37,21 @@ class Optimizer(ABC):
     Args:
         params: Parameters, or dicts with "params" and options of their own.
         defaults: the options of groups that don't give them.
+        accept: what decides whether proposals become values; without it all do.
     """
 
     def __init__(
-        self, params: Iterable[Variable] | Iterable[dict[str, Any]], defaults: dict[str, Any]
+        self,
+        params: Iterable[Variable] | Iterable[dict[str, Any]],
+        defaults: dict[str, Any],
+        accept: Acceptance | None = None,
     ) -> None:
         if isinstance(params, Variable):
             raise TypeError("an optimizer takes an iterable of Parameters; put the one in a list")
+        if accept is not None and not isinstance(accept, Acceptance):
+            raise TypeError(f"accept must be an Acceptance such as optim.Improves(...) (got {accept!r})")
         self.defaults = defaults
+        self.accept = accept
         self.state: defaultdict[Variable, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[dict[str, Any]] = []
         self._last: Slot | None = None
@@ -113,11 +73,21 @@ class Optimizer(ABC):
     ) -> Change:
         """Return what to do with one parameter; on the runtime's loop, for all parameters at once.
 
+        With `accept` it may be called several times in a step, so what is to be kept of the step belongs in
+        `remember`. `self.state[parameter].get("rejected")` has the proposals that were tried and not taken,
+        the last ones last: dicts with "value", "score" and "against", the mean scores of the proposal and of the
+        value that it was to replace.
+
         Args:
             value: its value when the step was launched.
-            gradients: the feedback that it had then; at least one.
+            gradients: the feedback that it had then, or some of it; at least one.
             group: the options of its group.
         """
+
+    def remember(  # noqa: B027 - most have nothing to keep
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], group: Mapping[str, Any]
+    ) -> None:
+        """Keep in `state` what later steps need of this one; called once a step, with all of the feedback."""
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Add parameters with options of their own."""
@@ -155,19 +125,36 @@ class Optimizer(ABC):
         `Work` raises. It waits where a blocking wait is allowed; on an event loop await the `Work`.
 
         Args:
-            closure: called first; its result is the Work's result.
+            closure: called first, to compute the loss and its feedback; its result is the Work's result. A `def`
+                runs on this line; an `async def` is awaited on the runtime's loop once the values of earlier
+                steps are there, and sees those.
         """
-        result = closure() if closure is not None else None
+        if self.accept is not None:
+            self.accept.begin()
+        result = [None]
+        deferred: Callable[[], Awaitable[Any]] | None = None
+        if closure is not None:
+            if is_async(closure):
+                deferred = closure
+            else:
+                result[0] = returned = closure()
+                if inspect.iscoroutine(returned):
+                    deferred = lambda: returned  # noqa: E731
         launch = Launch(f"{type(self).__name__}.step")
+        if deferred is None and self.accept is None:
+            self._last = launch_step(launch, type(self).__name__, self._updates())
+        else:
+            self._last = self._launch_joint(launch, deferred, result)
+        return Work(self._last, lambda _: result[0]).wait_if_allowed()
+
+    def _updates(self) -> list[Update]:
         updates: list[Update] = []
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                segments = parameter.segments[:]
-                if parameter.requires_grad and segments:
-                    propose = self._proposer(parameter, segments, group)
-                    updates.append(Update(parameter, [segment.slot for segment in segments], propose))
-        self._last = launch_step(launch, type(self).__name__, updates)
-        return Work(self._last, lambda _: result).wait_if_allowed()
+        for parameter, group in self._members():
+            segments = parameter.segments[:]
+            if parameter.requires_grad and segments:
+                propose = self._proposer(parameter, segments, group)
+                updates.append(Update(parameter, [segment.slot for segment in segments], propose))
+        return updates
 
     def _proposer(
         self, parameter: Variable, segments: Sequence[Segment], group: Mapping[str, Any]
@@ -176,49 +163,111 @@ class Optimizer(ABC):
             gradients = parameter.gradients_of(segments)
             if not gradients:
                 return Change(parameter.role, value, value, 0)
-            return await self.propose(job, parameter, value, gradients, group)
+            change = await self.propose(job, parameter, value, gradients, group)
+            self.remember(parameter, value, gradients, group)
+            return change
 
         return propose
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return groups and state, parameters by number; waits for a step that is under way.
+    def _launch_joint(
+        self, launch: Launch, deferred: Callable[[], Awaitable[Any]] | None, result: list[Any]
+    ) -> Slot:
+        """Launch a step whose values are decided together, after `deferred` if it is given."""
+        parameters = [parameter for parameter, _ in self._members()]
+        segments = {} if deferred is not None else self._segments()
+        advancing = [p for n, p in enumerate(parameters) if p.requires_grad and (deferred or n in segments)]
 
-        Model clients, which hold keys, are left out; `load_state_dict` keeps those that are there.
+        async def decide(job: Job, values: tuple[Any, ...]) -> Decision:
+            captured = segments
+            if deferred is not None:
+                with within(job.scope), bind(dict(zip(parameters, values, strict=True))):
+                    result[0] = await deferred()
+                captured = self._segments()
+                await wait_async([s.slot for found in captured.values() for s in found])
+            return await self._decide(job, values, captured)
+
+        waits = [segment.slot for found in segments.values() for segment in found]
+        return launch_joint_step(launch, type(self).__name__, parameters, advancing, waits, decide)
+
+    def _segments(self) -> dict[int, list[Segment]]:
+        """Return the feedback of the parameters that gather it, by their numbers."""
+        members = enumerate(self._members())
+        return {n: p.segments[:] for n, (p, _) in members if p.requires_grad and p.segments}
+
+    async def _decide(
+        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[Segment]]
+    ) -> Decision:
+        members = self._members()
+        feedback = {n: members[n][0].gradients_of(found) for n, found in segments.items()}
+        feedback = {number: gradients for number, gradients in feedback.items() if gradients}
+        if not feedback:
+            return Decision(values)
+
+        async def propose(job: Job, position: int, gradients: Sequence[Variable]) -> Change:
+            parameter, group = members[position]
+            return await self.propose(job, parameter, values[position], gradients, group)
+
+        parameters = tuple(parameter for parameter, _ in members)
+        work = Round(parameters, values, feedback, propose, tuple(group for _, group in members))
+        decision = await (self.accept or Always()).decide(job, work)
+        if not decision.errors:
+            for position, gradients in feedback.items():
+                parameter, group = members[position]
+                self.remember(parameter, values[position], gradients, group)
+        for position, tried in decision.rejected:
+            memory = self.state[parameters[position]].setdefault("rejected", [])
+            memory[:] = [*(past for past in memory if past["value"] != tried["value"]), tried][-REMEMBERED:]
+        return decision
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return groups, state and what `accept` knows, parameters by number; waits for a step under way.
+
+        What can't be written down (model clients, which hold keys, functions) is left out, however deep it is
+        nested; `load_state_dict` keeps what is there.
         """
         if self._last is not None:
             wait([self._last])
         numbers = self._numbers()
         groups = [
             {
-                **{name: value for name, value in group.items() if not isinstance(value, ChatClient)},
+                **savable({name: value for name, value in group.items() if name != "params"}),
                 "params": [numbers[id(parameter)] for parameter in group["params"]],
             }
             for group in self.param_groups
         ]
-        state = {numbers[id(p)]: _copied(entries) for p, entries in self.state.items() if id(p) in numbers}
-        return {"state": state, "param_groups": groups}
+        state = {numbers[id(p)]: copied(entries) for p, entries in self.state.items() if id(p) in numbers}
+        saved = {"state": state, "param_groups": groups}
+        return saved if self.accept is None else {**saved, "accept": self.accept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take options and state that `state_dict` returned.
 
         Raises:
-            ValueError: if the groups differ in number or size.
+            ValueError: if the groups differ in number or size, or one of both has an `accept` and the other none.
         """
         groups = state_dict["param_groups"]
         sizes = [len(group["params"]) for group in groups]
         own = [len(group["params"]) for group in self.param_groups]
         if sizes != own:
             raise ValueError(f"the state has groups of {sizes} parameters and this optimizer of {own}")
+        if ("accept" in state_dict) != (self.accept is not None):
+            has = "an accept state" if "accept" in state_dict else "no accept state"
+            raise ValueError(f"the state has {has} and this optimizer has accept={self.accept!r}")
         for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update({name: value for name, value in saved.items() if name != "params"})
+            options = {name: value for name, value in saved.items() if name != "params"}
+            group.update(restored({name: group.get(name) for name in options}, options))
         by_number = {number: p for p, number in self._parameters_by_number()}
         self.state.clear()
         for number, entries in state_dict["state"].items():
-            self.state[by_number[int(number)]] = _copied(entries)
+            self.state[by_number[int(number)]] = copied(entries)
+        if self.accept is not None:
+            self.accept.load_state_dict(state_dict["accept"])
+
+    def _members(self) -> list[tuple[Variable, dict[str, Any]]]:
+        return [(parameter, group) for group in self.param_groups for parameter in group["params"]]
 
     def _parameters_by_number(self) -> list[tuple[Variable, int]]:
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        return [(parameter, number) for number, parameter in enumerate(parameters)]
+        return [(parameter, number) for number, (parameter, _) in enumerate(self._members())]
 
     def _numbers(self) -> dict[int, int]:
         return {id(parameter): number for parameter, number in self._parameters_by_number()}
@@ -229,74 +278,3 @@ class Optimizer(ABC):
             lines.append(f"  group {number}: {len(group['params'])} parameters")
             lines += [f"    {name}: {value!r}" for name, value in sorted(group.items()) if name != "params"]
         return "\n".join([*lines, ")"])
-
-
-def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return state whose lists later steps don't change; what they hold is never changed in place."""
-    return {name: list(entry) if isinstance(entry, list) else entry for name, entry in entries.items()}
-
-
-class Update(NamedTuple):
-    """What a step does to one parameter: once its value and `waits` are there, `propose` its next value."""
-
-    parameter: Variable
-    waits: Sequence[Slot]
-    propose: Propose
-
-
-def launch_step(launch: Launch, name: str, updates: Sequence[Update]) -> Slot:
-    """Start a step and return the slot of its end: the changes, or the errors of what kept its value.
-
-    A parameter whose update fails or is cancelled takes the value that it had.
-    """
-    values = [Slot(launch) for _ in updates]
-    statuses = [Slot(launch) for _ in updates]
-    done = Slot(launch)
-    for number, (update, value, status) in enumerate(zip(updates, values, statuses, strict=True)):
-        (previous,) = update.parameter.own_slots
-        launch.add(
-            _proposing(update.propose),
-            [previous, *update.waits],
-            [value, status],
-            part=f"parameter {number}",
-            gather=True,
-            recover=_keeping(previous),
-        )
-    launch.add(_finishing(name), statuses, [done], part="end", gather=True)
-    launch.holders = [weakref.ref(update.parameter) for update in updates]
-    # Nothing after this line raises: no parameter is left waiting for a step that never ran.
-    for update, value in zip(updates, values, strict=True):
-        update.parameter.advance(value)
-    launch.start()
-    return done
-
-
-def _proposing(propose: Propose) -> Body:
-    async def body(job: Job, outcomes: list[Any]) -> Outcomes:
-        change = await propose(job, outcomes[0])
-        return [change.after, change]
-
-    return body
-
-
-def _keeping(previous: Slot) -> Recover:
-    def keep(job: Job, error: BaseException) -> Outcomes:
-        return [previous.outcome, Failure(error, read=isinstance(error, LaunchCancelledError))]
-
-    return keep
-
-
-def _finishing(name: str) -> Body:
-    def finish(job: Job, outcomes: list[Any]) -> Outcomes:
-        changes = tuple(outcome for outcome in outcomes if isinstance(outcome, Change))
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-        for failure in failures:
-            failure.mark_read()
-        errors = [failure.error for failure in failures]
-        error: BaseException | None = errors[0] if errors else None
-        if len(errors) > 1:
-            error = BaseExceptionGroup("parameters kept their values", errors)
-        emit(StepEnded(job.launch.address, name, changes, None if error is None else str(error)))
-        return [changes] if error is None else job.fail(error)
-
-    return finish

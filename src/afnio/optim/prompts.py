@@ -19,6 +19,8 @@ Rules:
 - Obey every constraint.
 - History, where given, lists earlier values of the variable with the feedback that they received: \
 do not go back to what failed.
+- Rejected, where given, lists values that were tried on other inputs and did not help, with their mean \
+score and that of the variable as it was: propose something else.
 Answer with one JSON object: {"value": "<the improved variable>"}. The value is the whole new text, \
 without comments on it."""
 
@@ -44,17 +46,23 @@ def tgd_sections(
     constraints: list[str],
     history: list[tuple[str, list[str]]],
     feedback: list[str],
+    rejected: list[tuple[str, float, float]] | None = None,
 ) -> dict[str, str]:
     """Return the filled parts of a proposal prompt by the placeholder names that templates may use."""
     steps = [
         "\n".join(["<step>", block("value", past), *(block("feedback", text) for text in texts), "</step>"])
         for past, texts in history
     ]
+    tried = [
+        block("tried", past, score=f"{score:.3g}", current=f"{against:.3g}")
+        for past, score, against in rejected or ()
+    ]
     return {
         "role": role,
         "variable": block("variable", value, role=role),
         "constraints": _section("constraints", [block("constraint", text) for text in constraints]),
         "history": _section("history", steps),
+        "rejected": _section("rejected", tried),
         "feedback": _section("feedbacks", [block("feedback", text) for text in feedback]),
     }
 
@@ -67,6 +75,7 @@ TGD_USER: Final = """\
 {variable}
 {constraints}
 {history}
+{rejected}
 {feedback}"""
 
 TGD_OBJECTION: Final = """\

@@ -16,12 +16,14 @@ from afnio.cognitive.template import check_inputs, check_messages, fill, rendere
 from afnio.errors import ReplyError
 from afnio.models import ChatClient, ChatModel
 from afnio.models.request import check_completion_args
+from afnio.optim.change import Change, Evidence
 from afnio.optim.check import objections
-from afnio.optim.optimizer import Change, Evidence, Optimizer
+from afnio.optim.optimizer import Optimizer
 from afnio.optim.prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
+from afnio.optim.step import Acceptance
 from afnio.runtime import Job
 
-SECTIONS: Final = ("role", "variable", "constraints", "history", "feedback")
+SECTIONS: Final = ("role", "variable", "constraints", "history", "rejected", "feedback")
 """Placeholders that `messages` may use beside those of `inputs`."""
 
 Messages = Sequence[Mapping[str, Any]]
@@ -38,10 +40,11 @@ class TGD(Optimizer):
         params: Parameters, or dicts of them with options of their own.
         model_client: who rewrites.
         messages: a prompt of your own; its texts may use `{role}`, `{variable}`, `{constraints}`,
-            `{history}`, `{feedback}`, and the names of `inputs`.
+            `{history}`, `{rejected}`, `{feedback}`, and the names of `inputs`.
         inputs: values for further placeholders of `messages`.
         constraints: what every value must obey, in words.
         momentum: how many of the last updates the proposer is shown, this one counted.
+        accept: what decides whether a proposal becomes the value, such as `optim.Improves(...)`; all do by default.
         **completion_args: `model`, and whatever else the provider takes.
     """
 
@@ -53,6 +56,7 @@ class TGD(Optimizer):
         inputs: Mapping[str, Any] | None = None,
         constraints: Sequence[str | Variable] | None = None,
         momentum: int = 0,
+        accept: Acceptance | None = None,
         **completion_args: Any,
     ) -> None:
         defaults = {
@@ -63,7 +67,7 @@ class TGD(Optimizer):
             "momentum": momentum,
             "completion_args": completion_args,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, accept)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         if isinstance(group, dict) and "constraints" in group:
@@ -79,10 +83,15 @@ class TGD(Optimizer):
         gradients: Sequence[Variable],
         group: Mapping[str, Any],
     ) -> Change:
+        state = self.state[parameter]
+        buffer = state.setdefault("momentum_buffer", [])
+        return await rewrite(job, parameter.role, value, gradients, buffer, group, state.get("rejected", ()))
+
+    def remember(
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], group: Mapping[str, Any]
+    ) -> None:
         buffer = self.state[parameter].setdefault("momentum_buffer", [])
-        change = await rewrite(job, parameter.role, value, gradients, buffer, group)
         remember(buffer, Variable(value, parameter.role), gradients, group["momentum"])
-        return change
 
 
 def listed(constraints: Any) -> list[str | Variable]:
@@ -117,11 +126,12 @@ async def rewrite(
     gradients: Sequence[Variable],
     buffer: Sequence[Any],
     options: Mapping[str, Any],
+    rejected: Sequence[Mapping[str, Any]] = (),
 ) -> Change:
     """Ask for a better value; a proposal that the checks refuse is repaired once, else the value stays."""
     if not isinstance(value, str):
         raise TypeError(f"TGD rewrites texts (the value of {role!r} is {value!r})")
-    messages = _messages(role, value, gradients, buffer, options)
+    messages = _messages(role, value, gradients, buffer, options, rejected)
     proposed, reply = await _proposal(job, messages, options)
     evidence = tuple(Evidence(_text(gradient), gradient.provenance) for gradient in gradients)
     reasons = objections(value, proposed)
@@ -156,6 +166,7 @@ def _messages(
     gradients: Sequence[Variable],
     buffer: Sequence[Any],
     options: Mapping[str, Any],
+    rejected: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     momentum = options["momentum"]
     history = list(buffer)[-(momentum - 1) :] if momentum > 1 else []
@@ -164,6 +175,7 @@ def _messages(
         value=value,
         constraints=[_text(constraint) for constraint in options["constraints"]],
         history=[(_text(before), [_text(g) for g in past]) for before, past in history],
+        rejected=[(str(past["value"]), past["score"], past["against"]) for past in rejected],
         feedback=[_text(gradient) for gradient in gradients],
     )
     if options["messages"] is None:

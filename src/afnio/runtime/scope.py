@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self, final
 
 import anyio
 
-from afnio.errors import BlockingReadError, TooManyPendingError
+from afnio.errors import BlockingReadError, LaunchCancelledError, TooManyPendingError
 from afnio.runtime.slot import Slot
 from afnio.runtime.waiting import may_block, wait, wait_async
 
@@ -47,6 +47,7 @@ class Scope:
         self.pending: dict[Launch, None] = {}
         self.failures: list[Failure] = []
         self.drained: Slot | None = None
+        self.cancelled = False
         self.is_root = is_root
         self._numbers = itertools.count(1)
         self._names: dict[str, int] = {}
@@ -64,7 +65,12 @@ class Scope:
         return f"{self.path}/{name}" if self.path else name
 
     def check_room(self) -> None:
-        """Raise, at the line that would launch, when `max_pending` launches are under way."""
+        """Raise, at the line that would launch, when `max_pending` launches are under way, or after an error.
+
+        A worker thread outlives its cancellation: without this it could launch for a block that was left.
+        """
+        if self.cancelled:
+            raise LaunchCancelledError(f"scope {self.path!r} was cancelled; nothing more is launched in it")
         if self.max_pending is not None and len(self.pending) >= self.max_pending:
             raise TooManyPendingError(
                 f"this scope already has max_pending={self.max_pending} launches under way; "
@@ -163,6 +169,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
         assert self._token is not None
         _current.reset(self._token)
         if error is not None:
+            self._scope.cancelled = True
             self._scope.cancel()
         return self._scope
 
@@ -208,6 +215,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
                 await wait_async([_drained(scope)])
             except BaseException:
                 # The block's own task was cancelled while it waited: what it owns ends with it, and before.
+                scope.cancelled = True
                 scope.cancel()
                 with anyio.CancelScope(shield=True):
                     await wait_async([_drained(scope)])

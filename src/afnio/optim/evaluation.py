@@ -1,0 +1,81 @@
+"""Evaluation: run `evaluate` on a batch with other values in the parameters, and read the samples' scores."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from afnio.autodiff import Variable, bind, no_grad
+from afnio.autodiff.resolve import resolve
+from afnio.runtime import current_scope, scope, to_thread, tolerate
+from afnio.runtime.callables import is_async
+from afnio.runtime.priority import Priority, prioritised
+
+Evaluate = Callable[[Any], Any]
+"""Called with a batch; returns its score, or a tuple that begins with it. `def` or `async def`."""
+
+
+async def scores_of(
+    evaluate: Evaluate,
+    batch: Any,
+    values: Mapping[Variable, Any],
+    *,
+    name: str,
+    urgency: Priority,
+    quorum: float,
+) -> list[float | None]:
+    """Return the score of each sample of `batch` with `values` in place of the parameters' own.
+
+    Args:
+        name: of the scope that owns all that it launches; who cancels this call cancels that, and only that.
+        urgency: of its calls.
+        quorum: the fraction of the samples that must not fail; those that do score None.
+    """
+    async with scope(name=name):
+        owner = current_scope()
+        with ExitStack() as settings:
+            settings.enter_context(bind(values))
+            settings.enter_context(no_grad())
+            settings.enter_context(tolerate(quorum))
+            settings.enter_context(prioritised(urgency))
+            scores = await sample_scores(await called(evaluate, batch))
+        owner.unread()  # a failed sample counts as missing; nobody has to be told again when the scope is left
+    return scores
+
+
+async def called(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a user's function: on this loop if it is `async def`, else in a worker thread, where it may read."""
+    result = await function(*args) if is_async(function) else await to_thread(function, *args)
+    return await result if inspect.iscoroutine(result) else result
+
+
+async def sample_scores(result: Any) -> list[float | None]:
+    """Return the samples' scores of what `evaluate` returned; waits for them."""
+    score = result[0] if isinstance(result, tuple) and result else result
+    if isinstance(score, Variable):
+        await resolve(score)
+        samples = score.samples if hasattr(score, "samples") else score.data
+    else:
+        samples = score
+    if not isinstance(samples, Sequence) or isinstance(samples, str):
+        raise TypeError(
+            f"evaluate must return the score of each sample (got {result!r}): an evaluator's (score, explanation), "
+            "or a list of numbers"
+        )
+    return [None if sample is None else _number(sample) for sample in samples]
+
+
+def _number(sample: Any) -> float:
+    if not isinstance(sample, bool | int | float):
+        raise TypeError(f"a sample's score is a number or None (got {sample!r})")
+    return float(sample)
+
+
+def digest(values: Sequence[Any]) -> str:
+    """Return a name for parameters' values that is the same in the next run."""
+    text = json.dumps(list(values), ensure_ascii=False, default=repr)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -1,0 +1,68 @@
+"""Holdout: samples that are not trained on, drawn in blocks from a dataset, a loader or a list of batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
+
+from afnio.utils.data import DataLoader
+from afnio.utils.data.collate import collate
+
+
+class Block(NamedTuple):
+    """Units that are evaluated together: samples of a dataset, or one batch of a list of batches."""
+
+    units: tuple[int, ...]
+
+
+@final
+class Holdout:
+    """Where held-out samples come from.
+
+    Args:
+        data: a `Dataset`; a `DataLoader`, of which the dataset and `collate_fn` are taken, not the order;
+            or a list of batches, which are taken whole.
+
+    >>> holdout = Holdout([["a", "b"], ["c", "d"]])
+    >>> [holdout.batch(block.units) for block in holdout.draw(random.Random(0), samples=2, block_size=2)]
+    [['c', 'd']]
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._collate: Callable[[list[Any]], Any] = collate
+        self.whole = isinstance(data, list | tuple)
+        """Whether a unit is a batch."""
+        if isinstance(data, DataLoader):
+            self._collate, data = data.collate_fn, data.dataset
+        if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+            raise TypeError(f"held-out data is a Dataset, a DataLoader or a list of batches (got {data!r})")
+        if len(data) == 0:
+            raise ValueError("held-out data is empty (got 0 samples); nothing could be compared on it")
+        self._data: Sequence[Any] = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def draw(self, generator: random.Random, *, samples: int, block_size: int) -> list[Block]:
+        """Return blocks of `block_size` with `samples` in all, or all that there are, in random order.
+
+        Of a list of batches, each is a block, and there are as many as blocks would be.
+        """
+        count = -(-samples // block_size) if self.whole else samples
+        order = generator.sample(range(len(self)), min(count, len(self)))
+        size = 1 if self.whole else block_size
+        return [Block(tuple(order[start : start + size])) for start in range(0, len(order), size)]
+
+    def all(self, block_size: int) -> list[Block]:
+        """Return all of the data in its own order, in blocks."""
+        size = 1 if self.whole else block_size
+        numbers = range(len(self))
+        return [Block(tuple(numbers[start : start + size])) for start in range(0, len(self), size)]
+
+    def batch(self, units: Sequence[int]) -> Any:
+        """Return what `evaluate` gets for `units`."""
+        if self.whole:
+            (unit,) = units
+            return self._data[unit]
+        return self._collate([self._data[unit] for unit in units])

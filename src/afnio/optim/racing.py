@@ -1,0 +1,223 @@
+"""Racing: candidates against the incumbent in blocks of samples; who can't win any more is out early.
+
+Blocks may arrive in any order. A candidate is decided on its own blocks 1..b, in the order of their numbers, so
+which candidate wins doesn't depend on who answered first; only how many calls were made until then does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, final
+
+from afnio.optim.paired import chance, differences, each_alpha, p_value
+
+FUTILE: Final = 0.10
+"""Chance of being accepted below which a candidate is out."""
+SURE: Final = 0.99
+"""Chance from which one is accepted without the rest, if no other can be."""
+
+Scores = Sequence[float | None]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one candidate.
+
+    Attributes:
+        outcome: "accepted" (significantly better, though another may have won), "rejected" on all samples,
+            "dropped" on the first blocks, or "failed".
+        blocks: how many it rests on.
+        mean, against: mean scores of the candidate and of the incumbent on the samples that both have.
+        p: of the sign-flip test.
+        scores: of those blocks; None for failed samples.
+        error: what made it fail.
+    """
+
+    outcome: Literal["accepted", "rejected", "dropped", "failed"]
+    blocks: int
+    mean: float = math.nan
+    against: float = math.nan
+    p: float = 1.0
+    scores: tuple[float | None, ...] = ()
+    error: BaseException | None = None
+
+    @property
+    def gain(self) -> float:
+        return self.mean - self.against
+
+    def __str__(self) -> str:
+        if self.outcome == "failed":
+            return f"failed: {self.error}"
+        found = f"{self.mean:.3g} against {self.against:.3g} on {len(self.scores)} samples, p={self.p:.2g}"
+        return f"{self.outcome}: {found}"
+
+
+@final
+class Comparison:
+    """One candidate against the incumbent, block by block.
+
+    Args:
+        sizes: samples in each block.
+        alpha: level of the test on all of them.
+        quorum: fraction of the samples that both need a score of.
+    """
+
+    def __init__(self, sizes: Sequence[int], alpha: float, quorum: float) -> None:
+        self._sizes = sizes
+        self._alpha = alpha
+        self._quorum = quorum
+        self._candidate: dict[int, Scores | BaseException] = {}
+        self._incumbent: dict[int, Scores | BaseException] = {}
+        self._ours: list[float | None] = []
+        self._theirs: list[float | None] = []
+        self.survived = 0
+        """Blocks after which it is still in the race."""
+        self.sure: Verdict | None = None
+        self.verdict: Verdict | None = None
+
+    def add(self, block: int, candidate: Scores | BaseException) -> None:
+        """Take the candidate's scores of one block, or why there are none."""
+        self._candidate.setdefault(block, candidate)
+        self._advance()
+
+    def add_incumbent(self, block: int, incumbent: Scores | BaseException) -> None:
+        """Take the incumbent's scores of one block, or why there are none."""
+        self._incumbent.setdefault(block, incumbent)
+        self._advance()
+
+    def fail(self, error: BaseException) -> None:
+        """Take the candidate out, as there is none."""
+        self.verdict = self.verdict or Verdict("failed", 0, error=error)
+
+    def _advance(self) -> None:
+        while self.verdict is None and self.survived in self._candidate and self.survived in self._incumbent:
+            ours, theirs = self._candidate[self.survived], self._incumbent[self.survived]
+            error = ours if isinstance(ours, BaseException) else theirs
+            if isinstance(ours, BaseException) or isinstance(theirs, BaseException):
+                assert isinstance(error, BaseException)
+                self.verdict = Verdict("failed", self.survived, scores=tuple(self._ours), error=error)
+                return
+            self._ours += ours
+            self._theirs += theirs
+            self._judge()
+
+    def _judge(self) -> None:
+        pairs = differences(self._ours, self._theirs)
+        if len(pairs) < self._quorum * len(self._ours) or not pairs:
+            short = f"only {len(pairs)} of {len(self._ours)} samples have both scores (quorum={self._quorum})"
+            self.verdict = Verdict(
+                "failed", self.survived + 1, scores=tuple(self._ours), error=RuntimeError(short)
+            )
+            return
+        self.survived += 1
+        if self.survived == len(self._sizes):
+            accepted = self.sure is not None or p_value(pairs) <= self._alpha
+            self.verdict = self._verdict("accepted" if accepted else "rejected", pairs)
+            return
+        # Samples that failed so far will stay failed; the others are expected.
+        planned = len(pairs) + sum(self._sizes[self.survived :])
+        probable = chance(pairs, planned, self._alpha)
+        if self.sure is None and probable < FUTILE:
+            self.verdict = self._verdict("dropped", pairs)
+        elif self.sure is None and probable >= SURE:
+            self.sure = self._verdict("accepted", pairs)
+
+    def _verdict(
+        self, outcome: Literal["accepted", "rejected", "dropped"], pairs: Sequence[float]
+    ) -> Verdict:
+        both = [
+            (ours, theirs)
+            for ours, theirs in zip(self._ours, self._theirs, strict=True)
+            if ours is not None and theirs is not None
+        ]
+        mean = math.fsum(ours for ours, _ in both) / len(both)
+        against = math.fsum(theirs for _, theirs in both) / len(both)
+        return Verdict(outcome, self.survived, mean, against, p_value(pairs), tuple(self._ours))
+
+
+@final
+class Race:
+    """Several candidates against one incumbent.
+
+    Args:
+        sizes: samples in each block.
+        candidates: how many.
+        confidence: with which nothing is accepted if no candidate is better.
+        quorum: fraction of the samples that a candidate and the incumbent both need a score of.
+
+    >>> race = Race([4, 4], candidates=2, confidence=0.8, quorum=0.9)
+    >>> for block in range(2):
+    ...     race.add_incumbent(block, [0, 0, 0, 1])
+    ...     race.add(0, block, [1, 1, 1, 1])
+    ...     race.add(1, block, [0, 0, 0, 0])
+    >>> race.over, race.winner
+    (True, 0)
+    >>> print(race.verdict(1))
+    dropped: 0 against 0.25 on 4 samples, p=1
+    """
+
+    def __init__(self, sizes: Sequence[int], *, candidates: int, confidence: float, quorum: float) -> None:
+        alpha = each_alpha(confidence, candidates)
+        self._comparisons = [Comparison(sizes, alpha, quorum) for _ in range(candidates)]
+
+    def add_incumbent(self, block: int, scores: Scores | BaseException) -> None:
+        """Take the incumbent's scores of one block, or why there are none."""
+        for comparison in self._comparisons:
+            comparison.add_incumbent(block, scores)
+
+    def add(self, candidate: int, block: int, scores: Scores | BaseException) -> None:
+        """Take a candidate's scores of one block, or why there are none."""
+        self._comparisons[candidate].add(block, scores)
+
+    def fail(self, candidate: int, error: BaseException) -> None:
+        """Take a candidate out, as there is none."""
+        self._comparisons[candidate].fail(error)
+
+    def running(self, candidate: int) -> bool:
+        """Whether more of its blocks may matter."""
+        return self._comparisons[candidate].verdict is None and not self.over
+
+    def survived(self, candidate: int) -> int:
+        """Blocks after which it is still in the race."""
+        return self._comparisons[candidate].survived
+
+    @property
+    def over(self) -> bool:
+        """Whether no block more can change who wins."""
+        return all(c.verdict is not None for c in self._comparisons) or self._lone() is not None
+
+    @property
+    def winner(self) -> int | None:
+        """Once it is over: the accepted candidate with the largest gain, the first of equals."""
+        accepted = [
+            number
+            for number in range(len(self._comparisons))
+            if (verdict := self.verdict(number)) is not None and verdict.outcome == "accepted"
+        ]
+        return max(accepted, key=lambda number: (self.gain(number), -number)) if accepted else None
+
+    def gain(self, candidate: int) -> float:
+        verdict = self.verdict(candidate)
+        return -math.inf if verdict is None or math.isnan(verdict.gain) else verdict.gain
+
+    def verdict(self, candidate: int) -> Verdict | None:
+        """Return what became of it; of one that nobody rivals what was sure first, however far it got."""
+        lone = self._lone()
+        return lone if lone is not None and self._may_win() == [candidate] else self._decided(candidate)
+
+    def _decided(self, candidate: int) -> Verdict | None:
+        return self._comparisons[candidate].verdict
+
+    def _may_win(self) -> list[int]:
+        return [
+            number
+            for number, comparison in enumerate(self._comparisons)
+            if comparison.verdict is None or comparison.verdict.outcome == "accepted"
+        ]
+
+    def _lone(self) -> Verdict | None:
+        left = self._may_win()
+        return self._comparisons[left[0]].sure if len(left) == 1 else None
