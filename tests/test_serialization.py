@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import afnio
 import afnio.cognitive as cog
+from afnio import archive
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -69,6 +71,54 @@ def test_keys_that_look_like_marks_come_back():
     assert tricky == through_a_file(tricky)
 
 
+def test_a_file_of_format_1_loads():
+    """As the first Afnio wrote it."""
+    found = afnio.load(Path(__file__).parent / "data" / "state-format-1.afnio")
+    assert ("Be brief.\nAlways: é {x}", "system prompt", cog.Parameter) == (
+        found["prompt"].data, found["prompt"].role, type(found["prompt"]),
+    )  # fmt: skip
+    ((batch, numbers),) = found["nested"]
+    assert (["a", None], True, {3: 1.5}, 7) == (batch.data, batch.requires_grad, numbers, found["steps"])
+
+
+def test_half_a_surrogate_pair_comes_back():
+    """Broken replies hold such; it has no UTF-8."""
+    assert "\ud83d" == through_a_file({"x": afnio.Variable("\ud83d")})["x"].data
+
+
+def test_where_feedback_came_from_comes_back():
+    """An optimizer's momentum needs it."""
+    gradient = afnio.Variable("shorter")
+    gradient._provenance = ({"sample": 1},)
+    assert ({"sample": 1},) == through_a_file([gradient])[0].provenance
+
+
+def test_equal_states_have_equal_bytes(tmp_path):
+    """No time is in them; others may read the file if the user's umask lets them."""
+    for name in "ab":
+        afnio.save({"x": 1}, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "plain").stat().st_mode == (tmp_path / "a").stat().st_mode
+
+
+def test_a_link_stays_a_link(tmp_path):
+    """What it points to is replaced."""
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    afnio.save({"x": 1}, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert {"x": 1} == afnio.load(tmp_path / "real")
+
+
+def test_a_file_that_unpacks_to_terabytes_is_refused(monkeypatch):
+    """Before it is unpacked."""
+    monkeypatch.setattr(archive, "LARGEST", 1000)
+    file = io.BytesIO()
+    afnio.save({"x": "a" * 1001}, file)
+    with pytest.raises(ValueError, match="unpacks to more than 1,000 bytes"):
+        afnio.load(file)
+
+
 def test_odd_numbers_come_back():
     """Infinity and not-a-number."""
     back = through_a_file([math.inf, math.nan])
@@ -105,7 +155,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     def crash(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "replace", crash)
+    monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="disk full"):
         afnio.save({"a": 2}, path)
     assert {"a": 1} == afnio.load(path)
@@ -132,6 +182,10 @@ class Bomb:
         pickle.dumps(Bomb()),
         zipped("data.pkl", pickle.dumps(Bomb())),
         zipped("state.json", b"{not json"),
+        zipped("state.json", json.dumps({"format": 1})),
+        zipped("state.json", json.dumps({"format": 1, "state": {"__variable__": "Variable"}})),
+        zipped("other.json", b"{}"),
+        zipped("notes.txt", b"{}"),
         zipped("state.json", json.dumps({"format": 1, "state": {"a": "b" * 1000}}))[:-60],
     ],
 )

@@ -10,6 +10,7 @@ AfnioError
 ├── TemplateError          a placeholder or an input that fits nothing
 ├── ReplyError             a model's reply that an op can't use
 ├── JournalError           a journal that can't be opened, read or written
+├── CheckpointError        a checkpoint, or its folder, that can't be used
 ├── BudgetExceeded         `budget(…)` leaves no room for another attempt
 └── ModelError             a language model call that failed for good
     ├── TransientModelError    worth another attempt (kept when attempts ran out)
@@ -64,6 +65,10 @@ class ReplyError(AfnioError, ValueError):
 
 class JournalError(AfnioError):
     """A journal can't be opened, read or written; the subclasses are in `runtime.journal`."""
+
+
+class CheckpointError(AfnioError, ValueError):
+    """A checkpoint that can't be read (missing, damaged, newer, foreign), or a folder that takes none."""
 
 
 class BudgetExceeded(AfnioError):  # noqa: N818 - an end that was asked for, not a fault

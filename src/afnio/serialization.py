@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import tempfile
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
+from afnio.archive import packed, replace, unpacked
 from afnio.autodiff import Variable
 from afnio.cognitive import Parameter
 
 FORMAT: Final = 1
-_MEMBER: Final = "state.json"
+_DOCUMENT: Final = "state"
 _VARIABLE: Final = "__variable__"
 _TUPLE: Final = "__tuple__"
 _PAIRS: Final = "__pairs__"
@@ -34,86 +32,100 @@ def save(obj: Any, f: str | os.PathLike[str] | IO[bytes]) -> None:
     >>> load(file)["prompt"].data
     'Be brief.'
     """
-    document = json.dumps({"format": FORMAT, "state": _encoded(obj)}, ensure_ascii=False, indent=1)
-    if not isinstance(f, str | os.PathLike):
-        _write(document, f)
-        return
-    path = Path(f)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _write(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    content = packed({_DOCUMENT: {"format": FORMAT, "state": encoded(obj)}})
+    if isinstance(f, str | os.PathLike):
+        replace(Path(f), content)
+    else:
+        f.write(content)
 
 
 def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
-    """Return what `save` wrote. Opening a file runs no code of it.
+    """Return what `save` wrote, or a trainer's checkpoint as a dict. Opening a file runs no code of it.
+
+    A checkpoint's dict has "agent_state_dict", "optimizer_state_dict" (a list of them where the agent has
+    several optimizers), "epoch", "metrics", and whatever else is in `Checkpoint`.
 
     Raises:
         ValueError: for a file that is damaged, newer, or something else, such as a pickle.
     """
-    file: IO[bytes]
-    if isinstance(f, str | os.PathLike):
-        name, file = str(f), io.BytesIO(Path(f).read_bytes())
-    else:
-        name, file = str(getattr(f, "name", "the file")), f
+    name, content = _content(f)
     try:
-        with zipfile.ZipFile(file) as archive:
-            document = json.loads(archive.read(_MEMBER))
-    except Exception as error:  # damaged bytes make zipfile and its decompressors raise nearly anything
-        raise ValueError(
-            f"{name} is no state that afnio.save wrote, or it is damaged ({error}); pickles are not opened"
-        ) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        found = document.get("format") if isinstance(document, dict) else None
-        raise ValueError(
-            f"{name} has format {found!r} and this Afnio reads {FORMAT}; update Afnio to open it"
-        )
-    return _decoded(document.get("state"))
+        documents = unpacked(content)
+    except ValueError as error:
+        raise _foreign(name, error) from error
+    if _DOCUMENT in documents:
+        return _state(name, documents[_DOCUMENT])
+    if "versions" not in documents:
+        raise _foreign(name, f"it holds {', '.join(documents)}")
+    from afnio.trainer.checkpoint import Checkpoint
+
+    return Checkpoint.from_documents(name, documents).to_dict()
 
 
-def _write(document: str, file: IO[bytes]) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(_MEMBER, document)
-
-
-def _encoded(value: Any) -> Any:
+def encoded(value: Any) -> Any:
+    """Return `value` in JSON's types, from which `decoded` makes it again; waits for Variables."""
     if isinstance(value, Variable):
+        trail = {"provenance": encoded(list(value.provenance))} if value.provenance else {}
         return {
             _VARIABLE: "Parameter" if isinstance(value, Parameter) else "Variable",
             "data": value.data,
             "role": value.role,
             "requires_grad": value.requires_grad,
+            **trail,
         }
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("__") for key in value):
-            return {key: _encoded(item) for key, item in value.items()}
-        return {_PAIRS: [[_encoded(key), _encoded(item)] for key, item in value.items()]}
+            return {key: encoded(item) for key, item in value.items()}
+        return {_PAIRS: [[encoded(key), encoded(item)] for key, item in value.items()]}
     if isinstance(value, tuple):
-        return {_TUPLE: [_encoded(item) for item in value]}
+        return {_TUPLE: [encoded(item) for item in value]}
     if isinstance(value, list):
-        return [_encoded(item) for item in value]
+        return [encoded(item) for item in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     fix = "; save its state_dict()" if hasattr(value, "state_dict") else ""
     raise TypeError(f"a file holds Variables and plain values (got {value!r}, a {type(value).__name__}){fix}")
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """Return what `encoded` was given."""
     if isinstance(value, list):
-        return [_decoded(item) for item in value]
+        return [decoded(item) for item in value]
     if not isinstance(value, dict):
         return value
     if _VARIABLE in value:
         made = Parameter if value[_VARIABLE] == "Parameter" else Variable
-        return made(value["data"], value["role"], value["requires_grad"])
+        variable = made(value["data"], value["role"], value["requires_grad"])
+        variable._provenance = tuple(decoded(value.get("provenance", [])))
+        return variable
     if _TUPLE in value:
-        return tuple(_decoded(item) for item in value[_TUPLE])
+        return tuple(decoded(item) for item in value[_TUPLE])
     if _PAIRS in value:
-        return {_decoded(key): _decoded(item) for key, item in value[_PAIRS]}
-    return {key: _decoded(item) for key, item in value.items()}
+        return {decoded(key): decoded(item) for key, item in value[_PAIRS]}
+    return {key: decoded(item) for key, item in value.items()}
+
+
+def _content(f: str | os.PathLike[str] | IO[bytes]) -> tuple[str, bytes]:
+    if isinstance(f, str | os.PathLike):
+        return str(f), Path(f).read_bytes()
+    if f.seekable():
+        f.seek(0)  # wherever writing it has left off
+    return str(getattr(f, "name", "the file")), f.read()
+
+
+def _state(name: str, document: Any) -> Any:
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{name} has format {found!r} and this Afnio reads {FORMAT}; update Afnio to open it"
+        )
+    try:
+        return decoded(document["state"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(name, error) from error
+
+
+def _foreign(name: str, error: object) -> ValueError:
+    return ValueError(
+        f"{name} is no state that afnio.save wrote, or it is damaged ({error}); pickles are not opened"
+    )
