@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from afnio.runtime.output_estimate import FIRST, KEPT, OutputEstimate
+from afnio.runtime.output_estimate import DEFAULT_OUTPUT, KEPT, OutputEstimate
 
 
 def test_ninetieth_percentile() -> None:
@@ -22,7 +22,7 @@ def test_purposes_and_models_are_apart() -> None:
     estimate = OutputEstimate()
     estimate.observe("backward", "m", 900)
     estimate.observe("forward", "m", 3)
-    assert [900, 3, FIRST] == [
+    assert [900, 3, DEFAULT_OUTPUT] == [
         estimate.tokens(purpose, model)
         for purpose, model in (("backward", "m"), ("forward", "m"), ("forward", "n"))
     ]

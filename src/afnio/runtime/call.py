@@ -17,10 +17,11 @@ from tenacity import RetryCallState
 from afnio.errors import ModelError, TransientModelError
 from afnio.runtime.active_journal import active_journal
 from afnio.runtime.admission import admitter
-from afnio.runtime.budget import DEFAULT_OUTPUT, Estimate, Price, Reservation, reservation_of
+from afnio.runtime.budget import Estimate, Price, Reservation, reservation_of
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit
 from afnio.runtime.flight import share
 from afnio.runtime.limits import Account
+from afnio.runtime.output_estimate import DEFAULT_OUTPUT
 from afnio.runtime.priority import Urgency, current_priority
 from afnio.runtime.retry import retrying
 from afnio.runtime.runtime import Runtime

@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from typing import Final, final
 
-FIRST: Final = 512
+DEFAULT_OUTPUT: Final = 512
 """Tokens expected of a reply before one like it has come."""
 KEPT: Final = 256
 """Newest replies that the estimate is made from."""
@@ -15,7 +15,7 @@ KEPT: Final = 256
 
 @final
 class OutputEstimate:
-    """The running 90th percentile of the output tokens of each purpose and model.
+    """A running percentile of the output tokens of each purpose and model.
 
     A mean would be too little for every second reply; the most ever seen would hold back tokens that
     nobody uses.
@@ -45,5 +45,8 @@ class OutputEstimate:
         """Return the output to reserve for one call."""
         seen = self._seen.get((purpose, model))
         if seen is None:
-            return FIRST
+            return DEFAULT_OUTPUT
         return seen[1][math.ceil(self._share * len(seen[1])) - 1]
+
+    async def aclose(self) -> None:
+        return

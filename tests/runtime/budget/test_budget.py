@@ -16,11 +16,9 @@ from budgets import ITEM, PRICE, FakeRuntime, estimate, turns
 from afnio.errors import BudgetExceeded, FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime import Launch, Slot, current_runtime
 from afnio.runtime.budget import (
-    DEFAULT_OUTPUT,
     Budget,
     Estimate,
     Ledger,
-    OutputLengths,
     Reservation,
     Spent,
     UnknownPriceError,
@@ -29,6 +27,7 @@ from afnio.runtime.budget import (
     reserve,
 )
 from afnio.runtime.events import Usage
+from afnio.runtime.output_estimate import DEFAULT_OUTPUT
 from afnio.runtime.waiting import wait
 
 
@@ -333,14 +332,6 @@ def test_child_process_counts_for_itself(runtime: Any, monkeypatch: pytest.Monke
         monkeypatch.setattr("os.getpid", lambda: -1)
         anyio.run(child)
     assert (2, 3) == (spending.ledger.total.calls, spending.ledger.total.attempts)
-
-
-def test_running_percentile_forgets() -> None:
-    """Old replies leave the window."""
-    lengths = OutputLengths()
-    for tokens in [1000] * 300 + [10] * 256:
-        lengths.observe("forward", "m", tokens)
-    assert 10 == lengths.expected("forward", "m")
 
 
 async def test_nested_budgets_must_agree(runtime: Any) -> None:

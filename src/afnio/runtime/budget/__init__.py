@@ -5,9 +5,7 @@ from __future__ import annotations
 from afnio.runtime.budget.budget import Budget as Budget
 from afnio.runtime.budget.budget import budget as budget
 from afnio.runtime.budget.budget import current_budgets as current_budgets
-from afnio.runtime.budget.estimate import DEFAULT_OUTPUT as DEFAULT_OUTPUT
 from afnio.runtime.budget.estimate import Estimate as Estimate
-from afnio.runtime.budget.estimate import OutputLengths as OutputLengths
 from afnio.runtime.budget.ledger import COLUMNS as COLUMNS
 from afnio.runtime.budget.ledger import Item as Item
 from afnio.runtime.budget.ledger import Ledger as Ledger

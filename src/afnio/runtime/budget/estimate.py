@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left, insort
-from collections import deque
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, final
@@ -12,11 +9,10 @@ from typing import Final, final
 from afnio.runtime.budget.amount import Amount
 from afnio.runtime.budget.price import Price, cost
 from afnio.runtime.events import Usage
+from afnio.runtime.output_estimate import OutputEstimate
 
-DEFAULT_OUTPUT: Final = 512
-"""Output tokens reserved for a call without a maximum, before one like it has been answered."""
-WINDOW: Final = 256
-"""Replies that the running 95th percentile is taken over."""
+SHARE: Final = 0.95
+"""Share of the replies that a budget's reserve covers; more than admission's, as money is at stake."""
 
 
 @final
@@ -39,11 +35,11 @@ class Estimate:
     max_output_tokens: int | None = None
     price: Price | None = None
 
-    def usage(self, lengths: OutputLengths) -> Usage:
+    def usage(self, lengths: OutputEstimate) -> Usage:
         """Return what an attempt is reserved for."""
         output = self.max_output_tokens
         return Usage(
-            self.prompt_tokens, lengths.expected(self.purpose, self.model) if output is None else output
+            self.prompt_tokens, lengths.tokens(self.purpose, self.model) if output is None else output
         )
 
     @property
@@ -55,37 +51,3 @@ class Estimate:
         """Return `usage` as one call of this price."""
         dollars = Decimal(0) if self.price is None else cost(self.price, usage)
         return Amount(1, usage.prompt_tokens + usage.completion_tokens, dollars)
-
-
-@final
-class OutputLengths:
-    """The running 95th percentile of the output tokens of each purpose and model; one for each runtime.
-
-    >>> lengths = OutputLengths()
-    >>> lengths.expected("forward", "m")
-    512
-    >>> for tokens in range(100):
-    ...     lengths.observe("forward", "m", tokens)
-    >>> lengths.expected("forward", "m")
-    94
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], tuple[deque[int], list[int]]] = {}
-
-    def observe(self, purpose: str, model: str, tokens: int) -> None:
-        newest, ordered = self._seen.setdefault((purpose, model), (deque(), []))
-        newest.append(tokens)
-        insort(ordered, tokens)
-        if len(newest) > WINDOW:
-            del ordered[bisect_left(ordered, newest.popleft())]
-
-    def expected(self, purpose: str, model: str) -> int:
-        seen = self._seen.get((purpose, model))
-        if seen is None:
-            return DEFAULT_OUTPUT
-        ordered = seen[1]
-        return ordered[math.ceil(0.95 * len(ordered)) - 1]
-
-    async def aclose(self) -> None:
-        return

@@ -14,9 +14,10 @@ from afnio.errors import BudgetExceeded, ModelError
 from afnio.runtime.budget.amount import Amount
 from afnio.runtime.budget.balance import Balance, Waiter
 from afnio.runtime.budget.budget import Budget, current_budgets
-from afnio.runtime.budget.estimate import Estimate, OutputLengths
+from afnio.runtime.budget.estimate import SHARE, Estimate
 from afnio.runtime.budget.ledger import Item, Spent
 from afnio.runtime.events import Usage
+from afnio.runtime.output_estimate import OutputEstimate
 from afnio.runtime.runtime import Runtime
 
 UNSURE: Final = frozenset({408, 499, 502, 504, 524})
@@ -45,7 +46,7 @@ class Reservation(AbstractContextManager["Reservation"]):
 
     __slots__ = ("_estimate", "_item", "_lengths", "_need", "_state", "_usage", "budgets", "ticket")
 
-    def __init__(self, estimate: Estimate, lengths: OutputLengths, budgets: tuple[Budget, ...]) -> None:
+    def __init__(self, estimate: Estimate, lengths: OutputEstimate, budgets: tuple[Budget, ...]) -> None:
         self.budgets = budgets
         self.ticket = next(_tickets)
         self._estimate = estimate
@@ -195,4 +196,6 @@ async def reserve(runtime: Runtime, estimate: Estimate) -> Reservation:
 
 def reservation_of(runtime: Runtime, estimate: Estimate) -> Reservation:
     """Return a reservation that holds nothing yet."""
-    return Reservation(estimate, runtime.resource(OutputLengths, OutputLengths), current_budgets())
+    return Reservation(
+        estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(SHARE)), current_budgets()
+    )
