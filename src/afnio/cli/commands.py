@@ -45,6 +45,12 @@ COMMANDS: Final = {
         "afnio provider --latency 0.2 --port 8000",
         "serve an OpenAI-compatible provider",
     ),
+    "studio": Command(
+        "afnio.cli.studio:main",
+        "look at runs in a browser",
+        "afnio studio --port 8800",
+        "runs as pages on 127.0.0.1",
+    ),
 }
 
 

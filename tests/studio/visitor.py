@@ -1,0 +1,59 @@
+"""Visitor: asks a studio for pages by HTTP alone, with the headers that it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    text: str
+
+
+@dataclass
+class Studio:
+    """A running studio, by the address that it printed.
+
+    Attributes:
+        seconds: from its start to its first line.
+    """
+
+    address: str
+    seconds: float
+    cookie: str | None = field(default=None)
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.address).port
+        assert port is not None
+        return port
+
+    @property
+    def token(self) -> str:
+        return parse_qs(urlsplit(self.address).query)["token"][0]
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """Ask without any cookie but one in `headers`; underscores in their names become hyphens."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, headers=named)
+            reply = connection.getresponse()
+            text = reply.read().decode()
+        finally:
+            connection.close()
+        return Answer(reply.status, {name.lower(): value for name, value in reply.getheaders()}, text)
+
+    def page(self, path: str) -> Answer:
+        """Ask as the user's browser does, with the cookie."""
+        if self.cookie is None:
+            self.cookie = self.get(f"/?token={self.token}").headers["set-cookie"].partition(";")[0]
+        return self.get(path, Cookie=self.cookie)
