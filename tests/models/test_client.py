@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from decimal import Decimal
 
 import pytest
 
@@ -76,6 +77,31 @@ def test_transient_failures_are_tried_again():
     assert [CallRetried, CallRetried, CallEnded] == [type(event) for event in events]
     assert (3, None, "chat") == (events[-1].attempts, events[-1].error, events[-1].purpose)
     assert 1 == client.get_usage()["calls"]
+
+
+def test_the_end_of_a_call_tells_what_was_asked_and_answered():
+    """And whose call it was; a key in the client is in none of it."""
+    client = ScriptedClient("ok")
+    events = []
+    with subscribed(events.append):
+        client.chat(messages=HELLO, model="m", temperature=0.5)
+    ended = events[-1]
+    assert (HELLO, {"temperature": 0.5}) == (list(ended.request.messages), ended.request.params)
+    assert ("ok", None, None) == (ended.reply.content, ended.cost, ended.lane)
+    assert ended.address.startswith(ended.node + "/")
+    assert "content" not in repr(ended)
+
+
+def test_the_cost_is_told_where_a_budget_asked_for_the_price(monkeypatch, tmp_path):
+    """By the price that the budget counts with."""
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "m"\ninput = 1.0\noutput = 2.0\n')
+    monkeypatch.setenv("AFNIO_PRICES", str(prices))
+    events = []
+    with subscribed(events.append), afnio.budget(max_cost=1):
+        ScriptedClient("ok").chat(messages=HELLO, model="m")
+    usage = events[-1].usage
+    assert events[-1].cost == Decimal(usage.prompt_tokens + 2 * usage.completion_tokens) / 1_000_000
 
 
 def test_attempts_end():

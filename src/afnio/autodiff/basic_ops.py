@@ -12,7 +12,7 @@ from afnio.autodiff.function import Function, Said, edges_to
 from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.autodiff.graph import Node
 from afnio.autodiff.map import merged
-from afnio.autodiff.variable import Variable
+from afnio.autodiff.variable import Origin, Variable
 from afnio.runtime import PENDING, Job, Slot
 from afnio.runtime.line import caller_line
 
@@ -147,7 +147,7 @@ class Split(Function):
             node = Node(cls, "Split", line, arguments.size, edges_to(arguments, wanted), slots, contexts)
         arguments.forget()
         return tuple(
-            Variable.over(column, batch, role, node=node, output_nr=number, origin=("Split", line))
+            Variable.over(column, batch, role, node=node, output_nr=number, origin=Origin("Split", line))
             for number, (column, role) in enumerate(zip(slots, roles, strict=True))
         )
 
@@ -197,7 +197,7 @@ def stack(variables: Sequence[Variable]) -> Variable:
                 edge.lanes = places[id(variable)]
         node = Node(Stack, "Stack", line, len(slots), edges, [slots], contexts)
     arguments.forget()
-    return Variable.over(slots, True, role, node=node, origin=("Stack", line))
+    return Variable.over(slots, True, role, node=node, origin=Origin("Stack", line))
 
 
 def _split_arguments(

@@ -14,7 +14,8 @@ from afnio.autodiff.data import checked
 from afnio.autodiff.feedback import Feedback
 from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.autodiff.graph import Edge, Node
-from afnio.autodiff.variable import Variable
+from afnio.autodiff.launch_event import tell_launch
+from afnio.autodiff.variable import Origin, Variable
 from afnio.runtime import PENDING, Job, Launch, Slot, call_in_node
 from afnio.runtime.launch import Outcomes, inherited
 from afnio.runtime.tolerance import batch_failure, current_quorum
@@ -115,16 +116,19 @@ class Function:
                 edges_to(arguments, wanted),
                 slots,
                 contexts,
+                launch.address,
             )
+        tell_launch(launch, arguments)
         arguments.forget()
         if cls.batched and arguments.size is not None:
             _launch_batched(cls, launch, arguments, contexts, slots)
         else:
             _launch_lanes(cls, launch, arguments, contexts, slots)
+        origin = Origin(launch.name, launch.line, launch.address)
         outputs = [
             cls.variable_type(number).over(
                 lane_slots, arguments.size is not None, role, node=node, output_nr=number,
-                origin=(launch.name, launch.line),
+                origin=origin,
             )
             for number, (lane_slots, role) in enumerate(zip(slots, roles, strict=True))
         ]  # fmt: skip

@@ -63,10 +63,11 @@ class Node:
         edges: one for each Variable that the op was given; None where it needs no gradient.
         outputs: for each output the slots of its lanes, as the op filled them.
         contexts: the `ctx` of each lane.
+        address: of its launch, None for an op that isn't launched.
     """
 
     __slots__ = (
-        "__weakref__", "claims", "contexts", "edges", "function", "launch_name", "line", "outputs",
+        "__weakref__", "address", "claims", "contexts", "edges", "function", "launch_name", "line", "outputs",
         "retained", "sequence", "size",
     )  # fmt: skip
 
@@ -79,6 +80,7 @@ class Node:
         edges: Sequence[Edge | None],
         outputs: Sequence[Sequence[Slot]],
         contexts: Sequence[Context],
+        address: str | None = None,
     ) -> None:
         self.function = function
         self.launch_name = name
@@ -87,6 +89,7 @@ class Node:
         self.edges = edges
         self.outputs = outputs
         self.contexts = contexts
+        self.address = address
         self.retained: dict[int, Any] = {}
         self.sequence = next(_sequence)
         # The passes that want to free it; the first has it. Appending is atomic, so this needs no lock.

@@ -14,6 +14,7 @@ from typing import Any, final
 from afnio.autodiff.feedback import Feedback, Segment
 from afnio.autodiff.graph import AccumulateGrad, Edge, GradientEdge, Node, claim, unclaim
 from afnio.autodiff.lane_backward import Arrival, LaneBackward, Way, seedless
+from afnio.autodiff.launch_event import tell_sweep
 from afnio.autodiff.roots import Target, check_root, edges_of, listed, seed_arrival, seeds_for
 from afnio.autodiff.variable import Variable
 from afnio.errors import GraphError
@@ -111,6 +112,7 @@ class Sweep:
         except BaseException:
             unclaim(self.nodes, mine)
             raise
+        tell_sweep(self._launch, self.nodes)
         if not keep:
             # The jobs own what they need, and nobody else may use the graph any more.
             for node in self.nodes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from afnio.autodiff.bind import Cell, bindings
 from afnio.autodiff.data import Data, cast_leaves, checked, leaves, shape
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from afnio.runtime.line import Line
 
 MAX_SHOWN = 40
+
+
+class Origin(NamedTuple):
+    """The op that made a Variable.
+
+    Attributes:
+        address: of its launch, None for an op that isn't launched.
+    """
+
+    name: str
+    line: Line
+    address: str | None = None
 
 
 class Variable:
@@ -55,7 +67,7 @@ class Variable:
         self._segments: list[Segment] = []
         self._retains = False
         self._leaf: weakref.ref[AccumulateGrad] | None = None
-        self._origin: tuple[str, Line] | None = None
+        self._origin: Origin | None = None
         self._provenance: tuple[Any, ...] = ()
 
     @classmethod
@@ -67,7 +79,7 @@ class Variable:
         *,
         node: Node | None = None,
         output_nr: int = 0,
-        origin: tuple[str, Line] | None = None,
+        origin: Origin | None = None,
     ) -> Self:
         """Return a Variable over slots that an op fills."""
         self = cls.__new__(cls)
@@ -92,6 +104,11 @@ class Variable:
     def advance(self, slot: Slot) -> None:
         """Become a leaf over `slot`, which a step will fill."""
         self._slots, self._node, self._output_nr, self._origin = [slot], None, 0, None
+
+    @property
+    def origin(self) -> Origin | None:
+        """The op that made it, None for a leaf."""
+        return self._origin
 
     @property
     def own_slots(self) -> list[Slot]:
@@ -419,7 +436,7 @@ class Variable:
 
     def _name(self) -> str:
         if self._origin is not None:
-            name, line = self._origin
+            name, line, _ = self._origin
             return f"{name} launched at {line}"
         return f"{type(self).__name__} {self._role!r}"
 

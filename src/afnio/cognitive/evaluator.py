@@ -11,9 +11,12 @@ from afnio.autodiff.arguments import Arguments
 from afnio.autodiff.data import checked
 from afnio.autodiff.function import Said, edges_to
 from afnio.autodiff.grad_mode import is_grad_enabled
+from afnio.autodiff.launch_event import tell_launch
+from afnio.autodiff.variable import Origin
 from afnio.cognitive.prompts import PHRASE_SYSTEM, block, deterministic_feedback
 from afnio.models import get_backward_model_client
 from afnio.runtime import Failure, Job, Launch, Slot, call_in_node
+from afnio.runtime.events import SampleScored, emit, listening
 from afnio.runtime.launch import Outcomes
 from afnio.runtime.tolerance import batch_failure, current_quorum
 from afnio.runtime.waiting import wait
@@ -88,7 +91,8 @@ class Evaluator(Function):
         node = None
         if any(wanted):
             edges = edges_to(arguments, wanted)
-            node = Node(cls, cls.__name__, launch.line, size, edges, columns, contexts)
+            node = Node(cls, cls.__name__, launch.line, size, edges, columns, contexts, launch.address)
+        tell_launch(launch, arguments, "evaluator")
         arguments.forget()
         _launch_samples(cls, launch, arguments, contexts, columns)
         reduced = size is not None and reduction_fn is not None
@@ -97,7 +101,7 @@ class Evaluator(Function):
             faces = [[Slot(launch)], [Slot(launch)]]
             assert reduction_fn is not None
             _Reduction(launch, reduction_fn, str(reduction_fn_purpose), purpose).add(columns, faces)
-        origin = (launch.name, launch.line)
+        origin = Origin(launch.name, launch.line, launch.address)
         batch = size is not None and not reduced
         score = Score.over(faces[0], batch, roles[0], node=node, output_nr=0, origin=origin)
         score._sample_slots = columns[0]
@@ -112,7 +116,8 @@ class Evaluator(Function):
         own = [] if ctx.success else [ctx.explanation]
         if not own and not asked:
             return [None] * len(ctx.wanted)
-        trail = ({"sample": ctx.lane, "prediction": ctx.prediction, "score": ctx.score, **ctx.details},)
+        found = {"sample": ctx.lane, "node": ctx.node, "prediction": ctx.prediction, "score": ctx.score}
+        trail = ({**found, **ctx.details},)
         if ctx.feedback_by == "lm":
             return _phrased(job, ctx, [*own, *asked], trail)
         return _to_first(ctx, "\n".join([*own, *asked]), trail)
@@ -207,12 +212,16 @@ def _launch_samples(
 ) -> None:
     async def run(job: Job, values: list[Any]) -> Outcomes:
         args, kwargs = arguments.fill(values)
-        found: Outcomes = await cls.run_forward(job, contexts[job.lane or 0], args, kwargs)
+        ctx = contexts[job.lane or 0]
+        found: Outcomes = await cls.run_forward(job, ctx, args, kwargs)
+        _tell(job, ctx)
         return found
 
     def inline(job: Job, values: list[Any]) -> Outcomes:
         args, kwargs = arguments.fill(values)
-        found: Outcomes = cls.forward(contexts[job.lane or 0], *args, **kwargs)
+        ctx = contexts[job.lane or 0]
+        found: Outcomes = cls.forward(ctx, *args, **kwargs)
+        _tell(job, ctx)
         return found
 
     for number, ctx in enumerate(contexts):
@@ -222,6 +231,17 @@ def _launch_samples(
             [column[number] for column in columns],
             lane=ctx.lane,
         )
+
+
+def _tell(job: Job, ctx: Context) -> None:
+    """Tell whoever listens what `record` was given for a sample."""
+    ctx.node = job.launch.address
+    if listening():
+        target = ctx.details.get("target")
+        scored = SampleScored(
+            ctx.node, job.lane, ctx.prediction, target, ctx.score, ctx.explanation, ctx.success
+        )
+        emit(scored)
 
 
 @final

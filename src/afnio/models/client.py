@@ -90,6 +90,9 @@ class ChatClient(ABC):
             prompt_tokens=self.count_tokens(request),
             max_output=request.max_output,
             price=await governed_price(request.model, self.account.url),
+            request=request,
+            node=job.launch.address,
+            lane=job.lane,
         )
         response, paid = await perform(runtime, call)
         if paid:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 from tenacity import RetryCallState
@@ -18,7 +18,8 @@ from afnio.errors import ModelError, TransientModelError
 from afnio.runtime.active_journal import active_journal
 from afnio.runtime.admission import admitter
 from afnio.runtime.budget import Estimate, Price, Reservation, reservation_of
-from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit
+from afnio.runtime.budget.price import cost
+from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit, listening
 from afnio.runtime.flight import share
 from afnio.runtime.limits import Account
 from afnio.runtime.output_estimate import DEFAULT_OUTPUT
@@ -72,6 +73,8 @@ class Call(Generic[R]):
         prompt_tokens: what it sends, counted or estimated.
         max_output: tokens that its reply may have at most, where it says.
         price: what its tokens cost, None where nobody says.
+        request: what is asked, for events.
+        node, lane: the launch and the sample that it is made for, for events.
     """
 
     address: str
@@ -89,6 +92,9 @@ class Call(Generic[R]):
     prompt_tokens: int = 0
     max_output: int | None = None
     price: Price | None = None
+    request: Any = None
+    node: str = ""
+    lane: int | None = None
 
     @property
     def estimate(self) -> Estimate:
@@ -112,8 +118,11 @@ async def perform(runtime: Runtime, call: Call[R]) -> Answer[R]:
         return await _share_or_send(runtime, call, shared=call.deterministic)
     record = journal.take(call.address, call.key, call.scope)
     if record is not None:
-        emit(CallReplayed(call.address, call.account.url, call.model, call.purpose))
-        return Answer(call.codec.decode(record.payload), False)
+        known = call.codec.decode(record.payload)
+        if listening():
+            about = (call.address, call.account.url, call.model, call.purpose)
+            emit(CallReplayed(*about, call.request, known, call.node, call.lane))
+        return Answer(known, False)
     if journal.broken is not None:
         raise journal.broken
     started = time.monotonic()
@@ -182,11 +191,11 @@ async def _send(runtime: Runtime, call: Call[R]) -> R:
     except BaseException as error:
         if progress.attempts > 1 and isinstance(error, ModelError):
             error.add_note(f"after {progress.attempts} attempts in {progress.seconds:.1f} s")
-        _tell_end(call, progress, Usage(), f"{type(error).__name__}: {error}")
+        _tell_end(call, progress, None, f"{type(error).__name__}: {error}")
         raise
     finally:
         runtime.calls_open -= 1
-    _tell_end(call, progress, reply.usage, None)
+    _tell_end(call, progress, reply, None)
     return reply
 
 
@@ -270,7 +279,10 @@ def _tell_retry(call: Call[R], state: RetryCallState) -> None:
     )
 
 
-def _tell_end(call: Call[R], progress: _Progress, usage: Usage, error: str | None) -> None:
+def _tell_end(call: Call[R], progress: _Progress, reply: R | None, error: str | None) -> None:
+    if not listening():
+        return
+    usage = Usage() if reply is None else reply.usage
     emit(
         CallEnded(
             call.address,
@@ -282,5 +294,10 @@ def _tell_end(call: Call[R], progress: _Progress, usage: Usage, error: str | Non
             progress.seconds - progress.on_wire,
             usage,
             error,
+            call.request,
+            reply,
+            None if call.price is None or reply is None else cost(call.price, usage),
+            call.node,
+            call.lane,
         )
     )

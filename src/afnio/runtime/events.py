@@ -6,10 +6,11 @@ No event carries a key, a header or a message text that is not named here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
 
 from afnio.runtime.setting import Setting
 
@@ -55,7 +56,16 @@ class CallEvent:
 
 @dataclass(frozen=True, slots=True)
 class CallReplayed(CallEvent):
-    """A call was answered from the journal; nothing was sent and nothing is paid."""
+    """A call was answered from the journal; nothing was sent and nothing is paid.
+
+    Attributes:
+        request, reply, node, lane: as in `CallEnded`.
+    """
+
+    request: Any = field(default=None, repr=False)
+    reply: Any = field(default=None, repr=False)
+    node: str = ""
+    lane: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,11 @@ class CallEnded(CallEvent):
     Attributes:
         seconds: on the wire, all attempts together; the provider's doing.
         waited: in the queue and between attempts; ours.
+        request: what was asked, with its messages: a `ChatRequest`.
+        reply: what came back, None if nothing did: a `ChatResponse`.
+        cost: dollars, None where the call had no price.
+        node: address of the launch that made it.
+        lane: index of its sample, None where there is one value only.
     """
 
     attempts: int
@@ -81,6 +96,63 @@ class CallEnded(CallEvent):
     waited: float
     usage: Usage
     error: str | None
+    request: Any = field(default=None, repr=False)
+    reply: Any = field(default=None, repr=False)
+    cost: Decimal | None = None
+    node: str = ""
+    lane: int | None = None
+
+
+class NodeInput(NamedTuple):
+    """Where an op had one of its Variables from.
+
+    Attributes:
+        producer: address of the launch that made it, None for a leaf.
+        values: of a leaf that is a sample's own, not a parameter and not shared by a batch, its lanes.
+    """
+
+    producer: str | None
+    values: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLaunched:
+    """An op of the graph, or a backward pass, was launched.
+
+    Attributes:
+        name: of the op.
+        line: of the user's code.
+        kind: forward, evaluator or backward.
+        lanes: how many samples, None for a scalar.
+        inputs: one for each Variable that it was given, as far as they need to be told; of a backward pass
+            the forward launch behind each of its parts "node 0", "node 1", ….
+    """
+
+    address: str
+    name: str
+    line: Any
+    kind: str
+    lanes: int | None
+    inputs: Sequence[NodeInput] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleScored:
+    """An evaluator has judged one sample.
+
+    Attributes:
+        node: address of the evaluator's launch.
+        lane: index of the sample, None where there is one only.
+        success: whether it needs no feedback.
+    """
+
+    node: str
+    lane: int | None
+    prediction: Any = field(repr=False)
+    target: Any = field(repr=False)
+    score: Any
+    explanation: str = field(repr=False)
+    success: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +208,8 @@ Subscriber = Callable[[Any], object]
 
 _subscribers: Final[Setting[tuple[Subscriber, ...]]] = Setting("subscribers", ())
 _local: Final[Setting[tuple[Subscriber, ...]]] = Setting("local_subscribers", ())
+recorder: Final[Setting[Subscriber | None]] = Setting("recorder", None)
+"""Who records what is launched here: one at a time, so that an inner run hides the outer one."""
 
 
 @contextmanager
@@ -155,9 +229,15 @@ def subscribe(subscriber: Subscriber) -> Callable[[], None]:
     return unsubscribe
 
 
+def listening() -> bool:
+    """Whether anybody is told what is emitted here; what costs something to say isn't said to nobody."""
+    return bool(_subscribers.get() or _local.get() or recorder.get() is not None)
+
+
 def emit(event: Any) -> None:
-    """Tell the subscribers; one that fails is logged and does not stop the others."""
-    for subscriber in (*_subscribers.get(), *_local.get()):
+    """Tell the recorder and the subscribers; one that fails is logged and does not stop the others."""
+    first = recorder.get()
+    for subscriber in (*(() if first is None else (first,)), *_subscribers.get(), *_local.get()):
         try:
             subscriber(event)
         except Exception:

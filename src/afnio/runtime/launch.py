@@ -29,7 +29,7 @@ class Launch:
     """
 
     __slots__ = (
-        "__weakref__", "address", "cancelled", "context", "depth", "holders", "jobs", "left", "line", "name",
+        "__weakref__", "address", "cancelled", "context", "depth", "event", "holders", "jobs", "left", "line", "name",
         "runtime", "scope",
     )  # fmt: skip
 
@@ -53,6 +53,8 @@ class Launch:
         # What the program can still reach its results by; weakly, or they could never become unreachable.
         self.holders: list[weakref.ref[Any]] = []
         self.cancelled = False
+        # What its start tells whoever listens.
+        self.event: Any = None
 
     def add(
         self,

@@ -18,6 +18,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, final
 
 from afnio.errors import LaunchCancelledError, RuntimeClosedError
+from afnio.runtime.events import emit
 from afnio.runtime.loop import Cancelled, LoopThread, Task, current_task
 from afnio.runtime.scope import Scope
 from afnio.runtime.slot import PENDING, Failure
@@ -70,6 +71,9 @@ class Runtime:
 
     def start(self, launch: Launch) -> None:
         self.launches[launch] = None
+        if launch.event is not None:
+            launch.context.run(emit, launch.event)
+            launch.event = None
         self._ready.extend([job for job in launch.jobs if job.arm()])
         if self.closed:
             self.cancel(launch)

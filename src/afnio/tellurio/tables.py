@@ -20,7 +20,7 @@ a node. A **phase** is the scopes' part alone, without the run's own (`epoch 1/s
     git_commit          hash of the working folder's commit, with "+" if files differ from it; NULL without
     versions            JSON object: Python, Afnio and the packages it calls by
     platform            JSON object: system, machine, processors
-    in_flight           calls under way when it was last written
+    in_flight           calls that its process had under way when this was last written
     dropped             events that weren't recorded, as the disk couldn't follow
 `metrics`: values of `run.log`.         name, step, value (JSON), time
 `texts`: texts of `run.log_text`.       name, step, text, time

@@ -1,0 +1,71 @@
+"""What is told of launches in the graph, and that nothing is told to nobody."""
+
+from __future__ import annotations
+
+import afnio
+from afnio.autodiff import Variable, launch_event
+from afnio.cognitive import Parameter, chat_completion, exact_match_evaluator
+from afnio.runtime.events import NodeLaunched, SampleScored, recorder, subscribed
+from afnio.testing import ScriptedClient
+
+
+def ask(prompt: Parameter, texts: list[str]) -> Variable:
+    messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [Variable("{text}")]}]
+    return chat_completion(ScriptedClient("yes"), messages, {"text": Variable(texts)}, model="m")
+
+
+def test_a_launch_tells_where_its_inputs_are_from():
+    """Of a sample's own leaves their values, of a prompt nothing, of an op's output the op's address."""
+    events = []
+    prompt = Parameter("Answer.", role="prompt", requires_grad=True)
+    with subscribed(events.append), afnio.scope(name="told", rooted=True):
+        reply = ask(prompt, ["a", "b"])
+        exact_match_evaluator(reply, ["yes", "yes"])[1].backward()
+    chat, evaluator, sweep = [event for event in events if isinstance(event, NodeLaunched)]
+    assert ("ChatCompletion", "forward", 2) == (chat.name, chat.kind, chat.lanes)
+    assert [["a", "b"]] == [entry.values for entry in chat.inputs if entry.values is not None]
+    assert {None} == {entry.producer for entry in chat.inputs}
+    assert ("told/1", "told/2", "told/3") == (chat.address, evaluator.address, sweep.address)
+    assert [("told/1", None), (None, ["yes", "yes"])] == [tuple(entry) for entry in evaluator.inputs]
+    assert ("backward", ["told/2", "told/1"]) == (sweep.kind, [entry.producer for entry in sweep.inputs])
+    assert __file__ == chat.line.file
+
+
+def test_an_evaluator_tells_of_each_sample():
+    """What it was given, what it found, and where."""
+    events = []
+    with subscribed(events.append), afnio.scope(name="told", rooted=True):
+        exact_match_evaluator(Variable(["yes", "yes", None]), ["yes", "no", "no"])
+    scored = [event for event in events if isinstance(event, SampleScored)]
+    assert [("told/1", 0, "yes", "yes", 1, True), ("told/1", 1, "yes", "no", 0, False)] == [
+        (e.node, e.lane, e.prediction, e.target, e.score, e.success) for e in scored
+    ]
+    assert "no" in scored[1].explanation
+
+
+def test_feedback_names_the_evaluator_that_it_came_from():
+    """So that it can be looked up."""
+    reply = Variable(["a"], requires_grad=True)
+    with afnio.scope(name="told", rooted=True):
+        exact_match_evaluator(reply, ["b"])[1].backward()
+        (gradient,) = reply.grad
+    assert [("told/1", 0)] == [(entry["node"], entry["sample"]) for entry in gradient.provenance[0]]
+
+
+def test_nothing_is_made_up_for_nobody(monkeypatch):
+    """Without a subscriber or a recorder no event is built."""
+    made = []
+    monkeypatch.setattr(launch_event, "NodeLaunched", lambda *args: made.append(args))
+    assert 3 == (Variable(1) + Variable(2)).data
+    assert [] == made
+
+
+def test_an_inner_recorder_hides_the_outer_one():
+    """A recorder has what is launched in its block, subscribers have all."""
+    outer, inner, everything = [], [], []
+    with subscribed(everything.append), recorder.override(outer.append):
+        assert 3 == (Variable(1) + Variable(2)).data
+        with recorder.override(inner.append):
+            assert 7 == (Variable(3) + Variable(4)).data
+    assert (1, 1, 2) == (len(outer), len(inner), len(everything))
+    assert everything == outer + inner
