@@ -22,7 +22,7 @@ SURFACE = {
         MultiTurnMessages""",
     "afnio.autodiff": """Variable backward grad Function Node GradientEdge Add Sum Split Map Context Feedback bind
         no_grad enable_grad set_grad_enabled is_grad_enabled""",
-    "afnio.cognitive": """Module Parameter ChatCompletion ExactMatchEvaluator DeterministicEvaluator
+    "afnio.cognitive": """Module Parameter ModuleDict ChatCompletion ExactMatchEvaluator DeterministicEvaluator
         LMJudgeEvaluator Add Sum Split Sequential ModuleList add sum split chat_completion exact_match_evaluator
         deterministic_evaluator lm_judge_evaluator functional Completion Score Evaluation""",
     "afnio.cognitive.functional": """add sum split chat_completion exact_match_evaluator
@@ -33,8 +33,9 @@ SURFACE = {
     "afnio.models.openai": "OpenAI AsyncOpenAI",
     "afnio.testing": "Provider ScriptedClient SimulatedLM",
     "afnio.tellurio": "init Run log suppress_variable_notifications configure_logging",
-    "afnio.utils.data": "Dataset DataLoader Sampler SequentialSampler RandomSampler WeightedRandomSampler",
-    "afnio.utils.datasets": "FacilitySupport",
+    "afnio.utils.data": """Dataset IterableDataset DataLoader Sampler BatchSampler SequentialSampler RandomSampler
+        WeightedRandomSampler""",
+    "afnio.utils.datasets": "FacilitySupport TREC",
     "afnio.utils.agents": "SentimentAnalyzer",
 }
 

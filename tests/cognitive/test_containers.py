@@ -46,3 +46,32 @@ def test_only_modules_go_in():
     """With the value that did not fit."""
     with pytest.raises(TypeError, match="'0' is one of the modules and can't become 'x'"):
         cog.ModuleList(["x"])
+
+
+def test_a_dict_registers_its_modules_by_name():
+    """In the order of insertion; replaced in place, taken out again."""
+    parts = cog.ModuleDict({"b": Suffix("b"), "a": Suffix("a")})
+    parts["c"] = Suffix("c")
+    parts.update([("a", Suffix("A"))])
+    assert ["b.text", "a.text", "c.text"] == list(parts.state_dict())
+    assert "xA" == parts["a"](Variable("x")).data
+    assert (3, ["b", "a", "c"], True, False) == (len(parts), list(parts), "a" in parts, "z" in parts)
+    assert [("b", parts["b"]), ("a", parts["a"]), ("c", parts["c"])] == list(parts.items())
+    assert (list(parts), ["b", "A", "c"]) == (list(parts.keys()), [m.text.data for m in parts.values()])
+    taken = parts.pop("c")
+    del parts["b"]
+    assert ("c", ["a"]) == (taken.text.data, list(parts))
+    parts.clear()
+    assert {} == parts.state_dict()
+
+
+def test_names_that_a_dict_refuses():
+    """One that it hasn't got, one with a dot, one of its own attributes, and what is no module."""
+    parts = cog.ModuleDict({"a": Suffix("a")})
+    with pytest.raises(KeyError):
+        parts["b"]
+    for name, error in (("a.b", KeyError), ("forward", KeyError), (3, TypeError)):
+        with pytest.raises(error):
+            parts[name] = Suffix("x")
+    with pytest.raises(TypeError, match="'a' is one of the modules and can't become 'x'"):
+        parts["a"] = "x"

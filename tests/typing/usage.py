@@ -8,6 +8,7 @@ from typing import Any, assert_type
 
 import afnio
 import afnio.cognitive as cog
+from afnio.autodiff.hooks import RemovableHandle
 from afnio.models import ChatClient, ChatResponse
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import ScriptedClient
@@ -93,3 +94,6 @@ async def the_rest(agent: Agent, client: AsyncOpenAI) -> None:
         pass
     async with afnio.scope(name="s"):
         pass
+    with agent.register_forward_hook(print), agent.prompt.register_hook(print) as handle:
+        assert_type(handle, RemovableHandle)
+    assert_type(cog.ModuleDict({"agent": agent})["agent"], cog.Module)

@@ -10,7 +10,9 @@ from afnio.errors import GraphError
 
 if TYPE_CHECKING:
     from afnio.autodiff.context import Context
+    from afnio.autodiff.crossing import Crossing
     from afnio.autodiff.function import Function
+    from afnio.autodiff.hooks import Hook, Hooks
     from afnio.autodiff.variable import Variable
     from afnio.runtime import Slot
     from afnio.runtime.line import Line
@@ -64,11 +66,14 @@ class Node:
         outputs: for each output the slots of its lanes, as the op filled them.
         contexts: the `ctx` of each lane.
         address: of its launch, None for an op that isn't launched.
+        retained: for an output that retains its feedback, its Variable, weakly.
+        hooks: for an output that has some, the hooks on its feedback.
+        crossing: which place of a module's call it is, where the module has backward hooks.
     """
 
     __slots__ = (
-        "__weakref__", "address", "claims", "contexts", "edges", "function", "launch_name", "line", "outputs",
-        "retained", "sequence", "size",
+        "__weakref__", "address", "claims", "contexts", "crossing", "edges", "function", "hooks",
+        "launch_name", "line", "outputs", "retained", "sequence", "size",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +96,8 @@ class Node:
         self.contexts = contexts
         self.address = address
         self.retained: dict[int, Any] = {}
+        self.hooks: dict[int, Hooks[Hook]] = {}
+        self.crossing: Crossing | None = None
         self.sequence = next(_sequence)
         # The passes that want to free it; the first has it. Appending is atomic, so this needs no lock.
         self.claims: list[object] = []
@@ -112,6 +119,7 @@ class Node:
         self.edges = [None] * len(self.edges)
         self.outputs = ()
         self.contexts = ()
+        self.crossing = None
 
     def __repr__(self) -> str:
         return f"<{self.name()}>"

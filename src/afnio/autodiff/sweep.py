@@ -11,8 +11,11 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
+from afnio.autodiff.crossing import Boundary
 from afnio.autodiff.feedback import Feedback, Segment
 from afnio.autodiff.graph import AccumulateGrad, Edge, GradientEdge, Node, claim, unclaim
+from afnio.autodiff.hooked import Passage, Stage, hooked
+from afnio.autodiff.hooks import Hook, Hooks
 from afnio.autodiff.lane_backward import Arrival, LaneBackward, Way, seedless
 from afnio.autodiff.launch_event import tell_sweep
 from afnio.autodiff.roots import Target, check_root, edges_of, listed, seed_arrival, seeds_for
@@ -101,7 +104,8 @@ class Sweep:
             self._arrive(start, seed_arrival(root, seed))
         self.nodes = self._ordered([start.node for start in starts])
         self._launch = Launch("backward")
-        self._statuses: list[tuple[Node, Sequence[Slot]]] = []
+        self._stages: list[Stage] = []
+        self._passages: dict[Boundary, Passage] = {}
         self._gatherings: list[list[Arrival]] = []
         self.captured: list[tuple[GradientEdge, Segment]] = []
         self.segments: list[tuple[Variable, Segment]] = []
@@ -160,9 +164,11 @@ class Sweep:
     def _build(self, capture: bool) -> None:
         for number, node in enumerate(self.nodes):
             self._add_node(node, f"node {number}")
+        for number, passage in enumerate(self._passages.values()):
+            self._stages.append(passage.add_job(f"module {number}"))
         self._add_segments(capture)
         gathered = [arrival.slots for gathering in self._gatherings for arrival in gathering]
-        statuses = [slots for _, slots in self._statuses]
+        statuses = [stage.statuses for stage in self._stages]
         segments = [segment.slot for _, segment in (*self.segments, *self.captured)]
         self._launch.add(
             self._finish,
@@ -174,8 +180,7 @@ class Sweep:
 
     def _add_node(self, node: Node, part: str) -> None:
         arrivals = [
-            sorted(self._arrivals.get(GradientEdge(node, nr), []), key=_sequence)
-            for nr in range(len(node.outputs))
+            self._arrived(GradientEdge(node, nr), f"{part}/hook {nr}") for nr in range(len(node.outputs))
         ]
         statuses = [Slot(self._launch) for _ in range(node.lanes)]
         ways: list[list[Way]] = [[] for _ in range(node.lanes)]
@@ -189,7 +194,12 @@ class Sweep:
                 said.append(Slot(self._launch))
                 ways[lane].append(way)
                 outputs[lane].append(said[-1])
-            self._arrive(GradientEdge(edge.node, edge.output_nr), Arrival(node, edge.batch, said))
+            going: Sequence[Slot] = said
+            if node.crossing is not None:
+                boundary = node.crossing.boundary
+                passage = self._passages.setdefault(boundary, Passage(self._launch, boundary))
+                going = passage.take(node.crossing, said, edge.batch, edge.role)
+            self._arrive(GradientEdge(edge.node, edge.output_nr), Arrival(node, edge.batch, going))
         for lane in range(node.lanes):
             arriving = [slot for at in arrivals for arrival in at for slot in arrival.at(lane)]
             self._launch.add(
@@ -200,20 +210,35 @@ class Sweep:
                 part=part,
                 gather=True,
             )
-        self._statuses.append((node, statuses))
+        name = f"{node.name()} (forward launched at {node.line})"
+        self._stages.append(Stage(name, node.size is not None, statuses))
 
     def _arrive(self, at: GradientEdge, arrival: Arrival) -> None:
         self._arrivals.setdefault(at, []).append(arrival)
 
+    def _arrived(self, at: GradientEdge, part: str) -> list[Arrival]:
+        """Return all that comes to `at`, in launch order, past its hooks; once for each place."""
+        arrivals = sorted(self._arrivals.get(at, ()), key=_sequence)
+        hooks, role = _hooks_at(at)
+        for number, arrival in enumerate(arrivals if hooks else ()):
+            assert hooks is not None
+            arrivals[number], stage = hooked(self._launch, hooks, role, arrival, f"{part}.{number}")
+            self._stages.append(stage)
+        if arrivals:
+            self._arrivals[at] = arrivals
+        return arrivals
+
     def _add_segments(self, capture: bool) -> None:
-        for edge, arrivals in self._arrivals.items():
+        for number, (edge, arrivals) in enumerate(list(self._arrivals.items())):
             incoming = [arrival for arrival in arrivals if arrival.consumer is not None]
             if not incoming or (self._targets is not None and edge not in self._targets):
                 continue
             holder = _holder(edge)
             if holder is None and not capture:
                 continue
-            incoming.sort(key=_sequence)
+            if not self._leading.get(edge.node, False):  # else its hooks have seen what arrives
+                arrived = self._arrived(edge, f"leaf {number}/hook")
+                incoming = [arrival for arrival in arrived if arrival.consumer is not None]
             self._gatherings.append(incoming)
             segment = Segment(Slot(self._launch))
             if capture:
@@ -227,10 +252,10 @@ class Sweep:
         arrived = iter(outcomes)
         errors: list[BaseException] = []
         told: set[int] = set()
-        for node, slots in self._statuses:
-            lanes = [next(arrived) for _ in slots]
+        for stage in self._stages:
+            lanes = [next(arrived) for _ in stage.statuses]
             failed = {id(outcome) for outcome in lanes if isinstance(outcome, Failure)}
-            error = _node_failure(node, lanes, self._quorum)
+            error = _stage_failure(stage, lanes, self._quorum)
             # A failed lane fails the lanes before it: each failure is told of once, where it showed first.
             if error is not None and not failed <= told:
                 errors.append(error)
@@ -260,9 +285,9 @@ def _gather(gathering: Sequence[Arrival], arrived: Iterator[Any]) -> list[Any]:
     return gradients
 
 
-def _node_failure(node: Node, lanes: Sequence[Any], quorum: float | None) -> BaseException | None:
-    if node.size is not None:
-        return batch_failure(lanes, f"{node.name()} (forward launched at {node.line})", quorum)
+def _stage_failure(stage: Stage, lanes: Sequence[Any], quorum: float | None) -> BaseException | None:
+    if stage.batch:
+        return batch_failure(lanes, stage.name, quorum)
     (outcome,) = lanes
     if not isinstance(outcome, Failure):
         return None
@@ -277,6 +302,15 @@ def _holder(edge: GradientEdge) -> Variable | None:
         return node.variable
     reference = node.retained.get(output_nr)
     return None if reference is None else reference()
+
+
+def _hooks_at(edge: GradientEdge) -> tuple[Hooks[Hook] | None, str]:
+    """Return the hooks on the feedback that arrives at `edge`, and the role of what it is about."""
+    node, output_nr = edge
+    if isinstance(node, AccumulateGrad):
+        return node.variable.hooks, node.variable.role
+    hooks = node.hooks.get(output_nr)
+    return hooks, node.contexts[0].output_roles[output_nr] if hooks and node.contexts else ""
 
 
 def _sequence(arrival: Arrival) -> int:

@@ -11,6 +11,7 @@ from afnio.autodiff.bind import Cell, bindings
 from afnio.autodiff.data import Data, cast_leaves, checked, leaves, shape
 from afnio.autodiff.feedback import Segment
 from afnio.autodiff.graph import AccumulateGrad, Node
+from afnio.autodiff.hooks import Hook, Hooks, RemovableHandle, checked_hook
 from afnio.errors import GraphError
 from afnio.runtime import PENDING, Failure, Slot, Work
 from afnio.runtime.tolerance import batch_failure, current_quorum
@@ -51,7 +52,7 @@ class Variable:
     """
 
     __slots__ = (
-        "__weakref__", "_batch", "_leaf", "_node", "_origin", "_output_nr", "_provenance",
+        "__weakref__", "_batch", "_hooks", "_leaf", "_node", "_origin", "_output_nr", "_provenance",
         "_requires_grad", "_retains", "_role", "_segments", "_slots",
     )  # fmt: skip
 
@@ -66,6 +67,7 @@ class Variable:
         self._output_nr = 0
         self._segments: list[Segment] = []
         self._retains = False
+        self._hooks: Hooks[Hook] | None = None
         self._leaf: weakref.ref[AccumulateGrad] | None = None
         self._origin: Origin | None = None
         self._provenance: tuple[Any, ...] = ()
@@ -324,6 +326,42 @@ class Variable:
             return
         self._retains = True
         self._node.retained[self._output_nr] = weakref.ref(self)
+
+    def register_hook(self, hook: Hook) -> RemovableHandle:
+        """Have `hook(gradient)` called with each feedback that a backward pass brings here.
+
+        It gets one sample's feedback from one consumer, as a Variable, when it is there; no other sample
+        waits. It returns None, or the feedback to go on with (a Variable or a text, "" for none). A `def`
+        runs in a worker thread, an `async def` on the runtime's loop. Feedback without words, such as that
+        of the score where a pass starts, isn't shown.
+
+        Raises:
+            GraphError: for a Variable that needs no gradient.
+
+        >>> prompt = Variable("Be brief.", role="prompt", requires_grad=True)
+        >>> handle = prompt.register_hook(lambda gradient: gradient.data.upper())
+        >>> _ = (prompt + Variable("!")).backward(Variable("shorter"))
+        >>> "SHORTER" in prompt.grad[0].data
+        True
+        """
+        if not self._requires_grad:
+            raise GraphError(
+                f"{self._name()} needs no gradient, so no feedback comes; set requires_grad=True"
+            )
+        if self._node is not None:
+            hooks = self._node.hooks.setdefault(self._output_nr, Hooks())
+        else:
+            hooks = self._hooks = self._hooks or Hooks()
+        return hooks.add(checked_hook(hook))
+
+    @property
+    def hooks(self) -> Hooks[Hook] | None:
+        """The hooks of a leaf; those of an op's output are its node's."""
+        return self._hooks
+
+    def lead_through(self, node: Node) -> None:
+        """Have what consumes this output from now on send its feedback to `node`, which leads to it."""
+        self._node, self._output_nr = node, 0
 
     def backward(
         self,

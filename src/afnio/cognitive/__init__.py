@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from afnio.cognitive import functional as functional
 from afnio.cognitive.chat_completion import Completion as Completion
+from afnio.cognitive.containers import ModuleDict as ModuleDict
 from afnio.cognitive.containers import ModuleList as ModuleList
 from afnio.cognitive.containers import Sequential as Sequential
 from afnio.cognitive.evaluator import Evaluation as Evaluation

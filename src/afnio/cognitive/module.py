@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
 
 from afnio.autodiff import Variable
+from afnio.autodiff.hooks import Hook, RemovableHandle, checked_hook
 from afnio.cognitive.members import Members
+from afnio.cognitive.module_hooks import Call, ModuleHooks
 from afnio.cognitive.parameter import Parameter
 from afnio.models import ChatClient
 
@@ -29,7 +31,10 @@ class _Call:
     @overload
     def __get__(self, module: HasForward[P, R], owner: Any = None) -> Callable[P, R]: ...
     def __get__(self, module: Any, owner: Any = None) -> Any:
-        return self if module is None else module.forward
+        if module is None:
+            return self
+        hooks: ModuleHooks | None = module.__dict__.get("_hooks")
+        return module.forward if hooks is None or hooks.idle else Call(module, hooks)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -63,11 +68,58 @@ class Module(Members):
         super().__init__()
         object.__setattr__(self, "training", True)
         object.__setattr__(self, "automatic_optimization", True)
+        object.__setattr__(self, "_hooks", ModuleHooks())
 
+    _hooks: ModuleHooks
     forward: Callable[..., Any]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
         raise NotImplementedError(f"{type(self).__name__} has no forward; write `def forward(self, ...)`")
+
+    # Hooks
+
+    def register_forward_pre_hook(
+        self, hook: Hook, *, prepend: bool = False, with_kwargs: bool = False
+    ) -> RemovableHandle:
+        """Have `hook(module, args)` called before each `forward`.
+
+        It returns None, or the arguments to go on with: a tuple, or one value. With `with_kwargs` it is
+        called as `hook(module, args, kwargs)` and returns None or `(args, kwargs)`.
+        """
+        return self._hooks.add_pre(hook, prepend=prepend, with_kwargs=with_kwargs)
+
+    def register_forward_hook(
+        self, hook: Hook, *, prepend: bool = False, with_kwargs: bool = False, always_call: bool = False
+    ) -> RemovableHandle:
+        """Have `hook(module, args, output)` called after each `forward`; it returns None or another output.
+
+        The output is what `forward` returned: of a `def`, Variables that may be pending. `output.map(fn)`
+        changes each sample as it arrives; reading it would wait. Where `forward` is an `async def` the hook
+        may be one too.
+
+        Args:
+            prepend: call it before the hooks that are there.
+            with_kwargs: call it as `hook(module, args, kwargs, output)`.
+            always_call: call it, with None, where `forward` raises too.
+
+        >>> from afnio.cognitive import Add
+        >>> add = Add()
+        >>> with add.register_forward_hook(lambda module, args, output: output.map(str.upper)):
+        ...     add(Variable("a"), Variable("b")).data
+        'AB'
+        """
+        return self._hooks.add_post(hook, prepend=prepend, with_kwargs=with_kwargs, always_call=always_call)
+
+    def register_full_backward_hook(self, hook: Hook, *, prepend: bool = False) -> RemovableHandle:
+        """Have `hook(module, grad_input, grad_output)` called when a backward pass has been through a call.
+
+        `grad_input` has a Variable with the feedback for each positional argument, `grad_output` one for
+        each output (a Variable, or a tuple of some); for a batch its data is a list with one entry for each
+        sample. Both have None where nothing was said. The hook returns None, or other feedback for the
+        arguments. It waits for all samples of the call: what comes before the module in the graph waits
+        too, what is in the module doesn't. `Variable.register_hook` sees each sample on its own.
+        """
+        return self._hooks.backward.add(checked_hook(hook), prepend=prepend)
 
     # Traversal
 

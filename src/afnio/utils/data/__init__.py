@@ -1,8 +1,9 @@
 """Datasets, the order in which they are visited, and batches of them."""
 
+from afnio.utils.data.batch_sampler import BatchSampler
 from afnio.utils.data.collate import collate
 from afnio.utils.data.dataloader import DataLoader
-from afnio.utils.data.dataset import Dataset
+from afnio.utils.data.dataset import Dataset, IterableDataset
 from afnio.utils.data.sampler import (
     RandomSampler,
     Sampler,
@@ -11,8 +12,10 @@ from afnio.utils.data.sampler import (
 )
 
 __all__ = [
+    "BatchSampler",
     "DataLoader",
     "Dataset",
+    "IterableDataset",
     "RandomSampler",
     "Sampler",
     "SequentialSampler",

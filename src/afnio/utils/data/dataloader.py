@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from afnio.utils.data.batch_sampler import BatchSampler, batch_count, check_batch_size, check_flag, grouped
 from afnio.utils.data.collate import collate
 from afnio.utils.data.cursor import Cursor
+from afnio.utils.data.dataset import IterableDataset
 from afnio.utils.data.sampler import RandomSampler, Sampler, SequentialSampler
 
 if TYPE_CHECKING:
@@ -19,9 +21,13 @@ class DataLoader:
 
     The order comes from `sampler` (a `Sampler`, or any iterable of indices), else it is the
     dataset's own or, with `shuffle=True`, a new one every epoch that `seed` makes repeatable. The
-    last batch may be smaller, unless `drop_last`. `collate_fn` takes the list of samples of a
-    batch. `state_dict()` tells which batch comes next; when several loops run over one loader,
-    it speaks of the one that began last.
+    last batch may be smaller, unless `drop_last`. `batch_sampler` (a `BatchSampler`, or any iterable
+    of lists of indices) says which samples make up each batch instead. `collate_fn` takes the list of
+    samples of a batch. An `IterableDataset` sets its own order.
+
+    `state_dict()` tells which batch comes next; when several loops run over one loader, it speaks of
+    the one that began last. Going on in the middle of an `IterableDataset` reads what comes before
+    and drops it.
 
     >>> list(DataLoader(["a", "b", "c"], batch_size=2))
     [['a', 'b'], ['c']]
@@ -29,58 +35,69 @@ class DataLoader:
 
     def __init__(
         self,
-        dataset: Dataset[Any] | Sequence[Any],
+        dataset: Dataset[Any] | IterableDataset[Any] | Sequence[Any],
         batch_size: int = 1,
         shuffle: bool = False,
         sampler: Iterable[int] | None = None,
         drop_last: bool = False,
         seed: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        batch_sampler: Iterable[Sequence[int]] | None = None,
     ) -> None:
-        _check_batch_size(batch_size)
-        _check_flag("shuffle", shuffle)
-        _check_flag("drop_last", drop_last)
-        if sampler is not None and shuffle:
-            raise ValueError(
-                f"shuffle=[True] and sampler=[{type(sampler).__name__}] both set the order; "
-                "leave one of them out."
-            )
-        if sampler is None:
-            sampler = RandomSampler(dataset, seed=seed) if shuffle else SequentialSampler(dataset)
+        check_batch_size(batch_size)
+        check_flag("shuffle", shuffle)
+        check_flag("drop_last", drop_last)
+        _check_order(dataset, shuffle, sampler, batch_sampler, batch_size, drop_last)
         self.dataset = dataset
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.batch_sampler = batch_sampler
         self.sampler = sampler
+        if sampler is None and batch_sampler is None and not isinstance(dataset, IterableDataset):
+            self.sampler = RandomSampler(dataset, seed=seed) if shuffle else SequentialSampler(dataset)
         self.collate_fn = collate if collate_fn is None else collate_fn
         self._cursor = Cursor()
         self._epoch_state: dict[str, Any] = {}
 
     def __len__(self) -> int:
         """The number of batches in one epoch."""
-        if not isinstance(self.sampler, Sized):
-            raise TypeError(f"The sampler [{type(self.sampler).__name__}] has no length; give it a __len__.")
-        samples = len(self.sampler)
-        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+        if self.batch_sampler is not None:
+            return batch_count(self.batch_sampler, "batch_sampler", 1, drop_last=False)
+        source, name = (self.dataset, "dataset") if self.sampler is None else (self.sampler, "sampler")
+        return batch_count(source, name, self.batch_size, drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:
         epoch, start = self._cursor.begin()
-        indices = iter(self.sampler)
-        # The sampler's state at the epoch's start: skipping `start` indices from there is right
+        items = iter(self._items())
+        # The sampler's state at the epoch's start: skipping `start` items from there is right
         # for every sampler, also for one that doesn't count its own position.
         self._epoch_state = self._sampler_state()
-        return self._batches(epoch, islice(indices, start, None))
+        return self._batches(epoch, islice(items, start, None))
 
-    def _batches(self, epoch: int, indices: Iterator[int]) -> Iterator[Any]:
-        while batch := list(islice(indices, self.batch_size)):
-            if self.drop_last and len(batch) < self.batch_size:
-                break
-            samples = [self.dataset[index] for index in batch]
-            self._cursor.advance(epoch, len(batch))
+    def _items(self) -> Iterable[Any]:
+        """What the cursor counts: batches of indices, indices, or samples that have none."""
+        if self.batch_sampler is not None:
+            return self.batch_sampler
+        if self.sampler is not None:
+            return self.sampler
+        assert isinstance(self.dataset, IterableDataset)
+        return self.dataset
+
+    def _batches(self, epoch: int, items: Iterator[Any]) -> Iterator[Any]:
+        whole = self.batch_sampler is not None
+        for batch in items if whole else grouped(items, self.batch_size, drop_last=self.drop_last):
+            samples = self._samples(batch)
+            self._cursor.advance(epoch, 1 if whole else len(batch))
             yield self.collate_fn(samples)
         self._cursor.end(epoch)
 
+    def _samples(self, batch: Sequence[Any]) -> list[Any]:
+        if isinstance(self.dataset, IterableDataset):
+            return list(batch)
+        return [self.dataset[index] for index in batch]
+
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, the samples of it already handed out, and the sampler's state at its start."""
+        """The epoch, how far it is (in samples; with a `batch_sampler` in batches), and the sampler's state."""
         under_way = self._cursor.under_way
         sampler = self._epoch_state if under_way else self._sampler_state()
         return {**self._cursor.state_dict(), "sampler": dict(sampler)}
@@ -98,24 +115,42 @@ class DataLoader:
                 "pass what state_dict() returned."
             )
         self._cursor.load_state_dict(state)
-        if isinstance(self.sampler, Sampler):
-            self.sampler.load_state_dict(sampler)
+        own = self._stateful()
+        if own is not None:
+            own.load_state_dict(sampler)
 
     def _sampler_state(self) -> dict[str, Any]:
-        return self.sampler.state_dict() if isinstance(self.sampler, Sampler) else {}
+        own = self._stateful()
+        return {} if own is None else own.state_dict()
+
+    def _stateful(self) -> Sampler | BatchSampler | None:
+        source = self.sampler if self.batch_sampler is None else self.batch_sampler
+        return source if isinstance(source, Sampler | BatchSampler) else None
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
-        raise TypeError(
-            f"batch_size is [{batch_size!r}], but has to be a whole number; pass 1 for batches of one sample."
+def _check_order(
+    dataset: object, shuffle: bool, sampler: object, batch_sampler: object, batch_size: int, drop_last: bool
+) -> None:
+    """Raise where two arguments set the order or the size of batches."""
+    if sampler is not None and shuffle:
+        raise ValueError(
+            f"shuffle=[True] and sampler=[{type(sampler).__name__}] both set the order; "
+            "leave one of them out."
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is [{batch_size}], but has to be at least 1.")
-
-
-def _check_flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(  # noqa: TRY004 (callers know it as a ValueError)
-            f"{name} is [{value!r}], but has to be True or False."
+    given = {"batch_size": batch_size != 1, "shuffle": shuffle, "sampler": sampler is not None}
+    given["drop_last"] = drop_last
+    if batch_sampler is not None and any(given.values()):
+        names = ", ".join(name for name, is_given in given.items() if is_given)
+        raise ValueError(
+            f"batch_sampler=[{type(batch_sampler).__name__}] makes whole batches; leave out [{names}]."
+        )
+    if isinstance(dataset, IterableDataset) and (shuffle or sampler is not None or batch_sampler is not None):
+        raise ValueError(
+            f"The dataset [{type(dataset).__name__}] has no indices and sets its own order; leave out shuffle, "
+            "sampler and batch_sampler, or shuffle in its __iter__."
+        )
+    if not isinstance(dataset, IterableDataset) and not isinstance(dataset, Sized):
+        raise TypeError(
+            f"The dataset [{type(dataset).__name__}] has no length; subclass afnio.utils.data.IterableDataset "
+            "for samples that come one after the other."
         )

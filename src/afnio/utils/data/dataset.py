@@ -34,3 +34,21 @@ class Dataset(ABC, Generic[T_co]):
     def __iter__(self) -> Iterator[T_co]:
         """All samples in order; ends by the length, so `__getitem__` needn't raise IndexError."""
         return (self[index] for index in range(len(self)))
+
+
+class IterableDataset(ABC, Generic[T_co]):
+    """Samples that come one after the other and have no index: a file that is read, a queue, a generator.
+
+    Each `for` over a loader begins a new epoch: it calls `__iter__` again. Where the length is known, a
+    subclass writes `__len__`, and the loader has one too.
+
+    >>> class Countdown(IterableDataset[int]):
+    ...     def __iter__(self):
+    ...         return iter([3, 2, 1])
+    >>> list(Countdown())
+    [3, 2, 1]
+    """
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[T_co]:
+        """The samples of one epoch."""

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from afnio.autodiff.variable import Variable
 from afnio.utils.data.dataset import Dataset
+from afnio.utils.datasets.cache import cache_folder, read_data_folder
 from afnio.utils.datasets.download import Source, fetch, read_url, read_wheel_json
 
 URL: Final = (
@@ -44,7 +45,7 @@ class FacilitySupport(Dataset[Item]):
         if split not in SPLITS:
             raise ValueError(f"The split is [{split!r}], but has to be one of {list(SPLITS)}.")
         self.split = split
-        self.root = _cache_folder() if root is None else Path(root)
+        self.root = cache_folder() if root is None else Path(root)
         path = self.root / "FacilitySupport" / "raw" / "dataset.json"
         rows = json.loads(fetch(path, MD5, _sources()))
         random.Random(0).shuffle(rows)
@@ -73,20 +74,7 @@ def _item(row: dict[str, object]) -> Item:
 
 def _sources() -> list[Source]:
     return [
-        Source("folder AFNIO_DATA", _read_data_folder),
+        Source("folder AFNIO_DATA", lambda: read_data_folder("facility_support.json")),
         Source(URL, lambda: read_url(URL)),
         Source(f"PyPI {WHEEL}", lambda: read_wheel_json(WHEEL, WHEEL_MEMBER)),
     ]
-
-
-def _read_data_folder() -> bytes:
-    folder = os.environ.get("AFNIO_DATA")
-    if not folder:
-        raise FileNotFoundError("the variable is not set")
-    return (Path(folder) / "facility_support.json").read_bytes()
-
-
-def _cache_folder() -> Path:
-    # A relative path in XDG_CACHE_HOME is to be ignored, says the XDG specification.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "afnio"
