@@ -174,7 +174,7 @@ async def test_backward_hooks_of_a_chat_under_a_judge_of_samples() -> None:
 
         async def forward(self, client: ScriptedClient, text: list[str]) -> cog.Completion:
             messages = [{"role": "user", "content": [self.prompt]}]
-            return cog.functional.chat_completion(client, messages, {"text": text}, model="m")
+            return await cog.functional.chat_completion(client, messages, {"text": text}, model="m")
 
     agent, seen = Agent(), []
 
