@@ -8,7 +8,12 @@ from typing import Any
 from afnio.models import ChatRequest
 from afnio.testing.simulated.tags import Block, read_blocks, read_section
 
-_KINDS = {"afnio_feedback": "critic", "afnio_value": "optimizer", "afnio_judgement": "judge"}
+_KINDS = {
+    "afnio_feedback": "critic",
+    "afnio_reduction": "reducer",
+    "afnio_value": "optimizer",
+    "afnio_judgement": "judge",
+}
 
 
 def kind(request: ChatRequest) -> str:

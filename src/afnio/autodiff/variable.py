@@ -293,9 +293,7 @@ class Variable:
                     continue
                 outcome.throw()
             for data, trail in outcome:
-                gradient = Variable(data, role=f"feedback to {self._role}")
-                gradient._provenance = trail
-                gradients.append(gradient)
+                gradients.append(gradient(data, self._role, trail))
         return gradients
 
     @property
@@ -477,6 +475,13 @@ class Variable:
             name, line, _ = self._origin
             return f"{name} launched at {line}"
         return f"{type(self).__name__} {self._role!r}"
+
+
+def gradient(data: Data, role: str, trail: Sequence[Any]) -> Variable:
+    """Return feedback on the value whose role is `role`, with where it comes from."""
+    made = Variable(data, role=f"feedback to {role}")
+    made._provenance = tuple(trail)
+    return made
 
 
 def cell_of(data: Data) -> Cell:

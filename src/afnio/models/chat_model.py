@@ -27,6 +27,15 @@ class ChatModel:
         request = ChatRequest.build(messages, **{**defaults, **self.completion_args})
         return await self.client.complete(job, request, purpose)
 
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens `text` is, as the client estimates it; without what a message adds to it."""
+        name = str(self.completion_args.get("model"))
+        sizes = [
+            self.client.count_tokens(ChatRequest(name, ({"role": "user", "content": content},)))
+            for content in (text, "")
+        ]
+        return sizes[0] - sizes[1]
+
     def get_provider(self) -> str:
         return self.client.provider
 

@@ -7,5 +7,7 @@ from afnio.optim.change import Change as Change
 from afnio.optim.change import Evidence as Evidence
 from afnio.optim.functional import tgd as tgd
 from afnio.optim.optimizer import Optimizer as Optimizer
+from afnio.optim.reduce import Reduced as Reduced
+from afnio.optim.reduce import reduce as reduce
 from afnio.optim.step import Acceptance as Acceptance
 from afnio.optim.tgd import TGD as TGD

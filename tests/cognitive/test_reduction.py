@@ -1,0 +1,328 @@
+"""Reduction: a tree of calls that is fixed before the first one, and what it keeps and leaves out."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import anyio
+import pytest
+from roles import kind, prompt
+from virtual import virtual_runtime
+
+import afnio
+from afnio.cognitive.reduction import reduce_feedback
+from afnio.errors import BatchError, FinalModelError, TransientModelError
+from afnio.models import ChatModel
+from afnio.runtime import Launch, Limits, Slot, Work
+from afnio.runtime.events import CallEnded, subscribed
+from afnio.testing import ScriptedClient
+from afnio.testing.simulated.tags import read_blocks, read_section
+
+
+def launched(texts, client, trails=None, **options):
+    """Start a reduction as a step would, and return its Work."""
+    launch, model = Launch("test"), ChatModel(client, {"model": "m"})
+    slot = Slot(launch)
+
+    async def body(job, values):
+        given = trails or [({"sample": n},) for n in range(len(texts))]
+        return [await reduce_feedback(job, texts, given, model, role="prompt", value="old", **options)]
+
+    launch.add(body, [], [slot])
+    launch.start()
+    return Work(slot, lambda outcome: outcome)
+
+
+def reduced(texts, client, trails=None, **options):
+    return launched(texts, client, trails, **options).wait()
+
+
+def entries(request):
+    return read_blocks(read_section(prompt(request), "feedbacks"), "feedback")
+
+
+def summary(request):
+    """Say one thing about all that was shown, in as many words as it may, the first word of it among them."""
+    shown = entries(request)
+    words = int(re.search(r"points, (\d+) words in all", prompt(request))[1])
+    first = shown[0].text.removeprefix("sum ").split()[0]
+    said = " ".join(["sum", first, *["word"] * (words - 3)])
+    return {"points": [{"point": said, "sources": list(range(1, len(shown) + 1))}]}
+
+
+def different(count, words=12, seed=0):
+    """Return texts that share no words, all of one length."""
+    draw = random.Random(seed)
+    letters = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=7 * words)) for _ in range(count)]
+    return [" ".join(text[n : n + 7] for n in range(0, len(text), 7)) for text in letters]
+
+
+def test_what_fits_is_left_alone():
+    """No call; each text is a point of its own, in order, equal ones too."""
+    client = ScriptedClient()
+    found = reduced(["b", "a", "b"], client)
+    assert [("b", (0,)), ("a", (1,)), ("b", (2,))] == [(p.text, p.sources) for p in found.points]
+    assert (0, (), (), 0) == (found.calls, found.failed, found.capped, len(client.requests))
+
+
+def test_none_at_all():
+    """Nothing to read, nothing to ask."""
+    assert () == reduced([], ScriptedClient()).points
+
+
+def test_equal_texts_are_read_once():
+    """A hundred times the same feedback needs no call."""
+    client = ScriptedClient()
+    found = reduced(["Be brief."] * 99 + ["be  BRIEF."], client, budget=20)
+    assert [("Be brief.", tuple(range(100)))] == [(p.text, p.sources) for p in found.points]
+    assert [] == client.requests
+
+
+def test_groups_are_summed_up_side_by_side():
+    """Each within the budget; every feedback is in one group, and its points name it."""
+    client = ScriptedClient(summary)
+    texts = different(100)
+    found = reduced(texts, client, budget=1000)
+    assert "reducer" == kind(client.requests[0])
+    shown = [block.text for request in client.requests for block in entries(request)]
+    assert sorted(texts) == sorted(shown)
+    assert 3 == found.calls == len(client.requests)
+    assert all(sum(-(-len(b.text) // 4) for b in entries(r)) <= 1000 for r in client.requests)
+    assert list(range(100)) == sorted(source for point in found.points for source in point.sources)
+    assert [34, 34, 32] == [len(point.sources) for point in found.points]
+    assert ["reduce"] == list(client.get_usage()["phases"])
+
+
+def test_similar_failures_stand_together_and_are_named_first():
+    """With how many samples they have; the largest first."""
+    trails = [
+        ({"sample": n, "prediction": "low", "target": ("high", "none")[n % 3 == 0]},) for n in range(30)
+    ]
+    client = ScriptedClient(summary)
+    reduced(different(30), client, trails, budget=400)
+    first, *_ = client.requests
+    (failure,) = read_blocks(read_section(prompt(first), "failures"), "failure")
+    assert ('predicted "low", expected "high"', {"id": "1", "samples": "20"}) == (
+        failure.text,
+        failure.attributes,
+    )
+    assert prompt(first).index("<failures>") < prompt(first).index("<feedbacks>")
+    assert {"1"} == {block.attributes["failure"] for block in entries(first)}
+
+
+def test_the_stable_parts_come_first():
+    """Instructions and the text itself are the same for all groups, whose prompts begin alike."""
+    client = ScriptedClient(summary)
+    reduced(different(100), client, budget=1000)
+    systems = {request.messages[0]["content"] for request in client.requests}
+    heads = {prompt(request).split("<feedbacks>")[0].split("<failures>")[0] for request in client.requests}
+    assert (1, 1) == (len(systems), len(heads))
+    assert "old" == read_blocks(heads.pop(), "variable")[0].text
+
+
+def test_summaries_are_summed_up_again():
+    """A point's sources are the samples, through all levels."""
+    client = ScriptedClient(summary)
+    found = reduced(different(200, words=200), client, budget=400)
+    assert 200 + 13 == found.calls == len(client.requests)
+    assert 13 == len(found.points)
+    assert 200 == sum(len(point.sources) for point in found.points)
+    assert list(range(200)) == sorted(source for point in found.points for source in point.sources)
+
+
+def test_a_reply_that_is_too_long_is_cut_by_what_stands_behind_it():
+    """Or no tree would end; rare points go first, and one over-long point is shortened."""
+
+    def long(request):
+        count = len(entries(request))
+        most = {"point": "common " * 20, "sources": list(range(2, count + 1))}
+        return {"points": [{"point": "rare " * 30, "sources": [1]}, most]}
+
+    (point,) = reduced(different(10), ScriptedClient(long), budget=200).points[:1]
+    assert ("common " * 20).strip() == point.text
+    endless = {"points": [{"point": "word " * 5000, "sources": [1]}]}
+    found = reduced(different(10), ScriptedClient(endless), budget=200)
+    assert all(len(point.text) <= 210 for point in found.points)
+    assert all(point.text.endswith(" …") for point in found.points)
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ({"points": [{"point": "x", "sources": []}]}, "no point has a text and an id from 1 to"),
+        ({"points": [{"point": "x", "sources": [99]}]}, "no point has a text and an id from 1 to"),
+        ({"points": [{"point": "x"}]}, "every point must have a text"),
+        ({"points": "x"}, '"points" must be a list of objects'),
+        ({"sums": []}, "the key 'points' is missing"),
+        ("no JSON", "it holds no JSON object"),
+    ],
+)
+def test_an_unreadable_summary_is_repaired_once(reply, words):
+    """The repair says what is wrong."""
+    good = {"points": [{"point": "good", "sources": ["2", 1, 77]}]}
+    client = ScriptedClient(lambda request: good if len(request.messages) == 4 else reply)
+    (point,) = reduced(different(8), client, budget=150).points
+    # Two groups of four, each of whose summaries names two.
+    assert ("good", (0, 1, 4, 5)) == (point.text, point.sources)
+    assert words in prompt(client.requests[-1])
+
+
+def test_a_point_that_nothing_stands_behind_is_dropped():
+    """Made up, as far as anybody can tell."""
+    reply = {"points": [{"point": "made up", "sources": []}, {"point": "real", "sources": [1]}]}
+    assert ["real"] == [p.text for p in reduced(different(8), ScriptedClient(reply), budget=150).points]
+
+
+def test_no_more_than_so_many_of_a_cluster():
+    """The rest is left out and said to be; what then fits needs no call."""
+    trails = [({"sample": n, "prediction": "a", "target": "b"},) for n in range(20)]
+    trails += [({"sample": 20, "prediction": "c", "target": "d"},)]
+    found = reduced(different(21), ScriptedClient(), trails, per_failure=3)
+    assert [0, 1, 2, 20] == sorted(source for point in found.points for source in point.sources)
+    assert tuple(range(3, 20)) == found.capped
+    assert [('predicted "a", expected "b"', 20)] == [(f.name, len(f.members)) for f in found.failures]
+
+
+def test_a_failed_group_is_left_out_and_said_to_be(caplog):
+    """The others count; the warning says how many and why."""
+    texts = different(100)
+
+    def script(request):
+        return FinalModelError("broken") if texts[0] in prompt(request) else summary(request)
+
+    found = reduced(texts, ScriptedClient(script), budget=1000)
+    assert (34, 66) == (len(found.failed), sum(len(point.sources) for point in found.points))
+    assert 0 in found.failed
+    (record,) = caplog.records
+    assert (
+        "34 of 100 feedback texts on 'prompt' are left out of the step, as the call that was to sum them up failed "
+        "(broken)" == record.getMessage()
+    )
+
+
+def test_a_group_that_fails_further_up_loses_what_is_below_it(caplog):
+    """And no other."""
+    texts = different(40, words=200)
+
+    def script(request):
+        first, *_ = entries(request)
+        return FinalModelError("broken") if first.text.startswith("sum " + texts[0][:7]) else summary(request)
+
+    found = reduced(texts, ScriptedClient(script), budget=400)
+    assert tuple(range(14)) == found.failed
+    assert 40 == len(found.failed) + sum(len(point.sources) for point in found.points)
+
+
+def test_below_the_quorum_it_fails():
+    """With the errors of the groups and the numbers of what is lost."""
+    with pytest.raises(
+        BatchError, match="100 of 100 feedback texts on 'prompt' could not be summed"
+    ) as caught:
+        reduced(different(100), ScriptedClient(FinalModelError("broken")), budget=1000)
+    assert (3, 100) == (len(caught.value.exceptions), len(caught.value.samples))
+
+
+def test_a_bug_is_not_tolerated():
+    """What no model can be blamed for is raised, once."""
+    with pytest.raises(ZeroDivisionError):
+        reduced(different(100), ScriptedClient(lambda request: 1 / 0), budget=1000)
+
+
+def test_who_no_longer_waits_pays_for_no_more():
+    """Cancelling the reduction cancels its calls."""
+    client = ScriptedClient(summary, latency=60)
+
+    async def main():
+        with anyio.move_on_after(0.05):
+            await launched(different(100), client, budget=1000)
+        return len(client.requests)
+
+    assert 3 >= afnio.run(main())
+    assert 0 == client.get_usage()["calls"]
+
+
+# Time ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("words", "budget", "levels"), [(12, 4000, 1), (40, 400, 2), (200, 400, 3)])
+def test_1024_gradients_take_three_latencies_at_most(words, budget, levels):
+    """From one sentence each to one that fills a prompt, on a virtual clock."""
+    with virtual_runtime() as loop:
+        client = ScriptedClient(summary, latency=1.0, limits=Limits(max_in_flight=1024))
+        start = loop.now
+        found = reduced(different(1024, words=words), client, budget=budget)
+        seconds = loop.now - start
+    assert levels == round(seconds, 3)
+    assert 1024 == sum(len(point.sources) for point in found.points)
+
+
+def test_a_group_starts_as_soon_as_it_is_full():
+    """One slow call holds up its own group alone; all others of the next level have been asked by then."""
+    sent = []
+    texts = different(512, words=200)
+
+    async def script(request):
+        sent.append((loop.now, [block.text for block in entries(request)]))
+        await anyio.sleep(100.0 if any(texts[0] == b.text for b in entries(request)) else 1.0)
+        return summary(request)
+
+    with virtual_runtime() as loop:
+        client = ScriptedClient(script, limits=Limits(max_in_flight=1024))
+        reduced(texts, client, budget=400)
+    levels = [
+        [time for time, shown in sent if all(text.startswith("sum ") for text in shown) == above]
+        for above in (False, True)
+    ]
+    assert (512, {0.0}) == (len(levels[0]), set(levels[0]))
+    # 512, 32 groups of 16 of them, 2 groups of 16 of those.
+    assert [1.0] * 31 + [2.0] + [100.0, 101.0] == sorted(levels[1])
+
+
+# Repeated under a journal ----------------------------------------------------------------------
+
+
+def test_the_tree_doesnt_depend_on_who_is_quick():
+    """The same calls at the same addresses, whatever the order in which they end."""
+
+    def run(seed):
+        draw = random.Random(seed)
+
+        async def script(request):
+            await anyio.sleep(draw.uniform(0, 10))
+            return summary(request)
+
+        ended = []
+        with virtual_runtime():
+            with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+                client = ScriptedClient(script, limits=Limits(max_in_flight=1024))
+                found = reduced(different(100, words=200), client, budget=400)
+        asked = sorted(json.dumps(list(request.messages)) for request in client.requests)
+        return found, asked, sorted(event.address for event in ended), [event.address for event in ended]
+
+    one, other = run(1), run(2)
+    assert one[:3] == other[:3]
+    assert one[3] != other[3]
+
+
+def test_a_repeated_run_is_answered_by_the_journal(tmp_path):
+    """All of it, although every call failed once the first time."""
+    failed = set()
+
+    def flaky(request):
+        key = json.dumps(list(request.messages))
+        if key not in failed:
+            failed.add(key)
+            return TransientModelError("again")
+        return summary(request)
+
+    def run(script):
+        client = ScriptedClient(script)
+        with afnio.journal(tmp_path / "journal.db"):
+            return reduced(different(40, words=200), client, budget=400), client
+
+    with virtual_runtime():
+        first, paid = run(flaky)
+        again, free = run(FinalModelError("not to be asked"))
+    assert (first, 86, 0) == (again, len(paid.requests), len(free.requests))
