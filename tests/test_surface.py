@@ -30,7 +30,7 @@ SURFACE = {
     "afnio.optim": "Optimizer TGD tgd Change",
     "afnio.models": """ChatClient ChatModel ChatRequest ChatResponse ToolCall Usage set_backward_model_client
         get_backward_model_client""",
-    "afnio.models.openai": "OpenAI AsyncOpenAI",
+    "afnio.models.openai": "OpenAI AsyncOpenAI AzureOpenAI AsyncAzureOpenAI",
     "afnio.testing": "Provider ScriptedClient SimulatedLM",
     "afnio.tellurio": "init Run log suppress_variable_notifications configure_logging",
     "afnio.utils.data": """Dataset IterableDataset DataLoader Sampler BatchSampler SequentialSampler RandomSampler

@@ -61,14 +61,15 @@ def _backward_model(
     provider, slash, model = path.partition("/")
     if not slash or not provider or not model:
         raise ValueError(f'a model path is "provider/model" (got {path!r}), such as "openai/gpt-5"')
-    if provider != "openai":
+    if provider not in ("openai", "azure"):
         raise ValueError(
-            f"unsupported provider {provider!r}; use openai/… with client_args={{'base_url': …}}, or pass a "
+            f"unsupported provider {provider!r}; use openai/… or azure/… with client_args={{'base_url': …}}, or pass a "
             "client of your own"
         )
-    from afnio.models.openai import AsyncOpenAI
+    from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
 
-    return _checked(ChatModel(AsyncOpenAI(**client_args), {"model": model, **completion_args}))
+    client = (AsyncAzureOpenAI if provider == "azure" else AsyncOpenAI)(**client_args)
+    return _checked(ChatModel(client, {"model": model, **completion_args}))
 
 
 def _checked(model: ChatModel) -> ChatModel:

@@ -1,4 +1,4 @@
-"""OpenAI and every endpoint that speaks its chat completions. The SDK is imported here alone, lazily.
+"""OpenAI, Azure, and every endpoint that speaks their chat completions. The SDK is imported here alone, lazily.
 
 The SDK client is the source of key, base URL, headers and error classes; it retries nothing.
 """
@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit, urlunsplit
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
+
+import anyio.to_thread
 
 from afnio.errors import FinalModelError, ModelError, TransientModelError
 from afnio.models.classify import read_reply
@@ -20,6 +24,7 @@ from afnio.models.response import ChatResponse
 from afnio.models.transport import AiohttpTransport, Answer
 from afnio.runtime import Account, Limits
 from afnio.runtime.call import ATTEMPT_DEADLINE
+from afnio.runtime.callables import is_async
 
 PATH: Final = "chat/completions"
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
@@ -46,6 +51,11 @@ class AsyncOpenAI(ChatClient):
     AsyncOpenAI('http://127.0.0.1:8000/v1')
     """
 
+    _sdk_name: ClassVar[str] = "AsyncOpenAI"
+    _no_key: ClassVar[str] = (
+        "no API key was given; pass api_key=… or set OPENAI_API_KEY (a server without keys takes any string)"
+    )
+
     def __init__(
         self,
         *,
@@ -61,14 +71,14 @@ class AsyncOpenAI(ChatClient):
                 "max_retries is the engine's: it retries each call in one place, with the account's limits; "
                 "leave it out"
             )
-        self._sdk = _sdk_client(
+        self._sdk = self._sdk_client(
             api_key=api_key, base_url=base_url, http_client=http_client, timeout=timeout, **options
         )
         self._by_sdk = (
             http_client is not None or callable(api_key) or any(options.get(name) for name in _BY_SDK)
         )
         self._authorization = _basic_authorization(self._sdk)
-        super().__init__(_account(self._sdk), limits=limits, timeout=timeout)
+        super().__init__(_account(self._sdk, self._secrets()), limits=limits, timeout=timeout)
 
     @property
     def base_url(self) -> str:
@@ -89,16 +99,20 @@ class AsyncOpenAI(ChatClient):
     async def _post(self, request: ChatRequest) -> Answer:
         headers = {
             name: value
-            for name, value in {
-                **self._sdk.default_headers,
-                **self._sdk.auth_headers,
-                **self._authorization,
-            }.items()
+            for name, value in {**self._sdk.default_headers, **await self._auth_headers()}.items()
             if isinstance(value, str)
         }
-        return await AiohttpTransport.shared(self.account).post(
-            f"{self.account.url}/{PATH}", headers, request.encoded
-        )
+        return await AiohttpTransport.shared(self.account).post(self._url(request), headers, request.encoded)
+
+    def _url(self, request: ChatRequest) -> str:
+        return f"{self.account.url}/{PATH}"
+
+    async def _auth_headers(self) -> dict[str, str]:
+        return {**self._sdk.auth_headers, **self._authorization}
+
+    def _secrets(self) -> list[str]:
+        """Return what must not show in an error; the key first."""
+        return [str(self._sdk.api_key or "")]
 
     async def _send_by_sdk(self, request: ChatRequest) -> Answer:
         import httpx2
@@ -114,29 +128,115 @@ class AsyncOpenAI(ChatClient):
 
     def _without_key(self, answer: Answer) -> Answer:
         """Return `answer` without the key that it may repeat: error bodies end up in logs."""
-        key = str(self._sdk.api_key or "").encode()
-        if len(key) < _SECRET or key not in answer.body:
-            return answer
-        return answer._replace(body=answer.body.replace(key, b"<api key>"))
+        body = answer.body
+        for secret in self._secrets():
+            if len(secret) >= _SECRET:
+                body = body.replace(secret.encode(), b"<api key>")
+        return answer if body is answer.body else answer._replace(body=body)
+
+    def _sdk_client(self, **options: Any) -> Any:
+        import openai
+
+        given = {name: value for name, value in options.items() if value is not None}
+        try:
+            return getattr(openai, self._sdk_name)(**given, max_retries=0)
+        except openai.OpenAIError as error:
+            if "credentials" in str(error).lower() or "api_key" in str(error):
+                raise FinalModelError(self._no_key) from error
+            raise
 
 
 class OpenAI(AsyncOpenAI):
     """The same client under the name that synchronous programs import; `chat` waits, `achat` is awaited."""
 
 
-def _sdk_client(**options: Any) -> Any:
-    import openai
+class AsyncAzureOpenAI(AsyncOpenAI):
+    """A client of Azure OpenAI; `model` names the deployment.
 
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        return openai.AsyncOpenAI(**given, max_retries=0)
-    except openai.OpenAIError as error:
-        if "credentials" in str(error).lower() or "api_key" in str(error):
-            raise FinalModelError(
-                "no API key was given; pass api_key=… or set OPENAI_API_KEY (a server without keys takes any "
-                "string)"
-            ) from error
-        raise
+    Args:
+        azure_endpoint: `https://<resource>.openai.azure.com`; by default from AZURE_OPENAI_ENDPOINT.
+        azure_deployment: the deployment for all calls, whatever `model` they name.
+        api_version: by default from OPENAI_API_VERSION.
+        api_key: by default from AZURE_OPENAI_API_KEY.
+        azure_ad_token: a Microsoft Entra token instead of a key; by default from AZURE_OPENAI_AD_TOKEN.
+        azure_ad_token_provider: a function that returns such a token, asked before each attempt; a `def`
+            runs in a worker thread, an `async def` on the runtime's loop.
+        **options: the rest as `AsyncOpenAI` takes it.
+
+    Source: https://learn.microsoft.com/azure/ai-foundry/openai/reference
+
+    >>> AsyncAzureOpenAI(azure_endpoint="https://me.openai.azure.com", api_version="2024-10-21", api_key="any")
+    AsyncAzureOpenAI('https://me.openai.azure.com/openai')
+    """
+
+    _sdk_name = "AsyncAzureOpenAI"
+    _no_key = (
+        "no credentials were given for Azure; pass api_key=…, azure_ad_token=… or azure_ad_token_provider=…, or "
+        "set AZURE_OPENAI_API_KEY"
+    )
+
+    def __init__(
+        self,
+        *,
+        azure_endpoint: str | None = None,
+        azure_deployment: str | None = None,
+        api_version: str | None = None,
+        api_key: str | Callable[[], Awaitable[str]] | None = None,
+        azure_ad_token: str | None = None,
+        azure_ad_token_provider: Callable[[], str | Awaitable[str]] | None = None,
+        base_url: str | None = None,
+        limits: Limits | None = None,
+        timeout: float = ATTEMPT_DEADLINE,
+        http_client: Any = None,
+        **options: Any,
+    ) -> None:
+        self._token = azure_ad_token or os.environ.get("AZURE_OPENAI_AD_TOKEN")  # as the SDK does
+        self._token_provider = azure_ad_token_provider
+        super().__init__(
+            azure_endpoint=azure_endpoint,
+            azure_deployment=azure_deployment,
+            api_version=api_version,
+            api_key=api_key,
+            azure_ad_token=azure_ad_token,
+            azure_ad_token_provider=azure_ad_token_provider,
+            base_url=base_url,
+            limits=limits,
+            timeout=timeout,
+            http_client=http_client,
+            **options,
+        )
+        query = {name: str(value) for name, value in self._sdk.default_query.items()}
+        self._query = f"?{urlencode(query)}" if query else ""
+
+    def _url(self, request: ChatRequest) -> str:
+        url = self.account.url
+        if "/deployments" not in urlsplit(url).path:
+            url = f"{url}/deployments/{quote(request.model, safe='')}"
+        return f"{url}/{PATH}{self._query}"
+
+    async def _auth_headers(self) -> dict[str, str]:
+        if self._token_provider is not None:
+            self._token = await _token_from(self._token_provider)
+        if self._token is not None:
+            return {"Authorization": f"Bearer {self._token}"}
+        return {"api-key": str(self._sdk.api_key)}
+
+    def _secrets(self) -> list[str]:
+        return [*super()._secrets(), *([self._token] if self._token else [])]
+
+
+class AzureOpenAI(AsyncAzureOpenAI):
+    """The same client under the name that synchronous programs import; `chat` waits, `achat` is awaited."""
+
+
+async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
+    """Return what a token provider says; the usual ones fetch a new token now and then, which blocks."""
+    token: Any = provider() if is_async(provider) else await anyio.to_thread.run_sync(provider)
+    if inspect.isawaitable(token):
+        token = await token
+    if not isinstance(token, str) or not token:
+        raise FinalModelError(f"azure_ad_token_provider must return a token (got {type(token).__name__})")
+    return token
 
 
 def _basic_authorization(sdk: Any) -> dict[str, str]:
@@ -148,13 +248,14 @@ def _basic_authorization(sdk: Any) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
 
 
-def _account(sdk: Any) -> Account:
+def _account(sdk: Any, secrets: Sequence[str]) -> Account:
     parts = urlsplit(str(sdk.base_url).rstrip("/"))
     if parts.scheme not in ("http", "https") or not parts.hostname:
         shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         raise ValueError(f"base_url must start with http:// or https:// and name a host (got {shown!r})")
     host = parts.netloc.rpartition("@")[2]
-    secret = hashlib.sha256(f"{sdk.api_key}\0{parts.netloc}\0{sdk.organization}\0{sdk.project}".encode())
+    identity = [*secrets, parts.netloc, sdk.organization, sdk.project]
+    secret = hashlib.sha256("\0".join(map(str, identity)).encode())
     return Account(urlunsplit((parts.scheme, host, parts.path, "", "")), secret.hexdigest()[:16])
 
 

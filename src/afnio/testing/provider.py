@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from afnio.testing.chat_service import LM, ChatService, FaultHook
 from afnio.testing.completions import ApiError
@@ -38,10 +39,11 @@ _METHODS: Final = {
     "/stats": "GET",
     "/admin/quota": "POST",
 }
+_AZURE: Final = re.compile(r"/openai(/deployments/[^/]+)?(?=/)")
 
 
 class Provider:
-    """Serves chat completions to any number of connections.
+    """Serves chat completions to any number of connections, on the paths of OpenAI and of Azure.
 
     >>> async def main():
     ...     async with Provider(latency="lognormal:0.01,1", faults={"reset": 0.1}) as provider:
@@ -181,7 +183,7 @@ class Provider:
 
     def _route(self, request: Request, connection: Connection) -> None:
         try:
-            path = urlsplit(request.path).path.removeprefix("/v1")
+            path = _plain_path(request)
             if path not in _METHODS:
                 raise ApiError(404, f"Invalid URL [{request.method} {request.path}].")
             if request.method != _METHODS[path]:
@@ -225,6 +227,17 @@ class Provider:
             raise ApiError(400, 'The body names no factor; send {"scale": 0.5}.') from None
         quota = self._service.scale_quota(factor)
         return {"requests": quota.requests, "tokens": quota.tokens, "window": quota.window}
+
+
+def _plain_path(request: Request) -> str:
+    """Return the path as OpenAI has it; on Azure's a request must name the version of the API."""
+    parts = urlsplit(request.path)
+    azure = _AZURE.match(parts.path)
+    if azure is None:
+        return parts.path.removeprefix("/v1")
+    if not parse_qs(parts.query).get("api-version"):
+        raise ApiError(404, f"Resource not found [{parts.path}]; add ?api-version=….")
+    return parts.path[azure.end() :]
 
 
 if __name__ == "__main__":
