@@ -6,7 +6,7 @@ ARGS ?=
 LIVE ?=
 LM ?=
 
-.PHONY: help demo test nightly check unit bench bench-full clean
+.PHONY: help demo test nightly check unit bench bench-full bench-learning clean
 
 help:
 	@echo "make demo              the tutorial's job against the bundled simulated LM (offline)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test              everything that CI runs"
 	@echo "make nightly           the long tests: a hundred seeds of kills, 100,000 calls over HTTP"
 	@echo "make bench             the benchmarks, small: under five minutes; ARGS=\"calls step\" takes some"
+	@echo "make bench-learning    what optimizers learn, with the simulated LM; ARGS=\"--lm local\" with a real one"
 	@echo "make bench-full        the benchmarks with all sizes and more repeats"
 
 $(VENV)/bin/python:
@@ -57,6 +58,9 @@ bench: $(VENV)/.dev
 
 bench-full: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --full $(ARGS)
+
+bench-learning: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.learning --curve $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +331,227 @@ def test_a_fixed_reply_satisfies_critic_and_optimizer():
     value = {"messages": messages(("user", prompts.block("variable", "v")))}
     reply = fixed({**value, "response_format": TGD_SCHEMA})
     assert json.loads(reply) == {"value": "v ok"}
+
+
+# The limited reader ----------------------------------------------------------------------------
+
+
+LIMITED = "simulated-limited"
+
+
+def propose(
+    feedback: list[str], model: str = LIMITED, attempt: int = 1, *constraints: str, **args: Any
+) -> str:
+    sections = tgd_sections(
+        role="prompt", value="Say the mood.", constraints=list(constraints), history=[], feedback=feedback
+    )
+    asked = messages(("system", TGD_SYSTEM), ("user", TGD_USER.format(**sections)))
+    request = {"messages": asked, "response_format": TGD_SCHEMA, "model": model, **args}
+    return json.loads(lm(request, attempt))["value"]
+
+
+def claims(count: int) -> list[str]:
+    return [f'Phrases such as "p{n}a", "p{n}b" mean the sentiment is "neutral".' for n in range(count)]
+
+
+def cues(value: str) -> int:
+    return sum(len(phrases) for phrases in read_cues(value, SENTIMENTS).values())
+
+
+def test_the_more_feedback_in_one_prompt_the_smaller_the_share_that_is_used():
+    """The wall: near all of 4 texts, about half of 50, next to nothing of 500; a perfect reader takes all it may."""
+
+    def used(count: int) -> float:
+        drawn = [len(re.findall(r'One input with "', propose(claims(count), attempt=n))) for n in range(1, 9)]
+        return sum(drawn) / len(drawn)
+
+    few, wall, many = used(4), used(50), used(500)
+    assert few > 3.5
+    assert 18 < wall < 32
+    assert many < 12
+    assert 25 == cues(propose(claims(50), "simulated"))
+
+
+def test_a_limited_proposer_lengthens_the_text_unless_it_is_told_not_to():
+    long = propose(claims(12))
+    short = propose(claims(12), LIMITED, 1, "Use at most 400 characters.")
+    assert len(long) > 1000
+    assert len(short) <= 400
+    assert "answered wrongly before" not in short
+    assert "answered wrongly before" not in propose(claims(12), "simulated")
+
+
+def test_a_student_follows_the_fewer_instructions_the_more_there_are():
+    message = "The price of the visit."
+
+    def followed(padding: int) -> int:
+        told = 'Answer "positive" when the message mentions: price.' + " Be kind." * padding
+        asked = [
+            {
+                "messages": messages(("system", told), ("user", f"{message} {n}")),
+                "response_format": SCHEMA,
+                "model": LIMITED,
+                "temperature": 0,
+            }
+            for n in range(100)
+        ]
+        return sum(json.loads(lm(request))["sentiment"] == "positive" for request in asked)
+
+    assert followed(0) > 95
+    assert 20 < followed(250) < 55
+
+
+def test_at_temperature_0_each_attempt_is_the_same_and_above_its_own():
+    told = claims(50)
+    assert propose(told, attempt=1, temperature=0) == propose(told, attempt=2, temperature=0)
+    assert propose(told, attempt=1) == propose(told, attempt=1)
+    assert len({propose(told, attempt=n) for n in range(1, 6)}) == 5
+    assert SimulatedLM(seed=1)._seed != lm._seed
+
+
+def test_a_cue_that_misled_is_denied_and_goes():
+    value = 'Say the mood.\nAnswer "positive" when the message mentions: late.'
+    asked = prompts.critic_messages(
+        variables=[("v1", "prompt", value)],
+        conversation=[("system", value), ("user", "I am frustrated that you are late.")],
+        reply="",
+        edited=[],
+        reply_format=SCHEMA,
+        feedback=[prompts.deterministic_feedback("exact match", "positive", "negative", 0)],
+    )
+    request = {"messages": asked, "response_format": prompts.CRITIC_SCHEMA, "model": LIMITED}
+    said = json.loads(lm(request))["feedback"][0]["text"]
+    assert 'should not say that "late" mean the sentiment is "positive"' in said
+    assert "late" not in ask_optimizer(value, [said]).partition('"negative"')[0]
+
+
+def test_a_quarter_of_criticism_is_beside_the_point():
+    feedback = [prompts.deterministic_feedback("exact match", "1", "2", 0)]
+
+    def criticism(number: int) -> str:
+        asked = prompts.critic_messages(
+            variables=[("v1", "prompt", "Count.")],
+            conversation=[("system", "Count."), ("user", f"Case {number}. {COUNT}")],
+            reply="1",
+            edited=[],
+            reply_format=None,
+            feedback=feedback,
+        )
+        request = {"messages": asked, "response_format": prompts.CRITIC_SCHEMA, "model": LIMITED}
+        return json.loads(lm(request))["feedback"][0]["text"]
+
+    to_the_point = sum("quantities" in criticism(number) for number in range(200))
+    assert 125 <= to_the_point <= 175
+
+
+# Skills, notes, judges -------------------------------------------------------------------------
+
+COUNT = "I have two apples. How many fruits do I have?"
+
+
+@pytest.mark.parametrize(
+    ("told", "message", "answer"),
+    [
+        ("Count.", "I have two apples, and a bed. How many fruits do I have?", "2"),
+        ("Add up the quantities.", "I have two apples, and a bed. How many fruits do I have?", "3"),
+        ("Add up. Leave out other kinds.", "I have two apples, and a bed. How many fruits do I have?", "2"),
+        ("Sort.", "Sort the following words alphabetically: List: bb ba", "bb ba"),
+        ("Compare letter by letter.", "Sort the following words alphabetically: List: bb ba", "ba bb"),
+    ],
+)
+def test_a_student_makes_the_mistakes_that_nobody_told_it_to_avoid(told, message, answer):
+    assert lm({"messages": messages(("system", told), ("user", message))}) == answer
+
+
+NOTES = "[1] Elm House, lifts, 2020: 7\n[2] Elm House, area, 2019: 40\n[3] Elm House, area, 2022: 44"
+QUESTION = "Question: What is the area of Elm House?"
+
+
+def blamed(told: str, message: str, variables: list[str], said: str, expected: str) -> list[str]:
+    asked = prompts.critic_messages(
+        variables=[(f"v{n}", "text", text) for n, text in enumerate(variables)],
+        conversation=[("system", told), ("user", message)],
+        reply=said,
+        edited=[],
+        reply_format=None,
+        feedback=[prompts.deterministic_feedback("exact match", said, expected, 0)],
+    )
+    request = {"messages": asked, "response_format": prompts.CRITIC_SCHEMA}
+    return [entry["text"] for entry in json.loads(lm(request))["feedback"]]
+
+
+def test_the_critic_blames_the_step_that_went_wrong():
+    """A judge who got the wrong draft is blameless; a drafter who had the note is not; nor who never got it."""
+    found = "\n".join(NOTES.splitlines()[1:])
+    judge = 'Say "unknown" where no note answers.'
+    ours, draft, notes = blamed(
+        judge, f"{QUESTION}\nRetrieved:\n{found}\nDraft: 40", [judge, "40", found], "40", "44"
+    )
+    assert (ours, notes) == ("", "")
+    assert 'expected "44"' in draft
+    ours, notes = blamed("Answer.", f"{QUESTION}\nRetrieved:\n{found}", ["Answer.", found], "40", "44")
+    assert "most recent" in ours
+    assert notes == ""
+    lost = NOTES.splitlines()[0]
+    ours, notes = blamed("Answer.", f"{QUESTION}\nRetrieved:\n{lost}", ["Answer.", lost], "7", "44")
+    assert ours == ""
+    assert 'expected "44"' in notes
+    (ours,) = blamed("Find.", f"{QUESTION}\nNotes:\n{NOTES}", ["Find."], notes, "44")
+    assert "topic" in ours
+
+
+def test_a_judge_compares_prediction_and_target():
+    asked = messages(("system", "Judge."), ("user", "Prediction: Two\nTarget: two"))
+    request = {"messages": asked, "response_format": prompts.JUDGE_SCHEMA}
+    assert json.loads(lm(request))["score"] == 1
+    wrong = messages(("user", "Prediction: three\nTarget: two"))
+    answer = json.loads(lm({**request, "messages": wrong}))
+    assert answer["score"] == 0
+    assert 'expected "two"' in answer["explanation"]
+    assert kind_of(request) == "judge"
+
+
+def test_a_reducer_says_each_thing_once_the_most_frequent_first_and_who_said_it():
+    said = [
+        'The text should say that phrases such as "late" mean the sentiment is "negative".',
+        "The text should ask for this: be brief.",
+        'The text should say that phrases such as "poor", "late" mean the sentiment is "negative".',
+    ]
+    blocks = [prompts.block("feedback", text, id=str(n), samples="1") for n, text in enumerate(said, start=1)]
+    asked = "\n".join(["<feedbacks>", *blocks, "</feedbacks>", "Write at most 3 points, 90 words in all."])
+    form = {"type": "json_schema", "json_schema": {"name": "afnio_reduction", "schema": {}}}
+    request = {"messages": messages(("user", asked)), "response_format": form}
+    assert json.loads(lm(request))["points"] == [
+        {
+            "point": 'The text should say that phrases such as "late", "poor" mean the sentiment is "negative".',
+            "sources": [1, 3],
+        },
+        {"point": "The text should ask for this: be brief.", "sources": [2]},
+    ]
+    assert kind_of(request) == "reducer"
+    one = {**request, "messages": messages(("user", asked.replace("3 points", "1 point")))}
+    assert len(json.loads(lm(one))["points"]) == 1
+
+
+# Peers' dialects -------------------------------------------------------------------------------
+
+
+def test_peers_get_the_same_criticism_and_the_same_rewriting():
+    feedback = prompts.deterministic_feedback("exact match", "1", "2", 0)
+    objective = (
+        f"<LM_SYSTEM_PROMPT> Count. </LM_SYSTEM_PROMPT> <LM_INPUT> {COUNT} </LM_INPUT> <LM_OUTPUT> 1 </LM_OUTPUT>"
+        f"<OBJECTIVE_FUNCTION>Address: {feedback}</OBJECTIVE_FUNCTION> <VARIABLE> Count. </VARIABLE>"
+    )
+    said = lm({"messages": messages(("user", objective))})
+    assert "add up the quantities" in said
+    step = (
+        f"<VARIABLE> Count. </VARIABLE> <FEEDBACK>{said}</FEEDBACK> Send it between <IMPROVED_VARIABLE> tags."
+    )
+    improved = lm({"messages": messages(("user", step))})
+    assert improved.startswith("<IMPROVED_VARIABLE>Count.\nIn every reply: add up the quantities")
+    reflection = (
+        "An assistant got instructions to perform a task:\n```\nCount.\n```\nExamples:\n```\n# Example 1\n"
+        f"## Inputs\n{COUNT}\n\n## Generated Outputs\n1\n\n## Feedback\n{feedback}\n\n```\nWrite within ```."
+    )
+    proposed = lm({"messages": messages(("user", reflection))})
+    assert proposed.startswith("```\nCount.\nIn every reply: add up the quantities")

@@ -17,7 +17,7 @@ from afnio.testing.fault_plan import FaultPlan
 from afnio.testing.latency import Latency
 from afnio.testing.ledger import Ledger
 from afnio.testing.quota import Accounts, Quota, QuotaError
-from afnio.testing.simulated import kind_of
+from afnio.testing.simulated import SimulatedLM, kind_of
 
 LM = Callable[[dict[str, Any]], str | dict[str, Any]]
 FaultHook = Callable[[dict[str, Any], int], Fault | None]
@@ -33,6 +33,7 @@ class _Chat:
     request: dict[str, Any]
     index: int
     prompt_tokens: int
+    attempt: int
     connection: Connection
     headers: Mapping[str, str] | None
 
@@ -83,7 +84,7 @@ class ChatService:
         # A request that the quota refuses doesn't use up an attempt's fate: how often that happens
         # hangs on the order of arrival.
         attempt = self.ledger.read(name, cost, now) - self._refused.get(name, 0)
-        chat = _Chat(request, index, asked, connection, None)
+        chat = _Chat(request, index, asked, attempt, connection, None)
         if self._hook is not None and (fault := self._hook(request, index)) is not None:
             self._apply(fault, fault.name, chat)
             return
@@ -146,7 +147,10 @@ class ChatService:
         fault.apply(chat.connection, chat.headers)
 
     def _complete(self, chat: _Chat) -> dict[str, Any]:
-        body, given = completion(chat.request, self._lm(chat.request), chat.index, chat.prompt_tokens)
+        # Only the simulated LM has moods: a function of the user's gets the request alone.
+        sampled = {"attempt": chat.attempt} if isinstance(self._lm, SimulatedLM) else {}
+        reply = self._lm(chat.request, **sampled)
+        body, given = completion(chat.request, reply, chat.index, chat.prompt_tokens)
         self.ledger.prompt_tokens += chat.prompt_tokens
         self.ledger.completion_tokens += given
         return body

@@ -86,7 +86,7 @@ class Options:
             port=self.port,
             latency=self.latency,
             api_key=self.api_key,
-            lm=FixedReply(self.reply) if self.reply is not None else SimulatedLM(**context),
+            lm=FixedReply(self.reply) if self.reply is not None else SimulatedLM(**context, seed=self.seed),
             faults=self.faults,
             quota=self.quota,
             seed=self.seed,

@@ -83,7 +83,7 @@ class Provider:
         if window <= 0:
             raise ValueError(f"A window of [{window}] seconds counts nothing; give one above 0.")
         self._service = ChatService(
-            lm=lm if lm is not None else SimulatedLM(),
+            lm=lm if lm is not None else SimulatedLM(seed=seed),
             models=models,
             latency=Latency.of(latency),
             faults=FaultPlan.of(faults),

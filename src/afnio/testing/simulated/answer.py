@@ -15,20 +15,34 @@ _DEPTH: Final = 32
 
 
 def fill(
-    schema: dict[str, Any], message: str, choose: Callable[[tuple[str, ...]], str], name: str = ""
+    schema: dict[str, Any],
+    message: str,
+    choose: Callable[[tuple[str, ...]], str],
+    name: str = "",
+    holds: Callable[[str], bool] | None = None,
 ) -> Any:
     """Return a value of `schema`; `choose` picks among the strings of an enum.
+
+    Args:
+        holds: whether the boolean of that name is true; by default if the message has its words.
 
     >>> schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     >>> fill(schema, "I have 3 apples", lambda labels: labels[0])
     {'n': 3}
     """
-    return _Filler(schema, message, choose).value(schema, name, _DEPTH)
+    return _Filler(schema, message, choose, holds).value(schema, name, _DEPTH)
 
 
 class _Filler:
-    def __init__(self, root: dict[str, Any], message: str, choose: Callable[[tuple[str, ...]], str]) -> None:
+    def __init__(
+        self,
+        root: dict[str, Any],
+        message: str,
+        choose: Callable[[tuple[str, ...]], str],
+        holds: Callable[[str], bool] | None,
+    ) -> None:
         self._root = root
+        self._holds = holds or (lambda name: normalize(name) in normalize(message))
         self._message = message
         self._choose = choose
 
@@ -79,7 +93,7 @@ class _Filler:
         if kind == "null":
             return None
         if kind == "boolean":
-            return normalize(name) in normalize(self._message)
+            return self._holds(name)
         if kind in ("integer", "number"):
             return self._number(kind, schema)
         return self._string(schema)

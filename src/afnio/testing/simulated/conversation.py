@@ -6,11 +6,17 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Kind = Literal["student", "critic", "optimizer"]
+Kind = Literal["student", "critic", "optimizer", "judge", "reducer"]
 
-_KINDS: Final[dict[str, Kind]] = {"afnio_feedback": "critic", "afnio_value": "optimizer"}
+_KINDS: Final[dict[str, Kind]] = {
+    "afnio_feedback": "critic",
+    "afnio_value": "optimizer",
+    "afnio_judgement": "judge",
+    "afnio_reduction": "reducer",
+}
 # The forms that the critic and the optimizer are asked for in words, where no schema is sent.
 _FEEDBACK_FORM: Final = re.compile(r'\{\s*"feedback"\s*:\s*\[\s*\{\s*"variable"')
+_POINTS_FORM: Final = re.compile(r'\{\s*"points"\s*:\s*\[\s*\{\s*"point"')
 _VALUE_FORM: Final = re.compile(r'\{\s*"value"\s*:\s*"')
 
 
@@ -80,4 +86,6 @@ def kind_of(request: dict[str, Any]) -> Kind:
     instructions = text_of(request["messages"][0])
     if _FEEDBACK_FORM.search(instructions):
         return "critic"
+    if _POINTS_FORM.search(instructions):
+        return "reducer"
     return "optimizer" if _VALUE_FORM.search(instructions) else "student"

@@ -26,6 +26,7 @@ _LIST: Final = re.compile(
 _NEGATED: Final = r"(?:\bnot|\bnever|\brather than|\binstead of)\s+(?:as\s+)?[\"“`]?"
 _WRITTEN: Final = re.compile(r'\s*Answer "([^"\n]+)" when the message mentions: ([^.\n]*)\.')
 _CLAIM: Final = re.compile(r'phrases such as ((?:"[^"]+"(?:, )?)+) mean the [^".]* is "([^"]+)"')
+_DENIAL: Final = re.compile(r'should not say that ((?:"[^"]+"(?:, )?)+) mean the [^".]* is "([^"]+)"')
 _LONGEST: Final = 6
 
 
@@ -66,6 +67,17 @@ def _phrases(sentence: str, labels: tuple[str, ...]) -> list[str]:
     return [phrase for phrase in found if 0 < len(phrase.split()) <= _LONGEST]
 
 
+@lru_cache(maxsize=256)
+def instructions_in(prompt: str, labels: tuple[str, ...]) -> int:
+    """Return how many instructions a prompt gives: its sentences, and each phrase of a cue but the first.
+
+    >>> instructions_in('Be kind. Answer "neutral" when the message mentions: date, price.', ("neutral",))
+    3
+    """
+    sentences = sum(any(c.isalnum() for c in sentence) for sentence in _SENTENCE.findall(prompt))
+    return sentences + sum(len(phrases) - 1 for phrases in read_cues(prompt, labels).values())
+
+
 def cue_sentence(label: str, phrases: Iterable[str]) -> str:
     """Return the sentence that tells a student which phrases speak for `label`."""
     return f'Answer "{label}" when the message mentions: {", ".join(phrases)}.'
@@ -98,6 +110,23 @@ def read_claims(feedback: str) -> tuple[list[tuple[str, str]], str]:
         for phrase in _QUOTED.findall(listed)
     ]
     return pairs, "" if pairs else feedback.strip()
+
+
+def denial_sentence(noun: str, phrases: Iterable[str], label: str) -> str:
+    """Return the critic's sentence on cues of the text that misled: they don't mean the label."""
+    quoted = ", ".join(f'"{phrase}"' for phrase in phrases)
+    return f'The text should not say that {quoted} mean the {noun} is "{label}".'
+
+
+def read_denials(feedback: str) -> list[tuple[str, str]]:
+    """Return the (phrase, label) pairs that a feedback denies.
+
+    >>> read_denials(denial_sentence("sentiment", ["always"], "positive"))
+    [('always', 'positive')]
+    """
+    return [
+        (phrase, label) for listed, label in _DENIAL.findall(feedback) for phrase in _QUOTED.findall(listed)
+    ]
 
 
 def _uncapital(text: str) -> str:

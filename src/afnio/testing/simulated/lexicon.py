@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from afnio.testing.simulated.topics import TOPICS
+
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(" ".join(phrase.split()) for phrase in text.split(","))
@@ -64,6 +66,7 @@ PHRASES: Final[dict[str, tuple[str, ...]]] = {
         distressing, unsatisfactory, rectify, intolerable, unbearable, no response, multiple
         times, yet again, still not, waste of
     """),
+    **TOPICS,
 }
 """Wordings that speak for a label, roughly the most telling first."""
 

@@ -7,17 +7,22 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from afnio.testing.simulated.cues import cue_sentence, read_claims, split_cues
-from afnio.testing.simulated.tags import read_blocks
+from afnio.testing.simulated.critic import ASK, MOST_PHRASES
+from afnio.testing.simulated.cues import cue_sentence, read_claims, read_denials, split_cues
+from afnio.testing.simulated.lexicon import normalize
+from afnio.testing.simulated.reader import PERFECT, Reader
+from afnio.testing.simulated.tags import read_blocks, read_section
 
 if TYPE_CHECKING:
     from afnio.testing.simulated.conversation import Conversation
 
 MOST_CUES: Final = 25
 MOST_WISHES: Final = 3
-_ASK: Final = "The text should ask for this: "
 _FORBIDS: Final = re.compile(r"\b(?:never|not|without|avoid|no)\b", re.IGNORECASE)
 _CHARACTER: Final = re.compile(r"[`\"'](\W)[`\"']|(?<=\s)([{}<>\[\]#*@_|~^])(?=[\s,.]|$)")
+_NOTE: Final = 'One input with "{phrase}" was answered wrongly before, so weigh all of such an input again.'
+"""What a proposer adds about each feedback it used, about a hundred characters; see docs/simulated-lm.md."""
+_RETOLD: Final = re.compile(re.escape(_NOTE).replace(re.escape("{phrase}"), ".*"))
 _LIMIT: Final = re.compile(
     r"\b(?:at most|no more than|under|up to|maximum of)\s+(\d+)\s+(character|word)s?", re.IGNORECASE
 )
@@ -25,7 +30,7 @@ _LIMIT: Final = re.compile(
 Cues = dict[str, list[str]]
 
 
-def propose(conversation: Conversation) -> str:
+def propose(conversation: Conversation, reader: Reader = PERFECT) -> str:
     """Return the optimizer's JSON with the new value; without feedback the value stays as it is."""
     prompt = conversation.prompt
     # The history has feedback of its own, which stands before. The end of a prompt may be cut off.
@@ -35,44 +40,98 @@ def propose(conversation: Conversation) -> str:
     value = variables[0].text if variables else ""
     constraints = [b.text for b in read_blocks(prompt, "constraint")]
     feedback = [text for text in feedback if text.strip()]
-    new = rewrite(value, feedback, constraints) if feedback else value
+    refused = [b.text for b in read_blocks(read_section(prompt, "rejected"), "tried")]
+    new = rewrite(value, feedback, constraints, reader, refused) if feedback else value
     return json.dumps({"value": new}, ensure_ascii=False)
 
 
-def rewrite(value: str, feedback: list[str], constraints: list[str]) -> str:
+def rewrite(
+    value: str,
+    feedback: list[str],
+    constraints: list[str],
+    reader: Reader = PERFECT,
+    refused: list[str] | None = None,
+) -> str:
     """Return `value` with what the feedback claims and wishes added, within the constraints.
+
+    Args:
+        refused: values that were tried and not taken.
 
     >>> rewrite("Be kind.", ["answer in Italian"], [])
     'Be kind.\\nIn every reply: answer in Italian.'
     """
     head, known = split_cues(value)
-    claims: list[tuple[str, str]] = []
-    wishes: Counter[str] = Counter()
+    claims, denials, wishes, notes = _gather(feedback, reader)
+    if refused:
+        tried = normalize(" ".join(refused))
+        claims = [c for c in claims if f" {c[0]} " not in tried or reader.repeats(c[0])]
+    cues = tally(known, claims, denials)
+    lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(MOST_WISHES) if wish]
+    lines = [line for line in [*lines, *notes] if line not in head]
+    text = _fit("\n".join([head, *lines]), cues, constraints)
+    if reader.limited and any(_exceeds(text, *limit) for limit in _limits(constraints)):
+        # What only retells goes first, what earlier steps wrote of it too.
+        kept = [line for line in [*head.split("\n"), *lines] if not _RETOLD.fullmatch(line)]
+        text = _fit("\n".join(kept), cues, constraints)
+    return text
+
+
+Pairs = list[tuple[str, str]]
+
+
+def _gather(feedback: list[str], reader: Reader) -> tuple[Pairs, Pairs, Counter[str], list[str]]:
+    """Return the claims, denials and wishes that the reader makes use of, and what it writes about them.
+
+    A feedback of one sample makes two claims at most, so that many claims count as one feedback.
+    """
+    claims, denials, wishes = read_feedback(feedback)
+    among = (len(claims) + len(denials)) / MOST_PHRASES + len(wishes)
+    used = [claim for n, claim in enumerate(claims) if reader.uses(f"{n} {claim}", among)]
+    denied = [denial for n, denial in enumerate(denials) if reader.uses(f"not {n} {denial}", among)]
+    wished = [wish for n, wish in enumerate(wishes) if reader.uses(f"{n} {wish}", among)]
+    notes: list[str] = []
+    if reader.limited:
+        about = [phrase for phrase, _ in used[::MOST_PHRASES]] + wished
+        notes = [_NOTE.format(phrase=text) for text in dict.fromkeys(about)]
+    return used, denied, Counter(wished), notes
+
+
+def read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
+    """Return all claims and denials of feedback texts, one for each time they are made, and all wishes."""
+    claims: Pairs = []
+    denials: Pairs = []
+    wishes: list[str] = []
     for text in feedback:
         pairs, rest = read_claims(text)
+        against = read_denials(text)
         claims += pairs
-        if rest:
-            wishes[rest.removeprefix(_ASK).rstrip(".").strip()] += 1
-    cues = tally(known, claims)
-    lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(MOST_WISHES) if wish]
-    lines = [line for line in lines if line not in head]
-    return _fit("\n".join([head, *lines]), cues, constraints)
+        denials += against
+        if pairs or against:
+            _, asked, rest = text.partition(ASK)
+            rest = rest if asked else ""
+        wishes += [wish.rstrip(".").strip() for wish in rest.split(ASK) if wish.strip()] if rest else []
+    return claims, denials, wishes
 
 
-def tally(known: Cues, claims: list[tuple[str, str]]) -> Cues:
+def tally(known: Cues, claims: Pairs, denials: Pairs | None = None) -> Cues:
     """Return the cues of each label: those known, then those claimed, the most frequent first.
 
     A cue that was claimed for two labels goes to the majority; on a tie it stays where it was, or
-    is dropped. What the text has already counts as one claim.
+    is dropped. What the text has already counts as one claim. A cue that is denied as often as it was
+    claimed is dropped.
     """
     votes: dict[str, Counter[str]] = {}
     homes = {phrase: label for label in known for phrase in known[label]}
     for phrase, label in [*homes.items(), *claims]:
         votes.setdefault(phrase, Counter())[label] += 1
+    for phrase, label in denials or []:
+        votes.get(phrase, Counter())[label] -= 1
     cues: Cues = {label: [] for label in known}
     # Sorting is stable: equals stay in the order of their first claim.
     for phrase, labels in sorted(votes.items(), key=lambda item: -max(item[1].values())):
         (label, most), *others = labels.most_common()
+        if most <= 0:
+            continue
         if others and others[0][1] == most:
             if phrase not in homes:
                 continue
@@ -89,7 +148,7 @@ def tally(known: Cues, claims: list[tuple[str, str]]) -> Cues:
 def _fit(head: str, cues: Cues, constraints: list[str]) -> str:
     """Return the text with its cues, the rarest left out until the constraints on length hold."""
     banned = {c for text in constraints for c in _banned_characters(text)}
-    limits = [found for text in constraints for found in _LIMIT.findall(text)]
+    limits = _limits(constraints)
     cues = {label: list(phrases) for label, phrases in cues.items()}
     while True:
         text = "\n".join([head, *(cue_sentence(label, cues[label]) for label in cues if cues[label])])
@@ -97,6 +156,10 @@ def _fit(head: str, cues: Cues, constraints: list[str]) -> str:
         if not any(cues.values()) or not any(_exceeds(text, *limit) for limit in limits):
             return text
         max(cues.values(), key=len).pop()
+
+
+def _limits(constraints: list[str]) -> list[tuple[str, str]]:
+    return [found for text in constraints for found in _LIMIT.findall(text)]
 
 
 def _banned_characters(constraint: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Learning, measured: does a prompt get better, by how much, at what price, with which optimizer."""

@@ -1,0 +1,57 @@
+"""Endpoints: whom the benchmark asks: the bundled simulated LM, a small real one, or yours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from afnio.demo.endpoint import Endpoint
+from afnio.models.openai import AsyncOpenAI
+from afnio.testing import Provider
+
+SIMULATED = "simulated-limited"
+KEY = "simulated"
+
+
+@contextmanager
+def simulated(seed: int = 0) -> Iterator[Endpoint]:
+    """Run the bundled provider; its model reads as real ones do (docs/simulated-lm.md)."""
+    with Provider.process(api_key=KEY, seed=seed) as process:
+        yield Endpoint(
+            kind="simulated",
+            client=AsyncOpenAI(base_url=process.base_url, api_key=KEY),
+            base_url=process.base_url,
+            forward={"model": SIMULATED, "temperature": 0.0},
+            backward={"model": SIMULATED, "temperature": 1.0},
+            step={"model": SIMULATED, "temperature": 1.0},
+            notes=("SIMULATED: rules play the LM (docs/simulated-lm.md); no model was asked.",),
+        )
+
+
+@contextmanager
+def local(console: Console) -> Iterator[Endpoint]:
+    """Run the demo's small real model."""
+    from afnio.demo.local_lm import local_endpoint
+
+    with local_endpoint(console) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def remote(base_url: str, model: str, critic: str | None) -> Iterator[Endpoint]:
+    """Ask any OpenAI-compatible endpoint, with the key in OPENAI_API_KEY."""
+    judge: dict[str, Any] = {"model": critic or model}
+    yield Endpoint(
+        kind="live",
+        client=AsyncOpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none")),
+        base_url=base_url,
+        forward={"model": model, "temperature": 0.0},
+        backward=judge,
+        step=judge,
+        notes=(f"{model} is the student, {critic or model} critic and optimizer.",),
+        quorum=0.9,
+    )

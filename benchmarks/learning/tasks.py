@@ -1,0 +1,229 @@
+"""Tasks: items in three splits, the agent that starts untrained, and how a reply is scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from afnio import cognitive as cog
+from afnio.autodiff import Variable
+from afnio.errors import ReplyError
+from afnio.utils.datasets import FacilitySupport
+from benchmarks.learning.agents import Answerer, Clerk
+from benchmarks.learning.notes import PROMPTS, UNTOLD, make_notes
+
+_FACILITY = "**Message:**\n\n{}\n\n"
+_FENCE = re.compile(r"^```(?:json)?\n|\n```$")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sample: the agent's inputs and the expected answer."""
+
+    inputs: Mapping[str, str]
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be learnt.
+
+    Attributes:
+        agent: makes the untrained agent.
+        read: the answer in a reply.
+        score: from 0 to 1, of an answer and its target.
+        train, val, test: the splits; the test decides nothing, it is only looked at last.
+        at_fault: the name of the one parameter that is at fault, where there are several.
+    """
+
+    name: str
+    agent: Callable[[], cog.Module]
+    read: Callable[[str], str]
+    score: Callable[[str, str], float]
+    train: Sequence[Item]
+    val: Sequence[Item]
+    test: Sequence[Item]
+    prompt: str = ""
+    response_format: Mapping[str, Any] | None = None
+    at_fault: str | None = None
+
+    def evaluate(self, reply: Variable, targets: Sequence[str]) -> cog.Evaluation:
+        """Return scores and feedback of a batch of replies."""
+        answers = reply.map(self.read)
+        if self.score is exact:
+            return cog.ExactMatchEvaluator()(answers, list(targets))
+        return cog.DeterministicEvaluator()(
+            answers, list(targets), self.score, "share of right categories", success_fn=lambda s: s[0] >= 1
+        )
+
+    def subset(self, size: int | None) -> Task:
+        """Return the task with at most `size` items of each split."""
+        return replace(self, train=self.train[:size], val=self.val[:size], test=self.test[:size])
+
+
+def exact(answer: str, target: str) -> float:
+    """Return 1 for the expected answer, else 0."""
+    return float(answer == target)
+
+
+def load(name: str) -> Task:
+    """Return the task of that name.
+
+    Raises:
+        ValueError: for a name that is none.
+        FileNotFoundError: if its data is not there.
+    """
+    if name in LABELS:
+        return _facility(name)
+    if name in ("counting", "sorting"):
+        return _bbh(name)
+    if name.startswith("notes-") and name[6:] in PROMPTS:
+        return _notes(name[6:])
+    raise ValueError(f"there is no task {name!r}; take some of {', '.join(NAMES)}")
+
+
+# FacilitySupport ---------------------------------------------------------------------------------
+
+LABELS = {
+    "sentiment": ("positive", "neutral", "negative"),
+    "urgency": ("low", "medium", "high"),
+    "categories": (),
+}
+
+
+def _facility(name: str) -> Task:
+    splits = {}
+    for split in ("train", "val", "test"):
+        data = FacilitySupport(split)  # type: ignore[arg-type]
+        splits[split] = [
+            Item({"message": _FACILITY.format(message.data)}, _target(name, *answers))
+            for message, answers in (data[number] for number in range(len(data)))
+        ]
+    prompts = {
+        "sentiment": "Read the provided message and determine the sentiment.",
+        "urgency": "Read the provided message and determine the urgency.",
+        "categories": "Read the provided message and determine the categories.",
+    }
+    names = sorted(json.loads(FacilitySupport("train")[0][1][2].data)) if name == "categories" else []
+    form = _form(name, list(LABELS[name]), names)
+    return Task(
+        name,
+        lambda: Answerer(prompts[name], form),
+        _read_categories if names else lambda reply: str(_object(reply).get(name)).lower(),
+        _share_right(names) if names else exact,
+        prompt=prompts[name],
+        response_format=form,
+        **splits,
+    )
+
+
+def _target(name: str, urgency: Variable, sentiment: Variable, categories: Variable) -> str:
+    if name == "categories":
+        return _listed(json.loads(categories.data))
+    return str((sentiment if name == "sentiment" else urgency).data)
+
+
+def _form(name: str, labels: list[str], flags: list[str]) -> dict[str, Any]:
+    field: dict[str, Any] = {"type": "string", "enum": labels}
+    properties = {flag: {"type": "boolean"} for flag in flags} if flags else {name: field}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": f"{name}_answer", "strict": True, "schema": schema},
+    }
+
+
+def _object(reply: str) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = json.loads(_FENCE.sub("", reply))
+    except ValueError as error:
+        raise ReplyError(f"the reply is no JSON object (it starts {reply[:60]!r})") from error
+    return answer
+
+
+def _read_categories(reply: str) -> str:
+    return _listed(_object(reply))
+
+
+def _listed(flags: Mapping[str, bool]) -> str:
+    return ", ".join(sorted(name for name, value in flags.items() if value))
+
+
+def _share_right(names: Sequence[str]) -> Callable[[str, str], float]:
+    def share(answer: str, target: str) -> float:
+        said, wanted = set(answer.split(", ")), set(target.split(", "))
+        return sum((name in said) == (name in wanted) for name in names) / len(names)
+
+    return share
+
+
+# BIG-Bench Hard ----------------------------------------------------------------------------------
+
+_BBH = {
+    "counting": ("bbh_object_counting.json", "Answer the question. End with the number.", r"-?\d+"),
+    "sorting": ("bbh_word_sorting.json", "Answer with the sorted words, separated by spaces.", None),
+}
+_SIZES = (100, 50, 100)
+
+
+def _bbh(name: str) -> Task:
+    file, prompt, pattern = _BBH[name]
+    folder = os.environ.get("AFNIO_DATA")
+    if not folder:
+        raise FileNotFoundError(f"the task {name!r} needs {file} in the folder that AFNIO_DATA names")
+    rows = json.loads((Path(folder) / file).read_text())["examples"]
+    random.Random(0).shuffle(rows)
+    items = [Item({"message": row["input"]}, row["target"]) for row in rows]
+    train, val, test = _SIZES
+
+    def read(reply: str) -> str:
+        if pattern is None:
+            return " ".join(reply.replace(",", " ").split())
+        found = re.findall(pattern, reply)
+        return str(found[-1]) if found else reply.strip()
+
+    return Task(
+        name,
+        lambda: Answerer(prompt),
+        read,
+        exact,
+        items[:train],
+        items[train : train + val],
+        items[train + val : train + val + test],
+        prompt=prompt,
+    )
+
+
+# Notes -------------------------------------------------------------------------------------------
+
+
+def _notes(at_fault: str) -> Task:
+    items = [
+        Item({"question": question, "notes": notes}, answer)
+        for question, notes, answer in make_notes(count=260, seed=0)
+    ]
+    prompts = {**PROMPTS, at_fault: UNTOLD[at_fault]}
+    return Task(
+        f"notes-{at_fault}",
+        lambda: Clerk(prompts),
+        str.strip,
+        exact,
+        items[:100],
+        items[100:160],
+        items[160:],
+        at_fault=at_fault,
+    )
+
+
+NAMES = (*LABELS, *_BBH, *(f"notes-{name}" for name in PROMPTS))

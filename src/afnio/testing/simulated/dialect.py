@@ -1,0 +1,98 @@
+"""Dialects: how TextGrad and GEPA ask for criticism and for a new text, read so that both get the same rules.
+
+They ask in prose with tags or fences of their own; a real model understands all of them, and so does this
+one: what a critic says and what a proposer does with it is decided in the same functions for everyone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from afnio.testing.simulated.conversation import text_of
+from afnio.testing.simulated.critic import Case, comment
+from afnio.testing.simulated.proposer import rewrite
+
+if TYPE_CHECKING:
+    from afnio.testing.simulated.conversation import Kind
+    from afnio.testing.simulated.reader import Reader
+
+_GEPA: Final = re.compile(
+    r"instructions to perform a task.*?\n```\n(.*?)\n```\n.*?\n```\n(.*)\n```\n", re.DOTALL
+)
+_EXAMPLE: Final = re.compile(r"^# Example \d+$", re.MULTILINE)
+_HEADING: Final = re.compile(r"^## (.+)$", re.MULTILINE)
+_INPUT: Final = re.compile(r"\*\*Prediction\(.*?\)\*\*: (.*?)\n\n\*\*Truth\(.*?\)\*\*: (.*)", re.DOTALL)
+_NOUN: Final = re.compile(r'\{"(\w+)":')
+
+
+def dialect_of(messages: list[dict[str, Any]]) -> tuple[Kind, str] | None:
+    """Return whom a peer's request asks and the request's text, or None for a request in our own words."""
+    text = "\n".join(text_of(message) for message in messages)
+    if "<OBJECTIVE_FUNCTION>" in text and "<VARIABLE>" in text:
+        return "critic", text
+    if "<IMPROVED_VARIABLE>" in text:
+        return "optimizer", text
+    return ("optimizer", text) if len(messages) == 1 and _GEPA.search(text) else None
+
+
+def reply_in_dialect(kind: Kind, text: str, reader: Reader) -> str:
+    """Return what critic or proposer answer to a peer's prompt, in the form that the peer reads."""
+    if kind == "critic":
+        return _textgrad_critic(text, reader)
+    if "<IMPROVED_VARIABLE>" in text:
+        return f"<IMPROVED_VARIABLE>{_textgrad_value(text, reader)}</IMPROVED_VARIABLE>"
+    return f"```\n{_gepa_value(text, reader)}\n```"
+
+
+def _textgrad_critic(text: str, reader: Reader) -> str:
+    value = _tagged(text, "VARIABLE")
+    told = _tagged(text, "LM_SYSTEM_PROMPT")
+    if told:
+        feedback = _tagged(text, "OBJECTIVE_FUNCTION")
+        reply = _NOUN.search(_tagged(text, "LM_OUTPUT"))
+        case = Case(_tagged(text, "LM_INPUT"), [feedback], reply[1] if reply else "answer")
+        return comment(told, case, reader) or "No change is needed."
+    found = _INPUT.search(_tagged(text, "INPUTS_TO_FUNCTION"))
+    if found is None or _tagged(text, "OUTPUT_OF_FUNCTION") == "1":
+        return "No change is needed."
+    said, wanted = (json.dumps(part.strip(), ensure_ascii=False) for part in found.groups())
+    return f"exact match: predicted {said or value}, expected {wanted}, score 0."
+
+
+def _textgrad_value(text: str, reader: Reader) -> str:
+    # The glossary names the tags too; the request itself comes after it.
+    value = _tagged(text, "VARIABLE")
+    start, gap, _ = value.partition(" (...) ")
+    if gap:
+        # The prompt shows a long variable's first and last words only; the conversations show all of it.
+        whole = re.findall(r"<LM_SYSTEM_PROMPT> (.*?) </LM_SYSTEM_PROMPT>", text, re.DOTALL)
+        value = next((found for found in whole if found.startswith(start)), value)
+    feedback = [said.strip() for said in re.findall(r"<FEEDBACK>(.*?)</FEEDBACK>", text, re.DOTALL)]
+    useful = [said for said in feedback if said and said != "No change is needed."]
+    constraints = [part for part in _tagged(text, "CONSTRAINTS").split("\n") if part]
+    return rewrite(value, useful, constraints, reader) if useful else value
+
+
+def _gepa_value(text: str, reader: Reader) -> str:
+    found = _GEPA.search(text)
+    assert found is not None
+    value, examples = found.groups()
+    feedback = []
+    for example in _EXAMPLE.split(examples)[1:]:
+        parts = _HEADING.split(example)
+        sections = {name.strip(): said.strip() for name, said in zip(parts[1::2], parts[2::2], strict=True)}
+        reply = _NOUN.search(sections.get("Generated Outputs", ""))
+        case = Case(
+            sections.get("Inputs", ""), [sections.get("Feedback", "")], reply[1] if reply else "answer"
+        )
+        if "score 1" not in case.feedback[0]:
+            feedback.append(comment(value, case, reader))
+    useful = [said for said in feedback if said]
+    return rewrite(value, useful, [], reader) if useful else value
+
+
+def _tagged(text: str, tag: str) -> str:
+    found = re.findall(rf"<{tag}>(?!:)\s?(.*?)\s?</{tag}>", text, re.DOTALL)
+    return str(found[-1]).strip() if found else ""
