@@ -6,6 +6,7 @@ from afnio.optim.change import Candidate as Candidate
 from afnio.optim.change import Change as Change
 from afnio.optim.change import Evidence as Evidence
 from afnio.optim.functional import tgd as tgd
+from afnio.optim.improves import Improves as Improves
 from afnio.optim.optimizer import Optimizer as Optimizer
 from afnio.optim.reduce import Reduced as Reduced
 from afnio.optim.reduce import reduce as reduce

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
+from afnio.autodiff import Variable
 from afnio.utils.data import DataLoader
 from afnio.utils.data.collate import collate
 
@@ -60,9 +61,22 @@ class Holdout:
         numbers = range(len(self))
         return [Block(tuple(numbers[start : start + size])) for start in range(0, len(self), size)]
 
+    def size(self, block: Block, otherwise: int) -> int:
+        """Return how many samples a block has; `otherwise` for a batch of no known structure."""
+        return _length(self.batch(block.units), otherwise) if self.whole else len(block.units)
+
     def batch(self, units: Sequence[int]) -> Any:
         """Return what `evaluate` gets for `units`."""
         if self.whole:
             (unit,) = units
             return self._data[unit]
         return self._collate([self._data[unit] for unit in units])
+
+
+def _length(batch: Any, otherwise: int) -> int:
+    if isinstance(batch, Variable) and batch.batch:
+        return int(batch.shape[0])
+    if isinstance(batch, list):
+        return len(batch)
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else ()
+    return next((length for part in parts if (length := _length(part, 0))), otherwise)

@@ -79,8 +79,9 @@ def chance(pairs: Sequence[float], planned: int, alpha: float) -> float:
     total, weight = math.fsum(pairs), seen * EFFECT * EFFECT
     effect = weight / (weight + 1) * total / seen
     doubt = EFFECT * EFFECT * spread / (weight + 1)
-    # Half of what one pair more changes is the continuity correction of a sum that moves in steps of two.
-    needed = _NORMAL.inv_cdf(1 - alpha) * math.sqrt(planned * spread) + largest
+    needed = _NORMAL.inv_cdf(1 - alpha) * math.sqrt(planned * spread)
+    if largest == min(sizes):  # the sum moves in steps, of which the exact test wants a whole one more
+        needed += largest
     return _NORMAL.cdf((total + left * effect - needed) / math.sqrt(left * spread + left * left * doubt))
 
 

@@ -100,6 +100,12 @@ class Comparison:
                 assert isinstance(error, BaseException)
                 self.verdict = Verdict("failed", self.survived, scores=tuple(self._ours), error=error)
                 return
+            if len(ours) != len(theirs):
+                error = ValueError(
+                    f"evaluate gave {len(ours)} scores of a batch and {len(theirs)} of the same one before"
+                )
+                self.verdict = Verdict("failed", self.survived, scores=tuple(self._ours), error=error)
+                return
             self._ours += ours
             self._theirs += theirs
             self._judge()
