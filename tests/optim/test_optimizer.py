@@ -265,3 +265,26 @@ def test_only_an_acceptance_is_taken_as_one(learned):
     """At the line that gives it."""
     with pytest.raises(TypeError, match="accept must be an Acceptance"):
         afnio.optim.TGD([learned()], ScriptedClient("x"), model="m", accept=max)
+
+
+@pytest.mark.parametrize("kind", ["plain", "joint"])
+def test_feedback_is_reduced_once_a_step(learned, kind):
+    """What is proposed and remembered comes from what `reduce` returned; its failure keeps the value."""
+    parameter, other = learned("a", "x", "y"), learned("b", "fail")
+    seen = []
+
+    class Reducing(Append):
+        async def reduce(self, job, parameter, value, gradients, group):
+            if gradients[0].data == "fail":
+                raise ValueError("can't be reduced")
+            return gradients[:1]
+
+        def remember(self, parameter, value, gradients, group):
+            seen.append([gradient.data for gradient in gradients])
+
+    async def closure():
+        return None
+
+    with pytest.raises(ValueError, match="can't be reduced"):
+        Reducing([parameter, other]).step(closure if kind == "joint" else None)
+    assert ("a x", "b") == (parameter.data, other.data)

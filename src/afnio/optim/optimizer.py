@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from afnio.autodiff import Variable, bind
@@ -19,6 +20,7 @@ from afnio.optim.step import (
     Propose,
     Round,
     Update,
+    for_each,
     launch_joint_step,
     launch_step,
 )
@@ -83,6 +85,17 @@ class Optimizer(ABC):
             gradients: the feedback that it had then, or some of it; at least one.
             group: the options of its group.
         """
+
+    async def reduce(
+        self,
+        job: Job,
+        parameter: Variable,
+        value: Any,
+        gradients: Sequence[Variable],
+        group: Mapping[str, Any],
+    ) -> Sequence[Variable]:
+        """Return the gradients as `propose` and `remember` get them; called once a step, with all of them."""
+        return gradients
 
     def remember(  # noqa: B027 - most have nothing to keep
         self, parameter: Variable, value: Any, gradients: Sequence[Variable], group: Mapping[str, Any]
@@ -163,8 +176,9 @@ class Optimizer(ABC):
             gradients = parameter.gradients_of(segments)
             if not gradients:
                 return Change(parameter.role, value, value, 0)
-            change = await self.propose(job, parameter, value, gradients, group)
-            self.remember(parameter, value, gradients, group)
+            reduced = await self.reduce(job, parameter, value, gradients, group)
+            change = await self.propose(job, parameter, value, reduced, group)
+            self.remember(parameter, value, reduced, group)
             return change
 
         return propose
@@ -198,18 +212,29 @@ class Optimizer(ABC):
         self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[Segment]]
     ) -> Decision:
         members = self._members()
-        feedback = {n: members[n][0].gradients_of(found) for n, found in segments.items()}
+        feedback: dict[int, Sequence[Variable]] = {
+            n: members[n][0].gradients_of(found) for n, found in segments.items()
+        }
         feedback = {number: gradients for number, gradients in feedback.items() if gradients}
-        if not feedback:
-            return Decision(values)
+
+        async def reduce(job: Job, position: int) -> Sequence[Variable]:
+            parameter, group = members[position]
+            return await self.reduce(job, parameter, values[position], feedback[position], group)
 
         async def propose(job: Job, position: int, gradients: Sequence[Variable]) -> Change:
             parameter, group = members[position]
             return await self.propose(job, parameter, values[position], gradients, group)
 
+        with within(job.scope):
+            reduced = await for_each(job, "reduce", feedback, reduce)
+        errors = tuple(found for found in reduced.values() if isinstance(found, BaseException))
+        feedback = {n: found for n, found in reduced.items() if not isinstance(found, BaseException)}
+        if not feedback:
+            return Decision(values, (), (), errors)
         parameters = tuple(parameter for parameter, _ in members)
         work = Round(parameters, values, feedback, propose, tuple(group for _, group in members))
         decision = await (self.accept or Always()).decide(job, work)
+        decision = replace(decision, errors=(*errors, *decision.errors))
         if not decision.errors:
             for position, gradients in feedback.items():
                 parameter, group = members[position]

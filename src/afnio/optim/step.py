@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from afnio.autodiff import Variable
 from afnio.errors import LaunchCancelledError
@@ -16,6 +16,8 @@ from afnio.runtime.events import StepEnded, emit
 from afnio.runtime.launch import Body, Outcomes, Recover, note_place
 from afnio.runtime.scope import within
 from afnio.runtime.waiting import wait_async
+
+T = TypeVar("T")
 
 Propose = Callable[[Job, Any], Awaitable[Change]]
 """What makes a parameter's next value: called with the step's job and the value so far."""
@@ -113,30 +115,40 @@ class Always(Acceptance):
 async def proposals(
     job: Job, work: Round, feedback: Mapping[int, Sequence[Variable]]
 ) -> dict[int, Change | BaseException]:
-    """Ask for one proposal for each position in `feedback`, side by side; in the current scope.
+    """Ask for one proposal for each position in `feedback`, side by side; in the current scope."""
+    return await for_each(
+        job, "proposal", feedback, lambda inner, position: work.propose(inner, position, feedback[position])
+    )
 
-    Each has an address of its own there, so what they ask is numbered alike in every run.
+
+async def for_each(
+    job: Job, name: str, positions: Iterable[int], do: Callable[[Job, int], Awaitable[T]]
+) -> dict[int, T | BaseException]:
+    """Do something for parameters, side by side, in the current scope; return results or errors by position.
+
+    Each has a job and an address of its own there, so what it asks is numbered alike in every run.
     """
-    launch = Launch("proposal")
+    launch = Launch(name)
     launch.line = job.launch.line
     slots: dict[int, Slot] = {}
-    for position, gradients in feedback.items():
+    for position in positions:
         slots[position] = Slot(launch)
-        launch.add(_asking(work, position, gradients), [], [slots[position]], part=f"parameter {position}")
+        launch.add(_doing(do, position), [], [slots[position]], part=f"parameter {position}")
     launch.start()
     await wait_async(slots.values())
-    found: dict[int, Change | BaseException] = {}
+    found: dict[int, T | BaseException] = {}
     for position, slot in slots.items():
-        outcome = slot.outcome
-        if isinstance(outcome, Failure):
-            outcome.mark_read()
-        found[position] = outcome.error if isinstance(outcome, Failure) else outcome
+        if isinstance(slot.outcome, Failure):
+            slot.outcome.mark_read()
+            found[position] = slot.outcome.error
+        else:
+            (found[position],) = slot.outcome
     return found
 
 
-def _asking(work: Round, position: int, gradients: Sequence[Variable]) -> Body:
+def _doing(do: Callable[[Job, int], Awaitable[T]], position: int) -> Body:
     async def body(job: Job, outcomes: list[Any]) -> Outcomes:
-        return [await work.propose(job, position, gradients)]
+        return [(await do(job, position),)]
 
     return body
 
