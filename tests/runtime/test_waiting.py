@@ -166,8 +166,8 @@ reply = afnio.functional.chat_completion(ScriptedClient(never), messages, model=
 def interrupt():
     asked.wait()
     os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=interrupt).start()
 try:
+    threading.Thread(target=interrupt).start()
     reply.data
 except KeyboardInterrupt:
     print("interrupted")
