@@ -1,0 +1,88 @@
+"""The documentation's code runs, page by page, against the bundled provider; the site builds strictly."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import afnio
+from afnio.testing import Provider
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if FENCE.search(path.read_text())]
+
+
+@pytest.fixture(scope="module")
+def provider():
+    with Provider.process() as process:
+        yield process
+
+
+@pytest.fixture
+def folder(provider, monkeypatch, tmp_path):
+    """A new working folder, with the data where a download would have put it."""
+    monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    monkeypatch.chdir(tmp_path)
+    if data := os.environ.get("AFNIO_DATA"):
+        target = tmp_path / "data" / "FacilitySupport" / "facility_support.json"
+        target.parent.mkdir(parents=True)
+        target.write_bytes(Path(data, "facility_support.json").read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_code(page: Path, folder: Path) -> None:
+    """Every block of a page runs after those before it, as a reader would paste them."""
+    blocks = FENCE.findall(page.read_text())
+    if any("FacilitySupport(" in block for block in blocks) and "AFNIO_DATA" not in os.environ:
+        pytest.skip("AFNIO_DATA is not set; point it to the folder with facility_support.json")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, block in enumerate(blocks):
+        code = compile(block, f"{page.name}[{number}]", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if code.co_flags & inspect.CO_COROUTINE:
+            asyncio.run(eval(code, names))
+        else:
+            exec(code, names)
+
+
+def test_shell_lines_name_commands_that_exist() -> None:
+    """`make` targets and `afnio` commands in the pages are real."""
+    makefile = (ROOT / "Makefile").read_text()
+    text = "\n".join(path.read_text() for path in DOCS.rglob("*.md"))
+    for target in set(re.findall(r"\bmake ([a-z-]+)`?(?=[\s`,;.])", "\n".join(_code(text)))):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    said = subprocess.run([sys.executable, "-m", "afnio.cli", "--help"], capture_output=True, text=True)
+    for command in set(re.findall(r"(?:^|`)afnio ([a-z]+)", "\n".join(_code(text)), re.MULTILINE)):
+        assert command in said.stdout, command
+
+
+def _code(text: str) -> list[str]:
+    return re.findall(r"`[^`\n]+`", text) + re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_site(tmp_path: Path) -> None:
+    """Every page is in the navigation, every link leads somewhere, every reference is found."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert 0 == done.returncode, done.stderr
+    home = (tmp_path / "site" / "index.html").read_text()
+    assert not re.findall(r'(?:src|href)="https?://(?!github)[^"]*\.(?:js|css|woff2?)', home)
+    assert (tmp_path / "site" / "search" / "search_index.json").exists()
