@@ -16,6 +16,7 @@ help:
 	@echo "make nightly           the long tests: a hundred seeds of kills, 100,000 calls over HTTP"
 	@echo "make bench             the benchmarks, small: under five minutes; ARGS=\"calls step\" takes some"
 	@echo "make bench-learning    what optimizers learn, with the simulated LM; ARGS=\"--lm local\" with a real one"
+	@echo "make docs              the documentation as a site in ./site"
 	@echo "make bench-full        the benchmarks with all sizes and more repeats"
 
 $(VENV)/bin/python:
@@ -62,5 +63,8 @@ bench-full: $(VENV)/.dev
 bench-learning: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.learning --curve $(ARGS)
 
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
