@@ -287,6 +287,12 @@ def current_runtime() -> Runtime:
     return runtime
 
 
+def calls_under_way() -> int:
+    """Return how many calls this process has queued or on the wire."""
+    runtime = _default
+    return runtime.calls_open if runtime is not None and runtime.pid == os.getpid() else 0
+
+
 def on_runtime_thread() -> bool:
     """Whether the caller is on the thread of this process's runtime."""
     runtime = _default

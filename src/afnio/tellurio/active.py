@@ -6,6 +6,7 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING
 
 from afnio.runtime.active_journal import active_journal
+from afnio.runtime.events import recorder
 from afnio.runtime.seed import seed_source
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def leave(token: Token[Run | None]) -> None:
 
 
 def _use_as_default(run: Run | None) -> None:
-    """Have the calls and the seeds of the process, outside of any block, go to this run."""
+    """Have the calls, the events and the seeds of the process, outside of any block, go to this run."""
+    recorder.default = None if run is None else run.observe
     active_journal.default = None if run is None else run.journal
     seed_source.default = None if run is None else run.draw_seed

@@ -23,5 +23,29 @@ def encode(what: str, value: Any) -> str:
         text = json.dumps(value, default=refuse, ensure_ascii=False)
     except ValueError as error:
         raise TypeError(f"The {what} is a [{type(value).__name__}] that contains itself.") from error
-    # Half a surrogate pair, as broken model replies hold, has no UTF-8; as an escape it is JSON.
+    return encodable(text)
+
+
+def lenient(value: Any) -> str:
+    """Any value as JSON; what JSON can't express as its text.
+
+    >>> lenient({"at": (1, {2})})
+    '{"at": [1, "{2}"]}'
+    """
+    return encodable(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def as_text(value: Any) -> str:
+    """A text as it is, any other value as JSON.
+
+    >>> as_text("yes"), as_text(1.5)
+    ('yes', '1.5')
+    """
+    return encodable(value) if isinstance(value, str) else lenient(value)
+
+
+def encodable(text: str) -> str:
+    """The text, with an escape for half a surrogate pair, as broken model replies hold: it has no UTF-8."""
+    if text.isascii():
+        return text
     return text.encode("utf-8", "backslashreplace").decode()

@@ -8,31 +8,37 @@ import json
 import os
 import random
 import sys
+import time
 from contextlib import ExitStack
-from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from afnio.runtime import scope
 from afnio.runtime.active_journal import active_journal
-from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, StepEnded, subscribed
+from afnio.runtime.events import recorder
 from afnio.runtime.seed import seed_source
 from afnio.tellurio import active
-from afnio.tellurio.json_value import encode
+from afnio.tellurio.json_value import as_text, encode
+from afnio.tellurio.run_events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
 from afnio.tellurio.store import RunRow, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from contextvars import Token
     from types import TracebackType
 
     from afnio.runtime.journal import Journal
+    from afnio.tellurio.lease import Lease
+    from afnio.tellurio.sink_thread import SinkThread
 
 MISSING: Final[Any] = object()
 
 EXIT_TIMEOUT: Final = 10.0
 """Seconds that the interpreter's exit waits for the disk."""
+
+SINK_TIMEOUT: Final = 30.0
+"""Seconds that a run's end waits for its sinks."""
 
 
 class RunStatus(StrEnum):
@@ -55,12 +61,21 @@ class Run:
     """A run under way, as `init` returns it; records into its project's file.
 
     As a context manager it is the active run of the block, owns what is launched there as
-    `afnio.scope` does, records its calls and steps as events, and ends with it: COMPLETED, FAILED
-    after an exception, CRASHED after an interrupt or an exit. Recording doesn't wait for the
-    disk; `flush` does.
+    `afnio.scope` does, and ends with it: COMPLETED, FAILED after an exception, CRASHED after an
+    interrupt or an exit. What the engine does there is recorded: calls, samples, steps and the
+    feedback behind them. Recording doesn't wait for the disk; `flush` does.
     """
 
-    def __init__(self, store: Store, row: RunRow, journal: Journal | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        row: RunRow,
+        journal: Journal | None,
+        *,
+        lease: Lease,
+        sinks: SinkThread,
+        continued: bool = False,
+    ) -> None:
         self.id = row.id
         self.name = row.name
         self.description = row.description
@@ -73,11 +88,16 @@ class Run:
         self.date_updated = datetime.now(UTC)
         self.journal = journal
         self._store = store
+        self._lease = lease
+        self._sinks = sinks
         self._pid = os.getpid()
         self._token: Token[Run | None] | None = None
         self._scope = scope(name="run", rooted=True)
         self._context = ExitStack()
         self._seeds = itertools.count()
+        store.begin(self.id)
+        about = (self.namespace, self.project, self.description, self.config)
+        sinks.put(RunStarted(self.id, self.name, *about, row.date, continued))
         atexit.register(self._end_with_process)
 
     def draw_seed(self) -> int:
@@ -93,21 +113,65 @@ class Run:
     def log(self, name: Mapping[str, Any], *, step: int | None = None) -> None: ...
     def log(self, name: str | Mapping[str, Any], value: Any = MISSING, step: int | None = None) -> None:
         """Record a metric's value, or several at one step; without a step, at the metric's next."""
+        self._check_running()
+        _check_step(step)
+        pairs = _pairs(name, value)
+        redacted = self._store.redaction.value
+        metrics = {metric: encode(f"metric [{metric}]", redacted(part)) for metric, part in pairs}
+        date = self._touch()
+        for metric, part in metrics.items():
+            self._store.add_logged("metrics", self.id, metric, step, {"value": part}, date)
+        for metric, part in pairs:
+            self._sinks.put(MetricLogged(metric, part, step))
+
+    def log_text(self, name: str, text: str, step: int | None = None) -> None:
+        """Record a text, such as a prompt or a reply worth keeping; without a step, at its name's next."""
+        self._check_running()
+        _check_step(step)
+        check_text("text's name", name)
+        check_text(f"text [{name}]", text)
+        values = {"text": as_text(self._store.redaction.text(text))}
+        self._store.add_logged("texts", self.id, name, step, values, self._touch())
+        self._sinks.put(TextLogged(name, text, step))
+
+    def log_table(
+        self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int | None = None
+    ) -> None:
+        """Record a table of any JSON values; without a step, at its name's next.
+
+        Raises:
+            ValueError: for a row whose length isn't that of `columns`.
+        """
+        self._check_running()
+        _check_step(step)
+        check_text("table's name", name)
+        names, lines = list(columns), [list(row) for row in rows]
+        for column in names:
+            check_text(f"name of a column of table [{name}]", column)
+        for number, line in enumerate(lines):
+            if len(line) != len(names):
+                raise ValueError(
+                    f"Row [{number}] of the table [{name}] has {len(line)} values for {len(names)} columns."
+                )
+        redacted = self._store.redaction.value
+        values = {
+            "columns": encode(f"table [{name}]", names),
+            "rows": encode(f"table [{name}]", redacted(lines)),
+        }
+        self._store.add_logged("tables", self.id, name, step, values, self._touch())
+        self._sinks.put(TableLogged(name, names, lines, step))
+
+    def _check_running(self) -> None:
         if self.status is not RunStatus.RUNNING:
             raise ValueError(
                 f"The run [{self.name}] has ended as [{self.status}]; start another with te.init."
             )
-        _check_step(step)
-        metrics = {metric: encode(f"metric [{metric}]", part) for metric, part in _pairs(name, value)}
-        date = self._touch()
-        for metric, part in metrics.items():
-            self._store.add_metric(self.id, metric, step, part, date)
 
     def record(self, kind: str, payload: Mapping[str, Any]) -> None:
         """Record an event; one that arrives after the run's end is dropped."""
         check_text("event's kind", kind)
         if self.status is RunStatus.RUNNING:
-            text = encode(f"event [{kind}]", dict(payload))
+            text = encode(f"event [{kind}]", self._store.redaction.value(dict(payload)))
             self._store.add_event(self.id, kind, text, self._touch())
 
     def flush(self) -> None:
@@ -137,7 +201,11 @@ class Run:
             date = self._touch()
             if os.getpid() == self._pid:
                 self._store.update_run(self.id, status, date)
+                self._sinks.put(RunEnded(str(status)))
         self._store.close(timeout)
+        self._sinks.close(SINK_TIMEOUT if timeout is None else timeout)
+        # Only now: a run that isn't over on the disk and has no lease was killed.
+        self._lease.release()
 
     def _end_with_process(self) -> None:
         # The interpreter keeps the exception that ended a script; a prompt keeps the last one of
@@ -155,7 +223,7 @@ class Run:
             raise RuntimeError(f"The run [{self.name}] can't be entered again; start another with te.init.")
         active.remove(self)
         self._token = active.enter(self)
-        self._context.enter_context(subscribed(self._observe))
+        self._context.enter_context(recorder.override(self.observe))
         self._context.enter_context(seed_source.override(self.draw_seed))
         self._context.enter_context(active_journal.override(self.journal))
         # The run owns what is launched in its block, and gives it an address of its own.
@@ -215,17 +283,11 @@ class Run:
                 f"afnio: run {self.name} failed; {line} continues it and pays for no reply again\n"
             )
 
-    def _observe(self, event: object) -> None:
-        """Record what the engine says of calls and steps; on the runtime's thread, so without waiting."""
-        if isinstance(event, CallEnded):
-            usage = asdict(event.usage)
-            self.record("call", {**{f.name: getattr(event, f.name) for f in fields(event)}, "usage": usage})
-        elif isinstance(event, CallRetried):
-            self.record("retry", asdict(event))
-        elif isinstance(event, CallReplayed):
-            self.record("replay", asdict(event))
-        elif isinstance(event, StepEnded):
-            self.record("step", asdict(event))
+    def observe(self, event: Any) -> None:
+        """Record what the engine says; on the runtime's thread, so without waiting."""
+        if self.status is RunStatus.RUNNING:
+            self._store.record(event, time.time())
+            self._sinks.put(event)
 
 
 def check_text(what: str, value: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import logging
 import os
 import secrets
@@ -17,11 +18,14 @@ from afnio.runtime.journal import Journal, JournalLockedError
 from afnio.tellurio import active
 from afnio.tellurio.identity import program_identity
 from afnio.tellurio.json_value import encode
+from afnio.tellurio.lease import Lease, lease_path
+from afnio.tellurio.redaction import Redact, Redaction
 from afnio.tellurio.run import MISSING, Run, RunStatus, check_text
+from afnio.tellurio.sink_thread import Sink, SinkThread
 from afnio.tellurio.store import RunRow, Store, store_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 ADJECTIVES: Final = ("amber", "brisk", "calm", "gentle", "keen", "patient", "quiet", "swift")
@@ -34,8 +38,10 @@ def init(
     name: str | None = None,
     description: str | None = None,
     config: Mapping[str, Any] | None = None,
+    sinks: Sequence[Sink] | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (the usual name among trackers)
     resume: bool | str | None = None,
+    redact: Redact | None = None,
 ) -> Run:
     """Start a run, recorded in `.afnio/<namespace>/<project>.db` of the working folder, or continue one.
 
@@ -51,7 +57,14 @@ def init(
     Seeds that nobody gives, such as a sampler's, come from the run and are the same when it is
     continued. AFNIO_SEED sets where a new run's seeds start.
 
+    Prompts and replies are kept in clear, in files that only this user may read (mode 0600).
+
     Args:
+        sinks: functions that get every event of the run, as in `afnio.runtime.events` and
+            `afnio.tellurio.run_events`, in one thread and in order; one that fails is reported once.
+        redact: a function of a text that returns what may be written of it, or a list of patterns whose
+            matches are masked. It is applied to every text that the store and the sinks get; not to the
+            journal, whose replies have to be whole for a run to be continued.
         resume: False starts a new run in any case; a run's id continues that one.
 
     >>> import tempfile
@@ -69,11 +82,18 @@ def init(
         check_text("name", name)
     check_text("description", description or "")
     settings = encode("config", dict(config or {}))
-    store = Store(store_path(namespace, project, dir))
+    redaction = Redaction(redact)
+    store = Store(store_path(namespace, project, dir), redaction)
+    senders = SinkThread(sinks or (), redaction)
+    lease: Lease | None = None
     try:
-        identity = program_identity()
+        store.open()
+        identity = _identity(redaction)
         found = _continued(store, identity, resume)
-        if found is None:
+        continued = found is not None
+        if found is not None:
+            lease = Lease(lease_path(store.path, found[0].id))
+        else:
             row = RunRow(
                 str(uuid.uuid4()),
                 name or f"{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}",
@@ -86,14 +106,23 @@ def init(
                 _new_seed(),
                 datetime.now(UTC).timestamp(),
             )
+            lease = Lease(lease_path(store.path, row.id))
             row = row._replace(name=store.add_run(row))
             found = row, _new_journal(store, row)
+        run = Run(store, *found, lease=lease, sinks=senders, continued=continued)
     except BaseException:
         store.close()
+        senders.close()
+        if lease is not None:
+            lease.release()
         raise
-    run = Run(store, *found)
     active.start(run)
     return run
+
+
+def _identity(redaction: Redaction) -> str | None:
+    identity = program_identity()
+    return None if identity is None else json.dumps(redaction.value(json.loads(identity)))
 
 
 def _new_seed() -> int:

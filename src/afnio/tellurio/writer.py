@@ -8,8 +8,9 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from afnio.tellurio.schema import StoreVersionError, connect
 
@@ -19,7 +20,24 @@ if TYPE_CHECKING:
 Write: TypeAlias = Callable[[sqlite3.Connection], object]
 
 # One transaction takes at most so many writes, so that other processes get their turn.
-GROUP: Final = 10_000
+GROUP: Final = 5_000
+LINGER: Final = 0.1
+"""Seconds that the thread lets writes gather: each time it wakes, it takes turns from the program."""
+BEAT: Final = 2.0
+"""Seconds after which it wakes if nothing is written."""
+ROOM: Final = 64 * 2**20
+"""Bytes, about, that may wait: what `offer` is given beyond them is dropped."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """A write that is worked out first, outside of the transaction, which would hold up other processes."""
+
+    work: Callable[[], Write]
+
+
+Item: TypeAlias = "Write | Slow | Future[None] | None"
 
 
 class Writer:
@@ -27,6 +45,9 @@ class Writer:
 
     A disk that refuses costs one warning; from then on writes are dropped. The connection lives in
     the thread only, where a forked child can't reach it.
+
+    Args:
+        beat: called in the thread every `BEAT` seconds or so; a write, or None.
 
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,11 +57,17 @@ class Writer:
     ...     writer.close()
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, beat: Callable[[], Write | None] = lambda: None) -> None:
         self.path = path
         self.pid = os.getpid()
+        self.dropped = 0
+        self._beat = beat
         # Its put never waits, so that logging doesn't hold up an event loop.
-        self._queue: SimpleQueue[Write | Future[None] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Item] = SimpleQueue()
+        self._hurry = threading.Event()
+        # One thread adds to each of the two, so they need no lock.
+        self._offered = 0
+        self._taken = 0
         self._failed = False
         self._closed = False
         self._opened: Future[None] = Future()
@@ -59,10 +86,28 @@ class Writer:
             self._thread.join()
             raise
 
-    def submit(self, write: Write) -> None:
+    def submit(self, write: Write | Slow) -> None:
         """Have `write` run soon; never waits and never raises."""
         if not (self._failed or self._closed):
             self._queue.put(write)
+
+    def offer(self, write: Write, weight: int) -> None:
+        """Have `write` run soon if there is room for about `weight` bytes more; from one thread only.
+
+        A disk that can't follow must not fill the memory: what finds no room is dropped and counted.
+        """
+        if self._failed or self._closed:
+            return
+        if self._offered - self._taken > ROOM:
+            self._drop()
+            return
+        self._offered += weight
+
+        def taken(connection: sqlite3.Connection) -> None:
+            self._taken += weight
+            write(connection)
+
+        self._queue.put(taken)
 
     def flush(self) -> None:
         """Wait until everything submitted so far is committed, or dropped."""
@@ -70,6 +115,7 @@ class Writer:
             return
         reached: Future[None] = Future()
         self._queue.put(reached)
+        self._hurry.set()
         while not reached.done() and self._thread.is_alive():
             # Another thread may have closed the writer since; then nobody answers.
             wait([reached], timeout=0.5)
@@ -79,6 +125,7 @@ class Writer:
         if not self._closed:
             self._closed = True
             self._queue.put(None)
+            self._hurry.set()
         if self._thread.ident is not None:
             self._thread.join(timeout)
 
@@ -87,10 +134,9 @@ class Writer:
         closing = False
         while not closing:
             group = self._next_group()
-            closing = group[-1] is None
-            writes = [item for item in group if callable(item)]
-            if connection is not None and writes and not self._failed:
-                self._commit(connection, writes)
+            closing = None in group
+            if connection is not None and not self._failed:
+                self._write(connection, [item for item in group if isinstance(item, Slow) or callable(item)])
             for item in group:
                 if isinstance(item, Future):
                     item.set_result(None)
@@ -111,25 +157,46 @@ class Writer:
             self._opened.set_result(None)
         return connection
 
-    def _next_group(self) -> list[Write | Future[None] | None]:
-        group = [self._queue.get()]
+    def _next_group(self) -> list[Item]:
         try:
-            while group[-1] is not None and len(group) < GROUP:
+            group: list[Item] = [self._queue.get(timeout=BEAT)]
+        except Empty:
+            group = []
+        if group and callable(group[0]) and self._queue.qsize() < GROUP:
+            self._hurry.wait(LINGER)
+        self._hurry.clear()
+        try:
+            while len(group) < GROUP and None not in group[-1:]:
                 group.append(self._queue.get_nowait())
         except Empty:
             pass
-        return group
+        beat = self._beat()
+        return group if beat is None else [beat, *group]
 
-    def _commit(self, connection: sqlite3.Connection, writes: list[Write]) -> None:
+    def _write(self, connection: sqlite3.Connection, items: list[Write | Slow]) -> None:
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            for write in writes:
-                write(connection)
-            connection.execute("COMMIT")
+            writes = [item.work() if isinstance(item, Slow) else item for item in items]
+            if writes:
+                self._commit(connection, writes)
         except Exception as error:
             self._fail(error)
             if connection.in_transaction:
                 connection.rollback()
+
+    def _commit(self, connection: sqlite3.Connection, writes: list[Write]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        for write in writes:
+            write(connection)
+        connection.execute("COMMIT")
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        if self.dropped == 1:
+            logging.getLogger("afnio").warning(
+                "The run store [%s] is written more slowly than the run goes on, so events are left out; what "
+                "the program logs itself is kept.",
+                self.path,
+            )
 
     def _fail(self, error: Exception) -> None:
         self._failed = True

@@ -1,0 +1,132 @@
+"""Call rows: language model calls with what was asked, answered and paid; in the writing thread."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from functools import lru_cache
+from typing import Any, Final
+
+from afnio.models.prices import Price, cost, price_of
+from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage
+from afnio.tellurio.bodies import Bodies
+from afnio.tellurio.json_value import encodable, lenient
+from afnio.tellurio.phase import phase_of
+from afnio.tellurio.redaction import Redaction
+
+# What was paid at one address adds up: a call that failed may be made again when its run is continued.
+INSERT: Final = """
+INSERT INTO calls (
+    run_id, address, node, lane, phase, purpose, account, model, status, replayed, attempts, seconds, waited,
+    started, ended, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cost, error, params,
+    messages, reply
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (run_id, address) DO UPDATE SET
+    model = excluded.model, account = excluded.account, status = excluded.status,
+    attempts = attempts + excluded.attempts, seconds = seconds + excluded.seconds,
+    waited = waited + excluded.waited, started = excluded.started, ended = excluded.ended,
+    prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = completion_tokens + excluded.completion_tokens,
+    cached_tokens = cached_tokens + excluded.cached_tokens,
+    reasoning_tokens = reasoning_tokens + excluded.reasoning_tokens,
+    cost = coalesce(cost + excluded.cost, cost, excluded.cost), error = excluded.error,
+    params = excluded.params, messages = excluded.messages, reply = excluded.reply"""
+REPLAY: Final = (
+    "UPDATE calls SET replayed = replayed + 1 WHERE run_id = ? AND address = ? AND status != 'failed'"
+)
+INSERT_RETRY: Final = """
+INSERT INTO retries (run_id, address, attempt, error, wait, time) VALUES (?, ?, ?, ?, ?, ?)"""
+
+
+class CallRows:
+    """Writes the calls of one run."""
+
+    def __init__(self, run_id: str, redaction: Redaction) -> None:
+        self._run_id = run_id
+        self._redaction = redaction
+        self._bodies = Bodies(run_id)
+
+    def end(self, connection: sqlite3.Connection, event: CallEnded, time: float) -> None:
+        """Write a call that has ended."""
+        status = "ok" if event.error is None else "failed"
+        known = float(event.cost) if event.cost is not None else _cost(event)
+        error = None if event.error is None else encodable(self._redaction.text(event.error))
+        effort = (event.attempts, event.seconds, event.waited, time - event.seconds - event.waited, time)
+        self._insert(connection, event, (status, 0), effort, event.usage, known, error)
+
+    def replay(self, connection: sqlite3.Connection, event: CallReplayed, time: float) -> None:
+        """Count an answer of the journal; its call has a row, unless the process was killed before."""
+        if connection.execute(REPLAY, (self._run_id, event.address)).rowcount == 0:
+            usage = event.reply.usage if event.reply is not None else Usage()
+            self._insert(connection, event, ("replayed", 1), (0, 0.0, 0.0, time, time), usage, 0.0, None)
+
+    def retry(self, connection: sqlite3.Connection, event: CallRetried, time: float) -> None:
+        """Write an attempt that failed."""
+        error = encodable(self._redaction.text(event.error))
+        row = (self._run_id, event.address, event.attempt, error, event.wait, time)
+        connection.execute(INSERT_RETRY, row)
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        event: CallEnded | CallReplayed,
+        status: tuple[str, int],
+        effort: tuple[Any, ...],
+        usage: Usage,
+        dollars: float | None,
+        error: str | None,
+    ) -> None:
+        request, reply = event.request, event.reply
+        messages = () if request is None else [self._body(connection, part) for part in request.messages]
+        row = (
+            self._run_id,
+            event.address,
+            event.node or event.address,
+            event.lane,
+            phase_of(event.address),
+            event.purpose,
+            event.account,
+            event.model,
+            *status,
+            *effort,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+            dollars,
+            error,
+            None if request is None or not request.params else self._body(connection, request.params),
+            ",".join(map(str, messages)),
+            None if reply is None else self._body(connection, _shown(reply)),
+        )
+        connection.execute(INSERT, row)
+
+    def _body(self, connection: sqlite3.Connection, value: Any) -> int:
+        return self._bodies.number(connection, lenient(self._redaction.value(value)))
+
+
+def _shown(reply: Any) -> dict[str, Any]:
+    """A reply as JSON types; its usage has columns of its own."""
+    if not hasattr(reply, "content"):
+        return {"content": str(reply)}
+    shown: dict[str, Any] = {"content": reply.content, "finish_reason": reply.finish_reason}
+    if reply.tool_calls:
+        shown["tool_calls"] = [call.model_dump() for call in reply.tool_calls]
+    return shown
+
+
+def _cost(event: CallEnded) -> float | None:
+    """Dollars by the prices that the user wrote down or that are known; None where nobody says."""
+    if event.reply is None:
+        return None
+    price = _price(event.model, event.account)
+    return None if price is None else float(cost(price, event.usage))
+
+
+@lru_cache(maxsize=256)
+def _price(model: str, account: str) -> Price | None:
+    try:
+        return price_of(model, account)
+    except (OSError, ValueError) as error:
+        logging.getLogger("afnio").warning("the costs of [%s] are not recorded: %s", model, error)
+        return None
