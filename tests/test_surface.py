@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SURFACE = {
     "afnio": """Variable Parameter no_grad enable_grad set_grad_enabled is_grad_enabled bind scope resolve run
         to_thread set_sync_mode tolerate Limits Work set_backward_model_client get_backward_model_client save load
-        autodiff cognitive functional models optim tellurio testing utils errors GradientEdge Node
+        autodiff cognitive functional models optim tellurio testing trainer utils errors GradientEdge Node
         MultiTurnMessages""",
     "afnio.autodiff": """Variable backward grad Function Node GradientEdge Add Sum Split Map Context Feedback bind
         no_grad enable_grad set_grad_enabled is_grad_enabled""",
@@ -33,6 +33,7 @@ SURFACE = {
     "afnio.models.openai": "OpenAI AsyncOpenAI AzureOpenAI AsyncAzureOpenAI",
     "afnio.testing": "Provider ScriptedClient SimulatedLM",
     "afnio.tellurio": "init Run log suppress_variable_notifications configure_logging",
+    "afnio.trainer": "Trainer Callback EarlyStopping LengthWatch StopTraining",
     "afnio.utils.data": """Dataset IterableDataset DataLoader Sampler BatchSampler SequentialSampler RandomSampler
         WeightedRandomSampler""",
     "afnio.utils.datasets": "FacilitySupport TREC",
@@ -105,6 +106,7 @@ BARRED = [
     "trio",
     "afnio.testing",
     "afnio.tellurio",
+    "afnio.trainer",
 ]
 
 

@@ -43,6 +43,7 @@ from afnio.serialization import save as save
 if TYPE_CHECKING:
     from afnio import tellurio as tellurio
     from afnio import testing as testing
+    from afnio import trainer as trainer
 
 __version__ = "0.4.0"
 __all__ = [
@@ -79,12 +80,13 @@ __all__ = [
     "testing",
     "to_thread",
     "tolerate",
+    "trainer",
     "utils",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("tellurio", "testing"):  # what only some programs need is imported at its first use
+    if name in ("tellurio", "testing", "trainer"):  # what only some programs need is imported at its first use
         from importlib import import_module
 
         return import_module(f"afnio.{name}")

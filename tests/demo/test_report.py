@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from afnio.demo.figures import write
-from afnio.demo.interval import Accuracy
+from afnio.trainer.interval import Accuracy
 from afnio.demo.job import Epoch, Result, best, read_sentiment
 from afnio.demo.phase_table import phase_table
 from afnio.demo.report import described, difference, print_difference, print_prompts

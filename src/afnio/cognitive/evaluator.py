@@ -40,6 +40,18 @@ class Score(Variable):
         wait(self._sample_slots)
         return [None if isinstance(slot.outcome, Failure) else slot.outcome for slot in self._sample_slots]
 
+    @property
+    def sample_errors(self) -> dict[int, BaseException]:
+        """The errors of failed samples by index; waits for the scores of all, and raises nothing."""
+        wait(self._sample_slots)
+        found = enumerate(slot.outcome for slot in self._sample_slots)
+        return {lane: outcome.error for lane, outcome in found if isinstance(outcome, Failure)}
+
+    @property
+    def sample_slots(self) -> Sequence[Slot]:
+        """One slot for each sample, for those who await them."""
+        return self._sample_slots
+
 
 class Evaluation(NamedTuple):
     """What an evaluator returns: unpack it, or `score, explanation = await loss_fn(...)`."""

@@ -10,6 +10,7 @@ from afnio.autodiff.hooks import Hook, RemovableHandle, checked_hook
 from afnio.cognitive.members import Members
 from afnio.cognitive.module_hooks import Call, ModuleHooks
 from afnio.cognitive.parameter import Parameter
+from afnio.cognitive.training import Training
 from afnio.models import ChatClient
 
 P = ParamSpec("P")
@@ -44,7 +45,7 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
-class Module(Members):
+class Module(Members, Training):
     """Base of agents: assign Parameters, Modules and clients as attributes, write `forward`.
 
     `forward` may be a `def`, which serves `agent(…)` and `await agent(…)` as long as it doesn't read a
@@ -60,14 +61,10 @@ class Module(Members):
     'Hi!'
     """
 
-    training: bool
-    automatic_optimization: bool
     __call__ = _Call()
 
     def __init__(self) -> None:
         super().__init__()
-        object.__setattr__(self, "training", True)
-        object.__setattr__(self, "automatic_optimization", True)
         object.__setattr__(self, "_hooks", ModuleHooks())
 
     _hooks: ModuleHooks

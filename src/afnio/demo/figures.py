@@ -13,11 +13,11 @@ from typing import Any, Final
 import afnio
 from afnio.demo.endpoint import Endpoint
 from afnio.demo.error import RefusedError
-from afnio.demo.interval import Accuracy
 from afnio.demo.job import Epoch, Result
 from afnio.demo.options import Options
 from afnio.demo.splits import Splits
 from afnio.demo.tally import Phase, Tally
+from afnio.trainer.interval import Accuracy
 
 FILE: Final = Path("demo.json")
 

@@ -18,12 +18,12 @@ from afnio import cognitive as cog
 from afnio import tellurio as te
 from afnio.demo.endpoint import Endpoint
 from afnio.demo.error import sentence
-from afnio.demo.interval import Accuracy
 from afnio.demo.options import Options
 from afnio.demo.progress import Progress
 from afnio.demo.splits import Splits
 from afnio.errors import BatchError, ReplyError
 from afnio.optim import TGD
+from afnio.trainer.interval import Accuracy
 from afnio.utils.agents import SentimentAnalyzer
 from afnio.utils.data import DataLoader
 

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from afnio.demo.endpoint import Endpoint
-from afnio.demo.interval import Accuracy
 from afnio.demo.job import Result
 from afnio.demo.phase_table import phase_table
 from afnio.demo.progress import say
 from afnio.demo.tally import Tally
+from afnio.trainer.interval import Accuracy
 
 STYLES: Final = {"+": "green", "-": "red"}
 

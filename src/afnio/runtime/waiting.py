@@ -17,7 +17,7 @@ from afnio.runtime.slot import PENDING, Slot
 
 SyncMode = Literal["auto", "allow", "warn", "error"]
 
-_sync_mode: Final[Setting[SyncMode]] = Setting("sync_mode", "auto")
+sync_mode: Final[Setting[SyncMode]] = Setting("sync_mode", "auto")
 inside_node: Final[ContextVar[bool]] = ContextVar("afnio_inside_node", default=False)
 """True in the callables of nodes, where every input is there already and a wait could deadlock."""
 
@@ -35,7 +35,7 @@ class set_sync_mode(Assignment[SyncMode]):  # noqa: N801
     def __init__(self, mode: SyncMode) -> None:
         if mode not in ("auto", "allow", "warn", "error"):
             raise ValueError(f"sync mode must be 'auto', 'allow', 'warn' or 'error' (got {mode!r})")
-        super().__init__(_sync_mode, mode)
+        super().__init__(sync_mode, mode)
 
 
 @final
@@ -74,7 +74,7 @@ def check_blocking() -> None:
     objection = _objection()
     if objection is not None:
         raise BlockingReadError(objection)
-    if _sync_mode.get() == "warn" and running_library() is not None:
+    if sync_mode.get() == "warn" and running_library() is not None:
         import warnings
 
         warnings.warn("a read blocks the running event loop until the value is there", stacklevel=5)
@@ -143,7 +143,7 @@ def _objection() -> str | None:
     library = running_library()
     if library is None:
         return None
-    mode = _sync_mode.get()
+    mode = sync_mode.get()
     if mode in ("allow", "warn") or (mode == "auto" and _in_notebook()):
         return None
     return (

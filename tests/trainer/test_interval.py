@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.demo.interval import Accuracy, wilson
+from afnio.trainer.interval import Accuracy, wilson
 
 
 @st.composite

@@ -1,0 +1,145 @@
+"""Callback: what a program hooks into the Trainer's loop."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, final
+
+from afnio.errors import AfnioError, BudgetExceeded, JournalError
+from afnio.runtime import scope, to_thread
+
+if TYPE_CHECKING:
+    from afnio.cognitive import Module
+    from afnio.trainer.trainer import Trainer
+
+HOOKS: Final = (
+    "on_fit_start", "on_fit_end", "on_train_epoch_start", "on_train_epoch_end", "on_train_batch_start",
+    "on_train_batch_end", "on_validation_start", "on_validation_end", "on_test_start", "on_test_end",
+    "on_predict_start", "on_predict_end", "on_exception",
+)  # fmt: skip
+
+
+class StopTraining(AfnioError):  # noqa: N818 - an end that was asked for, not a fault
+    """Raised by a callback or a step to end the fit after recording, without an error."""
+
+
+class Callback:
+    """A base to start from; any object with some of these methods will do, and they may be `async def`.
+
+    A hook gets the Trainer and the agent. `on_train_batch_start` gets the batch and its index too,
+    `on_train_batch_end` the batch's metrics before these, `on_exception` the exception. Validation overlaps
+    with training: `on_validation_end` comes after the step that follows, unless `needs_validation`.
+
+    Attributes:
+        needs_validation: have the next step wait for the validation pass and this callback; for those that
+            may stop the training.
+        critical: let an error of this callback end the training. Others' errors are reported once.
+    """
+
+    needs_validation: bool = False
+    critical: bool = False
+
+    def on_fit_start(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_fit_end(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_train_epoch_start(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_train_epoch_end(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_train_batch_start(self, trainer: Trainer, agent: Module, batch: Any, batch_idx: int) -> Any: ...
+    def on_train_batch_end(
+        self, trainer: Trainer, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
+    ) -> Any: ...
+    def on_validation_start(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_validation_end(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_test_start(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_test_end(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_predict_start(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_predict_end(self, trainer: Trainer, agent: Module) -> Any: ...
+    def on_exception(self, trainer: Trainer, agent: Module, exception: BaseException) -> Any: ...
+
+
+@final
+class Callbacks:
+    """The callbacks of a Trainer, and the calls of their hooks in order.
+
+    A function among them is called with the Trainer at the end of each epoch, once its validation is there.
+    """
+
+    def __init__(self, callbacks: Any) -> None:
+        given = [] if callbacks is None else callbacks
+        self._all: list[Any] = list(given) if isinstance(given, Sequence) else [given]
+        for callback in self._all:
+            if not callable(callback) and not any(hasattr(callback, hook) for hook in HOOKS):
+                raise TypeError(f"a callback is a function or has an on_… method (got {callback!r})")
+            if isinstance(callback, type):
+                raise TypeError(
+                    f"a callback is an object (got the class {callback.__name__}); write {callback.__name__}()"
+                )
+        self._reported: set[tuple[int, str]] = set()
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether the next step has to wait for the validation pass under way."""
+        return any(getattr(callback, "needs_validation", False) is True for callback in self._all)
+
+    async def call(self, hook: str, trainer: Trainer, agent: Module, *args: Any) -> None:
+        """Call one hook of all callbacks, in order; a `def` in a worker thread, where it may read."""
+        for number, callback in enumerate(self._all):
+            function = getattr(callback, hook, None)
+            if function is not None and getattr(type(callback), hook, None) is not getattr(Callback, hook):
+                await self._call(number, hook, callback, function, trainer, agent, *args)
+
+    async def epoch_ended(self, trainer: Trainer) -> None:
+        """Call the functions."""
+        for number, callback in enumerate(self._all):
+            if _is_function(callback):
+                await self._call(number, "epoch_ended", callback, callback, trainer)
+
+    async def _call(self, number: int, hook: str, callback: Any, function: Any, *args: Any) -> None:
+        try:
+            # Its own scope, so that what it launches moves no other address.
+            async with scope(name=f"callback {number} {hook}"):
+                if inspect.iscoroutinefunction(function):
+                    await function(*args)
+                else:
+                    result = await to_thread(function, *args)
+                    if inspect.iscoroutine(result):
+                        await result
+        except (StopTraining, BudgetExceeded, JournalError):
+            raise
+        except Exception:
+            if getattr(callback, "critical", False):
+                raise
+            if (number, hook) not in self._reported:
+                self._reported.add((number, hook))
+                logging.getLogger("afnio").exception(
+                    "callback %s failed in %s; training goes on, and further failures there are not reported",
+                    _name(callback),
+                    hook,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of those that have one, by place and class."""
+        return {
+            self._key(number): callback.state_dict()
+            for number, callback in enumerate(self._all)
+            if callable(getattr(callback, "state_dict", None))
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give back what `state_dict` returned; callbacks that were added or removed since are passed over."""
+        for number, callback in enumerate(self._all):
+            load = getattr(callback, "load_state_dict", None)
+            if callable(load) and self._key(number) in state:
+                load(state[self._key(number)])
+
+    def _key(self, number: int) -> str:
+        return f"{number} {type(self._all[number]).__name__}"
+
+
+def _is_function(callback: Any) -> bool:
+    return callable(callback) and not any(hasattr(callback, hook) for hook in HOOKS)
+
+
+def _name(callback: Callable[..., Any] | object) -> str:
+    return str(getattr(callback, "__name__", type(callback).__name__))

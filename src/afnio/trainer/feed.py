@@ -1,0 +1,230 @@
+"""Feed: the batches of a loader, loaded in a worker thread, one ahead of the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from afnio.trainer.options import Share
+from afnio.trainer.step_output import batch_size
+
+NO_BATCH: Final = object()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One batch, or the end of an epoch.
+
+    Attributes:
+        number: of the batch in its epoch, from 0; at the end, how many there were.
+        batch: the batch, `NO_BATCH` at the end of an epoch.
+        state: the loader's state after it, for a checkpoint; None where the loader has none.
+    """
+
+    number: int
+    batch: Any
+    size: int
+    state: dict[str, Any] | None
+
+
+def loader_state(loader: Any) -> dict[str, Any] | None:
+    """Return the state of a loader that has one; settles seeds that were not given."""
+    state = getattr(loader, "state_dict", None)
+    return dict(state()) if callable(state) else None
+
+
+def length(loader: Any) -> int | None:
+    """Return how many batches a loader gives, None where it doesn't say."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a sampler without a length
+        return None
+
+
+def sample_count(loader: Any, batches: int | None) -> int | None:
+    """Return how many samples so many batches of a loader have, None where it doesn't say."""
+    total, per_batch = length(loader), getattr(loader, "batch_size", None)
+    samples = getattr(loader, "sampler", None)
+    if batches is None or not isinstance(per_batch, int) or not isinstance(samples, Sized):
+        return None
+    most = len(samples) if total is None or not getattr(loader, "drop_last", False) else total * per_batch
+    return min(most, batches * per_batch)
+
+
+def limited(total: int | None, limit: Share | None, name: str) -> int | None:
+    """Return how many batches of `total` a limit leaves: a whole number of them, or a fraction up to 1.0.
+
+    >>> limited(10, 0.25, "limit"), limited(10, 3, "limit"), limited(None, 3, "limit")
+    (2, 3, 3)
+    """
+    if limit is None:
+        return total
+    if isinstance(limit, float):
+        if limit == 1.0:
+            return total
+        if total is None:
+            raise ValueError(
+                f"{name}={limit} is a fraction, and the loader has no length; give a number of batches"
+            )
+        return math.floor(total * limit)
+    return limit if total is None else min(limit, total)
+
+
+@final
+class Feed:
+    """The batches of all epochs of a training, with the end of each; the next one loads meanwhile.
+
+    Args:
+        loader: a DataLoader, or anything that can be iterated once for each epoch.
+        limit: batches of an epoch at most.
+        start: the number of the first batch, where an epoch is taken up again.
+        skip: how many batches come before it that the loader would give again.
+        state: the loader's state at the start.
+        more: whether there is another epoch after the one that is ending.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        loader: Any,
+        *,
+        limit: int | None = None,
+        start: int = 0,
+        skip: int = 0,
+        state: dict[str, Any] | None = None,
+        more: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._tasks = tasks
+        self._loader = loader
+        self._limit = limit
+        self._start = start
+        self._skip = skip
+        self._more = more
+        self._items = self._all()
+        self._ahead: _Pull | None = None
+        self._next: Fetched | None = None
+        self._state = state
+
+    async def peek(self) -> Fetched | None:
+        """Return what `take` will give; None for the end of the epoch."""
+        if self._next is None:
+            pull, self._ahead = self._ahead or self._pull(), None
+            self._next = await pull.result()
+        return None if self._next.batch is NO_BATCH else self._next
+
+    async def take(self) -> Fetched:
+        """Return the next batch, or the end of the epoch; and start to load what comes then."""
+        await self.peek()
+        fetched, self._next = self._next, None
+        assert fetched is not None
+        self._state = fetched.state
+        if fetched.batch is not NO_BATCH or self._more():
+            self._ahead = self._pull()
+        return fetched
+
+    async def close(self) -> None:
+        """Stop, and have the loader stand where the training stands, not one batch ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            await ahead.wait()
+        if (ahead is not None or self._next is not None) and self._state is not None:
+            restore(self._loader, self._state, 0)
+
+    def _pull(self) -> _Pull:
+        pull = _Pull(lambda: next(self._items))
+        self._tasks.start_soon(pull.run)
+        return pull
+
+    def _all(self) -> Iterator[Fetched]:
+        number, skip = self._start, self._skip
+        while True:
+            drained = True
+            if self._limit is None or number < self._limit:
+                for batch in _skipped(self._loader, skip):
+                    yield Fetched(number, batch, batch_size(batch), loader_state(self._loader))
+                    number += 1
+                    if self._limit is not None and number >= self._limit:
+                        drained = False
+                        break
+            state = loader_state(self._loader)
+            yield Fetched(number, NO_BATCH, 0, None if state is None else {**state, "drained": drained})
+            number = skip = 0
+
+
+def restore(loader: Any, state: Mapping[str, Any] | None, batch: int) -> int:
+    """Have a loader go on from a checkpoint; return how many batches it has to be made to pass over.
+
+    Args:
+        state: what the checkpoint says of it.
+        batch: how many batches of the epoch were trained on.
+    """
+    load = getattr(loader, "load_state_dict", None)
+    if state is None or not callable(load):
+        return batch
+    load({name: value for name, value in state.items() if name != "drained"})
+    if not state.get("drained", True):
+        # The epoch was left early: beginning it again leaves it behind, and the next one starts afresh.
+        iter(loader)
+    return 0
+
+
+async def batches(loader: Any, limit: int | None) -> AsyncIterator[tuple[int, Any]]:
+    """Yield one pass's batches with their numbers, each loaded in a worker thread."""
+    items = iter(_bounded(loader, limit))
+    while True:
+        item = await anyio.to_thread.run_sync(next, items, None, abandon_on_cancel=True)
+        if item is None:
+            return
+        yield item
+
+
+def _bounded(loader: Iterable[Any], limit: int | None) -> Iterator[tuple[int, Any]]:
+    if limit == 0:
+        return
+    for number, batch in enumerate(loader):
+        yield number, batch
+        if limit is not None and number + 1 >= limit:
+            return
+
+
+def _skipped(loader: Iterable[Any], skip: int) -> Iterator[Any]:
+    items = iter(loader)
+    for _ in range(skip):
+        next(items, None)
+    return items
+
+
+@final
+class _Pull:
+    """One batch that is being loaded."""
+
+    def __init__(self, load: Callable[[], Fetched]) -> None:
+        self._load = load
+        self._done = anyio.Event()
+        self._fetched: Fetched | None = None
+        self._error: BaseException | None = None
+
+    async def run(self) -> None:
+        try:
+            self._fetched = await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True)
+        except Exception as error:  # a loader's own; it is raised where the batch is taken
+            self._error = error
+        finally:
+            self._done.set()
+
+    async def wait(self) -> None:
+        await self._done.wait()
+
+    async def result(self) -> Fetched:
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._fetched is not None
+        return self._fetched

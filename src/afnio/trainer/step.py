@@ -1,0 +1,135 @@
+"""Step: one optimizer step: its batches forward and backward, then the proposals."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, final
+
+from afnio.autodiff import Variable
+from afnio.cognitive import Module
+from afnio.cognitive.training import mode, recorder
+from afnio.optim import Optimizer
+from afnio.runtime import Work, scope, to_thread
+from afnio.runtime.callables import is_async
+from afnio.runtime.waiting import sync_mode, wait_async
+from afnio.trainer.feed import Fetched
+from afnio.trainer.metric import Outcome
+from afnio.trainer.step_output import StepOutput, read, taken_apart
+from afnio.trainer.tasks import task_group
+
+E = TypeVar("E", bound=BaseException)
+
+
+@final
+@dataclass(slots=True)
+class StepEnd:
+    """What a step came to; filled in as it goes, so that a step that fails says what it knows.
+
+    Attributes:
+        outcomes: one for each batch whose scores are there.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+async def train_step(
+    agent: Module, optimizers: Sequence[Optimizer], group: Sequence[Fetched], end: StepEnd
+) -> None:
+    """Carry out one step on a group of batches, whose forward and backward passes run side by side.
+
+    Raises:
+        BatchError: if more samples of a batch failed than its quorum allows.
+        ReplyError: if a proposal can't be read; the parameters keep their values.
+    """
+    with mode(True):
+        if not agent.automatic_optimization:
+            for fetched in group:
+                output = await _output(agent.training_step, fetched, "training_step")
+                end.outcomes.append(await read(output, fetched.size))
+                await settled(agent)
+            return
+        for optimizer in optimizers:
+            optimizer.clear_grad()
+        outputs = await _outputs(agent, group)
+        # Launched in the batches' order, which is the order of the feedback that a prompt gathers.
+        passes = [
+            _launched(explanation.backward)
+            for explanation in map(_explanation, outputs)
+            if explanation is not None
+        ]
+        for fetched, output in zip(group, outputs, strict=True):
+            end.outcomes.append(await read(output, fetched.size))
+        for work in passes:
+            await work
+        if passes:
+            for work in [_launched(optimizer.step) for optimizer in optimizers]:
+                await work
+
+
+async def settled(agent: Module) -> None:
+    """Wait until no parameter's value is pending; what failed has kept its value."""
+    await wait_async([slot for parameter in agent.parameters() for slot in parameter.own_slots])
+
+
+async def call_step(function: Callable[..., Any], batch: Any, number: int) -> tuple[Any, dict[str, Any]]:
+    """Call a step, a `def` in a worker thread; return what it returned, and what it logged."""
+    logged: dict[str, Any] = {}
+    token = recorder.set(logged.__setitem__)
+    try:
+        if is_async(function):
+            return await function(batch, number), logged
+        returned = await to_thread(function, batch, number)
+        return (await returned if inspect.iscoroutine(returned) else returned), logged
+    finally:
+        recorder.reset(token)
+
+
+def found(error: BaseException, kind: type[E]) -> E | None:
+    """Return the first error of a kind in `error` and the groups in it."""
+    return next((each for each in _each(error) if isinstance(each, kind)), None)
+
+
+def _each(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _each(part)
+    elif error.__cause__ is not None:
+        yield from _each(error.__cause__)
+
+
+async def _outputs(agent: Module, group: Sequence[Fetched]) -> list[StepOutput]:
+    if len(group) == 1:
+        return [await _output(agent.training_step, group[0], "training_step")]
+    outputs: list[StepOutput | None] = [None] * len(group)
+
+    async def one(place: int, fetched: Fetched) -> None:
+        async with scope(name=f"batch {place + 1}"):
+            outputs[place] = await _output(agent.training_step, fetched, "training_step")
+
+    async with task_group() as tasks:
+        for place, fetched in enumerate(group):
+            tasks.start_soon(one, place, fetched)
+    return [output for output in outputs if output is not None]
+
+
+async def _output(function: Callable[..., Any], fetched: Fetched, name: str) -> StepOutput:
+    returned, logged = await call_step(function, fetched.batch, fetched.number)
+    return taken_apart(returned, logged, name)
+
+
+def _explanation(output: StepOutput) -> Variable | None:
+    if output.explanation is None and not output.skipped:
+        raise TypeError(
+            "training_step must return (score, explanation), as the explanation sends the feedback "
+            f"(got only {output.loss!r}); or set automatic_optimization = False"
+        )
+    return output.explanation
+
+
+def _launched(launch: Callable[[], Work[Any]]) -> Work[Any]:
+    """Launch without a blocking wait, which a notebook would allow even while a loop runs."""
+    with sync_mode.override("error"):
+        return launch()

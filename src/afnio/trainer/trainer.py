@@ -1,0 +1,457 @@
+"""Trainer: fit, validate, test and predict, in runs that can be left alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, final
+
+import anyio
+import anyio.to_thread
+
+from afnio.cognitive import Module
+from afnio.cognitive.training import Training
+from afnio.optim import Optimizer
+from afnio.runtime import current_scope, scope, tolerate
+from afnio.runtime.active_journal import active_journal, journal
+from afnio.runtime.budget import Budget, Ledger
+from afnio.runtime.seed import seed_source
+from afnio.trainer.callback import Callbacks
+from afnio.trainer.checkpoint import Checkpoint
+from afnio.trainer.checkpoints import LAST, Checkpoints
+from afnio.trainer.entrance import run_blocking
+from afnio.trainer.evaluation import STEPS, Evaluation
+from afnio.trainer.feed import length, limited, sample_count
+from afnio.trainer.fit_loop import FitLoop
+from afnio.trainer.folder import JOURNAL, put_aside
+from afnio.trainer.generators import seed_all
+from afnio.trainer.metric import Outcome
+from afnio.trainer.options import Options, Share, checked, seconds_of
+from afnio.trainer.run_log import RunLog
+from afnio.trainer.silent import Silent
+from afnio.trainer.state import LoopState, Phase, Plan, Stage
+from afnio.trainer.tasks import alone, task_group
+
+CHECKPOINTS: Final = "checkpoints"
+_STAGES: Final[dict[str, Stage]] = {"val": "validate", "test": "test", "predict": "predict"}
+
+
+@final
+class Trainer:
+    """Trains, validates and tests agents that have `training_step`, `validation_step` and so on.
+
+    Each method has an asynchronous twin, which is its body: `fit` and `afit`, `validate` and `avalidate`, `test`
+    and `atest`, `predict` and `apredict`. "loss" is the score, the mean per sample; whether a larger one is
+    better is for `mode` to say.
+
+    Without a run of `te.init`, the calls of a `fit` are kept in a journal beside its checkpoints, so that
+    `fit(..., ckpt_path="last")` goes on anywhere and pays for no reply again.
+
+    Args:
+        max_epochs: passes over the training batches at most; 10, if nothing else limits the training.
+        min_epochs, min_steps: don't stop earlier because a callback asks for it.
+        max_steps: optimizer steps at most, over all epochs.
+        max_time: of one `fit`: seconds, a timedelta, a dict of its arguments, or "DD:HH:MM:SS".
+        max_cost: dollars that this Trainer may spend, over all clients; what the journal says was spent counts.
+        limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: batches of an epoch or
+            pass at most, or a fraction up to 1.0.
+        val_check_interval: validate within an epoch too, after so many batches or each such fraction of it.
+        accumulate_grad_batches: batches whose feedback one step uses; they run side by side.
+        quorum: the fraction of samples that must not fail; None lets none fail. Failed ones are left out.
+        seed: seeds samplers, Python's generator and NumPy's.
+        enable_checkpointing: write `checkpoints/last`, `best` and `epoch-N`.
+        enable_progress_bar: show the progress: live in a terminal or a notebook, as lines in a log.
+        enable_agent_summary: print the agent's modules, parameters and clients at the start.
+        default_root_dir: the folder of `checkpoints`; by default the working folder.
+        callbacks: objects with `on_…` methods, or functions that get the Trainer at the end of each epoch.
+        fast_dev_run: one batch of everything, to see whether it runs; nothing is kept.
+        monitor: the metric that `best` is chosen by; "val_loss", or "train_loss" without validation.
+        mode: "max" where a larger value is better, else "min".
+        save_top_k: how many `epoch-N` are kept, the best ones; -1 for all.
+
+    Attributes:
+        metrics: the newest value of each, such as "train_loss", "val_accuracy".
+        history: an entry for each step, epoch and validation pass, with sums over samples.
+        current_epoch, global_step: how many have ended.
+        best_score: the best value of the monitored validation metric.
+        stopped: why the last fit ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int | None = None,
+        min_steps: int | None = None,
+        max_time: float | timedelta | dict[str, float] | str | None = None,
+        max_cost: float | None = None,
+        limit_train_batches: Share | None = None,
+        limit_val_batches: Share | None = None,
+        limit_test_batches: Share | None = None,
+        limit_predict_batches: Share | None = None,
+        val_check_interval: Share = 1.0,
+        accumulate_grad_batches: int = 1,
+        quorum: float | None = 0.9,
+        seed: int | None = None,
+        enable_checkpointing: bool = True,
+        enable_progress_bar: bool = True,
+        enable_agent_summary: bool = True,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        callbacks: Any = None,
+        fast_dev_run: bool = False,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "max",
+        save_top_k: int = -1,
+    ) -> None:
+        self.options = checked(
+            Options(
+                max_epochs, min_epochs, max_steps, min_steps, seconds_of(max_time), max_cost, limit_train_batches,
+                limit_val_batches, limit_test_batches, limit_predict_batches, val_check_interval,
+                accumulate_grad_batches, quorum, seed, enable_checkpointing, enable_progress_bar,
+                enable_agent_summary, Path(default_root_dir or Path.cwd()), fast_dev_run, monitor, mode, save_top_k,
+            )
+        )  # fmt: skip
+        self.callbacks = Callbacks(callbacks)
+        self.monitor = monitor or "val_loss"
+        self.metrics: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = []
+        self.current_epoch = 0
+        self.global_step = 0
+        self.best_score: float | None = None
+        self.stopped: str | None = None
+        self.optimizers: list[Optimizer] = []
+        self.asked_to_stop: str | None = None
+        self._spending = Budget(max_cost=max_cost)
+        self._run_log = RunLog()
+        self._journal_folder: Path | None = None
+        self._journals: list[Path] = []
+        self._uses: dict[str, int] = {}
+        self._busy: str | None = None
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        return self.options.mode
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints are."""
+        return self.options.root / CHECKPOINTS
+
+    @property
+    def ledger(self) -> Ledger:
+        """What this Trainer spent, by phase, client and model; what its journals say was spent before counts."""
+        return self._spending.ledger
+
+    @property
+    def total_cost(self) -> float | None:
+        """Dollars spent so far, None where some price is unknown."""
+        cost = self.ledger.total.cost
+        return None if cost is None else float(cost)
+
+    def stop(self, reason: str = "stop was called") -> None:
+        """Have the training end after the step under way, once `min_epochs` and `min_steps` are reached."""
+        self.asked_to_stop = self.asked_to_stop or reason
+
+    # What there is to do
+
+    def fit(
+        self,
+        agent: Module,
+        train_dataloader: Iterable[Any] | None = None,
+        val_dataloader: Iterable[Any] | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        llm_clients: Sequence[Any] = (),
+    ) -> None:
+        """Train `agent`; see `afit`, which this runs to its end, in a script, a thread or a notebook."""
+        run_blocking(
+            lambda: self.afit(agent, train_dataloader, val_dataloader, ckpt_path, llm_clients), "fit"
+        )
+
+    async def afit(
+        self,
+        agent: Module,
+        train_dataloader: Iterable[Any] | None = None,
+        val_dataloader: Iterable[Any] | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        llm_clients: Sequence[Any] = (),
+    ) -> None:
+        """Train `agent`.
+
+        Args:
+            val_dataloader: what is validated on, beside the training.
+            ckpt_path: go on from "last", "best" or a file; "last" begins where there is none yet.
+            llm_clients: not needed; the calls of all clients are counted.
+
+        Raises:
+            CheckpointError: if the folder is in use or can't be written, or the file is no checkpoint.
+        """
+        _check_agent(agent, "training_step", "configure_optimizers")
+        if train_dataloader is None:
+            raise ValueError("fit needs a train_dataloader (got None)")
+        _check_loader("train_dataloader", train_dataloader)
+        if val_dataloader is not None:
+            _check_loader("val_dataloader", val_dataloader)
+            _check_agent(agent, "validation_step")
+        if ckpt_path is not None and not isinstance(ckpt_path, str | os.PathLike):
+            raise TypeError(f'ckpt_path must be "last", "best" or a path (got {ckpt_path!r})')
+        with self._occupied("fit"):
+            self.monitor = self.options.monitor or ("train_loss" if val_dataloader is None else "val_loss")
+            await self._fit(agent, train_dataloader, val_dataloader, ckpt_path)
+
+    def validate(
+        self, agent: Module, val_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
+    ) -> dict[str, float]:
+        """Return the metrics of one pass over `val_dataloader`; see `atest`."""
+        return run_blocking(lambda: self.avalidate(agent, val_dataloader, llm_clients), "validate")
+
+    async def avalidate(
+        self, agent: Module, val_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
+    ) -> dict[str, float]:
+        """Return the metrics of one pass over `val_dataloader`; see `atest`."""
+        outcome, _ = await self._pass(agent, "val", val_dataloader)
+        return outcome.flat()
+
+    def test(
+        self, agent: Module, test_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
+    ) -> dict[str, float]:
+        """Return the metrics of one pass over `test_dataloader`; see `atest`."""
+        return run_blocking(lambda: self.atest(agent, test_dataloader, llm_clients), "test")
+
+    async def atest(
+        self, agent: Module, test_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
+    ) -> dict[str, float]:
+        """Return the metrics of one pass, without gradients.
+
+        "loss" is the mean score per sample, "loss_sum" the total, "failed" how many samples have none; where
+        each sample's value is 0 or 1, "loss_low" and "loss_high" are the bounds of Wilson's 95 % interval.
+        """
+        outcome, _ = await self._pass(agent, "test", test_dataloader)
+        return outcome.flat()
+
+    def predict(self, agent: Module, dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()) -> list[Any]:
+        """Return what `predict_step` gives for each batch, in order; see `apredict`."""
+        return run_blocking(lambda: self.apredict(agent, dataloader, llm_clients), "predict")
+
+    async def apredict(
+        self, agent: Module, dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
+    ) -> list[Any]:
+        """Return what `predict_step` gives for each batch, in order, its Variables done."""
+        _, outputs = await self._pass(agent, "predict", dataloader)
+        return outputs
+
+    # How
+
+    async def _fit(
+        self, agent: Module, train: Any, val: Any, ckpt_path: str | os.PathLike[str] | None
+    ) -> None:
+        progress: Any = Silent()
+        checkpoints = None
+        if self.options.checkpointing:
+            checkpoints = Checkpoints(
+                self.folder, self.monitor, self.mode, self.options.save_top_k, warn=progress.message
+            )
+        error: BaseException | None = None
+        try:
+            async with AsyncExitStack() as stack:
+                if checkpoints is not None:
+                    await stack.enter_async_context(checkpoints)
+                resumed = await anyio.to_thread.run_sync(self._take_up, checkpoints, ckpt_path)
+                await self._fit_from(stack, agent, train, val, checkpoints, resumed, progress)
+        except BaseException as raised:
+            error = alone(raised)
+        if error is not None:
+            if checkpoints is not None and self.history:
+                self._say_how_to_go_on(error)
+            raise error
+
+    async def _fit_from(
+        self, stack: AsyncExitStack, agent: Module, train: Any, val: Any,
+        checkpoints: Checkpoints | None, resumed: Checkpoint | None, progress: Any,
+    ) -> None:  # fmt: skip
+        self._reset()
+        path = await stack.enter_async_context(self._around("fit", checkpoints, resumed))
+        if self.options.seed is not None:
+            seed_all(self.options.seed)
+        self.optimizers = _optimizers(agent)
+        object.__setattr__(agent, "_optimizers", self.optimizers)
+        stack.callback(agent.__dict__.pop, "_optimizers", None)
+        agent.train()
+        loop = FitLoop(self, agent, self.optimizers, train, val, checkpoints, progress, path)
+        if resumed is not None:
+            loop.restore(resumed)
+            self._run_log.history(self.history)
+        progress.start(self._fit_plan(agent, val, loop, resumed))
+        stack.callback(progress.stop)
+        try:
+            await self.callbacks.call("on_fit_start", self, agent)
+            async with task_group() as tasks:
+                await loop.run(tasks)
+            await self.callbacks.call("on_fit_end", self, agent)
+        except Exception as error:
+            await self.callbacks.call("on_exception", self, agent, error)
+            raise
+
+    async def _pass(self, agent: Module, phase: Phase, loader: Any) -> tuple[Outcome, list[Any]]:
+        stage = _STAGES[phase]
+        _check_agent(agent, STEPS[phase])
+        _check_loader("dataloader" if phase == "predict" else f"{phase}_dataloader", loader)
+        batches = limited(length(loader), self.options.limit(phase), f"limit_{phase}_batches")
+        progress: Any = Silent()
+        started = anyio.current_time()
+
+        def tell(outcome: Outcome, done: int) -> None:
+            progress.update(
+                LoopState(
+                    phase=phase, moment="batch", epoch=0, epochs=None, batch=done, batches=batches,
+                    step=self.global_step, samples=outcome.samples, total=samples,
+                    failed=outcome.failed, started=started, seconds=anyio.current_time() - started, val=outcome.flat(),
+                )
+            )  # fmt: skip
+
+        samples = sample_count(loader, batches)
+        with self._occupied(stage):
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(self._around(stage, None, None))
+                plan = Plan(
+                    stage,
+                    type(agent).__name__,
+                    batches=batches,
+                    samples=samples,
+                    max_cost=self.options.max_cost,
+                )
+                progress.start(plan)
+                stack.callback(progress.stop)
+                hook = "validation" if phase == "val" else phase
+                await self.callbacks.call(f"on_{hook}_start", self, agent)
+                evaluation = Evaluation(agent, phase, loader, batches, tell)
+                outcome = await evaluation.run()
+                if phase != "predict":
+                    self.metrics |= {f"{phase}_{name}": value for name, value in outcome.flat().items()}
+                    self._run_log.result(phase, outcome, self.total_cost)
+                await self.callbacks.call(f"on_{hook}_end", self, agent)
+        return outcome, [evaluation.outputs[number] for number in sorted(evaluation.outputs)]
+
+    @asynccontextmanager
+    async def _around(
+        self, name: str, checkpoints: Checkpoints | None, resumed: Checkpoint | None
+    ) -> AsyncIterator[str]:
+        """Hold in the block what the options say; gives the address path of what is launched there."""
+        async with AsyncExitStack() as stack:
+            if checkpoints is not None:
+                self._journal_folder, self._uses = checkpoints.folder, {}
+            if active_journal.get() is None and self._journal_folder is not None:
+                await self._open_journal(stack, self._journal_folder / JOURNAL)
+                uses = self._uses[name] = self._uses.get(name, 0) + 1
+                path = f"journal/{name}" if uses == 1 else f"journal/{name}#{uses}"
+            else:
+                path = current_scope().child_path(name)
+            if resumed is not None:
+                path = resumed.counters.get("scope") or path
+            stack.enter_context(self._spending)
+            if self.options.max_time is not None and name == "fit":
+                stack.enter_context(Budget(max_seconds=self.options.max_time))
+            if self.options.quorum is not None:
+                stack.enter_context(tolerate(self.options.quorum))
+            if self.options.seed is not None:
+                stack.enter_context(seed_source.override(_seeds(self.options.seed)))
+            await stack.enter_async_context(scope(path, rooted=True))
+            yield path
+
+    async def _open_journal(self, stack: AsyncExitStack, path: Path) -> None:
+        opened = await stack.enter_async_context(journal(path))
+        if path in self._journals and opened is not None:
+            # What it holds was spent by this Trainer, which has counted it.
+            self._spending.charge(Ledger(), opened)
+        self._journals.append(path)
+
+    def _take_up(
+        self, checkpoints: Checkpoints | None, ckpt_path: str | os.PathLike[str] | None
+    ) -> Checkpoint | None:
+        """Return the checkpoint to go on from, None to begin; in a thread. An earlier run's files are put aside."""
+        if ckpt_path is None:
+            if checkpoints is not None:
+                put_aside(checkpoints.folder)
+            return None
+        found = checkpoints or Checkpoints(self.folder)
+        if os.fspath(ckpt_path) == LAST and not (found.folder / LAST).exists():
+            return None
+        path = found.path_of(ckpt_path)
+        checkpoint = Checkpoint.read(path)
+        if checkpoints is not None:
+            if path.resolve().parent == checkpoints.folder.resolve():
+                checkpoints.take_up(checkpoint)
+            else:
+                put_aside(checkpoints.folder)
+        return checkpoint
+
+    def _fit_plan(self, agent: Module, val: Any, loop: FitLoop, resumed: Checkpoint | None) -> Plan:
+        options = self.options
+        return Plan(
+            "fit", type(agent).__name__, epochs=options.epochs, batches=loop.batches, samples=loop.samples,
+            val_batches=loop.val_batches, val_samples=None if val is None else sample_count(val, loop.val_batches),
+            max_steps=options.max_steps, max_time=options.max_time, max_cost=options.max_cost, monitor=self.monitor,
+            mode=self.mode, folder=str(self.folder) if options.checkpointing else None,
+            resumed=None if resumed is None else f"epoch {self.current_epoch + 1}, step {self.global_step}",
+        )  # fmt: skip
+
+    def _say_how_to_go_on(self, error: BaseException) -> None:
+        how = "was stopped" if not isinstance(error, Exception) else "failed"
+        sys.stderr.write(
+            f"afnio: the training {how} after step {self.global_step}, in epoch {self.current_epoch + 1}; "
+            f'trainer.fit(..., ckpt_path="last") goes on from {self.folder} and pays for no reply again\n'
+        )
+
+    def _reset(self) -> None:
+        self.metrics, self.history = {}, []
+        self.current_epoch = self.global_step = 0
+        self.best_score = self.stopped = self.asked_to_stop = None
+
+    def log_to_run(self, entry: dict[str, Any]) -> None:
+        """Record an entry of the history in the active run, if there is one."""
+        self._run_log.entry(entry, self.total_cost)
+
+    @contextmanager
+    def _occupied(self, name: str) -> Iterator[None]:
+        if self._busy is not None:
+            raise RuntimeError(f"this Trainer is busy with {self._busy}; make another for {name}")
+        self._busy = name
+        try:
+            yield
+        finally:
+            self._busy = None
+
+
+def _optimizers(agent: Module) -> list[Optimizer]:
+    given = agent.configure_optimizers()
+    found = list(given) if isinstance(given, list | tuple) else [given]
+    for optimizer in found:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"configure_optimizers must return an optimizer or a list of them (got {optimizer!r})"
+            )
+    return found
+
+
+def _check_agent(agent: Any, *needed: str) -> None:
+    if not isinstance(agent, Module):
+        raise TypeError(f"agent must be a cognitive.Module (got {agent!r})")
+    for name in needed:
+        if getattr(type(agent), name) is getattr(Training, name) and name not in agent.__dict__:
+            raise AttributeError(f"{type(agent).__name__} has no {name}; write `def {name}(self, ...)`")
+
+
+def _check_loader(name: str, loader: Any) -> None:
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"{name} must be a DataLoader, or something else to iterate over (got {loader!r})")
+
+
+def _seeds(seed: int) -> Any:
+    numbers = itertools.count()
+    return lambda: random.Random(f"{seed}/{next(numbers)}").getrandbits(63)
