@@ -283,6 +283,11 @@ def _per_minute(limit: ServerLimit | None) -> float | None:
     return None if limit is None else limit.rate * MINUTE
 
 
+def on_wire(runtime: Runtime) -> int:
+    """Return how many requests of the process are on the wire, over all accounts; from any thread."""
+    return sum(found.in_flight for found in runtime.resources() if isinstance(found, Admitter))
+
+
 def admitter(runtime: Runtime, account: Account) -> Admitter:
     """Return the account's admitter under the limits that hold now; on the runtime's thread."""
     found = runtime.resource((Admitter, account), partial(Admitter, account))

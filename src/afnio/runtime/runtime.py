@@ -128,6 +128,10 @@ class Runtime:
             found = self._resources[key] = Context().run(make)
         return cast("R", found)
 
+    def resources(self) -> list[Any]:
+        """Return what `resource` has made, for those who only look; from any thread."""
+        return list(self._resources.values())
+
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context) -> Task:
         """Run `coroutine` as a task; the resource that asks for it owns it, and cancels it when it closes."""
         return self._loop.spawn(coroutine, context)
