@@ -51,11 +51,11 @@ class Screen:
     def enter(self) -> None:
         os.write(self._master, b"\n")
 
-    def until(self, text: str) -> list[str]:
-        """Return the lines once one of them has `text`."""
+    def until(self, *texts: str) -> list[str]:
+        """Return the lines once they have all of `texts`; a frame comes in parts, so name its end."""
         ends = time.monotonic() + 30
-        while not any(text in line for line in self.lines()):
-            assert time.monotonic() < ends, f"{text!r} was never shown:\n" + "\n".join(self.lines())
+        while not all(text in "\n".join(self.lines()) for text in texts):
+            assert time.monotonic() < ends, f"{texts} were never shown:\n" + "\n".join(self.lines())
             if select.select([self._master], [], [], 0.1)[0]:
                 data = os.read(self._master, 65536)
                 self.raw += data

@@ -37,14 +37,14 @@ def timeless(lines: list[str]) -> list[str]:
 def test_a_wide_terminal() -> None:
     """Live lines at the bottom; what the program prints and logs stays above them."""
     with Screen(120) as screen:
-        first = screen.until("0 calls")
+        first = screen.until("cost $0.00 of $1.00")
         assert [
             "fit SentimentAnalyzer  66 samples an epoch  5 epochs  validation on 66  checkpoints in runs/checkpoints",
             f"train  {'─' * 40} 0/66",
             "0 calls  0 tokens  cost $0.00 of $1.00",
         ] == [first[0], *first[2:]]
         screen.enter()
-        lines = timeless(screen.until("33/66"))
+        lines = timeless(screen.until("33/66", "too long"))
         assert [
             "printed by the program",
             "WARNING:program:logged by the program",
@@ -54,7 +54,7 @@ def test_a_wide_terminal() -> None:
             "a call failed: FinalModelError: 400 the message is too long",
         ] == lines[1:]
         screen.enter()
-        lines = timeless(screen.until("epoch 2/5"))
+        lines = timeless(screen.until("epoch 2/5", "slow down"))
         assert [
             f"epoch 1/5  {EPOCH}  samples failed 1  time 0:45".replace(", ", "  "),
             "       cost unknown of $1.00",
@@ -81,8 +81,8 @@ def test_a_wide_terminal() -> None:
 def test_a_narrow_terminal_without_colours() -> None:
     """Facts go below their bars, and NO_COLOR is heard."""
     with Screen(60, NO_COLOR="1") as screen:
-        for text in ("0 calls", "33/66", "epoch 2/5"):
-            lines = timeless(screen.until(text))
+        for texts in (["0 calls"], ["33/66", "too long"], ["epoch 2/5", "slow"]):
+            lines = timeless(screen.until(*texts))
             screen.enter()
         assert [
             "SentimentAnalyzer  epoch 2/5  step 3  _",
@@ -105,7 +105,7 @@ def test_a_terminal_that_is_resized() -> None:
         screen.enter()
         screen.until("1 failed")
         screen.resize(60)
-        lines = screen.until("       2.4 samples/s")
+        lines = screen.until("       2.4 samples/s", "too long")
         assert 60 >= max(map(len, lines[-5:]))
         for text in ("epoch 2/5", "fit of"):
             screen.enter()
@@ -147,7 +147,7 @@ def test_a_budget_with_prices_shows_cost_and_ceiling(tmp_path: Path) -> None:
     with Screen(120, "--budget", AFNIO_PRICES=str(prices)) as screen:
         screen.until("cost $0.00 of $1.00")
         screen.enter()
-        lines = screen.until("64 tokens  cost $0.0")
+        lines = screen.until("64 tokens  cost $0.0", "too long")
         assert lines[-2].endswith(" of $1.00")
 
 
