@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from afnio.demo.figures import write
-from afnio.trainer.interval import Accuracy
 from afnio.demo.job import Epoch, Result, best, read_sentiment
 from afnio.demo.phase_table import phase_table
 from afnio.demo.report import described, difference, print_difference, print_prompts
 from afnio.demo.tally import Phase
 from afnio.errors import ReplyError
+from afnio.trainer.interval import Accuracy
 
 
 def epoch(number: int, prompt: str, correct: int) -> Epoch:

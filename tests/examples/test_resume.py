@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
-import sys
 import time
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
+from programs import Program
 
 from afnio.testing import Provider
 
@@ -74,43 +70,6 @@ async def main():
 
 anyio.run(main)
 """
-
-
-class Program:
-    """A program in a folder of its own, run against one provider."""
-
-    def __init__(self, folder: Path, source: str, base_url: str, *arguments: str) -> None:
-        folder.mkdir()
-        (folder / "program.py").write_text(source)
-        self.folder = folder
-        self.command = [sys.executable, "-W", "error", "program.py", *arguments]
-        self.environment = {
-            **os.environ, "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "sk-test", "AFNIO_SEED": "7",
-        }  # fmt: skip
-
-    def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command, cwd=self.folder, env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def finish(self) -> tuple[str, str]:
-        process = self.start()
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        return out, err
-
-    def ended(self) -> bool:
-        return (self.folder / "end.json").exists()
-
-    def runs(self) -> int:
-        """Return how many runs it took."""
-        (store,) = self.folder.glob(".afnio/*/*.db")
-        with closing(sqlite3.connect(store)) as connection:
-            return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
-
-    def end(self) -> Any:
-        return json.loads((self.folder / "end.json").read_text())
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

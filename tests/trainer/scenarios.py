@@ -47,7 +47,7 @@ class Agent(cog.Module):
             {"role": "system", "content": [self.prompt]},
             {"role": "user", "content": [self.template]},
         ]
-        return self.chat(self.client, messages, inputs={"text": text}, model="m", temperature=0.0)
+        return self.chat(self.client, messages, inputs={"text": text}, model="m")
 
     async def training_step(self, batch: Any, batch_idx: int) -> Any:
         texts, golds = batch

@@ -68,7 +68,16 @@ class EarlyStopping(Callback):
             self.best, self.waited = value, 0
         else:
             self.waited += 1
-        good = self.stopping_threshold
+        self._decide(trainer, value)
+
+    def on_fit_start(self, trainer: Trainer, agent: Module) -> None:
+        """End at once what had ended: a training that is taken up again after its last pass."""
+        if self.best is not None:
+            self._decide(trainer, self.best)
+
+    def _decide(self, trainer: Trainer, value: float) -> None:
+        monitor, good = self.monitor or trainer.monitor, self.stopping_threshold
+        sign = 1 if (self.mode or trainer.mode) == "max" else -1
         if good is not None and sign * (value - good) >= 0:
             trainer.stop(f"{monitor} has reached {value:g}, and {good:g} was asked for")
         elif self.waited >= self.patience:

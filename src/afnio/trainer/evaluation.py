@@ -15,7 +15,7 @@ from afnio.errors import BatchError, BudgetExceeded, JournalError
 from afnio.runtime import scope, tolerate
 from afnio.runtime.callables import is_async
 from afnio.runtime.tolerance import current_quorum
-from afnio.trainer.feed import batches
+from afnio.trainer.feed import Pass, batches
 from afnio.trainer.metric import Outcome, combined
 from afnio.trainer.state import Phase
 from afnio.trainer.step import call_step, found
@@ -49,8 +49,7 @@ class Evaluation:
     ) -> None:
         self._function = getattr(agent, STEPS[phase])
         self._phase = phase
-        self._loader = loader
-        self._limit = limit
+        self._pass = Pass(loader, limit)
         self._on_batch = on_batch
         self._quorum = current_quorum()
         self._outcomes: dict[int, Outcome] = {}
@@ -58,6 +57,11 @@ class Evaluation:
         self._errors: dict[int, list[BaseException]] = {}
         self.outputs: dict[int, Any] = {}
         self._room: anyio.Semaphore | None = None
+
+    @property
+    def drained(self) -> bool:
+        """Whether the loader itself ended the pass, not a limit."""
+        return self._pass.drained
 
     async def run(self) -> Outcome:
         """Carry the pass out.
@@ -68,7 +72,7 @@ class Evaluation:
         lenient = 1.0 if self._quorum is None else 1e-9
         with no_grad(), mode(False), tolerate(lenient):
             async with task_group() as tasks:
-                async for number, batch in batches(self._loader, self._limit):
+                async for number, batch in batches(iter(self._pass)):
                     size = batch_size(batch)
                     if self._room is None:
                         self._room = anyio.Semaphore(self._window(size))

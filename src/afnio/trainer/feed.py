@@ -175,9 +175,8 @@ def restore(loader: Any, state: Mapping[str, Any] | None, batch: int) -> int:
     return 0
 
 
-async def batches(loader: Any, limit: int | None) -> AsyncIterator[tuple[int, Any]]:
+async def batches(items: Iterator[tuple[int, Any]]) -> AsyncIterator[tuple[int, Any]]:
     """Yield one pass's batches with their numbers, each loaded in a worker thread."""
-    items = iter(_bounded(loader, limit))
     while True:
         item = await anyio.to_thread.run_sync(next, items, None, abandon_on_cancel=True)
         if item is None:
@@ -185,13 +184,31 @@ async def batches(loader: Any, limit: int | None) -> AsyncIterator[tuple[int, An
         yield item
 
 
-def _bounded(loader: Iterable[Any], limit: int | None) -> Iterator[tuple[int, Any]]:
-    if limit == 0:
-        return
-    for number, batch in enumerate(loader):
-        yield number, batch
-        if limit is not None and number + 1 >= limit:
+@final
+class Pass:
+    """The batches of one pass, up to a limit, with their numbers.
+
+    Attributes:
+        drained: whether the loader itself has ended the pass.
+
+    >>> one = Pass("abc", 2)
+    >>> list(one), one.drained
+    ([(0, 'a'), (1, 'b')], False)
+    """
+
+    def __init__(self, loader: Iterable[Any], limit: int | None) -> None:
+        self._loader = loader
+        self._limit = limit
+        self.drained = False
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        if self._limit == 0:
             return
+        for number, batch in enumerate(self._loader):
+            yield number, batch
+            if self._limit is not None and number + 1 >= self._limit:
+                return
+        self.drained = True
 
 
 def _skipped(loader: Iterable[Any], skip: int) -> Iterator[Any]:

@@ -62,6 +62,7 @@ class _Validation:
         self.checkpoint = checkpoint
         self.ends_epoch = ends_epoch
         self.outcome: Outcome | None = None
+        self.drained = True
         self.budget: BudgetExceeded | None = None
         self.done = anyio.Event()
 
@@ -102,6 +103,7 @@ class FitLoop:
         self._validation: _Validation | None = None
         self._stop: str | None = None
         self._train_state: dict[str, Any] | None = None
+        self._val_state: dict[str, Any] | None = None
         self._boundary: Checkpoint | None = None
         self._skip = 0
         self._started = 0.0
@@ -128,7 +130,8 @@ class FitLoop:
         self._train_state = sampler.get("train")
         self._skip = restore(self._train_loader, self._train_state, self.counters.batch)
         if self._val_loader is not None:
-            restore(self._val_loader, sampler.get("val"), 0)
+            self._val_state = sampler.get("val")
+            restore(self._val_loader, self._val_state, 0)
         restore_generators(checkpoint.rng)
         trainer.callbacks.load_state_dict(checkpoint.callbacks)
         trainer.history = list(checkpoint.history)
@@ -148,8 +151,8 @@ class FitLoop:
         self._started, self._clock = anyio.current_time(), time.monotonic()
         if self._train_state is None:
             self._train_state = loader_state(self._train_loader)
-        if self._val_loader is not None:
-            loader_state(self._val_loader)  # settles its seed, whenever its first pass begins
+        if self._val_loader is not None and self._val_state is None:
+            self._val_state = loader_state(self._val_loader)  # settles its seed before anything runs beside
         feed = Feed(
             tasks, self._train_loader, limit=self.batches, start=self.counters.batch, skip=self._skip,
             state=self._train_state, more=self._more_epochs,
@@ -329,6 +332,7 @@ class FitLoop:
                 stack.enter_context(priority("validation"))
                 await stack.enter_async_context(scope(name=name, rooted=True))
                 validation.outcome = await evaluation.run()
+                validation.drained = evaluation.drained
         except BudgetExceeded as error:
             validation.budget = error
         finally:
@@ -348,6 +352,8 @@ class FitLoop:
             self._unvalidated = self._boundary = validation.checkpoint
             return
         trainer, outcome = self._trainer, validation.outcome
+        state = loader_state(self._val_loader)
+        self._val_state = None if state is None else {**state, "drained": validation.drained}
         entry = {"kind": "val", "epoch": validation.epoch, "step": validation.step, **outcome.to_json()}
         trainer.history.insert(validation.place, entry)
         metrics = prefixed("val", outcome.flat())
@@ -363,6 +369,7 @@ class FitLoop:
             checkpoint.history = trainer.history[: validation.place + 1]
             checkpoint.metrics = {**checkpoint.metrics, **metrics}
             checkpoint.counters = {**checkpoint.counters, "validating": False}
+            checkpoint.sampler = {**(checkpoint.sampler or {}), "val": self._val_state}
             checkpoint.callbacks = trainer.callbacks.state_dict()
             await self._checkpoints.save(checkpoint, epoch=validation.epoch)
         self._tell("val", "validation")
@@ -421,11 +428,10 @@ class FitLoop:
 
     def _checkpoint(self, *, validating: bool = False) -> Checkpoint:
         trainer = self._trainer
-        val = None if self._val_loader is None else loader_state(self._val_loader)
         return Checkpoint(
             agent=self._agent.state_dict(),
             optimizers=[optimizer.state_dict() for optimizer in self._optimizers],
-            sampler={"train": self._train_state, "val": val},
+            sampler={"train": self._train_state, "val": self._val_state},
             rng=generators_state(),
             counters={**self.counters.to_dict(), "validating": validating},
             metrics=dict(trainer.metrics),
