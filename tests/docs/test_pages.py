@@ -75,7 +75,7 @@ def _code(text: str) -> list[str]:
 def test_site(tmp_path: Path) -> None:
     """Every page is in the navigation, every link leads somewhere, every reference is found."""
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
         capture_output=True,
         text=True,
