@@ -31,10 +31,12 @@ def test_samples_are_drawn_in_blocks(data):
 
 
 def test_of_few_samples_all_are_taken():
-    """In blocks; all() keeps their order."""
+    """In blocks; blocks() keeps the order that it is given."""
     holdout = Holdout(Letters())
     assert 8 == sum(len(b.units) for b in holdout.draw(random.Random(0), samples=64, block_size=3))
-    assert [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]] == [holdout.batch(b.units) for b in holdout.all(3)]
+    assert [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]] == [
+        holdout.batch(b.units) for b in holdout.blocks(range(8), 3)
+    ]
 
 
 def test_batches_are_taken_whole():

@@ -8,8 +8,8 @@ handed over at its end, and only if all of it succeeded or each node's quorum he
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, final
 
 from afnio.autodiff.crossing import Boundary
 from afnio.autodiff.feedback import Feedback, Segment
@@ -24,7 +24,8 @@ from afnio.errors import GraphError
 from afnio.runtime import Failure, Job, Launch, Slot, Work
 from afnio.runtime.launch import Outcomes
 from afnio.runtime.tolerance import batch_failure, current_quorum
-from afnio.runtime.waiting import wait
+
+T = TypeVar("T")
 
 
 def backward(
@@ -56,7 +57,7 @@ def backward(
     sweep = Sweep(roots, seeds_for(roots, grad_variables), edges_of(inputs), keep=bool(retain_graph))
     for holder, segment in sweep.segments:
         holder.segments.append(segment)
-    return sweep.start().wait_if_allowed()
+    return sweep.start(lambda _: None).wait_if_allowed()
 
 
 def grad(
@@ -66,18 +67,30 @@ def grad(
     retain_graph: bool | None = None,
 ) -> list[list[Variable]]:
     """Return the feedback for each of `inputs` without adding it to their `grad`; waits for it."""
+    return launch_grad(outputs, inputs, grad_outputs, retain_graph).wait()
+
+
+def launch_grad(
+    outputs: Variable | Sequence[Variable],
+    inputs: Target | Sequence[Target],
+    grad_outputs: Variable | Sequence[Variable | None] | None = None,
+    retain_graph: bool | None = None,
+) -> Work[list[list[Variable]]]:
+    """Launch what `grad` waits for."""
     roots = [outputs] if isinstance(outputs, Variable) else list(outputs)
     targets = edges_of(inputs)
     assert targets is not None
     sweep = Sweep(roots, seeds_for(roots, grad_outputs), targets, keep=bool(retain_graph), capture=True)
-    sweep.start().wait()
-    found = dict(sweep.captured)
-    wait([segment.slot for segment in found.values()])
     faces = [target if isinstance(target, Variable) else Variable() for target in listed(inputs)]
-    return [
-        face.gradients_of([found[target]]) if target in found else []
-        for face, target in zip(faces, targets, strict=True)
-    ]
+    found = dict(sweep.captured)
+
+    def read(_: Any) -> list[list[Variable]]:
+        return [
+            face.gradients_of([found[target]]) if target in found else []
+            for face, target in zip(faces, targets, strict=True)
+        ]
+
+    return sweep.start(read)
 
 
 @final
@@ -122,11 +135,11 @@ class Sweep:
             for node in self.nodes:
                 node.release()
 
-    def start(self) -> Work[None]:
-        """Launch the pass."""
+    def start(self, result: Callable[[Any], T]) -> Work[T]:
+        """Launch the pass; the Work's result is what `result` finds once it has ended."""
         self._launch.holders = [weakref.ref(leaf) for leaf, _ in self.segments]
         self._launch.start()
-        return Work(self._work, lambda _: None)
+        return Work(self._work, result)
 
     # Building, on the caller's thread
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from afnio.autodiff import Variable, bind, no_grad
+from afnio.autodiff import Variable, bind, enable_grad, no_grad
 from afnio.autodiff.resolve import resolve
+from afnio.autodiff.sweep import launch_grad
 from afnio.runtime import current_scope, scope, to_thread, tolerate
 from afnio.runtime.callables import is_async
 from afnio.runtime.priority import Priority, prioritised
@@ -45,6 +46,39 @@ async def scores_of(
             scores = await sample_scores(await called(evaluate, batch))
         owner.unread()  # a failed sample counts as missing; nobody has to be told again when the scope is left
     return scores
+
+
+async def learnt_from(
+    evaluate: Evaluate,
+    batch: Any,
+    values: Mapping[Variable, Any],
+    *,
+    name: str,
+    urgency: Priority,
+    quorum: float,
+) -> tuple[list[float | None], list[list[Variable]]]:
+    """Return the samples' scores and, for each Variable in `values`, its gradients, which its `grad` doesn't get.
+
+    See `scores_of` for the arguments; `evaluate` returns `(score, explanation)`.
+    """
+    async with scope(name=name):
+        owner = current_scope()
+        with ExitStack() as settings:
+            settings.enter_context(bind(values))
+            settings.enter_context(enable_grad())
+            settings.enter_context(tolerate(quorum))
+            settings.enter_context(prioritised(urgency))
+            result = await called(evaluate, batch)
+            scores = await sample_scores(result)
+            explanation = result[1] if isinstance(result, tuple) and len(result) > 1 else None
+            if not isinstance(explanation, Variable) or not explanation.requires_grad:
+                raise TypeError(
+                    f"evaluate must return (score, explanation) that parameters led to (got {result!r}); is it run "
+                    "under no_grad, or does it use other parameters?"
+                )
+            gradients = await launch_grad(explanation, list(values))
+        owner.unread()
+    return scores, gradients
 
 
 async def called(function: Callable[..., Any], *args: Any) -> Any:

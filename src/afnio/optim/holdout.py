@@ -52,14 +52,12 @@ class Holdout:
         """
         count = -(-samples // block_size) if self.whole else samples
         order = generator.sample(range(len(self)), min(count, len(self)))
-        size = 1 if self.whole else block_size
-        return [Block(tuple(order[start : start + size])) for start in range(0, len(order), size)]
+        return self.blocks(order, block_size)
 
-    def all(self, block_size: int) -> list[Block]:
-        """Return all of the data in its own order, in blocks."""
+    def blocks(self, units: Sequence[int], block_size: int) -> list[Block]:
+        """Return `units` in blocks, in their order."""
         size = 1 if self.whole else block_size
-        numbers = range(len(self))
-        return [Block(tuple(numbers[start : start + size])) for start in range(0, len(self), size)]
+        return [Block(tuple(units[start : start + size])) for start in range(0, len(units), size)]
 
     def size(self, block: Block, otherwise: int) -> int:
         """Return how many samples a block has; `otherwise` for a batch of no known structure."""
@@ -71,6 +69,21 @@ class Holdout:
             (unit,) = units
             return self._data[unit]
         return self._collate([self._data[unit] for unit in units])
+
+    def by_unit(self, units: Sequence[int], scores: Sequence[float | None]) -> dict[int, list[float | None]]:
+        """Return the scores that `evaluate` gave the batch of `units`, for each unit.
+
+        Raises:
+            ValueError: if there isn't one for each sample.
+        """
+        if self.whole:
+            return {units[0]: list(scores)}
+        if len(scores) != len(units):
+            raise ValueError(
+                f"evaluate returned {len(scores)} scores for a batch of {len(units)} samples; it needs one for each, "
+                "None for one that failed"
+            )
+        return {unit: [score] for unit, score in zip(units, scores, strict=True)}
 
 
 def _length(batch: Any, otherwise: int) -> int:

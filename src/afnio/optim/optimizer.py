@@ -189,7 +189,10 @@ class Optimizer(ABC):
         """Launch a step whose values are decided together, after `deferred` if it is given."""
         parameters = [parameter for parameter, _ in self._members()]
         segments = {} if deferred is not None else self._segments()
-        advancing = [p for n, p in enumerate(parameters) if p.requires_grad and (deferred or n in segments)]
+        all_of_them = deferred is not None or (self.accept is not None and not self.accept.needs_feedback)
+        advancing = [
+            p for n, p in enumerate(parameters) if p.requires_grad and (all_of_them or n in segments)
+        ]
 
         async def decide(job: Job, values: tuple[Any, ...]) -> Decision:
             captured = segments
@@ -217,22 +220,26 @@ class Optimizer(ABC):
         }
         feedback = {number: gradients for number, gradients in feedback.items() if gradients}
 
-        async def reduce(job: Job, position: int) -> Sequence[Variable]:
+        async def reduce(
+            job: Job, position: int, gradients: Sequence[Variable], value: Any
+        ) -> Sequence[Variable]:
             parameter, group = members[position]
-            return await self.reduce(job, parameter, values[position], feedback[position], group)
+            return await self.reduce(job, parameter, value, gradients, group)
 
-        async def propose(job: Job, position: int, gradients: Sequence[Variable]) -> Change:
+        async def propose(job: Job, position: int, gradients: Sequence[Variable], value: Any) -> Change:
             parameter, group = members[position]
-            return await self.propose(job, parameter, values[position], gradients, group)
+            return await self.propose(job, parameter, value, gradients, group)
 
         with within(job.scope):
-            reduced = await for_each(job, "reduce", feedback, reduce)
+            reduced = await for_each(
+                job, "reduce", feedback, lambda inner, at: reduce(inner, at, feedback[at], values[at])
+            )
         errors = tuple(found for found in reduced.values() if isinstance(found, BaseException))
         feedback = {n: found for n, found in reduced.items() if not isinstance(found, BaseException)}
-        if not feedback:
+        if not feedback and (errors or self.accept is None or self.accept.needs_feedback):
             return Decision(values, (), (), errors)
         parameters = tuple(parameter for parameter, _ in members)
-        work = Round(parameters, values, feedback, propose, tuple(group for _, group in members))
+        work = Round(parameters, values, feedback, propose, reduce, tuple(group for _, group in members))
         decision = await (self.accept or Always()).decide(job, work)
         decision = replace(decision, errors=(*errors, *decision.errors))
         if not decision.errors:

@@ -39,15 +39,17 @@ class Round:
     Attributes:
         parameters: all of the optimizer's, in its order.
         values: theirs at the step's launch.
-        feedback: the gradients of those that have some, by position.
-        propose: asks for the value of the parameter at a position, from some of its gradients.
+        feedback: the gradients of those that have some, by position, reduced.
+        propose: asks for a better value of the parameter at a position, from gradients and the value they are about.
+        reduce: what the optimizer makes of many gradients before they are shown.
         groups: the options of each parameter.
     """
 
     parameters: tuple[Variable, ...]
     values: tuple[Any, ...]
     feedback: Mapping[int, Sequence[Variable]]
-    propose: Callable[[Job, int, Sequence[Variable]], Awaitable[Change]]
+    propose: Callable[[Job, int, Sequence[Variable], Any], Awaitable[Change]]
+    reduce: Callable[[Job, int, Sequence[Variable], Any], Awaitable[Sequence[Variable]]]
     groups: tuple[Mapping[str, Any], ...]
 
     def bound(self, values: Sequence[Any]) -> dict[Variable, Any]:
@@ -80,6 +82,9 @@ class Acceptance(ABC):
 
     One belongs to one optimizer, whose `state_dict` holds its state.
     """
+
+    needs_feedback = True
+    """Whether a step without any feedback has nothing to decide."""
 
     def begin(self) -> None:  # noqa: B027 - most need nothing
         """Prepare for a step; called at its launch, in program order. Random seeds are settled here."""
@@ -117,7 +122,7 @@ async def proposals(
 ) -> dict[int, Change | BaseException]:
     """Ask for one proposal for each position in `feedback`, side by side; in the current scope."""
     return await for_each(
-        job, "proposal", feedback, lambda inner, position: work.propose(inner, position, feedback[position])
+        job, "proposal", feedback, lambda inner, at: work.propose(inner, at, feedback[at], work.values[at])
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, Final
 
 from afnio.autodiff import Variable
 from afnio.cognitive.structured import complete_json, json_object, unfenced
@@ -32,7 +32,6 @@ _OBJECT: Final = re.compile(r'(?:```\w*\s*)?\{\s*(?:"|\}|$)')
 """How a JSON object starts, and a prompt with a placeholder doesn't."""
 
 
-@final
 class TGD(Optimizer):
     """Textual gradient descent.
 

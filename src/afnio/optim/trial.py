@@ -159,14 +159,7 @@ class Trial:
         scores = await scores_of(
             self._evaluate, batch, bound, name=name, urgency=urgency, quorum=self._quorum
         )
-        if self._holdout.whole:
-            return {units[0]: scores}
-        if len(scores) != len(units):
-            raise ValueError(
-                f"evaluate returned {len(scores)} scores for a batch of {len(units)} samples; it needs one for each, "
-                "None for one that failed"
-            )
-        return {unit: [score] for unit, score in zip(units, scores, strict=True)}
+        return self._holdout.by_unit(units, scores)
 
     def _settle(self) -> None:
         """Let survivors go on and cancel what can't matter any more, with its calls."""
