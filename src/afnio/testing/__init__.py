@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from afnio.testing.conformance import optimizer_conformance
     from afnio.testing.fault import Fault
     from afnio.testing.fault_plan import FaultPlan
     from afnio.testing.latency import Latency
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
     from afnio.testing.scripted import ScriptedClient
     from afnio.testing.simulated import SimulatedLM
 
-__all__ = ["Fault", "FaultPlan", "Latency", "Provider", "Quota", "ScriptedClient", "SimulatedLM"]
+__all__ = [
+    "Fault",
+    "FaultPlan",
+    "Latency",
+    "Provider",
+    "Quota",
+    "ScriptedClient",
+    "SimulatedLM",
+    "optimizer_conformance",
+]
 
 _HOMES = {
     "Fault": "afnio.testing.fault",
@@ -23,6 +33,7 @@ _HOMES = {
     "Quota": "afnio.testing.quota",
     "ScriptedClient": "afnio.testing.scripted",
     "SimulatedLM": "afnio.testing.simulated",
+    "optimizer_conformance": "afnio.testing.conformance",
 }
 
 

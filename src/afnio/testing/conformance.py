@@ -1,0 +1,333 @@
+"""Conformance: what every optimizer has to do right, checked with a scripted model and no network."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Final, final
+
+import anyio
+import anyio.to_thread
+
+from afnio.autodiff import Variable
+from afnio.cognitive import Parameter
+from afnio.errors import FinalModelError
+from afnio.models import ChatClient, ChatRequest
+from afnio.optim import Optimizer
+from afnio.runtime import run, scope
+from afnio.runtime.active_journal import journal
+from afnio.serialization import load, save
+from afnio.testing.scripted import ScriptedClient
+
+MakeOptimizer = Callable[[list[Any], ChatClient], Optimizer]
+SECONDS: Final = 30.0
+"""How long a step may take that has to end by itself."""
+
+
+def optimizer_conformance(
+    make_optimizer: MakeOptimizer,
+    *,
+    reply: Callable[[ChatRequest], Any] | None = None,
+    skip: Collection[str] = (),
+) -> list[str]:
+    """Check an optimizer, and return the names of the checks that it passed.
+
+    Checked are: no feedback, no call and no change; feedback, one for each of many samples, gives texts that can
+    be read and learnt from further; groups; a proposal that fails, or is cancelled, keeps the values; steps that are
+    launched one after the other, and two optimizers on one parameter; closures, `def` and `async def`; a state that
+    went through a file goes on as the original does; a journal gives the same values without a call.
+
+    Call it in a plain test function; it runs event loops of its own.
+
+    Args:
+        make_optimizer: called with parameters, or groups of them, and the client that proposes; returns the
+            optimizer with everything else that it needs. Seeds have to be fixed.
+        reply: what the client replies; must depend on the request alone. By default {"value": a text} that is made
+            from the request.
+        skip: names of checks to leave out.
+
+    Raises:
+        AssertionError: with the name of the check that failed and what was wrong.
+
+    >>> import afnio
+    >>> passed = optimizer_conformance(lambda params, client: afnio.optim.TGD(params, client, model="m"))
+    >>> passed[:3]
+    ['no_feedback', 'feedback', 'groups']
+    """
+    unknown = [name for name in skip if name not in CHECKS]
+    if unknown:
+        raise ValueError(f"there is no check {unknown[0]!r} (the checks: {', '.join(CHECKS)})")
+    bench = _Bench(make_optimizer, reply or _reply)
+    passed: list[str] = []
+    for name, check in CHECKS.items():
+        if name in skip:
+            continue
+        try:
+            with scope(name=f"conformance {name}"):
+                check(bench)
+        except Exception as error:
+            raise AssertionError(f"{name}: {_words(error)}") from error
+        passed.append(name)
+    return passed
+
+
+@final
+class _Bench:
+    """Makes what the checks need."""
+
+    def __init__(self, make: MakeOptimizer, reply: Callable[[ChatRequest], Any]) -> None:
+        self._make, self.reply = make, reply
+
+    def parameters(self, count: int, feedback: int = 0) -> list[Parameter]:
+        found = [Parameter(f"text {number}", role=f"text {number}") for number in range(count)]
+        for parameter in found:
+            teach(parameter, feedback)
+        return found
+
+    def client(self, script: Any = None) -> ScriptedClient:
+        return ScriptedClient(self.reply if script is None else script)
+
+    def optimizer(self, params: Sequence[Any], client: ChatClient) -> Optimizer:
+        optimizer = self._make(list(params), client)
+        expect(
+            isinstance(optimizer, Optimizer), f"make_optimizer returned {optimizer!r}, which is no Optimizer"
+        )
+        return optimizer
+
+
+def teach(parameter: Parameter, count: int, said: str = "sample {} went wrong") -> None:
+    """Give a parameter so many gradients."""
+    for number in range(count):
+        parameter.append_grad(Variable(said.format(number), role=f"feedback to {parameter.role}"))
+
+
+def expect(condition: bool, otherwise: str) -> None:
+    """Raise what is wrong."""
+    if not condition:
+        raise AssertionError(otherwise)
+
+
+def _reply(request: ChatRequest) -> dict[str, Any]:
+    text = json.dumps(list(request.messages), sort_keys=True, default=str)
+    return {"value": f"text {hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"}
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, AssertionError):
+        return str(error)
+    first: BaseException = error
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return f"{type(first).__name__}: {first}"
+
+
+def _readable(parameters: Sequence[Parameter]) -> list[Any]:
+    values = [parameter.data for parameter in parameters]
+    for parameter, value in zip(parameters, values, strict=True):
+        expect(isinstance(value, str) and bool(value), f"a step left {parameter.role!r} with {value!r}")
+        expect(parameter.is_leaf and parameter.requires_grad, f"{parameter.role!r} can't be learnt any more")
+    return values
+
+
+def _searches(optimizer: Optimizer) -> bool:
+    """Whether it finds its own feedback, so that a step without any has something to do."""
+    return optimizer.accept is not None and not optimizer.accept.needs_feedback
+
+
+def no_feedback(bench: _Bench) -> None:
+    """No sample failed: nothing changes and nobody is asked."""
+    parameters, client = bench.parameters(2), bench.client()
+    optimizer = bench.optimizer(parameters, client)
+    if _searches(optimizer):
+        return
+    optimizer.step().wait()
+    expect(_readable(parameters) == ["text 0", "text 1"], "a step without feedback changed a value")
+    expect(not client.requests, f"a step without feedback made {len(client.requests)} calls")
+
+
+def feedback(bench: _Bench) -> None:
+    """Every sample failed: the proposer is asked, values stay texts, and the feedback stays until it is cleared."""
+    parameters, client = bench.parameters(2, 64), bench.client()
+    optimizer = bench.optimizer(parameters, client)
+    work = optimizer.step()
+    work.wait()
+    expect(work.done, "the step's Work isn't done after wait()")
+    _readable(parameters)
+    expect(bool(client.requests), "a step with feedback asked nobody")
+    expect([len(p.grad) for p in parameters] == [64, 64], "a step changed the gradients of its parameters")
+    optimizer.clear_grad()
+    expect([len(p.grad) for p in parameters] == [0, 0], "clear_grad left gradients")
+
+
+def groups(bench: _Bench) -> None:
+    """Parameters in groups, of which one has no feedback, or one that is frozen."""
+    parameters, client = bench.parameters(4, 2), bench.client()
+    parameters[1].clear_grad()
+    parameters[2].requires_grad_(False)
+    a, b, c, d = parameters
+    optimizer = bench.optimizer([{"params": [a]}, {"params": [b, c, d]}], client)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    expect(sizes == [1, 3], f"groups of 1 and 3 parameters became groups of {sizes}")
+    optimizer.step().wait()
+    expect(c.data == "text 2", "a parameter that requires no grad was changed")
+    _readable([a, b, d])
+
+
+def failing(bench: _Bench) -> None:
+    """A proposer that fails: only the Work raises; once it answers again, so does the step."""
+    parameters, down = bench.parameters(2, 2), [True]
+
+    def script(request: ChatRequest) -> Any:
+        return FinalModelError("the proposer is down", status=401) if down else bench.reply(request)
+
+    client = bench.client(script)
+    optimizer = bench.optimizer(parameters, client)
+    raised: list[BaseException] = []
+    try:
+        optimizer.step().wait()
+    except Exception as error:
+        raised.append(error)
+    expect(not client.requests or bool(raised), "the proposer failed and the step did not raise")
+    expect(_readable(parameters) == ["text 0", "text 1"], "a failed step changed a value")
+    down.clear()
+    optimizer.step().wait()
+    _readable(parameters)
+
+
+def cancelled(bench: _Bench) -> None:
+    """A step that is cancelled while it waits for the proposer keeps the values, and leaves no call."""
+
+    async def main() -> None:
+        asked, ended = threading.Event(), threading.Semaphore(0)
+
+        async def script(request: ChatRequest) -> Any:
+            asked.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.release()
+
+        parameters, client = bench.parameters(2, 2), bench.client(script)
+        optimizer = bench.optimizer(parameters, client)
+        try:
+            async with scope(name="to be cancelled"):
+                optimizer.step()
+                arrived = await anyio.to_thread.run_sync(asked.wait, SECONDS)
+                expect(arrived, "a step with feedback asked nobody")
+                raise _Stop
+        except _Stop:
+            pass
+        with anyio.fail_after(SECONDS):
+            for parameter in parameters:
+                await parameter
+        for _ in client.requests:
+            left = await anyio.to_thread.run_sync(lambda: ended.acquire(timeout=SECONDS))
+            expect(left, "a call of a cancelled step goes on")
+        expect(_readable(parameters) == ["text 0", "text 1"], "a cancelled step changed a value")
+
+    run(main())
+
+
+class _Stop(Exception):  # noqa: N818 - no error: it ends the block
+    pass
+
+
+def chained(bench: _Bench) -> None:
+    """Steps that are launched without waiting follow each other, also those of two optimizers on one parameter."""
+
+    async def main() -> None:
+        parameters, client = bench.parameters(2, 2), bench.client()
+        one, other = bench.optimizer(parameters, client), bench.optimizer(parameters[:1], client)
+        with anyio.fail_after(SECONDS):
+            for work in [one.step(), other.step(), one.step()]:
+                await work
+            for parameter in parameters:
+                await parameter
+        _readable(parameters)
+
+    run(main())
+
+
+def closure(bench: _Bench) -> None:
+    """It is called once, before, and its result is the step's; `async def` too."""
+    (parameter,), calls = bench.parameters(1), list[str]()
+    optimizer = bench.optimizer([parameter], bench.client())
+
+    def plain() -> str:
+        optimizer.clear_grad()
+        teach(parameter, 2)
+        calls.append("plain")
+        return "loss"
+
+    async def deferred() -> str:
+        value = (await parameter).data
+        expect(isinstance(value, str), f"an async closure reads {value!r} from the parameter")
+        return plain()
+
+    for given in (plain, deferred):
+        found = optimizer.step(given).wait()
+        expect(found == "loss", f"step(closure) gave {found!r} and not what the closure returned")
+    expect(len(calls) == 2, f"two closures were called {len(calls)} times")
+    _readable([parameter])
+
+
+def state(bench: _Bench) -> None:
+    """A state that went through a file goes on as the original does."""
+    originals, copies = bench.parameters(2, 3), bench.parameters(2)
+    one = bench.optimizer(originals, bench.client())
+    one.step().wait()
+    file = io.BytesIO()
+    save(one.state_dict(), file)
+    other = bench.optimizer(copies, bench.client())
+    for parameter, original in zip(copies, originals, strict=True):
+        parameter.data = original.data
+    file.seek(0)
+    other.load_state_dict(load(file))
+    for number in range(2):
+        for optimizer, parameters in ((one, originals), (other, copies)):
+            optimizer.clear_grad()
+            for parameter in parameters:
+                teach(parameter, 2, f"round {number}, sample {{}}")
+            optimizer.step().wait()
+        mine, theirs = _readable(originals), _readable(copies)
+        expect(
+            mine == theirs, f"step {number + 1} after loading gave {theirs} where the original gave {mine}"
+        )
+    expect(_plain(one.state_dict()) == _plain(other.state_dict()), "the states differ after the same steps")
+
+
+def resume(bench: _Bench) -> None:
+    """A journal gives the same values and state, with a proposer that is down."""
+    found: list[tuple[Any, str]] = []
+    dead = bench.client(FinalModelError("nobody must be asked", status=401))
+    with tempfile.TemporaryDirectory() as folder:
+        for client in (bench.client(), dead):
+            parameters = bench.parameters(2)
+            optimizer = bench.optimizer(parameters, client)
+            with journal(Path(folder) / "calls.journal"):
+                for number in range(3):
+                    optimizer.clear_grad()
+                    for parameter in parameters:
+                        teach(parameter, 2, f"round {number}, sample {{}}")
+                    optimizer.step().wait()
+            found.append((_readable(parameters), _plain(optimizer.state_dict())))
+    expect(not dead.requests, f"{len(dead.requests)} calls were not answered from the journal")
+    (first, one), (again, other) = found
+    expect(first == again, f"the journal gave {again} where the run gave {first}")
+    expect(one == other, "the states differ after a run and its replay")
+
+
+def _plain(value: Any) -> str:
+    """Return a state as text, its Variables by what they hold."""
+    return json.dumps(value, default=lambda entry: entry.data if isinstance(entry, Variable) else repr(entry))
+
+
+CHECKS: Final[dict[str, Callable[[_Bench], None]]] = {
+    check.__name__: check
+    for check in (no_feedback, feedback, groups, failing, cancelled, chained, closure, state, resume)
+}
