@@ -70,9 +70,10 @@ def show(progress: Progress, pause: Callable[[str], object]) -> None:
     ask(client, 33, "b")
     progress.update(state("train", "batch", 1, 66, 29.0, failed=1))
     validated = {"loss": 0.6667, "accuracy": 0.6667}
-    progress.update(state("val", "batch", 1, 33, 35.0, val=validated))
-    progress.update(state("val", "validation", 1, 66, 44.0, val=validated, best=0.6667))
-    progress.update(state("train", "epoch", 1, 66, 45.0, failed=1, val=validated, best=0.6667))
+    progress.update(state("train", "epoch", 1, 66, 30.0, failed=1))
+    for samples in (33, 66):  # beside the next step
+        progress.update(state("val", "batch", 1, samples, 45.0, val=validated))
+    progress.update(state("val", "validation", 2, 33, 45.0, val=validated, best=0.6667))
     progress.message("A message of the loop: the checkpoint [best] is of epoch 1 now.")
     progress.update(state("train", "batch", 2, 33, 60.0, val=validated, best=0.6667))
     pause("epoch")

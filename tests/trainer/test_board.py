@@ -113,17 +113,55 @@ def test_a_resumed_run_is_timed_from_where_it_goes_on(clock: list[float]) -> Non
     assert (660 - 264) / 3.3 == pytest.approx(one.left())
 
 
-def test_epochs_are_counted_once() -> None:
-    """Batch, validation and epoch tell of the same samples; the next epoch goes on from there."""
+def test_samples_are_counted_once() -> None:
+    """Batch, epoch and validation tell of the same samples; the next epoch goes on from there."""
     one = board()
-    for told in (
-        state("train", "batch", 1, 66, 10.0),
-        state("val", "validation", 1, 66, 20.0),
-        state("train", "epoch", 1, 66, 20.0),
-        state("train", "batch", 2, 33, 25.0),
+    for told, done in (
+        (state("train", "batch", 1, 66, 10.0), 66),
+        (state("train", "epoch", 1, 66, 10.0), 66),
+        (state("val", "batch", 1, 33, 20.0), 99),
+        (state("train", "batch", 2, 33, 25.0), 132),
+        (state("val", "batch", 1, 66, 26.0), 165),
+        (state("val", "validation", 2, 33, 26.0, val={"loss": 0.5}), 165),
+        (state("train", "end", 2, 0, 27.0), 165),
     ):
         one.take(told)
-    assert 66 + 66 + 33 == one._done()
+        assert done == one._done()
+    train, val = one.frame().rows
+    assert ("33/66", "66/66", ["loss 0.5000"]) == (train.count, val.count, val.facts)
+
+
+def test_an_epoch_is_kept_once_it_is_validated() -> None:
+    """Validation goes on beside the next epoch; its numbers stand with the prompt that they are of."""
+    one, kept = board(), []
+    for told in (
+        state("train", "batch", 1, 66, 10.0, failed=2, train={"loss": 0.1}),
+        state("train", "epoch", 1, 66, 10.0, failed=2, train={"loss": 0.1}),
+        state("train", "batch", 2, 33, 15.0, train={"loss": 0.2}),
+        state("val", "batch", 1, 66, 20.0, val={"loss": 0.3}, failed=1),
+        state("val", "validation", 2, 33, 20.0, val={"loss": 0.3}),
+        state("train", "epoch", 2, 66, 30.0, train={"loss": 0.4}),
+        state("train", "end", 2, 0, 40.0),
+    ):
+        one.take(told)
+        kept.append(one.ended(told))
+    assert [None] * 4 == kept[:4]
+    cost = "unknown of $1.00"
+    assert {
+        "epoch": "1/5", "train loss": "0.1000", "val loss": "0.3000", "samples failed": "3", "time": "0:20",
+        "cost": cost,
+    } == kept[4]  # fmt: skip
+    # One that was never validated has no numbers of another one.
+    assert [None, {"epoch": "2/5", "train loss": "0.4000", "time": "0:30", "cost": cost}] == kept[5:]
+    assert one.rest() is None
+
+
+def test_without_validation_an_epoch_is_kept_at_its_end() -> None:
+    """At once."""
+    one = board(val_batches=None, val_samples=None)
+    told = state("train", "epoch", 1, 66, 10.0)
+    one.take(told)
+    assert "0:10" == (one.ended(told) or {})["time"]
 
 
 @pytest.mark.parametrize(
@@ -163,14 +201,8 @@ def test_a_test_pass_has_its_own_words() -> None:
     assert [("test", "68/68", ["accuracy 0.5000", "2 failed"])] == [
         (row.name, row.count, row.facts) for row in one.frame().rows
     ]
-    assert {
-        "test": "68 samples",
-        "accuracy": "0.5000",
-        "samples failed": "2",
-        "time": "0:09",
-        "cost": "unknown",
-    } == (one.ended(ended))
-    assert "test of Agent" == one.ending()[0]
+    assert one.ended(ended) is None
+    assert ["test of Agent", "68 samples", "accuracy 0.5000", "2 failed", "0:09"] == one.ending()[:5]
 
 
 def test_a_loader_without_a_length_has_no_total() -> None:

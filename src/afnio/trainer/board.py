@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import final
 
@@ -56,6 +56,8 @@ class Board:
         self._started = time.monotonic()
         self._states: dict[Phase, LoopState] = {}
         self._newest: LoopState | None = None
+        self._epoch: LoopState | None = None
+        """An epoch that has ended and waits for its validation."""
         self._samples: dict[Phase, Pace] = {}
         self._work, self._steps = Pace(), Pace()
         if plan.resumed is None:
@@ -79,14 +81,21 @@ class Board:
             return Frame(self._title(), rows, self.calls(), self.traffic.trouble)
 
     def _take(self, state: LoopState) -> None:
-        self._started = state.started
-        self._states[state.phase] = self._newest = state
-        position = _position(state, state.total)
+        # By this clock, whichever the loop's is.
+        self._started = time.monotonic() - state.seconds
+        before = self._states.get(state.phase)
+        self._newest = state
+        if state.moment in ("validation", "end") and before is not None:
+            # Told between two epochs: only what is new in it, the counts are those of the pass that has ended.
+            val = state.val if state.phase == "val" else before.val
+            self._states[state.phase] = replace(before, val=val, best=state.best)
+            return
+        self._states[state.phase] = state
         if state.phase not in self._samples:
             self._samples[state.phase] = Pace()
             if self.plan.resumed is None and state.phase != "val":
                 self._samples[state.phase].read(0.0, 0)
-        self._samples[state.phase].read(state.seconds, position)
+        self._samples[state.phase].read(state.seconds, _position(state, state.total))
         self._work.read(state.seconds, self._done())
         self._steps.read(state.seconds, state.step)
 
@@ -142,9 +151,14 @@ class Board:
 
     def ending(self) -> list[str]:
         """Return the last word on the run."""
-        newest = self._newest
-        steps = [] if newest is None or self.plan.stage != "fit" else [f"{newest.step:,} steps"]
-        return [f"{self.plan.stage} of {self.plan.agent}", *steps, clock(self.seconds), *self.calls()]
+        newest, facts = self._newest, [f"{self.plan.stage} of {self.plan.agent}"]
+        if newest is not None and self.plan.stage == "fit":
+            facts.append(f"{newest.step:,} steps" if newest.step != 1 else "1 step")
+        elif newest is not None:
+            facts.append(f"{newest.samples:,} samples")
+            facts += [f"{name} {text}" for name, text in metrics(newest.val, intervals=True).items()]
+            facts += [f"{newest.failed:,} failed"] if newest.failed else []
+        return [*facts, clock(self.seconds), *self.calls()]
 
     @property
     def seconds(self) -> float:
@@ -152,22 +166,37 @@ class Board:
         return time.monotonic() - self._started
 
     def ended(self, state: LoopState) -> dict[str, str] | None:
-        """Return what is to be kept once an epoch or a whole pass has ended: texts by name; else None."""
-        if state.moment != ("epoch" if self.plan.stage == "fit" else "end"):
+        """Return what is to be kept of an epoch: texts by name, once its validation has ended too; else None."""
+        if self.plan.stage != "fit":
             return None
-        facts: dict[str, str] = {}
-        failed = state.failed
-        if self.plan.stage == "fit":
-            facts["epoch"] = f"{state.epoch}" + (f"/{state.epochs}" if state.epochs else "")
-            facts |= {f"train {name}": text for name, text in metrics(state.train).items()}
-            facts |= {f"val {name}": text for name, text in metrics(state.val).items()}
-            failed = sum(one.failed for one in list(self._states.values()))
-        else:
-            facts[self.plan.stage] = f"{state.samples:,} samples"
-            facts |= metrics(state.val)
+        val = self._states.get("val")
+        if state.moment == "epoch":
+            self._epoch = state
+            if self.plan.val_batches:
+                return None
+            return self._closed(state, None)
+        if state.moment == "validation" and val is not None and self._is_of_epoch(val):
+            return self._closed(state, val)
+        return self.rest() if state.moment == "end" else None
+
+    def rest(self) -> dict[str, str] | None:
+        """Return what is to be kept of an epoch whose validation never ended, if there is one."""
+        return None if self._epoch is None else self._closed(self._epoch, None)
+
+    def _is_of_epoch(self, val: LoopState) -> bool:
+        return self._epoch is not None and self._epoch.epoch == val.epoch
+
+    def _closed(self, now: LoopState, val: LoopState | None) -> dict[str, str]:
+        train, self._epoch = self._epoch, None
+        assert train is not None
+        facts = {"epoch": f"{train.epoch}" + (f"/{train.epochs}" if train.epochs else "")}
+        facts |= {f"train {name}": text for name, text in metrics(train.train).items()}
+        if val is not None:
+            facts |= {f"val {name}": text for name, text in metrics(val.val).items()}
+        failed = train.failed + (0 if val is None else val.failed)
         if failed:
             facts["samples failed"] = f"{failed:,}"
-        return {**facts, "time": clock(state.seconds), "cost": self.cost()}
+        return {**facts, "time": clock(now.seconds), "cost": self.cost()}
 
     def left(self) -> float | None:
         """Return the seconds to the end, as things go; None where nobody knows."""

@@ -32,6 +32,7 @@ from afnio.trainer.evaluation import Evaluation
 from afnio.trainer.feed import Feed, Fetched, length, limited, loader_state, restore, sample_count
 from afnio.trainer.generators import generators_state, restore_generators
 from afnio.trainer.metric import Outcome, combined
+from afnio.trainer.progress import Progress
 from afnio.trainer.state import LoopState, Moment, Phase
 from afnio.trainer.step import StepEnd, found, settled, train_step
 
@@ -79,7 +80,7 @@ class FitLoop:
         train_loader: Any,
         val_loader: Any,
         checkpoints: Checkpoints | None,
-        progress: Any,
+        progress: Progress,
         path: str,
     ) -> None:
         self._trainer = trainer

@@ -46,9 +46,11 @@ class NotebookScreen:
     def update(self, state: LoopState) -> None:
         assert self._board is not None
         self._board.take(state)
-        ended = self._board.ended(state)
-        if ended is not None:
-            self._epochs = [*self._epochs, ended][-KEPT:]
+        self._keep(self._board.ended(state))
+
+    def _keep(self, epoch: dict[str, str] | None) -> None:
+        if epoch is not None:
+            self._epochs = [*self._epochs, epoch][-KEPT:]
 
     def line(self, text: str) -> None:
         self._lines = [self._lines[0], *[*self._lines[1:], text][-KEPT:]]
@@ -57,6 +59,7 @@ class NotebookScreen:
         if self._ticker is not None:
             self._ticker.stop()
         assert self._board is not None
+        self._keep(self._board.rest())
         self.line(", ".join(self._board.ending()))
         self._show(ended=True)
 

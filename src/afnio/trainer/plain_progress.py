@@ -37,9 +37,11 @@ class PlainScreen:
     def update(self, state: LoopState) -> None:
         assert self._board is not None
         self._board.take(state)
-        ended = self._board.ended(state)
-        if ended is not None:
-            self.line(", ".join(summary(ended)))
+        self._keep(self._board.ended(state))
+
+    def _keep(self, epoch: dict[str, str] | None) -> None:
+        if epoch is not None:
+            self.line(", ".join(summary(epoch)))
 
     def line(self, text: str) -> None:
         self._told = time.monotonic()
@@ -55,6 +57,7 @@ class PlainScreen:
         assert self._board is not None
         if self._ticker is not None:
             self._ticker.stop()
+        self._keep(self._board.rest())
         self.line(", ".join(self._board.ending()))
 
     def _tick(self) -> None:

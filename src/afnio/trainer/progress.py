@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from afnio.trainer.traffic import Traffic
 
 
 class Progress(Protocol):
-    """What the loop tells a display. No method waits for the display or raises because of it."""
+    """What the loop tells a display. No method raises because of the display."""
 
     def start(self, plan: Plan) -> None:
         """Begin; in the task that trains, as the calls that it launches from here on are counted."""
@@ -58,7 +59,7 @@ def make_progress(enable: bool = True) -> Progress:
 
 @final
 class Quiet:
-    """Shows nothing."""
+    """Shows nothing of the progress; messages, which say what went wrong, are logged."""
 
     def start(self, plan: Plan) -> None:
         pass
@@ -67,7 +68,7 @@ class Quiet:
         pass
 
     def message(self, text: str) -> None:
-        pass
+        logging.getLogger("afnio").warning("%s", text)
 
     def stop(self) -> None:
         pass
@@ -97,7 +98,9 @@ class Display:
             self._screen.update(state)
 
     def message(self, text: str) -> None:
-        if self._screen is not None:
+        if self._screen is None:
+            Quiet().message(text)
+        else:
             self._screen.line(text)
 
     def stop(self) -> None:

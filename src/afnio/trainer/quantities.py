@@ -20,14 +20,28 @@ def summary(facts: Mapping[str, str]) -> list[str]:
     return [f"{name} {text}" for name, text in facts.items()]
 
 
-def metrics(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return metrics as texts: the loss first, then by name.
+def metrics(values: Mapping[str, Any], *, intervals: bool = False) -> dict[str, str]:
+    """Return metrics as texts: the loss first, then by name; sums, bounds and counts of failures are left out.
 
-    >>> metrics({"accuracy": 0.75, "loss": 0.5, "note": "fine"})
+    Args:
+        intervals: give the bounds of a proportion's 95 % interval with it.
+
+    >>> metrics({"accuracy": 0.75, "loss": 0.5, "loss_sum": 33.0, "note": "fine", "failed": 0.0})
     {'loss': '0.5000', 'accuracy': '0.7500', 'note': 'fine'}
+    >>> metrics({"accuracy": 0.75, "accuracy_low": 0.63, "accuracy_high": 0.84}, intervals=True)
+    {'accuracy': '0.7500 (0.63 to 0.84)'}
     """
-    names = sorted(values, key=lambda name: (name != "loss", name))
-    return {name: number(values[name]) for name in names if values[name] is not None}
+    companions = {f"{name}_{kind}" for name in values for kind in ("sum", "low", "high")}
+    names = sorted(set(values) - companions - {"failed"}, key=lambda name: (name != "loss", name))
+    texts = {name: number(values[name]) for name in names if values[name] is not None}
+    if not intervals:
+        return texts
+    return {name: text + _interval(values, name) for name, text in texts.items()}
+
+
+def _interval(values: Mapping[str, Any], name: str) -> str:
+    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
+    return "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
 
 
 def number(value: Any) -> str:

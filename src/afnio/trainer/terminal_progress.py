@@ -55,9 +55,11 @@ class TerminalScreen:
     def update(self, state: LoopState) -> None:
         assert self._board is not None
         self._board.take(state)
-        ended = self._board.ended(state)
-        if ended is not None:
-            self._facts(summary(ended))
+        self._keep(self._board.ended(state))
+
+    def _keep(self, epoch: dict[str, str] | None) -> None:
+        if epoch is not None:
+            self._facts(summary(epoch))
 
     def line(self, text: str) -> None:
         self._print(Text(text))
@@ -78,6 +80,7 @@ class TerminalScreen:
                 self._live.stop()
             self._live = None
         assert self._board is not None
+        self._keep(self._board.rest())
         self._facts(self._board.ending())
 
     def _redirect_logs(self, streams: tuple[Any, Any]) -> None:

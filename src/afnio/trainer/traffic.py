@@ -49,7 +49,8 @@ class Traffic:
                 self._trouble = time.monotonic(), f"a call failed: {event.error}"
         elif isinstance(event, CallRetried):
             self.retried += 1
-            self._trouble = time.monotonic(), f"a call is tried again in {event.wait:.1f} s: {event.error}"
+            when = f" in {event.wait:.1f} s" if event.wait >= 0.1 else ""
+            self._trouble = time.monotonic(), f"a call is tried again{when}: {event.error}"
         elif isinstance(event, CallReplayed):
             self.replayed += 1
         elif isinstance(event, CircuitOpened):

@@ -33,8 +33,8 @@ from afnio.trainer.folder import JOURNAL, put_aside
 from afnio.trainer.generators import seed_all
 from afnio.trainer.metric import Outcome
 from afnio.trainer.options import Options, Share, checked, seconds_of
+from afnio.trainer.progress import Progress, make_progress
 from afnio.trainer.run_log import RunLog
-from afnio.trainer.silent import Silent
 from afnio.trainer.state import LoopState, Phase, Plan, Stage
 from afnio.trainer.tasks import alone, task_group
 
@@ -251,7 +251,7 @@ class Trainer:
     async def _fit(
         self, agent: Module, train: Any, val: Any, ckpt_path: str | os.PathLike[str] | None
     ) -> None:
-        progress: Any = Silent()
+        progress = make_progress(self.options.enable_progress_bar)
         checkpoints = None
         if self.options.checkpointing:
             checkpoints = Checkpoints(
@@ -273,7 +273,7 @@ class Trainer:
 
     async def _fit_from(
         self, stack: AsyncExitStack, agent: Module, train: Any, val: Any,
-        checkpoints: Checkpoints | None, resumed: Checkpoint | None, progress: Any,
+        checkpoints: Checkpoints | None, resumed: Checkpoint | None, progress: Progress,
     ) -> None:  # fmt: skip
         self._reset()
         path = await stack.enter_async_context(self._around("fit", checkpoints, resumed))
@@ -303,7 +303,7 @@ class Trainer:
         _check_agent(agent, STEPS[phase])
         _check_loader("dataloader" if phase == "predict" else f"{phase}_dataloader", loader)
         batches = limited(length(loader), self.options.limit(phase), f"limit_{phase}_batches")
-        progress: Any = Silent()
+        progress = make_progress(self.options.enable_progress_bar)
         started = anyio.current_time()
 
         def tell(outcome: Outcome, done: int) -> None:
