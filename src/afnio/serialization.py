@@ -57,9 +57,9 @@ def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
         return _state(name, documents[_DOCUMENT])
     if "versions" not in documents:
         raise _foreign(name, f"it holds {', '.join(documents)}")
-    from afnio.trainer.checkpoint import Checkpoint
+    from afnio.checkpoint_file import as_state, fields_of
 
-    return Checkpoint.from_documents(name, documents).to_dict()
+    return as_state(fields_of(name, documents))
 
 
 def encoded(value: Any) -> Any:

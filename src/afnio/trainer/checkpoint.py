@@ -7,25 +7,12 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from afnio.archive import packed, replace, unpacked
 from afnio.autodiff import Variable
+from afnio.checkpoint_file import documents_of, fields_of, foreign
 from afnio.errors import CheckpointError
-from afnio.serialization import decoded, encoded
-
-FORMAT: Final = 1
-_VERSIONS: Final = "versions"
-_KIND: Final = "afnio checkpoint"
-_LAYOUT: Final = {
-    "parameters": ("agent",),
-    "optimizer": ("optimizers",),
-    "loop": ("counters", "metrics", "history", "sampler"),
-    "rng": ("rng",),
-    "ledger": ("ledger",),
-    "callbacks": ("callbacks",),
-}
-"""Which fields each document holds. One that an older format lacks leaves its fields at their defaults."""
 
 
 def current_versions() -> dict[str, str]:
@@ -99,54 +86,12 @@ class Checkpoint:
         try:
             documents = unpacked(content)
         except ValueError as error:
-            raise _foreign(path, error) from error
-        return cls.from_documents(path, documents)
-
-    @classmethod
-    def from_documents(cls, name: object, documents: Mapping[str, Any]) -> Self:
-        """Return the checkpoint that the documents of a file make; `name` is the file's, for errors."""
-        versions = documents.get(_VERSIONS)
-        if not isinstance(versions, dict) or versions.get("kind") != _KIND:
-            raise _foreign(name, "it has no versions.json of one")
-        found = versions.get("format")
-        if not isinstance(found, int) or found > FORMAT:
-            raise CheckpointError(
-                f"the checkpoint [{name}] has format [{found}] of Afnio [{versions.get('afnio')}], and this "
-                f"Afnio reads up to [{FORMAT}]; update Afnio to open it"
-            )
-        fields: dict[str, Any] = {
-            "versions": {key: versions[key] for key in versions if key not in ("kind", "format")}
-        }
-        try:
-            for document, names in _LAYOUT.items():
-                content = decoded(documents.get(document, {}))
-                fields |= {name: content[name] for name in names if name in content}
-            checkpoint = cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise _foreign(name, error) from error
-        _check(name, checkpoint)
-        return checkpoint
+            raise foreign(path, error) from error
+        return cls(**fields_of(path, documents))
 
     def to_bytes(self) -> bytes:
         """Return the file's content; equal checkpoints have equal bytes."""
-        documents = {
-            document: {name: encoded(getattr(self, name)) for name in names}
-            for document, names in _LAYOUT.items()
-        }
-        documents[_VERSIONS] = {"kind": _KIND, "format": FORMAT, **self.versions}
-        return packed(documents)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what `afnio.load` gives for a checkpoint, under the names that programs know."""
-        optimizers: Any = self.optimizers[0] if len(self.optimizers) == 1 else self.optimizers
-        return {
-            **{name: getattr(self, name) for names in _LAYOUT.values() for name in names},
-            "epoch": self.counters.get("epoch"),
-            "batch": self.counters.get("batch"),
-            "agent_state_dict": self.agent,
-            "optimizer_state_dict": optimizers,
-            "versions": self.versions,
-        }
+        return packed(documents_of({name: getattr(self, name) for name in self.__slots__}))
 
     def snapshot(self) -> Self:
         """Return a copy that later training doesn't change; nothing is waited for."""
@@ -165,18 +110,3 @@ def _kept(value: Any) -> Any:
         items = [_kept(item) for item in value]
         return items if isinstance(value, list) else tuple(items)
     return value
-
-
-def _check(name: object, checkpoint: Checkpoint) -> None:
-    for field_name in checkpoint.__slots__:
-        value = getattr(checkpoint, field_name)
-        kinds = list if field_name in ("optimizers", "history") else dict
-        if not isinstance(value, kinds) and not (field_name == "sampler" and value is None):
-            raise _foreign(name, f"its {field_name} are {str(value)[:80]!r}")
-
-
-def _foreign(name: object, reason: object) -> CheckpointError:
-    return CheckpointError(
-        f"[{name}] is no checkpoint that a Trainer wrote, or it is damaged ({reason}); pickles are not opened, "
-        "name another file"
-    )
