@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-import afnio
 from afnio.testing import Provider
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ _SENTENCE: Final = re.compile(r"[^.!?\n]+(?:[.!?]+(?=\s|$)|[.!?](?=\S)[^.!?\n]*)
 _WORD: Final = re.compile(r"[^\W\d_]{3,}")
 _COMMON: Final = """the and for that this with are was were not but you your its has have had will would should
 must can could may might they them their there then than from into when where which what who how all any each one
-only also such very more most other some been being does did doing about over under""".split()
+only also such very more most other some been being does did doing about over under""".split()  # noqa: SIM905 - words in lines
 
 
 class Match(NamedTuple):
