@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roles import play, shown
+from roles import comment, kind, play, prompt, shown
 
 import afnio
 import afnio.cognitive as cog
@@ -90,3 +90,60 @@ def test_several_consumers_speak_in_one_call(texts):
     (request,) = critic.requests
     assert ['"x"', '"y"'] == [text.split("expected ")[1].split(",")[0] for text in shown(request, "feedback")]
     assert ["A"] == [g.data for g in texts[0].grad]
+
+
+def chat(client, parameter, template, **inputs):
+    messages = [
+        {"role": "system", "content": [parameter]},
+        {"role": "user", "content": [afnio.Variable(template)]},
+    ]
+    return cog.ChatCompletion()(client, messages, inputs=inputs, model="m")
+
+
+def test_a_text_that_many_samples_share_hears_a_summary():
+    """One plan for a batch: its critic is called once, with feedback that was summed up if it is too long."""
+    plan_prompt = cog.Parameter("Plan.", role="planner prompt")
+    answer_prompt = cog.Parameter("Answer.", role="prompt", requires_grad=False)
+    long = " ".join(f"word{n}" for n in range(30))
+    critic = ScriptedClient(
+        play(
+            critic=comment(lambda variable: f"{long} {len(shown_so_far)} {variable.text[:5]}"),
+            reducer=lambda request: {
+                "points": [
+                    {"point": "plan better", "sources": list(range(1, len(shown(request, "feedback")) + 1))}
+                ]
+            },
+        )
+    )
+    shown_so_far = critic.requests
+    with afnio.set_backward_model_client(critic, completion_args={"model": "b"}):
+        plan = chat(ScriptedClient("the plan"), plan_prompt, "{task}", task="go")
+        replies = chat(
+            ScriptedClient("x"), answer_prompt, "{plan} {q}", plan=plan, q=[str(n) for n in range(120)]
+        )
+        cog.ExactMatchEvaluator()(replies, [str(n) for n in range(120)]).explanation.backward()
+    kinds = [kind(request) for request in critic.requests]
+    assert (121, True) == (kinds.count("critic"), kinds.count("reducer") > 1)
+    last = critic.requests[-1]
+    assert ("critic", ["plan better"]) == (kind(last), shown(last, "feedback"))
+    (gradient,) = plan_prompt.grad
+    assert list(range(120)) == [entry["sample"] for entry in gradient.provenance]
+    assert {"reduce", "backward"} == set(critic.get_usage()["phases"])
+    assert "the plan" in prompt(last)
+
+
+def test_feedback_says_what_the_op_was_given():
+    """Each node its own inputs; a seed has the reply too."""
+    first, second = cog.Parameter("a", role="first"), cog.Parameter("b", role="second")
+    critic = ScriptedClient(comment("be brief"))
+    with afnio.set_backward_model_client(critic, completion_args={"model": "b"}):
+        draft = chat(ScriptedClient("draft"), first, "{q}", q=["one", "two"])
+        final = chat(ScriptedClient("final"), second, "{draft}", draft=draft)
+        cog.ExactMatchEvaluator()(final, ["x", "final"]).explanation.backward()
+    assert [{"q": "one"}] == [entry["inputs"] for entry in first.grad[0].provenance]
+    (entry,) = second.grad[0].provenance
+    assert ({"draft": "draft"}, "final", "x") == (entry["inputs"], entry["prediction"], entry["target"])
+    third = cog.Parameter("c", role="third")
+    with afnio.set_backward_model_client(critic, completion_args={"model": "b"}):
+        chat(ScriptedClient("reply"), third, "{q}", q="three").backward(afnio.Variable("shorter"))
+    assert ({"sample": None, "prediction": "reply", "inputs": {"q": "three"}},) == third.grad[0].provenance

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 
 import anyio
 import pytest
-from roles import prompt, shown
+from roles import kind, prompt, shown
 
 import afnio
 import afnio.cognitive as cog
+from afnio.autodiff.variable import gradient
 from afnio.errors import FinalModelError, ReplyError, TemplateError
 from afnio.optim import TGD
-from afnio.optim.tgd import value_in
+from afnio.optim.prompts import TGD_SYSTEM
+from afnio.optim.rewrite import value_in
+from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.seed import seed_source
 from afnio.testing import ScriptedClient
+from afnio.testing.simulated.tags import read_blocks, read_section
 
 
 def rewrite(request):
@@ -288,3 +294,274 @@ async def test_feedback_and_step_need_no_wait_between_them():
         step = TGD([parameter], ScriptedClient(rewrite), model="m").step()
     await afnio.resolve([backward, step])
     assert "old be brief" == parameter.data
+
+
+# Checks ----------------------------------------------------------------------------------------
+
+
+def test_a_refused_proposal_is_repaired_with_all_reasons(learned):
+    """Once; the length is told as a constraint from the start."""
+    parameter = learned("old {x}")
+    parameter.max_tokens = 20
+    parameter.validators = (lambda value: None if "please" in value else "it must say please",)
+    client = ScriptedClient([{"value": "very " * 40}, {"value": "please {x}"}])
+    TGD([parameter], client, constraints=["polite"], model="m").step()
+    assert "please {x}" == parameter.data
+    assert ["polite", "At most 20 tokens, about 15 words."] == shown(client.requests[0], "constraint")
+    assert (
+        "it must keep the placeholder {x}; it must have at most 20 tokens, about 15 words, and has 50; it must say "
+        "please." in prompt(client.requests[1])
+    )
+
+
+def test_what_is_refused_twice_changes_nothing_and_says_why(learned, caplog):
+    """In a warning and in the step's changes."""
+    parameter = learned("old")
+    parameter.validators = (lambda value: "it must rhyme",)
+    client = ScriptedClient({"value": "new"})
+    events = []
+    with subscribed(lambda event: events.append(event) if isinstance(event, StepEnded) else None):
+        TGD([parameter], client, model="m").step()
+    assert ("old", 2) == (parameter.data, len(client.requests))
+    (change,) = events[0].changes
+    assert ("it must rhyme", "old") == (change.rejected, change.after)
+    assert "was not taken, as it must rhyme; the parameter keeps its value" in caplog.text
+
+
+def test_a_value_that_stays_is_not_checked(learned):
+    """The proposer may find nothing to improve."""
+    parameter = learned("x" * 100)
+    parameter.max_tokens = 5
+    client = ScriptedClient({"value": "x" * 100})
+    TGD([parameter], client, model="m").step()
+    assert 1 == len(client.requests)
+
+
+def test_a_copied_training_example_is_refused():
+    """It is known from the feedback's provenance, through the whole graph."""
+    letter = "The heating in the east gymnasium has been out of order since Monday morning."
+    parameter = cog.Parameter("Answer.", role="prompt")
+    critic = ScriptedClient({"feedback": [{"variable": "v1", "text": "be specific"}]})
+    with afnio.set_backward_model_client(critic, completion_args={"model": "b"}):
+        reply = cog.ChatCompletion()(
+            ScriptedClient("low"),
+            [
+                {"role": "system", "content": [parameter]},
+                {"role": "user", "content": [afnio.Variable("{m}")]},
+            ],
+            inputs={"m": [letter, "Thank you."]},
+            model="m",
+        )
+        cog.ExactMatchEvaluator()(reply, ["high", "high"]).explanation.backward()
+    assert {"m": letter} == parameter.grad[0].provenance[0]["inputs"]
+    client = ScriptedClient([{"value": f"Answer high to: {letter}"}, {"value": "Broken heating is high."}])
+    TGD([parameter], client, model="m").step()
+    assert "Broken heating is high." == parameter.data
+    assert "it must not copy training examples" in prompt(client.requests[1])
+    lenient = ScriptedClient({"value": f"Answer high to: {letter}"})
+    TGD([parameter], lenient, leak_words=None, model="m").step()
+    assert letter in parameter.data
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_meta_prompt_does_not_leak(learned, own):
+    """Neither ours nor one that was given."""
+    text = (
+        "You are the editor of this newspaper and will rewrite its rules for letters: {variable} {feedback}"
+    )
+    messages = [{"role": "user", "content": [afnio.Variable(text)]}] if own else None
+    told = "the editor of this newspaper and will rewrite its rules for letters" if own else TGD_SYSTEM[:80]
+    client = ScriptedClient([{"value": f"Be brief. {told}"}, {"value": "Be brief."}])
+    parameter = learned("old")
+    TGD([parameter], client, messages=messages, model="m").step()
+    assert ("Be brief.", 2) == (parameter.data, len(client.requests))
+    assert "it must not repeat instructions of this conversation" in prompt(client.requests[1])
+
+
+def test_tags_of_the_value_come_back_as_they_were(learned):
+    """The prompt escapes them, and a model repeats what it sees."""
+    parameter = learned("Read <message>{m}</message>.")
+    client = ScriptedClient(
+        lambda request: {"value": prompt(request).split("\n")[1].replace("Read", "Study")}
+    )
+    TGD([parameter], client, model="m").step()
+    assert "Study <message>{m}</message>." == parameter.data
+
+
+# Reduction -------------------------------------------------------------------------------------
+
+
+def summed(request):
+    """Play reducer and proposer."""
+    if kind(request) == "reducer":
+        count = len(shown(request, "feedback"))
+        return {"points": [{"point": f"point {count}", "sources": list(range(1, count + 1))}]}
+    return rewrite(request)
+
+
+def many(learned, count=120):
+    """Return a parameter with much feedback, no two alike."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=6)) for _ in range(10 * count)]
+    return learned("old", *(" ".join(words[10 * n : 10 * n + 10]) for n in range(count)))
+
+
+def test_feedback_that_does_not_fit_is_summed_up_first(learned):
+    """The proposer sees from how many inputs each point comes; the step's evidence is the points."""
+    parameter, client, events = many(learned), ScriptedClient(summed), []
+    optimizer = TGD([parameter], client, feedback_tokens=1000, momentum=2, model="m")
+    with subscribed(lambda event: events.append(event) if isinstance(event, StepEnded) else None):
+        optimizer.step()
+    *reductions, step = client.requests
+    assert (3, {"reducer"}) == (len(reductions), {kind(request) for request in reductions})
+    blocks = read_blocks(prompt(step), "feedback")
+    assert {("point 40", "120")} == {(block.text, block.attributes["samples"]) for block in blocks}
+    (change,) = events[0].changes
+    assert (120, ["point 40"]) == (change.gradients, [entry.text for entry in change.evidence])
+    ((before, said),) = optimizer.state[parameter]["momentum_buffer"]
+    assert ("old", ["point 40"]) == (before.data, [gradient.data for gradient in said])
+
+
+def test_a_failed_summary_is_told_to_the_proposer(learned, caplog):
+    """As feedback that is left out."""
+    parameter = many(learned)
+    first = parameter.grad[0].data
+
+    def script(request):
+        lost = kind(request) == "reducer" and first in prompt(request)
+        return FinalModelError("broken") if lost else summed(request)
+
+    client = ScriptedClient(script)
+    TGD([parameter], client, feedback_tokens=1000, model="m").step()
+    assert "The feedback from 40 more inputs is left out." in prompt(client.requests[-1])
+    assert "40 of 120 feedback texts on 'prompt' are left out of the step" in caplog.text
+
+
+def test_a_cap_for_each_failure(learned):
+    """What is left out is named with its number."""
+    parameter = learned("old", "other")
+    for number in range(9):
+        said = gradient(
+            f"feedback {number}", "prompt", [{"sample": number, "prediction": "a", "target": "b"}]
+        )
+        parameter.append_grad(said)
+    client = ScriptedClient(rewrite)
+    TGD([parameter], client, per_failure=2, model="m").step()
+    (request,) = client.requests
+    assert ["feedback 0", "feedback 1", "other"] == shown(request, "feedback")
+    (failure,) = read_blocks(prompt(request), "failure")
+    assert ('predicted "a", expected "b"', "9") == (failure.text, failure.attributes["samples"])
+    assert "The feedback from 7 more inputs is left out." in prompt(request)
+
+
+def test_groups_reduce_by_their_own_options(learned):
+    """One sums up, the other shows all."""
+    client = ScriptedClient(summed)
+    groups = [{"params": [many(learned)], "feedback_tokens": None}, {"params": [many(learned)]}]
+    TGD(groups, client, feedback_tokens=1000, model="m").step()
+    steps = [request for request in client.requests if kind(request) == "optimizer"]
+    assert [1, 120] == sorted(len(shown(request, "feedback")) for request in steps)
+
+
+def test_history_takes_no_more_room_than_feedback(learned):
+    """Whatever the window."""
+    parameter, client = many(learned, 40), ScriptedClient({"value": "new"})
+    optimizer = TGD([parameter], client, momentum=5, feedback_tokens=1000, model="m")
+    for _ in range(5):
+        optimizer.step()
+    history = read_section(prompt(client.requests[-1]), "history")
+    tokens = sum(-(-len(block.text) // 4) for block in read_blocks(history, "feedback"))
+    assert 500 < tokens <= 1000
+
+
+def test_state_after_a_reduction_is_exact(learned, tmp_path):
+    """What was summed up comes back as it was, and the next prompts are the same."""
+    first, client = many(learned), ScriptedClient(summed)
+    options = {
+        "momentum": 4,
+        "momentum_samples": 1,
+        "momentum_seed": 5,
+        "feedback_tokens": 1000,
+        "model": "m",
+    }
+    optimizer = TGD([first], client, **options)
+    for _ in range(3):
+        optimizer.step()
+    afnio.save(optimizer.state_dict(), tmp_path / "optimizer")
+    again, other = many(learned), ScriptedClient(summed)
+    again.data = first.data
+    restored = TGD([again], other, model="else")
+    restored.load_state_dict(afnio.load(tmp_path / "optimizer"))
+    assert repr(optimizer.state[first]) == repr(restored.state[again])
+    before = len(client.requests)
+    for _ in range(3):
+        optimizer.step()
+        restored.step()
+    assert [r.body for r in client.requests[before:]] == [r.body for r in other.requests]
+    assert repr(optimizer.state_dict()) == repr(restored.state_dict())
+
+
+# Sampled momentum ------------------------------------------------------------------------------
+
+
+def walked(learned, steps, **options):
+    """Take steps with one gradient each, and return what history each proposer saw."""
+    client = ScriptedClient([{"value": f"v{n + 1}"} for n in range(steps)])
+    parameter = learned("v0", "g")
+    optimizer = TGD([parameter], client, model="m", **options)
+    for _ in range(steps):
+        optimizer.step()
+    return [shown(request, "value") for request in client.requests], optimizer, parameter
+
+
+def test_of_the_window_some_are_drawn():
+    """No more than asked for, oldest first, the same for the same seed."""
+
+    def run(seed):
+        def learned(text, *said):
+            parameter = cog.Parameter(text, role="prompt")
+            parameter.grad = [afnio.Variable(entry) for entry in said]
+            return parameter
+
+        return walked(learned, 12, momentum=8, momentum_samples=2, momentum_seed=seed)[0]
+
+    histories = run(1)
+    assert [0, 1, 2] == [len(history) for history in histories[:3]]
+    assert {2} == {len(history) for history in histories[2:]}
+    assert all(sorted(history, key=lambda value: int(value[1:])) == history for history in histories)
+    assert histories == run(1)
+    assert histories != run(2)
+
+
+def test_without_a_decay_only_the_last_is_drawn(learned):
+    """All weight is on it."""
+    histories, _, _ = walked(learned, 4, momentum=4, momentum_samples=1, momentum_decay=0, momentum_seed=3)
+    assert [[], ["v0"], ["v1"], ["v2"]] == histories
+
+
+def test_the_draws_come_from_the_runs_seed(learned):
+    """Settled by the first step, and part of the state."""
+    with seed_source.override(lambda: 42):
+        _, optimizer, parameter = walked(learned, 3, momentum=3, momentum_samples=1)
+    assert 42 == optimizer.state_dict()["param_groups"][0]["momentum_seed"]
+    assert ([1, 1, 1], 3) == (
+        optimizer.state[parameter]["momentum_sizes"],
+        optimizer.state[parameter]["momentum_steps"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"momentum_samples": 0}, "momentum_samples must be a number from 1, or None (got 0)"),
+        ({"feedback_tokens": 10}, "feedback_tokens must be a number from 200, or None (got 10)"),
+        ({"per_failure": 0}, "per_failure must be a number from 1, or None (got 0)"),
+        ({"leak_words": True}, "leak_words must be a number from 4, or None (got True)"),
+        ({"momentum_decay": 1.5}, "momentum_decay must be from 0 to 1 (got 1.5)"),
+    ],
+)
+def test_options_of_reduction_and_momentum_are_checked(options, words):
+    """At the constructor."""
+    with pytest.raises(ValueError) as caught:
+        TGD([cog.Parameter("a")], ScriptedClient(), model="m", **options)
+    assert words in str(caught.value)

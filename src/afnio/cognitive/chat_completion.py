@@ -113,11 +113,14 @@ class ChatCompletion(Function):
 
     @classmethod
     def run_backward(cls, job: Job, ctx: Context) -> Coroutine[Any, Any, Said]:
+        values = ctx.lane_values()
+        (_, inputs), _ = ctx.arguments.fill(values)
         return criticize(
             job,
             ctx,
             get_backward_model_client(),
-            values=ctx.lane_values(),
+            values=values,
+            inputs=inputs,
             sent=ctx.sent,
             reply=_shown(ctx.reply),
             reply_format=ctx.arguments.kwargs["model"].completion_args.get("response_format"),

@@ -7,7 +7,8 @@ from typing import Any
 
 from afnio.autodiff import Context, Feedback
 from afnio.autodiff.function import Said
-from afnio.cognitive.prompts import CRITIC_REPAIR, critic_messages, critic_schema
+from afnio.cognitive.prompts import critic_messages, critic_schema, wording
+from afnio.cognitive.reduction import reduce_feedback
 from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text
 from afnio.models import ChatModel
@@ -20,6 +21,7 @@ async def criticize(
     model: ChatModel,
     *,
     values: Sequence[Any],
+    inputs: Mapping[str, Any],
     sent: Sequence[Mapping[str, Any]],
     reply: str,
     reply_format: Any,
@@ -30,6 +32,7 @@ async def criticize(
 
     Args:
         values: the value of each Variable in this lane.
+        inputs: by name, what the messages were filled with; the feedback's provenance says so.
         sent: the messages as they were sent.
         feedback: what the consumers of the reply said.
         wanted: which Variables want feedback.
@@ -44,9 +47,9 @@ async def criticize(
         reply=reply,
         edited=_edited(feedback, reply),
         reply_format=reply_format,
-        feedback=[entry.text for entry in feedback],
+        feedback=await _readable(job, model, ctx, feedback, reply),
     )
-    trail = tuple(entry for said in feedback for entry in said.trail)
+    trail = _trail(ctx, feedback, inputs, reply)
 
     def parse(answer: Mapping[str, Any]) -> Said:
         texts = _by_name(answer["feedback"], list(names))
@@ -61,9 +64,31 @@ async def criticize(
         messages,
         schema=critic_schema(tuple(names)),
         parse=parse,
-        repair=CRITIC_REPAIR,
+        repair=wording("critic.repair"),
         purpose="backward",
     )
+
+
+async def _readable(
+    job: Job, model: ChatModel, ctx: Context, feedback: Sequence[Feedback], reply: str
+) -> list[str]:
+    """Return the texts of the feedback, summed up if they are too many: a text that samples share hears them all."""
+    texts = [entry.text for entry in feedback]
+    if len(texts) < 2:
+        return texts
+    trails = [entry.trail for entry in feedback]
+    reduction = await reduce_feedback(job, texts, trails, model, role=ctx.output_roles[0], value=reply)
+    return [point.text for point in reduction.points]
+
+
+def _trail(
+    ctx: Context, feedback: Sequence[Feedback], inputs: Mapping[str, Any], reply: str
+) -> tuple[Mapping[str, Any], ...]:
+    """Return where the feedback comes from, with what the op was given there."""
+    known = [entry for said in feedback for entry in said.trail]
+    if not known and inputs:  # a seed, which comes from nowhere
+        known = [{"sample": ctx.lane, "prediction": reply}]
+    return tuple({**entry, "inputs": dict(inputs)} for entry in known)
 
 
 def _by_name(entries: Any, names: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from afnio.autodiff.function import Said, edges_to
 from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.autodiff.launch_event import tell_launch
 from afnio.autodiff.variable import Origin
-from afnio.cognitive.prompts import PHRASE_SYSTEM, block, deterministic_feedback
+from afnio.cognitive.prompts import block, deterministic_feedback, wording
 from afnio.models import get_backward_model_client
 from afnio.runtime import Failure, Job, Launch, Slot, call_in_node
 from afnio.runtime.events import SampleScored, emit, listening
@@ -308,7 +308,7 @@ def _to_first(ctx: Context, text: str, trail: tuple[Any, ...]) -> Said:
 async def _phrased(job: Job, ctx: Context, texts: Sequence[str], trail: tuple[Any, ...]) -> Said:
     """Have the backward model put the evaluator's findings in words."""
     messages = [
-        {"role": "system", "content": PHRASE_SYSTEM},
+        {"role": "system", "content": wording("phrase.system")},
         {"role": "user", "content": "\n".join(block("feedback", text) for text in texts)},
     ]
     reply = await get_backward_model_client().complete(job, messages, "backward")

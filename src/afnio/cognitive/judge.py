@@ -19,7 +19,7 @@ from afnio.cognitive.evaluator import (
     record,
     succeeded,
 )
-from afnio.cognitive.prompts import JUDGE_FORMAT, JUDGE_REPAIR, JUDGE_SCHEMA
+from afnio.cognitive.prompts import JUDGE_SCHEMA, wording
 from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text, check_inputs, check_messages, rendered
 from afnio.models import ChatClient, ChatModel, get_backward_model_client
@@ -107,14 +107,14 @@ class LMJudge(Evaluator):
         values = {**values, "prediction": prediction}
         check_texts(values)
         sent = rendered(messages, values)
-        first = {"role": sent[0]["role"], "content": as_text(sent[0]["content"]) + JUDGE_FORMAT}
+        first = {"role": sent[0]["role"], "content": as_text(sent[0]["content"]) + wording("judge.format")}
         score, explanation = await ask(
             kwargs["model"],
             job,
             [first, *sent[1:]],
             schema=JUDGE_SCHEMA,
             parse=_judgement,
-            repair=JUDGE_REPAIR,
+            repair=wording("judge.repair"),
             purpose="judge",
         )
         if any(ctx.wanted):
@@ -136,11 +136,14 @@ class LMJudge(Evaluator):
         asked = [Feedback(f.text, trail=f.trail) for incoming in ctx.feedback for f in incoming if f.text]
         if ctx.success and not asked:
             return [None] * len(ctx.wanted)
+        values = ctx.lane_values()
+        (_, _, inputs), _ = ctx.arguments.fill(values)
         return criticize(
             job,
             ctx,
             get_backward_model_client(),
-            values=ctx.lane_values(),
+            values=values,
+            inputs=inputs,
             sent=ctx.sent,
             reply=f"score: {ctx.score}\n{ctx.explanation}",
             reply_format=None,

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, Final, final
 
 from afnio.cognitive.cluster import Cluster
-from afnio.cognitive.prompts import REDUCE_REPAIR, reduce_messages, reduce_schema
+from afnio.cognitive.prompts import reduce_messages, reduce_schema, wording
 from afnio.cognitive.structured import ask
 from afnio.errors import ModelError, ReplyError
 from afnio.models import ChatModel
@@ -152,7 +152,7 @@ class ReductionTree:
             # Few different schemas, as some endpoints compile each one.
             schema=reduce_schema(most, 1 << (len(points) - 1).bit_length()),
             parse=lambda answer: _read(answer, points),
-            repair=REDUCE_REPAIR,
+            repair=wording("reduce.repair"),
             purpose="reduce",
         )
         return self._within(said, share)

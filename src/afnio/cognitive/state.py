@@ -78,6 +78,9 @@ def _assign(owners: Mapping[str, Module], name: str, variable: Variable, given: 
             if kind == "parameters" and not isinstance(given, Parameter):
                 # What state_dict() returns has lost its class, and only a Parameter is learned.
                 given = Parameter(given.data, given.role)
+            if isinstance(given, Parameter) and isinstance(variable, Parameter):
+                # What its values must pass belongs to the program, not to the state.
+                given.max_tokens, given.validators = variable.max_tokens, variable.validators
             given.requires_grad_(variable.requires_grad)
             members[kind][last] = given
             return

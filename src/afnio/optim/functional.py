@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afnio.autodiff import Variable
+from afnio.cognitive.reduction import BUDGET
 from afnio.models import ChatClient
 from afnio.optim.change import Change
+from afnio.optim.leak import WORDS
+from afnio.optim.momentum import remember, window
+from afnio.optim.rewrite import rewrite
 from afnio.optim.step import Propose, Update, launch_step
-from afnio.optim.tgd import Messages, check_options, listed, remember, rewrite
+from afnio.optim.tgd import Messages, check_options, listed, reduced
 from afnio.runtime import Job, Launch, Work
 
 
@@ -22,6 +26,10 @@ def tgd(
     inputs: Mapping[str, Any] | None = None,
     constraints: Sequence[str | Variable] | None = None,
     momentum: int = 0,
+    *,
+    feedback_tokens: int | None = BUDGET,
+    per_failure: int | None = None,
+    leak_words: int | None = WORDS,
     **completion_args: Any,
 ) -> Work[list[Change]]:
     """Rewrite `params` in place by `grads`, one list for each, and refill their momentum buffers in place.
@@ -39,6 +47,11 @@ def tgd(
         "inputs": inputs,
         "constraints": listed(constraints),
         "momentum": momentum,
+        "momentum_samples": None,
+        "momentum_decay": 1.0,
+        "feedback_tokens": feedback_tokens,
+        "per_failure": per_failure,
+        "leak_words": leak_words,
         "completion_args": completion_args,
     }
     check_options(options)
@@ -55,8 +68,9 @@ def _proposer(
     parameter: Variable, gradients: list[Variable], buffer: list[Any], options: Mapping[str, Any]
 ) -> Propose:
     async def propose(job: Job, value: Any) -> Change:
-        change = await rewrite(job, parameter.role, value, gradients, buffer, options)
-        remember(buffer, Variable(value, parameter.role), gradients, options["momentum"])
+        shown = await reduced(job, parameter, value, gradients, options)
+        change = await rewrite(job, parameter, value, shown, window(buffer, options["momentum"]), options)
+        remember(buffer, Variable(value, parameter.role), shown, options["momentum"])
         return change
 
     return propose

@@ -5,31 +5,29 @@ Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", ar
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from afnio.autodiff import Variable
-from afnio.cognitive.structured import complete_json, json_object, unfenced
-from afnio.cognitive.template import check_inputs, check_messages, fill, rendered
-from afnio.errors import ReplyError
+from afnio.cognitive.reduction import BUDGET
+from afnio.cognitive.template import check_inputs, check_messages
 from afnio.models import ChatClient, ChatModel
 from afnio.models.request import check_completion_args
-from afnio.optim.change import Change, Evidence
-from afnio.optim.check import objections
+from afnio.optim.change import Change
+from afnio.optim.leak import WORDS
+from afnio.optim.momentum import remember, sampled, window
 from afnio.optim.optimizer import Optimizer
-from afnio.optim.prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
+from afnio.optim.reduce import Reduced, reduce
+from afnio.optim.rewrite import SECTIONS, rewrite
 from afnio.optim.step import Acceptance
-from afnio.runtime import Job
+from afnio.runtime import Job, Work
+from afnio.runtime.seed import draw_seed
 
-SECTIONS: Final = ("role", "variable", "constraints", "history", "rejected", "feedback")
-"""Placeholders that `messages` may use beside those of `inputs`."""
+LEAST_FEEDBACK: Final = 200
+"""Tokens of feedback that a prompt must be allowed to show: below, no summary would say anything."""
 
 Messages = Sequence[Mapping[str, Any]]
-
-_OBJECT: Final = re.compile(r'(?:```\w*\s*)?\{\s*(?:"|\}|$)')
-"""How a JSON object starts, and a prompt with a placeholder doesn't."""
 
 
 class TGD(Optimizer):
@@ -43,6 +41,15 @@ class TGD(Optimizer):
         inputs: values for further placeholders of `messages`.
         constraints: what every value must obey, in words.
         momentum: how many of the last updates the proposer is shown, this one counted.
+        momentum_samples: of the updates before this one draw so many instead of showing all (sampled momentum,
+            see `afnio.optim.momentum`); newer ones and those with less feedback are likelier.
+        momentum_decay: how much less an update weighs in that than the one after it.
+        momentum_seed: of those draws; from the run by default.
+        feedback_tokens: how much feedback one prompt shows. More is summed up first (`optim.reduce`), by this model;
+            None shows all, however long.
+        per_failure: of similar failures take so much feedback at most, and say of how many; None takes all.
+        leak_words: words in a row that a value may not repeat of the instructions or of training examples, see
+            `afnio.optim.leak`; None looks for none.
         accept: what decides whether a proposal becomes the value, such as `optim.Improves(...)`; all do by default.
         **completion_args: `model`, and whatever else the provider takes.
     """
@@ -55,6 +62,13 @@ class TGD(Optimizer):
         inputs: Mapping[str, Any] | None = None,
         constraints: Sequence[str | Variable] | None = None,
         momentum: int = 0,
+        *,
+        momentum_samples: int | None = None,
+        momentum_decay: float = 0.8,
+        momentum_seed: int | None = None,
+        feedback_tokens: int | None = BUDGET,
+        per_failure: int | None = None,
+        leak_words: int | None = WORDS,
         accept: Acceptance | None = None,
         **completion_args: Any,
     ) -> None:
@@ -64,6 +78,12 @@ class TGD(Optimizer):
             "inputs": inputs,
             "constraints": listed(constraints),
             "momentum": momentum,
+            "momentum_samples": momentum_samples,
+            "momentum_decay": momentum_decay,
+            "momentum_seed": momentum_seed,
+            "feedback_tokens": feedback_tokens,
+            "per_failure": per_failure,
+            "leak_words": leak_words,
             "completion_args": completion_args,
         }
         super().__init__(params, defaults, accept)
@@ -74,6 +94,23 @@ class TGD(Optimizer):
         check_options({**self.defaults, **group} if isinstance(group, dict) else self.defaults)
         super().add_param_group(group)
 
+    def step(self, closure: Callable[[], Any] | None = None) -> Work[Any]:
+        for group in self.param_groups:
+            if group["momentum_samples"] is not None and group["momentum_seed"] is None:
+                # Here, in program order, so that a repeated run draws the same.
+                group["momentum_seed"] = draw_seed()
+        return super().step(closure)
+
+    async def reduce(
+        self,
+        job: Job,
+        parameter: Variable,
+        value: Any,
+        gradients: Sequence[Variable],
+        group: Mapping[str, Any],
+    ) -> Sequence[Variable]:
+        return await reduced(job, parameter, value, gradients, group)
+
     async def propose(
         self,
         job: Job,
@@ -82,15 +119,49 @@ class TGD(Optimizer):
         gradients: Sequence[Variable],
         group: Mapping[str, Any],
     ) -> Change:
+        rejected = self.state[parameter].get("rejected", ())
+        return await rewrite(
+            job, parameter, value, gradients, self._history(parameter, group), group, rejected
+        )
+
+    def _history(self, parameter: Variable, group: Mapping[str, Any]) -> list[Any]:
         state = self.state[parameter]
-        buffer = state.setdefault("momentum_buffer", [])
-        return await rewrite(job, parameter.role, value, gradients, buffer, group, state.get("rejected", ()))
+        past = window(state.setdefault("momentum_buffer", []), group["momentum"])
+        count = group["momentum_samples"]
+        if count is None or len(past) <= count:
+            return past
+        sizes = state["momentum_sizes"][-len(past) :]
+        draw = random.Random(f"{group['momentum_seed']}/{state['momentum_steps']}")
+        return sampled(past, sizes, count, group["momentum_decay"], draw)
 
     def remember(
         self, parameter: Variable, value: Any, gradients: Sequence[Variable], group: Mapping[str, Any]
     ) -> None:
-        buffer = self.state[parameter].setdefault("momentum_buffer", [])
+        state = self.state[parameter]
+        buffer = state.setdefault("momentum_buffer", [])
         remember(buffer, Variable(value, parameter.role), gradients, group["momentum"])
+        if group["momentum_samples"] is not None:
+            count = gradients.gathered if isinstance(gradients, Reduced) else len(gradients)
+            # As long as the buffer, also where a group began to sample later.
+            sizes = [len(said) for _, said in buffer[:-1]]
+            known = state.get("momentum_sizes", [])[-len(sizes) :] if sizes else []
+            state["momentum_sizes"] = [*sizes[: len(sizes) - len(known)], *known, count][-len(buffer) :]
+            state["momentum_steps"] = state.get("momentum_steps", 0) + 1
+
+
+async def reduced(
+    job: Job, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
+) -> Reduced:
+    """Return the feedback as TGD's proposer is shown it."""
+    return await reduce(
+        job,
+        gradients,
+        ChatModel(options["model_client"], options["completion_args"]),
+        role=parameter.role,
+        value=str(value),
+        budget=options["feedback_tokens"],
+        per_failure=options["per_failure"],
+    )
 
 
 def listed(constraints: Any) -> list[str | Variable]:
@@ -100,6 +171,9 @@ def listed(constraints: Any) -> list[str | Variable]:
     return list(constraints or ())
 
 
+_LEAST: Final = {"momentum_samples": 1, "feedback_tokens": LEAST_FEEDBACK, "per_failure": 1, "leak_words": 4}
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise for options that can't work, at the line that gives them."""
     if not isinstance(options["model_client"], ChatClient):
@@ -107,6 +181,13 @@ def check_options(options: Mapping[str, Any]) -> None:
     momentum = options["momentum"]
     if isinstance(momentum, bool) or not isinstance(momentum, int) or momentum < 0:
         raise ValueError(f"momentum must be a number of updates, 0 or more (got {momentum!r})")
+    for name, least in _LEAST.items():
+        number = options[name]
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            raise ValueError(f"{name} must be a number from {least}, or None (got {number!r})")
+    decay = options["momentum_decay"]
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
+        raise ValueError(f"momentum_decay must be from 0 to 1 (got {decay!r})")
     for constraint in options["constraints"]:
         if not isinstance(constraint, str | Variable):
             raise TypeError(f"a constraint is a text or a Variable (got {constraint!r})")
@@ -116,109 +197,3 @@ def check_options(options: Mapping[str, Any]) -> None:
         inputs = list(options["inputs"] or ())
         used = "".join(str(part.data) for message in options["messages"] for part in message["content"])
         check_inputs(options["messages"], [*inputs, *(name for name in SECTIONS if f"{{{name}}}" in used)])
-
-
-async def rewrite(
-    job: Job,
-    role: str,
-    value: Any,
-    gradients: Sequence[Variable],
-    buffer: Sequence[Any],
-    options: Mapping[str, Any],
-    rejected: Sequence[Mapping[str, Any]] = (),
-) -> Change:
-    """Ask for a better value; a proposal that the checks refuse is repaired once, else the value stays."""
-    if not isinstance(value, str):
-        raise TypeError(f"TGD rewrites texts (the value of {role!r} is {value!r})")
-    messages = _messages(role, value, gradients, buffer, options, rejected)
-    proposed, reply = await _proposal(job, messages, options)
-    evidence = tuple(Evidence(_text(gradient), gradient.provenance) for gradient in gradients)
-    reasons = objections(value, proposed)
-    if reasons:
-        again = [
-            *messages,
-            {"role": "assistant", "content": reply},
-            {"role": "user", "content": TGD_OBJECTION.replace("{reasons}", "; ".join(reasons))},
-        ]
-        proposed, _ = await _proposal(job, again, options)
-        reasons = objections(value, proposed)
-    if reasons:
-        logging.getLogger("afnio").warning(
-            "the proposal for %r was not taken, as %s; the parameter keeps its value",
-            role,
-            "; ".join(reasons),
-        )
-        return Change(role, value, value, len(gradients), "; ".join(reasons), evidence)
-    return Change(role, value, proposed, len(gradients), None, evidence)
-
-
-def remember(buffer: list[Any], before: Variable, gradients: Sequence[Variable], momentum: int) -> None:
-    """Add one update to the window of the last `momentum` ones, in place."""
-    if momentum > 0:
-        buffer.append((before, list(gradients)))
-        del buffer[:-momentum]
-
-
-def _messages(
-    role: str,
-    value: str,
-    gradients: Sequence[Variable],
-    buffer: Sequence[Any],
-    options: Mapping[str, Any],
-    rejected: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    momentum = options["momentum"]
-    history = list(buffer)[-(momentum - 1) :] if momentum > 1 else []
-    sections = tgd_sections(
-        role=role,
-        value=value,
-        constraints=[_text(constraint) for constraint in options["constraints"]],
-        history=[(_text(before), [_text(g) for g in past]) for before, past in history],
-        rejected=[(str(past["value"]), past["score"], past["against"]) for past in rejected],
-        feedback=[_text(gradient) for gradient in gradients],
-    )
-    if options["messages"] is None:
-        user = "\n".join(part for line in TGD_USER.splitlines() if (part := fill(line, sections)))
-        return [{"role": "system", "content": TGD_SYSTEM}, {"role": "user", "content": user}]
-    inputs = {name: _text(entry) for name, entry in (options["inputs"] or {}).items()}
-    plain = [
-        {"role": message["role"], "content": [_text(part) for part in message["content"]]}
-        for message in options["messages"]
-    ]
-    return rendered(plain, {**sections, **inputs})
-
-
-async def _proposal(job: Job, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the proposed value and the whole reply; a reply in plain words is the value."""
-    model = ChatModel(options["model_client"], options["completion_args"])
-    reply = str(await complete_json(model, job, messages, TGD_SCHEMA, "step"))
-    return value_in(reply), reply
-
-
-def value_in(reply: str) -> str:
-    """Return the value that an optimizer's reply proposes; a reply in plain words is the value itself.
-
-    >>> value_in('Here it is: {"value": "Be brief."}'), value_in("{question} Be brief.")
-    ('Be brief.', '{question} Be brief.')
-
-    Raises:
-        ReplyError: for a JSON object that is cut off, or has no text as its "value".
-    """
-    text = unfenced(reply)
-    try:
-        answer = json_object(text)
-    except ValueError:
-        answer = {}
-    value = answer.get("value")
-    if not _OBJECT.match(text):
-        return value if isinstance(value, str) and len(answer) == 1 else text
-    if not isinstance(value, str):
-        raise ReplyError(
-            f'the optimizer\'s reply is cut off or has no text as its "value" (it starts {reply[:80]!r}); '
-            "raise max_completion_tokens"
-        )
-    return value
-
-
-def _text(value: Any) -> str:
-    return str(value.data) if isinstance(value, Variable) else str(value)

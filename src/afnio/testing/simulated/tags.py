@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 _TAGS: Final = (
     "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
-    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried|objection|demo|input"
+    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried"
 )
 _ESCAPED: Final = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
