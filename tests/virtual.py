@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from afnio.runtime import callables
 from afnio.runtime import runtime as module
 
 
@@ -19,16 +20,22 @@ class _Selector(selectors.DefaultSelector):
         if timeout is None or timeout <= 0:
             return super().select(timeout)
         found = super().select(0)
+        # A worker thread is given the time that it needs, but not for ever: it may be waiting for this loop.
+        for _ in range(50):
+            if found or not self.loop.busy():
+                break
+            found = super().select(0.001)
         if not found:
             self.loop.now += timeout
         return found
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An asyncio loop for work on its own thread alone: what other threads do takes no time."""
+    """An asyncio loop on which nothing but timers takes time, also not what worker threads do."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.busy: Callable[[], bool] = lambda: False
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
@@ -43,6 +50,8 @@ def virtual_runtime() -> Iterator[VirtualLoop]:
     loop = VirtualLoop()
     with patch.object(asyncio, "new_event_loop", lambda: loop):
         runtime = module.Runtime()
+    threads = callables._threads(runtime)
+    loop.busy = lambda: bool(threads.nodes.borrowed_tokens or threads.steps.borrowed_tokens)
     before, module._default = module._default, runtime
     try:
         yield loop

@@ -15,6 +15,9 @@ from afnio.runtime import Job, call_in_node
 
 _PLACEHOLDER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 
+FEW: Final = 16
+"""Training examples that are looked through on the loop itself."""
+
 
 def objections(before: str, after: str) -> list[str]:
     """Return what speaks against replacing `before` by `after`, in words for the proposer.
@@ -70,8 +73,8 @@ async def check(
             allowed=[before, *allowed, *labels(examples)],
             words=leak_words,
         )
-        # In a thread: a batch's examples are a lot of text.
-        reasons += await call_in_node(job, look)
+        # A large batch's examples are a lot of text; those of a few samples take less time than a thread.
+        reasons += await call_in_node(job, look) if len(examples) > FEW else look()
     return [*reasons, *await refusals(job, after, getattr(parameter, "validators", ()))]
 
 
