@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import anyio
 
@@ -27,39 +30,83 @@ def run_blocking(main: Callable[[], Awaitable[T]], name: str) -> T:
         BlockingReadError: where it would block an event loop.
     """
     library = running_library()
-    if library is None and may_block():
-        return anyio.run(main)
     if not may_block():
         where = "inside a node, which could deadlock" if library is None else f"the running {library} loop"
         raise BlockingReadError(
             f"trainer.{name}(...) would block {where}; write `await trainer.a{name}(...)`"
         )
-    return _in_thread(main)
+    if library is not None:
+        return _in_thread(main)
+    at_terminal = threading.current_thread() is threading.main_thread()
+    if at_terminal and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        return _interruptible(main)
+    return anyio.run(main)
+
+
+def _interruptible(main: Callable[[], Awaitable[T]]) -> T:
+    """Run `main()` so that the first Ctrl-C has it stop and record, and a second one ends the process."""
+    body = _Stoppable(main)
+    pressed: list[int] = []
+
+    def on_interrupt(number: int, frame: object) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            # What was acknowledged is on disk, and no file is ever half written. A display may have hidden
+            # the cursor.
+            with suppress(OSError):
+                os.write(2, b"\x1b[?25h\nafnio: left at once\n" if os.isatty(2) else b"afnio: left at once\n")
+            os._exit(130)
+        # From a thread, as the loop may be asleep and wakes only for others.
+        threading.Thread(target=body.stop, daemon=True).start()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        anyio.run(body.run)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not body.results:
+        raise KeyboardInterrupt
+    return body.results[0]
+
+
+class _Stoppable(Generic[T]):
+    """A coroutine that other threads can cancel.
+
+    Attributes:
+        results: what it returned, empty if it was cancelled.
+    """
+
+    def __init__(self, main: Callable[[], Awaitable[T]]) -> None:
+        self._main = main
+        self._wake: Callable[[], None] | None = None
+        self.results: list[T] = []
+
+    def stop(self) -> None:
+        if self._wake is not None:
+            self._wake()
+
+    async def run(self) -> None:
+        wake, park = parking()
+        self._wake = wake
+
+        async def watch() -> None:
+            await park()
+            tasks.cancel_scope.cancel()
+
+        async with task_group() as tasks:
+            tasks.start_soon(watch)
+            self.results.append(await self._main())
+            tasks.cancel_scope.cancel()
 
 
 def _in_thread(main: Callable[[], Awaitable[T]]) -> T:
     """Run `main()` in a thread, as the loop of this one is busy with the cell that called."""
-    results: list[T] = []
+    body = _Stoppable(main)
     errors: list[BaseException] = []
-    stop: list[Callable[[], None]] = []
-
-    async def stoppable() -> None:
-        wake, park = parking()
-        stop.append(wake)
-
-        async def watch(scope: anyio.CancelScope) -> None:
-            await park()
-            scope.cancel()
-
-        with anyio.CancelScope() as scope:
-            async with task_group() as tasks:
-                tasks.start_soon(watch, scope)
-                results.append(await main())
-                tasks.cancel_scope.cancel()
 
     def run() -> None:
         try:
-            anyio.run(stoppable)
+            anyio.run(body.run)
         except BaseException as error:
             errors.append(error)
 
@@ -67,11 +114,10 @@ def _in_thread(main: Callable[[], Awaitable[T]]) -> T:
     thread.start()
     try:
         thread.join()
-    except BaseException:  # the kernel was interrupted: what is recorded is recorded before it goes on
-        for wake in stop:
-            wake()
+    except BaseException:  # the kernel was interrupted: what is under way is recorded before it goes on
+        body.stop()
         thread.join()
         raise
     if errors:
         raise alone(errors[0])
-    return results[0]
+    return body.results[0]
