@@ -10,38 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from first_store import CALL, first_version
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import afnio.tellurio as te
 from afnio.tellurio.schema import connect
-from afnio.tellurio.tables import FIRST
 
 if TYPE_CHECKING:
     from conftest import Read
 
 FILE = Path(".afnio/me/emails.db")
-CALL = {
-    "address": "run/1/0/forward", "account": "http://h", "model": "m", "purpose": "forward", "attempts": 2,
-    "seconds": 1.5, "waited": 0.5, "error": None,
-    "usage": {"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 1, "reasoning_tokens": 0},
-}  # fmt: skip
 RETRY = {**CALL, "attempt": 1, "error": "RateLimitedError: slow", "wait": 0.25}
-
-
-def first_version(path: Path, events: list[tuple[str, str]]) -> None:
-    """Write a file as version 1 did, with one run, one metric and these events."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        for statement in FIRST:
-            connection.execute(statement)
-        connection.execute(
-            "INSERT INTO runs VALUES ('r', 'old', NULL, 'me', 'emails', 'COMPLETED', '{}', '', 1, 'h', 1, 5, 6)"
-        )
-        connection.execute("INSERT INTO metrics VALUES (NULL, 'r', 'loss', 0, '0.5', 5)")
-        connection.executemany("INSERT INTO events VALUES (NULL, 'r', ?, ?, 10)", events)
-        connection.execute("PRAGMA user_version = 1")
-        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def test_a_file_of_version_1_is_brought_to_this_one(read: Read) -> None:
@@ -82,7 +62,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["call", "retry", "other"]), json_values), max_size=4))
 def test_no_event_of_version_1_stops_an_upgrade(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, object]]

@@ -52,13 +52,14 @@ print(run.status)
 READ_ONLY = """
 import os, tempfile
 import afnio.tellurio as te
+from afnio.tellurio import init  # while its file can be read
 
 folder = tempfile.mkdtemp()
 os.chmod(folder, 0o555)
 user = os.geteuid()
 if user == 0:
     os.seteuid(65534)
-with te.init("me", "emails", dir=os.path.join(folder, "runs")) as run:
+with init("me", "emails", dir=os.path.join(folder, "runs")) as run:
     for value in range(3):
         run.log("loss", value)
         run.flush()

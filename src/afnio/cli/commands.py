@@ -45,6 +45,12 @@ COMMANDS: Final = {
         "afnio provider --latency 0.2 --port 8000",
         "serve an OpenAI-compatible provider",
     ),
+    "runs": Command(
+        "afnio.cli.runs:main",
+        "list, show, compare, delete and export runs",
+        "afnio runs list",
+        "the runs of the local stores",
+    ),
     "studio": Command(
         "afnio.cli.studio:main",
         "look at runs in a browser",

@@ -1,0 +1,197 @@
+"""`afnio runs`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import SECOND, reply, train
+
+import afnio.tellurio as te
+from afnio.cli import main
+from afnio.testing import ScriptedClient
+
+AFNIO = [str(Path(sys.executable).parent / "afnio")]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AFNIO_HOME", raising=False)
+
+
+def trained(name: str, project: str = "emails") -> te.Run:
+    with te.init("me", project, name=name, config={"lr": 0.5}) as run:
+        train(ScriptedClient(reply), ScriptedClient(reply))
+        run.log("score", 3.0)
+        run.log("nothing", math.nan)
+    return run
+
+
+def runs(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    try:
+        done = main(["runs", *arguments])
+    except SystemExit as error:
+        done = int(error.code or 0)
+    out, err = capsys.readouterr()
+    assert (code, "") == (done, err if code == 0 else "")
+    return out if code == 0 else err
+
+
+def test_list_is_one_json_array(capsys: pytest.CaptureFixture[str]) -> None:
+    """Newest first, over all projects; without a run it is empty."""
+    assert [] == json.loads(runs(capsys, "list", "--json"))
+    assert "No runs in .afnio" in runs(capsys, "list")
+    first, second = trained("first"), trained("second", "other")
+    found = json.loads(runs(capsys, "list", "--json"))
+    assert [second.id, first.id] == [run["id"] for run in found]
+    run = found[1]
+    assert ("COMPLETED", 11, {"score": 3.0, "nothing": None}) == (run["status"], run["calls"], run["metrics"])
+    assert (None, 11, {"lr": 0.5}) == (run["cost"], run["unpriced"], run["config"])
+    only = json.loads(runs(capsys, "list", "--json", "--project", "me/emails", "--status", "completed"))
+    assert [first.id] == [run["id"] for run in only]
+    text = runs(capsys, "list").splitlines()
+    assert 3 == len(text)
+    assert "me/other/second" in text[1]
+    assert "score 3" in text[1]
+
+
+def test_show_tells_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """By name, id, the id's beginning, or the whole path."""
+    run = trained("first")
+    for word in ("first", run.id, run.id[:8], "me/emails/first"):
+        found = json.loads(runs(capsys, "show", word, "--json"))
+        assert run.id == found["id"]
+    assert ({"val": 3, "epoch 1/step 1": 3, "val#2": 3}, ["system prompt"]) == (
+        found["phases"], found["steps"][0]["changed"],
+    )  # fmt: skip
+    text = runs(capsys, "show", "first")
+    assert SECOND in text
+    assert "step 1 (TGD) changed system prompt" in text
+    assert "backward" in text
+
+
+def test_a_run_that_is_not_there_or_not_one_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """And exit code 1."""
+    assert "There is no run [nobody]" in runs(capsys, "show", "nobody", code=1)
+    trained("same"), trained("same", "other")
+    assert "[same] means 2 runs (me/emails/same, me/other/same)" in runs(capsys, "show", "same", code=1)
+
+
+def test_compare_pairs_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    """With an interval."""
+    first, _ = trained("first"), trained("second")
+    with closing(sqlite3.connect(".afnio/me/emails.db")) as db:
+        db.execute("UPDATE samples SET score = 0 WHERE run_id = ? AND phase = 'val#2'", (first.id,))
+        db.commit()
+    found = json.loads(runs(capsys, "compare", "first", "second", "--json"))
+    (phase,) = [one for one in found["phases"] if one["kind"] == "val"]
+    paired = phase["paired"]
+    assert (3, 3, 0, 1.0) == (paired["samples"], paired["won"], paired["lost"], paired["difference"])
+    assert paired["low"] < 1.0 <= paired["high"]
+    text = runs(capsys, "compare", "first", "second")
+    assert "3 samples of both: 3 won, 0 lost, +1.000" in text
+
+
+def test_rm_deletes_a_run_with_its_journal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of its texts is left in the file; others stay; without --yes nothing happens."""
+    first, second = trained("first"), trained("second")
+    with te.init("me", "emails", name="secret") as run:
+        run.log_text("t", "unmistakable-text")
+    folder = Path(".afnio/me/emails")
+    assert "add --yes" in runs(capsys, "rm", "secret", code=2)
+    runs(capsys, "rm", "secret", "first", "--yes")
+    assert [second.id] == [run["id"] for run in json.loads(runs(capsys, "list", "--json"))]
+    assert [f"{second.id}.journal"] == [path.name for path in folder.iterdir()]
+    assert not any(
+        b"unmistakable-text" in path.read_bytes() for path in Path(".afnio").rglob("*") if path.is_file()
+    )
+    with closing(sqlite3.connect(".afnio/me/emails.db")) as db:
+        assert [(11,)] == db.execute("SELECT count(*) FROM calls").fetchall()
+        assert [(0,)] == db.execute("SELECT count(*) FROM bodies WHERE run_id = ?", (first.id,)).fetchall()
+        assert [("ok",)] == db.execute("PRAGMA integrity_check").fetchall()
+
+
+def test_rm_leaves_a_run_alone_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose program would go on writing."""
+    with te.init("me", "emails", name="going"):
+        assert "is under way" in runs(capsys, "rm", "going", "--yes", code=1)
+
+
+def test_export_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    """One JSON object on each line, calls with their texts; to a file that only the user may read."""
+    run = trained("first")
+    lines = [json.loads(line) for line in runs(capsys, "export", "first").splitlines()]
+    assert ("runs", run.id) == (lines[0]["table"], lines[0]["id"])
+    tables: dict[str, list[Any]] = {}
+    for line in lines:
+        tables.setdefault(line["table"], []).append(line)
+    counts = {table: len(rows) for table, rows in tables.items()}
+    assert (11, 9, 1, 1, 2) == tuple(
+        counts[name] for name in ("calls", "samples", "steps", "evidence", "parameters")
+    )
+    assert ["system", "user"] == [message["role"] for message in tables["calls"][0]["messages"]]
+    assert "yes" == tables["calls"][0]["reply"]["content"]
+    runs(capsys, "export", "first", "--out", "run.jsonl")
+    assert len(lines) == len(Path("run.jsonl").read_text().splitlines())
+    assert 0o600 == os.stat("run.jsonl").st_mode & 0o777
+
+
+def test_a_store_that_cannot_be_read_costs_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are listed; the exit code says that something is missing."""
+    trained("first")
+    Path(".afnio/me/broken.db").write_text("no database at all" * 100)
+    assert 1 == main(["runs", "list", "--json"])
+    out, err = capsys.readouterr()
+    assert ["first"] == [run["name"] for run in json.loads(out)]
+    assert 1 == len(err.splitlines())
+    assert "broken.db" in err
+
+
+def test_hostile_texts_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control and direction characters are shown, not obeyed."""
+    with te.init("me", "emails", name="evil\x1b[2J\u202e") as run:
+        run.log("m\x07etric", "\x1b]0;title\x07")
+    for arguments in (("list",), ("show", run.id), ("list", "--json"), ("export", run.id)):
+        text = runs(capsys, *arguments)
+        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+
+
+def test_it_starts_quickly() -> None:
+    """0.3 s on a quiet machine; on a busy one at most 80 ms more than `import afnio` takes there."""
+    trained("first")
+    command = [*AFNIO, "runs", "list"]
+    plain = [sys.executable, "-c", "import afnio"]
+    best = {"runs": math.inf, "import": math.inf}
+    for _ in range(5):
+        for name, arguments in (("runs", command), ("import", plain)):
+            best[name] = min(best[name], cpu(arguments))
+    print({name: f"{seconds * 1000:.0f} ms" for name, seconds in best.items()})
+    assert best["runs"] <= max(0.3, best["import"] + 0.08)
+
+
+def cpu(command: list[str]) -> float:
+    """Seconds of the processor's time that a program takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (0, "") == (done.returncode, done.stderr)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """And a wrong call is exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(["runs", "--help"])
+    assert 0 == caught.value.code
+    assert "afnio runs compare calm-heron keen-lynx" in capsys.readouterr().out
+    assert "usage" in runs(capsys, "show", code=2)

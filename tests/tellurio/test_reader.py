@@ -1,0 +1,249 @@
+"""Reading a store, whatever state it is in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from first_store import CALL, first_version
+from tiny_training import FIRST, SECOND, TEXTS, reply, train
+
+import afnio.tellurio as te
+from afnio.tellurio import reader as reading
+from afnio.tellurio.comparison import compare
+from afnio.tellurio.reader import Reader, StoreProblemError
+from afnio.tellurio.schema import connect
+from afnio.testing import ScriptedClient
+
+FILE = Path(".afnio/me/emails.db")
+
+GOING_ON = """
+import sys, time
+import afnio.tellurio as te
+run = te.init("me", "emails", name="killed")
+run.log("loss", 1)
+run.flush()
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def trained(name: str) -> te.Run:
+    with te.init("me", "emails", name=name) as run:
+        train(ScriptedClient(reply), ScriptedClient(reply))
+        run.log("score", 2.0, step=1)
+        run.log("score", 3.0)
+    return run
+
+
+def test_a_training_can_be_read_back() -> None:
+    """Calls with their texts, samples, the step with its evidence, values, metrics, spending."""
+    run = trained("first")
+    with Reader(FILE) as reader:
+        (found,) = reader.runs()
+        assert ("me/emails/first", "COMPLETED", FILE) == (found.path, found.status, found.store)
+        assert [2.0, 3.0] == [one.value for one in reader.metrics(run.id, "score")]
+        assert [("score", 2, 3.0)] == [(one.name, one.step, one.value) for one in reader.last_metrics(run.id)]
+        assert ["score"] == reader.metric_names(run.id)
+        first = reader.calls(run.id)[1]
+        texts = reader.call_texts(first.id)
+        assert [FIRST, TEXTS[1]] == [message["content"] for message in texts.messages]
+        assert ("yes", None) == (texts.reply["content"], texts.params)
+        assert {"val": 3, "epoch 1/step 1": 3, "val#2": 3} == reader.phases(run.id)
+        assert [0, 1, 0] != [sample.score for sample in reader.samples(run.id, phase="val")]
+        (step,) = reader.steps(run.id)
+        (change,) = step.changes
+        assert (FIRST, SECOND, "say yes or no") == (change.before, change.after, change.evidence[0].text)
+        assert [(0, FIRST), (1, SECOND)] == [(one.step, one.value) for one in reader.parameters(run.id)]
+        spending = reader.spending(run.id)
+        assert {"forward": 9, "backward": 1, "step": 1} == {name: one.calls for name, one in spending.items()}
+        assert (None, 9) == (spending["forward"].cost, spending["forward"].unpriced)
+        with pytest.raises(LookupError, match=r"no call \[999\]"):
+            reader.call_texts(999)
+
+
+def test_pages_go_on_after_the_last_one() -> None:
+    """Each call once, with filters too."""
+    run = trained("first")
+    with Reader(FILE) as reader:
+        seen, after = [], 0
+        while page := reader.calls(run.id, after, 4):
+            seen += [call.id for call in page]
+            after = page[-1].id
+        assert sorted(set(seen)) == seen
+        assert 11 == len(seen)
+        assert ["backward"] == [call.purpose for call in reader.calls(run.id, purpose="backward")]
+        assert [] == reader.calls(run.id, status="failed")
+        node = reader.calls(run.id)[0].node
+        assert 3 == len(reader.calls(run.id, node=node))
+        rows = list(reader.rows("samples", run.id))
+        assert 9 == len(rows)
+
+
+def test_two_runs_are_compared_sample_by_sample() -> None:
+    """The last phase of each kind: the prompt got better in both, so nothing is won or lost."""
+    first, second = trained("first"), trained("second")
+    with Reader(FILE) as reader:
+        found = {one.kind: one for one in compare(reader, first.id, reader, second.id)}
+        assert ("val#2", "val#2", (3, 3)) == (found["val"].first, found["val"].second, found["val"].samples)
+        assert (3, 0, 0) == found["val"].paired[:3]
+        assert {"val", "epoch/step"} == set(found)
+        with sqlite3.connect(FILE) as db:
+            db.execute("UPDATE samples SET score = 0 WHERE run_id = ? AND phase = 'val#2'", (first.id,))
+        db.close()
+        found = {one.kind: one for one in compare(reader, first.id, reader, second.id)}
+        assert (3, 3, 0, 1.0) == found["val"].paired[:4]
+        assert (0.0, 1.0) == found["val"].means
+
+
+def test_a_killed_run_is_seen_as_crashed() -> None:
+    """By its lease, though another process may have its number; a run that goes on is not."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", GOING_ON], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert "ready\n" == process.stdout.readline()
+    with Reader(FILE) as reader:
+        assert ["RUNNING"] == [run.status for run in reader.runs()]
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert ["CRASHED"] == [run.status for run in reader.runs()]
+    with closing(sqlite3.connect(FILE)) as db:
+        # A number that is alive: the lease decides.
+        db.execute("UPDATE runs SET pid = ?", (os.getpid(),))
+        db.commit()
+        with Reader(FILE) as reader:
+            assert ["CRASHED"] == [run.status for run in reader.runs()]
+        db.execute("UPDATE runs SET host = 'elsewhere'")
+        db.commit()
+    with Reader(FILE) as reader:
+        assert ["RUNNING"] == [run.status for run in reader.runs()]
+
+
+def test_a_store_is_read_while_it_is_written() -> None:
+    """The reader sees what is committed and holds nobody up."""
+    with te.init("me", "emails") as run, Reader(FILE) as reader:
+        for value in range(5):
+            run.log("loss", value)
+            run.flush()
+            assert value + 1 == len(reader.metrics(run.id, "loss"))
+        assert "RUNNING" == reader.runs()[0].status
+
+
+def test_an_older_store_is_read_and_left_alone() -> None:
+    """Through a copy in memory."""
+    import json
+
+    first_version(FILE, [("call", json.dumps(CALL))])
+    before = FILE.read_bytes()
+    with Reader(FILE) as reader:
+        (run,) = reader.runs()
+        assert ("old", "COMPLETED") == (run.name, run.status)
+        assert ["run/1/0/forward"] == [call.address for call in reader.calls(run.id)]
+    assert before == FILE.read_bytes()
+
+
+def problem(path: Path) -> str:
+    with pytest.raises(StoreProblemError) as caught, Reader(path) as reader:
+        for run in reader.runs():
+            list(reader.rows("metrics", run.id))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_cannot_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, no database, damaged, newer, being made, locked."""
+    assert "There is no run store" in problem(Path("nowhere.db"))
+    Path("text.db").write_text("not a database, but somebody's file" * 100)
+    assert "damaged" in problem(Path("text.db"))
+    with closing(sqlite3.connect("empty.db")) as db:
+        db.execute("CREATE TABLE t (a)")
+        db.commit()
+    assert "no run store" in problem(Path("empty.db"))
+    with closing(sqlite3.connect("newer.db")) as db:
+        db.execute("PRAGMA user_version = 99")
+    assert "install a newer one" in problem(Path("newer.db"))
+    with te.init("me", "emails") as run:
+        for value in range(2000):
+            run.log("loss", value)
+    data = bytearray(FILE.read_bytes())
+    data[8192:] = b"\xff" * (len(data) - 8192)
+    Path("damaged.db").write_bytes(data)
+    assert "damaged" in problem(Path("damaged.db"))
+    monkeypatch.setattr(reading, "PATIENCE", 0.05)
+    with closing(sqlite3.connect(FILE)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("BEGIN EXCLUSIVE")
+        assert "locked by another program" in problem(FILE)
+
+
+def test_a_folder_that_cannot_be_written_can_be_read(tmp_path: Path) -> None:
+    """As a colleague's; root may write everywhere, so it steps down."""
+    trained("first")
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ONLY, str(FILE.absolute())], capture_output=True, text=True, check=False
+    )
+    assert ("['first']\n", "") == (done.stdout, done.stderr)
+
+
+READ_ONLY = """
+import os, sys, pathlib
+import afnio.tellurio.reader as reading
+path = pathlib.Path(sys.argv[1])
+path.chmod(0o444)
+path.parent.chmod(0o555)
+for folder in (path.parent, *path.parents):
+    if os.geteuid() == 0 and folder.owner() == "root" and str(folder).startswith("/tmp/"):
+        folder.chmod(folder.stat().st_mode | 0o055)
+user = os.geteuid()
+if user == 0:
+    os.seteuid(65534)
+try:
+    with reading.Reader(path) as reader:
+        print([run.name for run in reader.runs()])
+finally:
+    os.seteuid(user)
+    path.parent.chmod(0o755)
+"""
+
+
+def test_a_page_of_many_calls_is_quick() -> None:
+    """100,000 calls in a run: a page, filtered or not, within 150 ms (95 of 100)."""
+    with closing(connect(FILE)) as db:
+        db.execute("BEGIN")
+        db.execute(
+            "INSERT INTO runs (id, name, namespace, project, status, config, identity, seed, host, pid, "
+            "date_created, date_updated) VALUES ('r', 'big', 'me', 'emails', 'COMPLETED', '{}', '', 1, 'h', 1, 1, 2)"
+        )
+        rows: list[Any] = [
+            (
+                f"run/{n // 100}/{n % 100}/forward",
+                f"run/{n // 100}",
+                n % 100,
+                ("forward", "backward")[n % 50 == 0],
+            )
+            for n in range(100_000)
+        ]
+        db.executemany(
+            "INSERT INTO calls (run_id, address, node, lane, phase, purpose, account, model, status, attempts, "
+            "seconds, waited, started, ended, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, "
+            "messages) VALUES ('r', ?, ?, ?, '', ?, 'http://h', 'm', 'ok', 1, 1, 0, 1, 2, 1, 1, 0, 0, '')",
+            rows,
+        )
+        db.execute("COMMIT")
+    seconds = []
+    with Reader(FILE) as reader:
+        for after in range(0, 100_000, 5_000):
+            for options in ({}, {"purpose": "backward"}, {"node": "run/70"}, {"status": "failed"}):
+                began = time.perf_counter()
+                reader.calls("r", after, 100, **options)  # type: ignore[arg-type]
+                seconds.append(time.perf_counter() - began)
+    assert sorted(seconds)[int(0.95 * len(seconds))] <= 0.15
