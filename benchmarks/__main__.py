@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from benchmarks import calls, journal, launch, quota, reduce, scale, step, tail
+from benchmarks import calls, journal, launch, quota, reduce, scale, step, tail, tracking
 from benchmarks.report import Claim, show_claims
 
 DURABLE = 10_000.0
@@ -30,6 +30,7 @@ PARTS = {
     "quota": quota.main,
     "scale": scale.main,
     "journal": write,
+    "tracking": tracking.main,
 }
 
 

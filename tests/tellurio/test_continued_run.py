@@ -1,0 +1,78 @@
+"""A run that is killed and continued: nothing is recorded twice, nothing paid is forgotten."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conftest import Read
+
+FILE = Path(".afnio/me/emails.db")
+TESTS = str(Path(__file__).parents[1])
+
+PROGRAM = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import afnio, afnio.tellurio as te
+from afnio.testing import ScriptedClient
+from tiny_training import reply, train
+
+stop = int(os.environ["STOP"])
+asked = []
+
+def answer(request):
+    asked.append(request)
+    if len(asked) == stop:
+        run.flush()
+        print("ready", flush=True)
+        sys.stdin.readline()
+    return reply(request)
+
+with te.init("me", "emails", name="first") as run:
+    run.log("loss", 1)
+    client = ScriptedClient(answer)
+    train(client, client)
+print("asked", len(asked), flush=True)
+"""
+
+
+def start(stop: int) -> subprocess.Popen[str]:
+    Path("program.py").write_text(PROGRAM)
+    return subprocess.Popen(
+        [sys.executable, "program.py", TESTS],
+        env={**__import__("os").environ, "STOP": str(stop)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_killed_run_that_is_continued_has_everything_once(read: Read) -> None:
+    """In the middle of the backward pass; then its calls are replayed, and the rest is made."""
+    process = start(stop=7)
+    assert process.stdout is not None
+    assert "ready\n" == process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert [("RUNNING",)] == read(FILE, "SELECT status FROM runs")
+    before = read(FILE, "SELECT address, ended FROM calls ORDER BY id")
+    assert 6 == len(before)
+    done = start(stop=-1)
+    out, err = done.communicate()
+    assert (0, "asked 5\n") == (done.returncode, out), err
+    assert [("COMPLETED",)] == read(FILE, "SELECT status FROM runs")
+    # Calls that were made before keep their rows; the journal's answers are counted, not added.
+    assert before == read(FILE, f"SELECT address, ended FROM calls WHERE id <= {6} ORDER BY id")
+    assert [(11, 11, 6, 11)] == read(
+        FILE, "SELECT count(*), count(DISTINCT address), sum(replayed), sum(attempts) FROM calls"
+    )
+    counts: dict[str, Any] = {
+        "metrics": 1, "samples": 9, "nodes": 7, "steps": 1, "changes": 1, "evidence": 1, "parameters": 2,
+    }  # fmt: skip
+    assert counts == {table: read(FILE, f"SELECT count(*) FROM {table}")[0][0] for table in counts}
+    assert [("ok",)] == read(FILE, "PRAGMA integrity_check")
+    assert [] == [path.name for path in FILE.with_suffix("").iterdir() if path.suffix == ".lease"]
+    assert json.loads(read(FILE, "SELECT identity FROM runs")[0][0])[1].endswith("program.py")

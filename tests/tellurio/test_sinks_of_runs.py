@@ -1,0 +1,104 @@
+"""Sinks of a run: every event, in order, and no harm done by one that fails."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from tiny_training import reply, train
+
+import afnio.tellurio as te
+from afnio.runtime.events import CallEnded, NodeLaunched, SampleScored, StepEnded
+from afnio.tellurio import sink_thread
+from afnio.tellurio.run_events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
+from afnio.testing import ScriptedClient
+
+
+class Kept(list[Any]):
+    """A sink that keeps what it gets, and knows whether it was closed."""
+
+    closed = 0
+
+    def __call__(self, event: Any) -> None:
+        self.append(event)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_sinks_get_every_event_in_order() -> None:
+    """The start first, the end last, the same for each, from one thread; closed once."""
+    sinks = Kept(), Kept()
+    with te.init("me", "emails", name="first", config={"a": 1}, sinks=sinks) as run:
+        run.log("loss", 0.5, step=3)
+        run.log_text("note", "a text")
+        run.log_table("t", ["a"], [[1]])
+        train(ScriptedClient(reply), ScriptedClient(reply))
+    assert sinks[0] == sinks[1]
+    events = sinks[0]
+    assert RunStarted(run.id, "first", "me", "emails", None, {"a": 1}, events[0].date, False) == events[0]
+    logged = [
+        MetricLogged("loss", 0.5, 3),
+        TextLogged("note", "a text", None),
+        TableLogged("t", ["a"], [[1]], None),
+    ]
+    assert logged == events[1:4]
+    assert RunEnded("COMPLETED") == events[-1]
+    kinds = (CallEnded, SampleScored, NodeLaunched, StepEnded)
+    counts = [sum(isinstance(event, kind) for event in events) for kind in kinds]
+    assert [11, 9, 7, 1] == counts
+    assert (1, 1) == (sinks[0].closed, sinks[1].closed)
+
+
+def test_a_sink_that_fails_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It goes on being called; the others and the run go on."""
+    calls, kept = [], Kept()
+
+    def broken(event: Any) -> None:
+        calls.append(event)
+        raise OSError("the network is down")
+
+    with te.init("me", "emails", sinks=[broken, kept]) as run:
+        for value in range(3):
+            run.log("loss", value)
+    assert 5 == len(calls) == len(kept)
+    assert 1 == len(caplog.records)
+    assert "the network is down" in caplog.text
+    assert "COMPLETED" == run.status
+
+
+def test_a_sink_that_is_no_function_is_refused() -> None:
+    """Before anything is recorded."""
+    with pytest.raises(TypeError, match=r"a sink is a function of an event \(got 3\)"):
+        te.init("me", "emails", sinks=[3])  # type: ignore[list-item]
+
+
+def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one warning; memory is bounded."""
+    monkeypatch.setattr(sink_thread, "ROOM", 10)
+    go_on, seen = threading.Event(), []
+
+    def slow(event: Any) -> None:
+        go_on.wait()
+        seen.append(event)
+
+    with te.init("me", "emails", sinks=[slow]) as run:
+        for value in range(100):
+            run.log("loss", value)
+        go_on.set()
+    assert 10 <= len(seen) <= 13
+    assert ["too slow" in record.message for record in caplog.records] == [True]
+
+
+def test_sinks_get_redacted_texts() -> None:
+    """What is kept out of the store is kept from them too."""
+    kept = Kept()
+    with te.init("me", "emails", sinks=[kept], redact=["hush"]) as run:
+        run.log_text("note", "hush now")
+        ScriptedClient("hush").chat(messages=[{"role": "user", "content": "hush?"}], model="m")
+    ended = next(event for event in kept if isinstance(event, CallEnded))
+    assert ("[redacted]?", "[redacted]") == (ended.request.messages[0]["content"], ended.reply.content)
+    assert "[redacted] now" == kept[1].text
