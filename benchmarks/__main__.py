@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from benchmarks import calls, journal, launch, quota, reduce, scale, step, tail, tracking
+from benchmarks import calls, journal, launch, quota, reduce, scale, step, tail, tracking, trainer
 from benchmarks.report import Claim, show_claims
 
 DURABLE = 10_000.0
@@ -25,6 +25,7 @@ PARTS = {
     "launch": launch.main,
     "calls": calls.main,
     "step": step.main,
+    "trainer": trainer.main,
     "reduce": reduce.main,
     "tail": tail.main,
     "quota": quota.main,

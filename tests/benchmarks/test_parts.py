@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, launch, quota, report, scale, step, tail
+from benchmarks import calls, launch, quota, report, scale, step, tail, trainer
 from benchmarks.peers import environment
 
 
@@ -114,3 +114,14 @@ def test_a_claim_is_met_from_its_side_and_says_why_not(capsys: pytest.CaptureFix
     assert "NO" in printed
     assert "calls/s: the server is busy" in printed
     assert "1,234" in printed or "1,235" in printed
+
+
+def test_trainer(results: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "SAMPLES", 4)
+    monkeypatch.setattr(trainer, "EPOCHS", 2)
+    reach, extra = trainer.compare(batch_sizes=[4], latency=0.05, repeats=1)
+    rows = results("trainer")["rows"]
+    assert [row["kept and shown"] for row in rows] == ["everything", "nothing"]
+    assert [row["calls"] for row in rows] == [2 * (2 * 4 + 1 + 4)] * 2
+    assert all(row["latencies"] >= 7 for row in rows)
+    assert (reach.reach, extra.reach) == (1.10, 0.05)

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import sys
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -22,7 +23,7 @@ from afnio.runtime import current_scope, scope, tolerate
 from afnio.runtime.active_journal import active_journal, journal
 from afnio.runtime.budget import Budget, Ledger
 from afnio.runtime.seed import seed_source
-from afnio.trainer.callback import Callbacks
+from afnio.trainer.callback import Callbacks, StopTraining
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.checkpoints import LAST, Checkpoints
 from afnio.trainer.entrance import run_blocking
@@ -61,7 +62,8 @@ class Trainer:
         max_cost: dollars that this Trainer may spend, over all clients; what the journal says was spent counts.
         limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: batches of an epoch or
             pass at most, or a fraction up to 1.0.
-        val_check_interval: validate within an epoch too, after so many batches or each such fraction of it.
+        val_check_interval: validate within an epoch too, after so many batches or each such fraction of it; `best`
+            is chosen among the ends of epochs.
         accumulate_grad_batches: batches whose feedback one step uses; they run side by side.
         quorum: the fraction of samples that must not fail; None lets none fail. Failed ones are left out.
         seed: seeds samplers, Python's generator and NumPy's.
@@ -290,7 +292,7 @@ class Trainer:
         progress.start(self._fit_plan(agent, val, loop, resumed))
         stack.callback(progress.stop)
         try:
-            await self.callbacks.call("on_fit_start", self, agent)
+            await self._begin(agent)
             async with task_group() as tasks:
                 await loop.run(tasks)
             await self.callbacks.call("on_fit_end", self, agent)
@@ -298,20 +300,26 @@ class Trainer:
             await self.callbacks.call("on_exception", self, agent, error)
             raise
 
+    async def _begin(self, agent: Module) -> None:
+        try:
+            await self.callbacks.call("on_fit_start", self, agent)
+        except StopTraining as error:
+            self.stop(str(error) or "a callback asked for it")
+
     async def _pass(self, agent: Module, phase: Phase, loader: Any) -> tuple[Outcome, list[Any]]:
         stage = _STAGES[phase]
         _check_agent(agent, STEPS[phase])
         _check_loader("dataloader" if phase == "predict" else f"{phase}_dataloader", loader)
         batches = limited(length(loader), self.options.limit(phase), f"limit_{phase}_batches")
         progress = make_progress(self.options.enable_progress_bar)
-        started = anyio.current_time()
+        started = time.monotonic()
 
         def tell(outcome: Outcome, done: int) -> None:
             progress.update(
                 LoopState(
                     phase=phase, moment="batch", epoch=0, epochs=None, batch=done, batches=batches,
                     step=self.global_step, samples=outcome.samples, total=samples,
-                    failed=outcome.failed, started=started, seconds=anyio.current_time() - started, val=outcome.flat(),
+                    failed=outcome.failed, started=started, seconds=time.monotonic() - started, val=outcome.flat(),
                 )
             )  # fmt: skip
 

@@ -1,0 +1,99 @@
+"""The tutorial's task with the ready-made loop: classify the sentiment of emails, and learn the prompt.
+
+Set OPENAI_BASE_URL to run it against any OpenAI-compatible server. A run that was killed goes on when the program is
+started again, and pays for no reply twice.
+"""
+
+import json
+import os
+import re
+
+import afnio
+import afnio.cognitive as cog
+import afnio.tellurio as te
+from afnio.models.openai import AsyncOpenAI
+from afnio.trainer import EarlyStopping, Trainer
+from afnio.utils.agents import SentimentAnalyzer
+from afnio.utils.data import DataLoader, WeightedRandomSampler
+from afnio.utils.datasets import FacilitySupport
+
+os.environ.setdefault("OPENAI_API_KEY", "sk-...")
+
+BATCH_SIZE = 33
+
+
+def read_sentiment(reply):
+    return json.loads(re.sub(r"^```json\n|\n```$", "", reply))["sentiment"].lower()
+
+
+class FacilitySupportAnalyzer(SentimentAnalyzer):
+    """The ready-made agent, and what a Trainer asks of it."""
+
+    def __init__(self, client):
+        super().__init__()
+        self.client = client
+        self.loss_fn = cog.ExactMatchEvaluator()
+
+    def judge(self, batch):
+        messages, (_, sentiments, _) = batch
+        reply = self(self.client, inputs={"message": messages}, model="gpt-4.1-nano", temperature=0.0)
+        return self.loss_fn(reply.map(read_sentiment), sentiments)  # (score, explanation)
+
+    async def training_step(self, batch, batch_idx):
+        return self.judge(batch)
+
+    async def validation_step(self, batch, batch_idx):
+        return self.judge(batch)
+
+    async def test_step(self, batch, batch_idx):
+        return self.judge(batch)
+
+    def configure_optimizers(self):
+        constraint = afnio.Variable(
+            "The improved variable must never include or reference the characters `{` or `}`.",
+            role="optimizer constraint",
+        )
+        return afnio.optim.TGD(
+            self.parameters(),
+            model_client=self.client,
+            constraints=[constraint],
+            momentum=3,
+            model="gpt-5",
+            max_completion_tokens=32000,
+        )
+
+
+def balanced(data):
+    """A sampler that draws each sentiment equally often."""
+    labels = [sentiment.data for _, (_, sentiment, _) in data]
+    weights = [len(data) / labels.count(label) for label in labels]
+    return WeightedRandomSampler(weights, num_samples=len(data), seed=42)
+
+
+def main():
+    training_data, validation_data, test_data = (
+        FacilitySupport(split=split, root="data") for split in ("train", "val", "test")
+    )
+    afnio.set_backward_model_client("openai/gpt-5", completion_args={"max_completion_tokens": 32000})
+    agent = FacilitySupportAnalyzer(AsyncOpenAI())
+    trainer = Trainer(max_epochs=5, seed=42, callbacks=[EarlyStopping("val_loss", patience=3)])
+    train_dataloader = DataLoader(training_data, sampler=balanced(training_data), batch_size=BATCH_SIZE)
+    val_dataloader = DataLoader(validation_data, batch_size=BATCH_SIZE)
+    test_dataloader = DataLoader(test_data, batch_size=BATCH_SIZE)
+
+    with te.init("username", "My Project"):
+        before = trainer.test(agent=agent, test_dataloader=test_dataloader)
+        trainer.fit(agent=agent, train_dataloader=train_dataloader, val_dataloader=val_dataloader)
+        # The prompt that did best on the validation messages; the test messages decide nothing.
+        agent.load_state_dict(afnio.load(trainer.folder / "best")["agent_state_dict"])
+        after = trainer.test(agent=agent, test_dataloader=test_dataloader)
+
+    for name, found in (("before", before), ("after", after)):
+        low, high = found["loss_low"], found["loss_high"]
+        print(f"{name}: {found['loss']:.1%} right on the test messages (95 %: {low:.1%} to {high:.1%})")
+    print(agent.sentiment_task.data)
+    print(trainer.ledger)
+
+
+if __name__ == "__main__":
+    main()
