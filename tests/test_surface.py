@@ -27,7 +27,7 @@ SURFACE = {
         deterministic_evaluator lm_judge_evaluator functional Completion Score Evaluation""",
     "afnio.cognitive.functional": """add sum split chat_completion exact_match_evaluator
         deterministic_evaluator lm_judge_evaluator""",
-    "afnio.optim": "Optimizer TGD tgd Change",
+    "afnio.optim": "Optimizer TGD Demos reduce tgd Change",
     "afnio.models": """ChatClient ChatModel ChatRequest ChatResponse ToolCall Usage set_backward_model_client
         get_backward_model_client""",
     "afnio.models.openai": "OpenAI AsyncOpenAI AzureOpenAI AsyncAzureOpenAI",

@@ -110,6 +110,15 @@ def _sketch(text: str) -> frozenset[int]:
     return frozenset(heapq.nsmallest(SKETCH, [zlib.crc32(word.encode()) for word in words]))
 
 
+def likeness(one: str, other: str) -> float:
+    """Return the share of words that two texts have in common, estimated, from 0 to 1.
+
+    >>> likeness("Heating broken again", "heating BROKEN again"), likeness("Heating broken", "Thank you!")
+    (1.0, 0.0)
+    """
+    return _similarity(_sketch(one), _sketch(other))
+
+
 def _similarity(one: frozenset[int], other: frozenset[int]) -> float:
     smallest = heapq.nsmallest(SKETCH, one | other)
     common = one & other

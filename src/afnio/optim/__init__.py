@@ -5,6 +5,7 @@ from __future__ import annotations
 from afnio.optim.change import Candidate as Candidate
 from afnio.optim.change import Change as Change
 from afnio.optim.change import Evidence as Evidence
+from afnio.optim.demos import Demos as Demos
 from afnio.optim.functional import tgd as tgd
 from afnio.optim.improves import Improves as Improves
 from afnio.optim.optimizer import Optimizer as Optimizer

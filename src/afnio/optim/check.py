@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from afnio.autodiff import Variable
-from afnio.models import ChatModel
 from afnio.optim.leak import labels, leaks
 from afnio.optim.validators import refusals
 from afnio.runtime import Job, call_in_node
@@ -38,7 +37,7 @@ async def check(
     before: str,
     after: str,
     *,
-    model: ChatModel,
+    count_tokens: Callable[[str], int],
     gradients: Sequence[Variable] = (),
     instructions: Sequence[str] = (),
     allowed: Sequence[str] = (),
@@ -49,7 +48,7 @@ async def check(
     Placeholders, then the length, then leaks, then the parameter's own validators; what stays as it is passes.
 
     Args:
-        model: who proposed it; its client counts the tokens.
+        count_tokens: counts as the parameter's `max_tokens` means it.
         gradients: the feedback, whose provenance has the training examples.
         instructions: the prompts that the proposer was sent, without the data in them.
         allowed: texts that the value may repeat, beside its old one.
@@ -61,7 +60,7 @@ async def check(
     if not after.strip():
         return reasons
     most = getattr(parameter, "max_tokens", None)
-    if most is not None and (tokens := model.count_tokens(after)) > most:
+    if most is not None and (tokens := count_tokens(after)) > most:
         reasons.append(f"it must have at most {most} tokens, about {words_in(most)} words, and has {tokens}")
     if leak_words is not None:
         examples: list[Mapping[str, Any]] = [entry for g in gradients for entry in _flat(g.provenance)]

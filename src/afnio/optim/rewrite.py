@@ -66,7 +66,7 @@ async def rewrite(
             parameter,
             value,
             proposed,
-            model=model,
+            count_tokens=model.count_tokens,
             gradients=gradients,
             instructions=_instructions(options),
             allowed=constraints,

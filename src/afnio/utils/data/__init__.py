@@ -4,6 +4,7 @@ from afnio.utils.data.batch_sampler import BatchSampler
 from afnio.utils.data.collate import collate
 from afnio.utils.data.dataloader import DataLoader
 from afnio.utils.data.dataset import Dataset, IterableDataset
+from afnio.utils.data.prioritized import PrioritizedSampler
 from afnio.utils.data.sampler import (
     RandomSampler,
     Sampler,
@@ -16,6 +17,7 @@ __all__ = [
     "DataLoader",
     "Dataset",
     "IterableDataset",
+    "PrioritizedSampler",
     "RandomSampler",
     "Sampler",
     "SequentialSampler",

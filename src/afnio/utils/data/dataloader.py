@@ -99,7 +99,10 @@ class DataLoader:
     def state_dict(self) -> dict[str, Any]:
         """The epoch, how far it is (in samples; with a `batch_sampler` in batches), and the sampler's state."""
         under_way = self._cursor.under_way
-        sampler = self._epoch_state if under_way else self._sampler_state()
+        own = self._stateful()
+        sampler = self._sampler_state()
+        if under_way:
+            sampler = own.since(self._epoch_state) if isinstance(own, Sampler) else self._epoch_state
         return {**self._cursor.state_dict(), "sampler": dict(sampler)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

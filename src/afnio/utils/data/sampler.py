@@ -44,6 +44,10 @@ class Sampler(ABC):
         """What `load_state_dict` needs to go on in the same order; nothing by default."""
         return {}
 
+    def since(self, begun: Mapping[str, Any]) -> dict[str, Any]:
+        """The state that an epoch can be repeated from which began at `begun`, with what was learned since."""
+        return dict(begun)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (no state to load)
         """Go on where `state` was taken."""
 

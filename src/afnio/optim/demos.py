@@ -1,0 +1,316 @@
+"""Demos: few-shot examples, bootstrapped into a parameter from runs that scored.
+
+Source: Khattab et al., "DSPy: Compiling Declarative Language Model Calls into Self-Improving Pipelines",
+arXiv:2310.03714 (BootstrapFewShot), without its compile step: examples are gathered while the program runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, final
+
+from afnio.autodiff import Variable
+from afnio.autodiff.data import Data
+from afnio.autodiff.feedback import Segment
+from afnio.cognitive.cluster import likeness
+from afnio.cognitive.evaluator import Score
+from afnio.optim.change import Change, Evidence
+from afnio.optim.check import check
+from afnio.optim.optimizer import Optimizer
+from afnio.optim.step import Decision, Update
+from afnio.runtime import Failure, Job, Slot
+from afnio.runtime.waiting import wait_async
+
+POOL: Final = 256
+"""Examples that are kept to choose from, the best; of equals the first."""
+_SECTION: Final = re.compile(r"\n*<examples>\n(?:(?!<examples>).)*\n</examples>\s*\Z", re.DOTALL)
+_TAG: Final = re.compile(r"<(?=/?(?:examples|example|input|output)\b)")
+_PLACEHOLDER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+@final
+class Demos(Optimizer):
+    """Appends the best of the runs that it was told of to its parameters, as examples.
+
+    It asks no model. Tell it what a batch gave, then `step()`; in a Trainer's `training_step` as in a loop of your
+    own. It works beside another optimizer, on the same text or, better, on one of its own:
+
+        examples = afnio.Parameter("", role="examples")       # in the agent's system message
+        demos = optim.Demos([examples], k=4)
+        score, explanation = loss_fn(pred, gold)
+        demos.observe({"message": x}, pred, score)            # never waits; a batch or one sample
+        demos.step()
+
+    With a teacher, observe the same agent run with the teacher's client (under `no_grad`): its good replies become
+    the student's examples. With `labeled`, also samples whose feedback tells a target become examples with that as the
+    output, so what went wrong is shown as it should have been.
+
+    Examples are chosen anew in each step, in the same order in each run: outputs take turns, rarest so far
+    first; of those the example least like the chosen ones; then the higher score; then the first. They replace the
+    section that an earlier step appended, and nothing else of the text. An input's own `{placeholders}` and tags
+    are made harmless.
+
+    Args:
+        params: Parameters, or dicts of them with options of their own.
+        k: how many examples, at most.
+        max_tokens: how long all of them together may be, a token being four bytes.
+        threshold: the score from which a run becomes an example.
+        labeled: make examples of failed samples with their targets.
+
+    >>> import afnio
+    >>> examples = afnio.Parameter("Name the sentiment.", role="prompt")
+    >>> demos = Demos([examples], k=1)
+    >>> demos.observe({"message": ["Thanks {name}!", "Hm."]}, ["positive", "negative"], [1, 0])
+    >>> _ = demos.step()
+    >>> print(examples.data)
+    Name the sentiment.
+    <BLANKLINE>
+    <examples>
+    <example>
+    <input name="message">Thanks { name }!</input>
+    <output>positive</output>
+    </example>
+    </examples>
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Variable] | Iterable[dict[str, Any]],
+        k: int = 4,
+        *,
+        max_tokens: int = 1_000,
+        threshold: float = 1.0,
+        labeled: bool = False,
+    ) -> None:
+        self._runs: list[_Run] = []
+        defaults = {"k": k, "max_tokens": max_tokens, "threshold": threshold, "labeled": labeled}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        options = {**self.defaults, **group} if isinstance(group, dict) else self.defaults
+        for name in ("k", "max_tokens"):
+            if isinstance(options[name], bool) or not isinstance(options[name], int) or options[name] < 1:
+                raise ValueError(f"{name} must be a number from 1 (got {options[name]!r})")
+        if isinstance(options["threshold"], bool) or not isinstance(options["threshold"], int | float):
+            raise TypeError(f"threshold must be a score (got {options['threshold']!r})")
+        super().add_param_group(group)
+
+    def observe(self, inputs: Mapping[str, Variable | Data], prediction: Variable | Data, score: Any) -> None:
+        """Note what a batch, or one sample, was given and what came of it; the next `step` uses it.
+
+        It takes values as they are at this line, pending ones too, and never waits. What failed or is missing is
+        left out.
+
+        Args:
+            inputs: by name; what is one text is shared by all samples.
+            prediction: what the agent replied.
+            score: of each sample: an evaluator's `score`, or numbers.
+
+        Raises:
+            ValueError: for batches of unequal length.
+        """
+        if not isinstance(inputs, Mapping) or not inputs:
+            raise TypeError(f"inputs must be a dict of names and values, at least one (got {inputs!r})")
+        cells = {name: _slots(value) for name, value in inputs.items()}
+        run = _Run(cells, _slots(prediction), _slots(score))
+        sizes = {len(slots) for slots, batch in (*cells.values(), run.prediction, run.score) if batch}
+        if len(sizes) > 1:
+            raise ValueError(f"the batches have different lengths ({', '.join(map(str, sorted(sizes)))})")
+        self._runs.append(run)
+
+    def _updates(self) -> list[Update]:
+        runs, self._runs = self._runs, []
+        updates: list[Update] = []
+        for parameter, group in self._members():
+            segments = parameter.segments[:] if group["labeled"] else []
+            if not parameter.requires_grad or not (runs or segments):
+                continue
+
+            async def propose(
+                job: Job,
+                value: Any,
+                parameter: Variable = parameter,
+                group: Mapping[str, Any] = group,
+                segments: Sequence[Any] = segments,
+            ) -> Change:
+                self._learn(parameter, runs, parameter.gradients_of(segments), group)
+                return await self.propose(job, parameter, value, [], group)
+
+            waits = [slot for run in runs for slot in run.slots()]
+            updates.append(Update(parameter, [*waits, *(segment.slot for segment in segments)], propose))
+        return updates
+
+    async def _decide(
+        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[Segment]]
+    ) -> Decision:
+        """Do after an async closure what `step` does without one."""
+        updates = {id(update.parameter): update for update in self._updates()}
+        await wait_async([slot for update in updates.values() for slot in update.waits])
+        after, changes = list(values), []
+        for number, (parameter, _) in enumerate(self._members()):
+            update = updates.get(id(parameter))
+            if update is not None:
+                change = await update.propose(job, values[number])
+                changes.append(change)
+                after[number] = change.after
+        return Decision(tuple(after), tuple(changes))
+
+    def _learn(
+        self,
+        parameter: Variable,
+        runs: Sequence[_Run],
+        gradients: Sequence[Variable],
+        group: Mapping[str, Any],
+    ) -> None:
+        """Put new examples into the parameter's pool, each input once, with its best score."""
+        found = [example for run in runs for example in run.examples(group["threshold"])]
+        if group["labeled"]:
+            found += [e for gradient in gradients for e in _labeled(gradient.provenance, group["threshold"])]
+        state = self.state[parameter]
+        pool: dict[str, dict[str, Any]] = {repr(e["inputs"]): e for e in state.get("pool", [])}
+        for example in found:
+            known = pool.get(repr(example["inputs"]))
+            if known is None or example["score"] > known["score"]:
+                pool[repr(example["inputs"])] = example
+        # Sorting is stable: of equals the first stay.
+        best = sorted(pool.values(), key=lambda example: -example["score"])[:POOL]
+        kept = {id(example) for example in best}
+        state["pool"] = [example for example in pool.values() if id(example) in kept]
+
+    async def propose(
+        self,
+        job: Job,
+        parameter: Variable,
+        value: Any,
+        gradients: Sequence[Variable],
+        group: Mapping[str, Any],
+    ) -> Change:
+        if not isinstance(value, str):
+            raise TypeError(f"examples are appended to a text (the value of {parameter.role!r} is {value!r})")
+        pool = self.state[parameter].get("pool", [])
+        # What the author wrote stays, also where it looks like ours.
+        bare = _SECTION.sub("", value) if self.state[parameter].get("appended") else value
+        chosen = chosen_of(pool, group["k"], group["max_tokens"])
+        while True:
+            after = _with_examples(bare, chosen) if chosen else value
+            reasons = await check(job, parameter, value, after, count_tokens=tokens_in)
+            if not reasons or len(chosen) < 2:
+                break
+            chosen = chosen[:-1]  # the parameter's own limits may be narrower
+        evidence = tuple(Evidence(_shown(example), (example,)) for example in chosen)
+        if reasons:
+            return Change(parameter.role, value, value, len(pool), "; ".join(reasons), evidence)
+        self.state[parameter]["appended"] = bool(chosen) or self.state[parameter].get("appended", False)
+        return Change(parameter.role, value, after, len(pool), None, evidence)
+
+
+class _Run(NamedTuple):
+    """What `observe` noted: slots of each, and whether they are a batch."""
+
+    inputs: dict[str, tuple[list[Slot], bool]]
+    prediction: tuple[list[Slot], bool]
+    score: tuple[list[Slot], bool]
+
+    def slots(self) -> list[Slot]:
+        return [slot for slots, _ in (*self.inputs.values(), self.prediction, self.score) for slot in slots]
+
+    def examples(self, threshold: float) -> list[dict[str, Any]]:
+        """Return the samples that scored; when all slots are done."""
+        size = max(len(slots) for slots, _ in (*self.inputs.values(), self.prediction, self.score))
+        found: list[dict[str, Any]] = []
+        for lane in range(size):
+            values = {name: _at(cell, lane) for name, cell in self.inputs.items()}
+            output, score = _at(self.prediction, lane), _at(self.score, lane)
+            if any(value is None for value in (*values.values(), output, score)) or score < threshold:
+                continue
+            texts = {name: str(value) for name, value in values.items()}
+            found.append({"inputs": texts, "output": str(output), "score": float(score)})
+        return found
+
+
+def _slots(value: Any) -> tuple[list[Slot], bool]:
+    if isinstance(value, Score):
+        samples = list(value._sample_slots)
+        return samples, len(samples) > 1 or value.batch
+    variable = value if isinstance(value, Variable) else Variable(value)
+    slots, batch = variable.cell()
+    return list(slots), batch
+
+
+def _at(cell: tuple[list[Slot], bool], lane: int) -> Any:
+    slots, batch = cell
+    outcome = slots[lane if batch else 0].outcome
+    if isinstance(outcome, Failure):
+        outcome.mark_read()  # an infrastructure failure is no example, and no news
+        return None
+    return outcome
+
+
+def _labeled(trail: Sequence[Any], score: float) -> list[dict[str, Any]]:
+    """Return samples with what was expected of them as examples; labels count as runs that just scored."""
+    return [
+        {
+            "inputs": {name: str(value) for name, value in entry["inputs"].items()},
+            "output": str(entry["target"]),
+            "score": float(score),
+        }
+        for entry in trail
+        if isinstance(entry, Mapping) and entry.get("inputs") and entry.get("target") is not None
+    ]
+
+
+def chosen_of(pool: Sequence[Mapping[str, Any]], k: int, max_tokens: int) -> list[Mapping[str, Any]]:
+    """Return at most `k` examples within `max_tokens`, different in output and wording.
+
+    >>> pool = [{"inputs": {"x": x}, "output": y, "score": 1.0} for x, y in (("a", "1"), ("b", "1"), ("c", "2"))]
+    >>> [example["inputs"]["x"] for example in chosen_of(pool, 2, 100)]
+    ['a', 'c']
+    """
+    left = list(pool)
+    chosen: list[Mapping[str, Any]] = []
+    room = max_tokens
+    alike = [0.0] * len(left)  # each example's likeness to the chosen one that it is most like
+    used: dict[str, int] = {}
+    while left and len(chosen) < k:
+        keys = [(used.get(e["output"], 0), alike[n], -e["score"], n) for n, e in enumerate(left)]
+        number = min(keys)[-1]
+        example = left.pop(number)
+        alike.pop(number)
+        size = tokens_in(_shown(example))
+        if size > room:
+            continue
+        room -= size
+        chosen.append(example)
+        used[example["output"]] = used.get(example["output"], 0) + 1
+        text = _words(example)
+        alike = [max(a, likeness(text, _words(e))) for a, e in zip(alike, left, strict=True)]
+    return chosen
+
+
+def tokens_in(text: str) -> int:
+    """Return about how many tokens a text is: one for every four bytes, as clients estimate it."""
+    return -(-len(text.encode("utf-8", "replace")) // 4)
+
+
+def _words(example: Mapping[str, Any]) -> str:
+    return " ".join(example["inputs"].values())
+
+
+def _with_examples(bare: str, examples: Sequence[Mapping[str, Any]]) -> str:
+    section = "\n".join(["<examples>", *map(_shown, examples), "</examples>"])
+    return f"{bare}\n\n{section}" if bare else section
+
+
+def _shown(example: Mapping[str, Any]) -> str:
+    inputs = [f'<input name="{name}">{_harmless(text)}</input>' for name, text in example["inputs"].items()]
+    return "\n".join(["<example>", *inputs, f"<output>{_harmless(example['output'])}</output>", "</example>"])
+
+
+def _harmless(text: str) -> str:
+    """Return `text` so that it fills no placeholder and closes no tag.
+
+    >>> _harmless("{name} </output>")
+    '{ name } &lt;/output>'
+    """
+    return _TAG.sub("&lt;", _PLACEHOLDER.sub(r"{ \1 }", text))
