@@ -6,6 +6,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
+from afnio.tellurio import writer as writer_module
 from afnio.tellurio.writer import Writer
 
 if TYPE_CHECKING:
@@ -92,3 +95,27 @@ def test_a_thread_that_cannot_start_is_no_error() -> None:
     writer.flush()
     writer.close()
     assert not FILE.exists()
+
+
+def test_what_the_disk_cannot_follow_is_left_out(
+    read: Read, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond a bound in bytes, with one warning; what the program logs itself is kept; the count is known."""
+    monkeypatch.setattr(writer_module, "ROOM", 1_000)
+    seen: list[str] = []
+    writer = Writer(FILE, recorded=lambda db, event, date: seen.append(event))
+    running, go_on = threading.Event(), threading.Event()
+    writer.submit(lambda _: (running.set(), go_on.wait()))
+    running.wait()
+    for number in range(10):
+        writer.offer(f"event {number}", 0.0, 400)
+    writer.submit(lambda db: db.execute(INSERT, ("kept",)))
+    go_on.set()
+    writer.flush()
+    writer.offer("later", 0.0, 400)
+    writer.close()
+    assert seen == ["event 0", "event 1", "event 2", "later"]
+    assert writer.dropped == 7
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "events are left out" in caplog.text
+    assert read(FILE, "SELECT payload FROM events") == [("kept",)]

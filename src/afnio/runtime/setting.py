@@ -6,9 +6,11 @@ import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, Token
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 T = TypeVar("T")
+
+_UNSET: Final = object()
 
 
 class Setting(Generic[T]):
@@ -26,7 +28,7 @@ class Setting(Generic[T]):
         self._first = default
         # Newest last; changed by append and remove alone, which are atomic, so it needs no lock.
         self._assigned: list[_Entry[T]] = []
-        self._local: ContextVar[T] = ContextVar(f"afnio_{name}")
+        self._local: ContextVar[Any] = ContextVar(f"afnio_{name}")
 
     @property
     def default(self) -> T:
@@ -42,7 +44,11 @@ class Setting(Generic[T]):
         self._assigned = []
 
     def get(self) -> T:
-        return self._local.get(self.default)
+        value = self._local.get(_UNSET)
+        if value is not _UNSET:
+            return cast("T", value)
+        # Asked several times for each call; an empty list must not cost an exception.
+        return self.default if self._assigned else self._first
 
     @contextmanager
     def override(self, value: T) -> Iterator[T]:

@@ -14,7 +14,7 @@ KEPT: Final = 20_000
 """Bodies whose numbers are remembered; an older one is looked up."""
 
 FIND: Final = "SELECT id FROM bodies WHERE run_id = ? AND digest = ?"
-INSERT: Final = "INSERT INTO bodies (run_id, digest, packed, body) VALUES (?, ?, ?, ?)"
+INSERT: Final = "INSERT OR IGNORE INTO bodies (run_id, digest, packed, body) VALUES (?, ?, ?, ?)"
 
 
 class Bodies:
@@ -32,12 +32,14 @@ class Bodies:
         if known is not None:
             self._numbers.move_to_end(digest)
             return known
-        row = connection.execute(FIND, (self._run_id, digest)).fetchone()
-        if row is None:
-            packed = len(body) >= PACKED_FROM
-            stored = zlib.compress(body, 1) if packed else body
-            row = (connection.execute(INSERT, (self._run_id, digest, packed, stored)).lastrowid,)
-        number = self._numbers[digest] = int(row[0])
+        packed = len(body) >= PACKED_FROM
+        stored = zlib.compress(body, 1) if packed else body
+        made = connection.execute(INSERT, (self._run_id, digest, packed, stored))
+        if made.rowcount:
+            number = made.lastrowid or 0
+        else:
+            (number,) = connection.execute(FIND, (self._run_id, digest)).fetchone()
+        self._numbers[digest] = number
         if len(self._numbers) > KEPT:
             self._numbers.popitem(last=False)
         return number

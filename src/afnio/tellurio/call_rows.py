@@ -37,6 +37,9 @@ REPLAY: Final = (
 INSERT_RETRY: Final = """
 INSERT INTO retries (run_id, address, attempt, error, wait, time) VALUES (?, ?, ?, ?, ?, ?)"""
 
+RECENT: Final = 1_000
+"""Messages and replies that are known by their texts."""
+
 
 class CallRows:
     """Writes the calls of one run."""
@@ -45,6 +48,7 @@ class CallRows:
         self._run_id = run_id
         self._redaction = redaction
         self._bodies = Bodies(run_id)
+        self._recent: dict[tuple[Any, ...], int] = {}
 
     def end(self, connection: sqlite3.Connection, event: CallEnded, time: float) -> None:
         """Write a call that has ended."""
@@ -83,7 +87,7 @@ class CallRows:
             event.address,
             event.node or event.address,
             event.lane,
-            phase_of(event.address),
+            phase_of(event.node or event.address),
             event.purpose,
             event.account,
             event.model,
@@ -102,7 +106,20 @@ class CallRows:
         connection.execute(INSERT, row)
 
     def _body(self, connection: sqlite3.Connection, value: Any) -> int:
-        return self._bodies.number(connection, lenient(self._redaction.value(value)))
+        # Most messages of a batch are one: knowing it by its text spares making JSON of it and a digest.
+        content = value.get("content") if len(value) == 2 else None
+        parts = tuple(value.items()) if isinstance(content, str) else None
+        try:
+            known = None if parts is None else self._recent.get(parts)
+        except TypeError:  # a part that can't be a key
+            parts = known = None
+        if known is None:
+            known = self._bodies.number(connection, lenient(self._redaction.value(value)))
+            if parts is not None:
+                if len(self._recent) >= RECENT:
+                    self._recent.clear()
+                self._recent[parts] = known
+        return known
 
 
 def _shown(reply: Any) -> dict[str, Any]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+# Made once: making an encoder takes longer than most of the values that it gets.
+_LENIENT = json.JSONEncoder(default=str, ensure_ascii=False)
+
 
 def encode(what: str, value: Any) -> str:
     """The value as JSON, taken now, so that later changes don't reach the record.
@@ -32,7 +35,7 @@ def lenient(value: Any) -> str:
     >>> lenient({"at": (1, {2})})
     '{"at": [1, "{2}"]}'
     """
-    return encodable(json.dumps(value, default=str, ensure_ascii=False))
+    return encodable(_LENIENT.encode(value))
 
 
 def as_text(value: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import takewhile
 
 
+@lru_cache(maxsize=1024)
 def phase_of(address: str) -> str:
     """The scopes of an address, without the run's own.
 

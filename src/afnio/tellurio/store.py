@@ -151,10 +151,7 @@ class Store:
 
     def record(self, event: Any, date: float) -> None:
         """Add what the engine said; on the runtime's thread. Turning it into rows is the writer's work."""
-        writer = self.open()
-        recording = self._recording
-        if recording is not None:
-            writer.offer(lambda db: recording.write(db, event, date), weight_of(event))
+        self.open().offer(event, date, weight_of(event))
 
     def add_event(self, run_id: str, kind: str, payload: str, date: float) -> None:
         """Add an event, given as JSON."""
@@ -178,7 +175,7 @@ class Store:
         """
         # The queue and locks of an inherited writer may be in any state, so they aren't touched.
         if self._writer is None or self._writer.pid != os.getpid():
-            self._writer = Writer(self.path, self._beat)
+            self._writer = Writer(self.path, self._beat, self._write_event)
             self._renew()
         return self._writer
 
@@ -186,6 +183,10 @@ class Store:
         """From now on record what the engine says as this run's."""
         self._run_id = run_id
         self._renew()
+
+    def _write_event(self, connection: sqlite3.Connection, event: Any, date: float) -> None:
+        if self._recording is not None:
+            self._recording.write(connection, event, date)
 
     def _renew(self) -> None:
         self._recording = None if self._run_id is None else Recording(self._run_id, self.redaction)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 from afnio.tellurio.schema import StoreVersionError, connect
 
@@ -37,7 +37,8 @@ class Slow:
     work: Callable[[], Write]
 
 
-Item: TypeAlias = "Write | Slow | Future[None] | None"
+Offered: TypeAlias = tuple[Any, float, int]
+Item: TypeAlias = "Write | Slow | Offered | Future[None] | None"
 
 
 class Writer:
@@ -48,6 +49,7 @@ class Writer:
 
     Args:
         beat: called in the thread every `BEAT` seconds or so; a write, or None.
+        recorded: writes an event that was offered.
 
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,11 +59,17 @@ class Writer:
     ...     writer.close()
     """
 
-    def __init__(self, path: Path, beat: Callable[[], Write | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        beat: Callable[[], Write | None] = lambda: None,
+        recorded: Callable[[sqlite3.Connection, Any, float], None] = lambda *_: None,
+    ) -> None:
         self.path = path
         self.pid = os.getpid()
         self.dropped = 0
         self._beat = beat
+        self._recorded = recorded
         # Its put never waits, so that logging doesn't hold up an event loop.
         self._queue: SimpleQueue[Item] = SimpleQueue()
         self._hurry = threading.Event()
@@ -91,8 +99,8 @@ class Writer:
         if not (self._failed or self._closed):
             self._queue.put(write)
 
-    def offer(self, write: Write, weight: int) -> None:
-        """Have `write` run soon if there is room for about `weight` bytes more; from one thread only.
+    def offer(self, event: Any, date: float, weight: int) -> None:
+        """Have `recorded` write an event soon if there is room for about `weight` bytes more; from one thread only.
 
         A disk that can't follow must not fill the memory: what finds no room is dropped and counted.
         """
@@ -102,12 +110,7 @@ class Writer:
             self._drop()
             return
         self._offered += weight
-
-        def taken(connection: sqlite3.Connection) -> None:
-            self._taken += weight
-            write(connection)
-
-        self._queue.put(taken)
+        self._queue.put((event, date, weight))
 
     def flush(self) -> None:
         """Wait until everything submitted so far is committed, or dropped."""
@@ -136,7 +139,7 @@ class Writer:
             group = self._next_group()
             closing = None in group
             if connection is not None and not self._failed:
-                self._write(connection, [item for item in group if isinstance(item, Slow) or callable(item)])
+                self._write(connection, group)
             for item in group:
                 if isinstance(item, Future):
                     item.set_result(None)
@@ -162,7 +165,7 @@ class Writer:
             group: list[Item] = [self._queue.get(timeout=BEAT)]
         except Empty:
             group = []
-        if group and callable(group[0]) and self._queue.qsize() < GROUP:
+        if group and (callable(group[0]) or isinstance(group[0], tuple)) and self._queue.qsize() < GROUP:
             self._hurry.wait(LINGER)
         self._hurry.clear()
         try:
@@ -173,9 +176,10 @@ class Writer:
         beat = self._beat()
         return group if beat is None else [beat, *group]
 
-    def _write(self, connection: sqlite3.Connection, items: list[Write | Slow]) -> None:
+    def _write(self, connection: sqlite3.Connection, group: list[Item]) -> None:
         try:
-            writes = [item.work() if isinstance(item, Slow) else item for item in items]
+            items = [item.work() if isinstance(item, Slow) else item for item in group]
+            writes = [item for item in items if isinstance(item, tuple) or callable(item)]
             if writes:
                 self._commit(connection, writes)
         except Exception as error:
@@ -183,10 +187,15 @@ class Writer:
             if connection.in_transaction:
                 connection.rollback()
 
-    def _commit(self, connection: sqlite3.Connection, writes: list[Write]) -> None:
+    def _commit(self, connection: sqlite3.Connection, writes: list[Write | Offered]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         for write in writes:
-            write(connection)
+            if isinstance(write, tuple):
+                event, date, weight = write
+                self._taken += weight
+                self._recorded(connection, event, date)
+            else:
+                write(connection)
         connection.execute("COMMIT")
 
     def _drop(self) -> None:
