@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from afnio.runtime.seed import seed_source
-from afnio.utils.data import DataLoader, PrioritizedSampler
+from afnio.utils.data import BatchSampler, DataLoader, PrioritizedSampler
 
 
 def test_without_scores_all_are_drawn_alike():
@@ -84,6 +84,20 @@ def test_a_run_resumes_exactly(stop):
     again.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert whole == seen + run(again, 17 - stop, score)
     assert whole != run(made(7), 17, lambda index: 0.0)
+
+
+def test_a_batch_sampler_hands_on_what_was_learned():
+    """The loader's state in the middle of an epoch has the scores, whoever makes the batches."""
+
+    def loader():
+        return DataLoader(range(6), batch_sampler=BatchSampler(PrioritizedSampler(range(6), seed=1), 2))
+
+    first, again = loader(), loader()
+    batch = next(iter(first))
+    first.batch_sampler.sampler.update([1.0] * len(batch))
+    again.load_state_dict(first.state_dict())
+    assert first.batch_sampler.sampler.scores == again.batch_sampler.sampler.scores
+    assert sum(again.batch_sampler.sampler.scores) > 0
 
 
 def test_the_sampler_alone_resumes_too():

@@ -42,6 +42,10 @@ class BatchSampler:
         """What `load_state_dict` needs to go on in the same order: the sampler's state."""
         return self.sampler.state_dict() if isinstance(self.sampler, Sampler) else {}
 
+    def since(self, begun: Mapping[str, Any]) -> dict[str, Any]:
+        """The sampler's state that an epoch can be repeated from which began at `begun`, with what it learned since."""
+        return self.sampler.since(begun) if isinstance(self.sampler, Sampler) else dict(begun)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         if isinstance(self.sampler, Sampler):

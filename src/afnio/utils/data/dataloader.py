@@ -102,7 +102,7 @@ class DataLoader:
         own = self._stateful()
         sampler = self._sampler_state()
         if under_way:
-            sampler = own.since(self._epoch_state) if isinstance(own, Sampler) else self._epoch_state
+            sampler = self._epoch_state if own is None else own.since(self._epoch_state)
         return {**self._cursor.state_dict(), "sampler": dict(sampler)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
