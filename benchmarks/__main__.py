@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from benchmarks import calls, journal, launch, quota, reduce, scale, step, tail, tracking, trainer
+from benchmarks import accept, calls, journal, launch, quota, reduce, scale, step, tail, tracking, trainer
 from benchmarks.report import Claim, show_claims
 
 DURABLE = 10_000.0
@@ -26,6 +26,7 @@ PARTS = {
     "calls": calls.main,
     "step": step.main,
     "trainer": trainer.main,
+    "accept": accept.main,
     "reduce": reduce.main,
     "tail": tail.main,
     "quota": quota.main,

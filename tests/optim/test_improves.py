@@ -351,12 +351,13 @@ def test_a_journal_gives_the_same_values_without_a_call(tmp_path):
             with afnio.journal(tmp_path / "calls.journal"):
                 for _ in range(3):
                     optimizer.step()
-        return gate.prompt.data, told, optimizer.state_dict()["accept"]
+        return gate, (gate.prompt.data, told, optimizer.state_dict()["accept"])
 
     levels = iter([41, 30, 70, 69, 71, 10, 95, 72, 20])
-    first = run(quality, lambda request: {"value": f"q={next(levels)}"})
+    _, first = run(quality, lambda request: {"value": f"q={next(levels)}"})
     dead = FinalModelError("nobody must be asked", status=400)
-    assert first == run(dead, dead)
+    gate, again = run(dead, dead)
+    assert (first, 0) == (again, gate.asked()), "not even for blocks that had been cancelled"
     assert "q=95" == first[0]
 
 
@@ -382,6 +383,21 @@ def test_a_gated_step_takes_two_latencies_more():
     assert 1.0 == pytest.approx(walls[False], abs=0.3)
     assert walls[True] - walls[False] <= 2.5
     assert gate.asked() <= 64 + 4 * 64
+
+
+def test_where_calls_queue_a_block_waits_for_the_verdict_on_the_one_before():
+    """32 in flight: losers send little more than the blocks that decided."""
+    with virtual_runtime():
+        levels = iter([50, 51, 39, 20])
+        gate = Gate(40, latency=1.0, limits=afnio.Limits(max_in_flight=32))
+        proposer = ScriptedClient(lambda _: {"value": f"q={next(levels)}"}, latency=1.0)
+        optimizer, events = gate.optimizer([], gate.aevaluate, client=proposer, k=4), []
+        with subscribed(events.append):
+            optimizer.step()
+    (step,) = steps(events)
+    decided = sum(len(candidate.scores) for candidate in step.candidates)
+    assert decided == gate.asked()
+    assert decided < 64 + 4 * 64
 
 
 @pytest.mark.parametrize(

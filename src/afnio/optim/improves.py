@@ -38,8 +38,9 @@ class Improves(Acceptance):
     asked for, the first candidate is made from all of the feedback and each other from a random half of it.
 
     Racing is after CAPO (Zehle et al., 2025, arXiv:2504.16005), without its barrier after each block and with a
-    test that supposes no distribution. The first block is evaluated at validation priority, the others, at once,
-    at speculative priority by those who survive it.
+    test that supposes no distribution. Who survives the first block gets the others at once, at speculative priority,
+    if the account has room for what it is asked; where calls queue, each block waits for the verdict on the one
+    before. So a gate takes two latencies where there is room, and saves calls where there is none.
 
     Args:
         evaluate: called with a batch, runs the agent and returns `(score, …)`: what an evaluator returns, or

@@ -14,6 +14,7 @@ from afnio.optim.holdout import Block, Holdout
 from afnio.optim.racing import Race
 from afnio.optim.step import Round, proposals
 from afnio.runtime import Job, scope
+from afnio.runtime.crowd import Crowd, crowd
 from afnio.runtime.priority import Priority
 
 UnitScores = dict[int, list[float | None]]
@@ -60,16 +61,21 @@ class Trial:
         self.changes: list[dict[int, Change]] = [{} for _ in numbers]
         self.scores: list[UnitScores] = [{} for _ in numbers]
         self._proposed = [anyio.Event() for _ in numbers]
-        self._passed = [anyio.Event() for _ in numbers]
+        self._passed = [[anyio.Event() for _ in blocks] for _ in numbers]
+        self._crowd = Crowd()
         self._cancels = [anyio.CancelScope() for _ in numbers]
         self._measuring = anyio.CancelScope()
 
     async def run(self) -> None:
         """Propose and evaluate until it is decided who wins; failures are the candidates' verdicts."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._measure_incumbent)
-            for candidate in range(len(self._numbers)):
-                tasks.start_soon(self._run, candidate)
+        counting = crowd.set(self._crowd)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._measure_incumbent)
+                for candidate in range(len(self._numbers)):
+                    tasks.start_soon(self._run, candidate)
+        finally:
+            crowd.reset(counting)
 
     @property
     def compared(self) -> bool:
@@ -109,12 +115,22 @@ class Trial:
                     await earlier.wait()
                 self._compare_with_earlier(candidate)
                 self._settle()
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._evaluate_block, candidate, 0, Priority.VALIDATION)
-                    # The first block rules out most; who survives it gets all of the others at once.
-                    await self._passed[candidate].wait()
-                    for number in range(1, len(self._blocks)):
-                        tasks.start_soon(self._evaluate_block, candidate, number, Priority.SPECULATIVE)
+                await self._race_on(candidate)
+
+    async def _race_on(self, candidate: int) -> None:
+        """Evaluate block by block; once there is room for all that the account is asked, all others at once.
+
+        The first block rules out most. Where calls queue, the next block waits until the candidate has survived the
+        one before: what is not sent need not be cancelled, and others use the room.
+        """
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._evaluate_block, candidate, 0, Priority.VALIDATION)
+            for number in range(1, len(self._blocks)):
+                urgency = Priority.SPECULATIVE
+                if number == 1 or self._crowd.dense:
+                    await self._passed[candidate][number - 1].wait()
+                    urgency = Priority.VALIDATION
+                tasks.start_soon(self._evaluate_block, candidate, number, urgency)
 
     async def _propose(self, candidate: int) -> None:
         found = await proposals(self._job, self._work, self._feedback(candidate))
@@ -164,8 +180,8 @@ class Trial:
     def _settle(self) -> None:
         """Let survivors go on and cancel what can't matter any more, with its calls."""
         for candidate, cancel in enumerate(self._cancels):
-            if self._race.survived(candidate):
-                self._passed[candidate].set()
+            for passed in self._passed[candidate][: self._race.survived(candidate)]:
+                passed.set()
             if not self._race.running(candidate):
                 self._proposed[candidate].set()
                 cancel.cancel()

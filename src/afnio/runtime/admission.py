@@ -15,6 +15,7 @@ from afnio.runtime.account_health import AccountHealth
 from afnio.runtime.allowance import Allowance
 from afnio.runtime.call_queue import CallQueue, Entry
 from afnio.runtime.concurrency import Concurrency
+from afnio.runtime.crowd import count_call
 from afnio.runtime.events import LimitsLearnt, emit
 from afnio.runtime.limits import Account, Limits, given_limits
 from afnio.runtime.loop import call_later, loop_time
@@ -84,11 +85,13 @@ class Admitter:
             cost = self._cost(demand)
             if self._given.wait(cost, now) <= 0 and self._allowance(demand.model).wait(cost, now) <= 0:
                 self._take(permit, now)
+                count_call(waits=False)
                 return
         entry = Entry(permit)
         self._queue.push(entry)
         demand.urgency.on_raise = partial(self._reorder, entry)
         self._admit()
+        count_call(waits=entry.waiting)
         try:
             await entry.admitted.wait()
         except BaseException:

@@ -19,6 +19,7 @@ from afnio.runtime.active_journal import active_journal
 from afnio.runtime.admission import admitter
 from afnio.runtime.budget import Estimate, Price, Reservation, reservation_of
 from afnio.runtime.budget.price import cost
+from afnio.runtime.crowd import count_call
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit, listening
 from afnio.runtime.flight import share
 from afnio.runtime.limits import Account
@@ -119,6 +120,7 @@ async def perform(runtime: Runtime, call: Call[R]) -> Answer[R]:
     record = journal.take(call.address, call.key, call.scope)
     if record is not None:
         known = call.codec.decode(record.payload)
+        count_call(waits=True)
         if listening():
             about = (call.address, call.account.url, call.model, call.purpose)
             emit(CallReplayed(*about, call.request, known, call.node, call.lane))
