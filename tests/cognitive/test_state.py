@@ -166,3 +166,61 @@ def test_a_state_survives_a_file(tmp_path):
     other = Agent()
     other.load_state_dict(afnio.load(tmp_path / "agent.afnio"))
     assert "learned {x}" == other.task.data
+
+
+class Asking(Inner):
+    def __init__(self, client=None):
+        super().__init__()
+        self.register_model("client", client)
+
+
+def asking(outer=None, inner=None):
+    agent = Asking(outer)
+    agent.judge = Asking(inner)
+    return agent
+
+
+def test_clients_stay_under_their_names_or_are_given():
+    """A state holds none; an agent without one loads all the same."""
+    one, two, given = (ScriptedClient("x") for _ in range(3))
+    state = asking(one, two).state_dict()
+    assert ["prompt", "judge.prompt"] == list(state)
+    agent = asking(one)
+    agent.load_state_dict(state)
+    assert (one, None) == (agent.client, agent.judge.client)
+    agent.load_state_dict(state, model_clients={"judge.client": given})
+    assert (one, given) == (agent.client, agent.judge.client)
+    agent.load_state_dict(state, model_clients={"client": two})
+    assert [two, given] == list(agent.models())
+
+
+@pytest.mark.parametrize(
+    ("clients", "problem"),
+    [
+        (
+            {"other": ScriptedClient("x")},
+            "it holds no model client 'other' (its clients: client, judge.client)",
+        ),
+        ({"none.client": ScriptedClient("x")}, "it holds no model client 'none.client'"),
+        ({"client": "gpt-5"}, "model_clients['client'] must be a model client (got 'gpt-5')"),
+    ],
+)
+def test_clients_that_fit_nothing_are_told_and_nothing_is_changed(clients, problem):
+    """With the names that there are."""
+    agent = asking(mine := ScriptedClient("x"))
+    state = agent.state_dict()
+    state["prompt"] = Variable("new")
+    with pytest.raises(RuntimeError) as caught:
+        agent.load_state_dict(state, model_clients={"client": ScriptedClient("x"), **clients})
+    assert problem in str(caught.value)
+    assert (mine, "inner") == (agent.client, agent.prompt.data)
+
+
+def test_a_state_from_a_file_goes_into_an_agent(tmp_path):
+    """As a checkpoint of the Trainer does."""
+    source, target = Agent(), Agent()
+    source.task.data = "learned"
+    afnio.save(source.state_dict(), tmp_path / "state")
+    target.load_state_dict(afnio.load(tmp_path / "state"))
+    assert "learned" == target.task.data
+    assert target.task.requires_grad

@@ -270,13 +270,21 @@ class Module(Members, Training):
         return state
 
     def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        assign: bool = False,
+        model_clients: Mapping[str, ChatClient] | None = None,
     ) -> IncompatibleKeys:
         """Take the values that `state_dict` has.
+
+        A state holds no clients, which hold keys: those that the module has under their names stay, others are
+        given.
 
         Args:
             strict: missing or unexpected names are errors.
             assign: take the Variables themselves instead of their values.
+            model_clients: clients by dotted name, such as `{"judge.client": client}`.
 
         Raises:
             RuntimeError: listing everything that doesn't fit; nothing is changed then.
@@ -285,7 +293,7 @@ class Module(Members, Training):
             raise TypeError(f"a state dict is a mapping (got {state_dict!r})")
         from afnio.cognitive.state import load
 
-        missing, unexpected = load(self, state_dict, strict, assign)
+        missing, unexpected = load(self, state_dict, strict, assign, model_clients or {})
         return IncompatibleKeys(missing, unexpected)
 
     def _own_state(self) -> Iterator[tuple[str, Variable]]:

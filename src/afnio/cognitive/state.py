@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from afnio.autodiff import Variable
 from afnio.cognitive.parameter import Parameter
+from afnio.models import ChatClient
 
 if TYPE_CHECKING:
     from afnio.cognitive.module import Module
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
 EXTRA = "_extra_state"
 
 
-def load(module: Module, state: Mapping[str, Any], strict: bool, assign: bool) -> tuple[list[str], list[str]]:
+def load(
+    module: Module,
+    state: Mapping[str, Any],
+    strict: bool,
+    assign: bool,
+    model_clients: Mapping[str, Any],
+) -> tuple[list[str], list[str]]:
     """Load `state` into `module` and return the missing and the unexpected names."""
     own: dict[str, Variable] = {}
     owners: dict[str, Module] = {}
@@ -36,6 +43,9 @@ def load(module: Module, state: Mapping[str, Any], strict: bool, assign: bool) -
         if name in state
         if (problem := _misfit(name, variable, state[name]))
     ]
+    problems += [
+        problem for name, client in model_clients.items() if (problem := _unfit(name, client, owners))
+    ]
     if strict and missing:
         problems.append(f"missing: {', '.join(missing)}")
     if strict and unexpected:
@@ -49,6 +59,8 @@ def load(module: Module, state: Mapping[str, Any], strict: bool, assign: bool) -
         else:
             own[name].data = value
             own[name].role = state[name].role or own[name].role
+    for name, client in model_clients.items():
+        owners[name.rpartition(".")[0]]._members["models"][name.rpartition(".")[2]] = client
     for name, extra in extras.items():
         owner = owners.get(name.rpartition(".")[0])
         if owner is not None:
@@ -67,6 +79,21 @@ def _misfit(name: str, variable: Variable, given: Any) -> str | None:
     if batch and len(slots) != len(new_slots):
         return f"{name} has {len(slots)} samples here and {len(new_slots)} in the state"
     return None
+
+
+def _unfit(name: str, client: Any, owners: Mapping[str, Module]) -> str | None:
+    """Return why a client can't be attached under a name, None if it can."""
+    if not isinstance(client, ChatClient):
+        return f"model_clients[{name!r}] must be a model client (got {client!r})"
+    prefix, _, last = name.rpartition(".")
+    if prefix in owners and last in owners[prefix]._members["models"]:
+        return None
+    known = [
+        f"{owner}.{own}" if owner else own
+        for owner, part in owners.items()
+        for own in part._members["models"]
+    ]
+    return f"it holds no model client {name!r} (its clients: {', '.join(known) or 'none'})"
 
 
 def _assign(owners: Mapping[str, Module], name: str, variable: Variable, given: Variable) -> None:

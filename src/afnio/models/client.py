@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn, Self, final
 
+from afnio.models.rehearsal import rehearsal
 from afnio.models.request import ChatRequest, Message
 from afnio.models.response import ChatResponse
 from afnio.models.spending import governed_price
@@ -74,6 +75,9 @@ class ChatClient(ABC):
         Args:
             purpose: the phase that the call belongs to: forward, backward, step, ….
         """
+        rehearsed = rehearsal.get()
+        if rehearsed is not None:
+            return rehearsed.answer(self, job, request, purpose)
         runtime = job.launch.runtime
         call = Call(
             address=job.call_address(purpose),

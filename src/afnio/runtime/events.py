@@ -219,6 +219,13 @@ def subscribed(subscriber: Subscriber) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Have nobody told of what is launched in the block."""
+    with _subscribers.override(()), _local.override(()), recorder.override(None):
+        yield
+
+
 def subscribe(subscriber: Subscriber) -> Callable[[], None]:
     """Have `subscriber(event)` called for all that this process launches; returns what ends that."""
     _subscribers.default = (*_subscribers.default, subscriber)

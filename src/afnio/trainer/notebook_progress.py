@@ -90,8 +90,14 @@ def html(frame: Frame | None, lines: list[str], epochs: list[dict[str, str]]) ->
         parts.append(f"<div><b>{escape(frame.title[0])}</b>&ensp;{_facts(frame.title[1:])}</div>")
         parts += [f"<table>{''.join(map(_row, frame.rows))}</table>", f"<div>{_facts(frame.calls)}</div>"]
         parts += [f"<div><i>{escape(frame.trouble)}</i></div>"] if frame.trouble else []
-    parts += [f"<div>{escape(line)}</div>" for line in lines[1:]]
+    parts += [_line(line) for line in lines[1:]]
     return f'<div style="line-height:1.5">{"".join(parts)}</div>'
+
+
+def _line(text: str) -> str:
+    if "\n" in text:  # a tree or a table
+        return f'<pre style="line-height:1.2">{escape(text)}</pre>'
+    return f"<div>{escape(text)}</div>"
 
 
 def _facts(facts: list[str]) -> str:

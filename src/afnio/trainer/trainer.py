@@ -27,6 +27,7 @@ from afnio.trainer.callback import Callbacks, StopTraining
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.checkpoints import LAST, Checkpoints
 from afnio.trainer.entrance import run_blocking
+from afnio.trainer.estimate import Estimate
 from afnio.trainer.evaluation import STEPS, Evaluation
 from afnio.trainer.feed import length, limited, sample_count
 from afnio.trainer.fit_loop import FitLoop
@@ -35,8 +36,10 @@ from afnio.trainer.generators import seed_all
 from afnio.trainer.metric import Outcome
 from afnio.trainer.options import Options, Share, checked, seconds_of
 from afnio.trainer.progress import Progress, make_progress
+from afnio.trainer.rehearse import rehearse
 from afnio.trainer.run_log import RunLog
 from afnio.trainer.state import LoopState, Phase, Plan, Stage
+from afnio.trainer.summary import AgentSummary
 from afnio.trainer.tasks import alone, task_group
 
 CHECKPOINTS: Final = "checkpoints"
@@ -69,7 +72,7 @@ class Trainer:
         seed: seeds samplers, Python's generator and NumPy's.
         enable_checkpointing: write `checkpoints/last`, `best` and `epoch-N`.
         enable_progress_bar: show the progress: live in a terminal or a notebook, as lines in a log.
-        enable_agent_summary: print the agent's modules, parameters and clients at the start.
+        enable_agent_summary: show the agent's modules, parameters and clients at the start of the progress.
         default_root_dir: the folder of `checkpoints`; by default the working folder.
         callbacks: objects with `on_…` methods, or functions that get the Trainer at the end of each epoch.
         fast_dev_run: one batch of everything, to see whether it runs; nothing is kept.
@@ -248,6 +251,48 @@ class Trainer:
         _, outputs = await self._pass(agent, "predict", dataloader)
         return outputs
 
+    def estimate(
+        self,
+        agent: Module,
+        train_dataloader: Iterable[Any],
+        val_dataloader: Iterable[Any] | None = None,
+        *,
+        seconds_per_call: float = 2.0,
+    ) -> Estimate:
+        """Return what `fit` would ask for: calls, tokens, cost, time. Nothing is called; see `aestimate`."""
+        return run_blocking(
+            lambda: self.aestimate(
+                agent, train_dataloader, val_dataloader, seconds_per_call=seconds_per_call
+            ),
+            "estimate",
+        )
+
+    async def aestimate(
+        self,
+        agent: Module,
+        train_dataloader: Iterable[Any],
+        val_dataloader: Iterable[Any] | None = None,
+        *,
+        seconds_per_call: float = 2.0,
+    ) -> Estimate:
+        """Return what `fit` would ask for; print it for a table.
+
+        One step and one validation batch are carried out with made-up replies; whatever else the steps do is
+        done, too. Afterwards the agent and the loaders are as before.
+
+        Args:
+            seconds_per_call: what a call takes, for the time.
+        """
+        _check_agent(agent, "training_step", "configure_optimizers")
+        _check_loader("train_dataloader", train_dataloader)
+        if val_dataloader is not None:
+            _check_loader("val_dataloader", val_dataloader)
+            _check_agent(agent, "validation_step")
+        with self._occupied("estimate"):
+            return await rehearse(
+                agent, _optimizers, self.options, train_dataloader, val_dataloader, seconds_per_call
+            )
+
     # How
 
     async def _fit(
@@ -291,6 +336,10 @@ class Trainer:
             self._run_log.history(self.history)
         progress.start(self._fit_plan(agent, val, loop, resumed))
         stack.callback(progress.stop)
+        if self.options.enable_agent_summary and self.options.enable_progress_bar:
+            # In a thread, as prices may be read from a file.
+            summary = await anyio.to_thread.run_sync(AgentSummary.of, agent, self.optimizers)
+            progress.message(str(summary))
         try:
             await self._begin(agent)
             async with task_group() as tasks:

@@ -1,0 +1,118 @@
+"""A rehearsal: the calls of a program, and nothing sent."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from pydantic import BaseModel
+
+import afnio
+import afnio.cognitive as cog
+from afnio.models.rehearsal import instance, rehearsing, stage
+from afnio.models.request import response_format
+from afnio.runtime.events import subscribed
+from afnio.testing import ScriptedClient
+
+
+def ask(client, texts, **arguments):
+    messages = [{"role": "user", "content": [afnio.Variable("{text}")]}]
+    inputs = {"text": afnio.Variable(texts)}
+    return cog.ChatCompletion()(client, messages, inputs=inputs, model="m", **arguments)
+
+
+def test_calls_are_noted_and_not_sent():
+    """With their lane, their tokens, and what they belong to; nobody is told."""
+    client, events = ScriptedClient("real"), []
+    with subscribed(events.append), rehearsing() as found:
+        replies = ask(client, ["a" * 400, "b"]).data
+        token = stage.set("later")
+        ask(client, "c").data
+        stage.reset(token)
+    assert [] == client.requests == events
+    assert 2 == len(set(replies))
+    assert sorted([("", 0, 104), ("", 1, 5), ("later", None, 5)], key=str) == sorted(
+        [(call.stage, call.lane, call.prompt_tokens) for call in found.calls], key=str
+    )
+    assert {("forward", "m", client.account)} == {(c.purpose, c.model, c.account) for c in found.calls}
+    assert 0 == client.get_usage()["calls"]
+    assert "real" == ask(client, "d").data
+
+
+def test_no_more_output_than_the_request_allows():
+    """As a provider would cut it off."""
+    with rehearsing() as found:
+        ask(ScriptedClient("x"), "a", max_tokens=7).data
+        ask(ScriptedClient("x"), "a").data
+    assert [7, 100] == [call.output_tokens for call in found.calls]
+
+
+def test_no_journal_and_no_budget_hears_of_it(tmp_path):
+    """Nothing is recorded or spent."""
+    with afnio.journal(tmp_path / "j"), afnio.budget(max_calls=0) as spending, rehearsing():
+        ask(ScriptedClient("x"), "a").data
+    assert 0 == spending.ledger.total.attempts
+    from afnio.runtime.journal import Journal
+
+    assert 0 == Journal.stat(tmp_path / "j").records
+
+
+def test_warnings_of_made_up_replies_are_not_logged(caplog):
+    """Others are, also meanwhile on other threads, and afterwards."""
+    with rehearsing():
+        logging.getLogger("afnio").warning("rehearsed")
+        import threading
+
+        thread = threading.Thread(target=logging.getLogger("afnio").warning, args=("other",))
+        thread.start()
+        thread.join()
+    logging.getLogger("afnio").warning("after")
+    assert ["other", "after"] == [record.message for record in caplog.records]
+
+
+class Inner(BaseModel):
+    kind: str | None
+    next: Inner | None = None
+
+
+class Outer(BaseModel):
+    inners: list[Inner]
+    score: float
+    right: bool
+
+
+def test_replies_fit_pydantic_models():
+    """References, lists, choices and recursion."""
+    schema = response_format(Outer)["json_schema"]["schema"]
+    made = Outer.model_validate(instance(schema, "text"))
+    assert (1, "text", 0.0, False) == (len(made.inners), made.inners[0].kind, made.score, made.right)
+    with rehearsing():
+        reply = ask(ScriptedClient("x"), "a", response_format=Outer).data
+    assert Outer.model_validate(json.loads(reply))
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"enum": ["b", "a"]}, "b"),
+        ({"const": 5}, 5),
+        ({"type": ["string", "null"]}, "t"),
+        ({"type": "integer", "minimum": 3}, 3),
+        ({"type": "null"}, None),
+        ({}, None),
+        ({"type": "array", "minItems": 2, "items": {"type": "string"}}, ["t", "t"]),
+        (
+            {
+                "type": "array",
+                "minItems": 2,
+                "items": {"type": "object", "properties": {"v": {"enum": ["1", "2"]}}},
+            },
+            [{"v": "1"}, {"v": "2"}],
+        ),
+        ({"$ref": "#/$defs/none"}, None),
+    ],
+)
+def test_schemas_have_an_instance(schema, value):
+    """The smallest that fits."""
+    assert value == instance(schema, "t")

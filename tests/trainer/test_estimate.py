@@ -1,0 +1,212 @@
+"""What a training will ask for, against what it then does ask for; and nothing is called or changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer.scenarios import Agent, ReadingAgent, fitted, loader, replies, trainer
+
+import afnio
+import afnio.cognitive as cog
+from afnio import Limits
+from afnio.autodiff import Variable
+from afnio.optim import TGD, Improves
+from afnio.runtime import Account
+from afnio.runtime.limits import give_limits
+from afnio.testing import ScriptedClient
+from afnio.trainer.estimate import Estimate, Item
+from afnio.trainer.workload import Workload, first_batch
+from afnio.utils.data import DataLoader
+
+
+def estimated(agent: Agent, made: Any, *loaders: Any, **options: Any) -> Estimate:
+    with afnio.set_backward_model_client(agent.client, completion_args={"model": "critic"}):
+        return made.estimate(agent, *loaders, **options)
+
+
+def counts(estimate: Estimate) -> dict[str, tuple[int, int]]:
+    return {f"{item.phase} {item.purpose}": (item.low, item.high) for item in estimate.items}
+
+
+@pytest.mark.parametrize("kind", [Agent, ReadingAgent])
+def test_it_bounds_what_a_training_asks_for(tmp_path: Path, kind: type[Agent]) -> None:
+    """Calls of each kind; those that don't hang on the answers exactly."""
+    agent = kind(ScriptedClient(replies))
+    made = trainer(tmp_path, max_epochs=3)
+    found = estimated(agent, made, loader(10, seed=1), loader(6))
+    assert [] == agent.client.requests
+    assert {
+        "train forward": (30, 30), "train backward": (0, 30), "train step": (0, 9), "val forward": (18, 18),
+    } == counts(found)  # fmt: skip
+    fitted(agent, made, loader(10, seed=1), loader(6))
+    calls = {item.purpose: 0 for item in made.ledger.items}
+    for item, spent in made.ledger.items.items():
+        calls[item.purpose] += spent.calls
+    assert 48 == calls["forward"]
+    assert 0 < calls["backward"] <= 30
+    assert 0 < calls["step"] <= 9
+    low, high = found.calls
+    assert low <= sum(calls.values()) <= high
+
+
+def test_the_agent_and_the_loader_are_as_before(tmp_path: Path) -> None:
+    """Values, feedback, order, seeds: the training that follows is the one without an estimate."""
+
+    def train(folder: str, look: bool) -> tuple[Any, ...]:
+        agent, train = Agent(ScriptedClient(replies)), loader(10, shuffle=True)
+        agent.prompt.append_grad(Variable("kept"))
+        made = trainer(tmp_path / folder, max_epochs=2)
+        if look:
+            estimated(agent, made, train)
+            assert ["kept"] == [gradient.data for gradient in agent.prompt.grad]
+            assert "Level 0." == agent.prompt.data
+            with pytest.raises(AttributeError):
+                agent.optimizers()
+        fitted(agent, made, train)
+        return agent.prompt.data, made.history
+
+    assert train("a", True) == train("b", False)
+
+
+def test_steps_that_weigh_values_count_their_own_calls(tmp_path: Path) -> None:
+    """Evaluations of an optimizer are the step's, not the samples'."""
+
+    class Gated(Agent):
+        def configure_optimizers(self) -> Any:
+            accept = Improves(self.evaluate, loader(8), k=2, minibatch_size=8)
+            return TGD(self.parameters(), self.client, model="m", accept=accept)
+
+        async def evaluate(self, batch: Any) -> Any:
+            return self.loss(self(batch[0]), batch[1])
+
+    agent = Gated(ScriptedClient(replies))
+    found = counts(estimated(agent, trainer(tmp_path, max_epochs=1), loader(8, batch_size=8)))
+    assert {"train forward": (8, 8), "train backward": (0, 8)} == {
+        name: number for name, number in found.items() if "step" not in name
+    }
+    assert (0, 2) == found["train step"]
+    assert 8 <= found["train step forward"][1]
+
+
+def test_what_cannot_be_rehearsed_is_said(tmp_path: Path) -> None:
+    """The calls until then count."""
+
+    class Picky(Agent):
+        async def training_step(self, batch: Any, batch_idx: int) -> Any:
+            texts, _ = batch
+            answers = (await self(texts)).data
+            raise ValueError(f"no number in {answers[0][:13]!r}")
+
+    found = estimated(Picky(ScriptedClient(replies)), trainer(tmp_path, max_epochs=1), loader(4))
+    assert {"train forward": (4, 4)} == counts(found)
+    assert "training_step could not be rehearsed to its end" in (found.note or "")
+    assert "(ValueError: no number in 'made-up reply')" in str(found)
+
+
+async def test_on_a_loop(tmp_path: Path) -> None:
+    """The twin is awaited; `estimate` would block."""
+    agent, made = Agent(ScriptedClient(replies)), trainer(tmp_path, max_steps=5)
+    with afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}):
+        found = await made.aestimate(agent, loader(10), seconds_per_call=3.0)
+        with pytest.raises(afnio.errors.BlockingReadError, match="aestimate"):
+            made.estimate(agent, loader(10))
+    assert (2, 5, (17, 17)) == (found.epochs, found.steps, counts(found)["train forward"])
+    # Five steps of one call forward; then one backward and one to rewrite each.
+    assert (15.0, 45.0) == found.seconds
+
+
+ACCOUNT = Account("https://estimates.example/v1", "x")
+
+
+def item(low: int, high: int, price: Any = None, purpose: str = "forward") -> Item:
+    return Item("train", purpose, "m", ACCOUNT, low, high, 100.0, 10.0, price)
+
+
+def price(dollars: int) -> Any:
+    from afnio.models.prices import Price
+
+    return Price(Decimal(dollars), Decimal(dollars), Decimal(dollars))
+
+
+def test_cost_is_unknown_as_soon_as_one_price_is() -> None:
+    """Never a sum that leaves something out."""
+    one = Estimate([item(100, 100, price(10)), item(0, 50, price(20), "backward")], 1, 2, (2, 6), 2.0)
+    assert (Decimal("0.11"), Decimal("0.22")) == one.cost
+    assert ((100, 150), (11_000, 16_500)) == (one.calls, one.tokens)
+    assert (4.0, 12.0) == one.seconds
+    assert "$0.1100 to $0.2200" in str(one)
+    unknown = dataclasses.replace(one, items=[*one.items, item(0, 1)])
+    assert unknown.cost is None
+    assert "unknown" in str(unknown).splitlines()[-3]
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        (Limits(max_in_flight=10), (20.0, 30.0)),
+        (Limits(requests_per_minute=50), (120.0, 180.0)),
+        (Limits(tokens_per_minute=1100), (600.0, 900.0)),
+        (Limits(max_in_flight=500), (4.0, 12.0)),
+    ],
+)
+def test_limits_take_their_time(limits: Limits, seconds: tuple[float, float]) -> None:
+    """Whatever is slowest: the calls that wait for each other, or a limit."""
+    give_limits(ACCOUNT, limits)
+    assert seconds == Estimate([item(100, 150)], 1, 2, (2, 6), 2.0).seconds
+
+
+@pytest.mark.parametrize(
+    ("options", "work"),
+    [
+        ({"max_epochs": 2}, (2, 20, 6, 12, 2)),
+        ({"max_steps": 4}, (2, 14, 4, 12, 2)),
+        ({"max_epochs": 1, "max_steps": 9}, (1, 10, 3, 6, 1)),
+        ({"max_epochs": 1, "accumulate_grad_batches": 2}, (1, 10, 2, 6, 1)),
+        ({"max_epochs": 1, "val_check_interval": 1}, (1, 10, 3, 18, 3)),
+        ({"max_epochs": 1, "val_check_interval": 0.5}, (1, 10, 3, 18, 3)),
+        ({"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0}, (2, 8, 2, 0, 0)),
+        ({"max_cost": 1.0}, (1, 10, 3, 6, 1)),
+        ({"fast_dev_run": True}, (1, 4, 1, 4, 1)),
+    ],
+)
+def test_workloads(tmp_path: Path, options: dict[str, Any], work: tuple[int, ...]) -> None:
+    """Ten samples in batches of four, six to validate on."""
+    assert work == Workload.of(trainer(tmp_path, **options).options, loader(10), loader(6))
+
+
+def test_loaders_that_do_not_say_how_long_they_are(tmp_path: Path) -> None:
+    """With a limit they do."""
+
+    class Endless:
+        def __iter__(self) -> Any:
+            while True:
+                yield ["m1"], ["m1"]
+
+    with pytest.raises(ValueError, match="limit_train_batches"):
+        Workload.of(trainer(tmp_path).options, Endless(), None)
+    limited = trainer(tmp_path, max_epochs=1, limit_train_batches=3)
+    agent = Agent(ScriptedClient(replies))
+    assert 3 == estimated(agent, limited, Endless()).steps
+
+
+def test_one_batch_is_looked_at_and_none_is_gone() -> None:
+    """Of a dataset from all over it; of others the first."""
+    spread = DataLoader([f"{number}" for number in range(10)], batch_size=3, shuffle=True)
+    before = spread.state_dict()
+    assert ["0", "3", "6"] == first_batch(spread)
+    assert before == spread.state_dict()
+    assert [1, 2] == first_batch([[1, 2], [3]])
+    with pytest.raises(TypeError, match="only once"):
+        first_batch(iter([[1]]))
+    with pytest.raises(ValueError, match="no batch"):
+        first_batch([])
+
+
+def test_an_agent_without_a_step_is_told(tmp_path: Path) -> None:
+    """As fit does."""
+    with pytest.raises(AttributeError, match="training_step"):
+        trainer(tmp_path).estimate(cog.Module(), loader(4))
