@@ -8,7 +8,7 @@ import pytest
 
 import afnio
 import afnio.cognitive as cog
-from afnio.optim import TGD, Acceptance, Change, Improves, Optimizer, ParetoTGD
+from afnio.optim import TGD, Acceptance, Change, Demos, Improves, Optimizer, ParetoTGD
 from afnio.optim.step import Decision
 from afnio.testing import ScriptedClient, optimizer_conformance
 from afnio.testing.conformance import CHECKS
@@ -62,6 +62,18 @@ def critic():
 def test_our_optimizers_pass(make):
     """All checks."""
     assert list(CHECKS) == optimizer_conformance(make)
+
+
+def test_demos_pass_what_is_not_about_a_model():
+    """They ask none, and learn from runs that they observe, not from feedback."""
+
+    def make(params, client):
+        demos = Demos(params)
+        demos.observe({"message": ["a", "b"]}, ["yes", "no"], [1.0, 1.0])
+        return demos
+
+    about_models = ["no_feedback", "feedback", "failing", "cancelled"]
+    assert [n for n in CHECKS if n not in about_models] == optimizer_conformance(make, skip=about_models)
 
 
 class Mine(Optimizer):
