@@ -25,6 +25,12 @@ def test_it_prints_and_keeps_figures_that_agree(demo: Demo, folder: Path):
     assert "unpriced" in done.stdout
     assert "\x1b" not in done.stdout
 
+    # The last line names the run as a page, which has it all.
+    assert "The run as a page: demo.html" == done.stdout.splitlines()[-1]
+    page = (folder / "demo.html").read_text()
+    assert "epoch 5/validation" in page
+    assert "match by overlap" in page
+
     figures = json.loads((folder / "demo.json").read_text())
     assert (figures["baseline"]["correct"], figures["final"]["correct"]) == (baseline, final)
     assert final > baseline

@@ -1,7 +1,9 @@
-"""A studio as a user starts it: a process of its own, with a token of its own."""
+"""A studio as a user starts it, a browser to look at it, and stores to be seen there."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from studio.browser import Browser
+from studio.made_store import make_hostile, make_large, make_pool, make_training
 from studio.visitor import Studio
 
 
@@ -46,3 +50,40 @@ def start() -> Iterator[Callable[..., Studio]]:
             return stack.enter_context(started(home, *arguments))
 
         yield enter
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests. Where there is none they skip, but fail in CI, which installs it."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        import playwright  # noqa: F401
+    except ImportError:
+        path = None
+    if path is None:
+        reason = "no browser: chromium (apt-get install chromium) and playwright (pip) are needed"
+        if os.environ.get("AFNIO_CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with Browser(path) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trainings and a pool in one store, a run that attacks, a very large one, and a damaged file."""
+    made = tmp_path_factory.mktemp("home")
+    make_training(made / "acme" / "mails.db")
+    make_training(made / "acme" / "mails.db", "swift-tern", skill=0.65, status="FAILED")
+    make_pool(made / "acme" / "mails.db")
+    make_hostile(made / "evil" / "hostile.db")
+    make_large(made / "acme" / "large.db")
+    (made / "acme" / "broken.db").write_bytes(b"this is no database, whatever its name says " * 100)
+    return made
+
+
+@pytest.fixture(scope="session")
+def studio(home: Path) -> Iterator[Studio]:
+    """A studio of that folder."""
+    with started(home) as found:
+        yield found

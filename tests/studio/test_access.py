@@ -13,8 +13,8 @@ from studio.visitor import Answer, Studio
 from afnio.tellurio.studio.server import StudioError, listen
 
 
-@pytest.fixture(scope="module")
-def studio(start: Callable[..., Studio], tmp_path_factory: pytest.TempPathFactory) -> Studio:
+@pytest.fixture(scope="module", name="studio")
+def empty_studio(start: Callable[..., Studio], tmp_path_factory: pytest.TempPathFactory) -> Studio:
     return start(tmp_path_factory.mktemp("home"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from urllib.parse import parse_qs, urlsplit
@@ -39,6 +40,15 @@ class Studio:
     @property
     def base(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def run(self, name: str) -> str:
+        """Return the address of a run by its name."""
+        for path, found in re.findall(
+            r'<a class="row-link[^"]*" href="(/runs/[^"]+)">([^<]*)', self.page("/").text
+        ):
+            if found == name:
+                return path
+        raise AssertionError(f"no run {name} in the list")
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """Ask without any cookie but one in `headers`; underscores in their names become hyphens."""

@@ -45,6 +45,12 @@ COMMANDS: Final = {
         "afnio provider --latency 0.2 --port 8000",
         "serve an OpenAI-compatible provider",
     ),
+    "report": Command(
+        "afnio.cli.report:main",
+        "one run as one HTML file",
+        "afnio report calm-heron -o report.html",
+        "a run's prompts, samples and curves in a file",
+    ),
     "runs": Command(
         "afnio.cli.runs:main",
         "list, show, compare, delete and export runs",

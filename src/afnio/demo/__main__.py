@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -13,12 +14,14 @@ from rich.console import Console
 from afnio.demo.endpoint import Endpoint
 from afnio.demo.error import RefusedError, sentence
 from afnio.demo.options import Options, read_options
+from afnio.errors import AfnioError
 
 if TYPE_CHECKING:
     from afnio.demo.splits import Splits
 
 NAMESPACE: Final = "demo"
 PROJECT: Final = "facility-support"
+PAGE: Final = Path("demo.html")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +89,18 @@ def run(options: Options, console: Console) -> None:
     print_report(console, endpoint, result, tally, seconds)
     write(figures(endpoint, options, splits, result, tally, seconds))
     say(console, f"All figures: {FILE}")
+    say(console, page(tracked.id))
+
+
+def page(run: str) -> str:
+    """Write the run as a page and return the line that names it, or says why there is none."""
+    from afnio.tellurio.studio.library import home_folder
+    from afnio.tellurio.studio.report import write_report
+
+    try:
+        return f"The run as a page: {write_report(home_folder(), run, PAGE)}"
+    except (AfnioError, OSError) as error:
+        return f"The run as a page could not be written: {error}"
 
 
 def introduce(console: Console, endpoint: Endpoint, splits: Splits) -> None:

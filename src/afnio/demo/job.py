@@ -94,23 +94,22 @@ class Job:
         with (
             afnio.set_backward_model_client(self.endpoint.client, completion_args=backward),
             afnio.tolerate(self.endpoint.quorum),
-            afnio.scope("demo"),
         ):
-            baseline = self.measure(self.splits.test, "baseline on test")
+            baseline = self.measure(self.splits.test, "baseline on test", "test before")
             epochs = self._epochs()
             chosen = best(epochs)
             final = baseline
             if chosen.number > 0:
                 with afnio.bind({self.agent.sentiment_task: chosen.prompt}):
-                    final = self.measure(self.splits.test, "final on test")
+                    final = self.measure(self.splits.test, "final on test", "test after")
         return Result(baseline, epochs, chosen, final, self.wrong)
 
-    def measure(self, items: Sequence[Any], stage: str) -> Accuracy:
-        """Return how often the agent's prompt is right on `items`."""
+    def measure(self, items: Sequence[Any], stage: str, phase: str) -> Accuracy:
+        """Return how often the agent's prompt is right on `items`; recorded as `phase`."""
         self.progress.stage(stage)
         self.agent.eval()
         loader = DataLoader(items, batch_size=self.options.batch_size, seed=42)
-        with afnio.no_grad():
+        with afnio.no_grad(), afnio.scope(phase):
             # All batches are under way before the first one is read.
             launched = [self._judge(batch) for batch in loader]
             return sum((counted(evaluation) for evaluation in launched), Accuracy(0, 0))
@@ -124,35 +123,46 @@ class Job:
             momentum=3,
             **self.endpoint.step,
         )
-        epochs = [Epoch(0, self.prompt, self.measure(self.splits.validation, "first prompt on validation"))]
+        validation = self.measure(self.splits.validation, "first prompt on validation", "epoch 0/validation")
+        epochs = [Epoch(0, self.prompt, validation)]
         self._tell(epochs[0], 0.0)
         for number in range(1, self.options.epochs + 1):
             started = time.monotonic()
             name = f"epoch {number}/{self.options.epochs}"
-            training, skipped = self._train(loader, optimizer, name)
-            validation = self.measure(self.splits.validation, f"{name} validation")
+            training, skipped = self._train(loader, optimizer, name, number)
+            phase = f"epoch {number}/validation"
+            validation = self.measure(self.splits.validation, f"{name} validation", phase)
             epochs.append(Epoch(number, self.prompt, validation, training, tuple(skipped)))
             self._tell(epochs[-1], time.monotonic() - started)
         return epochs
 
-    def _train(self, loader: Iterable[Any], optimizer: TGD, name: str) -> tuple[Accuracy, list[str]]:
+    def _train(
+        self, loader: Iterable[Any], optimizer: TGD, name: str, epoch: int
+    ) -> tuple[Accuracy, list[str]]:
         self.agent.train()
         training, skipped = Accuracy(0, 0), []
         for number, batch in enumerate(loader, start=1):
             self.progress.stage(f"{name} step {number}")
-            evaluation = self._judge(batch)
-            accuracy = counted(evaluation)
+            with afnio.scope(f"epoch {epoch}/step {number}"):
+                accuracy, problem = self._step(batch, optimizer)
             training += accuracy
             self.wrong += accuracy.total - accuracy.correct
-            try:
-                evaluation.explanation.backward()
-                optimizer.step()
-            except (BatchError, ReplyError) as error:
-                # Replies that can't be read cost the step, not the run; the prompt has kept its value.
-                skipped.append(str(sentence(error)))
-                self.progress.line(f"  {name} step {number} changed nothing: {skipped[-1]}")
-            optimizer.clear_grad()
+            if problem is not None:
+                skipped.append(problem)
+                self.progress.line(f"  {name} step {number} changed nothing: {problem}")
         return training, skipped
+
+    def _step(self, batch: Any, optimizer: TGD) -> tuple[Accuracy, str | None]:
+        evaluation = self._judge(batch)
+        accuracy, problem = counted(evaluation), None
+        try:
+            evaluation.explanation.backward()
+            optimizer.step()
+        except (BatchError, ReplyError) as error:
+            # Replies that can't be read cost the step, not the run; the prompt has kept its value.
+            problem = str(sentence(error))
+        optimizer.clear_grad()
+        return accuracy, problem
 
     def _judge(self, batch: Any) -> cog.Evaluation:
         messages, (_, sentiment, _) = batch

@@ -186,6 +186,7 @@ SECOND: Final = (
     )""",
     "CREATE INDEX samples_by_node ON samples (run_id, node, lane)",
     "CREATE INDEX samples_by_phase ON samples (run_id, phase, key)",
+    "CREATE INDEX samples_by_run ON samples (run_id)",
     f"""CREATE TABLE bodies (
         id INTEGER PRIMARY KEY, {_RUN},
         digest BLOB NOT NULL, packed INTEGER NOT NULL, body BLOB NOT NULL

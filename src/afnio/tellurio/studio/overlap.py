@@ -10,20 +10,33 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Final, NamedTuple
 
+from afnio.tellurio.studio.word_diff import Piece, word_diff
+
 FEWEST: Final = 2
-"""Words that have to be shared: one alone is chance."""
+"""Words that have to be shared, one of them new in the text: one alone is chance."""
 LEAST: Final = 0.2
 """Share of the sentence's weight that has to be shared."""
-MOST: Final = 5
-"""Matches shown for one sentence."""
+ALIKE: Final = 0.5
+"""How alike an old sentence has to be for a new one to count as its new wording."""
+MOST: Final = 400
+"""Old sentences that a new one is held against."""
 
-_SENTENCE: Final = re.compile(r"[^.!?\n]+(?:[.!?]+(?=\s|$)|[.!?](?=\S)[^.!?\n]*)*[.!?]*")
-_WORD: Final = re.compile(r"[^\W\d_]{3,}")
-_COMMON: Final = """the and for that this with are was were not but you your its has have had will would should
-must can could may might they them their there then than from into when where which what who how all any each one
-only also such very more most other some been being does did doing about over under""".split()  # noqa: SIM905 - words in lines
+LONGEST: Final = 1_000
+"""Characters of a sentence that are looked at for that."""
+
+_END: Final = re.compile(r"(?<=[.!?])\s+|\n+")
+_WORD: Final = re.compile(r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*")
+_COMMON: Final = frozenset(
+    _WORD.findall(
+        """the and for that this with are was were not but you your its has have had will would should must can could
+        may might they them their there then than from into when where which what who how all any each one only also
+        such very more most other some been being does did doing about over under of to in on at by is it its an as
+        or if be do no so we he she up don't doesn't isn't"""
+    )
+)
 
 
 class Match(NamedTuple):
@@ -35,9 +48,14 @@ class Match(NamedTuple):
 
 
 class ChangedSentence(NamedTuple):
-    """A sentence of the new text that the old one didn't have, and the feedback that sounds like it."""
+    """A sentence of the new text that the old one didn't have, and the feedback that sounds like it.
+
+    Attributes:
+        pieces: the sentence, what is new in it marked; all of it, where no old sentence is like it.
+    """
 
     text: str
+    pieces: tuple[Piece, ...]
     matches: tuple[Match, ...]
 
 
@@ -56,7 +74,11 @@ def changed_sentences(before: str, after: str, evidence: Sequence[str]) -> list[
     weights = {word: math.log(1 + len(words) / count) for word, count in frequency.items()}
     fresh = [one for one in sentences(after) if _normal(one) not in known]
     old = {word for sentence in known for word in content_words(sentence)}
-    return [ChangedSentence(text, _matches(content_words(text), words, weights, old)) for text in fresh]
+    wordings = sentences(before)[:MOST]
+    return [
+        ChangedSentence(text, _marked(text, wordings), _matches(content_words(text), words, weights, old))
+        for text in fresh
+    ]
 
 
 def sentences(text: str) -> list[str]:
@@ -65,12 +87,19 @@ def sentences(text: str) -> list[str]:
     >>> sentences("Be brief. Use 1.5 lines!\\nAlways")
     ['Be brief.', 'Use 1.5 lines!', 'Always']
     """
-    return [found.group().strip() for found in _SENTENCE.finditer(text) if found.group().strip()]
+    return [sentence.strip() for sentence in _END.split(text) if sentence.strip()]
 
 
 def content_words(text: str) -> frozenset[str]:
     """Return the words that carry meaning, in lower case."""
-    return frozenset(_WORD.findall(text.lower())) - set(_COMMON)
+    return frozenset(_WORD.findall(text.lower())) - _COMMON
+
+
+def _marked(text: str, old: Sequence[str]) -> tuple[Piece, ...]:
+    nearest = get_close_matches(text[:LONGEST], [one[:LONGEST] for one in old], n=1, cutoff=ALIKE)
+    if not nearest:
+        return (Piece("new", text),)
+    return tuple(piece for piece in word_diff(nearest[0], text) if piece.kind != "gone")
 
 
 def _matches(
@@ -79,13 +108,14 @@ def _matches(
     # Words that the old text had already say little about where a new sentence comes from.
     heavy = {word: weights.get(word, 1.0) * (0.3 if word in old else 1.0) for word in sentence}
     whole = sum(heavy.values()) or 1.0
+    fresh = sentence - old
     found = []
     for index, words in enumerate(evidence):
         shared = sorted(sentence & words)
         share = sum(heavy[word] for word in shared) / whole
-        if len(shared) >= FEWEST and share >= LEAST:
+        if len(shared) >= FEWEST and share >= LEAST and (fresh.intersection(shared) or not fresh):
             found.append(Match(index, tuple(shared), share))
-    return tuple(sorted(found, key=lambda match: (-match.share, match.number))[:MOST])
+    return tuple(sorted(found, key=lambda match: (-match.share, match.number)))
 
 
 def _normal(sentence: str) -> str:

@@ -1,0 +1,123 @@
+"""The page that compares runs: figures side by side, curves over each other, and paired intervals."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from afnio.tellurio.studio.hostile_text import plain
+from afnio.tellurio.studio.paired_interval import Paired, paired_interval
+from afnio.tellurio.studio.run_rows import RunRow, flattened, metric_names, metric_points
+from afnio.tellurio.studio.step_page import Shown, shown_diff
+from afnio.tellurio.studio.tally import Sums, Tallies
+
+MOST: Final = 6
+"""Runs that are compared at once."""
+PHASES: Final = 12
+METRICS: Final = 12
+
+LAST_OF_PHASES: Final = """
+SELECT phase, key, score, max(id) AS id FROM samples
+WHERE run_id = ? AND key IS NOT NULL AND score IS NOT NULL GROUP BY phase, key"""
+PROMPTS: Final = """
+SELECT role, value FROM parameters p WHERE run_id = ?1 AND step = (
+    SELECT max(step) FROM parameters WHERE run_id = ?1 AND number = p.number) ORDER BY number LIMIT 20"""
+
+
+class Compared(NamedTuple):
+    """One run's part in a comparison; its scores are the last of each sample, in all and by phase."""
+
+    run: RunRow
+    total: Sums
+    metrics: dict[str, list[tuple[int, float]]]
+    scores: dict[str, float]
+    phases: dict[str, dict[str, float]]
+    prompts: dict[str, str]
+
+
+def compared(db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Compared:
+    """Return what a comparison needs of one run."""
+    phases: dict[str, dict[str, float]] = {}
+    last: dict[str, tuple[int, float]] = {}
+    for phase, key, score, number in db.execute(LAST_OF_PHASES, (run.id,)):
+        phases.setdefault(phase, {})[key] = score
+        if key not in last or last[key][0] < number:
+            last[key] = number, score
+    return Compared(
+        run,
+        tallies.of(db, run).total,
+        {name: metric_points(db, run.id, name) for name in metric_names(db, run.id)[:METRICS]},
+        {key: score for key, (_, score) in last.items()},
+        phases,
+        {row["role"]: row["value"] for row in db.execute(PROMPTS, (run.id,))},
+    )
+
+
+def compare_page(runs: Sequence[Compared]) -> dict[str, Any]:
+    """Return what the page shows: the first run is what the others are compared with."""
+    base, rest = runs[0], runs[1:]
+    names = list(dict.fromkeys(name for one in runs for name in one.metrics if one.metrics[name]))
+    settings = [dict(flattened(one.run.config)) if one.run.config else {} for one in runs]
+    keys = list(dict.fromkeys(key for one in settings for key in one))
+    return {
+        "runs": runs,
+        "metrics": [(name, [summary(one.metrics.get(name, [])) for one in runs]) for name in names],
+        "settings": [
+            (key, [one.get(key) for one in settings])
+            for key in keys
+            if len({one.get(key) for one in settings}) > 1
+        ],
+        "paired": [(one, pairs(base, one)) for one in rest],
+        "curves": curves(runs, names),
+        "prompts": [(one, prompts(base, one)) for one in rest],
+    }
+
+
+def summary(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
+    """Return the last and the highest value of a metric; None where there is none."""
+    if not points:
+        return None
+    return {"last": points[-1][1], "highest": max(value for _, value in points)}
+
+
+def pairs(base: Compared, other: Compared) -> list[tuple[str, Paired]]:
+    """Return the paired differences over the samples that both have: in all, and in the phases of both."""
+    found = [("Last evaluation of each sample", _paired(base.scores, other.scores))]
+    shared = [phase for phase in other.phases if phase in base.phases]
+    shared.sort(key=lambda phase: -len(base.phases[phase]))
+    for phase in shared[:PHASES]:
+        one = _paired(base.phases[phase], other.phases[phase])
+        if one.samples and phase:
+            found.append((phase, one))
+    return found
+
+
+def prompts(base: Compared, other: Compared) -> list[tuple[str, list[Shown]]]:
+    """Return, for each parameter of both runs that ended differently, the difference."""
+    return [
+        (role, shown_diff(base.prompts[role], value))
+        for role, value in other.prompts.items()
+        if role in base.prompts and base.prompts[role] != value
+    ]
+
+
+def curves(runs: Sequence[Compared], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a chart for each metric that several runs have, else for the first one."""
+    several = [name for name in names if sum(name in one.metrics for one in runs) > 1] or list(names[:1])
+    return [
+        {
+            "title": name,
+            "lines": [
+                {"name": plain(one.run.name), "points": one.metrics[name]}
+                for one in runs
+                if one.metrics.get(name)
+            ],
+        }
+        for name in several[:4]
+    ]
+
+
+def _paired(first: dict[str, float], second: dict[str, float]) -> Paired:
+    keys = [key for key in first if key in second]
+    return paired_interval([first[key] for key in keys], [second[key] for key in keys])

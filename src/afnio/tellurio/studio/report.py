@@ -1,0 +1,151 @@
+"""Report: one run as one HTML file that needs nothing else, neither a server nor a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from afnio.errors import AfnioError
+from afnio.tellurio.studio.call_page import call_page
+from afnio.tellurio.studio.library import Shelf, shelves
+from afnio.tellurio.studio.lineage import lineage_page
+from afnio.tellurio.studio.opening import StoreProblemError, opened
+from afnio.tellurio.studio.rendering import FOLDER, render
+from afnio.tellurio.studio.run_page import run_page, step_rows
+from afnio.tellurio.studio.run_rows import RunRow, list_runs
+from afnio.tellurio.studio.step_page import step_page
+from afnio.tellurio.studio.tally import Tallies
+
+STEPS: Final = 50
+"""Steps that are told, the last."""
+SAMPLES: Final = 100
+FAILURES: Final = 20
+
+STYLES: Final = ("vendor/uplot.min.css", "studio.css")
+SCRIPTS: Final = ("theme.js", "vendor/uplot.min.js", "charts.js", "studio.js")
+
+
+class ReportError(AfnioError):
+    """There is no such run, or more than one; the message says which there are."""
+
+
+def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
+    """Write the report of a run and return the file: `path`, else one named after the run, here.
+
+    The file holds prompts and replies, so it is this user's alone; a reader sees the whole or what was
+    there before.
+
+    Args:
+        home: the folder with the stores.
+        wanted: the run's id or name, or `namespace/project/name`.
+
+    Raises:
+        ReportError: if there isn't exactly one such run.
+        StoreProblemError: if its store can't be read.
+    """
+    shelf, run = find(home, wanted)
+    with opened(shelf.path) as db:
+        text = report(db, run)
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in run.name).strip("-.")
+    target = path or Path(f"{safe[:60] or 'run'}.html")
+    descriptor, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def find(home: Path, wanted: str) -> tuple[Shelf, RunRow]:
+    """Return the one run of this id or name."""
+    runs = list(_runs(home))
+    found = [
+        (shelf, run)
+        for shelf, run in runs
+        if wanted in (run.id, run.key, f"{run.namespace}/{run.project}/{run.name}")
+    ]
+    found = found or [(shelf, run) for shelf, run in runs if wanted == run.name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{run.namespace}/{run.project}/{run.name}" for _, run in found)
+        raise ReportError(f"more than one run is named [{wanted}]; write one of: {several}")
+    names = ", ".join(run.name for _, run in runs[:10])
+    raise ReportError(f"no run [{wanted}] in {home} ({'there are: ' + names if names else 'there are none'})")
+
+
+def report(db: sqlite3.Connection, run: RunRow) -> str:
+    """Return the report's HTML."""
+    page = run_page(db, run, Tallies())
+    page["steps"] = step_rows(db, run.id, max(0, page["step_count"] - STEPS))
+    styles = [Markup((FOLDER / "static" / name).read_text(encoding="utf-8")) for name in STYLES]  # noqa: S704
+    scripts = [Markup((FOLDER / "static" / name).read_text(encoding="utf-8")) for name in SCRIPTS]  # noqa: S704
+    return render(
+        "report.html",
+        **page,
+        policy=policy(styles, scripts),
+        styles=styles,
+        scripts=scripts,
+        written=time.time(),
+        version=_version(),
+        step_pages=[found for step in page["steps"] if (found := step_page(db, run, step.number))],
+        tree=lineage_page(db, run) if page["has_candidates"] else None,
+        samples=_samples(db, run.id),
+        failures=_failures(db, run),
+    )
+
+
+def policy(styles: list[Markup], scripts: list[Markup]) -> str:
+    """Return the policy under which these styles and scripts run, and nothing that a text may smuggle in."""
+
+    def hashes(texts: list[Markup]) -> str:
+        digests = (hashlib.sha256(text.encode()).digest() for text in texts)
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; style-src {hashes(styles)}; script-src {hashes(scripts)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _runs(home: Path) -> Iterator[tuple[Shelf, RunRow]]:
+    for shelf in shelves(home):
+        try:
+            with opened(shelf.path) as db:
+                runs = list_runs(db, shelf)
+        except StoreProblemError:
+            continue  # it may be another one's store that is damaged
+        yield from ((shelf, run) for run in runs)
+
+
+def _samples(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
+    rows = db.execute(
+        "SELECT * FROM samples WHERE run_id = ? AND success = 0 ORDER BY id DESC LIMIT ?", (run, SAMPLES)
+    )
+    return [dict(row) for row in rows.fetchall()]
+
+
+def _failures(db: sqlite3.Connection, run: RunRow) -> list[dict[str, Any]]:
+    rows = db.execute(
+        "SELECT id FROM calls WHERE run_id = ? AND status = 'failed' ORDER BY id DESC LIMIT ?",
+        (run.id, FAILURES),
+    ).fetchall()
+    return [found for row in rows if (found := call_page(db, run, row["id"]))]
+
+
+def _version() -> str:
+    import afnio
+
+    return os.fspath(afnio.__version__)

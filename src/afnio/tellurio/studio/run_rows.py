@@ -1,0 +1,161 @@
+"""Rows of runs: what lists and heads of pages say of each."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from afnio.tellurio.lease import is_held, lease_path
+from afnio.tellurio.studio.library import Shelf
+
+FAVOURITES: Final = ("validation", "val_", "test", "accuracy", "score", "final", "reward", "loss")
+"""Parts of the names of metrics that a list shows first, if a run has several."""
+
+SPARK: Final = 200
+"""Values of a metric that a sparkline looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run as its store has it; dates in seconds since 1970 UTC."""
+
+    shelf: Shelf
+    id: str
+    name: str
+    description: str
+    namespace: str
+    project: str
+    status: str
+    config: dict[str, Any]
+    created: float
+    updated: float
+    git_commit: str | None
+    versions: dict[str, Any]
+    platform: dict[str, Any]
+    in_flight: int
+    dropped: int
+
+    @property
+    def url(self) -> str:
+        parts = (self.shelf.namespace, self.shelf.project, self.id)
+        return "/runs/" + "/".join(quote(part, safe="") for part in parts)
+
+    @property
+    def key(self) -> str:
+        """What names the run in a query: its store and its id."""
+        return f"{self.shelf.namespace}/{self.shelf.project}/{self.id}"
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.updated - self.created)
+
+    @property
+    def is_running(self) -> bool:
+        return self.status == "RUNNING"
+
+
+def list_runs(db: sqlite3.Connection, shelf: Shelf) -> list[RunRow]:
+    """Return a store's runs, newest first."""
+    rows = db.execute("SELECT * FROM runs ORDER BY date_created DESC, rowid DESC").fetchall()
+    return [_run(shelf, row) for row in rows]
+
+
+def find_run(db: sqlite3.Connection, shelf: Shelf, wanted: str) -> RunRow | None:
+    """Return the run of this id, or of this name."""
+    row = db.execute(
+        "SELECT * FROM runs WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC", (wanted,)
+    ).fetchone()
+    return None if row is None else _run(shelf, row)
+
+
+def metric_names(db: sqlite3.Connection, run: str) -> list[str]:
+    """Return the names of a run's metrics, those that say how well it does first."""
+    names = [row["name"] for row in db.execute("SELECT DISTINCT name FROM metrics WHERE run_id = ?", (run,))]
+
+    def rank(name: str) -> tuple[int, str]:
+        places = [place for place, part in enumerate(FAVOURITES) if part in name.lower()]
+        return min(places, default=len(FAVOURITES)), name
+
+    return sorted(names, key=rank)
+
+
+def metric_points(db: sqlite3.Connection, run: str, name: str, most: int = 2000) -> list[tuple[int, float]]:
+    """Return steps and values of a metric in order of steps, its last `most` values; what is no number isn't one."""
+    rows = db.execute(
+        "SELECT step, value FROM metrics WHERE run_id = ? AND name = ? ORDER BY step DESC, id DESC LIMIT ?",
+        (run, name, most),
+    ).fetchall()
+    points = ((row["step"], as_number(row["value"])) for row in reversed(rows))
+    return [(step, value) for step, value in points if value is not None]
+
+
+def as_number(text: str) -> float | None:
+    """Return the number that a JSON text holds, None where it is something else.
+
+    >>> as_number("0.5"), as_number('"good"'), as_number("NaN")
+    (0.5, None, None)
+    """
+    value = loaded(text)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return float(value) if isinstance(value, bool) else None
+    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
+
+
+def loaded(text: str | bytes | None, default: Any = None) -> Any:
+    """Return what JSON holds, `default` where it holds nothing readable."""
+    if text is None:
+        return default
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return default
+
+
+def _run(shelf: Shelf, row: sqlite3.Row) -> RunRow:
+    return RunRow(
+        shelf=shelf,
+        id=row["id"],
+        name=row["name"],
+        description=row["description"] or "",
+        namespace=row["namespace"],
+        project=row["project"],
+        status=_status(shelf, row),
+        config=_mapping(row["config"]),
+        created=row["date_created"],
+        updated=row["date_updated"],
+        git_commit=row["git_commit"],
+        versions=_mapping(row["versions"]),
+        platform=_mapping(row["platform"]),
+        in_flight=row["in_flight"],
+        dropped=row["dropped"],
+    )
+
+
+def _status(shelf: Shelf, row: sqlite3.Row) -> str:
+    """Return how a run stands; one whose process is gone without a word has crashed."""
+    if row["status"] == "RUNNING" and is_held(lease_path(shelf.path, row["id"])) is False:
+        return "CRASHED"
+    return str(row["status"])
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    value = loaded(text)
+    return value if isinstance(value, dict) else {}
+
+
+def flattened(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested settings with their dotted names.
+
+    >>> list(flattened({"model": {"name": "m", "n": 1}}))
+    [('model.name', 'm'), ('model.n', '1')]
+    """
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from flattened(part, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,94 @@
+"""The page of all runs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from afnio.tellurio.studio.library import Shelf, shelves
+from afnio.tellurio.studio.opening import StoreProblemError, opened
+from afnio.tellurio.studio.run_rows import SPARK, RunRow, list_runs, metric_names, metric_points
+from afnio.tellurio.studio.tally import Sums, Tallies
+
+PAGE = 100
+"""Runs of one page."""
+
+
+class Listed(NamedTuple):
+    """A run as the list shows it, with the course of the metric that says most."""
+
+    run: RunRow
+    metric: str | None
+    values: list[float]
+    total: Sums
+
+
+class Problem(NamedTuple):
+    """A store that can't be read, and why."""
+
+    shelf: Shelf
+    reason: str
+
+
+def runs_page(home: Path, tallies: Tallies, asked: dict[str, str]) -> dict[str, Any]:
+    """Return what the page of all runs shows, for the filters that were asked for."""
+    found: list[RunRow] = []
+    problems: list[Problem] = []
+    everything = shelves(home)
+    for shelf in everything:
+        try:
+            with opened(shelf.path) as db:
+                found += list_runs(db, shelf)
+        except StoreProblemError as error:
+            problems.append(Problem(shelf, str(error)))
+    wanted = [run for run in found if _matches(run, asked)]
+    wanted.sort(key=lambda run: -run.created)
+    start = int(asked["from"]) if asked.get("from", "").isdecimal() else 0
+    shown = wanted[start : start + PAGE]
+    return {
+        "home": str(home),
+        "listed": _listed(shown, tallies),
+        "all": len(found),
+        "count": len(wanted),
+        "next": start + PAGE if start + PAGE < len(wanted) else None,
+        "problems": problems,
+        "projects": sorted({f"{shelf.namespace}/{shelf.project}" for shelf in everything}),
+        "statuses": sorted({run.status for run in found}),
+        "asked": {name: asked.get(name, "") for name in ("q", "status", "project")},
+    }
+
+
+def _matches(run: RunRow, asked: dict[str, str]) -> bool:
+    words = asked.get("q", "").lower().split()
+    text = f"{run.name} {run.description} {run.namespace}/{run.project} {run.id} {run.config}".lower()
+    project = f"{run.shelf.namespace}/{run.shelf.project}"
+    return (
+        all(word in text for word in words)
+        and asked.get("status", "") in ("", run.status)
+        and asked.get("project", "") in ("", project)
+    )
+
+
+def _listed(runs: Sequence[RunRow], tallies: Tallies) -> list[Listed]:
+    by_shelf: dict[Shelf, list[RunRow]] = {}
+    for run in runs:
+        by_shelf.setdefault(run.shelf, []).append(run)
+    listed: dict[str, Listed] = {}
+    for shelf, members in by_shelf.items():
+        try:
+            with opened(shelf.path) as db:
+                listed |= {run.key: _one(db, run, tallies) for run in members}
+        except StoreProblemError:
+            listed |= {run.key: Listed(run, None, [], Sums()) for run in members}
+    return [listed[run.key] for run in runs]
+
+
+def _one(db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Listed:
+    total = tallies.of(db, run).total
+    for name in metric_names(db, run.id):
+        values = [value for _, value in metric_points(db, run.id, name, SPARK)]
+        if values:
+            return Listed(run, name, values, total)
+    return Listed(run, None, [], total)

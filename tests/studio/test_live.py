@@ -1,0 +1,71 @@
+"""A run that goes on, watched in a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from studio.browser import Browser
+from studio.made_store import PROMPTS
+from studio.visitor import Studio
+
+import afnio
+from afnio import tellurio as te
+from afnio.optim.optimizer import Change
+from afnio.runtime.events import StepEnded
+from afnio.testing import ScriptedClient
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+SHIFTS = """() => { window.shifts = []; new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) for (const source of entry.sources)
+    window.shifts.push((source.node?.outerHTML ?? source.node?.data ?? "").slice(0, 80));
+}).observe({type: "layout-shift"}); }"""
+
+
+@pytest.mark.slow
+def test_a_live_run(browser: Browser, start: Callable[..., Studio], tmp_path: Path) -> None:
+    """Figures, curves and steps follow what the run records, nothing jumps, and the end is seen."""
+    from playwright.sync_api import expect
+
+    studio = start(tmp_path)
+    client = ScriptedClient("good")
+    # A plain start records what other threads do, as the browser's is one.
+    run = te.init("me", "live", name="live-otter", dir=tmp_path, resume=False)
+
+    def work(number: int) -> None:
+        for word in range(3):
+            message = {"role": "user", "content": f"mail {number} {word}"}
+            client.chat(messages=[message], model="m")
+        run.log("accuracy", 0.5 + number / 10, step=number)
+        change = Change("system prompt", PROMPTS[number], PROMPTS[number + 1], gradients=2)
+        afnio.runtime.events.emit(StepEnded(f"run/step {number}/1", "TGD", (change,), None))
+        run.flush()
+
+    def visit(page: Page) -> None:
+        page.goto(studio.base + studio.run("live-otter"))
+        assert page.locator("[data-status=RUNNING]").is_visible()
+        assert "No optimizer step" in page.locator("[data-steps]").inner_text()
+        page.evaluate(SHIFTS)
+        worker.submit(work, 0).result()
+        expect(page.locator("[data-n=calls]")).to_have_text("3")
+        worker.submit(work, 1).result()
+        expect(page.locator("[data-n=calls]")).to_have_text("6")
+        page.locator("[data-steps] tbody tr").nth(1).wait_for()
+        assert "0.600" == page.locator("[data-n=metric]").inner_text()
+        page.locator("[data-chart=metrics] canvas").wait_for()
+        assert "accuracy" in page.locator("[data-chart=metrics] .u-legend").inner_text()
+        assert [] == page.evaluate("window.shifts")
+        run.finish()
+        page.locator("[data-status=COMPLETED]").wait_for()
+        assert page.locator("[data-n=problem]").is_hidden()
+
+    try:
+        with ThreadPoolExecutor(1) as worker:
+            browser.look(studio, visit)
+    finally:
+        run.finish()

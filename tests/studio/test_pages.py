@@ -1,0 +1,320 @@
+"""The pages in a real browser: what they show, how they are used, and how they look."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from studio.browser import Browser
+from studio.made_store import FEEDBACK
+from studio.visitor import Studio
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.slow
+
+PAGES = ("", "/steps/3", "/samples", "/calls", "/lineage")
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return [" ".join(one.split()) for one in page.locator(selector).all_inner_texts()]
+
+
+def test_the_list_filters_and_compares(browser: Browser, studio: Studio) -> None:
+    """Runs with their course; a damaged store costs a notice, not the page; two marked runs are compared."""
+
+    def visit(page: Page) -> None:
+        assert {"calm-heron", "swift-tern", "keen-otter", "vast-crane"} < set(texts(page, ".row-link"))
+        assert page.locator(".spark polyline").count() >= 3
+        assert "This store is damaged" in page.locator(".notice").inner_text()
+        page.select_option("#status", "FAILED")
+        page.wait_for_url("**status=FAILED**")
+        assert ["swift-tern"] == texts(page, ".row-link")
+        page.goto(f"{studio.base}/?q=nothing+like+it")
+        assert "No run fits" in page.locator(".empty").inner_text()
+        page.goto(f"{studio.base}/?q=mails+sentiment&project=acme/mails")
+        compare = page.locator("[data-compare]")
+        assert compare.is_disabled()
+        page.check("[aria-label='Compare calm-heron']")
+        page.check("[aria-label='Compare swift-tern']")
+        compare.click()
+        page.wait_for_url("**/compare**")
+        # 24 validation and 8 training samples are in both runs.
+        first = texts(page, "tbody tr")[0]
+        assert re.search(r"Last evaluation of each sample 32 \d+ \d+ .* to ", first), first
+        assert page.locator(".interval").count() >= 5
+        assert 2 == page.locator(".chart canvas").count()
+        assert "swift-tern" in texts(page, ".u-legend")[0]
+
+    browser.look(studio, visit)
+
+
+def test_a_step_tells_what_changed_why_and_what_it_did(browser: Browser, studio: Studio) -> None:
+    """The prompt's new words, the feedback that shares them and its samples, samples won and lost."""
+
+    def visit(page: Page) -> None:
+        page.goto(studio.base + studio.run("calm-heron") + "/steps/3")
+        assert ["overall", "Words of thanks at the end don't make it positive.", "lower-case"] == texts(
+            page, ".diff ins"
+        )
+        assert 0 == page.locator(".diff del").count()
+        by_sentence = {
+            " ".join(one.locator(".said").inner_text().split()): one.locator(".evidence p").all_inner_texts()
+            for one in page.locator(".sentence").all()
+        }
+        thanks, capital, overall = FEEDBACK[2]
+        assert [thanks] == by_sentence["Words of thanks at the end don't make it positive."]
+        assert capital == by_sentence["Answer with one lower-case word."][0]
+        assert overall == next(found for said, found in by_sentence.items() if "overall" in said)[0]
+        assert "match by overlap" in page.locator(".evidence .by").first.inner_text()
+        outcome = texts(page, "h2:has-text('won and lost') ~ p")[0]
+        assert re.match(r"[1-9]\d* won [1-9]\d* lost \d+ as before of 24 samples", outcome), outcome
+        # Sample 0 is wrong after the second step and right after the third, sample 1 the other way round.
+        rows = texts(page, ".outcome tbody tr")
+        assert any(re.match(r"epoch 3/val 0 0 → 1", row) for row in rows)
+        assert any(re.match(r"epoch 3/val 1 1 → 0", row) for row in rows)
+        page.locator(".samples-behind a").first.click()
+        page.wait_for_url("**/samples/*")
+        assert "training" not in page.title()
+        became = page.locator("h2:has-text('What became') ~ blockquote a").first
+        became.click()
+        page.wait_for_url("**/steps/*")
+
+    browser.look(studio, visit)
+
+
+def test_a_sample_and_its_calls(browser: Browser, studio: Studio) -> None:
+    """The way of a wrong sample there and back; a call opens beside it, with what was said and paid."""
+
+    def visit(page: Page) -> None:
+        page.goto(studio.base + studio.run("calm-heron") + "/samples?success=0")
+        page.locator(".row-link").first.click()
+        page.wait_for_url("**/samples/*")
+        assert ["chat_completion", "exact_match_evaluator", "chat_completion"] == texts(page, ".way .name")
+        assert 4 == page.locator("h2:has-text('The same sample') + .scroll tbody tr").count()
+        forward, back = page.locator(".calls-inline a").all()
+        forward.click()
+        drawer = page.locator("#drawer[open]")
+        drawer.wait_for()
+        assert ["system", "user", "reply"] == [one.split()[0] for one in texts(page, "#drawer .who")]
+        assert "$0.0004" in drawer.inner_text()
+        page.keyboard.press("Escape")
+        page.locator("#drawer:not([open])").wait_for(state="attached")
+        back.click()
+        drawer.wait_for()
+        assert "should be" in drawer.locator(".well").first.inner_text()
+        drawer.get_by_text("its way through the graph").count()
+        drawer.locator("[data-do=close]").click()
+        page.goto(studio.base + studio.run("calm-heron") + "/calls?status=failed")
+        page.locator(".row-link").click()
+        drawer.wait_for()
+        assert 7 == drawer.locator("p.warn").count()
+        assert "504 Gateway Timeout" in drawer.locator(".notice").inner_text()
+
+    browser.look(studio, visit)
+
+
+def test_a_pool_has_a_lineage(browser: Browser, studio: Studio) -> None:
+    """Candidates under those that they were made from; each opens as a difference from its parent."""
+
+    def visit(page: Page) -> None:
+        page.goto(studio.base + studio.run("keen-otter") + "/lineage")
+        assert 13 == page.locator(".tree circle").count() == page.locator("tbody tr").count()
+        assert page.locator(".tree path").count() >= 12
+        assert 1 == page.locator(".tree .best").count()
+        page.locator(".row-link").nth(4).click()
+        drawer = page.locator("#drawer[open]")
+        drawer.wait_for()
+        assert "Candidate 4" in drawer.inner_text()
+        assert "4" == texts(page, "#drawer .diff ins")[0]
+
+    browser.look(studio, visit)
+
+
+def test_keys(browser: Browser, studio: Studio) -> None:
+    """All of it without a mouse."""
+
+    def visit(page: Page) -> None:
+        page.keyboard.press("Tab")
+        assert "Skip to the content" == page.evaluate("document.activeElement.textContent")
+        names = texts(page, ".row-link")
+        for key in "jjk":
+            page.keyboard.press(key)
+        assert names[0] == page.evaluate("document.activeElement.textContent")
+        assert page.evaluate("document.activeElement.matches(':focus-visible')")
+        assert "none" != page.evaluate("getComputedStyle(document.activeElement.closest('tr')).outlineStyle")
+        page.keyboard.press("/")
+        assert "q" == page.evaluate("document.activeElement.id")
+        page.keyboard.type("calm j")
+        page.keyboard.press("Escape")
+        assert "BODY" == page.evaluate("document.activeElement.tagName")
+        page.keyboard.press("?")
+        assert page.locator("#help").is_visible()
+        page.keyboard.press("j")
+        page.keyboard.press("Escape")
+        assert not page.locator("#help").is_visible()
+        page.goto(f"{studio.base}/?q=calm-heron")
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/runs/**")
+        page.goto(page.url + "/steps/1")
+        page.keyboard.press("]")
+        page.wait_for_url("**/steps/2")
+        page.keyboard.press("[")
+        page.wait_for_url("**/steps/1")
+        page.keyboard.press("t")
+        assert "dark" == page.evaluate("document.documentElement.dataset.theme")
+        page.reload()
+        assert "dark" == page.evaluate("document.documentElement.dataset.theme")
+        page.keyboard.press("g")
+        page.wait_for_url(studio.base + "/")
+
+    browser.look(studio, visit)
+
+
+CONTRAST = """() => {
+  const curve = (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  const channel = (value) => curve(value / 255);
+  const light = (colour) => { const [r, g, b] = colour.match(/[\\d.]+/g).map(Number);
+    return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b); };
+  const ground = (one) => { for (; one; one = one.parentElement) { const found = getComputedStyle(one).backgroundColor;
+    if (!found.endsWith(", 0)") && found !== "transparent") return found; } return "rgb(255, 255, 255)"; };
+  let worst = [99, ""];
+  for (const one of document.querySelectorAll("main *, .bar *")) {
+    if (!one.checkVisibility() || one.closest("svg, [disabled], .hidden-label")) continue;
+    if (![...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+    const pair = [light(getComputedStyle(one).color), light(ground(one))].sort((a, b) => b - a);
+    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (ratio < worst[0]) worst = [ratio, one.className + " " + one.textContent.trim().slice(0, 40)];
+  }
+  return worst;
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable(browser: Browser, studio: Studio, scheme: str, width: int) -> None:
+    """Nothing wider than the screen, and every text stands out from its ground, in both themes."""
+
+    def visit(page: Page) -> None:
+        pages = [studio.run("calm-heron") + rest for rest in PAGES]
+        pages += [
+            "/",
+            studio.run("keen-otter") + "/lineage",
+            studio.run("calm-heron") + "/samples/1",
+            "/nowhere",
+        ]
+        for path in pages:
+            page.goto(studio.base + path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            ratio, where = page.evaluate(CONTRAST)
+            assert ratio >= 4.5, (path, where)
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (scheme == "dark") == (int(paper.split("(")[1].split(",")[0]) < 128)
+
+    browser.look(studio, visit, width=width, scheme=scheme, errors=["404"])
+
+
+def harmless(page: Page) -> dict[str, Any]:
+    found: dict[str, Any] = page.evaluate(
+        """() => ({
+          owned: window.owned ?? null,
+          images: document.querySelectorAll("img, iframe, object, embed").length,
+          handlers: [...document.querySelectorAll("*")].flatMap((one) => [...one.attributes])
+            .filter((one) => one.name.startsWith("on") || /^javascript:/i.test(one.value)).length,
+          inline: [...document.scripts].filter((one) => !one.src && one.type !== "application/json").length,
+          hidden: /[\\u202a-\\u202e\\u2066-\\u2069\\ufeff]/.test(document.documentElement.outerHTML),
+          marked: document.querySelectorAll(".control").length,
+        })"""
+    )
+    return found
+
+
+def test_hostile_texts_stay_texts(browser: Browser, studio: Studio) -> None:
+    """Tags, attributes, reordering characters and a mebibyte, on every page that shows them."""
+    from playwright.sync_api import expect
+
+    run = studio.run("&lt;img src=x onerror=alert(1)&gt;")
+
+    def visit(page: Page) -> None:
+        for path in (
+            "",
+            "/steps/1",
+            "/steps/2",
+            "/samples",
+            "/samples/1",
+            "/calls",
+            "/calls/1",
+            "/lineage",
+            "/lineage/1",
+        ):
+            page.goto(studio.base + run + path)
+            found = harmless(page)
+            assert found.pop("marked") > 0, path
+            assert {"owned": None, "images": 0, "handlers": 0, "inline": 0, "hidden": False} == found, path
+        page.goto(studio.base + run + "/calls")
+        page.locator(".row-link").first.click()
+        page.locator("#drawer[open]").wait_for()
+        text = page.locator("#drawer .text").first
+
+        def grown() -> int:
+            return len(text.text_content() or "")
+
+        assert 20_000 < grown() < 21_000
+        text.get_by_text("Show more").click()
+        expect(text.locator(".more")).to_contain_text("40,000 of")
+        assert 40_000 < grown() < 41_000
+        text.locator("[data-all]").click()
+        expect(text.locator(".more")).to_have_count(0)
+        assert 1_048_576 < grown() < 1_049_000
+        found = harmless(page)
+        assert (None, 0, False) == (found["owned"], found["images"], found["hidden"])
+
+    browser.look(studio, visit)
+
+
+def test_pages_of_another_origin_get_nothing(browser: Browser, studio: Studio, tmp_path: Path) -> None:
+    """A name that was rebound to this machine, a page of another port that asks or embeds: nothing is shown."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(
+                f"<script src={studio.base}/static/studio.js></script><iframe src={studio.base}/>".encode()
+            )
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def visit(page: Page) -> None:
+        answer = page.goto(f"http://rebound.example:{studio.port}/?token={studio.token}")
+        assert answer is not None
+        assert (403, False) == (answer.status, "Runs" in page.content())
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        asked = "url => fetch(url, {credentials: 'include'}).then((r) => r.text(), (error) => 'refused')"
+        assert "refused" == page.evaluate(asked, studio.base + "/")
+        opaque = (
+            "url => fetch(url, {credentials: 'include', mode: 'no-cors'}).then((r) => r.text(), () => '')"
+        )
+        assert "" == page.evaluate(opaque, studio.base + "/")
+        assert "calm-heron" not in "".join(frame.content() for frame in page.frames)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            browser.look(
+                studio,
+                visit,
+                errors=["rebound", "CORS", "Failed to load", "frame", "Cross-Origin", "refused"],
+            )
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,75 @@
+"""A run as one file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from studio.browser import Browser
+from studio.made_store import make_training
+
+from afnio.tellurio.studio.report import ReportError, find, write_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Request
+
+
+def afnio(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "afnio.cli", "report", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command(home: Path, tmp_path: Path) -> None:
+    """Writes the file, names it, keeps it for this user; says what there is where there is no such run."""
+    done = afnio("calm-heron", "--dir", str(home), folder=tmp_path)
+    assert (0, "calm-heron.html\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert 0o600 == (tmp_path / "calm-heron.html").stat().st_mode & 0o777
+    missing = afnio("calm-hero", "--dir", str(home), "-o", "x.html", folder=tmp_path)
+    assert (1, "") == (missing.returncode, missing.stdout)
+    assert "calm-heron" in missing.stderr
+    assert ["calm-heron.html"] == [entry.name for entry in tmp_path.iterdir()]
+
+
+def test_a_name_of_two_runs(tmp_path: Path) -> None:
+    """Is refused with their whole names, which work."""
+    for project in ("one", "two"):
+        make_training(tmp_path / "acme" / f"{project}.db")
+    with pytest.raises(ReportError, match="acme/one/calm-heron, acme/two/calm-heron"):
+        find(tmp_path, "calm-heron")
+    assert "two" == find(tmp_path, "acme/two/calm-heron")[1].project
+
+
+@pytest.mark.slow
+def test_it_needs_nothing_else(browser: Browser, home: Path, tmp_path: Path) -> None:
+    """Opened from the disk it draws its curves and asks for nothing; hostile texts are texts there, too."""
+    for name in ("calm-heron", "<img src=x onerror=alert(1)>"):
+        path = write_report(home, name, tmp_path / "report.html")
+        text = path.read_text()
+        assert not re.search(r'(src|href)="(?!#)', text)
+        asked: list[str] = []
+
+        def visit(page: Page, path: Path = path, asked: list[str] = asked) -> None:
+            page.on("request", lambda request: note(request, asked))
+            page.goto(path.as_uri())
+            page.locator("[data-chart=metrics] canvas").wait_for()
+            assert page.evaluate("window.owned ?? null") is None
+            assert 0 == page.locator("img").count()
+            page.locator("#steps + .scroll .row-link, #steps ~ .scroll .row-link").first.click()
+            assert page.locator("#step-1 summary").first.is_visible()
+            page.locator("#step-1 summary").first.click()
+            assert page.locator("#step-1 .diff").first.is_visible()
+            page.keyboard.press("t")
+            assert "dark" == page.evaluate("document.documentElement.dataset.theme")
+            page.set_viewport_size({"width": 400, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+        browser.look(None, visit)
+        assert [path.as_uri()] == asked
+
+
+def note(request: Request, asked: list[str]) -> None:
+    asked.append(request.url.partition("#")[0])

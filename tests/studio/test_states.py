@@ -1,0 +1,154 @@
+"""Stores as they are found: being written, of an older or a newer version, locked, damaged, gone."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from studio.made_store import make_training
+from studio.visitor import Studio
+
+from afnio.tellurio.lease import Lease, lease_path
+from afnio.tellurio.schema import connect
+from afnio.tellurio.tables import FIRST
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module", name="studio")
+def own_studio(start: Callable[..., Studio], folder: Path) -> Studio:
+    return start(folder)
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[Path]:
+    path = folder / "me" / "mails.db"
+    make_training(path)
+    yield path
+    for one in path.parent.glob("mails.db*"):
+        one.unlink()
+
+
+def test_no_store_at_all(studio: Studio) -> None:
+    """Says what to write."""
+    assert "te.init" in studio.page("/").text
+
+
+def test_a_store_that_is_being_written(studio: Studio, store: Path) -> None:
+    """Shows what is committed, and doesn't wait for the writer."""
+    writer = connect(store)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE runs SET name = 'half-written'")
+    assert "calm-heron" in studio.page("/").text
+    writer.execute("COMMIT")
+    assert "half-written" in studio.page("/").text
+    writer.close()
+
+
+def test_a_store_of_version_one(studio: Studio, folder: Path) -> None:
+    """Is read as if it were new, its calls too, and stays as it is."""
+    path = folder / "me" / "old.db"
+    path.parent.mkdir(exist_ok=True)
+    db = sqlite3.connect(path)
+    for statement in FIRST:
+        db.execute(statement)
+    row = ("id", "old-raven", None, "me", "old", "COMPLETED", "{}", "", 1, "here", 1, 0.0, 1.0)
+    db.execute(f"INSERT INTO runs VALUES ({','.join('?' * 13)})", row)
+    call = {
+        "address": "run/1/0/forward",
+        "purpose": "forward",
+        "account": "a",
+        "model": "old-model",
+        "error": None,
+    }
+    call |= {"attempts": 1, "seconds": 0.5, "waited": 0.0}
+    call["usage"] = dict.fromkeys(
+        ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"), 7
+    )
+    db.execute("INSERT INTO events VALUES (1, 'id', 'call', ?, 1.0)", (json.dumps(call),))
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    before = path.read_bytes()
+    run = studio.run("old-raven")
+    assert "forward" in studio.page(run).text
+    assert "old-model" in studio.page(f"{run}/calls/1").text
+    assert before == path.read_bytes()
+    path.unlink()
+
+
+def test_a_store_of_a_newer_version(studio: Studio, store: Path) -> None:
+    """Says that a newer Afnio is needed; other stores are listed as ever."""
+    make_training(store.with_name("other.db"), "other-run")
+    run = studio.run("calm-heron")
+    db = sqlite3.connect(store)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    listed = studio.page("/").text
+    assert "install a newer one" in listed
+    assert "other-run" in listed
+    answer = studio.page(run)
+    assert (503, True) == (answer.status, "install a newer one" in answer.text)
+    store.with_name("other.db").unlink()
+
+
+def test_a_locked_store(studio: Studio, store: Path) -> None:
+    """Says so after a short wait, and works again when it is let go."""
+    run = studio.run("calm-heron")
+    db = sqlite3.connect(store, isolation_level=None)
+    db.execute("PRAGMA journal_mode = DELETE")
+    db.execute("BEGIN EXCLUSIVE")
+    answer = studio.page(run)
+    assert (503, True) == (answer.status, "This store is locked" in answer.text)
+    db.execute("ROLLBACK")
+    db.close()
+    assert 200 == studio.page(run).status
+
+
+def test_a_damaged_store(studio: Studio, store: Path) -> None:
+    """Says so, wherever the damage shows: as far as it can be read it is listed."""
+    run = studio.run("calm-heron")
+    db = sqlite3.connect(store)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    size = db.execute("PRAGMA page_size").fetchone()[0]
+    roots = db.execute("SELECT rootpage FROM sqlite_master WHERE tbl_name = 'calls'").fetchall()
+    db.close()
+    with store.open("r+b") as file:
+        for (root,) in roots:
+            file.seek((root - 1) * size)
+            file.write(b"\xff" * size)
+    answer = studio.page(run)
+    assert (503, True) == (answer.status, "This store is damaged" in answer.text)
+    assert 200 == studio.page("/").status
+
+
+def test_a_run_whose_process_is_gone(studio: Studio, folder: Path) -> None:
+    """Has crashed; one whose lease is held is running; one that was removed isn't found."""
+    path = folder / "me" / "lost.db"
+    made = make_training(path, "lost-lynx", status="RUNNING")
+    run = studio.run("lost-lynx")
+    assert 'data-status="CRASHED"' in studio.page(run).text
+    lease = Lease(lease_path(path, made.id))
+    assert 'data-status="RUNNING"' in studio.page(run).text
+    lease.release()
+    db = connect(path)
+    db.execute("PRAGMA foreign_keys = OFF")
+    db.execute("DELETE FROM runs")
+    db.close()
+    assert 404 == studio.page(run).status
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "rest", ["/steps/99", "/calls/9999999999999999999999", "/samples/0", "/nowhere", "/text/call/1/x"]
+)
+def test_what_is_not_there(studio: Studio, store: Path, rest: str) -> None:
+    """Is a page that says so."""
+    answer = studio.page(studio.run("calm-heron") + rest)
+    assert (404, True) == (answer.status, "Not found" in answer.text)

@@ -1,0 +1,140 @@
+"""The parts that work on texts and numbers, for whatever they are given."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+from studio.made_store import START, MadeRun
+
+from afnio.tellurio.studio.hostile_text import INVISIBLE, plain, visible
+from afnio.tellurio.studio.library import Shelf
+from afnio.tellurio.studio.opening import opened
+from afnio.tellurio.studio.overlap import changed_sentences
+from afnio.tellurio.studio.paired_interval import paired_interval
+from afnio.tellurio.studio.rendering import environment
+from afnio.tellurio.studio.run_rows import find_run
+from afnio.tellurio.studio.tally import Tallies
+from afnio.tellurio.studio.word_diff import word_diff
+
+WORDS = st.lists(st.sampled_from(["a", "be", "cat", " ", "\n", ".", "é", "  "]), max_size=30).map("".join)
+
+
+@given(WORDS, WORDS)
+def test_a_diff_holds_both_texts(before: str, after: str) -> None:
+    """Joined without what is new it is the old text, and the other way round."""
+    pieces = word_diff(before, after)
+    assert before == "".join(piece.text for piece in pieces if piece.kind != "new")
+    assert after == "".join(piece.text for piece in pieces if piece.kind != "gone")
+    assert all(piece.text for piece in pieces)
+
+
+def test_a_diff_of_very_long_texts_is_quick() -> None:
+    """A mebibyte on each side, with lines and without; both texts are still all there."""
+    line, lines = "word salad " * 95_000, "".join(f"line {n} of a long text\n" for n in range(45_000))
+    began = time.perf_counter()
+    for before, after in (
+        (line, line[7:] + "end"),
+        (lines, lines.replace("line 77 ", "row 77 ")),
+        (line, lines),
+    ):
+        pieces = word_diff(before, after)
+        assert before == "".join(piece.text for piece in pieces if piece.kind != "new")
+        assert after == "".join(piece.text for piece in pieces if piece.kind != "gone")
+    assert time.perf_counter() - began < 5
+
+
+@given(st.text())
+def test_no_character_hides_or_reorders(text: str) -> None:
+    """Whatever is in a text, on a page each character is seen or is plain space, and none is markup."""
+    shown = (
+        environment().from_string('<p title="{{ text }}">{{ text }}</p>{{ text|visible }}').render(text=text)
+    )
+    assert not INVISIBLE.search(shown)
+    assert 1 == shown.count("<p")
+    assert shown.count("<") == 2 + 2 * shown.count('<span class="control"')
+    assert not INVISIBLE.search(plain(text))
+
+
+def test_markup_is_never_taken_for_safe_by_accident() -> None:
+    """A text that looks like markup is escaped by every filter that templates use on texts."""
+    attack = "<b>&amp;</b>"
+    for expression in (
+        "text",
+        "text|visible",
+        "text|plain",
+        "text|truncate(5)",
+        "(text|excerpt).text|visible",
+    ):
+        shown = environment().from_string("{{ " + expression + " }}").render(text=attack)
+        assert "<b" not in shown, expression
+    assert isinstance(visible(attack), Markup)
+
+
+def test_feedback_is_matched_by_rare_new_words() -> None:
+    """A word that all evidence shares, or that the old text had, is no reason for a match."""
+    evidence = ["the message is about heating", "the message is about invoices and refunds", "be brief"]
+    found = changed_sentences(
+        "The message is a mail.", "The message is a mail. Refunds and invoices are money.", evidence
+    )
+    assert [("Refunds and invoices are money.", [1])] == [
+        (one.text, [m.number for m in one.matches]) for one in found
+    ]
+    [alone] = changed_sentences("", "Something else entirely.", evidence)
+    assert () == alone.matches
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_paired_interval_covers_the_truth(binary: bool) -> None:
+    """In 95 of 100 made experiments, about."""
+    draw, covered = random.Random(5), 0
+    for _ in range(400):
+        first = [draw.random() for _ in range(30)]
+        second = [value + draw.gauss(0.1, 0.2) for value in first]
+        truth = 0.1
+        if binary:
+            first = [float(draw.random() < 0.5) for _ in range(30)]
+            second = [value if draw.random() < 0.6 else float(draw.random() < 0.7) for value in first]
+            truth = 0.4 * (0.7 - 0.5)
+        found = paired_interval(first, second)
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / 400 <= 0.985
+
+
+def test_a_paired_interval_without_samples_is_none() -> None:
+    """And one of different lengths is a mistake."""
+    assert paired_interval([], []).low is None
+    assert paired_interval([0.3], [0.5]).low is None
+    with pytest.raises(ValueError, match="equal numbers"):
+        paired_interval([1.0], [])
+
+
+def test_a_tally_that_follows_is_the_same_as_one_from_the_start(tmp_path: Path) -> None:
+    """Counted in parts or at once; a run that is started anew is counted anew."""
+    path = tmp_path / "acme" / "mails.db"
+    run = MadeRun(path, "one", status="COMPLETED")
+    shelf, follower = Shelf("acme", "mails", path), Tallies()
+    for number in range(3):
+        run.db.execute("BEGIN")
+        for call in range(5):
+            error = "503" if call == number else None
+            run.call(f"run/{number}", "", call, "forward", [], "yes", error=error, cost=None if call else 0.5)
+        run.db.execute("COMMIT")
+        with opened(path) as db:
+            found = find_run(db, shelf, run.id)
+            assert found is not None
+            part, whole = follower.of(db, found), Tallies().of(db, found)
+        assert whole == part
+    assert (15, 3, 1.5) == (part.total.calls, part.total.failed, part.total.cost)
+    assert START > part.curves["time"][-1]
+    run.db.execute("DELETE FROM calls WHERE id > 5")
+    with opened(path) as db:
+        assert 5 == follower.of(db, found).total.calls
+    run.db.close()
