@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from afnio.tellurio.lease import is_held, lease_path
+from afnio.tellurio.liveness import live_status
 from afnio.tellurio.studio.library import Shelf
 
 FAVOURITES: Final = ("validation", "val_", "test", "accuracy", "score", "final", "reward", "loss")
@@ -138,9 +138,7 @@ def _run(shelf: Shelf, row: sqlite3.Row) -> RunRow:
 
 def _status(shelf: Shelf, row: sqlite3.Row) -> str:
     """Return how a run stands; one whose process is gone without a word has crashed."""
-    if row["status"] == "RUNNING" and is_held(lease_path(shelf.path, row["id"])) is False:
-        return "CRASHED"
-    return str(row["status"])
+    return live_status(shelf.path, row["id"], row["status"], row["host"], row["pid"])
 
 
 def _mapping(text: str) -> dict[str, Any]:
