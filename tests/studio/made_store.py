@@ -51,7 +51,8 @@ class MadeRun:
         config = {"model": "gpt-4.1-nano", "batch_size": 8, "seed": 7, "name": name}
         self.insert(
             "runs", id=self.id, name=name, description=f"Sentiment of mails, {name}", namespace=namespace,
-            project=path.stem, status=status, config=json.dumps(config), identity="", seed=7, host=socket.gethostname(), pid=1,
+            project=path.stem, status=status, config=json.dumps(config), identity="", seed=7,
+            host=socket.gethostname(), pid=1,
             date_created=START, date_updated=START, git_commit="4d7f34e0aa", in_flight=0,
             versions=json.dumps({"python": "3.11.2", "afnio": "0.4.0"}), platform=json.dumps({"system": "Linux"}),
         )  # fmt: skip

@@ -138,7 +138,8 @@ def _run(shelf: Shelf, row: sqlite3.Row) -> RunRow:
 
 def _status(shelf: Shelf, row: sqlite3.Row) -> str:
     """Return how a run stands; one whose process is gone without a word has crashed."""
-    return live_status(shelf.path, row["id"], row["status"], row["host"], row["pid"])
+    leased = row["versions"] != "{}"  # version 1 recorded neither these nor a lease
+    return live_status(shelf.path, row["id"], row["status"], row["host"], row["pid"], leased=leased)
 
 
 def _mapping(text: str) -> dict[str, Any]:
