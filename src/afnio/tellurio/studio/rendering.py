@@ -43,6 +43,7 @@ def environment() -> Environment:
         "seconds": seconds,
         "ago": ago,
         "moment": moment,
+        "place": place,
     }
     return found
 
@@ -146,6 +147,15 @@ def ago(value: float | None, now: float | None = None) -> str:
         if passed >= length:
             return f"{passed // length:.0f} {unit} ago"
     return "just now"
+
+
+def place(line: str) -> str:
+    """Return a place in code with the end of its path only; the folders before say little and are long.
+
+    >>> place("/home/me/project/agents/mail.py:12")
+    'agents/mail.py:12'
+    """
+    return "/".join(line.split("/")[-2:])
 
 
 def _harmless(value: Any) -> Any:
