@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,7 +99,7 @@ def report(db: sqlite3.Connection, run: RunRow) -> str:
         styles=styles,
         scripts=scripts,
         written=time.time(),
-        version=_version(),
+        version=metadata.version("afnio"),
         step_pages=[found for step in page["steps"] if (found := step_page(db, run, step.number))],
         tree=lineage_page(db, run) if page["has_candidates"] else None,
         samples=_samples(db, run.id),
@@ -143,9 +143,3 @@ def _failures(db: sqlite3.Connection, run: RunRow) -> list[dict[str, Any]]:
         (run.id, FAILURES),
     ).fetchall()
     return [found for row in rows if (found := call_page(db, run, row["id"]))]
-
-
-def _version() -> str:
-    import afnio
-
-    return os.fspath(afnio.__version__)
