@@ -16,9 +16,11 @@ from benchmarks.learning.curve import curve
 from benchmarks.learning.endpoints import local, remote, simulated
 from benchmarks.learning.methods import BATCH, METHODS, WAYS
 from benchmarks.learning.outcome import Outcome
+from benchmarks.learning.peer import PEERS, run_peer
 from benchmarks.learning.report import credit, save, table
 from benchmarks.learning.tasks import NAMES, Task, load
 from benchmarks.learning.training import Trial
+from benchmarks.peers.environment import PeerError
 
 CALLS = 600
 CREDIT = ["at fault", "method", "runs that blamed it most", "share of all feedback"]
@@ -61,13 +63,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _compare(task: Task, endpoint: Endpoint, given: argparse.Namespace, console: Console) -> list[Outcome]:
-    outcomes = []
-    for name in ["baseline", *(m for m in given.method or METHODS if m != "baseline")]:
-        make = METHODS[name]
+    outcomes: list[Outcome] = []
+    for name in ["baseline", *(m for m in given.method or [*METHODS, *PEERS] if m != "baseline")]:
         # The first prompt at temperature 0 says the same for every seed.
-        for seed in range(given.seeds if make is not None else 1):
+        for seed in range(1 if name == "baseline" else given.seeds):
             since = time.monotonic()
-            outcome = Trial(name, task, endpoint, seed, given.calls, given.batch).run(make)
+            trial = Trial(name, task, endpoint, seed, given.calls, given.batch)
+            try:
+                outcome = run_peer(PEERS[name], trial) if name in PEERS else trial.run(METHODS[name])
+            except PeerError as error:
+                console.print(f"{name} was not run: {error}", highlight=False, markup=False)
+                break
             outcomes.append(outcome)
             console.print(
                 f"{task.name}, {name}, seed {seed}: {outcome.correct:g}/{outcome.answered}, "
@@ -89,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     add = parser.add_argument
     add("--task", action="append", choices=NAMES, help="repeat for several; all by default")
-    add("--method", action="append", choices=list(METHODS), help="repeat for several; all by default")
+    add("--method", action="append", choices=[*METHODS, *PEERS], help="repeat for several; all by default")
     add("--seeds", type=int, default=5, help="default: %(default)s")
     add("--subset", type=int, metavar="N", help="at most so many items of each split")
     add("--calls", type=int, default=CALLS, help="LM calls of one training (default: %(default)s)")

@@ -55,3 +55,10 @@ def remote(base_url: str, model: str, critic: str | None) -> Iterator[Endpoint]:
         notes=(f"{model} is the student, {critic or model} critic and optimizer.",),
         quorum=0.9,
     )
+
+
+def api_key_of(endpoint: Endpoint) -> str:
+    """Return the key that a peer's script is to send."""
+    if endpoint.kind == "live":
+        return os.environ.get("OPENAI_API_KEY", "none")
+    return KEY if endpoint.kind == "simulated" else "local"

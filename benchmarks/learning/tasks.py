@@ -40,6 +40,8 @@ class Task:
         score: from 0 to 1, of an answer and its target.
         train, val, test: the splits; the test decides nothing, it is only looked at last.
         at_fault: the name of the one parameter that is at fault, where there are several.
+        reading: how `read` works, for scripts that can't have it: the kind, and the name of a field.
+        flags: the categories, where the score is a share of them.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Task:
     prompt: str = ""
     response_format: Mapping[str, Any] | None = None
     at_fault: str | None = None
+    reading: tuple[str, str] = ("text", "")
+    flags: Sequence[str] | None = None
 
     def evaluate(self, reply: Variable, targets: Sequence[str]) -> cog.Evaluation:
         """Return scores and feedback of a batch of replies."""
@@ -119,6 +123,8 @@ def _facility(name: str) -> Task:
         _share_right(names) if names else exact,
         prompt=prompts[name],
         response_format=form,
+        reading=("flags", "") if names else ("field", name),
+        flags=names or None,
         **splits,
     )
 
@@ -202,6 +208,7 @@ def _bbh(name: str) -> Task:
         items[train : train + val],
         items[train + val : train + val + test],
         prompt=prompt,
+        reading=("words", "") if pattern is None else ("number", ""),
     )
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,6 +44,20 @@ class Peer:
         Raises:
             PeerError: with the reason, if there is nothing to return.
         """
+        measured = self.run([base_url, str(samples)])
+        if measured["prompt"] != PROPOSED:
+            raise PeerError(f"its step left the prompt at {measured['prompt']!r}")
+        return measured
+
+    def run(self, arguments: Sequence[str], folder: Path = Path(__file__).parent) -> dict[str, Any]:
+        """Run the script in the peer's environment and return what it printed.
+
+        Args:
+            folder: where the script is.
+
+        Raises:
+            PeerError: with the reason, if there is nothing to return.
+        """
         python = self._python()
         # A fresh home: a reply that was cached on disk by an earlier run would be no call.
         with TemporaryDirectory() as home:
@@ -52,14 +67,10 @@ class Peer:
                 "XDG_CACHE_HOME": home,
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or an import asks the network for prices
             }
-            script = Path(__file__).with_name(self.script)
             try:
-                measured = read([str(python), str(script), base_url, str(samples)], cwd=Path(home), env=env)
+                return read([str(python), str(folder / self.script), *arguments], cwd=Path(home), env=env)
             except ChildError as error:
                 raise PeerError(f"its step failed: {error}") from error
-        if measured["prompt"] != PROPOSED:
-            raise PeerError(f"its step left the prompt at {measured['prompt']!r}")
-        return measured
 
     def _python(self) -> Path:
         folder = CACHE / self.name.lower()

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from afnio.testing.simulated.conversation import text_of
-from afnio.testing.simulated.critic import Case, comment
+from afnio.testing.simulated.critic import Case, blame, comment
 from afnio.testing.simulated.proposer import rewrite
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def _textgrad_critic(text: str, reader: Reader) -> str:
         feedback = _tagged(text, "OBJECTIVE_FUNCTION")
         reply = _NOUN.search(_tagged(text, "LM_OUTPUT"))
         case = Case(_tagged(text, "LM_INPUT"), [feedback], reply[1] if reply else "answer")
-        return comment(told, case, reader) or "No change is needed."
+        start, _, _ = value.partition(" (...) ")
+        said = comment(told, case, reader) if told.startswith(start) else blame(value, [told], case)
+        return said or "No change is needed."
     found = _INPUT.search(_tagged(text, "INPUTS_TO_FUNCTION"))
     if found is None or _tagged(text, "OUTPUT_OF_FUNCTION") == "1":
         return "No change is needed."

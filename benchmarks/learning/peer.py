@@ -1,0 +1,88 @@
+"""Peers: TextGrad and GEPA within the same number of calls, against the same endpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import afnio
+from afnio import cognitive as cog
+from benchmarks.learning.agents import Clerk
+from benchmarks.learning.endpoints import api_key_of
+from benchmarks.learning.outcome import Outcome
+from benchmarks.learning.training import Trial
+from benchmarks.peers.environment import Peer
+
+FOLDER = Path(__file__).parent / "peers"
+PEERS = {
+    "TextGrad": Peer("TextGrad", ("textgrad",), "textgrad_learn.py"),
+    "GEPA": Peer("GEPA", ("gepa", "openai"), "gepa_learn.py"),
+}
+
+
+def run_peer(peer: Peer, trial: Trial) -> Outcome:
+    """Train with a peer, then look at the test split with the agent of ours, once.
+
+    Raises:
+        PeerError: with the reason, if it can't be had or its script failed.
+    """
+    outcome = Outcome(trial.method, trial.task.name, trial.seed)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(_spec(trial)))
+        found = peer.run([str(path)], FOLDER)
+    outcome.prompts = found["prompts"]
+    outcome.calls, outcome.seconds = found["calls"], found["seconds"]
+    outcome.prompt_tokens, outcome.completion_tokens = found["prompt_tokens"], found["completion_tokens"]
+    parameters = dict(trial.agent.named_parameters())
+    outcome.changed = {
+        name: int(str(parameters[name].data) != text) for name, text in outcome.prompts.items()
+    }
+    bound = {parameters[name]: text for name, text in outcome.prompts.items()}
+    with afnio.bind(bound), afnio.tolerate(trial.endpoint.quorum):
+        outcome.scores = trial.measured(trial.task.test)
+    return outcome
+
+
+def _spec(trial: Trial) -> dict[str, Any]:
+    task, endpoint = trial.task, trial.endpoint
+    return {
+        "base_url": endpoint.base_url,
+        "api_key": api_key_of(endpoint),
+        "student": dict(endpoint.forward),
+        "critic": {name: value for name, value in endpoint.step.items() if name != "response_format"},
+        "budget": trial.budget,
+        "seed": trial.seed,
+        "steps": _steps(trial.agent),
+        "read": list(task.reading),
+        "score": ["exact", []] if task.flags is None else ["share", list(task.flags)],
+        "train": [{"inputs": dict(item.inputs), "target": item.target} for item in task.train],
+        "val": [{"inputs": dict(item.inputs), "target": item.target} for item in task.val],
+    }
+
+
+def _steps(agent: cog.Module) -> list[dict[str, Any]]:
+    """Return the agent's steps as plain data: prompt, template, and what its reply is called."""
+    if isinstance(agent, Clerk):
+        parts = [
+            (agent.retrieve, agent.notes, ["question", "notes"], "retrieved"),
+            (agent.draft, agent.found, ["question", "retrieved"], "draft"),
+            (agent.judge, agent.drafted, ["question", "retrieved", "draft"], "answer"),
+        ]
+        names = ["retrieve", "draft", "judge"]
+    else:
+        parts, names = [(agent.prompt, agent.template, ["message"], "answer")], ["prompt"]
+    return [
+        {
+            "name": name,
+            "role": prompt.role,
+            "prompt": str(prompt.data),
+            "template": str(template.data),
+            "fields": fields,
+            "output": output,
+            "arguments": getattr(agent, "form", {}),
+        }
+        for name, (prompt, template, fields, output) in zip(names, parts, strict=True)
+    ]

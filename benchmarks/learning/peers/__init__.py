@@ -1,0 +1,1 @@
+"""The same tasks with TextGrad and GEPA, each through its public interface, in an environment of its own."""

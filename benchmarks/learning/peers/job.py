@@ -1,0 +1,113 @@
+"""Job: what a peer's script is told and reports; it imports nothing of ours, as its environment has none of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from openai import OpenAI
+
+THREADS = 8
+"""In flight while a peer evaluates; what it optimizes with is up to the peer."""
+
+
+class Job:
+    """The task, the endpoint, and a count of what they took; read from the file that is the first argument."""
+
+    def __init__(self) -> None:
+        with open(sys.argv[1], encoding="utf-8") as file:
+            self.spec: dict[str, Any] = json.load(file)
+        self.client = OpenAI(base_url=self.spec["base_url"], api_key=self.spec["api_key"], max_retries=5)
+        self.calls = self.prompt_tokens = self.completion_tokens = 0
+        self.lock = threading.Lock()
+        self.began = time.monotonic()
+
+    @property
+    def spent(self) -> bool:
+        return self.calls >= self.spec["budget"]
+
+    def ask(self, messages: list[dict[str, str]], arguments: dict[str, Any]) -> str:
+        """Return the reply of one counted call."""
+        reply = self.client.chat.completions.create(messages=messages, **arguments)
+        with self.lock:
+            self.calls += 1
+            if reply.usage is not None:
+                self.prompt_tokens += reply.usage.prompt_tokens
+                self.completion_tokens += reply.usage.completion_tokens
+        return reply.choices[0].message.content or ""
+
+    def reflect(self, messages: list[dict[str, str]]) -> str:
+        """Return what critic or optimizer say."""
+        return self.ask(messages, self.spec["critic"])
+
+    def run(self, prompts: dict[str, str], item: dict[str, Any]) -> tuple[list[tuple[str, str]], str]:
+        """Run the steps on one item; returns each step's message and reply, and the answer."""
+        values, seen = dict(item["inputs"]), []
+        for step in self.spec["steps"]:
+            message = filled(step["template"], values)
+            told = [
+                {"role": "system", "content": prompts[step["name"]]},
+                {"role": "user", "content": message},
+            ]
+            reply = self.ask(told, {**self.spec["student"], **step["arguments"]})
+            values[step["output"]] = reply
+            seen.append((message, reply))
+        return seen, self.read(seen[-1][1])
+
+    def read(self, reply: str) -> str:
+        """Return the answer in a reply."""
+        kind, name = self.spec["read"]
+        if kind == "number":
+            return (re.findall(r"-?\d+", reply) or [reply.strip()])[-1]
+        if kind == "words":
+            return " ".join(reply.replace(",", " ").split())
+        if kind == "text":
+            return reply.strip()
+        try:
+            answer = json.loads(reply)
+        except ValueError:
+            return ""
+        if kind == "flags":
+            return ", ".join(sorted(flag for flag, value in answer.items() if value))
+        return str(answer.get(name)).lower()
+
+    def score(self, answer: str, target: str) -> float:
+        """Return the score of an answer, from 0 to 1."""
+        kind, names = self.spec["score"]
+        if kind == "exact":
+            return float(answer == target)
+        said, wanted = set(answer.split(", ")), set(target.split(", "))
+        return sum((name in said) == (name in wanted) for name in names) / len(names)
+
+    def measured(self, prompts: dict[str, str], items: Sequence[dict[str, Any]]) -> list[float]:
+        """Return the score of each item."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(lambda i: self.score(self.run(prompts, i)[1], i["target"]), items))
+
+    def feedback(self, answer: str, target: str) -> str:
+        """Return what a deterministic evaluator says, in the same words for everyone."""
+        said, wanted = json.dumps(answer), json.dumps(target)
+        return f"exact match: predicted {said}, expected {wanted}, score {self.score(answer, target):g}."
+
+    def report(self, train: Callable[[], dict[str, str]]) -> None:
+        """Run `train` and print the prompts that it returns and what they took."""
+        prompts = train()
+        found = {
+            "prompts": prompts,
+            "calls": self.calls,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "seconds": time.monotonic() - self.began,
+        }
+        sys.stdout.write("\n" + json.dumps(found) + "\n")
+
+
+def filled(template: str, values: dict[str, str]) -> str:
+    """Return the template with its placeholders filled in one pass."""
+    return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], template)
