@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -63,25 +65,32 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _compare(task: Task, endpoint: Endpoint, given: argparse.Namespace, console: Console) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    for name in ["baseline", *(m for m in given.method or [*METHODS, *PEERS] if m != "baseline")]:
-        # The first prompt at temperature 0 says the same for every seed.
-        for seed in range(1 if name == "baseline" else given.seeds):
-            since = time.monotonic()
-            trial = Trial(name, task, endpoint, seed, given.calls, given.batch)
-            try:
-                outcome = run_peer(PEERS[name], trial) if name in PEERS else trial.run(METHODS[name])
-            except PeerError as error:
-                console.print(f"{name} was not run: {error}", highlight=False, markup=False)
-                break
-            outcomes.append(outcome)
-            console.print(
-                f"{task.name}, {name}, seed {seed}: {outcome.correct:g}/{outcome.answered}, "
-                f"{outcome.calls} calls, {time.monotonic() - since:.1f} s",
-                style="dim",
-                highlight=False,
-                markup=False,
-            )
+    """Return the runs of all methods; those of a peer that can't be run are left out, and it says why."""
+
+    def trials(name: str, seeds: int) -> list[Trial]:
+        return [Trial(name, task, endpoint, seed, given.calls, given.batch) for seed in range(seeds)]
+
+    def tell(outcome: Outcome) -> Outcome:
+        done = f"{task.name}, {outcome.method}, seed {outcome.seed}: {outcome.correct:g}/{outcome.answered}"
+        took = f"{outcome.calls} calls, {outcome.seconds:.1f} s"
+        console.print(f"{done}, {took}", style="dim", highlight=False, markup=False)
+        return outcome
+
+    wanted = given.method or [*METHODS, *PEERS]
+    # The first prompt at temperature 0 says the same for every seed.
+    outcomes = [tell(trial.run(None)) for trial in trials("baseline", 1)]
+    for name in [name for name in wanted if METHODS.get(name) is not None]:
+        outcomes += [tell(trial.run(METHODS[name])) for trial in trials(name, given.seeds)]
+    for name in [name for name in wanted if name in PEERS]:
+        peer = PEERS[name]
+        try:
+            peer.prepare()
+            # Each run is a process that waits for its calls one by one; the cores take several.
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                runs = pool.map(lambda trial, peer=peer: run_peer(peer, trial), trials(name, given.seeds))
+                outcomes += [tell(outcome) for outcome in runs]
+        except PeerError as error:
+            console.print(f"{name} was not run: {error}", highlight=False, markup=False)
     return outcomes
 
 

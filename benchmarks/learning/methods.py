@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
-from afnio.optim import TGD
+from typing import Any
+
+from afnio.optim import TGD, Improves
+from afnio.utils.data import DataLoader, Dataset
 from benchmarks.learning.curve import SHORT
+from benchmarks.learning.tasks import Item
 from benchmarks.learning.training import MakeOptimizer, Trial
 
 BATCH = 16
+CANDIDATES = 4
+HELD_OUT = 32
+"""Samples of the validation split that a step's candidates are compared on, in blocks of 8."""
+READABLE = 1000
+"""Tokens of feedback that a proposer is shown where it is reduced: some thirty texts, short of the wall."""
 
 
-def tgd(trial: Trial) -> TGD:
+class Items(Dataset[Item]):
+    """Items of a split, for what draws its own batches."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = list(items)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def tgd(trial: Trial, **options: Any) -> TGD:
     """Return plain textual gradient descent: each proposal becomes the value."""
-    return TGD(trial.agent.parameters(), trial.endpoint.client, **trial.endpoint.step)
+    return TGD(trial.agent.parameters(), trial.endpoint.client, **options, **trial.endpoint.step)
+
+
+def improves(trial: Trial) -> TGD:
+    """Return descent that takes a proposal only if it beats the value on held-out samples."""
+    held_out = DataLoader(Items(trial.task.val), collate_fn=list)
+    accept = Improves(
+        trial.judged, held_out, CANDIDATES, minibatch_size=HELD_OUT, block_size=8, seed=trial.seed
+    )
+    return tgd(trial, accept=accept)
 
 
 def concatenated(trial: Trial) -> TGD:
     """Return descent in which the proposer reads all feedback of a batch as it came."""
-    return TGD(trial.agent.parameters(), trial.endpoint.client, constraints=[SHORT], **trial.endpoint.step)
+    return tgd(trial, constraints=[SHORT])
 
 
-METHODS: dict[str, MakeOptimizer | None] = {"baseline": None, "TGD": tgd}
+METHODS: dict[str, MakeOptimizer | None] = {"baseline": None, "TGD": tgd, "TGD + Improves": improves}
 WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated}
 """How the feedback of a batch is put together, for the curve."""

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from afnio.testing.simulated.conversation import text_of
-from afnio.testing.simulated.critic import Case, blame, comment
+from afnio.testing.simulated.critic import Case, blame, comment, expected_label
 from afnio.testing.simulated.proposer import rewrite
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def _textgrad_critic(text: str, reader: Reader) -> str:
     told = _tagged(text, "LM_SYSTEM_PROMPT")
     if told:
         feedback = _tagged(text, "OBJECTIVE_FUNCTION")
+        if expected_label(feedback) is None:
+            return "No change is needed."  # the objective is all there is, and it names no mistake
         reply = _NOUN.search(_tagged(text, "LM_OUTPUT"))
         case = Case(_tagged(text, "LM_INPUT"), [feedback], reply[1] if reply else "answer")
         start, _, _ = value.partition(" (...) ")
@@ -69,10 +71,9 @@ def _textgrad_value(text: str, reader: Reader) -> str:
     start, gap, _ = value.partition(" (...) ")
     if gap:
         # The prompt shows a long variable's first and last words only; the conversations show all of it.
-        whole = re.findall(r"<LM_SYSTEM_PROMPT> (.*?) </LM_SYSTEM_PROMPT>", text, re.DOTALL)
+        whole = _all_tagged(text, "LM_SYSTEM_PROMPT")
         value = next((found for found in whole if found.startswith(start)), value)
-    feedback = [said.strip() for said in re.findall(r"<FEEDBACK>(.*?)</FEEDBACK>", text, re.DOTALL)]
-    useful = [said for said in feedback if said and said != "No change is needed."]
+    useful = [said for said in _all_tagged(text, "FEEDBACK") if said and said != "No change is needed."]
     constraints = [part for part in _tagged(text, "CONSTRAINTS").split("\n") if part]
     return rewrite(value, useful, constraints, reader) if useful else value
 
@@ -96,5 +97,12 @@ def _gepa_value(text: str, reader: Reader) -> str:
 
 
 def _tagged(text: str, tag: str) -> str:
-    found = re.findall(rf"<{tag}>(?!:)\s?(.*?)\s?</{tag}>", text, re.DOTALL)
-    return str(found[-1]).strip() if found else ""
+    found = _all_tagged(text, tag)
+    return found[-1] if found else ""
+
+
+def _all_tagged(text: str, tag: str) -> list[str]:
+    # The prompts speak of their tags too ("in <FEEDBACK> tags"): only the last opening before a closing counts.
+    return [
+        str(found).strip() for found in re.findall(rf"<{tag}>((?:(?!<{tag}>).)*?)</{tag}>", text, re.DOTALL)
+    ]
