@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         blamed: list[list[Any]] = []
         for name in given.task or NAMES:
             task = load(name).subset(given.subset)
-            outcomes = _compare(task, endpoint, given, console)
+            outcomes = _compare(task, endpoint, given, console, began)
             rows = table(endpoint.kind, name, outcomes, endpoint.notes)
             document["tasks"][name] = {"rows": rows, "runs": [o.as_dict() for o in outcomes]}
             if task.at_fault is not None:
@@ -64,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return document
 
 
-def _compare(task: Task, endpoint: Endpoint, given: argparse.Namespace, console: Console) -> list[Outcome]:
-    """Return the runs of all methods; those of a peer that can't be run are left out, and it says why."""
+def _compare(
+    task: Task, endpoint: Endpoint, given: argparse.Namespace, console: Console, began: float
+) -> list[Outcome]:
+    """Return the runs of all methods; a peer that can't be run has one without scores, which says why."""
 
     def trials(name: str, seeds: int) -> list[Trial]:
         return [Trial(name, task, endpoint, seed, given.calls, given.batch) for seed in range(seeds)]
@@ -79,18 +80,25 @@ def _compare(task: Task, endpoint: Endpoint, given: argparse.Namespace, console:
     wanted = given.method or [*METHODS, *PEERS]
     # The first prompt at temperature 0 says the same for every seed.
     outcomes = [tell(trial.run(None)) for trial in trials("baseline", 1)]
-    for name in [name for name in wanted if METHODS.get(name) is not None]:
-        outcomes += [tell(trial.run(METHODS[name])) for trial in trials(name, given.seeds)]
-    for name in [name for name in wanted if name in PEERS]:
-        peer = PEERS[name]
+    ours = {name: trials(name, given.seeds) for name in wanted if METHODS.get(name) is not None}
+    for name, runs in ours.items():
+        for trial in runs:
+            if given.minutes is not None and time.monotonic() - began > 60 * given.minutes:
+                outcomes[0].note = f"after {given.minutes:g} minutes no further run was begun"
+            else:
+                outcomes.append(tell(trial.run(METHODS[name])))
+    peers = {name: PEERS[name] for name in wanted if name in PEERS}
+    # Each waits for its calls one by one, so they may wait side by side.
+    with ThreadPoolExecutor(max(1, len(peers))) as pool:
+        running = {
+            name: pool.submit(run_peer, peer, trials(name, given.seeds)) for name, peer in peers.items()
+        }
+    for name, future in running.items():
         try:
-            peer.prepare()
-            # Each run is a process that waits for its calls one by one; the cores take several.
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                runs = pool.map(lambda trial, peer=peer: run_peer(peer, trial), trials(name, given.seeds))
-                outcomes += [tell(outcome) for outcome in runs]
+            outcomes += [tell(outcome) for outcome in future.result()]
         except PeerError as error:
-            console.print(f"{name} was not run: {error}", highlight=False, markup=False)
+            missing = Outcome(name, task.name, 0, note=f"it was not run: {error}")
+            outcomes.append(missing)
     return outcomes
 
 
@@ -108,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=5, help="default: %(default)s")
     add("--subset", type=int, metavar="N", help="at most so many items of each split")
     add("--calls", type=int, default=CALLS, help="LM calls of one training (default: %(default)s)")
+    add("--minutes", type=float, metavar="M", help="after so many begin no further run")
     add("--batch", type=int, default=BATCH, help="samples of one step (default: %(default)s)")
     add("--curve", choices=NAMES, nargs="?", const="sentiment", help="the batch curve as well, on that task")
     add("--lm", choices=("simulated", "local"), default="simulated", help="default: %(default)s")

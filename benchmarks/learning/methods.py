@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from afnio.optim import TGD, Improves
+from afnio.optim import TGD, Improves, ParetoTGD
 from afnio.utils.data import DataLoader, Dataset
 from benchmarks.learning.curve import SHORT
 from benchmarks.learning.tasks import Item
@@ -40,9 +40,32 @@ def improves(trial: Trial) -> TGD:
     """Return descent that takes a proposal only if it beats the value on held-out samples."""
     held_out = DataLoader(Items(trial.task.val), collate_fn=list)
     accept = Improves(
-        trial.judged, held_out, CANDIDATES, minibatch_size=HELD_OUT, block_size=8, seed=trial.seed
+        trial.judged,
+        held_out,
+        CANDIDATES,
+        minibatch_size=HELD_OUT,
+        block_size=8,
+        quorum=trial.endpoint.quorum,
+        seed=trial.seed,
     )
     return tgd(trial, accept=accept)
+
+
+def pareto(trial: Trial) -> ParetoTGD:
+    """Return the search over a pool of candidates; it runs forward and backward itself."""
+    train, held_out = (
+        DataLoader(Items(items), collate_fn=list) for items in (trial.task.train, trial.task.val)
+    )
+    return ParetoTGD(
+        trial.agent.parameters(),
+        trial.endpoint.client,
+        trial.judged,
+        train,
+        held_out,
+        quorum=trial.endpoint.quorum,
+        seed=trial.seed,
+        **trial.endpoint.step,
+    )
 
 
 def concatenated(trial: Trial) -> TGD:
@@ -50,6 +73,11 @@ def concatenated(trial: Trial) -> TGD:
     return tgd(trial, constraints=[SHORT])
 
 
-METHODS: dict[str, MakeOptimizer | None] = {"baseline": None, "TGD": tgd, "TGD + Improves": improves}
+METHODS: dict[str, MakeOptimizer | None] = {
+    "baseline": None,
+    "TGD": tgd,
+    "TGD + Improves": improves,
+    "ParetoTGD": pareto,
+}
 WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated}
 """How the feedback of a batch is put together, for the curve."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,17 +23,22 @@ PEERS = {
 }
 
 
-def run_peer(peer: Peer, trial: Trial) -> Outcome:
-    """Train with a peer, then look at the test split with the agent of ours, once.
+def run_peer(peer: Peer, trials: Sequence[Trial]) -> list[Outcome]:
+    """Train with a peer, one seed after the other in one process, then look at the test split, once each.
 
     Raises:
         PeerError: with the reason, if it can't be had or its script failed.
     """
-    outcome = Outcome(trial.method, trial.task.name, trial.seed)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "job.json"
-        path.write_text(json.dumps(_spec(trial)))
-        found = peer.run([str(path)], FOLDER)
+        paths = [Path(folder) / f"job{number}.json" for number in range(len(trials))]
+        for path, trial in zip(paths, trials, strict=True):
+            path.write_text(json.dumps(_spec(trial)))
+        found = peer.run([str(path) for path in paths], FOLDER)["runs"]
+    return [_outcome(trial, run) for trial, run in zip(trials, found, strict=True)]
+
+
+def _outcome(trial: Trial, found: dict[str, Any]) -> Outcome:
+    outcome = Outcome(trial.method, trial.task.name, trial.seed)
     outcome.prompts = found["prompts"]
     outcome.calls, outcome.seconds = found["calls"], found["seconds"]
     outcome.prompt_tokens, outcome.completion_tokens = found["prompt_tokens"], found["completion_tokens"]

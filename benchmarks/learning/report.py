@@ -35,9 +35,9 @@ def table(lm: str, task: str, outcomes: Sequence[Outcome], notes: Sequence[str])
     for outcome in outcomes:
         by_method.setdefault(outcome.method, []).append(outcome)
     baseline = by_method["baseline"]
-    rows = [_row(runs, baseline) for runs in by_method.values()]
-    seeds = max(len(runs) for runs in by_method.values())
-    said = [*notes, f"{seeds} seeds, counts pooled over them; {KIND}"]
+    rows = [_row(runs, baseline) for runs in by_method.values() if runs[0].scores]
+    seeds = "; ".join(f"{name} {len(runs)}" for name, runs in by_method.items() if name != "baseline")
+    said = [*notes, f"seeds, over which counts are pooled: {seeds}", KIND]
     said += [f"{o.method}, seed {o.seed}: {o.note}" for o in outcomes if o.note]
     report.show(f"learning-{lm}-{task}", COLUMNS, rows, said)
     return rows

@@ -13,7 +13,7 @@ from afnio import cognitive as cog
 from afnio.demo.endpoint import Endpoint
 from afnio.demo.tally import Tally
 from afnio.errors import BatchError, ReplyError
-from afnio.optim import Optimizer
+from afnio.optim import Optimizer, ParetoTGD
 from afnio.runtime.events import StepEnded, subscribed
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Item, Task
@@ -26,7 +26,7 @@ class Trial:
     """One method on one task with one seed.
 
     Attributes:
-        budget: LM calls that training may take; a step that is begun is finished.
+        budget: LM calls that training is to take, to within half a step.
         batch: samples of a step.
     """
 
@@ -79,10 +79,9 @@ class Trial:
 
     def _train(self, optimizer: Optimizer, outcome: Outcome) -> None:
         for batch in batches(self.task.train, self.batch, self.seed):
-            before = self.tally.total.calls
-            evaluation = self.judged(batch)
             try:
-                evaluation.explanation.backward()
+                if not isinstance(optimizer, ParetoTGD):  # which draws its own batches
+                    self.judged(batch).explanation.backward()
                 optimizer.step()
             except (BatchError, ReplyError) as error:
                 # Replies that can't be read cost the step, not the run; the prompt has kept its value.
@@ -91,7 +90,8 @@ class Trial:
             outcome.steps += 1
             outcome.lengths.append(sum(len(str(p.data)) for p in self.agent.parameters()))
             spent = self.tally.total.calls
-            if spent + (spent - before) > self.budget or outcome.steps == self.most_steps:
+            # Half a step more or less: on average the budget is met, whatever a step costs.
+            if spent + spent / outcome.steps / 2 > self.budget or outcome.steps == self.most_steps:
                 return
 
 

@@ -72,14 +72,6 @@ class Peer:
             except ChildError as error:
                 raise PeerError(f"its step failed: {error}") from error
 
-    def prepare(self) -> None:
-        """Make the environment if it isn't there; side by side its runs would each make it.
-
-        Raises:
-            PeerError: with the reason, if it can't be made.
-        """
-        self._python()
-
     def _python(self) -> Path:
         folder = CACHE / self.name.lower()
         python, mark = folder / "bin" / "python", folder / ".installed"

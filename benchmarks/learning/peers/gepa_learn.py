@@ -7,7 +7,7 @@ from typing import Any
 
 import gepa
 from gepa import EvaluationBatch
-from job import THREADS, Job
+from job import THREADS, Job, report
 
 
 class Adapter:
@@ -47,24 +47,20 @@ class Adapter:
         }
 
 
-def main() -> None:
-    job = Job()
-
-    def train() -> dict[str, str]:
-        result = gepa.optimize(
-            seed_candidate={step["name"]: step["prompt"] for step in job.spec["steps"]},
-            trainset=job.spec["train"],
-            valset=job.spec["val"],
-            adapter=Adapter(job),
-            reflection_lm=lambda prompt: job.reflect([{"role": "user", "content": prompt}]),
-            stop_callbacks=[lambda state: job.spent],
-            logger=type("Quiet", (), {"log": lambda self, *said: None})(),
-            seed=job.spec["seed"],
-        )
-        return dict(result.best_candidate)
-
-    job.report(train)
+def train(job: Job) -> dict[str, str]:
+    """Return the best candidate's prompts."""
+    result = gepa.optimize(
+        seed_candidate={step["name"]: step["prompt"] for step in job.spec["steps"]},
+        trainset=job.spec["train"],
+        valset=job.spec["val"],
+        adapter=Adapter(job),
+        reflection_lm=lambda prompt: job.reflect([{"role": "user", "content": prompt}]),
+        stop_callbacks=[lambda state: job.spent],
+        logger=type("Quiet", (), {"log": lambda self, *said: None})(),
+        seed=job.spec["seed"],
+    )
+    return dict(result.best_candidate)
 
 
 if __name__ == "__main__":
-    main()
+    report(train)

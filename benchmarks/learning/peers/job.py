@@ -18,10 +18,10 @@ THREADS = 8
 
 
 class Job:
-    """The task, the endpoint, and a count of what they took; read from the file that is the first argument."""
+    """The task, the endpoint, and a count of what they took; read from a file."""
 
-    def __init__(self) -> None:
-        with open(sys.argv[1], encoding="utf-8") as file:
+    def __init__(self, path: str) -> None:
+        with open(path, encoding="utf-8") as file:
             self.spec: dict[str, Any] = json.load(file)
         self.client = OpenAI(base_url=self.spec["base_url"], api_key=self.spec["api_key"], max_retries=5)
         self.calls = self.prompt_tokens = self.completion_tokens = 0
@@ -95,17 +95,24 @@ class Job:
         said, wanted = json.dumps(answer), json.dumps(target)
         return f"exact match: predicted {said}, expected {wanted}, score {self.score(answer, target):g}."
 
-    def report(self, train: Callable[[], dict[str, str]]) -> None:
-        """Run `train` and print the prompts that it returns and what they took."""
-        prompts = train()
-        found = {
+    def result(self, prompts: dict[str, str]) -> dict[str, Any]:
+        """Return the prompts that the training ended with and what it took."""
+        return {
             "prompts": prompts,
             "calls": self.calls,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "seconds": time.monotonic() - self.began,
         }
-        sys.stdout.write("\n" + json.dumps(found) + "\n")
+
+
+def report(train: Callable[[Job], dict[str, str]]) -> None:
+    """Run `train` on the job in each file that the arguments name, and print the results as the last line."""
+    runs = []
+    for path in sys.argv[1:]:
+        job = Job(path)
+        runs.append(job.result(train(job)))
+    sys.stdout.write("\n" + json.dumps({"runs": runs}) + "\n")
 
 
 def filled(template: str, values: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import textgrad as tg
-from job import Job
+from job import Job, report
 from textgrad.autograd.llm_ops import FormattedLLMCall
 from textgrad.autograd.string_based_ops import StringBasedFunction
 from textgrad.engine import EngineLM
@@ -28,63 +28,67 @@ class Engine(EngineLM):
     __call__ = generate
 
 
-def main() -> None:
-    job = Job()
-    spec = job.spec
-    critic = Engine(job, spec["critic"])
-    tg.set_backward_engine(critic, override=True)
-    prompts = {
-        step["name"]: tg.Variable(step["prompt"], requires_grad=True, role_description=step["role"])
-        for step in spec["steps"]
-    }
-    engines = [Engine(job, {**spec["student"], **step["arguments"]}) for step in spec["steps"]]
-    optimizer = tg.TGD(parameters=list(prompts.values()), engine=critic)
-    loss = StringBasedFunction(
-        lambda prediction, truth: int(job.score(job.read(prediction.value), truth.value) == 1),
-        "exact match with the truth",
-    )
+class Program:
+    """The steps as TextGrad's variables and calls."""
 
-    def judged(item: dict[str, Any]) -> tg.Variable:
+    def __init__(self, job: Job) -> None:
+        self.job, spec = job, job.spec
+        self.prompts = {
+            step["name"]: tg.Variable(step["prompt"], requires_grad=True, role_description=step["role"])
+            for step in spec["steps"]
+        }
+        self.engines = [Engine(job, {**spec["student"], **step["arguments"]}) for step in spec["steps"]]
+        self.loss = StringBasedFunction(
+            lambda prediction, truth: int(job.score(job.read(prediction.value), truth.value) == 1),
+            "exact match with the truth",
+        )
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {name: variable.value for name, variable in self.prompts.items()}
+
+    def judged(self, item: dict[str, Any]) -> tg.Variable:
+        """Return the loss of one item."""
         values = {
             name: tg.Variable(text, requires_grad=False, role_description=name)
             for name, text in item["inputs"].items()
         }
-        for step, engine in zip(spec["steps"], engines, strict=True):
+        steps = self.job.spec["steps"]
+        for step, engine in zip(steps, self.engines, strict=True):
             fields = {name: values[name] for name in step["fields"]}
             call = FormattedLLMCall(
                 engine=engine,
                 format_string=step["template"],
                 fields=dict.fromkeys(fields),
-                system_prompt=prompts[step["name"]],
+                system_prompt=self.prompts[step["name"]],
             )
             values[step["output"]] = call(inputs=fields, response_role_description=step["output"])
         truth = tg.Variable(item["target"], requires_grad=False, role_description="truth")
-        return loss(inputs={"prediction": values[spec["steps"][-1]["output"]], "truth": truth})
+        return self.loss(inputs={"prediction": values[steps[-1]["output"]], "truth": truth})
 
-    def texts() -> dict[str, str]:
-        return {name: variable.value for name, variable in prompts.items()}
 
-    def train() -> dict[str, str]:
-        rng, waiting = random.Random(spec["seed"]), []
-        best = sum(job.measured(texts(), spec["val"]))
-        while not job.spent:
-            if len(waiting) < BATCH:
-                waiting += rng.sample(spec["train"], len(spec["train"]))
-            batch, waiting = waiting[:BATCH], waiting[BATCH:]
-            before = texts()
-            optimizer.zero_grad()
-            tg.sum([judged(item) for item in batch]).backward()
-            optimizer.step()
-            reached = sum(job.measured(texts(), spec["val"]))
-            if reached < best:
-                for name, variable in prompts.items():
-                    variable.set_value(before[name])
-            else:
-                best = reached
-        return texts()
-
-    job.report(train)
+def train(job: Job) -> dict[str, str]:
+    """Return the prompts after as many steps as the budget allows."""
+    spec, program, critic = job.spec, Program(job), Engine(job, job.spec["critic"])
+    tg.set_backward_engine(critic, override=True)
+    optimizer = tg.TGD(parameters=list(program.prompts.values()), engine=critic)
+    rng, waiting = random.Random(spec["seed"]), []
+    best = sum(job.measured(program.texts, spec["val"]))
+    while not job.spent:
+        if len(waiting) < BATCH:
+            waiting += rng.sample(spec["train"], len(spec["train"]))
+        batch, waiting = waiting[:BATCH], waiting[BATCH:]
+        before = program.texts
+        optimizer.zero_grad()
+        tg.sum([program.judged(item) for item in batch]).backward()
+        optimizer.step()
+        reached = sum(job.measured(program.texts, spec["val"]))
+        if reached < best:
+            for name, variable in program.prompts.items():
+                variable.set_value(before[name])
+        best = max(best, reached)
+    return program.texts
 
 
 if __name__ == "__main__":
-    main()
+    report(train)
