@@ -70,7 +70,12 @@ def pareto(trial: Trial) -> ParetoTGD:
 
 def concatenated(trial: Trial) -> TGD:
     """Return descent in which the proposer reads all feedback of a batch as it came."""
-    return tgd(trial, constraints=[SHORT])
+    return tgd(trial, feedback_tokens=None, constraints=[SHORT])
+
+
+def reduced(trial: Trial) -> TGD:
+    """Return descent in which feedback is summed up to what a proposer can read well."""
+    return tgd(trial, feedback_tokens=READABLE, constraints=[SHORT])
 
 
 METHODS: dict[str, MakeOptimizer | None] = {
@@ -79,5 +84,5 @@ METHODS: dict[str, MakeOptimizer | None] = {
     "TGD + Improves": improves,
     "ParetoTGD": pareto,
 }
-WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated}
+WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated, "reduction": reduced}
 """How the feedback of a batch is put together, for the curve."""

@@ -378,6 +378,7 @@ def test_a_limited_proposer_lengthens_the_text_unless_it_is_told_not_to():
     assert len(long) > 1000
     assert len(short) <= 400
     assert "answered wrongly before" not in short
+    assert cues(short) > 8
     assert "answered wrongly before" not in propose(claims(12), "simulated")
 
 

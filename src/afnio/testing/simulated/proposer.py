@@ -68,12 +68,12 @@ def rewrite(
     cues = tally(known, claims, denials)
     lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(MOST_WISHES) if wish]
     lines = [line for line in [*lines, *notes] if line not in head]
-    text = _fit("\n".join([head, *lines]), cues, constraints)
-    if reader.limited and any(_exceeds(text, *limit) for limit in _limits(constraints)):
+    whole = "\n".join([head, *lines, *_sentences(cues)])
+    if reader.limited and any(_exceeds(whole, *limit) for limit in _limits(constraints)):
         # What only retells goes first, what earlier steps wrote of it too.
-        kept = [line for line in [*head.split("\n"), *lines] if not _RETOLD.fullmatch(line)]
-        text = _fit("\n".join(kept), cues, constraints)
-    return text
+        lines = [line for line in [*head.split("\n"), *lines] if not _RETOLD.fullmatch(line)]
+        head = lines.pop(0) if lines else ""
+    return _fit("\n".join([head, *lines]), cues, constraints)
 
 
 Pairs = list[tuple[str, str]]
@@ -151,11 +151,15 @@ def _fit(head: str, cues: Cues, constraints: list[str]) -> str:
     limits = _limits(constraints)
     cues = {label: list(phrases) for label, phrases in cues.items()}
     while True:
-        text = "\n".join([head, *(cue_sentence(label, cues[label]) for label in cues if cues[label])])
+        text = "\n".join([head, *_sentences(cues)])
         text = "".join(character for character in text if character not in banned)
         if not any(cues.values()) or not any(_exceeds(text, *limit) for limit in limits):
             return text
         max(cues.values(), key=len).pop()
+
+
+def _sentences(cues: Cues) -> list[str]:
+    return [cue_sentence(label, phrases) for label, phrases in cues.items() if phrases]
 
 
 def _limits(constraints: list[str]) -> list[tuple[str, str]]:
