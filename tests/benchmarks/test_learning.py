@@ -11,9 +11,10 @@ import pytest
 
 from benchmarks import report
 from benchmarks.learning import __main__ as command
-from benchmarks.learning import intervals, tasks, training
+from benchmarks.learning import curve, intervals, tasks, training
 from benchmarks.learning.endpoints import simulated
-from benchmarks.learning.methods import METHODS
+from benchmarks.learning.methods import METHODS, WAYS
+from benchmarks.peers import environment
 
 needs_data = pytest.mark.skipif("AFNIO_DATA" not in os.environ, reason="AFNIO_DATA is not set")
 
@@ -42,6 +43,34 @@ def test_a_run_says_what_it_reached_and_what_it_took(
     assert saved["simulated"] is True
     assert {"commit", "versions", "python"} <= set(saved["machine"])
     assert "SIMULATED" in capsys.readouterr().out
+
+
+def test_a_peer_that_cannot_be_run_is_named_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gepa").mkdir()
+    (tmp_path / "gepa" / ".installed").touch()
+    monkeypatch.setattr(environment, "CACHE", tmp_path)
+    found = run("--task", "notes-judge", "--method", "GEPA")
+    assert [row[0] for row in found["tasks"]["notes-judge"]["rows"]] == ["baseline"]
+    assert "GEPA, seed 0: it was not run: its step failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["TGD + Improves", "ParetoTGD"])
+def test_accepted_prompts_do_not_get_long(method: str) -> None:
+    task = tasks.load("notes-judge")
+    with simulated() as endpoint:
+        found = training.Trial(method, task, endpoint, 0, 400, 16).run(METHODS[method])
+    assert found.correct >= 95
+    assert found.lengths[-1] < 1500
+
+
+def test_the_curve_takes_each_batch_size_over_the_same_samples(results: Path) -> None:
+    with simulated() as endpoint:
+        runs = curve.curve(tasks.load("notes-draft"), endpoint, WAYS, seeds=1, sizes=(4, 16), samples=16)
+    assert [run["steps"] for run in runs] == [4, 1, 4, 1]
+    rows = json.loads((results / "learning-simulated-curve.json").read_text())["rows"]
+    assert [(row["how"], row["batch"]) for row in rows][2:] == [("reduction", 4), ("reduction", 16)]
 
 
 @needs_data

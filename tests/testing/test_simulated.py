@@ -548,7 +548,8 @@ def test_peers_get_the_same_criticism_and_the_same_rewriting():
     step = (
         f"<VARIABLE> Count. </VARIABLE> <FEEDBACK>{said}</FEEDBACK> Send it between <IMPROVED_VARIABLE> tags."
     )
-    improved = lm({"messages": messages(("user", step))})
+    speaks = ("system", "Tags: <FEEDBACK>: what was said. <VARIABLE>: the text. Use <IMPROVED_VARIABLE>.")
+    improved = lm({"messages": messages(speaks, ("user", step))})
     assert improved.startswith("<IMPROVED_VARIABLE>Count.\nIn every reply: add up the quantities")
     reflection = (
         "An assistant got instructions to perform a task:\n```\nCount.\n```\nExamples:\n```\n# Example 1\n"
