@@ -198,39 +198,62 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 KILLS = """
-import os, random, signal, sys, time
+import itertools, os, random, signal, sys, time
 from pathlib import Path
 from afnio.trainer.checkpoint import Checkpoint
 
 path = Path(sys.argv[1])
 agent = {"task": "x" * 300_000, "noise": random.Random(0).randbytes(300_000).hex()}
-Checkpoint(agent=agent, counters={"step": 0}).write(path)
-seen, left = [], 0
-for number in range(1, 21):
+old, new = (Checkpoint(agent=agent, counters={"step": step}) for step in (0, 1))
+
+def killed(die):
+    old.write(path)
     child = os.fork()
     if not child:
-        while True:
-            Checkpoint(agent=agent, counters={"step": number}).write(path)
-    time.sleep(random.uniform(0.0, 0.06))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+        die()
+        new.write(path)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
     found = Checkpoint.read(path)
-    assert found.agent == agent
-    assert found.counters["step"] in (number, seen[-1] if seen else 0), (found.counters, seen)
-    seen.append(found.counters["step"])
-    left += len(os.listdir(path.parent)) > 1
-    for temporary in path.parent.glob(".*.tmp"):
+    assert found in (old, new)
+    left = list(path.parent.glob(".last.*.tmp"))
+    assert sorted(path.parent.iterdir()) == sorted([path, *left])
+    for temporary in left:
         temporary.unlink()
-print(len(set(seen)), left)
+    return os.WIFSIGNALED(status), found == new, len(left)
+
+def at(event):
+    # Where the interpreter says that it opens, renames, ….
+    events = itertools.count(1)
+    def hook(name, arguments):
+        if name.startswith(("open", "os.")) and next(events) == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return lambda: sys.addaudithook(hook)
+
+def soon():
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.04))
+
+found = []
+for event in itertools.count(1):
+    found.append(killed(at(event)))
+    if not found[-1][0]:
+        break
+assert [new for _, new, _ in found] == sorted(new for _, new, _ in found)
+print(len(found), sum(left for _, _, left in found), sum(new for _, new, _ in found))
+for _ in range(10):
+    killed(soon)
 """
 
 
 def test_killed_at_any_point_it_is_the_old_or_the_new_one(tmp_path: Path) -> None:
-    """Twenty times by SIGKILL, most of them while a file is being written."""
+    """At each operation on files, one after the other, and ten times at random."""
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path / "last")], capture_output=True, text=True, timeout=60
     )
     assert (0, "") == (done.returncode, done.stderr)
-    different, in_the_middle = map(int, done.stdout.split())
-    assert different > 1
-    assert in_the_middle > 0
+    kills, halves, news = map(int, done.stdout.split())
+    # Before and after the file is begun; after it has got its name; and the one that was left alone.
+    assert kills >= 4
+    assert halves >= 1
+    assert news >= 2
