@@ -63,7 +63,9 @@ class SimulatedLM:
         """
         conversation = read_conversation(request, self._context)
         reader = Reader.of(request, attempt, self._seed)
-        if (asked := dialect_of(request["messages"])) is not None:
+        # Those who ask in prose ask for no form.
+        asked = None if request.get("response_format") else dialect_of(request["messages"])
+        if asked is not None:
             return reply_in_dialect(*asked, reader)
         kind = kind_of(request)
         if kind == "critic":
