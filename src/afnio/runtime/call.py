@@ -204,12 +204,13 @@ async def _send(runtime: Runtime, call: Call[R]) -> R:
 class _Progress:
     """How often a call was tried, for how long, and since when."""
 
-    __slots__ = ("_started", "attempts", "on_wire", "reservation")
+    __slots__ = ("_started", "attempts", "last", "on_wire", "reservation")
 
     def __init__(self, reservation: Reservation) -> None:
         self.reservation = reservation
         self.attempts = 0
         self.on_wire = 0.0
+        self.last = 0.0  # of it, the last attempt
         self._started = time.monotonic()
 
     @property
@@ -223,7 +224,7 @@ async def _again(runtime: Runtime, call: Call[R], progress: _Progress, first: Tr
     Only a call whose first attempt failed pays for tenacity, whose every use leaves a reference cycle.
     """
     granted = admitter(runtime, call.account).grant_retry
-    async for attempt in retrying(lambda state: _tell_retry(call, state), granted):
+    async for attempt in retrying(lambda state: _tell_retry(call, progress, state), granted):
         with attempt:
             if attempt.retry_state.attempt_number == 1:
                 raise first
@@ -265,18 +266,26 @@ async def _attempt_once(call: Call[R], progress: _Progress) -> R:
         _note_unknown(call)
         raise
     finally:
-        progress.on_wire += time.monotonic() - sent
+        progress.last = time.monotonic() - sent
+        progress.on_wire += progress.last
     reservation.unknown()
     _note_unknown(call)
     raise TransientModelError(f"{call.account.url} gave no reply within {call.deadline:g} s ({call.model})")
 
 
-def _tell_retry(call: Call[R], state: RetryCallState) -> None:
+def _tell_retry(call: Call[R], progress: _Progress, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
     wait = state.next_action.sleep if state.next_action is not None else 0.0
     emit(
         CallRetried(
-            call.address, call.account.url, call.model, call.purpose, state.attempt_number, str(error), wait
+            call.address,
+            call.account.url,
+            call.model,
+            call.purpose,
+            state.attempt_number,
+            str(error),
+            wait,
+            progress.last,
         )
     )
 

@@ -75,6 +75,8 @@ class CallRetried(CallEvent):
     attempt: int
     error: str
     wait: float
+    seconds: float = 0.0
+    """That the attempt was on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,17 @@ class StepEnded:
     changes: tuple[Any, ...]
     error: str | None
     candidates: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeEnded:
+    """A scope was left, and all that was launched in it has ended.
+
+    Attributes:
+        address: what those of its launches start with.
+    """
+
+    address: str
 
 
 Subscriber = Callable[[Any], object]

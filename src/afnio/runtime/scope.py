@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from contextvars import ContextVar, Token
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar, Token, copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
 
 import anyio
 
-from afnio.errors import BlockingReadError, LaunchCancelledError, TooManyPendingError
+from afnio.errors import BlockingReadError, LaunchCancelledError, RuntimeClosedError, TooManyPendingError
+from afnio.runtime.events import ScopeEnded, emit, listening
 from afnio.runtime.slot import Slot
 from afnio.runtime.waiting import may_block, wait, wait_async
 
@@ -230,12 +231,19 @@ def _drained(scope: Scope) -> Slot:
 
 
 def _raise_unread(scope: Scope, error: BaseException | None) -> None:
+    _tell_end(scope)
     errors = scope.unread()
     if error is not None or not errors:
         return
     if len(errors) == 1:
         raise errors[0]
     raise BaseExceptionGroup(f"{len(errors)} launches of scope {scope.path!r} failed", errors)
+
+
+def _tell_end(scope: Scope) -> None:
+    if listening():
+        with suppress(RuntimeClosedError):
+            scope.runtime.post(copy_context().run, emit, ScopeEnded(scope.path))
 
 
 @contextmanager

@@ -158,5 +158,6 @@ def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     if ipython is None or threading.current_thread() is not threading.main_thread():
         return False
-    shell = ipython.get_ipython()
+    # Another thread may be importing it just now.
+    shell = getattr(ipython, "get_ipython", lambda: None)()
     return shell is not None and hasattr(shell, "kernel")

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, NodeLaunched, SampleScored, StepEnded
+from afnio.runtime.events import (
+    CallEnded,
+    CallReplayed,
+    CallRetried,
+    NodeLaunched,
+    SampleScored,
+    ScopeEnded,
+    StepEnded,
+)
 from afnio.tellurio.call_rows import CallRows
 from afnio.tellurio.json_value import as_text, lenient
 from afnio.tellurio.parameter_history import ParameterHistory
@@ -63,6 +71,7 @@ class Recording:
             NodeLaunched: self._node,
             SampleScored: self._sample,
             StepEnded: self._step,
+            ScopeEnded: lambda connection, event, time: None,  # its launches say what it was
         }
 
     def write(self, connection: sqlite3.Connection, event: Any, time: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -13,7 +14,8 @@ from typing import Any, Final, TypeAlias
 from afnio.tellurio.redaction import Redaction
 
 Sink: TypeAlias = Callable[[Any], object]
-"""Gets every event of a run. If it has a `close()`, that is called after the last one."""
+"""Gets every event of a run. If it has a `close()`, that is called after the last one; if it has an
+`at(time, event)`, that is called instead, with nanoseconds since 1970."""
 
 ROOM: Final = 20_000
 """Events that may wait for slow sinks; what comes then is left out for them."""
@@ -41,7 +43,7 @@ class SinkThread:
         self._failed: set[int] = set()
         self._dropped = False
         self._pid = os.getpid()
-        self._queue: SimpleQueue[tuple[Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[int, Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         if self._sinks:
             self._thread = threading.Thread(target=self._run, name="afnio-sinks", daemon=True)
@@ -52,7 +54,7 @@ class SinkThread:
         if self._thread is None or self._pid != os.getpid():
             return
         if self._queue.qsize() < ROOM:
-            self._queue.put((event,))
+            self._queue.put((time.time_ns(), event))
         elif not self._dropped:
             self._dropped = True
             logging.getLogger("afnio").warning(
@@ -68,9 +70,10 @@ class SinkThread:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            event = self._redaction.value(item[0])
+            moment, event = item[0], self._redaction.value(item[1])
             for number, sink in enumerate(self._sinks):
-                self._call(number, partial(sink, event))
+                timed = getattr(sink, "at", None)
+                self._call(number, partial(timed, moment, event) if callable(timed) else partial(sink, event))
         for number, sink in enumerate(self._sinks):
             close = getattr(sink, "close", None)
             if callable(close):

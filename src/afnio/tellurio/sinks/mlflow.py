@@ -1,0 +1,248 @@
+"""MlflowSink: a run as an MLflow run with a trace for each sample. Needs `afnio[mlflow]`.
+
+MLflow keeps a trace in memory until its outermost span ends and shows it as one page, so that a trace is
+what one sample did in one batch: sample → node → call → attempt. Its tag `afnio.scope` says in which step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+
+from afnio.errors import AfnioError
+from afnio.tellurio.run_events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
+from afnio.tellurio.sinks import gen_ai
+from afnio.tellurio.sinks.sink import Moment, Sink
+from afnio.tellurio.sinks.span_tree import Kind, SpanTree
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+    from mlflow.entities.span import LiveSpan
+
+STATUSES: Final = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED"}
+RUN_TAG: Final = "afnio.run"
+SCOPE_TAG: Final = "afnio.scope"
+TYPES: Final[Mapping[Kind, str]] = {
+    "sample": "AGENT",
+    "node": "CHAIN",
+    "call": "CHAT_MODEL",
+    "attempt": "TASK",
+}
+METRICS: Final = 1_000
+"""Metrics that one request to MLflow takes."""
+
+
+@final
+class MlflowSink(Sink):
+    """Metrics, config, texts and traces, written in batches by a thread of its own.
+
+    `te.init("me", "project", sinks=[MlflowSink("sqlite:///mlflow.db")])` makes a run of the same name; a run
+    that is continued goes on in the one it had.
+
+    Args:
+        tracking_uri: as MLflow takes it; by default MLflow's own. MLflow has one for its traces in the
+            whole process, which this sets.
+        experiment: by default MLFLOW_EXPERIMENT_NAME, else the run's project.
+        traces: whether samples are traced.
+        content: whether calls show prompts and replies.
+
+    Raises:
+        AfnioError: if MLflow is not installed.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | None = None,
+        *,
+        experiment: str | None = None,
+        traces: bool = True,
+        content: bool = False,
+    ) -> None:
+        try:
+            import mlflow
+        except ImportError as error:
+            raise AfnioError(f"MLflow is not installed ({error}); pip install 'afnio[mlflow]'") from error
+        if tracking_uri is not None:
+            mlflow.set_tracking_uri(tracking_uri)
+        self._record = _MlflowRun(mlflow.MlflowClient(tracking_uri), experiment)
+        spans = _MlflowSpans(self._record, content=content)
+        self._tree: SpanTree[_Place] | None = SpanTree(spans, "run", content=content) if traces else None
+        super().__init__()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run, once there is one."""
+        return self._record.run_id
+
+    def take(self, moments: Sequence[Moment]) -> None:
+        for moment in moments:
+            if not self._record.take(moment) and self._tree is not None:
+                self._tree.take(moment)
+        self._record.flush()
+
+    def end(self) -> None:
+        if self._tree is not None:
+            self._tree.finish()
+            import mlflow
+
+            mlflow.flush_trace_async_logging()
+        self._record.end()
+
+
+class _MlflowRun:
+    """The MLflow run; made when it is first needed."""
+
+    def __init__(self, client: Any, experiment: str | None) -> None:
+        self._client = client
+        self._experiment = experiment
+        self._metrics: list[Metric] = []
+        self._steps: dict[str, int] = {}
+        self._status = "FINISHED"
+        self.run_id: str | None = None
+        self.experiment_id = ""
+        self._takers: dict[type, Callable[[Any, int], None]] = {
+            RunStarted: self._start,
+            MetricLogged: self._metric,
+            TextLogged: self._text,
+            TableLogged: self._table,
+            RunEnded: self._note_status,
+        }
+
+    def take(self, moment: Moment) -> bool:
+        """Take an event of the run itself; returns whether it was one."""
+        taker = self._takers.get(type(moment.event))
+        if taker is not None:
+            taker(moment.event, moment.time // 1_000_000)
+        elif self.run_id is None:
+            self._make("afnio", None, moment.time // 1_000_000, {})
+        return taker is not None
+
+    def flush(self) -> None:
+        """Write the metrics that came since."""
+        metrics, self._metrics = self._metrics, []
+        for start in range(0, len(metrics), METRICS):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS])
+
+    def end(self) -> None:
+        if self.run_id is not None:
+            self._client.set_terminated(self.run_id, self._status)
+
+    def _make(self, project: str, name: str | None, start: int, tags: Mapping[str, str]) -> None:
+        wanted = self._wanted(project)
+        found = self._client.get_experiment_by_name(wanted)
+        self.experiment_id = found.experiment_id if found else self._client.create_experiment(wanted)
+        run = self._client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name)
+        self.run_id = run.info.run_id
+
+    def _wanted(self, project: str) -> str:
+        return self._experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or project
+
+    def _start(self, event: RunStarted, time: int) -> None:
+        if event.continued and self._find(event):
+            return
+        tags = {RUN_TAG: event.run_id, "afnio.namespace": event.namespace}
+        tags |= {"mlflow.note.content": event.description} if event.description else {}
+        self._make(event.project, event.name, int(event.date * 1000), tags)
+        from mlflow.entities import Param
+
+        values = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in event.config.items()
+        }
+        params = [Param(name, value[:6000]) for name, value in values.items()]  # MLflow takes no longer ones
+        self._client.log_batch(self.run_id, params=params)
+
+    def _find(self, event: RunStarted) -> bool:
+        """Go on in the MLflow run that an earlier process made."""
+        experiment = self._client.get_experiment_by_name(self._wanted(event.project))
+        if experiment is None:
+            return False
+        wanted = f"tags.`{RUN_TAG}` = '{event.run_id}'"
+        found = self._client.search_runs([experiment.experiment_id], wanted, max_results=1)
+        if not found:
+            return False
+        self.experiment_id, self.run_id = experiment.experiment_id, found[0].info.run_id
+        self._client.update_run(self.run_id, status="RUNNING")
+        return True
+
+    def _metric(self, event: MetricLogged, time: int) -> None:
+        from mlflow.entities import Metric
+
+        step = event.step if event.step is not None else self._steps.get(event.name, 0)
+        self._steps[event.name] = step + 1
+        if isinstance(event.value, int | float):
+            self._metrics.append(Metric(event.name, float(event.value), time, step))
+        else:
+            self._text(TextLogged(event.name, json.dumps(event.value), step), time)
+
+    def _text(self, event: TextLogged, time: int) -> None:
+        number = "" if event.step is None else f"-{event.step}"
+        self._client.log_text(self.run_id, event.text, f"{event.name}{number}.txt")
+
+    def _table(self, event: TableLogged, time: int) -> None:
+        number = "" if event.step is None else f"-{event.step}"
+        table = {"columns": list(event.columns), "data": [list(row) for row in event.rows]}
+        self._client.log_dict(self.run_id, table, f"{event.name}{number}.json")
+
+    def _note_status(self, event: RunEnded, time: int) -> None:
+        self._status = STATUSES.get(event.status, "FINISHED")
+
+
+class _Place(NamedTuple):
+    """A span, or a scope that has none: only what is below one has a trace."""
+
+    scope: str
+    span: LiveSpan | None
+
+
+class _MlflowSpans:
+    """Makes spans in MLflow's traces."""
+
+    def __init__(self, run: _MlflowRun, *, content: bool) -> None:
+        self._run = run
+        self._content = content
+
+    def open(
+        self, kind: Kind, name: str, parent: _Place | None, start: int, attributes: gen_ai.Attributes
+    ) -> _Place:
+        scope = parent.scope if parent is not None else ""
+        if kind in ("run", "scope"):
+            return _Place(attributes.get(gen_ai.ADDRESS, scope), None)
+        import mlflow
+
+        above = None if parent is None else parent.span
+        about: dict[str, Any] = {}
+        if above is None:
+            metadata = {"mlflow.sourceRun": self._run.run_id}
+            about = {
+                "tags": {SCOPE_TAG: scope},
+                "metadata": metadata,
+                "experiment_id": self._run.experiment_id,
+            }
+        asked, answered = (
+            attributes.pop(gen_ai.INPUT_MESSAGES, None),
+            attributes.pop(gen_ai.OUTPUT_MESSAGES, None),
+        )
+        span = mlflow.start_span_no_context(
+            name,
+            span_type=TYPES[kind],
+            parent_span=above,
+            inputs=None if asked is None else json.loads(asked),
+            attributes=attributes,
+            start_time_ns=start,
+            **about,
+        )
+        if answered is not None:
+            span.set_outputs(json.loads(answered))
+        return _Place(scope, span)
+
+    def close(self, place: _Place, end: int, attributes: gen_ai.Attributes, error: str | None) -> None:
+        span = place.span
+        if span is None:
+            return
+        span.set_attributes(attributes)
+        if error is not None:
+            span.set_attribute("error", error)
+        span.end(status="OK" if error is None else "ERROR", end_time_ns=end)
