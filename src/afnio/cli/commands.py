@@ -33,11 +33,29 @@ COMMANDS: Final = {
         "afnio demo",
         "the tutorial's job against a simulated LM",
     ),
+    "doctor": Command(
+        "afnio.cli.doctor:main",
+        "whether Afnio can work here",
+        "afnio doctor --json",
+        "environment, endpoint, limits, json_schema, latency",
+    ),
     "journal": Command(
         "afnio.cli.journal:main",
         "look at a journal",
         "afnio journal stat .afnio/me/project/RUN.journal",
         "what a run's journal holds, and what it cost",
+    ),
+    "login": Command(
+        "afnio.cli.login:main",
+        "keep a provider's key in the keyring; never needed",
+        "afnio login",
+        "asks for OpenAI's key and checks it first",
+    ),
+    "prompts": Command(
+        "afnio.cli.prompts:main",
+        "every prompt that Afnio sends",
+        "afnio prompts tgd_system",
+        "the optimizer's instructions, with their version",
     ),
     "provider": Command(
         "afnio.cli.provider:main",

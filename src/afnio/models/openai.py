@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 import anyio.to_thread
 
 from afnio.errors import FinalModelError, ModelError, TransientModelError
+from afnio.models import key_store
 from afnio.models.classify import read_reply
 from afnio.models.client import ChatClient
 from afnio.models.rate_headers import hear_headers
@@ -27,6 +28,7 @@ from afnio.runtime.call import ATTEMPT_DEADLINE
 from afnio.runtime.callables import is_async
 
 PATH: Final = "chat/completions"
+DEFAULT_URL: Final = "https://api.openai.com/v1"
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options that change a request in ways which only the SDK's own transport knows."""
 _SECRET: Final = 8
@@ -85,6 +87,26 @@ class AsyncOpenAI(ChatClient):
         """The endpoint, without credentials."""
         return self.account.url
 
+    async def list_models(self) -> list[str]:
+        """Return the names of the models that the endpoint offers; on the caller's asyncio loop.
+
+        Raises:
+            ModelError: if it can't be asked, such as for a key that it doesn't take.
+        """
+        import openai
+
+        try:
+            # A client of its own: connections belong to one loop.
+            async with self._sdk.copy(http_client=openai.DefaultAsyncHttpxClient()) as sdk:
+                return [model.id async for model in sdk.models.list()]
+        except openai.APIStatusError as error:
+            answer = self._without_key(Answer(error.response.status_code, {}, str(error).encode()))
+            text = f"{self.account.url} refused to name its models ({answer.body.decode()})"
+            raise FinalModelError(text, status=answer.status) from None
+        except openai.APIConnectionError as error:
+            text = f"can't reach {self.account.url} ({error}); check base_url and that the server runs"
+            raise FinalModelError(text) from error
+
     async def send(self, request: ChatRequest) -> ChatResponse:
         answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
         answer = self._without_key(answer)
@@ -138,6 +160,13 @@ class AsyncOpenAI(ChatClient):
         import openai
 
         given = {name: value for name, value in options.items() if value is not None}
+        if (
+            "api_key" not in given
+            and self._sdk_name == "AsyncOpenAI"
+            and not os.environ.get("OPENAI_API_KEY")
+        ):
+            kept = key_store.find(endpoint_url(given.get("base_url")))
+            given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
         except openai.OpenAIError as error:
@@ -239,6 +268,22 @@ async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
     return token
 
 
+def endpoint_url(base_url: str | None) -> str:
+    """Return where a client with this `base_url` asks, without credentials.
+
+    >>> endpoint_url("https://user:secret@example.org/v1/")
+    'https://example.org/v1'
+    """
+    return _without_credentials(base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL)
+
+
+def key_source(base_url: str | None) -> str:
+    """Return where a client that is given no key has it from, in words."""
+    if os.environ.get("OPENAI_API_KEY"):
+        return "OPENAI_API_KEY"
+    return "the keyring" if key_store.find(endpoint_url(base_url)) is not None else "nowhere"
+
+
 def _basic_authorization(sdk: Any) -> dict[str, str]:
     """Return the header for the credentials in the base URL, which win over the key as in the SDK."""
     parts = urlsplit(str(sdk.base_url))
@@ -249,14 +294,19 @@ def _basic_authorization(sdk: Any) -> dict[str, str]:
 
 
 def _account(sdk: Any, secrets: Sequence[str]) -> Account:
-    parts = urlsplit(str(sdk.base_url).rstrip("/"))
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-        raise ValueError(f"base_url must start with http:// or https:// and name a host (got {shown!r})")
-    host = parts.netloc.rpartition("@")[2]
-    identity = [*secrets, parts.netloc, sdk.organization, sdk.project]
+    netloc = urlsplit(str(sdk.base_url)).netloc
+    identity = [*secrets, netloc, sdk.organization, sdk.project]
     secret = hashlib.sha256("\0".join(map(str, identity)).encode())
-    return Account(urlunsplit((parts.scheme, host, parts.path, "", "")), secret.hexdigest()[:16])
+    return Account(_without_credentials(str(sdk.base_url)), secret.hexdigest()[:16])
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url.rstrip("/"))
+    host = parts.netloc.rpartition("@")[2]
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
+        raise ValueError(f"base_url must start with http:// or https:// and name a host (got {shown!r})")
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
