@@ -67,10 +67,8 @@ class _OpenTelemetrySpans:
     def __init__(self, tracer_provider: TracerProvider | None) -> None:
         from opentelemetry import context, trace
 
-        from afnio import __version__
-
         self._trace = trace
-        self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider)
+        self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
         self._outer = context.get_current()
 
     def open(self, kind: Kind, name: str, parent: Span | None, start: int, attributes: Attributes) -> Span:
