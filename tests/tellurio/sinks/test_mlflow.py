@@ -14,10 +14,12 @@ pytest.importorskip("sqlalchemy", reason="MLflow's SQLite store needs sqlalchemy
 
 import anyio
 from roles import comment, play
+from together import Together
 
 import afnio
 import afnio.cognitive as cog
 import afnio.tellurio as te
+from afnio.models import ChatRequest
 from afnio.tellurio.sinks.mlflow import MlflowSink
 from afnio.testing import ScriptedClient
 
@@ -91,12 +93,18 @@ async def test_a_run_with_two_hundred_concurrent_calls(
     store: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Config, metrics and texts of the run; a trace for each sample with its own texts and right parents."""
+    together = Together(200)
+
+    async def student(request: ChatRequest) -> str:
+        await together()
+        return str(request.messages[-1]["content"])[-3:]
+
     script = play(
-        student=lambda request: request.messages[-1]["content"][-3:],
+        student=student,
         critic=comment("better"),
         optimizer={"value": "New: {text}"},
     )
-    client = ScriptedClient(script, latency=0.05)
+    client = ScriptedClient(script, limits=afnio.Limits(max_in_flight=400))
     afnio.set_backward_model_client(client, completion_args={"model": "critic"})
     sink = MlflowSink(store.tracking_uri, content=True)
     config = {"lr": 3, "model": "m"}

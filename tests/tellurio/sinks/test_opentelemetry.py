@@ -16,10 +16,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 from roles import comment, play
+from together import Together
 
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import TransientModelError
+from afnio.models import ChatRequest
 from afnio.runtime import retry
 from afnio.tellurio.sinks.opentelemetry import OpenTelemetrySink
 from afnio.testing import ScriptedClient
@@ -74,12 +76,18 @@ def _user(prompt: afnio.Variable) -> list[dict[str, Any]]:
 
 async def test_a_step_under_two_hundred_concurrent_calls(spans: Spans) -> None:
     """run → step → sample → node → call → attempt for 100 samples in each of two steps side by side."""
+    together = Together(200)
+
+    async def student(request: ChatRequest) -> str:
+        await together()
+        return str(request.messages[-1]["content"])[-4:]
+
     play_all = play(
-        student=lambda request: request.messages[-1]["content"][-4:],
+        student=student,
         critic=comment("better"),
         optimizer={"value": "New: {text}"},
     )
-    client = ScriptedClient(play_all, latency=0.02)
+    client = ScriptedClient(play_all, limits=afnio.Limits(max_in_flight=400))
     afnio.set_backward_model_client(client, completion_args={"model": "critic"})
 
     async def step(number: int) -> None:

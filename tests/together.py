@@ -1,0 +1,23 @@
+"""Together: requests that are held until so many of them are under way at once."""
+
+from __future__ import annotations
+
+import anyio
+
+
+class Together:
+    """Await it in a ScriptedClient's script: the first `count` requests go on when all of them are there."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._all: anyio.Event | None = None
+
+    async def __call__(self) -> None:
+        if self._all is None:  # on the loop that answers
+            self._all = anyio.Event()
+        self._left -= 1
+        if self._left == 0:
+            self._all.set()
+        elif self._left > 0:
+            with anyio.fail_after(20):
+                await self._all.wait()
