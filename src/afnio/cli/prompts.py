@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
 def all_prompts() -> list[Prompt]:
     """Return the prompts in the order of their files.
 
-    >>> [prompt.version for prompt in all_prompts() if prompt.name == "tgd_system"]
-    [1]
+    >>> [prompt.package for prompt in all_prompts() if prompt.name == "tgd_system"]
+    ['afnio.optim']
     """
     found = []
     for package in PACKAGES:
