@@ -30,7 +30,7 @@ class JsonlSink(Sink):
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with JsonlSink(Path(folder) / "events.jsonl") as sink:
     ...         _ = ScriptedClient("Hi").chat(messages=[{"role": "user", "content": "Hello"}], model="m")
-    ...     [json.loads(line)["event"] for line in open(sink.path)]
+    ...     [json.loads(line)["event"] for line in sink.path.read_text().splitlines()]
     ['CallEnded']
     """
 
