@@ -47,6 +47,8 @@ class Agent(SentimentAnalyzer):
         score, explanation = self.loss(pred.map(lambda reply: json.loads(reply)["sentiment"]), golds)
         return {"loss": (score, explanation), "accuracy": score.data / len(texts)}
 
+    test_step = training_step
+
     def configure_optimizers(self):
         return afnio.optim.TGD(self.parameters(), self.client, momentum=2, model="m")
 
@@ -56,8 +58,9 @@ afnio.set_backward_model_client("openai/m")
 agent = Agent(AsyncOpenAI())
 trainer = Trainer(max_epochs=2, seed=3, val_check_interval=2, enable_progress_bar=False)
 trainer.fit(agent, DataLoader(data, batch_size=12, shuffle=True), DataLoader(data[:10], batch_size=4), ckpt_path="last")
-tested = trainer.test(agent, DataLoader(data[10:22], batch_size=5)) if hasattr(Agent, "test_it") else None
+tested = trainer.test(agent, DataLoader(data[10:22], batch_size=5))
 end = {
+    "tested": tested,
     "prompt": agent.sentiment_task.data, "history": trainer.history, "metrics": trainer.metrics,
     "momentum": str(trainer.optimizers[0].state_dict()["state"]), "best": trainer.best_score,
     "calls": trainer.ledger.total.calls,
@@ -197,6 +200,15 @@ def test_callbacks_go_on_where_they_were(tmp_path: Path) -> None:
         found.append((made.stopped, made.current_epoch))
     assert "has not improved on 1 in 3 validation passes" in found[0][0]
     assert found[0] == found[1]
+
+
+def test_best_is_made_up_where_a_kill_came_between(tmp_path: Path) -> None:
+    """`epoch-N` is written before `best`; going on, the best epoch that counts is the best again."""
+    fitted(_agent(), trainer(tmp_path, max_epochs=2), *_loaders())
+    folder = tmp_path / "checkpoints"
+    (folder / "best").unlink()
+    fitted(_agent(), trainer(tmp_path, max_epochs=3), *_loaders(), ckpt_path="last")
+    assert (folder / "epoch-1").read_bytes() == (folder / "best").read_bytes()
 
 
 def test_last_without_a_checkpoint_begins(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from afnio import tellurio as te
 from afnio.errors import BatchError, BlockingReadError
 from afnio.testing import ScriptedClient
 from afnio.trainer import StopTraining, Trainer
+from afnio.trainer.checkpoint import Checkpoint
 from afnio.utils.data import DataLoader
 
 
@@ -364,3 +365,17 @@ def test_nothing_is_logged_in_a_good_run(
         one = fitted(agent, trainer(tmp_path, max_epochs=1), loader(8), loader(8))
     assert "" == caplog.text
     assert told(one, agent)
+
+
+def test_what_is_no_number_is_kept_as_plain_data(agent: Agent, tmp_path: Path) -> None:
+    """In the history and in the checkpoint; what JSON doesn't know as its text."""
+
+    async def step(batch: Any, batch_idx: int) -> Any:
+        agent.log("texts", list(batch[0]))
+        return {"loss": agent.loss(agent(batch[0]), batch[1]), "where": Path("here"), "pair": ("a", 1)}
+
+    object.__setattr__(agent, "training_step", step)
+    made = fitted(agent, trainer(tmp_path, max_epochs=1), loader(2))
+    expected = {"texts": ["m0", "m1"], "where": f"{Path('here')!r}", "pair": ["a", 1]}
+    assert expected == made.history[0]["values"]
+    assert expected == Checkpoint.read(tmp_path / "checkpoints" / "last").history[0]["values"]

@@ -106,18 +106,24 @@ class Checkpoints:
     def take_up(self, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`: the folder's epochs up to its own compete with those that come.
 
-        Files of later epochs belong to a course that is given up; they are left until they are replaced.
+        Files of later epochs belong to a course that is given up; they are left until they are replaced. `best`
+        becomes the best of the epochs that count: it may be of a later one, or missing where a kill came between.
         """
         reached = checkpoint.counters.get("epoch") or 0
-        for name in _names(self.folder):
+        ranking, winner = self._ranking, None
+        for name in sorted(_names(self.folder), key=lambda name: (name != BEST, len(name), name)):
             with suppress(CheckpointError):  # a damaged file competes with nothing
                 found = Checkpoint.read(self.folder / name)
                 epoch = found.counters.get("epoch") or 0
-                score = self._ranking.score(found.metrics)
-                if epoch <= reached and name == BEST and self._ranking.is_better(score):
-                    self._ranking.best = score
-                if epoch <= reached and name.startswith(EPOCH):
-                    self._ranking.add(epoch, score)
+                if name == LAST or epoch > reached:
+                    continue
+                score = ranking.score(found.metrics)
+                if ranking.is_better(score):
+                    ranking.best, winner = score, name
+                if name != BEST:
+                    ranking.add(epoch, score)
+        if winner not in (None, BEST):
+            replace(self.folder / BEST, (self.folder / winner).read_bytes())
 
     async def save(self, checkpoint: Checkpoint, *, epoch: int | None = None) -> None:
         """Have `checkpoint` written as `last`, as it is now.
@@ -223,12 +229,16 @@ class Checkpoints:
                 f"epoch {epoch} can't become the best checkpoint: it has no number for the metric "
                 f"[{self._ranking.monitor}] (its metrics: {names}); name another as monitor"
             )
-        best = self._ranking.is_better(score)
+        before, best = self._ranking.best, self._ranking.is_better(score)
         gone = self._ranking.add(epoch, score)
-        if epoch not in gone:
-            replace(self.folder / f"{EPOCH}{epoch}", content)
-        if best:
-            replace(self.folder / BEST, content)
+        try:
+            if epoch not in gone:
+                replace(self.folder / f"{EPOCH}{epoch}", content)
+            if best:
+                replace(self.folder / BEST, content)
+        except BaseException:
+            self._ranking.best = before  # which it is still
+            raise
         for number in gone:
             (self.folder / f"{EPOCH}{number}").unlink(missing_ok=True)
 

@@ -58,6 +58,8 @@ class EarlyStopping(Callback):
         )
 
     def on_validation_end(self, trainer: Trainer, agent: Module) -> None:
+        if trainer.stage != "fit":  # a pass on its own decides nothing
+            return
         monitor, mode = self.monitor or trainer.monitor, self.mode or trainer.mode
         value = trainer.metrics.get(monitor)
         if value is None or math.isnan(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -91,7 +92,7 @@ async def read(output: StepOutput, size: int) -> Outcome:
     for name, given in output.extras.items():
         metric, value = await _metric(given, weight)
         if metric is None:
-            values[name] = value
+            values[name] = _shown(value)
         else:
             metrics[name] = metric
     return Outcome(metrics, values, size, failed, int(output.skipped and not metrics))
@@ -157,6 +158,14 @@ async def _metric(given: Any, weight: int) -> tuple[Metric | None, Any]:
     if all(value is None or is_number(value) for value in samples):
         return Metric.of([plain(value) for value in samples]), None
     return None, list(samples)
+
+
+def _shown(value: Any) -> Any:
+    """Return what can't be averaged as a file can hold it; what JSON doesn't know as its text."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return repr(value)
 
 
 def _raise_fatal(errors: Mapping[int, BaseException]) -> None:

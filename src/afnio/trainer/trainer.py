@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, final
@@ -19,10 +17,7 @@ import anyio.to_thread
 from afnio.cognitive import Module
 from afnio.cognitive.training import Training
 from afnio.optim import Optimizer
-from afnio.runtime import current_scope, scope, tolerate
-from afnio.runtime.active_journal import active_journal, journal
-from afnio.runtime.budget import Budget, Ledger
-from afnio.runtime.seed import seed_source
+from afnio.runtime.budget import Ledger
 from afnio.trainer.callback import Callbacks, StopTraining
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.checkpoints import LAST, Checkpoints
@@ -31,13 +26,14 @@ from afnio.trainer.estimate import Estimate
 from afnio.trainer.evaluation import STEPS, Evaluation
 from afnio.trainer.feed import length, limited, sample_count
 from afnio.trainer.fit_loop import FitLoop
-from afnio.trainer.folder import JOURNAL, put_aside
+from afnio.trainer.folder import put_aside
 from afnio.trainer.generators import seed_all
 from afnio.trainer.metric import Outcome
 from afnio.trainer.options import Options, Share, checked, seconds_of
 from afnio.trainer.progress import Progress, make_progress
 from afnio.trainer.rehearse import rehearse
 from afnio.trainer.run_log import RunLog
+from afnio.trainer.session import Session
 from afnio.trainer.state import LoopState, Phase, Plan, Stage
 from afnio.trainer.summary import AgentSummary
 from afnio.trainer.tasks import alone, task_group
@@ -86,6 +82,10 @@ class Trainer:
         current_epoch, global_step: how many have ended.
         best_score: the best value of the monitored validation metric.
         stopped: why the last fit ended.
+
+    >>> trainer = Trainer(max_epochs=3, max_time="00:01:00:00")
+    >>> trainer.options.max_time, trainer.ledger.total.calls
+    (3600.0, 0)
     """
 
     def __init__(
@@ -133,16 +133,18 @@ class Trainer:
         self.stopped: str | None = None
         self.optimizers: list[Optimizer] = []
         self.asked_to_stop: str | None = None
-        self._spending = Budget(max_cost=max_cost)
+        self._session = Session(self.options)
         self._run_log = RunLog()
-        self._journal_folder: Path | None = None
-        self._journals: list[Path] = []
-        self._uses: dict[str, int] = {}
         self._busy: str | None = None
 
     @property
     def mode(self) -> Literal["min", "max"]:
         return self.options.mode
+
+    @property
+    def stage(self) -> str | None:
+        """What it is doing: "fit", "validate", "test", "predict"; None for nothing."""
+        return self._busy
 
     @property
     def folder(self) -> Path:
@@ -152,7 +154,7 @@ class Trainer:
     @property
     def ledger(self) -> Ledger:
         """What this Trainer spent, by phase, client and model; what its journals say was spent before counts."""
-        return self._spending.ledger
+        return self._session.ledger
 
     @property
     def total_cost(self) -> float | None:
@@ -323,7 +325,8 @@ class Trainer:
         checkpoints: Checkpoints | None, resumed: Checkpoint | None, progress: Progress,
     ) -> None:  # fmt: skip
         self._reset()
-        path = await stack.enter_async_context(self._around("fit", checkpoints, resumed))
+        folder = None if checkpoints is None else checkpoints.folder
+        path = await stack.enter_async_context(self._session.entered("fit", folder, resumed))
         if self.options.seed is not None:
             seed_all(self.options.seed)
         self.optimizers = _optimizers(agent)
@@ -375,7 +378,7 @@ class Trainer:
         samples = sample_count(loader, batches)
         with self._occupied(stage):
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(self._around(stage, None, None))
+                await stack.enter_async_context(self._session.entered(stage, None, None))
                 plan = Plan(
                     stage,
                     type(agent).__name__,
@@ -394,39 +397,6 @@ class Trainer:
                     self._run_log.result(phase, outcome, self.total_cost)
                 await self.callbacks.call(f"on_{hook}_end", self, agent)
         return outcome, [evaluation.outputs[number] for number in sorted(evaluation.outputs)]
-
-    @asynccontextmanager
-    async def _around(
-        self, name: str, checkpoints: Checkpoints | None, resumed: Checkpoint | None
-    ) -> AsyncIterator[str]:
-        """Hold in the block what the options say; gives the address path of what is launched there."""
-        async with AsyncExitStack() as stack:
-            if checkpoints is not None:
-                self._journal_folder, self._uses = checkpoints.folder, {}
-            if active_journal.get() is None and self._journal_folder is not None:
-                await self._open_journal(stack, self._journal_folder / JOURNAL)
-                uses = self._uses[name] = self._uses.get(name, 0) + 1
-                path = f"journal/{name}" if uses == 1 else f"journal/{name}#{uses}"
-            else:
-                path = current_scope().child_path(name)
-            if resumed is not None:
-                path = resumed.counters.get("scope") or path
-            stack.enter_context(self._spending)
-            if self.options.max_time is not None and name == "fit":
-                stack.enter_context(Budget(max_seconds=self.options.max_time))
-            if self.options.quorum is not None:
-                stack.enter_context(tolerate(self.options.quorum))
-            if self.options.seed is not None:
-                stack.enter_context(seed_source.override(_seeds(self.options.seed)))
-            await stack.enter_async_context(scope(path, rooted=True))
-            yield path
-
-    async def _open_journal(self, stack: AsyncExitStack, path: Path) -> None:
-        opened = await stack.enter_async_context(journal(path))
-        if path in self._journals and opened is not None:
-            # What it holds was spent by this Trainer, which has counted it.
-            self._spending.charge(Ledger(), opened)
-        self._journals.append(path)
 
     def _take_up(
         self, checkpoints: Checkpoints | None, ckpt_path: str | os.PathLike[str] | None
@@ -507,8 +477,3 @@ def _check_agent(agent: Any, *needed: str) -> None:
 def _check_loader(name: str, loader: Any) -> None:
     if not isinstance(loader, Iterable):
         raise TypeError(f"{name} must be a DataLoader, or something else to iterate over (got {loader!r})")
-
-
-def _seeds(seed: int) -> Any:
-    numbers = itertools.count()
-    return lambda: random.Random(f"{seed}/{next(numbers)}").getrandbits(63)
