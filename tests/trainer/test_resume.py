@@ -167,6 +167,17 @@ def test_a_finished_training_goes_on_with_more_epochs(tmp_path: Path, left_alone
     assert left_alone[0] == told(made, again)
 
 
+def test_what_was_spent_before_counts_even_if_nothing_is_called(tmp_path: Path) -> None:
+    """A finished training that is taken up again, and a test after it: the ledger has all of it, once."""
+    first, again = _agent(), _agent()
+    fitted(first, trainer(tmp_path, max_epochs=1), *_loaders())
+    made = fitted(again, trainer(tmp_path, max_epochs=1), *_loaders(), ckpt_path="last")
+    assert [] == again.client.requests
+    assert len(first.client.requests) == made.ledger.total.calls
+    made.test(again, loader(4))
+    assert len(first.client.requests) + 4 == made.ledger.total.calls
+
+
 def test_a_limited_epoch_is_not_taken_up_again(tmp_path: Path) -> None:
     """An epoch that a limit ended is over; the next one has an order of its own, as without the stop."""
     whole, first, again = _agent(), _agent(), _agent()

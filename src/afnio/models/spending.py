@@ -34,13 +34,14 @@ async def _count_earlier_runs(budgets: tuple[Budget, ...], journal: Journal) -> 
     new = [budget for budget in budgets if not budget.has_charged(journal)]
     if not new:
         return
-    ledger = await anyio.to_thread.run_sync(_ledger, journal)
+    ledger = await anyio.to_thread.run_sync(earlier_ledger, journal)
     for budget in new:
         if not budget.has_charged(journal):  # another call may have been quicker
             budget.charge(ledger, journal)
 
 
-def _ledger(journal: Journal) -> Ledger:
+def earlier_ledger(journal: Journal) -> Ledger:
+    """Return what a journal says was spent before it was opened; reads price files, so in a thread."""
     from afnio.models.prices import price_of
 
     items = {}

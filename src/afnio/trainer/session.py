@@ -9,6 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import final
 
+import anyio
+import anyio.to_thread
+
+from afnio.models.spending import earlier_ledger
 from afnio.runtime import current_scope, scope, tolerate
 from afnio.runtime.active_journal import active_journal, journal
 from afnio.runtime.budget import Budget, Ledger
@@ -67,9 +71,13 @@ class Session:
 
     async def _open(self, stack: AsyncExitStack, path: Path) -> None:
         opened = await stack.enter_async_context(journal(path))
-        if path in self._journals and opened is not None:
-            # What it holds was spent by this Trainer, which has counted it.
-            self._spending.charge(Ledger(), opened)
+        assert opened is not None
+        # Once: what it holds later was spent by this Trainer, which has counted it. And now, not with the first
+        # call: a training that goes on may be over already.
+        before = Ledger()
+        if path not in self._journals:
+            before = await anyio.to_thread.run_sync(earlier_ledger, opened)
+        self._spending.charge(before, opened)
         self._journals.append(path)
 
 
