@@ -85,3 +85,6 @@ def test_site(tmp_path: Path) -> None:
     home = (tmp_path / "site" / "index.html").read_text()
     assert not re.findall(r'(?:src|href)="https?://(?!github)[^"]*\.(?:js|css|woff2?)', home)
     assert (tmp_path / "site" / "search" / "search_index.json").exists()
+    reference = (tmp_path / "site" / "reference" / "utils" / "index.html").read_text()
+    assert "PrioritizedSampler" in reference
+    assert "<blockquote" not in reference  # what `>>>` is to Markdown
