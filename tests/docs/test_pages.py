@@ -9,11 +9,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from afnio.cli.commands import COMMANDS
 from afnio.testing import Provider
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,22 @@ def test_shell_lines_name_commands_that_exist() -> None:
     said = subprocess.run([sys.executable, "-m", "afnio.cli", "--help"], capture_output=True, text=True)
     for command in set(re.findall(r"(?:^|`)afnio ([a-z]+)", "\n".join(_code(text)), re.MULTILINE)):
         assert command in said.stdout, command
+
+
+def test_pages_name_every_command_extra_and_example() -> None:
+    """What exists is in the page that lists it, and nothing else is."""
+    table = r"^\| `{}` \|"
+    commands = re.findall(table.format(r"afnio (\w+)"), (DOCS / "command-line.md").read_text(), re.MULTILINE)
+    assert sorted(COMMANDS) == sorted(commands)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    said = re.findall(table.format(r"afnio\[(\w+)\]"), (DOCS / "install.md").read_text(), re.MULTILINE)
+    assert sorted(extras) == sorted(said)
+    examples = re.findall(
+        table.format(r"(\w+\.(?:py|ipynb))"), (DOCS / "examples.md").read_text(), re.MULTILINE
+    )
+    folder = ROOT / "examples"
+    there = {path.name for path in (*folder.glob("*.py"), *folder.glob("*.ipynb"))} - {"offline.py"}
+    assert sorted(there) == sorted(examples)
 
 
 def _code(text: str) -> list[str]:
