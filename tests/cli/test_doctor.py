@@ -73,27 +73,23 @@ def in_terminal(arguments: list[str], env: dict[str, str], typed: str) -> tuple[
 
 
 def test_all_prompts_are_printed_by_name_with_their_version(env: dict[str, str]) -> None:
-    """Each constant of the prompt files; the texts are those that are sent; a name that isn't there is an error."""
+    """Under the names that can be replaced; the texts are those that are sent; a name that isn't there is an error."""
     rows = json.loads(run("prompts", "--json", env=env).stdout)
     found = {row["name"]: row for row in rows}
     for module in (cognitive_prompts, optim_prompts):
-        texts = {
-            n.lower(): v
-            for n, v in vars(module).items()
-            if n[0] != "_" and n.isupper() and isinstance(v, str)
-        }
+        texts = module.TEXTS
         assert texts
         assert texts == {name: found[name]["text"] for name in texts}
         assert {module.VERSION} == {found[name]["version"] for name in texts}
     assert "afnio_value" == json.loads(found["tgd_schema"]["text"])["json_schema"]["name"]
-    one = run("prompts", "tgd_system", env=env)
+    one = run("prompts", "tgd.system", env=env)
     assert optim_prompts.TGD_SYSTEM.strip() in one.stdout
     assert cognitive_prompts.CRITIC_SYSTEM.strip() not in one.stdout
     assert len(rows) == len(run("prompts", "--list", env=env).stdout.splitlines())
     unknown = run("prompts", "tdg", env=env)
     assert 2 == unknown.returncode
     assert "'tdg'" in unknown.stderr
-    assert "tgd_system" in unknown.stderr
+    assert "tgd.system" in unknown.stderr
 
 
 # doctor

@@ -54,7 +54,7 @@ COMMANDS: Final = {
     "prompts": Command(
         "afnio.cli.prompts:main",
         "every prompt that Afnio sends",
-        "afnio prompts tgd_system",
+        "afnio prompts tgd.system",
         "the optimizer's instructions, with their version",
     ),
     "provider": Command(

@@ -56,15 +56,15 @@ def main(argv: Sequence[str]) -> int:
 def all_prompts() -> list[Prompt]:
     """Return the prompts in the order of their files.
 
-    >>> [prompt.package for prompt in all_prompts() if prompt.name == "tgd_system"]
+    >>> [prompt.package for prompt in all_prompts() if prompt.name == "tgd.system"]
     ['afnio.optim']
     """
     found = []
     for package in PACKAGES:
         module = importlib.import_module(f"{package}.prompts")
+        # Under the names that `replace_prompts` takes, then the formats.
+        found += [Prompt(name, package, module.VERSION, text) for name, text in module.TEXTS.items()]
         for name, value in vars(module).items():
-            if name.startswith("_") or not name.isupper() or not isinstance(value, str | dict):
-                continue
-            text = value if isinstance(value, str) else json.dumps(value, indent=1)
-            found.append(Prompt(name.lower(), package, module.VERSION, text))
+            if name.isupper() and not name.startswith("_") and isinstance(value, dict) and name != "TEXTS":
+                found.append(Prompt(name.lower(), package, module.VERSION, json.dumps(value, indent=1)))
     return found
