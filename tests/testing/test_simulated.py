@@ -269,6 +269,42 @@ def test_the_majority_keeps_a_contested_cue_and_a_tie_drops_it():
     assert "late" not in ask_optimizer(PROMPT, claims[1:])
 
 
+def told(feedback: list[str], samples: list[int] | None, value: str = PROMPT, **given: Any) -> str:
+    sections = tgd_sections(
+        role="r", value=value, constraints=[], history=[], feedback=feedback, samples=samples, **given
+    )
+    asked = messages(("system", TGD_SYSTEM), ("user", TGD_USER.format(**sections)))
+    return json.loads(lm({"messages": asked, "response_format": TGD_SCHEMA}))["value"]
+
+
+def test_a_summary_has_as_many_votes_as_samples():
+    said = [claim("late")] + [claim("late", "date", label="neutral")] * 2
+    negative, neutral = '"negative" when the message mentions: late', '"neutral" when the message mentions: '
+    assert f"{neutral}late, date" in told(said, None)
+    weighed = told(said, [5, 1, 1])
+    assert negative in weighed
+    assert f"{neutral}date." in weighed
+    # The most frequent first, and what is denied by more than claimed it goes.
+    assert "mentions: rude, late." in told([claim("late"), claim("rude")], [2, 7])
+    denial = 'The text should not say that "late" mean the sentiment is "negative".'
+    assert "late" in told([claim("late"), denial], [3, 2])
+    assert "late" not in told([claim("late"), denial], [3, 4])
+    wishes = [f"The text should ask for this: wish {n}." for n in range(4)]
+    assert "wish 0" not in told(wishes, [1, 2, 2, 2])
+
+
+def test_what_is_against_the_most_frequent_failure_goes_first():
+    """Of what equally many samples say."""
+    said = [claim("late"), claim("date", label="neutral")]
+    failures = [
+        ('predicted "negative", expected "neutral"', 9),
+        ('predicted "neutral", expected "negative"', 2),
+    ]
+    first, second = told(said, [2, 2]), told(said, [2, 2], failures=failures)
+    assert first.index("late") < first.index("date")
+    assert second.index("date") < second.index("late")
+
+
 def test_a_new_value_obeys_its_constraints():
     claims = ['Phrases such as "a", "b", "c", "d" mean the sentiment is "neutral".']
     assert "{" not in ask_optimizer("Be {kind}.", claims, NO_BRACES)
@@ -370,6 +406,25 @@ def test_the_more_feedback_in_one_prompt_the_smaller_the_share_that_is_used():
     assert 18 < wall < 32
     assert many < 12
     assert 25 == cues(propose(claims(50), "simulated"))
+
+
+def test_a_summary_is_no_more_likely_to_be_noticed_than_any_feedback():
+    """Its samples are its weight; the wall counts what there is to read."""
+    said = claims(200)
+
+    def used(samples: list[int]) -> list[int]:
+        sections = tgd_sections(
+            role="r", value="Say.", constraints=[], history=[], feedback=said, samples=samples
+        )
+        asked = messages(("user", TGD_USER.format(**sections)))
+        request = {"messages": asked, "response_format": TGD_SCHEMA, "model": LIMITED}
+        return [
+            len(re.findall(r'One input with "', json.loads(lm(request, n))["value"])) for n in range(1, 31)
+        ]
+
+    light, heavy = sum(used([1] * 200)) / 30, sum(used([9] * 200)) / 30
+    assert 6 < light < 18
+    assert 6 < heavy < 18
 
 
 def test_a_limited_proposer_lengthens_the_text_unless_it_is_told_not_to():
@@ -512,26 +567,49 @@ def test_a_judge_compares_prediction_and_target():
     assert kind_of(request) == "judge"
 
 
-def test_a_reducer_says_each_thing_once_the_most_frequent_first_and_who_said_it():
-    said = [
-        'The text should say that phrases such as "late" mean the sentiment is "negative".',
-        "The text should ask for this: be brief.",
-        'The text should say that phrases such as "poor", "late" mean the sentiment is "negative".',
+def claim(*phrases: str, label: str = "negative") -> str:
+    quoted = ", ".join(f'"{phrase}"' for phrase in phrases)
+    return f'The text should say that phrases such as {quoted} mean the sentiment is "{label}".'
+
+
+def summed_up(
+    *said: tuple[str, dict[str, str]], limit: str = "9 points, 200 words"
+) -> list[tuple[str, list[int]]]:
+    blocks = [
+        prompts.block("feedback", text, **{"id": str(n), "samples": "1", **given})
+        for n, (text, given) in enumerate(said, start=1)
     ]
-    blocks = [prompts.block("feedback", text, id=str(n), samples="1") for n, text in enumerate(said, start=1)]
-    asked = "\n".join(["<feedbacks>", *blocks, "</feedbacks>", "Write at most 3 points, 90 words in all."])
+    asked = "\n".join(["<feedbacks>", *blocks, "</feedbacks>", f"Write at most {limit} in all."])
     form = {"type": "json_schema", "json_schema": {"name": "afnio_reduction", "schema": {}}}
     request = {"messages": messages(("user", asked)), "response_format": form}
-    assert json.loads(lm(request))["points"] == [
-        {
-            "point": 'The text should say that phrases such as "late", "poor" mean the sentiment is "negative".',
-            "sources": [1, 3],
-        },
-        {"point": "The text should ask for this: be brief.", "sources": [2]},
-    ]
     assert kind_of(request) == "reducer"
-    one = {**request, "messages": messages(("user", asked.replace("3 points", "1 point")))}
-    assert len(json.loads(lm(one))["points"]) == 1
+    return [(point["point"], point["sources"]) for point in json.loads(lm(request))["points"]]
+
+
+def test_a_reducer_says_each_thing_once_what_most_said_first_and_who_said_it():
+    said = [(claim("late"), {}), ("The text should ask for this: be brief.", {}), (claim("late"), {})]
+    common = (claim("late"), [1, 3])
+    assert summed_up(*said) == [common, ("The text should ask for this: be brief.", [2])]
+    assert summed_up(*said, limit="1 points, 200 words") == [common]
+
+
+def test_a_reducer_keeps_rare_things_out_of_the_points_of_many():
+    """So that its samples hold for all that it says; what one alone said is left out."""
+    many, few = {"samples": "9", "failure": "1"}, {"samples": "2", "failure": "1"}
+    one = {"failure": "1"}
+    said = [(claim("late", "poor"), many), (claim("rude"), few), (claim("late", "visit"), one)]
+    common, rare = (claim("late", "poor"), [1, 3]), (claim("rude"), [2])
+    assert summed_up(*said) == [common, rare]
+    # One alone whose failure has no point yet is told, with what stands behind it.
+    other = (claim("window", label="neutral"), {"failure": "2"})
+    assert summed_up(*said, other) == [common, rare, (other[0], [4])]
+    assert summed_up(*said, (claim("window"), one)) == [common, rare]
+
+
+def test_a_reducer_tells_single_things_apart_where_nothing_is_common():
+    """Or the number of samples behind a point would not hold for any of them."""
+    said = [(claim("late"), {"failure": "1"}), (claim("rude", "poor"), {"failure": "1"})]
+    assert summed_up(*said) == [(text, [n]) for n, (text, _) in enumerate(said, start=1)]
 
 
 # Peers' dialects -------------------------------------------------------------------------------

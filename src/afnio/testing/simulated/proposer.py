@@ -7,11 +7,11 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from afnio.testing.simulated.critic import ASK, MOST_PHRASES
+from afnio.testing.simulated.critic import ASK, MOST_PHRASES, expected_label
 from afnio.testing.simulated.cues import cue_sentence, read_claims, read_denials, split_cues
 from afnio.testing.simulated.lexicon import normalize
 from afnio.testing.simulated.reader import PERFECT, Reader
-from afnio.testing.simulated.tags import read_blocks, read_section
+from afnio.testing.simulated.tags import read_blocks, read_section, samples_of
 
 if TYPE_CHECKING:
     from afnio.testing.simulated.conversation import Conversation
@@ -35,13 +35,15 @@ def propose(conversation: Conversation, reader: Reader = PERFECT) -> str:
     prompt = conversation.prompt
     # The history has feedback of its own, which stands before. The end of a prompt may be cut off.
     _, _, told = prompt.rpartition("<feedbacks>\n")
-    feedback = [b.text for b in read_blocks(told, "feedback")] if "<feedbacks>\n" in prompt else []
+    blocks = read_blocks(told, "feedback") if "<feedbacks>\n" in prompt else []
+    blocks = [block for block in blocks if block.text.strip()]
     variables = read_blocks(prompt, "variable")
     value = variables[0].text if variables else ""
     constraints = [b.text for b in read_blocks(prompt, "constraint")]
-    feedback = [text for text in feedback if text.strip()]
+    failures = [b.text for b in read_blocks(read_section(prompt, "failures"), "failure")]
     refused = [b.text for b in read_blocks(read_section(prompt, "rejected"), "tried")]
-    new = rewrite(value, feedback, constraints, reader, refused) if feedback else value
+    texts, samples = [b.text for b in blocks], [samples_of(b) for b in blocks]
+    new = rewrite(value, texts, constraints, reader, refused, samples, failures) if blocks else value
     return json.dumps({"value": new}, ensure_ascii=False)
 
 
@@ -51,20 +53,28 @@ def rewrite(
     constraints: list[str],
     reader: Reader = PERFECT,
     refused: list[str] | None = None,
+    samples: list[int] | None = None,
+    failures: list[str] | None = None,
 ) -> str:
     """Return `value` with what the feedback claims and wishes added, within the constraints.
 
     Args:
         refused: values that were tried and not taken.
+        samples: from how many inputs each feedback comes, which is the weight of its votes; else from one each.
+        failures: what went wrong repeatedly, the most frequent first; of equal cues those against it go first.
 
     >>> rewrite("Be kind.", ["answer in Italian"], [])
     'Be kind.\\nIn every reply: answer in Italian.'
     """
     head, known = split_cues(value)
-    claims, denials, wishes, notes = _gather(feedback, reader)
+    claims, denials, wishes, notes = _gather(feedback, samples or [1] * len(feedback), reader)
     if refused:
         tried = normalize(" ".join(refused))
-        claims = [c for c in claims if f" {c[0]} " not in tried or reader.repeats(c[0])]
+        claims = [c for c in claims if f" {c[0][0]} " not in tried or reader.repeats(c[0][0])]
+    wanted = [expected_label(failure) or "" for failure in failures or ()]
+    claims = sorted(
+        claims, key=lambda c: next((n for n, label in enumerate(wanted) if c[0][1] in label), len(wanted))
+    )
     cues = tally(known, claims, denials)
     lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(MOST_WISHES) if wish]
     lines = [line for line in [*lines, *notes] if line not in head]
@@ -77,23 +87,38 @@ def rewrite(
 
 
 Pairs = list[tuple[str, str]]
+Votes = list[tuple[tuple[str, str], int]]
+"""(phrase, label) pairs as they were said, each with its weight."""
 
 
-def _gather(feedback: list[str], reader: Reader) -> tuple[Pairs, Pairs, Counter[str], list[str]]:
+def _gather(
+    feedback: list[str], samples: list[int], reader: Reader
+) -> tuple[Votes, Votes, Counter[str], list[str]]:
     """Return the claims, denials and wishes that the reader makes use of, and what it writes about them.
 
     A feedback of one sample makes two claims at most, so that many claims count as one feedback.
     """
-    claims, denials, wishes = read_feedback(feedback)
+    claims: Votes = []
+    denials: Votes = []
+    wishes: list[tuple[str, int]] = []
+    for text, count in zip(feedback, samples, strict=True):
+        claimed, denied, wished = read_feedback([text])
+        claims += [(claim, count) for claim in claimed]
+        denials += [(denial, count) for denial in denied]
+        wishes += [(wish, count) for wish in wished]
+    # How many feedback texts were summed up in one changes its weight and not the chance that it is noticed.
     among = (len(claims) + len(denials)) / MOST_PHRASES + len(wishes)
-    used = [claim for n, claim in enumerate(claims) if reader.uses(f"{n} {claim}", among)]
-    denied = [denial for n, denial in enumerate(denials) if reader.uses(f"not {n} {denial}", among)]
-    wished = [wish for n, wish in enumerate(wishes) if reader.uses(f"{n} {wish}", among)]
+    used = [vote for n, vote in enumerate(claims) if reader.uses(f"{n} {vote[0]}", among)]
+    against = [vote for n, vote in enumerate(denials) if reader.uses(f"not {n} {vote[0]}", among)]
+    wanted: Counter[str] = Counter()
+    for n, (wish, count) in enumerate(wishes):
+        if reader.uses(f"{n} {wish}", among):
+            wanted[wish] += count
     notes: list[str] = []
     if reader.limited:
-        about = [phrase for phrase, _ in used[::MOST_PHRASES]] + wished
+        about = [phrase for (phrase, _), _ in used[::MOST_PHRASES]] + list(wanted)
         notes = [_NOTE.format(phrase=text) for text in dict.fromkeys(about)]
-    return used, denied, Counter(wished), notes
+    return used, against, wanted, notes
 
 
 def read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
@@ -113,19 +138,19 @@ def read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
     return claims, denials, wishes
 
 
-def tally(known: Cues, claims: Pairs, denials: Pairs | None = None) -> Cues:
+def tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
     """Return the cues of each label: those known, then those claimed, the most frequent first.
 
     A cue that was claimed for two labels goes to the majority; on a tie it stays where it was, or
-    is dropped. What the text has already counts as one claim. A cue that is denied as often as it was
+    is dropped. What the text has already counts as one vote. A cue that is denied as often as it was
     claimed is dropped.
     """
     votes: dict[str, Counter[str]] = {}
     homes = {phrase: label for label in known for phrase in known[label]}
-    for phrase, label in [*homes.items(), *claims]:
-        votes.setdefault(phrase, Counter())[label] += 1
-    for phrase, label in denials or []:
-        votes.get(phrase, Counter())[label] -= 1
+    for (phrase, label), count in [*((home, 1) for home in homes.items()), *claims]:
+        votes.setdefault(phrase, Counter())[label] += count
+    for (phrase, label), count in denials:
+        votes.get(phrase, Counter())[label] -= count
     cues: Cues = {label: [] for label in known}
     # Sorting is stable: equals stay in the order of their first claim.
     for phrase, labels in sorted(votes.items(), key=lambda item: -max(item[1].values())):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from afnio.testing.simulated.critic import ASK, MOST_PHRASES
 from afnio.testing.simulated.cues import claim_sentence, denial_sentence
 from afnio.testing.simulated.proposer import read_feedback
 from afnio.testing.simulated.reader import PERFECT, Reader
-from afnio.testing.simulated.tags import read_blocks, read_section
+from afnio.testing.simulated.tags import Block, read_blocks, read_section, samples_of
 
 if TYPE_CHECKING:
     from afnio.testing.simulated.conversation import Conversation
@@ -21,26 +20,26 @@ _NOUN: Final = re.compile(r'mean the ([^".]*?) is "')
 _SPARE_WORDS: Final = 14
 """Words of a sentence around the phrases that it lists."""
 
-Said = dict[tuple[str, str, str], list[int]]
-"""For each thing said (how, phrase, label) the ids of the feedback that says it."""
+Thing = tuple[str, str, str]
+"""One thing said: how, its phrase, its label."""
+Said = dict[Thing, list[int]]
+"""For each thing said the numbers of the feedback that says it, from 0."""
 
 
 def reduce(conversation: Conversation, reader: Reader = PERFECT) -> str:
-    """Return the reducer's JSON: what the group's feedback says, each thing once, the most frequent first."""
+    """Return the reducer's JSON: what the group's feedback says, what most samples stand behind first."""
     prompt = conversation.prompt
     blocks = read_blocks(read_section(prompt, "feedbacks"), "feedback")
     said = _said([block.text for block in blocks], reader)
-    votes = {
-        what: sum(_samples(blocks[number].attributes) for number in numbers) for what, numbers in said.items()
-    }
     limits = _LIMITS.search(prompt)
     most_points, most_words = (int(limits[1]), int(limits[2])) if limits else (len(blocks) or 1, 10_000)
     noun = _NOUN.search(prompt)
     points: list[dict[str, object]] = []
     room = most_words
-    for (how, label), group in _groups(said, votes).items():
-        kept: list[tuple[str, str, str]] = []
-        for what in group:
+    for things in _points(said, blocks):
+        how, _, label = things[0]
+        kept: list[Thing] = []
+        for what in things:
             if room - len(what[1].split()) < (0 if kept else _SPARE_WORDS):
                 break
             room -= len(what[1].split()) + (0 if kept else _SPARE_WORDS)
@@ -68,18 +67,38 @@ def _said(texts: list[str], reader: Reader) -> Said:
     return said
 
 
-def _groups(
-    said: Said, votes: dict[tuple[str, str, str], int]
-) -> dict[tuple[str, str], list[tuple[str, str, str]]]:
-    """Return the things said, those about one label together, the most frequent first in every respect."""
-    groups: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+def _points(said: Said, blocks: list[Block]) -> list[list[Thing]]:
+    """Return which things make one point, what most samples stand behind first, in every respect.
+
+    They are about one label, and none is said by less than half as many samples as the first of them. What one sample
+    alone says is a point of its own, and left out where its failure has a point already.
+    """
+    samples = [samples_of(block) for block in blocks]
+    votes = {what: sum(samples[number] for number in numbers) for what, numbers in said.items()}
+    points: dict[tuple[str, str], list[list[Thing]]] = {}
+    alone: dict[tuple[str, str, int], list[Thing]] = {}
     for what in sorted(said, key=lambda what: -votes[what]):
         how, phrase, label = what
-        groups.setdefault((how, label or phrase), []).append(what)
-    total: Counter[tuple[str, str]] = Counter()
-    for what, count in votes.items():
-        total[what[0], what[2] or what[1]] += count
-    return dict(sorted(groups.items(), key=lambda group: -total[group[0]]))
+        if votes[what] == 1:
+            alone.setdefault((how, label or phrase, said[what][0]), []).append(what)
+            continue
+        parts = points.setdefault((how, label or phrase), [])
+        if not parts or 2 * votes[what] < votes[parts[-1][0]]:
+            parts.append([])
+        parts[-1].append(what)
+    common = [part for parts in points.values() for part in parts]
+    behind = {number for part in common for what in part for number in said[what]}
+    failures = {blocks[number].attributes.get("failure") for number in behind} - {None}
+    rare = [
+        things
+        for (_, _, number), things in alone.items()
+        if number not in behind and blocks[number].attributes.get("failure") not in failures
+    ]
+
+    def support(things: list[Thing]) -> int:
+        return sum(samples[number] for number in {number for what in things for number in said[what]})
+
+    return sorted([*common, *rare], key=lambda things: -support(things))
 
 
 def _sentence(how: str, phrases: list[str], label: str, noun: str) -> str:
@@ -88,8 +107,3 @@ def _sentence(how: str, phrases: list[str], label: str, noun: str) -> str:
     if how == "denial":
         return denial_sentence(noun, phrases, label)
     return claim_sentence(noun, dict.fromkeys(phrases, label))
-
-
-def _samples(attributes: dict[str, str]) -> int:
-    given = attributes.get("samples", "1")
-    return int(given) if given.isdigit() else 1

@@ -44,6 +44,16 @@ def read_section(text: str, tag: str) -> str:
     return found.group(2) if found else ""
 
 
+def samples_of(block: Block) -> int:
+    """Return from how many inputs a block says that it comes; from one if it doesn't say.
+
+    >>> samples_of(Block({"samples": "12"}, "shorter")), samples_of(Block({}, "shorter"))
+    (12, 1)
+    """
+    given = block.attributes.get("samples", "1")
+    return int(given) if given.isdecimal() else 1
+
+
 def unescape(text: str) -> str:
     """Return `text` with the openings of tags that prompts made harmless restored."""
     return _ESCAPED.sub("<", text)
