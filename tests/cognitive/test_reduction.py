@@ -169,6 +169,20 @@ def test_an_unreadable_summary_is_repaired_once(reply, words):
     assert words in prompt(client.requests[-1])
 
 
+def test_points_come_in_the_order_of_the_samples_behind_them():
+    """Whatever their order in the replies; what one prompt says twice counts for all who said it."""
+
+    def rare_first(request):
+        count = len(entries(request))
+        first = entries(request)[0].text.split()[0]
+        rare = {"point": f"rare {first}", "sources": [1]}
+        return {"points": [rare, {"point": "common", "sources": list(range(2, count + 1))}]}
+
+    found = reduced(different(100), ScriptedClient(rare_first), budget=1000)
+    assert ["common", "rare", "rare", "rare"] == [point.text.split()[0] for point in found.points]
+    assert [97, 1, 1, 1] == [len(point.sources) for point in found.points]
+
+
 def test_a_point_that_nothing_stands_behind_is_dropped():
     """Made up, as far as anybody can tell."""
     reply = {"points": [{"point": "made up", "sources": []}, {"point": "real", "sources": [1]}]}
