@@ -4,41 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from studio.browser import Browser
 from studio.made_store import make_hostile, make_large, make_pool, make_training
-from studio.visitor import Studio
-
-
-@contextmanager
-def started(home: Path, *arguments: str) -> Iterator[Studio]:
-    """Run `afnio studio` on a folder while the block lasts."""
-    command = [sys.executable, "-m", "afnio.cli", "studio", "--dir", str(home), *arguments]
-    began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        line = process.stdout.readline().strip()
-        try:
-            yield Studio(line, time.monotonic() - began)
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                _, errors = process.communicate(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-    assert "" == errors
-    assert 130 == process.returncode
+from studio.visitor import Studio, started
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_a_locked_store(studio: Studio, store: Path) -> None:
     db.execute("PRAGMA journal_mode = DELETE")
     db.execute("BEGIN EXCLUSIVE")
     answer = studio.page(run)
-    assert (503, True) == (answer.status, "This store is locked" in answer.text)
+    assert (503, True) == (answer.status, "locked by another program" in answer.text)
     db.execute("ROLLBACK")
     db.close()
     assert 200 == studio.page(run).status
@@ -124,7 +124,7 @@ def test_a_damaged_store(studio: Studio, store: Path) -> None:
             file.seek((root - 1) * size)
             file.write(b"\xff" * size)
     answer = studio.page(run)
-    assert (503, True) == (answer.status, "This store is damaged" in answer.text)
+    assert (503, True) == (answer.status, "is damaged" in answer.text)
     assert 200 == studio.page("/").status
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from studio.made_store import START, MadeRun
 
+from afnio.tellurio.reader import Reader
 from afnio.tellurio.studio.hostile_text import INVISIBLE, plain, visible
 from afnio.tellurio.studio.library import Shelf
-from afnio.tellurio.studio.opening import opened
 from afnio.tellurio.studio.overlap import changed_sentences
 from afnio.tellurio.studio.paired_interval import paired_interval
 from afnio.tellurio.studio.rendering import environment
@@ -127,14 +127,14 @@ def test_a_tally_that_follows_is_the_same_as_one_from_the_start(tmp_path: Path) 
             error = "503" if call == number else None
             run.call(f"run/{number}", "", call, "forward", [], "yes", error=error, cost=None if call else 0.5)
         run.db.execute("COMMIT")
-        with opened(path) as db:
-            found = find_run(db, shelf, run.id)
+        with Reader(path) as reader, reader.moment() as db:
+            found = find_run(reader, shelf, run.id)
             assert found is not None
             part, whole = follower.of(db, found), Tallies().of(db, found)
         assert whole == part
     assert (15, 3, 1.5) == (part.total.calls, part.total.failed, part.total.cost)
     assert START > part.curves["time"][-1]
     run.db.execute("DELETE FROM calls WHERE id > 5")
-    with opened(path) as db:
+    with Reader(path) as reader, reader.moment() as db:
         assert 5 == follower.of(db, found).total.calls
     run.db.close()

@@ -1,10 +1,17 @@
-"""Visitor: asks a studio for pages by HTTP alone, with the headers that it is given."""
+"""Visitor: starts a studio and asks it for pages by HTTP alone, with the headers that it is given."""
 
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 
@@ -67,3 +74,26 @@ class Studio:
         if self.cookie is None:
             self.cookie = self.get(f"/?token={self.token}").headers["set-cookie"].partition(";")[0]
         return self.get(path, Cookie=self.cookie)
+
+
+@contextmanager
+def started(home: Path, *arguments: str) -> Iterator[Studio]:
+    """Run `afnio studio` on a folder while the block lasts."""
+    command = [sys.executable, "-m", "afnio.cli", "studio", "--dir", str(home), *arguments]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline().strip()
+        try:
+            yield Studio(line, time.monotonic() - began)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                _, errors = process.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+    assert "" == errors
+    assert 130 == process.returncode

@@ -17,9 +17,10 @@ from first_store import CALL, first_version
 from tiny_training import FIRST, SECOND, TEXTS, reply, train
 
 import afnio.tellurio as te
-from afnio.tellurio import reader as reading
+from afnio.tellurio import opening
 from afnio.tellurio.comparison import compare
-from afnio.tellurio.reader import Reader, StoreProblemError
+from afnio.tellurio.opening import StoreProblemError
+from afnio.tellurio.reader import Reader
 from afnio.tellurio.schema import connect
 from afnio.testing import ScriptedClient
 
@@ -92,14 +93,14 @@ def test_two_runs_are_compared_sample_by_sample() -> None:
     """The last phase of each kind: the prompt got better in both, so nothing is won or lost."""
     first, second = trained("first"), trained("second")
     with Reader(FILE) as reader:
-        found = {one.kind: one for one in compare(reader, first.id, reader, second.id)}
+        found = {one.kind: one for one in compare(reader.scores(first.id), reader.scores(second.id)).kinds}
         assert ("val#2", "val#2", (3, 3)) == (found["val"].first, found["val"].second, found["val"].samples)
         assert (3, 0, 0) == found["val"].paired[:3]
         assert {"val", "epoch/step"} == set(found)
         with sqlite3.connect(FILE) as db:
             db.execute("UPDATE samples SET score = 0 WHERE run_id = ? AND phase = 'val#2'", (first.id,))
         db.close()
-        found = {one.kind: one for one in compare(reader, first.id, reader, second.id)}
+        found = {one.kind: one for one in compare(reader.scores(first.id), reader.scores(second.id)).kinds}
         assert (3, 3, 0, 1.0) == found["val"].paired[:4]
         assert (0.0, 1.0) == found["val"].means
 
@@ -178,7 +179,7 @@ def test_what_cannot_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     data[8192:] = b"\xff" * (len(data) - 8192)
     Path("damaged.db").write_bytes(data)
     assert "damaged" in problem(Path("damaged.db"))
-    monkeypatch.setattr(reading, "PATIENCE", 0.05)
+    monkeypatch.setattr(opening, "PATIENCE", 0.05)
     with closing(sqlite3.connect(FILE)) as db:
         db.execute("PRAGMA journal_mode = DELETE")
         db.execute("BEGIN EXCLUSIVE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -11,19 +12,25 @@ import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from studio.visitor import Studio, started
 from tiny_training import reply, train
 
 import afnio.tellurio as te
+from afnio.tellurio.reader import Reader
 from afnio.tellurio.redaction import MASK, Redaction
+from afnio.tellurio.studio.report import write_report
 from afnio.testing import Provider, ScriptedClient
 
 FOLDER = Path(".afnio")
 KEY = "sk-proj-hunter2-0123456789"
-OTHER = "sk-url-swordfish-987654321"
+GIVEN = "sk-given-correcthorse-135792468"
+IN_URL = "sk-url-swordfish-987654321"
+SECRETS = (KEY, GIVEN, IN_URL)
 
 
 def contents(folder: Path) -> bytes:
@@ -57,46 +64,115 @@ def plain(value: Any) -> bytes:
 
 
 PROGRAM = """
-import logging, os, sys
+import logging, sys
 logging.basicConfig(filename="program.log", level="DEBUG")
-import afnio, afnio.tellurio as te
-from afnio.cognitive import Parameter, chat_completion
+import afnio, afnio.cognitive as cog, afnio.tellurio as te
 from afnio.models.openai import AsyncOpenAI
+from afnio.optim import TGD
+from afnio.trainer import Trainer
+from afnio.utils.data import DataLoader
 
-url = sys.argv[1]
-in_url = url.replace("http://", "http://user:" + os.environ["OTHER"] + "@")
-prompt = Parameter("Answer.", role="prompt", requires_grad=True)
-with te.init("me", "emails", config={"base_url": url}) as run:
-    for client in (AsyncOpenAI(base_url=url, api_key=os.environ["OPENAI_API_KEY"]), AsyncOpenAI(base_url=in_url)):
-        messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [afnio.Variable("{t}")]}]
-        assert chat_completion(client, messages, {"t": afnio.Variable(["a", "b"])}, model="m").data
+url, user, key = sys.argv[1], *sys.stdin.read().split()
+secret_url = url.replace("http://", f"http://user:{user}@")
+environment, given = AsyncOpenAI(base_url=url), AsyncOpenAI(base_url=url, api_key=key)
+in_url = AsyncOpenAI(base_url=secret_url)
+
+class Agent(cog.Module):
+    def __init__(self):
+        super().__init__()
+        self.reader, self.critic = environment, in_url
+        self.prompt = cog.Parameter("Say the sentiment: positive, neutral or negative.", role="prompt")
+        self.chat, self.loss = cog.ChatCompletion(), cog.ExactMatchEvaluator()
+
+    async def training_step(self, batch, batch_idx):
+        texts, golds = batch
+        messages = [{"role": "system", "content": [self.prompt]}, {"role": "user", "content": [afnio.Variable("{t}")]}]
+        return self.loss(self.chat(self.reader, messages, inputs={"t": texts}, model="m"), golds)
+
+    validation_step = training_step
+
+    def configure_optimizers(self):
+        return TGD(self.parameters(), given, model="m", momentum=2)
+
+# Whatever the answer is, it is wrong for one of them, so there is feedback and a step.
+mixed = "The heating is broken again: I am frustrated, but delighted with the excellent help."
+mails = [(mixed, "negative"), (mixed, "positive")]
+with te.init("me", "emails", name="trained", config={"base_url": url, "client": repr(in_url)}) as run:
+    agent = Agent()
+    with afnio.set_backward_model_client(in_url, completion_args={"model": "m"}):
+        trainer = Trainer(max_epochs=2, enable_progress_bar=False)
+        trainer.fit(agent, DataLoader(mails, batch_size=2), DataLoader(mails, batch_size=2))
+    nowhere = AsyncOpenAI(base_url=secret_url + "/nowhere", api_key=key)
     try:
-        AsyncOpenAI(base_url="http://127.0.0.1:9/" + "v1", max_retries=0).chat(messages=messages, model="missing")
+        nowhere.chat(messages=[{"role": "user", "content": "?"}], model="m")
     except Exception as error:
         logging.getLogger("afnio").warning("%r", error)
-    agent_state = {"prompt": prompt}
-    afnio.save(agent_state, "checkpoint.zip")
-os.environ.clear()
+        run.log_text("error", repr(error))
+    print(agent.state_dict(), environment, given, in_url, nowhere)
 """
 
 
-def test_no_key_is_in_any_file() -> None:
-    """Of the environment, of the client, of the base URL: not in the store, journal, checkpoint or log."""
-    with Provider.process(latency=0.0, reply="yes") as provider:
+def train_with_keys() -> None:
+    """Run the program with three keys: of the environment, of a client, of a base URL."""
+    with Provider.process(latency=0.0) as provider:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, provider.base_url],
-            env={**os.environ, "OPENAI_API_KEY": KEY, "OTHER": OTHER},
+            env={**os.environ, "OPENAI_API_KEY": KEY},
+            input=f"{IN_URL} {GIVEN}",
             capture_output=True,
             text=True,
         )
     assert 0 == done.returncode, done.stderr
+    assert [] == [secret for secret in SECRETS if secret in done.stdout + done.stderr]
+
+
+def test_no_key_is_in_any_file_or_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the store, the journal, a Trainer's checkpoint, the log, the report or any page of the studio."""
+    train_with_keys()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    report = write_report(FOLDER, "trained", Path("report.html"))
+    with started(FOLDER) as studio:
+        pages = visited(studio)
     everything = contents(Path.cwd())
-    assert b"Answer." in everything
     names = {path.name for path in Path.cwd().rglob("*")}
-    assert {"checkpoint.zip", "program.log", "emails.db"} <= names
-    for secret in (KEY, OTHER):
-        assert secret.encode() not in everything
-        assert secret not in done.stdout + done.stderr
+    assert {"program.log", "emails.db", "last", "best", report.name} <= names
+    with Reader(FOLDER / "me" / "emails.db") as reader:
+        (run,) = reader.runs()
+        spent = reader.spending(run.id)
+        assert {"forward", "backward", "step"} <= set(spent)
+        assert any(one.failed for one in spent.values())
+        assert any(change.after != change.before for step in reader.steps(run.id) for change in step.changes)
+    kinds = {re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}|\d+", "N", path.partition("?")[0]) for path in pages}
+    of_run = "/runs/me/emails/N"
+    wanted = {of_run + rest for rest in ("", "/steps/N", "/samples", "/samples/N", "/calls", "/calls/N")}
+    assert wanted <= kinds, kinds
+    shown = "\n".join(pages.values()).encode()
+    assert b"heating is broken" in everything
+    assert b"heating is broken" in shown
+    assert b"Say the sentiment" in report.read_bytes()
+    for secret in SECRETS:
+        # As it is, and as the header has it that a user and a password of an address become.
+        for form in (secret, base64.b64encode(f"user:{secret}".encode()).decode().rstrip("=")):
+            assert form.encode() not in everything
+            assert form.encode() not in shown
+
+
+def visited(studio: Studio) -> dict[str, str]:
+    """Every page that can be reached by links, each once."""
+    found: dict[str, str] = {}
+    waiting = ["/"]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        answer = studio.page(path)
+        assert 200 == answer.status, path
+        found[path] = answer.text
+        for link in re.findall(r'(?:href|hx-get|data-all)="([^"#]+)', answer.text):
+            target = urljoin(path, link.replace("&amp;", "&"))
+            if target.startswith(("/runs/", "/compare", "/?")):
+                waiting.append(target)
+    return found
 
 
 def test_what_is_redacted_is_in_no_table() -> None:

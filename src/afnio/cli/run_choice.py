@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from afnio.errors import AfnioError
-from afnio.tellurio.reader import Reader, StoreProblemError
+from afnio.tellurio.opening import StoreProblemError
+from afnio.tellurio.reader import Reader
 from afnio.tellurio.records import RunRecord
 from afnio.tellurio.studio.library import home_folder, shelves
 

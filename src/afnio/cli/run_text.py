@@ -67,11 +67,12 @@ def details(chosen: Chosen) -> dict[str, Any]:
 
 def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
     """Two runs side by side, and the paired differences of what both evaluated."""
-    phases = compare(first.reader, first.run.id, second.reader, second.run.id)
+    found = compare(first.reader.scores(first.run.id), second.reader.scores(second.run.id))
     return {
         "first": summary(first),
         "second": summary(second),
-        "phases": [{**asdict(one), "paired": one.paired._asdict()} for one in phases],
+        "last": found.last._asdict(),
+        "phases": [{**asdict(one), "paired": one.paired._asdict()} for one in found.kinds],
     }
 
 
@@ -152,18 +153,17 @@ def compare_text(found: Mapping[str, Any]) -> str:
         f"  {printable(name):<30} {_value(first['metrics'][name]):>10}  {_value(second['metrics'][name]):>10}"
         for name in shared
     ]
-    if not found["phases"]:
-        lines.append("  no phase of one run was evaluated in the other one too, so no samples can be paired")
+    if not found["last"]["samples"]:
+        lines.append("  no sample was evaluated in both runs, so no scores can be paired")
+    elif not found["phases"]:
+        lines.append("  no phase of one run was evaluated in the other one too")
     for phase in found["phases"]:
-        paired = phase["paired"]
-        interval = "no interval"
-        if paired["low"] is not None:
-            interval = f"{paired['low']:+.3f} to {paired['high']:+.3f} (95 %)"
         lines.append(
             printable(f"  {phase['first'] or 'no phase'} vs {phase['second'] or 'no phase'}")
-            + f": {_mean(phase['means'][0])} → {_mean(phase['means'][1])}; {paired['samples']} samples of both: "
-            f"{paired['won']} won, {paired['lost']} lost, {paired['difference']:+.3f}, {interval}"
+            + f": {_mean(phase['means'][0])} → {_mean(phase['means'][1])}; {_paired(phase['paired'])}"
         )
+    if found["last"]["samples"]:
+        lines.append(f"  last evaluation of each sample: {_paired(found['last'])}")
     return "\n".join(lines)
 
 
@@ -189,6 +189,16 @@ def _totals(spending: Mapping[str, Spending]) -> dict[str, Any]:
         "cost": sum(known) if known else None,
         "unpriced": sum(spent.unpriced for spent in parts),
     }
+
+
+def _paired(paired: Mapping[str, Any]) -> str:
+    interval = "no interval"
+    if paired["low"] is not None:
+        interval = f"{paired['low']:+.3f} to {paired['high']:+.3f} (95 %)"
+    return (
+        f"{paired['samples']} samples of both: {paired['won']} won, {paired['lost']} lost, "
+        f"{paired['difference']:+.3f}, {interval}"
+    )
 
 
 def _value(value: Any) -> str:

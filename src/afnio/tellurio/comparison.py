@@ -1,21 +1,16 @@
-"""Comparison: two runs' scores on the samples that both have."""
+"""Comparison: two runs' scores on the samples that both have, for the command line and the studio alike."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from afnio.tellurio.reader import Reader
+from afnio.tellurio.scores import Sample, Scores, kind_of
 from afnio.tellurio.studio.paired_interval import Paired, paired_interval
 
-PAGE: Final = 5_000
-_NUMBER: Final = re.compile(r"(?:#| )\d+")
-_BATCH: Final = re.compile(r"/batch \d+$")
-
-Sample = tuple[str, int]
-"""A sample's key, and which of those with that key it is: equal samples are told apart by their order."""
+SAME: Final = 12
+"""Phases of the same name that are compared, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +19,7 @@ class PhaseComparison:
 
     Attributes:
         kind: the phase without the numbers of its epochs, steps and repetitions.
-        first, second: the phases, the last of that kind in each run.
+        first, second: the phases.
         means: of all scores of either.
         samples: how many either has.
         paired: second minus first on those that both have.
@@ -38,39 +33,51 @@ class PhaseComparison:
     paired: Paired
 
 
-def compare(first: Reader, first_run: str, second: Reader, second_run: str) -> list[PhaseComparison]:
-    """Compare the last phase of each kind that both runs have, such as the last validation."""
-    theirs = last_phases(second, second_run)
-    found = []
-    for kind, phase in last_phases(first, first_run).items():
-        if kind in theirs:
-            one, other = scores(first, first_run, phase), scores(second, second_run, theirs[kind])
-            both = [sample for sample in one if sample in other]
-            paired = paired_interval([one[sample] for sample in both], [other[sample] for sample in both])
-            means, sizes = (_mean(one), _mean(other)), (len(one), len(other))
-            found.append(PhaseComparison(kind, phase, theirs[kind], means, sizes, paired))
-    return found
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two runs' scores say of each other.
+
+    Attributes:
+        last: second minus first over the last evaluation of each sample, whatever its phase.
+        kinds: the last phase of each kind that both have, such as the last validation.
+        same: other phases that both have, by the same name; those with the most samples.
+    """
+
+    last: Paired
+    kinds: list[PhaseComparison]
+    same: list[PhaseComparison]
 
 
-def last_phases(reader: Reader, run_id: str) -> dict[str, str]:
-    """For each kind of phase the one that a run began last; the batches of one evaluation are one phase."""
-    phases = dict.fromkeys(_BATCH.sub("", phase) for phase in reader.phases(run_id))
-    return {_NUMBER.sub("", phase): phase for phase in phases}
+def compare(first: Scores, second: Scores) -> Comparison:
+    """Pair the scores of two runs by sample.
+
+    >>> before = Scores([("val", "a", 0.0), ("val", "b", 1.0)])
+    >>> after = Scores([("val", "b", 1.0), ("val", "a", 1.0), ("val", "c", 0.0)])
+    >>> found = compare(before, after)
+    >>> found.last.samples, found.last.won, found.last.difference, found.kinds[0].samples
+    (2, 1, 0.5, (2, 3))
+    """
+    theirs = second.kinds()
+    kinds = [
+        _phases(first, second, phase, theirs[kind]) for kind, phase in first.kinds().items() if kind in theirs
+    ]
+    told = {one.first for one in kinds if one.first == one.second}
+    shared = [phase for phase in first.phases if phase in second.phases and phase not in told]
+    shared.sort(key=lambda phase: -len(first.phases[phase]))
+    same = [_phases(first, second, phase, phase) for phase in shared[:SAME]]
+    return Comparison(_paired(first.last, second.last), kinds, same)
 
 
-def scores(reader: Reader, run_id: str, phase: str) -> dict[Sample, float]:
-    """A phase's scores by sample."""
-    found: dict[Sample, float] = {}
-    seen: Counter[str] = Counter()
-    after = 0
-    while page := reader.samples(run_id, after, PAGE, phase=phase):
-        after = page[-1].id
-        for sample in page:
-            if sample.key is not None and sample.score is not None:
-                found[sample.key, seen[sample.key]] = sample.score
-                seen[sample.key] += 1
-    return found
+def _phases(first: Scores, second: Scores, one: str, other: str) -> PhaseComparison:
+    mine, theirs = first.phases[one], second.phases[other]
+    means, sizes = (_mean(mine), _mean(theirs)), (len(mine), len(theirs))
+    return PhaseComparison(kind_of(one), one, other, means, sizes, _paired(mine, theirs))
 
 
-def _mean(found: dict[Sample, float]) -> float | None:
-    return sum(found.values()) / len(found) if found else None
+def _paired(first: Mapping[Sample, float], second: Mapping[Sample, float]) -> Paired:
+    both = [sample for sample in first if sample in second]
+    return paired_interval([first[sample] for sample in both], [second[sample] for sample in both])
+
+
+def _mean(scores: Mapping[Sample, float]) -> float | None:
+    return sum(scores.values()) / len(scores) if scores else None

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from afnio.errors import AfnioError
 from afnio.tellurio.bodies import unpacked
 from afnio.tellurio.liveness import live_status
+from afnio.tellurio.opening import open_to_read, problem_of
 from afnio.tellurio.records import (
     CallRecord,
     CallTexts,
@@ -26,11 +27,8 @@ from afnio.tellurio.records import (
     Spending,
     StepRecord,
 )
-from afnio.tellurio.schema import StoreVersionError, upgrade, version_of
-from afnio.tellurio.tables import VERSION
+from afnio.tellurio.scores import Scores
 
-PATIENCE: Final = 5.0
-"""Seconds that a reader waits for a file that another program has locked."""
 PAGE: Final = 100
 
 SPENDING: Final = """
@@ -43,15 +41,11 @@ SELECT name, step, value, time FROM metrics m WHERE run_id = ?1 AND id = (
 ) ORDER BY name"""
 
 
-class StoreProblemError(AfnioError):
-    """A store can't be read; the one sentence says why and what helps."""
-
-
 class Reader:
     """A project's file, opened for reading; a block closes it.
 
-    Every answer is of one moment. A file of an older version is read through a copy in memory that is
-    brought to this version; it stays as it is.
+    Every answer is of one moment, and in a block of `moment` all of them are of the same. A file of an older
+    version is read through a copy in memory that is brought to this version; it stays as it is.
 
     >>> import tempfile, afnio.tellurio as te
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -67,12 +61,18 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._db = self._opened()
+        self._db = open_to_read(path)
 
     def runs(self) -> list[RunRecord]:
         """All runs, newest first."""
         rows = self._all("SELECT * FROM runs ORDER BY date_created DESC, rowid DESC")
         return [self._run(row) for row in rows]
+
+    def run(self, wanted: str) -> RunRecord | None:
+        """The run of this id, else of this name; None where there is none."""
+        query = "SELECT * FROM runs WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC LIMIT 1"
+        rows = self._all(query, wanted)
+        return self._run(rows[0]) if rows else None
 
     def metric_names(self, run_id: str) -> list[str]:
         return [row[0] for row in self._all("SELECT DISTINCT name FROM metrics WHERE run_id = ?", run_id)]
@@ -163,6 +163,11 @@ class Reader:
         )
         return [SampleRecord(*[*tuple(row)[:-1], bool(row["success"])]) for row in rows]
 
+    def scores(self, run_id: str) -> Scores:
+        """What the samples scored that have keys, for a comparison."""
+        where = "WHERE run_id = ? AND key IS NOT NULL AND score IS NOT NULL ORDER BY id"
+        return Scores(self._all(f"SELECT phase, key, score FROM samples {where}", run_id))
+
     def steps(self, run_id: str) -> list[StepRecord]:
         """The optimizer's steps with what each changed, and why."""
         columns = "id, number, address, optimizer, error, time"
@@ -188,6 +193,17 @@ class Reader:
         ):
             yield from (dict(row) for row in page)
             last = page[-1]["id"]
+
+    @contextmanager
+    def moment(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for queries of one's own; all that the block reads is of one moment."""
+        try:
+            self._db.execute("BEGIN")
+            yield self._db
+        except sqlite3.DatabaseError as error:
+            raise problem_of(self.path, error) from error
+        finally:
+            self._db.rollback()
 
     def close(self) -> None:
         self._db.close()
@@ -238,22 +254,7 @@ class Reader:
         try:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise _problem(self.path, error) from error
-
-    def _opened(self) -> sqlite3.Connection:
-        if not self.path.is_file():
-            raise StoreProblemError(f"There is no run store at [{self.path}].")
-        try:
-            connection = _connect(self.path)
-            try:
-                return _of_this_version(connection, self.path)
-            except BaseException:
-                connection.close()
-                raise
-        except StoreVersionError as error:
-            raise StoreProblemError(str(error)) from error
-        except sqlite3.Error as error:
-            raise _problem(self.path, error) from error
+            raise problem_of(self.path, error) from error
 
 
 def loaded(text: str | None) -> Any:
@@ -262,53 +263,8 @@ def loaded(text: str | None) -> Any:
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    address = f"{path.absolute().as_uri()}?mode=ro"
-    connection = sqlite3.connect(address, uri=True, timeout=PATIENCE, check_same_thread=False)
-    try:
-        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError as error:
-        connection.close()
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-            raise
-        # A folder in which SQLite may not put its side files; nobody can be writing there either.
-        connection = sqlite3.connect(f"{address}&immutable=1", uri=True, check_same_thread=False)
-    except sqlite3.DatabaseError:
-        connection.close()
-        raise
-    return connection
-
-
-def _of_this_version(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    version = version_of(connection, path)
-    if version == 0:
-        raise StoreProblemError(f"The file [{path}] is no run store, or one that is just being made.")
-    if version < VERSION:
-        copy = sqlite3.connect(":memory:", check_same_thread=False)
-        connection.backup(copy)
-        connection.close()
-        upgrade(copy, version)
-        copy.commit()
-        connection = copy
-    connection.row_factory = sqlite3.Row
-    return connection
-
-
-def _problem(path: Path, error: sqlite3.Error) -> StoreProblemError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return StoreProblemError(
-            f"The run store [{path}] has been locked by another program for {PATIENCE:g} s; try again."
-        )
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return StoreProblemError(
-            f"The run store [{path}] is damaged ({error}); `sqlite3 {path} .recover` may save what is whole."
-        )
-    return StoreProblemError(f"The run store [{path}] can't be read ({error}).")
 
 
 def _names(record: type) -> list[str]:

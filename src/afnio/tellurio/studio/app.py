@@ -12,6 +12,8 @@ from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from afnio.tellurio.opening import StoreProblemError
+from afnio.tellurio.reader import Reader
 from afnio.tellurio.studio import live
 from afnio.tellurio.studio.access import Gate
 from afnio.tellurio.studio.call_page import call_page, calls_page
@@ -19,7 +21,6 @@ from afnio.tellurio.studio.compare_page import MOST, Compared, compare_page, com
 from afnio.tellurio.studio.hostile_text import PAGE, excerpt
 from afnio.tellurio.studio.library import Shelf, find_shelf
 from afnio.tellurio.studio.lineage import candidate_page, lineage_page
-from afnio.tellurio.studio.opening import StoreProblemError, opened
 from afnio.tellurio.studio.rendering import FOLDER, render
 from afnio.tellurio.studio.run_page import run_page
 from afnio.tellurio.studio.run_rows import RunRow, find_run
@@ -145,8 +146,8 @@ def compare(request: Request) -> Response:
         namespace, _, rest = key.partition("/")
         project, _, wanted = rest.partition("/")
         shelf = _shelf(request, namespace, project)
-        with opened(shelf.path) as db:
-            found.append(compared(db, _run(db, shelf, wanted), request.app.state.tallies))
+        with Reader(shelf.path) as reader, reader.moment() as db:
+            found.append(compared(reader, db, _run(reader, shelf, wanted), request.app.state.tallies))
     if len(found) < 2:
         raise HTTPException(400, "A comparison needs two runs: mark them in the list of runs.")
     return _html("compare.html", **compare_page(found))
@@ -174,8 +175,8 @@ async def problem(request: Request, error: Exception) -> Response:
 def _of_run(request: Request, template: str, page: Page) -> Response:
     path = request.path_params
     shelf = _shelf(request, path["namespace"], path["project"])
-    with opened(shelf.path) as db:
-        context = page(db, _run(db, shelf, path["run"]))
+    with Reader(shelf.path) as reader, reader.moment() as db:
+        context = page(db, _run(reader, shelf, path["run"]))
     if context is None:
         raise HTTPException(404)
     return _html(template, **context)
@@ -188,8 +189,8 @@ def _shelf(request: Request, namespace: str, project: str) -> Shelf:
     return shelf
 
 
-def _run(db: sqlite3.Connection, shelf: Shelf, wanted: str) -> RunRow:
-    found = find_run(db, shelf, wanted)
+def _run(reader: Reader, shelf: Shelf, wanted: str) -> RunRow:
+    found = find_run(reader, shelf, wanted)
     if found is None:
         raise HTTPException(404)
     return found

@@ -6,50 +6,41 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from afnio.tellurio.comparison import PhaseComparison, compare
+from afnio.tellurio.reader import Reader
+from afnio.tellurio.scores import Scores
 from afnio.tellurio.studio.hostile_text import plain
-from afnio.tellurio.studio.paired_interval import Paired, paired_interval
+from afnio.tellurio.studio.paired_interval import Paired
 from afnio.tellurio.studio.run_rows import RunRow, flattened, metric_names, metric_points
 from afnio.tellurio.studio.step_page import Shown, shown_diff
 from afnio.tellurio.studio.tally import Sums, Tallies
 
 MOST: Final = 6
 """Runs that are compared at once."""
-PHASES: Final = 12
 METRICS: Final = 12
 
-LAST_OF_PHASES: Final = """
-SELECT phase, key, score, max(id) AS id FROM samples
-WHERE run_id = ? AND key IS NOT NULL AND score IS NOT NULL GROUP BY phase, key"""
 PROMPTS: Final = """
 SELECT role, value FROM parameters p WHERE run_id = ?1 AND step = (
     SELECT max(step) FROM parameters WHERE run_id = ?1 AND number = p.number) ORDER BY number LIMIT 20"""
 
 
 class Compared(NamedTuple):
-    """One run's part in a comparison; its scores are the last of each sample, in all and by phase."""
+    """One run's part in a comparison."""
 
     run: RunRow
     total: Sums
     metrics: dict[str, list[tuple[int, float]]]
-    scores: dict[str, float]
-    phases: dict[str, dict[str, float]]
+    scores: Scores
     prompts: dict[str, str]
 
 
-def compared(db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Compared:
+def compared(reader: Reader, db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Compared:
     """Return what a comparison needs of one run."""
-    phases: dict[str, dict[str, float]] = {}
-    last: dict[str, tuple[int, float]] = {}
-    for phase, key, score, number in db.execute(LAST_OF_PHASES, (run.id,)):
-        phases.setdefault(phase, {})[key] = score
-        if key not in last or last[key][0] < number:
-            last[key] = number, score
     return Compared(
         run,
         tallies.of(db, run).total,
         {name: metric_points(db, run.id, name) for name in metric_names(db, run.id)[:METRICS]},
-        {key: score for key, (_, score) in last.items()},
-        phases,
+        reader.scores(run.id),
         {row["role"]: row["value"] for row in db.execute(PROMPTS, (run.id,))},
     )
 
@@ -83,14 +74,15 @@ def summary(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
 
 def pairs(base: Compared, other: Compared) -> list[tuple[str, Paired]]:
     """Return the paired differences over the samples that both have: in all, and in the phases of both."""
-    found = [("Last evaluation of each sample", _paired(base.scores, other.scores))]
-    shared = [phase for phase in other.phases if phase in base.phases]
-    shared.sort(key=lambda phase: -len(base.phases[phase]))
-    for phase in shared[:PHASES]:
-        one = _paired(base.phases[phase], other.phases[phase])
-        if one.samples and phase:
-            found.append((phase, one))
-    return found
+    found = compare(base.scores, other.scores)
+    phases = [(title(one), one.paired) for one in (*found.kinds, *found.same) if one.paired.samples]
+    return [("Last evaluation of each sample", found.last), *phases]
+
+
+def title(phases: PhaseComparison) -> str:
+    """Return what a line calls two phases: both where they differ."""
+    names = dict.fromkeys(name or "no phase" for name in (phases.first, phases.second))
+    return " vs ".join(names)
 
 
 def prompts(base: Compared, other: Compared) -> list[tuple[str, list[Shown]]]:
@@ -116,8 +108,3 @@ def curves(runs: Sequence[Compared], names: Sequence[str]) -> list[dict[str, Any
         }
         for name in several[:4]
     ]
-
-
-def _paired(first: dict[str, float], second: dict[str, float]) -> Paired:
-    keys = [key for key in first if key in second]
-    return paired_interval([first[key] for key in keys], [second[key] for key in keys])

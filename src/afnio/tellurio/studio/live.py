@@ -9,8 +9,9 @@ from typing import Any, Final
 import anyio
 from anyio import to_thread
 
+from afnio.tellurio.opening import StoreProblemError
+from afnio.tellurio.reader import Reader
 from afnio.tellurio.studio.library import Shelf
-from afnio.tellurio.studio.opening import StoreProblemError, opened
 from afnio.tellurio.studio.rendering import dollars, number, score, seconds
 from afnio.tellurio.studio.run_page import figures
 from afnio.tellurio.studio.run_rows import find_run
@@ -42,8 +43,8 @@ async def events(shelf: Shelf, run: str, tallies: Tallies) -> AsyncIterator[str]
 
 def _look(shelf: Shelf, run: str, tallies: Tallies) -> dict[str, Any]:
     try:
-        with opened(shelf.path) as db:
-            found = find_run(db, shelf, run)
+        with Reader(shelf.path) as reader, reader.moment() as db:
+            found = find_run(reader, shelf, run)
             if found is None:
                 return {"problem": "This run has been removed.", "ended": True}
             fresh = figures(db, found, tallies)

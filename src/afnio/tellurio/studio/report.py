@@ -15,10 +15,11 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from afnio.errors import AfnioError
+from afnio.tellurio.opening import StoreProblemError
+from afnio.tellurio.reader import Reader
 from afnio.tellurio.studio.call_page import call_page
 from afnio.tellurio.studio.library import Shelf, shelves
 from afnio.tellurio.studio.lineage import lineage_page
-from afnio.tellurio.studio.opening import StoreProblemError, opened
 from afnio.tellurio.studio.rendering import FOLDER, render
 from afnio.tellurio.studio.run_page import run_page, step_rows
 from afnio.tellurio.studio.run_rows import RunRow, list_runs
@@ -53,7 +54,7 @@ def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
         StoreProblemError: if its store can't be read.
     """
     shelf, run = find(home, wanted)
-    with opened(shelf.path) as db:
+    with Reader(shelf.path) as reader, reader.moment() as db:
         text = report(db, run)
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in run.name).strip("-.")
     target = path or Path(f"{safe[:60] or 'run'}.html")
@@ -123,8 +124,8 @@ def policy(styles: list[Markup], scripts: list[Markup]) -> str:
 def _runs(home: Path) -> Iterator[tuple[Shelf, RunRow]]:
     for shelf in shelves(home):
         try:
-            with opened(shelf.path) as db:
-                runs = list_runs(db, shelf)
+            with Reader(shelf.path) as reader:
+                runs = list_runs(reader, shelf)
         except StoreProblemError:
             continue  # it may be another one's store that is damaged
         yield from ((shelf, run) for run in runs)

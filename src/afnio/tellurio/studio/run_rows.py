@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from afnio.tellurio.liveness import live_status
+from afnio.tellurio.reader import Reader
+from afnio.tellurio.records import RunRecord
 from afnio.tellurio.studio.library import Shelf
 
 FAVOURITES: Final = ("validation", "val_", "test", "accuracy", "score", "final", "reward", "loss")
@@ -59,18 +60,15 @@ class RunRow:
         return self.status == "RUNNING"
 
 
-def list_runs(db: sqlite3.Connection, shelf: Shelf) -> list[RunRow]:
+def list_runs(reader: Reader, shelf: Shelf) -> list[RunRow]:
     """Return a store's runs, newest first."""
-    rows = db.execute("SELECT * FROM runs ORDER BY date_created DESC, rowid DESC").fetchall()
-    return [_run(shelf, row) for row in rows]
+    return [_row(shelf, run) for run in reader.runs()]
 
 
-def find_run(db: sqlite3.Connection, shelf: Shelf, wanted: str) -> RunRow | None:
+def find_run(reader: Reader, shelf: Shelf, wanted: str) -> RunRow | None:
     """Return the run of this id, or of this name."""
-    row = db.execute(
-        "SELECT * FROM runs WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC", (wanted,)
-    ).fetchone()
-    return None if row is None else _run(shelf, row)
+    run = reader.run(wanted)
+    return None if run is None else _row(shelf, run)
 
 
 def metric_names(db: sqlite3.Connection, run: str) -> list[str]:
@@ -116,34 +114,28 @@ def loaded(text: str | bytes | None, default: Any = None) -> Any:
         return default
 
 
-def _run(shelf: Shelf, row: sqlite3.Row) -> RunRow:
+def _row(shelf: Shelf, run: RunRecord) -> RunRow:
     return RunRow(
         shelf=shelf,
-        id=row["id"],
-        name=row["name"],
-        description=row["description"] or "",
-        namespace=row["namespace"],
-        project=row["project"],
-        status=_status(shelf, row),
-        config=_mapping(row["config"]),
-        created=row["date_created"],
-        updated=row["date_updated"],
-        git_commit=row["git_commit"],
-        versions=_mapping(row["versions"]),
-        platform=_mapping(row["platform"]),
-        in_flight=row["in_flight"],
-        dropped=row["dropped"],
+        id=run.id,
+        name=run.name,
+        description=run.description or "",
+        namespace=run.namespace,
+        project=run.project,
+        status=run.status,
+        config=_mapping(run.config),
+        created=run.date_created,
+        updated=run.date_updated,
+        git_commit=run.git_commit,
+        versions=_mapping(run.versions),
+        platform=_mapping(run.platform),
+        in_flight=run.in_flight,
+        dropped=run.dropped,
     )
 
 
-def _status(shelf: Shelf, row: sqlite3.Row) -> str:
-    """Return how a run stands; one whose process is gone without a word has crashed."""
-    leased = row["versions"] != "{}"  # version 1 recorded neither these nor a lease
-    return live_status(shelf.path, row["id"], row["status"], row["host"], row["pid"], leased=leased)
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    value = loaded(text)
+def _mapping(value: Any) -> dict[str, Any]:
+    # What a redaction left may be no JSON any more.
     return value if isinstance(value, dict) else {}
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from afnio.tellurio.opening import StoreProblemError
+from afnio.tellurio.reader import Reader
 from afnio.tellurio.studio.library import Shelf, shelves
-from afnio.tellurio.studio.opening import StoreProblemError, opened
 from afnio.tellurio.studio.run_rows import SPARK, RunRow, list_runs, metric_names, metric_points
 from afnio.tellurio.studio.tally import Sums, Tallies
 
@@ -39,8 +40,8 @@ def runs_page(home: Path, tallies: Tallies, asked: dict[str, str]) -> dict[str, 
     everything = shelves(home)
     for shelf in everything:
         try:
-            with opened(shelf.path) as db:
-                found += list_runs(db, shelf)
+            with Reader(shelf.path) as reader:
+                found += list_runs(reader, shelf)
         except StoreProblemError as error:
             problems.append(Problem(shelf, str(error)))
     wanted = [run for run in found if _matches(run, asked)]
@@ -78,7 +79,7 @@ def _listed(runs: Sequence[RunRow], tallies: Tallies) -> list[Listed]:
     listed: dict[str, Listed] = {}
     for shelf, members in by_shelf.items():
         try:
-            with opened(shelf.path) as db:
+            with Reader(shelf.path) as reader, reader.moment() as db:
                 listed |= {run.key: _one(db, run, tallies) for run in members}
         except StoreProblemError:
             listed |= {run.key: Listed(run, None, [], Sums()) for run in members}
