@@ -7,6 +7,7 @@ import gc
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis  # noqa: F401 - it looks for referrers when it is imported, and sees none that are frozen
 import pytest
 
 from afnio.models import backward
