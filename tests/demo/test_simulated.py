@@ -25,6 +25,12 @@ def test_it_prints_and_keeps_figures_that_agree(demo: Demo, folder: Path):
     assert "unpriced" in done.stdout
     assert "\x1b" not in done.stdout
 
+    # The README shows this very run.
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = re.findall(r"```\n(phase .*?)```", readme, re.DOTALL)
+    for line in block.splitlines():
+        assert line in done.stdout.splitlines()
+
     # The last line names the run as a page, which has it all.
     assert "The run as a page: demo.html" == done.stdout.splitlines()[-1]
     page = (folder / "demo.html").read_text()

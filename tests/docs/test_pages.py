@@ -69,7 +69,7 @@ def test_shell_lines_name_commands_that_exist() -> None:
         assert command in said.stdout, command
 
 
-def test_pages_name_every_command_extra_and_example() -> None:
+def test_pages_name_every_command_extra_example_and_benchmark() -> None:
     """What exists is in the page that lists it, and nothing else is."""
     table = r"^\| `{}` \|"
     commands = re.findall(table.format(r"afnio (\w+)"), (DOCS / "command-line.md").read_text(), re.MULTILINE)
@@ -83,6 +83,14 @@ def test_pages_name_every_command_extra_and_example() -> None:
     folder = ROOT / "examples"
     there = {path.name for path in (*folder.glob("*.py"), *folder.glob("*.ipynb"))} - {"offline.py"}
     assert sorted(there) == sorted(examples)
+    parts = re.findall(table.format(r"(\w+)"), (DOCS / "benchmarks.md").read_text(), re.MULTILINE)
+    source = ast.parse((ROOT / "benchmarks" / "__main__.py").read_text())
+    (known,) = [
+        node.value.keys
+        for node in source.body
+        if isinstance(node, ast.Assign) and "PARTS" == ast.unparse(node.targets[0])
+    ]
+    assert sorted(key.value for key in known) == sorted(parts)
 
 
 def _code(text: str) -> list[str]:
@@ -103,6 +111,8 @@ def test_site(tmp_path: Path) -> None:
     home = (tmp_path / "site" / "index.html").read_text()
     assert not re.findall(r'(?:src|href)="https?://(?!github)[^"]*\.(?:js|css|woff2?)', home)
     assert (tmp_path / "site" / "search" / "search_index.json").exists()
+    figures = (tmp_path / "site" / "benchmarks" / "index.html").read_text()
+    assert "durable journal records" in figures  # taken from the README
     reference = (tmp_path / "site" / "reference" / "utils" / "index.html").read_text()
     assert "PrioritizedSampler" in reference
     assert "<blockquote" not in reference  # what `>>>` is to Markdown
