@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import pytest
 
 from afnio.errors import CheckpointError
@@ -130,6 +131,33 @@ def test_what_was_saved_is_written_when_the_run_is_cancelled(
 
     run(train, backend)
     assert {"epoch-2": 2, "last": 2} == steps(tmp_path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cancellation_while_the_folder_is_opened_ends_the_block(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Ctrl-C at the start does on a slow disk: nothing hangs, and the folder is free again."""
+    real = module.Lock
+
+    async def train() -> None:
+        with anyio.CancelScope() as scope:
+
+            def locked(path: Path) -> Any:
+                anyio.from_thread.run_sync(scope.cancel)
+                return real(path)
+
+            monkeypatch.setattr(module, "Lock", locked)
+            async with Checkpoints(tmp_path):
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        monkeypatch.undo()
+        with anyio.fail_after(10):
+            async with Checkpoints(tmp_path) as checkpoints:
+                await checkpoints.save(at(1))
+
+    run(train, backend)
+    assert {"last": 1} == steps(tmp_path)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -151,7 +151,9 @@ class Checkpoints:
         self._closed, self._newest = False, None
         self._wake, self._ended = anyio.Event(), anyio.Event()
         self._tasks = await anyio.create_task_group().__aenter__()
-        await self._tasks.start(self._write_all)
+        # A cancellation that came while the folder was opened is for the block, whose end closes it again.
+        with anyio.CancelScope(shield=True):
+            await self._tasks.start(self._write_all)
         return self
 
     async def __aexit__(
