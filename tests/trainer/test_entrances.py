@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -23,6 +24,7 @@ from trainer.scenarios import Agent, ReadingAgent, afitted, fitted, loader, told
 
 from afnio.errors import CheckpointError
 from afnio.testing import ScriptedClient
+from afnio.trainer import entrance
 
 TESTS = Path(__file__).parents[1]
 
@@ -64,6 +66,21 @@ async def test_two_trainers_beside_each_other(tmp_path: Path, expected: Any) -> 
         tasks.start_soon(one, 0)
         tasks.start_soon(one, 1)
     assert [expected, expected] == found
+
+
+def test_a_stop_before_the_loop_runs_is_kept() -> None:
+    """As a Ctrl-C while the loop is being made: the coroutine ends at its first wait."""
+    waited: list[str] = []
+
+    async def main() -> None:
+        waited.append("begun")
+        await anyio.lowlevel.checkpoint()
+        waited.append("went on")
+
+    body = entrance._Stoppable(main)
+    body.stop()
+    anyio.run(body.run)
+    assert (["begun"], []) == (waited, body.results)
 
 
 def test_threads(tmp_path: Path, expected: Any) -> None:

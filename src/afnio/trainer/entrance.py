@@ -79,9 +79,11 @@ class _Stoppable(Generic[T]):
     def __init__(self, main: Callable[[], Awaitable[T]]) -> None:
         self._main = main
         self._wake: Callable[[], None] | None = None
+        self._stopped = False
         self.results: list[T] = []
 
     def stop(self) -> None:
+        self._stopped = True  # for `run`, where it has not begun
         if self._wake is not None:
             self._wake()
 
@@ -95,6 +97,8 @@ class _Stoppable(Generic[T]):
 
         async with task_group() as tasks:
             tasks.start_soon(watch)
+            if self._stopped:
+                tasks.cancel_scope.cancel()
             self.results.append(await self._main())
             tasks.cancel_scope.cancel()
 
