@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,13 @@ def test_going_on_in_another_process_ends_the_same(
     expected, calls = left_alone
     assert expected == told(made, again)
     assert calls == len(first.client.requests) + len(again.client.requests)
+
+
+def test_an_error_is_raised_where_there_is_no_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without a console: how to go on can't be said, and the training's own error comes out."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(RuntimeError, match="broken"):
+        fitted(_agent(), trainer(tmp_path, callbacks=[_Stop(1, RuntimeError("broken"))]), *_loaders())
 
 
 def test_going_on_from_best_and_from_a_file(tmp_path: Path, left_alone: Any) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, final
@@ -430,10 +430,13 @@ class Trainer:
 
     def _say_how_to_go_on(self, error: BaseException) -> None:
         how = "was stopped" if not isinstance(error, Exception) else "failed"
-        sys.stderr.write(
-            f"afnio: the training {how} after step {self.global_step}, in epoch {self.current_epoch + 1}; "
-            f'trainer.fit(..., ckpt_path="last") goes on from {self.folder} and pays for no reply again\n'
-        )
+        with suppress(
+            OSError, ValueError, AttributeError
+        ):  # closed, or not there: it must not hide the error
+            sys.stderr.write(
+                f"afnio: the training {how} after step {self.global_step}, in epoch {self.current_epoch + 1}; "
+                f'trainer.fit(..., ckpt_path="last") goes on from {self.folder} and pays for no reply again\n'
+            )
 
     def _reset(self) -> None:
         self.metrics, self.history = {}, []
