@@ -63,6 +63,7 @@ class _Validation:
         self.checkpoint = checkpoint
         self.ends_epoch = ends_epoch
         self.outcome: Outcome | None = None
+        self.batches = 0
         self.drained = True
         self.budget: BudgetExceeded | None = None
         self.done = anyio.Event()
@@ -318,7 +319,7 @@ class FitLoop:
         values = {parameter: parameter.detach() for parameter in self._agent.parameters()}
         evaluation = Evaluation(
             self._agent, "val", self._val_loader, self.val_batches,
-            lambda outcome, batches: self._tell_validation(validation, outcome, batches),
+            lambda outcome, batches: self._tell_validation(validation, "batch", outcome, batches),
         )  # fmt: skip
         tasks.start_soon(self._run_validation, validation, evaluation, values)
         if self._trainer.callbacks.needs_validation:
@@ -373,7 +374,7 @@ class FitLoop:
             checkpoint.sampler = {**(checkpoint.sampler or {}), "val": self._val_state}
             checkpoint.callbacks = trainer.callbacks.state_dict()
             await self._checkpoints.save(checkpoint, epoch=validation.epoch)
-        self._tell("val", "validation")
+        self._tell_validation(validation, "validation", outcome, validation.batches)
 
     def _validation_interval(self) -> int | None:
         """Return after how many batches of an epoch validation is due within it."""
@@ -478,9 +479,12 @@ class FitLoop:
         batch = (self.batches or 0) if ended else counters.batch
         self._progress.update(self._state(phase, moment, epoch, batch, self._epoch, self._val.flat()))
 
-    def _tell_validation(self, validation: _Validation, outcome: Outcome, batches: int) -> None:
+    def _tell_validation(
+        self, validation: _Validation, moment: Moment, outcome: Outcome, batches: int
+    ) -> None:
+        validation.batches = batches
         total = None if self.val_batches is None else sample_count(self._val_loader, self.val_batches)
-        state = self._state("val", "batch", validation.epoch, batches, outcome, outcome.flat())
+        state = self._state("val", moment, validation.epoch, batches, outcome, outcome.flat())
         self._progress.update(replace(state, batches=self.val_batches, total=total, train=self._epoch.flat()))
 
     def _state(
