@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, final
 
 from afnio.errors import AfnioError, BudgetExceeded, JournalError
@@ -23,6 +24,15 @@ HOOKS: Final = (
 
 class StopTraining(AfnioError):  # noqa: N818 - an end that was asked for, not a fault
     """Raised by a callback or a step to end the fit after recording, without an error."""
+
+
+@contextmanager
+def stopping(trainer: Trainer) -> Iterator[None]:
+    """Have a `StopTraining` that is raised in the block stop the training of `trainer`."""
+    try:
+        yield
+    except StopTraining as error:
+        trainer.stop(str(error) or "a callback asked for it")
 
 
 class Callback:

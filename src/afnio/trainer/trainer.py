@@ -18,7 +18,7 @@ from afnio.cognitive import Module
 from afnio.cognitive.training import Training
 from afnio.optim import Optimizer
 from afnio.runtime.budget import Ledger
-from afnio.trainer.callback import Callbacks, StopTraining
+from afnio.trainer.callback import Callbacks, stopping
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.checkpoints import LAST, Checkpoints
 from afnio.trainer.entrance import run_blocking
@@ -33,6 +33,7 @@ from afnio.trainer.options import Options, Share, checked, seconds_of
 from afnio.trainer.progress import Progress, make_progress
 from afnio.trainer.rehearse import rehearse
 from afnio.trainer.run_log import RunLog
+from afnio.trainer.schedule import Schedule
 from afnio.trainer.session import Session
 from afnio.trainer.state import LoopState, Phase, Plan, Stage
 from afnio.trainer.summary import AgentSummary
@@ -337,26 +338,21 @@ class Trainer:
         if resumed is not None:
             loop.restore(resumed)
             self._run_log.history(self.history)
-        progress.start(self._fit_plan(agent, val, loop, resumed))
+        progress.start(self._fit_plan(agent, loop.schedule, resumed))
         stack.callback(progress.stop)
         if self.options.enable_agent_summary and self.options.enable_progress_bar:
             # In a thread, as prices may be read from a file.
             summary = await anyio.to_thread.run_sync(AgentSummary.of, agent, self.optimizers)
             progress.message(str(summary))
         try:
-            await self._begin(agent)
+            with stopping(self):
+                await self.callbacks.call("on_fit_start", self, agent)
             async with task_group() as tasks:
                 await loop.run(tasks)
             await self.callbacks.call("on_fit_end", self, agent)
         except Exception as error:
             await self.callbacks.call("on_exception", self, agent, error)
             raise
-
-    async def _begin(self, agent: Module) -> None:
-        try:
-            await self.callbacks.call("on_fit_start", self, agent)
-        except StopTraining as error:
-            self.stop(str(error) or "a callback asked for it")
 
     async def _pass(self, agent: Module, phase: Phase, loader: Any) -> tuple[Outcome, list[Any]]:
         stage = _STAGES[phase]
@@ -418,11 +414,11 @@ class Trainer:
                 put_aside(checkpoints.folder)
         return checkpoint
 
-    def _fit_plan(self, agent: Module, val: Any, loop: FitLoop, resumed: Checkpoint | None) -> Plan:
+    def _fit_plan(self, agent: Module, schedule: Schedule, resumed: Checkpoint | None) -> Plan:
         options = self.options
         return Plan(
-            "fit", type(agent).__name__, epochs=options.epochs, batches=loop.batches, samples=loop.samples,
-            val_batches=loop.val_batches, val_samples=None if val is None else sample_count(val, loop.val_batches),
+            "fit", type(agent).__name__, epochs=options.epochs, batches=schedule.batches, samples=schedule.samples,
+            val_batches=schedule.val_batches, val_samples=schedule.val_samples,
             max_steps=options.max_steps, max_time=options.max_time, max_cost=options.max_cost, monitor=self.monitor,
             mode=self.mode, folder=str(self.folder) if options.checkpointing else None,
             resumed=None if resumed is None else f"epoch {self.current_epoch + 1}, step {self.global_step}",
