@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk", reason="afnio[opentelemetry] is not installed")
 
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -186,16 +187,19 @@ async def test_nested_launches_are_under_their_node(spans: Spans) -> None:
 
 async def test_spans_end_with_their_scope_and_are_children_of_the_callers(spans: Spans) -> None:
     """Before the sink closes; under the span that is current where the sink is made."""
+    ended = threading.Event()
+
+    class Watch(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            if span.name == "part":
+                ended.set()
+
+    spans.provider.add_span_processor(Watch())
     tracer = spans.provider.get_tracer("user")
-    with tracer.start_as_current_span("request"), OpenTelemetrySink(spans.provider) as sink:
+    with tracer.start_as_current_span("request"), OpenTelemetrySink(spans.provider):
         async with afnio.scope(name="part"):
             await ScriptedClient("x").achat(messages=[{"role": "user", "content": "hi"}], model="m")
-        await anyio.to_thread.run_sync(sink.flush)
-        for _ in range(100):
-            if spans.named("part"):
-                break
-            await anyio.to_thread.run_sync(sink.flush)
-            await anyio.sleep(0.01)
+        assert await anyio.to_thread.run_sync(ended.wait, 10)
         assert [] == spans.named("run")
         assert 1 == len(spans.named("part"))
     assert "request > run > part > chat > chat m" == spans.path(spans.named("chat m")[0])
