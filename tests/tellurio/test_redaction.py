@@ -10,6 +10,7 @@ import sys
 import zipfile
 import zlib
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -21,6 +22,7 @@ from studio.visitor import Studio, started
 from tiny_training import reply, train
 
 import afnio.tellurio as te
+from afnio.runtime.events import SampleScored
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.redaction import MASK, Redaction
 from afnio.tellurio.studio.report import write_report
@@ -206,6 +208,22 @@ def test_a_redaction_that_fails_lets_nothing_through(caplog: pytest.LogCaptureFi
     assert 1 == len(caplog.records)
     assert "secret" not in caplog.text
     assert MASK == Redaction(lambda text: None).text("secret")  # type: ignore[arg-type, return-value]
+
+
+def test_what_json_cannot_express_is_redacted_too() -> None:
+    """A set, or an object that is written by its text, in an event, a prediction or a call's parameters."""
+
+    @dataclass(frozen=True)
+    class Seen:
+        words: Any
+
+    with te.init("me", "emails", redact=["hush"]) as run:
+        for words in ({"hush"}, Path("hush"), [frozenset({"hush"})]):
+            run.observe(Seen(words))
+            run.observe(SampleScored("node", 0, words, None, 1.0, "", True))
+    written = contents(FOLDER)
+    assert b"[redacted]" in written
+    assert b"hush" not in written
 
 
 def test_patterns_come_in_a_list() -> None:

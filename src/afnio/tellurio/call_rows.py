@@ -10,7 +10,7 @@ from typing import Any, Final
 from afnio.models.prices import Price, cost, price_of
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage
 from afnio.tellurio.bodies import Bodies
-from afnio.tellurio.json_value import encodable, lenient
+from afnio.tellurio.json_value import encodable
 from afnio.tellurio.phase import phase_of
 from afnio.tellurio.redaction import Redaction
 
@@ -114,7 +114,7 @@ class CallRows:
         except TypeError:  # a part that can't be a key
             parts = known = None
         if known is None:
-            known = self._bodies.number(connection, lenient(self._redaction.value(value)))
+            known = self._bodies.number(connection, self._redaction.json(value))
             if parts is not None:
                 if len(self._recent) >= RECENT:
                     self._recent.clear()

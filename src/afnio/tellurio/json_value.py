@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 # Made once: making an encoder takes longer than most of the values that it gets.
@@ -29,13 +30,14 @@ def encode(what: str, value: Any) -> str:
     return encodable(text)
 
 
-def lenient(value: Any) -> str:
-    """Any value as JSON; what JSON can't express as its text.
+def lenient(value: Any, text: Callable[[Any], str] = str) -> str:
+    """Any value as JSON; what JSON can't express as its `text`.
 
     >>> lenient({"at": (1, {2})})
     '{"at": [1, "{2}"]}'
     """
-    return encodable(_LENIENT.encode(value))
+    encoder = _LENIENT if text is str else json.JSONEncoder(default=text, ensure_ascii=False)
+    return encodable(encoder.encode(value))
 
 
 def as_text(value: Any) -> str:

@@ -18,7 +18,7 @@ from afnio.runtime.events import (
     StepEnded,
 )
 from afnio.tellurio.call_rows import CallRows
-from afnio.tellurio.json_value import as_text, lenient
+from afnio.tellurio.json_value import encodable, lenient
 from afnio.tellurio.parameter_history import ParameterHistory
 from afnio.tellurio.phase import phase_of
 from afnio.tellurio.redaction import Redaction
@@ -150,7 +150,9 @@ class Recording:
         connection.execute(INSERT_EVENT, (self._run_id, type(event).__name__, self._json(payload), time))
 
     def _text(self, value: Any) -> str | None:
-        return None if value is None else as_text(self._redaction.value(value))
+        if value is None:
+            return None
+        return encodable(self._redaction.text(value)) if isinstance(value, str) else self._json(value)
 
     def _json(self, value: Any) -> str:
-        return lenient(self._redaction.value(value))
+        return self._redaction.json(value)

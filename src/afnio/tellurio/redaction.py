@@ -10,6 +10,8 @@ from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel
 
+from afnio.tellurio.json_value import lenient
+
 Redact: TypeAlias = Callable[[str], str] | Iterable[str | re.Pattern[str]]
 """A function of a text that returns what may be written, or patterns whose matches become `[redacted]`."""
 
@@ -49,8 +51,22 @@ class Redaction:
         return redacted
 
     def value(self, value: Any) -> Any:
-        """The value with every text in it as it may be written: of lists, dicts, events, requests, replies."""
+        """The value with every text in it as it may be written: of lists, dicts, events, requests, replies.
+
+        The keys of a dict are names, and stay.
+        """
         return value if self._function is None else self._value(value)
+
+    def json(self, value: Any) -> str:
+        """The value as JSON as it may be written; what JSON can't express is a text as well.
+
+        >>> print(Redaction(["sk-1"]).json([{"sk-1"}]))
+        ["{'[redacted]'}"]
+        """
+        return lenient(value) if self._function is None else lenient(self._value(value), self._text_of)
+
+    def _text_of(self, value: Any) -> str:
+        return self.text(str(value))
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -59,6 +75,8 @@ class Redaction:
             return {key: self._value(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self._value(item) for item in value]
+        if isinstance(value, set | frozenset):
+            return type(value)(self._value(item) for item in value)
         if isinstance(value, tuple):
             parts = [self._value(item) for item in value]
             return value._make(parts) if hasattr(value, "_make") else tuple(parts)
