@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from tiny_training import reply, train
 import afnio.tellurio as te
 from afnio.runtime.events import CallEnded, NodeLaunched, SampleScored, StepEnded
 from afnio.tellurio import sink_thread
+from afnio.tellurio.redaction import Redaction
 from afnio.tellurio.run_events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
+from afnio.tellurio.sinks import sink
 from afnio.testing import ScriptedClient
 
 
@@ -92,6 +95,39 @@ def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(
         go_on.set()
     assert 10 <= len(seen) <= 13
     assert ["too slow" in record.message for record in caplog.records] == [True]
+
+
+def test_a_slow_sink_is_told_how_the_run_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left out: a sink that isn't told would take a run that failed for completed."""
+    monkeypatch.setattr(sink_thread, "ROOM", 10)
+    monkeypatch.setattr(sink, "BACKLOG", 5)
+    go_on = threading.Event()
+
+    class Slow(sink.Sink):
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+            super().__init__()
+
+        def take(self, moments: Sequence[sink.Moment]) -> None:
+            go_on.wait()
+            self.seen += [moment.event for moment in moments]
+
+    slow, kept = Slow(), Kept()
+
+    def held(event: Any) -> None:
+        go_on.wait()
+        kept(event)
+
+    thread = sink_thread.SinkThread([held], Redaction(None))
+    for put in (slow, thread.put):
+        for value in range(100):
+            put(MetricLogged("loss", value, None))
+        put(RunEnded("FAILED"))
+    go_on.set()
+    slow.close()
+    thread.close()
+    assert RunEnded("FAILED") == kept[-1] == slow.seen[-1]
+    assert len(slow.seen) < len(kept) < 15
 
 
 def test_sinks_get_redacted_texts() -> None:

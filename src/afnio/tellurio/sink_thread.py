@@ -12,13 +12,14 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeAlias
 
 from afnio.tellurio.redaction import Redaction
+from afnio.tellurio.run_events import RunEnded
 
 Sink: TypeAlias = Callable[[Any], object]
 """Gets every event of a run. If it has a `close()`, that is called after the last one; if it has an
 `at(time, event)`, that is called instead, with nanoseconds since 1970."""
 
 ROOM: Final = 20_000
-"""Events that may wait for slow sinks; what comes then is left out for them."""
+"""Events that may wait for slow sinks; what comes then is left out for them, but for the run's end."""
 
 
 class SinkThread:
@@ -53,7 +54,8 @@ class SinkThread:
         """Have the sinks called soon; never waits. In a forked child they aren't."""
         if self._thread is None or self._pid != os.getpid():
             return
-        if self._queue.qsize() < ROOM:
+        # How the run ended is told in any case, or a sink would take it for completed.
+        if self._queue.qsize() < ROOM or isinstance(event, RunEnded):
             self._queue.put((time.time_ns(), event))
         elif not self._dropped:
             self._dropped = True

@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from afnio.runtime.events import subscribed
+from afnio.tellurio.run_events import RunEnded
 
 BATCH: Final = 1_000
 """Events that are handed over at once, at most."""
 BACKLOG: Final = 100_000
-"""Events that may wait; more are dropped, with one warning, as memory is not endless."""
+"""Events that may wait; more are dropped, but for the run's end, with one warning, as memory is not endless."""
 
 
 class Moment(NamedTuple):
@@ -57,7 +58,7 @@ class Sink(ABC):
         """Have `event` told, which came at `moment`, in nanoseconds since 1970."""
         if self._closed:
             return
-        if self._queue.qsize() >= BACKLOG:
+        if self._queue.qsize() >= BACKLOG and not isinstance(event, RunEnded):
             self._warn(f"it is {BACKLOG:,} events behind, so some are left out")
             return
         self._queue.put(Moment(moment, event))
