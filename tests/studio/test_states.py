@@ -152,3 +152,13 @@ def test_what_is_not_there(studio: Studio, store: Path, rest: str) -> None:
     """Is a page that says so."""
     answer = studio.page(studio.run("calm-heron") + rest)
     assert (404, True) == (answer.status, "Not found" in answer.text)
+
+
+@pytest.mark.parametrize("number", ["9" * 20, "9" * 5_000])
+@pytest.mark.parametrize(
+    "asked", ["/?from={}", "{run}?after={}", "{run}/calls?before={}", "{run}/samples?before={}"]
+)
+def test_a_number_that_nobody_has(studio: Studio, store: Path, asked: str, number: str) -> None:
+    """Is past the end, however long it is."""
+    path = asked.replace("{run}", studio.run("calm-heron")).replace("{}", number)
+    assert 200 == studio.page(path).status

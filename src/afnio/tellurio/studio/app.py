@@ -21,6 +21,7 @@ from afnio.tellurio.studio.compare_page import MOST, Compared, compare_page, com
 from afnio.tellurio.studio.hostile_text import PAGE, excerpt
 from afnio.tellurio.studio.library import Shelf, find_shelf
 from afnio.tellurio.studio.lineage import candidate_page, lineage_page
+from afnio.tellurio.studio.query_number import LARGEST, query_number
 from afnio.tellurio.studio.rendering import FOLDER, render
 from afnio.tellurio.studio.run_page import run_page
 from afnio.tellurio.studio.run_rows import RunRow, find_run
@@ -77,8 +78,7 @@ def runs(request: Request) -> Response:
 
 def run(request: Request) -> Response:
     """One run."""
-    after = request.query_params.get("after", "")
-    number = int(after) if after.isdecimal() else 0
+    number = query_number(request.query_params, "after")
     tallies = request.app.state.tallies
     return _of_run(request, "run.html", lambda db, found: run_page(db, found, tallies, after=number))
 
@@ -126,7 +126,7 @@ def candidate(request: Request) -> Response:
 def text(request: Request) -> Response:
     """A part of a long text: from a character on, all of it if that is asked for."""
     path, asked = request.path_params, request.query_params
-    start = int(asked["from"]) if asked.get("from", "").isdecimal() else 0
+    start = query_number(asked, "from")
 
     def page(db: sqlite3.Connection, found: RunRow) -> dict[str, Any] | None:
         whole = whole_text(db, found.id, path["kind"], path["number"], path["part"])
@@ -197,8 +197,7 @@ def _run(reader: Reader, shelf: Shelf, wanted: str) -> RunRow:
 
 
 def _number(request: Request) -> int:
-    # SQLite's numbers have 64 bits; larger ones in an address are nobody's.
-    return min(int(request.path_params["number"]), 2**63 - 1)
+    return min(int(request.path_params["number"]), LARGEST)
 
 
 def _framed(request: Request, name: str) -> str:

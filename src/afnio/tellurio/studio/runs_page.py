@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from afnio.tellurio.opening import StoreProblemError
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.studio.library import Shelf, shelves
+from afnio.tellurio.studio.query_number import query_number
 from afnio.tellurio.studio.run_rows import SPARK, RunRow, list_runs, metric_names, metric_points
 from afnio.tellurio.studio.tally import Sums, Tallies
 
@@ -46,7 +47,7 @@ def runs_page(home: Path, tallies: Tallies, asked: dict[str, str]) -> dict[str, 
             problems.append(Problem(shelf, str(error)))
     wanted = [run for run in found if _matches(run, asked)]
     wanted.sort(key=lambda run: -run.created)
-    start = int(asked["from"]) if asked.get("from", "").isdecimal() else 0
+    start = query_number(asked, "from")
     shown = wanted[start : start + PAGE]
     return {
         "home": str(home),
