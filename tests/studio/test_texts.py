@@ -17,7 +17,7 @@ from afnio.tellurio.studio.hostile_text import INVISIBLE, plain, visible
 from afnio.tellurio.studio.library import Shelf
 from afnio.tellurio.studio.overlap import changed_sentences
 from afnio.tellurio.studio.paired_interval import paired_interval
-from afnio.tellurio.studio.rendering import environment
+from afnio.tellurio.studio.rendering import environment, seconds
 from afnio.tellurio.studio.run_rows import find_run
 from afnio.tellurio.studio.tally import Tallies
 from afnio.tellurio.studio.word_diff import word_diff
@@ -74,6 +74,16 @@ def test_markup_is_never_taken_for_safe_by_accident() -> None:
         shown = environment().from_string("{{ " + expression + " }}").render(text=attack)
         assert "<b" not in shown, expression
     assert isinstance(visible(attack), Markup)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("999 ms", 0.9994), ("1.0 s", 0.9996), ("59.9 s", 59.94), ("1 min 0 s", 59.96), ("2 min 0 s", 119.7),
+     ("1 h 0 min", 3599.7), ("2 h 0 min", 7199.7)],
+)  # fmt: skip
+def test_a_duration_never_has_a_full_unit_too_much(text: str, value: float) -> None:
+    """Sixty seconds are a minute, also where rounding makes them sixty."""
+    assert text == seconds(value)
 
 
 def test_feedback_is_matched_by_rare_new_words() -> None:

@@ -51,13 +51,13 @@ def visible(text: str) -> Markup:
     >>> print(visible("<b>\u202egnp"))
     &lt;b&gt;<span class="control" title="RIGHT-TO-LEFT OVERRIDE">U+202E</span>gnp
     """
+    text = text.replace("\r\n", "\n")
     parts: list[Markup] = []
     at = 0
-    for found in INVISIBLE.finditer(text.replace("\r\n", "\n")):
-        parts += (escape(found.string[at : found.start()]), _mark(found.group()))
+    for found in INVISIBLE.finditer(text):
+        parts += (escape(text[at : found.start()]), _mark(found.group()))
         at = found.end()
-    rest = text.replace("\r\n", "\n")[at:]
-    return Markup("").join([*parts, escape(rest)])
+    return Markup("").join([*parts, escape(text[at:])])
 
 
 def plain(text: str) -> str:

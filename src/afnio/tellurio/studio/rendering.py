@@ -118,13 +118,15 @@ def seconds(value: float | None) -> str:
     """
     if value is None:
         return DASH
-    if value < 1:
+    # The bounds are where the shorter form would round up to one of the longer.
+    if value < 0.9995:
         return f"{1000 * value:.0f} ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s"
-    if value < 3600:
-        return f"{value // 60:.0f} min {value % 60:.0f} s"
-    return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def moment(value: float | None) -> str:
