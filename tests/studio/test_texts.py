@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from studio.made_store import START, MadeRun
 
+from afnio.tellurio.interval import paired_interval
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.studio.hostile_text import INVISIBLE, plain, visible
 from afnio.tellurio.studio.library import Shelf
 from afnio.tellurio.studio.overlap import changed_sentences
-from afnio.tellurio.studio.paired_interval import paired_interval
 from afnio.tellurio.studio.rendering import environment, seconds
 from afnio.tellurio.studio.run_rows import find_run
 from afnio.tellurio.studio.tally import Tallies

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.trainer.interval import Accuracy, wilson
+from afnio.tellurio.interval import wilson
+from afnio.trainer.interval import Accuracy
 
 
 @st.composite

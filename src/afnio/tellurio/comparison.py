@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from afnio.tellurio.interval import Paired, paired_interval
 from afnio.tellurio.scores import Sample, Scores, kind_of
-from afnio.tellurio.studio.paired_interval import Paired, paired_interval
 
 SAME: Final = 12
 """Phases of the same name that are compared, at most."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, final
 
-from afnio.trainer.interval import wilson
+from afnio.tellurio.interval import wilson
 
 
 @final

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from afnio.tellurio.comparison import PhaseComparison, compare
+from afnio.tellurio.interval import Paired
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.scores import Scores
 from afnio.tellurio.studio.hostile_text import plain
-from afnio.tellurio.studio.paired_interval import Paired
 from afnio.tellurio.studio.run_rows import RunRow, flattened, metric_names, metric_points
 from afnio.tellurio.studio.step_page import Shown, shown_diff
 from afnio.tellurio.studio.tally import Sums, Tallies

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, Final, NamedTuple
 
+from afnio.tellurio.interval import wilson
 from afnio.tellurio.studio.hostile_text import plain
-from afnio.tellurio.studio.paired_interval import share_interval
 from afnio.tellurio.studio.run_rows import RunRow, flattened, loaded, metric_names, metric_points
 from afnio.tellurio.studio.sparkline import thinned
 from afnio.tellurio.studio.tally import Reading, Tallies
@@ -159,7 +159,7 @@ def phases(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
     found = []
     for row in reversed(rows):
         binary = row["samples"] > 0 and row["binary"] == row["samples"]
-        interval = share_interval(row["right"], row["samples"]) if binary else None
+        interval = wilson(int(row["right"]), row["samples"]) if binary else None
         found.append({**dict(row), "interval": interval})
     return found
 

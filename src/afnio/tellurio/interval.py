@@ -1,4 +1,4 @@
-"""Paired interval: by how much one run's scores differ from another's on the samples that both have."""
+"""Interval: how far the truth may lie from a share, or from the difference of two runs' scores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from statistics import NormalDist, fmean, variance
 from typing import Final, NamedTuple
 
 Z: Final = NormalDist().inv_cdf(0.975)
+"""Standard normal quantile of a two-sided 95 % interval."""
 
 
 class Paired(NamedTuple):
@@ -57,18 +58,26 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> Paired:
     return Paired(count, won, lost, mean, mean - reach, mean + reach, "Student's t of the differences")
 
 
-def share_interval(right: float, total: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share; from 0 to 1 where there is no sample.
+def wilson(correct: int, total: int, z: float = Z) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion (Wilson, 1927).
 
-    >>> [round(bound, 3) for bound in share_interval(25, 68)]
+    The textbook's normal interval is empty at 0/n and leaves [0, 1] near it; this one does neither.
+
+    >>> [round(bound, 3) for bound in wilson(25, 68)]
     [0.263, 0.486]
     """
+    if not 0 <= correct <= total:
+        raise ValueError(f"correct must be from 0 to total (got {correct} of {total})")
     if total == 0:
         return 0.0, 1.0
-    share, square = right / total, Z * Z
-    middle = (share + square / (2 * total)) / (1 + square / total)
-    reach = Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    share = correct / total
+    weight = z * z / total
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
+    # At the ends the bound is exact, and rounding must not push it past the count's own share.
+    low = 0.0 if correct == 0 else max(0.0, centre - half)
+    high = 1.0 if correct == total else min(1.0, centre + half)
+    return low, high
 
 
 def student_quantile(freedom: int) -> float:
