@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from roles import shown
+from roles import kind, prompt, shown
 from virtual import virtual_runtime
 
 import afnio
@@ -20,6 +20,7 @@ from afnio.errors import FinalModelError
 from afnio.optim import TGD, Improves
 from afnio.runtime.events import CallEnded, StepEnded, subscribed
 from afnio.testing import ScriptedClient
+from afnio.testing.simulated.tags import read_blocks
 from afnio.utils.data import DataLoader
 
 
@@ -238,6 +239,28 @@ def test_at_temperature_zero_candidates_see_other_halves_of_the_feedback():
     optimizer = gate.optimizer(["", ""], client=client, args={"model": "m", "temperature": 0.7})
     optimizer.step()
     assert [11, 11] == [len(shown(request, "feedback")) for request in client.requests]
+
+
+def test_halves_of_summed_up_feedback_keep_their_samples():
+    """Each point still says how many stand behind it, and the step counts what was gathered."""
+
+    def script(request):
+        if kind(request) == "reducer":
+            said = [("Be brief.", [1, 2, 3]), ("Be kind.", [1, 2])]
+            return {"points": [{"point": point, "sources": sources} for point, sources in said]}
+        return {"value": f"q={30 + len(shown(request, 'feedback'))}"}
+
+    gate, client, events = Gate(), ScriptedClient(script), []
+    args = {"model": "m", "temperature": 0, "feedback_tokens": 200}
+    optimizer = gate.optimizer(["", ""], client=client, args=args)
+    for number in range(9):
+        gate.prompt.append_grad(afnio.Variable(" ".join(f"w{number}x{n}" for n in range(40))))
+    with subscribed(events.append):
+        optimizer.step()
+    proposers = [request for request in client.requests if kind(request) != "reducer"]
+    told = [read_blocks(prompt(request), "feedback") for request in proposers]
+    assert [2, 1] == [sum("samples" in block.attributes for block in found) for found in told]
+    assert [10] == [change.gradients for change in steps(events)[0].changes]
 
 
 async def test_a_losers_pending_calls_are_cancelled_and_no_others():

@@ -76,3 +76,20 @@ def test_a_point_has_the_provenance_of_its_sources():
     samples = [entry["sample"] for entry in gradient.provenance]
     assert ("Be brief.", 2 * len(client.requests), sorted(samples)) == (gradient.data, len(samples), samples)
     assert ["reduce"] == list(client.get_usage()["phases"])
+
+
+def test_as_many_points_as_gradients_are_still_the_points():
+    """Two long texts summed up in one call each: what is shown fits, and the texts themselves would not."""
+    parameter = cog.Parameter("old", role="prompt")
+    for topic in ("length", "tone"):
+        parameter.append_grad(afnio.Variable(" ".join(f"{topic}{n}" for n in range(150))))
+    client = ScriptedClient(
+        lambda request: {
+            "points": [
+                {"point": "Be brief." if "length1" in str(request.messages) else "Be kind.", "sources": [1]}
+            ]
+        }
+    )
+    found = shown(parameter, client, budget=300)
+    assert ["Be brief.", "Be kind."] == [gradient.data for gradient in found]
+    assert (2, 2) == (found.gathered, found.reduction.calls)

@@ -12,6 +12,7 @@ from afnio.optim.change import Candidate, Change
 from afnio.optim.evaluation import Evaluate, digest
 from afnio.optim.holdout import Block, Holdout
 from afnio.optim.racing import Race, Verdict
+from afnio.optim.reduce import Reduced, gathered_of
 from afnio.optim.step import Acceptance, Decision, Round
 from afnio.optim.trial import NotTriedError, Trial, UnitScores
 from afnio.runtime import Job
@@ -137,8 +138,11 @@ class Improves(Acceptance):
             shown[position] = gradients
             if candidate and arguments.get("temperature") == 0 and len(gradients) > 1:
                 draw = random.Random(f"{self._seed}/{self._draws}/{candidate}/{position}")
-                chosen = draw.sample(range(len(gradients)), -(-len(gradients) // 2))
-                shown[position] = [gradients[number] for number in sorted(chosen)]
+                half = sorted(draw.sample(range(len(gradients)), -(-len(gradients) // 2)))
+                if isinstance(gradients, Reduced):
+                    shown[position] = gradients.part(half)
+                else:
+                    shown[position] = [gradients[number] for number in half]
         return shown
 
     def _conclude(
@@ -268,5 +272,5 @@ def _unchanged(work: Round, proposed: Sequence[Mapping[int, Change]], reason: st
         first = next((found[position] for found in proposed if position in found), None)
         evidence = () if first is None else first.evidence
         value, role = work.values[position], work.parameters[position].role
-        changes.append(Change(role, value, value, len(gradients), reason, evidence))
+        changes.append(Change(role, value, value, gathered_of(gradients), reason, evidence))
     return tuple(changes)

@@ -17,6 +17,7 @@ from afnio.optim.evaluation import Evaluate, learnt_from, scores_of
 from afnio.optim.holdout import Holdout
 from afnio.optim.merge import Merge
 from afnio.optim.pareto import Member
+from afnio.optim.reduce import gathered_of
 from afnio.optim.step import Round, for_each
 from afnio.runtime import Job, scope
 from afnio.runtime.priority import Priority
@@ -212,7 +213,7 @@ class Mutation(Offspring):
             return positions
         if self._workshop.credit == "round_robin":
             return [positions[self._turn % len(positions)]]
-        return self._draw.choices(positions, [len(reduced[position]) for position in positions])
+        return self._draw.choices(positions, [gathered_of(reduced[position]) for position in positions])
 
     async def _prove(self, scores: Scores) -> None:
         """Accept on strict improvement on the parent's minibatch, then validate."""

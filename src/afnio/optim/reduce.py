@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import final
 
 from afnio.autodiff import Variable
@@ -26,6 +27,13 @@ class Reduced(list[Variable]):
         super().__init__(gradients)
         self.gathered = gathered
         self.reduction = reduction
+
+    def part(self, numbers: Sequence[int]) -> Reduced:
+        """Return the gradients of those numbers, as if only what is behind them had been gathered."""
+        points = tuple(self.reduction.points[number] for number in numbers)
+        behind = {source for point in points for source in point.sources}
+        reduction = replace(self.reduction, points=points)
+        return Reduced([self[number] for number in numbers], len(behind), reduction)
 
 
 async def reduce(
@@ -73,9 +81,10 @@ async def reduce(
     >>> prompt.data
     'Answer. Be brief.'
     """
+    texts = [str(entry.data) for entry in gradients]
     reduction = await reduce_feedback(
         job,
-        [str(entry.data) for entry in gradients],
+        texts,
         [entry.provenance for entry in gradients],
         model,
         role=role,
@@ -84,15 +93,20 @@ async def reduce(
         per_failure=per_failure,
         quorum=quorum,
     )
-    if len(reduction.points) == len(gradients):
-        # Nothing was put together: the gradients themselves, in the order of the reduction.
-        points = [gradients[point.sources[0]] for point in reduction.points]
-    else:
-        points = [
-            gradient(point.text, role, [e for source in point.sources for e in gradients[source].provenance])
-            for point in reduction.points
-        ]
+    points: list[Variable] = []
+    for point in reduction.points:
+        first = point.sources[0]
+        if len(point.sources) == 1 and point.text == texts[first]:
+            points.append(gradients[first])  # nothing was put together
+        else:
+            trail = [entry for source in point.sources for entry in gradients[source].provenance]
+            points.append(gradient(point.text, role, trail))
     return Reduced(points, len(gradients), reduction)
+
+
+def gathered_of(gradients: Sequence[Variable]) -> int:
+    """Return how many gradients there were before they were reduced."""
+    return gradients.gathered if isinstance(gradients, Reduced) else len(gradients)
 
 
 def evidence_of(gradients: Sequence[Variable]) -> tuple[Evidence, ...]:

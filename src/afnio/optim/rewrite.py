@@ -16,7 +16,7 @@ from afnio.models import ChatModel
 from afnio.optim.change import Change
 from afnio.optim.check import check, words_in
 from afnio.optim.prompts import TGD_SCHEMA, tgd_sections, wording
-from afnio.optim.reduce import Reduced, evidence_of
+from afnio.optim.reduce import Reduced, evidence_of, gathered_of
 from afnio.runtime import Job
 
 SECTIONS: Final = ("role", "variable", "constraints", "history", "rejected", "feedback")
@@ -51,7 +51,7 @@ async def rewrite(
     model = ChatModel(options["model_client"], options["completion_args"])
     constraints = _constraints(parameter, options)
     messages = _messages(role, value, gradients, history, options, rejected, constraints, model)
-    count = gradients.gathered if isinstance(gradients, Reduced) else len(gradients)
+    count = gathered_of(gradients)
     evidence = evidence_of(gradients)
 
     async def asked(messages: list[dict[str, Any]]) -> tuple[str, str, list[str]]:
@@ -141,9 +141,11 @@ def _messages(
 
 def _summary(gradients: Sequence[Variable]) -> dict[str, Any]:
     """Return what a prompt says of feedback that was summed up; nothing where all of it is shown."""
-    if not isinstance(gradients, Reduced) or len(gradients) == gradients.gathered:
+    if not isinstance(gradients, Reduced):
         return {}
     reduction = gradients.reduction
+    if not reduction.calls and len(gradients) == gradients.gathered:
+        return {}
     return {
         "samples": [len(point.sources) for point in reduction.points],
         "failures": [(failure.name, len(failure.members)) for failure in reduction.failures],

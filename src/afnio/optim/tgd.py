@@ -18,7 +18,7 @@ from afnio.optim.change import Change
 from afnio.optim.leak import WORDS
 from afnio.optim.momentum import remember, sampled, window
 from afnio.optim.optimizer import Optimizer
-from afnio.optim.reduce import Reduced, reduce
+from afnio.optim.reduce import Reduced, gathered_of, reduce
 from afnio.optim.rewrite import SECTIONS, rewrite
 from afnio.optim.step import Acceptance
 from afnio.runtime import Job, Work
@@ -141,11 +141,11 @@ class TGD(Optimizer):
         buffer = state.setdefault("momentum_buffer", [])
         remember(buffer, Variable(value, parameter.role), gradients, group["momentum"])
         if group["momentum_samples"] is not None:
-            count = gradients.gathered if isinstance(gradients, Reduced) else len(gradients)
             # As long as the buffer, also where a group began to sample later.
             sizes = [len(said) for _, said in buffer[:-1]]
             known = state.get("momentum_sizes", [])[-len(sizes) :] if sizes else []
-            state["momentum_sizes"] = [*sizes[: len(sizes) - len(known)], *known, count][-len(buffer) :]
+            sizes[len(sizes) - len(known) :] = known
+            state["momentum_sizes"] = [*sizes, gathered_of(gradients)][-len(buffer) :]
             state["momentum_steps"] = state.get("momentum_steps", 0) + 1
 
 
