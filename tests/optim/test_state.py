@@ -46,3 +46,18 @@ def test_momentum_goes_through_a_file(learned):
     other.load_state_dict(afnio.load(file))
     ((before, gradients),) = other.state[other.param_groups[0]["params"][0]]["momentum_buffer"]
     assert ("v0", ["g0"]) == (before.data, [gradient.data for gradient in gradients])
+
+
+def test_reduced_feedback_that_an_optimizer_keeps_goes_through_a_file(learned):
+    """As a plain list of its gradients."""
+
+    class Keeping(TGD):
+        def remember(self, parameter, value, gradients, group):
+            self.state[parameter]["last"] = gradients
+
+    optimizer = Keeping([learned("v0", "g0")], ScriptedClient({"value": "v1"}), model="m")
+    optimizer.step()
+    file = io.BytesIO()
+    afnio.save(optimizer.state_dict(), file)
+    file.seek(0)
+    assert ["g0"] == [gradient.data for gradient in afnio.load(file)["state"][0]["last"]]

@@ -62,6 +62,8 @@ def copied(value: Any) -> Any:
     """Return state whose lists, tuples and dicts later steps don't change; Variables in it are never assigned."""
     if isinstance(value, dict):
         return {name: copied(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copied(entry) for entry in value)
+    if isinstance(value, list):  # also what is more than a list, such as `Reduced`
+        return [copied(entry) for entry in value]
+    if isinstance(value, tuple):
+        return tuple(copied(entry) for entry in value)
     return value
