@@ -14,6 +14,7 @@ from roles import comment
 import afnio
 import afnio.cognitive as cog
 from afnio.optim import TGD, Demos
+from afnio.optim.demos import chosen_of
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
 
@@ -250,3 +251,22 @@ def test_what_cannot_work_is_refused(act, error, words):
     with pytest.raises(error) as caught:
         act()
     assert words in str(caught.value)
+
+
+def test_a_large_pool_is_not_chosen_from_on_the_loop(monkeypatch):
+    """Long examples by the hundred would hold up every call under way."""
+    threads = []
+
+    def chosen(*args):
+        threads.append(threading.current_thread())
+        return chosen_of(*args)
+
+    monkeypatch.setattr("afnio.optim.demos.chosen_of", chosen)
+    for count in (1, 17):
+        parameter = prompt()
+        demos = Demos([parameter], k=2)
+        demos.observe({"q": [f"q{n}" for n in range(count)]}, ["1"] * count, [1] * count)
+        demos.step()
+        assert min(count, 2) == len(examples(parameter.data))
+    on_loop, aside = threads
+    assert on_loop is not aside

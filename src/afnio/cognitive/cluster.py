@@ -89,37 +89,36 @@ def _alike(texts: Sequence[str], numbers: Sequence[int]) -> list[list[int]]:
     members: list[list[int]] = []
     leaders: dict[int, list[int]] = {}
     for number in numbers:
-        sketch = _sketch(texts[number])
+        mine = sketch(texts[number])
         shared: Counter[int] = Counter()
-        for element in sketch:
+        for element in mine:
             shared.update(leaders.get(element, ()))
         best = min(shared, key=lambda leader: (-shared[leader], leader), default=None)
-        if best is not None and _similarity(sketches[best], sketch) >= SIMILAR:
+        if best is not None and similarity(sketches[best], mine) >= SIMILAR:
             members[best].append(number)
             continue
-        for element in sketch:
+        for element in mine:
             leaders.setdefault(element, []).append(len(members))
-        sketches.append(sketch)
+        sketches.append(mine)
         members.append([number])
     return members
 
 
-def _sketch(text: str) -> frozenset[int]:
+def sketch(text: str) -> frozenset[int]:
+    """Return the bottom-k sketch of a text's words."""
     # What is quoted belongs to one sample, and endings of words to its grammar.
     words = {word[:6] for word in _WORD.findall(_QUOTED.sub(" ", text).lower())}
     return frozenset(heapq.nsmallest(SKETCH, [zlib.crc32(word.encode()) for word in words]))
 
 
-def likeness(one: str, other: str) -> float:
-    """Return the share of words that two texts have in common, estimated, from 0 to 1.
+def similarity(one: frozenset[int], other: frozenset[int]) -> float:
+    """Return the share of words that two sketched texts have in common, estimated, from 0 to 1.
 
-    >>> likeness("Heating broken again", "heating BROKEN again"), likeness("Heating broken", "Thank you!")
-    (1.0, 0.0)
+    >>> similarity(sketch("Heating broken again"), sketch("heating BROKEN again"))
+    1.0
+    >>> similarity(sketch("Heating broken"), sketch("Thank you!"))
+    0.0
     """
-    return _similarity(_sketch(one), _sketch(other))
-
-
-def _similarity(one: frozenset[int], other: frozenset[int]) -> float:
     smallest = heapq.nsmallest(SKETCH, one | other)
     common = one & other
     return sum(element in common for element in smallest) / len(smallest) if smallest else 0.0

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, final
 
 from afnio.autodiff import Variable
 from afnio.autodiff.data import Data
 from afnio.autodiff.feedback import Segment
-from afnio.cognitive.cluster import likeness
+from afnio.cognitive.cluster import similarity, sketch
 from afnio.cognitive.evaluator import Score
 from afnio.optim.change import Change, Evidence
-from afnio.optim.check import check
+from afnio.optim.check import FEW, check
 from afnio.optim.optimizer import Optimizer
 from afnio.optim.step import Decision, Update
-from afnio.runtime import Failure, Job, Slot
+from afnio.runtime import Failure, Job, Slot, call_in_node
 from afnio.runtime.waiting import wait_async
 
 POOL: Final = 256
@@ -191,7 +192,9 @@ class Demos(Optimizer):
         pool = self.state[parameter].get("pool", [])
         # What the author wrote stays, also where it looks like ours.
         bare = _SECTION.sub("", value) if self.state[parameter].get("appended") else value
-        chosen = chosen_of(pool, group["k"], group["max_tokens"])
+        choose = partial(chosen_of, pool, group["k"], group["max_tokens"])
+        # A full pool of long examples takes longer than the loop may stand still.
+        chosen = await call_in_node(job, choose) if len(pool) > FEW else choose()
         while True:
             after = _with_examples(bare, chosen) if chosen else value
             reasons = await check(job, parameter, value, after, count_tokens=tokens_in)
@@ -270,12 +273,13 @@ def chosen_of(pool: Sequence[Mapping[str, Any]], k: int, max_tokens: int) -> lis
     left = list(pool)
     chosen: list[Mapping[str, Any]] = []
     room = max_tokens
+    sketches = [sketch(_words(example)) for example in left]
     alike = [0.0] * len(left)  # each example's likeness to the chosen one that it is most like
     used: dict[str, int] = {}
     while left and len(chosen) < k:
         keys = [(used.get(e["output"], 0), alike[n], -e["score"], n) for n, e in enumerate(left)]
         number = min(keys)[-1]
-        example = left.pop(number)
+        example, mine = left.pop(number), sketches.pop(number)
         alike.pop(number)
         size = tokens_in(_shown(example))
         if size > room:
@@ -283,8 +287,7 @@ def chosen_of(pool: Sequence[Mapping[str, Any]], k: int, max_tokens: int) -> lis
         room -= size
         chosen.append(example)
         used[example["output"]] = used.get(example["output"], 0) + 1
-        text = _words(example)
-        alike = [max(a, likeness(text, _words(e))) for a, e in zip(alike, left, strict=True)]
+        alike = [max(a, similarity(mine, other)) for a, other in zip(alike, sketches, strict=True)]
     return chosen
 
 
