@@ -4,9 +4,10 @@ The model of a step: one incumbent and k candidates; a candidate's effect is dra
 is won (+1), lost (-1) or even (0) against the incumbent, with P(win) - P(loss) = effect and P(win) + P(loss) =
 0.2 + |effect| / 2: two prompts disagree on a fifth of the samples by chance alone. Calls take 0.5 to 1.5 latencies,
 32 are in flight, so calls queue and each block waits for the one before, as `Improves` has it; what is on the wire
-when its candidate is dropped, or the race is over, counts as sent. The mixes are made up; none was fitted to the
-outcome: "early" is a prompt that is easy to improve, "late" one that hardly is, "spread" draws effects from a normal
-distribution around -0.03.
+when its candidate is dropped, or the race is over, counts as sent. The mixes are made up, and none was fitted to
+the outcome; but `racing.FUTILE`, the chance of 10 % below which a candidate is out, was tuned on earlier mixes of
+this kind, so these are no independent test of it. "early" is a prompt that is easy to improve, "late" one that hardly
+is, "spread" draws effects from a normal distribution around -0.03.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 
 import anyio
+import anyio.to_thread
 import pytest
 from roles import comment, kind, shown
 from virtual import virtual_runtime
@@ -162,6 +164,20 @@ def test_parameters_take_turns():
     assert ["even", "odd"] == sorted(shown(request, "variable")[0] for request in proposer.requests)
 
 
+def test_summed_up_feedback_counts_as_much_as_was_gathered():
+    """Sixty equal texts for one prompt are one point, and still sixty times the credit of the other's one."""
+    rewritten = []
+    for seed in range(6):
+        agent = Agent()
+        optimizer = agent.optimizer(proposals=1, seed=seed, feedback_tokens=200)
+        for _ in range(60):
+            agent.odd.append_grad(afnio.Variable("it was wrong because of the odd one"))
+        agent.even.append_grad(afnio.Variable("it was wrong"))
+        (step,) = told(optimizer, 1)
+        rewritten.append(step.candidates[1].values)
+    assert [("even", "ODD")] * 6 == rewritten
+
+
 def test_feedback_of_a_loop_makes_one_proposal_more():
     """From the current values; so it fits a closure, and a trainer that calls backward itself."""
     agent, proposer = Agent(), ScriptedClient(rewrite)
@@ -199,7 +215,7 @@ def test_an_evaluate_without_a_graph_is_told():
 
 async def test_a_cancelled_step_keeps_the_values():
     """And leaves no call."""
-    begun = anyio.Event()
+    begun = threading.Event()
 
     async def answer(request):
         begun.set()
@@ -209,8 +225,7 @@ async def test_a_cancelled_step_keeps_the_values():
     with pytest.raises(RuntimeError, match="stop"):
         async with afnio.scope():
             agent.optimizer(evaluate=agent.aevaluate).step()
-            while not agent.client.requests:
-                await anyio.sleep(0.01)
+            assert await anyio.to_thread.run_sync(begun.wait, 20)
             raise RuntimeError("stop")
     await agent.even
     assert ("even", "odd") == agent.values

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from afnio.autodiff import Variable, bind, enable_grad, no_grad
@@ -38,11 +37,7 @@ async def scores_of(
     """
     async with scope(name=name):
         owner = current_scope()
-        with ExitStack() as settings:
-            settings.enter_context(bind(values))
-            settings.enter_context(no_grad())
-            settings.enter_context(tolerate(quorum))
-            settings.enter_context(prioritised(urgency))
+        with bind(values), no_grad(), tolerate(quorum), prioritised(urgency):
             scores = await sample_scores(await called(evaluate, batch))
         owner.unread()  # a failed sample counts as missing; nobody has to be told again when the scope is left
     return scores
@@ -63,11 +58,7 @@ async def learnt_from(
     """
     async with scope(name=name):
         owner = current_scope()
-        with ExitStack() as settings:
-            settings.enter_context(bind(values))
-            settings.enter_context(enable_grad())
-            settings.enter_context(tolerate(quorum))
-            settings.enter_context(prioritised(urgency))
+        with bind(values), enable_grad(), tolerate(quorum), prioritised(urgency):
             result = await called(evaluate, batch)
             scores = await sample_scores(result)
             explanation = result[1] if isinstance(result, tuple) and len(result) > 1 else None

@@ -7,6 +7,7 @@ anything was measured with them.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Self, final
 
@@ -51,7 +52,7 @@ class Reader:
 
     def follows(self, what: str, among: float) -> bool:
         """Return whether a student follows one instruction among `among` of them."""
-        return not self.limited or self._chance(f"follow {what}") < 2.718281828459045 ** (-among / DENSITY)
+        return not self.limited or self._chance(f"follow {what}") < math.exp(-among / DENSITY)
 
     def strays(self, what: str) -> bool:
         """Return whether a critic's comment on `what` is beside the point."""
