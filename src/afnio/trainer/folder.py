@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Final
 
-from afnio.trainer.checkpoints import BEST, EPOCH, LAST
+from afnio.trainer.checkpoint import Checkpoint
+from afnio.trainer.checkpoints import BEST, EPOCH, LAST, Checkpoints
 
 JOURNAL: Final = "calls.journal"
 EARLIER: Final = "earlier"
+
+
+def take_up(
+    folder: Path, checkpoints: Checkpoints | None, ckpt_path: str | os.PathLike[str] | None
+) -> Checkpoint | None:
+    """Return the checkpoint to go on from, None to begin. An earlier run's files are put aside.
+
+    Args:
+        checkpoints: that will be written to `folder`, None where none are kept.
+        ckpt_path: "last", "best", "epoch-N" or a file; "last" begins where there is none yet.
+
+    Raises:
+        CheckpointError: if there is none of that name, or it is damaged.
+    """
+    if ckpt_path is None:
+        if checkpoints is not None:
+            put_aside(folder)
+        return None
+    if os.fspath(ckpt_path) == LAST and not (folder / LAST).exists():
+        return None
+    path = (checkpoints or Checkpoints(folder)).path_of(ckpt_path)
+    checkpoint = Checkpoint.read(path)
+    if checkpoints is not None:
+        if path.resolve().parent == folder.resolve():
+            checkpoints.take_up(checkpoint)
+        else:
+            put_aside(folder)
+    return checkpoint
 
 
 def put_aside(folder: Path) -> Path | None:

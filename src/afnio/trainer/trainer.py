@@ -15,19 +15,19 @@ import anyio
 import anyio.to_thread
 
 from afnio.cognitive import Module
-from afnio.cognitive.training import Training
 from afnio.optim import Optimizer
 from afnio.runtime.budget import Ledger
 from afnio.trainer.callback import Callbacks, stopping
 from afnio.trainer.checkpoint import Checkpoint
-from afnio.trainer.checkpoints import LAST, Checkpoints
+from afnio.trainer.checkpoints import Checkpoints
 from afnio.trainer.entrance import run_blocking
 from afnio.trainer.estimate import Estimate
 from afnio.trainer.evaluation import STEPS, Evaluation
 from afnio.trainer.feed import length, limited, sample_count
 from afnio.trainer.fit_loop import FitLoop
-from afnio.trainer.folder import put_aside
+from afnio.trainer.folder import take_up
 from afnio.trainer.generators import seed_all
+from afnio.trainer.inputs import check_agent, check_loader, optimizers_of
 from afnio.trainer.metric import Outcome
 from afnio.trainer.options import Options, Share, checked, seconds_of
 from afnio.trainer.progress import Progress, make_progress
@@ -200,13 +200,13 @@ class Trainer:
         Raises:
             CheckpointError: if the folder is in use or can't be written, or the file is no checkpoint.
         """
-        _check_agent(agent, "training_step", "configure_optimizers")
+        check_agent(agent, "training_step", "configure_optimizers")
         if train_dataloader is None:
             raise ValueError("fit needs a train_dataloader (got None)")
-        _check_loader("train_dataloader", train_dataloader)
+        check_loader("train_dataloader", train_dataloader)
         if val_dataloader is not None:
-            _check_loader("val_dataloader", val_dataloader)
-            _check_agent(agent, "validation_step")
+            check_loader("val_dataloader", val_dataloader)
+            check_agent(agent, "validation_step")
         if ckpt_path is not None and not isinstance(ckpt_path, str | os.PathLike):
             raise TypeError(f'ckpt_path must be "last", "best" or a path (got {ckpt_path!r})')
         with self._occupied("fit"):
@@ -286,14 +286,14 @@ class Trainer:
         Args:
             seconds_per_call: what a call takes, for the time.
         """
-        _check_agent(agent, "training_step", "configure_optimizers")
-        _check_loader("train_dataloader", train_dataloader)
+        check_agent(agent, "training_step", "configure_optimizers")
+        check_loader("train_dataloader", train_dataloader)
         if val_dataloader is not None:
-            _check_loader("val_dataloader", val_dataloader)
-            _check_agent(agent, "validation_step")
+            check_loader("val_dataloader", val_dataloader)
+            check_agent(agent, "validation_step")
         with self._occupied("estimate"):
             return await rehearse(
-                agent, _optimizers, self.options, train_dataloader, val_dataloader, seconds_per_call
+                agent, optimizers_of, self.options, train_dataloader, val_dataloader, seconds_per_call
             )
 
     # How
@@ -312,7 +312,7 @@ class Trainer:
             async with AsyncExitStack() as stack:
                 if checkpoints is not None:
                     await stack.enter_async_context(checkpoints)
-                resumed = await anyio.to_thread.run_sync(self._take_up, checkpoints, ckpt_path)
+                resumed = await anyio.to_thread.run_sync(take_up, self.folder, checkpoints, ckpt_path)
                 await self._fit_from(stack, agent, train, val, checkpoints, resumed, progress)
         except BaseException as raised:
             error = alone(raised)
@@ -330,7 +330,7 @@ class Trainer:
         path = await stack.enter_async_context(self._session.entered("fit", folder, resumed))
         if self.options.seed is not None:
             seed_all(self.options.seed)
-        self.optimizers = _optimizers(agent)
+        self.optimizers = optimizers_of(agent)
         object.__setattr__(agent, "_optimizers", self.optimizers)
         stack.callback(agent.__dict__.pop, "_optimizers", None)
         agent.train()
@@ -356,8 +356,8 @@ class Trainer:
 
     async def _pass(self, agent: Module, phase: Phase, loader: Any) -> tuple[Outcome, list[Any]]:
         stage = _STAGES[phase]
-        _check_agent(agent, STEPS[phase])
-        _check_loader("dataloader" if phase == "predict" else f"{phase}_dataloader", loader)
+        check_agent(agent, STEPS[phase])
+        check_loader("dataloader" if phase == "predict" else f"{phase}_dataloader", loader)
         batches = limited(length(loader), self.options.limit(phase), f"limit_{phase}_batches")
         progress = make_progress(self.options.enable_progress_bar)
         started = time.monotonic()
@@ -393,26 +393,6 @@ class Trainer:
                     self._run_log.result(phase, outcome, self.total_cost)
                 await self.callbacks.call(f"on_{hook}_end", self, agent)
         return outcome, [evaluation.outputs[number] for number in sorted(evaluation.outputs)]
-
-    def _take_up(
-        self, checkpoints: Checkpoints | None, ckpt_path: str | os.PathLike[str] | None
-    ) -> Checkpoint | None:
-        """Return the checkpoint to go on from, None to begin; in a thread. An earlier run's files are put aside."""
-        if ckpt_path is None:
-            if checkpoints is not None:
-                put_aside(checkpoints.folder)
-            return None
-        found = checkpoints or Checkpoints(self.folder)
-        if os.fspath(ckpt_path) == LAST and not (found.folder / LAST).exists():
-            return None
-        path = found.path_of(ckpt_path)
-        checkpoint = Checkpoint.read(path)
-        if checkpoints is not None:
-            if path.resolve().parent == checkpoints.folder.resolve():
-                checkpoints.take_up(checkpoint)
-            else:
-                put_aside(checkpoints.folder)
-        return checkpoint
 
     def _fit_plan(self, agent: Module, schedule: Schedule, resumed: Checkpoint | None) -> Plan:
         options = self.options
@@ -452,27 +432,3 @@ class Trainer:
             yield
         finally:
             self._busy = None
-
-
-def _optimizers(agent: Module) -> list[Optimizer]:
-    given = agent.configure_optimizers()
-    found = list(given) if isinstance(given, list | tuple) else [given]
-    for optimizer in found:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"configure_optimizers must return an optimizer or a list of them (got {optimizer!r})"
-            )
-    return found
-
-
-def _check_agent(agent: Any, *needed: str) -> None:
-    if not isinstance(agent, Module):
-        raise TypeError(f"agent must be a cognitive.Module (got {agent!r})")
-    for name in needed:
-        if getattr(type(agent), name) is getattr(Training, name) and name not in agent.__dict__:
-            raise AttributeError(f"{type(agent).__name__} has no {name}; write `def {name}(self, ...)`")
-
-
-def _check_loader(name: str, loader: Any) -> None:
-    if not isinstance(loader, Iterable):
-        raise TypeError(f"{name} must be a DataLoader, or something else to iterate over (got {loader!r})")
