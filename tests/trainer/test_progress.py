@@ -236,8 +236,10 @@ class Broken(io.StringIO):
 def test_a_log_that_is_gone_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch, stream: Any) -> None:
     """Whether closed by the system or by the program."""
     monkeypatch.setattr(sys, "stderr", stream)
+    stages: list[str] = []
     with afnio.budget():
-        show(Display(PlainScreen()), lambda stage: None)
+        show(Display(PlainScreen()), stages.append)
+    assert ["started", "training", "epoch", "stopped"] == stages
 
 
 def test_a_second_display_in_one_terminal_writes_lines(monkeypatch: pytest.MonkeyPatch) -> None:
