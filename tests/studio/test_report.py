@@ -12,7 +12,9 @@ import pytest
 from studio.browser import Browser
 from studio.made_store import make_training
 
-from afnio.tellurio.studio.report import ReportError, find, write_report
+from afnio.cli.run_choice import Runs
+from afnio.tellurio.run_choice import ChoiceError
+from afnio.tellurio.studio.report import find, write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Request
@@ -38,9 +40,18 @@ def test_a_name_of_two_runs(tmp_path: Path) -> None:
     """Is refused with their whole names, which work."""
     for project in ("one", "two"):
         make_training(tmp_path / "acme" / f"{project}.db")
-    with pytest.raises(ReportError, match="acme/one/calm-heron, acme/two/calm-heron"):
+    with pytest.raises(ChoiceError, match="acme/one/calm-heron, acme/two/calm-heron"):
         find(tmp_path, "calm-heron")
     assert "two" == find(tmp_path, "acme/two/calm-heron")[1].project
+
+
+def test_the_beginning_of_an_id_is_enough(tmp_path: Path) -> None:
+    """As in `afnio runs`: a word means the same run in every command."""
+    make_training(tmp_path / "acme" / "one.db")
+    run = find(tmp_path, "calm-heron")[1]
+    assert run.id == find(tmp_path, run.id[:6])[1].id
+    with Runs(str(tmp_path)) as runs:
+        assert run.id == runs.choose(run.id[:6]).run.id == runs.choose(run.key).run.id
 
 
 @pytest.mark.slow

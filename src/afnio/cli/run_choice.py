@@ -1,4 +1,4 @@
-"""Run choice: which run a word on the command line means."""
+"""Run choice: the runs of a folder of stores, for commands that a word on the command line tells which."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from afnio.errors import AfnioError
 from afnio.tellurio.opening import StoreProblemError
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.records import RunRecord
+from afnio.tellurio.run_choice import choose
 from afnio.tellurio.studio.library import home_folder, shelves
-
-
-class ChoiceError(AfnioError):
-    """No run, or several, are meant."""
 
 
 class Chosen(NamedTuple):
@@ -57,21 +53,8 @@ class Runs:
             ChoiceError: if there is none, or if several are meant.
         """
         everything = list(self.all())
-        for meant in (
-            [one for one in everything if word in (one.run.id, one.run.path)],
-            [one for one in everything if word == one.run.name],
-            [one for one in everything if len(word) >= 4 and one.run.id.startswith(word)],
-        ):
-            if len(meant) == 1:
-                return meant[0]
-            if meant:
-                names = ", ".join(one.run.path for one in meant[:5])
-                raise ChoiceError(
-                    f"[{word}] means {len(meant)} runs ({names}); write namespace/project/name."
-                )
-        raise ChoiceError(
-            f"There is no run [{word}] in [{self.home}]; `afnio runs list` shows those that there are."
-        )
+        run = choose(word, [one.run for one in everything], self.home)
+        return next(one for one in everything if one.run is run)
 
     def __enter__(self) -> Self:
         return self

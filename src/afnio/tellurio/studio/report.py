@@ -14,15 +14,16 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from afnio.errors import AfnioError
 from afnio.tellurio.opening import StoreProblemError
 from afnio.tellurio.reader import Reader
+from afnio.tellurio.records import RunRecord
+from afnio.tellurio.run_choice import choose
 from afnio.tellurio.studio.call_page import call_page
 from afnio.tellurio.studio.library import Shelf, shelves
 from afnio.tellurio.studio.lineage import lineage_page
 from afnio.tellurio.studio.rendering import FOLDER, render
 from afnio.tellurio.studio.run_page import run_page, step_rows
-from afnio.tellurio.studio.run_rows import RunRow, list_runs
+from afnio.tellurio.studio.run_rows import RunRow, row_of
 from afnio.tellurio.studio.step_page import step_page
 from afnio.tellurio.studio.tally import Tallies
 
@@ -35,10 +36,6 @@ STYLES: Final = ("vendor/uplot.min.css", "studio.css")
 SCRIPTS: Final = ("theme.js", "vendor/uplot.min.js", "charts.js", "studio.js")
 
 
-class ReportError(AfnioError):
-    """There is no such run, or more than one; the message says which there are."""
-
-
 def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
     """Write the report of a run and return the file: `path`, else one named after the run, here.
 
@@ -47,10 +44,10 @@ def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
 
     Args:
         home: the folder with the stores.
-        wanted: the run's id or name, or `namespace/project/name`.
+        wanted: the run's id or the beginning of it, its name, or `namespace/project/name`.
 
     Raises:
-        ReportError: if there isn't exactly one such run.
+        ChoiceError: if there isn't exactly one such run.
         StoreProblemError: if its store can't be read.
     """
     shelf, run = find(home, wanted)
@@ -70,21 +67,10 @@ def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
 
 
 def find(home: Path, wanted: str) -> tuple[Shelf, RunRow]:
-    """Return the one run of this id or name."""
-    runs = list(_runs(home))
-    found = [
-        (shelf, run)
-        for shelf, run in runs
-        if wanted in (run.id, run.key, f"{run.namespace}/{run.project}/{run.name}")
-    ]
-    found = found or [(shelf, run) for shelf, run in runs if wanted == run.name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        several = ", ".join(f"{run.namespace}/{run.project}/{run.name}" for _, run in found)
-        raise ReportError(f"more than one run is named [{wanted}]; write one of: {several}")
-    names = ", ".join(run.name for _, run in runs[:10])
-    raise ReportError(f"no run [{wanted}] in {home} ({'there are: ' + names if names else 'there are none'})")
+    """Return the one run that is meant, by the rules of `afnio runs`."""
+    found = list(_runs(home))
+    run = choose(wanted, [one for _, one in found], home)
+    return next((shelf, row_of(shelf, one)) for shelf, one in found if one is run)
 
 
 def report(db: sqlite3.Connection, run: RunRow) -> str:
@@ -121,11 +107,11 @@ def policy(styles: list[Markup], scripts: list[Markup]) -> str:
     )
 
 
-def _runs(home: Path) -> Iterator[tuple[Shelf, RunRow]]:
+def _runs(home: Path) -> Iterator[tuple[Shelf, RunRecord]]:
     for shelf in shelves(home):
         try:
             with Reader(shelf.path) as reader:
-                runs = list_runs(reader, shelf)
+                runs = reader.runs()
         except StoreProblemError:
             continue  # it may be another one's store that is damaged
         yield from ((shelf, run) for run in runs)

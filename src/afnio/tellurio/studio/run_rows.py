@@ -62,13 +62,13 @@ class RunRow:
 
 def list_runs(reader: Reader, shelf: Shelf) -> list[RunRow]:
     """Return a store's runs, newest first."""
-    return [_row(shelf, run) for run in reader.runs()]
+    return [row_of(shelf, run) for run in reader.runs()]
 
 
 def find_run(reader: Reader, shelf: Shelf, wanted: str) -> RunRow | None:
     """Return the run of this id, or of this name."""
     run = reader.run(wanted)
-    return None if run is None else _row(shelf, run)
+    return None if run is None else row_of(shelf, run)
 
 
 def metric_names(db: sqlite3.Connection, run: str) -> list[str]:
@@ -114,7 +114,8 @@ def loaded(text: str | bytes | None, default: Any = None) -> Any:
         return default
 
 
-def _row(shelf: Shelf, run: RunRecord) -> RunRow:
+def row_of(shelf: Shelf, run: RunRecord) -> RunRow:
+    """Return a run as the studio's pages have it."""
     return RunRow(
         shelf=shelf,
         id=run.id,
