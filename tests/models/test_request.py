@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import BaseModel
 
@@ -72,6 +74,18 @@ def test_a_property_may_be_named_default():
     assert ["default"] == list(response_format(Settings)["json_schema"]["schema"]["properties"])
 
 
+def test_a_schema_is_sent_in_its_order():
+    """A model that is to reason before it answers writes the fields in the order in which they are sent."""
+
+    class Verdict(BaseModel):
+        why: str
+        answer: str
+
+    request = ChatRequest.build(HELLO, model="m", response_format=Verdict)
+    sent = json.loads(request.encoded)["response_format"]["json_schema"]["schema"]
+    assert ["why", "answer"] == list(sent["properties"]) == sent["required"]
+
+
 def test_the_key_tells_requests_apart():
     """By endpoint, model, messages and parameters, not by their order."""
     base = ChatRequest.build(HELLO, model="m", a=1, b=2)
@@ -84,3 +98,5 @@ def test_the_key_tells_requests_apart():
     }
     assert 5 == len(keys)
     assert base.key("u") == ChatRequest.build(HELLO, model="m", b=2, a=1).key("u")
+    turned = [dict(reversed(message.items())) for message in HELLO]
+    assert base.key("u") == ChatRequest.build(turned, model="m", a=1, b=2).key("u")

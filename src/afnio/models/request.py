@@ -65,10 +65,15 @@ class ChatRequest:
 
     @property
     def encoded(self) -> bytes:
-        """The body as JSON, the same bytes for equal requests; made once, for the key and for the wire."""
+        """The body as JSON, made once, for the key and for the wire.
+
+        Parameters and the fields of a message are sorted, so that their order makes no other request. What a
+        parameter holds is left as it is: a model writes the fields of a schema in the schema's order.
+        """
         if not self._encoded:
-            text = json.dumps(self.body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-            self._encoded.append(text.encode())
+            messages = [dict(sorted(message.items())) for message in self.messages]
+            body = dict(sorted({**self.body, "messages": messages}.items()))
+            self._encoded.append(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
         return self._encoded[0]
 
     def key(self, url: str) -> str:
