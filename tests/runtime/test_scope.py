@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -132,6 +133,20 @@ async def test_plain_with_on_a_loop_names_the_fix() -> None:
             work = launch(forever)
     with pytest.raises(LaunchCancelledError):
         await work
+
+
+async def test_nothing_is_launched_for_a_block_that_was_left() -> None:
+    """Neither in a context that outlives it, nor by a launch that had found room when the block was left."""
+    with pytest.raises(BlockingReadError), afnio.scope():
+        context, late = copy_context(), Launch("late")
+        launch(forever)
+    with pytest.raises(LaunchCancelledError, match="nothing more is launched"):
+        context.run(launch, forever)
+    slot = Slot(late)
+    late.add(forever, [], [slot])
+    late.start()
+    with anyio.fail_after(10), pytest.raises(LaunchCancelledError):
+        await Work(slot, lambda value: value)
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])

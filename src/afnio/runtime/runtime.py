@@ -70,12 +70,15 @@ class Runtime:
     # On the runtime's thread
 
     def start(self, launch: Launch) -> None:
+        if launch.left == 0:
+            return  # its scope was cancelled while its start was on the way
         self.launches[launch] = None
         if launch.event is not None:
             launch.context.run(emit, launch.event)
             launch.event = None
         self._ready.extend([job for job in launch.jobs if job.arm()])
-        if self.closed:
+        # A scope that was left since the launch found room in it has not cancelled this one with the others.
+        if self.closed or launch.scope.owner.abandoned:
             self.cancel(launch)
         self._pump()
 

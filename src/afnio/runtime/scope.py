@@ -48,7 +48,7 @@ class Scope:
         self.pending: dict[Launch, None] = {}
         self.failures: list[Failure] = []
         self.drained: Slot | None = None
-        self.cancelled = False
+        self.abandoned = False
         self.is_root = is_root
         self._numbers = itertools.count(1)
         self._names: dict[str, int] = {}
@@ -66,11 +66,11 @@ class Scope:
         return f"{self.path}/{name}" if self.path else name
 
     def check_room(self) -> None:
-        """Raise, at the line that would launch, when `max_pending` launches are under way, or after an error.
+        """Raise, at the line that would launch, when `max_pending` launches are under way, or after `abandon`.
 
         A worker thread outlives its cancellation: without this it could launch for a block that was left.
         """
-        if self.cancelled:
+        if self.abandoned:
             raise LaunchCancelledError(f"scope {self.path!r} was cancelled; nothing more is launched in it")
         if self.max_pending is not None and len(self.pending) >= self.max_pending:
             raise TooManyPendingError(
@@ -103,6 +103,11 @@ class Scope:
         """Cancel the scope's pending launches; their values raise `LaunchCancelledError`."""
         if self.pending:
             self.runtime.post(self.runtime.cancel_scope, self)
+
+    def abandon(self) -> None:
+        """Cancel what is pending and launch nothing more: nobody will wait for it."""
+        self.abandoned = True
+        self.cancel()
 
     def unread(self) -> list[BaseException]:
         """Return the errors that nobody read, marking them read."""
@@ -170,8 +175,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
         assert self._token is not None
         _current.reset(self._token)
         if error is not None:
-            self._scope.cancelled = True
-            self._scope.cancel()
+            self._scope.abandon()
         return self._scope
 
     def __enter__(self) -> Scope:
@@ -186,7 +190,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
         scope = self._leave(error)
         if scope.pending:
             if not may_block():
-                scope.cancel()
+                scope.abandon()
                 message = (
                     f"leaving `with afnio.scope()` would block this event loop while {len(scope.pending)} "
                     "launches are pending (they have been cancelled); write `async with afnio.scope()`"
@@ -197,7 +201,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
             try:
                 wait([_drained(scope)])
             except BaseException:  # Ctrl-C
-                scope.cancel()
+                scope.abandon()
                 raise
         _raise_unread(scope, error)
 
@@ -216,8 +220,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
                 await wait_async([_drained(scope)])
             except BaseException:
                 # The block's own task was cancelled while it waited: what it owns ends with it, and before.
-                scope.cancelled = True
-                scope.cancel()
+                scope.abandon()
                 with anyio.CancelScope(shield=True):
                     await wait_async([_drained(scope)])
                 raise
