@@ -68,6 +68,10 @@ def test_warnings_of_made_up_replies_are_not_logged(caplog):
         thread.start()
         thread.join()
     logging.getLogger("afnio").warning("after")
+    with rehearsing():
+        with rehearsing():
+            pass
+        logging.getLogger("afnio").warning("rehearsed after another one ended")
     assert ["other", "after"] == [record.message for record in caplog.records]
 
 

@@ -102,13 +102,12 @@ def rehearsing() -> Iterator[Rehearsal]:
     """
     made = Rehearsal()
     token = rehearsal.set(made)
-    logger = logging.getLogger("afnio")
-    logger.addFilter(_unrehearsed)
+    # It stays: another rehearsal may be under way when this one ends.
+    logging.getLogger("afnio").addFilter(_unrehearsed)
     try:
         with unheard():
             yield made
     finally:
-        logger.removeFilter(_unrehearsed)
         rehearsal.reset(token)
 
 
