@@ -86,11 +86,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in (
-        "tellurio",
-        "testing",
-        "trainer",
-    ):  # what only some programs need is imported at its first use
+    # What only some programs need is imported at its first use.
+    if name in ("tellurio", "testing", "trainer"):
         from importlib import import_module
 
         return import_module(f"afnio.{name}")

@@ -14,7 +14,7 @@ from afnio.autodiff.feedback import Feedback
 from afnio.autodiff.function import plain
 from afnio.autodiff.hooks import Hook, Hooks
 from afnio.autodiff.lane_backward import Arrival
-from afnio.autodiff.variable import Variable
+from afnio.autodiff.variable import Variable, gradient
 from afnio.runtime import NO_FEEDBACK, Job, Launch, Slot, call_in_node
 from afnio.runtime.launch import Outcomes
 
@@ -41,9 +41,8 @@ def hooked(
 
     async def ask(job: Job, feedback: Feedback) -> Outcomes:
         for hook in list(hooks):
-            gradient = Variable(feedback.text, role=f"feedback to {role}")
-            gradient._provenance = feedback.trail
-            said = await plain(await call_in_node(job, hook, gradient))
+            shown = gradient(feedback.text, role, feedback.trail)
+            said = await plain(await call_in_node(job, hook, shown))
             if said is not None:
                 feedback = Feedback(_text(said), feedback.seen, feedback.trail, feedback.led_in)
             if not feedback.text:
@@ -152,10 +151,12 @@ def _gradients(columns: dict[int, _Column], outcomes: dict[int, list[Any]], coun
         if not any(spoken):
             continue
         texts = [None if feedback is None else feedback.text for feedback in spoken]
-        gradient = Variable(texts if column.batch else texts[0], role=f"feedback to {column.role}")
         trails = [() if feedback is None else feedback.trail for feedback in spoken]
-        gradient._provenance = tuple(trails) if column.batch else trails[0]
-        found[position] = gradient
+        found[position] = (
+            gradient(texts, column.role, trails)
+            if column.batch
+            else gradient(texts[0], column.role, trails[0])
+        )
     return tuple(found)
 
 
