@@ -20,6 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
     asyncio.set_event_loop(None)
 
 
+def pytest_sessionfinish() -> None:
+    # pytest collects once more when all is over: then what died after it was frozen has its warnings told.
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def quiet_runtime(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Check that a test leaves no launch, no call and no backward model behind."""
@@ -46,7 +51,9 @@ def settle(runtime: Any) -> None:
             done.set()
 
     gc.collect()
-    # What has survived is not looked through again: with all that the tests import, each collection took 0.3 s.
-    gc.freeze()
     runtime.post(when_idle, 100)
     assert done.wait(10), "the runtime's thread is stuck"
+    # What ended only now goes too, with its warnings.
+    gc.collect()
+    # What has survived is not looked through again: with all that the tests import, each collection took 0.3 s.
+    gc.freeze()

@@ -74,7 +74,7 @@ async def test_failures_of_the_wire_are_transient(fault, words):
 
 async def test_many_requests_share_the_session():
     """No limit of the pool's own stands before admission's."""
-    async with Provider(latency=0.02) as provider:
+    async with Provider(fault=lambda *_: Fault(hang=True)) as provider:
         url = f"{provider.base_url}/chat/completions"
 
         async def burst():
@@ -83,5 +83,10 @@ async def test_many_requests_share_the_session():
                 for _ in range(150):
                     tasks.start_soon(transport.post, url, {}, CHAT)
 
-        await on_runtime(burst)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(on_runtime, burst)
+                while provider.stats()["requests"] < 150:
+                    await anyio.sleep(0.001)
+                tasks.cancel_scope.cancel()
         assert 150 == provider.stats()["peak_in_flight"]

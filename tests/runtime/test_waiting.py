@@ -21,7 +21,7 @@ def ask(client: ScriptedClient, x: str = "hi") -> afnio.Variable:
     return afnio.functional.chat_completion(client, MESSAGES, {"x": x}, model="m")
 
 
-def gate() -> tuple[ScriptedClient, anyio.Event]:
+def gate() -> tuple[ScriptedClient, threading.Event]:
     """Return a client that never answers, and what tells that it was asked."""
     asked = threading.Event()
 
@@ -30,7 +30,14 @@ def gate() -> tuple[ScriptedClient, anyio.Event]:
         await anyio.sleep_forever()
         return ""
 
-    return ScriptedClient(never), asked  # type: ignore[return-value]
+    return ScriptedClient(never), asked
+
+
+async def cancel_once(asked: threading.Event, scope: anyio.CancelScope) -> None:
+    """Cancel `scope` when the call that it waits for is under way."""
+    while not asked.is_set():
+        await anyio.sleep(0.001)
+    scope.cancel()
 
 
 async def test_pending_read_on_a_loop_raises() -> None:
@@ -110,9 +117,10 @@ def test_cancelled_waiter_cancels_its_calls(library: str) -> None:
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
 def test_other_waiters_keep_the_call(library: str) -> None:
     """A value that someone else waits for goes on."""
-    release = threading.Event()
+    asked, release = threading.Event(), threading.Event()
 
     async def slow(request: Any) -> str:
+        asked.set()
         while not release.is_set():
             await anyio.sleep(0.001)
         return "there"
@@ -126,7 +134,8 @@ def test_other_waiters_keep_the_call(library: str) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            with anyio.move_on_after(0.02):
+            with anyio.CancelScope() as scope:
+                tasks.start_soon(cancel_once, asked, scope)
                 await reply
             release.set()
         return results[0]
@@ -136,16 +145,18 @@ def test_other_waiters_keep_the_call(library: str) -> None:
 
 def test_a_value_held_by_the_program_survives_a_cancelled_consumer() -> None:
     """Cancelling the wait for a consumer doesn't cancel what the program still holds."""
-    release = threading.Event()
+    asked, release = threading.Event(), threading.Event()
 
     async def slow(request: Any) -> str:
+        asked.set()
         while not release.is_set():
             await anyio.sleep(0.001)
         return "there"
 
     async def main() -> str:
         reply = ask(ScriptedClient(slow))
-        with anyio.move_on_after(0.02):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel_once, asked, tasks.cancel_scope)
             await reply.map(str.upper)
         release.set()
         return (await reply).data
@@ -217,7 +228,8 @@ def test_cancelling_a_reduced_evaluation() -> None:
     client, asked = gate()
 
     async def main() -> None:
-        with anyio.move_on_after(0.05):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel_once, asked, tasks.cancel_scope)
             reply = afnio.functional.chat_completion(client, MESSAGES, {"x": ["a", "b"]}, model="m")
             score, _ = afnio.functional.exact_match_evaluator(reply, ["a", "b"])
             del reply
@@ -237,11 +249,10 @@ def test_cancelling_a_backward_pass() -> None:
     async def main() -> None:
         reply = await afnio.functional.chat_completion(ScriptedClient("no"), messages, model="m")
         _, explanation = afnio.functional.exact_match_evaluator(reply, "yes")
-        with (
-            afnio.set_backward_model_client(client, completion_args={"model": "m"}),
-            anyio.move_on_after(0.1),
-        ):
-            await explanation.backward()
+        with afnio.set_backward_model_client(client, completion_args={"model": "m"}):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(cancel_once, asked, tasks.cancel_scope)
+                await explanation.backward()
 
     anyio.run(main)
     assert asked.is_set()

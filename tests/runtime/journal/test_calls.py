@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from entrances.scenarios import Agent, replies
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, JournalError
+from afnio.runtime import current_runtime
 from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+from afnio.runtime.flight import _Flights
 from afnio.runtime.journal import Journal, writer
 from afnio.testing import ScriptedClient
 
@@ -124,20 +128,47 @@ def test_equal_calls_at_temperature_zero_are_one() -> None:
     assert 1 == merged.get_usage()["calls"]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await anyio.sleep(0.001)
+
+
+def waiting() -> int:
+    """Return how many callers wait for calls that may be shared."""
+    flights = current_runtime().resource(_Flights, _Flights).by_key
+    return sum(flight.waiting for flight in list(flights.values()))
+
+
 def test_one_of_many_waiters_may_leave() -> None:
     """Who asked first may be cancelled; the others get the reply. When all leave, the call is cancelled."""
 
     async def main(stay: bool) -> tuple[list[str], int]:
-        client, answers = ScriptedClient("hi", latency=0.15), []
+        asked, release, answers = threading.Event(), threading.Event(), []
 
-        async def one(patience: float) -> None:
-            with anyio.move_on_after(patience):
+        async def held(request: Any) -> str:
+            asked.set()
+            while not release.is_set():
+                await anyio.sleep(0.001)
+            return "hi"
+
+        client = ScriptedClient(held)
+
+        async def one(patience: anyio.CancelScope) -> None:
+            with patience:
                 ask = client.achat(messages=[{"role": "user", "content": "x"}], model="m", temperature=0)
                 answers.append(str(await ask))
 
+        first, second = anyio.CancelScope(), anyio.CancelScope()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(one, 0.05)
-            tasks.start_soon(one, 5 if stay else 0.06)
+            tasks.start_soon(one, first)
+            tasks.start_soon(one, second)
+            await until(lambda: asked.is_set() and waiting() == 2)
+            first.cancel()
+            await until(lambda: waiting() == 1)
+            if stay:
+                release.set()
+            else:
+                second.cancel()
         while client._open:
             await anyio.sleep(0.001)
         return answers, len(client.requests)
