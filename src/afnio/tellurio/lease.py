@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
+
+from afnio.runtime.lock_file import LockFile, LockHeldError
 
 ATTEMPTS: Final = 20
 
@@ -22,26 +22,16 @@ class Lease:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._pid = os.getpid()
-        self._descriptor: int | None = None
-        # A child that kept the descriptor would hold the lock after its parent's death.
-        os.register_at_fork(after_in_child=_closer(self))
+        self._file: LockFile | None = None
         # A folder that can't be written, or knows no locks, has the store say so, or is seen by the number.
         with suppress(OSError):
-            self._descriptor = _locked(path)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = _locked(path)
 
     def release(self) -> None:
         """Give it back; in the process that took it."""
-        if self._descriptor is not None and self._pid == os.getpid():
-            descriptor, self._descriptor = self._descriptor, None
-            self.path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-    def forget(self) -> None:
-        """Close what a fork inherited, which leaves the parent's lock in place."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._file is not None:
+            self._file.release()
 
 
 def lease_path(store: Path, run_id: str) -> Path:
@@ -74,31 +64,9 @@ def is_held(path: Path) -> bool | None:
     return False
 
 
-def _locked(path: Path) -> int:
-    import fcntl
-
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _locked(path: Path) -> LockFile | None:
     for _ in range(ATTEMPTS):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            time.sleep(0.01)  # a reader tries it just now
-            continue
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
-    raise OSError(f"{path} is held by another process")
-
-
-def _closer(lease: Lease) -> Callable[[], None]:
-    reference = weakref.ref(lease)  # what is registered is kept for ever
-
-    def close() -> None:
-        held = reference()
-        if held is not None:
-            held.forget()
-
-    return close
+        with suppress(LockHeldError):
+            return LockFile(path)
+        time.sleep(0.01)  # a reader tries it just now
+    return None

@@ -15,9 +15,8 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from afnio.archive import TEMPORARY, replace
-from afnio.errors import CheckpointError, JournalError
-from afnio.runtime.journal import JournalLockedError
-from afnio.runtime.journal.lock import Lock
+from afnio.errors import CheckpointError
+from afnio.runtime.lock_file import LockFile, LockHeldError
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.ranking import Ranking
 
@@ -79,7 +78,7 @@ class Checkpoints:
         self._failure = ""
         self._unranked = False
         self._queue: deque[_Entry] = deque()
-        self._lock: Lock | None = None
+        self._lock: LockFile | None = None
         self._tasks: TaskGroup | None = None
         self._newest: anyio.Event | None = None
 
@@ -189,17 +188,20 @@ class Checkpoints:
     def _open(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.folder / "trainer")
-        except JournalLockedError as error:
-            who = "this process" if error.pid == os.getpid() else f"the process [{error.pid or 'unknown'}]"
+            self._lock = LockFile(self.folder / "trainer.lock")
+        except LockHeldError as error:
+            who = (
+                "this process"
+                if error.holder == os.getpid()
+                else f"the process [{error.holder or 'unknown'}]"
+            )
             raise CheckpointError(
                 f"the folder [{self.folder}] is in use by another trainer, of {who}; wait for its end, or give "
                 "this one a folder of its own (default_root_dir)"
             ) from error
-        except (JournalError, OSError) as error:
-            reason = error.__cause__ or error
+        except OSError as error:
             raise CheckpointError(
-                f"the folder [{self.folder}] takes no checkpoints ({reason}); name another (default_root_dir), "
+                f"the folder [{self.folder}] takes no checkpoints ({error}); name another (default_root_dir), "
                 "or turn them off (enable_checkpointing=False)"
             ) from error
         for left in self.folder.glob(f".*{TEMPORARY}"):  # by a process that was killed while it wrote

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
 from afnio.errors import JournalError
 from afnio.runtime.journal.errors import JournalLockedError
+from afnio.runtime.lock_file import LockFile, LockHeldError
 
 
 @final
 class Lock:
-    """An OS lock on a side file that names its holder; the system frees it when the process dies.
+    """A lock file beside a journal.
 
-    The database itself can't carry it: closing a descriptor of a file drops the locks that SQLite holds
+    The database itself can't carry the lock: closing a descriptor of a file drops the locks that SQLite holds
     on that file in the same process.
 
     >>> import pathlib, tempfile
@@ -31,13 +30,10 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".lock")
-        self._pid = os.getpid()
-        self._descriptor: int | None = None
-        # Before there is anything to inherit: a child that kept the descriptor would hold the lock for
-        # as long as it lives, after its parent's death too.
-        os.register_at_fork(after_in_child=_forgetter(self))
         try:
-            self._descriptor = _locked(self.path, path)
+            self._file = LockFile(self.path)
+        except LockHeldError as error:
+            raise _refusal(path, error.holder) from error
         except OSError as error:
             raise JournalError(
                 f"The folder [{path.parent}] takes no lock file for the journal ({error}); "
@@ -46,51 +42,7 @@ class Lock:
 
     def release(self) -> None:
         """Let go of the journal, in the process that took it; more than once does no harm."""
-        if self._descriptor is not None and self._pid == os.getpid():
-            descriptor, self._descriptor = self._descriptor, None
-            # While it is still held, so that it is this lock's file and nobody else's.
-            self.path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-    def forget(self) -> None:
-        """Close what a fork inherited, which leaves the parent's lock in place."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def _locked(path: Path, journal: Path) -> int:
-    import fcntl
-
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still_at(path, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-                return descriptor
-        except BlockingIOError as error:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            raise _refusal(journal, holder) from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # Its holder removed the file between our opening and our locking it: this is no lock at all.
-        os.close(descriptor)
-
-
-def _is_still_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _holder(descriptor: int) -> int | None:
-    text = os.pread(descriptor, 20, 0)
-    return int(text) if text.isdigit() else None
+        self._file.release()
 
 
 def _refusal(journal: Path, holder: int | None) -> JournalLockedError:
@@ -100,15 +52,3 @@ def _refusal(journal: Path, holder: int | None) -> JournalLockedError:
         who = "another process" if holder is None else f"the process [{holder}]"
         message = f"The journal [{journal}] is in use by {who}; wait for its end, or name another path."
     return JournalLockedError(message, holder)
-
-
-def _forgetter(lock: Lock) -> Callable[[], None]:
-    # The interpreter keeps what is registered for ever, so it must not keep the lock.
-    reference = weakref.ref(lock)
-
-    def forget() -> None:
-        held = reference()
-        if held is not None:
-            held.forget()
-
-    return forget
