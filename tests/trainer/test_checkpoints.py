@@ -141,7 +141,7 @@ def test_a_cancellation_while_the_folder_is_opened_ends_the_block(
     tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a Ctrl-C at the start does on a slow disk: nothing hangs, and the folder is free again."""
-    real = module.Lock
+    real = module.LockFile
 
     async def train() -> None:
         with anyio.CancelScope() as scope:
@@ -150,7 +150,7 @@ def test_a_cancellation_while_the_folder_is_opened_ends_the_block(
                 anyio.from_thread.run_sync(scope.cancel)
                 return real(path)
 
-            monkeypatch.setattr(module, "Lock", locked)
+            monkeypatch.setattr(module, "LockFile", locked)
             async with Checkpoints(tmp_path):
                 await anyio.sleep_forever()
         assert scope.cancelled_caught

@@ -21,6 +21,7 @@ from afnio.optim.reduce import gathered_of
 from afnio.optim.step import Round, for_each
 from afnio.runtime import Job, scope
 from afnio.runtime.priority import Priority
+from afnio.runtime.tolerance import quorum_holds
 
 Credit = Literal["share", "round_robin", "all"]
 Scores = list[float | None]
@@ -95,7 +96,7 @@ class Workshop:
 
     def enough(self, pairs: int, samples: int) -> bool:
         """Whether so many samples with both scores allow a comparison."""
-        return pairs > 0 and pairs >= self._quorum * samples
+        return pairs > 0 and quorum_holds(pairs, samples, self._quorum)
 
 
 class Offspring(ABC):

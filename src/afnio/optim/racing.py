@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, final
 
 from afnio.optim.paired import chance, differences, each_alpha, p_value
+from afnio.runtime.tolerance import quorum_holds
 
 FUTILE: Final = 0.10
 """Chance of being accepted below which a candidate is out."""
@@ -112,7 +113,7 @@ class Comparison:
 
     def _judge(self) -> None:
         pairs = differences(self._ours, self._theirs)
-        if len(pairs) < self._quorum * len(self._ours) or not pairs:
+        if not pairs or not quorum_holds(len(pairs), len(self._ours), self._quorum):
             short = f"only {len(pairs)} of {len(self._ours)} samples have both scores (quorum={self._quorum})"
             self.verdict = Verdict(
                 "failed", self.survived + 1, scores=tuple(self._ours), error=RuntimeError(short)

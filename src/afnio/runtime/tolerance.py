@@ -10,6 +10,9 @@ from afnio.errors import BatchError
 from afnio.runtime.setting import Setting
 from afnio.runtime.slot import Failure
 
+_ROUNDING: Final = 1e-9
+"""What a product of floats may be too large by."""
+
 _quorum: Final[Setting[float | None]] = Setting("quorum", None)
 
 
@@ -51,6 +54,15 @@ def current_quorum() -> float | None:
     return _quorum.get()
 
 
+def quorum_holds(succeeded: int, present: int, quorum: float) -> bool:
+    """Whether `succeeded` of `present` are at least the fraction `quorum` of them.
+
+    >>> quorum_holds(55, 100, 0.55)  # where 0.55 * 100 is 55.00000000000001
+    True
+    """
+    return succeeded >= quorum * present - _ROUNDING
+
+
 def batch_failure(
     outcomes: Sequence[Any], name: str, quorum: float | None, lanes: Sequence[int] | None = None
 ) -> BatchError | None:
@@ -71,7 +83,7 @@ def batch_failure(
     if not failed:
         return None
     present = sum(outcome is not None for outcome in outcomes)
-    if quorum is not None and present - len(failed) >= quorum * present:
+    if quorum is not None and quorum_holds(present - len(failed), present, quorum):
         for _, failure in failed:
             failure.mark_read()
         return None

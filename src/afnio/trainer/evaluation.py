@@ -14,7 +14,7 @@ from afnio.cognitive.training import mode
 from afnio.errors import BatchError, BudgetExceeded, JournalError
 from afnio.runtime import scope, tolerate
 from afnio.runtime.callables import is_async
-from afnio.runtime.tolerance import current_quorum
+from afnio.runtime.tolerance import current_quorum, quorum_holds
 from afnio.trainer.feed import Pass, batches
 from afnio.trainer.metric import Outcome, combined
 from afnio.trainer.state import Phase
@@ -79,7 +79,7 @@ class Evaluation:
                     await self._room.acquire()
                     tasks.start_soon(self._one, number, batch, size)
         outcome = combined(self._outcomes[number] for number in sorted(self._outcomes))
-        if outcome.samples - outcome.failed < (self._quorum or 1.0) * outcome.samples:
+        if not quorum_holds(outcome.samples - outcome.failed, outcome.samples, self._quorum or 1.0):
             errors = [error for number in sorted(self._errors) for error in self._errors[number]]
             raise BatchError(
                 f"{outcome.failed} of {outcome.samples} samples of the {self._phase} pass failed, and "
