@@ -35,7 +35,7 @@ def main(*, full: bool = False) -> list[Claim]:
 
 
 def _compare(name: str, rows: list[list[Any]], repeats: int, *, latency: float, **options: Any) -> float:
-    """Measure with and without, in turn; return how many percent longer it takes."""
+    """Measure with and without, in turn; return how many percent of the throughput it takes."""
     found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     with Provider.process(latency=latency, reply=REPLY) as provider:
         for _ in range(repeats):
