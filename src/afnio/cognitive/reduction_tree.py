@@ -214,14 +214,11 @@ def _read(answer: Mapping[str, Any], given: Sequence[Point]) -> tuple[Point, ...
 
 def merged(points: Sequence[Point]) -> tuple[Point, ...]:
     """Return each text once, with all that stands behind it."""
-    found: dict[str, Point] = {}
+    found: dict[str, tuple[str, list[int]]] = {}
     for point in points:
-        key = " ".join(point.text.split()).casefold()
-        before = found.get(key)
-        if before is not None:
-            point = Point(before.text, tuple(sorted({*before.sources, *point.sources})))
-        found[key] = point
-    return tuple(found.values())
+        _, sources = found.setdefault(" ".join(point.text.split()).casefold(), (point.text, []))
+        sources += point.sources
+    return tuple(Point(text, tuple(sorted(set(sources)))) for text, sources in found.values())
 
 
 def _dealt(parts: int, groups: int) -> list[list[int]]:
