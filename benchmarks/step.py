@@ -27,7 +27,7 @@ PEER_COLUMNS = ["who", "wall s", "latencies", "x ours", "CPU s", "calls", "peak 
 def main(*, full: bool = False) -> list[Claim]:
     """Print both tables and return the claims."""
     sizes = [8, 32, 64, 128, 256, 512, 1024] if full else [8, 256, 1024]
-    claims = grow(sizes, latency=1.0, repeats=5 if full else 3)
+    claims = grow(sizes, latency=1.0, repeats=5 if full else 1)
     return claims + compare(PEER_SAMPLES, latency=1.0 if full else 0.2, repeats=3 if full else 1)
 
 
