@@ -101,7 +101,7 @@ def test_a_slow_sink_is_told_how_the_run_ended(monkeypatch: pytest.MonkeyPatch) 
     """Whatever is left out: a sink that isn't told would take a run that failed for completed."""
     monkeypatch.setattr(sink_thread, "ROOM", 10)
     monkeypatch.setattr(sink, "BACKLOG", 5)
-    go_on = threading.Event()
+    go_on, taken = threading.Event(), threading.Semaphore(0)
 
     class Slow(sink.Sink):
         def __init__(self) -> None:
@@ -109,25 +109,29 @@ def test_a_slow_sink_is_told_how_the_run_ended(monkeypatch: pytest.MonkeyPatch) 
             super().__init__()
 
         def take(self, moments: Sequence[sink.Moment]) -> None:
+            taken.release()
             go_on.wait()
             self.seen += [moment.event for moment in moments]
 
     slow, kept = Slow(), Kept()
 
     def held(event: Any) -> None:
+        taken.release()
         go_on.wait()
         kept(event)
 
     thread = sink_thread.SinkThread([held], Redaction(None))
     for put in (slow, thread.put):
-        for value in range(100):
+        put(MetricLogged("loss", 0, None))
+        assert taken.acquire(timeout=10)  # so that the rest finds the sink busy and its queue empty
+        for value in range(1, 100):
             put(MetricLogged("loss", value, None))
         put(RunEnded("FAILED"))
     go_on.set()
     slow.close()
     thread.close()
     assert RunEnded("FAILED") == kept[-1] == slow.seen[-1]
-    assert len(slow.seen) < len(kept) < 15
+    assert (1 + 5 + 1, 1 + 10 + 1) == (len(slow.seen), len(kept))
 
 
 def test_sinks_get_redacted_texts() -> None:
