@@ -15,6 +15,7 @@ class Demand:
     depth: int = 0
     model: str = "m"
     purpose: str = "forward"
+    site: str | None = None
     prompt_tokens: int = 0
     max_output: int | None = 0
     urgency: Urgency = field(init=False)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import afnio
+from afnio.runtime import current_runtime
+from afnio.runtime.admission import admitter
 from afnio.runtime.output_estimate import DEFAULT_OUTPUT, KEPT, OutputEstimate
+from afnio.testing import ScriptedClient
 
 
 def test_ninetieth_percentile() -> None:
@@ -34,3 +39,30 @@ def test_old_replies_are_forgotten() -> None:
     for length in [1_000] * KEPT + [10] * KEPT:
         estimate.observe("forward", "m", length)
     assert 10 == estimate.tokens("forward", "m")
+
+
+def test_nodes_are_apart() -> None:
+    """A drafter's long replies say nothing about a judge's; a node that is new is like the others."""
+    estimate = OutputEstimate()
+    for length in range(10):
+        estimate.observe("forward", "m", 900 + length, site="draft")
+        estimate.observe("forward", "m", 3, site="judge")
+    sites = ("draft", "judge", "new")
+    assert [908, 3, 908 - 1] == [estimate.tokens("forward", "m", site=site) for site in sites]
+
+
+def test_calls_say_which_node_they_are_of() -> None:
+    """By the line that launches them, which is the same in the next step."""
+    client = ScriptedClient(lambda request: "word " * (200 if "long" in str(request.messages) else 1))
+
+    def ask(text: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [afnio.Variable(text)]}]
+
+    for _ in range(2):
+        long = afnio.functional.chat_completion(client, ask("long"), model="m")
+        short = afnio.functional.chat_completion(client, ask("short"), model="m")
+    assert len(long.data) > len(short.data)
+    seen = admitter(current_runtime(), client.account).output._seen
+    lengths = {site[0].number: newest for (_, _, site), (newest, _) in seen.items() if site is not None}
+    first, second = (list(lengths[number]) for number in sorted(lengths))
+    assert ([250] * 2, [2] * 2) == (first, second)

@@ -94,6 +94,7 @@ class ChatClient(ABC):
             prompt_tokens=self.count_tokens(request),
             max_output=request.max_output,
             price=await governed_price(request.model, self.account.url),
+            site=(job.launch.line, job.part),
             request=request,
             node=job.launch.address,
             lane=job.lane,

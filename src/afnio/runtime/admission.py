@@ -216,7 +216,7 @@ class Admitter:
         """Return the tokens to reserve: the prompt's, and the most or the usual length of the reply."""
         output = demand.max_output
         if output is None:
-            output = self.output.tokens(demand.purpose, demand.model)
+            output = self.output.tokens(demand.purpose, demand.model, demand.site)
         return demand.prompt_tokens + output
 
     def _join(self, allowance: Allowance, now: float) -> None:
@@ -231,7 +231,8 @@ class Admitter:
     def _settle(self, permit: Permit, now: float) -> None:
         usage, used = permit.usage, permit.used
         if usage is not None and usage.completion_tokens:
-            self.output.observe(permit.demand.purpose, permit.demand.model, usage.completion_tokens)
+            demand = permit.demand
+            self.output.observe(demand.purpose, demand.model, usage.completion_tokens, demand.site)
         if used is not None:
             for taken in permit.taken:
                 taken.allowance.settle(taken, used, now)

@@ -7,7 +7,7 @@ tokens/min) → attempt (deadline) → classify → retry | fail | record → se
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -74,6 +74,7 @@ class Call(Generic[R]):
         prompt_tokens: what it sends, counted or estimated.
         max_output: tokens that its reply may have at most, where it says.
         price: what its tokens cost, None where nobody says.
+        site: where the program makes calls like it; their replies are taken to be alike in length.
         request: what is asked, for events.
         node, lane: the launch and the sample that it is made for, for events.
     """
@@ -93,6 +94,7 @@ class Call(Generic[R]):
     prompt_tokens: int = 0
     max_output: int | None = None
     price: Price | None = None
+    site: Hashable = None
     request: Any = None
     node: str = ""
     lane: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self, final
@@ -26,6 +27,8 @@ class Demand(Protocol):
     def model(self) -> str: ...
     @property
     def purpose(self) -> str: ...
+    @property
+    def site(self) -> Hashable: ...
     @property
     def prompt_tokens(self) -> int: ...
     @property
