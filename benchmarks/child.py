@@ -29,15 +29,20 @@ def run(module: str, **options: Any) -> dict[str, Any]:
     return read([sys.executable, "-m", module, json.dumps(options)], cwd=ROOT)
 
 
-def read(command: list[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def read(
+    command: list[str], *, cwd: Path, env: Mapping[str, str] | None = None, deadline: float = DEADLINE
+) -> dict[str, Any]:
     """Run `command` and return the JSON object that is the last line of its output.
+
+    Args:
+        deadline: seconds after which it is taken to hang.
 
     Raises:
         ChildError: with the last line of its errors, if there is none.
     """
     try:
         done = subprocess.run(
-            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=DEADLINE, check=False
+            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=deadline, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ChildError(str(error)) from error

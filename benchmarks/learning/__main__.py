@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from afnio.demo.endpoint import Endpoint
 from benchmarks import report
 from benchmarks.learning.curve import curve
 from benchmarks.learning.endpoints import local, remote, simulated
-from benchmarks.learning.methods import BATCH, METHODS, WAYS
+from benchmarks.learning.methods import BATCH, METHODS, OTHERS, WAYS
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.peer import PEERS, run_peer
 from benchmarks.learning.report import credit, save, table
@@ -45,9 +46,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         blamed: list[list[Any]] = []
         for name in given.task or NAMES:
             task = load(name).subset(given.subset)
-            outcomes = _compare(task, endpoint, given, console, began)
+            outcomes: list[Outcome] = []
+            for outcome in _compare(task, endpoint, given, began):
+                outcomes.append(outcome)
+                console.print(_told(outcome), style="dim", highlight=False, markup=False)
+                # What was paid for is kept, whatever becomes of the rest.
+                document["tasks"][name] = {"runs": [o.as_dict() for o in outcomes]}
+                save(given.results or endpoint.kind, document)
             rows = table(endpoint.kind, name, outcomes, endpoint.notes)
-            document["tasks"][name] = {"rows": rows, "runs": [o.as_dict() for o in outcomes]}
+            document["tasks"][name]["rows"] = rows
             if task.at_fault is not None:
                 blamed += credit(outcomes, task.at_fault)
         if blamed:
@@ -58,72 +65,84 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             document["curve"] = curve(task, endpoint, WAYS, seeds=given.seeds)
     document["seconds"] = round(time.monotonic() - began, 1)
     console.print(
-        f"{document['seconds']:.0f} s; everything is in {save(endpoint.kind, document)}", highlight=False
+        f"{document['seconds']:.0f} s; everything is in {save(given.results or endpoint.kind, document)}",
+        highlight=False,
     )
     return document
 
 
-def _compare(
-    task: Task, endpoint: Endpoint, given: argparse.Namespace, console: Console, began: float
-) -> list[Outcome]:
-    """Return the runs of all methods; a peer that can't be run has one without scores, which says why."""
+def _compare(task: Task, endpoint: Endpoint, given: argparse.Namespace, began: float) -> Iterator[Outcome]:
+    """Yield the runs of all methods; a peer that can't be run has one without scores, which says why."""
 
     def trials(name: str, seeds: int) -> list[Trial]:
         return [Trial(name, task, endpoint, seed, given.calls, given.batch) for seed in range(seeds)]
 
-    def tell(outcome: Outcome) -> Outcome:
-        done = f"{task.name}, {outcome.method}, seed {outcome.seed}: {outcome.correct:g}/{outcome.answered}"
-        took = f"{outcome.calls} calls, {outcome.seconds:.1f} s"
-        console.print(f"{done}, {took}", style="dim", highlight=False, markup=False)
-        return outcome
+    def late() -> bool:
+        return given.minutes is not None and time.monotonic() - began > 60 * given.minutes
 
     wanted = given.method or [*METHODS, *PEERS]
     # The first prompt at temperature 0 says the same for every seed.
-    outcomes = [tell(trial.run(None)) for trial in trials("baseline", 1)]
-    ours = {name: trials(name, given.seeds) for name in wanted if METHODS.get(name) is not None}
-    for name, runs in ours.items():
-        for trial in runs:
-            if given.minutes is not None and time.monotonic() - began > 60 * given.minutes:
-                outcomes[0].note = f"after {given.minutes:g} minutes no further run was begun"
+    yield trials("baseline", 1)[0].run(None)
+    ours = {**METHODS, **OTHERS}
+    for name in wanted:
+        for trial in trials(name, given.seeds) if ours.get(name) is not None else ():
+            if late():
+                yield Outcome(name, task.name, trial.seed, note=f"not begun within {given.minutes:g} minutes")
             else:
-                outcomes.append(tell(trial.run(METHODS[name])))
-    peers = {name: PEERS[name] for name in wanted if name in PEERS}
+                yield trial.run(ours[name])
+    yield from _peers([name for name in wanted if name in PEERS], trials, given.seeds)
+
+
+def _peers(names: Sequence[str], trials: Callable[[str, int], list[Trial]], seeds: int) -> Iterator[Outcome]:
     # Each waits for its calls one by one, so they may wait side by side.
-    with ThreadPoolExecutor(max(1, len(peers))) as pool:
-        running = {
-            name: pool.submit(run_peer, peer, trials(name, given.seeds)) for name, peer in peers.items()
-        }
+    with ThreadPoolExecutor(max(1, len(names))) as pool:
+        running = {name: pool.submit(run_peer, PEERS[name], trials(name, seeds)) for name in names}
     for name, future in running.items():
         try:
-            outcomes += [tell(outcome) for outcome in future.result()]
+            yield from future.result()
         except PeerError as error:
-            missing = Outcome(name, task.name, 0, note=f"it was not run: {error}")
-            outcomes.append(missing)
-    return outcomes
+            yield Outcome(name, trials(name, 1)[0].task.name, 0, note=f"it was not run: {error}")
+
+
+def _told(outcome: Outcome) -> str:
+    """Return a run in a line."""
+    done = f"{outcome.task}, {outcome.method}, seed {outcome.seed}: {outcome.correct:g}/{outcome.answered}"
+    return f"{done}, {outcome.calls} calls, {outcome.seconds:.1f} s"
 
 
 def _endpoint(given: argparse.Namespace, console: Console) -> AbstractContextManager[Endpoint]:
     if given.base_url:
         return remote(given.base_url, given.model, given.critic)
-    return local(console) if given.lm == "local" else simulated()
+    return local(console, given.weights) if given.lm == "local" else simulated()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     add = parser.add_argument
     add("--task", action="append", choices=NAMES, help="repeat for several; all by default")
-    add("--method", action="append", choices=[*METHODS, *PEERS], help="repeat for several; all by default")
+    add("--method", action="append", choices=[*METHODS, *OTHERS, *PEERS], help="repeat for several")
     add("--seeds", type=int, default=5, help="default: %(default)s")
-    add("--subset", type=int, metavar="N", help="at most so many items of each split")
+    add(
+        "--subset", type=_sizes, metavar="N[,N,N]", help="at most so many items of training, validation, test"
+    )
     add("--calls", type=int, default=CALLS, help="LM calls of one training (default: %(default)s)")
     add("--minutes", type=float, metavar="M", help="after so many begin no further run")
     add("--batch", type=int, default=BATCH, help="samples of one step (default: %(default)s)")
     add("--curve", choices=NAMES, nargs="?", const="sentiment", help="the batch curve as well, on that task")
     add("--lm", choices=("simulated", "local"), default="simulated", help="default: %(default)s")
+    add("--weights", type=Path, help="another GGUF file for the local model")
+    add("--results", metavar="NAME", help="results/learning-NAME.json instead of the endpoint's kind")
     add("--base-url", help="any OpenAI-compatible endpoint instead; its key in OPENAI_API_KEY")
     add("--model", default="gpt-4.1-nano", help="the student there (default: %(default)s)")
     add("--critic", help="critic and optimizer there (default: the student)")
     return parser
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = [int(part) for part in text.split(",")]
+    if len(sizes) not in (1, 3) or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"one number or three, from 1 upwards (got {text!r})")
+    return sizes
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -33,11 +34,11 @@ def simulated(seed: int = 0) -> Iterator[Endpoint]:
 
 
 @contextmanager
-def local(console: Console) -> Iterator[Endpoint]:
-    """Run the demo's small real model."""
+def local(console: Console, weights: Path | None = None) -> Iterator[Endpoint]:
+    """Run the demo's small real model, from another GGUF file if one is given."""
     from afnio.demo.local_lm import local_endpoint
 
-    with local_endpoint(console) as endpoint:
+    with local_endpoint(console, weights) as endpoint:
         yield endpoint
 
 

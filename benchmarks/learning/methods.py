@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from afnio.optim import TGD, Improves, ParetoTGD
+from afnio.optim import TGD, Demos, Improves, ParetoTGD
 from afnio.utils.data import DataLoader, Dataset
 from benchmarks.learning.curve import SHORT
 from benchmarks.learning.tasks import Item
@@ -16,6 +16,9 @@ HELD_OUT = 32
 """Samples of the validation split that a step's candidates are compared on, in blocks of 8."""
 READABLE = 1000
 """Tokens of feedback that a proposer is shown where it is reduced: some thirty texts, short of the wall."""
+
+EXAMPLES = 1600
+"""Tokens that examples may take, three messages of FacilitySupport with room to spare."""
 
 
 class Items(Dataset[Item]):
@@ -68,6 +71,11 @@ def pareto(trial: Trial) -> ParetoTGD:
     )
 
 
+def demos(trial: Trial) -> Demos:
+    """Return what appends examples of the training split with their targets; it asks no model."""
+    return Demos(trial.agent.parameters(), k=3, max_tokens=EXAMPLES)
+
+
 def concatenated(trial: Trial) -> TGD:
     """Return descent in which the proposer reads all feedback of a batch as it came."""
     return tgd(trial, feedback_tokens=None, constraints=[SHORT])
@@ -84,5 +92,7 @@ METHODS: dict[str, MakeOptimizer | None] = {
     "TGD + Improves": improves,
     "ParetoTGD": pareto,
 }
+OTHERS: dict[str, MakeOptimizer] = {"Demos": demos}
+"""Only where they are named."""
 WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated, "reduction": reduced}
 """How the feedback of a batch is put together, for the curve."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import afnio
 from afnio import cognitive as cog
+from benchmarks.child import DEADLINE
 from benchmarks.learning.agents import Clerk
 from benchmarks.learning.endpoints import api_key_of
 from benchmarks.learning.outcome import Outcome
@@ -22,9 +23,12 @@ PEERS = {
     "GEPA": Peer("GEPA", ("gepa", "openai"), "gepa_learn.py"),
 }
 
+PATIENCE = 7200.0
+"""Seconds that a peer may take with a real model."""
+
 
 def run_peer(peer: Peer, trials: Sequence[Trial]) -> list[Outcome]:
-    """Train with a peer, one seed after the other in one process, then look at the test split, once each.
+    """Train with a peer, one trial after the other in one process, then look at the test split, once each.
 
     Raises:
         PeerError: with the reason, if it can't be had or its script failed.
@@ -33,7 +37,8 @@ def run_peer(peer: Peer, trials: Sequence[Trial]) -> list[Outcome]:
         paths = [Path(folder) / f"job{number}.json" for number in range(len(trials))]
         for path, trial in zip(paths, trials, strict=True):
             path.write_text(json.dumps(_spec(trial)))
-        found = peer.run([str(path) for path in paths], FOLDER)["runs"]
+        deadline = DEADLINE if trials[0].endpoint.kind == "simulated" else PATIENCE
+        found = peer.run([str(path) for path in paths], FOLDER, deadline)["runs"]
     return [_outcome(trial, run) for trial, run in zip(trials, found, strict=True)]
 
 

@@ -35,8 +35,9 @@ def table(lm: str, task: str, outcomes: Sequence[Outcome], notes: Sequence[str])
     for outcome in outcomes:
         by_method.setdefault(outcome.method, []).append(outcome)
     baseline = by_method["baseline"]
-    rows = [_row(runs, baseline) for runs in by_method.values() if runs[0].scores]
-    seeds = "; ".join(f"{name} {len(runs)}" for name, runs in by_method.items() if name != "baseline")
+    done = {name: [run for run in runs if run.scores] for name, runs in by_method.items()}
+    rows = [_row(runs, baseline) for runs in done.values() if runs]
+    seeds = "; ".join(f"{name} {len(runs)}" for name, runs in done.items() if name != "baseline")
     said = [*notes, f"seeds, over which counts are pooled: {seeds}", KIND]
     said += [f"{o.method}, seed {o.seed}: {o.note}" for o in outcomes if o.note]
     report.show(f"learning-{lm}-{task}", COLUMNS, rows, said)

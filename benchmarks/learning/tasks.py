@@ -66,9 +66,12 @@ class Task:
             answers, list(targets), self.score, "share of right categories", success_fn=lambda s: s[0] >= 1
         )
 
-    def subset(self, size: int | None) -> Task:
-        """Return the task with at most `size` items of each split."""
-        return replace(self, train=self.train[:size], val=self.val[:size], test=self.test[:size])
+    def subset(self, sizes: Sequence[int] | None) -> Task:
+        """Return the task with at most so many items of the three splits; one number is for each of them."""
+        if sizes is None:
+            return self
+        train, val, test = sizes if len(sizes) == 3 else sizes * 3
+        return replace(self, train=self.train[:train], val=self.val[:val], test=self.test[:test])
 
 
 def exact(answer: str, target: str) -> float:

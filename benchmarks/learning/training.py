@@ -13,7 +13,7 @@ from afnio import cognitive as cog
 from afnio.demo.endpoint import Endpoint
 from afnio.demo.tally import Tally
 from afnio.errors import BatchError, ReplyError
-from afnio.optim import Optimizer, ParetoTGD
+from afnio.optim import Demos, Optimizer, ParetoTGD
 from afnio.runtime.events import StepEnded, subscribed
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Item, Task
@@ -78,6 +78,9 @@ class Trial:
         return outcome
 
     def _train(self, optimizer: Optimizer, outcome: Outcome) -> None:
+        if isinstance(optimizer, Demos):
+            self._show(optimizer)
+            return
         for batch in batches(self.task.train, self.batch, self.seed):
             try:
                 if not isinstance(optimizer, ParetoTGD):  # which draws its own batches
@@ -93,6 +96,13 @@ class Trial:
             # Half a step more or less: on average the budget is met, whatever a step costs.
             if spent + spent / outcome.steps / 2 > self.budget or outcome.steps == self.most_steps:
                 return
+
+    def _show(self, optimizer: Demos) -> None:
+        """Let examples be chosen from the training split and its targets."""
+        items = next(batches(self.task.train, len(self.task.train), self.seed))
+        inputs = {name: [item.inputs[name] for item in items] for name in items[0].inputs}
+        optimizer.observe(inputs, [item.target for item in items], [1.0] * len(items))
+        optimizer.step()
 
 
 def batches(items: Sequence[Item], size: int, seed: int) -> Iterator[list[Item]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.child import ChildError, read
+from benchmarks.child import DEADLINE, ChildError, read
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afnio" / "benchmarks"
 INSTALL_DEADLINE = 900.0
@@ -49,11 +49,14 @@ class Peer:
             raise PeerError(f"its step left the prompt at {measured['prompt']!r}")
         return measured
 
-    def run(self, arguments: Sequence[str], folder: Path = Path(__file__).parent) -> dict[str, Any]:
+    def run(
+        self, arguments: Sequence[str], folder: Path = Path(__file__).parent, deadline: float = DEADLINE
+    ) -> dict[str, Any]:
         """Run the script in the peer's environment and return what it printed.
 
         Args:
             folder: where the script is.
+            deadline: seconds that it may take.
 
         Raises:
             PeerError: with the reason, if there is nothing to return.
@@ -68,7 +71,8 @@ class Peer:
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or an import asks the network for prices
             }
             try:
-                return read([str(python), str(folder / self.script), *arguments], cwd=Path(home), env=env)
+                command = [str(python), str(folder / self.script), *arguments]
+                return read(command, cwd=Path(home), env=env, deadline=deadline)
             except ChildError as error:
                 raise PeerError(f"its step failed: {error}") from error
 

@@ -224,11 +224,12 @@ def test_all_parameters_are_decided_together():
     assert {("a", "b"), ("A", "B")} == set(seen)
 
 
-def test_at_temperature_zero_candidates_see_other_halves_of_the_feedback():
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 0.7, "seed": 1}])
+def test_where_replies_repeat_candidates_see_other_halves_of_the_feedback(sampling):
     """The first one sees all; equal prompts would give equal proposals."""
     gate = Gate()
     client = ScriptedClient(lambda request: {"value": "q=" + str(40 + len(shown(request, "feedback")))})
-    optimizer = gate.optimizer(["", "", ""], client=client, args={"model": "m", "temperature": 0})
+    optimizer = gate.optimizer(["", "", ""], client=client, args={"model": "m", **sampling})
     for number in range(9):
         gate.prompt.append_grad(afnio.Variable(f"f{number}"))
     optimizer.step()

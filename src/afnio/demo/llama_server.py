@@ -58,7 +58,8 @@ def _params(path: str, name: str) -> Any:
 
 def _idle_cores() -> int:
     # Where another process wants a core too, llama.cpp's threads spin for each other: one less is faster.
-    return max(1, min(MAX_THREADS, (os.cpu_count() or 1) - round(os.getloadavg()[0])))
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_THREADS, ours - round(os.getloadavg()[0])))
 
 
 def _wait_until_ready(address: str) -> None:

