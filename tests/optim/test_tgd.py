@@ -190,6 +190,28 @@ def test_a_failed_call_keeps_the_value_and_the_step_raises(learned):
     assert [] == optimizer.state[parameter]["momentum_buffer"]
 
 
+@pytest.mark.parametrize("texts", [("old", "other"), ("old", "odd")])
+def test_after_an_async_closure_too_only_what_failed_is_not_remembered(learned, texts):
+    """The others have taken their step, so their momentum has."""
+    parameters = [learned(text) for text in texts]
+
+    def script(request):
+        failing = shown(request, "variable")[0] in ("old", "odd")
+        return FinalModelError("out of quota") if failing else rewrite(request)
+
+    async def closure():
+        return None
+
+    optimizer = TGD(parameters, ScriptedClient(script), momentum=2, model="m")
+    with pytest.raises((FinalModelError, BaseExceptionGroup)):
+        optimizer.step(closure)
+    took_it = [text == "other" for text in texts]
+    assert [f"{text} be brief" if took else text for text, took in zip(texts, took_it, strict=True)] == [
+        parameter.data for parameter in parameters
+    ]
+    assert took_it == [bool(optimizer.state[parameter]["momentum_buffer"]) for parameter in parameters]
+
+
 def test_a_lost_placeholder_is_asked_for_once(learned):
     """The repair names it and the value that was refused."""
     client = ScriptedClient([{"value": "Answer."}, {"value": "Answer {q} briefly."}])

@@ -241,11 +241,12 @@ class Optimizer(ABC):
         parameters = tuple(parameter for parameter, _ in members)
         work = Round(parameters, values, feedback, propose, reduce, tuple(group for _, group in members))
         decision = await (self.accept or Always()).decide(job, work)
-        decision = replace(decision, errors=(*errors, *decision.errors))
-        if not decision.errors:
-            for position, gradients in feedback.items():
+        failed = (feedback if decision.errors else ()) if decision.failed is None else decision.failed
+        for position, gradients in feedback.items():
+            if position not in failed:
                 parameter, group = members[position]
                 self.remember(parameter, values[position], gradients, group)
+        decision = replace(decision, errors=(*errors, *decision.errors))
         for position, tried in decision.rejected:
             memory = self.state[parameters[position]].setdefault("rejected", [])
             memory[:] = [*(past for past in memory if past["value"] != tried["value"]), tried][-REMEMBERED:]

@@ -68,6 +68,7 @@ class Decision:
         candidates: what was weighed.
         rejected: by position, proposals that did not help: dicts with "value", "score", "against".
         errors: what kept it from more; the step raises them.
+        failed: positions of the parameters that these errors are about; None is all of them.
     """
 
     values: tuple[Any, ...]
@@ -75,6 +76,7 @@ class Decision:
     candidates: tuple[Candidate, ...] = ()
     errors: tuple[BaseException, ...] = ()
     rejected: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+    failed: tuple[int, ...] | None = None
 
 
 class Acceptance(ABC):
@@ -113,8 +115,8 @@ class Always(Acceptance):
             if isinstance(change, Change):
                 values[position] = change.after
         changes = tuple(change for change in found.values() if isinstance(change, Change))
-        errors = tuple(change for change in found.values() if not isinstance(change, Change))
-        return Decision(tuple(values), changes, (), errors)
+        failed = {position: change for position, change in found.items() if not isinstance(change, Change)}
+        return Decision(tuple(values), changes, (), tuple(failed.values()), failed=tuple(failed))
 
 
 async def proposals(
