@@ -146,7 +146,15 @@ def test_a_run_whose_process_is_gone(studio: Studio, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rest", ["/steps/99", "/calls/9999999999999999999999", "/samples/0", "/nowhere", "/text/call/1/x"]
+    "rest",
+    [
+        "/steps/99",
+        f"/steps/{5000 * '9'}",
+        "/calls/99999999999999999999",
+        "/samples/0",
+        "/nowhere",
+        "/text/call/1/x",
+    ],
 )
 def test_what_is_not_there(studio: Studio, store: Path, rest: str) -> None:
     """Is a page that says so."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.routing import Mount, Route
@@ -21,7 +22,7 @@ from afnio.tellurio.studio.compare_page import MOST, Compared, compare_page, com
 from afnio.tellurio.studio.hostile_text import PAGE, excerpt
 from afnio.tellurio.studio.library import Shelf, find_shelf
 from afnio.tellurio.studio.lineage import candidate_page, lineage_page
-from afnio.tellurio.studio.query_number import LARGEST, query_number
+from afnio.tellurio.studio.query_number import query_number
 from afnio.tellurio.studio.rendering import FOLDER, render
 from afnio.tellurio.studio.run_page import run_page
 from afnio.tellurio.studio.run_rows import RunRow, find_run
@@ -41,6 +42,15 @@ if TYPE_CHECKING:
 STATIC: Final = FOLDER / "static"
 RUN: Final = "/runs/{namespace}/{project}/{run}"
 
+
+class RowConvertor(IntegerConvertor):
+    """Numbers of up to 18 digits, which SQLite has room for; at a longer one nothing is."""
+
+    regex = "[0-9]{1,18}"
+
+
+register_url_convertor("row", RowConvertor())
+
 Page = Callable[["sqlite3.Connection", RunRow], "dict[str, Any] | None"]
 
 
@@ -52,14 +62,14 @@ def build(home: Path, token: str, cookie: str) -> ASGIApp:
             Route("/compare", compare),
             Route(RUN, run),
             Route(RUN + "/live", stream),
-            Route(RUN + "/steps/{number:int}", step),
+            Route(RUN + "/steps/{number:row}", step),
             Route(RUN + "/samples", samples),
-            Route(RUN + "/samples/{number:int}", sample),
+            Route(RUN + "/samples/{number:row}", sample),
             Route(RUN + "/calls", calls),
-            Route(RUN + "/calls/{number:int}", call),
+            Route(RUN + "/calls/{number:row}", call),
             Route(RUN + "/lineage", lineage),
-            Route(RUN + "/lineage/{number:int}", candidate),
-            Route(RUN + "/text/{kind}/{number:int}/{part}", text),
+            Route(RUN + "/lineage/{number:row}", candidate),
+            Route(RUN + "/text/{kind}/{number:row}/{part}", text),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         exception_handlers={HTTPException: problem, StoreProblemError: problem},
@@ -197,7 +207,8 @@ def _run(reader: Reader, shelf: Shelf, wanted: str) -> RunRow:
 
 
 def _number(request: Request) -> int:
-    return min(int(request.path_params["number"]), LARGEST)
+    number: int = request.path_params["number"]
+    return number
 
 
 def _framed(request: Request, name: str) -> str:
