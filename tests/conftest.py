@@ -7,11 +7,17 @@ import gc
 from collections.abc import Iterator
 from typing import Any
 
-import hypothesis  # noqa: F401 - it looks for referrers when it is imported, and sees none that are frozen
 import pytest
+
+# Imported here, as it looks for referrers then, and sees none that are frozen.
+from hypothesis import HealthCheck, settings
 
 from afnio.models import backward
 from afnio.runtime import current_runtime
+
+# How fast a busy machine draws and runs examples says nothing about what they test.
+settings.register_profile("afnio", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("afnio")
 
 
 def pytest_configure(config: pytest.Config) -> None:
