@@ -14,9 +14,9 @@ from rich.console import Console
 
 from afnio.demo.endpoint import Endpoint
 from benchmarks import report
-from benchmarks.learning.curve import curve
+from benchmarks.learning.curve import SAMPLES, SIZES, curve
 from benchmarks.learning.endpoints import local, remote, simulated
-from benchmarks.learning.methods import BATCH, METHODS, OTHERS, WAYS
+from benchmarks.learning.methods import BATCH, CONTROL, METHODS, OTHERS, WAYS
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.peer import PEERS, run_peer
 from benchmarks.learning.report import credit, save, table
@@ -29,7 +29,10 @@ CREDIT = ["at fault", "method", "runs that blamed it most", "share of all feedba
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    given = _parser().parse_args(argv)
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.control and (given.base_url or given.lm != "simulated"):
+        parser.error("--control is for the simulated LM, whose wall can be taken away")
     console, began = Console(width=max(110, Console().width)), time.monotonic()
     with _endpoint(given, console) as endpoint:
         for note in endpoint.notes:
@@ -62,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             document["credit"] = blamed
         if given.curve:
             task = load(given.curve).subset(given.subset)
-            document["curve"] = curve(task, endpoint, WAYS, seeds=given.seeds)
+            ways = {**WAYS, **CONTROL} if given.control else WAYS
+            sizes = [size for size in given.sizes if size <= given.samples]
+            document["curve"] = curve(
+                task, endpoint, ways, seeds=given.seeds, sizes=sizes, samples=given.samples
+            )
     document["seconds"] = round(time.monotonic() - began, 1)
     console.print(
         f"{document['seconds']:.0f} s; everything is in {save(given.results or endpoint.kind, document)}",
@@ -129,6 +136,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, metavar="M", help="after so many begin no further run")
     add("--batch", type=int, default=BATCH, help="samples of one step (default: %(default)s)")
     add("--curve", choices=NAMES, nargs="?", const="sentiment", help="the batch curve as well, on that task")
+    add(
+        "--samples",
+        type=int,
+        default=SAMPLES,
+        help="of the curve, for each batch size (default: %(default)s)",
+    )
+    add("--sizes", type=int, nargs="+", default=SIZES, help="of the curve's batches (default: %(default)s)")
+    add(
+        "--control",
+        action="store_true",
+        help="the curve also with a simulated proposer that reads everything",
+    )
     add("--lm", choices=("simulated", "local"), default="simulated", help="default: %(default)s")
     add("--weights", type=Path, help="another GGUF file for the local model")
     add("--results", metavar="NAME", help="results/learning-NAME.json instead of the endpoint's kind")

@@ -86,6 +86,14 @@ def reduced(trial: Trial) -> TGD:
     return tgd(trial, feedback_tokens=READABLE, constraints=[SHORT])
 
 
+def unlimited(trial: Trial) -> TGD:
+    """Return descent by a simulated proposer that reads everything, which tells what the wall is to blame for."""
+    step = {**trial.endpoint.step, "model": "simulated"}
+    return TGD(
+        trial.agent.parameters(), trial.endpoint.client, feedback_tokens=None, constraints=[SHORT], **step
+    )
+
+
 METHODS: dict[str, MakeOptimizer | None] = {
     "baseline": None,
     "TGD": tgd,
@@ -96,3 +104,5 @@ OTHERS: dict[str, MakeOptimizer] = {"Demos": demos}
 """Only where they are named."""
 WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated, "reduction": reduced}
 """How the feedback of a batch is put together, for the curve."""
+CONTROL: dict[str, MakeOptimizer] = {"no wall": unlimited}
+"""Also for the curve, of the simulated LM alone."""

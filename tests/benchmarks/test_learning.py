@@ -124,3 +124,28 @@ def test_the_interval_of_no_difference_holds_zero_and_of_a_sure_one_does_not() -
     gain, low, high = intervals.difference(better, [[0.0, 1.0] * 20] * 3)
     assert low < gain == 0.5 < high
     assert low > 0.2
+
+
+def test_the_control_of_the_curve_is_refused_with_a_real_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--control", "--base-url", "http://127.0.0.1:1/v1")
+    assert "--control is for the simulated LM" in capsys.readouterr().err
+
+
+def test_splits_may_have_sizes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    found = command.main(
+        ["--subset", "8,4,6", "--task", "notes-judge", "--method", "Demos", "--seeds", "1", "--curve"]
+        + ["notes-judge", "--samples", "8", "--sizes", "4", "8", "16", "--control"]
+    )
+    runs = found["tasks"]["notes-judge"]["runs"]
+    assert [(run["method"], len(run["scores"]), run["calls"]) for run in runs] == [
+        ("baseline", 6, 0),
+        ("Demos", 6, 0),
+    ]
+    assert runs[1]["prompts"]["judge"].endswith("</examples>")
+    assert [run["method"] for run in found["curve"]] == [
+        f"{how}, batch {size}" for how in ("concatenation", "reduction", "no wall") for size in (4, 8)
+    ]
+    with pytest.raises(SystemExit):
+        run("--subset", "8,4")
+    assert "one number or three" in capsys.readouterr().err
