@@ -133,10 +133,8 @@ def test_the_control_of_the_curve_is_refused_with_a_real_model(capsys: pytest.Ca
 
 
 def test_splits_may_have_sizes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
-    found = command.main(
-        ["--subset", "8,4,6", "--task", "notes-judge", "--method", "Demos", "--seeds", "1", "--curve"]
-        + ["notes-judge", "--samples", "8", "--sizes", "4", "8", "16", "--control"]
-    )
+    given = "--subset 8,4,6 --task notes-judge --method Demos --seeds 1"
+    found = command.main(f"{given} --curve notes-judge --samples 8 --sizes 4 8 16 --control".split())
     runs = found["tasks"]["notes-judge"]["runs"]
     assert [(run["method"], len(run["scores"]), run["calls"]) for run in runs] == [
         ("baseline", 6, 0),
