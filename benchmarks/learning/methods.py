@@ -66,7 +66,7 @@ def pareto(trial: Trial) -> ParetoTGD:
         train,
         held_out,
         quorum=trial.endpoint.quorum,
-        seed=trial.seed,
+        search_seed=trial.seed,
         **trial.endpoint.step,
     )
 

@@ -76,7 +76,7 @@ class Agent:
 
     def optimizer(self, proposer=rewrite, evaluate=None, **options):
         afnio.set_backward_model_client(self.client, completion_args={"model": "critic"})
-        options = {"proposals": 2, "minibatch_size": 4, "seed": 0, "model": "m", **options}
+        options = {"proposals": 2, "minibatch_size": 4, "search_seed": 0, "model": "m", **options}
         client = proposer if isinstance(proposer, ScriptedClient) else ScriptedClient(proposer)
         data = (Samples(0, 20), Samples(20, 32))
         return ParetoTGD([self.even, self.odd], client, evaluate or self.evaluate, *data, **options)
@@ -169,7 +169,7 @@ def test_summed_up_feedback_counts_as_much_as_was_gathered():
     rewritten = []
     for seed in range(6):
         agent = Agent()
-        optimizer = agent.optimizer(proposals=1, seed=seed, feedback_tokens=200)
+        optimizer = agent.optimizer(proposals=1, search_seed=seed, feedback_tokens=200)
         for _ in range(60):
             agent.odd.append_grad(afnio.Variable("it was wrong because of the odd one"))
         agent.even.append_grad(afnio.Variable("it was wrong"))
@@ -234,7 +234,7 @@ async def test_a_cancelled_step_keeps_the_values():
 def test_the_whole_pool_goes_through_a_file():
     """The next step is the same as without."""
     one, other = Agent(), Agent()
-    went_on, restored = one.optimizer(), other.optimizer(seed=5)
+    went_on, restored = one.optimizer(), other.optimizer(search_seed=5)
     told(went_on, 1)
     file = io.BytesIO()
     afnio.save(went_on.state_dict(), file)
@@ -294,3 +294,11 @@ def test_options_that_cannot_work_are_refused(options, words):
     with pytest.raises(ValueError) as caught:
         Agent().optimizer(**options)
     assert words in str(caught.value)
+
+
+def test_a_seed_is_the_providers_as_with_tgd():
+    """The search has a name of its own for its draws."""
+    agent = Agent()
+    client = ScriptedClient(rewrite)
+    agent.optimizer(client, seed=7).step()
+    assert {7} == {request.params["seed"] for request in client.requests}

@@ -46,7 +46,7 @@ def searching(params, client):
         return cog.functional.exact_match_evaluator(pred, ["1"] * len(batch))
 
     data = [list(range(start, start + 4)) for start in (0, 4, 8)]
-    return ParetoTGD(params, client, evaluate, data, data, proposals=2, seed=1, model="m")
+    return ParetoTGD(params, client, evaluate, data, data, proposals=2, search_seed=1, model="m")
 
 
 @pytest.fixture

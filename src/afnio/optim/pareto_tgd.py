@@ -46,8 +46,8 @@ class ParetoTGD(TGD):
         merges: how many are tried at most.
         block_size: validation samples that are evaluated together.
         quorum: fraction of the samples that must not fail.
-        seed: of all draws; from the run by default.
-        **completion_args: `model`, and whatever else `TGD` or the provider takes.
+        search_seed: of all its draws; from the run by default.
+        **completion_args: `model`, and whatever else `TGD` or the provider takes, such as a `seed` of the replies.
 
     >>> import afnio
     >>> from afnio.testing import ScriptedClient
@@ -80,7 +80,7 @@ class ParetoTGD(TGD):
         merges: int = 5,
         block_size: int = 16,
         quorum: float = 0.9,
-        seed: int | None = None,
+        search_seed: int | None = None,
         messages: Messages | None = None,
         inputs: Mapping[str, Any] | None = None,
         constraints: Sequence[str | Variable] | None = None,
@@ -88,7 +88,7 @@ class ParetoTGD(TGD):
     ) -> None:
         self._search = ParetoSearch(
             evaluate, train, validation, proposals=proposals, minibatch_size=minibatch_size, credit=credit,
-            merges=merges, block_size=block_size, quorum=quorum, seed=seed,
+            merges=merges, block_size=block_size, quorum=quorum, seed=search_seed,
         )  # fmt: skip
         super().__init__(
             params, model_client, messages, inputs, constraints, accept=self._search, **completion_args
