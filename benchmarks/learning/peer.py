@@ -44,7 +44,7 @@ def run_peer(peer: Peer, trials: Sequence[Trial]) -> list[Outcome]:
 
 def _outcome(trial: Trial, found: dict[str, Any]) -> Outcome:
     outcome = Outcome(trial.method, trial.task.name, trial.seed)
-    outcome.prompts = found["prompts"]
+    outcome.prompts, outcome.note = found["prompts"], found["note"]
     outcome.calls, outcome.seconds = found["calls"], found["seconds"]
     outcome.prompt_tokens, outcome.completion_tokens = found["prompt_tokens"], found["completion_tokens"]
     parameters = dict(trial.agent.named_parameters())

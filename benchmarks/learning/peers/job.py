@@ -25,6 +25,7 @@ class Job:
             self.spec: dict[str, Any] = json.load(file)
         self.client = OpenAI(base_url=self.spec["base_url"], api_key=self.spec["api_key"], max_retries=5)
         self.calls = self.prompt_tokens = self.completion_tokens = 0
+        self.note = ""
         self.lock = threading.Lock()
         self.began = time.monotonic()
 
@@ -99,6 +100,7 @@ class Job:
         """Return the prompts that the training ended with and what it took."""
         return {
             "prompts": prompts,
+            "note": self.note,
             "calls": self.calls,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,

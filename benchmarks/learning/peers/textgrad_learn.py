@@ -1,5 +1,8 @@
 """TextGrad on a task of ours, as its own prompt optimization runs: batches of 3, TGD, and a step that does worse
-on the validation split is taken back."""
+on the validation split is taken back.
+
+A reply without its tags ends a TextGrad run with an IndexError. Here it costs the step, as it does with ours.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,7 @@ def train(job: Job) -> dict[str, str]:
     optimizer = tg.TGD(parameters=list(program.prompts.values()), engine=critic)
     rng, waiting = random.Random(spec["seed"]), []
     best = sum(job.measured(program.texts, spec["val"]))
+    steps = lost = 0
     while not job.spent:
         if len(waiting) < BATCH:
             waiting += rng.sample(spec["train"], len(spec["train"]))
@@ -81,7 +85,13 @@ def train(job: Job) -> dict[str, str]:
         before = program.texts
         optimizer.zero_grad()
         tg.sum([program.judged(item) for item in batch]).backward()
-        optimizer.step()
+        steps += 1
+        try:
+            optimizer.step()
+        except IndexError:
+            lost += 1
+            job.note = f"{lost} of {steps} steps changed nothing: the optimizer's reply had none of its tags"
+            continue
         reached = sum(job.measured(program.texts, spec["val"]))
         if reached < best:
             for name, variable in program.prompts.items():
