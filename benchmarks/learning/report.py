@@ -1,8 +1,12 @@
-"""Report: tables of what was learnt, and one file with everything that they were made from."""
+"""Report: tables of what was learnt, and one file with everything that they were made from.
+
+python -m benchmarks.learning.report RESULTS.json …     prints the tables of the runs in all of these files
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -85,3 +89,17 @@ def save(lm: str, document: dict[str, Any]) -> Path:
     path = report.RESULTS / f"learning-{lm}.json"
     path.write_text(json.dumps({"machine": report.machine(), **document}, indent=1, ensure_ascii=False))
     return path
+
+
+def read(paths: Sequence[str]) -> dict[str, list[Outcome]]:
+    """Return the runs in files that `save` wrote, by task; of several baselines all stand, by their order."""
+    found: dict[str, list[Outcome]] = {}
+    for path in paths:
+        for task, saved in json.loads(Path(path).read_text())["tasks"].items():
+            found.setdefault(task, []).extend(Outcome(**run) for run in saved["runs"])
+    return found
+
+
+if __name__ == "__main__":
+    for name, runs in read(sys.argv[1:]).items():
+        table("saved", name, runs, [f"from {', '.join(sys.argv[1:])}"])

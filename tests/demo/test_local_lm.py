@@ -45,7 +45,7 @@ def test_what_cannot_be_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path):
-    with pytest.raises(DemoError, match="ended with code"), local_lm._server(tmp_path / "none.gguf"):
+    with pytest.raises(DemoError, match="ended with code"), local_lm._server(tmp_path / "none.gguf", "none"):
         pytest.fail("it started")
 
 

