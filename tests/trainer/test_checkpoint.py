@@ -114,6 +114,7 @@ def test_a_snapshot_stands_still() -> None:
     pending = afnio.Variable("p").map(str.upper)
     snapshot = Checkpoint(agent={"task": task, "p": pending}, history=history).snapshot()
     task.data = "after"
+    history[0]["epoch"] = 2
     history.append({})
     assert ("before", "task", cog.Parameter, False) == (
         snapshot.agent["task"].data, snapshot.agent["task"].role, type(snapshot.agent["task"]),

@@ -40,7 +40,7 @@ class Checkpoint:
         rng: states of generators; whatever the loop puts there.
         counters: epoch, step, batch, samples.
         metrics: the newest of each; `Checkpoints` finds the monitored one here.
-        history: metrics of each step, epoch and validation pass; entries stay as they were recorded.
+        history: metrics of each step, epoch and validation pass; what an entry holds is never changed.
         ledger: what was spent, as JSON types.
         callbacks: the state of each callback that has one.
         versions: of Afnio and Python that wrote it.
@@ -96,8 +96,8 @@ class Checkpoint:
     def snapshot(self) -> Self:
         """Return a copy that later training doesn't change; nothing is waited for."""
         kept = {name: _kept(getattr(self, name)) for name in self.__slots__ if name != "history"}
-        # Its entries never change, and a long training has very many of them.
-        return type(self)(**kept, history=list(self.history))
+        # A long training has very many entries, and what an entry holds is never changed.
+        return type(self)(**kept, history=[dict(entry) for entry in self.history])
 
 
 def _kept(value: Any) -> Any:
