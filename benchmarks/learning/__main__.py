@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for note in endpoint.notes:
             console.print(note, highlight=False, markup=False)
         document: dict[str, Any] = {
+            "machine": report.machine(),
             "lm": endpoint.kind,
             "simulated": endpoint.kind == "simulated",
             "models": endpoint.models,
@@ -97,18 +98,18 @@ def _compare(task: Task, endpoint: Endpoint, given: argparse.Namespace, began: f
                 yield Outcome(name, task.name, trial.seed, note=f"not begun within {given.minutes:g} minutes")
             else:
                 yield trial.run(ours[name])
-    yield from _peers([name for name in wanted if name in PEERS], trials, given.seeds)
+    yield from _peers({name: trials(name, given.seeds) for name in wanted if name in PEERS})
 
 
-def _peers(names: Sequence[str], trials: Callable[[str, int], list[Trial]], seeds: int) -> Iterator[Outcome]:
+def _peers(runs: Mapping[str, Sequence[Trial]]) -> Iterator[Outcome]:
     # Each waits for its calls one by one, so they may wait side by side.
-    with ThreadPoolExecutor(max(1, len(names))) as pool:
-        running = {name: pool.submit(run_peer, PEERS[name], trials(name, seeds)) for name in names}
+    with ThreadPoolExecutor(max(1, len(runs))) as pool:
+        running = {name: pool.submit(run_peer, PEERS[name], trials) for name, trials in runs.items()}
     for name, future in running.items():
         try:
             yield from future.result()
         except PeerError as error:
-            yield Outcome(name, trials(name, 1)[0].task.name, 0, note=f"it was not run: {error}")
+            yield Outcome(name, runs[name][0].task.name, 0, note=f"it was not run: {error}")
 
 
 def _told(outcome: Outcome) -> str:

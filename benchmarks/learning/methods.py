@@ -36,7 +36,7 @@ class Items(Dataset[Item]):
 
 def tgd(trial: Trial, **options: Any) -> TGD:
     """Return plain textual gradient descent: each proposal becomes the value."""
-    return TGD(trial.agent.parameters(), trial.endpoint.client, **options, **trial.endpoint.step)
+    return TGD(trial.agent.parameters(), trial.endpoint.client, **{**trial.endpoint.step, **options})
 
 
 def improves(trial: Trial) -> TGD:
@@ -88,10 +88,7 @@ def reduced(trial: Trial) -> TGD:
 
 def unlimited(trial: Trial) -> TGD:
     """Return descent by a simulated proposer that reads everything, which tells what the wall is to blame for."""
-    step = {**trial.endpoint.step, "model": "simulated"}
-    return TGD(
-        trial.agent.parameters(), trial.endpoint.client, feedback_tokens=None, constraints=[SHORT], **step
-    )
+    return tgd(trial, feedback_tokens=None, constraints=[SHORT], model="simulated")
 
 
 METHODS: dict[str, MakeOptimizer | None] = {

@@ -87,7 +87,7 @@ def save(lm: str, document: dict[str, Any]) -> Path:
     """Write everything as `results/learning-<lm>.json` and return where."""
     report.RESULTS.mkdir(exist_ok=True)
     path = report.RESULTS / f"learning-{lm}.json"
-    path.write_text(json.dumps({"machine": report.machine(), **document}, indent=1, ensure_ascii=False))
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False))
     return path
 
 
