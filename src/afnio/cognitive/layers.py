@@ -59,6 +59,7 @@ class ChatCompletion(Module):
 class ExactMatchEvaluator(Module):
     """1 per sample that equals its target, else 0.
 
+    >>> from afnio import Variable
     >>> score, explanation = ExactMatchEvaluator()(Variable(["a", "b"]), ["a", "c"])
     >>> score.data, score.samples
     (1, [1, 0])

@@ -51,6 +51,7 @@ class Module(Members, Training):
     `forward` may be a `def`, which serves `agent(…)` and `await agent(…)` as long as it doesn't read a
     pending value, or an `async def`.
 
+    >>> from afnio import Variable
     >>> class Echo(Module):
     ...     def __init__(self):
     ...         super().__init__()

@@ -29,6 +29,7 @@ class priority(Assignment[Priority]):  # noqa: N801
 
     As a `with` block it holds for the block's context; a plain call sets the process default.
 
+    >>> from afnio.runtime.priority import current_priority
     >>> with priority("serving"):
     ...     current_priority().name
     'SERVING'

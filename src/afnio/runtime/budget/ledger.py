@@ -108,6 +108,8 @@ class Spent:
 class Ledger:
     """A snapshot of what was spent; it never changes, and two of them add up.
 
+    >>> from afnio.runtime.budget import Item, Spent
+    >>> from afnio.runtime.events import Usage
     >>> one = Ledger({Item("forward", "https://host", "m"): Spent(calls=2, attempts=3, usage=Usage(20, 4))})
     >>> both = one + one
     >>> both.total.calls, Ledger.from_json(both.to_json()) == both

@@ -25,7 +25,8 @@ class JsonlSink(Sink):
         path: the file, made with mode 0600 where there is none.
         content: whether prompts, replies and samples are written too.
 
-    >>> import tempfile, afnio
+    >>> import json, tempfile, afnio
+    >>> from pathlib import Path
     >>> from afnio.testing import ScriptedClient
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with JsonlSink(Path(folder) / "events.jsonl") as sink:

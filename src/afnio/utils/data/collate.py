@@ -16,6 +16,7 @@ def collate(samples: Sequence[Any]) -> Any:
     `requires_grad` are those of the first sample. A sample whose data is itself a list stays one
     lane, with the list as its data. Everything else becomes a plain list.
 
+    >>> from afnio import Variable
     >>> batch = collate([(Variable("a", role="text"), 1), (Variable("b", role="text"), 2)])
     >>> batch[0].data, batch[1]
     (['a', 'b'], [1, 2])
