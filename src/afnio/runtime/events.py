@@ -254,11 +254,21 @@ def listening() -> bool:
     return bool(_subscribers.get() or _local.get() or recorder.get() is not None)
 
 
-def emit(event: Any) -> None:
-    """Tell the recorder and the subscribers; one that fails is logged and does not stop the others."""
+def audience() -> tuple[Subscriber, ...]:
+    """Return who is told what is emitted here: the recorder first."""
     first = recorder.get()
-    for subscriber in (*(() if first is None else (first,)), *_subscribers.get(), *_local.get()):
-        try:
-            subscriber(event)
-        except Exception:
-            logging.getLogger("afnio").exception("a subscriber failed on %s", type(event).__name__)
+    return (*(() if first is None else (first,)), *_subscribers.get(), *_local.get())
+
+
+def emit(event: Any) -> None:
+    """Tell the recorder and the subscribers."""
+    for subscriber in audience():
+        tell(subscriber, event)
+
+
+def tell(subscriber: Subscriber, event: Any) -> None:
+    """Tell one subscriber; if it fails, that is logged and stops nothing."""
+    try:
+        subscriber(event)
+    except Exception:
+        logging.getLogger("afnio").exception("a subscriber failed on %s", type(event).__name__)
