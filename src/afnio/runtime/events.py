@@ -235,7 +235,14 @@ def subscribed(subscriber: Subscriber) -> Iterator[None]:
 @contextmanager
 def unheard() -> Iterator[None]:
     """Have nobody told of what is launched in the block."""
-    with _subscribers.override(()), _local.override(()), recorder.override(None):
+    with heard_by():
+        yield
+
+
+@contextmanager
+def heard_by(*subscribers: Subscriber) -> Iterator[None]:
+    """Have nobody else told of what happens in the block."""
+    with _subscribers.override(()), _local.override(subscribers), recorder.override(None):
         yield
 
 

@@ -13,9 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import suppress
 from contextvars import Context
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 import anyio
@@ -24,8 +22,8 @@ import anyio.lowlevel
 from afnio.errors import JournalError, ModelError
 from afnio.runtime.budget import Budget, Reservation, current_budgets, reservation_of, time_over
 from afnio.runtime.crowd import Crowd, crowd
-from afnio.runtime.events import audience, subscribed, tell, unheard
-from afnio.runtime.priority import Urgency
+from afnio.runtime.events import audience, heard_by, tell
+from afnio.runtime.loop import Task, loop_time
 from afnio.runtime.trip import Trip, ended, note_unknown, retried, send
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
     from afnio.runtime.call import Call, Reply
     from afnio.runtime.journal import Journal
-    from afnio.runtime.loop import Task
     from afnio.runtime.runtime import Runtime
 
 R = TypeVar("R", bound="Reply")
@@ -57,6 +54,9 @@ class Rider(Generic[R]):
         written: set once the reply is in its journal.
     """
 
+    patience: anyio.CancelScope
+    turn: anyio.Event
+
     def __init__(self, runtime: Runtime, call: Call[R], journal: Journal | None) -> None:
         self.call = call
         self.journal = journal
@@ -65,9 +65,7 @@ class Rider(Generic[R]):
         self.crowd = crowd.get()
         self.reservation = reservation_of(runtime, call.estimate)
         self.ends = self.reservation.deadline
-        self.patience = anyio.CancelScope()
         self.holding: anyio.CancelScope | None = None
-        self.turn = anyio.Event()
         self.started = time.monotonic()
         self.boarded_at = 0.0
         self.landed = False
@@ -102,7 +100,7 @@ class Flight(Trip[R]):
     """
 
     def __init__(self, runtime: Runtime, call: Call[R], key: Hashable, flights: dict[Hashable, Any]) -> None:
-        super().__init__(runtime, replace(call, urgency=Urgency(call.urgency.rank)))
+        super().__init__(runtime, call)
         self.over = False
         self.task: Task | None = None
         self._key = key
@@ -110,7 +108,7 @@ class Flight(Trip[R]):
         self._riders: dict[Rider[R], None] = {}
         self._aboard: dict[Rider[R], None] = {}
         self._grounded: dict[Rider[R], None] = {}
-        self._boarded = anyio.Event()
+        self._boarded: anyio.Event | None = None
         self._ready = False  # somebody has reserved the attempt that is queued or on the wire
         self._sent_at: float | None = None
         # What counts the attempt under way, and for how many of those on board.
@@ -128,12 +126,11 @@ class Flight(Trip[R]):
 
     async def run(self) -> None:
         crowd.set(self._crowd)
-        with (
-            unheard(),
-            subscribed(lambda event: self._tell(self._riders, lambda call: event)),
-            suppress(BaseException),  # the riders have it, each of whom raises it
-        ):
-            await send(self)
+        with heard_by(lambda event: self._tell(self._riders, lambda call: event)):
+            try:
+                await send(self)
+            except BaseException:  # the riders have it, each of whom raises it
+                return
 
     # For riders
 
@@ -145,7 +142,8 @@ class Flight(Trip[R]):
             Overdue: when its own deadline has passed, and others wait on.
         """
         self._riders[rider] = None
-        self._listeners.update(map(id, rider.audience))
+        if rider.audience:
+            self._listeners.update(map(id, rider.audience))
         try:
             with anyio.CancelScope(deadline=rider.ends) as rider.patience:
                 while not rider.landed and not self.over:
@@ -153,7 +151,7 @@ class Flight(Trip[R]):
                         self._board(rider)
                         await rider.turn.wait()
             if rider.patience.cancelled_caught and not rider.landed:
-                if anyio.current_time() < rider.ends:
+                if loop_time() < rider.ends:
                     raise Overdue
                 self._charge_leaver(rider)  # before the error says what was spent
                 raise time_over(rider.budgets)
@@ -190,8 +188,9 @@ class Flight(Trip[R]):
     def _board(self, rider: Rider[R]) -> None:
         rider.turn = anyio.Event()
         brought = rider.reservation.split()
-        self._held |= brought
-        self._payers.update(rider.budgets)
+        if rider.budgets:
+            self._held |= brought
+            self._payers.update(rider.budgets)
         if rider.journal is not None:
             self._journals[rider.journal] += 1
         self._aboard[rider] = None
@@ -199,12 +198,13 @@ class Flight(Trip[R]):
         if self._sent_at is not None:
             for held in brought.values():
                 held.send()
-            rider.boarded_at = anyio.current_time()
+            rider.boarded_at = loop_time()
             if rider.call.deadline > self.patience:
                 self._set_deadlines()
             else:
                 self._set_deadline(rider)
-        self._boarded.set()
+        if self._boarded is not None:
+            self._boarded.set()
         if brought:  # those who wait for room in the same budgets need none
             for other in self._riders:
                 if other.holding is not None and not brought.keys().isdisjoint(other.reservation.budgets):
@@ -251,7 +251,8 @@ class Flight(Trip[R]):
     def _forget(self, rider: Rider[R]) -> None:
         del self._riders[rider]
         self._grounded.pop(rider, None)
-        self._listeners.subtract(map(id, rider.audience))
+        if rider.audience:
+            self._listeners.subtract(map(id, rider.audience))
 
     def _close(self) -> None:
         self.over = True
@@ -290,7 +291,7 @@ class Flight(Trip[R]):
         self._ready = True
 
     def depart(self) -> None:
-        self._sent_at = anyio.current_time()
+        self._sent_at = loop_time()
         self.wire = anyio.CancelScope()
         for held in self._held.values():
             held.send()
@@ -407,7 +408,10 @@ async def share(runtime: Runtime, call: Call[R], journal: Journal | None) -> R:
             flight.task = runtime.spawn(flight.run(), Context())
         await flight.carry(rider)
     if rider.error is not None:
-        raise rider.error
+        try:
+            raise rider.error
+        finally:
+            del rider  # its error's traceback would lead back to it
     if rider.written is not None:
         await rider.written.wait()
     assert rider.reply is not None

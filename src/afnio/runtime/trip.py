@@ -19,6 +19,7 @@ from afnio.runtime.admission import admitter
 from afnio.runtime.budget import reservation_of, time_over
 from afnio.runtime.budget.price import cost
 from afnio.runtime.events import CallEnded, CallRetried, Usage, emit, listening
+from afnio.runtime.loop import Cancelled, loop_time
 from afnio.runtime.output_estimate import DEFAULT_OUTPUT
 from afnio.runtime.retry import retrying
 
@@ -103,7 +104,7 @@ class Solo(Trip[R]):
         super().__init__(runtime, call)
         self._journal = active_journal.get()
         self._reservation = reservation_of(runtime, call.estimate)
-        self._time = anyio.CancelScope(deadline=self._reservation.deadline)
+        self._ends = self._reservation.deadline
 
     async def send(self, failed: TransientModelError | None = None) -> R:
         """Send the call until it has a reply, has failed for good, or a budget's time is over.
@@ -112,16 +113,19 @@ class Solo(Trip[R]):
             failed: why the first attempt, which was made elsewhere, has failed.
         """
         self.attempts = 0 if failed is None else 1
-        with self._reservation, self._time:
-            return await send(self, failed)
-        raise time_over(self._reservation.budgets)
+        with self._reservation:
+            if self._ends == math.inf:
+                return await send(self, failed)
+            with anyio.CancelScope(deadline=self._ends):
+                return await send(self, failed)
+            raise time_over(self._reservation.budgets)
 
     async def hold(self) -> None:
         await self._reservation.hold()
 
     def depart(self) -> None:
         self._reservation.attempt()
-        self.wire = anyio.CancelScope(deadline=anyio.current_time() + self.patience)
+        self.wire = anyio.CancelScope(deadline=loop_time() + self.patience)
 
     def settle(self, reply: R) -> None:
         self._reservation.settle(reply.usage)
@@ -140,8 +144,9 @@ class Solo(Trip[R]):
 
     def end(self, reply: R | None, error: BaseException | None) -> None:
         if listening():
-            late = error is not None and self._time.cancel_called
-            emit(ended(self.call, self, reply, time_over(self._reservation.budgets) if late else error))
+            if isinstance(error, Cancelled) and loop_time() >= self._ends:
+                error = time_over(self._reservation.budgets)
+            emit(ended(self.call, self, reply, error))
 
 
 async def send(trip: Trip[R], failed: TransientModelError | None = None) -> R:
