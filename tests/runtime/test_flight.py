@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +17,8 @@ from virtual import virtual_runtime
 
 import afnio
 from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError
-from afnio.models import ChatResponse, Usage
-from afnio.runtime import current_runtime
+from afnio.models import ChatClient, ChatResponse, Usage
+from afnio.runtime import Account, current_runtime
 from afnio.runtime.admission import admitter
 from afnio.runtime.events import CallEnded, subscribed
 from afnio.runtime.flight import _Flights
@@ -339,3 +341,98 @@ def test_urgency_is_that_of_the_most_urgent(rank: Any) -> None:
         return [request.messages[0]["content"] for request in client.requests]
 
     assert (["wire", "b", "a"] if rank == "serving" else ["wire", "a", "b"]) == played(main)
+
+
+class Twin(ChatClient):
+    """One of several clients of an account, with a deadline of its own and a script that they share."""
+
+    def __init__(
+        self, account: Account, script: Callable[[], Awaitable[ChatResponse]], timeout: float
+    ) -> None:
+        super().__init__(account, timeout=timeout)
+        self.script = script
+
+    async def send(self, request: Any) -> ChatResponse:
+        return await self.script()
+
+
+class Traffic:
+    """Callers that come and go at random, under nested budgets, on a provider that fails at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.sent = self.open = self.answered = 0
+        account = Account("https://twins", str(seed))
+        self.clients = [Twin(account, self.reply, timeout) for timeout in (2.0, 5.0, 600.0)]
+        self.outer = afnio.budget(max_tokens=self.draw.choice([150, 400, 10_000]))
+        self.inner = [
+            afnio.budget(max_calls=self.draw.choice([1, 3, 100])),
+            afnio.budget(max_seconds=self.draw.uniform(0.1, 20.0)),
+        ]
+        self.outcomes: list[Any] = []
+        self.refused_without_budget = False
+
+    async def reply(self) -> ChatResponse:
+        self.sent += 1
+        self.open += 1
+        try:
+            await anyio.sleep(self.draw.choice([0.0, 1.0, 3.0, 10.0]))
+        finally:
+            self.open -= 1
+        kind = self.draw.random()
+        if kind < 0.3:
+            raise TransientModelError("busy", status=self.draw.choice([500, 504]))
+        if kind < 0.35:
+            raise FinalModelError("no", status=400)
+        self.answered += 1
+        return REPLY
+
+    async def caller(self) -> None:
+        budgets = [
+            *self.draw.choice([[], [self.outer]]),
+            *self.draw.choice([[], [self.inner[0]], self.inner]),
+        ]
+        client = self.draw.choice(self.clients)
+        patience = self.draw.choice([math.inf, math.inf, self.draw.uniform(0.0, 10.0)])
+        await anyio.sleep(self.draw.uniform(0.0, 10.0))
+        try:
+            with ExitStack() as blocks:
+                for budget in budgets:
+                    blocks.enter_context(budget)
+                asked = client.achat(messages=MESSAGES, model="m", temperature=0, max_completion_tokens=50)
+                reply = await leave_after(patience, asked)
+            assert reply is not None or patience < math.inf
+            self.outcomes.append(reply)
+        except (BudgetExceeded, TransientModelError, FinalModelError) as error:
+            self.outcomes.append(error)
+            self.refused_without_budget |= isinstance(error, BudgetExceeded) and not budgets
+
+    async def run(self) -> None:
+        with anyio.fail_after(20_000):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(self.caller)
+        await anyio.sleep(0.1)
+        assert 0 == admitter(current_runtime(), self.clients[0].account).in_flight
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_traffic(seed: int) -> None:
+    """Everybody gets an outcome, nothing stays reserved, no limit is passed, no ledger counts more than was sent."""
+    traffic = Traffic(seed)
+    played(traffic.run)
+    assert (20, 0, False) == (len(traffic.outcomes), traffic.open, traffic.refused_without_budget)
+    replies = sum(isinstance(outcome, ChatResponse) for outcome in traffic.outcomes)
+    # Who leaves counts the attempt at its reserve, and who joins it later with the same budget counts it anew.
+    most = traffic.sent + 20 - replies
+    for budget in (traffic.outer, *traffic.inner):
+        assert (0, (0, 0, 0)) == (budget.balance.open, tuple(budget.balance.promised))
+        total = budget.ledger.total
+        assert [] == list(budget.caps.exceeded(total.amount))
+        assert tuple(total.amount)[:2] == tuple(budget.balance.spent)[:2]
+        assert total.attempts <= most
+        assert total.calls <= traffic.answered
+        assert total.usage.total_tokens == 20 * total.calls
+    for client in traffic.clients:
+        assert client.get_usage()["calls"] <= traffic.answered
+    assert (traffic.answered > 0) >= (replies > 0)
