@@ -1,6 +1,6 @@
 """Call: the path that every language model call takes, whoever makes it.
 
-identify → journal? → single-flight → reserve budget → admission (priority, in flight, requests/min,
+identify → journal? → reserve budget → single-flight → admission (priority, in flight, requests/min,
 tokens/min) → attempt (deadline) → classify → retry | fail | record → settle budget and admission
 """
 

@@ -39,7 +39,7 @@ class Record:
         attempts: how often the call was sent.
         seconds: what it took, from admission on.
         created: seconds since 1970 UTC.
-        kind: "reply"; "shared" for a reply that another call in flight paid for; "failed" for an attempt
+        kind: "reply"; "shared" for a reply that another record of this journal counts; "failed" for an attempt
             that was paid and gave nothing; "unknown" for one that timed out on the wire and may have been
             paid. The first two answer a call, all but "shared" count as spent.
         reusable: whether another address may be answered with it: not a refusal, not a truncation.
