@@ -165,10 +165,11 @@ def test_the_scripted_client_says_when_its_script_is_short_or_wrong():
         (Usage(-1000, -1000), (10, 50)),
         (Usage(10**20, 7, 10**20), (10, 7)),
         (Usage(5.5, 7), (6, 7)),  # type: ignore[arg-type]
+        (Usage(5.0, 7), (5, 7)),  # type: ignore[arg-type]
         (Usage(None, 7), (0, 7)),  # type: ignore[arg-type]
         (Usage(float("nan"), "many"), (10, 50)),  # type: ignore[arg-type]
     ],
-    ids=["negative", "huge", "fraction", "none", "no number"],
+    ids=["negative", "huge", "fraction", "float", "none", "no number"],
 )
 def test_usage_that_cant_be_true(
     usage: Usage, counted: tuple[int, int], temperature: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -181,10 +182,12 @@ def test_usage_that_cant_be_true(
         for number in range(3):
             replies.append(client.chat(messages=[{"role": "user", "content": f"{number} {'x' * 20}"}], **ask))
     assert ["ok"] * 3 == [reply.content for reply in replies]
+    assert {int} == {type(reply.usage.prompt_tokens) for reply in replies}
     assert {counted} == {(reply.usage.prompt_tokens, reply.usage.completion_tokens) for reply in replies}
     tokens = 3 * sum(counted)
     assert (3, tokens) == (spending.ledger.total.calls, spending.ledger.total.usage.total_tokens)
     assert (3, tokens) == (client.get_usage()["calls"], client.get_usage()["total_tokens"])
     stat = Journal.stat(tmp_path / "j").total
     assert (3, tokens) == (stat.calls, stat.usage.total_tokens)
-    assert 1 == sum("which can't be true" in record.message for record in caplog.records)
+    said = sum("impossible token count" in record.message for record in caplog.records)
+    assert (0 if usage == Usage(*counted) else 1) == said

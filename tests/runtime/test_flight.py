@@ -20,9 +20,11 @@ from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatResponse, Usage
 from afnio.runtime import Account, current_runtime
 from afnio.runtime.admission import admitter
-from afnio.runtime.events import CallEnded, subscribed
+from afnio.runtime.events import CallEnded, CallRetried, LimitsLearnt, subscribe, subscribed
 from afnio.runtime.flight import _Flights
 from afnio.runtime.journal import Journal
+from afnio.runtime.permit import hear_limits
+from afnio.runtime.server_limits import Reading
 from afnio.testing import ScriptedClient
 
 T = TypeVar("T")
@@ -305,6 +307,35 @@ def test_a_retry_is_one_for_all() -> None:
 
     assert [("yes", 2), ("yes", 1)] == played(lambda: outcomes(lambda: counted(0), lambda: counted(2)))
     assert 2 == len(client.requests)
+
+
+def test_each_subscriber_hears_a_shared_call_once() -> None:
+    """Retries and learnt limits too, of whichever caller it listens to; the process's subscribers as well."""
+    script = iter([TransientModelError("busy", retry_after=5.0), REPLY])
+
+    async def reply(request: Any) -> Any:
+        hear_limits(Reading(100, 99, 60.0), None)
+        return next(script)
+
+    client = ScriptedClient(reply, latency=1.0)
+    heard: dict[str, list[Any]] = {"a": [], "b": [], "all": []}
+
+    async def listening(name: str) -> str:
+        with subscribed(heard[name].append):
+            return await ask(client)
+
+    async def main() -> list[Any]:
+        unsubscribe = subscribe(heard["all"].append)
+        try:
+            return await outcomes(*[lambda name=name: listening(name) for name in "aabb"])
+        finally:
+            unsubscribe()
+
+    assert ["yes"] * 4 == played(main)
+    kinds = [LimitsLearnt, CallRetried, CallEnded]
+    for events in heard.values():
+        assert kinds == [type(event) for event in events if type(event) in kinds]
+    assert heard["a"][-1].address != heard["b"][-1].address
 
 
 def test_nobody_is_left_on_the_wire() -> None:

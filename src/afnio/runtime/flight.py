@@ -1,9 +1,9 @@
 """Flight: one call on its way that several callers wait for (single-flight).
 
 A flight belongs to none of them: it runs in a context of its own, at the urgency of the most urgent and with
-the deadline of the most patient. Each rider has its own budgets, journal, subscribers and deadlines. It
-reserves before it boards; whatever counts money (a budget, a journal, a client, a subscriber) counts a flight
-once, however many riders share it.
+the deadline of the most patient. Each rider keeps its own budgets, journal, subscribers and deadline, and
+reserves before it boards. Whatever counts money (a budget, a journal, a client, a subscriber) counts an
+attempt once, however many of its riders share it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import anyio.lowlevel
 from afnio.errors import JournalError, ModelError
 from afnio.runtime.budget import Budget, Reservation, current_budgets, reservation_of, time_over
 from afnio.runtime.crowd import Crowd, crowd
-from afnio.runtime.events import audience, heard_by, tell
+from afnio.runtime.events import Subscriber, audience, heard_by, tell
 from afnio.runtime.loop import Task, loop_time
 from afnio.runtime.trip import Trip, ended, note_unknown, retried, send
 
@@ -61,7 +61,8 @@ class Rider(Generic[R]):
         self.call = call
         self.journal = journal
         self.budgets = current_budgets()
-        self.audience = audience()
+        # Two that are equal are one: the same method of the same object.
+        self.audience = {_hashable(subscriber): subscriber for subscriber in audience()}
         self.crowd = crowd.get()
         self.reservation = reservation_of(runtime, call.estimate)
         self.ends = self.reservation.deadline
@@ -92,7 +93,7 @@ class Flight(Trip[R]):
     """A call in a task of its own; its riders come and go.
 
     A rider is on board from when its budgets have room, waits on the ground between two attempts, and then
-    reserves anew. What its budgets have no room for it doesn't share.
+    reserves anew. It doesn't share what its budgets have no room for.
 
     Attributes:
         over: whether nobody can board any more.
@@ -116,7 +117,7 @@ class Flight(Trip[R]):
         self._payers: Counter[Budget] = Counter()
         self._journals: Counter[Journal] = Counter()
         # Of all riders.
-        self._listeners: Counter[int] = Counter()
+        self._listeners: Counter[Hashable] = Counter()
         self._crowd = Crowd()
 
     @property
@@ -143,7 +144,7 @@ class Flight(Trip[R]):
         """
         self._riders[rider] = None
         if rider.audience:
-            self._listeners.update(map(id, rider.audience))
+            self._listeners.update(rider.audience.keys())
         try:
             with anyio.CancelScope(deadline=rider.ends) as rider.patience:
                 while not rider.landed and not self.over:
@@ -164,7 +165,7 @@ class Flight(Trip[R]):
         self._leave(rider, None)
 
     async def _has_room(self, rider: Rider[R]) -> bool:
-        """Reserve in those budgets of `rider` that nobody on board has brought; False if it is too late to board."""
+        """Reserve in those budgets of `rider` that nobody on board has brought; False if the flight is over."""
         reservation = rider.reservation
         while True:
             missing = self._missing(rider)
@@ -220,8 +221,8 @@ class Flight(Trip[R]):
             self._charge_leaver(rider)
             self._forget(rider)
             if error is not None:
-                for subscriber in rider.audience:
-                    if not self._listeners[id(subscriber)]:
+                for listener, subscriber in rider.audience.items():
+                    if not self._listeners[listener]:
                         tell(subscriber, ended(rider.call, self, None, error))
         if rider.reservation.held:
             rider.reservation.release()
@@ -238,8 +239,7 @@ class Flight(Trip[R]):
         sent = self._sent_at is not None
         self._payers.subtract(rider.budgets)
         for budget in rider.budgets:
-            if not self._payers[budget]:
-                held = self._held.pop(budget)
+            if not self._payers[budget] and (held := self._held.pop(budget, None)) is not None:
                 held.unknown() if sent else held.release()
         if rider.journal is not None:
             self._journals[rider.journal] -= 1
@@ -252,7 +252,7 @@ class Flight(Trip[R]):
         del self._riders[rider]
         self._grounded.pop(rider, None)
         if rider.audience:
-            self._listeners.subtract(map(id, rider.audience))
+            self._listeners.subtract(rider.audience.keys())
 
     def _close(self) -> None:
         self.over = True
@@ -311,6 +311,7 @@ class Flight(Trip[R]):
         for held in self._held.values():
             held.charge(reply.usage)
         self._held.clear()
+        self._sent_at = None
 
     def failed(self, error: ModelError) -> None:
         for held in self._held.values():
@@ -381,11 +382,11 @@ class Flight(Trip[R]):
 
     def _tell(self, riders: Iterable[Rider[R]], event: Callable[[Call[R]], Any]) -> None:
         """Tell whoever listens to the riders: of the first one that each of them listens to."""
-        told: set[int] = set()
+        told: set[Hashable] = set()
         for rider in riders:
-            for subscriber in rider.audience:
-                if id(subscriber) not in told:
-                    told.add(id(subscriber))
+            for listener, subscriber in rider.audience.items():
+                if listener not in told:
+                    told.add(listener)
                     tell(subscriber, event(rider.call))
 
 
@@ -416,6 +417,14 @@ async def share(runtime: Runtime, call: Call[R], journal: Journal | None) -> R:
         await rider.written.wait()
     assert rider.reply is not None
     return rider.reply
+
+
+def _hashable(subscriber: Subscriber) -> Hashable:
+    try:
+        hash(subscriber)
+    except TypeError:
+        return id(subscriber)
+    return subscriber
 
 
 def _own(error: BaseException) -> BaseException:

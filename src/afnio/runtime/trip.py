@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Reply")
 
 MOST_TOKENS: Final = 100_000_000
-"""A higher count of one reply can't be true: the largest contexts are a tenth of it."""
+"""A higher count is impossible for one reply: the largest contexts are a tenth of it."""
 
 _noted: Final[set[Account]] = set()
 
@@ -282,10 +282,10 @@ def ended(call: Call[R], trip: Trip[R], reply: R | None, error: BaseException | 
 
 
 def _counted(call: Call[R], reply: R) -> R:
-    """Return the reply with counts that can be true: the only ones that budgets and ledgers ever see.
+    """Return the reply with possible token counts, the only ones that budgets, journals and events ever see.
 
-    A count that can't be is replaced by what was expected of the call, as 0 would make the reply free and a
-    huge one would end every budget.
+    An impossible count is replaced by what was expected of the call: 0 would make the reply free, and a huge
+    number would end every budget.
     """
     usage = reply.usage
     expected = Usage(call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
@@ -295,12 +295,13 @@ def _counted(call: Call[R], reply: R) -> R:
         _count(usage.cached_tokens, 0),
         _count(usage.reasoning_tokens, 0),
     )
-    if possible == usage:
+    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
+    if possible == usage and all(isinstance(count, int) for count in counts):
         return reply
-    if call.account not in _noted:
+    if possible != usage and call.account not in _noted:
         _noted.add(call.account)
         logging.getLogger("afnio").warning(
-            "%s says that a reply used %s, which can't be true; it counts as %s, and this is said once",
+            "%s reported an impossible token count (%s), which is counted as %s; this is said once",
             call.account.url,
             usage,
             possible,
@@ -309,7 +310,7 @@ def _counted(call: Call[R], reply: R) -> R:
 
 
 def _count(tokens: Any, otherwise: int) -> int:
-    """Return a count of tokens as a whole number, 0 for none; `otherwise` where it can't be true."""
+    """Return a count of tokens as a whole number, 0 for None; `otherwise` if it is impossible."""
     try:
         whole = math.ceil(tokens or 0)
     except (TypeError, ValueError, OverflowError):  # no number, NaN, infinite
