@@ -18,6 +18,7 @@ from virtual import virtual_runtime
 import afnio
 from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatResponse, Usage
+from afnio.models.prices import price_of
 from afnio.runtime import Account, current_runtime
 from afnio.runtime.admission import admitter
 from afnio.runtime.events import CallEnded, CallRetried, LimitsLearnt, subscribe, subscribed
@@ -31,6 +32,12 @@ T = TypeVar("T")
 
 REPLY = ChatResponse(content="yes", finish_reason="stop", usage=Usage(10, 10))
 MESSAGES = [{"role": "user", "content": "same"}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prices() -> None:
+    """Have price files read before, which takes longer than a thread is waited for on the virtual clock."""
+    price_of("m", "scripted://model")
 
 
 def played(program: Callable[[], Awaitable[T]]) -> T:
