@@ -288,16 +288,11 @@ def _counted(call: Call[R], reply: R) -> R:
     number would end every budget.
     """
     usage = reply.usage
-    expected = Usage(call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
-    possible = Usage(
-        _count(usage.prompt_tokens, expected.prompt_tokens),
-        _count(usage.completion_tokens, expected.completion_tokens),
-        _count(usage.cached_tokens, 0),
-        _count(usage.reasoning_tokens, 0),
-    )
     counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
-    if possible == usage and all(isinstance(count, int) for count in counts):
+    if all(isinstance(count, int) and 0 <= count <= MOST_TOKENS for count in counts):
         return reply
+    expected = (call.prompt_tokens, call.max_output or DEFAULT_OUTPUT, 0, 0)
+    possible = Usage(*map(_count, counts, expected))
     if possible != usage and call.account not in _noted:
         _noted.add(call.account)
         logging.getLogger("afnio").warning(
