@@ -72,7 +72,9 @@ class CheckpointError(AfnioError, ValueError):
 
 
 class BudgetExceeded(AfnioError):  # noqa: N818 - an end that was asked for, not a fault
-    """A budget leaves no room for another attempt; calls under way finish, nothing new is sent.
+    """A budget leaves no room for another attempt, so nothing new is sent.
+
+    Calls under way finish, unless it is the time that is over: then they are cut off.
 
     Attributes:
         limit: which one: "max_calls", "max_tokens", "max_cost" or "max_seconds".

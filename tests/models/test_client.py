@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from afnio.errors import BlockingReadError, FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatResponse, Usage
 from afnio.runtime import Account, retry
 from afnio.runtime.events import CallEnded, CallRetried, subscribed
+from afnio.runtime.journal import Journal
 from afnio.testing import ScriptedClient
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -154,3 +156,38 @@ def test_the_scripted_client_says_when_its_script_is_short_or_wrong():
     with pytest.raises(TypeError, match="a script replies texts, dicts"):
         ScriptedClient(lambda request: 3).chat(messages=HELLO, model="m")
     assert '{"é": 1}' == ScriptedClient({"é": 1}).chat(messages=HELLO, model="m").content
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        (Usage(-1000, -1000), (10, 50)),
+        (Usage(10**20, 7, 10**20), (10, 7)),
+        (Usage(5.5, 7), (6, 7)),  # type: ignore[arg-type]
+        (Usage(5.0, 7), (5, 7)),  # type: ignore[arg-type]
+        (Usage(None, 7), (0, 7)),  # type: ignore[arg-type]
+        (Usage(float("nan"), "many"), (10, 50)),  # type: ignore[arg-type]
+    ],
+    ids=["negative", "huge", "fraction", "float", "none", "no number"],
+)
+def test_usage_that_cant_be_true(
+    usage: Usage, counted: tuple[int, int], temperature: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reply is used, what was expected of the call is counted, everywhere; the log says so once."""
+    client = ScriptedClient(ChatResponse(content="ok", finish_reason="stop", usage=usage))
+    ask = {"model": "m", "max_tokens": 50, "temperature": temperature}
+    replies = []
+    with afnio.journal(tmp_path / "j"), afnio.budget(max_tokens=1000) as spending:
+        for number in range(3):
+            replies.append(client.chat(messages=[{"role": "user", "content": f"{number} {'x' * 20}"}], **ask))
+    assert ["ok"] * 3 == [reply.content for reply in replies]
+    assert {int} == {type(reply.usage.prompt_tokens) for reply in replies}
+    assert {counted} == {(reply.usage.prompt_tokens, reply.usage.completion_tokens) for reply in replies}
+    tokens = 3 * sum(counted)
+    assert (3, tokens) == (spending.ledger.total.calls, spending.ledger.total.usage.total_tokens)
+    assert (3, tokens) == (client.get_usage()["calls"], client.get_usage()["total_tokens"])
+    stat = Journal.stat(tmp_path / "j").total
+    assert (3, tokens) == (stat.calls, stat.usage.total_tokens)
+    said = sum("impossible token count" in record.message for record in caplog.records)
+    assert (0 if usage == Usage(*counted) else 1) == said

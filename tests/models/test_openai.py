@@ -8,6 +8,7 @@ import json
 import socket
 import time
 
+import anyio
 import httpx2
 import openai
 import pytest
@@ -220,6 +221,34 @@ async def test_limits_hold_on_the_wire_for_all_clients_of_an_account():
         one, two = client(provider, limits=afnio.Limits(max_in_flight=5)), client(provider)
         await afnio.resolve([lm._launch(HELLO, "m", {}) for _ in range(20) for lm in (one, two)])
         assert (40, 5) == (provider.stats()["requests"], provider.stats()["peak_in_flight"])
+
+
+def test_what_changes_the_reply_is_part_of_the_request(tmp_path):
+    """Headers, organization, project and query; not timeouts, limits or keys. Equal calls at once stay apart."""
+
+    async def main():
+        async with Provider(lm=say("hi"), latency=0.05) as provider:
+            plain = client(provider)
+            same = [client(provider, timeout=5.0), client(provider, default_headers={"Authorization": "x"})]
+            others = [
+                client(provider, default_headers={"x-tenant": "a"}),
+                client(provider, default_headers={"X-Tenant": "b"}),
+                client(provider, organization="o"),
+                client(provider, project="p"),
+            ]
+            assert [""] * 3 == [lm.variant for lm in (plain, *same)]
+            assert 4 == len({lm.variant for lm in others})
+            assert others[0].variant == client(provider, default_headers={"X-Tenant": "a"}).variant
+            assert "tenant" not in others[0].variant
+            calls = [lm._launch(HELLO, "m", {"temperature": 0}) for lm in (plain, same[0], *others)]
+            await afnio.resolve(calls)
+            assert 5 == provider.stats()["requests"]
+            for lm in (plain, *others, plain, *others):
+                async with afnio.journal(tmp_path / "j", "reuse"):
+                    await ask(lm)
+            assert 10 == provider.stats()["requests"]
+
+    anyio.run(main)
 
 
 # Options ---------------------------------------------------------------------------------------

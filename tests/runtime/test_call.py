@@ -43,7 +43,12 @@ def call(script: list[BaseException | None], deadline: float = 600.0) -> Call[Re
 
 
 def made(attempt: Any, deadline: float) -> Call[Reply]:
-    codec = Codec(encode=lambda reply: b"", decode=lambda payload: Reply(), reusable=lambda reply: True)
+    codec = Codec(
+        encode=lambda reply: b"",
+        decode=lambda payload: Reply(),
+        reusable=lambda reply: True,
+        recount=lambda reply, usage: reply,
+    )
     return Call(
         address="scope/1/forward",
         scope="scope",
@@ -62,7 +67,7 @@ async def run(asked: Call[Reply]) -> tuple[list[Any], Reply | BaseException]:
     events: list[Any] = []
     with subscribed(events.append):
         try:
-            return events, (await perform(FakeRuntime(), asked)).reply  # type: ignore[arg-type]
+            return events, await perform(FakeRuntime(), asked)  # type: ignore[arg-type]
         except Exception as error:
             return events, error
 

@@ -69,6 +69,27 @@ def test_exit_with_pending_work() -> None:
     assert "3 launches pending and 3 calls under way" in line
 
 
+def test_exit_with_nothing_pending() -> None:
+    """A program that ends as soon as its last value is there is told of nothing."""
+    run = script(
+        """
+        from afnio.runtime.launch import Job
+        from afnio.runtime.loop import LoopThread
+        fill, post, closing = Job.fill, LoopThread.post, threading.Event()
+        def filled(job, outcomes):
+            fill(job, outcomes)  # which wakes the reader, who ends the program
+            assert closing.wait(10)
+        def posted(loop, function, *args):
+            post(loop, function, *args)
+            if function.__name__ == "_begin_close":
+                closing.set()
+        Job.fill, LoopThread.post = filled, posted
+        print(ask(ScriptedClient("hi")).data)
+        """
+    )
+    assert (0, "hi\n", "") == (run.returncode, run.stdout, run.stderr)
+
+
 def test_exit_with_a_blocked_callable() -> None:
     """A callable that never returns doesn't keep the interpreter from exiting."""
     run = script(

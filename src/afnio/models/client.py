@@ -20,8 +20,9 @@ CODEC: Final = Codec(
     encode=lambda response: response.model_dump_json().encode(),
     decode=ChatResponse.model_validate_json,
     reusable=lambda response: response.complete,
+    recount=lambda response, usage: response.model_copy(update={"usage": usage}),
 )
-"""How replies are kept in a journal."""
+"""How replies are kept in a journal, and given other counts."""
 
 
 class ChatClient(ABC):
@@ -43,6 +44,9 @@ class ChatClient(ABC):
         self.timeout = timeout
         self.json_schema = True
         """Whether the endpoint takes `json_schema` response formats; learnt from its refusals."""
+        self.variant = ""
+        """What this client adds to each request that may change the reply, such as headers, as one text; part
+        of the request's key. Where it may hold secrets, make it a digest."""
         self._counted: dict[str, tuple[int, Usage]] = {}
 
     @abstractmethod
@@ -82,7 +86,8 @@ class ChatClient(ABC):
         call = Call(
             address=job.call_address(purpose),
             scope=job.launch.scope.path,
-            key=request.key(self.account.url),
+            key=request.key(self.account.url, self.variant),
+            plain_key=request.key(self.account.url) if self.variant else None,
             deterministic=request.params.get("temperature") == 0,
             codec=CODEC,
             account=self.account,
@@ -98,12 +103,13 @@ class ChatClient(ABC):
             request=request,
             node=job.launch.address,
             lane=job.lane,
+            count=self._count,
         )
-        response, paid = await perform(runtime, call)
-        if paid:
-            calls, usage = self._counted.get(purpose, (0, Usage()))
-            self._counted[purpose] = (calls + 1, usage + response.usage)
-        return response
+        return await perform(runtime, call)
+
+    def _count(self, purpose: str, usage: Usage) -> None:
+        calls, total = self._counted.get(purpose, (0, Usage()))
+        self._counted[purpose] = (calls + 1, total + usage)
 
     @final
     def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:

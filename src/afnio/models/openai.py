@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import inspect
+import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
@@ -31,6 +32,8 @@ PATH: Final = "chat/completions"
 DEFAULT_URL: Final = "https://api.openai.com/v1"
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options that change a request in ways which only the SDK's own transport knows."""
+_CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
+"""Headers that say who asks, and not what is asked."""
 _SECRET: Final = 8
 """A key of fewer characters is none that has to be kept out of error texts."""
 
@@ -80,7 +83,9 @@ class AsyncOpenAI(ChatClient):
             http_client is not None or callable(api_key) or any(options.get(name) for name in _BY_SDK)
         )
         self._authorization = _basic_authorization(self._sdk)
-        super().__init__(_account(self._sdk, self._secrets()), limits=limits, timeout=timeout)
+        headers = options.get("default_headers") or {}
+        super().__init__(_account(self._sdk, self._secrets(), headers), limits=limits, timeout=timeout)
+        self.variant = _variant(self._sdk, headers)
 
     @property
     def base_url(self) -> str:
@@ -293,11 +298,30 @@ def _basic_authorization(sdk: Any) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
 
 
-def _account(sdk: Any, secrets: Sequence[str]) -> Account:
+def _account(sdk: Any, secrets: Sequence[str], headers: Mapping[str, Any]) -> Account:
     netloc = urlsplit(str(sdk.base_url)).netloc
     identity = [*secrets, netloc, sdk.organization, sdk.project]
+    identity += sorted(str(value) for name, value in headers.items() if name.lower() in _CREDENTIALS)
     secret = hashlib.sha256("\0".join(map(str, identity)).encode())
     return Account(_without_credentials(str(sdk.base_url)), secret.hexdigest()[:16])
+
+
+def _variant(sdk: Any, headers: Mapping[str, Any]) -> str:
+    """Return a digest of what a client adds to each request and may change the reply, "" if that is nothing.
+
+    Not its credentials, which may differ from run to run: those tell accounts apart.
+    """
+    added = {
+        "headers": sorted(
+            (name.lower(), str(value)) for name, value in headers.items() if name.lower() not in _CREDENTIALS
+        ),
+        "query": sorted((name, str(value)) for name, value in sdk.default_query.items()),
+        "organization": sdk.organization,
+        "project": sdk.project,
+    }
+    if not any(added.values()):
+        return ""
+    return hashlib.sha256(json.dumps(added).encode()).hexdigest()
 
 
 def _without_credentials(url: str) -> str:

@@ -76,11 +76,18 @@ class ChatRequest:
             self._encoded.append(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
         return self._encoded[0]
 
-    def key(self, url: str) -> str:
-        """Return a digest of everything that can change the reply of the endpoint at `url`."""
+    def key(self, url: str, variant: str = "") -> str:
+        """Return a digest of everything that can change the reply of the endpoint at `url`.
+
+        Args:
+            variant: what the client adds to the request.
+        """
         digest = hashlib.sha256(url.encode())
         digest.update(b"\0")
         digest.update(self.encoded)
+        if variant:
+            digest.update(b"\0")
+            digest.update(variant.encode())
         return digest.hexdigest()
 
 

@@ -28,6 +28,10 @@ class Crowd:
         self.calls = 0
         self.waited = 0
 
+    def count(self, *, waits: bool) -> None:
+        self.calls += 1
+        self.waited += waits
+
     @property
     def dense(self) -> bool:
         return self.calls > 0 and self.waited >= CROWDED * self.calls
@@ -41,5 +45,4 @@ def count_call(*, waits: bool) -> None:
     """Count a call of the context; on the runtime's thread."""
     counting = crowd.get()
     if counting is not None:
-        counting.calls += 1
-        counting.waited += waits
+        counting.count(waits=waits)

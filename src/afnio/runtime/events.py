@@ -235,7 +235,14 @@ def subscribed(subscriber: Subscriber) -> Iterator[None]:
 @contextmanager
 def unheard() -> Iterator[None]:
     """Have nobody told of what is launched in the block."""
-    with _subscribers.override(()), _local.override(()), recorder.override(None):
+    with heard_by():
+        yield
+
+
+@contextmanager
+def heard_by(*subscribers: Subscriber) -> Iterator[None]:
+    """Have nobody else told of what happens in the block."""
+    with _subscribers.override(()), _local.override(subscribers), recorder.override(None):
         yield
 
 
@@ -254,11 +261,21 @@ def listening() -> bool:
     return bool(_subscribers.get() or _local.get() or recorder.get() is not None)
 
 
-def emit(event: Any) -> None:
-    """Tell the recorder and the subscribers; one that fails is logged and does not stop the others."""
+def audience() -> tuple[Subscriber, ...]:
+    """Return who is told what is emitted here: the recorder first."""
     first = recorder.get()
-    for subscriber in (*(() if first is None else (first,)), *_subscribers.get(), *_local.get()):
-        try:
-            subscriber(event)
-        except Exception:
-            logging.getLogger("afnio").exception("a subscriber failed on %s", type(event).__name__)
+    return (*(() if first is None else (first,)), *_subscribers.get(), *_local.get())
+
+
+def emit(event: Any) -> None:
+    """Tell the recorder and the subscribers."""
+    for subscriber in audience():
+        tell(subscriber, event)
+
+
+def tell(subscriber: Subscriber, event: Any) -> None:
+    """Tell one subscriber; if it fails, that is logged and stops nothing."""
+    try:
+        subscriber(event)
+    except Exception:
+        logging.getLogger("afnio").exception("a subscriber failed on %s", type(event).__name__)

@@ -224,14 +224,6 @@ class Runtime:
         if self.closed or self.pid != os.getpid():
             return
         self.closed = True
-        pending, calls = len(self.launches), self.calls_open
-        if pending:
-            logging.getLogger("afnio").warning(
-                "the runtime was closed with %d launches pending and %d calls under way; they have been "
-                "cancelled",
-                pending,
-                calls,
-            )
         ended = threading.Event()
         try:
             self.post(self._begin_close, ended.set)
@@ -247,6 +239,14 @@ class Runtime:
             self.bury(launch, error)
 
     def _begin_close(self, then: Callable[[], None]) -> None:
+        # Counted here: a launch wakes its readers, who may close the runtime, just before it is let go.
+        if self.launches:
+            logging.getLogger("afnio").warning(
+                "the runtime was closed with %d launches pending and %d calls under way; they have been "
+                "cancelled",
+                len(self.launches),
+                self.calls_open,
+            )
         for launch in list(self.launches):
             self.cancel(launch)
         self._pump()

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog
@@ -146,6 +147,44 @@ def test_a_cancelled_call_is_unknown(tmp_path: Path) -> None:
 
     stat = Journal.stat(tmp_path / "j").total
     assert (1, 100) == (stat.unknown, stat.reserved.completion_tokens)
+
+
+def test_time_ends_what_is_on_the_wire(tmp_path: Path) -> None:
+    """A call that hangs is cut off when the time is over, and counts as unknown, in the journal too."""
+    client = ScriptedClient("late", latency=1000.0)
+    with virtual_runtime() as clock, afnio.budget(max_seconds=3, max_tokens=1000) as budget:
+        with (
+            afnio.journal(tmp_path / "j"),
+            pytest.raises(BudgetExceeded, match="max_seconds=3 are over .* 1 attempts .1 unknown.") as caught,
+        ):
+            client.chat(**ASK, max_completion_tokens=100)
+        assert 2.5 < clock.now < 3.5
+    total = budget.ledger.total
+    assert ("max_seconds", 1, 100) == (caught.value.limit, total.unknown, total.reserved.completion_tokens)
+    assert 0 == client._open
+    from afnio.runtime.journal import Journal
+
+    assert (0, 1) == (Journal.stat(tmp_path / "j").total.calls, Journal.stat(tmp_path / "j").total.unknown)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_time_ends_calls_that_queue(temperature: int) -> None:
+    """One on the wire, one in the queue, one between two attempts: all end when the time is over."""
+
+    async def play(request: Any) -> str:
+        if request.messages[0]["content"] == "busy":
+            raise TransientModelError("busy", retry_after=1000.0)
+        await anyio.sleep(1000.0)
+        return ""
+
+    client = ScriptedClient(play, limits=afnio.Limits(max_in_flight=1))
+    with virtual_runtime() as clock, afnio.budget(max_seconds=3) as budget:
+        messages = [{"role": "user", "content": [afnio.Variable("{x}")]}]
+        words = ["busy", "wire", "queue"]
+        pred = cog.chat_completion(client, messages, {"x": words}, model="m", temperature=temperature)
+        assert [BudgetExceeded] * 3 == [type(error) for error in pred.errors.values()]
+        assert clock.now < 3.5
+    assert (2, 2) == (budget.ledger.total.attempts, budget.ledger.total.unknown)
 
 
 def test_final_failures_are_refunded() -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from entrances.scenarios import Agent, replies
+from virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import FinalModelError, JournalError
+from afnio.errors import FinalModelError, JournalError, TransientModelError
 from afnio.runtime import current_runtime
 from afnio.runtime.events import CallEnded, CallReplayed, subscribed
 from afnio.runtime.flight import _Flights
@@ -206,3 +208,54 @@ def test_a_full_disk_stops_new_calls(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(JournalError, match=str(tmp_path)):
             client.chat(**ask)
     assert 1 == len(client.requests)
+
+
+def test_a_closed_journal_hides_no_error(tmp_path: Path) -> None:
+    """A call whose journal is closed while it is on the wire fails of what it failed of."""
+
+    async def never(request: Any) -> str:
+        opened.close()
+        await anyio.sleep_forever()
+        return ""
+
+    with (
+        virtual_runtime(),
+        afnio.journal(tmp_path / "j") as opened,
+        pytest.raises(TransientModelError, match="gave no reply within 600 s"),
+    ):
+        ScriptedClient(never).chat(messages=[{"role": "user", "content": "x"}], model="m")
+
+
+def tenant(name: str, reply: str) -> ScriptedClient:
+    client = ScriptedClient(reply)
+    client.variant = name
+    return client
+
+
+@pytest.mark.parametrize("mode", ["resume", "reuse"])
+def test_what_a_client_adds_is_part_of_the_request(tmp_path: Path, mode: Any) -> None:
+    """Another tenant's reply is never served, and one's own is."""
+    ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
+    answers = []
+    for name, reply in [("a", "for a"), ("b", "for b"), ("", "for all"), ("a", "again"), ("b", "again")]:
+        with afnio.journal(tmp_path / "j", mode):
+            answers.append(tenant(name, reply).chat(**ask).content)
+    assert ["for a", "for b", "for all", "for a", "for b"] == answers
+
+
+def test_a_journal_of_format_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its keys leave out what the client adds: the same program is resumed, and nothing is reused."""
+    ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
+    with afnio.journal(tmp_path / "j"):
+        assert "old" == tenant("", "old").chat(**ask).content
+    with closing(sqlite3.connect(tmp_path / "j")) as file:
+        file.execute("PRAGMA user_version = 1")
+    with afnio.journal(tmp_path / "j"):
+        assert "old" == tenant("a", "new").chat(**ask).content
+        assert "next" == tenant("a", "next").chat(**ask).content
+    with afnio.journal(tmp_path / "j", "reuse"):
+        assert "next" == tenant("a", "new").chat(**ask).content
+        assert "mine" == tenant("b", "mine").chat(**ask).content
+    with afnio.journal(tmp_path / "j"):
+        assert ["old", "next"] == [tenant("a", "new").chat(**ask).content for _ in range(2)]
+    assert [] == caplog.records

@@ -16,7 +16,7 @@ import pytest
 
 from afnio.errors import JournalError
 from afnio.runtime.events import Usage
-from afnio.runtime.journal import Item, Journal, JournalClosedError, Spent
+from afnio.runtime.journal import Item, Journal, JournalClosedError, Record, Spent
 
 if TYPE_CHECKING:
     from conftest import Reply, Script
@@ -92,6 +92,25 @@ def test_payload_is_made_by_the_writer(path: Path, reply: Reply) -> None:
         record = journal.take("1", "aa")
     assert record is not None
     assert (b"encoded", ["afnio-journal"]) == (record.payload, names)
+
+
+def test_counts_that_the_file_cant_hold(path: Path, reply: Reply) -> None:
+    """They are cut to what it can; the journal goes on."""
+    errors: list[BaseException | None] = []
+    with Journal.open(path) as journal:
+        for number, usage in enumerate([Usage(10**30, 1), Usage(-5, 1), Usage(2, 1)]):
+            journal.append(reply(f"{number}", usage=usage), errors.append)
+        journal.flush()
+    assert [None] * 3 == errors
+    with Journal.open(path) as journal:
+        assert (10**12, 1) == _tokens(journal.take("0", "aa"))
+        assert (0, 1) == _tokens(journal.take("1", "aa"))
+    assert (3, 10**12 + 2) == (Journal.stat(path).total.calls, Journal.stat(path).total.usage.prompt_tokens)
+
+
+def _tokens(record: Record | None) -> tuple[int, int]:
+    assert record is not None
+    return record.usage.prompt_tokens, record.usage.completion_tokens
 
 
 def test_unfit_record_fails_alone(path: Path, reply: Reply) -> None:

@@ -55,7 +55,7 @@ def damaged(path: Path) -> None:
         (lambda path: path.write_text("dear diary"), r"is not a journal of Afnio; name another path\.$"),
         (lambda path: path.write_bytes(os.urandom(9000)), r"is not a journal of Afnio; name another path\.$"),
         (foreign, r"is not a journal of Afnio; name another path\.$"),
-        (newer, r"schema version \[2\], but this Afnio knows only \[1\]; install a newer one"),
+        (newer, r"schema version \[3\], but this Afnio knows only \[2\]; install a newer one"),
         (older, r"is corrupt \(.*\) and was left as it is; restore a copy of it, or name another path\.$"),
         (damaged, r"is corrupt \(.*\) and was left as it is; restore a copy"),
         (lambda path: os.truncate(path, 10_000), r"is corrupt \(.*\) and was left as it is; restore a copy"),

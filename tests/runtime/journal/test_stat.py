@@ -26,7 +26,7 @@ def test_summary(path: Path, reply: Reply) -> None:
     }
     assert expected == summary.spent
     assert Spent(2, 0, 1, Usage(1, 2), Usage(3, 4)) == summary.total
-    assert (path, 1, 3, 10.0, 12.5) == (
+    assert (path, 2, 3, 10.0, 12.5) == (
         summary.path, summary.version, summary.records, summary.first, summary.last,
     )  # fmt: skip
     assert path.stat().st_size == summary.size

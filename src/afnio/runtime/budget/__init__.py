@@ -17,3 +17,4 @@ from afnio.runtime.budget.price import cost as cost
 from afnio.runtime.budget.reservation import Reservation as Reservation
 from afnio.runtime.budget.reservation import reservation_of as reservation_of
 from afnio.runtime.budget.reservation import reserve as reserve
+from afnio.runtime.budget.reservation import time_over as time_over

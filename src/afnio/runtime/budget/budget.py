@@ -48,8 +48,8 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         max_calls: attempts on the wire.
         max_tokens: input and output together; an attempt whose tokens nobody knows counts at its reserve.
         max_cost: dollars; a model without a price is refused, never counted as free.
-        max_seconds: from the first entry into a block on; later no attempt is sent, and those under way
-            finish.
+        max_seconds: from the first entry into a block on; then calls under way are cut off, which count
+            at their reserve, and no attempt is sent.
         spent_before: what counts as spent from the start, such as by the run that this one continues.
 
     Raises:
@@ -115,7 +115,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
 
     @property
     def deadline(self) -> float:
-        """When the last attempt may be sent, by the loop's clock; infinite without `max_seconds`."""
+        """When its calls have to end, by the loop's clock; infinite without `max_seconds`."""
         if self.max_seconds is None or self._entered is None:
             return math.inf
         if self._deadline is None:
@@ -147,7 +147,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
     def time_over(self) -> BudgetExceeded:
         assert self.max_seconds is not None
         passed = anyio.current_time() - self.deadline + self.max_seconds
-        return out_of_time(self.max_seconds, passed, self.balance.open, self.ledger)
+        return out_of_time(self.max_seconds, passed, self.ledger)
 
     def record(self, item: Item, spent: Spent) -> None:
         self._items[item] = self._items.get(item, _NO_SPENT) + spent

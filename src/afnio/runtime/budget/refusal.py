@@ -35,11 +35,12 @@ def out_of_room(
     )
 
 
-def out_of_time(seconds: float, passed: float, under_way: int, ledger: Ledger) -> BudgetExceeded:
+def out_of_time(seconds: float, passed: float, ledger: Ledger) -> BudgetExceeded:
     """Return the error of a budget whose time is over."""
     return BudgetExceeded(
-        f"max_seconds={seconds:g} are over ({passed:.1f} s since the block was entered; {ledger}), so no new "
-        f"attempt is sent, while {under_way} under way may finish; raise max_seconds {_AGAIN}",
+        f"max_seconds={seconds:g} are over ({passed:.1f} s since the block was entered; {ledger}); nothing more "
+        "is sent, and what was on the wire is cut off and counts as unknown, at its reserve; raise max_seconds "
+        f"{_AGAIN}",
         limit="max_seconds",
         value=seconds,
         spent=passed,

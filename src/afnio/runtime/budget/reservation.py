@@ -58,8 +58,13 @@ class Reservation(AbstractContextManager["Reservation"]):
 
     @property
     def deadline(self) -> float:
-        """When the last attempt may be sent, by the loop's clock; infinite without `max_seconds`."""
+        """When the call has to end, by the loop's clock; infinite without `max_seconds`."""
         return min((budget.deadline for budget in self.budgets), default=math.inf)
+
+    @property
+    def held(self) -> bool:
+        """Whether an attempt is reserved and not yet sent."""
+        return self._state is _State.HELD
 
     async def hold(self) -> None:
         """Reserve the next attempt in every budget, waiting for room; at once if it is held already.
@@ -85,7 +90,7 @@ class Reservation(AbstractContextManager["Reservation"]):
             raise waiter.error
         if not waiter.event.is_set():
             waiter.go()
-            raise self._late()
+            raise time_over(self.budgets)
 
     def take(self) -> Balance | None:
         """Reserve in every budget, or in none and return the one that has no room now."""
@@ -110,22 +115,44 @@ class Reservation(AbstractContextManager["Reservation"]):
         Raises:
             BudgetExceeded: when the time ran out since it was held.
         """
-        assert self._state is _State.HELD, "an attempt is held before it is sent"
         for budget in self.budgets:
             budget.check_time()
+        self.send()
+
+    def send(self) -> None:
+        """Count the attempt, whatever the time is."""
+        assert self._state is _State.HELD, "an attempt is held before it is sent"
         self._state = _State.SENT
         for budget in self.budgets:
             budget.balance.send()
             budget.record(self._item, Spent(attempts=1))
         self._admit()  # a call that is spent for good may be what others waited for
 
+    def split(self) -> dict[Budget, Reservation]:
+        """Hand over what is held, to a reservation for each budget, so that they can end one by one."""
+        assert self._state is _State.HELD, "only what is held is handed over"
+        self._state = _State.IDLE
+        parts = {budget: Reservation(self._estimate, self._lengths, (budget,)) for budget in self.budgets}
+        for part in parts.values():
+            part._state, part._usage, part._need = _State.HELD, self._usage, self._need
+        return parts
+
     def settle(self, usage: Usage) -> None:
+        """End an attempt that got a reply, and learn how long replies are."""
+        self.learn(usage)
+        self.charge(usage)
+
+    def learn(self, usage: Usage) -> None:
+        """Note how long a reply was, for the estimates of later ones."""
+        if usage.total_tokens:
+            self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
+
+    def charge(self, usage: Usage) -> None:
         """End an attempt that got a reply; one without counts is charged at its reserve."""
-        if usage.total_tokens == 0:
+        if usage.total_tokens:
+            self._end(usage, calls=1)
+        else:
             self._end(self._usage, calls=1, unknown=1)
-            return
-        self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
-        self._end(usage, calls=1)
 
     def failed(self, error: BaseException) -> None:
         """End an attempt that failed: a refusal is refunded, everything else may have been billed."""
@@ -172,14 +199,16 @@ class Reservation(AbstractContextManager["Reservation"]):
         for budget in self.budgets:
             budget.balance.admit()
 
-    def _late(self) -> BudgetExceeded:
-        return min(self.budgets, key=lambda budget: budget.deadline).time_over()
-
     def __exit__(self, *exc: object) -> None:
         if self._state is _State.HELD:
             self.release()
         elif self._state is _State.SENT:
             self.unknown()
+
+
+def time_over(budgets: tuple[Budget, ...]) -> BudgetExceeded:
+    """Return the error of the budget whose time ends first."""
+    return min(budgets, key=lambda budget: budget.deadline).time_over()
 
 
 async def reserve(runtime: Runtime, estimate: Estimate) -> Reservation:

@@ -55,9 +55,15 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, mode: Mode, lock: Lock, on_change: Callable[[ProgramChanged], object]
+        self,
+        path: Path,
+        mode: Mode,
+        lock: Lock,
+        on_change: Callable[[ProgramChanged], object],
+        version: int = schema.VERSION,
     ) -> None:
         self.path = path
+        self._takes_plain_keys = version < schema.VERSION and mode == "resume"
         self.mode: Mode = mode
         self.changed: ProgramChanged | None = None
         self._on_change = on_change
@@ -105,8 +111,8 @@ class Journal:
             raise _unusable(file, error) from error
         lock = Lock(file)
         try:
-            _prepare(file)
-            return cls(file, mode, lock, on_change or _log_change)
+            version = _prepare(file)
+            return cls(file, mode, lock, on_change or _log_change, version)
         except BaseException:
             lock.release()
             raise
@@ -125,17 +131,21 @@ class Journal:
         """
         return self._writer.broken
 
-    def take(self, address: str, key: str, scope: str = "") -> Record | None:
+    def take(self, address: str, key: str, scope: str = "", plain_key: str | None = None) -> Record | None:
         """Return the record that answers a call, or None if it has to be sent.
 
         Args:
             key: digest of the request, in hex.
             scope: what may take replies from one another's addresses where the program has changed.
+            plain_key: the key as files of format 1 have it, where it differs. It is taken in resume mode
+                alone: the same program at the same place adds the same to its requests, others may not.
 
         Raises:
             JournalFormatError: the record turns out to be damaged.
         """
         self._check()
+        if self._takes_plain_keys and plain_key is not None and self._reader.has(address, plain_key):
+            key = plain_key
         return self._matching.take(address, bytes.fromhex(key), scope)
 
     def append(self, record: Record, done: Done, *, payload: Callable[[], bytes] | None = None) -> None:
@@ -213,7 +223,8 @@ class Journal:
         self._writer.put(Entry(moved, _nobody, source=source))
 
 
-def _prepare(path: Path) -> None:
+def _prepare(path: Path) -> int:
+    """Create the file if it isn't there; return the version of its format."""
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is no file")
@@ -223,7 +234,7 @@ def _prepare(path: Path) -> None:
             raise PermissionError("no right to write")
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from error
-    schema.check(path)
+    return schema.check(path)
 
 
 def _unusable(path: Path, error: Exception) -> JournalError:

@@ -62,6 +62,10 @@ class Reader:
             for row in self._fetch(BY_ADDRESS, address, self.last)
         ]
 
+    def has(self, address: str, key: str) -> bool:
+        """Whether the address was answered to a request with this key, in hex."""
+        return any(found.key.hex() == key for found in self.at(address))
+
     def record(self, found: Found) -> Record:
         """Return the record behind a found row."""
         return self._decoded(found.row) if found.row is not None else self.by_id(found.reply)

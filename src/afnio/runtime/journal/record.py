@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from afnio.runtime.events import Usage
@@ -16,6 +16,8 @@ COMPRESSION: Final = 1
 """zlib's level; level 6 takes twice the time for a tenth less, on replies of a few kB."""
 
 _NO_TOKENS: Final = Usage()
+_MOST: Final = 10**12
+"""Of one count; the file's integers end at 2^63."""
 
 COLUMNS: Final = (
     "kind", "address", "scope", "key", "model", "purpose", "account", "reusable", "prompt_tokens",
@@ -37,7 +39,7 @@ class Record:
         attempts: how often the call was sent.
         seconds: what it took, from admission on.
         created: seconds since 1970 UTC.
-        kind: "reply"; "shared" for a reply that another call in flight paid for; "failed" for an attempt
+        kind: "reply"; "shared" for a reply that another record of this journal counts; "failed" for an attempt
             that was paid and gave nothing; "unknown" for one that timed out on the wire and may have been
             paid. The first two answer a call, all but "shared" count as spent.
         reusable: whether another address may be answered with it: not a refusal, not a truncation.
@@ -59,6 +61,15 @@ class Record:
     created: float = field(default_factory=time.time)
     kind: Kind = "reply"
     reusable: bool = True
+
+
+def storable(record: Record) -> Record:
+    """Return the record with counts that the file can hold, and sums of them too."""
+    usage = record.usage
+    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
+    if all(0 <= count <= _MOST for count in counts):
+        return record
+    return replace(record, usage=Usage(*(min(max(count, 0), _MOST) for count in counts)))
 
 
 def to_row(record: Record, kind: str, payload: bytes) -> tuple[Any, ...]:

@@ -11,8 +11,12 @@ from typing import Final
 from afnio.errors import JournalError
 from afnio.runtime.journal.errors import JournalFormatError
 
-VERSION: Final = 1
-"""What `user_version` says of the tables below."""
+VERSION: Final = 2
+"""What `user_version` says of the tables below. The tables of format 1 are the same, but its keys leave out
+what a client adds to its requests, such as headers."""
+
+OLDEST: Final = 1
+"""The oldest format that can be used; such a file stays as it is."""
 
 APPLICATION: Final = 0x41464E4A
 """What `application_id` says of every journal: "AFNJ"."""
@@ -140,7 +144,7 @@ def check(path: Path, *, pages: bool = True) -> int:
             f"The journal [{path}] has the schema version [{version}], but this Afnio knows only "
             f"[{VERSION}]; install a newer one, or name another path."
         )
-    if version < VERSION or not sound:
+    if version < OLDEST or not sound:
         raise corrupt(path, "its pages don't fit together")
     return version
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from afnio.errors import JournalError
 from afnio.runtime.journal import ledger, schema
-from afnio.runtime.journal.record import COLUMNS, Record, to_row
+from afnio.runtime.journal.record import COLUMNS, Record, storable, to_row
 
 Done: TypeAlias = Callable[[BaseException | None], object]
 
@@ -118,8 +118,10 @@ class Writer:
 
     def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
         rows, kept = [], []
-        for entry in entries:
+        for given in entries:
+            entry = given
             try:
+                entry = given._replace(record=storable(given.record))
                 rows.append(self._row(entry))
                 kept.append(entry)
             except Exception as error:
