@@ -18,6 +18,9 @@ class Lease:
     """An OS lock on a file of the run's own; the system frees it when the process dies, however it dies.
 
     Readers try it; a process number alone would say that a dead run lives once another program has it.
+
+    Raises:
+        LockHeldError: another process has it, or another run of this one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,9 +67,12 @@ def is_held(path: Path) -> bool | None:
     return False
 
 
-def _locked(path: Path) -> LockFile | None:
+def _locked(path: Path) -> LockFile:
     for _ in range(ATTEMPTS):
-        with suppress(LockHeldError):
+        try:
             return LockFile(path)
-        time.sleep(0.01)  # a reader tries it just now
-    return None
+        except LockHeldError:
+            if is_held(path):
+                raise
+        time.sleep(0.01)  # only a reader tries it just now
+    return LockFile(path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 
 from afnio.errors import JournalError
 from afnio.runtime.journal import Journal, JournalLockedError
+from afnio.runtime.lock_file import LockHeldError
 from afnio.tellurio import active
 from afnio.tellurio.identity import program_identity
 from afnio.tellurio.json_value import encode
@@ -90,9 +91,8 @@ def init(
         store.open()
         identity = _identity(redaction)
         found = _continued(store, identity, resume)
-        continued = found is not None
         if found is not None:
-            lease = Lease(lease_path(store.path, found[0].id))
+            row, journal, lease = found
         else:
             row = RunRow(
                 str(uuid.uuid4()),
@@ -106,10 +106,11 @@ def init(
                 _new_seed(),
                 datetime.now(UTC).timestamp(),
             )
+            # The lease comes before the row: a row without one is a run that was killed.
             lease = Lease(lease_path(store.path, row.id))
             row = row._replace(name=store.add_run(row))
-            found = row, _new_journal(store, row)
-        run = Run(store, *found, lease=lease, sinks=senders, continued=continued)
+            journal = _new_journal(store, row)
+        run = Run(store, row, journal, lease=lease, sinks=senders, continued=found is not None)
     except BaseException:
         store.close()
         senders.close()
@@ -136,8 +137,8 @@ def _new_seed() -> int:
 
 def _continued(
     store: Store, identity: str | None, resume: bool | str | None
-) -> tuple[RunRow, Journal | None] | None:
-    """Return the run to continue and its journal; None where a new one is to start."""
+) -> tuple[RunRow, Journal | None, Lease] | None:
+    """Return the run to continue, its journal and its lease; None where a new one is to start."""
     if resume is False or (resume is None and identity is None):
         return None
     wanted = resume if isinstance(resume, str) else None
@@ -146,20 +147,48 @@ def _continued(
         raise ValueError(f"there is no run {wanted!r} in {store.path}; leave resume out to start one")
     for row in rows:
         try:
-            journal = Journal.open(_journal_path(store, row))
-        except JournalLockedError:
+            lease = Lease(lease_path(store.path, row.id))
+        except LockHeldError as error:
             if wanted is not None:
-                raise
-            continue  # another process has that run
-        store.continue_run(row.id, time.time())
-        started = datetime.fromtimestamp(row.date, UTC).astimezone()
-        replies = Journal.stat(journal.path).records
-        sys.stderr.write(
-            f"afnio: continuing run {row.name} of {started:%Y-%m-%d %H:%M:%S} with {replies} calls in its "
-            "journal; te.init(..., resume=False) starts anew\n"
-        )
-        return row, journal
+                raise _in_use(row, error.holder) from error
+            continue  # it is under way, or just ending
+        try:
+            journal = _continue(store, identity, row, wanted)
+        except BaseException:
+            lease.release()
+            raise
+        if journal is not None:
+            return row, journal, lease
+        lease.release()
     return None
+
+
+def _continue(store: Store, identity: str | None, row: RunRow, wanted: str | None) -> Journal | None:
+    """Set a run going whose lease we hold; None if it has ended since it was looked up, or is another's."""
+    if row.id not in [found.id for found in store.find_runs(identity or "", wanted)]:
+        return None
+    try:
+        journal = Journal.open(_journal_path(store, row))
+    except JournalLockedError:
+        if wanted is not None:
+            raise
+        return None  # a process has it that could take no lease
+    store.continue_run(row.id, time.time())
+    started = datetime.fromtimestamp(row.date, UTC).astimezone()
+    replies = Journal.stat(journal.path).records
+    sys.stderr.write(
+        f"afnio: continuing run {row.name} of {started:%Y-%m-%d %H:%M:%S} with {replies} calls in its "
+        "journal; te.init(..., resume=False) starts anew\n"
+    )
+    return journal
+
+
+def _in_use(row: RunRow, holder: int | None) -> JournalLockedError:
+    who = "another process" if holder is None else f"the process [{holder}]"
+    return JournalLockedError(
+        f"The run [{row.name}] is under way in {who}; wait for its end, or leave resume out to start another.",
+        holder,
+    )
 
 
 def _new_journal(store: Store, row: RunRow) -> Journal | None:
