@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import os
 import secrets
@@ -89,7 +88,7 @@ def init(
     lease: Lease | None = None
     try:
         store.open()
-        identity = _identity(redaction)
+        identity = program_identity(redaction)
         found = _continued(store, identity, resume)
         if found is not None:
             row, journal, lease = found
@@ -119,11 +118,6 @@ def init(
         raise
     active.start(run)
     return run
-
-
-def _identity(redaction: Redaction) -> str | None:
-    identity = program_identity()
-    return None if identity is None else json.dumps(redaction.value(json.loads(identity)))
 
 
 def _new_seed() -> int:
