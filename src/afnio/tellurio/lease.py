@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, final
 
 from afnio.runtime.lock_file import LockFile, LockHeldError
+from afnio.runtime.private_folder import make_private_folder
 
 ATTEMPTS: Final = 20
 
@@ -28,7 +29,7 @@ class Lease:
         self._file: LockFile | None = None
         # A folder that can't be written, or knows no locks, has the store say so, or is seen by the number.
         with suppress(OSError):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(path.parent)
             self._file = _locked(path)
 
     def release(self) -> None:
