@@ -42,13 +42,14 @@ def init(
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (the usual name among trackers)
     resume: bool | str | None = None,
     redact: Redact | None = None,
+    process_wide: bool = False,
 ) -> Run:
     """Start a run, recorded in `.afnio/<namespace>/<project>.db` of the working folder, or continue one.
 
     AFNIO_HOME names another folder in place of `.afnio`, and `dir` overrides both. Called plainly,
     the run is the process's until `finish` or the interpreter's exit; with `with` or `async with`
-    it is the block's. A name that is taken gets a numeric suffix. A folder that can't be written
-    costs one warning; a file of a newer Afnio is refused.
+    it is the block's, unless it is `process_wide`. A name that is taken gets a numeric suffix. A folder
+    that can't be written costs one warning; a file of a newer Afnio is refused.
 
     A run keeps a journal of its calls. A program that was killed or interrupted and is started again,
     in the same folder with the same arguments, continues its run: it repeats what it did, and the
@@ -66,6 +67,9 @@ def init(
             matches are masked. It is applied to every text that the store and the sinks get; not to the
             journal, whose replies have to be whole for a run to be continued.
         resume: False starts a new run in any case; a run's id continues that one.
+        process_wide: for a server's lifespan: as a block, the run is the whole process's until the block's end,
+            as requests don't run in that block. It starts anew unless `resume` names one, and its journal
+            keeps what the block launches alone: requests can't be repeated.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +93,7 @@ def init(
     try:
         store.open()
         identity = program_identity(redaction)
-        found = _continued(store, identity, resume)
+        found = _continued(store, identity, False if process_wide and resume is None else resume)
         if found is not None:
             row, journal, lease = found
         else:
@@ -109,7 +113,15 @@ def init(
             lease = Lease(lease_path(store.path, row.id))
             row = row._replace(name=store.add_run(row))
             journal = _new_journal(store, row)
-        run = Run(store, row, journal, lease=lease, sinks=senders, continued=found is not None)
+        run = Run(
+            store,
+            row,
+            journal,
+            lease=lease,
+            sinks=senders,
+            continued=found is not None,
+            process_wide=process_wide,
+        )
     except BaseException:
         store.close()
         senders.close()

@@ -25,6 +25,7 @@ class JsonlSink(Sink):
     Args:
         path: the file, made with mode 0600, and its folder with 0700, where there is none.
         content: whether prompts, replies and samples are written too.
+        process_wide: as a block, hear the whole process.
 
     >>> import tempfile, afnio
     >>> from afnio.testing import ScriptedClient
@@ -35,14 +36,16 @@ class JsonlSink(Sink):
     ['CallEnded']
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, content: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, content: bool = False, process_wide: bool = False
+    ) -> None:
         self.path = Path(path)
         self._content = content
         make_private_folder(self.path.parent)
         self._file: IO[str] = os.fdopen(
             os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8"
         )
-        super().__init__()
+        super().__init__(process_wide=process_wide)
 
     def take(self, moments: Sequence[Moment]) -> None:
         lines = [json.dumps(self._row(moment), ensure_ascii=False) for moment in moments]
