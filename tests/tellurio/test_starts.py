@@ -68,14 +68,14 @@ def program(own_folder: None) -> None:
     Path("program.py").write_text(PROGRAM)
 
 
-def start(stop: str = "") -> subprocess.Popen[str]:
-    """Start it; if it is to stop somewhere, return when it has."""
+def start(stop: str | None = None) -> subprocess.Popen[str]:
+    """Start it; if it is to stop somewhere, return when it has, with the line that it says there read."""
     process = subprocess.Popen(
         [sys.executable, "program.py"],
-        env={**os.environ, "STOP": stop},
+        env=os.environ if stop is None else {**os.environ, "STOP": stop},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    if stop:
+    if stop is not None:
         assert process.stdout is not None
         assert "here\n" == process.stdout.readline()
     return process
@@ -140,3 +140,55 @@ def test_a_live_run_cannot_be_continued_by_its_id() -> None:
         ),
     ):
         te.init("me", "emails", resume=run.id)
+
+
+AFTERWARDS = """
+import os, sys
+import afnio.tellurio as te
+from afnio.testing import ScriptedClient
+
+client = ScriptedClient("x")
+
+def work():
+    for number in range(5):
+        client.chat(messages=[{"role": "user", "content": str(number)}], model="m")
+
+run = te.init("me", "emails", resume=os.environ.get("RUN"))
+if "BLOCK" in os.environ:
+    with run:
+        work()
+else:
+    work()
+if "STOP" in os.environ:
+    run.flush()
+    print("here", flush=True)
+    sys.stdin.readline()
+print("asked", len(client.requests))
+"""
+
+
+def killed_afterwards(read: Read) -> str:
+    """Kill the program when its work is done; return the run's id."""
+    Path("program.py").write_text(AFTERWARDS)
+    kill(start("the work is done"))
+    return str(read(FILE, "SELECT id FROM runs")[0][0])
+
+
+def test_a_program_that_is_killed_after_its_block_starts_a_new_run(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one is over, and is continued only by its id; then its journal has all replies."""
+    monkeypatch.setenv("BLOCK", "yes")
+    run_id = killed_afterwards(read)
+    assert [("COMPLETED",)] == read(FILE, "SELECT status FROM runs")
+    assert 5 == asked(start())
+    monkeypatch.setenv("RUN", run_id)
+    assert 0 == asked(start())
+    assert [("COMPLETED",)] * 2 == read(FILE, "SELECT status FROM runs")
+
+
+def test_a_run_without_a_block_is_over_with_its_process(read: Read) -> None:
+    """So a kill at the end of the program is continued, too."""
+    killed_afterwards(read)
+    assert 0 == asked(start())
+    assert [("COMPLETED",)] == read(FILE, "SELECT status FROM runs")

@@ -53,7 +53,8 @@ def init(
 
     A run keeps a journal of its calls. A program that was killed or interrupted and is started again,
     in the same folder with the same arguments, continues its run: it repeats what it did, and the
-    journal answers the calls that were paid for.
+    journal answers the calls that were paid for. A run whose block has ended is over: a program that is
+    killed after that starts a new one, unless `resume` names the old one.
 
     Seeds that nobody gives, such as a sampler's, come from the run and are the same when it is
     continued. AFNIO_SEED sets where a new run's seeds start.
