@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import json
+import random
 import time
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
@@ -64,6 +66,22 @@ def test_in_base64_it_may_be_a_part(before: bytes, after: bytes, for_urls: bool)
 def test_escaped_twice(written: str) -> None:
     """As an error that quotes an error does."""
     assert MASK in mask(written.encode(), (SECRET,)).decode()
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_a_long_token_is_masked_whole_and_soon(escape: Callable[[str], str]) -> None:
+    """Such as one of Entra's, of 2,000 characters, which comes anew each hour."""
+    token = f"eyJ{base64.urlsafe_b64encode(random.Random(7).randbytes(1500)).decode()}.sig/nature"
+    started = time.process_time()
+    written = "".join(map(escape, token))
+    assert f"bad token {MASK}, sorry".encode() == mask(f"bad token {written}, sorry".encode(), (token,))
+    assert time.process_time() - started < 1
+
+
+def test_what_cannot_be_cut_out_leaves_nothing() -> None:
+    """Base64 whose letters are escaped."""
+    encoded = base64.b64encode(SECRET.encode()).decode()
+    assert MASK.encode() == mask("".join(f"%{ord(letter):x}" for letter in encoded).encode(), (SECRET,))
 
 
 @given(TEXT)

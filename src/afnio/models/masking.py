@@ -51,6 +51,8 @@ MOST_ESCAPES: Final = 200_000
 """Each takes about 0.5 µs of the event loop; no reply of a model has so many."""
 LONGEST: Final = 2**20
 """Bytes of a text in which an escaped secret is cut out; of a longer one nothing is left."""
+HEAD: Final = 64
+"""Characters by which an escaped secret is found."""
 
 
 def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
@@ -73,10 +75,10 @@ def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
         return text
     if max(escapes, text.count(b"\\") // 8) > MOST_ESCAPES:
         return MASK.encode()
-    bare = _unescaped(text)
-    if not any(spelling in bare for spelling in finder.bare):
+    if not _is_hidden_in(text, finder):
         return text
-    return MASK.encode() if len(text) > LONGEST else finder.pattern.sub(MASK.encode(), text)
+    text = text if len(text) > LONGEST else _pattern(secrets).sub(MASK.encode(), text)
+    return MASK.encode() if _is_hidden_in(text, finder) else text
 
 
 def mask_keys(text: str) -> str:
@@ -148,34 +150,30 @@ def secrets_in_headers(headers: Mapping[str, object]) -> Iterator[str]:
 
 
 class _Finder(NamedTuple):
-    """How the secrets of a client are found.
+    """How the secrets of a client may be spelled.
 
     Attributes:
         spellings: without escapes but for JSON's own, the longest first, as one secret may be part of another.
         bare: the same without backslashes.
-        pattern: finds them with any escapes.
     """
 
     spellings: tuple[bytes, ...]
     bare: tuple[bytes, ...]
-    pattern: re.Pattern[bytes]
 
 
 @lru_cache(maxsize=64)
 def _finder(secrets: tuple[str, ...]) -> _Finder | None:
-    found = {form for secret in secrets if len(secret) >= SHORTEST for form in _spellings(secret)}
-    if not found:
+    forms = [form for secret in secrets if len(secret) >= SHORTEST for form in (secret, *_in_base64(secret))]
+    if not forms:
         return None
-    longest_first = sorted(found, key=lambda form: (-len(form), form))
+    longest_first = sorted(set(forms), key=lambda form: (-len(form), form))
     in_json = (json.dumps(form, ensure_ascii=False)[1:-1] for form in longest_first)
     plain = dict.fromkeys(form.encode() for form in (*longest_first, *in_json))
     bare = dict.fromkeys(form.encode().replace(b"\\", b"") for form in longest_first)
-    pattern = re.compile(b"|".join(b"".join(map(_character, form)) for form in longest_first))
-    return _Finder(tuple(plain), tuple(bare), pattern)
+    return _Finder(tuple(plain), tuple(bare))
 
 
-def _spellings(secret: str) -> Iterator[str]:
-    yield secret
+def _in_base64(secret: str) -> Iterator[str]:
     data = secret.encode()
     for offset in range(3):
         # Those characters that the secret alone decides, at each place that it may have in what was encoded.
@@ -183,6 +181,27 @@ def _spellings(secret: str) -> Iterator[str]:
         core = encoded[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
         yield core
         yield core.replace("+", "-").replace("/", "_")
+
+
+def _is_hidden_in(text: bytes, finder: _Finder) -> bool:
+    bare = _unescaped(text)
+    return any(spelling in bare for spelling in finder.bare)
+
+
+@lru_cache(maxsize=8)
+def _pattern(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Return what finds secrets that are escaped; made when one is, as it takes milliseconds."""
+    patterns = {}
+    for secret in secrets:
+        if len(secret) >= SHORTEST:
+            # A token of thousands of characters would take seconds.
+            rest = rb"""(?:&#\w+;|[^\s"',;<>])*""" if len(secret) > HEAD else b""
+            patterns[secret] = b"".join(map(_character, secret[:HEAD])) + rest
+            for form in _in_base64(secret):
+                # Letters and digits are escaped by nobody there.
+                letters = (letter.encode() if letter.isalnum() else _character(letter) for letter in form)
+                patterns[form] = b"".join(letters)
+    return re.compile(b"|".join(patterns[form] for form in sorted(patterns, key=len, reverse=True)))
 
 
 def _character(character: str) -> bytes:
