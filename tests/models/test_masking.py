@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from afnio.models.masking import MASK, mask, mask_arguments, secrets_in_headers
 
 SECRET = "sk-SeCrEt/Key+01&23=="
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
 ESCAPES = [
     lambda c: c,
@@ -76,6 +76,13 @@ def test_a_long_token_is_masked_whole_and_soon(escape: Callable[[str], str]) -> 
     written = "".join(map(escape, token))
     assert f"bad token {MASK}, sorry".encode() == mask(f"bad token {written}, sorry".encode(), (token,))
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_in_other_encodings(encoding: str) -> None:
+    """Of JSON: those of Unicode."""
+    written = json.dumps({"message": SECRET}, ensure_ascii=False).encode(encoding)
+    assert {"message": MASK} == json.loads(mask(written, (SECRET,)))
 
 
 def test_what_cannot_be_cut_out_leaves_nothing() -> None:

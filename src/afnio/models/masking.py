@@ -59,7 +59,7 @@ def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
     r"""Return `text` with `MASK` in place of each secret of at least `SHORTEST` characters.
 
     A secret is found as it is, with escapes of JSON, URLs or HTML in place of any of its characters, and in
-    base64, also as a part of what was encoded.
+    base64, also as a part of what was encoded. Text in UTF-16 or UTF-32 is returned in UTF-8.
 
     >>> mask(rb"no such key: sk-0123\/\u0034567, c2stMDEyMy80NTY3", ("sk-0123/4567",))
     b'no such key: <api key>, <api key>'
@@ -67,6 +67,8 @@ def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
     finder = _finder(secrets)
     if finder is None:
         return text
+    if b"\0" in text[:4]:
+        text = text.decode(json.detect_encoding(text), "replace").encode("utf-8", "replace")
     for spelling in finder.spellings:
         if spelling in text:
             text = text.replace(spelling, MASK.encode())

@@ -115,11 +115,15 @@ class AsyncOpenAI(ChatClient):
     async def send(self, request: ChatRequest) -> ChatResponse:
         try:
             answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
+            answer = self._without_key(answer)
+            hear_headers(answer.headers)
+            return self._read(answer)
         except ModelError as error:
+            # It may quote more of what the server said, such as where a redirect leads.
             error.args = (self._masked(str(error).encode("utf-8", "replace")).decode(),)
             raise
-        answer = self._without_key(answer)
-        hear_headers(answer.headers)
+
+    def _read(self, answer: Answer) -> ChatResponse:
         try:
             return read_reply(answer.status, answer.headers, answer.body, self.account.url)
         except ModelError as error:
