@@ -7,6 +7,7 @@ import email.utils
 import json
 import socket
 import time
+from urllib.parse import quote
 
 import anyio
 import httpx2
@@ -15,7 +16,7 @@ import pytest
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
+from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models.openai import AsyncOpenAI, OpenAI
 from afnio.runtime import retry
 from afnio.runtime.events import CallRetried, subscribed
@@ -351,6 +352,76 @@ async def test_no_secret_enters_an_event_or_an_error(monkeypatch):
     assert 2 == len(events)
     for secret in (KEY, "password", "ada"):
         assert secret not in shown
+
+
+def chain_of(error):
+    """All that may be logged of an error."""
+    shown = []
+    while error is not None:
+        body = getattr(error, "response", None)
+        shown += [
+            repr(error),
+            str(error),
+            *getattr(error, "__notes__", ()),
+            "" if body is None else body.text,
+        ]
+        error = error.__cause__ or error.__context__
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("by_sdk", [False, True])
+async def test_no_form_of_a_secret_enters_an_error(by_sdk, status):
+    """Of the key, a password in the base URL, and headers of the user's: escaped, in base64, whole headers."""
+    key, password, gateway = "sk-SeCrEt/Key+01==", "hush hush/hush", "gateway-0123"
+    basic = base64.b64encode(f"ada:{password}".encode()).decode()
+    forms = {
+        "plain": key,
+        "slashes": key.replace("/", "\\/"),
+        "codes": "".join(f"\\u{ord(letter):04x}" for letter in key),
+        "url": quote(key, safe=""),
+        "base64": base64.b64encode(key.encode()).decode(),
+        "basic": basic,
+        "password": quote(password, safe=""),
+        "gateway": gateway,
+        "cookie": f"session={gateway}",
+    }
+    echo = '{"error": {"message": "you sent: %s", "code": 401}}' % ", ".join(forms.values())  # noqa: UP031
+    async with (
+        Provider(fault=lambda request, index: Fault(status, body=echo)) as provider,
+        httpx2.AsyncClient() as own,
+    ):
+        lm = AsyncOpenAI(
+            api_key=key,
+            base_url=provider.base_url.replace("http://", f"http://ada:{quote(password, safe='')}@"),
+            default_headers={"X-Gateway-Key": gateway, "Cookie": f"session={gateway}"},
+            http_client=own if by_sdk else None,
+        )
+        with pytest.raises(FinalModelError, match="you sent") as caught:
+            await ask(lm)
+    shown = chain_of(caught.value)
+    assert [] == [name for name, form in forms.items() if form in shown]
+    assert not {key, password, gateway, basic} & set(shown.replace(",", " ").split())
+    assert key not in json.loads(json.dumps(shown).replace("\\\\u", "\\u"))
+
+
+async def test_no_form_of_the_key_enters_a_reply():
+    """A model's text that has it is stored like any other."""
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
+    body = '{"choices": [{"message": {"content": "your key is %s"}}]}' % escaped  # noqa: UP031
+    async with Provider(fault=first(Fault(200, body=body))) as provider:
+        assert "your key is <api key>" == str(await ask(client(provider)))
+
+
+async def test_a_key_in_the_address_of_a_redirect_is_masked(monkeypatch):
+    """The error names that address."""
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    fault = Fault(302, headers={"location": f"http://{KEY}.invalid/"})
+    async with Provider(fault=first(fault)) as provider:
+        with pytest.raises(ModelError) as caught:
+            await ask(client(provider))
+    assert "<api key>.invalid" in str(caught.value)
+    assert KEY not in str(caught.value)
 
 
 def test_two_keys_are_two_accounts():

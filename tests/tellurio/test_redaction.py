@@ -177,6 +177,42 @@ def visited(studio: Studio) -> dict[str, str]:
     return found
 
 
+WITH_ARGUMENTS = """
+import os, signal
+import afnio.tellurio as te
+from afnio.testing import ScriptedClient
+
+client = ScriptedClient("x")
+with te.init("me", "emails", redact=["Ann"]) as run:
+    client.chat(messages=[{"role": "user", "content": "hello"}], model="m")
+    if "KILLED" in os.environ:
+        run.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+print(len(client.requests))
+"""
+
+
+def test_keys_among_the_arguments_are_in_no_file_and_still_tell_programs_apart() -> None:
+    """A killed run is continued by the program with the same keys alone, and what `redact` masks counts too."""
+
+    def start(*arguments: str, **environment: str) -> str:
+        command = [sys.executable, "program.py", "--epochs", "3", *arguments]
+        return subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True
+        ).stdout
+
+    Path("program.py").write_text(WITH_ARGUMENTS)
+    secret = ("--user", "Ann", "--password", "hush-hush", f"--header=Authorization: Bearer {GIVEN}", KEY)
+    assert "" == start(*secret, KILLED="yes")
+    for place, other in ((1, "Bob"), (3, "hush"), (4, f"--header=Authorization: Bearer {KEY}"), (5, GIVEN)):
+        assert "1\n" == start(*secret[:place], other, *secret[place + 1 :])
+    assert "0\n" == start(*secret)
+    everything = contents(Path.cwd())
+    assert b'"--epochs", "3", "--user", "[redacted]", "--password", "<api key>"' in everything
+    for hidden in (KEY, GIVEN, "hush", "Ann"):
+        assert hidden.encode() not in everything.replace(WITH_ARGUMENTS.encode(), b"")
+
+
 def test_what_is_redacted_is_in_no_table() -> None:
     """Prompts, replies, predictions, feedback, values, metrics, texts, config: wherever it may appear."""
     with te.init(

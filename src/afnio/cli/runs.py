@@ -75,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     remove.add_argument("--yes", action="store_true", help="don't ask")
     export = commands.add_parser("export", parents=[common], help="all of a run as JSON lines")
     export.add_argument("run", metavar="RUN")
-    export.add_argument(
-        "--out", metavar="FILE", help="where to; made with mode 0600 (default: standard output)"
-    )
+    export.add_argument("--out", metavar="FILE", help="where to, with mode 0600 (default: standard output)")
     return parser
 
 
@@ -142,6 +140,7 @@ def _remove(runs: Any, options: argparse.Namespace) -> int:
 
 def _export(runs: Any, options: argparse.Namespace) -> int:
     import os
+    import stat
 
     from afnio.cli.run_export import lines
 
@@ -150,8 +149,11 @@ def _export(runs: Any, options: argparse.Namespace) -> int:
         for line in lines(chosen):
             _print(line)
         return 0
-    descriptor = os.open(options.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(options.out, os.O_WRONLY | os.O_CREAT, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # one that was there before has the mode it had
+            os.fchmod(descriptor, 0o600)
+            file.truncate()
         file.writelines(f"{line}\n" for line in lines(chosen))
     return 0
 

@@ -20,6 +20,7 @@ from afnio.errors import FinalModelError, ModelError, TransientModelError
 from afnio.models import key_store
 from afnio.models.classify import read_reply
 from afnio.models.client import ChatClient
+from afnio.models.masking import mask, secrets_in_headers, secrets_in_url
 from afnio.models.rate_headers import hear_headers
 from afnio.models.request import ChatRequest
 from afnio.models.response import ChatResponse
@@ -34,8 +35,6 @@ _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options that change a request in ways which only the SDK's own transport knows."""
 _CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
 """Headers that say who asks, and not what is asked."""
-_SECRET: Final = 8
-"""A key of fewer characters is none that has to be kept out of error texts."""
 
 
 class AsyncOpenAI(ChatClient):
@@ -84,6 +83,10 @@ class AsyncOpenAI(ChatClient):
         )
         self._authorization = _basic_authorization(self._sdk)
         headers = options.get("default_headers") or {}
+        self._beside_key = (
+            *secrets_in_url(str(self._sdk.base_url)),
+            *secrets_in_headers({**headers, **(options.get("default_query") or {})}),
+        )
         super().__init__(_account(self._sdk, self._secrets(), headers), limits=limits, timeout=timeout)
         self.variant = _variant(self._sdk, headers)
 
@@ -113,9 +116,17 @@ class AsyncOpenAI(ChatClient):
             raise FinalModelError(text) from error
 
     async def send(self, request: ChatRequest) -> ChatResponse:
-        answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
-        answer = self._without_key(answer)
-        hear_headers(answer.headers)
+        try:
+            answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
+            answer = self._without_key(answer)
+            hear_headers(answer.headers)
+            return self._read(answer)
+        except ModelError as error:
+            # It may quote more of what the server said, such as where a redirect leads.
+            error.args = (self._masked(str(error).encode("utf-8", "replace")).decode(),)
+            raise
+
+    def _read(self, answer: Answer) -> ChatResponse:
         try:
             return read_reply(answer.status, answer.headers, answer.body, self.account.url)
         except ModelError as error:
@@ -138,7 +149,7 @@ class AsyncOpenAI(ChatClient):
         return {**self._sdk.auth_headers, **self._authorization}
 
     def _secrets(self) -> list[str]:
-        """Return what must not show in an error; the key first."""
+        """Return the keys, by which accounts are told apart."""
         return [str(self._sdk.api_key or "")]
 
     async def _send_by_sdk(self, request: ChatRequest) -> Answer:
@@ -154,12 +165,11 @@ class AsyncOpenAI(ChatClient):
         return Answer(response.status_code, response.headers, response.content)
 
     def _without_key(self, answer: Answer) -> Answer:
-        """Return `answer` without the key that it may repeat: error bodies end up in logs."""
-        body = answer.body
-        for secret in self._secrets():
-            if len(secret) >= _SECRET:
-                body = body.replace(secret.encode(), b"<api key>")
-        return answer if body is answer.body else answer._replace(body=body)
+        """Return `answer` without the secrets that it may repeat: error bodies end up in logs."""
+        return answer._replace(body=self._masked(answer.body))
+
+    def _masked(self, text: bytes) -> bytes:
+        return mask(text, (*self._secrets(), *self._beside_key))
 
     def _sdk_client(self, **options: Any) -> Any:
         import openai

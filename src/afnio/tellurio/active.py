@@ -57,5 +57,6 @@ def leave(token: Token[Run | None]) -> None:
 def _use_as_default(run: Run | None) -> None:
     """Have the calls, the events and the seeds of the process, outside of any block, go to this run."""
     recorder.default = None if run is None else run.observe
-    active_journal.default = None if run is None else run.journal
+    # Requests come in another order each time: a journal could only answer one from another's past.
+    active_journal.default = None if run is None or run.process_wide else run.journal
     seed_source.default = None if run is None else run.draw_seed

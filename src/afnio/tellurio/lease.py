@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, final
 
 from afnio.runtime.lock_file import LockFile, LockHeldError
+from afnio.runtime.private_folder import make_private_folder
 
 ATTEMPTS: Final = 20
 
@@ -18,6 +19,9 @@ class Lease:
     """An OS lock on a file of the run's own; the system frees it when the process dies, however it dies.
 
     Readers try it; a process number alone would say that a dead run lives once another program has it.
+
+    Raises:
+        LockHeldError: another process has it, or another run of this one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +29,7 @@ class Lease:
         self._file: LockFile | None = None
         # A folder that can't be written, or knows no locks, has the store say so, or is seen by the number.
         with suppress(OSError):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(path.parent)
             self._file = _locked(path)
 
     def release(self) -> None:
@@ -64,9 +68,12 @@ def is_held(path: Path) -> bool | None:
     return False
 
 
-def _locked(path: Path) -> LockFile | None:
+def _locked(path: Path) -> LockFile:
     for _ in range(ATTEMPTS):
-        with suppress(LockHeldError):
+        try:
             return LockFile(path)
-        time.sleep(0.01)  # a reader tries it just now
-    return None
+        except LockHeldError:
+            if is_held(path):
+                raise
+        time.sleep(0.01)  # only a reader tries it just now
+    return LockFile(path)

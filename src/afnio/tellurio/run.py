@@ -64,6 +64,9 @@ class Run:
     `afnio.scope` does, and ends with it: COMPLETED, FAILED after an exception, CRASHED after an
     interrupt or an exit. What the engine does there is recorded: calls, samples, steps and the
     feedback behind them. Recording doesn't wait for the disk; `flush` does.
+
+    One that is `process_wide` is, as long as its block is open, also the run of all that is in no other
+    run's block, such as a server's requests. What those launch it records, but doesn't own.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Run:
         lease: Lease,
         sinks: SinkThread,
         continued: bool = False,
+        process_wide: bool = False,
     ) -> None:
         self.id = row.id
         self.name = row.name
@@ -87,6 +91,7 @@ class Run:
         self.date_created = datetime.fromtimestamp(row.date, UTC)
         self.date_updated = datetime.now(UTC)
         self.journal = journal
+        self.process_wide = process_wide
         self._store = store
         self._lease = lease
         self._sinks = sinks
@@ -221,7 +226,8 @@ class Run:
     def __enter__(self) -> Self:
         if self._token is not None or self.status is not RunStatus.RUNNING:
             raise RuntimeError(f"The run [{self.name}] can't be entered again; start another with te.init.")
-        active.remove(self)
+        if not self.process_wide:
+            active.remove(self)
         self._token = active.enter(self)
         self._context.enter_context(recorder.override(self.observe))
         self._context.enter_context(seed_source.override(self.draw_seed))

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from afnio.errors import AfnioError
+from afnio.runtime.private_folder import make_private_folder
 from afnio.tellurio.tables import UPGRADES, VERSION
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ def connect(path: Path) -> sqlite3.Connection:
     ...     connection.close()
     (2,)
     """
-    for folder in (path.parent.parent, path.parent):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     # SQLite gives its side files the mode of the database, so the file has to be private first.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import os
 import secrets
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 
 from afnio.errors import JournalError
 from afnio.runtime.journal import Journal, JournalLockedError
+from afnio.runtime.lock_file import LockHeldError
 from afnio.tellurio import active
 from afnio.tellurio.identity import program_identity
 from afnio.tellurio.json_value import encode
@@ -42,17 +42,19 @@ def init(
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (the usual name among trackers)
     resume: bool | str | None = None,
     redact: Redact | None = None,
+    process_wide: bool = False,
 ) -> Run:
     """Start a run, recorded in `.afnio/<namespace>/<project>.db` of the working folder, or continue one.
 
     AFNIO_HOME names another folder in place of `.afnio`, and `dir` overrides both. Called plainly,
     the run is the process's until `finish` or the interpreter's exit; with `with` or `async with`
-    it is the block's. A name that is taken gets a numeric suffix. A folder that can't be written
-    costs one warning; a file of a newer Afnio is refused.
+    it is the block's, unless it is `process_wide`. A name that is taken gets a numeric suffix. A folder
+    that can't be written costs one warning; a file of a newer Afnio is refused.
 
     A run keeps a journal of its calls. A program that was killed or interrupted and is started again,
     in the same folder with the same arguments, continues its run: it repeats what it did, and the
-    journal answers the calls that were paid for.
+    journal answers the calls that were paid for. A run whose block has ended is over: a program that is
+    killed after that starts a new one, unless `resume` names the old one.
 
     Seeds that nobody gives, such as a sampler's, come from the run and are the same when it is
     continued. AFNIO_SEED sets where a new run's seeds start.
@@ -66,6 +68,9 @@ def init(
             matches are masked. It is applied to every text that the store and the sinks get; not to the
             journal, whose replies have to be whole for a run to be continued.
         resume: False starts a new run in any case; a run's id continues that one.
+        process_wide: for a server's lifespan: as a block, the run is the whole process's until the block's end,
+            as requests don't run in that block. It starts anew unless `resume` names one, and its journal
+            keeps what the block launches alone: requests can't be repeated.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -88,11 +93,10 @@ def init(
     lease: Lease | None = None
     try:
         store.open()
-        identity = _identity(redaction)
-        found = _continued(store, identity, resume)
-        continued = found is not None
+        identity = program_identity(redaction)
+        found = _continued(store, identity, False if process_wide and resume is None else resume)
         if found is not None:
-            lease = Lease(lease_path(store.path, found[0].id))
+            row, journal, lease = found
         else:
             row = RunRow(
                 str(uuid.uuid4()),
@@ -106,10 +110,19 @@ def init(
                 _new_seed(),
                 datetime.now(UTC).timestamp(),
             )
+            # The lease comes before the row: a row without one is a run that was killed.
             lease = Lease(lease_path(store.path, row.id))
             row = row._replace(name=store.add_run(row))
-            found = row, _new_journal(store, row)
-        run = Run(store, *found, lease=lease, sinks=senders, continued=continued)
+            journal = _new_journal(store, row)
+        run = Run(
+            store,
+            row,
+            journal,
+            lease=lease,
+            sinks=senders,
+            continued=found is not None,
+            process_wide=process_wide,
+        )
     except BaseException:
         store.close()
         senders.close()
@@ -118,11 +131,6 @@ def init(
         raise
     active.start(run)
     return run
-
-
-def _identity(redaction: Redaction) -> str | None:
-    identity = program_identity()
-    return None if identity is None else json.dumps(redaction.value(json.loads(identity)))
 
 
 def _new_seed() -> int:
@@ -136,8 +144,8 @@ def _new_seed() -> int:
 
 def _continued(
     store: Store, identity: str | None, resume: bool | str | None
-) -> tuple[RunRow, Journal | None] | None:
-    """Return the run to continue and its journal; None where a new one is to start."""
+) -> tuple[RunRow, Journal | None, Lease] | None:
+    """Return the run to continue, its journal and its lease; None where a new one is to start."""
     if resume is False or (resume is None and identity is None):
         return None
     wanted = resume if isinstance(resume, str) else None
@@ -146,20 +154,48 @@ def _continued(
         raise ValueError(f"there is no run {wanted!r} in {store.path}; leave resume out to start one")
     for row in rows:
         try:
-            journal = Journal.open(_journal_path(store, row))
-        except JournalLockedError:
+            lease = Lease(lease_path(store.path, row.id))
+        except LockHeldError as error:
             if wanted is not None:
-                raise
-            continue  # another process has that run
-        store.continue_run(row.id, time.time())
-        started = datetime.fromtimestamp(row.date, UTC).astimezone()
-        replies = Journal.stat(journal.path).records
-        sys.stderr.write(
-            f"afnio: continuing run {row.name} of {started:%Y-%m-%d %H:%M:%S} with {replies} calls in its "
-            "journal; te.init(..., resume=False) starts anew\n"
-        )
-        return row, journal
+                raise _in_use(row, error.holder) from error
+            continue  # it is under way, or just ending
+        try:
+            journal = _continue(store, identity, row, wanted)
+        except BaseException:
+            lease.release()
+            raise
+        if journal is not None:
+            return row, journal, lease
+        lease.release()
     return None
+
+
+def _continue(store: Store, identity: str | None, row: RunRow, wanted: str | None) -> Journal | None:
+    """Set a run going whose lease we hold; None if it has ended since it was looked up, or is another's."""
+    if row.id not in [found.id for found in store.find_runs(identity or "", wanted)]:
+        return None
+    try:
+        journal = Journal.open(_journal_path(store, row))
+    except JournalLockedError:
+        if wanted is not None:
+            raise
+        return None  # a process has it that could take no lease
+    store.continue_run(row.id, time.time())
+    started = datetime.fromtimestamp(row.date, UTC).astimezone()
+    replies = Journal.stat(journal.path).records
+    sys.stderr.write(
+        f"afnio: continuing run {row.name} of {started:%Y-%m-%d %H:%M:%S} with {replies} calls in its "
+        "journal; te.init(..., resume=False) starts anew\n"
+    )
+    return journal
+
+
+def _in_use(row: RunRow, holder: int | None) -> JournalLockedError:
+    who = "another process" if holder is None else f"the process [{holder}]"
+    return JournalLockedError(
+        f"The run [{row.name}] is under way in {who}; wait for its end, or leave resume out to start another.",
+        holder,
+    )
 
 
 def _new_journal(store: Store, row: RunRow) -> Journal | None:

@@ -13,7 +13,8 @@ a node. A **phase** is the scopes' part alone, without the run's own (`epoch 1/s
     status              RUNNING, COMPLETED, FAILED or CRASHED as it was last written; a killed process
                         leaves RUNNING, which `tellurio.reader` tells from a living one by the run's lease
     config              JSON object
-    identity            JSON [folder, script, arguments] of the program, '' where a person typed it in
+    identity            JSON [folder, script, arguments] of the program, '' where a person typed it in; with a
+                        digest of all three as a fourth where keys among the arguments are masked
     seed                where its seeds start
     host, pid           who records it
     date_created, date_updated

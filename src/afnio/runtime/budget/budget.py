@@ -32,6 +32,8 @@ class _Block(NamedTuple):
 
 
 _block: ContextVar[_Block | None] = ContextVar("afnio_budgets", default=None)
+# Changed by append and remove alone, which are atomic, so it needs no lock.
+_process_wide: list[Budget] = []
 
 
 @final
@@ -51,6 +53,9 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         max_seconds: from the first entry into a block on; then calls under way are cut off, which count
             at their reserve, and no attempt is sent.
         spent_before: what counts as spent from the start, such as by the run that this one continues.
+        process_wide: limit every call of the process that begins while the block is open, wherever it is
+            made, such as by a server's requests, which don't run in the block of its lifespan. Other
+            budgets count as nested in it.
 
     Raises:
         ValueError: for a limit that is no number of 0 or more.
@@ -69,12 +74,14 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         max_cost: float | Decimal | None = None,
         max_seconds: float | None = None,
         spent_before: Ledger = _NOTHING,
+        process_wide: bool = False,
     ) -> None:
         self.caps = Caps(
             _whole("max_calls", max_calls), _whole("max_tokens", max_tokens), _number("max_cost", max_cost)
         )
         seconds = _number("max_seconds", max_seconds)
         self.max_seconds = None if seconds is None else float(seconds)
+        self.process_wide = process_wide
         self.balance = Balance(self.caps)
         self._items: dict[Item, Spent] = {}
         self._before = _NOTHING
@@ -171,12 +178,18 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
     def __enter__(self) -> Self:
         if self._entered is None:
             self._entered = time.monotonic()
+        if self.process_wide:
+            _process_wide.append(self)
+            return self
         outer = _block.get()
         budgets = () if outer is None else outer.budgets
         _block.set(_Block(budgets if self in budgets else (*budgets, self), outer))
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self.process_wide:
+            _process_wide.remove(self)
+            return
         # Not by a token, which would have to be kept for each task that is in the block.
         block = _block.get()
         assert block is not None, "a budget's block is left in the context that it was entered in"
@@ -201,7 +214,8 @@ budget = Budget
 def current_budgets() -> tuple[Budget, ...]:
     """Return the budgets that govern what is launched here, outermost first."""
     block = _block.get()
-    return () if block is None else block.budgets
+    budgets = () if block is None else block.budgets
+    return (*dict.fromkeys(_process_wide), *budgets) if _process_wide else budgets
 
 
 def _number(name: str, value: Any) -> Decimal | None:

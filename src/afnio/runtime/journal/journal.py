@@ -25,6 +25,7 @@ from afnio.runtime.journal.reader import Reader
 from afnio.runtime.journal.record import Record
 from afnio.runtime.journal.stat import JournalStat
 from afnio.runtime.journal.writer import Done, Entry, Writer
+from afnio.runtime.private_folder import make_private_folder
 
 Mode = Literal["resume", "reuse"]
 
@@ -106,7 +107,7 @@ class Journal:
             raise ValueError(f'the journal\'s mode must be "resume" or "reuse" (got {mode!r})')
         file = Path(os.path.realpath(path))
         try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(file.parent)
         except OSError as error:
             raise _unusable(file, error) from error
         lock = Lock(file)

@@ -2,8 +2,8 @@
 
 `te.init(..., sinks=[...])` gives a run's events to sinks. A sink takes one event at a time, on whichever
 thread it happens, and returns at once; these hand it to a thread of their own. `flush()` waits until all of
-it is told, `close()` ends the sink. As a block a sink hears what is launched in the block and closes at its
-end.
+it is told, `close()` ends the sink. As a block a sink hears what is launched in the block, or with
+`process_wide=True` all that the process launches meanwhile, and closes at its end.
 
 * `afnio.tellurio.sinks.jsonl.JsonlSink`: one JSON object for each event, in a file.
 * `afnio.tellurio.sinks.opentelemetry.OpenTelemetrySink`: spans, with `afnio[opentelemetry]`.

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any, Final, final
 
+from afnio.runtime.private_folder import make_private_folder
 from afnio.tellurio.sinks.sink import Moment, Sink
 
 TEXTS: Final = frozenset(
@@ -22,8 +23,9 @@ class JsonlSink(Sink):
     """Appends `{"time": …, "event": "CallEnded", …}` for each event; time in seconds since 1970.
 
     Args:
-        path: the file, made with mode 0600 where there is none.
+        path: the file, made with mode 0600, and its folder with 0700, where there is none.
         content: whether prompts, replies and samples are written too.
+        process_wide: as a block, hear the whole process.
 
     >>> import json, tempfile, afnio
     >>> from pathlib import Path
@@ -35,14 +37,16 @@ class JsonlSink(Sink):
     ['CallEnded']
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, content: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, content: bool = False, process_wide: bool = False
+    ) -> None:
         self.path = Path(path)
         self._content = content
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.path.parent)
         self._file: IO[str] = os.fdopen(
             os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8"
         )
-        super().__init__()
+        super().__init__(process_wide=process_wide)
 
     def take(self, moments: Sequence[Moment]) -> None:
         lines = [json.dumps(self._row(moment), ensure_ascii=False) for moment in moments]

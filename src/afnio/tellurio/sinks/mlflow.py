@@ -47,6 +47,7 @@ class MlflowSink(Sink):
         experiment: by default MLFLOW_EXPERIMENT_NAME, else the run's project.
         traces: whether samples are traced.
         content: whether calls show prompts and replies.
+        process_wide: as a block, hear the whole process.
 
     Raises:
         AfnioError: if MLflow is not installed.
@@ -59,6 +60,7 @@ class MlflowSink(Sink):
         experiment: str | None = None,
         traces: bool = True,
         content: bool = False,
+        process_wide: bool = False,
     ) -> None:
         try:
             import mlflow
@@ -69,7 +71,7 @@ class MlflowSink(Sink):
         self._record = _MlflowRun(mlflow.MlflowClient(tracking_uri), experiment)
         spans = _MlflowSpans(self._record, content=content)
         self._tree: SpanTree[_Place] | None = SpanTree(spans, "run", content=content) if traces else None
-        super().__init__()
+        super().__init__(process_wide=process_wide)
 
     @property
     def run_id(self) -> str | None:

@@ -28,6 +28,7 @@ class OpenTelemetrySink(Sink):
         tracer_provider: whose tracer is used; by default the process's.
         name: of the outermost span.
         content: whether the spans of calls carry prompts and replies.
+        process_wide: as a block, hear the whole process.
 
     >>> from opentelemetry.sdk.trace import TracerProvider
     >>> from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -42,7 +43,12 @@ class OpenTelemetrySink(Sink):
     """
 
     def __init__(
-        self, tracer_provider: TracerProvider | None = None, *, name: str = "run", content: bool = False
+        self,
+        tracer_provider: TracerProvider | None = None,
+        *,
+        name: str = "run",
+        content: bool = False,
+        process_wide: bool = False,
     ) -> None:
         try:
             spans = _OpenTelemetrySpans(tracer_provider)
@@ -51,7 +57,7 @@ class OpenTelemetrySink(Sink):
                 f"OpenTelemetry is not installed ({error}); pip install 'afnio[opentelemetry]'"
             ) from error
         self._tree: SpanTree[Span] = SpanTree(spans, name, content=content)
-        super().__init__()
+        super().__init__(process_wide=process_wide)
 
     def take(self, moments: Sequence[Moment]) -> None:
         for moment in moments:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from afnio.runtime.events import subscribed
+from afnio.runtime.events import subscribe, subscribed
 from afnio.tellurio.run_events import RunEnded
 
 BATCH: Final = 1_000
@@ -31,15 +32,22 @@ class Moment(NamedTuple):
 class Sink(ABC):
     """Base of sinks: write `take`, which gets events in batches, in order, on the sink's thread.
 
-    An exception of `take` costs one warning; events go on being handed over.
+    An exception of `take` costs one warning; events go on being handed over. A forked child's events are not
+    told, as the thread is the parent's.
+
+    Args:
+        process_wide: as a block, hear everything that the process launches while the block is open, not only
+            what is launched in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, process_wide: bool = False) -> None:
         # Its put never waits.
         self._queue: SimpleQueue[Moment | threading.Event | None] = SimpleQueue()
         self._warned = False
         self._closed = False
-        self._block: AbstractContextManager[None] | None = None
+        self._process_wide = process_wide
+        self._pid = os.getpid()
+        self._block = ExitStack()
         self._thread = threading.Thread(target=self._run, name=f"afnio-{type(self).__name__}", daemon=True)
         self._thread.start()
 
@@ -56,7 +64,7 @@ class Sink(ABC):
 
     def at(self, moment: int, event: Any) -> None:
         """Have `event` told, which came at `moment`, in nanoseconds since 1970."""
-        if self._closed:
+        if self._closed or self._pid != os.getpid():
             return
         if self._queue.qsize() >= BACKLOG and not isinstance(event, RunEnded):
             self._warn(f"it is {BACKLOG:,} events behind, so some are left out")
@@ -79,8 +87,10 @@ class Sink(ABC):
         self._thread.join(timeout)
 
     def __enter__(self) -> Self:
-        self._block = subscribed(self)
-        self._block.__enter__()
+        if self._process_wide:
+            self._block.callback(subscribe(self))
+        else:
+            self._block.enter_context(subscribed(self))
         return self
 
     def __exit__(
@@ -89,8 +99,7 @@ class Sink(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._block is not None:
-            self._block.__exit__(kind, error, traceback)
+        self._block.close()
         self.close()
 
     def _run(self) -> None:

@@ -1,0 +1,240 @@
+"""Masking: secrets are taken out of texts, in every form in which a server or a user may have written them.
+
+`mask` knows the secrets that it looks for; `mask_keys` tells keys by their looks and by the names before them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+MASK: Final = "<api key>"
+SHORTEST: Final = 8
+"""A secret of fewer characters is none that has to be kept out of texts; many words are as long."""
+
+_NAME: Final = (
+    "(?:(?<![A-Za-z])|(?=[A-Z][a-z]))"  # a word of its own, as in `api-key` and `apiKey`
+    "(?i:apikey|auth|authorization|bearer|cookie|credentials?|jwt|key|pass|passphrase|passwd|password|pat|pwd"
+    "|secret|signature|token)"
+)
+_ENDS_IN_NAME: Final = re.compile(f"{_NAME}$")
+# `"api_key": "…"`, `api-key=…`, `X-Api-Key: …`, `?key=…`; the word before a token is no secret: `Bearer …`
+_NAMED: Final = re.compile(rf"""({_NAME}["']?\s*[=:]\s*["']?)(?!(?i:bearer|basic)\b)[^\s"'&;,{{}}\[\]]+""")
+_LOOKS: Final = re.compile(
+    r"""(?x)
+    (?<![A-Za-z0-9]) (?:
+        (?: sk | pk | rk | gsk | hf | xai | pplx | tvly | glpat | nvapi | r8 ) [-_] [\w-]{8,}
+      | gh[opsur]_ \w{8,} | github_pat_ \w{8,}
+      | A[KS]IA [0-9A-Z]{12,}
+      | AIza [\w-]{20,}
+      | xox[a-z]- [\w-]{8,}
+      | eyJ [\w-]{8,} \. [\w-]+ (?: \. [\w-]* )?
+    )
+    | (?i: (?<= bearer[ ] ) | (?<= basic[ ] ) ) [^\s"',;]+
+    | (?<= :// ) [^\s/@]+ (?= @ )
+    """
+)
+_LIKE_A_KEY: Final = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])[\w.~+/=-]{20,}")
+_ESCAPES: Final = (b"\\u00", b"\\x", b"\\/", b"%", b"&#")
+"""What escapes of printable characters begin with: without them a secret stands as it is spelled."""
+_ESCAPED: Final = re.compile(
+    rb"\\[ux](?:00)?([2-7][0-9A-Fa-f])|%([2-9A-Fa-f][0-9A-Fa-f])|&#[xX]0{0,5}([2-7][0-9A-Fa-f]);|&#0{0,5}([1-9]\d{1,2});"
+)
+ROUNDS: Final = 4
+"""How many times over a text may be escaped."""
+MOST_ESCAPES: Final = 200_000
+"""Each takes about 0.5 µs of the event loop; no reply of a model has so many."""
+LONGEST: Final = 2**20
+"""Bytes of a text in which an escaped secret is cut out; of a longer one nothing is left."""
+HEAD: Final = 64
+"""Characters by which an escaped secret is found."""
+
+
+def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
+    r"""Return `text` with `MASK` in place of each secret of at least `SHORTEST` characters.
+
+    A secret is found as it is, with escapes of JSON, URLs or HTML in place of any of its characters, and in
+    base64, also as a part of what was encoded. Text in UTF-16 or UTF-32 is returned in UTF-8.
+
+    >>> mask(rb"no such key: sk-0123\/\u0034567, c2stMDEyMy80NTY3", ("sk-0123/4567",))
+    b'no such key: <api key>, <api key>'
+    """
+    finder = _finder(secrets)
+    if finder is None:
+        return text
+    if b"\0" in text[:4]:
+        text = text.decode(json.detect_encoding(text), "replace").encode("utf-8", "replace")
+    for spelling in finder.spellings:
+        if spelling in text:
+            text = text.replace(spelling, MASK.encode())
+    escapes = sum(text.count(escape) for escape in _ESCAPES)
+    if not escapes:
+        return text
+    if max(escapes, text.count(b"\\") // 8) > MOST_ESCAPES:
+        return MASK.encode()
+    if not _is_hidden_in(text, finder):
+        return text
+    text = text if len(text) > LONGEST else _pattern(secrets).sub(MASK.encode(), text)
+    return MASK.encode() if _is_hidden_in(text, finder) else text
+
+
+def mask_keys(text: str) -> str:
+    """Return `text` with `MASK` in place of what looks like a key or stands behind a name that says so.
+
+    >>> mask_keys("--api-key=abc --user=ann"), mask_keys("ask with sk-0123456789")
+    ('--api-key=<api key> --user=ann', 'ask with <api key>')
+    """
+    return _LOOKS.sub(MASK, _NAMED.sub(rf"\1{MASK}", text))
+
+
+def names_secret(name: str) -> bool:
+    """Whether a header, an option or a variable of this name holds a secret: its last word says so.
+
+    >>> [names_secret(name) for name in ("OPENAI_API_KEY", "X-Auth", "accessToken", "max-tokens", "key-column")]
+    [True, True, True, False, False]
+    """
+    return _ENDS_IN_NAME.search(name) is not None
+
+
+def mask_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return a program's arguments with those masked that are keys, by their looks or by the option before.
+
+    >>> mask_arguments(["--api-key", "abc", "--epochs", "3", "TOKEN=abc", "-v"])
+    ['--api-key', '<api key>', '--epochs', '3', 'TOKEN=<api key>', '-v']
+    """
+    shown = []
+    secret = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        option = argument.startswith("-")
+        if secret and not option:
+            shown.append(MASK)
+        elif equals and re.fullmatch(r"[\w.-]+", name) and names_secret(name):
+            shown.append(f"{name}={MASK}")
+        else:
+            shown.append(mask_keys(argument))
+        secret = option and not equals and names_secret(argument)
+    return shown
+
+
+def secrets_in_url(url: str) -> Iterator[str]:
+    """Yield the credentials in an address: the password, and all of it as the header has it in base64.
+
+    >>> list(secrets_in_url("https://ann:pa%3Ass@example.org"))
+    ['pa:ss', 'ann:pa:ss']
+    """
+    parts = urlsplit(url)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if user or password:
+        yield password or user
+        yield f"{user}:{password}"
+
+
+def secrets_in_headers(headers: Mapping[str, object]) -> Iterator[str]:
+    """Yield the values of headers that are secret by their names, or look like keys, and what they are made of.
+
+    >>> list(secrets_in_headers({"Cookie": "session=0123abcd", "X-Title": "Mail sorter"}))
+    ['session=0123abcd', '0123abcd']
+    """
+    for name, value in headers.items():
+        if isinstance(value, str):
+            whole = [value] if names_secret(name) else []
+            parts = [*whole, *re.split(r"[\s;,]+", value)]
+            parts += [part.partition("=")[2] for part in parts if "=" in part.rstrip("=")]
+            for part in dict.fromkeys(parts):
+                if len(part) >= SHORTEST and (whole or _LIKE_A_KEY.fullmatch(part) or _LOOKS.search(part)):
+                    yield part
+
+
+class _Finder(NamedTuple):
+    """How the secrets of a client may be spelled.
+
+    Attributes:
+        spellings: without escapes but for JSON's own, the longest first, as one secret may be part of another.
+        bare: the same without backslashes.
+    """
+
+    spellings: tuple[bytes, ...]
+    bare: tuple[bytes, ...]
+
+
+@lru_cache(maxsize=64)
+def _finder(secrets: tuple[str, ...]) -> _Finder | None:
+    forms = [form for secret in secrets if len(secret) >= SHORTEST for form in (secret, *_in_base64(secret))]
+    if not forms:
+        return None
+    longest_first = sorted(set(forms), key=lambda form: (-len(form), form))
+    in_json = (json.dumps(form, ensure_ascii=False)[1:-1] for form in longest_first)
+    plain = dict.fromkeys(form.encode() for form in (*longest_first, *in_json))
+    bare = dict.fromkeys(form.encode().replace(b"\\", b"") for form in longest_first)
+    return _Finder(tuple(plain), tuple(bare))
+
+
+def _in_base64(secret: str) -> Iterator[str]:
+    data = secret.encode()
+    for offset in range(3):
+        # Those characters that the secret alone decides, at each place that it may have in what was encoded.
+        encoded = base64.b64encode(bytes(offset) + data).decode()
+        core = encoded[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
+        yield core
+        yield core.replace("+", "-").replace("/", "_")
+
+
+def _is_hidden_in(text: bytes, finder: _Finder) -> bool:
+    bare = _unescaped(text)
+    return any(spelling in bare for spelling in finder.bare)
+
+
+@lru_cache(maxsize=8)
+def _pattern(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Return what finds secrets that are escaped; made when one is, as it takes milliseconds."""
+    patterns = {}
+    for secret in secrets:
+        if len(secret) >= SHORTEST:
+            # A token of thousands of characters would take seconds.
+            rest = rb"""(?:&#\w+;|[^\s"',;<>])*""" if len(secret) > HEAD else b""
+            patterns[secret] = b"".join(map(_character, secret[:HEAD])) + rest
+            for form in _in_base64(secret):
+                # Letters and digits are escaped by nobody there.
+                letters = (letter.encode() if letter.isalnum() else _character(letter) for letter in form)
+                patterns[form] = b"".join(letters)
+    return re.compile(b"|".join(patterns[form] for form in sorted(patterns, key=len, reverse=True)))
+
+
+def _character(character: str) -> bytes:
+    """Return a pattern of a character that may be escaped, several times over too."""
+    data = character.encode()
+    in_url = b"".join(rb"%%(?:25){0,%d}%b" % (ROUNDS, _hex(byte)) for byte in data)
+    if len(data) > 1:
+        return b"(?:%b|%b)" % (data, in_url)
+    code = data[0]
+    in_json = rb"\\\\{0,15}(?:%b|u00%b|x%b)" % (re.escape(data), _hex(code), _hex(code))
+    in_html = rb"&#(?:[xX]0{0,5}%b|0{0,5}%d);" % (_hex(code), code)
+    return b"(?:%b|%b|%b|%b)" % (re.escape(data), in_json, in_url, in_html)
+
+
+def _hex(byte: int) -> bytes:
+    lower, upper = b"%02x" % byte, b"%02X" % byte
+    return lower if lower == upper else b"(?:%b|%b|%b|%b)" % (
+        lower, upper, lower[:1] + upper[1:], upper[:1] + lower[1:],
+    )  # fmt: skip
+
+
+def _unescaped(text: bytes) -> bytes:
+    """Return `text` without escapes of printable characters, and without backslashes."""
+    for _ in range(ROUNDS):
+        before, text = text, _ESCAPED.sub(_plain, text)
+        if text == before:
+            break
+    return text.replace(b"\\", b"")
+
+
+def _plain(found: re.Match[bytes]) -> bytes:
+    in_hex = found[1] or found[2] or found[3]
+    code = int(in_hex, 16) if in_hex else int(found[4])
+    return bytes([code]) if code < 256 else found[0]
