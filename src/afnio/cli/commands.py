@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Final, NamedTuple
 
 
@@ -87,8 +88,11 @@ COMMANDS: Final = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code: 0 done, 1 failed, 2 wrong arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] not in COMMANDS:
-        _parser().parse_args(arguments)  # prints help or what is wrong, and exits
+    if not arguments:
+        _parser().print_help()
+        return 0
+    if arguments[0] not in COMMANDS:
+        _parser().parse_args(arguments)  # prints help, the version or what is wrong, and exits
     module, _, function = COMMANDS[arguments[0]].main.partition(":")
     run: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
     try:
@@ -108,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="\n".join(["examples:", *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"afnio {metadata.version('afnio')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=f"{command.help}; see `afnio {name} --help`")
