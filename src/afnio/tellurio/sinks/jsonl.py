@@ -12,7 +12,7 @@ from typing import IO, Any, Final, final
 from afnio.tellurio.sinks.sink import Moment, Sink
 
 TEXTS: Final = frozenset(
-    {"request", "reply", "inputs", "prediction", "target", "explanation", "changes", "candidates"}
+    {"request", "reply", "inputs", "prediction", "target", "explanation", "changes", "candidates", "values"}
 )
 """Fields that hold prompts, replies or samples."""
 
