@@ -62,6 +62,10 @@ def details(chosen: Chosen) -> dict[str, Any]:
                 "error": step.error,
                 "changed": [change.role for change in step.changes if change.before != change.after],
                 "rejected": {change.role: change.rejected for change in step.changes if change.rejected},
+                "kept": [
+                    {"roles": roles, "reason": reason}
+                    for roles, reason in kept((change.role, change.rejected) for change in step.changes)
+                ],
                 "evidence": sum(len(change.evidence) for change in step.changes),
                 "candidates": len(step.candidates),
             }
@@ -87,7 +91,7 @@ def list_text(runs: Sequence[Mapping[str, Any]], home: Path) -> str:
     rows = [("RUN", "STATUS", "STARTED", "CALLS", "COST", "METRICS")]
     for run in runs:
         names = _shown(run)
-        metrics = [_metric(run, name) for name in names[:SHOWN_METRICS]]
+        metrics = [f"{name} {_metric(run, name)}" for name in names[:SHOWN_METRICS]]
         more = len(names) - len(metrics)
         rows.append(
             (
@@ -121,9 +125,10 @@ def show_text(run: Mapping[str, Any]) -> str:
         lines.append(f"  config    {printable(settings)}")
     if run["dropped"]:
         lines.append(f"  left out  {run['dropped']:,} events, as the disk couldn't follow")
-    for name in _shown(run):
-        told = _metric(run, name).removeprefix(name).strip()
-        lines.append(f"  {printable(name):<30} {printable(told)}{_interval(run['metrics'], name)}")
+    lines += [
+        f"  {printable(name):<30} {_metric(run, name)}{_interval(run['metrics'], name)}"
+        for name in _shown(run)
+    ]
     for purpose, spent in run["purposes"].items():
         lines.append(
             f"  {purpose:<10} {spent['calls']:>8,} calls  {spent['failed']:>5,} failed  "
@@ -134,7 +139,7 @@ def show_text(run: Mapping[str, Any]) -> str:
     for step in run["steps"]:
         changed = ", ".join(step["changed"]) or "nothing"
         parts = [f"  step {step['number']} ({step['optimizer']}) changed {changed}"]
-        parts += [f"kept {', '.join(roles)}: {reason}" for roles, reason in kept(step["rejected"].items())]
+        parts += [f"kept {', '.join(one['roles'])}: {one['reason']}" for one in step["kept"]]
         if step["error"]:
             parts.append(f"failed: {step['error']}")
         lines.append(printable("; ".join(parts)))
@@ -207,7 +212,7 @@ def _shown(run: Mapping[str, Any]) -> list[str]:
 
 
 def _metric(run: Mapping[str, Any], name: str) -> str:
-    text, headline = f"{name} {_value(run['metrics'][name])}", run["headline"]
+    text, headline = _value(run["metrics"][name]), run["headline"]
     if headline is None or headline["metric"] != name or headline["best"] is None:
         return text
     return f"{text} (best {_value(headline['best'])} at {headline['unit']} {headline['step']})"

@@ -201,12 +201,10 @@ def phases(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for row in db.execute(PHASES_OF_A_RUN, (run,)):
-        phase = found.setdefault(
-            evaluation_of(row["phase"]),
-            {"samples": 0, "binary": 0, "right": 0.0, "phase": evaluation_of(row["phase"])},
-        )
-        for name in ("samples", "binary", "right"):
-            phase[name] += row[name] or 0
+        name = evaluation_of(row["phase"])
+        phase = found.setdefault(name, {"phase": name, "samples": 0, "binary": 0, "right": 0.0})
+        for sums in ("samples", "binary", "right"):
+            phase[sums] += row[sums] or 0
     rows = list(found.values())[-PHASES:]
     for row in rows:
         binary = row["samples"] > 0 and row["binary"] == row["samples"]
