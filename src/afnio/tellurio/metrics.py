@@ -81,16 +81,31 @@ def metric_points(db: sqlite3.Connection, run: str, name: str, most: int = 2000)
     return [(step, value) for step, value in points if value is not None]
 
 
+def metric_ends(db: sqlite3.Connection, run: str, name: str) -> tuple[float | None, float | None]:
+    """Return the first and the last value of a metric; of one value alone there is no first."""
+    first = db.execute(
+        "SELECT id, value FROM metrics WHERE run_id = ? AND name = ? ORDER BY step, id LIMIT 1", (run, name)
+    ).fetchone()
+    last = db.execute(
+        "SELECT id, value FROM metrics WHERE run_id = ? AND name = ? ORDER BY step DESC, id DESC LIMIT 1",
+        (run, name),
+    ).fetchone()
+    if last is None:
+        return None, None
+    return (None if first["id"] == last["id"] else as_number(first["value"])), as_number(last["value"])
+
+
 def headline(db: sqlite3.Connection, run: str) -> Headline | None:
     """Return the metric that sums a run up; None where it has no metric with a number."""
     monitor = _monitor(db, run)
     for name in metric_names(db, run):
-        points = metric_points(db, run, name, MOST)
+        mode = monitor.get("mode") if name == monitor.get("metric") else None
+        known = mode in ("max", "min")
+        points = metric_points(db, run, name, MOST) if known else metric_points(db, run, name)
         if not points:
             continue
         last = points[-1][1]
-        mode = monitor.get("mode") if name == monitor.get("metric") else None
-        if mode not in ("max", "min"):
+        if not known:
             return Headline(name, last)
         sign = 1 if mode == "max" else -1
         step, best = max(points, key=lambda point: sign * point[1])

@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any, Final, NamedTuple
 
 from afnio.tellurio.interval import wilson
-from afnio.tellurio.metrics import MONITOR, Headline, headline, metric_names, metric_points
+from afnio.tellurio.metrics import MONITOR, Headline, headline, metric_ends, metric_names, metric_points
 from afnio.tellurio.phase import evaluation_of
 from afnio.tellurio.records import kept
 from afnio.tellurio.studio.hostile_text import plain
@@ -135,13 +135,11 @@ def metrics(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
     """Return the metrics of a run with their first and last values, and the last interval where one was logged."""
     found = []
     for name in metric_names(db, run)[:METRICS]:
-        points = metric_points(db, run, name)
-        if points:
-            low, high = (metric_points(db, run, f"{name}_{bound}", 1) for bound in ("low", "high"))
-            interval = (low[0][1], high[0][1]) if low and high else None
-            first = points[0][1] if len(points) > 1 else None
-            found.append({"name": name, "first": first, "last": points[-1][1], "interval": interval})
-    return found
+        first, last = metric_ends(db, run, name)
+        low, high = (metric_ends(db, run, f"{name}_{bound}")[1] for bound in ("low", "high"))
+        interval = None if low is None or high is None else (low, high)
+        found.append({"name": name, "first": first, "last": last, "interval": interval})
+    return [one for one in found if one["first"] is not None or one["last"] is not None]
 
 
 def lengths(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
