@@ -28,14 +28,35 @@ def journal(path: Path) -> Path:
 
 
 def test_help_has_examples() -> None:
-    """Help shows what to type; no command at all is a wrong call."""
+    """Help shows what to type, and so does no command at all."""
     done = run("--help")
     assert 0 == done.returncode
     assert "afnio journal stat" in done.stdout
-    assert 2 == run().returncode
+    bare = run()
+    assert (0, done.stdout, "") == (bare.returncode, bare.stdout, bare.stderr)
     unknown = run("rnus")
     assert (2, "") == (unknown.returncode, unknown.stdout)
     assert "rnus" in unknown.stderr
+
+
+def test_version() -> None:
+    """The version of the package, as it can be read by a script."""
+    done = run("--version")
+    assert (0, f"afnio {afnio.__version__}\n") == (done.returncode, done.stdout)
+
+
+def test_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
+    """Where there are no runs because of a wrong folder, the answer says so and what to do."""
+    missing = str(tmp_path / "nowhere")
+    listed = run("runs", "list", "--dir", missing)
+    assert (0, "") == (listed.returncode, listed.stderr)
+    assert f"No runs in {missing}: there is no such folder" in listed.stdout
+    assert "--dir" in listed.stdout
+    for command in (["runs", "show"], ["report"]):
+        done = run(*command, "calm", "--dir", missing)
+        assert (1, "") == (done.returncode, done.stdout)
+        assert "there is no such folder" in done.stderr
+    assert run("runs", "list", "--dir", str(tmp_path)).stdout == f"No runs in {tmp_path}.\n"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "demo"])

@@ -87,6 +87,19 @@ def test_a_run_that_is_not_there_or_not_one_is_a_sentence(capsys: pytest.Capture
     assert "[same] means 2 runs (me/emails/same, me/other/same)" in runs(capsys, "show", "same", code=1)
 
 
+def test_the_beginning_of_a_name_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    """If no other run begins so; a whole name goes first. What deletes wants the whole name."""
+    first, second = trained("calm"), trained("calm-heron")
+    third = trained("keen-lynx")
+    for word, run in (("calm", first), ("calm-", second), ("k", third), ("me/emails/k", third)):
+        assert run.id == json.loads(runs(capsys, "show", word, "--json"))["id"]
+    assert "[ca] means 2 runs (me/emails/calm-heron, me/emails/calm)" in runs(capsys, "show", "ca", code=1)
+    assert "There is no run [alm]" in runs(capsys, "show", "alm", code=1)
+    assert "There is no run []" in runs(capsys, "show", "", code=1)
+    assert "There is no run [keen]" in runs(capsys, "rm", "keen", "--yes", code=1)
+    assert 3 == len(json.loads(runs(capsys, "list", "--json")))
+
+
 def test_compare_pairs_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
     """With an interval."""
     first, _ = trained("first"), trained("second")

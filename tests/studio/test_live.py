@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,9 @@ from studio.visitor import Studio
 
 import afnio
 from afnio import tellurio as te
+from afnio.models import ChatRequest
 from afnio.optim.optimizer import Change
+from afnio.runtime import to_thread
 from afnio.runtime.events import StepEnded
 from afnio.testing import ScriptedClient
 
@@ -68,4 +71,51 @@ def test_a_live_run(browser: Browser, start: Callable[..., Studio], tmp_path: Pa
         with ThreadPoolExecutor(1) as worker:
             browser.look(studio, visit)
     finally:
+        run.finish()
+
+
+@pytest.mark.slow
+def test_what_waits_is_not_in_flight(browser: Browser, start: Callable[..., Studio], tmp_path: Path) -> None:
+    """Calls that the account has no room for are told apart; the tables below and the time follow, too."""
+    from playwright.sync_api import expect
+
+    studio = start(tmp_path)
+    gate = threading.Event()
+
+    async def answer(request: ChatRequest) -> str:
+        await to_thread(gate.wait, 60)
+        return "yes"
+
+    client = ScriptedClient(answer, limits=afnio.Limits(max_in_flight=2))
+    run = te.init("me", "live", name="queued-crane", dir=tmp_path, resume=False)
+
+    def launch() -> afnio.Variable:
+        inputs = {"text": afnio.Variable([f"mail {number}" for number in range(9)], role="mail")}
+        messages = [{"role": "user", "content": [afnio.Variable("{text}", role="template")]}]
+        answers = afnio.cognitive.functional.chat_completion(client, messages, inputs=inputs, model="m")
+        return afnio.cognitive.functional.exact_match_evaluator(answers, ["yes"] * 9)[0]
+
+    def visit(page: Page) -> None:
+        page.goto(studio.base + studio.run("queued-crane"))
+        scores = worker.submit(launch).result()
+        expect(page.locator("[data-n=in_flight]")).to_have_text("2")
+        expect(page.locator("[data-n=waiting]")).to_have_text("7 waiting")
+        assert "Calls by purpose" not in page.locator("[data-about]").inner_text()
+        gate.set()
+        assert 1.0 == worker.submit(lambda: scores.data / 9).result()
+        worker.submit(run.flush).result()
+        expect(page.locator("[data-about]")).to_contain_text("Calls by purpose")
+        expect(page.locator("h2:has-text('Evaluations') + .scroll tbody td:nth-child(2)")).to_have_text("9")
+        expect(page.locator("[data-n=in_flight]")).to_have_text("0")
+        expect(page.locator("[data-n=waiting]")).to_have_text("")
+        run.finish()
+        page.locator("[data-status=COMPLETED]").wait_for()
+        head, took = page.locator("[data-n=seconds]").all_inner_texts()
+        assert head == took
+
+    try:
+        with ThreadPoolExecutor(1) as worker:
+            browser.look(studio, visit)
+    finally:
+        gate.set()
         run.finish()

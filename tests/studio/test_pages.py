@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,91 @@ def test_the_list_filters_and_compares(browser: Browser, studio: Studio) -> None
         page.check("[aria-label='Compare swift-tern']")
         compare.click()
         page.wait_for_url("**/compare**")
+        assert page.locator("main p").first.inner_text().startswith("The baseline is calm-heron;")
         # 24 validation and 8 training samples are in both runs.
         first = texts(page, "tbody tr")[0]
         assert re.search(r"Last evaluation of each sample 32 \d+ \d+ .* to ", first), first
         assert page.locator(".interval").count() >= 5
         assert 2 == page.locator(".chart canvas").count()
         assert "swift-tern" in texts(page, ".u-legend")[0]
+
+    browser.look(studio, visit)
+
+
+def test_the_run_that_is_selected_first_is_the_baseline(browser: Browser, studio: Studio) -> None:
+    """Wherever it is in the list; the comparison's page offers the others."""
+    from playwright.sync_api import expect
+
+    def baseline(page: Page) -> str:
+        page.wait_for_url("**/compare**")
+        return page.locator("main p a").first.inner_text()
+
+    def visit(page: Page) -> None:
+        page.goto(f"{studio.base}/?q=mails+sentiment&project=acme/mails")
+        names = [name for name in texts(page, ".row-link") if name in ("calm-heron", "swift-tern")]
+        assert 2 == len(names)
+        for first, second in (names, reversed(names)):
+            page.goto(f"{studio.base}/?q=mails+sentiment&project=acme/mails")
+            page.check(f"[aria-label='Compare {second}']")
+            page.check(f"[aria-label='Compare {first}']")
+            page.uncheck(f"[aria-label='Compare {second}']")
+            page.check(f"[aria-label='Compare {second}']")
+            page.click("[data-compare]")
+            assert first == baseline(page)
+            assert f"{second} minus {first}" == page.locator("h3").first.inner_text()
+            page.locator("main p a").nth(1).click()
+            expect(page.locator("main p a").first).to_have_text(second)
+            assert f"{first} minus {second}" == page.locator("h3").first.inner_text()
+
+    browser.look(studio, visit)
+
+
+UNNAMED = """() => ({
+  headings: [...document.querySelectorAll("h1, h2, h3")].filter((one) => one.checkVisibility())
+    .map((one) => Number(one.tagName[1])),
+  heads: [...document.querySelectorAll("th")].filter((one) => !one.textContent.trim()).length,
+  nested: document.querySelectorAll("[role=img] a").length,
+  unreachable: [...document.querySelectorAll(".scroll")]
+    .filter((one) => one.scrollWidth > one.clientWidth && one.tabIndex < 0).length,
+  plain: [...document.querySelectorAll("main p a:not(.button), main dd a, main h3 a, .samples-behind a")]
+    .filter((one) => !getComputedStyle(one).textDecorationLine.includes("underline")).length,
+})"""
+
+
+def test_pages_are_accessible(browser: Browser, studio: Studio) -> None:
+    """One h1 and no level left out, no empty heads, no links within pictures or told by colour alone."""
+
+    def visit(page: Page) -> None:
+        calm, pool = studio.run("calm-heron"), studio.run("keen-otter")
+        paths = ["/", f"/compare?run={calm[6:]}&run={studio.run('swift-tern')[6:]}"]
+        paths += [calm + rest for rest in (*PAGES, "/samples/1", "/calls/1")]
+        paths += [pool + rest for rest in ("/lineage", "/lineage/4", "/steps/2")]
+        for width in (1280, 400):
+            page.set_viewport_size({"width": width, "height": 900})
+            for path in paths:
+                page.goto(studio.base + path)
+                found = page.evaluate(UNNAMED)
+                levels = found.pop("headings")
+                assert (1, 1) == (levels[0], levels.count(1)), path
+                assert all(after <= before + 1 for before, after in pairwise(levels)), path
+                assert {"heads": 0, "nested": 0, "unreachable": 0, "plain": 0} == found, (path, width)
+
+    browser.look(studio, visit)
+
+
+def test_a_part_by_its_own_address_is_a_page(browser: Browser, studio: Studio) -> None:
+    """A call and a candidate have a heading of their own there, and nothing that can't be closed."""
+
+    def visit(page: Page) -> None:
+        for path, title in (
+            (studio.run("calm-heron") + "/calls/1", "forward"),
+            (studio.run("keen-otter") + "/lineage/4", "Candidate 4"),
+        ):
+            page.goto(studio.base + path)
+            assert title == page.locator("h1").inner_text()
+            assert 0 == page.locator("main [data-do=close]").count()
+        page.locator("dd a:has-text('candidate')").first.click()
+        page.wait_for_url("**/lineage/*")
 
     browser.look(studio, visit)
 

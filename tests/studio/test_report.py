@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from studio.browser import Browser
-from studio.made_store import make_training
+from studio.made_store import MadeRun, make_training
 
 from afnio.cli.run_choice import Runs
 from afnio.tellurio.run_choice import ChoiceError
@@ -30,7 +30,7 @@ def test_the_command(home: Path, tmp_path: Path) -> None:
     done = afnio("calm-heron", "--dir", str(home), folder=tmp_path)
     assert (0, "calm-heron.html\n", "") == (done.returncode, done.stdout, done.stderr)
     assert 0o600 == (tmp_path / "calm-heron.html").stat().st_mode & 0o777
-    missing = afnio("calm-hero", "--dir", str(home), "-o", "x.html", folder=tmp_path)
+    missing = afnio("alm-heron", "--dir", str(home), "-o", "x.html", folder=tmp_path)
     assert (1, "") == (missing.returncode, missing.stdout)
     assert "calm-heron" in missing.stderr
     assert ["calm-heron.html"] == [entry.name for entry in tmp_path.iterdir()]
@@ -80,6 +80,22 @@ def test_it_needs_nothing_else(browser: Browser, home: Path, tmp_path: Path) -> 
 
         browser.look(None, visit)
         assert [path.as_uri()] == asked
+
+
+def test_it_opens_with_what_happened(tmp_path: Path) -> None:
+    """The metrics come first; of the steps the last one is open that changed something."""
+    path = tmp_path / "acme" / "one.db"
+    with MadeRun(path, "slow-crane") as run:
+        for name, value in (("baseline", 0.25), ("final", 0.75), ("val_failed", 0.0)):
+            run.metric(name, 0, value)
+        for number, (before, after) in enumerate([("a", "b"), ("b", "c"), ("c", "c"), ("c", "c")], 1):
+            run.step(number, before, after, [])
+    text = write_report(tmp_path, "slow-crane", tmp_path / "report.html").read_text()
+    assert ["2"] == re.findall(r'id="step-(\d)" class="step">\s*<details open>', text)
+    body = " ".join(re.sub(r"<[^>]+>", " ", text.partition("<main")[2]).split())
+    assert "baseline – 0.250" in body
+    assert body.index("final – 0.750") < body.index("Tokens in") < body.index("Step 1")
+    assert "val_failed" not in body.partition("Steps")[0]
 
 
 def note(request: Request, asked: list[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from studio.made_store import make_training
-from studio.visitor import Studio
+from studio.visitor import Studio, started
 
 from afnio.tellurio.lease import Lease, lease_path
 from afnio.tellurio.schema import connect
@@ -38,6 +38,18 @@ def store(folder: Path) -> Iterator[Path]:
 def test_no_store_at_all(studio: Studio) -> None:
     """Says what to write."""
     assert "te.init" in studio.page("/").text
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    """Is told at the start and on the page, as it may be the wrong one; what comes to be there later is shown."""
+    home = tmp_path / "nowhere"
+    warning = f"afnio: the folder [{home}] doesn't exist yet, so the studio starts without runs\n"
+    with started(home, warning=warning) as studio:
+        page = studio.page("/").text
+        assert f"There is no folder <code>{home}</code>" in page
+        assert "--dir" in page
+        make_training(home / "me" / "mails.db")
+        assert "calm-heron" in studio.page("/").text
 
 
 def test_a_store_that_is_being_written(studio: Studio, store: Path) -> None:

@@ -14,7 +14,7 @@ import afnio
 import afnio.tellurio as te
 from afnio.cognitive import Parameter
 from afnio.errors import FinalModelError, TransientModelError
-from afnio.optim import Candidate, Change
+from afnio.optim import TGD, Candidate, Change
 from afnio.runtime.events import StepEnded, emit
 from afnio.tellurio.bodies import unpacked
 from afnio.testing import ScriptedClient
@@ -262,3 +262,18 @@ def test_a_run_says_what_it_ran_on(read: Read, monkeypatch: pytest.MonkeyPatch) 
     assert (None, afnio.__version__) == (commit, json.loads(versions)["afnio"])
     assert json.loads(platform)["processors"] >= 1
     assert b"hunter2" not in FILE.read_bytes()
+
+
+def test_a_parameter_without_feedback_is_recorded(read: Read) -> None:
+    """With the value that it had at the step, whether or not a later one changes it."""
+    critic = ScriptedClient([{"value": "new"}, {"value": "changed"}])
+    prompt, other = (Parameter(text, role=text, requires_grad=True) for text in ("old", "other"))
+    optimizer = TGD([prompt, other], critic, model="m")
+    with te.init("me", "emails", resume=False):
+        for parameter in (prompt, other):
+            parameter.append_grad(afnio.Variable("better", role="feedback"))
+            optimizer.step()
+            optimizer.clear_grad()
+    assert [(0, "old", "old"), (0, "other", "other"), (1, "old", "new"), (2, "other", "changed")] == read(
+        FILE, "SELECT step, role, value FROM parameters ORDER BY step, id"
+    )

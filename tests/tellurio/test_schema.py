@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import afnio.tellurio as te
 from afnio.tellurio.schema import connect
+from afnio.tellurio.tables import SECOND
 
 if TYPE_CHECKING:
     from conftest import Read
@@ -29,7 +30,7 @@ def test_a_file_of_version_1_is_brought_to_this_one(read: Read) -> None:
     first_version(FILE, [("call", json.dumps(CALL)), ("retry", json.dumps(RETRY)), ("mine", "{}")])
     with te.init("me", "emails", name="new"):
         pass
-    assert read(FILE, "PRAGMA user_version") == [(2,)]
+    assert read(FILE, "PRAGMA user_version") == [(3,)]
     assert read(FILE, "SELECT name, status, versions FROM runs WHERE id = 'r'") == [
         ("old", "COMPLETED", "{}")
     ]
@@ -45,6 +46,26 @@ def test_a_file_of_version_1_is_brought_to_this_one(read: Read) -> None:
     ]
     assert read(FILE, "SELECT kind FROM events") == [("mine",)]
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_calls_that_version_2_took_for_failed_were_cancelled(read: Read) -> None:
+    """An error without a word was a cancellation."""
+    first_version(FILE, [])
+    with closing(sqlite3.connect(FILE, isolation_level=None)) as connection:
+        for statement in SECOND:
+            connection.execute(statement)
+        for address, error in (("a", "CancelledError: "), ("b", "ModelError: no")):
+            connection.execute(
+                "INSERT INTO calls (run_id, address, node, phase, purpose, account, model, status, attempts, seconds, "
+                "waited, started, ended, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, error, "
+                "messages) VALUES ('r', ?, ?, '', 'forward', 'h', 'm', 'failed', 1, 1, 0, 1, 2, 0, 0, 0, 0, ?, '')",
+                (address, address, error),
+            )
+        connection.execute("PRAGMA user_version = 2")
+    connect(FILE).close()
+    rows = read(FILE, "SELECT address, status, error FROM calls ORDER BY address")
+    assert rows == [("a", "cancelled", None), ("b", "failed", "ModelError: no")]
+    assert read(FILE, "SELECT waiting FROM runs") == [(0,)]
 
 
 def test_an_upgrade_has_the_tables_of_a_new_file(read: Read) -> None:

@@ -14,10 +14,12 @@ from trainer.scenarios import Agent, ReadingAgent, afitted, fitted, items, loade
 import afnio
 from afnio import tellurio as te
 from afnio.errors import BatchError, BlockingReadError
+from afnio.tellurio.reader import Reader
 from afnio.testing import ScriptedClient
 from afnio.trainer import StopTraining, Trainer
 from afnio.trainer.board import Board
 from afnio.trainer.checkpoint import Checkpoint
+from afnio.trainer.metric import Outcome
 from afnio.trainer.progress import Display
 from afnio.trainer.state import LoopState
 from afnio.utils.data import DataLoader
@@ -278,6 +280,38 @@ def test_metrics_go_to_the_active_run(agent: Agent, tmp_path: Path) -> None:
     assert [{"step": 1}, {"step": 1}, {"step": 1}, {}] == [more for _, more in logged]
     assert ["train_loss_step", "train_loss", "val_loss", "test_loss"] == [next(iter(g[0])) for g, _ in logged]
     assert not (tmp_path / "checkpoints" / "calls.journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "val", "expected"),
+    [({}, 4, ("val_loss", "max")), ({}, 0, ("train_loss", "max")), ({"mode": "min"}, 4, ("val_loss", "min"))],
+)
+def test_the_run_knows_what_is_monitored(
+    agent: Agent, tmp_path: Path, options: dict[str, Any], val: int, expected: tuple[str, str]
+) -> None:
+    """So that whoever reads it shows that metric, with its best value and the epoch of that."""
+    with te.init("me", "p", dir=tmp_path / "runs", resume=False) as run:
+        made = trainer(tmp_path, max_epochs=2, **options)
+        fitted(agent, made, loader(4), loader(val) if val else None)
+    with Reader(tmp_path / "runs" / "me" / "p.db") as reader:
+        found = reader.headline(run.id)
+    assert found is not None
+    assert (*expected, "epoch") == (found.metric, found.mode, found.unit)
+    assert made.metrics[found.metric] == found.value
+    values = [value for _, value in points(made, found.metric)]
+    assert (max if found.mode == "max" else min)(values) == found.best
+    assert 1 + values.index(found.best) == found.step
+
+
+def points(made: Trainer, metric: str) -> list[tuple[int, float]]:
+    """Return the epochs and values of a metric in a training's history."""
+    prefix, _, name = metric.partition("_")
+    kind = "epoch" if prefix == "train" else prefix
+    return [
+        (entry["epoch"], Outcome.from_json(entry).flat()[name])
+        for entry in made.history
+        if entry["kind"] == kind
+    ]
 
 
 def test_stop_training_ends_a_fit_between_steps(agent: Agent, tmp_path: Path) -> None:

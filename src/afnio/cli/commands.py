@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Final, NamedTuple
 
 
@@ -29,13 +30,13 @@ class Command(NamedTuple):
 COMMANDS: Final = {
     "demo": Command(
         "afnio.demo.__main__:main",
-        "the tutorial's job",
+        "run the tutorial's job",
         "afnio demo",
         "the tutorial's job against a simulated LM",
     ),
     "doctor": Command(
         "afnio.cli.doctor:main",
-        "whether Afnio can work here",
+        "check whether Afnio can work here",
         "afnio doctor --json",
         "environment, endpoint, limits, json_schema, latency",
     ),
@@ -47,25 +48,25 @@ COMMANDS: Final = {
     ),
     "login": Command(
         "afnio.cli.login:main",
-        "keep a provider's key in the keyring; never needed",
+        "keep a provider's key in the system's keyring (optional)",
         "afnio login",
         "asks for OpenAI's key and checks it first",
     ),
     "prompts": Command(
         "afnio.cli.prompts:main",
-        "every prompt that Afnio sends",
+        "print every prompt that Afnio sends",
         "afnio prompts tgd.system",
         "the optimizer's instructions, with their version",
     ),
     "provider": Command(
         "afnio.cli.provider:main",
-        "a provider for tests",
+        "serve a provider for tests",
         "afnio provider --latency 0.2 --port 8000",
         "serve an OpenAI-compatible provider",
     ),
     "report": Command(
         "afnio.cli.report:main",
-        "one run as one HTML file",
+        "write one run as one HTML file",
         "afnio report calm-heron -o report.html",
         "a run's prompts, samples and curves in a file",
     ),
@@ -87,8 +88,11 @@ COMMANDS: Final = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code: 0 done, 1 failed, 2 wrong arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] not in COMMANDS:
-        _parser().parse_args(arguments)  # prints help or what is wrong, and exits
+    if not arguments:
+        _parser().print_help()
+        return 0
+    if arguments[0] not in COMMANDS:
+        _parser().parse_args(arguments)  # prints help, the version or what is wrong, and exits
     module, _, function = COMMANDS[arguments[0]].main.partition(":")
     run: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
     try:
@@ -105,10 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="afnio",
         description="Optimize agents whose parameters are text.",
-        epilog="\n".join(["examples:", *examples]),
+        epilog="\n".join(["`afnio COMMAND --help` explains a command.", "", "examples:", *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"afnio {metadata.version('afnio')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        commands.add_parser(name, help=f"{command.help}; see `afnio {name} --help`")
+        commands.add_parser(name, help=command.help)
     return parser

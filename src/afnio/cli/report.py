@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
         prog="afnio report",
         description="Write one run as one HTML file, with its prompts, samples and curves, that needs no server.",
     )
-    parser.add_argument("run", help="a name, an id, the beginning of one, or namespace/project/name")
+    parser.add_argument("run", help="a name, an id, namespace/project/name, or the beginning of one")
     parser.add_argument("-o", "--output", type=Path, help="the file (default: named after the run, here)")
     parser.add_argument("--dir", type=Path, help="folder of the stores (default: AFNIO_HOME, else .afnio)")
     options = parser.parse_args(argv)

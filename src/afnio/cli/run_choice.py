@@ -46,14 +46,14 @@ class Runs:
             for run in runs:
                 yield Chosen(reader, run)
 
-    def choose(self, word: str) -> Chosen:
-        """Return the run of this id, this namespace/project/name, this name, or whose id begins so.
+    def choose(self, word: str, *, whole: bool = False) -> Chosen:
+        """Return the run that a word means; see `afnio.tellurio.run_choice.choose`.
 
         Raises:
             ChoiceError: if there is none, or if several are meant.
         """
         everything = list(self.all())
-        run = choose(word, [one.run for one in everything], self.home)
+        run = choose(word, [one.run for one in everything], self.home, whole=whole)
         return next(one for one in everything if one.run is run)
 
     def __enter__(self) -> Self:

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 from afnio.cli.run_choice import Chosen
 from afnio.tellurio.comparison import compare
-from afnio.tellurio.records import Spending
+from afnio.tellurio.metrics import ranked
+from afnio.tellurio.records import Spending, kept
+from afnio.tellurio.run_choice import MISSING
 
 SHOWN_METRICS: Final = 3
 SHOWN_TEXT: Final = 2_000
@@ -20,6 +22,7 @@ def summary(chosen: Chosen) -> dict[str, Any]:
     """What a list says of a run."""
     reader, run = chosen
     metrics = {one.name: one.value for one in reader.last_metrics(run.id)}
+    headline = reader.headline(run.id)
     return {
         "id": run.id,
         "name": run.name,
@@ -31,6 +34,7 @@ def summary(chosen: Chosen) -> dict[str, Any]:
         "date_updated": run.date_updated,
         "git_commit": run.git_commit,
         "config": run.config,
+        "headline": None if headline is None else asdict(headline),
         "metrics": metrics,
         **_totals(reader.spending(run.id)),
         "store": str(run.store),
@@ -46,6 +50,7 @@ def details(chosen: Chosen) -> dict[str, Any]:
         "platform": run.platform,
         "identity": run.identity,
         "in_flight": run.in_flight,
+        "waiting": run.waiting,
         "dropped": run.dropped,
         "purposes": {purpose: asdict(spent) for purpose, spent in reader.spending(run.id).items()},
         "phases": reader.phases(run.id),
@@ -57,6 +62,10 @@ def details(chosen: Chosen) -> dict[str, Any]:
                 "error": step.error,
                 "changed": [change.role for change in step.changes if change.before != change.after],
                 "rejected": {change.role: change.rejected for change in step.changes if change.rejected},
+                "kept": [
+                    {"roles": roles, "reason": reason}
+                    for roles, reason in kept((change.role, change.rejected) for change in step.changes)
+                ],
                 "evidence": sum(len(change.evidence) for change in step.changes),
                 "candidates": len(step.candidates),
             }
@@ -78,11 +87,12 @@ def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
 
 def list_text(runs: Sequence[Mapping[str, Any]], home: Path) -> str:
     if not runs:
-        return f"No runs in {home}."
+        return f"No runs in {home}{'.' if home.exists() else f': {MISSING}'}"
     rows = [("RUN", "STATUS", "STARTED", "CALLS", "COST", "METRICS")]
     for run in runs:
-        metrics = [f"{name} {_value(value)}" for name, value in list(run["metrics"].items())[:SHOWN_METRICS]]
-        more = len(run["metrics"]) - len(metrics)
+        names = _shown(run)
+        metrics = [f"{name} {_metric(run, name)}" for name in names[:SHOWN_METRICS]]
+        more = len(names) - len(metrics)
         rows.append(
             (
                 printable(f"{run['namespace']}/{run['project']}/{run['name']}"),
@@ -115,21 +125,24 @@ def show_text(run: Mapping[str, Any]) -> str:
         lines.append(f"  config    {printable(settings)}")
     if run["dropped"]:
         lines.append(f"  left out  {run['dropped']:,} events, as the disk couldn't follow")
-    lines += [f"  {printable(name):<30} {_value(value)}" for name, value in run["metrics"].items()]
+    lines += [
+        f"  {printable(name):<30} {_metric(run, name)}{_interval(run['metrics'], name)}"
+        for name in _shown(run)
+    ]
     for purpose, spent in run["purposes"].items():
         lines.append(
             f"  {purpose:<10} {spent['calls']:>8,} calls  {spent['failed']:>5,} failed  "
             f"{spent['replayed']:>6,} replayed  {spent['prompt_tokens']:>11,} in  "
             f"{spent['completion_tokens']:>10,} out  {_dollars(spent['cost'])}"
+            + (f"  {spent['cancelled']:,} cancelled" if spent["cancelled"] else "")
         )
     for step in run["steps"]:
         changed = ", ".join(step["changed"]) or "nothing"
-        why = step["error"] or "; ".join(step["rejected"].values())
-        lines.append(
-            printable(
-                f"  step {step['number']} ({step['optimizer']}) changed {changed}{': ' * bool(why)}{why}"
-            )
-        )
+        parts = [f"  step {step['number']} ({step['optimizer']}) changed {changed}"]
+        parts += [f"kept {', '.join(one['roles'])}: {one['reason']}" for one in step["kept"]]
+        if step["error"]:
+            parts.append(f"failed: {step['error']}")
+        lines.append(printable("; ".join(parts)))
     last = {one["number"]: one for one in run["parameters"]}
     for one in last.values():
         text = one["value"] if len(one["value"]) <= SHOWN_TEXT else one["value"][:SHOWN_TEXT] + " …"
@@ -148,7 +161,7 @@ def compare_text(found: Mapping[str, Any]) -> str:
             f"{second['name']} ({second['status']}, {second['calls']:,} calls, {_dollars(second['cost'])})"
         ),
     ]
-    shared = [name for name in first["metrics"] if name in second["metrics"]]
+    shared = [name for name in _shown(first) if name in second["metrics"]]
     lines += [
         f"  {printable(name):<30} {_value(first['metrics'][name]):>10}  {_value(second['metrics'][name]):>10}"
         for name in shared
@@ -184,11 +197,30 @@ def _totals(spending: Mapping[str, Spending]) -> dict[str, Any]:
     return {
         "calls": sum(spent.calls for spent in parts),
         "failed": sum(spent.failed for spent in parts),
+        "cancelled": sum(spent.cancelled for spent in parts),
         "replayed": sum(spent.replayed for spent in parts),
         "tokens": sum(spent.prompt_tokens + spent.completion_tokens for spent in parts),
         "cost": sum(known) if known else None,
         "unpriced": sum(spent.unpriced for spent in parts),
     }
+
+
+def _shown(run: Mapping[str, Any]) -> list[str]:
+    """The metrics that a person is told of, the headline first."""
+    headline = run["headline"]
+    return ranked(run["metrics"], None if headline is None else headline["metric"])
+
+
+def _metric(run: Mapping[str, Any], name: str) -> str:
+    text, headline = _value(run["metrics"][name]), run["headline"]
+    if headline is None or headline["metric"] != name or headline["best"] is None:
+        return text
+    return f"{text} (best {_value(headline['best'])} at {headline['unit']} {headline['step']})"
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> str:
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "" if low is None or high is None else f"  95 %: {_value(low)} to {_value(high)}"
 
 
 def _paired(paired: Mapping[str, Any]) -> str:

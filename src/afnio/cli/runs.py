@@ -19,8 +19,11 @@ examples:
                                           all that is recorded, one JSON object on each line
   afnio runs rm calm-heron --yes          delete it, with its journal
 
-A RUN is a name, an id, the beginning of one, or namespace/project/name.
+A RUN is a name, an id, namespace/project/name, or the beginning of one if no other run begins so. `rm` wants names in
+full.
 """
+
+RUN: Final = "a name, an id, namespace/project/name, or the beginning of one"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,15 +69,17 @@ def _parser() -> argparse.ArgumentParser:
         "--status", type=str.upper, help="only those that are RUNNING, COMPLETED, FAILED, CRASHED"
     )
     show = commands.add_parser("show", parents=[common, as_json], help="one run")
-    show.add_argument("run", metavar="RUN")
+    show.add_argument("run", metavar="RUN", help=RUN)
     compare = commands.add_parser("compare", parents=[common, as_json], help="two runs, sample by sample")
-    compare.add_argument("first", metavar="RUN")
-    compare.add_argument("second", metavar="RUN")
+    compare.add_argument("first", metavar="RUN", help="the baseline")
+    compare.add_argument("second", metavar="RUN", help="what is compared with it")
     remove = commands.add_parser("rm", parents=[common], help="delete runs and their journals")
-    remove.add_argument("runs", metavar="RUN", nargs="+")
+    remove.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a name in full, an id, or namespace/project/name"
+    )
     remove.add_argument("--yes", action="store_true", help="don't ask")
     export = commands.add_parser("export", parents=[common], help="all of a run as JSON lines")
-    export.add_argument("run", metavar="RUN")
+    export.add_argument("run", metavar="RUN", help=RUN)
     export.add_argument("--out", metavar="FILE", help="where to, with mode 0600 (default: standard output)")
     return parser
 
@@ -115,7 +120,7 @@ def _remove(runs: Any, options: argparse.Namespace) -> int:
 
     from afnio.tellurio.removal import remove_run
 
-    chosen = [runs.choose(word) for word in options.runs]
+    chosen = [runs.choose(word, whole=True) for word in options.runs]
     going_on = [one.run.path for one in chosen if one.run.status == "RUNNING"]
     if going_on:
         sys.stderr.write(f"afnio: [{going_on[0]}] is under way; end its program first.\n")

@@ -20,8 +20,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--port", type=_port, default=0, help="port on 127.0.0.1 (default: a free one)")
     parser.add_argument("--dir", type=Path, help="folder of the stores (default: AFNIO_HOME, else .afnio)")
     options = parser.parse_args(argv)
+    home = home_folder(options.dir)
+    if not home.is_dir():
+        sys.stderr.write(f"afnio: the folder [{home}] doesn't exist yet, so the studio starts without runs\n")
     try:
-        serve(home_folder(options.dir), options.port)
+        serve(home, options.port)
     except StudioError as error:
         sys.stderr.write(f"afnio: {error}\n")
         return 1

@@ -61,6 +61,7 @@ def run(options: Options, console: Console) -> None:
     from afnio.demo.splits import load_splits
     from afnio.demo.tally import Tally
     from afnio.runtime.events import subscribed
+    from afnio.tellurio.metrics import MONITOR
     from afnio.tellurio.store import store_path
 
     check_folder()
@@ -76,6 +77,7 @@ def run(options: Options, console: Console) -> None:
         tracked = stack.enter_context(
             te.init(NAMESPACE, PROJECT, config={"lm": endpoint.kind}, resume=resume)
         )
+        tracked.record(MONITOR, {"metric": "validation_accuracy", "mode": "max", "unit": "epoch"})
         say(console, f"Recorded as run {tracked.name} in {store_path(NAMESPACE, PROJECT)}")
         say(console)
         with Progress(console) as progress:

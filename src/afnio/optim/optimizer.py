@@ -155,7 +155,10 @@ class Optimizer(ABC):
                     deferred = lambda: returned  # noqa: E731
         launch = Launch(f"{type(self).__name__}.step")
         if deferred is None and self.accept is None:
-            self._last = launch_step(launch, type(self).__name__, self._updates())
+            updates = self._updates()
+            updated = {id(update.parameter) for update in updates}
+            others = [parameter for parameter, _ in self._members() if id(parameter) not in updated]
+            self._last = launch_step(launch, type(self).__name__, updates, others)
         else:
             self._last = self._launch_joint(launch, deferred, result)
         return Work(self._last, lambda _: result[0]).wait_if_allowed()

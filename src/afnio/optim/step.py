@@ -160,13 +160,20 @@ def _doing(do: Callable[[Job, int], Awaitable[T]], position: int) -> Body:
     return body
 
 
-def launch_step(launch: Launch, name: str, updates: Sequence[Update]) -> Slot:
+def launch_step(
+    launch: Launch, name: str, updates: Sequence[Update], others: Sequence[Variable] = ()
+) -> Slot:
     """Start a step and return the slot of its end: the changes, or the errors of what kept its value.
 
     A parameter whose update fails or is cancelled takes the value that it had.
+
+    Args:
+        others: parameters of the same optimizer without an update, to be told of.
     """
     values = [Slot(launch) for _ in updates]
     statuses = [Slot(launch) for _ in updates]
+    known = [(update.parameter.role, value) for update, value in zip(updates, values, strict=True)]
+    known += [(parameter.role, parameter.own_slots[0]) for parameter in others]
     done = Slot(launch)
     for number, (update, value, status) in enumerate(zip(updates, values, statuses, strict=True)):
         (previous,) = update.parameter.own_slots
@@ -178,7 +185,7 @@ def launch_step(launch: Launch, name: str, updates: Sequence[Update]) -> Slot:
             gather=True,
             recover=_keeping(previous),
         )
-    launch.add(_finishing(name), statuses, [done], part="end", gather=True)
+    launch.add(_finishing(name, known), statuses, [done], part="end", gather=True)
     _advance(launch, [update.parameter for update in updates], values)
     return done
 
@@ -205,7 +212,8 @@ def launch_joint_step(
 
     async def body(job: Job, outcomes: list[Any]) -> Outcomes:
         decision = await decide(job, tuple(outcomes[: len(previous)]))
-        end = _end(job, name, decision.changes, decision.errors, decision.candidates)
+        known = tuple((p.role, value) for p, value in zip(parameters, decision.values, strict=True))
+        end = _end(job, name, decision.changes, decision.errors, known, decision.candidates)
         return [*(decision.values[place] for place in places), end]
 
     def keep(job: Job, error: BaseException) -> Outcomes:
@@ -242,13 +250,18 @@ def _keeping(previous: Slot) -> Recover:
     return keep
 
 
-def _finishing(name: str) -> Body:
+def _finishing(name: str, known: Sequence[tuple[str, Slot]]) -> Body:
     def finish(job: Job, outcomes: list[Any]) -> Outcomes:
         changes = tuple(outcome for outcome in outcomes if isinstance(outcome, Change))
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         for failure in failures:
             failure.mark_read()
-        return [_end(job, name, changes, [failure.error for failure in failures])]
+        values = tuple(
+            (role, slot.outcome)
+            for role, slot in known
+            if slot.done and not isinstance(slot.outcome, Failure)
+        )
+        return [_end(job, name, changes, [failure.error for failure in failures], values)]
 
     return finish
 
@@ -258,13 +271,15 @@ def _end(
     name: str,
     changes: tuple[Change, ...],
     errors: Sequence[BaseException],
+    values: tuple[tuple[str, Any], ...],
     candidates: tuple[Candidate, ...] = (),
 ) -> Any:
     """Tell how a step ended, and return what its end's slot gets."""
     error: BaseException | None = errors[0] if errors else None
     if len(errors) > 1:
         error = BaseExceptionGroup("parameters kept their values", errors)
-    emit(StepEnded(job.launch.address, name, changes, None if error is None else str(error), candidates))
+    told = None if error is None else str(error)
+    emit(StepEnded(job.launch.address, name, changes, told, candidates, values))
     if error is None:
         return changes
     note_place(error, job.launch, None)

@@ -21,7 +21,7 @@ from afnio.runtime.limits import Account, Limits, given_limits
 from afnio.runtime.loop import call_later, loop_time
 from afnio.runtime.output_estimate import OutputEstimate
 from afnio.runtime.permit import Demand, Permit
-from afnio.runtime.runtime import Runtime
+from afnio.runtime.runtime import Runtime, existing_runtime
 from afnio.runtime.server_limits import MINUTE, Reading, ServerLimit
 
 _TICK: Final = 1e-4
@@ -290,6 +290,12 @@ def _per_minute(limit: ServerLimit | None) -> float | None:
 def on_wire(runtime: Runtime) -> int:
     """Return how many requests of the process are on the wire, over all accounts; from any thread."""
     return sum(found.in_flight for found in runtime.resources() if isinstance(found, Admitter))
+
+
+def calls_on_wire() -> int:
+    """Return how many requests this process has on the wire, over all accounts; from any thread."""
+    runtime = existing_runtime()
+    return 0 if runtime is None else on_wire(runtime)
 
 
 def admitter(runtime: Runtime, account: Account) -> Admitter:

@@ -197,6 +197,8 @@ class StepEnded:
     Attributes:
         changes: one for each of those parameters.
         candidates: what was weighed, for optimizers that accept by evaluation.
+        values: role and value of each of the optimizer's parameters after the step, as far as they are known;
+            also of those without feedback.
     """
 
     address: str
@@ -204,6 +206,7 @@ class StepEnded:
     changes: tuple[Any, ...]
     error: str | None
     candidates: tuple[Any, ...] = ()
+    values: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -294,10 +294,16 @@ def current_runtime() -> Runtime:
     return runtime
 
 
+def existing_runtime() -> Runtime | None:
+    """Return this process's runtime, None if none has been started."""
+    runtime = _default
+    return runtime if runtime is not None and runtime.pid == os.getpid() else None
+
+
 def calls_under_way() -> int:
     """Return how many calls this process has queued or on the wire."""
-    runtime = _default
-    return runtime.calls_open if runtime is not None and runtime.pid == os.getpid() else 0
+    runtime = existing_runtime()
+    return 0 if runtime is None else runtime.calls_open
 
 
 def on_runtime_thread() -> bool:

@@ -31,11 +31,14 @@ ON CONFLICT (run_id, address) DO UPDATE SET
     reasoning_tokens = reasoning_tokens + excluded.reasoning_tokens,
     cost = coalesce(cost + excluded.cost, cost, excluded.cost), error = excluded.error,
     params = excluded.params, messages = excluded.messages, reply = excluded.reply"""
-REPLAY: Final = (
-    "UPDATE calls SET replayed = replayed + 1 WHERE run_id = ? AND address = ? AND status != 'failed'"
-)
+REPLAY: Final = """
+UPDATE calls SET replayed = replayed + 1
+WHERE run_id = ? AND address = ? AND status NOT IN ('failed', 'cancelled')"""
 INSERT_RETRY: Final = """
 INSERT INTO retries (run_id, address, attempt, error, wait, time) VALUES (?, ?, ?, ?, ?, ?)"""
+
+CANCELLED: Final = ("CancelledError", "Cancelled")
+"""What asyncio and trio raise in a task that is cancelled."""
 
 RECENT: Final = 1_000
 """Messages and replies that are known by their texts."""
@@ -52,9 +55,9 @@ class CallRows:
 
     def end(self, connection: sqlite3.Connection, event: CallEnded, time: float) -> None:
         """Write a call that has ended."""
-        status = "ok" if event.error is None else "failed"
+        status, said = outcome(event.error)
         known = float(event.cost) if event.cost is not None else _cost(event)
-        error = None if event.error is None else encodable(self._redaction.text(event.error))
+        error = None if said is None else encodable(self._redaction.text(said))
         effort = (event.attempts, event.seconds, event.waited, time - event.seconds - event.waited, time)
         self._insert(connection, event, (status, 0), effort, event.usage, known, error)
 
@@ -120,6 +123,18 @@ class CallRows:
                     self._recent.clear()
                 self._recent[parts] = known
         return known
+
+
+def outcome(error: str | None) -> tuple[str, str | None]:
+    """Return a call's status and what went wrong; a call that was cancelled didn't fail.
+
+    >>> outcome("CancelledError: "), outcome("ModelError: no")
+    (('cancelled', None), ('failed', 'ModelError: no'))
+    """
+    if error is None:
+        return "ok", None
+    kind, _, said = error.partition(": ")
+    return ("cancelled", said or None) if kind in CANCELLED else ("failed", error)
 
 
 def _shown(reply: Any) -> dict[str, Any]:

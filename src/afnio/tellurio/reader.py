@@ -13,7 +13,9 @@ from typing import Any, Final, Self
 
 from afnio.tellurio.bodies import unpacked
 from afnio.tellurio.liveness import live_status
+from afnio.tellurio.metrics import Headline, headline
 from afnio.tellurio.opening import open_to_read, problem_of
+from afnio.tellurio.phase import IN_PHASE, of_phase
 from afnio.tellurio.records import (
     CallRecord,
     CallTexts,
@@ -32,8 +34,9 @@ from afnio.tellurio.scores import Scores
 PAGE: Final = 100
 
 SPENDING: Final = """
-SELECT purpose, count(*), sum(status = 'failed'), sum(replayed > 0), sum(attempts), sum(prompt_tokens),
-    sum(completion_tokens), sum(cached_tokens), sum(cost), sum(cost IS NULL AND status = 'ok'), sum(seconds)
+SELECT purpose, count(*), sum(status = 'failed'), sum(status = 'cancelled'), sum(replayed > 0), sum(attempts),
+    sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(cost),
+    sum(cost IS NULL AND status = 'ok'), sum(seconds)
 FROM calls WHERE run_id = ? GROUP BY purpose ORDER BY purpose"""
 LAST_METRICS: Final = """
 SELECT name, step, value, time FROM metrics m WHERE run_id = ?1 AND id = (
@@ -87,6 +90,13 @@ class Reader:
         """The last value of each metric."""
         rows = self._all(LAST_METRICS, run_id)
         return [MetricRecord(row[0], row[1], loaded(row[2]), row[3]) for row in rows]
+
+    def headline(self, run_id: str) -> Headline | None:
+        """The metric that sums the run up; None where it has none."""
+        try:
+            return headline(self._db, run_id)
+        except sqlite3.Error as error:
+            raise problem_of(self.path, error) from error
 
     def spending(self, run_id: str) -> dict[str, Spending]:
         """The calls added up, for each purpose."""
@@ -154,8 +164,8 @@ class Reader:
         given: list[Any] = [run_id, after]
         where = ""
         if phase is not None:
-            where = " AND (phase = ? OR phase > ? AND phase < ?)"
-            given += [phase, f"{phase}/batch ", f"{phase}/batch!"]
+            where = f" AND {IN_PHASE}"
+            given += of_phase(phase)
         rows = self._all(
             f"SELECT {columns} FROM samples WHERE run_id = ? AND id > ?{where} ORDER BY id LIMIT ?",
             *given,

@@ -124,6 +124,13 @@ class Recording:
         self._parameters.begin_step()
         for change in event.changes:
             self._change(connection, step_id, change)
+        told = [(change.role, self._text(change.after) or "") for change in event.changes]
+        for role, value in event.values:
+            known = role, self._text(value) or ""
+            if known in told:
+                told.remove(known)
+            else:
+                self._parameters.note(connection, self._steps, role, known[1], known[1])
         for candidate in event.candidates:
             row = (
                 candidate.number,

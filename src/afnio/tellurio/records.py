@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class RunRecord:
     versions: Mapping[str, str]
     platform: Mapping[str, Any]
     in_flight: int
+    waiting: int
     dropped: int
 
     @property
@@ -50,10 +51,14 @@ class MetricRecord:
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """Calls added up; `cost` in dollars, None where nobody says what they cost, `unpriced` how many those are."""
+    """Calls added up; `cost` in dollars, None where nobody says what they cost, `unpriced` how many those are.
+
+    `cancelled` calls were given up by the program, as when a candidate can't win any more; they didn't fail.
+    """
 
     calls: int
     failed: int
+    cancelled: int
     replayed: int
     attempts: int
     prompt_tokens: int
@@ -171,3 +176,19 @@ class ParameterRecord:
     step: int
     role: str
     value: str
+
+
+def kept(changes: Iterable[tuple[str, str | None]]) -> list[tuple[list[str], str]]:
+    """Why a step kept the values of parameters: each reason once, with the roles that it is about.
+
+    >>> kept([("task", None), ("style", "it got longer"), ("tone", "it got longer")])
+    [(['style', 'tone'], 'it got longer')]
+
+    Args:
+        changes: for each parameter its role, and why its proposal was not taken, None where it was.
+    """
+    reasons: dict[str, list[str]] = {}
+    for role, reason in changes:
+        if reason:
+            reasons.setdefault(reason, []).append(role)
+    return [(roles, reason) for reason, roles in reasons.items()]

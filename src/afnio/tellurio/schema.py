@@ -35,7 +35,7 @@ def connect(path: Path) -> sqlite3.Connection:
     ...     connection = connect(pathlib.Path(folder) / "new" / "project.db")
     ...     connection.execute("PRAGMA user_version").fetchone()
     ...     connection.close()
-    (2,)
+    (3,)
     """
     make_private_folder(path.parent)
     # SQLite gives its side files the mode of the database, so the file has to be private first.

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-_BATCH: Final = re.compile(r"/batch \d+$")
+from afnio.tellurio.phase import evaluation_of
+
 _NUMBER: Final = re.compile(r"(?:#| )\d+")
 
 Sample = tuple[str, int]
@@ -37,7 +38,7 @@ class Scores:
         known: dict[str, tuple[dict[Sample, float], Counter[str]]] = {}
         for phase, key, score in rows:
             if phase not in known:
-                name = _BATCH.sub("", phase)
+                name = evaluation_of(phase)
                 scores = self.phases.setdefault(name, {})
                 known[phase] = known.setdefault(name, (scores, Counter()))
             scores, seen = known[phase]

@@ -11,6 +11,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from afnio.runtime.admission import calls_on_wire
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
 from afnio.runtime.runtime import calls_under_way
 from afnio.tellurio.json_value import encode
@@ -33,12 +34,12 @@ WHERE id = :id OR (identity = :identity AND status IN ('RUNNING', 'CRASHED'))
 ORDER BY date_created DESC, rowid DESC"""
 CONTINUE_RUN = "UPDATE runs SET status = 'RUNNING', host = ?, pid = ?, date_updated = ? WHERE id = ?"
 UPDATE_RUN = """
-UPDATE runs SET status = :status, date_updated = :date, in_flight = iif(:status = 'RUNNING', in_flight, 0)
+UPDATE runs SET status = :status, date_updated = :date,
+    in_flight = iif(:status = 'RUNNING', in_flight, 0), waiting = iif(:status = 'RUNNING', waiting, 0)
 WHERE id = :id AND status = 'RUNNING'"""
 DESCRIBE_RUN = "UPDATE runs SET git_commit = ?, versions = ?, platform = ? WHERE id = ?"
-UPDATE_COUNTS = (
-    "UPDATE runs SET in_flight = ?, dropped = ?, date_updated = ? WHERE id = ? AND status = 'RUNNING'"
-)
+UPDATE_COUNTS = """
+UPDATE runs SET in_flight = ?, waiting = ?, dropped = ?, date_updated = ? WHERE id = ? AND status = 'RUNNING'"""
 # A step that isn't given is one past the name's largest, whichever process wrote that.
 INSERT_LOGGED = """
 INSERT INTO {table} (run_id, name, step, {columns}, time) VALUES (
@@ -87,7 +88,7 @@ class Store:
         self._recording: Recording | None = None
         self._run_id: str | None = None
         self._pid = os.getpid()
-        self._counts = (0, 0)
+        self._counts = (0, 0, 0)
 
     def add_run(self, row: RunRow) -> str:
         """Open the file and add the run; returns its name, with a suffix if it was taken."""
@@ -201,10 +202,11 @@ class Store:
         self.open().submit(Slow(work))
 
     def _beat(self) -> Write | None:
-        """Write how many calls are under way, if that has changed; in the writing thread."""
+        """Write how many calls are on the wire and how many wait, if that has changed; in the writing thread."""
         if self._run_id is None or self._writer is None or self._pid != os.getpid():
             return None
-        counts = (calls_under_way(), self._writer.dropped)
+        sent = calls_on_wire()
+        counts = (sent, max(0, calls_under_way() - sent), self._writer.dropped)
         if counts == self._counts:
             return None
         self._counts = counts

@@ -21,7 +21,8 @@ a node. A **phase** is the scopes' part alone, without the run's own (`epoch 1/s
     git_commit          hash of the working folder's commit, with "+" if files differ from it; NULL without
     versions            JSON object: Python, Afnio and the packages it calls by
     platform            JSON object: system, machine, processors
-    in_flight           calls that its process had under way when this was last written
+    in_flight           calls that its process had on the wire when this was last written
+    waiting             calls that had still to be sent then
     dropped             events that weren't recorded, as the disk couldn't follow
 `metrics`: values of `run.log`.         name, step, value (JSON), time
 `texts`: texts of `run.log_text`.       name, step, text, time
@@ -62,7 +63,8 @@ a node. A **phase** is the scopes' part alone, without the run's own (`epoch 1/s
 `calls`: language model calls that ended; one address has one row, whose reply is the last one.
     address, node (address of its launch), lane, phase, purpose
     account (base URL without credentials), model
-    status              ok, failed, or replayed (answered by the journal and recorded nowhere before)
+    status              ok, failed, cancelled (given up by the program), or replayed (answered by the journal and
+                        recorded nowhere before)
     replayed            how often the journal answered it
     attempts, seconds (on the wire), waited (in the queue), started, ended
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens
@@ -83,7 +85,7 @@ from __future__ import annotations
 
 from typing import Final
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 _RUN: Final = "run_id TEXT NOT NULL REFERENCES runs (id)"
 
@@ -233,7 +235,14 @@ SECOND: Final = (
 )
 """What version 2 adds to version 1."""
 
-UPGRADES: Final = (FIRST, SECOND)
+THIRD: Final = (
+    "ALTER TABLE runs ADD COLUMN waiting INTEGER NOT NULL DEFAULT 0",
+    # Version 2 counted calls that were cancelled among those that failed.
+    "UPDATE calls SET status = 'cancelled', error = NULL WHERE status = 'failed' AND error = 'CancelledError: '",
+)
+"""What version 3 adds to version 2."""
+
+UPGRADES: Final = (FIRST, SECOND, THIRD)
 """For each version the statements that make it of the one before."""
 
 OF_A_RUN: Final = (

@@ -7,6 +7,7 @@ from typing import Any, final
 from weakref import WeakKeyDictionary
 
 from afnio.tellurio import Run, RunStatus, get_active_run
+from afnio.tellurio.metrics import MONITOR
 from afnio.trainer.metric import Outcome
 
 
@@ -31,6 +32,12 @@ class RunLog:
         if kind == "epoch" and cost is not None:
             run.log("total_cost($)", cost, step=step)
         self._logged[run] = self._logged.get(run, 0) + 1
+
+    def monitor(self, metric: str, mode: str) -> None:
+        """Record which metric says how well the training goes; readers show it first, with its best value."""
+        run = active_run()
+        if run is not None:
+            run.record(MONITOR, {"metric": metric, "mode": mode, "unit": "epoch"})
 
     def history(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Log what a checkpoint brought along, unless this run has it: a continued one begins empty."""

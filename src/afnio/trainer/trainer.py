@@ -338,6 +338,7 @@ class Trainer:
         if resumed is not None:
             loop.restore(resumed)
             self._run_log.history(self.history)
+        self._run_log.monitor(self.monitor, self.mode)
         progress.start(self._fit_plan(agent, loop.schedule, resumed))
         stack.callback(progress.stop)
         if self.options.enable_agent_summary and self.options.enable_progress_bar:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_training import FIRST, SECOND, reply, train
 
 import afnio
 import afnio.cognitive as cog
@@ -57,6 +58,16 @@ def test_a_run_as_lines(tmp_path: Path, content: bool) -> None:
     if content:
         assert ("a", "good") == (call["request"]["messages"][0]["content"], call["reply"]["content"])
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_a_step_as_a_line(tmp_path: Path, content: bool) -> None:
+    """The prompts that it found and made are texts, too."""
+    path = tmp_path / "events.jsonl"
+    with te.init("me", "p", dir=tmp_path, sinks=[JsonlSink(path, content=content)], resume=False):
+        train(ScriptedClient(reply), ScriptedClient(reply))
+    assert "StepEnded" in {row["event"] for row in lines(path)}
+    assert (content, content) == (FIRST in path.read_text(), SECOND in path.read_text())
 
 
 def test_lines_are_added_to_a_file(tmp_path: Path) -> None:

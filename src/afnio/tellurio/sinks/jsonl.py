@@ -13,7 +13,7 @@ from afnio.runtime.private_folder import make_private_folder
 from afnio.tellurio.sinks.sink import Moment, Sink
 
 TEXTS: Final = frozenset(
-    {"request", "reply", "inputs", "prediction", "target", "explanation", "changes", "candidates"}
+    {"request", "reply", "inputs", "prediction", "target", "explanation", "changes", "candidates", "values"}
 )
 """Fields that hold prompts, replies or samples."""
 

@@ -8,6 +8,7 @@ import zlib
 from typing import Any, Final, NamedTuple
 
 from afnio.tellurio.bodies import unpacked
+from afnio.tellurio.phase import IN_PHASE, of_phase
 from afnio.tellurio.studio.run_rows import RunRow, loaded
 
 PAGE: Final = 50
@@ -34,15 +35,17 @@ def calls_page(db: sqlite3.Connection, run: RunRow, asked: dict[str, str]) -> di
     if asked.get("before", "").isdecimal():
         conditions.append("id < ?")
         values.append(asked["before"])
-    for name in ("purpose", "phase"):
-        if asked.get(name):
-            conditions.append(f"{name} = ?")
-            values.append(asked[name])
+    if asked.get("purpose"):
+        conditions.append("purpose = ?")
+        values.append(asked["purpose"])
+    if asked.get("phase"):
+        conditions.append(IN_PHASE)
+        values += of_phase(asked["phase"])
     if asked.get("status") == "failed":
         conditions.append("status = 'failed'")
     elif asked.get("status") == "retried":
         conditions.append("attempts > 1")
-    elif asked.get("status") in ("ok", "replayed"):
+    elif asked.get("status") in ("ok", "cancelled", "replayed"):
         conditions.append("status = ?")
         values.append(asked["status"])
     for word in asked.get("q", "").split()[:5]:

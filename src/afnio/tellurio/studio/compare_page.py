@@ -5,13 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
 from afnio.tellurio.comparison import PhaseComparison, compare
 from afnio.tellurio.interval import Paired
+from afnio.tellurio.metrics import Headline, headline, metric_names, metric_points
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.scores import Scores
 from afnio.tellurio.studio.hostile_text import plain
-from afnio.tellurio.studio.run_rows import RunRow, flattened, metric_names, metric_points
+from afnio.tellurio.studio.run_page import best_text
+from afnio.tellurio.studio.run_rows import RunRow, flattened
 from afnio.tellurio.studio.step_page import Shown, shown_diff
 from afnio.tellurio.studio.tally import Sums, Tallies
 
@@ -32,6 +35,7 @@ class Compared(NamedTuple):
     metrics: dict[str, list[tuple[int, float]]]
     scores: Scores
     prompts: dict[str, str]
+    headline: Headline | None
 
 
 def compared(reader: Reader, db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Compared:
@@ -42,18 +46,20 @@ def compared(reader: Reader, db: sqlite3.Connection, run: RunRow, tallies: Talli
         {name: metric_points(db, run.id, name) for name in metric_names(db, run.id)[:METRICS]},
         reader.scores(run.id),
         {row["role"]: row["value"] for row in db.execute(PROMPTS, (run.id,))},
+        headline(db, run.id),
     )
 
 
 def compare_page(runs: Sequence[Compared]) -> dict[str, Any]:
-    """Return what the page shows: the first run is what the others are compared with."""
+    """Return what the page shows: the first run is the baseline, which the others are compared with."""
     base, rest = runs[0], runs[1:]
     names = list(dict.fromkeys(name for one in runs for name in one.metrics if one.metrics[name]))
     settings = [dict(flattened(one.run.config)) if one.run.config else {} for one in runs]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     return {
         "runs": runs,
-        "metrics": [(name, [summary(one.metrics.get(name, [])) for one in runs]) for name in names],
+        "baselines": [(one, _query(one, runs)) for one in rest],
+        "metrics": [(name, [summary(one, name) for one in runs]) for name in names],
         "settings": [
             (key, [one.get(key) for one in settings])
             for key in keys
@@ -65,11 +71,18 @@ def compare_page(runs: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def summary(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
-    """Return the last and the highest value of a metric; None where there is none."""
+def _query(base: Compared, runs: Sequence[Compared]) -> str:
+    """Return the query of the same comparison with another baseline."""
+    return urlencode([("run", one.run.key) for one in (base, *(one for one in runs if one is not base))])
+
+
+def summary(one: Compared, name: str) -> dict[str, Any] | None:
+    """Return a metric's last value, and the best one where it is the run's headline; None where it has none."""
+    points = one.metrics.get(name)
     if not points:
         return None
-    return {"last": points[-1][1], "highest": max(value for _, value in points)}
+    main = one.headline
+    return {"last": points[-1][1], "best": best_text(main) if main and main.metric == name else ""}
 
 
 def pairs(base: Compared, other: Compared) -> list[tuple[str, Paired]]:

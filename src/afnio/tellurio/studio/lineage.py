@@ -6,8 +6,11 @@ import sqlite3
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
+from afnio.tellurio.candidates import choice
 from afnio.tellurio.studio.run_rows import RunRow, loaded
 from afnio.tellurio.studio.step_page import shown_diff
+
+LAST: Final = "SELECT max(s.number) FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ?"
 
 MOST: Final = 500
 """Candidates that are drawn, the newest."""
@@ -38,9 +41,7 @@ def lineage_page(db: sqlite3.Connection, run: RunRow) -> dict[str, Any]:
     edges = [
         (by_number[parent], member) for member in members for parent in member.parents if parent in by_number
     ]
-    scored = [member for member in members if member.mean is not None]
-    scored = [member for member in scored if member.accepted] or scored
-    best = max(scored, key=lambda member: (member.mean or 0.0, -member.number), default=None)
+    best = _best(db, run.id, members)
     line = _ancestors(best, by_number)
     return {
         "run": run,
@@ -71,17 +72,31 @@ def candidate_page(db: sqlite3.Connection, run: RunRow, number: int) -> dict[str
     }
 
 
+def _best(db: sqlite3.Connection, run: str, members: list[Member]) -> Member | None:
+    """Return the candidate whose values the parameters hold at the end; where that isn't known, the best accepted."""
+    last = db.execute(LAST, (run,)).fetchone()[0]
+    found = None if last is None else choice(db, run, last)
+    if found is not None:
+        return next((member for member in members if member.number == found.after.number), None)
+    accepted = [member for member in members if member.accepted and member.mean is not None]
+    return max(accepted, key=lambda member: (member.mean or 0.0, -member.number), default=None)
+
+
 def _rows(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
     rows = db.execute(
         "SELECT c.*, s.number AS step FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ? "
         "ORDER BY c.id DESC LIMIT ?",
         (run, MOST),
     ).fetchall()
-    # A candidate that was weighed again counts as it was weighed last, from where it first was.
+    # An accepted candidate counts as it was accepted, though later steps weigh others against it; another that is
+    # weighed again, as it was weighed last. Either belongs to the step that made it.
     found: dict[int, dict[str, Any]] = {}
     for row in reversed(rows):
-        first = found.get(row["number"], {}).get("step", row["step"])
-        found[row["number"]] = {**dict(row), "step": first}
+        known = found.get(row["number"])
+        if known is None:
+            found[row["number"]] = dict(row)
+        elif not known["verdict"].startswith("accepted"):
+            found[row["number"]] = {**dict(row), "step": known["step"], "parents": known["parents"]}
     return [found[number] for number in sorted(found)]
 
 

@@ -55,6 +55,7 @@ def _look(shelf: Shelf, run: str, tallies: Tallies) -> dict[str, Any]:
         "numbers": shown(fresh["live"]),
         "curves": fresh["curves"],
         "steps": fresh["step_count"],
+        "about": fresh["about"],
         "ended": not found.is_running,
     }
 
@@ -72,6 +73,8 @@ def shown(numbers: dict[str, Any]) -> dict[str, str]:
             found[name] = value
         elif name == "metric_name":
             found[name] = value or "Score"
+        elif isinstance(value, str):
+            found[name] = value
         else:
             found[name] = forms.get(name, number)(value)
     return found

@@ -88,6 +88,8 @@ def report(db: sqlite3.Connection, run: RunRow) -> str:
         written=time.time(),
         version=metadata.version("afnio"),
         step_pages=[found for step in page["steps"] if (found := step_page(db, run, step.number))],
+        # What the reader wants to see first is what a step did, so the last one that did something is open.
+        opened=max((step.number for step in page["steps"] if step.changed), default=None),
         tree=lineage_page(db, run) if page["has_candidates"] else None,
         samples=_samples(db, run.id),
         failures=_failures(db, run),

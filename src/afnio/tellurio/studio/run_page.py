@@ -6,15 +6,22 @@ import sqlite3
 from typing import Any, Final, NamedTuple
 
 from afnio.tellurio.interval import wilson
+from afnio.tellurio.metrics import MONITOR, Headline, headline, metric_ends, metric_names, metric_points
+from afnio.tellurio.phase import evaluation_of
+from afnio.tellurio.records import kept
 from afnio.tellurio.studio.hostile_text import plain
-from afnio.tellurio.studio.run_rows import RunRow, flattened, loaded, metric_names, metric_points
+from afnio.tellurio.studio.rendering import score
+from afnio.tellurio.studio.run_rows import RunRow, flattened, loaded
 from afnio.tellurio.studio.sparkline import thinned
 from afnio.tellurio.studio.tally import Reading, Tallies
 from afnio.tellurio.studio.word_diff import word_diff
 
 CURVES: Final = 6
 """Metrics that one chart shows."""
+METRICS: Final = 40
+"""Metrics that the table shows."""
 PHASES: Final = 200
+"""Evaluations that a page shows, the last."""
 STEPS: Final = 50
 """Steps of one page."""
 
@@ -25,8 +32,8 @@ SELECT c.step_id, c.role, c.before, c.after, c.gradients, c.rejected FROM change
 JOIN steps s ON s.id = c.step_id
 WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.number BETWEEN ?2 AND ?3 ORDER BY c.id"""
 PHASES_OF_A_RUN: Final = """
-SELECT phase, count(score) AS samples, avg(score) AS score, sum(score = 0 OR score = 1) AS binary, sum(score) AS right,
-    min(id) AS first FROM samples WHERE run_id = ? GROUP BY phase ORDER BY first DESC LIMIT ?"""
+SELECT phase, count(score) AS samples, sum(score = 0 OR score = 1) AS binary, sum(score) AS right,
+    min(id) AS first FROM samples WHERE run_id = ? GROUP BY phase ORDER BY first"""
 
 
 class StepRow(NamedTuple):
@@ -41,7 +48,8 @@ class StepRow(NamedTuple):
     added: int
     removed: int
     length: int
-    rejected: str | None
+    changed: bool
+    kept: list[tuple[list[str], str]]
 
 
 def run_page(db: sqlite3.Connection, run: RunRow, tallies: Tallies, *, after: int = 0) -> dict[str, Any]:
@@ -52,6 +60,7 @@ def run_page(db: sqlite3.Connection, run: RunRow, tallies: Tallies, *, after: in
         **figures(db, run, tallies),
         "steps": steps,
         "more_steps": steps[-1].number if len(steps) == STEPS else None,
+        "metrics": metrics(db, run.id),
         "phases": phases(db, run.id),
         "settings": list(flattened(run.config)) if run.config else [],
         "surroundings": [*flattened(run.versions), *flattened(run.platform)] if run.versions else [],
@@ -71,28 +80,35 @@ def figures(db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> dict[str, 
     lines = [line for line in lines if line["points"]]
     # A value that was logged once makes no curve; it is shown if there is nothing else.
     curves["metrics"] = ([line for line in lines if len(line["points"]) > 1] or lines)[:CURVES]
+    main = headline(db, run.id)
     steps = db.execute("SELECT count(*) FROM steps WHERE run_id = ?", (run.id,)).fetchone()[0]
     return {
         "reading": reading,
         "curves": curves,
         "step_count": steps,
-        "live": live_numbers(run, reading, curves, steps),
+        "headline": main,
+        "about": [reading.last, *(_newest(db, table, run.id) for table in ("samples", "metrics", "events"))],
+        "live": live_numbers(run, reading, curves, steps, main),
     }
 
 
-def live_numbers(run: RunRow, reading: Reading, curves: dict[str, Any], steps: int) -> dict[str, Any]:
+def live_numbers(
+    run: RunRow, reading: Reading, curves: dict[str, Any], steps: int, main: Headline | None
+) -> dict[str, Any]:
     """Return the numbers at the head of the page, by the names that the page has for them."""
-    main = curves["metrics"][0] if curves["metrics"] else None
     total = reading.total
     rate = curves["rate"][-1] if curves["rate"] and run.is_running else None
     return {
         "status": run.status,
-        "metric": main["points"][-1][1] if main else None,
-        "metric_name": main["name"] if main else None,
+        "metric": main.value if main else None,
+        "metric_name": plain(main.metric) if main else None,
+        "best": best_text(main),
         "calls": total.calls,
         "in_flight": run.in_flight if run.is_running else 0,
+        "waiting": f"{run.waiting:,} waiting" if run.is_running and run.waiting else "",
         "retries": total.retries,
         "failed": total.failed,
+        "cancelled": f"{total.cancelled:,} cancelled" if total.cancelled else "",
         "replayed": total.replayed,
         "prompt_tokens": total.prompt_tokens,
         "completion_tokens": total.completion_tokens,
@@ -102,6 +118,28 @@ def live_numbers(run: RunRow, reading: Reading, curves: dict[str, Any], steps: i
         "steps": steps,
         "seconds": run.seconds,
     }
+
+
+def best_text(main: Headline | None) -> str:
+    """Return what stands below the headline: its best value, and where it was.
+
+    >>> best_text(Headline("val_loss", 0.8333, "max", 0.8485, 3, "epoch"))
+    'best 0.849 at epoch 3'
+    """
+    if main is None or main.best is None:
+        return ""
+    return f"best {score(main.best)} at {main.unit} {main.step}"
+
+
+def metrics(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
+    """Return the metrics of a run with their first and last values, and the last interval where one was logged."""
+    found = []
+    for name in metric_names(db, run)[:METRICS]:
+        first, last = metric_ends(db, run, name)
+        low, high = (metric_ends(db, run, f"{name}_{bound}")[1] for bound in ("low", "high"))
+        interval = None if low is None or high is None else (low, high)
+        found.append({"name": name, "first": first, "last": last, "interval": interval})
+    return [one for one in found if one["first"] is not None or one["last"] is not None]
 
 
 def lengths(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
@@ -149,19 +187,28 @@ def _step(step: sqlite3.Row, changes: list[sqlite3.Row]) -> StepRow:
         added=added,
         removed=removed,
         length=sum(len(change["after"]) for change in changes),
-        rejected=next((change["rejected"] for change in changes if change["rejected"]), None),
+        changed=any(change["before"] != change["after"] for change in changes),
+        kept=kept((change["role"], change["rejected"]) for change in changes),
     )
 
 
 def phases(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
-    """Return what evaluators said in each phase, in order; an interval where all scores are right or wrong."""
-    rows = db.execute(PHASES_OF_A_RUN, (run, PHASES)).fetchall()
-    found = []
-    for row in reversed(rows):
+    """Return what evaluators said in each phase, in order; an interval where all scores are right or wrong.
+
+    The batches of one evaluation are one phase, as in a comparison.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in db.execute(PHASES_OF_A_RUN, (run,)):
+        name = evaluation_of(row["phase"])
+        phase = found.setdefault(name, {"phase": name, "samples": 0, "binary": 0, "right": 0.0})
+        for sums in ("samples", "binary", "right"):
+            phase[sums] += row[sums] or 0
+    rows = list(found.values())[-PHASES:]
+    for row in rows:
         binary = row["samples"] > 0 and row["binary"] == row["samples"]
-        interval = wilson(int(row["right"]), row["samples"]) if binary else None
-        found.append({**dict(row), "interval": interval})
-    return found
+        row["score"] = row["right"] / row["samples"] if row["samples"] else None
+        row["interval"] = wilson(int(row["right"]), row["samples"]) if binary else None
+    return rows
 
 
 def logged(db: sqlite3.Connection, run: str) -> dict[str, list[dict[str, Any]]]:
@@ -188,9 +235,10 @@ def logged(db: sqlite3.Connection, run: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def events(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
-    """Return the last events that aren't calls or steps."""
+    """Return the last events that aren't calls or steps, or are told elsewhere."""
     rows = db.execute(
-        "SELECT kind, payload, time FROM events WHERE run_id = ? ORDER BY id DESC LIMIT 20", (run,)
+        "SELECT kind, payload, time FROM events WHERE run_id = ? AND kind != ? ORDER BY id DESC LIMIT 20",
+        (run, MONITOR),
     ).fetchall()
     return [dict(row) for row in rows]
 
@@ -199,6 +247,12 @@ def loaded_text(text: str) -> str:
     """Return a text for a legend: its first line, short."""
     line = text.strip().partition("\n")[0]
     return plain(line if len(line) <= 40 else line[:39] + "…")
+
+
+def _newest(db: sqlite3.Connection, table: str, run: str) -> int:
+    # The table's name is one of this file's own.
+    found = db.execute(f"SELECT max(id) FROM {table} WHERE run_id = ?", (run,)).fetchone()
+    return int(found[0] or 0)
 
 
 def _any(db: sqlite3.Connection, table: str, run: str) -> bool:

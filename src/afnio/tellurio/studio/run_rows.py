@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,9 +11,6 @@ from urllib.parse import quote
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.records import RunRecord
 from afnio.tellurio.studio.library import Shelf
-
-FAVOURITES: Final = ("validation", "val_", "test", "accuracy", "score", "final", "reward", "loss")
-"""Parts of the names of metrics that a list shows first, if a run has several."""
 
 SPARK: Final = 200
 """Values of a metric that a sparkline looks at."""
@@ -39,6 +34,7 @@ class RunRow:
     versions: dict[str, Any]
     platform: dict[str, Any]
     in_flight: int
+    waiting: int
     dropped: int
 
     @property
@@ -71,39 +67,6 @@ def find_run(reader: Reader, shelf: Shelf, wanted: str) -> RunRow | None:
     return None if run is None else row_of(shelf, run)
 
 
-def metric_names(db: sqlite3.Connection, run: str) -> list[str]:
-    """Return the names of a run's metrics, those that say how well it does first."""
-    names = [row["name"] for row in db.execute("SELECT DISTINCT name FROM metrics WHERE run_id = ?", (run,))]
-
-    def rank(name: str) -> tuple[int, str]:
-        places = [place for place, part in enumerate(FAVOURITES) if part in name.lower()]
-        return min(places, default=len(FAVOURITES)), name
-
-    return sorted(names, key=rank)
-
-
-def metric_points(db: sqlite3.Connection, run: str, name: str, most: int = 2000) -> list[tuple[int, float]]:
-    """Return steps and values of a metric in order of steps, its last `most` values; what is no number isn't one."""
-    rows = db.execute(
-        "SELECT step, value FROM metrics WHERE run_id = ? AND name = ? ORDER BY step DESC, id DESC LIMIT ?",
-        (run, name, most),
-    ).fetchall()
-    points = ((row["step"], as_number(row["value"])) for row in reversed(rows))
-    return [(step, value) for step, value in points if value is not None]
-
-
-def as_number(text: str) -> float | None:
-    """Return the number that a JSON text holds, None where it is something else.
-
-    >>> as_number("0.5"), as_number('"good"'), as_number("NaN")
-    (0.5, None, None)
-    """
-    value = loaded(text)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return float(value) if isinstance(value, bool) else None
-    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
-
-
 def loaded(text: str | bytes | None, default: Any = None) -> Any:
     """Return what JSON holds, `default` where it holds nothing readable."""
     if text is None:
@@ -131,6 +94,7 @@ def row_of(shelf: Shelf, run: RunRecord) -> RunRow:
         versions=_mapping(run.versions),
         platform=_mapping(run.platform),
         in_flight=run.in_flight,
+        waiting=run.waiting,
         dropped=run.dropped,
     )
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from afnio.tellurio.metrics import Headline, headline, metric_points
 from afnio.tellurio.opening import StoreProblemError
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.studio.library import Shelf, shelves
 from afnio.tellurio.studio.query_number import query_number
-from afnio.tellurio.studio.run_rows import SPARK, RunRow, list_runs, metric_names, metric_points
+from afnio.tellurio.studio.run_page import best_text
+from afnio.tellurio.studio.run_rows import SPARK, RunRow, list_runs
 from afnio.tellurio.studio.tally import Sums, Tallies
 
 PAGE = 100
@@ -19,10 +21,11 @@ PAGE = 100
 
 
 class Listed(NamedTuple):
-    """A run as the list shows it, with the course of the metric that says most."""
+    """A run as the list shows it, with the course of its headline."""
 
     run: RunRow
-    metric: str | None
+    headline: Headline | None
+    best: str
     values: list[float]
     total: Sums
 
@@ -51,6 +54,7 @@ def runs_page(home: Path, tallies: Tallies, asked: dict[str, str]) -> dict[str, 
     shown = wanted[start : start + PAGE]
     return {
         "home": str(home),
+        "missing": not home.exists(),
         "listed": _listed(shown, tallies),
         "all": len(found),
         "count": len(wanted),
@@ -83,14 +87,12 @@ def _listed(runs: Sequence[RunRow], tallies: Tallies) -> list[Listed]:
             with Reader(shelf.path) as reader, reader.moment() as db:
                 listed |= {run.key: _one(db, run, tallies) for run in members}
         except StoreProblemError:
-            listed |= {run.key: Listed(run, None, [], Sums()) for run in members}
+            listed |= {run.key: Listed(run, None, "", [], Sums()) for run in members}
     return [listed[run.key] for run in runs]
 
 
 def _one(db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Listed:
     total = tallies.of(db, run).total
-    for name in metric_names(db, run.id):
-        values = [value for _, value in metric_points(db, run.id, name, SPARK)]
-        if values:
-            return Listed(run, name, values, total)
-    return Listed(run, None, [], total)
+    main = headline(db, run.id)
+    points = [] if main is None else metric_points(db, run.id, main.metric, SPARK)
+    return Listed(run, main, best_text(main), [value for _, value in points], total)

@@ -6,6 +6,7 @@ import re
 import sqlite3
 from typing import Any, Final
 
+from afnio.tellurio.phase import IN_PHASE, of_phase
 from afnio.tellurio.studio.run_rows import RunRow, loaded
 
 PAGE: Final = 50
@@ -22,8 +23,8 @@ def samples_page(db: sqlite3.Connection, run: RunRow, asked: dict[str, str]) -> 
         conditions.append("id < ?")
         values.append(asked["before"])
     if asked.get("phase"):
-        conditions.append("phase = ?")
-        values.append(asked["phase"])
+        conditions.append(IN_PHASE)
+        values += of_phase(asked["phase"])
     if asked.get("success") in ("0", "1"):
         conditions.append("success = ?")
         values.append(asked["success"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from bisect import bisect
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, Final, NamedTuple
 
+from afnio.tellurio.candidates import Choice, choice, trial_nodes
 from afnio.tellurio.studio.overlap import ChangedSentence, changed_sentences
 from afnio.tellurio.studio.run_rows import RunRow, loaded
 from afnio.tellurio.studio.word_diff import Piece, word_diff
@@ -25,12 +28,14 @@ OUTCOMES: Final = 100
 MOST: Final = 200_000
 """Characters of a text that sentences are looked for in."""
 
-# When a sample's answer was launched tells which prompt it saw: a launch captures what is there.
+# When a sample's answer was launched tells which prompt it saw: a launch captures what is there. Evaluations of a
+# step's candidates are no part of this, as they saw values of their own.
 # The other columns are those of the row with the highest or the lowest time, as SQLite has it.
 SEEN: Final = """
 SELECT s.key AS key, s.id AS id, s.score AS score, {extreme}(n.time) AS time
 FROM nodes n CROSS JOIN samples s ON s.run_id = n.run_id AND s.node = n.address
 WHERE n.run_id = :run AND n.kind = 'evaluator' AND n.time {side} :at AND s.key IS NOT NULL AND s.score IS NOT NULL
+    AND n.address NOT IN (SELECT value FROM json_each(:trials))
 GROUP BY s.key"""
 BEFORE: Final = SEEN.format(extreme="max", side="<=")
 AFTER: Final = SEEN.format(extreme="min", side=">")
@@ -65,6 +70,7 @@ def step_page(db: sqlite3.Connection, run: RunRow, number: int) -> dict[str, Any
         "last": last,
         "candidates": candidates,
         "changes": [_change(db, run, row) for row in rows.fetchall()],
+        "choice": _choice(choice(db, run.id, number)),
         **outcomes(db, run.id, step["time"]),
     }
 
@@ -142,7 +148,7 @@ def _behind(db: sqlite3.Connection, run: str, samples: Any) -> list[dict[str, An
 
 def outcomes(db: sqlite3.Connection, run: str, at: float) -> dict[str, Any]:
     """Return how samples did before and after a time: for each the last evaluation before and the first after."""
-    asked = {"run": run, "at": at}
+    asked = {"run": run, "at": at, "trials": json.dumps(trial_nodes(db, run))}
     before = {row["key"]: row for row in db.execute(BEFORE, asked)}
     times = [
         row["time"] for row in db.execute("SELECT time FROM steps WHERE run_id = ? ORDER BY time", (run,))
@@ -171,6 +177,24 @@ def _counted(db: sqlite3.Connection, pairs: Sequence[Pair]) -> dict[str, Any]:
         "lost": [_told(db, pair) for pair in lost[:OUTCOMES]],
         "lost_count": len(lost),
         "same_count": len(pairs) - len(won) - len(lost),
+    }
+
+
+def _choice(found: Choice | None) -> dict[str, Any] | None:
+    """Return what the chosen candidate won and lost on the held-out samples; None where nothing was chosen."""
+    if found is None:
+        return None
+    pairs = found.pairs
+    won, lost = (sum(sign * (after - before) > 0 for before, after in pairs) for sign in (1, -1))
+    return {
+        "before": found.before.number,
+        "after": found.after.number,
+        "kept": found.before.values == found.after.values,
+        "pairs": len(pairs),
+        "won_count": won,
+        "lost_count": lost,
+        "same_count": len(pairs) - won - lost,
+        "means": tuple(fmean(scores) for scores in zip(*pairs, strict=True)) if pairs else (None, None),
     }
 
 

@@ -19,7 +19,8 @@ KEPT: Final = 64
 
 SECONDS = """
 SELECT CAST(ended AS INTEGER) AS second, purpose, count(*) AS calls, sum(status = 'failed') AS failed,
-    sum(status = 'replayed') AS replayed, sum(attempts - 1) AS retries, sum(prompt_tokens) AS prompt,
+    sum(status = 'cancelled') AS cancelled,
+    sum(status = 'replayed') AS replayed, sum(max(attempts - 1, 0)) AS retries, sum(prompt_tokens) AS prompt,
     sum(completion_tokens) AS completion, sum(cached_tokens) AS cached, sum(cost) AS cost,
     sum(cost IS NULL AND status = 'ok') AS unpriced, sum(seconds) AS seconds, min(started) AS first, max(id) AS last
 FROM calls WHERE run_id = ? AND id > ? GROUP BY second, purpose"""
@@ -31,6 +32,7 @@ class Sums:
 
     calls: int = 0
     failed: int = 0
+    cancelled: int = 0
     replayed: int = 0
     retries: int = 0
     prompt_tokens: int = 0
@@ -43,8 +45,9 @@ class Sums:
     def add(self, row: sqlite3.Row) -> None:
         self.calls += row["calls"]
         self.failed += row["failed"]
+        self.cancelled += row["cancelled"]
         self.replayed += row["replayed"]
-        self.retries += max(0, row["retries"])
+        self.retries += row["retries"]
         self.prompt_tokens += row["prompt"]
         self.completion_tokens += row["completion"]
         self.cached_tokens += row["cached"]

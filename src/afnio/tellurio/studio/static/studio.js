@@ -60,17 +60,41 @@
   });
 
   // The list's filters apply as they are set; the boxes count what is marked for a comparison.
+  const order = [];
   function marked() {
     const button = document.querySelector("[data-compare]");
     if (button) button.disabled = document.querySelectorAll("[name=run]:checked").length < 2;
   }
   document.addEventListener("change", (event) => {
-    if (event.target.matches("[name=run]")) marked();
+    if (event.target.matches("[name=run]")) {
+      const at = order.indexOf(event.target.value);
+      if (at >= 0) order.splice(at, 1);
+      if (event.target.checked) order.push(event.target.value);
+      marked();
+    }
     if (event.target.matches("[data-filters] select")) event.target.form.requestSubmit();
   });
   marked();
+  // The run that was selected first is the baseline, wherever it is in the list.
+  document.querySelector("form[action='/compare']")?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const chosen = [...document.querySelectorAll("[name=run]:checked")].map((box) => box.value);
+    chosen.sort((one, other) => order.indexOf(one) - order.indexOf(other));
+    location.assign("/compare?" + new URLSearchParams(chosen.map((key) => ["run", key])));
+  });
+
+  // What scrolls sideways has to be reachable by keyboard.
+  function reachable() {
+    for (const box of document.querySelectorAll(".scroll, .tabs")) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  }
+  reachable();
+  addEventListener("resize", reachable);
 
   document.addEventListener("htmx:after:swap", () => {
+    reachable();
     const body = document.getElementById("drawer-body");
     if (drawer && body?.firstElementChild && body.dataset.fresh !== body.firstElementChild.dataset.key && !drawer.open) drawer.showModal();
   });
@@ -81,6 +105,12 @@
   const source = new EventSource(place);
   const problem = document.querySelector("[data-n=problem]");
   let steps = Number(document.body.dataset.count);
+  let about = null, due = null;
+  // The tables below are asked for anew, at most every few seconds, while there is news.
+  function refresh(ended) {
+    const send = () => { due = null; document.querySelector("[data-about]")?.dispatchEvent(new Event("about-changed")); };
+    if (ended) { clearTimeout(due); send(); } else if (!due) due = setTimeout(send, 2000);
+  }
   source.onmessage = (event) => {
     const news = JSON.parse(event.data);
     problem.textContent = news.problem || "";
@@ -95,6 +125,11 @@
     if (news.steps !== undefined && news.steps !== steps) {
       steps = news.steps;
       document.querySelector("[data-steps]")?.dispatchEvent(new Event("steps-changed"));
+    }
+    if (news.about !== undefined) {
+      const text = JSON.stringify(news.about);
+      if (news.ended || (about !== null && text !== about)) refresh(news.ended);
+      about = text;
     }
     if (news.ended) source.close();
   };

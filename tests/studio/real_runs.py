@@ -1,0 +1,191 @@
+"""Real runs: small programs with the Trainer, ParetoTGD and Improves, recorded as a user's would be."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from roles import comment, kind, prompt, shown
+
+import afnio
+import afnio.cognitive as cog
+from afnio import tellurio as te
+from afnio.errors import BatchError
+from afnio.optim import TGD, Improves, ParetoTGD
+from afnio.runtime.events import StepEnded, subscribed
+from afnio.testing import ScriptedClient
+from afnio.trainer import Trainer
+from afnio.utils.data import DataLoader, Dataset
+
+RIGHT = {0: 1, 1: 2, 2: 4, 3: 3}
+"""How many of the first four samples the prompt of each level answers rightly: the second is the best."""
+
+
+class Levels(cog.Module):
+    """An agent whose prompt is "Level N."; each step adds a level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client = ScriptedClient(levels)
+        self.prompt = cog.Parameter("Level 0.", role="system prompt", requires_grad=True)
+        self.user = afnio.Variable("{text}", role="message")
+        self.loss = cog.ExactMatchEvaluator()
+        self.chat = cog.ChatCompletion()
+
+    async def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        messages = [{"role": "system", "content": [self.prompt]}, {"role": "user", "content": [self.user]}]
+        texts, labels = batch
+        return self.loss(self.chat(self.client, messages, inputs={"text": texts}, model="m"), labels)
+
+    training_step = test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        return TGD(self.parameters(), self.client, model="m")
+
+
+def levels(request: Any) -> Any:
+    """Play the model, the critic and the optimizer of `Levels`."""
+    if kind(request) == "critic":
+        return comment("one level higher")(request)
+    if kind(request) == "optimizer":
+        return {"value": f"Level {int(shown(request, 'variable')[0][6:-1]) + 1}."}
+    level = int(request.messages[0]["content"][6:-1])
+    return "yes" if int(prompt(request)[1:]) < RIGHT[level] else "no"
+
+
+def train(home: Path, name: str = "best-second") -> Trainer:
+    """Three epochs of one step, each validated, with a test before and after; the second epoch is the best."""
+    agent = Levels()
+    items = DataLoader([(f"m{number}", "yes") for number in range(4)], batch_size=2)
+    wrong = DataLoader([("m9", "yes")], batch_size=1)
+    trainer = Trainer(
+        max_epochs=3, enable_progress_bar=False, enable_checkpointing=False, default_root_dir=home, seed=1
+    )
+    with (
+        te.init("me", "emails", name=name, dir=home, resume=False),
+        afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}),
+    ):
+        trainer.test(agent, items)
+        trainer.fit(agent, wrong, items)
+        trainer.test(agent, items)
+    return trainer
+
+
+class Samples(Dataset[str]):
+    def __init__(self, low: int, high: int) -> None:
+        self.texts = [f"sample {number}" for number in range(low, high)]
+
+    def __getitem__(self, index: int) -> str:
+        return self.texts[index]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class Pair:
+    """Two prompts that half of the samples depend on each, and one that nothing depends on.
+
+    Each mark on a prompt makes more of its samples right, and some of them wrong.
+    """
+
+    def __init__(self) -> None:
+        self.even = cog.Parameter("even", role="prompt for even samples", requires_grad=True)
+        self.odd = cog.Parameter("odd", role="prompt for odd samples", requires_grad=True)
+        self.greeting = cog.Parameter("Hello.", role="greeting", requires_grad=True)
+        self.user = afnio.Variable("{text}", role="sample")
+        self.client = ScriptedClient(self.play)
+
+    def play(self, request: Any) -> Any:
+        if kind(request) == "critic":
+            return comment("it was wrong")(request)
+        if kind(request) == "optimizer":
+            value = shown(request, "variable")[0]
+            return {"value": f"{value} {value.split()[0].upper()}"}
+        number = int(re.findall(r"\d+", prompt(request))[0])
+        marks = str(request.messages[0]["content"]).count("EVEN" if number % 2 == 0 else "ODD")
+        return "yes" if random.Random(f"{number} {marks}").random() < 0.2 + 0.2 * marks else "no"
+
+    def launch(self, batch: Sequence[str]) -> Any:
+        messages = [
+            {"role": "system", "content": [self.even, self.odd]},
+            {"role": "user", "content": [self.user]},
+        ]
+        inputs = {"text": afnio.Variable(list(batch), role="sample")}
+        answers = cog.functional.chat_completion(self.client, messages, inputs=inputs, model="m")
+        return cog.functional.exact_match_evaluator(answers, ["yes"] * len(batch))
+
+
+def search(home: Path, steps: int = 6) -> list[StepEnded]:
+    """A run of ParetoTGD with three parameters, one of which gets no feedback; returns what its steps told."""
+    agent, told = Pair(), list[StepEnded]()
+    parameters = [agent.even, agent.odd, agent.greeting]
+    client = ScriptedClient(agent.play)
+    with (
+        te.init("me", "emails", name="wide-front", dir=home, resume=False),
+        afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}),
+        subscribed(lambda event: told.append(event) if isinstance(event, StepEnded) else None),
+    ):
+        optimizer = ParetoTGD(
+            parameters, client, agent.launch, Samples(0, 20), Samples(20, 52),
+            proposals=2, minibatch_size=6, search_seed=0, model="m",
+        )  # fmt: skip
+        for _ in range(steps):
+            optimizer.step()
+    return told
+
+
+def improve(home: Path, steps: int = 4) -> list[StepEnded]:
+    """A run of TGD that accepts by Improves."""
+    agent, told = Pair(), list[StepEnded]()
+    values = ["even EVEN EVEN EVEN", "useless", "useless too"]
+    proposer = ScriptedClient(lambda request: {"value": random.Random(len(proposer.requests)).choice(values)})
+    with (
+        te.init("me", "emails", name="careful-gate", dir=home, resume=False),
+        afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}),
+        subscribed(lambda event: told.append(event) if isinstance(event, StepEnded) else None),
+    ):
+        held_out = DataLoader(Samples(20, 84), batch_size=16)
+        accept = Improves(agent.launch, held_out, k=3, minibatch_size=64, seed=0)
+        optimizer = TGD([agent.even], proposer, accept=accept, model="m")
+        for number in range(steps):
+            with afnio.scope(name=f"step {number + 1}"):
+                agent.launch(Samples(0, 12).texts)[1].backward()
+                optimizer.step()
+                optimizer.clear_grad()
+    return told
+
+
+def give_up(home: Path) -> None:
+    """A run in which one call is answered, one fails and three are cancelled on their way."""
+    sent = threading.Semaphore(0)
+
+    async def answer(request: Any) -> Any:
+        if not prompt(request).startswith("never"):
+            return "yes" if prompt(request) == "right" else ValueError("no luck")
+        sent.release()
+        await anyio.sleep_forever()
+        return ""
+
+    client = ScriptedClient(answer)
+
+    def ask(*texts: str) -> afnio.Variable:
+        messages = [{"role": "user", "content": [afnio.Variable("{text}", role="template")]}]
+        inputs = {"text": afnio.Variable(list(texts), role="text")}
+        return cog.functional.chat_completion(client, messages, inputs=inputs, model="m")
+
+    with te.init("me", "emails", name="given-up", dir=home, resume=False):
+        with afnio.tolerate(0.5):
+            assert ["yes", None] == ask("right", "wrong").data
+        with afnio.scope() as owner:
+            lost = ask("never 1", "never 2", "never 3")
+            for _ in range(3):
+                assert sent.acquire(timeout=10)
+            owner.cancel()
+        with pytest.raises(BatchError):
+            lost.data

@@ -1,0 +1,217 @@
+"""Runs of real programs: pages, reports and the command line tell the same, and what happened."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from studio.browser import Browser
+from studio.real_runs import give_up, improve, search, train
+from studio.visitor import Studio, started
+
+from afnio.cli import main
+from afnio.runtime.events import StepEnded
+from afnio.tellurio.studio.report import write_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+class Recorded(NamedTuple):
+    """A folder with four runs, what their steps told, and a studio of it."""
+
+    home: Path
+    searched: list[StepEnded]
+    improved: list[StepEnded]
+    studio: Studio
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+    home = tmp_path_factory.mktemp("real")
+    train(home)
+    give_up(home)
+    searched, improved = search(home), improve(home)
+    with started(home) as studio:
+        yield Recorded(home, searched, improved, studio)
+
+
+def said(capsys: pytest.CaptureFixture[str], home: Path, *arguments: str) -> str:
+    assert 0 == main([*arguments, "--dir", str(home)])
+    return capsys.readouterr().out
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def test_the_monitored_metric_is_the_score(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its best value and that one's epoch, in the list, on the page, in the report and on the command line."""
+    (run,) = [
+        one for one in json.loads(said(capsys, recorded.home, "runs", "list", "--json")) if one["headline"]
+    ]
+    assert {
+        "metric": "val_loss", "value": 0.75, "mode": "max", "best": 1.0, "step": 2, "unit": "epoch",
+    } == run["headline"]  # fmt: skip
+    listed = said(capsys, recorded.home, "runs", "list")
+    assert "val_loss 0.75 (best 1 at epoch 2), test_loss 0.75" in listed
+    shown = said(capsys, recorded.home, "runs", "show", "best-second")
+    assert "val_loss                       0.75 (best 1 at epoch 2)  95 %: " in shown
+    page = recorded.studio.page(recorded.studio.run("best-second")).text
+    curves = json.loads(page.partition('id="curves">')[2].partition("</script>")[0])
+    assert ["val_loss", "test_loss", "train_loss"] == [line["name"] for line in curves["metrics"][:3]]
+    report = write_report(recorded.home, "best-second", recorded.home / "report.html").read_text()
+    for html in (page, report):
+        assert "val_loss 0.750 best 1 at epoch 2" in words(html)
+        # First and last value: the test before and after the training.
+        assert re.search(r"test_loss 0\.250 0\.750 0\.\d+ to 0\.\d+ –", words(html))
+    assert "0.750 val_loss best 1 at epoch 2" in words(recorded.studio.page("/").text)
+    for text in (listed, shown, words(page), words(report)):
+        assert not re.search(r"_(failed|sum|low|high)\b", text.replace("val step", ""))
+
+
+def changed(step: StepEnded) -> bool:
+    return any(change.before != change.after for change in step.changes)
+
+
+def counts(before: Sequence[float | None], after: Sequence[float | None]) -> tuple[int, int, int]:
+    pairs = [
+        (one, other)
+        for one, other in zip(before, after, strict=False)
+        if one is not None and other is not None
+    ]
+    won, lost = (sum(sign * (other - one) > 0 for one, other in pairs) for sign in (1, -1))
+    return won, lost, len(pairs)
+
+
+CHOICE = re.compile(
+    r"(\d+) won (\d+) lost \d+ as before of (\d+) held-out samples that both were evaluated on: candidate (\d+)"
+)
+
+
+def told(recorded: Recorded, run: str, step: int) -> tuple[int, ...] | None:
+    found = CHOICE.search(words(recorded.studio.page(f"{recorded.studio.run(run)}/steps/{step}").text))
+    return None if found is None else tuple(map(int, found.groups()))
+
+
+def test_a_search_wins_and_loses_by_its_candidates_own_scores(recorded: Recorded) -> None:
+    """Of the one that the parameters held and the one that they hold then, though others were evaluated between."""
+    pool: dict[int, tuple[float | None, ...]] = {}
+
+    def best() -> int:
+        return max(pool, key=lambda number: (sum(score or 0 for score in pool[number]), -number))
+
+    accepted = 0
+    for number, step in enumerate(recorded.searched, 1):
+        start = [one for one in step.candidates if one.verdict == "start"]
+        pool |= {one.number: one.scores for one in start}
+        before = best()
+        pool |= {one.number: one.scores for one in step.candidates if one.verdict.startswith("accepted")}
+        after = best()
+        assert changed(step) == (before != after)
+        expected = (*counts(pool[before], pool[after]), after) if before != after else None
+        assert expected == told(recorded, "wide-front", number)
+        accepted += before != after
+    assert accepted >= 2
+    kept = next(number for number, step in enumerate(recorded.searched, 1) if not changed(step))
+    page = recorded.studio.page(f"{recorded.studio.run('wide-front')}/steps/{kept}").text
+    assert "so nothing was won or lost" in words(page)
+
+
+def test_a_gate_wins_and_loses_by_its_candidates_own_scores(recorded: Recorded) -> None:
+    """Of the incumbent and the accepted one; evaluations of the candidates are no evaluations of the step."""
+    first = next(number for number, step in enumerate(recorded.improved, 1) if changed(step))
+    step = recorded.improved[first - 1]
+    incumbent = next(one for one in step.candidates if one.verdict == "incumbent")
+    winner = next(one for one in step.candidates if one.verdict.startswith("accepted"))
+    assert (*counts(incumbent.scores, winner.scores), winner.number) == told(recorded, "careful-gate", first)
+    page = words(recorded.studio.page(f"{recorded.studio.run('careful-gate')}/steps/{first}").text)
+    # The 12 training samples are evaluated before this step and after it, and nothing else is.
+    assert "of 12 samples that were evaluated before this step and after it" in page
+
+
+@pytest.mark.slow
+def test_the_lineage_marks_the_candidate_in_the_parameters(browser: Browser, recorded: Recorded) -> None:
+    """It was accepted, so it is green; later steps weigh others against it, some on fewer samples."""
+
+    def visit(page: Page) -> None:
+        page.goto(recorded.studio.base + recorded.studio.run("careful-gate") + "/lineage")
+        winner = next(
+            one.number
+            for step in recorded.improved
+            for one in step.candidates
+            if one.verdict.startswith("accepted")
+        )
+        marked = page.locator(".tree .accepted.best text:not(.value)")
+        assert [str(winner)] == marked.all_text_contents()
+        assert 1 == page.locator(".tree .best").count()
+        row = page.locator(f"tbody tr:nth-child({winner + 1})")
+        assert re.search(r"best\s+\d+\s+accepted: ", row.inner_text())
+        assert page.locator(".tree path.line").count() == 1
+
+    browser.look(recorded.studio, visit)
+
+
+def test_cancelled_calls_did_not_fail(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program gives calls up on purpose, as of a candidate that can't win any more; they are counted apart."""
+    run = json.loads(said(capsys, recorded.home, "runs", "show", "given-up", "--json"))
+    assert (5, 1, 3) == (run["calls"], run["failed"], run["cancelled"])
+    assert "1 failed" in (text := said(capsys, recorded.home, "runs", "show", "given-up"))
+    assert "3 cancelled" in text
+    address = recorded.studio.run("given-up")
+    assert "Failed 1 3 cancelled" in words(recorded.studio.page(address).text)
+    for outcome, count in (("failed", 1), ("cancelled", 3), ("ok", 1)):
+        page = recorded.studio.page(f"{address}/calls?status={outcome}").text
+        assert count == page.count('class="row-link"')
+        assert "CancelledError" not in page
+    report = words(write_report(recorded.home, "given-up", recorded.home / "given-up.html").read_text())
+    assert "no luck" in report.partition("Calls that failed")[2]
+    assert "CancelledError" not in report
+
+
+def test_a_step_gives_its_reasons_for_what_it_kept(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not for what it changed, and each reason once; the command line and the page alike."""
+    lines = said(capsys, recorded.home, "runs", "show", "wide-front").splitlines()
+    page = words(recorded.studio.page(recorded.studio.run("wide-front")).text)
+    reasons = 0
+    for number, step in enumerate(recorded.searched, 1):
+        (line,) = [one for one in lines if one.startswith(f"  step {number} (ParetoTGD)")]
+        kept = [change.role for change in step.changes if change.rejected]
+        roles = [change.role for change in step.changes if change.before != change.after]
+        assert line.startswith(f"  step {number} (ParetoTGD) changed {', '.join(roles) or 'nothing'}")
+        assert line.count("no candidate with another value") == bool(kept)
+        if kept:
+            reasons += 1
+            assert f"; kept {', '.join(kept)}: no candidate" in line
+            assert f"kept {', '.join(kept)}: no candidate" in page
+    assert reasons
+
+
+def test_parameters_without_feedback_are_listed(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each parameter of the optimizer, whether or not anything ever changed it."""
+    assert not any(change.role == "greeting" for step in recorded.searched for change in step.changes)
+    shown = said(capsys, recorded.home, "runs", "show", "wide-front")
+    assert "  greeting, since step 0:\n    Hello." in shown
+    page = recorded.studio.page(recorded.studio.run("wide-front")).text
+    curves: dict[str, Any] = json.loads(page.partition('id="curves">')[2].partition("</script>")[0])
+    assert {"greeting", "prompt for even samples"} <= {line["name"] for line in curves["lengths"]}
+
+
+def test_samples_of_an_evaluation_are_asked_for_together(recorded: Recorded) -> None:
+    """An evaluation is one row, and its link leads to the samples of all of its batches."""
+    address = recorded.studio.run("best-second")
+    page = recorded.studio.page(address).text
+    assert "/batch" not in page
+    assert f'href="{address}/samples?phase=test"' in page
+    found = recorded.studio.page(f"{address}/samples?phase=test").text
+    assert 4 == found.count('class="row-link"')
+    assert {"test/batch 1", "test/batch 2"} == set(re.findall(r"test[^<\"]*/batch \d", found))
+    assert 4 == recorded.studio.page(f"{address}/calls?phase=test").text.count('class="row-link"')
