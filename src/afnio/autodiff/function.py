@@ -95,6 +95,10 @@ class Function:
         """Raise for arguments that can't work, at the launch line; override it."""
 
     @classmethod
+    def check_backward(cls, ctx: Context) -> None:
+        """Raise for what a backward pass through here will lack, at its launch line; override it."""
+
+    @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         """Launch the op and return its output, or a named tuple of several, at once."""
         arguments = Arguments(args, kwargs)
@@ -216,7 +220,7 @@ def _launch_batched(
     async def run(job: Job, outcomes: list[Any]) -> Outcomes:
         rows = [outcomes[number * width : (number + 1) * width] for number in range(size)]
         stopped = {n: found for n, row in enumerate(rows) if (found := inherited(row)) is not PENDING}
-        error = batch_failure([stopped.get(n, True) for n in range(size)], launch.name, quorum)
+        error = batch_failure([stopped.get(n, True) for n in range(size)], launch.title, quorum)
         if error is not None:
             raise error
         present = [number for number in range(size) if number not in stopped]

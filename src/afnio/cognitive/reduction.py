@@ -18,7 +18,7 @@ from afnio.cognitive.reduction_tree import Point, ReductionTree, merged
 from afnio.errors import BatchError
 from afnio.models import ChatModel
 from afnio.runtime import Job, call_in_node
-from afnio.runtime.tolerance import quorum_holds
+from afnio.runtime.tolerance import quorum_holds, reason
 
 BUDGET: Final = 4_000
 """Tokens of feedback that one prompt shows by default: some hundred gradients of one sentence."""
@@ -101,7 +101,7 @@ def _check_quorum(
     if not quorum_holds(shown - len(failed), shown, quorum):
         raise BatchError(
             f"{len(failed)} of {shown} feedback texts on {role!r} could not be summed up, and quorum={quorum} "
-            "allows fewer",
+            f"allows fewer: {reason(errors[0])}",
             list(errors),
             failed,
         )

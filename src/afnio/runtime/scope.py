@@ -116,7 +116,7 @@ class Scope:
         for failure in unread:
             failure.mark_read()
         self.failures.clear()
-        return [failure.error for failure in unread if id(failure) not in summed_up]
+        return [failure.raised() for failure in unread if id(failure) not in summed_up]
 
 
 _current: ContextVar[Scope | None] = ContextVar("afnio_scope", default=None)
