@@ -17,6 +17,7 @@ from afnio.autodiff.graph import Edge, Node
 from afnio.autodiff.launch_event import tell_launch
 from afnio.autodiff.variable import Origin, Variable
 from afnio.runtime import PENDING, Job, Launch, Slot, call_in_node
+from afnio.runtime.fold import folding
 from afnio.runtime.launch import Outcomes, inherited
 from afnio.runtime.tolerance import batch_failure, current_quorum
 
@@ -27,6 +28,7 @@ Said = Sequence[Feedback | str | None]
 class _Awaitable:
     """Mixin of the named tuples that ops with several outputs return: awaiting it awaits each."""
 
+    @folding
     def __await__(self) -> Generator[Any, None, Any]:
         for variable in self:  # type: ignore[attr-defined]
             yield from variable.__await__()

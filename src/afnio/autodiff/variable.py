@@ -177,14 +177,11 @@ class Variable:
             return (len(slots),)
         return shape([slot.outcome for slot in slots])
 
+    @folding
     def __await__(self) -> Generator[Any, None, Self]:
         slots, batch = self.cell()
         yield from wait_async(slots).__await__()
-        try:
-            self._read(slots, batch)
-        except Exception as error:
-            fold(error)
-            raise
+        self._read(slots, batch)
         return self
 
     def _read(self, slots: Sequence[Slot], batch: bool) -> Any:

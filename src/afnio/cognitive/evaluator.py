@@ -19,6 +19,7 @@ from afnio.errors import ScoreError
 from afnio.models import get_backward_model_client
 from afnio.runtime import Failure, Job, Launch, Slot, call_in_node
 from afnio.runtime.events import SampleScored, emit, listening
+from afnio.runtime.fold import folding
 from afnio.runtime.launch import Outcomes
 from afnio.runtime.tolerance import batch_failure, current_quorum
 from afnio.runtime.waiting import wait
@@ -63,6 +64,7 @@ class Evaluation(NamedTuple):
     score: Score
     explanation: Variable
 
+    @folding
     def __await__(self) -> Generator[Any, None, Evaluation]:
         yield from self.score.__await__()
         yield from self.explanation.__await__()

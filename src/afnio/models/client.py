@@ -114,6 +114,7 @@ class ChatClient(ABC):
         return self._launch(messages, model, completion_args).wait()
 
     @final
+    @folding
     async def achat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
         """Ask once; from asyncio or trio."""
         return await self._launch(messages, model, completion_args)

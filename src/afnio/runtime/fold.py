@@ -7,15 +7,15 @@ every error and explain none.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from afnio.errors import AfnioError, BatchError, text_of
 from afnio.runtime.line import is_engine
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 LIBRARIES: Final = frozenset(
     {
@@ -36,18 +36,40 @@ def fold(error: BaseException) -> None:
     _fold(error, explained=False, done=set())
 
 
-def folding(function: Callable[P, T]) -> Callable[P, T]:
-    """Have errors leave `function` without its own frame, and folded."""
+def folding(function: F) -> F:
+    """Have errors leave `function`, be it a `def`, an `async def` or a generator, without its own frame, and folded."""
+    made: Callable[..., Any]
+    if inspect.iscoroutinefunction(function):
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            fold(error)
-            raise
+        async def awaiting(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            except Exception as error:
+                fold(error)
+                raise
 
-    return call
+        made = awaiting
+    elif inspect.isgeneratorfunction(function):
+
+        def yielding(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return (yield from function(*args, **kwargs))
+            except Exception as error:
+                fold(error)
+                raise
+
+        made = yielding
+    else:
+
+        def calling(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                fold(error)
+                raise
+
+        made = calling
+    return cast("F", functools.wraps(function)(made))
 
 
 def _fold(error: BaseException, *, explained: bool, done: set[int]) -> None:

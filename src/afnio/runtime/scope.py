@@ -18,6 +18,7 @@ import anyio
 
 from afnio.errors import BlockingReadError, LaunchCancelledError, RuntimeClosedError, TooManyPendingError
 from afnio.runtime.events import ScopeEnded, emit, listening
+from afnio.runtime.fold import folding
 from afnio.runtime.slot import Slot
 from afnio.runtime.waiting import may_block, wait, wait_async
 
@@ -181,6 +182,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
     def __enter__(self) -> Scope:
         return self._enter()
 
+    @folding
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -208,6 +210,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
     async def __aenter__(self) -> Self | Scope:  # type: ignore[override]
         return self._enter()
 
+    @folding
     async def __aexit__(
         self,
         kind: type[BaseException] | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar, final
 
-from afnio.runtime.fold import fold, folding
+from afnio.runtime.fold import folding
 from afnio.runtime.slot import PENDING, Failure, Slot
 from afnio.runtime.waiting import may_block, wait, wait_async
 
@@ -43,13 +43,10 @@ class Work(Generic[T]):
             self.wait()
         return self
 
+    @folding
     def __await__(self) -> Generator[Any, None, T]:
         yield from wait_async([self._slot]).__await__()
-        try:
-            return self._read()
-        except Exception as error:
-            fold(error)
-            raise
+        return self._read()
 
     def _read(self) -> T:
         outcome = self._slot.outcome
