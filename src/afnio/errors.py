@@ -27,6 +27,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+from afnio.likeness import distinct, likeness
+
 
 class AfnioError(Exception):
     """Base of the errors that are Afnio's own."""
@@ -147,10 +149,7 @@ class BatchError(ExceptionGroup[Exception]):
     """The engine's records of the samples' failures: who reads this error has read them."""
 
     def __new__(cls, message: str, exceptions: Sequence[Exception], samples: Sequence[int] = ()) -> Self:
-        distinct: dict[object, Exception] = {}
-        for error in exceptions:
-            distinct.setdefault(likeness(error), error)
-        self = super().__new__(cls, message, list(distinct.values()))
+        self = super().__new__(cls, message, distinct(exceptions))
         self.samples = tuple(samples)
         self.errors = dict(zip(samples, exceptions, strict=True)) if len(samples) == len(exceptions) else {}
         return self
@@ -164,20 +163,3 @@ class BatchError(ExceptionGroup[Exception]):
 
     def __str__(self) -> str:
         return self.message  # without a count of `exceptions`, which is none of samples
-
-
-def likeness(error: BaseException) -> object:
-    """Return what errors that tell the same have in common: the type, the text, the line that raised them."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    line = None if last is None else (last.tb_frame.f_code.co_filename, last.tb_lineno)
-    return type(error), text_of(error), line
-
-
-def text_of(error: BaseException) -> str:
-    """Return what `error` says; a class of the user's may fail to."""
-    try:
-        return str(error)
-    except Exception:
-        return ""

@@ -274,12 +274,13 @@ def test_max_score_is_the_score_of_a_right_sample(best, gets):
 
 
 @pytest.mark.parametrize("reduction", [(sum, "summation"), (None, None)])
-@pytest.mark.parametrize("read", ["data", "backward", "await"])
+@pytest.mark.parametrize("read", ["data", "samples", "backward", "await"])
 def test_a_score_above_max_score_fails_the_launch_whatever_the_quorum(reduction, read):
     """Else the 1 of a scale of 10 would be taken for right; the error names the argument."""
     answer = prediction(["a", "bb", "ccc"])
     readers = {
         "data": lambda score, explanation: score.data,
+        "samples": lambda score, explanation: score.samples,
         "backward": lambda score, explanation: explanation.backward(),
         "await": lambda score, explanation: afnio.run(awaited(score)),
     }

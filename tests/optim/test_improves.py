@@ -16,7 +16,7 @@ from virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import FinalModelError
+from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import TGD, Improves
 from afnio.runtime.events import CallEnded, StepEnded, subscribed
 from afnio.testing import ScriptedClient
@@ -494,3 +494,17 @@ def test_a_list_of_rows_is_compared_on_as_many_samples_as_a_loader():
         asked[name] = sorted(batches)
     assert asked["list"] == asked["loader"]
     assert 64 == len({text for texts, _ in asked["list"] for text in texts})
+
+
+def test_a_candidate_that_exceeds_max_score_fails_the_step():
+    """The others' verdicts mean nothing either: an argument of the evaluator is wrong."""
+    gate = Gate(40)
+
+    def evaluate(batch):
+        long = len(gate.prompt.data) > len("q=40")
+        pred = afnio.Variable(list(batch), role="text")
+        return cog.deterministic_evaluator(pred, None, lambda p, t: 5 if long else 0, "mark")
+
+    with pytest.raises(ScoreError, match=r"max_score=1 \(got 5\)"):
+        gate.optimizer(["q=35", "q=80 and more"], evaluate).step()
+    assert "q=40" == gate.prompt.data

@@ -21,10 +21,11 @@ from afnio.autodiff.launch_event import tell_sweep
 from afnio.autodiff.roots import Target, check_root, edges_of, listed, seed_arrival, seeds_for
 from afnio.autodiff.variable import Variable
 from afnio.errors import GraphError
+from afnio.likeness import distinct, reason
 from afnio.runtime import Failure, Job, Launch, Slot, Work
 from afnio.runtime.fold import folding
 from afnio.runtime.launch import Outcomes
-from afnio.runtime.tolerance import batch_failure, current_quorum, reason
+from afnio.runtime.tolerance import batch_failure, current_quorum
 
 T = TypeVar("T")
 
@@ -286,7 +287,7 @@ class Sweep:
         if len(errors) == 1:
             return job.fail(errors[0])
         message = f"{len(errors)} nodes failed in the backward pass, first with {reason(errors[0])}"
-        group = BaseExceptionGroup(message, errors)
+        group = BaseExceptionGroup(message, distinct(errors))
         # Whoever reads the group has read the failures of all samples in it.
         group.failures = tuple(failure for error in errors for failure in getattr(error, "failures", ()))  # type: ignore[attr-defined]
         return job.fail(group)

@@ -40,9 +40,17 @@ class Score(Variable):
     _sample_slots: Sequence[Slot]
 
     @property
+    @folding
     def samples(self) -> list[Any]:
-        """The score of each sample, None where it is missing or failed; waits for them."""
+        """The score of each sample, None where it is missing or failed; waits for them.
+
+        Raises:
+            ScoreError: for a score above `max_score`, which is no failure of its sample's.
+        """
         wait(self._sample_slots)
+        for slot in self._sample_slots:
+            if isinstance(slot.outcome, Failure) and isinstance(slot.outcome.error, ScoreError):
+                raise slot.outcome.raised()
         return [None if isinstance(slot.outcome, Failure) else slot.outcome for slot in self._sample_slots]
 
     @property

@@ -16,9 +16,10 @@ from typing import Any, Final, final
 from afnio.cognitive.cluster import Cluster, clustered
 from afnio.cognitive.reduction_tree import Point, ReductionTree, merged
 from afnio.errors import BatchError
+from afnio.likeness import reason
 from afnio.models import ChatModel
 from afnio.runtime import Job, call_in_node
-from afnio.runtime.tolerance import quorum_holds, reason
+from afnio.runtime.tolerance import quorum_holds
 
 BUDGET: Final = 4_000
 """Tokens of feedback that one prompt shows by default: some hundred gradients of one sentence."""

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
-from afnio.errors import AfnioError, BatchError, text_of
+from afnio.errors import AfnioError
+from afnio.likeness import text_of
 from afnio.runtime.line import is_engine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LIBRARIES: Final = frozenset(
     {
-        "aiohappyeyeballs", "aiohttp", "anyio", "asyncio", "concurrent", "httpx2", "json", "openai", "tenacity",
-        "threading",
+        "aiohappyeyeballs", "aiohttp", "anyio", "asyncio", "concurrent", "contextlib", "httpx2", "json", "openai",
+        "tenacity", "threading",
     }
 )  # fmt: skip
 """What the engine calls or is run by. Below a frame of the user's it is the user who called them."""
@@ -76,7 +77,7 @@ def _fold(error: BaseException, *, explained: bool, done: set[int]) -> None:
     if id(error) in done:
         return
     done.add(id(error))
-    explained = explained or isinstance(error, AfnioError | BatchError)
+    explained = explained or isinstance(error, AfnioError | BaseExceptionGroup)
     error.__traceback__ = _folded(error.__traceback__, explained=explained)
     for part in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
         _fold(part, explained=False, done=done)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self, final
 import anyio
 
 from afnio.errors import BlockingReadError, LaunchCancelledError, RuntimeClosedError, TooManyPendingError
+from afnio.likeness import reason
 from afnio.runtime.events import ScopeEnded, emit, listening
 from afnio.runtime.fold import folding
 from afnio.runtime.slot import Slot
@@ -243,7 +244,8 @@ def _raise_unread(scope: Scope, error: BaseException | None) -> None:
         return
     if len(errors) == 1:
         raise errors[0]
-    raise BaseExceptionGroup(f"{len(errors)} launches of scope {scope.path!r} failed", errors)
+    message = f"{len(errors)} launches of scope {scope.path!r} failed, first with {reason(errors[0])}"
+    raise BaseExceptionGroup(message, errors)
 
 
 def _tell_end(scope: Scope) -> None:

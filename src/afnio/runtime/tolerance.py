@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Final
 
-from afnio.errors import BatchError, ScoreError, likeness, text_of
+from afnio.errors import BatchError, ScoreError
+from afnio.likeness import likeness, reason
 from afnio.runtime.setting import Setting
 from afnio.runtime.slot import Failure
 
@@ -14,8 +15,6 @@ _ROUNDING: Final = 1e-9
 """What a product of floats may be too large by."""
 MAX_REASONS: Final = 3
 """Different errors that a message tells of."""
-MAX_REASON: Final = 300
-"""Characters of an error's text in the message of another one."""
 
 _quorum: Final[Setting[float | None]] = Setting("quorum", None)
 
@@ -137,13 +136,6 @@ def _reasons(failed: Mapping[int, Failure], place: str, need: str) -> str:
     if len(alike) > MAX_REASONS:
         told.append(f"{len(alike) - MAX_REASONS} other errors")
     return f"{need}: {'; '.join(told)}"
-
-
-def reason(error: BaseException) -> str:
-    """Return an error's type and the first line of its text."""
-    text = text_of(error).strip().partition("\n")[0]
-    text = text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _exception(error: BaseException) -> Exception:
