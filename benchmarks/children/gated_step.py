@@ -60,7 +60,7 @@ def _step(base_url: str, gated: bool, in_flight: int, samples: int) -> None:
         rate = 0.5 if text == FIRST else 0.65
         return [float(random.Random(f"{text} {message}").random() < rate) for message in batch]
 
-    data = [[f"message {block}.{n}" for n in range(16)] for block in range(samples // 16)]
+    data = [f"message {block}.{n}" for block in range(samples // 16) for n in range(16)]
     accept = Improves(evaluate, data, k=4, minibatch_size=samples, seed=2) if gated else None
     optimizer = Numbered([prompt], client, accept=accept, model=MODEL)
     prompt.append_grad(afnio.Variable("be better", role="feedback"))

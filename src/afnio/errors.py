@@ -9,6 +9,7 @@ AfnioError
 ├── GraphError             backward through a leaf, a freed graph, without a seed
 ├── TemplateError          a placeholder or an input that fits nothing
 ├── ReplyError             a model's reply that an op can't use
+├── ScoreError             a score above `max_score`; no quorum masks it
 ├── JournalError           a journal that can't be opened, read or written
 ├── CheckpointError        a checkpoint, or its folder, that can't be used
 ├── BudgetExceeded         `budget(…)` leaves no room for another attempt
@@ -25,6 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Self
+
+from afnio.likeness import distinct, likeness
 
 
 class AfnioError(Exception):
@@ -61,6 +64,10 @@ class TemplateError(AfnioError, ValueError):
 
 class ReplyError(AfnioError, ValueError):
     """A model replied, and the op that asked can't use the reply."""
+
+
+class ScoreError(AfnioError, ValueError):
+    """A score above its evaluator's `max_score`: the argument is wrong, so the launch fails whatever the quorum."""
 
 
 class JournalError(AfnioError):
@@ -131,18 +138,30 @@ class FinalModelError(ModelError):
 class BatchError(ExceptionGroup[Exception]):
     """Some samples of a batch failed.
 
+    Of errors that are equal, `exceptions` has the first one alone.
+
     Attributes:
-        samples: the indices of the failed samples, in the order of `exceptions`.
+        samples: the indices of the failed samples.
+        errors: the error of each of them, by index, where each has one of its own.
     """
 
     samples: tuple[int, ...]
+    errors: dict[int, Exception]
     failures: tuple[Any, ...] = ()
     """The engine's records of the samples' failures: who reads this error has read them."""
 
     def __new__(cls, message: str, exceptions: Sequence[Exception], samples: Sequence[int] = ()) -> Self:
-        self = super().__new__(cls, message, exceptions)
+        self = super().__new__(cls, message, distinct(exceptions))
         self.samples = tuple(samples)
+        self.errors = dict(zip(samples, exceptions, strict=True)) if len(samples) == len(exceptions) else {}
         return self
 
     def derive(self, excs: Sequence[Exception]) -> BatchError:  # type: ignore[override]
-        return BatchError(self.message, excs)
+        part = BatchError(self.message, excs)
+        kept = {likeness(error) for error in excs}
+        part.errors = {sample: error for sample, error in self.errors.items() if likeness(error) in kept}
+        part.samples = tuple(part.errors)
+        return part
+
+    def __str__(self) -> str:
+        return self.message  # without a count of `exceptions`, which is none of samples

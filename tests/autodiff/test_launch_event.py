@@ -18,6 +18,7 @@ def test_a_launch_tells_where_its_inputs_are_from():
     """Of a sample's own leaves their values, of a prompt nothing, of an op's output the op's address."""
     events = []
     prompt = Parameter("Answer.", role="prompt", requires_grad=True)
+    afnio.set_backward_model_client(ScriptedClient("never"), completion_args={"model": "m"})
     with subscribed(events.append), afnio.scope(name="told", rooted=True):
         reply = ask(prompt, ["a", "b"])
         exact_match_evaluator(reply, ["yes", "yes"])[1].backward()

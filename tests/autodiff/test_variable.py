@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -252,3 +253,53 @@ def test_map() -> None:
         x.map(3)  # type: ignore[arg-type]
     with pytest.raises(BatchError):
         x.map(lambda value: {"no": value}).data
+
+
+class Scalar:
+    """A number as NumPy, Torch and others have them: an array without axes."""
+
+    shape = ()
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def item(self) -> Any:
+        return self.value
+
+
+class Index:
+    """What can stand in for a whole number."""
+
+    def __index__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (Scalar(7), 7),
+        (Scalar(True), True),
+        ([Scalar(1), Scalar(2.5), None], [1.0, 2.5, None]),
+        (Fraction(1, 4), 0.25),
+        ([Index(), 4], [3, 4]),
+        ([[Scalar("a")], ["b"]], [["a"], ["b"]]),
+    ],
+)
+def test_numbers_of_other_libraries_become_pythons_own(data: Any, expected: Any) -> None:
+    """On construction and on assignment, whatever their depth."""
+    variable = afnio.Variable(data)
+    assert expected == variable.data
+    assert repr(expected) == repr(variable.data)
+    variable.data = data
+    assert repr(expected) == repr(variable.data)
+
+
+@pytest.mark.parametrize("name", ["int64", "float32", "float64", "longdouble", "bool_", "array"])
+def test_numpys_numbers(name: str) -> None:
+    """As far as it is installed."""
+    numpy = pytest.importorskip("numpy")
+    number = getattr(numpy, name)(1)
+    assert (1, [1, 1]) == (afnio.Variable(number).data, afnio.Variable([number, 1]).data)
+    assert type(afnio.Variable(number).data) in (int, float, bool)
+    with pytest.raises(TypeError, match="convert it first"):
+        afnio.Variable(numpy.array([1, 2]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
+from fractions import Fraction
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +14,7 @@ from roles import comment, play, shown
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import BatchError
+from afnio.errors import BatchError, ScoreError
 from afnio.testing import ScriptedClient
 
 MATCH = cog.ExactMatchEvaluator()
@@ -176,7 +178,7 @@ def closure():
 )
 def test_any_callable_scores(eval_fn):
     """Sync or async, function, method, closure, object or partial."""
-    score, _ = SCORED(prediction(["a", "bb"]), ["x", "y"], eval_fn, "length")
+    score, _ = SCORED(prediction(["a", "bb"]), ["x", "y"], eval_fn, "length", max_score=99)
     assert (3, [1, 2]) == (score.data, score.samples)
 
 
@@ -197,7 +199,7 @@ def test_a_def_runs_in_a_worker_thread_and_is_given_plain_values():
 def test_an_evaluation_needs_no_target():
     """None means that there are none; the function gets None."""
     score, explanation = SCORED(
-        prediction(["a", "bb"]), None, lambda p, t: len(p) if t is None else -1, "length"
+        prediction(["a", "bb"]), None, lambda p, t: len(p) if t is None else -1, "length", max_score=9
     )
     assert 3 == score.data
     assert 'Sample 1: length: predicted "bb", expected null, score 2.' in explanation.data
@@ -217,11 +219,98 @@ def test_success_fn_decides_who_gets_feedback():
     assert [['length: predicted "a", expected "t", score 1.', None, None]] == feedback(answer)
 
 
-def test_without_success_fn_every_sample_gets_feedback():
-    """No rule says which scores are good."""
-    answer = prediction(["a", "b"])
-    SCORED(answer, "t", lambda p, t: 1, "length")[1].backward()
+class Scalar:
+    """A number as NumPy and others have them: an array without axes."""
+
+    shape = ()
+
+    def __init__(self, value):
+        self.value = value
+
+    def item(self):
+        return self.value
+
+
+class Float64(float):
+    """A number of another library that is a float, too."""
+
+
+RIGHT = {
+    "True": lambda p, t: p == t,
+    "1": lambda p, t: int(p == t),
+    "1.0": lambda p, t: float(p == t),
+    "scalar bool": lambda p, t: Scalar(p == t),
+    "scalar": lambda p, t: Scalar(float(p == t)),
+    "float of a kind": lambda p, t: Float64(p == t),
+    "fraction": lambda p, t: Fraction(p == t),
+}
+
+
+@pytest.mark.parametrize("evaluator", [cog.deterministic_evaluator, SCORED])
+@pytest.mark.parametrize("eval_fn", RIGHT.values(), ids=RIGHT)
+def test_a_right_sample_sends_no_feedback_whatever_scored_it(evaluator, eval_fn):
+    """Nine of ten are right: one critic call, one gradient."""
+    critic = ScriptedClient(comment("say no"))
+    afnio.set_backward_model_client(critic, completion_args={"model": "b"})
+    prompt = cog.Parameter("p", role="prompt")
+    messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [afnio.Variable("{q}")]}]
+    inputs = {"q": [str(number) for number in range(10)]}
+    reply = cog.chat_completion(ScriptedClient("yes"), messages, inputs, model="m")
+    score, explanation = evaluator(reply, ["yes"] * 9 + ["no"], eval_fn, "match")
+    explanation.backward()
+    assert (9, 1, 1) == (score.data, len(critic.requests), len(prompt.grad))
+    assert {int, float, bool} >= {type(sample) for sample in score.samples}
+
+
+@pytest.mark.parametrize(
+    ("best", "gets"), [(3, [True, True, False]), (3.0, [True, True, False]), (4, [True] * 3)]
+)
+def test_max_score_is_the_score_of_a_right_sample(best, gets):
+    """What has less is not right; True is, whatever the scale."""
+    answer = prediction(["a", "bb", "ccc", "yes"])
+    eval_fn = lambda p, t: p == "yes" or len(p)  # noqa: E731
+    SCORED(answer, None, eval_fn, "length", max_score=best)[1].backward()
+    assert [[*gets, False]] == [[bool(text) for text in data] for data in feedback(answer)]
+
+
+@pytest.mark.parametrize("reduction", [(sum, "summation"), (None, None)])
+@pytest.mark.parametrize("read", ["data", "samples", "backward", "await"])
+def test_a_score_above_max_score_fails_the_launch_whatever_the_quorum(reduction, read):
+    """Else the 1 of a scale of 10 would be taken for right; the error names the argument."""
+    answer = prediction(["a", "bb", "ccc"])
+    readers = {
+        "data": lambda score, explanation: score.data,
+        "samples": lambda score, explanation: score.samples,
+        "backward": lambda score, explanation: explanation.backward(),
+        "await": lambda score, explanation: afnio.run(awaited(score)),
+    }
+    with afnio.tolerate(quorum=0.1):
+        found = SCORED(answer, None, lambda p, t: len(p), "length", None, *reduction)
+        with pytest.raises(
+            ScoreError, match=r"must not exceed max_score=1 \(got [23]\); pass max_score="
+        ) as caught:
+            readers[read](*found)
+    assert isinstance(caught.value, ValueError)
+    assert [] == answer.grad
+
+
+async def awaited(variable):
+    return await variable
+
+
+def test_no_score_is_right_without_a_bound():
+    """`math.inf` leaves every sample its feedback."""
+    answer = prediction(["a", "bb"])
+    SCORED(answer, "t", lambda p, t: 10 * len(p), "length", max_score=math.inf)[1].backward()
     assert [2] == [len([text for text in data if text]) for data in feedback(answer)]
+
+
+def test_a_text_is_never_right_by_itself():
+    """No rule says which texts are good."""
+    answer = prediction(["a"])
+    score, explanation = SCORED(answer, "t", lambda p, t: "good", "mark", None, max, "best")
+    explanation.backward()
+    assert ("good", 1) == (score.data, len(feedback(answer)))
 
 
 async def mean(scores):
@@ -233,7 +322,7 @@ async def mean(scores):
 def test_reductions_may_be_any_callable(reduction):
     """Sync or async."""
     score, explanation = SCORED(
-        prediction(["a", "bbb"]), "t", lambda p, t: len(p), "length", None, reduction, "mean"
+        prediction(["a", "bbb"]), "t", lambda p, t: len(p), "length", None, reduction, "mean", max_score=9
     )
     assert 2.0 == score.data
     assert explanation.data.startswith("length: the mean over 2 samples is 2.0.")
@@ -350,8 +439,11 @@ def scored(**change):
         (
             scored(success_fn=1),
             TypeError,
-            "success_fn must be a callable of a list of scores or None (got 1)",
+            "success_fn must be a callable of a list with one sample's score, or None (got 1)",
         ),
+        (scored(max_score="10"), TypeError, "max_score must be a number (got '10'); math.inf sets no bound"),
+        (scored(max_score=True), TypeError, "max_score must be a number (got True)"),
+        (scored(max_score=9, success_fn=all), ValueError, "max_score=9 has no effect beside a success_fn"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_launch_line(call, error, words):

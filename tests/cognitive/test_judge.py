@@ -8,7 +8,7 @@ from roles import comment, play, prompt, shown, variables
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import BatchError, TemplateError
+from afnio.errors import BatchError, ScoreError, TemplateError
 from afnio.testing import ScriptedClient
 
 JUDGE = cog.LMJudgeEvaluator()
@@ -93,10 +93,35 @@ def test_a_judge_that_succeeded_teaches_nothing():
     assert ([], []) == (grade.grad, critic.requests)
 
 
+@pytest.mark.parametrize("judge", [JUDGE, cog.lm_judge_evaluator])
+@pytest.mark.parametrize(
+    ("best", "other", "args"), [(True, False, {}), (1.0, 0.5, {}), (10, 1, {"max_score": 10})]
+)
+def test_what_the_judge_finds_right_gets_no_feedback(judge, best, other, args):
+    """True, or the highest score; a 1 on a scale of 10 is not."""
+
+    def script(request):
+        return {"score": best if "good" in prompt(request) else other, "explanation": "said"}
+
+    given = answer(["good", "bad"])
+    _, explanation = judge(ScriptedClient(script), messages(rubric()), given, ["x", "y"], model="j", **args)
+    explanation.backward()
+    assert [[None, "said"]] == [g.data for g in given.grad]
+
+
+def test_a_judge_with_another_scale_fails_the_launch():
+    """Even if a quorum could leave the sample out."""
+    client = ScriptedClient([{"score": score, "explanation": "said"} for score in (1, 1, 7)])
+    with afnio.tolerate(quorum=0.1):
+        score, _ = JUDGE(client, messages(rubric("Grade {prediction}.")), answer(["a", "b", "c"]), model="j")
+        with pytest.raises(ScoreError, match="max_score=1 .got 7"):
+            _ = score.data
+
+
 def test_an_unreadable_judgement_is_repaired_once():
     """The judge is told what was wrong."""
     client = ScriptedClient(["4 of 5", {"score": 4, "explanation": "ok"}])
-    score, _ = JUDGE(client, messages(rubric("Grade {prediction}.")), answer("a"), model="j")
+    score, _ = JUDGE(client, messages(rubric("Grade {prediction}.")), answer("a"), max_score=5, model="j")
     assert 4 == score.data
     assert "it holds no JSON object" in client.requests[1].messages[-1]["content"]
     assert {"judge": 1, "judge-repair": 1} == {
@@ -137,7 +162,7 @@ def test_a_response_format_of_the_user_is_sent():
 
     client = ScriptedClient('{"score": 3, "explanation": "ok"}')
     score, _ = JUDGE(
-        client, messages(rubric("{prediction}")), answer("a"), response_format=Verdict, model="j"
+        client, messages(rubric("{prediction}")), answer("a"), response_format=Verdict, max_score=5, model="j"
     )
     assert 3 == score.data
     assert "Verdict" == client.requests[0].params["response_format"]["json_schema"]["name"]
@@ -151,6 +176,7 @@ def test_a_response_format_of_the_user_is_sent():
         ({"forward_model_client": None}, TypeError, "takes a model client (got None)"),
         ({"prediction": "x"}, TypeError, "prediction must be a Variable (got 'x')"),
         ({"success_fn": 3}, TypeError, "success_fn must be a callable"),
+        ({"max_score": None}, TypeError, "max_score must be a number (got None)"),
         (
             {"messages": messages(rubric("Grade it."))},
             TemplateError,

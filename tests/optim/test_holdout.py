@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-import afnio
 from afnio.optim.holdout import Holdout
 from afnio.utils.data import DataLoader, Dataset
 
@@ -19,13 +18,15 @@ class Letters(Dataset[str]):
         return 8
 
 
-@pytest.mark.parametrize("data", [Letters(), DataLoader(Letters(), shuffle=True, seed=3, batch_size=2)])
+@pytest.mark.parametrize(
+    "data", [Letters(), list("abcdefgh"), DataLoader(Letters(), shuffle=True, seed=3, batch_size=2)]
+)
 def test_samples_are_drawn_in_blocks(data):
     """A loader's own order and batch size don't matter; the same generator draws the same."""
     holdout = Holdout(data)
     drawn = [holdout.draw(random.Random(7), samples=6, block_size=4) for _ in range(2)]
     assert drawn[0] == drawn[1]
-    assert [4, 2] == [holdout.size(block, 0) for block in drawn[0]]
+    assert [4, 2] == [len(block.units) for block in drawn[0]]
     letters = [letter for block in drawn[0] for letter in holdout.batch(block.units)]
     assert 6 == len(set(letters))
 
@@ -39,18 +40,17 @@ def test_of_few_samples_all_are_taken():
     ]
 
 
-def test_batches_are_taken_whole():
-    """Each is a block; its size is that of the first list or Variable in it."""
-    batches = [({"x": afnio.Variable(["a", "b", "c"])}, 1), (["d"], 2)]
-    holdout = Holdout(batches)
-    blocks = holdout.draw(random.Random(0), samples=64, block_size=16)
-    assert {(0,): 3, (1,): 1} == {block.units: holdout.size(block, 9) for block in blocks}
-    assert batches[1] is holdout.batch((1,))
-    assert 9 == Holdout([object()]).size(blocks[0]._replace(units=(0,)), 9)
+@pytest.mark.parametrize(
+    "data", [[("a", 1), ("b", 2)], (("a", 1), ("b", 2)), DataLoader([("a", 1), ("b", 2)])]
+)
+def test_rows_come_in_batches_as_from_a_loader(data):
+    """A list of samples is no list of batches: `evaluate` never gets a bare text."""
+    holdout = Holdout(data)
+    assert [(["b"], [2]), (["a"], [1])] == [holdout.batch(b.units) for b in holdout.blocks([1, 0], 1)]
 
 
-@pytest.mark.parametrize(("data", "error"), [(iter([1]), TypeError), ([], ValueError)])
+@pytest.mark.parametrize(("data", "error"), [(iter([1]), TypeError), ("text", TypeError), ([], ValueError)])
 def test_what_cannot_be_drawn_from_is_refused(data, error):
-    """An iterator could be read once only."""
+    """An iterator could be read once only, and a text would be taken apart."""
     with pytest.raises(error, match="held-out data"):
         Holdout(data)

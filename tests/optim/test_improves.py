@@ -16,7 +16,7 @@ from virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import FinalModelError
+from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import TGD, Improves
 from afnio.runtime.events import CallEnded, StepEnded, subscribed
 from afnio.testing import ScriptedClient
@@ -38,7 +38,7 @@ class Gate:
         self.prompt = cog.Parameter(f"q={start}", role="prompt", requires_grad=True)
         self.user = afnio.Variable("{text}", role="sample")
         self.client = ScriptedClient(student, latency=latency, limits=limits)
-        self.data = [[f"sample {n}" for n in range(b * 16, b * 16 + 16)] for b in range(4)]
+        self.data = [f"sample {n}" for n in range(64)]
 
     def launch(self, batch):
         messages = [{"role": "system", "content": [self.prompt]}, {"role": "user", "content": [self.user]}]
@@ -135,12 +135,12 @@ def test_the_incumbents_scores_are_paid_for_once():
     for _ in range(3):
         optimizer.step()
         counts.append(gate.asked())
-        known.append(len(optimizer.state_dict()["accept"]["scores"]) * 16)
+        known.append(len(optimizer.state_dict()["accept"]["scores"]))
     # 64 for the incumbent and one block for q=0; then blocks for q=90; what q=90 was scored on is known.
     assert 80 == counts[0]
     assert 16 <= counts[1] - counts[0] <= 64
     assert counts[2] - counts[1] == 64 - known[1] + 16
-    assert known[1] >= 32
+    assert known[1] >= 16
     assert "q=90" == gate.prompt.data
 
 
@@ -188,7 +188,7 @@ def test_failed_samples_are_no_wrong_answers():
 
     gate, events = Gate(60, student=student), []
     with subscribed(events.append):
-        gate.optimizer(["q=60 better"]).step()
+        gate.optimizer(["q=60 better"], quorum=0.75).step()  # a block may have several of the four
     (step,) = steps(events)
     assert "q=60" == gate.prompt.data
     assert 4 == step.candidates[0].scores.count(None)
@@ -218,7 +218,7 @@ def test_all_parameters_are_decided_together():
 
     for parameter in (one, two):
         parameter.append_grad(afnio.Variable("louder"))
-    accept = Improves(evaluate, [["x"] * 16] * 2, k=1, seed=0)
+    accept = Improves(evaluate, ["x"] * 32, k=1, seed=0)
     TGD([{"params": [one]}, {"params": [two]}], ScriptedClient(script), accept=accept, model="m").step()
     assert ("A", "B") == (one.data, two.data)
     assert {("a", "b"), ("A", "B")} == set(seen)
@@ -436,10 +436,10 @@ def test_where_calls_queue_a_block_waits_for_the_verdict_on_the_one_before():
 def test_options_that_cannot_work_are_refused(options, words):
     """At the line that gives them."""
     with pytest.raises(ValueError) as caught:
-        Improves(len, [[1]], **options)
+        Improves(len, [1], **options)
     assert words in str(caught.value)
     with pytest.raises(TypeError, match="evaluate must be a callable of a batch"):
-        Improves("agent", [[1]])
+        Improves("agent", [1])
 
 
 @pytest.mark.parametrize(
@@ -473,3 +473,38 @@ def test_a_loader_is_drawn_from_sample_by_sample():
     optimizer.step()
     assert (48, "q=90") == (known, gate.prompt.data)
     assert gate.asked() - before < 96, "samples that were drawn before are not evaluated again"
+
+
+def test_a_list_of_rows_is_compared_on_as_many_samples_as_a_loader():
+    """Each row is a sample, and `evaluate` gets batches of them."""
+    rows = [(f"sample {n}", "yes") for n in range(64)]
+    asked = {}
+    for name, data in (("list", rows), ("loader", DataLoader(rows, batch_size=3))):
+        gate, batches = Gate(40), []
+
+        def evaluate(batch, gate=gate, batches=batches):
+            texts, labels = batch
+            batches.append((texts, labels))
+            return gate.launch(texts)
+
+        gate.data = data
+        gate.optimizer(["q=95"], evaluate).step()
+        assert "q=95" == gate.prompt.data
+        assert all((list, list) == (type(texts), type(labels)) for texts, labels in batches)
+        asked[name] = sorted(batches)
+    assert asked["list"] == asked["loader"]
+    assert 64 == len({text for texts, _ in asked["list"] for text in texts})
+
+
+def test_a_candidate_that_exceeds_max_score_fails_the_step():
+    """The others' verdicts mean nothing either: an argument of the evaluator is wrong."""
+    gate = Gate(40)
+
+    def evaluate(batch):
+        long = len(gate.prompt.data) > len("q=40")
+        pred = afnio.Variable(list(batch), role="text")
+        return cog.deterministic_evaluator(pred, None, lambda p, t: 5 if long else 0, "mark")
+
+    with pytest.raises(ScoreError, match=r"max_score=1 \(got 5\)"):
+        gate.optimizer(["q=35", "q=80 and more"], evaluate).step()
+    assert "q=40" == gate.prompt.data

@@ -15,7 +15,7 @@ from virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import FinalModelError
+from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import ParetoTGD
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
@@ -302,3 +302,39 @@ def test_a_seed_is_the_providers_as_with_tgd():
     client = ScriptedClient(rewrite)
     agent.optimizer(client, seed=7).step()
     assert {7} == {request.params["seed"] for request in client.requests}
+
+
+def test_lists_of_samples_come_in_batches():
+    """A row is no batch: `evaluate` gets lists, of the minibatch's size."""
+    agent, sizes = Agent(), set()
+
+    def evaluate(batch):
+        texts, labels = batch
+        assert (list, list) == (type(texts), type(labels))
+        sizes.add(len(texts))
+        return agent.launch(texts)
+
+    rows = [(f"sample {number}", "yes") for number in range(8)]
+    afnio.set_backward_model_client(agent.client, completion_args={"model": "critic"})
+    search = ParetoTGD(
+        [agent.even, agent.odd], ScriptedClient(rewrite), evaluate, rows, rows,
+        proposals=2, minibatch_size=4, search_seed=0, model="m",
+    )  # fmt: skip
+    search.step()
+    assert {8, 4} == sizes
+    assert all(8 == len(member.scores) for member in search.pool)
+
+
+def test_a_child_that_exceeds_max_score_fails_the_step():
+    """Even beside children that can be compared."""
+    agent = Agent()
+
+    def evaluate(batch):
+        texts = afnio.Variable(list(batch))
+        messages = [{"role": "user", "content": [agent.even, agent.odd, afnio.Variable("{t}")]}]
+        pred = cog.chat_completion(agent.client, messages, inputs={"t": texts}, model="student")
+        return cog.deterministic_evaluator(pred, "yes", lambda p, t: 7 if p == t else 0, "mark")
+
+    with pytest.raises(ScoreError, match=r"max_score=1 \(got 7\)"):
+        told(agent.optimizer(evaluate=evaluate), 3)
+    assert ("even", "odd") == agent.values

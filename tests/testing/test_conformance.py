@@ -30,7 +30,7 @@ def improving(params, client):
         level = sum(sum(map(ord, p.data)) for p in mine) % 97
         return [float((sample * 31 + 7) % 97 < level) for sample in batch]
 
-    data = [list(range(start, start + 16)) for start in (0, 16, 32)]
+    data = list(range(48))
     return TGD(params, client, accept=Improves(evaluate, data, k=2, seed=1), momentum=2, model="m")
 
 
@@ -45,7 +45,7 @@ def searching(params, client):
         pred = cog.functional.chat_completion(student, messages, inputs=inputs, model="student")
         return cog.functional.exact_match_evaluator(pred, ["1"] * len(batch))
 
-    data = [list(range(start, start + 4)) for start in (0, 4, 8)]
+    data = list(range(12))
     return ParetoTGD(params, client, evaluate, data, data, proposals=2, search_seed=1, model="m")
 
 

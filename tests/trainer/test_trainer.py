@@ -12,8 +12,9 @@ from trainer import scenarios
 from trainer.scenarios import Agent, ReadingAgent, afitted, fitted, items, loader, told, trainer
 
 import afnio
+import afnio.cognitive as cog
 from afnio import tellurio as te
-from afnio.errors import BatchError, BlockingReadError
+from afnio.errors import BatchError, BlockingReadError, ScoreError
 from afnio.tellurio.reader import Reader
 from afnio.testing import ScriptedClient
 from afnio.trainer import StopTraining, Trainer
@@ -436,3 +437,30 @@ def test_what_is_no_number_is_kept_as_plain_data(agent: Agent, tmp_path: Path) -
     expected = {"texts": ["m0", "m1"], "where": f"{Path('here')!r}", "pair": ["a", 1]}
     assert expected == made.history[0]["values"]
     assert expected == Checkpoint.read(tmp_path / "checkpoints" / "last").history[0]["values"]
+
+
+class Marked(Agent):
+    """Scores out of ten, without a word on it."""
+
+    def judged(self, batch: Any) -> Any:
+        texts, golds = batch
+        return cog.deterministic_evaluator(self(texts), golds, lambda p, t: 10 if p == t else 1, "mark")
+
+    async def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.judged(batch)
+
+    async def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.judged(batch)
+
+    test_step = validation_step
+
+
+@pytest.mark.parametrize("how", ["fit", "validate", "test"])
+def test_a_score_above_max_score_ends_the_run_whatever_the_quorum(how: str, tmp_path: Path) -> None:
+    """It is the evaluator's argument that is wrong, not a sample."""
+    marked, made = Marked(ScriptedClient(scenarios.replies)), trainer(tmp_path, max_epochs=1, quorum=0.1)
+    afnio.set_backward_model_client(marked.client, completion_args={"model": "m"})
+    with pytest.raises(ScoreError, match=r"max_score=1 \(got 10\)") as caught:
+        getattr(made, how)(marked, loader(8))
+    shown = [Path(frame.path).name for frame in caught.traceback]
+    assert ["test_trainer.py"] == shown, "the user's line alone"

@@ -67,11 +67,13 @@ async def evaluators(prediction: afnio.Variable, client: ChatClient) -> None:
     assert_type(score, cog.Score)
     assert_type(explanation, afnio.Variable)
     assert_type(score.samples, list[Any])
-    score, explanation = await cog.DeterministicEvaluator()(prediction, None, lambda p, t: len(p), "length")
+    score, explanation = await cog.DeterministicEvaluator()(
+        prediction, None, lambda p, t: len(p), "length", success_fn=lambda scores: scores[0] >= 0.5
+    )
     assert_type(score, cog.Score)
     assert_type(explanation, afnio.Variable)
     messages = [{"role": "user", "content": [prediction]}]
-    score, explanation = await cog.LMJudgeEvaluator()(client, messages, prediction, model="m")
+    score, explanation = await cog.LMJudgeEvaluator()(client, messages, prediction, max_score=10, model="m")
     assert_type((score, explanation), tuple[cog.Score, afnio.Variable])
     assert_type(Pair()(prediction), cog.Evaluation)
     assert_type(await Pair()(prediction), cog.Evaluation)

@@ -1,12 +1,16 @@
 """Data: what a Variable may hold, and the shape of it.
 
-Leaves are strings, or numbers (int, float, bool); None marks a missing sample. A list is a batch: its
-outer elements are lanes, deeper lists are data of a lane.
+Leaves are strings, or numbers (int, float, bool); None marks a missing sample. Numbers of other libraries,
+such as NumPy's, become Python's own. A list is a batch: its outer elements are lanes, deeper lists are data
+of a lane.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
+from enum import Enum
+from numbers import Real
 from typing import Any, Final, final
 
 Leaf = str | int | float | bool | None
@@ -23,10 +27,11 @@ class _Jagged:
 
 
 JAGGED: Final = _Jagged()
+_OWN: Final = (str, int, float, bool, type(None))
 
 
 def checked(data: Any) -> Data:
-    """Return `data` if a Variable may hold it, ints promoted to float where floats stand beside them.
+    """Return `data` as a Variable may hold it, ints promoted to float where floats stand beside them.
 
     Raises:
         TypeError: for a tuple, a mix of strings and numbers, or a leaf of another type.
@@ -37,13 +42,35 @@ def checked(data: Any) -> Data:
     if isinstance(data, str) or data is None:
         return data
     if not isinstance(data, list):
-        return _checked_leaf(data)
+        return _checked_leaf(plain(data))
+    if any(type(leaf) not in _OWN for leaf in leaves(data)):
+        data = cast_leaves(data, plain)
     kinds = {kind for leaf in leaves(data) if (kind := _kind(leaf)) is not None}
     if str in kinds and len(kinds) > 1:
         raise TypeError(
             f"a Variable holds strings or numbers, not both (got {_shown(data)}); convert them first"
         )
     return cast_leaves(data, float) if float in kinds and len(kinds) > 1 else list(data)
+
+
+def plain(number: Any) -> Any:
+    """Return a number of another library, NumPy's above all, as Python's own; anything else as it is.
+
+    >>> from fractions import Fraction
+    >>> plain(Fraction(1, 4)), plain("a")
+    (0.25, 'a')
+    """
+    if type(number) in _OWN or isinstance(number, str | list | Enum | type):
+        return number
+    if hasattr(number, "shape") and hasattr(number, "item"):
+        if number.shape != ():
+            return number
+        number = number.item()
+    if type(number) in _OWN:
+        return number
+    if hasattr(number, "__index__"):
+        return operator.index(number)
+    return float(number) if isinstance(number, Real) else number
 
 
 def leaves(data: Data) -> Iterator[Leaf]:

@@ -17,6 +17,7 @@ from afnio.autodiff.graph import Edge, Node
 from afnio.autodiff.launch_event import tell_launch
 from afnio.autodiff.variable import Origin, Variable
 from afnio.runtime import PENDING, Job, Launch, Slot, call_in_node
+from afnio.runtime.fold import folding
 from afnio.runtime.launch import Outcomes, inherited
 from afnio.runtime.tolerance import batch_failure, current_quorum
 
@@ -27,6 +28,7 @@ Said = Sequence[Feedback | str | None]
 class _Awaitable:
     """Mixin of the named tuples that ops with several outputs return: awaiting it awaits each."""
 
+    @folding
     def __await__(self) -> Generator[Any, None, Any]:
         for variable in self:  # type: ignore[attr-defined]
             yield from variable.__await__()
@@ -93,6 +95,10 @@ class Function:
     @classmethod
     def check(cls, arguments: Arguments) -> None:
         """Raise for arguments that can't work, at the launch line; override it."""
+
+    @classmethod
+    def check_backward(cls, ctx: Context) -> None:
+        """Raise for what a backward pass through here will lack, at its launch line; override it."""
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
@@ -216,7 +222,7 @@ def _launch_batched(
     async def run(job: Job, outcomes: list[Any]) -> Outcomes:
         rows = [outcomes[number * width : (number + 1) * width] for number in range(size)]
         stopped = {n: found for n, row in enumerate(rows) if (found := inherited(row)) is not PENDING}
-        error = batch_failure([stopped.get(n, True) for n in range(size)], launch.name, quorum)
+        error = batch_failure([stopped.get(n, True) for n in range(size)], launch.title, quorum)
         if error is not None:
             raise error
         present = [number for number in range(size) if number not in stopped]

@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 
 from afnio.autodiff.variable import Variable
 from afnio.runtime import Work
+from afnio.runtime.fold import folding
 from afnio.runtime.waiting import wait_async
 
 T = TypeVar("T")
 
 
+@folding
 async def resolve(tree: T) -> T:
     """Wait for every Variable and Work in lists, tuples and dicts; returns the same structure.
 

@@ -21,13 +21,16 @@ from afnio.autodiff.launch_event import tell_sweep
 from afnio.autodiff.roots import Target, check_root, edges_of, listed, seed_arrival, seeds_for
 from afnio.autodiff.variable import Variable
 from afnio.errors import GraphError
+from afnio.likeness import distinct, reason
 from afnio.runtime import Failure, Job, Launch, Slot, Work
+from afnio.runtime.fold import folding
 from afnio.runtime.launch import Outcomes
 from afnio.runtime.tolerance import batch_failure, current_quorum
 
 T = TypeVar("T")
 
 
+@folding
 def backward(
     variables: Variable | Sequence[Variable],
     grad_variables: Variable | Sequence[Variable | None] | None = None,
@@ -48,6 +51,7 @@ def backward(
 
     Raises:
         GraphError: for a leaf, a missing seed, a graph that another pass has claimed.
+        RuntimeError: if an op on the way needs a backward model and none has been set.
     """
     if create_graph:
         raise GraphError(
@@ -60,6 +64,7 @@ def backward(
     return sweep.start(lambda _: None).wait_if_allowed()
 
 
+@folding
 def grad(
     outputs: Variable | Sequence[Variable],
     inputs: Target | Sequence[Target],
@@ -116,6 +121,9 @@ class Sweep:
         for root, seed, start in zip(roots, seeds, starts, strict=True):
             self._arrive(start, seed_arrival(root, seed))
         self.nodes = self._ordered([start.node for start in starts])
+        for node in self.nodes:
+            if node.function is not None and node.contexts:
+                node.function.check_backward(node.contexts[0])
         self._launch = Launch("backward")
         self._stages: list[Stage] = []
         self._passages: dict[Boundary, Passage] = {}
@@ -278,7 +286,8 @@ class Sweep:
             return [True, *gathered]
         if len(errors) == 1:
             return job.fail(errors[0])
-        group = BaseExceptionGroup(f"{len(errors)} nodes failed in the backward pass", errors)
+        message = f"{len(errors)} nodes failed in the backward pass, first with {reason(errors[0])}"
+        group = BaseExceptionGroup(message, distinct(errors))
         # Whoever reads the group has read the failures of all samples in it.
         group.failures = tuple(failure for error in errors for failure in getattr(error, "failures", ()))  # type: ignore[attr-defined]
         return job.fail(group)

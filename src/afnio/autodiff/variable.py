@@ -14,6 +14,7 @@ from afnio.autodiff.graph import AccumulateGrad, Node
 from afnio.autodiff.hooks import Hook, Hooks, RemovableHandle, checked_hook
 from afnio.errors import GraphError
 from afnio.runtime import PENDING, Failure, Slot, Work
+from afnio.runtime.fold import fold, folding
 from afnio.runtime.tolerance import batch_failure, current_quorum
 from afnio.runtime.waiting import wait, wait_async
 
@@ -130,9 +131,13 @@ class Variable:
             BatchError: if samples of a batch failed, and no `afnio.tolerate` masks them.
             BlockingReadError: where waiting would block an event loop.
         """
-        slots, batch = self.cell()
-        wait(slots)
-        return self._read(slots, batch)
+        try:
+            slots, batch = self.cell()
+            wait(slots)
+            return self._read(slots, batch)
+        except Exception as error:  # not `folding`: a call more would cost as much as the read
+            fold(error)
+            raise
 
     @data.setter
     def data(self, data: Data) -> None:
@@ -172,6 +177,7 @@ class Variable:
             return (len(slots),)
         return shape([slot.outcome for slot in slots])
 
+    @folding
     def __await__(self) -> Generator[Any, None, Self]:
         slots, batch = self.cell()
         yield from wait_async(slots).__await__()
@@ -182,12 +188,12 @@ class Variable:
         outcomes = [slot.outcome for slot in slots]
         if not batch:
             if isinstance(outcomes[0], Failure):
-                outcomes[0].throw()
+                raise outcomes[0].raised()
             return outcomes[0]
         if any(isinstance(outcome, Failure) for outcome in outcomes):
             error = batch_failure(outcomes, self._name(), current_quorum())
             if error is not None:
-                Failure(error).throw()
+                raise Failure(error).raised()
             return [None if isinstance(outcome, Failure) else outcome for outcome in outcomes]
         return outcomes
 
@@ -260,6 +266,7 @@ class Variable:
         return node
 
     @property
+    @folding
     def grad(self) -> list[Variable]:
         """The feedback gathered so far, a new list in the order of the backward passes; waits for it.
 
@@ -291,7 +298,7 @@ class Variable:
             if isinstance(outcome, Failure):
                 if outcome.read:  # whoever waited for that backward pass has been told
                     continue
-                outcome.throw()
+                raise outcome.raised()
             for data, trail in outcome:
                 gradients.append(gradient(data, self._role, trail))
         return gradients
@@ -361,6 +368,7 @@ class Variable:
         """Have what consumes this output from now on send its feedback to `node`, which leads to it."""
         self._node, self._output_nr = node, 0
 
+    @folding
     def backward(
         self,
         gradient: Variable | None = None,

@@ -112,6 +112,10 @@ class ChatCompletion(Function):
         return str(reply)
 
     @classmethod
+    def check_backward(cls, ctx: Context) -> None:
+        get_backward_model_client()
+
+    @classmethod
     def run_backward(cls, job: Job, ctx: Context) -> Coroutine[Any, Any, Said]:
         values = ctx.lane_values()
         (_, inputs), _ = ctx.arguments.fill(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from afnio.autodiff import Context, Feedback, Function, Node, Variable
@@ -14,14 +15,18 @@ from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.autodiff.launch_event import tell_launch
 from afnio.autodiff.variable import Origin
 from afnio.cognitive.prompts import block, deterministic_feedback, wording
+from afnio.errors import ScoreError
 from afnio.models import get_backward_model_client
 from afnio.runtime import Failure, Job, Launch, Slot, call_in_node
 from afnio.runtime.events import SampleScored, emit, listening
+from afnio.runtime.fold import folding
 from afnio.runtime.launch import Outcomes
 from afnio.runtime.tolerance import batch_failure, current_quorum
 from afnio.runtime.waiting import wait
 
 FeedbackBy = Literal["rules", "lm"]
+SuccessFn = Callable[[list[Any]], object]
+"""Whether a sample is right. It gets a list with that sample's score alone, so that `all` is one."""
 MAX_LISTED = 50
 """Samples that a batch explanation lists at most."""
 
@@ -35,9 +40,17 @@ class Score(Variable):
     _sample_slots: Sequence[Slot]
 
     @property
+    @folding
     def samples(self) -> list[Any]:
-        """The score of each sample, None where it is missing or failed; waits for them."""
+        """The score of each sample, None where it is missing or failed; waits for them.
+
+        Raises:
+            ScoreError: for a score above `max_score`, which is no failure of its sample's.
+        """
         wait(self._sample_slots)
+        for slot in self._sample_slots:
+            if isinstance(slot.outcome, Failure) and isinstance(slot.outcome.error, ScoreError):
+                raise slot.outcome.raised()
         return [None if isinstance(slot.outcome, Failure) else slot.outcome for slot in self._sample_slots]
 
     @property
@@ -59,6 +72,7 @@ class Evaluation(NamedTuple):
     score: Score
     explanation: Variable
 
+    @folding
     def __await__(self) -> Generator[Any, None, Evaluation]:
         yield from self.score.__await__()
         yield from self.explanation.__await__()
@@ -123,6 +137,11 @@ class Evaluator(Function):
         return Evaluation(score, explanation)
 
     @classmethod
+    def check_backward(cls, ctx: Context) -> None:
+        if ctx.arguments.kwargs.get("feedback_by") == "lm":
+            get_backward_model_client()
+
+    @classmethod
     def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:
         asked = [feedback.text for incoming in ctx.feedback for feedback in incoming if feedback.text]
         own = [] if ctx.success else [ctx.explanation]
@@ -155,10 +174,18 @@ def check_prediction(prediction: Any) -> None:
         raise TypeError(f"prediction must be a Variable (got {prediction!r}); wrap it: afnio.Variable(...)")
 
 
-def check_success_fn(success_fn: Any) -> None:
-    """Raise if `success_fn` is given and can't be called."""
+def check_success(success_fn: Any, max_score: Any) -> None:
+    """Raise if `success_fn` can't be called, if `max_score` is no number, or if both are given."""
     if success_fn is not None and not callable(success_fn):
-        raise TypeError(f"success_fn must be a callable of a list of scores or None (got {success_fn!r})")
+        raise TypeError(
+            f"success_fn must be a callable of a list with one sample's score, or None (got {success_fn!r})"
+        )
+    if isinstance(max_score, bool) or not isinstance(max_score, Real):
+        raise TypeError(f"max_score must be a number (got {max_score!r}); math.inf sets no bound")
+    if success_fn is not None and max_score != 1:
+        raise ValueError(
+            f"max_score={max_score!r} has no effect beside a success_fn, which decides alone; give one of the two"
+        )
 
 
 def check_feedback(feedback: FeedbackBy) -> None:
@@ -182,13 +209,25 @@ def as_targets(target: Any) -> Variable:
     return target if isinstance(target, Variable) else Variable(target, role="target")
 
 
-async def succeeded(job: Job, success_fn: Callable[[list[Any]], Any] | None, score: Any) -> bool:
-    """Whether one sample needs no feedback: what `success_fn` says of its score alone.
+async def succeeded(job: Job, success_fn: SuccessFn | None, max_score: float, score: Any) -> bool:
+    """Whether one sample is right, so that it needs no feedback: its score is `max_score`, or `success_fn` says so.
 
     Asked sample by sample, as a whole batch that has to pass would be a barrier and would send feedback
     on samples that were right.
+
+    Raises:
+        ScoreError: for a score above `max_score`, which only a `success_fn` may judge.
     """
-    return success_fn is not None and bool(await call_in_node(job, success_fn, [score]))
+    if success_fn is not None:
+        return bool(await call_in_node(job, success_fn, [score]))
+    if not isinstance(score, int | float) or isinstance(score, bool):
+        return score is True
+    if score > max_score:
+        raise ScoreError(
+            f"a score must not exceed max_score={max_score:g} (got {score!r}); pass max_score=…, the score of a right "
+            "sample (math.inf if no score makes one right), or a success_fn"
+        )
+    return score == max_score
 
 
 def record(
@@ -279,7 +318,7 @@ class _Reduction:
     async def _body(self, job: Job, outcomes: list[Any]) -> Outcomes:
         size = len(outcomes) // 2
         scores, explanations = outcomes[:size], outcomes[size:]
-        error = batch_failure(scores, f"{self._launch.name} (launched at {self._launch.line})", self._quorum)
+        error = batch_failure(scores, self._launch.title, self._quorum)
         if error is not None:
             raise error
         present = [

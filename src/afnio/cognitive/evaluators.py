@@ -11,11 +11,12 @@ from afnio.cognitive.evaluator import (
     Evaluation,
     Evaluator,
     FeedbackBy,
+    SuccessFn,
     as_targets,
     check_feedback,
     check_prediction,
     check_purpose,
-    check_success_fn,
+    check_success,
     checked_score,
     explain,
     record,
@@ -78,29 +79,32 @@ class Deterministic(Evaluator):
         target: Variable | str | list[Any] | None,
         eval_fn: Callable[[Any, Any], Any],
         eval_fn_purpose: str,
-        success_fn: Callable[[list[Any]], Any] | None = None,
+        success_fn: SuccessFn | None = None,
         reduction_fn: Callable[[list[Any]], Any] | None = sum,
         reduction_fn_purpose: str | None = "summation",
         feedback: FeedbackBy = "rules",
+        max_score: float = 1,
     ) -> Evaluation:
         """Launch `eval_fn(prediction, target)` for each sample and return score and explanation at once.
 
         Args:
             eval_fn: gets the plain values of one sample; any callable, sync or async.
             eval_fn_purpose: what it measures, a short noun for the explanation.
-            success_fn: gets a list with one sample's score; where true, the sample sends no feedback.
+            success_fn: gets a list with one sample's score; where true, the sample is right. Without it
+                a sample is right whose score is True or `max_score`.
+            max_score: the score of a right sample; a higher one fails the launch.
         """
         check_prediction(prediction)
         check_feedback(feedback)
         if not callable(eval_fn):
             raise TypeError(f"eval_fn must be a callable of a prediction and a target (got {eval_fn!r})")
         check_purpose("eval_fn", eval_fn, eval_fn_purpose)
-        check_success_fn(success_fn)
+        check_success(success_fn, max_score)
         # An evaluation without targets must still run: None would mark every sample as missing.
         args = (prediction,) if target is None else (prediction, as_targets(target))
-        functions = {"eval_fn": eval_fn, "success_fn": success_fn}
+        own = {"eval_fn": eval_fn, "success_fn": success_fn, "max_score": max_score}
         return cls.evaluate(
-            Arguments(args, {**functions, "purpose": eval_fn_purpose, "feedback_by": feedback}),
+            Arguments(args, {**own, "purpose": eval_fn_purpose, "feedback_by": feedback}),
             prediction=prediction,
             reduction_fn=reduction_fn,
             reduction_fn_purpose=reduction_fn_purpose,
@@ -119,7 +123,7 @@ class Deterministic(Evaluator):
             prediction=prediction,
             score=score,
             explanation=explain(kwargs["purpose"], prediction, target, score),
-            success=await succeeded(job, kwargs["success_fn"], score),
+            success=await succeeded(job, kwargs["success_fn"], kwargs["max_score"], score),
             feedback_by=kwargs["feedback_by"],
             target=target,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from afnio.autodiff import Add, Split, Sum, Variable
 from afnio.cognitive.chat_completion import ChatCompletion, Completion
-from afnio.cognitive.evaluator import Evaluation, FeedbackBy
+from afnio.cognitive.evaluator import Evaluation, FeedbackBy, SuccessFn
 from afnio.cognitive.evaluators import Deterministic, ExactMatch
 from afnio.cognitive.judge import LMJudge
 from afnio.models import ChatClient
@@ -62,14 +62,47 @@ def deterministic_evaluator(
     target: Variable | str | list[Any] | None,
     eval_fn: Callable[[Any, Any], Any],
     eval_fn_purpose: str,
-    success_fn: Callable[[list[Any]], Any] | None = None,
+    success_fn: SuccessFn | None = None,
     reduction_fn: Reduction = builtins.sum,
     reduction_fn_purpose: str | None = "summation",
     feedback: FeedbackBy = "rules",
+    max_score: float = 1,
 ) -> Evaluation:
-    """Return `eval_fn(prediction, target)` per sample, reduced; and the explanation."""
+    """Return `eval_fn(prediction, target)` per sample, reduced; and the explanation.
+
+    A sample is right, and sends no feedback, if its score is True or `max_score`.
+
+    Args:
+        prediction: what is scored, one sample or a batch.
+        target: what is expected, one for all samples or one for each; None if there is nothing to compare with.
+        eval_fn: gets the plain values of one sample and returns its score; `def` or `async def`.
+        eval_fn_purpose: what it measures, a short noun such as "similarity".
+        success_fn: decides instead of `max_score` whether a sample is right; it gets a list with that sample's score
+            alone, such as `lambda scores: scores[0] >= 0.9`.
+        reduction_fn: gets the list of the samples' scores and returns the batch's; None leaves a score for each.
+        reduction_fn_purpose: what the reduction is, a short noun such as "mean".
+        feedback: who writes it, "rules" from prediction, target and score, or "lm", the backward model.
+        max_score: the score of a right sample; `math.inf` if no score makes one right.
+
+    Raises:
+        ScoreError: on reading, for a score above `max_score` where no `success_fn` is given.
+
+    >>> prediction = Variable(["Rome", "rom"], role="capital", requires_grad=True)
+    >>> score, explanation = deterministic_evaluator(prediction, "Rome", lambda p, t: p == t, "match")
+    >>> _ = explanation.backward()
+    >>> score.samples, prediction.grad[0].data
+    ([True, False], [None, 'match: predicted "rom", expected "Rome", score false.'])
+    """
     return Deterministic.apply(
-        prediction, target, eval_fn, eval_fn_purpose, success_fn, reduction_fn, reduction_fn_purpose, feedback
+        prediction,
+        target,
+        eval_fn,
+        eval_fn_purpose,
+        success_fn,
+        reduction_fn,
+        reduction_fn_purpose,
+        feedback,
+        max_score,
     )
 
 
@@ -79,13 +112,36 @@ def lm_judge_evaluator(
     prediction: Variable,
     target: Variable | str | list[Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
-    success_fn: Callable[[list[Any]], Any] | None = None,
+    success_fn: SuccessFn | None = None,
     reduction_fn: Reduction = builtins.sum,
     reduction_fn_purpose: str | None = "summation",
     eval_mode: bool | Variable = True,
+    max_score: float = 1,
     **completion_args: Any,
 ) -> Evaluation:
-    """Return a model's score per sample, reduced; and its explanation."""
+    """Return a model's score per sample, reduced; and its explanation.
+
+    A sample is right, and sends no feedback, if its score is True or `max_score`.
+
+    Args:
+        forward_model_client: the judge.
+        messages: the judge's prompt; `{prediction}` and `{target}` are filled for each sample. The form of the
+            answer, an object with "score" and "explanation", is asked for by itself.
+        prediction: what is judged, one sample or a batch.
+        target: what is expected, one for all samples or one for each; None if the prompt names none.
+        inputs: what fills the other placeholders of the messages.
+        success_fn: decides instead of `max_score` whether a sample is right; it gets a list with that sample's score
+            alone, such as `lambda scores: scores[0] >= 8`.
+        reduction_fn: gets the list of the samples' scores and returns the batch's; None leaves a score for each.
+        reduction_fn_purpose: what the reduction is, a short noun such as "mean".
+        eval_mode: feedback goes to the prediction; if False to the judge's own texts instead.
+        max_score: the score of a right sample, 10 for a judge that gives up to 10; `math.inf` if no score makes one
+            right.
+        **completion_args: `model`, and whatever else the provider takes.
+
+    Raises:
+        ScoreError: on reading, for a score above `max_score` where no `success_fn` is given.
+    """
     return LMJudge.apply(
         forward_model_client,
         messages,
@@ -96,5 +152,6 @@ def lm_judge_evaluator(
         reduction_fn,
         reduction_fn_purpose,
         eval_mode,
+        max_score,
         **completion_args,
     )

@@ -13,9 +13,10 @@ from afnio.cognitive.criticism import criticize
 from afnio.cognitive.evaluator import (
     Evaluation,
     Evaluator,
+    SuccessFn,
     as_targets,
     check_prediction,
-    check_success_fn,
+    check_success,
     record,
     succeeded,
 )
@@ -43,17 +44,22 @@ class LMJudge(Evaluator):
         prediction: Variable,
         target: Variable | str | list[Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
-        success_fn: Callable[[list[Any]], Any] | None = None,
+        success_fn: SuccessFn | None = None,
         reduction_fn: Callable[[list[Any]], Any] | None = sum,
         reduction_fn_purpose: str | None = "summation",
         eval_mode: bool | Variable = True,
+        max_score: float = 1,
         **completion_args: Any,
     ) -> Evaluation:
         """Launch one judgement for each sample and return score and explanation at once.
 
         Args:
             messages: the judge's prompt; `{prediction}` and `{target}` are filled by themselves.
+            success_fn: gets a list with one sample's score; where true, the sample is right and sends no
+                feedback. Without it a sample is right whose score is True or `max_score`.
             eval_mode: feedback goes to the prediction; if False to the judge's own texts instead.
+            max_score: the score of a right sample, 10 for a judge that gives up to 10; a higher one fails the
+                launch.
 
         Raises:
             ValueError: for inputs named prediction or target.
@@ -61,7 +67,7 @@ class LMJudge(Evaluator):
         if not isinstance(forward_model_client, ChatClient):
             raise TypeError(f"LMJudgeEvaluator takes a model client (got {forward_model_client!r})")
         check_prediction(prediction)
-        check_success_fn(success_fn)
+        check_success(success_fn, max_score)
         check_messages(messages)
         check_completion_args(**completion_args)
         variables = input_variables(inputs)
@@ -85,6 +91,7 @@ class LMJudge(Evaluator):
                 {
                     "model": ChatModel(forward_model_client, completion_args),
                     "success_fn": success_fn,
+                    "max_score": max_score,
                     "eval_mode": judges_prediction,
                 },
             ),
@@ -124,9 +131,14 @@ class LMJudge(Evaluator):
             prediction=prediction,
             score=score,
             explanation=explanation,
-            success=await succeeded(job, kwargs["success_fn"], score),
+            success=await succeeded(job, kwargs["success_fn"], kwargs["max_score"], score),
             target=values.get("target"),
         )
+
+    @classmethod
+    def check_backward(cls, ctx: Context) -> None:
+        if not ctx.arguments.kwargs["eval_mode"]:
+            get_backward_model_client()
 
     @classmethod
     def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:

@@ -9,7 +9,7 @@ from typing import Any, final
 from afnio.autodiff import Variable
 from afnio.cognitive import functional as F  # noqa: N812 - as in the field
 from afnio.cognitive.chat_completion import Completion
-from afnio.cognitive.evaluator import Evaluation, FeedbackBy
+from afnio.cognitive.evaluator import Evaluation, FeedbackBy, SuccessFn
 from afnio.cognitive.functional import Messages, Reduction
 from afnio.cognitive.module import Module
 from afnio.models import ChatClient
@@ -78,7 +78,10 @@ class ExactMatchEvaluator(Module):
 
 @final
 class DeterministicEvaluator(Module):
-    """The score that a function of yours gives each sample."""
+    """The score that a function of yours gives each sample; see `deterministic_evaluator` for the arguments.
+
+    A sample is right, and sends no feedback, if its score is True or `max_score`, or where `success_fn` says so.
+    """
 
     def forward(
         self,
@@ -86,10 +89,11 @@ class DeterministicEvaluator(Module):
         target: Variable | str | list[Any] | None,
         eval_fn: Callable[[Any, Any], Any],
         eval_fn_purpose: str,
-        success_fn: Callable[[list[Any]], Any] | None = None,
+        success_fn: SuccessFn | None = None,
         reduction_fn: Reduction = builtins.sum,
         reduction_fn_purpose: str | None = "summation",
         feedback: FeedbackBy = "rules",
+        max_score: float = 1,
     ) -> Evaluation:
         return F.deterministic_evaluator(
             prediction,
@@ -100,12 +104,16 @@ class DeterministicEvaluator(Module):
             reduction_fn,
             reduction_fn_purpose,
             feedback,
+            max_score,
         )
 
 
 @final
 class LMJudgeEvaluator(Module):
-    """The score that a model gives each sample."""
+    """The score that a model gives each sample; see `lm_judge_evaluator` for the arguments.
+
+    A sample is right, and sends no feedback, if its score is True or `max_score`, or where `success_fn` says so.
+    """
 
     def forward(
         self,
@@ -114,10 +122,11 @@ class LMJudgeEvaluator(Module):
         prediction: Variable,
         target: Variable | str | list[Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
-        success_fn: Callable[[list[Any]], Any] | None = None,
+        success_fn: SuccessFn | None = None,
         reduction_fn: Reduction = builtins.sum,
         reduction_fn_purpose: str | None = "summation",
         eval_mode: bool | Variable = True,
+        max_score: float = 1,
         **completion_args: Any,
     ) -> Evaluation:
         return F.lm_judge_evaluator(
@@ -130,5 +139,6 @@ class LMJudgeEvaluator(Module):
             reduction_fn,
             reduction_fn_purpose,
             eval_mode,
+            max_score,
             **completion_args,
         )

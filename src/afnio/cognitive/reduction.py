@@ -16,6 +16,7 @@ from typing import Any, Final, final
 from afnio.cognitive.cluster import Cluster, clustered
 from afnio.cognitive.reduction_tree import Point, ReductionTree, merged
 from afnio.errors import BatchError
+from afnio.likeness import reason
 from afnio.models import ChatModel
 from afnio.runtime import Job, call_in_node
 from afnio.runtime.tolerance import quorum_holds
@@ -101,7 +102,7 @@ def _check_quorum(
     if not quorum_holds(shown - len(failed), shown, quorum):
         raise BatchError(
             f"{len(failed)} of {shown} feedback texts on {role!r} could not be summed up, and quorum={quorum} "
-            "allows fewer",
+            f"allows fewer: {reason(errors[0])}",
             list(errors),
             failed,
         )

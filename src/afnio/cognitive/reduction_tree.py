@@ -236,5 +236,5 @@ def _parts(slots: Sequence[Slot]) -> list[Part]:
     for failure in failures:
         failure.mark_read()
     if failures:
-        failures[0].throw()
+        raise failures[0].raised()
     return [slot.outcome for slot in slots]

@@ -20,5 +20,5 @@ def sentence(error: BaseException) -> str | None:
     'no network'
     """
     if isinstance(error, BatchError):
-        return f"{len(error.exceptions)} samples failed, the first with: {error.exceptions[0]}"
+        return f"{len(error.samples) or len(error.exceptions)} samples failed, the first with: {error.exceptions[0]}"
     return str(error) if isinstance(error, AfnioError | OSError) else None

@@ -13,6 +13,7 @@ from afnio.models.spending import governed_price
 from afnio.runtime import Account, Job, Launch, Limits, Slot, Work
 from afnio.runtime.call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime.events import Usage
+from afnio.runtime.fold import folding
 from afnio.runtime.limits import give_limits
 from afnio.runtime.waiting import check_blocking
 
@@ -112,12 +113,14 @@ class ChatClient(ABC):
         self._counted[purpose] = (calls + 1, total + usage)
 
     @final
+    @folding
     def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
         """Ask once and wait for the reply."""
         check_blocking()  # before the call is launched, which somebody would pay for
         return self._launch(messages, model, completion_args).wait()
 
     @final
+    @folding
     async def achat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
         """Ask once; from asyncio or trio."""
         return await self._launch(messages, model, completion_args)

@@ -186,7 +186,7 @@ class AsyncOpenAI(ChatClient):
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
         except openai.OpenAIError as error:
             if "credentials" in str(error).lower() or "api_key" in str(error):
-                raise FinalModelError(self._no_key) from error
+                raise FinalModelError(self._no_key) from None
             raise
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from afnio.autodiff import Variable, bind, enable_grad, no_grad
+from afnio.autodiff.data import plain
 from afnio.autodiff.resolve import resolve
 from afnio.autodiff.sweep import launch_grad
 from afnio.runtime import current_scope, scope, to_thread, tolerate
@@ -95,6 +96,7 @@ async def sample_scores(result: Any) -> list[float | None]:
 
 
 def _number(sample: Any) -> float:
+    sample = plain(sample)
     if not isinstance(sample, bool | int | float):
         raise TypeError(f"a sample's score is a number or None (got {sample!r})")
     return float(sample)

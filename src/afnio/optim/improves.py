@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from afnio.autodiff import Variable
+from afnio.errors import ScoreError
 from afnio.optim.change import Candidate, Change
 from afnio.optim.evaluation import Evaluate, digest
 from afnio.optim.holdout import Block, Holdout
@@ -47,8 +48,8 @@ class Improves(Acceptance):
     Args:
         evaluate: called with a batch, runs the agent and returns `(score, …)`: what an evaluator returns, or
             a list of numbers, None for samples that failed. `def` (it may read) or `async def`.
-        data: a `Dataset`, a `DataLoader` (its dataset and `collate_fn` are used), or a list of batches; samples
-            that are not trained on.
+        data: samples that are not trained on: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset
+            and `collate_fn` are used. `evaluate` gets them in batches, as a `DataLoader` makes them.
         k: candidates.
         minibatch_size: samples on which they are compared, drawn anew for each step.
         block_size: samples after which a candidate may be dropped.
@@ -61,7 +62,7 @@ class Improves(Acceptance):
     >>> prompt = cog.Parameter("Say yes.", role="prompt", requires_grad=True)
     >>> def evaluate(batch):
     ...     return [float(word in prompt.data) for word in batch]
-    >>> accept = Improves(evaluate, [["no"] * 16] * 4, k=2)
+    >>> accept = Improves(evaluate, ["no"] * 64, k=2)
     >>> client = ScriptedClient([{"value": "Say no."}, {"value": "Say yes!"}])
     >>> optimizer = afnio.optim.TGD([prompt], client, accept=accept, model="m")
     >>> prompt.append_grad(afnio.Variable("They expect no."))
@@ -112,7 +113,7 @@ class Improves(Acceptance):
             incumbent = _Incumbent(self._take_number(), name, {}, [])
         draw = random.Random(f"{self._seed}/{self._draws}")
         blocks = self._holdout.draw(draw, samples=self._minibatch_size, block_size=self._block_size)
-        sizes = [self._holdout.size(block, self._block_size) for block in blocks]
+        sizes = [len(block.units) for block in blocks]
         race = Race(sizes, candidates=self._k, confidence=self._confidence, quorum=self._quorum)
         numbers = range(self._next, self._next + self._k)
         trial = Trial(
@@ -235,6 +236,9 @@ class _Incumbent:
 
 def _errors(verdicts: Sequence[Verdict]) -> tuple[BaseException, ...]:
     """Return what the step raises: the candidates' errors, if that is all that came of it; equal ones once."""
+    wrong = [verdict.error for verdict in verdicts if isinstance(verdict.error, ScoreError)]
+    if wrong:  # an argument of the evaluator's: none of the comparisons means anything
+        return (wrong[0],)
     if any(verdict.outcome != "failed" for verdict in verdicts):
         return ()
     errors: list[BaseException] = []

@@ -26,6 +26,7 @@ from afnio.optim.step import (
 )
 from afnio.runtime import Job, Launch, Slot, Work
 from afnio.runtime.callables import is_async
+from afnio.runtime.fold import folding
 from afnio.runtime.scope import within
 from afnio.runtime.waiting import wait, wait_async
 
@@ -130,6 +131,7 @@ class Optimizer(ABC):
             for parameter in group["params"]:
                 parameter.clear_grad()
 
+    @folding
     def step(self, closure: Callable[[], Any] | None = None) -> Work[Any]:
         """Replace each parameter by what `propose` makes of its feedback.
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
+from afnio.errors import ScoreError
 from afnio.optim.change import Candidate, Change
 from afnio.optim.evaluation import Evaluate
 from afnio.optim.holdout import Holdout
@@ -116,33 +117,20 @@ class ParetoSearch(Acceptance):
         merges = possible_merges(self.pool, self._merged) if self._grew and self._merges_left else []
         if merges:
             merge = draw.choice(merges)
-            offset, spans = 0, {}
-            for unit, size in enumerate(self._sizes):
-                spans[unit] = (offset, offset + size)
-                offset += size
-            samples = trial_samples(merge, draw)
-            units = [u for u, (low, high) in spans.items() if any(low <= sample < high for sample in samples)]
             theirs = {
-                u: (list(merge.one.scores[slice(*spans[u])]), list(merge.other.scores[slice(*spans[u])]))
-                for u in units
+                unit: ([merge.one.scores[unit]], [merge.other.scores[unit]])
+                for unit in trial_samples(merge, draw)
             }
             offspring.append(Merged(workshop, "merge", merge, theirs))
         return offspring
 
     @property
-    def _sizes(self) -> list[int]:
-        """Samples in each validation unit."""
-        blocks = self._validation.blocks(range(len(self._validation)), 1)
-        total = len(self.pool.members[0].scores)
-        return [1] * total if not self._validation.whole else [self._validation.size(b, 1) for b in blocks]
-
-    @property
     def _stride(self) -> int:
-        """Training units of a minibatch: samples, or one batch of a list of batches."""
-        return 1 if self._train.whole else min(self._minibatch_size, len(self._train))
+        """Training samples of a minibatch."""
+        return min(self._minibatch_size, len(self._train))
 
     def _minibatch(self, start: int) -> list[int]:
-        """Return the training units from `start` on, in an order shuffled anew each epoch."""
+        """Return the training samples from `start` on, in an order shuffled anew each epoch."""
         units, size = [], len(self._train)
         for position in range(start, start + self._stride):
             epoch, place = divmod(position, size)
@@ -182,7 +170,7 @@ class ParetoSearch(Acceptance):
         errors = tuple(child.error for child in offspring if child.error is not None)
         values = self.pool.best.values
         if len(errors) < len(offspring):
-            errors = ()
+            errors = tuple(error for error in errors if isinstance(error, ScoreError))[:1]
         if not self._grew and not errors:
             told = "; ".join(dict.fromkeys(child.verdict for child in offspring))
             logging.getLogger("afnio").info("the step added no candidate to the pool: %s", told)

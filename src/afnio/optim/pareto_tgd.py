@@ -39,9 +39,10 @@ class ParetoTGD(TGD):
         params, model_client, messages, inputs, constraints: as for `TGD`.
         evaluate: called with a batch, runs the agent and returns `(score, explanation)` of an evaluator, its graph
             recorded; `def` (it may read) or `async def`.
-        train, validation: a `Dataset`, a `DataLoader` (its dataset and `collate_fn` are used), or a list of batches.
+        train, validation: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn` are
+            used. `evaluate` gets samples in batches, as a `DataLoader` makes them.
         proposals: how many a step makes at once.
-        minibatch_size: training samples of a proposal; of a list of batches one batch.
+        minibatch_size: training samples of a proposal.
         credit: which parameter a proposal rewrites: "share", "round_robin", or "all".
         merges: how many are tried at most.
         block_size: validation samples that are evaluated together.
@@ -59,7 +60,7 @@ class ParetoTGD(TGD):
     ...     pred = afnio.functional.chat_completion(student, messages, inputs={"x": afnio.Variable(batch)}, model="m")
     ...     return afnio.functional.exact_match_evaluator(pred, ["2"] * len(batch))
     >>> optimizer = afnio.optim.ParetoTGD(
-    ...     [prompt], ScriptedClient({"value": "Say 2."}), evaluate, [["a", "b"]], [["c"], ["d"]], model="m")
+    ...     [prompt], ScriptedClient({"value": "Say 2."}), evaluate, ["a", "b"], ["c", "d"], model="m")
     >>> _ = afnio.set_backward_model_client(critic, completion_args={"model": "m"})
     >>> _ = optimizer.step()
     >>> prompt.data, [member.mean for member in optimizer.pool]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar, final
 
 from afnio.autodiff import Variable
 from afnio.errors import LaunchCancelledError
+from afnio.likeness import distinct, reason
 from afnio.optim.change import Candidate, Change
 from afnio.runtime import Failure, Job, Launch, Slot
 from afnio.runtime.events import StepEnded, emit
@@ -275,9 +276,10 @@ def _end(
     candidates: tuple[Candidate, ...] = (),
 ) -> Any:
     """Tell how a step ended, and return what its end's slot gets."""
+    errors = distinct(errors)
     error: BaseException | None = errors[0] if errors else None
     if len(errors) > 1:
-        error = BaseExceptionGroup("parameters kept their values", errors)
+        error = BaseExceptionGroup(f"parameters kept their values, first with {reason(errors[0])}", errors)
     told = None if error is None else str(error)
     emit(StepEnded(job.launch.address, name, changes, told, candidates, values))
     if error is None:

@@ -22,6 +22,7 @@ from afnio.optim.reduce import Reduced, gathered_of, reduce
 from afnio.optim.rewrite import SECTIONS, rewrite
 from afnio.optim.step import Acceptance
 from afnio.runtime import Job, Work
+from afnio.runtime.fold import folding
 from afnio.runtime.seed import draw_seed
 
 LEAST_FEEDBACK: Final = 200
@@ -94,6 +95,7 @@ class TGD(Optimizer):
         check_options({**self.defaults, **group} if isinstance(group, dict) else self.defaults)
         super().add_param_group(group)
 
+    @folding
     def step(self, closure: Callable[[], Any] | None = None) -> Work[Any]:
         for group in self.param_groups:
             if group["momentum_samples"] is not None and group["momentum_seed"] is None:

@@ -18,7 +18,7 @@ from afnio.runtime.crowd import Crowd, crowd
 from afnio.runtime.priority import Priority
 
 UnitScores = dict[int, list[float | None]]
-"""Scores by unit of the held-out data: one for a sample, several for a batch."""
+"""Scores by number of the held-out sample; a list of one."""
 
 
 @final

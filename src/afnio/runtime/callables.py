@@ -14,6 +14,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast, final
 import anyio
 import anyio.to_thread
 
+from afnio.runtime.fold import folding
 from afnio.runtime.launch import Job, Launch
 from afnio.runtime.runtime import Runtime
 from afnio.runtime.scope import within
@@ -109,6 +110,7 @@ def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Wo
     return Work(slot, lambda outcome: cast("T", outcome[0]))
 
 
+@folding
 def run(awaitable: Awaitable[T]) -> T:
     """Run an awaitable to its end from code that has no event loop, and return its result.
 

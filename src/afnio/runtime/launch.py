@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, final
 
-from afnio.errors import ForkedError, LaunchCancelledError, RuntimeClosedError
+from afnio.errors import BatchError, ForkedError, LaunchCancelledError, RuntimeClosedError
+from afnio.runtime.fold import fold
 from afnio.runtime.line import Line, caller_line
 from afnio.runtime.loop import Task, adopted
 from afnio.runtime.scope import Scope, current_scope
@@ -114,6 +115,11 @@ class Launch:
         """Whether the program can still reach one of its results."""
         return any(holder() is not None for holder in self.holders)
 
+    @property
+    def title(self) -> str:
+        """What to call it in an error."""
+        return f"{self.name} launched at {self.line}"
+
     def place(self, lane: int | None) -> str:
         sample = "" if lane is None else f", sample {lane}"
         return f"{self.name}{sample}, launched at {self.line}"
@@ -210,11 +216,16 @@ class Job:
 
     def fail(self, error: BaseException, *, read: bool = False) -> Outcomes:
         """Return the outcomes of a body that raised: a failure that knows where it was launched."""
+        fold(error)
         note_place(error, self.launch, self.lane)
         if self.recover is not None:
             return self.recover(self, error)
         # A cancellation is no news to whoever owns the launch.
-        failure = Failure(error, read=read or isinstance(error, LaunchCancelledError))
+        failure = Failure(
+            error,
+            read=read or isinstance(error, LaunchCancelledError),
+            place=None if self.part else self.launch.title,
+        )
         self.launch.scope.owner.note(failure)
         return [failure] * len(self.outputs)
 
@@ -244,7 +255,9 @@ def check_owner(slot: Slot, runtime: Runtime) -> None:
 
 
 def note_place(error: BaseException, launch: Launch, lane: int | None) -> None:
-    """Note on `error` where it was launched; once, as lanes may share an exception."""
+    """Note on `error` where it was launched; once, as lanes may share an exception. A `BatchError` says so itself."""
+    if isinstance(error, BatchError):
+        return
     notes = getattr(error, "__notes__", None)
     if isinstance(notes, list | None) and not any(
         ", launched at " in str(note) for note in (notes or ())[-1:]

@@ -25,11 +25,12 @@ class Line(NamedTuple):
 def caller_line() -> Line:
     """Return the innermost line of the call stack that is not Afnio's own."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_engine(frame.f_code.co_filename):
+    while frame.f_back is not None and is_engine(frame.f_code.co_filename):
         frame = frame.f_back
     code = frame.f_code
     return Line(code.co_filename, frame.f_lineno, code.co_name)
 
 
-def _is_engine(file: str) -> bool:
+def is_engine(file: str) -> bool:
+    """Whether `file` is of the package, and none of the programs that come with it."""
     return file.startswith(_PACKAGE) and not file.startswith(_PROGRAMS)

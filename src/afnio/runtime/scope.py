@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Self, final
 import anyio
 
 from afnio.errors import BlockingReadError, LaunchCancelledError, RuntimeClosedError, TooManyPendingError
+from afnio.likeness import reason
 from afnio.runtime.events import ScopeEnded, emit, listening
+from afnio.runtime.fold import folding
 from afnio.runtime.slot import Slot
 from afnio.runtime.waiting import may_block, wait, wait_async
 
@@ -116,7 +118,7 @@ class Scope:
         for failure in unread:
             failure.mark_read()
         self.failures.clear()
-        return [failure.error for failure in unread if id(failure) not in summed_up]
+        return [failure.raised() for failure in unread if id(failure) not in summed_up]
 
 
 _current: ContextVar[Scope | None] = ContextVar("afnio_scope", default=None)
@@ -181,6 +183,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
     def __enter__(self) -> Scope:
         return self._enter()
 
+    @folding
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -208,6 +211,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
     async def __aenter__(self) -> Self | Scope:  # type: ignore[override]
         return self._enter()
 
+    @folding
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -240,7 +244,8 @@ def _raise_unread(scope: Scope, error: BaseException | None) -> None:
         return
     if len(errors) == 1:
         raise errors[0]
-    raise BaseExceptionGroup(f"{len(errors)} launches of scope {scope.path!r} failed", errors)
+    message = f"{len(errors)} launches of scope {scope.path!r} failed, first with {reason(errors[0])}"
+    raise BaseExceptionGroup(message, errors)
 
 
 def _tell_end(scope: Scope) -> None:

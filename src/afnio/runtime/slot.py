@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 if TYPE_CHECKING:
     from afnio.runtime.launch import Launch
@@ -36,10 +36,12 @@ class Failure:
     A failure that nobody reads is logged when the last slot that holds it is collected.
     """
 
-    __slots__ = ("__weakref__", "_causes", "_read", "_traceback", "error")
+    __slots__ = ("__weakref__", "_causes", "_read", "_traceback", "error", "place")
 
-    def __init__(self, error: BaseException, *, read: bool = False) -> None:
+    def __init__(self, error: BaseException, *, read: bool = False, place: str | None = None) -> None:
         self.error = error
+        # The op that failed and where it was launched; whoever reads may be many ops further on.
+        self.place = place
         self._read = read
         self._traceback: TracebackType | None = error.__traceback__
         # A batch's failure stands for those of its samples: who read the one has read the others.
@@ -60,10 +62,10 @@ class Failure:
         for cause in self._causes:
             cause.mark_read()
 
-    def throw(self) -> NoReturn:
-        """Raise the error with the traceback of where it happened, however often it was raised before."""
+    def raised(self) -> BaseException:
+        """Return the error to raise, with the traceback of where it happened, however often it was raised before."""
         self.mark_read()
-        raise self.error.with_traceback(self._traceback)
+        return self.error.with_traceback(self._traceback)
 
     def __repr__(self) -> str:
         return f"<failure: {self.error!r}>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar, final
 
+from afnio.runtime.fold import folding
 from afnio.runtime.slot import PENDING, Failure, Slot
 from afnio.runtime.waiting import may_block, wait, wait_async
 
@@ -29,17 +30,20 @@ class Work(Generic[T]):
     def done(self) -> bool:
         return self._slot.outcome is not PENDING
 
+    @folding
     def wait(self) -> T:
         """Block until it is done and return its result, or raise its error."""
         wait([self._slot])
         return self._read()
 
+    @folding
     def wait_if_allowed(self) -> Work[T]:
         """Wait where a blocking wait is allowed, so that an error surfaces on this line; return self."""
         if self.done or may_block():
             self.wait()
         return self
 
+    @folding
     def __await__(self) -> Generator[Any, None, T]:
         yield from wait_async([self._slot]).__await__()
         return self._read()
@@ -47,7 +51,7 @@ class Work(Generic[T]):
     def _read(self) -> T:
         outcome = self._slot.outcome
         if isinstance(outcome, Failure):
-            outcome.throw()
+            raise outcome.raised()
         return self._result(outcome)
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ import anyio.to_thread
 from afnio.cognitive import Module
 from afnio.optim import Optimizer
 from afnio.runtime.budget import Ledger
+from afnio.runtime.fold import folding
 from afnio.trainer.callback import Callbacks, stopping
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.checkpoints import Checkpoints
@@ -169,6 +170,7 @@ class Trainer:
 
     # What there is to do
 
+    @folding
     def fit(
         self,
         agent: Module,
@@ -182,6 +184,7 @@ class Trainer:
             lambda: self.afit(agent, train_dataloader, val_dataloader, ckpt_path, llm_clients), "fit"
         )
 
+    @folding
     async def afit(
         self,
         agent: Module,
@@ -213,12 +216,14 @@ class Trainer:
             self.monitor = self.options.monitor or ("train_loss" if val_dataloader is None else "val_loss")
             await self._fit(agent, train_dataloader, val_dataloader, ckpt_path)
 
+    @folding
     def validate(
         self, agent: Module, val_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
     ) -> dict[str, float]:
         """Return the metrics of one pass over `val_dataloader`; see `atest`."""
         return run_blocking(lambda: self.avalidate(agent, val_dataloader, llm_clients), "validate")
 
+    @folding
     async def avalidate(
         self, agent: Module, val_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
     ) -> dict[str, float]:
@@ -226,12 +231,14 @@ class Trainer:
         outcome, _ = await self._pass(agent, "val", val_dataloader)
         return outcome.flat()
 
+    @folding
     def test(
         self, agent: Module, test_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
     ) -> dict[str, float]:
         """Return the metrics of one pass over `test_dataloader`; see `atest`."""
         return run_blocking(lambda: self.atest(agent, test_dataloader, llm_clients), "test")
 
+    @folding
     async def atest(
         self, agent: Module, test_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
     ) -> dict[str, float]:
@@ -243,10 +250,12 @@ class Trainer:
         outcome, _ = await self._pass(agent, "test", test_dataloader)
         return outcome.flat()
 
+    @folding
     def predict(self, agent: Module, dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()) -> list[Any]:
         """Return what `predict_step` gives for each batch, in order; see `apredict`."""
         return run_blocking(lambda: self.apredict(agent, dataloader, llm_clients), "predict")
 
+    @folding
     async def apredict(
         self, agent: Module, dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
     ) -> list[Any]:
