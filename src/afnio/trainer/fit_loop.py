@@ -78,7 +78,7 @@ class FitLoop:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand where `checkpoint` was made."""
-        self._skip = self._state.restore(checkpoint)
+        self._skip = self._state.restore(checkpoint, self.schedule.batches)
         self._resumed = True
 
     async def run(self, tasks: TaskGroup) -> None:

@@ -10,7 +10,7 @@ from afnio.cognitive import Module
 from afnio.optim import Optimizer
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.counters import Counters
-from afnio.trainer.feed import Fetched, loader_state, restore
+from afnio.trainer.feed import Fetched, caught_up, loader_state, restore
 from afnio.trainer.generators import generators_state, restore_generators
 from afnio.trainer.metric import Outcome, combined
 from afnio.trainer.step import StepEnd
@@ -70,8 +70,12 @@ class FitState:
             callbacks=trainer.callbacks.state_dict(),
         )
 
-    def restore(self, checkpoint: Checkpoint) -> int:
-        """Stand where `checkpoint` was made; return how many batches the training loader has to pass over."""
+    def restore(self, checkpoint: Checkpoint, limit: int | None) -> int:
+        """Stand where `checkpoint` was made; return how many batches the training loader has to pass over.
+
+        Args:
+            limit: batches of an epoch at most.
+        """
         if len(checkpoint.optimizers) != len(self._optimizers):
             raise ValueError(
                 f"the checkpoint has {len(checkpoint.optimizers)} optimizers and configure_optimizers gives "
@@ -82,7 +86,7 @@ class FitState:
         self.counters.scope = self.counters.scope or path
         sampler = checkpoint.sampler or {}
         self.train_loader = sampler.get("train")
-        skip = restore(self._train_loader, self.train_loader, self.counters.batch)
+        skip = restore(self._train_loader, self.train_loader, self.counters.batch, limit)
         if self._val_loader is not None:
             self.val_loader = sampler.get("val")
             restore(self._val_loader, self.val_loader, 0)
@@ -137,7 +141,7 @@ class FitState:
         counters.step = number
         counters.batch += len(group)
         counters.samples += sum(fetched.size for fetched in group)
-        self.train_loader = group[-1].state
+        self.train_loader = caught_up(self._train_loader, group[-1].state)
         self.epoch += outcome
         entry = {"kind": "step", "epoch": counters.epoch + 1, "step": number, "batch": counters.batch}
         self._record({**entry, **({} if skipped is None else {"error": skipped}), **outcome.to_json()})
@@ -147,7 +151,7 @@ class FitState:
         counters = self.counters
         counters.epoch += 1
         counters.batch = 0
-        self.train_loader = ended.state
+        self.train_loader = caught_up(self._train_loader, ended.state)
         entry = {"kind": "epoch", "epoch": counters.epoch, "step": counters.step}
         self._record({**entry, **self.epoch.to_json()})
 
