@@ -13,6 +13,7 @@ from afnio.trainer.counters import Counters
 from afnio.trainer.feed import Fetched, caught_up, loader_state, restore
 from afnio.trainer.generators import generators_state, restore_generators
 from afnio.trainer.metric import Outcome, combined
+from afnio.trainer.quorum import reason
 from afnio.trainer.step import StepEnd
 from afnio.trainer.validation_pass import ValidationPass
 
@@ -159,10 +160,13 @@ class FitState:
         """Take in a validation pass; return its metrics."""
         trainer, state = self._trainer, loader_state(self._val_loader)
         self.val_loader = None if state is None else {**state, "drained": validation.drained}
-        entry = {"kind": "val", "epoch": validation.epoch, "step": validation.step, **outcome.to_json()}
+        entry = {"kind": "val", "epoch": validation.epoch, "step": validation.step}
+        if validation.error is not None:
+            entry["error"] = reason(validation.error)
+        entry |= outcome.to_json()
         trainer.history.insert(validation.place, entry)
         metrics = _prefixed("val", outcome.flat())
-        trainer.metrics |= metrics
+        trainer.metrics = {**validation.kept(trainer.metrics), **metrics}
         self.val = outcome
         self._note_best(outcome)
         trainer.log_to_run(entry)

@@ -65,7 +65,9 @@ class Trainer:
         val_check_interval: validate within an epoch too, after so many batches or each such fraction of it; `best`
             is chosen among the ends of epochs.
         accumulate_grad_batches: batches whose feedback one step uses; they run side by side.
-        quorum: the fraction of samples that must not fail; None lets none fail. Failed ones are left out.
+        quorum: the fraction of a step's or a pass's samples that must not fail; one of several always may, unless
+            it is 1.0 or None. Failed ones are left out. A step or validation pass with more is cut short and told;
+            three such steps in a row end the training.
         seed: seeds samplers, Python's generator and NumPy's.
         enable_checkpointing: write `checkpoints/last`, `best` and `epoch-N`.
         enable_progress_bar: show the progress: live in a terminal or a notebook, as lines in a log.
