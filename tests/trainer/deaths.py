@@ -214,12 +214,12 @@ class Agent(cog.Module):
 
 
 def fitted(
-    folder: Path, loader: str, validates: bool, dying: Dying | None = None, **options: Any
+    folder: Path, loader: str, validates: bool, dying: Dying | None = None, extra: Any = (), **options: Any
 ) -> list[Any]:
     """Train, going on from what is in `folder`; return what must be the same however often it died."""
     train = LOADERS[loader]()
     agent = Agent(train, dying)
-    callbacks: list[Any] = [] if dying is None else [dying]
+    callbacks = [*extra] if dying is None else [*extra, dying]
     if dying is not None and dying.hook == "function":
 
         def after_epoch(trainer: Any) -> None:

@@ -113,6 +113,7 @@ class Checkpoints:
         for name in sorted(_names(self.folder), key=lambda name: (name != BEST, len(name), name)):
             with suppress(CheckpointError):  # a damaged file competes with nothing
                 found = Checkpoint.read(self.folder / name)
+                found.check(name)
                 epoch = found.counters.get("epoch") or 0
                 if name == LAST or epoch > reached:
                     continue

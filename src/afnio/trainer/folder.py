@@ -34,6 +34,7 @@ def take_up(
         return None
     path = (checkpoints or Checkpoints(folder)).path_of(ckpt_path)
     checkpoint = Checkpoint.read(path)
+    checkpoint.check(path)
     if checkpoints is not None:
         if path.resolve().parent == folder.resolve():
             checkpoints.take_up(checkpoint)

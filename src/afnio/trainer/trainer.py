@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from afnio.cognitive import Module
+from afnio.errors import CheckpointError
 from afnio.optim import Optimizer
 from afnio.runtime.budget import Ledger
 from afnio.trainer.callback import Callbacks, stopping
@@ -319,7 +320,7 @@ class Trainer:
         except BaseException as raised:
             error = alone(raised)
         if error is not None:
-            if checkpoints is not None and self.history:
+            if checkpoints is not None and self.history and not isinstance(error, CheckpointError):
                 self._say_how_to_go_on(error)
             raise error
 
