@@ -66,7 +66,6 @@ def write(data: dict[str, Any], path: Path = FILE) -> None:
         with open(descriptor, "w", encoding="utf-8") as file:
             json.dump(data, file, indent=2, ensure_ascii=False)
             file.write("\n")
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -188,7 +188,7 @@ class Checkpoints:
 
     def _open(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = LockFile(self.folder / "trainer.lock")
         except LockHeldError as error:
             who = (
