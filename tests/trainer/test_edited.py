@@ -85,6 +85,7 @@ def goes_on(trained: Path, content: bytes) -> str | None:
     return None
 
 
+@pytest.mark.timeout(1800)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_edit_goes_on_or_is_refused_in_a_sentence(trained: Path, data: st.DataObject) -> None:
