@@ -94,12 +94,27 @@ def test_where_feedback_came_from_comes_back():
 
 
 def test_equal_states_have_equal_bytes(tmp_path):
-    """No time is in them; others may read the file if the user's umask lets them."""
+    """No time is in them."""
     for name in "ab":
         afnio.save({"x": 1}, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    (tmp_path / "plain").write_text("")
-    assert (tmp_path / "plain").stat().st_mode == (tmp_path / "a").stat().st_mode
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_only_the_user_may_read_a_saved_file(tmp_path, umask):
+    """Whatever the umask; one that others could read no longer is theirs to read, nor is what unzip takes out."""
+    (tmp_path / "old").write_bytes(b"")
+    (tmp_path / "old").chmod(0o644)
+    before = os.umask(umask)
+    try:
+        for name in ("new", "old"):
+            afnio.save({"prompt": afnio.Variable("Be brief.")}, tmp_path / name)
+    finally:
+        os.umask(before)
+    for name in ("new", "old"):
+        assert 0o600 == (tmp_path / name).stat().st_mode & 0o777
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            assert {0o600} == {member.external_attr >> 16 for member in archive.infolist()}
 
 
 def test_a_link_stays_a_link(tmp_path):

@@ -19,7 +19,8 @@ LARGEST: Final = 2**30
 TEMPORARY: Final = ".tmp"
 """How the name of a file that is being written ends; it begins with a dot and the name it will get."""
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
-_READABLE: Final = 0o644 << 16
+_PRIVATE: Final = 0o600
+"""Prompts and feedback may hold what only their owner should read."""
 
 
 def packed(documents: Mapping[str, Any]) -> bytes:
@@ -36,7 +37,7 @@ def packed(documents: Mapping[str, Any]) -> bytes:
         for name, document in documents.items():
             text = json.dumps(document, ensure_ascii=False, indent=1)
             member = zipfile.ZipInfo(f"{name}.json", _EPOCH)
-            member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, _READABLE
+            member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, _PRIVATE << 16
             # Half a surrogate pair, as broken replies hold, has no UTF-8; as an escape it is JSON.
             archive.writestr(member, text.encode("utf-8", "backslashreplace"))
     return file.getvalue()
@@ -66,14 +67,15 @@ def unpacked(content: bytes) -> dict[str, Any]:
 def replace(path: Path, content: bytes) -> None:
     """Have the file at `path` hold `content`, or be as it was: after a crash at any point too.
 
+    Only the user may read it, whatever the umask and whoever could read what was there before.
+
     Raises:
         OSError: if the disk is full, or the folder gone or read-only.
     """
     path = Path(os.path.realpath(path))
-    # By hand and not by tempfile, whose files nobody else may read.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, _PRIVATE)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ _LAYOUT: Final = {
     "callbacks": ("callbacks",),
 }
 """Which fields each document holds. One that an older format lacks leaves its fields out."""
+_SEALED: Final = ("optimizer", "rng", "callbacks")
+"""Documents with a digest among the versions. What is in them only their owners could check, in the middle of a run."""
 _LISTS: Final = ("optimizers", "history")
 
 
@@ -32,7 +36,8 @@ def documents_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     documents: dict[str, Any] = {
         document: {name: encoded(fields[name]) for name in names} for document, names in _LAYOUT.items()
     }
-    documents[_VERSIONS] = {"kind": _KIND, "format": FORMAT, **fields[_VERSIONS]}
+    digests = {document: _digest(documents[document]) for document in _SEALED}
+    documents[_VERSIONS] = {"kind": _KIND, "format": FORMAT, "digests": digests, **fields[_VERSIONS]}
     return documents
 
 
@@ -49,19 +54,23 @@ def fields_of(name: object, documents: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(versions, dict) or versions.get("kind") != _KIND:
         raise foreign(name, "it has no versions.json of one")
     found = versions.get("format")
-    if not isinstance(found, int) or found > FORMAT:
+    if not isinstance(found, int) or isinstance(found, bool) or found > FORMAT:
         raise CheckpointError(
             f"the checkpoint [{name}] has format [{found}] of Afnio [{versions.get('afnio')}], and this "
             f"Afnio reads up to [{FORMAT}]; update Afnio to open it"
         )
     fields: dict[str, Any] = {
-        _VERSIONS: {key: versions[key] for key in versions if key not in ("kind", "format")}
+        _VERSIONS: {key: versions[key] for key in versions if key not in ("kind", "format", "digests")}
     }
+    digests = versions.get("digests", {})
+    for document in _SEALED if isinstance(digests, dict) else ():
+        if digests.get(document) not in (None, _digest(documents.get(document))):
+            raise foreign(name, f"its {document}.json was edited")
     try:
         for document, names in _LAYOUT.items():
             content = decoded(documents.get(document, {}))
             fields |= {field: content[field] for field in names if field in content}
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # an edited document can hold anything
         raise foreign(name, error) from error
     if "agent" not in fields:
         raise foreign(name, "it has no agent")
@@ -84,9 +93,13 @@ def as_state(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 def foreign(name: object, reason: object) -> CheckpointError:
     """Return the error for a file that is no checkpoint."""
     return CheckpointError(
-        f"[{name}] is no checkpoint that a Trainer wrote, or it is damaged ({reason}); pickles are not opened, "
-        "name another file"
+        f"[{name}] is no checkpoint that a Trainer wrote, or it is damaged ({' '.join(str(reason).split())}); pickles "
+        "are not opened, name another file"
     )

@@ -94,6 +94,8 @@ def decoded(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if _VARIABLE in value:
+        if not isinstance(value["role"], str) or not isinstance(value["requires_grad"], bool):
+            raise TypeError(f"a Variable's role must be a text (got {value['role']!r})")
         made = Parameter if value[_VARIABLE] == "Parameter" else Variable
         variable = made(value["data"], value["role"], value["requires_grad"])
         variable._provenance = tuple(decoded(value.get("provenance", [])))

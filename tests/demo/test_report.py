@@ -95,3 +95,4 @@ def test_the_file_is_replaced_whole(tmp_path: Path):
     write({"figure": 1}, path)
     assert json.loads(path.read_text()) == {"figure": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo.json"]
+    assert 0o600 == path.stat().st_mode & 0o777

@@ -72,7 +72,7 @@ class ReadingAgent(Agent):
     def training_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
         texts, golds = batch
         pred = self(texts)
-        pred.data = [text.lower() for text in pred.data]
+        pred.data = [text and text.lower() for text in pred.data]
         score, explanation = self.loss(pred, golds)
         return {"loss": (score, explanation), "accuracy": score.data / len(texts), "first": pred.data[0]}
 

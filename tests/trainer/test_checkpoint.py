@@ -93,7 +93,8 @@ def test_people_can_read_it(tmp_path: Path) -> None:
     ] == sorted(names)  # fmt: skip
     assert '"data": "Be brief, é."' in text
     assert 3 == documents["loop.json"]["counters"]["epoch"]
-    assert {"kind": "afnio checkpoint", "format": 1, **current_versions()} == documents["versions.json"]
+    expected = {"kind": "afnio checkpoint", "format": 1, **current_versions()}
+    assert expected.items() <= documents["versions.json"].items()
 
 
 def test_afnio_load_gives_it_as_a_dict(tmp_path: Path) -> None:

@@ -251,6 +251,21 @@ def test_a_new_training_puts_the_earlier_one_aside(tmp_path: Path) -> None:
     assert 2 == made.current_epoch
 
 
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_only_the_user_may_read_what_a_training_writes(tmp_path: Path, umask: int) -> None:
+    """Checkpoints and the journal have prompts, predictions and feedback; those that were put aside too."""
+    before = os.umask(umask)
+    try:
+        for _ in range(2):
+            fitted(_agent(), trainer(tmp_path, max_epochs=1), loader(4), loader(4))
+    finally:
+        os.umask(before)
+    below = [tmp_path / "checkpoints", *(tmp_path / "checkpoints").rglob("*")]
+    assert {0o700} == {path.stat().st_mode & 0o777 for path in below if path.is_dir()}
+    assert {0o600} == {path.stat().st_mode & 0o777 for path in below if path.is_file()}
+    assert len(below) > 8
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_cancelled_fit_is_recorded(
     tmp_path: Path, left_alone: Any, backend: str, capsys: pytest.CaptureFixture[str]

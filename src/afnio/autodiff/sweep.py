@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 from afnio.autodiff.crossing import Boundary
 from afnio.autodiff.feedback import Feedback, Segment
@@ -20,7 +20,7 @@ from afnio.autodiff.lane_backward import Arrival, LaneBackward, Way, seedless
 from afnio.autodiff.launch_event import tell_sweep
 from afnio.autodiff.roots import Target, check_root, edges_of, listed, seed_arrival, seeds_for
 from afnio.autodiff.variable import Variable
-from afnio.errors import GraphError
+from afnio.errors import BudgetExceeded, GraphError, JournalError
 from afnio.likeness import distinct, reason
 from afnio.runtime import Failure, Job, Launch, Slot, Work
 from afnio.runtime.fold import folding
@@ -28,6 +28,9 @@ from afnio.runtime.launch import Outcomes
 from afnio.runtime.tolerance import batch_failure, current_quorum
 
 T = TypeVar("T")
+
+_ENDS: Final = (BudgetExceeded, JournalError)
+"""What no quorum masks: it ends the program's work, and is no failure of a sample."""
 
 
 @folding
@@ -309,7 +312,8 @@ def _gather(gathering: Sequence[Arrival], arrived: Iterator[Any]) -> list[Any]:
 
 def _stage_failure(stage: Stage, lanes: Sequence[Any], quorum: float | None) -> BaseException | None:
     if stage.batch:
-        return batch_failure(lanes, stage.name, quorum)
+        ended = any(isinstance(lane, Failure) and isinstance(lane.error, _ENDS) for lane in lanes)
+        return batch_failure(lanes, stage.name, None if ended else quorum)
     (outcome,) = lanes
     if not isinstance(outcome, Failure):
         return None

@@ -40,7 +40,8 @@ class Callback:
 
     A hook gets the Trainer and the agent. `on_train_batch_start` gets the batch and its index too,
     `on_train_batch_end` the batch's metrics before these, `on_exception` the exception. Validation overlaps
-    with training: `on_validation_end` comes after the step that follows, unless `needs_validation`.
+    with training: `on_validation_end` comes after the step that follows, unless `needs_validation`; a pass that was cut
+    short because too many samples failed has none.
 
     Attributes:
         needs_validation: have the next step wait for the validation pass and this callback; for those that

@@ -13,6 +13,8 @@ from afnio.archive import packed, replace, unpacked
 from afnio.autodiff import Variable
 from afnio.checkpoint_file import documents_of, fields_of, foreign
 from afnio.errors import CheckpointError
+from afnio.trainer.counters import Counters
+from afnio.trainer.metric import Outcome
 
 
 def current_versions() -> dict[str, str]:
@@ -89,6 +91,27 @@ class Checkpoint:
             raise foreign(path, error) from error
         return cls(**fields_of(path, documents))
 
+    def check(self, name: object) -> None:
+        """Raise a `CheckpointError` unless a training can go on from it; `name` is the file's.
+
+        What agent, optimizers, loaders and callbacks make of their states shows when they load them.
+        """
+        try:
+            Counters.of(self.counters)
+            for metric, value in self.metrics.items():
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise ValueError(f"its metric {metric} must be a number (got {value!r})")  # noqa: TRY004
+            if not isinstance((self.sampler or {}).get("train"), dict | None):
+                raise ValueError("the state of its training loader must be a dict")  # noqa: TRY004
+        except ValueError as error:
+            raise unusable(name, error) from error
+        for number, entry in enumerate(self.history):
+            try:
+                _check_entry(entry)
+            except Exception as error:  # an edited entry can hold anything
+                reason = f"entry {number} of its history has {type(error).__name__}: {error}"
+                raise unusable(name, reason) from error
+
     def to_bytes(self) -> bytes:
         """Return the file's content; equal checkpoints have equal bytes."""
         return packed(documents_of({name: getattr(self, name) for name in self.__slots__}))
@@ -98,6 +121,25 @@ class Checkpoint:
         kept = {name: _kept(getattr(self, name)) for name in self.__slots__ if name != "history"}
         # A long training has very many entries, and what an entry holds is never changed.
         return type(self)(**kept, history=[dict(entry) for entry in self.history])
+
+
+def unusable(name: object, reason: object) -> CheckpointError:
+    """Return the error for a checkpoint that a training can't go on from."""
+    return CheckpointError(
+        f"the training can't go on from the checkpoint [{name}] ({' '.join(str(reason).split())}); name another, or "
+        "put it right"
+    )
+
+
+def _check_entry(entry: Any) -> None:
+    counts = [entry[name] for name in ("epoch", "step", "samples", "failed", "skipped")]
+    counts += [metric[1] for metric in entry["metrics"].values()]
+    if entry["kind"] not in ("step", "epoch", "val") or any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError("a count that is none")
+    flat = Outcome.from_json(entry).flat()
+    if not all(isinstance(value, float) for value in flat.values()):
+        raise ValueError("a metric that is no number")
+    dict(entry["values"])
 
 
 def _kept(value: Any) -> Any:

@@ -113,6 +113,7 @@ class Checkpoints:
         for name in sorted(_names(self.folder), key=lambda name: (name != BEST, len(name), name)):
             with suppress(CheckpointError):  # a damaged file competes with nothing
                 found = Checkpoint.read(self.folder / name)
+                found.check(name)
                 epoch = found.counters.get("epoch") or 0
                 if name == LAST or epoch > reached:
                     continue
@@ -187,7 +188,7 @@ class Checkpoints:
 
     def _open(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = LockFile(self.folder / "trainer.lock")
         except LockHeldError as error:
             who = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self, final
+from typing import Any, Final, Self, final
 
 
 @final
@@ -35,6 +35,18 @@ class Counters:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
-        """Return the counters of a checkpoint; what an older one lacks is at its start."""
+        """Return the counters of a checkpoint; what an older one lacks is at its start.
+
+        Raises:
+            ValueError: for a value that is no counter's.
+        """
         known = {name: data[name] for name in cls.__slots__ if name in data}
+        for name, value in known.items():
+            kind = type(getattr(_START, name))
+            if type(value) is not kind or (kind is int and value < 0):
+                raise ValueError(f"its counter {name} must be {_KINDS[kind]} (got {value!r})")
         return cls(**known)
+
+
+_START: Final = Counters()
+_KINDS: Final = {int: "a whole number from 0", bool: "true or false", str: "a text"}

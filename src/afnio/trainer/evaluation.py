@@ -11,14 +11,15 @@ from afnio.autodiff import no_grad
 from afnio.autodiff.resolve import resolve
 from afnio.cognitive import Module
 from afnio.cognitive.training import mode
-from afnio.errors import BatchError, BudgetExceeded, JournalError
+from afnio.errors import BatchError
 from afnio.runtime import scope, tolerate
 from afnio.runtime.callables import is_async
-from afnio.runtime.tolerance import current_quorum, quorum_holds
+from afnio.runtime.tolerance import current_quorum
 from afnio.trainer.feed import Pass, batches
 from afnio.trainer.metric import Outcome, combined
+from afnio.trainer.quorum import check_quorum, lenient, raise_fatal
 from afnio.trainer.state import Phase
-from afnio.trainer.step import call_step, found
+from afnio.trainer.step import call_step
 from afnio.trainer.step_output import batch_size, read, taken_apart
 from afnio.trainer.tasks import task_group
 
@@ -27,6 +28,7 @@ LANES: Final = 4096
 THREADED: Final = 16
 """Batches under way whose steps are a `def`, which may hold a worker thread each."""
 STEPS: Final = {"val": "validation_step", "test": "test_step", "predict": "predict_step"}
+NAMES: Final = {"val": "validation", "test": "test", "predict": "predict"}
 
 
 @final
@@ -59,6 +61,11 @@ class Evaluation:
         self._room: anyio.Semaphore | None = None
 
     @property
+    def so_far(self) -> Outcome:
+        """How many samples have ended and failed, without a score: what is left of a pass that was cut short."""
+        return Outcome(samples=self._so_far.samples, failed=self._so_far.failed)
+
+    @property
     def drained(self) -> bool:
         """Whether the loader itself ended the pass, not a limit."""
         return self._pass.drained
@@ -69,8 +76,7 @@ class Evaluation:
         Raises:
             BatchError: if more of its samples failed than the quorum allows.
         """
-        lenient = 1.0 if self._quorum is None else 1e-9
-        with no_grad(), mode(False), tolerate(lenient):
+        with no_grad(), mode(False), tolerate(lenient(self._quorum)):
             async with task_group() as tasks:
                 async for number, batch in batches(iter(self._pass)):
                     size = batch_size(batch)
@@ -79,13 +85,8 @@ class Evaluation:
                     await self._room.acquire()
                     tasks.start_soon(self._one, number, batch, size)
         outcome = combined(self._outcomes[number] for number in sorted(self._outcomes))
-        if not quorum_holds(outcome.samples - outcome.failed, outcome.samples, self._quorum or 1.0):
-            errors = [error for number in sorted(self._errors) for error in self._errors[number]]
-            raise BatchError(
-                f"{outcome.failed} of {outcome.samples} samples of the {self._phase} pass failed, and "
-                f"quorum={self._quorum} allows fewer",
-                [error for error in errors if isinstance(error, Exception)],
-            )
+        errors = [error for number in sorted(self._errors) for error in self._errors[number]]
+        check_quorum(outcome, self._quorum, errors, f"the {NAMES[self._phase]} pass")
         return outcome
 
     async def _one(self, number: int, batch: Any, size: int) -> None:
@@ -94,7 +95,7 @@ class Evaluation:
             async with scope(name=f"batch {number + 1}"):
                 self._outcomes[number] = await self._read(number, batch, size)
         except BatchError as error:
-            _raise_fatal(error)
+            raise_fatal(error)
             if self._quorum is None:
                 raise
             self._errors[number] = list(error.exceptions)
@@ -118,10 +119,3 @@ class Evaluation:
     def _window(self, size: int) -> int:
         window = max(2, LANES // max(1, size))
         return window if is_async(self._function) else min(window, THREADED)
-
-
-def _raise_fatal(error: BatchError) -> None:
-    for kind in (BudgetExceeded, JournalError):
-        fatal = found(error, kind)
-        if fatal is not None:
-            raise fatal

@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 
 from afnio.trainer.options import Share
 from afnio.trainer.step_output import batch_size
+from afnio.utils.data import DataLoader
 
 NO_BATCH: Final = object()
 
@@ -38,6 +39,12 @@ def loader_state(loader: Any) -> dict[str, Any] | None:
     """Return the state of a loader that has one; settles seeds that were not given."""
     state = getattr(loader, "state_dict", None)
     return dict(state()) if callable(state) else None
+
+
+def caught_up(loader: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a state that was taken when a batch was loaded, with what the loader has learned since, as scores."""
+    since = getattr(loader, "since", None)
+    return dict(since(state)) if state is not None and callable(since) else state
 
 
 def length(loader: Any) -> int | None:
@@ -135,7 +142,7 @@ class Feed:
         if ahead is not None:
             await ahead.wait()
         if (ahead is not None or self._next is not None) and self._state is not None:
-            restore(self._loader, self._state, 0)
+            restore(self._loader, caught_up(self._loader, self._state), 0)
 
     def _pull(self) -> _Pull:
         pull = _Pull(lambda: next(self._items))
@@ -145,34 +152,39 @@ class Feed:
     def _all(self) -> Iterator[Fetched]:
         number, skip = self._start, self._skip
         while True:
-            drained = True
-            if self._limit is None or number < self._limit:
-                for batch in _skipped(self._loader, skip):
-                    yield Fetched(number, batch, batch_size(batch), loader_state(self._loader))
-                    number += 1
-                    if self._limit is not None and number >= self._limit:
-                        drained = False
-                        break
+            batches = Pass(self._loader, self._limit, start=number, skip=skip)
+            for number, batch in batches:
+                yield Fetched(number, batch, batch_size(batch), loader_state(self._loader))
             state = loader_state(self._loader)
-            yield Fetched(number, NO_BATCH, 0, None if state is None else {**state, "drained": drained})
+            end = None if state is None else {**state, "drained": batches.drained}
+            yield Fetched(batches.end, NO_BATCH, 0, end)
             number = skip = 0
 
 
-def restore(loader: Any, state: Mapping[str, Any] | None, batch: int) -> int:
+def restore(loader: Any, state: Mapping[str, Any] | None, batch: int, limit: int | None = None) -> int:
     """Have a loader go on from a checkpoint; return how many batches it has to be made to pass over.
 
     Args:
         state: what the checkpoint says of it.
         batch: how many batches of the epoch were trained on.
+        limit: batches of an epoch at most.
     """
     load = getattr(loader, "load_state_dict", None)
     if state is None or not callable(load):
         return batch
     load({name: value for name, value in state.items() if name != "drained"})
-    if not state.get("drained", True):
-        # The epoch was left early: beginning it again leaves it behind, and the next one starts afresh.
-        iter(loader)
+    if not state.get("drained", True) or _is_left_early(loader, batch, limit):
+        # Beginning the epoch again leaves it behind, and the next one starts afresh. An iterator just goes on.
+        items = iter(loader)
+        if items is not loader and not isinstance(loader, DataLoader):
+            next(items, None)  # a generator begins with its first item
     return 0
+
+
+def _is_left_early(loader: Any, batch: int, limit: int | None) -> bool:
+    """Whether a limit ends the epoch after so many batches, and the loader has more."""
+    total = length(loader)
+    return limit is not None and 0 < limit <= batch and (total is None or limit < total)
 
 
 async def batches(items: Iterator[tuple[int, Any]]) -> AsyncIterator[tuple[int, Any]]:
@@ -188,7 +200,15 @@ async def batches(items: Iterator[tuple[int, Any]]) -> AsyncIterator[tuple[int, 
 class Pass:
     """The batches of one pass, up to a limit, with their numbers.
 
+    A loader that the limit doesn't shorten is read to its own end, so that it knows of it. One that gives nothing
+    is asked again: it may have been restored at an epoch's end, and the rest of that epoch is empty.
+
+    Args:
+        start: the number of the first batch, where a pass is taken up again.
+        skip: how many batches come before it that the loader would give again.
+
     Attributes:
+        end: how many batches there were, those before `start` among them; known at the end.
         drained: whether the loader itself has ended the pass.
 
     >>> one = Pass("abc", 2)
@@ -196,26 +216,32 @@ class Pass:
     ([(0, 'a'), (1, 'b')], False)
     """
 
-    def __init__(self, loader: Iterable[Any], limit: int | None) -> None:
+    def __init__(self, loader: Iterable[Any], limit: int | None, *, start: int = 0, skip: int = 0) -> None:
         self._loader = loader
-        self._limit = limit
+        self._limit = math.inf if limit is None else limit
+        self._skip = skip
+        self.end = self._start = start
         self.drained = False
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        if self._limit == 0:
+        total = length(self._loader)
+        shortened = self._limit < (math.inf if total is None else total)
+        self.drained = not shortened
+        if self._start >= self._limit:
             return
-        for number, batch in enumerate(self._loader):
-            yield number, batch
-            if self._limit is not None and number + 1 >= self._limit:
+        for _ in range(1 if self._start else 2):
+            items = iter(self._loader)
+            for _ in range(self._skip):
+                next(items, None)
+            for batch in items:
+                self.end += 1
+                yield self.end - 1, batch
+                if self.end >= self._limit:
+                    self.drained = not shortened and next(items, NO_BATCH) is NO_BATCH
+                    return
+            self.drained = True
+            if self.end > self._start:
                 return
-        self.drained = True
-
-
-def _skipped(loader: Iterable[Any], skip: int) -> Iterator[Any]:
-    items = iter(loader)
-    for _ in range(skip):
-        next(items, None)
-    return items
 
 
 @final

@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from afnio.cognitive import Module
-from afnio.errors import BatchError, BudgetExceeded, JournalError, ReplyError, TransientModelError
+from afnio.errors import BudgetExceeded, JournalError, TransientModelError
 from afnio.optim import Optimizer
 from afnio.runtime import scope
 from afnio.trainer.callback import StopTraining, stopping
@@ -27,9 +27,10 @@ from afnio.trainer.feed import Feed, Fetched
 from afnio.trainer.fit_state import FitState
 from afnio.trainer.metric import Outcome
 from afnio.trainer.progress import Progress
+from afnio.trainer.quorum import found, is_passing, reason
 from afnio.trainer.schedule import Schedule
 from afnio.trainer.state import LoopState, Moment, Phase
-from afnio.trainer.step import StepEnd, found, settled, train_step
+from afnio.trainer.step import StepEnd, settled, train_step
 from afnio.trainer.validation_pass import ValidationPass
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class FitLoop:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand where `checkpoint` was made."""
-        self._skip = self._state.restore(checkpoint)
+        self._skip = self._state.restore(checkpoint, self.schedule.batches)
         self._resumed = True
 
     async def run(self, tasks: TaskGroup) -> None:
@@ -142,7 +143,7 @@ class FitLoop:
         skipped: str | None = None
         try:
             async with scope(name=f"step {number}"):
-                await train_step(self._agent, self._optimizers, group, end)
+                await train_step(self._agent, self._optimizers, group, end, f"step {number}")
         except Exception as error:
             if self._ends_training(error):
                 return
@@ -181,11 +182,11 @@ class FitLoop:
         """Return why a step was cut short; raise if it is nothing to go on after, or has happened too often."""
         counters = self._state.counters
         counters.skipped += 1
-        if not _passing(error) or counters.skipped >= MAX_SKIPPED:
+        if not is_passing(error) or counters.skipped >= MAX_SKIPPED:
             raise error
-        reason = str(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
-        logging.getLogger("afnio").warning("step %d was cut short: %s", number, reason)
-        return reason
+        why = reason(error)
+        logging.getLogger("afnio").warning("step %d was cut short: %s", number, why)
+        return why
 
     # The end of an epoch, and validation
 
@@ -231,9 +232,16 @@ class FitLoop:
             self._state.go_back(validation.checkpoint)
             self._unvalidated = self._boundary = validation.checkpoint
             return
-        outcome, state = validation.outcome, self._state
+        outcome, state, error = validation.outcome, self._state, validation.error
+        if error is not None:
+            if self._end() is not None and found(error, TransientModelError) is not None:
+                raise error  # no step is left to find out that the server is down; going on repeats the pass
+            logging.getLogger("afnio").warning(
+                "validation after step %d was cut short: %s", validation.step, reason(error)
+            )
         metrics = state.count_validation(validation, outcome)
-        await self._call("on_validation_end")
+        if error is None:
+            await self._call("on_validation_end")
         if validation.ends_epoch:
             await self._call_functions()
         if validation.ends_epoch and self._checkpoints is not None:
@@ -296,10 +304,3 @@ class FitLoop:
             total=self.schedule.samples, failed=outcome.failed, started=self._clock, seconds=now - self._clock,
             train=outcome.flat(), val=val, best=self._trainer.best_score,
         )  # fmt: skip
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether the next step may do better: samples failed, a reply can't be used, a provider was away."""
-    if type(error) is ExceptionGroup:
-        return all(_passing(each) for each in error.exceptions)
-    return isinstance(error, BatchError | ReplyError | TransientModelError)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
+from afnio.autodiff import Variable
 from afnio.cognitive import Module
+from afnio.errors import CheckpointError
 from afnio.optim import Optimizer
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.counters import Counters
-from afnio.trainer.feed import Fetched, loader_state, restore
+from afnio.trainer.feed import Fetched, caught_up, loader_state, restore
 from afnio.trainer.generators import generators_state, restore_generators
 from afnio.trainer.metric import Outcome, combined
+from afnio.trainer.quorum import reason
 from afnio.trainer.step import StepEnd
 from afnio.trainer.validation_pass import ValidationPass
 
@@ -70,24 +74,37 @@ class FitState:
             callbacks=trainer.callbacks.state_dict(),
         )
 
-    def restore(self, checkpoint: Checkpoint) -> int:
-        """Stand where `checkpoint` was made; return how many batches the training loader has to pass over."""
+    def restore(self, checkpoint: Checkpoint, limit: int | None) -> int:
+        """Stand where `checkpoint` was made; return how many batches the training loader has to pass over.
+
+        Args:
+            limit: batches of an epoch at most.
+        """
         if len(checkpoint.optimizers) != len(self._optimizers):
-            raise ValueError(
+            raise CheckpointError(
                 f"the checkpoint has {len(checkpoint.optimizers)} optimizers and configure_optimizers gives "
                 f"{len(self._optimizers)}; give as many"
             )
         path = self.counters.scope
-        self._load(checkpoint, Counters.of(checkpoint.counters))
+        with _named("agent or optimizers"):
+            for name, own in self._agent.state_dict().items():
+                given = checkpoint.agent.get(name)
+                if isinstance(own, Variable) and isinstance(given, Variable):
+                    _check_value(name, own.data, given.data)
+            self._load(checkpoint, Counters.of(checkpoint.counters))
         self.counters.scope = self.counters.scope or path
         sampler = checkpoint.sampler or {}
         self.train_loader = sampler.get("train")
-        skip = restore(self._train_loader, self.train_loader, self.counters.batch)
+        with _named("training loader"):
+            skip = restore(self._train_loader, self.train_loader, self.counters.batch, limit)
         if self._val_loader is not None:
             self.val_loader = sampler.get("val")
-            restore(self._val_loader, self.val_loader, 0)
-        restore_generators(checkpoint.rng)
-        self._trainer.callbacks.load_state_dict(checkpoint.callbacks)
+            with _named("validation loader"):
+                restore(self._val_loader, self.val_loader, 0)
+        with _named("random generators"):
+            restore_generators(checkpoint.rng)
+        with _named("callbacks"):
+            self._trainer.callbacks.load_state_dict(checkpoint.callbacks)
         self._read_history()
         return skip
 
@@ -137,7 +154,7 @@ class FitState:
         counters.step = number
         counters.batch += len(group)
         counters.samples += sum(fetched.size for fetched in group)
-        self.train_loader = group[-1].state
+        self.train_loader = caught_up(self._train_loader, group[-1].state)
         self.epoch += outcome
         entry = {"kind": "step", "epoch": counters.epoch + 1, "step": number, "batch": counters.batch}
         self._record({**entry, **({} if skipped is None else {"error": skipped}), **outcome.to_json()})
@@ -147,7 +164,7 @@ class FitState:
         counters = self.counters
         counters.epoch += 1
         counters.batch = 0
-        self.train_loader = ended.state
+        self.train_loader = caught_up(self._train_loader, ended.state)
         entry = {"kind": "epoch", "epoch": counters.epoch, "step": counters.step}
         self._record({**entry, **self.epoch.to_json()})
 
@@ -155,10 +172,13 @@ class FitState:
         """Take in a validation pass; return its metrics."""
         trainer, state = self._trainer, loader_state(self._val_loader)
         self.val_loader = None if state is None else {**state, "drained": validation.drained}
-        entry = {"kind": "val", "epoch": validation.epoch, "step": validation.step, **outcome.to_json()}
+        entry = {"kind": "val", "epoch": validation.epoch, "step": validation.step}
+        if validation.error is not None:
+            entry["error"] = reason(validation.error)
+        entry |= outcome.to_json()
         trainer.history.insert(validation.place, entry)
         metrics = _prefixed("val", outcome.flat())
-        trainer.metrics |= metrics
+        trainer.metrics = {**validation.kept(trainer.metrics), **metrics}
         self.val = outcome
         self._note_best(outcome)
         trainer.log_to_run(entry)
@@ -180,6 +200,24 @@ class FitState:
         if value is not None:
             better = max if trainer.mode == "max" else min
             trainer.best_score = value if trainer.best_score is None else better(trainer.best_score, value)
+
+
+def _check_value(name: str, own: Any, given: Any) -> None:
+    if isinstance(own, str) and not isinstance(given, str):
+        raise TypeError(f"{name} must be a text (got {given!r})")
+
+
+@contextmanager
+def _named(owner: str) -> Iterator[None]:
+    """Have an error in the block say whose state it was."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"the training can't go on from the checkpoint, as its {owner} can't take their state ({reason}); name "
+            "another, or give what it was made with"
+        ) from error
 
 
 def _prefixed(prefix: str, flat: dict[str, float]) -> dict[str, float]:

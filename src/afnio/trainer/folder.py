@@ -34,6 +34,7 @@ def take_up(
         return None
     path = (checkpoints or Checkpoints(folder)).path_of(ckpt_path)
     checkpoint = Checkpoint.read(path)
+    checkpoint.check(path)
     if checkpoints is not None:
         if path.resolve().parent == folder.resolve():
             checkpoints.take_up(checkpoint)
@@ -54,7 +55,8 @@ def put_aside(folder: Path) -> Path | None:
         return None
     numbers = itertools.count(1)
     target = next(path for n in numbers if not (path := folder / EARLIER / str(n)).exists())
-    target.mkdir(parents=True)
+    for made in (target.parent, target):
+        made.mkdir(mode=0o700, exist_ok=True)
     for path in sorted(mine, key=lambda path: path.name != LAST):  # without `last` it is no run to go on with
         path.rename(target / path.name)
     return target

@@ -109,6 +109,7 @@ class Outcome:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return what `to_json` was called on."""
         metrics = {name: Metric(*parts) for name, parts in data["metrics"].items()}
         return cls(metrics, data["values"], data["samples"], data["failed"], data["skipped"])
 

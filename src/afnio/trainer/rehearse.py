@@ -117,7 +117,7 @@ async def _train(
         with rehearsing() as found, tolerate(FEW):
             async with scope("estimate", rooted=True):
                 staged: Any = [_Staged(one) for one in optimizers]
-                await train_step(agent, staged, [Fetched(0, batch, size, None)], StepEnd())
+                await train_step(agent, staged, [Fetched(0, batch, size, None)], StepEnd(), "the step")
     except Exception as error:  # whatever a step makes of made-up replies
         notes.append(_note("training_step", error))
     finally:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from afnio.autodiff import Variable
 from afnio.cognitive import Module
 from afnio.cognitive.training import mode, recorder
+from afnio.errors import BatchError
 from afnio.optim import Optimizer
-from afnio.runtime import Work, scope, to_thread
+from afnio.runtime import Work, scope, to_thread, tolerate
 from afnio.runtime.callables import is_async
+from afnio.runtime.tolerance import current_quorum
 from afnio.runtime.waiting import sync_mode, wait_async
 from afnio.trainer.feed import Fetched
-from afnio.trainer.metric import Outcome
+from afnio.trainer.metric import Outcome, combined
+from afnio.trainer.quorum import FEEDBACK, check_quorum, lenient, raise_fatal
 from afnio.trainer.step_output import StepOutput, read, taken_apart
 from afnio.trainer.tasks import task_group
-
-E = TypeVar("E", bound=BaseException)
 
 
 @final
@@ -35,12 +36,18 @@ class StepEnd:
 
 
 async def train_step(
-    agent: Module, optimizers: Sequence[Optimizer], group: Sequence[Fetched], end: StepEnd
+    agent: Module, optimizers: Sequence[Optimizer], group: Sequence[Fetched], end: StepEnd, name: str
 ) -> None:
     """Carry out one step on a group of batches, whose forward and backward passes run side by side.
 
+    How many samples may fail is counted over all of its batches. A step that does its own optimization has the
+    quorum at each of its nodes.
+
+    Args:
+        name: of the step, for errors.
+
     Raises:
-        BatchError: if more samples of a batch failed than its quorum allows.
+        BatchError: if more samples failed than the quorum allows.
         ReplyError: if a proposal can't be read; the parameters keep their values.
     """
     with mode(True):
@@ -52,17 +59,30 @@ async def train_step(
             return
         for optimizer in optimizers:
             optimizer.clear_grad()
-        outputs = await _outputs(agent, group)
+        quorum = current_quorum()
+        with tolerate(lenient(quorum)):
+            outputs = await _outputs(agent, group)
         # Launched in the batches' order, which is the order of the feedback that a prompt gathers.
-        passes = [
-            _launched(explanation.backward)
-            for explanation in map(_explanation, outputs)
-            if explanation is not None
-        ]
+        with tolerate(1.0 if quorum is None else quorum if quorum == 1 else min(quorum, FEEDBACK)):
+            passes = [
+                (output, _launched(explanation.backward))
+                for output in outputs
+                if (explanation := _explanation(output)) is not None
+            ]
         for fetched, output in zip(group, outputs, strict=True):
-            end.outcomes.append(await read(output, fetched.size))
-        for work in passes:
-            await work
+            end.outcomes.append(await _outcome(output, fetched.size, quorum))
+        try:
+            errors = [error for output in outputs for error in output.errors]
+            check_quorum(combined(end.outcomes), quorum, errors, name)
+        except BatchError:
+            end.outcomes = [Outcome(samples=each.samples, failed=each.failed) for each in end.outcomes]
+            raise
+        for output, work in passes:
+            try:
+                await work
+            except ExceptionGroup:
+                if output.lost is None:
+                    raise
         if passes:
             for work in [_launched(optimizer.step) for optimizer in optimizers]:
                 await work
@@ -86,33 +106,38 @@ async def call_step(function: Callable[..., Any], batch: Any, number: int) -> tu
         recorder.reset(token)
 
 
-def found(error: BaseException, kind: type[E]) -> E | None:
-    """Return the first error of a kind in `error` and the groups in it."""
-    return next((each for each in _each(error) if isinstance(each, kind)), None)
-
-
-def _each(error: BaseException) -> Iterator[BaseException]:
-    yield error
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from _each(part)
-    elif error.__cause__ is not None:
-        yield from _each(error.__cause__)
-
-
 async def _outputs(agent: Module, group: Sequence[Fetched]) -> list[StepOutput]:
     if len(group) == 1:
-        return [await _output(agent.training_step, group[0], "training_step")]
+        return [await _output_or_loss(agent, group[0])]
     outputs: list[StepOutput | None] = [None] * len(group)
 
     async def one(place: int, fetched: Fetched) -> None:
         async with scope(name=f"batch {place + 1}"):
-            outputs[place] = await _output(agent.training_step, fetched, "training_step")
+            outputs[place] = await _output_or_loss(agent, fetched)
 
     async with task_group() as tasks:
         for place, fetched in enumerate(group):
             tasks.start_soon(one, place, fetched)
     return [output for output in outputs if output is not None]
+
+
+async def _output_or_loss(agent: Module, fetched: Fetched) -> StepOutput:
+    try:
+        return await _output(agent.training_step, fetched, "training_step")
+    except BatchError as error:  # of a step that reads
+        return StepOutput(lost=error)
+
+
+async def _outcome(output: StepOutput, size: int, quorum: float | None) -> Outcome:
+    """Wait for a batch's metrics; a batch that failed as a whole is noted in its output."""
+    try:
+        if output.lost is not None:
+            raise output.lost
+        return await read(output, size)
+    except BatchError as error:
+        raise_fatal(error)
+        output.lost, output.errors = error, list(error.exceptions)
+        return Outcome(samples=size, failed=size if quorum is not None else len(error.exceptions))
 
 
 async def _output(function: Callable[..., Any], fetched: Fetched, name: str) -> StepOutput:
@@ -121,7 +146,7 @@ async def _output(function: Callable[..., Any], fetched: Fetched, name: str) -> 
 
 
 def _explanation(output: StepOutput) -> Variable | None:
-    if output.explanation is None and not output.skipped:
+    if output.explanation is None and not output.skipped and output.lost is None:
         raise TypeError(
             "training_step must return (score, explanation), as the explanation sends the feedback "
             f"(got only {output.loss!r}); or set automatic_optimization = False"

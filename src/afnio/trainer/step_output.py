@@ -10,7 +10,7 @@ from typing import Any, final
 
 from afnio.autodiff import Variable
 from afnio.cognitive.evaluator import Score
-from afnio.errors import BudgetExceeded, JournalError
+from afnio.errors import BatchError, BudgetExceeded, JournalError
 from afnio.runtime.waiting import wait_async
 from afnio.trainer.metric import Metric, Outcome
 
@@ -25,6 +25,7 @@ class StepOutput:
         explanation: what sends feedback; None outside of training.
         extras: further metrics, what the step logged among them.
         errors: of the samples that failed; `read` puts them there.
+        lost: why the whole batch failed, None if it didn't.
     """
 
     loss: Any = None
@@ -32,6 +33,7 @@ class StepOutput:
     extras: dict[str, Any] = field(default_factory=dict)
     skipped: bool = False
     errors: list[BaseException] = field(default_factory=list)
+    lost: BatchError | None = None
 
 
 def taken_apart(returned: Any, logged: Mapping[str, Any], step: str) -> StepOutput:

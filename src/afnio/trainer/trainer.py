@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from afnio.cognitive import Module
+from afnio.errors import CheckpointError
 from afnio.optim import Optimizer
 from afnio.runtime.budget import Ledger
 from afnio.runtime.fold import folding
@@ -66,7 +67,9 @@ class Trainer:
         val_check_interval: validate within an epoch too, after so many batches or each such fraction of it; `best`
             is chosen among the ends of epochs.
         accumulate_grad_batches: batches whose feedback one step uses; they run side by side.
-        quorum: the fraction of samples that must not fail; None lets none fail. Failed ones are left out.
+        quorum: the fraction of a step's or a pass's samples that must not fail; one of several always may, unless
+            it is 1.0 or None. Failed ones are left out. A step or validation pass with more is cut short and told;
+            three such steps in a row end the training.
         seed: seeds samplers, Python's generator and NumPy's.
         enable_checkpointing: write `checkpoints/last`, `best` and `epoch-N`.
         enable_progress_bar: show the progress: live in a terminal or a notebook, as lines in a log.
@@ -326,7 +329,7 @@ class Trainer:
         except BaseException as raised:
             error = alone(raised)
         if error is not None:
-            if checkpoints is not None and self.history:
+            if checkpoints is not None and self.history and not isinstance(error, CheckpointError):
                 self._say_how_to_go_on(error)
             raise error
 

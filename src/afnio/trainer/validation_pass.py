@@ -16,6 +16,7 @@ from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.counters import Counters
 from afnio.trainer.evaluation import Evaluation
 from afnio.trainer.metric import Outcome
+from afnio.trainer.quorum import is_passing
 
 
 @final
@@ -31,6 +32,7 @@ class ValidationPass:
         epoch: the one that it belongs to, from 1.
         ends_epoch: whether an epoch had ended then.
         outcome: what it came to; None while it is under way, and if money or time did not suffice (`budget`).
+        error: why it was cut short, None if it wasn't; then its outcome has no score.
         batches: how many have ended.
         drained: whether the loader itself ended it, not a limit.
         done: set at its end, whichever it is.
@@ -43,6 +45,7 @@ class ValidationPass:
         self.place = place
         self.checkpoint = checkpoint
         self.outcome: Outcome | None = None
+        self.error: Exception | None = None
         self.batches = 0
         self.drained = True
         self.budget: BudgetExceeded | None = None
@@ -60,8 +63,16 @@ class ValidationPass:
                 self.drained = evaluation.drained
         except BudgetExceeded as error:
             self.budget = error
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            self.error, self.outcome = error, evaluation.so_far
         finally:
             self.done.set()
+
+    def kept(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics that still hold: without those of the pass before, if this one was cut short."""
+        return {name: metrics[name] for name in metrics if self.error is None or not name.startswith("val_")}
 
     def completed(
         self,
@@ -79,7 +90,7 @@ class ValidationPass:
         """
         checkpoint = self.checkpoint
         checkpoint.history = list(history[: self.place + 1])
-        checkpoint.metrics = {**checkpoint.metrics, **metrics}
+        checkpoint.metrics = {**self.kept(checkpoint.metrics), **metrics}
         checkpoint.counters = {**checkpoint.counters, "validating": False}
         checkpoint.sampler = {**(checkpoint.sampler or {}), "val": loader}
         checkpoint.callbacks = callbacks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Cursor:
 def natural_number(state: Mapping[str, Any], key: str) -> int:
     """The number under `key` of a saved state."""
     value = state.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= sys.maxsize:
         raise ValueError(
             f"The state's [{key}] is [{value!r}], but has to be a whole number from 0; "
             "pass what state_dict() returned."

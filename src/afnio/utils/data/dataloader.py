@@ -105,6 +105,11 @@ class DataLoader:
             sampler = self._epoch_state if own is None else own.since(self._epoch_state)
         return {**self._cursor.state_dict(), "sampler": dict(sampler)}
 
+    def since(self, begun: Mapping[str, Any]) -> dict[str, Any]:
+        """The state `begun`, with what the sampler has learned since it was taken."""
+        own = self._stateful()
+        return dict(begun) if own is None else {**begun, "sampler": own.since(begun["sampler"])}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the batch that came next when `state` was taken.
 

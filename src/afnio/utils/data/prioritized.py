@@ -8,6 +8,7 @@ import random
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
+from afnio.utils.data.cursor import natural_number
 from afnio.utils.data.sampler import _check_num_samples, _counted, _SeededSampler
 
 if TYPE_CHECKING:
@@ -129,11 +130,15 @@ class PrioritizedSampler(_SeededSampler):
                     f"The state has [{len(given) if isinstance(given, list) else given!r}] scores, and the dataset "
                     f"[{len(self.dataset)}] samples; pass what state_dict() returned for this dataset."
                 )
+        for score in (*(scores or ()), *(drawn_by or ())):
+            _check_score(score)
+            _check_fraction("score", score)
+        scored = natural_number({"scored": 0, **state}, "scored")
         super().load_state_dict(state)
         assert isinstance(scores, list)
         self.scores = list(scores)
         self._drawn_by = None if drawn_by is None else list(drawn_by)
-        self._scored = int(state.get("scored", 0))
+        self._scored = scored
 
 
 def _check_score(score: Any) -> None:
