@@ -9,7 +9,9 @@ import base64
 import hashlib
 import inspect
 import os
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -17,12 +19,14 @@ import anyio.to_thread
 
 from afnio.errors import FinalModelError, ModelError, TransientModelError
 from afnio.models import key_store
-from afnio.models.classify import read_reply
+from afnio.models.classify import read_reply, status_error
 from afnio.models.client import ChatClient
 from afnio.models.rate_headers import hear_headers
+from afnio.models.reply_reader import MAX_REPLY, ReplyReader
 from afnio.models.request import ChatRequest
 from afnio.models.response import ChatResponse
-from afnio.models.transport import AiohttpTransport, Answer
+from afnio.models.silence import Silence
+from afnio.models.transport import AiohttpTransport, Answer, unreachable
 from afnio.runtime import Account, Limits
 from afnio.runtime.call import ATTEMPT_DEADLINE
 from afnio.runtime.callables import is_async
@@ -31,6 +35,8 @@ PATH: Final = "chat/completions"
 DEFAULT_URL: Final = "https://api.openai.com/v1"
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options that change a request in ways which only the SDK's own transport knows."""
+_RAW: Final = "X-Stainless-Raw-Response"
+"""The header by which the SDK is told to leave the body unread."""
 _SECRET: Final = 8
 """A key of fewer characters is none that has to be kept out of error texts."""
 
@@ -45,6 +51,7 @@ class AsyncOpenAI(ChatClient):
         base_url: by default from OPENAI_BASE_URL, else OpenAI's own.
         limits: limits of the account.
         timeout: seconds that one attempt may take.
+        max_reply_bytes: bytes of a reply at most, after decompression. A longer one is a `FinalModelError`.
         http_client: an httpx2.AsyncClient of yours; calls then go through the SDK's own transport.
             So they do where the key is a function or the options ask for more than headers.
         **options: anything else that `openai.AsyncOpenAI` takes, but for `max_retries`.
@@ -65,9 +72,13 @@ class AsyncOpenAI(ChatClient):
         base_url: str | None = None,
         limits: Limits | None = None,
         timeout: float = ATTEMPT_DEADLINE,
+        max_reply_bytes: int = MAX_REPLY,
         http_client: Any = None,
         **options: Any,
     ) -> None:
+        if isinstance(max_reply_bytes, bool) or not isinstance(max_reply_bytes, int) or max_reply_bytes < 1:
+            raise ValueError(f"max_reply_bytes must be a number of bytes above 0 (got {max_reply_bytes!r})")
+        self._max_reply = max_reply_bytes
         if options.pop("max_retries", 0):
             raise ValueError(
                 "max_retries is the engine's: it retries each call in one place, with the account's limits; "
@@ -97,9 +108,13 @@ class AsyncOpenAI(ChatClient):
 
         try:
             # A client of its own: connections belong to one loop.
-            async with self._sdk.copy(http_client=openai.DefaultAsyncHttpxClient()) as sdk:
+            own = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+            async with self._sdk.copy(http_client=own) as sdk:
                 return [model.id async for model in sdk.models.list()]
         except openai.APIStatusError as error:
+            if error.response.is_redirect:
+                headers = error.response.headers
+                raise status_error(error.status_code, headers, None, b"", self.account.url) from None
             answer = self._without_key(Answer(error.response.status_code, {}, str(error).encode()))
             text = f"{self.account.url} refused to name its models ({answer.body.decode()})"
             raise FinalModelError(text, status=answer.status) from None
@@ -108,7 +123,8 @@ class AsyncOpenAI(ChatClient):
             raise FinalModelError(text) from error
 
     async def send(self, request: ChatRequest) -> ChatResponse:
-        answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
+        with Silence.of(self.account, request.model):
+            answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
         answer = self._without_key(answer)
         hear_headers(answer.headers)
         try:
@@ -124,7 +140,8 @@ class AsyncOpenAI(ChatClient):
             for name, value in {**self._sdk.default_headers, **await self._auth_headers()}.items()
             if isinstance(value, str)
         }
-        return await AiohttpTransport.shared(self.account).post(self._url(request), headers, request.encoded)
+        transport = AiohttpTransport.shared(self.account)
+        return await transport.post(self._url(request), headers, request.encoded, self._max_reply)
 
     def _url(self, request: ChatRequest) -> str:
         return f"{self.account.url}/{PATH}"
@@ -140,13 +157,27 @@ class AsyncOpenAI(ChatClient):
         import httpx2
         import openai
 
+        options: Any = {"follow_redirects": False, "headers": {_RAW: "stream"}}
+        url = self.account.url
         try:
-            response = await self._sdk.post(f"/{PATH}", body=request.body, cast_to=httpx2.Response)
+            response = await self._sdk.post(
+                f"/{PATH}", body=request.body, cast_to=httpx2.Response, options=options
+            )
+            async with aclosing(response):
+                pieces = response.aiter_bytes()
+                body = await ReplyReader.shared(self.account).read(
+                    lambda: anext(pieces, b""), response.status_code, self._max_reply, url
+                )
+            return Answer(response.status_code, response.headers, body)
         except openai.APIStatusError as error:
-            response = error.response
-        except openai.APIConnectionError as error:
-            raise TransientModelError(f"can't reach {self.account.url} ({error})") from error
-        return Answer(response.status_code, response.headers, response.content)
+            return Answer(error.response.status_code, error.response.headers, error.response.content)
+        except _http_errors() as error:
+            cause = error.__cause__ or error
+            if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
+                raise unreachable(url, str(cause) or type(cause).__name__) from error
+            raise TransientModelError(
+                f"the connection to {url} ended early ({str(cause) or type(cause).__name__})"
+            ) from error
 
     def _without_key(self, answer: Answer) -> Answer:
         """Return `answer` without the key that it may repeat: error bodies end up in logs."""
@@ -157,6 +188,7 @@ class AsyncOpenAI(ChatClient):
         return answer if body is answer.body else answer._replace(body=body)
 
     def _sdk_client(self, **options: Any) -> Any:
+        import httpx2
         import openai
 
         given = {name: value for name, value in options.items() if value is not None}
@@ -169,6 +201,8 @@ class AsyncOpenAI(ChatClient):
             given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
+        except httpx2.InvalidURL:  # its text may hold a part of the password
+            raise _bad_url(str(given.get("base_url") or given.get("azure_endpoint"))) from None
         except openai.OpenAIError as error:
             if "credentials" in str(error).lower() or "api_key" in str(error):
                 raise FinalModelError(self._no_key) from error
@@ -216,10 +250,20 @@ class AsyncAzureOpenAI(AsyncOpenAI):
         base_url: str | None = None,
         limits: Limits | None = None,
         timeout: float = ATTEMPT_DEADLINE,
+        max_reply_bytes: int = MAX_REPLY,
         http_client: Any = None,
         **options: Any,
     ) -> None:
-        self._token = azure_ad_token or os.environ.get("AZURE_OPENAI_AD_TOKEN")  # as the SDK does
+        credentials = {
+            "api_key": api_key,
+            "azure_ad_token": azure_ad_token,
+            "azure_ad_token_provider": azure_ad_token_provider,
+        }
+        given = [name for name, value in credentials.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"Azure takes one credential (got {' and '.join(given)}); pass the one to use")
+        # Like the SDK: what is given goes before what the environment holds.
+        self._token = azure_ad_token if given else os.environ.get("AZURE_OPENAI_AD_TOKEN")
         self._token_provider = azure_ad_token_provider
         super().__init__(
             azure_endpoint=azure_endpoint,
@@ -231,6 +275,7 @@ class AsyncAzureOpenAI(AsyncOpenAI):
             base_url=base_url,
             limits=limits,
             timeout=timeout,
+            max_reply_bytes=max_reply_bytes,
             http_client=http_client,
             **options,
         )
@@ -268,6 +313,15 @@ async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
     return token
 
 
+def _http_errors() -> tuple[type[Exception], ...]:
+    """Return what the SDK raises where the connection fails; httpx's errors if a client of it may be in use."""
+    import httpx2
+    import openai
+
+    httpx = sys.modules.get("httpx")
+    return (openai.APIConnectionError, httpx2.HTTPError, *(() if httpx is None else (httpx.HTTPError,)))
+
+
 def endpoint_url(base_url: str | None) -> str:
     """Return where a client with this `base_url` asks, without credentials.
 
@@ -301,12 +355,26 @@ def _account(sdk: Any, secrets: Sequence[str]) -> Account:
 
 
 def _without_credentials(url: str) -> str:
-    parts = urlsplit(url.rstrip("/"))
-    host = parts.netloc.rpartition("@")[2]
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url.rstrip("/"))
+        host = parts.netloc.rpartition("@")[2]
         shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
+        parts.port  # noqa: B018 - raises where it is none
+        named = ":" in (parts.hostname or "") or (parts.hostname or "").encode("idna")
+    except ValueError:
+        raise _bad_url(url) from None
+    if parts.scheme not in ("http", "https") or not named:
         raise ValueError(f"base_url must start with http:// or https:// and name a host (got {shown!r})")
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    if parts.query or parts.fragment:
+        raise ValueError(
+            f"base_url must have no query (got one after {shown!r}); pass it as default_query={{…}}"
+        )
+    return shown
+
+
+def _bad_url(url: str) -> ValueError:
+    shown = url.rpartition("@")[2].partition("?")[0].rstrip("/")
+    return ValueError(f"base_url must be a URL with a valid host and port (got {shown!r}); correct it")
 
 
 def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
