@@ -291,6 +291,17 @@ async def test_an_http_client_that_fails(failure, kind, words):
     assert kind is type(caught.value.__cause__)
 
 
+async def test_an_http_client_reads_the_start_of_errors_alone():
+    """Of Afnio's requests; what else it is used for goes on as before."""
+    long = b'{"error": {"message": "' + b"x" * 2**22 + b'"}}'
+    async with HostileServer({"v1": Way(reply(long, "503 X"))}) as server, httpx2.AsyncClient() as own:
+        lm = AsyncOpenAI(api_key=KEY, base_url=server.url("v1"), http_client=own)
+        with pytest.raises(FinalModelError, match="answered 503: it starts") as caught:
+            await ask(Once(lm))
+        assert len(caught.value.__cause__.__cause__.response.content) == 2**14
+        assert len(long) == len((await own.post(server.url("v1"))).content)
+
+
 async def test_a_key_may_be_a_function():
     """It is asked at each call."""
     seen = []

@@ -25,6 +25,7 @@ from afnio.models.rate_headers import hear_headers
 from afnio.models.reply_reader import MAX_REPLY, ReplyReader
 from afnio.models.request import ChatRequest
 from afnio.models.response import ChatResponse
+from afnio.models.sdk_bodies import RAW, bound_bodies
 from afnio.models.silence import Silence
 from afnio.models.transport import AiohttpTransport, Answer, unreachable
 from afnio.runtime import Account, Limits
@@ -35,8 +36,6 @@ PATH: Final = "chat/completions"
 DEFAULT_URL: Final = "https://api.openai.com/v1"
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options that change a request in ways which only the SDK's own transport knows."""
-_RAW: Final = "X-Stainless-Raw-Response"
-"""The header by which the SDK is told to leave the body unread."""
 _SECRET: Final = 8
 """A key of fewer characters is none that has to be kept out of error texts."""
 
@@ -90,6 +89,8 @@ class AsyncOpenAI(ChatClient):
         self._by_sdk = (
             http_client is not None or callable(api_key) or any(options.get(name) for name in _BY_SDK)
         )
+        if self._by_sdk:
+            bound_bodies(self._sdk._client)
         self._authorization = _basic_authorization(self._sdk)
         super().__init__(_account(self._sdk, self._secrets()), limits=limits, timeout=timeout)
 
@@ -157,7 +158,7 @@ class AsyncOpenAI(ChatClient):
         import httpx2
         import openai
 
-        options: Any = {"follow_redirects": False, "headers": {_RAW: "stream"}}
+        options: Any = {"follow_redirects": False, "headers": {RAW: "stream"}}
         url = self.account.url
         try:
             response = await self._sdk.post(
