@@ -28,11 +28,15 @@ def findings() -> list[str]:
         for node in ast.parse(text).body:
             if isinstance(node, ast.ClassDef) and node.name not in PUBLIC_TWICE:
                 homes[node.name].append(f"{name}:{node.lineno}")
-    found += [f"class {name} is defined in {' and '.join(where)}" for name, where in homes.items() if len(where) > 1]
+    found += [
+        f"class {name} is defined in {' and '.join(where)}" for name, where in homes.items() if len(where) > 1
+    ]
     for page in sorted((ROOT / "docs").rglob("*.md")):
         for number, line in enumerate(page.read_text().splitlines(), 1):
             if re.match(r"::: \S*\._", line):
-                found.append(f"{page.relative_to(ROOT)}:{number}: a private path; name the package that exports it")
+                found.append(
+                    f"{page.relative_to(ROOT)}:{number}: a private path; name the package that exports it"
+                )
     return found
 
 

@@ -15,7 +15,8 @@ AfnioError
 ├── BudgetExceeded         `budget(…)` leaves no room for another attempt
 └── ModelError             a language model call that failed for good
     ├── TransientModelError    worth another attempt (kept when attempts ran out)
-    │   └── RateLimitedError   the account is over a limit
+    │   ├── RateLimitedError   the account is over a limit
+    │   └── UnreachableError   no connection to the provider
     └── FinalModelError        another attempt would fail the same way
 BatchError (ExceptionGroup)  the failed samples of one batch
 
@@ -129,6 +130,16 @@ class TransientModelError(ModelError):
 
 class RateLimitedError(TransientModelError):
     """The provider refused the attempt because the account is over a limit."""
+
+
+class UnreachableError(TransientModelError):
+    """The provider can't be reached: the connection is refused, or the host's name is unknown.
+
+    Attributes:
+        first_contact: whether it has never been reached; then it is not tried for long.
+    """
+
+    first_contact = False
 
 
 class FinalModelError(ModelError):

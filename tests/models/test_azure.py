@@ -107,6 +107,38 @@ async def test_the_environment_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> N
         assert [(path, KEY, None), (path, None, f"Bearer {TOKEN}")] == provider.seen
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"azure_ad_token": TOKEN}, "api_key and azure_ad_token"),
+        ({"azure_ad_token_provider": lambda: TOKEN}, "api_key and azure_ad_token_provider"),
+    ],
+)
+def test_two_credentials_are_refused(given: dict[str, Any], names: str) -> None:
+    """In one sentence that names them and shows none."""
+    with pytest.raises(
+        ValueError, match=rf"takes one credential \(got {names}\); pass the one to use"
+    ) as caught:
+        AsyncAzureOpenAI(azure_endpoint="https://host", api_version="v", api_key=KEY, **given)
+    assert KEY not in str(caught.value)
+
+
+async def test_a_key_that_is_given_goes_before_a_token_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in the SDK."""
+    monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", TOKEN)
+    async with Watched() as provider:
+        await ask(client(provider, api_key=KEY))
+        assert [(KEY, None)] == [(key, token) for _, key, token in provider.seen]
+
+
+def test_an_endpoint_with_a_query_is_refused() -> None:
+    """Which would be lost."""
+    with pytest.raises(ValueError, match="must have no query"):
+        AsyncAzureOpenAI(azure_endpoint="https://host/?k=v", api_version="v", api_key=KEY)
+
+
 async def test_credentials_are_in_no_error() -> None:
     """Neither key nor token; without any of them the sentence says what to pass."""
     async with Provider(api_key="other") as provider:

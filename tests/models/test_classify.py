@@ -55,6 +55,16 @@ def said(content, reason):
         (200, error("limit", code="rate_limit_exceeded"), RateLimitedError, "answered 429: limit"),
         (200, error("gone", code=404), FinalModelError, "answered 404: gone"),
         (200, error("money", code="insufficient_quota"), FinalModelError, "out of quota"),
+        (200, error("odd", code=["a"]), TransientModelError, "answered 500: odd"),
+        (200, error("odd", type={"a": 1}, code="429"), RateLimitedError, "answered 429: odd"),
+        (200, error("odd", code="9" * 5000), TransientModelError, "answered 500: odd"),
+        (429, error("odd", code={"a": 1}), RateLimitedError, "answered 429: odd"),
+        (429, error("odd", type=["a"]), RateLimitedError, "answered 429: odd"),
+        (500, error("x" * 9000), TransientModelError, "answered 500: xxx"),
+        (503, b"[" * 200_000, TransientModelError, "answered 503: it starts"),
+        (200, b"[" * 200_000, TransientModelError, "no chat completion"),
+        (200, {"choices": [{"message": {"content": 5}}]}, TransientModelError, "no chat completion"),
+        (200, b'{"choices": [' + b"9" * 5000, TransientModelError, "no chat completion"),
         (200, said("", "length"), FinalModelError, "raise max_completion_tokens or lower reasoning_effort"),
         (200, said(None, "content_filter"), FinalModelError, "finish_reason=content_filter"),
     ],
@@ -65,6 +75,44 @@ def test_what_a_reply_means(status, body, kind, words):
         read(body, status)
     assert kind is type(caught.value)
     assert words in str(caught.value)
+    assert len(str(caught.value)) < 2100
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("https://new.org/v1/chat/completions", "a redirect to https://new.org/v1, which is not followed"),
+        ("https://me:secret@new.org:99/v1?key=secret#secret", "a redirect to https://new.org:99/v1, which"),
+        ("/v2/chat/completions", "a redirect to http://host/v2, which is not followed"),
+        ("file:///etc/passwd", "a redirect to file:///etc/passwd, which"),
+        ("//[broken", "a redirect to nowhere; check base_url"),
+        (None, "a redirect to nowhere; check base_url"),
+    ],
+)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_final_and_names_the_address(status, location, words):
+    """As a base URL, without credentials or query."""
+    with pytest.raises(FinalModelError) as caught:
+        read(b"", status, {} if location is None else {"location": location})
+    assert f"http://host/v1 answered {status}, {words}" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+TEXT = json.dumps({**GOOD, "choices": [{"message": {"content": "é"}}]}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "content"),
+    [
+        (b"\xef\xbb\xbf" + TEXT.encode(), "é"),
+        (TEXT.encode("utf-16"), "é"),
+        (TEXT.replace("é", "cut:").encode().replace(b"cut:", b"cut:\xc3"), "cut:\ufffd"),
+        (TEXT.replace("é", r"cut:\ud83d").encode(), "cut:?"),
+    ],
+)
+def test_a_reply_in_a_wrong_encoding_is_read(body, content):
+    """With a mark, in UTF-16, or with half a character at the end."""
+    assert content == read(body).content
 
 
 @pytest.mark.parametrize("body", [GOOD, said("cut", "length"), said("", "stop")])

@@ -13,10 +13,18 @@ import anyio
 import httpx2
 import openai
 import pytest
+from hostile import HostileServer, Way, reply
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
+from afnio.errors import (
+    FinalModelError,
+    ModelError,
+    RateLimitedError,
+    TransientModelError,
+    UnreachableError,
+)
+from afnio.models.once import Once
 from afnio.models.openai import AsyncOpenAI, OpenAI
 from afnio.runtime import retry
 from afnio.runtime.events import CallRetried, subscribed
@@ -163,16 +171,17 @@ async def test_an_empty_account_is_final():
 
 
 async def test_an_endpoint_that_is_not_there(monkeypatch):
-    """The sentence has the URL and the fix, the notes the launch line."""
-    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    """Within five seconds; the sentence has host, port and the fix, the notes the launch line."""
+    monkeypatch.setattr(retry, "BACKOFF_FIRST", 0.5)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     lm = AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{port}/v1")
     reply = cog.ChatCompletion()(lm, [{"role": "user", "content": [afnio.Variable("hi")]}], model="m")
-    with pytest.raises(
-        TransientModelError, match=f"can't reach http://127.0.0.1:{port}.*check base_url"
-    ) as caught:
+    words = (
+        rf"can't reach http://127.0.0.1:{port}/.* \(127.0.0.1:{port}: connection refused\); check base_url"
+    )
+    with anyio.fail_after(5), pytest.raises(FinalModelError, match=words) as caught:
         await reply
     assert any(__file__ in note for note in caught.value.__notes__)
 
@@ -252,6 +261,17 @@ def test_what_changes_the_reply_is_part_of_the_request(tmp_path):
     anyio.run(main)
 
 
+async def test_the_list_of_models_is_asked_at_the_address_alone():
+    """A redirect is an error there, too."""
+    moved = Way(reply(b"", "307 Moved", "location: /elsewhere/v1/models?key=1\r\n"))
+    async with HostileServer({"v1": moved, "elsewhere": Way(reply())}) as server:
+        with pytest.raises(
+            FinalModelError, match=r"a redirect to .*/elsewhere/v1/models, which is not followed"
+        ):
+            await AsyncOpenAI(api_key=KEY, base_url=server.url("v1")).list_models()
+        assert {"v1": 1} == server.seen
+
+
 # Options ---------------------------------------------------------------------------------------
 
 
@@ -271,6 +291,50 @@ async def test_an_http_client_of_ones_own_carries_the_calls():
     assert "hi" == str(await ask(lm))
     assert ["http://host/v1/chat/completions"] * 2 == [str(request.url) for request in seen]
     assert f"Bearer {KEY}" == seen[0].headers["authorization"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "words"),
+    [
+        (
+            httpx2.ConnectError("refused"),
+            UnreachableError,
+            "can't reach http://host/v1 .refused.; check base_url",
+        ),
+        (
+            httpx2.ReadError("reset"),
+            TransientModelError,
+            "the connection to http://host/v1 ended early .reset.",
+        ),
+        (
+            httpx2.ReadTimeout(""),
+            TransientModelError,
+            "the connection to http://host/v1 ended early .ReadTimeout.",
+        ),
+    ],
+)
+async def test_an_http_client_that_fails(failure, kind, words):
+    """Its errors have the same classes and sentences."""
+
+    def handle(request):
+        raise failure
+
+    own = httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
+    lm = AsyncOpenAI(api_key=KEY, base_url="http://host/v1", http_client=own)
+    with pytest.raises(FinalModelError, match=words) as caught:
+        await ask(Once(lm))
+    assert kind is type(caught.value.__cause__)
+
+
+async def test_an_http_client_reads_the_start_of_errors_alone():
+    """Of Afnio's requests; what else it is used for goes on as before."""
+    long = b'{"error": {"message": "' + b"x" * 2**22 + b'"}}'
+    async with HostileServer({"v1": Way(reply(long, "503 X"))}) as server, httpx2.AsyncClient() as own:
+        lm = AsyncOpenAI(api_key=KEY, base_url=server.url("v1"), http_client=own)
+        with pytest.raises(FinalModelError, match="answered 503: it starts") as caught:
+            await ask(Once(lm))
+        assert len(caught.value.__cause__.__cause__.response.content) == 2**14
+        assert len(long) == len((await own.post(server.url("v1"))).content)
 
 
 async def test_a_key_may_be_a_function():
@@ -298,7 +362,7 @@ def received(monkeypatch):
 
     posts = []
 
-    async def post(self, url, headers, body):
+    async def post(self, url, headers, body, most):
         posts.append((url, headers, body))
         return Answer(200, {}, b'{"choices": [{"message": {"content": "hi"}}]}')
 
@@ -444,6 +508,41 @@ def test_a_base_url_that_is_none_is_refused(base_url):
     """At once, not after eight attempts."""
     with pytest.raises(ValueError, match="must start with http:// or https:// and name a host .got"):
         AsyncOpenAI(api_key=KEY, base_url=base_url)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "words"),
+    [
+        (f"http://{'a' * 64}.org/v1", "must be a URL with a valid host and port .got 'http://aaa"),
+        ("http://a..b/v1", "must be a URL with a valid host and port .got 'http://a..b/v1'."),
+        ("http://h:99999/v1", "must be a URL with a valid host and port .got 'http://h:99999/v1'."),
+        ("http://ada:secret@h:x/v1?k=secret", "must be a URL with a valid host and port .got 'h:x/v1'."),
+        (
+            "http://h/v1?key=secret",
+            "must have no query .got one after .http://h/v1/?'.; pass it as default_query",
+        ),
+    ],
+)
+def test_a_base_url_that_can_not_be_asked_is_refused(base_url, words):
+    """In one sentence at the constructor, without what may be secret in it."""
+    with pytest.raises(ValueError, match=words) as caught:
+        AsyncOpenAI(api_key=KEY, base_url=base_url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "base_url", ["http://[::1]:80/v1", "http://a./v1", "http://my_host/v1", "http://ü.org/v1"]
+)
+def test_a_host_may_be_odd(base_url):
+    """An IPv6 address, an absolute name, one with an underscore, one that is not ASCII."""
+    AsyncOpenAI(api_key=KEY, base_url=base_url)
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, True, None])
+def test_the_largest_reply_is_a_number_of_bytes(given):
+    """At the constructor."""
+    with pytest.raises(ValueError, match="max_reply_bytes must be a number of bytes above 0 .got"):
+        AsyncOpenAI(api_key=KEY, max_reply_bytes=given)
 
 
 def test_no_key_is_an_error_that_says_where_to_put_one(monkeypatch):

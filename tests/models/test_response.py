@@ -39,12 +39,63 @@ def test_usage_that_is_not_there_counts_nothing(usage):
     assert Usage() == body({"content": "hi"}, usage=usage).usage
 
 
+@pytest.mark.parametrize(
+    ("sent", "tokens"),
+    [
+        (5.5, 6),
+        ("5", 5),
+        (-7, -7),
+        (99999999999999999999, 99999999999999999999),
+        (float("nan"), 0),
+        (float("inf"), 0),
+        ("many", 0),
+        ([5], 0),
+        ({"a": 5}, 0),
+    ],
+)
+def test_an_odd_number_of_tokens_costs_no_reply(sent, tokens):
+    """It is a whole number to the engine, which judges its size; 0 where it is none."""
+    usage = {"prompt_tokens": sent, "completion_tokens_details": {"reasoning_tokens": sent}}
+    assert Usage(tokens, 0, 0, tokens) == body({"content": "hi"}, usage=usage).usage
+
+
+@pytest.mark.parametrize("usage", ["none", [1], 5, {"prompt_tokens_details": [1]}])
+def test_usage_of_another_shape_counts_nothing(usage):
+    """The reply is used."""
+    response = body({"content": "hi"}, usage=usage)
+    assert ("hi", Usage()) == (response.content, response.usage)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}], "a b"),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"text": "b"}], "b"),
+        ([{"type": "reasoning", "text": "hm"}, "b"], "b"),
+        ([{"type": "refusal", "refusal": "I can't."}], "I can't."),
+        ({"type": "text", "text": "a"}, "a"),
+        ([], ""),
+    ],
+)
+def test_a_text_in_parts_is_joined(content, text):
+    """Without the model's thoughts; Mistral and others send it so."""
+    assert text == body({"content": content}).content
+
+
 def test_tool_calls_are_visible():
     """With their arguments as the model wrote them."""
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     response = body({"content": None, "tool_calls": [call]})
     assert (ToolCall(id="c1", name="add", arguments='{"a": 1}'),) == response.tool_calls
     assert ("", None) == (str(response), response.content)
+
+
+@pytest.mark.parametrize(("sent", "arguments"), [({"a": 1}, '{"a": 1}'), (None, "")])
+def test_tool_calls_without_text_or_id_are_read(sent, arguments):
+    """Ollama and others send the arguments as they are, and null for an id."""
+    call = {"id": None, "function": {"name": "add", "arguments": sent}}
+    response = body({"content": None, "tool_calls": [call]})
+    assert (ToolCall(id="", name="add", arguments=arguments),) == response.tool_calls
 
 
 def test_a_refusal_is_what_the_model_said():
@@ -59,6 +110,7 @@ def test_a_response_does_not_change():
         ChatResponse(content="a").content = "b"
 
 
-def test_a_model_without_a_name_is_read():
+@pytest.mark.parametrize("model", [None, 5, ["m"]])
+def test_a_model_without_a_name_is_read(model):
     """Some servers send null."""
-    assert "" == body({"content": "hi"}, model=None).model
+    assert "" == body({"content": "hi"}, model=model).model

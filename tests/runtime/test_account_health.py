@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 from demand import Demand
 
-from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
+from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
 from afnio.runtime.account_health import AccountHealth
 from afnio.runtime.admission import Admitter
 from afnio.runtime.circuit import GIVES_UP, OPENS_AFTER
 from afnio.runtime.events import CircuitClosed, CircuitOpened, subscribed
 from afnio.runtime.limits import Account, Limits, give_limits, given_limits
 from afnio.runtime.loop import loop_time
+from afnio.runtime.retry import retrying
 
 URL = "https://host/v1"
 
@@ -158,3 +161,69 @@ def test_impossible_limits(name: str, value: Any) -> None:
     """A limit below one is refused with its name and value."""
     with pytest.raises(ValueError, match=f"{name} must be at least 1 .got {value}"):
         Limits(**{name: value})
+
+
+# The first contact -----------------------------------------------------------------------------
+
+REFUSED = "can't reach http://127.0.0.1:9/v1 (127.0.0.1:9: connection refused)"
+
+
+async def call(admit: Admitter, reached: Callable[[], bool]) -> None:
+    """Make one call as the engine does, to a host that refuses connections until it is `reached`."""
+    first = True
+    async for attempt in retrying(lambda state: None, admit.grant_retry):
+        with attempt:
+            async with admit.permit(Demand(), first=first):
+                first = False
+                if not reached():
+                    raise UnreachableError(REFUSED)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("calls", [1, 500])
+async def test_a_host_that_was_never_reached_is_given_up_within_five_seconds(
+    calls: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After some quick attempts, by all who try or wait, with one warning before."""
+    admit, errors, started = Admitter(Account(URL, "s")), [], loop_time()
+
+    async def fail() -> None:
+        with pytest.raises(FinalModelError) as caught:
+            await call(admit, lambda: False)
+        errors.append(caught.value)
+
+    with caplog.at_level(logging.WARNING, logger="afnio"):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(calls):
+                tasks.start_soon(fail)
+    assert 2.5 <= loop_time() - started <= 5
+    assert {REFUSED} == {str(error) for error in errors}
+    assert 1 == len(caplog.records)
+
+
+@pytest.mark.looptime
+async def test_a_server_that_starts_meanwhile_is_found() -> None:
+    """Within the seconds of the first contact, and after a pause anew."""
+    for pause in (0.0, 70.0):
+        admit = Admitter(Account(URL, "s"))
+        if pause:
+            with pytest.raises(FinalModelError):
+                await call(admit, lambda: False)
+        await anyio.sleep(pause)
+        up = loop_time() + 1.0
+        await call(admit, lambda up=up: loop_time() >= up)
+        assert admit.health.circuit.answered
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("before", [None, TransientModelError("reset"), FinalModelError("404", status=404)])
+async def test_a_host_that_was_reached_is_given_the_usual_patience(before: ModelError | None) -> None:
+    """As servers restart; whatever it said before."""
+    admit = Admitter(Account(URL, "s"))
+    with contextlib.suppress(ModelError):
+        await attempt(admit, before)
+    up = loop_time() + 11
+    for _ in range(20):
+        with contextlib.suppress(UnreachableError):  # its attempts may be used up, but it is not given up
+            await call(admit, lambda: loop_time() >= up)
+    assert admit.health.circuit.answered

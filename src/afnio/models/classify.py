@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from pydantic import ValidationError
 
@@ -19,6 +20,8 @@ from afnio.models.response import ChatBody, ChatResponse
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 OUT_OF_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+LONGEST: Final = 2000
+"""Characters of what a provider says that an error repeats."""
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -> ChatResponse:
@@ -31,12 +34,11 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -
     """
     if status != 200:
         raise status_error(status, headers, _json(body), body, url)
-    try:
-        parsed = ChatBody.model_validate_json(body)
-    except ValidationError as error:
+    parsed = _parse(body)
+    if parsed is None:  # raised without the parser's error, which would keep the whole body alive
         raise TransientModelError(
             f"{url} answered 200 with a body that is no chat completion ({_start(body)})", status=status
-        ) from error
+        )
     if not parsed.choices:
         if parsed.error is not None:
             raise status_error(_status_in(parsed.error), headers, {"error": parsed.error}, body, url)
@@ -46,14 +48,15 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -
 
 def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: bytes, url: str) -> ModelError:
     """Return the error that an HTTP status and its body stand for."""
+    if 300 <= status < 400:
+        return _redirect_error(status, headers.get("location"), url)
     error = parsed.get("error", parsed) if isinstance(parsed, Mapping) else None
     fields = error if isinstance(error, Mapping) else {}
-    code = fields.get("code") or fields.get("type")
     said = str(fields.get("message") or (error if isinstance(error, str) else _start(body)))
-    message = f"{url} answered {status}: {said}"
+    message = f"{url} answered {status}: {said[:LONGEST]}"
     wait = retry_after(headers)
     if status == 429:
-        if code in OUT_OF_MONEY or fields.get("type") in OUT_OF_MONEY:
+        if OUT_OF_MONEY & _codes(fields):
             return FinalModelError(
                 f"{message} (the account is out of quota: check its billing)", status=status
             )
@@ -63,6 +66,31 @@ def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: byt
     if status == 401:
         message += " (check api_key or OPENAI_API_KEY)"
     return FinalModelError(message, status=status)
+
+
+def _redirect_error(status: int, location: str | None, url: str) -> FinalModelError:
+    """Return the error for a redirect, which nobody follows: the key and the prompts would go along."""
+    target = _address(location, url)
+    if target is None:
+        return FinalModelError(
+            f"{url} answered {status}, a redirect to nowhere; check base_url", status=status
+        )
+    return FinalModelError(
+        f"{url} answered {status}, a redirect to {target}, which is not followed, as the key and the prompts would "
+        "go there; set base_url (azure_endpoint for Azure) to that address if it is the provider's",
+        status=status,
+    )
+
+
+def _address(location: str | None, url: str) -> str | None:
+    """Return where a redirect leads as a base URL, without credentials and query."""
+    try:
+        parts = urlsplit(urljoin(f"{url}/chat/completions", location or ""))
+        host = parts.netloc.rpartition("@")[2]
+        target = urlunsplit((parts.scheme, host, parts.path.removesuffix("/chat/completions"), "", ""))
+    except ValueError:
+        return None
+    return ascii(target[:200])[1:-1] if location else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -102,18 +130,48 @@ def _usable(response: ChatResponse, url: str) -> ChatResponse:
 
 
 def _status_in(error: Any) -> int:
-    code = error.get("code") if isinstance(error, Mapping) else None
-    if code in OUT_OF_MONEY or code == "rate_limit_exceeded":
+    if not isinstance(error, Mapping):
+        return 500
+    codes = _codes(error)
+    if OUT_OF_MONEY & codes or "rate_limit_exceeded" in codes:
         return 429
-    if isinstance(code, int) and 400 <= code < 600:
-        return code
-    return 500
+    code = error.get("code")
+    if isinstance(code, str) and code.isascii() and code.isdecimal():
+        code = int(code[:4])
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def _codes(fields: Mapping[str, Any]) -> set[str]:
+    """Return the code and the type of an error, where they are names: some servers send lists or dicts."""
+    return {code for code in (fields.get("code"), fields.get("type")) if isinstance(code, str)}
+
+
+def _parse(body: bytes) -> ChatBody | None:
+    """Return what the body holds; None where it is no chat completion."""
+    try:
+        return ChatBody.model_validate_json(body)
+    except ValidationError as error:
+        if error.errors(include_input=False)[0]["type"] != "json_invalid":
+            return None
+    try:
+        return ChatBody.model_validate_json(_mended(body))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _mended(body: bytes) -> bytes:
+    """Return JSON in UTF-8 for what only its encoding makes unreadable.
+
+    Replies come in UTF-16, with a byte order mark, or with half a character where a limit cut them.
+    """
+    text = body.decode(json.detect_encoding(body), "replace")
+    return json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -10,7 +10,9 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -18,13 +20,16 @@ import anyio.to_thread
 
 from afnio.errors import FinalModelError, ModelError, TransientModelError
 from afnio.models import key_store
-from afnio.models.classify import read_reply
+from afnio.models.classify import read_reply, status_error
 from afnio.models.client import ChatClient
 from afnio.models.masking import mask, secrets_in_headers, secrets_in_url
 from afnio.models.rate_headers import hear_headers
+from afnio.models.reply_reader import MAX_REPLY, ReplyReader
 from afnio.models.request import ChatRequest
 from afnio.models.response import ChatResponse
-from afnio.models.transport import AiohttpTransport, Answer
+from afnio.models.sdk_bodies import RAW, bound_bodies
+from afnio.models.silence import Silence
+from afnio.models.transport import AiohttpTransport, Answer, unreachable
 from afnio.runtime import Account, Limits
 from afnio.runtime.call import ATTEMPT_DEADLINE
 from afnio.runtime.callables import is_async
@@ -47,6 +52,7 @@ class AsyncOpenAI(ChatClient):
         base_url: by default from OPENAI_BASE_URL, else OpenAI's own.
         limits: limits of the account.
         timeout: seconds that one attempt may take.
+        max_reply_bytes: bytes of a reply at most, after decompression. A longer one is a `FinalModelError`.
         http_client: an httpx2.AsyncClient of yours; calls then go through the SDK's own transport.
             So they do where the key is a function or the options ask for more than headers.
         **options: anything else that `openai.AsyncOpenAI` takes, but for `max_retries`.
@@ -67,9 +73,13 @@ class AsyncOpenAI(ChatClient):
         base_url: str | None = None,
         limits: Limits | None = None,
         timeout: float = ATTEMPT_DEADLINE,
+        max_reply_bytes: int = MAX_REPLY,
         http_client: Any = None,
         **options: Any,
     ) -> None:
+        if isinstance(max_reply_bytes, bool) or not isinstance(max_reply_bytes, int) or max_reply_bytes < 1:
+            raise ValueError(f"max_reply_bytes must be a number of bytes above 0 (got {max_reply_bytes!r})")
+        self._max_reply = max_reply_bytes
         if options.pop("max_retries", 0):
             raise ValueError(
                 "max_retries is the engine's: it retries each call in one place, with the account's limits; "
@@ -81,6 +91,8 @@ class AsyncOpenAI(ChatClient):
         self._by_sdk = (
             http_client is not None or callable(api_key) or any(options.get(name) for name in _BY_SDK)
         )
+        if self._by_sdk:
+            bound_bodies(self._sdk._client)
         self._authorization = _basic_authorization(self._sdk)
         headers = options.get("default_headers") or {}
         self._beside_key = (
@@ -105,9 +117,14 @@ class AsyncOpenAI(ChatClient):
 
         try:
             # A client of its own: connections belong to one loop.
-            async with self._sdk.copy(http_client=openai.DefaultAsyncHttpxClient()) as sdk:
+            own = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+            async with self._sdk.copy(http_client=own) as sdk:
                 return [model.id async for model in sdk.models.list()]
         except openai.APIStatusError as error:
+            if error.response.is_redirect:
+                headers = error.response.headers
+                refused = status_error(error.status_code, headers, None, b"", self.account.url)
+                raise self._without_secrets(refused) from None
             answer = self._without_key(Answer(error.response.status_code, {}, str(error).encode()))
             text = f"{self.account.url} refused to name its models ({answer.body.decode()})"
             raise FinalModelError(text, status=answer.status) from None
@@ -117,13 +134,13 @@ class AsyncOpenAI(ChatClient):
 
     async def send(self, request: ChatRequest) -> ChatResponse:
         try:
-            answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
+            with Silence.of(self.account, request.model):
+                answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
             answer = self._without_key(answer)
             hear_headers(answer.headers)
             return self._read(answer)
         except ModelError as error:
-            # It may quote more of what the server said, such as where a redirect leads.
-            error.args = (self._masked(str(error).encode("utf-8", "replace")).decode(),)
+            self._without_secrets(error)
             raise
 
     def _read(self, answer: Answer) -> ChatResponse:
@@ -140,7 +157,8 @@ class AsyncOpenAI(ChatClient):
             for name, value in {**self._sdk.default_headers, **await self._auth_headers()}.items()
             if isinstance(value, str)
         }
-        return await AiohttpTransport.shared(self.account).post(self._url(request), headers, request.encoded)
+        transport = AiohttpTransport.shared(self.account)
+        return await transport.post(self._url(request), headers, request.encoded, self._max_reply)
 
     def _url(self, request: ChatRequest) -> str:
         return f"{self.account.url}/{PATH}"
@@ -156,22 +174,42 @@ class AsyncOpenAI(ChatClient):
         import httpx2
         import openai
 
+        options: Any = {"follow_redirects": False, "headers": {RAW: "stream"}}
+        url = self.account.url
         try:
-            response = await self._sdk.post(f"/{PATH}", body=request.body, cast_to=httpx2.Response)
+            response = await self._sdk.post(
+                f"/{PATH}", body=request.body, cast_to=httpx2.Response, options=options
+            )
+            async with aclosing(response):
+                pieces = response.aiter_bytes()
+                body = await ReplyReader.shared(self.account).read(
+                    lambda: anext(pieces, b""), response.status_code, self._max_reply, url
+                )
+            return Answer(response.status_code, response.headers, body)
         except openai.APIStatusError as error:
-            response = error.response
-        except openai.APIConnectionError as error:
-            raise TransientModelError(f"can't reach {self.account.url} ({error})") from error
-        return Answer(response.status_code, response.headers, response.content)
+            return Answer(error.response.status_code, error.response.headers, error.response.content)
+        except _http_errors() as error:
+            cause = error.__cause__ or error
+            if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
+                raise unreachable(url, str(cause) or type(cause).__name__) from error
+            raise TransientModelError(
+                f"the connection to {url} ended early ({str(cause) or type(cause).__name__})"
+            ) from error
 
     def _without_key(self, answer: Answer) -> Answer:
         """Return `answer` without the secrets that it may repeat: error bodies end up in logs."""
         return answer._replace(body=self._masked(answer.body))
 
+    def _without_secrets(self, error: ModelError) -> ModelError:
+        # It may quote more than the body, such as where a redirect leads.
+        error.args = (self._masked(str(error).encode("utf-8", "replace")).decode(),)
+        return error
+
     def _masked(self, text: bytes) -> bytes:
         return mask(text, (*self._secrets(), *self._beside_key))
 
     def _sdk_client(self, **options: Any) -> Any:
+        import httpx2
         import openai
 
         given = {name: value for name, value in options.items() if value is not None}
@@ -184,6 +222,8 @@ class AsyncOpenAI(ChatClient):
             given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
+        except httpx2.InvalidURL:  # its text may hold a part of the password
+            raise _bad_url(str(given.get("base_url") or given.get("azure_endpoint"))) from None
         except openai.OpenAIError as error:
             if "credentials" in str(error).lower() or "api_key" in str(error):
                 raise FinalModelError(self._no_key) from None
@@ -231,10 +271,20 @@ class AsyncAzureOpenAI(AsyncOpenAI):
         base_url: str | None = None,
         limits: Limits | None = None,
         timeout: float = ATTEMPT_DEADLINE,
+        max_reply_bytes: int = MAX_REPLY,
         http_client: Any = None,
         **options: Any,
     ) -> None:
-        self._token = azure_ad_token or os.environ.get("AZURE_OPENAI_AD_TOKEN")  # as the SDK does
+        credentials = {
+            "api_key": api_key,
+            "azure_ad_token": azure_ad_token,
+            "azure_ad_token_provider": azure_ad_token_provider,
+        }
+        given = [name for name, value in credentials.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"Azure takes one credential (got {' and '.join(given)}); pass the one to use")
+        # Like the SDK: what is given goes before what the environment holds.
+        self._token = azure_ad_token if given else os.environ.get("AZURE_OPENAI_AD_TOKEN")
         self._token_provider = azure_ad_token_provider
         super().__init__(
             azure_endpoint=azure_endpoint,
@@ -246,6 +296,7 @@ class AsyncAzureOpenAI(AsyncOpenAI):
             base_url=base_url,
             limits=limits,
             timeout=timeout,
+            max_reply_bytes=max_reply_bytes,
             http_client=http_client,
             **options,
         )
@@ -281,6 +332,15 @@ async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
     if not isinstance(token, str) or not token:
         raise FinalModelError(f"azure_ad_token_provider must return a token (got {type(token).__name__})")
     return token
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    """Return what the SDK raises where the connection fails; httpx's errors if a client of it may be in use."""
+    import httpx2
+    import openai
+
+    httpx = sys.modules.get("httpx")
+    return (openai.APIConnectionError, httpx2.HTTPError, *(() if httpx is None else (httpx.HTTPError,)))
 
 
 def endpoint_url(base_url: str | None) -> str:
@@ -335,12 +395,26 @@ def _variant(sdk: Any, headers: Mapping[str, Any]) -> str:
 
 
 def _without_credentials(url: str) -> str:
-    parts = urlsplit(url.rstrip("/"))
-    host = parts.netloc.rpartition("@")[2]
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url.rstrip("/"))
+        host = parts.netloc.rpartition("@")[2]
         shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
+        parts.port  # noqa: B018 - raises where it is none
+        named = ":" in (parts.hostname or "") or (parts.hostname or "").encode("idna")
+    except ValueError:
+        raise _bad_url(url) from None
+    if parts.scheme not in ("http", "https") or not named:
         raise ValueError(f"base_url must start with http:// or https:// and name a host (got {shown!r})")
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    if parts.query or parts.fragment:
+        raise ValueError(
+            f"base_url must have no query (got one after {shown!r}); pass it as default_query={{…}}"
+        )
+    return shown
+
+
+def _bad_url(url: str) -> ValueError:
+    shown = url.rpartition("@")[2].partition("?")[0].rstrip("/")
+    return ValueError(f"base_url must be a URL with a valid host and port (got {shown!r}); correct it")
 
 
 def _sdk_error(error: ModelError, answer: Answer) -> BaseException:

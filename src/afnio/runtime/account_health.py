@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import final
+from typing import Final, final
 
-from afnio.errors import FinalModelError, TransientModelError
+from afnio.errors import FinalModelError, TransientModelError, UnreachableError
 from afnio.runtime.circuit import Circuit
 from afnio.runtime.events import CircuitClosed, CircuitOpened, emit
-from afnio.runtime.retry import ATTEMPTS
+from afnio.runtime.retry import ATTEMPTS, is_first_contact
 from afnio.runtime.retry_budget import SPARE, RetryBudget
+
+FIRST_CONTACT: Final = 2.5
+"""Seconds after which the next attempt is the last one to a host that was never reached."""
+ANEW: Final = 60.0
+"""Seconds without an attempt after which a host that was never reached gets as many again."""
 
 _logger = logging.getLogger("afnio")
 
@@ -29,9 +34,12 @@ class AccountHealth:
         self.retries = RetryBudget()
         self._url = url
         self._told = False
+        self._reached = False
+        self._unreached: tuple[float, float] | None = None  # since when, and at last when
 
     def answered(self, now: float) -> None:
         """Count an answer, be it a refusal: the account is alive."""
+        self._reached = True
         seconds = self.circuit.succeeded(now)
         if seconds is not None:
             _logger.warning("%s answers again, after %.0f s", self._url, seconds)
@@ -39,6 +47,12 @@ class AccountHealth:
 
     def failed(self, error: TransientModelError, now: float, *, probe: bool) -> FinalModelError | None:
         """Count a failure; returns the error of those who wait, where they shouldn't any longer."""
+        if not isinstance(error, UnreachableError):
+            self._reached = True
+        elif not self._reached:
+            error.first_contact = True
+            if self._never_reached(now):
+                return FinalModelError(str(error))
         circuit = self.circuit
         if circuit.failed(now, probe=probe):
             _logger.warning(
@@ -57,12 +71,23 @@ class AccountHealth:
             status=error.status,
         )
 
+    def _never_reached(self, now: float) -> bool:
+        """Whether a host that was never reached is given up: a wrong URL, or a server that doesn't run."""
+        since, last = self._unreached or (now, now)
+        if now - last > ANEW:
+            since = now
+        self._unreached = since, now
+        return now - since >= FIRST_CONTACT
+
     def grant_retry(self, error: BaseException, now: float) -> bool:
         """Take one retry from the budget; an error that gets none says why."""
         if not self._told and not self.circuit.answered:
             # At once, as a wrong URL is not worth the minute that all attempts take.
-            _logger.warning("%s; trying again (1 of %d)", error, ATTEMPTS)
+            how = "for some seconds" if is_first_contact(error) else f"(1 of {ATTEMPTS})"
+            _logger.warning("%s; trying again %s", error, how)
         self._told = True
+        if is_first_contact(error):
+            return True
         if self.retries.spend(now):
             return True
         error.add_note(

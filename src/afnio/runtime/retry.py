@@ -9,12 +9,14 @@ from typing import Final
 import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from afnio.errors import ModelError, TransientModelError
+from afnio.errors import ModelError, TransientModelError, UnreachableError
 
 ATTEMPTS: Final = 8
 """At 20 % faults five attempts lose some call in 11 % of runs of 350 calls, eight in 0.1 %."""
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 30.0
+FIRST_CONTACT_MAX: Final = 2.0
+"""The longest backoff towards a host that was never reached, so that a wrong URL is told within five seconds."""
 
 
 def backoff(state: RetryCallState) -> float:
@@ -22,8 +24,9 @@ def backoff(state: RetryCallState) -> float:
 
     Callers that were all told the same `retry-after` would otherwise come back as one herd.
     """
-    ceiling = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** (state.attempt_number - 1))
     error = state.outcome.exception() if state.outcome is not None else None
+    longest = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX
+    ceiling = min(longest, BACKOFF_FIRST * 2 ** (state.attempt_number - 1))
     asked = error.retry_after if isinstance(error, ModelError) else None
     return (asked or 0.0) + random.uniform(0, ceiling)
 
@@ -40,7 +43,9 @@ def retrying(
 
     def stop(state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None
-        return state.attempt_number >= ATTEMPTS or (error is not None and not granted(error))
+        # A first contact ends by time; a server that took its time over each refusal would never end it.
+        most = 2 * ATTEMPTS if is_first_contact(error) else ATTEMPTS
+        return state.attempt_number >= most or (error is not None and not granted(error))
 
     return AsyncRetrying(
         stop=stop,
@@ -50,3 +55,8 @@ def retrying(
         before_sleep=before_wait,
         reraise=True,
     )
+
+
+def is_first_contact(error: BaseException | None) -> bool:
+    """Whether a host can't be reached that never was; `AccountHealth` gives it some seconds."""
+    return isinstance(error, UnreachableError) and error.first_contact
