@@ -110,7 +110,7 @@ class AsyncOpenAI(ChatClient):
     async def send(self, request: ChatRequest) -> ChatResponse:
         answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
         answer = self._without_key(answer)
-        hear_headers(answer.headers)
+        hear_headers(answer.headers, self.account.url)
         try:
             return read_reply(answer.status, answer.headers, answer.body, self.account.url)
         except ModelError as error:

@@ -17,7 +17,7 @@ from afnio.runtime.call_queue import CallQueue, Entry
 from afnio.runtime.concurrency import Concurrency
 from afnio.runtime.crowd import count_call
 from afnio.runtime.events import LimitsLearnt, emit
-from afnio.runtime.limits import Account, Limits, given_limits
+from afnio.runtime.limits import NO_LIMIT, Account, Limits, given_limits
 from afnio.runtime.loop import call_later, loop_time
 from afnio.runtime.output_estimate import OutputEstimate
 from afnio.runtime.permit import Demand, Permit
@@ -57,6 +57,10 @@ class Admitter:
         self._given = Allowance.given(limits, loop_time())
         for allowance in self._models.values():
             allowance.yield_to(limits)
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            value = getattr(limits, name)
+            if value is not None and value >= NO_LIMIT:
+                tell_once(self.url, name, "%s was given %s=%s, which is taken for no limit", name, value)
         if limits.max_in_flight is not None:
             self.concurrency.set_ceiling(limits.max_in_flight)
         self._admit()
