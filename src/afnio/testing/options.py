@@ -77,6 +77,7 @@ class Options:
             given |= {"rpm": quota.requests, "tpm": quota.tokens, "quota-shape": quota.shape}
             given["halve-after"] = quota.halve_after
             flags = ["--quota-per-model"] if quota.per_model else []
+            flags += [] if quota.headers else ["--no-quota-headers"]
         return [f"--{name}={value}" for name, value in given.items() if value is not None] + flags
 
     def provider(self) -> Provider:
@@ -129,6 +130,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--window", type=float, metavar="S", help="seconds of a window, also of those in /stats (default 60)")
     add("--quota-shape", choices=("bucket", "sliding"), help="bucket takes a burst, sliding is strict")
     add("--quota-per-model", action="store_true", help="each model has a quota of its own")
+    add("--no-quota-headers", action="store_true", help="replies don't say what is left of it")
     add(
         "--halve-after",
         type=int,
@@ -150,7 +152,12 @@ def _plan(args: argparse.Namespace) -> FaultPlan | None:
 
 def _quota(args: argparse.Namespace) -> Quota | None:
     if args.rpm is None and args.tpm is None:
-        if args.quota_shape is not None or args.halve_after is not None or args.quota_per_model:
+        if (
+            args.quota_shape is not None
+            or args.halve_after is not None
+            or args.quota_per_model
+            or args.no_quota_headers
+        ):
             raise ValueError("Options of a quota need [--rpm] or [--tpm]; give one, or leave them out.")
         return None
     return Quota(
@@ -160,4 +167,5 @@ def _quota(args: argparse.Namespace) -> Quota | None:
         shape=args.quota_shape or "bucket",
         halve_after=args.halve_after,
         per_model=args.quota_per_model,
+        headers=not args.no_quota_headers,
     )

@@ -31,6 +31,8 @@ class Quota:
             no more than the limit in any window.
         halve_after: both limits halve once so many requests of the account have come.
         per_model: each model has limits of its own.
+        headers: replies say what the limits are and what is left of them; a refusal says in any case when to
+            come back.
 
     >>> Quota(requests=600, window=2.0).scaled(0.5).requests
     300
@@ -42,6 +44,7 @@ class Quota:
     shape: Shape = "bucket"
     halve_after: int | None = None
     per_model: bool = False
+    headers: bool = True
 
     def __post_init__(self) -> None:
         for name in ("requests", "tokens", "window", "halve_after"):
@@ -109,9 +112,9 @@ class Balance:
             meter.take(costs[name], now)
 
     def headers(self, now: float) -> dict[str, str]:
-        """Return the `x-ratelimit-*` headers: the limit, what remains, the time until it is all back."""
+        """Return the `x-ratelimit-*` headers, if any: the limit, what remains, the time until it is all back."""
         found: dict[str, str] = {}
-        for name, meter in self._meters.items():
+        for name, meter in self._meters.items() if self.quota.headers else ():
             found[f"x-ratelimit-limit-{name}"] = str(meter.limit)
             found[f"x-ratelimit-remaining-{name}"] = str(meter.remaining(now))
             found[f"x-ratelimit-reset-{name}"] = duration(meter.reset(now))
