@@ -131,16 +131,16 @@ def test_halved_midway() -> None:
 @pytest.mark.parametrize("headers", [True, False])
 def test_processes_share_a_key(headers: bool, tmp_path: Path) -> None:
     """Three processes that were each given the whole quota lose nothing, whether it is told or not."""
-    quota = Quota(requests=100, window=2.0, shape="sliding", headers=headers)
-    answered, stats = share(quota, 150, processes=3, limit=30 * 100, cwd=tmp_path)
-    assert [150] * 3 == answered
-    assert stats["sent_429"] <= 450
+    quota = Quota(requests=100, window=3.0, shape="sliding", headers=headers, retry_after=0.05)
+    answered, stats = share(quota, 100, processes=3, limit=20 * 100, cwd=tmp_path)
+    assert [100] * 3 == answered
+    assert stats["sent_429"] <= 300
 
 
 @pytest.mark.slow
 def test_a_quota_that_nobody_tells(tmp_path: Path) -> None:
     """Without limits and without headers all are answered, although refusals outnumber the retries of an outage."""
-    quota = Quota(requests=50, window=2.0, shape="sliding", headers=False)
+    quota = Quota(requests=50, window=2.0, headers=False)
     answered, stats = share(quota, 400, processes=1, limit=0, cwd=tmp_path)
     assert [400] == answered
     assert stats["sent_429"] <= 400

@@ -52,7 +52,7 @@ class _Stop:
                 self._refused_since = now
             if now - self._refused_since < REFUSED_FOR:
                 return False
-            error.add_note(f"not tried again: it was refused for {REFUSED_FOR / 60:.0f} minutes, each time")
+            error.add_note(f"not tried again: it was refused for {REFUSED_FOR / 60:g} minutes, each time")
             return True
         self._refused_since = None
         self._attempts += 1
