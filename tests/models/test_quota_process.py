@@ -128,11 +128,11 @@ def test_halved_midway() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("headers", [True, False])
-def test_processes_share_a_key(headers: bool, tmp_path: Path) -> None:
-    """Three processes that were each given the whole quota lose nothing, whether it is told or not."""
+@pytest.mark.parametrize(("limit", "headers"), [(2_000, True), (2_000, False), (0, False)])
+def test_processes_share_a_key(limit: int, headers: bool, tmp_path: Path) -> None:
+    """Three processes lose nothing, be they given the whole quota or none, be they told of it or not."""
     quota = Quota(requests=100, window=3.0, shape="sliding", headers=headers, retry_after=0.05)
-    answered, stats = share(quota, 100, processes=3, limit=20 * 100, cwd=tmp_path)
+    answered, stats = share(quota, 100, processes=3, limit=limit, cwd=tmp_path)
     assert [100] * 3 == answered
     assert stats["sent_429"] <= 300
 
