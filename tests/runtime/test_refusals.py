@@ -124,13 +124,14 @@ async def test_a_higher_limit_is_noticed() -> None:
 
 
 @pytest.mark.looptime
-async def test_a_few_refusals_are_chance() -> None:
-    """One in twenty, drawn for each attempt, costs short pauses; no pace is learnt from it."""
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+async def test_random_refusals_are_chance(share: float) -> None:
+    """Up to one in five, drawn for each attempt, costs short pauses; no pace is learnt from it."""
     draw, admit, paces = random.Random(3), Admitter(), []
     admit.apply(Limits(max_in_flight=256))
 
     async def answer() -> None:
-        if draw.random() < 0.05:
+        if draw.random() < share:
             await anyio.sleep(0.002)
             raise RateLimitedError("busy", status=429, retry_after=0.1)
         await anyio.sleep(draw.uniform(0.1, 0.3))

@@ -10,8 +10,11 @@ from afnio.runtime.pacer import Pacer
 LOOKBACK: Final = 60.0
 """Seconds before a refusal whose requests are evidence of what the account takes."""
 STRAY: Final = 5
-STRAY_SHARE: Final = 0.1
-"""Refusals that are taken for chance: so many, and so large a share of what was sent."""
+STRAY_SHARE: Final = 0.3
+"""Refusals that are taken for chance: so many, and so large a share of what was sent. Slowing down for random ones
+would help nobody, and never end."""
+PACED_SHARE: Final = 0.1
+"""The same share while a learnt pace holds: then there is a limit."""
 CONFIRMED: Final = 3
 """Refused probes, one after another, that are not."""
 FIRST_PAUSE: Final = 0.25
@@ -129,7 +132,8 @@ class Refusals:
     def _open(self, now: float) -> None:
         sent = sum(second.sent for second in self._seconds.values())
         refused = sum(second.refused for second in self._seconds.values())
-        confirmed = self._refused_probes >= CONFIRMED or refused > STRAY + STRAY_SHARE * sent
+        share = STRAY_SHARE if self.pacer is None else PACED_SHARE
+        confirmed = self._refused_probes >= CONFIRMED or refused > STRAY + share * sent
         self._refusing, self._refused_probes, self._probed_at = False, 0, None
         if not confirmed:
             return
