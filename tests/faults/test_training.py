@@ -15,7 +15,7 @@ from afnio.errors import FinalModelError
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime.events import CallEnded, CallRetried, subscribed
 from afnio.testing import Provider
-from afnio.testing.fault_kind import FINAL, TRANSIENT
+from afnio.testing.fault_kind import FINAL, SILENT, TRANSIENT
 from afnio.utils.agents import SentimentAnalyzer
 
 WORDS = {
@@ -93,7 +93,7 @@ def test_the_job_learns(clean: dict[str, Any]) -> None:
     assert [] == clean["retried"]
 
 
-@pytest.mark.parametrize("kind", [*TRANSIENT, "transient"])
+@pytest.mark.parametrize("kind", [*TRANSIENT, *SILENT, "transient"])
 def test_transient_faults_change_nothing(kind: str, clean: dict[str, Any]) -> None:
     """With a fifth of the attempts failing, by one kind or all of them mixed, the result is that of a clean run."""
     with Provider.process(faults=f"{kind}:0.2", seed=3) as provider:

@@ -149,3 +149,34 @@ def test_a_date_ahead_is_counted_from_now():
     """Within the second that dates have."""
     ahead = email.utils.formatdate(time.time() + 60, usegmt=True)
     assert 58 < (retry_after({"retry-after": ahead}) or 0) <= 60
+
+
+@pytest.mark.parametrize("name", ["retry-after", "retry-after-ms"])
+@pytest.mark.parametrize(
+    "value", ["1e9", "1e300", "Thu, 01 Jan 2101 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"]
+)
+def test_a_wait_out_of_reach_is_none(name, value, caplog):
+    """Nobody means years; it is told once, with what was read."""
+    url = f"https://{name}.example/{len(value)}{value[:1]}"
+    assert [None, None] == [retry_after({name: value}, url) for _ in range(2)]
+    (record,) = caplog.records
+    assert f"{url} says {name}: {value}, which is" in record.getMessage()
+
+
+def test_a_long_wait_is_cut(caplog):
+    """To ten minutes; an hour's wait may have been for nothing."""
+    url = "https://long.example"
+    assert [600.0, 600.0, 600.0] == [
+        retry_after(given, url)
+        for given in (
+            {"retry-after": "3600"},
+            {"retry-after-ms": "3600000"},
+            {"retry-after": email.utils.formatdate(time.time() + 3600, usegmt=True)},
+        )
+    ]
+    assert "says retry-after: 3600, which is long; it is asked again after 600 s" in caplog.text
+
+
+def test_a_unix_time_to_come_back_at():
+    """It is counted from now."""
+    assert 28 <= (retry_after({"retry-after": str(int(time.time() + 30))}) or 0) <= 30

@@ -152,13 +152,15 @@ async def test_a_rate_limit_waits_as_long_as_it_is_told(headers, least):
 
 
 async def test_a_rate_limit_that_stays_is_an_error(monkeypatch):
-    """After all attempts."""
-    monkeypatch.setattr(retry, "ATTEMPTS", 3)
+    """After the time that refusals are borne."""
+    monkeypatch.setattr(retry, "REFUSED_FOR", 0.6)
     async with Provider(fault=lambda *_: Fault(429)) as provider:
         with pytest.raises(RateLimitedError, match="answered 429") as caught:
             await ask(client(provider))
-        assert 3 == provider.stats()["requests"]
-        assert any("after 3 attempts" in note for note in caught.value.__notes__)
+        attempts = provider.stats()["requests"]
+        assert 2 <= attempts
+        assert "not tried again: it was refused for 0.01 minutes, each time" in caught.value.__notes__
+        assert any(f"after {attempts} attempts" in note for note in caught.value.__notes__)
 
 
 async def test_an_empty_account_is_final():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -36,6 +40,39 @@ def ask(
 
         anyio.run(main)
         return provider.stats()
+
+
+WORKER = """
+import json
+import sys
+
+import afnio
+import afnio.cognitive as cog
+from afnio.models.openai import AsyncOpenAI
+
+url, name, calls, limit = sys.argv[1:]
+limits = afnio.Limits(requests_per_minute=int(limit)) if int(limit) else None
+client = AsyncOpenAI(base_url=url, api_key="shared", limits=limits)
+asked = [{"role": "user", "content": [afnio.Variable("{word}", role="message")]}]
+words = {"word": [f"{name} {number}" for number in range(int(calls))]}
+with afnio.tolerate(quorum=0.01):
+    data = cog.chat_completion(client, asked, words, model="m").data
+print(json.dumps(sum(reply is not None for reply in data)))
+"""
+
+
+def share(
+    quota: Quota, calls: int, *, processes: int, limit: int, cwd: Path
+) -> tuple[list[int], dict[str, Any]]:
+    """Make `calls` calls in each of some processes with one key; returns how many each had answered, and the stats."""
+    with Provider.process(latency=0.05, quota=quota, reply="ok") as provider:
+        command = [sys.executable, "-c", WORKER, provider.base_url]
+        started = [
+            subprocess.Popen([*command, str(n), str(calls), str(limit)], stdout=subprocess.PIPE, cwd=cwd)
+            for n in range(processes)
+        ]
+        said = [process.communicate(timeout=100)[0] for process in started]
+        return [json.loads(text) for text in said], provider.stats()
 
 
 def used(stats: dict[str, Any], what: str, *, skip: int = 2) -> float:
@@ -88,3 +125,22 @@ def test_halved_midway() -> None:
     assert settled
     assert max(settled) <= 1.02 * REQUESTS / 2 + 1
     assert median(settled) >= 0.95 * REQUESTS / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "headers"), [(2_000, True), (2_000, False), (0, False)])
+def test_processes_share_a_key(limit: int, headers: bool, tmp_path: Path) -> None:
+    """Three processes lose nothing, be they given the whole quota or none, be they told of it or not."""
+    quota = Quota(requests=100, window=3.0, shape="sliding", headers=headers, retry_after=0.05)
+    answered, stats = share(quota, 100, processes=3, limit=limit, cwd=tmp_path)
+    assert [100] * 3 == answered
+    assert stats["sent_429"] <= 300
+
+
+@pytest.mark.slow
+def test_a_quota_that_nobody_tells(tmp_path: Path) -> None:
+    """Without limits and without headers all are answered, although refusals outnumber the retries of an outage."""
+    quota = Quota(requests=50, window=2.0, headers=False)
+    answered, stats = share(quota, 400, processes=1, limit=0, cwd=tmp_path)
+    assert [400] == answered
+    assert stats["sent_429"] <= 400

@@ -69,7 +69,7 @@ async def test_calls_wait_while_the_circuit_is_open(caplog: pytest.LogCaptureFix
     assert CircuitOpened(URL, OPENS_AFTER, "bad gateway") == opened
     assert isinstance(closed, CircuitClosed)
     assert closed.seconds >= 40
-    assert "failed 20 times in a row (bad gateway)" in caplog.text
+    assert f"20 of 21 requests sent one after another to {URL} have failed (bad gateway)" in caplog.text
     assert "answers again, after" in caplog.text
 
 
@@ -97,10 +97,12 @@ async def test_given_up_after_ten_minutes() -> None:
             tasks.start_soon(call)
     assert 20 == len(errors)
     assert GIVES_UP <= loop_time() - started <= GIVES_UP + 40
-    assert all("times in a row, for 10 minutes, at last with [bad gateway]" in error for error in errors)
+    assert all("has answered nothing for 10 minutes" in error for error in errors)
+    assert all("requests failed, at last with [bad gateway]" in error for error in errors)
     assert (0, 0) == (admit.in_flight, len(admit._queue))
 
 
+@pytest.mark.looptime
 async def test_rate_limits_open_no_circuit() -> None:
     """A refusal is an answer."""
     admit = Admitter()
@@ -137,7 +139,7 @@ def test_retry_budget_is_named() -> None:
 def test_first_failure_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """A wrong URL shows at its first failure, once; an account that has answered is not suspected."""
     wrong, right = AccountHealth(URL), AccountHealth(URL)
-    right.answered(0.0)
+    right.answered(0, 0.0)
     for health in (right, wrong, wrong):
         health.grant_retry(TransientModelError(f"can't reach {URL} (refused)"), 0.0)
     assert [f"can't reach {URL} (refused); trying again (1 of 8)"] == [

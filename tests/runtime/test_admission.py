@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from afnio.errors import RateLimitedError, TransientModelError
 from afnio.runtime.admission import Admitter
 from afnio.runtime.concurrency import CEILING, CUT, START, Concurrency
-from afnio.runtime.limits import Limits
+from afnio.runtime.limits import Account, Limits
 from afnio.runtime.priority import Priority
 
 
@@ -176,6 +176,23 @@ def test_bad_limit() -> None:
     """A limit below one is refused with its value."""
     with pytest.raises(ValueError, match="got 0"):
         Limits(max_in_flight=0)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("limit", [10**12, 10**15, 2**63 - 1])
+async def test_a_huge_limit_is_none(limit: int, caplog: pytest.LogCaptureFixture) -> None:
+    """It holds nobody up, costs no time, and is told once."""
+    admit = Admitter(Account(f"https://huge-{limit}.example", "s"))
+    limits = Limits(requests_per_minute=limit, tokens_per_minute=limit, max_in_flight=limit)
+    for _ in range(3):
+        admit.apply(limits)
+        async with held(admit):
+            await anyio.sleep(1.2)
+    assert pytest.approx(3.6) == anyio.current_time()
+    assert [
+        f"https://huge-{limit}.example was given {name}_per_minute={limit}, which is taken for no limit"
+        for name in ("requests", "tokens")
+    ] == [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.looptime

@@ -12,7 +12,7 @@ from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime.call import Call, Codec, perform
 from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
 from afnio.runtime.limits import Account
-from afnio.runtime.retry import ATTEMPTS, BACKOFF_MAX
+from afnio.runtime.retry import ATTEMPTS, BACKOFF_MAX, REFUSED_FOR
 
 
 class Reply:
@@ -117,6 +117,35 @@ async def test_retry_after_is_obeyed_with_jitter_on_top() -> None:
     """The wait is never shorter than what the provider asked for."""
     events, _ = await run(call([RateLimitedError("slow", retry_after=20.0), None]))
     assert 20.0 <= events[0].wait <= 20.5
+
+
+@pytest.mark.looptime
+async def test_refusals_use_up_no_attempts() -> None:
+    """A call that is refused often, and fails as often as it may, gets its reply."""
+    refused, failed = RateLimitedError("slow", retry_after=1.0), TransientModelError("reset")
+    script = [refused] * 30 + [failed] * (ATTEMPTS - 1) + [refused] * 30
+    events, reply = await run(call([*script, None]))
+    assert isinstance(reply, Reply)
+    assert len(script) + 1 == events[-1].attempts
+
+
+@pytest.mark.looptime
+async def test_refusals_use_up_no_retry_budget() -> None:
+    """Calls that were refused more often than there are retries leave them to those that fail."""
+    runtime: Any = FakeRuntime()
+    for script in ([RateLimitedError("slow", retry_after=0.1)] * 100, [TransientModelError("reset")]):
+        asked = await perform(runtime, call([*script, None]))
+        assert isinstance(asked, Reply)
+
+
+@pytest.mark.looptime
+async def test_refusals_end_after_an_hour() -> None:
+    """A call that is refused for ever fails, and says for how long it was refused."""
+    started = anyio.current_time()
+    _, error = await run(call([RateLimitedError("slow", retry_after=1.0)] * 10_000))
+    assert isinstance(error, RateLimitedError)
+    assert "not tried again: it was refused for 60 minutes" in error.__notes__[0]
+    assert REFUSED_FOR <= anyio.current_time() - started <= REFUSED_FOR + 2 * BACKOFF_MAX
 
 
 @pytest.mark.looptime

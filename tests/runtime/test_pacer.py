@@ -81,3 +81,15 @@ async def test_late_timers_lose_nothing() -> None:
         times.append(loop_time())
     late = times[1_000:]
     assert len(late) / (late[-1] - late[0]) >= 0.97 * 500
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("limit", [1e9, 1e15, 1e300])
+async def test_a_huge_limit_costs_no_time(limit: float) -> None:
+    """A burst is taken at once, however large it may be."""
+    pacer = Pacer(limit)
+    await send(pacer, 10)
+    await anyio.sleep(1.5)
+    started = loop_time()
+    await send(pacer, 10)
+    assert loop_time() - started <= 0.01

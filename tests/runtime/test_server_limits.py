@@ -26,8 +26,8 @@ def length(found: list[Reading]) -> float:
 
 @pytest.mark.parametrize("window", [1.0, 2.0, 60.0, 86_400.0])
 def test_window_of_a_bucket(window: float) -> None:
-    """One reading of a bucket tells its window; a burst tells it exactly."""
-    assert pytest.approx(window, rel=0.01) == length(readings(Bucket(200, window), [0.0]))
+    """Three readings of a bucket tell its window; a burst tells it exactly."""
+    assert pytest.approx(window, rel=0.01) == length(readings(Bucket(200, window), [0.0, 0.001, 0.002]))
     burst = readings(Bucket(200, window), [0.0005 * n for n in range(64)])
     assert pytest.approx(window, rel=0.02) == length(burst)
 
@@ -37,6 +37,15 @@ def test_window_that_slides(window: float) -> None:
     """Readings that no bucket would give are those of a window as long as the longest reset."""
     burst = readings(SlidingWindow(200, window), [0.0005 * n for n in range(64)])
     assert pytest.approx(window, rel=0.01) == length(burst)
+
+
+@pytest.mark.parametrize(("limit", "window"), [(1_000, 60), (10, 60), (1_000, 3_600)])
+def test_fixed_window(limit: int, window: int) -> None:
+    """A window that ends in so many seconds is no bucket that is full then, from the first reading on."""
+    assert window == length([Reading(limit, limit - 1, window, 1.0)])
+    assert window == length([Reading(limit, limit - 1, window, 1.0)] * 3)
+    counted = [Reading(limit, limit - used, window - used, 1.0) for used in range(1, 10)]
+    assert window == pytest.approx(length(counted), abs=1)
 
 
 def test_a_minute_where_nothing_is_said() -> None:

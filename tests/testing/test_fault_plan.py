@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from afnio.testing import FaultPlan
 from afnio.testing.draw import digest
-from afnio.testing.fault_kind import FINAL, GROUPS, KINDS, ODD, TRANSIENT
+from afnio.testing.fault_kind import FINAL, GROUPS, KINDS, ODD, SILENT, TRANSIENT
 
 REQUESTS = [digest(b"%d" % number) for number in range(10_000)]
 
@@ -44,8 +44,14 @@ def test_a_group_shares_out_its_probability():
 
 def test_every_kind_is_in_one_group():
     """The groups are what tests rely on."""
-    assert sorted([*TRANSIENT, *FINAL, *ODD]) == sorted(KINDS)
-    assert GROUPS == {"transient": TRANSIENT, "final": FINAL, "odd": ODD}
+    assert sorted([*TRANSIENT, *SILENT, *FINAL, *ODD]) == sorted(KINDS)
+    assert GROUPS == {"transient": TRANSIENT, "silent": SILENT, "final": FINAL, "odd": ODD}
+
+
+def test_transient_faults_are_known_soon():
+    """None of them waits for the client's deadline, which may be ten minutes."""
+    assert SILENT == ("hang",)
+    assert not {*FaultPlan({"transient": 1.0}).shares} & {*SILENT}
 
 
 def test_all_shares_together_leave_nothing_whole():

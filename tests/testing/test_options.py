@@ -24,7 +24,16 @@ FULL = Options(
     reply="--ok",
     context=50,
     faults=FaultPlan({"transient": 0.2, "drip": 0.1}, in_a_row=3, retry_after=0.05, drip=0.5),
-    quota=Quota(600, 100_000, window=2.0, shape="sliding", halve_after=9, per_model=True),
+    quota=Quota(
+        600,
+        100_000,
+        window=2.0,
+        shape="sliding",
+        halve_after=9,
+        per_model=True,
+        headers=False,
+        retry_after=0.5,
+    ),
     seed=-7,
 )
 
@@ -66,6 +75,8 @@ def test_the_help_has_an_example_and_every_kind(capsys):
         (["--faults", "rest:0.1"], "[rest]"),
         (["--drip", "1"], "[--faults]"),
         (["--halve-after", "5"], "[--rpm]"),
+        (["--no-quota-headers"], "[--rpm]"),
+        (["--quota-retry-after", "1"], "[--rpm]"),
         (["--rpm", "0"], "[0]"),
         (["--faults", "reset:0.1", "--faults-in-a-row", "0"], "[0]"),
     ],

@@ -182,3 +182,16 @@ def test_what_is_no_quota_is_refused(options, said):
     """With the value in the sentence."""
     with pytest.raises(ValueError, match=said):
         Quota(**options)
+
+
+def test_a_quota_can_say_little_and_lie():
+    """No headers, and the same wait whatever is true; what never fits still says so."""
+    balance = Balance(Quota(requests=2, tokens=10, window=60.0, headers=False, retry_after=0.5))
+    for _ in range(2):
+        balance.admit(1, 0.0)
+    assert {} == balance.headers(0.0)
+    with pytest.raises(QuotaError) as refused:
+        balance.admit(1, 0.0)
+    assert {"retry-after-ms": "500", "retry-after": "1"} == refused.value.headers()
+    with pytest.raises(QuotaError, match="Send a smaller request"):
+        balance.admit(11, 0.0)

@@ -16,9 +16,13 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 from pydantic import ValidationError
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
+from afnio.models.header_times import DAY, seconds_ahead
 from afnio.models.response import ChatBody, ChatResponse
+from afnio.runtime.told import tell_once
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+LONGEST_WAIT: Final = 600.0
+"""Seconds that a provider is left alone at its own wish, at most."""
 OUT_OF_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 LONGEST: Final = 2000
 """Characters of what a provider says that an error repeats."""
@@ -54,7 +58,7 @@ def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: byt
     fields = error if isinstance(error, Mapping) else {}
     said = str(fields.get("message") or (error if isinstance(error, str) else _start(body)))
     message = f"{url} answered {status}: {said[:LONGEST]}"
-    wait = retry_after(headers)
+    wait = retry_after(headers, url)
     if status == 429:
         if OUT_OF_MONEY & _codes(fields):
             return FinalModelError(
@@ -93,26 +97,43 @@ def _address(location: str | None, url: str) -> str | None:
     return ascii(target[:200])[1:-1] if location else None
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str], url: str = "the provider") -> float | None:
     """Return the seconds that the provider asks to wait: `retry-after-ms`, seconds, or an HTTP date.
+
+    At most ten minutes, as one refused request more does no harm and a wrong header must not stop the
+    account; None for more than a day, which can't be meant. Both are told once for each URL.
 
     >>> retry_after({"retry-after-ms": "1500"})
     1.5
     """
-    exact = _number(headers.get("retry-after-ms"))
-    if exact is not None:
-        return max(0.0, exact / 1000)
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    seconds = _number(value)
-    if seconds is not None:
-        return max(0.0, seconds)
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        text = headers.get(name)
+        asked = _seconds(text, unit)
+        if asked is None:
+            continue
+        seconds = seconds_ahead(asked)
+        if seconds is None:
+            told = "%s says %s: %.40s, which is more than a day and is ignored"
+            tell_once(url, f"{name}, ignored", told, name, text)
+        elif seconds > LONGEST_WAIT:
+            told = "%s says %s: %.40s, which is long; it is asked again after %.0f s"
+            tell_once(url, name, told, name, text, LONGEST_WAIT)
+            return LONGEST_WAIT
+        else:
+            return seconds
+    return None
+
+
+def _seconds(text: str | None, unit: float) -> float | None:
+    number = _number(text)
+    if number is not None:
+        return max(0.0, number * unit)
     try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        date = email.utils.parsedate_to_datetime(text or "")
+        seconds = date.timestamp() - time.time()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, date.timestamp() - time.time())
+    return max(0.0, seconds) if seconds <= DAY else math.inf
 
 
 def _usable(response: ChatResponse, url: str) -> ChatResponse:

@@ -137,7 +137,7 @@ class AsyncOpenAI(ChatClient):
             with Silence.of(self.account, request.model):
                 answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
             answer = self._without_key(answer)
-            hear_headers(answer.headers)
+            hear_headers(answer.headers, self.account.url)
             return self._read(answer)
         except ModelError as error:
             self._without_secrets(error)

@@ -7,8 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from afnio.models.header_times import seconds_ahead
+from afnio.runtime.limits import NO_LIMIT
 from afnio.runtime.permit import hear_limits
 from afnio.runtime.server_limits import Reading
+from afnio.runtime.told import tell_once
 
 _UNITS: Final = {
     "d": 86400.0,
@@ -24,13 +27,15 @@ _PART: Final = re.compile(r"(\d+(?:\.(\d+))?)(ms|us|µs|ns|d|h|m|s)")
 _DURATION: Final = re.compile(rf"(?:{_PART.pattern})+")
 
 
-def hear_headers(headers: Mapping[str, str]) -> None:
-    """Tell admission what the headers of a reply say; in the attempt that got it."""
-    hear_limits(read_limit(headers, "requests"), read_limit(headers, "tokens"))
+def hear_headers(headers: Mapping[str, str], url: str) -> None:
+    """Tell admission what the headers of a reply from `url` say; in the attempt that got it."""
+    hear_limits(read_limit(headers, "requests", url), read_limit(headers, "tokens", url))
 
 
-def read_limit(headers: Mapping[str, str], kind: str) -> Reading | None:
+def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider") -> Reading | None:
     """Return what the headers say of the limit of `requests` or `tokens`; None where they don't.
+
+    What can't be meant as it stands is told once for each URL.
 
     >>> read_limit({"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59",
     ...             "x-ratelimit-reset-requests": "1s"}, "requests")
@@ -40,8 +45,28 @@ def read_limit(headers: Mapping[str, str], kind: str) -> Reading | None:
     remaining = _whole(headers.get(f"x-ratelimit-remaining-{kind}"))
     if limit is None or remaining is None or limit < 1:
         return None
-    reset, precision = read_duration(headers.get(f"x-ratelimit-reset-{kind}"))
+    if limit >= NO_LIMIT:
+        name = f"x-ratelimit-limit-{kind}"
+        tell_once(url, name, "%s says %s: %.40s, which is taken for no limit", name, headers[name])
+        return None
+    reset, precision = _read_reset(headers.get(f"x-ratelimit-reset-{kind}"), kind, url)
     return Reading(limit, max(0, min(remaining, limit)), reset, precision)
+
+
+def _read_reset(text: str | None, kind: str, url: str) -> tuple[float | None, float]:
+    number, precision = read_duration(text)
+    if number is None:
+        return None, 0.0
+    reset = seconds_ahead(number)
+    if reset == number:
+        return reset, precision
+    name = f"x-ratelimit-reset-{kind}"
+    if reset is None:
+        tell_once(url, name, "%s says %s: %.40s, which is more than a day and is ignored", name, text)
+        return None, 0.0
+    told = "%s says %s: %.40s, which is taken for a Unix time, %.0f s from now"
+    tell_once(url, name, told, name, text, reset)
+    return reset, 1.0
 
 
 def read_duration(text: str | None) -> tuple[float | None, float]:
@@ -57,6 +82,8 @@ def read_duration(text: str | None) -> tuple[float | None, float]:
     if _DURATION.fullmatch(text):
         parts = list(_PART.finditer(text))
         seconds = sum(float(part[1]) * _UNITS[part[3]] for part in parts)
+        if not math.isfinite(seconds):
+            return None, 0.0
         last = parts[-1]
         return seconds, min(5e-4, _UNITS[last[3]] * 10.0 ** -len(last[2] or "") / 2)
     try:

@@ -24,7 +24,7 @@ class AccountHealth:
     """The circuit and the retry budget of one account, and what its user is told of them.
 
     >>> health = AccountHealth("http://localhost:8000/v1")
-    >>> health.answered(now=0.0)
+    >>> health.answered(0, now=0.0)
     >>> health.circuit.answered
     True
     """
@@ -37,15 +37,17 @@ class AccountHealth:
         self._reached = False
         self._unreached: tuple[float, float] | None = None  # since when, and at last when
 
-    def answered(self, now: float) -> None:
-        """Count an answer, be it a refusal: the account is alive."""
+    def answered(self, number: int, now: float) -> None:
+        """Count an answer to a request, be it a refusal: the account is alive."""
         self._reached = True
-        seconds = self.circuit.succeeded(now)
+        seconds = self.circuit.succeeded(number, now)
         if seconds is not None:
             _logger.warning("%s answers again, after %.0f s", self._url, seconds)
             emit(CircuitClosed(self._url, seconds))
 
-    def failed(self, error: TransientModelError, now: float, *, probe: bool) -> FinalModelError | None:
+    def failed(
+        self, number: int, error: TransientModelError, now: float, *, probe: bool
+    ) -> FinalModelError | None:
         """Count a failure; returns the error of those who wait, where they shouldn't any longer."""
         if not isinstance(error, UnreachableError):
             self._reached = True
@@ -54,20 +56,23 @@ class AccountHealth:
             if self._never_reached(now):
                 return FinalModelError(str(error))
         circuit = self.circuit
-        if circuit.failed(now, probe=probe):
+        if circuit.failed(number, now, probe=probe):
+            failed, sent = circuit.opened_by
             _logger.warning(
-                "%s has failed %d times in a row (%s); its calls wait, and one at a time tries it",
+                "%d of %d requests sent one after another to %s have failed (%s); its calls wait, and one at a "
+                "time tries it",
+                failed,
+                sent,
                 self._url,
-                circuit.failures,
                 error,
             )
-            emit(CircuitOpened(self._url, circuit.failures, str(error)))
+            emit(CircuitOpened(self._url, failed, str(error)))
         if not (probe and circuit.given_up(now)):
             return None
         assert circuit.opened_at is not None
         return FinalModelError(
-            f"{self._url} has failed {circuit.failures} times in a row, for {(now - circuit.opened_at) / 60:.0f} "
-            f"minutes, at last with [{error}]; start again when it works",
+            f"{self._url} has answered nothing for {(now - circuit.opened_at) / 60:.0f} minutes: "
+            f"{circuit.failures} requests failed, at last with [{error}]; start again when it works",
             status=error.status,
         )
 

@@ -17,12 +17,14 @@ from afnio.runtime.call_queue import CallQueue, Entry
 from afnio.runtime.concurrency import Concurrency
 from afnio.runtime.crowd import count_call
 from afnio.runtime.events import LimitsLearnt, emit
-from afnio.runtime.limits import Account, Limits, given_limits
+from afnio.runtime.limits import NO_LIMIT, Account, Limits, given_limits
 from afnio.runtime.loop import call_later, loop_time
 from afnio.runtime.output_estimate import OutputEstimate
 from afnio.runtime.permit import Demand, Permit
+from afnio.runtime.refusals import Refusals
 from afnio.runtime.runtime import Runtime, existing_runtime
 from afnio.runtime.server_limits import MINUTE, Reading, ServerLimit
+from afnio.runtime.told import tell_once
 
 _TICK: Final = 1e-4
 """Seconds of the shortest timer, so that rounding makes no busy loop."""
@@ -37,8 +39,10 @@ class Admitter:
         self.concurrency = Concurrency()
         self.in_flight = 0
         self.health = AccountHealth(self.url)
+        self.refusals = Refusals(self._learnt)
         self.output = OutputEstimate()
         self._queue = CallQueue()
+        self._sent = 0
         self._paused_until: float | None = None
         self._timer: float | None = None
         self._limits: Limits | None = None
@@ -53,6 +57,10 @@ class Admitter:
         self._given = Allowance.given(limits, loop_time())
         for allowance in self._models.values():
             allowance.yield_to(limits)
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            value = getattr(limits, name)
+            if value is not None and value >= NO_LIMIT:
+                tell_once(self.url, name, "%s was given %s=%s, which is taken for no limit", name, value)
         if limits.max_in_flight is not None:
             self.concurrency.set_ceiling(limits.max_in_flight)
         self._admit()
@@ -117,7 +125,7 @@ class Admitter:
             self.health.circuit.released(probe=permit.probe)
             self._refund(permit, now, counted=False)
         elif error is None:
-            self.health.answered(now)
+            self._answered(permit, now)
             if permit.first:
                 self.concurrency.succeeded(now)
             self._settle(permit, now)
@@ -162,7 +170,7 @@ class Admitter:
         """Return the seconds for which nobody may go; infinite until somebody leaves or a pause ends."""
         if self.in_flight >= self.concurrency.limit or self._paused_until is not None:
             return math.inf
-        return self.health.circuit.wait(now)
+        return max(self.health.circuit.wait(now), self.refusals.wait(now))
 
     def _next(self, now: float) -> tuple[Entry | None, float]:
         """Return who is next, or after how many seconds somebody may be.
@@ -188,7 +196,9 @@ class Admitter:
         cost = self._cost(demand)
         self.in_flight += 1
         self.concurrency.sent(self.in_flight)
-        permit.probe = self.health.circuit.send()
+        permit.number, self._sent = self._sent, self._sent + 1
+        permit.probe = self.health.circuit.send(permit.number)
+        self.refusals.sent(permit.number, now)
         permit.taken = [self._allowance(demand.model).take(cost, now)]
         if self._given.paced:
             permit.taken.append(self._given.take(cost, now))
@@ -241,37 +251,54 @@ class Admitter:
         for taken in permit.taken:
             taken.allowance.refund(taken, now, counted=counted)
 
+    def _answered(self, permit: Permit, now: float) -> None:
+        self.health.answered(permit.number, now)
+        self.refusals.answered(permit.number, now)
+
     def _failed(self, permit: Permit, error: ModelError, now: float) -> None:
         if isinstance(error, RateLimitedError):
-            self.health.answered(now)
+            self.health.answered(permit.number, now)
             self._refund(permit, now, counted=False)
-            self._pause(error.retry_after, now)
+            self.concurrency.limited(now, error.retry_after)
+            self._pause(self.refusals.refused(permit.number, permit.taken[0].at, error.retry_after, now), now)
             return
         # What was turned away costs nothing. What broke after it was let in is counted by most providers, and what
         # got no answer may be: refunded, it would be sent above the limit.
         if error.status is not None and 400 <= error.status < 500:
             self._refund(permit, now, counted=True)
         if not isinstance(error, TransientModelError):
-            self.health.answered(now)
+            self._answered(permit, now)
             return
         permit.spared = permit.probe
-        hopeless = self.health.failed(error, now, probe=permit.probe)
+        hopeless = self.health.failed(permit.number, error, now, probe=permit.probe)
         if hopeless is not None:
             permit.spared = False
             self._fail_all(hopeless)
             raise hopeless from error
+
+    def _learnt(self, requests: int, seconds: float) -> None:
+        per_minute = requests / seconds * MINUTE
+        tell_once(
+            self.url,
+            "refusals",
+            "%s refuses requests; it let in %d within %.0f s, so its calls go at %.0f a minute, and faster as long as "
+            "it takes them",
+            requests,
+            seconds,
+            per_minute,
+        )
+        emit(LimitsLearnt(self.url, "", per_minute, None))
 
     def _fail_all(self, error: FinalModelError) -> None:
         for entry in self._queue.drain():
             entry.error = FinalModelError(str(error), status=error.status)
             entry.admitted.set()
 
-    def _pause(self, retry_after: float | None, now: float) -> None:
+    def _pause(self, seconds: float, now: float) -> None:
         """Keep the whole account off the wire: the other calls would be refused as well."""
-        self.concurrency.limited(now, retry_after)
-        if retry_after and now + retry_after > (self._paused_until or 0.0):
-            self._paused_until = now + retry_after
-            call_later(retry_after, partial(self._resume, self._paused_until))
+        if seconds > 0 and now + seconds > (self._paused_until or 0.0):
+            self._paused_until = now + seconds
+            call_later(seconds, partial(self._resume, self._paused_until))
 
     def _resume(self, until: float) -> None:
         # By the timer, not by the clock, which may be a tick short of it; a longer pause has its own timer.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Final, final
 
-from afnio.runtime.limits import Limits
+from afnio.runtime.limits import NO_LIMIT, Limits
 from afnio.runtime.pacer import Pacer
 from afnio.runtime.server_limits import Reading, ServerLimit
 from afnio.runtime.token_bucket import Reservation, TokenBucket
+
+LONG: Final = 900.0
+"""Seconds from which on a provider's window isn't paced. Who has a day's requests left wants them now, not evenly
+over the day; what the provider says is left holds all the same."""
 
 
 @final
@@ -48,9 +52,9 @@ class Allowance:
     def given(cls, limits: Limits, now: float) -> Allowance:
         """Return an allowance under explicit limits, nothing of them used."""
         made = cls()
-        if limits.requests_per_minute is not None:
+        if limits.requests_per_minute is not None and limits.requests_per_minute < NO_LIMIT:
             made.pacer = Pacer(limits.requests_per_minute)
-        if limits.tokens_per_minute is not None:
+        if limits.tokens_per_minute is not None and limits.tokens_per_minute < NO_LIMIT:
             made.bucket = TokenBucket(limits.tokens_per_minute, now=now)
         return made
 
@@ -133,17 +137,21 @@ class Allowance:
         return changed
 
     def _pace_requests(self, server: ServerLimit, now: float) -> None:
-        if self.pacer is not None and self.pacer.limit == server.limit:
+        if server.window > LONG:
+            self.pacer = None
+        elif self.pacer is not None and self.pacer.limit == server.limit:
             self.pacer.retune(server.limit, server.window)
-            return
-        # As if what is used of the window had been paced, too: so no window holds more than the limit.
-        self.pacer = Pacer(server.limit, server.window, now=now, used=server.used)
+        else:
+            # As if what is used of the window had been paced, too: so no window holds more than the limit.
+            self.pacer = Pacer(server.limit, server.window, now=now, used=server.used)
 
     def _pace_tokens(self, server: ServerLimit, now: float) -> None:
-        if self.bucket is not None and self.bucket.limit == server.limit:
+        if server.window > LONG:
+            self.bucket = None
+        elif self.bucket is not None and self.bucket.limit == server.limit:
             self.bucket.retune(server.limit, server.window)
-            return
-        self.bucket = TokenBucket(server.limit, server.window, now=now, used=server.used)
+        else:
+            self.bucket = TokenBucket(server.limit, server.window, now=now, used=server.used)
 
     def absorb(self, other: Allowance, now: float, limits: Limits | None) -> None:
         """Take over what `other` has sent, where the provider counts the two together."""

@@ -159,11 +159,11 @@ class SampleScored:
 
 @dataclass(frozen=True, slots=True)
 class LimitsLearnt:
-    """A provider's replies told what an account takes: for the first time, or something else than before.
+    """A provider's replies or refusals told what an account takes: for the first time, or something else than before.
 
     Attributes:
         account: base URL without credentials.
-        model: whose limits they are.
+        model: whose limits they are; empty for a pace of the whole account, which refusals tell.
         requests, tokens: per minute; None where the provider says nothing.
     """
 
@@ -175,7 +175,10 @@ class LimitsLearnt:
 
 @dataclass(frozen=True, slots=True)
 class CircuitOpened:
-    """An account failed `failures` times in a row: its calls wait, and one at a time tries it."""
+    """`failures` requests that were sent to an account one after another failed, almost without exception.
+
+    Its calls wait, and one at a time tries it.
+    """
 
     account: str
     failures: int

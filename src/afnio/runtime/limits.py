@@ -6,12 +6,16 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
+NO_LIMIT: Final = 10**12
+"""From here on a limit is none: people write such numbers for "unlimited"."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of an account; those given on one client hold for every client of the account.
 
-    What is not given is learnt from the headers of the provider's replies, where it sends such.
+    What is not given is learnt from the headers of the provider's replies, where it sends such. A trillion or
+    more a minute is no limit.
 
     Attributes:
         max_in_flight: requests on the wire at once, at most; used at once and never exceeded. Without

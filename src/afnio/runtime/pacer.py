@@ -89,10 +89,9 @@ class Pacer:
             self._starting = False
             self._interval = self._steady
             self._limiter = AsyncLimiter(self._burst, self._burst * self._interval)
-            for _ in range(self._burst):
-                self._acquire()
+            self._acquire(self._burst)
 
-    def _acquire(self) -> None:
+    def _acquire(self, requests: int = 1) -> None:
         # Where there is room `acquire` doesn't suspend: nobody ever waits inside the limiter.
         with suppress(StopIteration):
-            self._limiter.acquire().send(None)
+            self._limiter.acquire(requests).send(None)

@@ -40,16 +40,18 @@ class Permit:
     """One place on the wire for a `with` block, which is one attempt of a call.
 
     Attributes:
+        number: counts the account's requests in the order of sending.
         probe: whether the attempt tries an account whose circuit is open.
         spared: whether it was a probe that failed, which uses up no attempt of its call.
     """
 
-    __slots__ = ("_admitter", "_token", "demand", "first", "probe", "spared", "taken", "usage")
+    __slots__ = ("_admitter", "_token", "demand", "first", "number", "probe", "spared", "taken", "usage")
 
     def __init__(self, admitter: Admitter, demand: Demand, *, first: bool) -> None:
         self._admitter = admitter
         self.demand = demand
         self.first = first
+        self.number = 0
         self.probe = self.spared = False
         self.taken: list[Taken] = []
         self.usage: Usage | None = None

@@ -13,6 +13,11 @@ _CROWDED: Final = 0.05
 """Share of a limit that must have gone to others within a window before they are believed in."""
 
 
+_APART: Final = 3
+"""How many times as much must be used in one reading as in another to tell a bucket from a fixed window."""
+_SHORTEST: Final = 1e-3
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -40,8 +45,12 @@ class WindowLength:
     it. Where readings contradict one another nothing refills evenly: then a window is as long as the
     longest reset.
 
+    It takes readings that differ to tell the two: after one request of 1,000, "full in a minute" may be a
+    bucket of 17 hours. Until then the window is as short as it can be: a minute, or the longest reset.
+
     >>> window = WindowLength()
     >>> window.hear(Reading(limit=10_000, remaining=9_999, reset=8.64))
+    >>> window.hear(Reading(limit=10_000, remaining=9_997, reset=25.92))
     >>> round(window.seconds)  # requests per day
     86400
     """
@@ -50,21 +59,27 @@ class WindowLength:
         self._least = 0.0
         self._most = math.inf
         self._longest = 0.0
+        self._fewest_used = math.inf
+        self._most_used = 0
 
     def hear(self, reading: Reading) -> None:
         used = reading.limit - reading.remaining
-        if reading.reset is None or used <= 0:
+        if not reading.reset or used <= 0:
             return
         self._longest = max(self._longest, reading.reset)
         self._least = max(self._least, (reading.reset - reading.precision) * reading.limit / used)
         most = (reading.reset + reading.precision) * reading.limit / max(1, used - 1)
         self._most = min(self._most, most)
+        self._fewest_used = min(self._fewest_used, used)
+        self._most_used = max(self._most_used, used)
 
     @property
     def seconds(self) -> float:
         if self._least > _NOISE * self._most:
-            return self._longest
-        return min(max(MINUTE, self._least), max(self._most, 1e-3))
+            return max(self._longest, _SHORTEST)
+        told_apart = self._most_used >= _APART * self._fewest_used
+        least = self._least if told_apart else self._longest
+        return min(max(MINUTE, least), max(self._most, _SHORTEST))
 
 
 @final
@@ -131,7 +146,11 @@ class ServerLimit:
         left = min(reading.limit, max(0.0, reading.remaining + refilled - sent_since))
         self._level = min(self._level, left)
         self._notice_others(reading.remaining + refilled, now)
-        self.used = min(reading.limit, reading.limit - reading.remaining + sent_since)
+        used: float = reading.limit - reading.remaining
+        if reading.reset is not None:
+            # Of a fixed window that ends soon only that time is lost.
+            used = min(used, (reading.reset + reading.precision) * self.rate)
+        self.used = min(reading.limit, used + sent_since)
         changed = abs(self.rate - self._told) > 0.005 * self._told
         if changed:
             self._told = self.rate

@@ -14,7 +14,7 @@ from afnio.testing.completions import ApiError
 from afnio.testing.fault import Fault
 from afnio.testing.quota import duration
 
-Group = Literal["transient", "final", "odd"]
+Group = Literal["transient", "silent", "final", "odd"]
 
 _HTML: Final = "<html>\r\n<head><title>{0}</title></head>\r\n<body><h1>{0}</h1></body>\r\n</html>\r\n"
 _AS_HTML: Final = {"content-type": "text/html"}
@@ -42,7 +42,8 @@ class FaultKind:
     """One way in which a request goes wrong.
 
     Args:
-        group: whether another attempt may help, can't, or isn't needed.
+        group: whether another attempt may help, is made only after the client's own deadline, can't help, or isn't
+            needed.
         at_the_gate: refused before it is worked on: without latency, and no quota is used.
     """
 
@@ -133,7 +134,7 @@ _LISTED: Final = (
     FaultKind("bad-json", "transient", _bad_json),
     FaultKind("empty", "transient", lambda _: Fault(200, "")),
     FaultKind("error-200", "transient", _error_in_200),
-    FaultKind("hang", "transient", lambda _: Fault(hang=True)),
+    FaultKind("hang", "silent", lambda _: Fault(hang=True)),
     FaultKind(
         "insufficient-quota",
         "final",
@@ -160,9 +161,16 @@ def _names(group: Group) -> tuple[str, ...]:
 
 
 TRANSIENT: Final = _names("transient")
-"""Another attempt may help; `hang` only for clients whose attempts have a deadline."""
+"""Another attempt may help, and the client knows soon."""
+SILENT: Final = _names("silent")
+"""No answer ever: another attempt may help, but only a client whose attempts have a deadline makes one."""
 FINAL: Final = _names("final")
 """Another attempt would fail the same way."""
 ODD: Final = _names("odd")
 """Strange, and a reply all the same."""
-GROUPS: Final[Mapping[str, tuple[str, ...]]] = {"transient": TRANSIENT, "final": FINAL, "odd": ODD}
+GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "transient": TRANSIENT,
+    "silent": SILENT,
+    "final": FINAL,
+    "odd": ODD,
+}

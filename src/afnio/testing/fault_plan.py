@@ -20,8 +20,8 @@ class FaultPlan:
     So a request meets the same fate on the same attempt, whatever arrives before it.
 
     Args:
-        shares: the probability of each kind; a group, `transient`, `final` or `odd`, shares its
-            probability out evenly among its kinds.
+        shares: the probability of each kind; a group, `transient`, `silent`, `final` or `odd`, shares
+            its probability out evenly among its kinds.
         in_a_row: at most so many faults one after the other for one request; None sets no bound.
         retry_after: seconds that a 429 asks to wait.
         drip: seconds that a dripping reply takes.

@@ -75,8 +75,9 @@ class Options:
         if self.quota is not None:
             quota = self.quota
             given |= {"rpm": quota.requests, "tpm": quota.tokens, "quota-shape": quota.shape}
-            given["halve-after"] = quota.halve_after
+            given |= {"halve-after": quota.halve_after, "quota-retry-after": quota.retry_after}
             flags = ["--quota-per-model"] if quota.per_model else []
+            flags += [] if quota.headers else ["--no-quota-headers"]
         return [f"--{name}={value}" for name, value in given.items() if value is not None] + flags
 
     def provider(self) -> Provider:
@@ -130,6 +131,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--quota-shape", choices=("bucket", "sliding"), help="bucket takes a burst, sliding is strict")
     add("--quota-per-model", action="store_true", help="each model has a quota of its own")
     add(
+        "--quota-retry-after",
+        type=float,
+        metavar="S",
+        help="seconds that a refusal asks to wait, true or not",
+    )
+    add("--no-quota-headers", action="store_true", help="replies don't say what is left of it")
+    add(
         "--halve-after",
         type=int,
         metavar="N",
@@ -150,7 +158,8 @@ def _plan(args: argparse.Namespace) -> FaultPlan | None:
 
 def _quota(args: argparse.Namespace) -> Quota | None:
     if args.rpm is None and args.tpm is None:
-        if args.quota_shape is not None or args.halve_after is not None or args.quota_per_model:
+        given = (args.quota_shape, args.halve_after, args.quota_retry_after)
+        if any(value is not None for value in given) or args.quota_per_model or args.no_quota_headers:
             raise ValueError("Options of a quota need [--rpm] or [--tpm]; give one, or leave them out.")
         return None
     return Quota(
@@ -160,4 +169,6 @@ def _quota(args: argparse.Namespace) -> Quota | None:
         shape=args.quota_shape or "bucket",
         halve_after=args.halve_after,
         per_model=args.quota_per_model,
+        headers=not args.no_quota_headers,
+        retry_after=args.quota_retry_after,
     )

@@ -31,6 +31,8 @@ class Quota:
             no more than the limit in any window.
         halve_after: both limits halve once so many requests of the account have come.
         per_model: each model has limits of its own.
+        headers: replies say what the limits are and what is left of them.
+        retry_after: seconds that a refusal asks to wait, however long it would take; None has it say the truth.
 
     >>> Quota(requests=600, window=2.0).scaled(0.5).requests
     300
@@ -42,9 +44,11 @@ class Quota:
     shape: Shape = "bucket"
     halve_after: int | None = None
     per_model: bool = False
+    headers: bool = True
+    retry_after: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("requests", "tokens", "window", "halve_after"):
+        for name in ("requests", "tokens", "window", "halve_after", "retry_after"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} [{value}] of a quota must be above 0; raise it or leave it out.")
@@ -62,7 +66,7 @@ class QuotaError(Exception):
 
     Attributes:
         limit: which limit is in the way, `requests` or `tokens`.
-        wait: seconds until it would be admitted; infinite for one that never will.
+        wait: seconds that it asks to wait; infinite for one that never will.
     """
 
     def __init__(self, limit: str, size: int, cost: int, wait: float) -> None:
@@ -104,14 +108,17 @@ class Balance:
         waits = {name: meter.wait(costs[name], now) for name, meter in self._meters.items()}
         name = max(waits, key=waits.__getitem__, default="")
         if name and waits[name] > 0:
-            raise QuotaError(name, self._meters[name].limit, costs[name], waits[name])
+            wait = waits[name]
+            if self.quota.retry_after is not None and not math.isinf(wait):
+                wait = self.quota.retry_after
+            raise QuotaError(name, self._meters[name].limit, costs[name], wait)
         for name, meter in self._meters.items():
             meter.take(costs[name], now)
 
     def headers(self, now: float) -> dict[str, str]:
-        """Return the `x-ratelimit-*` headers: the limit, what remains, the time until it is all back."""
+        """Return the `x-ratelimit-*` headers, if any: the limit, what remains, the time until it is all back."""
         found: dict[str, str] = {}
-        for name, meter in self._meters.items():
+        for name, meter in self._meters.items() if self.quota.headers else ():
             found[f"x-ratelimit-limit-{name}"] = str(meter.limit)
             found[f"x-ratelimit-remaining-{name}"] = str(meter.remaining(now))
             found[f"x-ratelimit-reset-{name}"] = duration(meter.reset(now))
