@@ -184,13 +184,14 @@ async def test_a_slow_reply_to_the_probe_holds_nobody_up() -> None:
 
 @pytest.mark.looptime
 async def test_the_pace_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The warning has what was let in, and the pace."""
+    """One warning says that calls wait, one what was let in."""
     admit = Admitter(Account("https://silent.example", "s"))
     server = Silent(SlidingWindow(30, MINUTE))
     with caplog.at_level(logging.WARNING, logger="afnio"):
         await run([admit], 150, server)
-    (record,) = caplog.records
-    assert "https://silent.example refuses requests; it let in 31 within 6" in record.getMessage()
+    shut, pace = (record.getMessage() for record in caplog.records)
+    assert "https://silent.example refuses one request after another (slow down); its calls wait" in shut
+    assert "https://silent.example refuses requests; it let in 31 within 6" in pace
 
 
 @pytest.mark.looptime

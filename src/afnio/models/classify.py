@@ -106,9 +106,9 @@ def retry_after(headers: Mapping[str, str], url: str = "the provider") -> float 
     >>> retry_after({"retry-after-ms": "1500"})
     1.5
     """
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+    for name, in_a_second in (("retry-after-ms", 1000), ("retry-after", 1)):
         text = headers.get(name)
-        asked = _seconds(text, unit)
+        asked = _seconds(text, in_a_second)
         if asked is None:
             continue
         seconds = seconds_ahead(asked)
@@ -124,10 +124,10 @@ def retry_after(headers: Mapping[str, str], url: str = "the provider") -> float 
     return None
 
 
-def _seconds(text: str | None, unit: float) -> float | None:
+def _seconds(text: str | None, in_a_second: int) -> float | None:
     number = _number(text)
     if number is not None:
-        return max(0.0, number * unit)
+        return max(0.0, number / in_a_second)
     try:
         date = email.utils.parsedate_to_datetime(text or "")
         seconds = date.timestamp() - time.time()

@@ -261,6 +261,9 @@ class Admitter:
             self._refund(permit, now, counted=False)
             self.concurrency.limited(now, error.retry_after)
             self._pause(self.refusals.refused(permit.number, permit.taken[0].at, error.retry_after, now), now)
+            if self.refusals.shut:
+                told = "%s refuses one request after another (%s); its calls wait, for an hour at most"
+                tell_once(self.url, "shut", told, error)
             return
         # What was turned away costs nothing. What broke after it was let in is counted by most providers, and what
         # got no answer may be: refunded, it would be sent above the limit.

@@ -75,6 +75,11 @@ class Refusals:
         self._span = LOOKBACK
         self._grown = 0
 
+    @property
+    def shut(self) -> bool:
+        """Whether the account refuses one probe after another."""
+        return self._refused_probes >= CONFIRMED
+
     def wait(self, now: float) -> float:
         """Return the seconds until a request may go, 0 if it may now."""
         if self._probed_at is not None:
@@ -133,7 +138,7 @@ class Refusals:
         sent = sum(second.sent for second in self._seconds.values())
         refused = sum(second.refused for second in self._seconds.values())
         share = STRAY_SHARE if self.pacer is None else PACED_SHARE
-        confirmed = self._refused_probes >= CONFIRMED or refused > STRAY + share * sent
+        confirmed = self.shut or refused > STRAY + share * sent
         self._refusing, self._refused_probes, self._probed_at = False, 0, None
         if not confirmed:
             return
