@@ -277,7 +277,7 @@ class Admitter:
         if hopeless is not None:
             permit.spared = False
             self._fail_all(hopeless)
-            raise hopeless from error
+            raise hopeless from None  # it quotes the error
 
     def _learnt(self, requests: int, seconds: float) -> None:
         per_minute = requests / seconds * MINUTE

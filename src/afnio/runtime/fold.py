@@ -87,7 +87,9 @@ def _fold(error: BaseException, *, explained: bool, done: set[int]) -> None:
     raised = cause.__traceback__ is not None
     _fold(cause, explained=explained, done=done)
     bare = raised and cause.__traceback__ is None
-    if bare and isinstance(error, AfnioError) and text_of(cause) in text_of(error):
+    # Only a library's error: callers may tell failures apart by an Afnio error that caused another.
+    repeats = isinstance(error, AfnioError) and text_of(cause) in text_of(error)
+    if bare and repeats and not isinstance(cause, AfnioError):
         error.__cause__ = None  # which suppresses the context, too
 
 
