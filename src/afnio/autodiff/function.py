@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import namedtuple
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from afnio.runtime.launch import Outcomes, inherited
 from afnio.runtime.tolerance import batch_failure, current_quorum
 
 Said = Sequence[Feedback | str | None]
+Later = Callable[[], Awaitable[Said]]
 """What one lane's backward says: an entry for each Variable that the op was given."""
 
 
@@ -158,8 +159,12 @@ class Function:
         return await call_in_node(job, partial(cls.forward, ctx, *args, **kwargs))
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:
-        """Run backward for one lane with `ctx.feedback` set; one entry for each Variable, now or awaited."""
+    def run_backward(cls, job: Job, ctx: Context) -> Said | Later:
+        """Run backward for one lane with `ctx.feedback` set; return one entry for each Variable.
+
+        What has to be awaited is returned as a function that starts it. A coroutine made here would never be
+        awaited if the job is cancelled before its first step, and Python would warn about that.
+        """
         texts = [joined(incoming) for incoming in ctx.feedback]
         if cls.inline:
             return _by_variable(cls, ctx, cls.backward(ctx, *texts))
@@ -168,7 +173,7 @@ class Function:
             returned = await call_in_node(job, cls.backward, ctx, *texts)
             return _by_variable(cls, ctx, await plain(returned))
 
-        return run()
+        return run
 
 
 def edges_to(arguments: Arguments, wanted: Sequence[bool]) -> list[Edge | None]:

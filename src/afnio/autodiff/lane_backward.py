@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, final
 
 from afnio.autodiff.context import Context
 from afnio.autodiff.feedback import Feedback
-from afnio.autodiff.function import Function, Said
+from afnio.autodiff.function import Function, Later, Said
 from afnio.autodiff.graph import Edge, Node
 from afnio.runtime import NO_FEEDBACK, Failure, Job, Slot
 from afnio.runtime.launch import Outcomes
@@ -85,12 +84,10 @@ class LaneBackward:
         if any(outcome is None for outcome in own) or not any(incoming):
             return [None if None in own else True, *[NO_FEEDBACK] * len(self._ways)]
         said = self._function.run_backward(job, self._ctx.with_feedback(incoming))
-        if inspect.iscoroutine(said):
-            return self._later(said, incoming)
-        return self._said(said, incoming)  # type: ignore[arg-type]
+        return self._later(said, incoming) if callable(said) else self._said(said, incoming)
 
-    async def _later(self, coroutine: Coroutine[Any, Any, Said], incoming: list[list[Feedback]]) -> Outcomes:
-        return self._said(await coroutine, incoming)
+    async def _later(self, start: Later, incoming: list[list[Feedback]]) -> Outcomes:
+        return self._said(await start(), incoming)
 
     def _said(self, said: Said, incoming: list[list[Feedback]]) -> Outcomes:
         trail = tuple(entry for feedback in incoming for f in feedback for entry in f.trail)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 from afnio.autodiff import Context, Function, Variable
 from afnio.autodiff.arguments import Arguments
 from afnio.autodiff.basic_ops import stack
-from afnio.autodiff.function import Said
+from afnio.autodiff.function import Later
 from afnio.cognitive.criticism import criticize
 from afnio.cognitive.template import check_inputs, check_messages, rendered
 from afnio.models import ChatClient, ChatModel, ChatResponse, get_backward_model_client
@@ -116,10 +117,11 @@ class ChatCompletion(Function):
         get_backward_model_client()
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Coroutine[Any, Any, Said]:
+    def run_backward(cls, job: Job, ctx: Context) -> Later:
         values = ctx.lane_values()
         (_, inputs), _ = ctx.arguments.fill(values)
-        return criticize(
+        return partial(
+            criticize,
             job,
             ctx,
             get_backward_model_client(),

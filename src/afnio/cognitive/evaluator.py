@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from afnio.autodiff import Context, Feedback, Function, Node, Variable
 from afnio.autodiff.arguments import Arguments
 from afnio.autodiff.data import checked
-from afnio.autodiff.function import Said, edges_to
+from afnio.autodiff.function import Later, Said, edges_to
 from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.autodiff.launch_event import tell_launch
 from afnio.autodiff.variable import Origin
@@ -142,7 +143,7 @@ class Evaluator(Function):
             get_backward_model_client()
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:
+    def run_backward(cls, job: Job, ctx: Context) -> Said | Later:
         asked = [feedback.text for incoming in ctx.feedback for feedback in incoming if feedback.text]
         own = [] if ctx.success else [ctx.explanation]
         if not own and not asked:
@@ -150,7 +151,7 @@ class Evaluator(Function):
         found = {"sample": ctx.lane, "node": ctx.node, "prediction": ctx.prediction, "score": ctx.score}
         trail = ({**found, **ctx.details},)
         if ctx.feedback_by == "lm":
-            return _phrased(job, ctx, [*own, *asked], trail)
+            return partial(_phrased, job, ctx, [*own, *asked], trail)
         return _to_first(ctx, "\n".join([*own, *asked]), trail)
 
 

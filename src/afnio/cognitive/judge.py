@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 from afnio.autodiff import Context, Feedback, Variable
 from afnio.autodiff.arguments import Arguments
-from afnio.autodiff.function import Said
+from afnio.autodiff.function import Later, Said
 from afnio.cognitive.chat_completion import check_texts, input_variables
 from afnio.cognitive.criticism import criticize
 from afnio.cognitive.evaluator import (
@@ -141,7 +142,7 @@ class LMJudge(Evaluator):
             get_backward_model_client()
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said | Coroutine[Any, Any, Said]:
+    def run_backward(cls, job: Job, ctx: Context) -> Said | Later:
         if ctx.arguments.kwargs["eval_mode"]:
             return super().run_backward(job, ctx)
         # Consumers saw a number; told so, the critic would take it for an edited reply.
@@ -150,7 +151,8 @@ class LMJudge(Evaluator):
             return [None] * len(ctx.wanted)
         values = ctx.lane_values()
         (_, _, inputs), _ = ctx.arguments.fill(values)
-        return criticize(
+        return partial(
+            criticize,
             job,
             ctx,
             get_backward_model_client(),

@@ -17,7 +17,7 @@ from afnio.runtime.callables import is_async
 from afnio.runtime.tolerance import current_quorum
 from afnio.trainer.feed import Pass, batches
 from afnio.trainer.metric import Outcome, combined
-from afnio.trainer.quorum import check_quorum, lenient, raise_fatal
+from afnio.trainer.quorum import check_quorum, errors_of, lenient, raise_fatal
 from afnio.trainer.state import Phase
 from afnio.trainer.step import call_step
 from afnio.trainer.step_output import batch_size, read, taken_apart
@@ -98,7 +98,7 @@ class Evaluation:
             raise_fatal(error)
             if self._quorum is None:
                 raise
-            self._errors[number] = list(error.exceptions)
+            self._errors[number] = errors_of(error)
             self._outcomes[number] = Outcome(samples=size, failed=size)
         finally:
             self._room.release()

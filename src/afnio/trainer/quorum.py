@@ -52,6 +52,11 @@ def check_quorum(outcome: Outcome, quorum: float | None, errors: Sequence[BaseEx
     )
 
 
+def errors_of(error: BatchError) -> list[BaseException]:
+    """Return the error of each sample, equal ones too; the distinct ones if samples have none of their own."""
+    return [*(error.errors.values() or error.exceptions)]
+
+
 def causes(errors: Sequence[BaseException]) -> str:
     """Return the errors' texts, equal ones once with their number.
 

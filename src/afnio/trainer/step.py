@@ -18,7 +18,7 @@ from afnio.runtime.tolerance import current_quorum
 from afnio.runtime.waiting import sync_mode, wait_async
 from afnio.trainer.feed import Fetched
 from afnio.trainer.metric import Outcome, combined
-from afnio.trainer.quorum import FEEDBACK, check_quorum, lenient, raise_fatal
+from afnio.trainer.quorum import FEEDBACK, check_quorum, errors_of, lenient, raise_fatal
 from afnio.trainer.step_output import StepOutput, read, taken_apart
 from afnio.trainer.tasks import task_group
 
@@ -136,8 +136,8 @@ async def _outcome(output: StepOutput, size: int, quorum: float | None) -> Outco
         return await read(output, size)
     except BatchError as error:
         raise_fatal(error)
-        output.lost, output.errors = error, list(error.exceptions)
-        return Outcome(samples=size, failed=size if quorum is not None else len(error.exceptions))
+        output.lost, output.errors = error, errors_of(error)
+        return Outcome(samples=size, failed=size if quorum is not None else len(output.errors))
 
 
 async def _output(function: Callable[..., Any], fetched: Fetched, name: str) -> StepOutput:
