@@ -18,6 +18,7 @@ AfnioError
     │   ├── RateLimitedError   the account is over a limit
     │   └── UnreachableError   no connection to the provider
     └── FinalModelError        another attempt would fail the same way
+        └── ProviderDownError  the provider was given up: it was never reached, or failed for ten minutes
 BatchError (ExceptionGroup)  the failed samples of one batch
 
 Errors that are plainly a wrong argument are TypeError and ValueError.
@@ -144,6 +145,10 @@ class UnreachableError(TransientModelError):
 
 class FinalModelError(ModelError):
     """Another attempt would fail the same way."""
+
+
+class ProviderDownError(FinalModelError):
+    """The provider was given up, for all calls of the account: it was never reached, or failed for ten minutes."""
 
 
 class BatchError(ExceptionGroup[Exception]):

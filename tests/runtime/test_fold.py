@@ -69,7 +69,7 @@ def test_a_dead_server_is_one_screen(tmp_path, end, most):
     assert len(lines) <= most, text
     (told,) = [line for line in lines if "BatchError" in line]
     assert re.search(r"2 of 2 samples of ChatCompletion launched at .*program.py:\d+ in launch failed \(sample 0, 1\): "
-                     r"FinalModelError: can't reach http://127.0.0.1:9", told)  # fmt: skip
+                     r"ProviderDownError: can't reach http://127.0.0.1:9", told)  # fmt: skip
     assert "program.py" in text
     assert not re.search(r"/(afnio|aiohttp|anyio)/", text), text
 

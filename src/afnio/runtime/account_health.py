@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final, final
 
-from afnio.errors import FinalModelError, TransientModelError, UnreachableError
+from afnio.errors import ProviderDownError, TransientModelError, UnreachableError
 from afnio.runtime.circuit import Circuit
 from afnio.runtime.events import CircuitClosed, CircuitOpened, emit
 from afnio.runtime.retry import ATTEMPTS, is_first_contact
@@ -47,14 +47,14 @@ class AccountHealth:
 
     def failed(
         self, number: int, error: TransientModelError, now: float, *, probe: bool
-    ) -> FinalModelError | None:
+    ) -> ProviderDownError | None:
         """Count a failure; returns the error of those who wait, where they shouldn't any longer."""
         if not isinstance(error, UnreachableError):
             self._reached = True
         elif not self._reached:
             error.first_contact = True
             if self._never_reached(now):
-                return FinalModelError(str(error))
+                return ProviderDownError(str(error))
         circuit = self.circuit
         if circuit.failed(number, now, probe=probe):
             failed, sent = circuit.opened_by
@@ -70,7 +70,7 @@ class AccountHealth:
         if not (probe and circuit.given_up(now)):
             return None
         assert circuit.opened_at is not None
-        return FinalModelError(
+        return ProviderDownError(
             f"{self._url} has answered nothing for {(now - circuit.opened_at) / 60:.0f} minutes: "
             f"{circuit.failures} requests failed, at last with [{error}]; start again when it works",
             status=error.status,

@@ -10,7 +10,7 @@ import math
 from functools import partial
 from typing import Final, final
 
-from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
+from afnio.errors import ModelError, ProviderDownError, RateLimitedError, TransientModelError
 from afnio.runtime.account_health import AccountHealth
 from afnio.runtime.allowance import Allowance
 from afnio.runtime.call_queue import CallQueue, Entry
@@ -83,7 +83,7 @@ class Admitter:
         """Wait until `permit` may go on the wire.
 
         Raises:
-            FinalModelError: if the account has failed for so long that waiting is no use.
+            ProviderDownError: if the account has failed for so long that waiting is no use.
         """
         now = loop_time()
         demand = permit.demand
@@ -292,9 +292,9 @@ class Admitter:
         )
         emit(LimitsLearnt(self.url, "", per_minute, None))
 
-    def _fail_all(self, error: FinalModelError) -> None:
+    def _fail_all(self, error: ProviderDownError) -> None:
         for entry in self._queue.drain():
-            entry.error = FinalModelError(str(error), status=error.status)
+            entry.error = ProviderDownError(str(error), status=error.status)
             entry.admitted.set()
 
     def _pause(self, seconds: float, now: float) -> None:

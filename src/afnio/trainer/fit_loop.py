@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from afnio.cognitive import Module
-from afnio.errors import BudgetExceeded, JournalError, TransientModelError
+from afnio.errors import BudgetExceeded, JournalError
 from afnio.optim import Optimizer
 from afnio.runtime import scope
 from afnio.trainer.callback import StopTraining, stopping
@@ -27,7 +27,7 @@ from afnio.trainer.feed import Feed, Fetched
 from afnio.trainer.fit_state import FitState
 from afnio.trainer.metric import Outcome
 from afnio.trainer.progress import Progress
-from afnio.trainer.quorum import found, is_passing, reason
+from afnio.trainer.quorum import found, is_outage, is_passing, reason
 from afnio.trainer.schedule import Schedule
 from afnio.trainer.state import LoopState, Moment, Phase
 from afnio.trainer.step import StepEnd, settled, train_step
@@ -234,7 +234,7 @@ class FitLoop:
             return
         outcome, state, error = validation.outcome, self._state, validation.error
         if error is not None:
-            if self._end() is not None and found(error, TransientModelError) is not None:
+            if self._end() is not None and is_outage(error):
                 raise error  # no step is left to find out that the server is down; going on repeats the pass
             logging.getLogger("afnio").warning(
                 "validation after step %d was cut short: %s", validation.step, reason(error)

@@ -7,7 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, TypeVar
 
-from afnio.errors import BatchError, BudgetExceeded, JournalError, ReplyError, TransientModelError
+from afnio.errors import (
+    BatchError,
+    BudgetExceeded,
+    JournalError,
+    ProviderDownError,
+    ReplyError,
+    TransientModelError,
+)
 from afnio.runtime.tolerance import quorum_holds
 from afnio.trainer.metric import Outcome
 
@@ -41,7 +48,7 @@ def check_quorum(outcome: Outcome, quorum: float | None, errors: Sequence[BaseEx
     allowed = may_fail(outcome.samples, 1.0 if quorum is None else quorum)
     if outcome.failed <= allowed:
         return
-    if any(found(error, TransientModelError) for error in errors):
+    if any(is_outage(error) for error in errors):
         fix = "see whether the model's server is up"
     else:
         fix = "take these samples out of the data, or give a lower Trainer(quorum=…)"
@@ -93,6 +100,11 @@ def raise_fatal(error: BatchError) -> None:
         fatal = found(error, kind)
         if fatal is not None:
             raise fatal
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return True if a provider was away: the samples are not to blame."""
+    return found(error, TransientModelError) is not None or found(error, ProviderDownError) is not None
 
 
 def found(error: BaseException, kind: type[E]) -> E | None:
