@@ -3,8 +3,8 @@
 Sampled momentum is after Ding et al., "Scaling Textual Gradients via Sampling-Based Momentum" (TSGD-M,
 arXiv:2506.00400): instead of all of the last values a few are drawn, without replacement, by the Gumbel-top-k
 trick. There the weights are decayed minibatch accuracies. Here a value weighs decay^age / (1 + n) for the n
-gradients that it received: samples that succeeded send none, so with batches of one size n counts its failures, and no
-call is made to find out.
+gradients that it received: samples that succeeded send none, so with batches of one size n counts its
+failures, and no call is made to find out.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Reply(Protocol):
     def usage(self) -> Usage: ...
 
 
-R = TypeVar("R", bound=Reply)
+R = TypeVar("R", bound="Reply")
 
 
 @dataclass(frozen=True, slots=True)
