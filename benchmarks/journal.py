@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from afnio.runtime._journal import Journal
+from afnio.runtime._journal_file import Record
 from afnio.runtime.events import Usage
-from afnio.runtime.journal import Journal, Record
 from benchmarks.report import median, show, timed
 
 LATENCIES = 0.5, 0.99

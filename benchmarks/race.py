@@ -22,7 +22,7 @@ from typing import Any
 
 from afnio.optim.paired import each_alpha, p_value
 from afnio.optim.racing import Race
-from afnio.runtime.crowd import CROWDED
+from afnio.runtime._admission import CROWDED
 
 CONFIDENCE = 0.8
 Effect = Callable[[random.Random], float]

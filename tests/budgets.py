@@ -8,7 +8,8 @@ from typing import Any
 
 import anyio.lowlevel
 
-from afnio.runtime.budget import Estimate, Item, Price
+from afnio.runtime import Price
+from afnio.runtime._spending import Estimate, Item
 
 PRICE = Price(Decimal(1), Decimal("0.5"), Decimal(2), "test", "1")
 ITEM = Item("forward", "https://host", "m")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from afnio.runtime.priority import Priority, Urgency
+from afnio.runtime._settings import Priority, Urgency
 
 
 @dataclass(frozen=True)

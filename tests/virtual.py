@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from afnio.runtime import callables
-from afnio.runtime import runtime as module
+from afnio.runtime import _callables
+from afnio.runtime import _kernel as module
 
 
 class _Selector(selectors.DefaultSelector):
@@ -50,7 +50,7 @@ def virtual_runtime() -> Iterator[VirtualLoop]:
     loop = VirtualLoop()
     with patch.object(asyncio, "new_event_loop", lambda: loop):
         runtime = module.Runtime()
-    threads = callables._threads(runtime)
+    threads = _callables._threads(runtime)
     loop.busy = lambda: bool(threads.nodes.borrowed_tokens or threads.steps.borrowed_tokens)
     before, module._default = module._default, runtime
     try:

@@ -29,14 +29,14 @@ from afnio.models import get_backward_model_client as get_backward_model_client
 from afnio.models import set_backward_model_client as set_backward_model_client
 from afnio.runtime import Limits as Limits
 from afnio.runtime import Work as Work
+from afnio.runtime import budget as budget
+from afnio.runtime import journal as journal
+from afnio.runtime import priority as priority
 from afnio.runtime import run as run
 from afnio.runtime import scope as scope
 from afnio.runtime import set_sync_mode as set_sync_mode
 from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
-from afnio.runtime.active_journal import journal as journal
-from afnio.runtime.budget import budget as budget
-from afnio.runtime.priority import priority as priority
 from afnio.serialization import load as load
 from afnio.serialization import save as save
 

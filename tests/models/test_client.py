@@ -11,9 +11,9 @@ import pytest
 import afnio
 from afnio.errors import BlockingReadError, FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatResponse, Usage
-from afnio.runtime import Account, retry
+from afnio.runtime import Account, _retries
+from afnio.runtime._journal import Journal
 from afnio.runtime.events import CallEnded, CallRetried, subscribed
-from afnio.runtime.journal import Journal
 from afnio.testing import ScriptedClient
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -111,9 +111,9 @@ def test_attempts_end():
     client = ScriptedClient(TransientModelError("busy"))
     with pytest.raises(TransientModelError, match="busy") as caught:
         client.chat(messages=HELLO, model="m")
-    assert retry.ATTEMPTS == len(client.requests)
+    assert _retries.ATTEMPTS == len(client.requests)
     notes = " ".join(caught.value.__notes__)
-    assert f"after {retry.ATTEMPTS} attempts" in notes
+    assert f"after {_retries.ATTEMPTS} attempts" in notes
     assert f"chat, launched at {__file__}" in notes
 
 

@@ -29,7 +29,7 @@ from afnio.errors import FinalModelError, ModelError, RateLimitedError, Transien
 from afnio.models import ChatClient
 from afnio.models.once import Once
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
-from afnio.runtime import retry
+from afnio.runtime import _retries
 
 KEY: Final = "sk-secret-0123456789"
 DEADLINE: Final = 0.3
@@ -198,7 +198,7 @@ async def test_every_reply_has_its_meaning(
     monkeypatch: pytest.MonkeyPatch, make: Callable[..., ChatClient], own: bool, differs: dict[str, Any]
 ) -> None:
     """Used, or an error of its class, after one request, in bounds of time and memory and without the key."""
-    monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    monkeypatch.setattr(_retries, "ATTEMPTS", 1)
     expected = {name: meaning for name, (_, meaning) in MATRIX.items()} | differs
     found: dict[str, tuple[Any, str]] = {}
     before = peak()

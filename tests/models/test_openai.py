@@ -26,7 +26,7 @@ from afnio.errors import (
 )
 from afnio.models.once import Once
 from afnio.models.openai import AsyncOpenAI, OpenAI
-from afnio.runtime import retry
+from afnio.runtime import _retries
 from afnio.runtime.events import CallRetried, subscribed
 from afnio.testing import Provider
 from afnio.testing.provider import Fault
@@ -153,7 +153,7 @@ async def test_a_rate_limit_waits_as_long_as_it_is_told(headers, least):
 
 async def test_a_rate_limit_that_stays_is_an_error(monkeypatch):
     """After the time that refusals are borne."""
-    monkeypatch.setattr(retry, "REFUSED_FOR", 0.6)
+    monkeypatch.setattr(_retries, "REFUSED_FOR", 0.6)
     async with Provider(fault=lambda *_: Fault(429)) as provider:
         with pytest.raises(RateLimitedError, match="answered 429") as caught:
             await ask(client(provider))
@@ -174,7 +174,7 @@ async def test_an_empty_account_is_final():
 
 async def test_an_endpoint_that_is_not_there(monkeypatch):
     """Within five seconds; the sentence has host, port and the fix, the notes the launch line."""
-    monkeypatch.setattr(retry, "BACKOFF_FIRST", 0.5)
+    monkeypatch.setattr(_retries, "BACKOFF_FIRST", 0.5)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -190,7 +190,7 @@ async def test_an_endpoint_that_is_not_there(monkeypatch):
 
 async def test_a_silent_endpoint_ends_by_the_timeout(monkeypatch):
     """Each attempt has its deadline."""
-    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    monkeypatch.setattr(_retries, "ATTEMPTS", 2)
     async with Provider(fault=lambda *_: Fault(hang=True)) as provider:
         with pytest.raises(TransientModelError, match="gave no reply within 0.05 s"):
             await ask(client(provider, timeout=0.05))
@@ -401,7 +401,7 @@ async def test_credentials_in_the_base_url_are_sent_and_shown_nowhere(received):
 
 async def test_no_secret_enters_an_event_or_an_error(monkeypatch):
     """Though the server repeats the key, and the base URL holds a password."""
-    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    monkeypatch.setattr(_retries, "ATTEMPTS", 2)
     echo = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}."}})
     faults = first(Fault(500, body=echo), Fault(401, body=echo))
     async with Provider(fault=faults) as provider:
@@ -481,7 +481,7 @@ async def test_no_form_of_the_key_enters_a_reply():
 
 async def test_a_key_in_the_address_of_a_redirect_is_masked(monkeypatch):
     """The error names that address."""
-    monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    monkeypatch.setattr(_retries, "ATTEMPTS", 1)
     fault = Fault(302, headers={"location": f"http://{KEY}.invalid/"})
     async with Provider(fault=first(fault)) as provider:
         with pytest.raises(ModelError) as caught:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from afnio.errors import RateLimitedError
 from afnio.models.rate_headers import hear_headers, read_duration, read_limit
-from afnio.runtime.admission import Admitter
-from afnio.runtime.loop import loop_time
-from afnio.runtime.server_limits import Reading
+from afnio.runtime._admission import Admitter
+from afnio.runtime._limits import Reading
+from afnio.runtime._loop import loop_time
 from afnio.testing.quota import duration
 
 

@@ -53,7 +53,7 @@ def test_no_journal_and_no_budget_hears_of_it(tmp_path):
     with afnio.journal(tmp_path / "j"), afnio.budget(max_calls=0) as spending, rehearsing():
         ask(ScriptedClient("x"), "a").data
     assert 0 == spending.ledger.total.attempts
-    from afnio.runtime.journal import Journal
+    from afnio.runtime._journal import Journal
 
     assert 0 == Journal.stat(tmp_path / "j").records
 

@@ -17,8 +17,8 @@ from afnio.errors import FinalModelError, ReplyError, TemplateError
 from afnio.optim import TGD
 from afnio.optim.prompts import TGD_SYSTEM
 from afnio.optim.rewrite import value_in
+from afnio.runtime._settings import seed_source
 from afnio.runtime.events import StepEnded, subscribed
-from afnio.runtime.seed import seed_source
 from afnio.testing import ScriptedClient
 from afnio.testing.simulated.tags import read_blocks, read_section
 

@@ -12,13 +12,12 @@ import pytest
 from demand import Demand
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
-from afnio.runtime.account_health import AccountHealth
-from afnio.runtime.admission import Admitter
-from afnio.runtime.circuit import GIVES_UP, OPENS_AFTER
+from afnio.runtime import Account, Limits
+from afnio.runtime._admission import Admitter
+from afnio.runtime._limits import give_limits, given_limits
+from afnio.runtime._loop import loop_time
+from afnio.runtime._retries import GIVES_UP, OPENS_AFTER, AccountHealth, retrying
 from afnio.runtime.events import CircuitClosed, CircuitOpened, subscribed
-from afnio.runtime.limits import Account, Limits, give_limits, given_limits
-from afnio.runtime.loop import loop_time
-from afnio.runtime.retry import retrying
 
 URL = "https://host/v1"
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.errors import RateLimitedError, TransientModelError
-from afnio.runtime.admission import Admitter
-from afnio.runtime.concurrency import CEILING, CUT, START, Concurrency
-from afnio.runtime.limits import Account, Limits
-from afnio.runtime.priority import Priority
+from afnio.runtime import Account, Limits
+from afnio.runtime._admission import Admitter
+from afnio.runtime._retries import CEILING, CUT, START, Concurrency
+from afnio.runtime._settings import Priority
 
 
 def admitter(limit: int) -> Admitter:

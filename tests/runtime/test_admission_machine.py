@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
-from afnio.runtime.admission import Admitter
+from afnio.runtime import Limits
+from afnio.runtime._admission import Admitter
+from afnio.runtime._settings import Priority
 from afnio.runtime.events import Usage
-from afnio.runtime.limits import Limits
-from afnio.runtime.priority import Priority
 
 LIMITS = Limits(max_in_flight=3, requests_per_minute=120, tokens_per_minute=6_000)
 

@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
-from afnio.runtime.call import Call, Codec, perform
+from afnio.runtime import Account
+from afnio.runtime._call import Call, Codec, perform
+from afnio.runtime._retries import ATTEMPTS, BACKOFF_MAX, REFUSED_FOR
 from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
-from afnio.runtime.limits import Account
-from afnio.runtime.retry import ATTEMPTS, BACKOFF_MAX, REFUSED_FOR
 
 
 class Reply:

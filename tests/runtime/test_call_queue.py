@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from demand import Demand
 
-from afnio.runtime.admission import Admitter
-from afnio.runtime.call_queue import PATIENCE, CallQueue, Entry
-from afnio.runtime.permit import Permit
-from afnio.runtime.priority import Priority
+from afnio.runtime._admission import PATIENCE, Admitter, CallQueue, Entry, Permit
+from afnio.runtime._settings import Priority
 
 ADMITTER = Admitter()
 

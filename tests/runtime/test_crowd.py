@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import afnio
-from afnio.runtime.crowd import Crowd, crowd
+from afnio.runtime._admission import Crowd, crowd
 from afnio.testing import ScriptedClient
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "model": "m"}

@@ -20,12 +20,11 @@ from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatResponse, Usage
 from afnio.models.prices import price_of
 from afnio.runtime import Account, current_runtime
-from afnio.runtime.admission import admitter
+from afnio.runtime._admission import admitter, hear_limits
+from afnio.runtime._call import _Flights
+from afnio.runtime._journal import Journal
+from afnio.runtime._limits import Reading
 from afnio.runtime.events import CallEnded, CallRetried, LimitsLearnt, subscribe, subscribed
-from afnio.runtime.flight import _Flights
-from afnio.runtime.journal import Journal
-from afnio.runtime.permit import hear_limits
-from afnio.runtime.server_limits import Reading
 from afnio.testing import ScriptedClient
 
 T = TypeVar("T")

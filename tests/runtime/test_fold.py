@@ -15,7 +15,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio.autodiff import Function
 from afnio.errors import BatchError, FinalModelError
-from afnio.runtime.fold import fold
+from afnio.runtime._tracebacks import fold
 from afnio.testing import ScriptedClient
 
 HEAD = """

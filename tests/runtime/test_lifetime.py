@@ -73,8 +73,8 @@ def test_exit_with_nothing_pending() -> None:
     """A program that ends as soon as its last value is there is told of nothing."""
     run = script(
         """
-        from afnio.runtime.launch import Job
-        from afnio.runtime.loop import LoopThread
+        from afnio.runtime import Job
+        from afnio.runtime._loop import LoopThread
         fill, post, closing = Job.fill, LoopThread.post, threading.Event()
         def filled(job, outcomes):
             fill(job, outcomes)  # which wakes the reader, who ends the program
@@ -275,7 +275,7 @@ def test_close_with_a_task_that_swallows_its_cancellation() -> None:
     run = script(
         """
         import logging; logging.disable()
-        runtime_module = sys.modules["afnio.runtime.runtime"]
+        runtime_module = sys.modules["afnio.runtime._kernel"]
         runtime_module.CLOSE_TIMEOUT = 0.4
         started, ended = threading.Event(), []
         async def stubborn(value):

@@ -6,8 +6,8 @@ import anyio
 import pytest
 from windows import worst_window
 
-from afnio.runtime.loop import loop_time
-from afnio.runtime.pacer import MARGIN, Pacer
+from afnio.runtime._limits import MARGIN, Pacer
+from afnio.runtime._loop import loop_time
 
 
 async def send(pacer: Pacer, count: int) -> list[float]:

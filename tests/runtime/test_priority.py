@@ -11,9 +11,9 @@ import pytest
 
 import afnio
 from afnio.runtime import current_runtime
-from afnio.runtime.admission import admitter
-from afnio.runtime.flight import _Flights
-from afnio.runtime.priority import Priority, current_priority
+from afnio.runtime._admission import admitter
+from afnio.runtime._call import _Flights
+from afnio.runtime._settings import Priority, current_priority
 from afnio.testing import ScriptedClient
 
 

@@ -11,13 +11,12 @@ from demand import Demand
 from windows import worst_window
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
-from afnio.runtime.admission import Admitter
+from afnio.runtime import Limits
+from afnio.runtime._admission import Admitter, hear_limits
+from afnio.runtime._limits import Reading
+from afnio.runtime._loop import loop_time
+from afnio.runtime._settings import Priority
 from afnio.runtime.events import Usage
-from afnio.runtime.limits import Limits
-from afnio.runtime.loop import loop_time
-from afnio.runtime.permit import hear_limits
-from afnio.runtime.priority import Priority
-from afnio.runtime.server_limits import Reading
 from afnio.testing.meter import Bucket, Meter, SlidingWindow
 
 MINUTE = 60.0

@@ -13,9 +13,9 @@ from demand import Demand
 from windows import worst_window
 
 from afnio.errors import RateLimitedError
-from afnio.runtime.admission import Admitter
-from afnio.runtime.limits import Account, Limits
-from afnio.runtime.loop import loop_time
+from afnio.runtime import Account, Limits
+from afnio.runtime._admission import Admitter
+from afnio.runtime._loop import loop_time
 from afnio.testing.meter import Bucket, Meter, SlidingWindow
 
 MINUTE = 60.0

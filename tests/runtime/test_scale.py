@@ -14,8 +14,7 @@ import pytest
 
 import afnio
 import afnio.cognitive as cog
-from afnio.runtime import Slot, current_runtime
-from afnio.runtime.launch import Job, Launch
+from afnio.runtime import Job, Launch, Slot, current_runtime
 from afnio.testing import ScriptedClient
 
 TEMPLATE = afnio.Variable("{x}", role="template")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from afnio.runtime.seed import draw_seed, seed_source
+from afnio.runtime._settings import draw_seed, seed_source
 from afnio.utils.data import RandomSampler
 
 

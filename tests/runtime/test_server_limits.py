@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from afnio.runtime.server_limits import MINUTE, Reading, ServerLimit, WindowLength
+from afnio.runtime._limits import MINUTE, Reading, ServerLimit, WindowLength
 from afnio.testing.meter import Bucket, Meter, SlidingWindow
 
 

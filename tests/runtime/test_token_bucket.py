@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from windows import worst_window
 
-from afnio.runtime.token_bucket import TokenBucket
+from afnio.runtime._limits import TokenBucket
 
 
 def spend(

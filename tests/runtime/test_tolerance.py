@@ -9,7 +9,7 @@ import pytest
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import BatchError, FinalModelError
-from afnio.runtime.tolerance import quorum_holds
+from afnio.runtime._callables import quorum_holds
 from afnio.testing import ScriptedClient
 
 

@@ -308,7 +308,7 @@ def test_a_builtin_that_blocks_does_not_stall_the_runtime() -> None:
 
 def test_settings_of_threads_do_not_leak() -> None:
     """A `with` block in one thread leaves no process default behind, whatever others do meanwhile."""
-    from afnio.runtime.setting import Assignment, Setting
+    from afnio.runtime._settings import Assignment, Setting
 
     setting = Setting("test", "default")
     barrier = threading.Barrier(8)

@@ -18,7 +18,7 @@ import afnio
 import afnio.cognitive as cog
 import afnio.tellurio as te
 from afnio.errors import BudgetExceeded
-from afnio.runtime.journal import Journal
+from afnio.runtime._journal import Journal
 from afnio.tellurio.reader import Reader
 from afnio.tellurio.sinks.jsonl import JsonlSink
 from afnio.testing import ScriptedClient

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import afnio.tellurio as te
-from afnio.runtime.journal import JournalLockedError
+from afnio.runtime._journal_file import JournalLockedError
 
 if TYPE_CHECKING:
     from conftest import Read
@@ -24,7 +24,7 @@ FILE = Path(".afnio/me/emails.db")
 PROGRAM = """
 import os, sys
 import afnio.tellurio as te
-from afnio.runtime.journal import Journal
+from afnio.runtime._journal import Journal
 from afnio.tellurio.lease import Lease
 from afnio.tellurio.store import Store
 from afnio.testing import ScriptedClient

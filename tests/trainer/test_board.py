@@ -10,7 +10,8 @@ import pytest
 from trainer.show import PLAN, state
 
 import afnio
-from afnio.runtime.budget import Item, Ledger, Price, Spent
+from afnio.runtime import Ledger, Price
+from afnio.runtime._spending import Item, Spent
 from afnio.runtime.events import (
     CallEnded,
     CallReplayed,

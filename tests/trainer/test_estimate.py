@@ -16,7 +16,7 @@ from afnio import Limits
 from afnio.autodiff import Variable
 from afnio.optim import TGD, Improves
 from afnio.runtime import Account
-from afnio.runtime.limits import give_limits
+from afnio.runtime._limits import give_limits
 from afnio.testing import ScriptedClient
 from afnio.trainer.estimate import Estimate, Item
 from afnio.trainer.workload import Workload, first_batch

@@ -11,7 +11,7 @@ from trainer import scenarios
 from trainer.scenarios import Agent, fitted, loader, told, trainer
 
 from afnio.errors import BudgetExceeded
-from afnio.runtime.budget import UnknownPriceError
+from afnio.runtime._spending import UnknownPriceError
 from afnio.testing import ScriptedClient
 
 

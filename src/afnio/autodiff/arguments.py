@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, final
 
 from afnio.autodiff.variable import Variable
-from afnio.runtime import Slot
+from afnio.runtime._kernel import Slot
 
 
 class Place(NamedTuple):

@@ -13,8 +13,8 @@ from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.autodiff.graph import Node
 from afnio.autodiff.map import merged
 from afnio.autodiff.variable import Origin, Variable
-from afnio.runtime import PENDING, Job, Slot
-from afnio.runtime.line import caller_line
+from afnio.runtime._kernel import PENDING, Job, Slot
+from afnio.runtime._tracebacks import caller_line
 
 MAX_ROLE: Final = 200
 """Characters of a role that ops put together."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from afnio.autodiff.variable import Variable
-    from afnio.runtime import Slot
+    from afnio.runtime._kernel import Slot
 
 Cell = tuple["list[Slot]", bool]
 

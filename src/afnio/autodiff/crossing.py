@@ -11,8 +11,8 @@ from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.autodiff.graph import Node
 from afnio.autodiff.hooks import Hook, Hooks
 from afnio.autodiff.variable import Variable
-from afnio.runtime import Job
-from afnio.runtime.line import caller_line
+from afnio.runtime._kernel import Job
+from afnio.runtime._tracebacks import caller_line
 
 
 @final

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from afnio.runtime import Slot
+from afnio.runtime._kernel import Slot
 
 
 @final

@@ -16,10 +16,9 @@ from afnio.autodiff.grad_mode import is_grad_enabled
 from afnio.autodiff.graph import Edge, Node
 from afnio.autodiff.launch_event import tell_launch
 from afnio.autodiff.variable import Origin, Variable
-from afnio.runtime import PENDING, Job, Launch, Slot, call_in_node
-from afnio.runtime.fold import folding
-from afnio.runtime.launch import Outcomes, inherited
-from afnio.runtime.tolerance import batch_failure, current_quorum
+from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
+from afnio.runtime._kernel import PENDING, Job, Launch, Outcomes, Slot, inherited
+from afnio.runtime._tracebacks import folding
 
 Said = Sequence[Feedback | str | None]
 Later = Callable[[], Awaitable[Said]]

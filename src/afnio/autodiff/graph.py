@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from afnio.autodiff.function import Function
     from afnio.autodiff.hooks import Hook, Hooks
     from afnio.autodiff.variable import Variable
-    from afnio.runtime import Slot
-    from afnio.runtime.line import Line
+    from afnio.runtime._kernel import Slot
+    from afnio.runtime._tracebacks import Line
 
 _sequence = itertools.count()
 

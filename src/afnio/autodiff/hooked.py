@@ -15,8 +15,8 @@ from afnio.autodiff.function import plain
 from afnio.autodiff.hooks import Hook, Hooks
 from afnio.autodiff.lane_backward import Arrival
 from afnio.autodiff.variable import Variable, gradient
-from afnio.runtime import NO_FEEDBACK, Job, Launch, Slot, call_in_node
-from afnio.runtime.launch import Outcomes
+from afnio.runtime._callables import call_in_node
+from afnio.runtime._kernel import NO_FEEDBACK, Job, Launch, Outcomes, Slot
 
 
 class Stage(NamedTuple):

@@ -9,9 +9,8 @@ from afnio.autodiff.context import Context
 from afnio.autodiff.feedback import Feedback
 from afnio.autodiff.function import Function, Later, Said
 from afnio.autodiff.graph import Edge, Node
-from afnio.runtime import NO_FEEDBACK, Failure, Job, Slot
-from afnio.runtime.launch import Outcomes
-from afnio.runtime.tolerance import batch_failure
+from afnio.runtime._callables import batch_failure
+from afnio.runtime._kernel import NO_FEEDBACK, Failure, Job, Outcomes, Slot
 
 
 class Arrival(NamedTuple):

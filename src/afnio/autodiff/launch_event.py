@@ -8,7 +8,7 @@ from afnio.autodiff.arguments import Arguments
 from afnio.autodiff.bind import Cell
 from afnio.autodiff.graph import Node
 from afnio.autodiff.variable import Variable
-from afnio.runtime import Launch
+from afnio.runtime._kernel import Launch
 from afnio.runtime.events import NodeInput, NodeLaunched, listening
 
 

@@ -9,7 +9,8 @@ from afnio.autodiff.arguments import Arguments
 from afnio.autodiff.context import Context
 from afnio.autodiff.feedback import Feedback
 from afnio.autodiff.function import Function, Said
-from afnio.runtime import Job, call_in_node
+from afnio.runtime._callables import call_in_node
+from afnio.runtime._kernel import Job
 
 
 @final

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from afnio.autodiff.variable import Variable
-from afnio.runtime import Work
-from afnio.runtime.fold import folding
-from afnio.runtime.waiting import wait_async
+from afnio.runtime._tracebacks import folding
+from afnio.runtime._waiting import Work, wait_async
 
 T = TypeVar("T")
 

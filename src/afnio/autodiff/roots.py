@@ -10,7 +10,7 @@ from afnio.autodiff.graph import GradientEdge, Node
 from afnio.autodiff.lane_backward import Arrival, seedless
 from afnio.autodiff.variable import Variable
 from afnio.errors import GraphError
-from afnio.runtime import PENDING, Slot
+from afnio.runtime._kernel import PENDING, Slot
 
 Target = Variable | GradientEdge
 

@@ -22,10 +22,10 @@ from afnio.autodiff.roots import Target, check_root, edges_of, listed, seed_arri
 from afnio.autodiff.variable import Variable
 from afnio.errors import BudgetExceeded, GraphError, JournalError
 from afnio.likeness import distinct, reason
-from afnio.runtime import Failure, Job, Launch, Slot, Work
-from afnio.runtime.fold import folding
-from afnio.runtime.launch import Outcomes
-from afnio.runtime.tolerance import batch_failure, current_quorum
+from afnio.runtime._callables import batch_failure, current_quorum
+from afnio.runtime._kernel import Failure, Job, Launch, Outcomes, Slot
+from afnio.runtime._tracebacks import folding
+from afnio.runtime._waiting import Work
 
 T = TypeVar("T")
 

@@ -13,13 +13,13 @@ from afnio.autodiff.feedback import Segment
 from afnio.autodiff.graph import AccumulateGrad, Node
 from afnio.autodiff.hooks import Hook, Hooks, RemovableHandle, checked_hook
 from afnio.errors import GraphError
-from afnio.runtime import PENDING, Failure, Slot, Work
-from afnio.runtime.fold import fold, folding
-from afnio.runtime.tolerance import batch_failure, current_quorum
-from afnio.runtime.waiting import wait, wait_async
+from afnio.runtime._callables import batch_failure, current_quorum
+from afnio.runtime._kernel import PENDING, Failure, Slot
+from afnio.runtime._tracebacks import fold, folding
+from afnio.runtime._waiting import Work, wait, wait_async
 
 if TYPE_CHECKING:
-    from afnio.runtime.line import Line
+    from afnio.runtime._tracebacks import Line
 
 MAX_SHOWN = 40
 

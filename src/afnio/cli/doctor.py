@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.calls < 1:
         parser.error(f"--calls must be at least 1 (got {options.calls})")
-    from afnio.runtime import run
+    from afnio.runtime._callables import run
 
     findings = [_environment(), _folder(), *run(_endpoint(options.base_url, options.model, options.calls))]
     healthy = all(finding.verdict != "failed" for finding in findings)

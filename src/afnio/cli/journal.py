@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from afnio.runtime.journal import JournalStat
+    from afnio.runtime._journal_file import JournalStat
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _stat(path: str, *, as_json: bool) -> int:
     from afnio.errors import JournalError
-    from afnio.runtime.journal import Journal
+    from afnio.runtime._journal import Journal
 
     try:
         stat = Journal.stat(path)

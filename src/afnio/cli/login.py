@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 def _keep(base_url: str | None) -> int:
     from afnio.models import key_store
     from afnio.models.openai import AsyncOpenAI, endpoint_url
-    from afnio.runtime import run
+    from afnio.runtime._callables import run
 
     url = endpoint_url(base_url)
     key_store.forget(url)  # before anybody types a key: is there a keyring at all?

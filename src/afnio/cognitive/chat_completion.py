@@ -15,8 +15,8 @@ from afnio.cognitive.criticism import criticize
 from afnio.cognitive.template import check_inputs, check_messages, rendered
 from afnio.models import ChatClient, ChatModel, ChatResponse, get_backward_model_client
 from afnio.models.request import check_completion_args, response_format
-from afnio.runtime import Job, Slot
-from afnio.runtime.waiting import wait
+from afnio.runtime._kernel import Job, Slot
+from afnio.runtime._waiting import wait
 
 
 @final

@@ -12,7 +12,7 @@ from afnio.cognitive.reduction import reduce_feedback
 from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text
 from afnio.models import ChatModel
-from afnio.runtime import Job
+from afnio.runtime._kernel import Job
 
 
 async def criticize(

@@ -18,12 +18,11 @@ from afnio.autodiff.variable import Origin
 from afnio.cognitive.prompts import block, deterministic_feedback, wording
 from afnio.errors import ScoreError
 from afnio.models import get_backward_model_client
-from afnio.runtime import Failure, Job, Launch, Slot, call_in_node
+from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
+from afnio.runtime._kernel import Failure, Job, Launch, Outcomes, Slot
+from afnio.runtime._tracebacks import folding
+from afnio.runtime._waiting import wait
 from afnio.runtime.events import SampleScored, emit, listening
-from afnio.runtime.fold import folding
-from afnio.runtime.launch import Outcomes
-from afnio.runtime.tolerance import batch_failure, current_quorum
-from afnio.runtime.waiting import wait
 
 FeedbackBy = Literal["rules", "lm"]
 SuccessFn = Callable[[list[Any]], object]

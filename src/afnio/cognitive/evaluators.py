@@ -22,8 +22,8 @@ from afnio.cognitive.evaluator import (
     record,
     succeeded,
 )
-from afnio.runtime import Job, call_in_node
-from afnio.runtime.launch import Outcomes
+from afnio.runtime._callables import call_in_node
+from afnio.runtime._kernel import Job, Outcomes
 
 
 @final

@@ -26,8 +26,7 @@ from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text, check_inputs, check_messages, rendered
 from afnio.models import ChatClient, ChatModel, get_backward_model_client
 from afnio.models.request import check_completion_args, response_format
-from afnio.runtime import Job
-from afnio.runtime.launch import Outcomes
+from afnio.runtime._kernel import Job, Outcomes
 
 Judgement = tuple[Any, str]
 _RESERVED = ("prediction", "target")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 
 from afnio.autodiff.crossing import Boundary
 from afnio.autodiff.hooks import Hook, Hooks, RemovableHandle, checked_hook
-from afnio.runtime.callables import is_async
+from afnio.runtime._callables import is_async
 
 
 class _Registered(NamedTuple):

@@ -18,8 +18,8 @@ from afnio.cognitive.reduction_tree import Point, ReductionTree, merged
 from afnio.errors import BatchError
 from afnio.likeness import reason
 from afnio.models import ChatModel
-from afnio.runtime import Job, call_in_node
-from afnio.runtime.tolerance import quorum_holds
+from afnio.runtime._callables import call_in_node, quorum_holds
+from afnio.runtime._kernel import Job
 
 BUDGET: Final = 4_000
 """Tokens of feedback that one prompt shows by default: some hundred gradients of one sentence."""

@@ -18,10 +18,8 @@ from afnio.cognitive.prompts import reduce_messages, reduce_schema, wording
 from afnio.cognitive.structured import ask
 from afnio.errors import ModelError, ReplyError
 from afnio.models import ChatModel
-from afnio.runtime import Failure, Job, Launch, Slot
-from afnio.runtime.launch import Body, Outcomes
-from afnio.runtime.scope import within
-from afnio.runtime.waiting import wait_async
+from afnio.runtime._kernel import Body, Failure, Job, Launch, Outcomes, Slot, within
+from afnio.runtime._waiting import wait_async
 
 FAN_IN: Final = 16
 MAX_ENTRIES: Final = 256

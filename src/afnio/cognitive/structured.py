@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from afnio.errors import FinalModelError, ReplyError
 from afnio.models import ChatModel, ChatResponse
 from afnio.models.request import Message
-from afnio.runtime import Job
+from afnio.runtime._kernel import Job
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from afnio.autodiff import Variable
 from afnio.cognitive.parameter import Parameter
 from afnio.errors import TemplateError
-from afnio.runtime import PENDING
+from afnio.runtime._kernel import PENDING
 
 ROLES: Final = ("system", "developer", "user", "assistant")
 _PLACEHOLDER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from afnio.runtime.setting import Assignment, Setting
+from afnio.runtime._settings import Assignment, Setting
 
 replaced: Final[Setting[Mapping[str, str]]] = Setting("prompts", {})
 """Texts by the name of the prompt that they replace; see `afnio.optim.prompts.replace_prompts`."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 from afnio.models.chat_model import ChatModel
 from afnio.models.client import ChatClient
 from afnio.models.request import check_completion_args
-from afnio.runtime.setting import Assignment, Setting
+from afnio.runtime._settings import Assignment, Setting
 
 _model: Final[Setting[ChatModel | None]] = Setting("backward_model", None)
 

@@ -9,7 +9,7 @@ from typing import Any, final
 from afnio.models.client import ChatClient
 from afnio.models.request import ChatRequest, Message
 from afnio.models.response import ChatResponse
-from afnio.runtime import Job
+from afnio.runtime._kernel import Job
 
 
 @final

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models.header_times import DAY, seconds_ahead
 from afnio.models.response import ChatBody, ChatResponse
-from afnio.runtime.told import tell_once
+from afnio.runtime._limits import tell_once
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 LONGEST_WAIT: Final = 600.0

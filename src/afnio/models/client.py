@@ -10,12 +10,12 @@ from afnio.models.rehearsal import rehearsal
 from afnio.models.request import ChatRequest, Message
 from afnio.models.response import ChatResponse
 from afnio.models.spending import governed_price
-from afnio.runtime import Account, Job, Launch, Limits, Slot, Work
-from afnio.runtime.call import ATTEMPT_DEADLINE, Call, Codec, perform
+from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
+from afnio.runtime._kernel import Job, Launch, Slot
+from afnio.runtime._limits import Account, Limits, give_limits
+from afnio.runtime._tracebacks import folding
+from afnio.runtime._waiting import Work, check_blocking
 from afnio.runtime.events import Usage
-from afnio.runtime.fold import folding
-from afnio.runtime.limits import give_limits
-from afnio.runtime.waiting import check_blocking
 
 CODEC: Final = Codec(
     encode=lambda response: response.model_dump_json().encode(),

@@ -30,9 +30,9 @@ from afnio.models.response import ChatResponse
 from afnio.models.sdk_bodies import RAW, bound_bodies
 from afnio.models.silence import Silence
 from afnio.models.transport import AiohttpTransport, Answer, unreachable
-from afnio.runtime import Account, Limits
-from afnio.runtime.call import ATTEMPT_DEADLINE
-from afnio.runtime.callables import is_async
+from afnio.runtime._call import ATTEMPT_DEADLINE
+from afnio.runtime._callables import is_async
+from afnio.runtime._limits import Account, Limits
 
 PATH: Final = "chat/completions"
 DEFAULT_URL: Final = "https://api.openai.com/v1"

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, NoReturn, final
 
-from afnio.runtime.budget.price import Price
+from afnio.runtime._spending import Price
 
 _FILE_KEYS: Final = {"version", "price"}
 _PRICE_KEYS: Final = {"model", "url", "input", "cached", "output"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from afnio.models.price_file import PriceFile
-from afnio.runtime.budget.price import Price, Tier, cost
+from afnio.runtime._spending import Price, Tier, cost
 
 __all__ = ["ENVIRONMENT", "Price", "Tier", "cost", "price_of"]
 

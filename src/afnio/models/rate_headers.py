@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from afnio.models.header_times import seconds_ahead
-from afnio.runtime.limits import NO_LIMIT
-from afnio.runtime.permit import hear_limits
-from afnio.runtime.server_limits import Reading
-from afnio.runtime.told import tell_once
+from afnio.runtime._admission import hear_limits
+from afnio.runtime._limits import NO_LIMIT, Reading, tell_once
 
 _UNITS: Final = {
     "d": 86400.0,

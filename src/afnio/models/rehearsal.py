@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from afnio.models.request import ChatRequest
 from afnio.models.response import ChatResponse
-from afnio.runtime import Job
+from afnio.runtime._kernel import Job
+from afnio.runtime._limits import Account
 from afnio.runtime.events import Usage, unheard
-from afnio.runtime.limits import Account
 
 if TYPE_CHECKING:
     from afnio.models.client import ChatClient

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, final
 
 from afnio.errors import FinalModelError, TransientModelError
-from afnio.runtime import Account, current_runtime
+from afnio.runtime._kernel import current_runtime
+from afnio.runtime._limits import Account
 
 BETWEEN_BYTES: Final = 60.0
 """Seconds without a byte after which a reply that has begun is given up.

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Final, final
 
 from afnio.errors import ModelError
-from afnio.runtime import Account, current_runtime
+from afnio.runtime._kernel import current_runtime
+from afnio.runtime._limits import Account
 
 FIRST_HINT: Final = 30.0
 """Seconds without a reply after which the user is told."""

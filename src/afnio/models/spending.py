@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from afnio.runtime.active_journal import active_journal
-from afnio.runtime.budget import Budget, Item, Ledger, Price, Spent, current_budgets
+from afnio.runtime._budget import Budget, current_budgets
+from afnio.runtime._spending import Item, Ledger, Price, Spent
+from afnio.runtime._waiting import active_journal
 
 if TYPE_CHECKING:
-    from afnio.runtime.journal import Journal
+    from afnio.runtime._journal import Journal
 
 
 async def governed_price(model: str, url: str) -> Price | None:

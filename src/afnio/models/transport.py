@@ -14,7 +14,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from afnio.errors import FinalModelError, TransientModelError, UnreachableError
 from afnio.models.reply_reader import LARGE, MAX_REPLY, ReplyReader
-from afnio.runtime import Account, current_runtime
+from afnio.runtime._kernel import current_runtime
+from afnio.runtime._limits import Account
 
 if TYPE_CHECKING:
     import aiohttp

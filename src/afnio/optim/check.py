@@ -10,7 +10,8 @@ from typing import Any, Final
 from afnio.autodiff import Variable
 from afnio.optim.leak import labels, leaks
 from afnio.optim.validators import refusals
-from afnio.runtime import Job, call_in_node
+from afnio.runtime._callables import call_in_node
+from afnio.runtime._kernel import Job
 
 _PLACEHOLDER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 

@@ -20,8 +20,9 @@ from afnio.optim.change import Change, Evidence
 from afnio.optim.check import FEW, check
 from afnio.optim.optimizer import Optimizer
 from afnio.optim.step import Decision, Update
-from afnio.runtime import Failure, Job, Slot, call_in_node
-from afnio.runtime.waiting import wait_async
+from afnio.runtime._callables import call_in_node
+from afnio.runtime._kernel import Failure, Job, Slot
+from afnio.runtime._waiting import wait_async
 
 POOL: Final = 256
 """Examples that are kept to choose from, the best; of equals the first."""

@@ -12,9 +12,10 @@ from afnio.autodiff import Variable, bind, enable_grad, no_grad
 from afnio.autodiff.data import plain
 from afnio.autodiff.resolve import resolve
 from afnio.autodiff.sweep import launch_grad
-from afnio.runtime import current_scope, scope, to_thread, tolerate
-from afnio.runtime.callables import is_async
-from afnio.runtime.priority import Priority, prioritised
+from afnio.runtime._callables import is_async, to_thread, tolerate
+from afnio.runtime._kernel import current_scope
+from afnio.runtime._settings import Priority, prioritised
+from afnio.runtime._waiting import scope
 
 Evaluate = Callable[[Any], Any]
 """Called with a batch; returns its score, or a tuple that begins with it. `def` or `async def`."""

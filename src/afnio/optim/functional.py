@@ -14,7 +14,8 @@ from afnio.optim.momentum import remember, window
 from afnio.optim.rewrite import rewrite
 from afnio.optim.step import Propose, Update, launch_step
 from afnio.optim.tgd import Messages, check_options, listed, reduced
-from afnio.runtime import Job, Launch, Work
+from afnio.runtime._kernel import Job, Launch
+from afnio.runtime._waiting import Work
 
 
 def tgd(

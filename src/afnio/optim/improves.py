@@ -16,9 +16,8 @@ from afnio.optim.racing import Race, Verdict
 from afnio.optim.reduce import Reduced, gathered_of
 from afnio.optim.step import Acceptance, Decision, Round
 from afnio.optim.trial import NotTriedError, Trial, UnitScores
-from afnio.runtime import Job
-from afnio.runtime.scope import within
-from afnio.runtime.seed import draw_seed
+from afnio.runtime._kernel import Job, within
+from afnio.runtime._settings import draw_seed
 
 TRIED = 64
 """Rejected candidates that are not evaluated again for the same incumbent."""

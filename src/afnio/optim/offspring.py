@@ -19,9 +19,10 @@ from afnio.optim.merge import Merge
 from afnio.optim.pareto import Member
 from afnio.optim.reduce import gathered_of
 from afnio.optim.step import Round, for_each
-from afnio.runtime import Job, scope
-from afnio.runtime.priority import Priority
-from afnio.runtime.tolerance import quorum_holds
+from afnio.runtime._callables import quorum_holds
+from afnio.runtime._kernel import Job
+from afnio.runtime._settings import Priority
+from afnio.runtime._waiting import scope
 
 Credit = Literal["share", "round_robin", "all"]
 Scores = list[float | None]

@@ -24,11 +24,10 @@ from afnio.optim.step import (
     launch_joint_step,
     launch_step,
 )
-from afnio.runtime import Job, Launch, Slot, Work
-from afnio.runtime.callables import is_async
-from afnio.runtime.fold import folding
-from afnio.runtime.scope import within
-from afnio.runtime.waiting import wait, wait_async
+from afnio.runtime._callables import is_async
+from afnio.runtime._kernel import Job, Launch, Slot, within
+from afnio.runtime._tracebacks import folding
+from afnio.runtime._waiting import Work, wait, wait_async
 
 REMEMBERED: Final = 8
 """Rejected proposals that a parameter's state keeps for the next prompt."""

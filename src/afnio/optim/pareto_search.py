@@ -15,9 +15,9 @@ from afnio.optim.merge import possible_merges, trial_samples
 from afnio.optim.offspring import Credit, Merged, Mutation, Offspring, Scores, Workshop, side_by_side
 from afnio.optim.pareto import Member, Pool
 from afnio.optim.step import Acceptance, Decision, Round
-from afnio.runtime import Job, scope
-from afnio.runtime.scope import within
-from afnio.runtime.seed import draw_seed
+from afnio.runtime._kernel import Job, within
+from afnio.runtime._settings import draw_seed
+from afnio.runtime._waiting import scope
 
 
 @final

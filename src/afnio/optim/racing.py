@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, final
 
 from afnio.optim.paired import chance, differences, each_alpha, p_value
-from afnio.runtime.tolerance import quorum_holds
+from afnio.runtime._callables import quorum_holds
 
 FUTILE: Final = 0.10
 """Chance of being accepted below which a candidate is out."""

@@ -11,7 +11,7 @@ from afnio.autodiff.variable import gradient
 from afnio.cognitive.reduction import BUDGET, QUORUM, Reduction, reduce_feedback
 from afnio.models import ChatModel
 from afnio.optim.change import Evidence
-from afnio.runtime import Job
+from afnio.runtime._kernel import Job
 
 
 @final

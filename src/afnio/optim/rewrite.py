@@ -17,7 +17,7 @@ from afnio.optim.change import Change
 from afnio.optim.check import check, words_in
 from afnio.optim.prompts import TGD_SCHEMA, tgd_sections, wording
 from afnio.optim.reduce import Reduced, evidence_of, gathered_of
-from afnio.runtime import Job
+from afnio.runtime._kernel import Job
 
 SECTIONS: Final = ("role", "variable", "constraints", "history", "rejected", "feedback")
 """Placeholders that `messages` may use beside those of `inputs`."""

@@ -12,11 +12,9 @@ from afnio.autodiff import Variable
 from afnio.errors import LaunchCancelledError
 from afnio.likeness import distinct, reason
 from afnio.optim.change import Candidate, Change
-from afnio.runtime import Failure, Job, Launch, Slot
+from afnio.runtime._kernel import Body, Failure, Job, Launch, Outcomes, Recover, Slot, note_place, within
+from afnio.runtime._waiting import wait_async
 from afnio.runtime.events import StepEnded, emit
-from afnio.runtime.launch import Body, Outcomes, Recover, note_place
-from afnio.runtime.scope import within
-from afnio.runtime.waiting import wait_async
 
 T = TypeVar("T")
 

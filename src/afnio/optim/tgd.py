@@ -21,9 +21,10 @@ from afnio.optim.optimizer import Optimizer
 from afnio.optim.reduce import Reduced, gathered_of, reduce
 from afnio.optim.rewrite import SECTIONS, rewrite
 from afnio.optim.step import Acceptance
-from afnio.runtime import Job, Work
-from afnio.runtime.fold import folding
-from afnio.runtime.seed import draw_seed
+from afnio.runtime._kernel import Job
+from afnio.runtime._settings import draw_seed
+from afnio.runtime._tracebacks import folding
+from afnio.runtime._waiting import Work
 
 LEAST_FEEDBACK: Final = 200
 """Tokens of feedback that a prompt must be allowed to show: below, no summary would say anything."""

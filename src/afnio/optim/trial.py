@@ -13,9 +13,10 @@ from afnio.optim.evaluation import Evaluate, digest, scores_of
 from afnio.optim.holdout import Block, Holdout
 from afnio.optim.racing import Race
 from afnio.optim.step import Round, proposals
-from afnio.runtime import Job, scope
-from afnio.runtime.crowd import Crowd, crowd
-from afnio.runtime.priority import Priority
+from afnio.runtime._admission import Crowd, crowd
+from afnio.runtime._kernel import Job
+from afnio.runtime._settings import Priority
+from afnio.runtime._waiting import scope
 
 UnitScores = dict[int, list[float | None]]
 """Scores by number of the held-out sample; a list of one."""

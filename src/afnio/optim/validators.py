@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from afnio.runtime import Job, call_in_node
+from afnio.runtime._callables import call_in_node
+from afnio.runtime._kernel import Job
 
 
 async def refusals(job: Job, value: str, validators: Sequence[Any]) -> list[str]:

@@ -1,23 +1,54 @@
-"""The engine: tasks, slots, admission, retries, events. It knows no text, no gradients, no HTTP."""
+"""The engine: slots, launches, scopes, limits, retries, journal, budgets, events. It knows no text and no HTTP."""
 
 from __future__ import annotations
 
-from afnio.runtime.callables import call_in_node as call_in_node
-from afnio.runtime.callables import run as run
-from afnio.runtime.callables import to_thread as to_thread
-from afnio.runtime.launch import Job as Job
-from afnio.runtime.launch import Launch as Launch
-from afnio.runtime.limits import Account as Account
-from afnio.runtime.limits import Limits as Limits
-from afnio.runtime.runtime import close as close
-from afnio.runtime.runtime import current_runtime as current_runtime
-from afnio.runtime.scope import Scope as Scope
-from afnio.runtime.scope import current_scope as current_scope
-from afnio.runtime.scope import scope as scope
-from afnio.runtime.slot import NO_FEEDBACK as NO_FEEDBACK
-from afnio.runtime.slot import PENDING as PENDING
-from afnio.runtime.slot import Failure as Failure
-from afnio.runtime.slot import Slot as Slot
-from afnio.runtime.tolerance import tolerate as tolerate
-from afnio.runtime.waiting import set_sync_mode as set_sync_mode
-from afnio.runtime.work import Work as Work
+from afnio._public import show_in
+from afnio.runtime._budget import Budget, budget
+from afnio.runtime._callables import call_in_node, run, to_thread, tolerate
+from afnio.runtime._kernel import (
+    NO_FEEDBACK,
+    PENDING,
+    Failure,
+    Job,
+    Launch,
+    Scope,
+    Slot,
+    close,
+    current_runtime,
+    current_scope,
+)
+from afnio.runtime._limits import Account, Limits
+from afnio.runtime._settings import priority
+from afnio.runtime._spending import Ledger, Price, Tier
+from afnio.runtime._waiting import Work, journal, scope, set_sync_mode
+
+__all__ = [
+    "Account",
+    "Budget",
+    "Failure",
+    "Job",
+    "Launch",
+    "Ledger",
+    "Limits",
+    "NO_FEEDBACK",
+    "PENDING",
+    "Price",
+    "Scope",
+    "Slot",
+    "Tier",
+    "Work",
+    "budget",
+    "call_in_node",
+    "close",
+    "current_runtime",
+    "current_scope",
+    "journal",
+    "priority",
+    "run",
+    "scope",
+    "set_sync_mode",
+    "to_thread",
+    "tolerate",
+]
+
+show_in(__name__, globals(), __all__)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from afnio.runtime.setting import Setting
+from afnio.runtime._settings import Setting
 
 
 @dataclass(frozen=True, slots=True)

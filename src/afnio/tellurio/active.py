@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING
 
-from afnio.runtime.active_journal import active_journal
+from afnio.runtime._settings import seed_source
+from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import recorder
-from afnio.runtime.seed import seed_source
 
 if TYPE_CHECKING:
     from afnio.tellurio.run import Run

@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
-from afnio.runtime.lock_file import LockFile, LockHeldError
-from afnio.runtime.private_folder import make_private_folder
+from afnio.runtime._files import LockFile, LockHeldError, make_private_folder
 
 ATTEMPTS: Final = 20
 

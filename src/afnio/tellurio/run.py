@@ -14,10 +14,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
-from afnio.runtime import scope
-from afnio.runtime.active_journal import active_journal
+from afnio.runtime._settings import seed_source
+from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import recorder
-from afnio.runtime.seed import seed_source
 from afnio.tellurio import active
 from afnio.tellurio.json_value import as_text, encode
 from afnio.tellurio.run_events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import TracebackType
 
-    from afnio.runtime.journal import Journal
+    from afnio.runtime._journal import Journal
     from afnio.tellurio.lease import Lease
     from afnio.tellurio.sink_thread import SinkThread
 

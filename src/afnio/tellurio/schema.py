@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from afnio.errors import AfnioError
-from afnio.runtime.private_folder import make_private_folder
+from afnio.runtime._files import make_private_folder
 from afnio.tellurio.tables import UPGRADES, VERSION
 
 if TYPE_CHECKING:

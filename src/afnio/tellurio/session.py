@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, overload
 
 from afnio.errors import JournalError
-from afnio.runtime.journal import Journal, JournalLockedError
-from afnio.runtime.lock_file import LockHeldError
+from afnio.runtime._files import LockHeldError
+from afnio.runtime._journal import Journal
+from afnio.runtime._journal_file import JournalLockedError
 from afnio.tellurio import active
 from afnio.tellurio.identity import program_identity
 from afnio.tellurio.json_value import encode

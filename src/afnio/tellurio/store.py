@@ -11,9 +11,9 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from afnio.runtime.admission import calls_on_wire
+from afnio.runtime._admission import calls_on_wire
+from afnio.runtime._kernel import calls_under_way
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
-from afnio.runtime.runtime import calls_under_way
 from afnio.tellurio.json_value import encode
 from afnio.tellurio.provenance import git_commit, platform_facts, versions
 from afnio.tellurio.recording import Recording

@@ -19,8 +19,8 @@ from afnio.cognitive import Parameter
 from afnio.errors import FinalModelError
 from afnio.models import ChatClient, ChatRequest
 from afnio.optim import Optimizer
-from afnio.runtime import run, scope
-from afnio.runtime.active_journal import journal
+from afnio.runtime._callables import run
+from afnio.runtime._waiting import journal, scope
 from afnio.serialization import load, save
 from afnio.testing.scripted import ScriptedClient
 

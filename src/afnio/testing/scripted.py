@@ -13,7 +13,7 @@ from afnio.errors import FinalModelError
 from afnio.models.client import ChatClient
 from afnio.models.request import ChatRequest
 from afnio.models.response import ChatResponse
-from afnio.runtime import Account, Limits
+from afnio.runtime._limits import Account, Limits
 from afnio.runtime.events import Usage
 
 Reply = str | dict[str, Any] | ChatResponse | BaseException

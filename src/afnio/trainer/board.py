@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import final
 
-from afnio.runtime import current_runtime
-from afnio.runtime.admission import on_wire
-from afnio.runtime.budget import Budget, current_budgets
+from afnio.runtime._admission import on_wire
+from afnio.runtime._budget import Budget, current_budgets
+from afnio.runtime._kernel import current_runtime
 from afnio.trainer.pace import Pace
 from afnio.trainer.quantities import clock, metrics, money, number, short
 from afnio.trainer.state import LoopState, Phase, Plan

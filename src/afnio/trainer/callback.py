@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, final
 
 from afnio.errors import AfnioError, BudgetExceeded, JournalError
-from afnio.runtime import scope, to_thread
+from afnio.runtime._callables import to_thread
+from afnio.runtime._waiting import scope
 
 if TYPE_CHECKING:
     from afnio.cognitive import Module

@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from afnio.archive import TEMPORARY, replace
 from afnio.errors import CheckpointError
-from afnio.runtime.lock_file import LockFile, LockHeldError
+from afnio.runtime._files import LockFile, LockHeldError
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.ranking import Ranking
 

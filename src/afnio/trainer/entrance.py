@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 import anyio
 
 from afnio.errors import BlockingReadError
-from afnio.runtime.loop import parking, running_library
-from afnio.runtime.waiting import may_block
+from afnio.runtime._loop import parking, running_library
+from afnio.runtime._waiting import may_block
 from afnio.trainer.tasks import alone, task_group
 
 T = TypeVar("T")

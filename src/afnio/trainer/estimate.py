@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from afnio.models.prices import Price, cost
+from afnio.runtime._limits import Account, given_limits
 from afnio.runtime.events import Usage
-from afnio.runtime.limits import Account, given_limits
 from afnio.trainer.quantities import clock, money
 
 MINUTE = 60.0

@@ -12,9 +12,8 @@ from afnio.autodiff.resolve import resolve
 from afnio.cognitive import Module
 from afnio.cognitive.training import mode
 from afnio.errors import BatchError
-from afnio.runtime import scope, tolerate
-from afnio.runtime.callables import is_async
-from afnio.runtime.tolerance import current_quorum
+from afnio.runtime._callables import current_quorum, is_async, tolerate
+from afnio.runtime._waiting import scope
 from afnio.trainer.feed import Pass, batches
 from afnio.trainer.metric import Outcome, combined
 from afnio.trainer.quorum import check_quorum, errors_of, lenient, raise_fatal

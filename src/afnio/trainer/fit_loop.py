@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from afnio.cognitive import Module
 from afnio.errors import BudgetExceeded, JournalError
 from afnio.optim import Optimizer
-from afnio.runtime import scope
+from afnio.runtime._waiting import scope
 from afnio.trainer.callback import StopTraining, stopping
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.evaluation import Evaluation

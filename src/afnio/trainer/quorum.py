@@ -15,7 +15,7 @@ from afnio.errors import (
     ReplyError,
     TransientModelError,
 )
-from afnio.runtime.tolerance import quorum_holds
+from afnio.runtime._callables import quorum_holds
 from afnio.trainer.metric import Outcome
 
 E = TypeVar("E", bound=BaseException)

@@ -16,9 +16,10 @@ from afnio.cognitive.training import mode
 from afnio.models.prices import price_of
 from afnio.models.rehearsal import Rehearsed, rehearsing, stage
 from afnio.optim import Optimizer
-from afnio.runtime import scope, tolerate
-from afnio.runtime.limits import Account
-from afnio.runtime.seed import seed_source
+from afnio.runtime._callables import tolerate
+from afnio.runtime._limits import Account
+from afnio.runtime._settings import seed_source
+from afnio.runtime._waiting import scope
 from afnio.trainer.estimate import Estimate, Item
 from afnio.trainer.feed import Fetched
 from afnio.trainer.options import Options

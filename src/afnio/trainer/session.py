@@ -13,10 +13,12 @@ import anyio
 import anyio.to_thread
 
 from afnio.models.spending import earlier_ledger
-from afnio.runtime import current_scope, scope, tolerate
-from afnio.runtime.active_journal import active_journal, journal
-from afnio.runtime.budget import Budget, Ledger
-from afnio.runtime.seed import seed_source
+from afnio.runtime._budget import Budget
+from afnio.runtime._callables import tolerate
+from afnio.runtime._kernel import current_scope
+from afnio.runtime._settings import seed_source
+from afnio.runtime._spending import Ledger
+from afnio.runtime._waiting import active_journal, journal, scope
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.folder import JOURNAL
 from afnio.trainer.options import Options

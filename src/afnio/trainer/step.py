@@ -12,10 +12,8 @@ from afnio.cognitive import Module
 from afnio.cognitive.training import mode, recorder
 from afnio.errors import BatchError
 from afnio.optim import Optimizer
-from afnio.runtime import Work, scope, to_thread, tolerate
-from afnio.runtime.callables import is_async
-from afnio.runtime.tolerance import current_quorum
-from afnio.runtime.waiting import sync_mode, wait_async
+from afnio.runtime._callables import current_quorum, is_async, to_thread, tolerate
+from afnio.runtime._waiting import Work, scope, sync_mode, wait_async
 from afnio.trainer.feed import Fetched
 from afnio.trainer.metric import Outcome, combined
 from afnio.trainer.quorum import FEEDBACK, check_quorum, errors_of, lenient, raise_fatal

@@ -11,7 +11,7 @@ from typing import Any, final
 from afnio.autodiff import Variable
 from afnio.cognitive.evaluator import Score
 from afnio.errors import BatchError, BudgetExceeded, JournalError
-from afnio.runtime.waiting import wait_async
+from afnio.runtime._waiting import wait_async
 from afnio.trainer.metric import Metric, Outcome
 
 

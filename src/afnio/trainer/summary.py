@@ -19,8 +19,7 @@ from afnio.models import ChatClient, ChatModel
 from afnio.models.prices import Price, price_of
 from afnio.models.rehearsal import CHARACTERS_PER_TOKEN
 from afnio.optim import Optimizer
-from afnio.runtime import Limits
-from afnio.runtime.limits import given_limits
+from afnio.runtime._limits import Limits, given_limits
 
 WIDTH: Final = 110
 """Columns of the text, where the terminal has no fewer."""

@@ -37,6 +37,6 @@ def alone(error: BaseException) -> BaseException:
 
 
 def _on_a_loop() -> bool:
-    from afnio.runtime.loop import running_library
+    from afnio.runtime._loop import running_library
 
     return running_library() is not None

@@ -17,8 +17,8 @@ import anyio.to_thread
 from afnio.cognitive import Module
 from afnio.errors import CheckpointError
 from afnio.optim import Optimizer
-from afnio.runtime.budget import Ledger
-from afnio.runtime.fold import folding
+from afnio.runtime._spending import Ledger
+from afnio.runtime._tracebacks import folding
 from afnio.trainer.callback import Callbacks, stopping
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.checkpoints import Checkpoints

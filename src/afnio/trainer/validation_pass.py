@@ -10,8 +10,8 @@ import anyio
 
 from afnio.autodiff import bind
 from afnio.errors import BudgetExceeded
-from afnio.runtime import scope
-from afnio.runtime.priority import priority
+from afnio.runtime._settings import priority
+from afnio.runtime._waiting import scope
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.counters import Counters
 from afnio.trainer.evaluation import Evaluation

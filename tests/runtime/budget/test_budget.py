@@ -14,21 +14,12 @@ import pytest
 from budgets import ITEM, PRICE, FakeRuntime, estimate, turns
 
 from afnio.errors import BudgetExceeded, FinalModelError, RateLimitedError, TransientModelError
-from afnio.runtime import Launch, Slot, current_runtime
-from afnio.runtime.budget import (
-    Budget,
-    Estimate,
-    Ledger,
-    Reservation,
-    Spent,
-    UnknownPriceError,
-    budget,
-    current_budgets,
-    reserve,
-)
+from afnio.runtime import Budget, Launch, Ledger, Slot, budget, current_runtime
+from afnio.runtime._budget import Reservation, current_budgets, reserve
+from afnio.runtime._limits import DEFAULT_OUTPUT
+from afnio.runtime._spending import Estimate, Spent, UnknownPriceError
+from afnio.runtime._waiting import wait
 from afnio.runtime.events import Usage
-from afnio.runtime.output_estimate import DEFAULT_OUTPUT
-from afnio.runtime.waiting import wait
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError
 from afnio.models import ChatResponse, Usage
-from afnio.runtime.budget import UnknownPriceError
+from afnio.runtime._spending import UnknownPriceError
 from afnio.testing import ScriptedClient
 
 ASK = {"messages": [{"role": "user", "content": "x" * 40}], "model": "m"}
@@ -143,7 +143,7 @@ def test_a_cancelled_call_is_unknown(tmp_path: Path) -> None:
     total = anyio.run(main)
     assert asked.is_set()
     assert (1, 100) == (total.unknown, total.reserved.completion_tokens)
-    from afnio.runtime.journal import Journal
+    from afnio.runtime._journal import Journal
 
     stat = Journal.stat(tmp_path / "j").total
     assert (1, 100) == (stat.unknown, stat.reserved.completion_tokens)
@@ -162,7 +162,7 @@ def test_time_ends_what_is_on_the_wire(tmp_path: Path) -> None:
     total = budget.ledger.total
     assert ("max_seconds", 1, 100) == (caught.value.limit, total.unknown, total.reserved.completion_tokens)
     assert 0 == client._open
-    from afnio.runtime.journal import Journal
+    from afnio.runtime._journal import Journal
 
     assert (0, 1) == (Journal.stat(tmp_path / "j").total.calls, Journal.stat(tmp_path / "j").total.unknown)
 

@@ -12,7 +12,8 @@ from budgets import ITEM, PRICE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.runtime.budget import COLUMNS, Item, Ledger, Price, Spent, Tier, cost
+from afnio.runtime import Ledger, Price, Tier
+from afnio.runtime._spending import COLUMNS, Item, Spent, cost
 from afnio.runtime.events import Usage
 
 COUNTS = st.integers(0, 10**9)

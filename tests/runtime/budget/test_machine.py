@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from afnio.errors import BudgetExceeded
-from afnio.runtime.budget import Budget, Reservation, Spent, cost, reservation_of
+from afnio.runtime import Budget
+from afnio.runtime._budget import Reservation, reservation_of
+from afnio.runtime._spending import Spent, cost
 from afnio.runtime.events import Usage
 
 WHICH = st.integers(0, 1000)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from afnio.runtime.journal import Journal, Record
+from afnio.runtime._journal import Journal
+from afnio.runtime._journal_file import Record
 
 Reply = Callable[..., Record]
 Script = Callable[..., Any]
@@ -20,7 +21,8 @@ Script = Callable[..., Any]
 PRELUDE = """
 import itertools, os, sys, threading
 from afnio.errors import JournalError
-from afnio.runtime.journal import Journal, JournalForkedError, JournalLockedError, Record
+from afnio.runtime._journal import Journal
+from afnio.runtime._journal_file import JournalForkedError, JournalLockedError, Record
 path = sys.argv[1]
 def reply(address, payload=b"", **fields):
     return Record(**{"address": address, "scope": "", "key": "aa", "model": "m", "purpose": "forward",

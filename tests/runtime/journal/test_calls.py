@@ -17,10 +17,10 @@ from virtual import virtual_runtime
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, JournalError, TransientModelError
-from afnio.runtime import current_runtime
+from afnio.runtime import _journal_file, current_runtime
+from afnio.runtime._call import _Flights
+from afnio.runtime._journal import Journal
 from afnio.runtime.events import CallEnded, CallReplayed, subscribed
-from afnio.runtime.flight import _Flights
-from afnio.runtime.journal import Journal, writer
 from afnio.testing import ScriptedClient
 
 DEAD = FinalModelError("the provider is gone")
@@ -203,7 +203,7 @@ def test_a_full_disk_stops_new_calls(tmp_path: Path, monkeypatch: pytest.MonkeyP
     client = ScriptedClient("hi")
     ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
     with afnio.journal(tmp_path / "j"):
-        monkeypatch.setattr(writer, "_insert", full)
+        monkeypatch.setattr(_journal_file, "_insert", full)
         assert "hi" == client.chat(**ask).content
         with pytest.raises(JournalError, match=str(tmp_path)):
             client.chat(**ask)

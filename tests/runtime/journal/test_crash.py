@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from afnio.runtime.journal import Journal
+from afnio.runtime._journal import Journal
 
 if TYPE_CHECKING:
     from conftest import Script

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from afnio.errors import JournalError
-from afnio.runtime.journal import Journal, schema
+from afnio.runtime import _journal_file
+from afnio.runtime._journal import Journal
 
 if TYPE_CHECKING:
     from conftest import Reply, Script
@@ -76,7 +77,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> type[Failing]:
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
-    monkeypatch.setattr(schema, "connect_writer", connect)
+    monkeypatch.setattr(_journal_file, "connect_writer", connect)
     monkeypatch.setattr(Failing, "statement", "")
     monkeypatch.setattr(Failing, "fails", 0)
     return Failing

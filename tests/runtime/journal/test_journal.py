@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from afnio.errors import JournalError
+from afnio.runtime._journal import Journal
+from afnio.runtime._journal_file import Item, JournalClosedError, Record, Spent
 from afnio.runtime.events import Usage
-from afnio.runtime.journal import Item, Journal, JournalClosedError, Record, Spent
 
 if TYPE_CHECKING:
     from conftest import Reply, Script

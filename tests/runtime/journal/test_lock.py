@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from afnio.errors import JournalError
-from afnio.runtime.journal import Journal, JournalForkedError, JournalLockedError
-from afnio.runtime.journal.lock import Lock
+from afnio.runtime._journal import Journal, Lock
+from afnio.runtime._journal_file import JournalForkedError, JournalLockedError
 
 if TYPE_CHECKING:
     from conftest import Reply, Script

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from afnio.runtime.journal import Journal, ProgramChanged
+from afnio.runtime._journal import Journal, ProgramChanged
 
 if TYPE_CHECKING:
     from conftest import Reply

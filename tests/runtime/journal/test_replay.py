@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from afnio.runtime.journal import Journal, Record, schema
+from afnio.runtime import _journal_file
+from afnio.runtime._journal import Journal
+from afnio.runtime._journal_file import Record
 
 ADDRESSES = st.sampled_from([f"s/{number}" for number in range(12)])
 KEYS = st.sampled_from(["aa", "bb", "cc"])
@@ -40,8 +42,8 @@ class Replay(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.mkdtemp()
         self.path = Path(self.folder) / "calls.journal"
-        self.original = schema.connect_writer
-        schema.connect_writer = connect  # type: ignore[assignment]
+        self.original = _journal_file.connect_writer
+        _journal_file.connect_writer = connect  # type: ignore[assignment]
         self.program: dict[str, str] = {}
         self.acknowledged: dict[str, bytes] = {}
         self.paid = 0
@@ -101,7 +103,7 @@ class Replay(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.journal.close()
         assert len(self.acknowledged) == Journal.stat(self.path).records
-        schema.connect_writer = self.original
+        _journal_file.connect_writer = self.original
         shutil.rmtree(self.folder)
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from afnio.errors import JournalError
-from afnio.runtime.journal import Journal, JournalFormatError, schema
+from afnio.runtime import _journal_file
+from afnio.runtime._journal import Journal
+from afnio.runtime._journal_file import JournalFormatError
 
 if TYPE_CHECKING:
     from conftest import Reply, Script
@@ -35,7 +37,7 @@ def foreign(path: Path) -> None:
 
 def newer(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {_journal_file.VERSION + 1}")
 
 
 def older(path: Path) -> None:
@@ -111,7 +113,7 @@ def test_damaged_reply_is_found_when_it_is_taken(full: Path) -> None:
 
 def test_page_damaged_meanwhile(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the check at opening doesn't see is refused when it is read."""
-    monkeypatch.setattr(schema, "CHECKED_BYTES", 0)
+    monkeypatch.setattr(_journal_file, "CHECKED_BYTES", 0)
     data = full.read_bytes()
     full.write_bytes(data[:8192] + bytes(len(data) - 8192))
     with pytest.raises(JournalFormatError, match="is corrupt"), Journal.open(full) as journal:
@@ -152,7 +154,7 @@ def test_writer_that_cannot_connect(full: Path, monkeypatch: pytest.MonkeyPatch)
     def refuse(path: Path) -> sqlite3.Connection:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(schema, "connect_writer", refuse)
+    monkeypatch.setattr(_journal_file, "connect_writer", refuse)
     with pytest.raises(JournalError, match=r"can't be read \(disk I/O error\)"):
         Journal.open(full)
     monkeypatch.undo()

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from afnio.runtime._journal import Journal
+from afnio.runtime._journal_file import Item, Spent
 from afnio.runtime.events import Usage
-from afnio.runtime.journal import Item, Journal, Spent
 
 if TYPE_CHECKING:
     from conftest import Reply, Script

@@ -23,7 +23,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio.errors import TransientModelError
 from afnio.models import ChatRequest
-from afnio.runtime import retry
+from afnio.runtime import _retries
 from afnio.tellurio.sinks.opentelemetry import OpenTelemetrySink
 from afnio.testing import ScriptedClient
 
@@ -156,7 +156,7 @@ async def test_attributes_of_a_call(spans: Spans) -> None:
 
 async def test_retries_and_failures(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt each, with its error; the call that failed for good is an error too."""
-    monkeypatch.setattr(retry, "BACKOFF_FIRST", 0.001)
+    monkeypatch.setattr(_retries, "BACKOFF_FIRST", 0.001)
     client = ScriptedClient([TransientModelError("busy"), "ok", ValueError("broken")])
     ask = {"messages": [{"role": "user", "content": "hi"}], "model": "m"}
     with OpenTelemetrySink(spans.provider):

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from afnio.runtime.seed import seed_source
+from afnio.runtime._settings import seed_source
 from afnio.utils.data import BatchSampler, DataLoader, PrioritizedSampler
 
 

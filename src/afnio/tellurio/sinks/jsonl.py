@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any, Final, final
 
-from afnio.runtime.private_folder import make_private_folder
+from afnio.runtime._files import make_private_folder
 from afnio.tellurio.sinks.sink import Moment, Sink
 
 TEXTS: Final = frozenset(

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from itertools import accumulate, chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
-from afnio.runtime.seed import draw_seed
+from afnio.runtime._settings import draw_seed
 from afnio.utils.data.cursor import Cursor
 
 if TYPE_CHECKING:

@@ -1,20 +1,20 @@
 """Fold: errors show the user's frames, not those of the engine and of the libraries that it runs on.
 
 A lane fails several tasks and threads away from the line that reads it. The frames between are the same for
-every error and explain none.
-"""
+every error and explain none."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from afnio.errors import AfnioError
 from afnio.likeness import text_of
-from afnio.runtime.line import is_engine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -116,3 +116,36 @@ def _linked(entries: Iterable[TracebackType]) -> TracebackType | None:
     for entry in reversed(list(entries)):
         linked = TracebackType(linked, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     return linked
+
+
+# Line: where in the user's code a launch happened.
+
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_PROGRAMS = _PACKAGE + "demo" + os.sep
+"""Programs that come with the package; to the engine they are users."""
+
+
+class Line(NamedTuple):
+    """A place in the user's code, shown as `file:number in function`."""
+
+    file: str
+    number: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number} in {self.function}"
+
+
+def caller_line() -> Line:
+    """Return the innermost line of the call stack that is not Afnio's own."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and is_engine(frame.f_code.co_filename):
+        frame = frame.f_back
+    code = frame.f_code
+    return Line(code.co_filename, frame.f_lineno, code.co_name)
+
+
+def is_engine(file: str) -> bool:
+    """Whether `file` is of the package, and none of the programs that come with it."""
+    return file.startswith(_PACKAGE) and not file.startswith(_PROGRAMS)

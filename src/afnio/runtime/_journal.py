@@ -1,4 +1,4 @@
-"""Journal: the replies that were paid for, on disk before anybody sees them."""
+"""Lock: one process, and one journal object of it, holds a journal at a time."""
 
 from __future__ import annotations
 
@@ -7,25 +7,187 @@ import os
 import sqlite3
 import time
 import weakref
+from array import array
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, final
+from typing import Final, Literal, Protocol, Self, final
 
 from afnio.errors import JournalError
+from afnio.runtime import _journal_file
+from afnio.runtime._files import LockFile, LockHeldError, make_private_folder
+from afnio.runtime._journal_file import (
+    Done,
+    Entry,
+    Item,
+    JournalClosedError,
+    JournalForkedError,
+    JournalLockedError,
+    JournalStat,
+    Reader,
+    Record,
+    Spent,
+    Writer,
+)
 from afnio.runtime.events import Usage
-from afnio.runtime.journal import schema
-from afnio.runtime.journal.errors import JournalClosedError, JournalForkedError
-from afnio.runtime.journal.ledger import Item, Spent
-from afnio.runtime.journal.lock import Lock
-from afnio.runtime.journal.matching import Matching, ProgramChanged, Resume, Reuse
-from afnio.runtime.journal.reader import Reader
-from afnio.runtime.journal.record import Record
-from afnio.runtime.journal.stat import JournalStat
-from afnio.runtime.journal.writer import Done, Entry, Writer
-from afnio.runtime.private_folder import make_private_folder
+
+
+@final
+class Lock:
+    """A lock file beside a journal.
+
+    The database itself can't carry the lock: closing a descriptor of a file drops the locks that SQLite holds
+    on that file in the same process.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lock = Lock(pathlib.Path(folder) / "calls.journal")
+    ...     lock.release()
+
+    Raises:
+        JournalLockedError: somebody else holds it.
+        JournalError: the folder can't be written, or its file system knows no locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(path.name + ".lock")
+        try:
+            self._file = LockFile(self.path)
+        except LockHeldError as error:
+            raise _refusal(path, error.holder) from error
+        except OSError as error:
+            raise JournalError(
+                f"The folder [{path.parent}] takes no lock file for the journal ({error}); "
+                "name a path in a local folder that you may write to."
+            ) from error
+
+    def release(self) -> None:
+        """Let go of the journal, in the process that took it; more than once does no harm."""
+        self._file.release()
+
+
+def _refusal(journal: Path, holder: int | None) -> JournalLockedError:
+    if holder == os.getpid():
+        message = f"The journal [{journal}] is open in this process already; close it first."
+    else:
+        who = "another process" if holder is None else f"the process [{holder}]"
+        message = f"The journal [{journal}] is in use by {who}; wait for its end, or name another path."
+    return JournalLockedError(message, holder)
+
+
+# Matching: which record answers a call.
+#
+# *Resume* repeats a run: a call gets the reply that its own address got, if it asks the same. Where the
+# program has changed, the rest of the scope takes what it asked before, wherever in the scope that was.
+# *Reuse* is a cache across runs: the n-th use of a request in a run gets the n-th reply on record.
+
+
+_NONE_LEFT: Final = array("q")
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramChanged:
+    """An address asks for something else than it did when the journal was written.
+
+    Attributes:
+        recorded: key of the request on record.
+        asked: key of the request made now.
+    """
+
+    address: str
+    scope: str
+    recorded: str
+    asked: str
+
+    def __str__(self) -> str:
+        return (
+            f"The program has changed: at [{self.address}] it made the request [{self.recorded[:12]}], and now "
+            f"makes [{self.asked[:12]}]; from here on this scope takes recorded replies to equal requests."
+        )
+
+
+class Matching(Protocol):
+    """Chooses among the records that were there when the journal was opened; from one thread."""
+
+    def take(self, address: str, key: bytes, scope: str) -> Record | None: ...
+
+
+@final
+class Resume:
+    """Answers an address with its own record, each record once.
+
+    Of several records of one address and key the newest session's goes first: a changed program left its
+    own behind, and is resumed from them. `moved(address, scope, id, record)` is called for a reply that
+    another address gave up, to record that this address had it.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        changed: Callable[[ProgramChanged], object],
+        moved: Callable[[str, str, int, Record], object],
+    ) -> None:
+        self._reader = reader
+        self._used = bytearray(reader.last + 1)
+        self._tell_changed = changed
+        self._tell_moved = moved
+        self._changed: set[str] = set()
+        self._left: dict[tuple[str, bytes], array[int]] = {}
+
+    def take(self, address: str, key: bytes, scope: str) -> Record | None:
+        on_record = self._reader.at(address)
+        same = [found for found in on_record if found.key == key]
+        for found in same:
+            if not self._used[found.reply]:
+                record = self._reader.record(found)
+                self._used[found.reply] = True
+                return record
+        if on_record and not same and scope not in self._changed:
+            self._changed.add(scope)
+            self._tell_changed(ProgramChanged(address, scope, on_record[0].key.hex(), key.hex()))
+        return self._take_moved(address, key, scope) if scope in self._changed else None
+
+    def _take_moved(self, address: str, key: bytes, scope: str) -> Record | None:
+        left = self._left.get((scope, key))
+        if left is None:
+            left = self._left[scope, key] = _stack(self._reader.replies(key, scope))
+        while left:
+            number = left.pop()
+            if not self._used[number]:
+                record = self._reader.by_id(number)
+                self._used[number] = True
+                self._tell_moved(address, scope, number, record)
+                return record
+        return None
+
+
+@final
+class Reuse:
+    """Answers the n-th use of a key with the n-th reusable reply to it, whatever run that is of."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._left: dict[bytes, array[int]] = {}
+
+    def take(self, address: str, key: bytes, scope: str) -> Record | None:
+        left = self._left.get(key)
+        if left is None:
+            left = _stack(self._reader.replies(key))
+            if not left:
+                return None
+        record = self._reader.by_id(left.pop()) if left else None
+        self._left[key] = left or _NONE_LEFT
+        return record
+
+
+def _stack(numbers: list[int]) -> array[int]:
+    return array("q", reversed(numbers))
+
+
+# Journal: the replies that were paid for, on disk before anybody sees them.
+
 
 Mode = Literal["resume", "reuse"]
 
@@ -61,10 +223,10 @@ class Journal:
         mode: Mode,
         lock: Lock,
         on_change: Callable[[ProgramChanged], object],
-        version: int = schema.VERSION,
+        version: int = _journal_file.VERSION,
     ) -> None:
         self.path = path
-        self._takes_plain_keys = version < schema.VERSION and mode == "resume"
+        self._takes_plain_keys = version < _journal_file.VERSION and mode == "resume"
         self.mode: Mode = mode
         self.changed: ProgramChanged | None = None
         self._on_change = on_change
@@ -230,12 +392,12 @@ def _prepare(path: Path) -> int:
         if path.exists() and not path.is_file():
             raise OSError("it is no file")
         if not path.exists() or path.stat().st_size == 0:
-            schema.create(path)
+            _journal_file.create_file(path)
         elif not os.access(path, os.W_OK):
             raise PermissionError("no right to write")
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from error
-    return schema.check(path)
+    return _journal_file.check_file(path)
 
 
 def _unusable(path: Path, error: Exception) -> JournalError:

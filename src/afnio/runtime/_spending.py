@@ -1,17 +1,153 @@
-"""Ledger: what was spent, for each phase, client and model."""
+"""Price: what a model's tokens cost, and where that is written."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal
+from decimal import Context, Decimal
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, final
 
-from afnio.runtime.budget.amount import Amount
-from afnio.runtime.budget.price import Price, cost, plus
+from afnio.errors import AfnioError
+from afnio.runtime._limits import OutputEstimate
 from afnio.runtime.events import Usage
+
+_EXACT: Final = Context(prec=60)
+"""A context of our own: launches inherit the user's, and its precision may be three digits."""
+
+
+class UnknownPriceError(AfnioError, LookupError):
+    """Dollars are limited, and nothing says what this model costs."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Prices of a request whose prompt has more than `above` tokens; they hold for all of its tokens."""
+
+    above: int
+    input: Decimal
+    cached: Decimal
+    output: Decimal
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Dollars per million tokens.
+
+    Attributes:
+        input: of prompt tokens that the provider didn't have in its cache.
+        cached: of prompt tokens that it had.
+        output: of completion tokens, those of reasoning among them.
+        source: who says so: a file's path, "genai-prices", ….
+        version: of that table, kept with each cost, so that old costs never change.
+        tiers: dearer prices of long prompts, ascending.
+    """
+
+    input: Decimal
+    cached: Decimal
+    output: Decimal
+    source: str = ""
+    version: str = ""
+    tiers: tuple[Tier, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the price as JSON types; decimals as text, as a float would not be exact."""
+        rates: dict[str, Any] = _rates(self)
+        tiers = [{"above": tier.above, **_rates(tier)} for tier in self.tiers]
+        return {**rates, "source": self.source, "version": self.version, "tiers": tiers}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Price:
+        tiers = tuple(Tier(tier["above"], *_decimals(tier)) for tier in fields["tiers"])
+        return cls(*_decimals(fields), fields["source"], fields["version"], tiers)
+
+
+def cost(price: Price, usage: Usage, calls: int = 1) -> Decimal:
+    """Return the dollars that `usage` costs, exactly.
+
+    The usage of several calls is priced in the tier of their mean prompt.
+
+    >>> price = Price(Decimal("0.15"), Decimal("0.075"), Decimal("0.60"))
+    >>> cost(price, Usage(prompt_tokens=1000, completion_tokens=100, cached_tokens=200))
+    Decimal('0.000195')
+    """
+    rates: Price | Tier = price
+    for tier in price.tiers:
+        if usage.prompt_tokens > tier.above * calls:
+            rates = tier
+    cached = min(usage.cached_tokens, usage.prompt_tokens)
+    total = _EXACT.multiply(rates.input, usage.prompt_tokens - cached)
+    total = _EXACT.fma(rates.cached, cached, total)
+    total = _EXACT.fma(rates.output, usage.completion_tokens, total)
+    return _EXACT.normalize(_EXACT.scaleb(total, -6))
+
+
+def plus(one: Decimal, other: Decimal) -> Decimal:
+    """Return the exact sum, whatever the caller's decimal context."""
+    return _EXACT.add(one, other)
+
+
+def minus(one: Decimal, other: Decimal) -> Decimal:
+    return _EXACT.subtract(one, other)
+
+
+def _rates(prices: Price | Tier) -> dict[str, str]:
+    return {"input": str(prices.input), "cached": str(prices.cached), "output": str(prices.output)}
+
+
+def _decimals(fields: Mapping[str, Any]) -> tuple[Decimal, Decimal, Decimal]:
+    return Decimal(fields["input"]), Decimal(fields["cached"]), Decimal(fields["output"])
+
+
+# Amount: what budgets count, and the caps on it.
+
+
+@final
+class Amount(NamedTuple):
+    """Calls on the wire, tokens in and out, dollars.
+
+    >>> Amount(1, 100) + Amount(1, 20, Decimal("0.5"))
+    Amount(calls=2, tokens=120, cost=Decimal('0.5'))
+    """
+
+    calls: int = 0
+    tokens: int = 0
+    cost: Decimal = Decimal(0)
+
+    def __add__(self, other: Amount) -> Amount:  # type: ignore[override]
+        return Amount(self.calls + other.calls, self.tokens + other.tokens, plus(self.cost, other.cost))
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.calls - other.calls, self.tokens - other.tokens, minus(self.cost, other.cost))
+
+
+@final
+class Caps(NamedTuple):
+    """The most that may be spent; None where there is no limit."""
+
+    calls: int | None = None
+    tokens: int | None = None
+    cost: Decimal | None = None
+
+    def exceeded(self, amount: Amount) -> Iterator[str]:
+        """Yield the fields in which `amount` is more than allowed.
+
+        >>> list(Caps(calls=10, tokens=100).exceeded(Amount(11, 100)))
+        ['calls']
+        """
+        if self.calls is not None and amount.calls > self.calls:
+            yield "calls"
+        if self.tokens is not None and amount.tokens > self.tokens:
+            yield "tokens"
+        if self.cost is not None and amount.cost > self.cost:
+            yield "cost"
+
+
+# Ledger: what was spent, for each phase, client and model.
+
 
 COLUMNS: Final = (
     "phase", "client", "model", "calls", "attempts", "unknown", "tokens in", "cached", "tokens out", "cost",
@@ -108,7 +244,7 @@ class Spent:
 class Ledger:
     """A snapshot of what was spent; it never changes, and two of them add up.
 
-    >>> from afnio.runtime.budget import Item, Spent
+    >>> from afnio.runtime._spending import Item, Spent
     >>> from afnio.runtime.events import Usage
     >>> one = Ledger({Item("forward", "https://host", "m"): Spent(calls=2, attempts=3, usage=Usage(20, 4))})
     >>> both = one + one
@@ -224,3 +360,48 @@ def _spent(entry: Mapping[str, Any]) -> Spent:
         entry["unpriced"],
         tuple(Price.from_dict(price) for price in entry["prices"]),
     )
+
+
+# Estimate: what a call may use up, before anybody knows what it will.
+
+
+SHARE: Final = 0.95
+"""Share of the replies that a budget's reserve covers; more than admission's, as money is at stake."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Who asks whom, and the most tokens that one attempt may use up.
+
+    Attributes:
+        client: label of the account, as ledgers show it.
+        prompt_tokens: counted, or estimated from above; a prompt that turns out longer is counted in full.
+        max_output_tokens: what the request allows, or None; then the running 95th percentile of the
+            output of this purpose and model is reserved, `DEFAULT_OUTPUT` before there is any.
+        price: None where it is unknown; a budget with `max_cost` refuses the call then.
+    """
+
+    model: str
+    client: str
+    purpose: str
+    prompt_tokens: int
+    max_output_tokens: int | None = None
+    price: Price | None = None
+
+    def usage(self, lengths: OutputEstimate) -> Usage:
+        """Return what an attempt is reserved for."""
+        output = self.max_output_tokens
+        return Usage(
+            self.prompt_tokens, lengths.tokens(self.purpose, self.model) if output is None else output
+        )
+
+    @property
+    def least(self) -> Usage:
+        """What an attempt needs whatever the guess about its output is."""
+        return Usage(self.prompt_tokens, self.max_output_tokens or 0)
+
+    def amount(self, usage: Usage) -> Amount:
+        """Return `usage` as one call of this price."""
+        dollars = Decimal(0) if self.price is None else cost(self.price, usage)
+        return Amount(1, usage.prompt_tokens + usage.completion_tokens, dollars)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, Token
-from typing import Any, Final, Generic, TypeVar, cast
+from enum import IntEnum
+from typing import Any, Final, Generic, Literal, TypeVar, cast, final
 
 T = TypeVar("T")
 
@@ -103,3 +105,92 @@ class Assignment(AbstractContextManager[T], Generic[T]):
 
     def __exit__(self, *exc: object) -> None:
         self._setting._local.reset(self._tokens.pop())
+
+
+# Seed: where what needs randomness gets a seed, so that a run can be repeated.
+
+
+seed_source: Final[Setting[Callable[[], int] | None]] = Setting("seed_source", None)
+"""What draws seeds; a run sets it. None means the operating system."""
+
+
+def draw_seed() -> int:
+    """Return a seed of 63 bits from the context's source, else from the operating system.
+
+    >>> with seed_source.override(lambda: 7):
+    ...     draw_seed()
+    7
+    """
+    source = seed_source.get()
+    # 63 bits fit into a JSON number of most readers and into an SQLite integer.
+    return source() if source is not None else random.SystemRandom().getrandbits(63)
+
+
+# Priority: who goes on the wire first.
+
+
+class Priority(IntEnum):
+    """The classes, most urgent first; see `CallQueue` for the order within one."""
+
+    SERVING = 0
+    VALIDATION = 1
+    TRAINING = 2
+    SPECULATIVE = 3
+
+
+_priority: Final[Setting[Priority]] = Setting("priority", Priority.TRAINING)
+
+Class = Literal["serving", "validation", "training", "speculative"]
+
+
+class priority(Assignment[Priority]):  # noqa: N801
+    """Give what is launched a priority over the other calls of its account; the default is "training".
+
+    As a `with` block it holds for the block's context; a plain call sets the process default.
+
+    >>> from afnio.runtime._settings import current_priority
+    >>> with priority("serving"):
+    ...     current_priority().name
+    'SERVING'
+    """
+
+    def __init__(self, name: Class | Priority) -> None:
+        names = {rank.name.lower(): rank for rank in Priority}
+        rank = name if isinstance(name, Priority) else names.get(name)
+        if rank is None:
+            raise ValueError(f"priority must be one of {', '.join(names)} (got {name!r})")
+        super().__init__(_priority, rank)
+
+
+def prioritised(rank: Priority) -> AbstractContextManager[Priority]:
+    """Give what is launched in the block `rank`; unlike `priority`, without a word to the process default."""
+    return _priority.override(rank)
+
+
+def current_priority() -> Priority:
+    """Return the priority of what is launched here."""
+    return _priority.get()
+
+
+@final
+class Urgency:
+    """The priority of one call, which a more urgent caller that joins it may raise.
+
+    >>> urgency = Urgency(Priority.TRAINING)
+    >>> urgency.raise_to(Priority.SERVING)
+    >>> urgency.rank.name
+    'SERVING'
+    """
+
+    __slots__ = ("on_raise", "rank")
+
+    def __init__(self, rank: Priority) -> None:
+        self.rank = rank
+        self.on_raise: Callable[[], object] | None = None
+
+    def raise_to(self, rank: Priority) -> None:
+        """Take `rank` if it is more urgent, and tell the queue that the call may be in."""
+        if rank < self.rank:
+            self.rank = rank
+            if self.on_raise is not None:
+                self.on_raise()

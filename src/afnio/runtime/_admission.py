@@ -1,30 +1,235 @@
-"""Admission: one admitter for each account decides which call goes on the wire next.
-
-It alone takes requests, tokens and places in flight, for the head of one queue; so nobody holds any of
-them while it waits for another.
-"""
+"""Permit: the right to make one attempt of a call."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
+from collections import deque
+from collections.abc import Hashable
+from contextvars import ContextVar, Token
 from functools import partial
-from typing import Final, final
+from types import TracebackType
+from typing import Final, Protocol, Self, final
+
+import anyio
 
 from afnio.errors import ModelError, ProviderDownError, RateLimitedError, TransientModelError
-from afnio.runtime.account_health import AccountHealth
-from afnio.runtime.allowance import Allowance
-from afnio.runtime.call_queue import CallQueue, Entry
-from afnio.runtime.concurrency import Concurrency
-from afnio.runtime.crowd import count_call
-from afnio.runtime.events import LimitsLearnt, emit
-from afnio.runtime.limits import NO_LIMIT, Account, Limits, given_limits
-from afnio.runtime.loop import call_later, loop_time
-from afnio.runtime.output_estimate import OutputEstimate
-from afnio.runtime.permit import Demand, Permit
-from afnio.runtime.refusals import Refusals
-from afnio.runtime.runtime import Runtime, existing_runtime
-from afnio.runtime.server_limits import MINUTE, Reading, ServerLimit
-from afnio.runtime.told import tell_once
+from afnio.runtime._kernel import Runtime, existing_runtime
+from afnio.runtime._limits import (
+    MINUTE,
+    NO_LIMIT,
+    Account,
+    Allowance,
+    Limits,
+    OutputEstimate,
+    Reading,
+    ServerLimit,
+    Taken,
+    given_limits,
+    tell_once,
+)
+from afnio.runtime._loop import call_later, loop_time
+from afnio.runtime._retries import AccountHealth, Concurrency, Refusals
+from afnio.runtime._settings import Urgency
+from afnio.runtime.events import LimitsLearnt, Usage, emit
+
+
+class Demand(Protocol):
+    """What admission needs to know of a call."""
+
+    @property
+    def urgency(self) -> Urgency: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def purpose(self) -> str: ...
+    @property
+    def site(self) -> Hashable: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def max_output(self) -> int | None: ...
+
+
+@final
+class Permit:
+    """One place on the wire for a `with` block, which is one attempt of a call.
+
+    Attributes:
+        number: counts the account's requests in the order of sending.
+        probe: whether the attempt tries an account whose circuit is open.
+        spared: whether it was a probe that failed, which uses up no attempt of its call.
+    """
+
+    __slots__ = ("_admitter", "_token", "demand", "first", "number", "probe", "spared", "taken", "usage")
+
+    def __init__(self, admitter: Admitter, demand: Demand, *, first: bool) -> None:
+        self._admitter = admitter
+        self.demand = demand
+        self.first = first
+        self.number = 0
+        self.probe = self.spared = False
+        self.taken: list[Taken] = []
+        self.usage: Usage | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._admitter.enter(self)
+        self._token: Token[Permit] = _current.set(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _current.reset(self._token)
+        self._admitter.leave(self, error)
+
+    def settle(self, usage: Usage) -> None:
+        """Note what the provider says that the attempt used."""
+        self.usage = usage
+
+    @property
+    def used(self) -> float | None:
+        """The tokens that the provider counted against the account; None where it doesn't say.
+
+        A request that says how long its reply may be is counted with all of that when it is admitted.
+        """
+        usage, most = self.usage, self.demand.max_output
+        if usage is None or not usage.total_tokens:
+            return None
+        prompt = usage.prompt_tokens or self.demand.prompt_tokens
+        return prompt + (usage.completion_tokens if most is None else most)
+
+    def hear(self, requests: Reading | None, tokens: Reading | None) -> None:
+        self._admitter.hear(self, requests, tokens)
+
+
+_current: Final[ContextVar[Permit]] = ContextVar("afnio_permit")
+
+
+def hear_limits(requests: Reading | None, tokens: Reading | None) -> None:
+    """Take in what the headers of a reply say of the limits; in the attempt that got it."""
+    permit = _current.get(None)
+    if permit is not None and (requests is not None or tokens is not None):
+        permit.hear(requests, tokens)
+
+
+# CallQueue: who waits for admission, and who is next.
+
+
+PATIENCE: Final = 16
+"""Calls that may overtake the one that has waited longest; the next admission is its own."""
+
+
+@final
+class Entry:
+    """One call in the queue; one that is cancelled stays until its turn, as taking it out costs a search."""
+
+    __slots__ = ("_key", "admitted", "error", "order", "permit", "waiting")
+
+    def __init__(self, permit: Permit) -> None:
+        self.permit = permit
+        self.order = 0
+        self.waiting = True
+        self.admitted = anyio.Event()
+        self.error: Exception | None = None
+        self.order_anew()
+
+    def order_anew(self) -> None:
+        """Take the place that the call's urgency gives it now; its line's heap has to be put in order after."""
+        demand = self.permit.demand
+        self._key = (demand.urgency.rank, self.permit.first, -demand.depth)
+
+    def __lt__(self, other: Entry) -> bool:
+        return (self._key, self.order) < (other._key, other.order)
+
+
+@final
+class CallQueue:
+    """Calls by urgency, a line for each model, so that one whose window is full holds up no other.
+
+    Urgency is the class, then retries before first attempts, then the deeper call, so that samples which
+    are begun are finished before new ones are, then who came first. Ageing: after 16 calls
+    have overtaken the one that has waited longest, it is next, whatever its class; so nobody starves, and
+    a serving call waits for one such turn at most.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[list[Entry], deque[Entry]]] = {}
+        self._orders = itertools.count()
+        self._waiting = 0
+        self._overtaken = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def push(self, entry: Entry) -> None:
+        entry.order = next(self._orders)
+        line = self._lines.get(entry.permit.demand.model)
+        if line is None:
+            line = self._lines[entry.permit.demand.model] = ([], deque())
+        heapq.heappush(line[0], entry)
+        line[1].append(entry)
+        self._waiting += 1
+
+    def heads(self) -> list[Entry]:
+        """Return who is next in each line, the most urgent one first."""
+        lines = list(self._lines.values())
+        by_age = self._overtaken >= PATIENCE
+        heads = [head for line in lines if (head := _oldest(line) if by_age else _foremost(line)) is not None]
+        if len(heads) > 1:
+            heads.sort(key=(lambda entry: entry.order) if by_age else None)
+        return heads
+
+    def admit(self, entry: Entry) -> None:
+        """Take out one of the heads."""
+        oldest = min(head.order for line in self._lines.values() if (head := _oldest(line)) is not None)
+        overtakes = entry.order != oldest and self._overtaken < PATIENCE
+        self._overtaken = self._overtaken + 1 if overtakes else 0
+        self.remove(entry)
+
+    def remove(self, entry: Entry) -> None:
+        """Take out an entry that was admitted or is cancelled."""
+        if entry.waiting:
+            entry.waiting = False
+            self._waiting -= 1
+            if not self._waiting:
+                self._lines.clear()
+
+    def reorder(self, entry: Entry) -> None:
+        """Give a waiting entry whose call became more urgent its new place; rare, so a whole line is sorted."""
+        entry.order_anew()
+        heapq.heapify(self._lines[entry.permit.demand.model][0])
+
+    def drain(self) -> list[Entry]:
+        """Take out all, and return them."""
+        entries = [entry for line in self._lines.values() for entry in line[1] if entry.waiting]
+        for entry in entries:
+            self.remove(entry)
+        return entries
+
+
+def _foremost(line: tuple[list[Entry], deque[Entry]]) -> Entry | None:
+    heap = line[0]
+    while heap and not heap[0].waiting:
+        heapq.heappop(heap)
+    return heap[0] if heap else None
+
+
+def _oldest(line: tuple[list[Entry], deque[Entry]]) -> Entry | None:
+    arrivals = line[1]
+    while arrivals and not arrivals[0].waiting:
+        arrivals.popleft()
+    return arrivals[0] if arrivals else None
+
+
+# Admission: one admitter for each account decides which call goes on the wire next.
+#
+# It alone takes requests, tokens and places in flight, for the head of one queue; so nobody holds any of
+# them while it waits for another.
+
 
 _TICK: Final = 1e-4
 """Seconds of the shortest timer, so that rounding makes no busy loop."""
@@ -335,3 +540,49 @@ def admitter(runtime: Runtime, account: Account) -> Admitter:
     if limits is not None:
         found.apply(limits)
     return found
+
+
+# Crowd: whether the calls of a context find room at once; who speculates may then leave it.
+
+
+CROWDED: Final = 0.25
+"""Fraction of the calls that waited or were replayed from which on there is a crowd."""
+
+
+@final
+class Crowd:
+    """Counts the calls that are launched in a context, and those of them that had to wait for room.
+
+    Replayed calls count as waiting: they cost no time, so nothing is won by making others ahead of need, which the
+    journal may not have.
+
+    >>> crowd = Crowd()
+    >>> crowd.calls, crowd.waited = 10, 5
+    >>> crowd.dense
+    True
+    """
+
+    __slots__ = ("calls", "waited")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.waited = 0
+
+    def count(self, *, waits: bool) -> None:
+        self.calls += 1
+        self.waited += waits
+
+    @property
+    def dense(self) -> bool:
+        return self.calls > 0 and self.waited >= CROWDED * self.calls
+
+
+crowd: Final[ContextVar[Crowd | None]] = ContextVar("afnio_crowd", default=None)
+"""Who counts the calls of this context."""
+
+
+def count_call(*, waits: bool) -> None:
+    """Count a call of the context; on the runtime's thread."""
+    counting = crowd.get()
+    if counting is not None:
+        counting.count(waits=waits)

@@ -1,0 +1,622 @@
+"""Balance: what one budget allows, has spent and has promised, and who waits for it."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import os
+import time
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextvars import ContextVar
+from decimal import Decimal, InvalidOperation
+from enum import Enum, auto
+from typing import Any, Final, NamedTuple, Self, final
+
+import anyio
+
+from afnio.errors import BudgetExceeded, ModelError
+from afnio.runtime._kernel import Runtime
+from afnio.runtime._limits import OutputEstimate
+from afnio.runtime._spending import (
+    SHARE,
+    Amount,
+    Caps,
+    Estimate,
+    Item,
+    Ledger,
+    Spent,
+    UnknownPriceError,
+    dollars,
+)
+from afnio.runtime.events import Usage
+
+
+@final
+class Waiter:
+    """An attempt that waits for room, in the line of one of its budgets.
+
+    Attributes:
+        balance: whose line it stands in; None once it has been answered or has gone.
+        error: why it will never have room, or None.
+    """
+
+    __slots__ = ("balance", "error", "event", "reservation")
+
+    def __init__(self, reservation: Reservation) -> None:
+        self.reservation = reservation
+        self.event = anyio.Event()
+        self.balance: Balance | None = None
+        self.error: Exception | None = None
+
+    def answer(self, error: Exception | None) -> None:
+        self.balance = None
+        self.error = error
+        self.event.set()
+
+    def leaves(self) -> bool:
+        """Try again; return whether it leaves its line, answered or for that of another budget."""
+        try:
+            refusing = self.reservation.take()
+        except Exception as error:
+            self.answer(error)
+            return True
+        if refusing is self.balance:
+            return False
+        if refusing is None:
+            self.answer(None)
+        else:
+            refusing.queue(self)
+        return True
+
+    def go(self) -> None:
+        """Leave the line; those behind may fit where this one did not."""
+        balance, self.balance = self.balance, None
+        if balance is not None:
+            balance.admit()
+
+    def __lt__(self, other: Waiter) -> bool:
+        return self.reservation.ticket < other.reservation.ticket
+
+
+@final
+class Balance:
+    """The sums of one budget and the line before it; on the runtime's loop.
+
+    Attempts of other budgets nested in this one pass by a waiter that waits elsewhere; who waits here is
+    passed by nobody that came later, so a large request is not starved by small ones.
+    """
+
+    def __init__(self, caps: Caps) -> None:
+        self.caps = caps
+        self.before = Amount()
+        self.spent = Amount()
+        self.promised = Amount()
+        self.open = 0
+        """Reservations that hold something: what they give back may be room for others."""
+        self._line: list[Waiter] = []
+
+    def lacks(self, need: Amount) -> str | None:
+        """Return the field that has no room for `need` now, or None."""
+        return next(self.caps.exceeded(self.before + self.spent + self.promised + need), None)
+
+    def never(self, need: Amount, least: Amount) -> str | None:
+        """Return the field that will have no room, whatever is given back, or None.
+
+        Args:
+            least: what is needed for certain, where `need` contains a guess.
+        """
+        lacking = next(self.caps.exceeded(self.before + self.spent + least), None)
+        if lacking is None and not self.open:
+            return self.lacks(need)
+        return lacking
+
+    def promise(self, need: Amount) -> None:
+        self.open += 1
+        self.promised += need
+
+    def send(self) -> None:
+        """Turn one promised call into a spent one."""
+        self.promised -= Amount(calls=1)
+        self.spent += Amount(calls=1)
+
+    def give_back(self, promised: Amount, spent: Amount) -> None:
+        """Close one reservation: `spent` of it is gone, the rest is room again."""
+        self.open -= 1
+        self.promised -= promised
+        self.spent += spent
+
+    def earlier(self, ticket: int) -> bool:
+        """Whether somebody with an earlier ticket waits here."""
+        return bool(self._line) and self._line[0].reservation.ticket < ticket
+
+    def queue(self, waiter: Waiter) -> None:
+        waiter.balance = self
+        heapq.heappush(self._line, waiter)
+
+    def admit(self) -> None:
+        """Answer those at the head of the line for whom there is room, or never will be."""
+        while self._line:
+            waiter = self._line[0]
+            if waiter.balance is self and not waiter.leaves():
+                return
+            heapq.heappop(self._line)
+
+
+# Budget: the most that what is launched in a block may spend.
+
+
+_NO_LEDGER: Final = Ledger()
+_NO_SPENT: Final = Spent()
+
+
+class _Block(NamedTuple):
+    """The budgets that govern a block, outermost first, and the block around it."""
+
+    budgets: tuple[Budget, ...]
+    outer: _Block | None
+
+
+_block: ContextVar[_Block | None] = ContextVar("afnio_budgets", default=None)
+# Changed by append and remove alone, which are atomic, so it needs no lock.
+_process_wide: list[Budget] = []
+
+
+@final
+class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budget"]):
+    """Limit what is launched in the block, over all clients, as `with` or `async with`.
+
+    An attempt is sent only if what it may use up still fits; what doesn't fit waits for attempts under way
+    to settle, and raises `BudgetExceeded` once they can't free enough. Retries are attempts, replies from
+    a journal are free. With a maximum of output tokens in each request the limit is never passed; without,
+    by no more than what was in flight. Blocks nest, and each must agree. What was launched in the block is
+    governed by it also when it runs later; leaving the block waits for nothing.
+
+    Args:
+        max_calls: attempts on the wire.
+        max_tokens: input and output together; an attempt whose tokens nobody knows counts at its reserve.
+        max_cost: dollars; a model without a price is refused, never counted as free.
+        max_seconds: from the first entry into a block on; then calls under way are cut off, which count
+            at their reserve, and no attempt is sent.
+        spent_before: what counts as spent from the start, such as by the run that this one continues.
+        process_wide: limit every call of the process that begins while the block is open, wherever it is
+            made, such as by a server's requests, which don't run in the block of its lifespan. Other
+            budgets count as nested in it.
+
+    Raises:
+        ValueError: for a limit that is no number of 0 or more.
+
+    >>> with Budget(max_calls=100, max_cost=0.50) as spending:
+    ...     pass
+    >>> print(spending.ledger)
+    0 calls, 0 attempts (0 unknown), 0 tokens in (0 cached), 0 tokens out, $0.00
+    """
+
+    def __init__(
+        self,
+        *,
+        max_calls: int | None = None,
+        max_tokens: int | None = None,
+        max_cost: float | Decimal | None = None,
+        max_seconds: float | None = None,
+        spent_before: Ledger = _NO_LEDGER,
+        process_wide: bool = False,
+    ) -> None:
+        self.caps = Caps(
+            _whole("max_calls", max_calls), _whole("max_tokens", max_tokens), _number("max_cost", max_cost)
+        )
+        seconds = _number("max_seconds", max_seconds)
+        self.max_seconds = None if seconds is None else float(seconds)
+        self.process_wide = process_wide
+        self.balance = Balance(self.caps)
+        self._items: dict[Item, Spent] = {}
+        self._before = _NO_LEDGER
+        self._sources: list[object] = []
+        self._entered: float | None = None
+        self._deadline: float | None = None
+        self._pid = os.getpid()
+        self.charge(spent_before)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was spent until now, what was charged among it; from any thread, at any time."""
+        return self._before + Ledger(self._items.copy())  # copied at once, as the loop's thread goes on
+
+    def charge(self, ledger: Ledger, source: object = None) -> None:
+        """Count `ledger` as spent; from one thread at a time.
+
+        Args:
+            source: where it comes from, such as a journal, so that `has_charged` can tell.
+
+        Raises:
+            UnknownPriceError: where dollars are limited and part of `ledger` has no price.
+        """
+        if self.caps.cost is not None:
+            for item, spent in ledger.items.items():
+                if spent.cost is None:
+                    raise self._unpriced(item.model, item.client)
+        self._before = self._before + ledger
+        self.balance.before = self._before.total.amount
+        if source is not None:
+            self._sources.append(source)
+
+    def has_charged(self, source: object) -> bool:
+        """Whether what `source` says was spent is counted already."""
+        return any(known is source for known in self._sources)
+
+    # On the runtime's loop
+
+    @property
+    def deadline(self) -> float:
+        """When its calls have to end, by the loop's clock; infinite without `max_seconds`."""
+        if self.max_seconds is None or self._entered is None:
+            return math.inf
+        if self._deadline is None:
+            # The block may be entered on a thread without a loop, by whose clock the rest is timed.
+            gone = time.monotonic() - self._entered
+            self._deadline = anyio.current_time() + self.max_seconds - gone
+        return self._deadline
+
+    def check(self, estimate: Estimate, need: Amount, least: Amount) -> None:
+        """Raise if `need` will never fit, whatever the attempts under way give back.
+
+        Raises:
+            BudgetExceeded: when the time is over or a limit leaves no room.
+            UnknownPriceError: where dollars are limited and the model has no price.
+        """
+        if self._pid != os.getpid():
+            self._renew()
+        self.check_time()
+        if self.caps.cost is not None and estimate.price is None:
+            raise self._unpriced(estimate.model, estimate.client)
+        lacking = self.balance.never(need, least)
+        if lacking is not None:
+            raise out_of_room(self.balance, self.ledger, lacking, estimate, need)
+
+    def check_time(self) -> None:
+        if self.max_seconds is not None and anyio.current_time() >= self.deadline:
+            raise self.time_over()
+
+    def time_over(self) -> BudgetExceeded:
+        assert self.max_seconds is not None
+        passed = anyio.current_time() - self.deadline + self.max_seconds
+        return out_of_time(self.max_seconds, passed, self.ledger)
+
+    def record(self, item: Item, spent: Spent) -> None:
+        self._items[item] = self._items.get(item, _NO_SPENT) + spent
+
+    def _renew(self) -> None:
+        """After a fork: what was under way is the parent's, what was spent counts for both."""
+        spent, before = self.balance.spent, self.balance.before
+        self.balance = Balance(self.caps)
+        self.balance.spent, self.balance.before = spent, before
+        self._pid = os.getpid()
+
+    def _unpriced(self, model: str, client: str) -> UnknownPriceError:
+        return UnknownPriceError(
+            f"max_cost={self.caps.cost} needs the price of {model!r} at {client}, which is unknown; write it "
+            "into ~/.config/afnio/prices.toml or the file that AFNIO_PRICES names ([[price]] with model, "
+            "input and output in dollars per million tokens), or install afnio[prices]"
+        )
+
+    # Blocks
+
+    def __enter__(self) -> Self:
+        if self._entered is None:
+            self._entered = time.monotonic()
+        if self.process_wide:
+            _process_wide.append(self)
+            return self
+        outer = _block.get()
+        budgets = () if outer is None else outer.budgets
+        _block.set(_Block(budgets if self in budgets else (*budgets, self), outer))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process_wide:
+            _process_wide.remove(self)
+            return
+        # Not by a token, which would have to be kept for each task that is in the block.
+        block = _block.get()
+        assert block is not None, "a budget's block is left in the context that it was entered in"
+        _block.set(block.outer)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.__exit__()
+
+    def __repr__(self) -> str:
+        limits = {**self.caps._asdict(), "seconds": self.max_seconds}
+        given = ", ".join(f"max_{name}={value}" for name, value in limits.items() if value is not None)
+        return f"budget({given})"
+
+
+budget = Budget
+"""The name under which programs know it: `afnio.budget(max_calls=100)`."""
+
+
+def current_budgets() -> tuple[Budget, ...]:
+    """Return the budgets that govern what is launched here, outermost first."""
+    block = _block.get()
+    budgets = () if block is None else block.budgets
+    return (*dict.fromkeys(_process_wide), *budgets) if _process_wide else budgets
+
+
+def _number(name: str, value: Any) -> Decimal | None:
+    if value is None:
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if isinstance(value, bool) or not number.is_finite() or number < 0:
+        raise ValueError(f"{name} must be a number of 0 or more (got {value!r}); omit it for no limit")
+    return number
+
+
+def _whole(name: str, value: Any) -> int | None:
+    number = _number(name, value)
+    if number is not None and number != int(number):
+        raise ValueError(f"{name} must be a whole number (got {value!r})")
+    return None if number is None else int(number)
+
+
+# Refusal: what an exceeded budget says.
+
+
+_AGAIN: Final = "and run again, as a journal replays what was paid for"
+
+
+def out_of_room(
+    balance: Balance, ledger: Ledger, field: str, estimate: Estimate, need: Amount
+) -> BudgetExceeded:
+    """Return the error of a budget whose `field` has no room for `need`."""
+    value, needed = getattr(balance.caps, field), getattr(need, field)
+    spent = getattr(balance.before + balance.spent, field)
+    reserved = getattr(balance.promised, field)
+    fix = f"raise max_{field}"
+    if field != "calls":
+        fix += " or give the request a smaller max_completion_tokens"
+    return BudgetExceeded(
+        f"max_{field}={value} leaves no room for a call of {estimate.model} ({estimate.purpose}), which may "
+        f"need {_shown(field, needed)}: {_shown(field, spent)} spent, {_shown(field, reserved)} reserved by "
+        f"attempts under way; {fix} {_AGAIN}",
+        limit=f"max_{field}",
+        value=value,
+        spent=spent,
+        reserved=reserved,
+        ledger=ledger,
+    )
+
+
+def out_of_time(seconds: float, passed: float, ledger: Ledger) -> BudgetExceeded:
+    """Return the error of a budget whose time is over."""
+    return BudgetExceeded(
+        f"max_seconds={seconds:g} are over ({passed:.1f} s since the block was entered; {ledger}); nothing more "
+        "is sent, and what was on the wire is cut off and counts as unknown, at its reserve; raise max_seconds "
+        f"{_AGAIN}",
+        limit="max_seconds",
+        value=seconds,
+        spent=passed,
+        reserved=0.0,
+        ledger=ledger,
+    )
+
+
+def _shown(field: str, number: Any) -> str:
+    return dollars(number) if field == "cost" else f"{number:,} {field}"
+
+
+# Reservation: what one call holds of its budgets, attempt by attempt.
+
+
+UNSURE: Final = frozenset({408, 499, 502, 504, 524})
+"""Statuses behind which the model may have worked all the same, as a gateway gave up waiting for it."""
+
+_NOTHING: Final = Amount()
+_tickets = itertools.count()
+
+
+class _State(Enum):
+    IDLE = auto()
+    """Holds nothing: not yet, between two attempts, or at the end."""
+    HELD = auto()
+    SENT = auto()
+
+
+@final
+class Reservation(AbstractContextManager["Reservation"]):
+    """One call's share of the budgets of its context; on the runtime's loop.
+
+    For each attempt: `hold` before admission, `attempt` as it goes on the wire, then one of `settle`,
+    `failed`, `refund`, `unknown`. A call that waits for its next attempt holds nothing, so none can wait for
+    another in a circle; it keeps its ticket, so it goes before later ones. Leaving the block gives back what
+    was never sent, and counts what was cut off as unknown.
+    """
+
+    __slots__ = ("_estimate", "_item", "_lengths", "_need", "_state", "_usage", "budgets", "ticket")
+
+    def __init__(self, estimate: Estimate, lengths: OutputEstimate, budgets: tuple[Budget, ...]) -> None:
+        self.budgets = budgets
+        self.ticket = next(_tickets)
+        self._estimate = estimate
+        self._lengths = lengths
+        self._item = Item(estimate.purpose, estimate.client, estimate.model)
+        self._state = _State.IDLE
+        self._usage = Usage()
+        self._need = _NOTHING
+
+    @property
+    def deadline(self) -> float:
+        """When the call has to end, by the loop's clock; infinite without `max_seconds`."""
+        return min((budget.deadline for budget in self.budgets), default=math.inf)
+
+    @property
+    def held(self) -> bool:
+        """Whether an attempt is reserved and not yet sent."""
+        return self._state is _State.HELD
+
+    async def hold(self) -> None:
+        """Reserve the next attempt in every budget, waiting for room; at once if it is held already.
+
+        Raises:
+            BudgetExceeded: when there will be no room, or the time is over.
+            UnknownPriceError: where dollars are limited and the model has no price.
+        """
+        refusing = None if self._state is _State.HELD else self.take()
+        if refusing is None:
+            return
+        waiter = Waiter(self)
+        refusing.queue(waiter)
+        try:
+            with anyio.CancelScope(deadline=self.deadline):
+                await waiter.event.wait()
+        except BaseException:
+            if self._state is _State.HELD:
+                self.release()
+            waiter.go()
+            raise
+        if waiter.error is not None:
+            raise waiter.error
+        if not waiter.event.is_set():
+            waiter.go()
+            raise time_over(self.budgets)
+
+    def take(self) -> Balance | None:
+        """Reserve in every budget, or in none and return the one that has no room now."""
+        assert self._state is not _State.SENT, "an attempt ends before the next one is reserved"
+        if self.budgets:
+            usage = self._estimate.usage(self._lengths)
+            need, least = self._estimate.amount(usage), self._estimate.amount(self._estimate.least)
+            for budget in self.budgets:
+                budget.check(self._estimate, need, least)
+            for budget in self.budgets:
+                if budget.balance.earlier(self.ticket) or budget.balance.lacks(need):
+                    return budget.balance
+            for budget in self.budgets:
+                budget.balance.promise(need)
+            self._usage, self._need = usage, need
+        self._state = _State.HELD
+        return None
+
+    def attempt(self) -> None:
+        """Count the attempt, which goes on the wire now.
+
+        Raises:
+            BudgetExceeded: when the time ran out since it was held.
+        """
+        for budget in self.budgets:
+            budget.check_time()
+        self.send()
+
+    def send(self) -> None:
+        """Count the attempt, whatever the time is."""
+        assert self._state is _State.HELD, "an attempt is held before it is sent"
+        self._state = _State.SENT
+        for budget in self.budgets:
+            budget.balance.send()
+            budget.record(self._item, Spent(attempts=1))
+        self._admit()  # a call that is spent for good may be what others waited for
+
+    def split(self) -> dict[Budget, Reservation]:
+        """Hand over what is held, to a reservation for each budget, so that they can end one by one."""
+        assert self._state is _State.HELD, "only what is held is handed over"
+        self._state = _State.IDLE
+        parts = {budget: Reservation(self._estimate, self._lengths, (budget,)) for budget in self.budgets}
+        for part in parts.values():
+            part._state, part._usage, part._need = _State.HELD, self._usage, self._need
+        return parts
+
+    def settle(self, usage: Usage) -> None:
+        """End an attempt that got a reply, and learn how long replies are."""
+        self.learn(usage)
+        self.charge(usage)
+
+    def learn(self, usage: Usage) -> None:
+        """Note how long a reply was, for the estimates of later ones."""
+        if usage.total_tokens:
+            self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
+
+    def charge(self, usage: Usage) -> None:
+        """End an attempt that got a reply; one without counts is charged at its reserve."""
+        if usage.total_tokens:
+            self._end(usage, calls=1)
+        else:
+            self._end(self._usage, calls=1, unknown=1)
+
+    def failed(self, error: BaseException) -> None:
+        """End an attempt that failed: a refusal is refunded, everything else may have been billed."""
+        status = error.status if isinstance(error, ModelError) else None
+        if status is not None and status >= 400 and status not in UNSURE:
+            self.refund()
+        else:
+            self.unknown()
+
+    def refund(self) -> None:
+        """End an attempt that was surely not billed; that it was made still counts."""
+        self._end(Usage())
+
+    def unknown(self) -> None:
+        """End an attempt of which nobody knows whether it was billed: it is counted at its reserve."""
+        self._end(self._usage, unknown=1)
+
+    def release(self) -> None:
+        """Give back what was held for an attempt that was not sent."""
+        assert self._state is _State.HELD, "only what is held is released"
+        self._state = _State.IDLE
+        for budget in self.budgets:
+            budget.balance.give_back(self._need, _NOTHING)
+        self._admit()
+
+    def _end(self, usage: Usage, *, calls: int = 0, unknown: int = 0) -> None:
+        assert self._state is _State.SENT, "only an attempt that was sent ends"
+        self._state = _State.IDLE
+        if not self.budgets:
+            return
+        price = self._estimate.price
+        if unknown:
+            record = Spent.of(price, unknown=1, reserved=usage) + Spent(calls)
+        else:
+            record = Spent.of(price, usage, calls=1) if calls else Spent()
+        promised = self._need._replace(calls=0)
+        spent = self._estimate.amount(usage)._replace(calls=0)
+        for budget in self.budgets:
+            budget.balance.give_back(promised, spent)
+            budget.record(self._item, record)
+        self._admit()
+
+    def _admit(self) -> None:
+        for budget in self.budgets:
+            budget.balance.admit()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._state is _State.HELD:
+            self.release()
+        elif self._state is _State.SENT:
+            self.unknown()
+
+
+def time_over(budgets: tuple[Budget, ...]) -> BudgetExceeded:
+    """Return the error of the budget whose time ends first."""
+    return min(budgets, key=lambda budget: budget.deadline).time_over()
+
+
+async def reserve(runtime: Runtime, estimate: Estimate) -> Reservation:
+    """Reserve one attempt in the budgets of this context, waiting for room; on the runtime's loop.
+
+    Raises:
+        BudgetExceeded: when there will be no room, or the time is over.
+        UnknownPriceError: where dollars are limited and the model has no price.
+    """
+    reservation = reservation_of(runtime, estimate)
+    await reservation.hold()
+    return reservation
+
+
+def reservation_of(runtime: Runtime, estimate: Estimate) -> Reservation:
+    """Return a reservation that holds nothing yet."""
+    return Reservation(
+        estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(SHARE)), current_budgets()
+    )

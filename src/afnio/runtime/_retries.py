@@ -1,0 +1,564 @@
+"""Retry: the one place that repeats an attempt."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable
+from typing import Final, final
+
+import anyio
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+
+from afnio.errors import (
+    ModelError,
+    ProviderDownError,
+    RateLimitedError,
+    TransientModelError,
+    UnreachableError,
+)
+from afnio.runtime._limits import Pacer
+from afnio.runtime._loop import loop_time
+from afnio.runtime.events import CircuitClosed, CircuitOpened, emit
+
+ATTEMPTS: Final = 8
+"""At 20 % faults five attempts lose some call in 11 % of runs of 350 calls, eight in 0.1 %."""
+REFUSED_FOR: Final = 3600.0
+"""Seconds of nothing but refusals after which a call fails: a quota by the hour is waited for, one by the day isn't."""
+BACKOFF_FIRST: Final = 0.5
+BACKOFF_MAX: Final = 30.0
+FIRST_CONTACT_MAX: Final = 2.0
+"""The longest backoff towards a host that was never reached, so that a wrong URL is told within five seconds."""
+
+
+def backoff(state: RetryCallState) -> float:
+    """Return seconds to wait: full jitter (AWS, 2015), on top of what the provider asked for.
+
+    Callers that were all told the same `retry-after` would otherwise come back as one herd.
+    """
+    error = state.outcome.exception() if state.outcome is not None else None
+    longest = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX
+    ceiling = min(longest, BACKOFF_FIRST * 2 ** min(state.attempt_number - 1, 10))
+    asked = error.retry_after if isinstance(error, ModelError) else None
+    return (asked or 0.0) + random.uniform(0, ceiling)
+
+
+@final
+class _Stop:
+    """Whether a call has been tried often enough.
+
+    Refusals use up no attempts and no retry budget: the account is alive, and the call's turn will come. They
+    end after an hour.
+    """
+
+    def __init__(self, granted: Callable[[BaseException], bool]) -> None:
+        self._granted = granted
+        self._attempts = 0
+        self._refused_since: float | None = None
+
+    def __call__(self, state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, RateLimitedError):
+            now = loop_time()
+            if self._refused_since is None:
+                self._refused_since = now
+            if now - self._refused_since < REFUSED_FOR:
+                return False
+            error.add_note(f"not tried again: it was refused for {REFUSED_FOR / 60:g} minutes, each time")
+            return True
+        self._refused_since = None
+        self._attempts += 1
+        # A first contact ends by time; a server that took its time over each refusal would never end it.
+        most = 2 * ATTEMPTS if is_first_contact(error) else ATTEMPTS
+        return self._attempts >= most or (error is not None and not self._granted(error))
+
+
+def retrying(
+    before_wait: Callable[[RetryCallState], None], granted: Callable[[BaseException], bool]
+) -> AsyncRetrying:
+    """Return the attempts of one call: transient errors are tried again, every other one is raised.
+
+    Args:
+        before_wait: told of each attempt that failed and will be repeated.
+        granted: whether the account may have one more retry after this error, which is no refusal.
+    """
+    return AsyncRetrying(
+        stop=_Stop(granted),
+        wait=backoff,
+        retry=retry_if_exception_type(TransientModelError),
+        sleep=anyio.sleep,
+        before_sleep=before_wait,
+        reraise=True,
+    )
+
+
+def is_first_contact(error: BaseException | None) -> bool:
+    """Whether a host can't be reached that never was; `AccountHealth` gives it some seconds."""
+    return isinstance(error, UnreachableError) and error.first_contact
+
+
+# RetryBudget: how many retries an account may cost, so that an outage isn't met with a storm.
+
+
+PERIOD: Final = 600.0
+"""Seconds that calls and retries are counted over."""
+SHARE: Final = 1.0
+"""Retries for each call."""
+SPARE: Final = 50
+"""Retries on top, for accounts with few calls."""
+_SLICES: Final = 60
+
+
+@final
+class RetryBudget:
+    """Grants a retry while the last ten minutes have fewer than 100 % of their calls and 50 more.
+
+    Counts are kept in slices of ten seconds: exact enough, and a million calls cost sixty numbers.
+
+    >>> budget = RetryBudget()
+    >>> sum(budget.spend(now=0.0) for _ in range(100))
+    50
+    >>> budget.count_call(now=1.0)
+    >>> budget.spend(now=1.0), budget.spend(now=1.0)
+    (True, False)
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.retries = 0
+        self._slices: dict[int, list[int]] = {}
+
+    def count_call(self, now: float) -> None:
+        """Count the first attempt of a call."""
+        self._slice(now)[0] += 1
+        self.calls += 1
+
+    def spend(self, now: float) -> bool:
+        """Take one retry; returns whether there was one."""
+        current = self._slice(now)
+        if self.retries >= SHARE * self.calls + SPARE:
+            return False
+        current[1] += 1
+        self.retries += 1
+        return True
+
+    def _slice(self, now: float) -> list[int]:
+        index = int(now // (PERIOD / _SLICES))
+        found = self._slices.get(index)
+        if found is None:
+            found = self._slices[index] = [0, 0]
+            for old in [old for old in self._slices if old <= index - _SLICES]:
+                calls, retries = self._slices.pop(old)
+                self.calls -= calls
+                self.retries -= retries
+        return found
+
+
+# Refusals: when an account that refuses requests is tried again, and the pace that it turns out to take.
+
+
+LOOKBACK: Final = 60.0
+"""Seconds before a refusal whose requests are evidence of what the account takes."""
+STRAY: Final = 5
+STRAY_SHARE: Final = 0.3
+"""Refusals that are taken for chance: so many, and so large a share of what was sent. Slowing down for random ones
+would help nobody, and never end."""
+PACED_SHARE: Final = 0.1
+"""The same share while a learnt pace holds: then there is a limit."""
+CONFIRMED: Final = 3
+"""Refused probes, one after another, that are not."""
+FIRST_PAUSE: Final = 0.25
+"""Seconds after a refusal that doesn't say how long to wait; each refused probe doubles it."""
+LAST_PAUSE: Final = 5.0
+PACE_GROWTH: Final = 1.5
+"""A learnt pace grows by this in each span of time that it was learnt from."""
+FORGOTTEN: Final = 5
+"""Spans after which it is forgotten."""
+_LEAST: Final = 5
+"""Requests that a span is taken to hold at least, as fewer say little."""
+
+
+@final
+class _Second:
+    """What was sent within one second, and how much of it was refused."""
+
+    __slots__ = ("first", "refused", "sent")
+
+    def __init__(self, first: float) -> None:
+        self.first = first
+        self.sent = self.refused = 0
+
+
+@final
+class Refusals:
+    """Probes an account that refuses requests, and learns its pace where nobody says what it is.
+
+    After a refusal nothing is sent for a while, then one request, a probe. When it is answered, or isn't
+    refused in twice the time that the last refusal took, the account is open again. A reply may take
+    minutes, a refusal doesn't.
+
+    A few refusals are chance. Where there are more, what the account let in between the first request and
+    the probe that got through, divided by that time, is what it takes, whatever its window is: 300 requests
+    in the first second and none in the next 59 are 300 a minute. That becomes the pace. As it may be too
+    slow, because the limit has changed or others have gone, it grows until the account refuses again, and
+    is forgotten if that doesn't happen.
+
+    Requests are counted by the time at which they were sent. By the time of arrival refusals would look
+    more than they are, since they overtake replies.
+
+    Args:
+        learnt: told what the account takes: requests, and in how many seconds.
+    """
+
+    def __init__(self, learnt: Callable[[int, float], None]) -> None:
+        self.pacer: Pacer | None = None
+        self._learnt = learnt
+        self._seconds: dict[int, _Second] = {}
+        self._last = -1
+        self._paused_after = -1  # the last request that was sent before the refusal; later ones are probes
+        self._refused_probes = 0
+        self._refusing = False
+        self._probed_at: float | None = None
+        self._patience = 0.0
+        self._rate = 0.0
+        self._since = 0.0
+        self._span = LOOKBACK
+        self._grown = 0
+
+    @property
+    def shut(self) -> bool:
+        """Whether the account refuses one probe after another."""
+        return self._refused_probes >= CONFIRMED
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until a request may go, 0 if it may now."""
+        if self._probed_at is not None:
+            wait = self._probed_at + self._patience - now
+            if wait > 0:
+                return wait
+            self._open(now)
+        if self.pacer is None:
+            return 0.0
+        spans = int((now - self._since) / self._span)
+        if spans >= FORGOTTEN:
+            self.pacer = None
+            return 0.0
+        if spans > self._grown:
+            self._grown = spans
+            self.pacer.retune(self._rate * PACE_GROWTH**spans, 60.0)
+        return self.pacer.wait(now)
+
+    def sent(self, number: int, now: float) -> None:
+        """Count a request that goes out; numbers grow."""
+        self._last = number
+        if self._refusing and self._probed_at is None:
+            self._probed_at = now
+        if self.pacer is not None:
+            self.pacer.take(now)
+        second = self._seconds.get(int(now))
+        if second is None:
+            if not self._refusing:  # until it is open again, what came before the refusal is needed
+                for old in [old for old in self._seconds if old < now - LOOKBACK]:
+                    del self._seconds[old]
+            second = self._seconds[int(now)] = _Second(now)
+        second.sent += 1
+
+    def answered(self, number: int, now: float) -> None:
+        """Take in that a request was not refused."""
+        if self._refusing and number > self._paused_after:
+            self._open(now)
+
+    def refused(self, number: int, sent_at: float, retry_after: float | None, now: float) -> float:
+        """Count a refusal; returns the seconds for which nothing should be sent."""
+        second = self._seconds.get(int(sent_at))
+        if second is not None:
+            second.refused += 1
+        if number <= self._paused_after:
+            return retry_after or 0.0  # the refusal that is known, once more
+        self._paused_after = self._last
+        self._refused_probes += self._refusing
+        self._refusing = True
+        self._probed_at = None
+        self._patience = min(LAST_PAUSE, 0.1 + 2 * (now - sent_at))
+        if retry_after is not None and not self._refused_probes:
+            return retry_after
+        return max(retry_after or 0.0, min(LAST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._refused_probes, 10)))
+
+    def _open(self, now: float) -> None:
+        sent = sum(second.sent for second in self._seconds.values())
+        refused = sum(second.refused for second in self._seconds.values())
+        share = STRAY_SHARE if self.pacer is None else PACED_SHARE
+        confirmed = self.shut or refused > STRAY + share * sent
+        self._refusing, self._refused_probes, self._probed_at = False, 0, None
+        if not confirmed:
+            return
+        # A pause may have been of no length.
+        span = max(0.1, now - min(second.first for second in self._seconds.values()))
+        self._rate = max(_LEAST, sent - refused) * 60.0 / span
+        self.pacer = Pacer(self._rate)
+        self._since, self._span, self._grown = now, min(max(1.0, span), LOOKBACK), 0
+        self._seconds.clear()
+        self._learnt(sent - refused, span)
+
+
+# Circuit: an account that fails again and again is left alone, and tried by one call at a time.
+
+
+BLOCK: Final = 22
+"""Requests that were sent one after another and are judged together."""
+OPENS_AFTER: Final = 20
+"""Failures among them."""
+FIRST_PROBE: Final = 1.0
+"""Seconds until the first probe; each failed probe doubles it."""
+LAST_PROBE: Final = 30.0
+"""Seconds between probes at most."""
+GIVES_UP: Final = 600.0
+"""Seconds of failed probes after which those who wait fail."""
+
+
+@final
+class Circuit:
+    """A circuit breaker (Nygard, Release It!, 2007): closed, open, half open while a probe is under way.
+
+    It opens when 20 of 22 requests have failed that were sent one after another. The order of sending
+    counts, not that of arrival: failures are often quicker than replies, so that a fifth of 256 requests
+    may fail before the first of the others is answered.
+
+    Failures are transient errors that are no rate limits: those mean that the account is alive. An
+    account that has never answered has no circuit, as a wrong URL must not be waited for.
+
+    Requests are known by a number that grows with each one sent.
+
+    >>> circuit = Circuit()
+    >>> circuit.succeeded(0, now=0.0)
+    >>> any([circuit.failed(number, now=5.0, probe=False) for number in range(1, 21)])
+    True
+    >>> circuit.wait(now=5.0)
+    1.0
+    """
+
+    def __init__(self) -> None:
+        self.answered = False
+        self.failures = 0
+        """Since the last answer."""
+        self.opened_at: float | None = None
+        self.opened_by = (0, 0)
+        """The failures that opened it last, and the requests that they were among."""
+        self._sent = 0
+        self._blocks: dict[int, int] = {}
+        self._newest_answered = 0
+        self._probing = False
+        self._next_probe = 0.0
+        self._pause = FIRST_PROBE
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until a call may go; infinite until the probe under way has ended."""
+        if self.opened_at is None:
+            return 0.0
+        return math.inf if self._probing else max(0.0, self._next_probe - now)
+
+    def send(self, number: int) -> bool:
+        """Let a call go; returns whether it is a probe."""
+        self._sent = number
+        self._probing = self.opened_at is not None
+        return self._probing
+
+    def succeeded(self, number: int, now: float) -> float | None:
+        """Close the circuit; returns the seconds for which it was open, None if it wasn't."""
+        opened_at, self.opened_at = self.opened_at, None
+        self.answered = True
+        self.failures = 0
+        self._probing = False
+        self._pause = FIRST_PROBE
+        block = number // BLOCK
+        if block > self._newest_answered:
+            # What was sent before it says nothing any more, however late it fails.
+            self._newest_answered = block
+            self._blocks = {late: failed for late, failed in self._blocks.items() if late >= block}
+        return None if opened_at is None else now - opened_at
+
+    def failed(self, number: int, now: float, *, probe: bool) -> bool:
+        """Count a failure; returns whether it opened the circuit."""
+        self.failures += 1
+        if probe:
+            self._probing = False
+            self._pause = min(LAST_PROBE, 2 * self._pause)
+            self._next_probe = now + self._pause
+        block = number // BLOCK
+        if self.opened_at is not None or not self.answered or block < self._newest_answered:
+            return False
+        failed = self._blocks[block] = self._blocks.get(block, 0) + 1
+        if failed < OPENS_AFTER:
+            return False
+        self._blocks.clear()
+        self.opened_at = now
+        self.opened_by = failed, max(failed, min(BLOCK, self._sent - block * BLOCK + 1))
+        self._next_probe = now + self._pause
+        return True
+
+    def released(self, *, probe: bool) -> None:
+        """End a call that says nothing, as it was cancelled or refused; the next one may probe."""
+        if probe:
+            self._probing = False
+
+    def given_up(self, now: float) -> bool:
+        """Whether probes have failed for so long that nobody should wait any more."""
+        return self.opened_at is not None and now - self.opened_at >= GIVES_UP
+
+
+# AccountHealth: whether an account answers, and how often its calls may be tried again.
+
+
+FIRST_CONTACT: Final = 2.5
+"""Seconds after which the next attempt is the last one to a host that was never reached."""
+ANEW: Final = 60.0
+"""Seconds without an attempt after which a host that was never reached gets as many again."""
+
+_logger = logging.getLogger("afnio")
+
+
+@final
+class AccountHealth:
+    """The circuit and the retry budget of one account, and what its user is told of them.
+
+    >>> health = AccountHealth("http://localhost:8000/v1")
+    >>> health.answered(0, now=0.0)
+    >>> health.circuit.answered
+    True
+    """
+
+    def __init__(self, url: str) -> None:
+        self.circuit = Circuit()
+        self.retries = RetryBudget()
+        self._url = url
+        self._told = False
+        self._reached = False
+        self._unreached: tuple[float, float] | None = None  # since when, and at last when
+
+    def answered(self, number: int, now: float) -> None:
+        """Count an answer to a request, be it a refusal: the account is alive."""
+        self._reached = True
+        seconds = self.circuit.succeeded(number, now)
+        if seconds is not None:
+            _logger.warning("%s answers again, after %.0f s", self._url, seconds)
+            emit(CircuitClosed(self._url, seconds))
+
+    def failed(
+        self, number: int, error: TransientModelError, now: float, *, probe: bool
+    ) -> ProviderDownError | None:
+        """Count a failure; returns the error of those who wait, where they shouldn't any longer."""
+        if not isinstance(error, UnreachableError):
+            self._reached = True
+        elif not self._reached:
+            error.first_contact = True
+            if self._never_reached(now):
+                return ProviderDownError(str(error))
+        circuit = self.circuit
+        if circuit.failed(number, now, probe=probe):
+            failed, sent = circuit.opened_by
+            _logger.warning(
+                "%d of %d requests sent one after another to %s have failed (%s); its calls wait, and one at a "
+                "time tries it",
+                failed,
+                sent,
+                self._url,
+                error,
+            )
+            emit(CircuitOpened(self._url, failed, str(error)))
+        if not (probe and circuit.given_up(now)):
+            return None
+        assert circuit.opened_at is not None
+        return ProviderDownError(
+            f"{self._url} has answered nothing for {(now - circuit.opened_at) / 60:.0f} minutes: "
+            f"{circuit.failures} requests failed, at last with [{error}]; start again when it works",
+            status=error.status,
+        )
+
+    def _never_reached(self, now: float) -> bool:
+        """Whether a host that was never reached is given up: a wrong URL, or a server that doesn't run."""
+        since, last = self._unreached or (now, now)
+        if now - last > ANEW:
+            since = now
+        self._unreached = since, now
+        return now - since >= FIRST_CONTACT
+
+    def grant_retry(self, error: BaseException, now: float) -> bool:
+        """Take one retry from the budget; an error that gets none says why."""
+        if not self._told and not self.circuit.answered:
+            # At once, as a wrong URL is not worth the minute that all attempts take.
+            how = "for some seconds" if is_first_contact(error) else f"(1 of {ATTEMPTS})"
+            _logger.warning("%s; trying again %s", error, how)
+        self._told = True
+        if is_first_contact(error):
+            return True
+        if self.retries.spend(now):
+            return True
+        error.add_note(
+            f"not tried again: {self._url} had [{self.retries.retries}] retries in ten minutes, which is all "
+            f"that [{self.retries.calls}] calls and {SPARE} more allow"
+        )
+        return False
+
+
+# Concurrency: how many requests an account takes at once, found by trying.
+#
+# Additive increase, multiplicative decrease (Chiu and Jain, 1989) with the slow start of TCP: double per
+# clean round until the first rate limit, then grow by a twentieth; one cut to 0.8 of it for each episode of
+# rate limits. It grows only where the limit was really used, as unused headroom proves nothing. (The
+# saturation gate is inspect_ai's; latency isn't used: a busy client alone can double it.)
+
+
+START: Final = 64
+CEILING: Final = 1024
+CUT: Final = 0.8
+GROWTH: Final = 1.05
+SATURATION: Final = 0.8
+COOLDOWN: Final = 15.0
+"""Seconds after a cut in which further rate limits belong to the same episode."""
+
+
+@final
+class Concurrency:
+    """The number of requests that may be on the wire.
+
+    >>> fixed = Concurrency(8)
+    >>> fixed.limit
+    8
+    """
+
+    def __init__(self, ceiling: int | None = None) -> None:
+        self.ceiling = CEILING if ceiling is None else ceiling
+        self.limit = START if ceiling is None else ceiling
+        self._slow_start = True
+        self._clean = 0
+        self._peak = 0
+        self._quiet_until = 0.0
+
+    def set_ceiling(self, ceiling: int) -> None:
+        """Use `ceiling` at once."""
+        self.ceiling = self.limit = ceiling
+
+    def sent(self, in_flight: int) -> None:
+        self._peak = max(self._peak, in_flight)
+
+    def succeeded(self, now: float) -> None:
+        """Count a reply to a first attempt; a clean round of a limit's worth of them makes it grow."""
+        if now < self._quiet_until:
+            return
+        self._clean += 1
+        if self._clean < max(self.limit, 4):
+            return
+        if self._peak >= SATURATION * self.limit:
+            grown = self.limit * 2 if self._slow_start else max(self.limit + 1, int(self.limit * GROWTH))
+            self.limit = min(grown, self.ceiling)
+        self._clean = self._peak = 0
+
+    def limited(self, now: float, retry_after: float | None) -> None:
+        """Cut, once for each episode of rate limits."""
+        self._clean = self._peak = 0
+        if now < self._quiet_until:
+            return
+        self._slow_start = False
+        self.limit = max(1, int(self.limit * CUT))
+        self._quiet_until = now + max(COOLDOWN, retry_after or 0.0)

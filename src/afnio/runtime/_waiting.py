@@ -1,0 +1,421 @@
+"""Waiting: the only two ways to wait for slots, and where the blocking one is allowed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    suppress,
+)
+from contextvars import ContextVar, Token, copy_context
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, final
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from afnio.errors import BlockingReadError, RuntimeClosedError
+from afnio.likeness import reason
+from afnio.runtime._kernel import PENDING, Failure, Scope, Slot, Watcher, _current, current_scope
+from afnio.runtime._loop import parking, running_library
+from afnio.runtime._settings import Assignment, Setting
+from afnio.runtime._tracebacks import folding
+from afnio.runtime.events import ScopeEnded, emit, listening
+
+if TYPE_CHECKING:
+    from afnio.runtime._journal import Journal
+    from afnio.runtime._kernel import Failure
+
+
+SyncMode = Literal["auto", "allow", "warn", "error"]
+
+sync_mode: Final[Setting[SyncMode]] = Setting("sync_mode", "auto")
+inside_node: Final[ContextVar[bool]] = ContextVar("afnio_inside_node", default=False)
+"""True in the callables of nodes, where every input is there already and a wait could deadlock."""
+
+
+class set_sync_mode(Assignment[SyncMode]):  # noqa: N801
+    """Decide what a blocking read does on a running event loop: "auto", "allow", "warn" or "error".
+
+    "auto" allows it in a notebook and raises elsewhere. A plain call sets the process default; as a
+    `with` block it holds for the block's context.
+
+    >>> with set_sync_mode("allow"):
+    ...     pass
+    """
+
+    def __init__(self, mode: SyncMode) -> None:
+        if mode not in ("auto", "allow", "warn", "error"):
+            raise ValueError(f"sync mode must be 'auto', 'allow', 'warn' or 'error' (got {mode!r})")
+        super().__init__(sync_mode, mode)
+
+
+def may_block() -> bool:
+    """Whether a blocking wait is allowed here, without saying why not."""
+    return _objection() is None
+
+
+def check_blocking() -> None:
+    """Raise `BlockingReadError`, with the fix, where a blocking wait is not allowed."""
+    objection = _objection()
+    if objection is not None:
+        raise BlockingReadError(objection)
+    if sync_mode.get() == "warn" and running_library() is not None:
+        import warnings
+
+        warnings.warn("a read blocks the running event loop until the value is there", stacklevel=5)
+
+
+def wait(slots: Iterable[Slot]) -> None:
+    """Block this thread until `slots` are done.
+
+    Raises:
+        BlockingReadError: where waiting would block an event loop or deadlock.
+    """
+    pending = [slot for slot in slots if slot.outcome is PENDING]
+    if not pending:
+        return
+    runtime, scope = _runtime_of(pending)
+    check_blocking()
+    event = threading.Event()
+    watcher = Watcher(pending, event.set, scope)
+    runtime.post(watcher.start)
+    try:
+        event.wait()
+    except BaseException:  # Ctrl-C
+        runtime.post(runtime.forget, watcher)
+        raise
+
+
+async def wait_async(slots: Iterable[Slot]) -> None:
+    """Wait until `slots` are done, without blocking the running asyncio or trio loop."""
+    pending = [slot for slot in slots if slot.outcome is PENDING]
+    if not pending:
+        if running_library() == "trio":  # where every await is a checkpoint
+            await anyio.lowlevel.checkpoint()
+        return
+    runtime, scope = _runtime_of(pending)
+    wake, park = parking()
+    watcher = Watcher(pending, wake, scope)
+    runtime.post(watcher.start)
+    try:
+        await park()
+    except BaseException:  # this waiter was cancelled
+        runtime.post(runtime.forget, watcher)
+        raise
+
+
+def _runtime_of(pending: Sequence[Slot]):  # type: ignore[no-untyped-def]
+    from afnio.runtime._kernel import check_owner, current_runtime, current_scope
+
+    runtime = current_runtime()
+    for slot in pending:
+        check_owner(slot, runtime)
+    return runtime, current_scope()
+
+
+def _objection() -> str | None:
+    from afnio.runtime._kernel import on_runtime_thread
+
+    if inside_node.get():
+        return (
+            "a callable of a node read a pending value, which could deadlock; its arguments are values "
+            "already, and what it launches only an `async def` callable may await"
+        )
+    if on_runtime_thread():
+        return "the runtime's own thread can't wait for a value that it is to fill; await the value instead"
+    library = running_library()
+    if library is None:
+        return None
+    mode = sync_mode.get()
+    if mode in ("allow", "warn") or (mode == "auto" and _in_notebook()):
+        return None
+    return (
+        f"this read would block the running {library} loop until the value is there; write `await value` "
+        "(per sample: `value.map(fn)`; in a forward that reads: `async def forward`), "
+        "or call afnio.set_sync_mode('allow')"
+    )
+
+
+def _in_notebook() -> bool:
+    """Whether this loop belongs to an IPython kernel, where a wait stalls the cell and nothing else."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or threading.current_thread() is not threading.main_thread():
+        return False
+    # Another thread may be importing it just now.
+    shell = getattr(ipython, "get_ipython", lambda: None)()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+# Work: a handle on something under way that a caller may wait for, await, or leave alone.
+
+
+T = TypeVar("T")
+
+
+@final
+class Work(Generic[T]):
+    """What `backward()`, `step()` and `to_thread()` return: await it, or call `wait()` in a thread.
+
+    >>> import afnio
+    >>> work = afnio.to_thread(lambda: 1)
+    >>> work.wait(), work.done
+    (1, True)
+    """
+
+    def __init__(self, slot: Slot, result: Callable[[Any], T]) -> None:
+        self._slot = slot
+        self._result = result
+
+    @property
+    def done(self) -> bool:
+        return self._slot.outcome is not PENDING
+
+    @folding
+    def wait(self) -> T:
+        """Block until it is done and return its result, or raise its error."""
+        wait([self._slot])
+        return self._read()
+
+    @folding
+    def wait_if_allowed(self) -> Work[T]:
+        """Wait where a blocking wait is allowed, so that an error surfaces on this line; return self."""
+        if self.done or may_block():
+            self.wait()
+        return self
+
+    @folding
+    def __await__(self) -> Generator[Any, None, T]:
+        yield from wait_async([self._slot]).__await__()
+        return self._read()
+
+    def _read(self) -> T:
+        outcome = self._slot.outcome
+        if isinstance(outcome, Failure):
+            raise outcome.raised()
+        return self._result(outcome)
+
+    def __repr__(self) -> str:
+        return f"<Work {'done' if self.done else 'pending'}>"
+
+
+# Scope: who owns a launch, and what its address is.
+#
+# Every launch belongs to a scope. Leaving a `with scope():` waits for its launches and raises what nobody
+# read, one error bare and several as an ExceptionGroup; an exception in the block cancels them first. A
+# launch's address is the scope's path and its number there, in program order.
+
+
+class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]):  # noqa: N801
+    """Own what is launched in the block, as `with` in a script and `async with` on a loop.
+
+    Args:
+        name: element of the address path; give one where tasks or threads launch side by side.
+        max_pending: how many launches may be under way before the next one raises.
+        rooted: start the address path anew with `name`, so that it is the same wherever the block is run;
+            for blocks with a journal of their own.
+
+    >>> import afnio
+    >>> with afnio.scope(name="example"):
+    ...     total = afnio.Variable(1) + afnio.Variable(2)
+    >>> total.data
+    3
+    """
+
+    def __init__(
+        self, name: str | None = None, *, max_pending: int | None = None, rooted: bool = False
+    ) -> None:
+        if max_pending is not None and max_pending < 1:
+            raise ValueError(f"max_pending must be at least 1 (got {max_pending}); omit it for no limit")
+        self._name = name
+        self._max_pending = max_pending
+        self._rooted = rooted
+        self._scope: Scope | None = None
+        self._token: Token[Scope | None] | None = None
+
+    def _enter(self) -> Scope:
+        if self._scope is not None:
+            raise RuntimeError("this scope has been entered before; make a new one with afnio.scope()")
+        parent = current_scope()
+        name = self._name if self._rooted and self._name is not None else parent.child_path(self._name)
+        self._scope = Scope(name, runtime=parent.runtime, max_pending=self._max_pending)
+        self._token = _current.set(self._scope)
+        return self._scope
+
+    def _leave(self, error: BaseException | None) -> Scope:
+        assert self._scope is not None
+        assert self._token is not None
+        _current.reset(self._token)
+        if error is not None:
+            self._scope.abandon()
+        return self._scope
+
+    def __enter__(self) -> Scope:
+        return self._enter()
+
+    @folding
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        scope = self._leave(error)
+        if scope.pending:
+            if not may_block():
+                scope.abandon()
+                message = (
+                    f"leaving `with afnio.scope()` would block this event loop while {len(scope.pending)} "
+                    "launches are pending (they have been cancelled); write `async with afnio.scope()`"
+                )
+                if error is None:
+                    raise BlockingReadError(message)
+                return
+            try:
+                wait([_drained(scope)])
+            except BaseException:  # Ctrl-C
+                scope.abandon()
+                raise
+        _raise_unread(scope, error)
+
+    async def __aenter__(self) -> Self | Scope:  # type: ignore[override]
+        return self._enter()
+
+    @folding
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        scope = self._leave(error)
+        if scope.pending:
+            try:
+                await wait_async([_drained(scope)])
+            except BaseException:
+                # The block's own task was cancelled while it waited: what it owns ends with it, and before.
+                scope.abandon()
+                with anyio.CancelScope(shield=True):
+                    await wait_async([_drained(scope)])
+                raise
+        _raise_unread(scope, error)
+
+
+def _drained(scope: Scope) -> Slot:
+    slot = Slot()
+    scope.runtime.post(scope.watch, slot)
+    return slot
+
+
+def _raise_unread(scope: Scope, error: BaseException | None) -> None:
+    _tell_end(scope)
+    errors = scope.unread()
+    if error is not None or not errors:
+        return
+    if len(errors) == 1:
+        raise errors[0]
+    message = f"{len(errors)} launches of scope {scope.path!r} failed, first with {reason(errors[0])}"
+    raise BaseExceptionGroup(message, errors)
+
+
+def _tell_end(scope: Scope) -> None:
+    if listening():
+        with suppress(RuntimeClosedError):
+            scope.runtime.post(copy_context().run, emit, ScopeEnded(scope.path))
+
+
+# The active journal: the one that the calls launched in a context are answered from and recorded in.
+
+
+active_journal: Final[Setting[Journal | None]] = Setting("journal", None)
+
+
+class journal(AbstractContextManager["Journal | None"], AbstractAsyncContextManager["Journal | None"]):  # noqa: N801
+    """Record the calls of the block in a file, and answer from it those that are there already.
+
+    As `with` in a script and `async with` on a loop; it owns what is launched in the block, as
+    `afnio.scope` does, and closes the file at its end.
+
+    Args:
+        path: the file; made, readable by its owner alone, if it isn't there.
+        mode: "resume" answers the calls of the same program again, each at its place; "reuse" answers
+            equal requests of any program, the n-th use of one by its n-th reply; "off" does neither.
+
+    Raises:
+        JournalError: when entered: the file is held by another process, foreign, damaged or newer.
+
+    >>> import afnio, tempfile
+    >>> from afnio.testing import ScriptedClient
+    >>> ask = {"messages": [{"role": "user", "content": "Hi"}], "model": "m"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for client in (ScriptedClient("Hello"), ScriptedClient([])):
+    ...         with afnio.journal(f"{folder}/calls.journal"):
+    ...             print(client.chat(**ask), len(client.requests))
+    Hello 1
+    Hello 0
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], mode: Literal["resume", "reuse", "off"] = "resume"
+    ) -> None:
+        if mode not in ("resume", "reuse", "off"):
+            raise ValueError(f'the journal\'s mode must be "resume", "reuse" or "off" (got {mode!r})')
+        self._path = path
+        self._mode: Literal["resume", "reuse", "off"] = mode
+        self._scope = scope(name="journal", rooted=True)
+        self._entered = ExitStack()
+        self._journal: Journal | None = None
+
+    def _open(self) -> Journal | None:
+        if self._mode == "off":
+            return None
+        from afnio.runtime._journal import Journal
+
+        return Journal.open(self._path, self._mode)
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+    def __enter__(self) -> Journal | None:
+        self._journal = self._open()
+        self._entered.enter_context(active_journal.override(self._journal))
+        self._scope.__enter__()
+        return self._journal
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._scope.__exit__(kind, error, traceback)
+        finally:
+            self._entered.close()
+            self._close()
+
+    async def __aenter__(self) -> Journal | None:
+        self._journal = await anyio.to_thread.run_sync(self._open)
+        self._entered.enter_context(active_journal.override(self._journal))
+        self._scope.__enter__()
+        return self._journal
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._scope.__aexit__(kind, error, traceback)
+        finally:
+            self._entered.close()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._close)
