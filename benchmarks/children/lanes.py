@@ -12,7 +12,7 @@ import anyio
 
 import afnio
 import afnio.cognitive as cog
-from afnio.models.request import ChatRequest
+from afnio.models import ChatRequest
 from afnio.testing import ScriptedClient
 from benchmarks.child import serve
 from benchmarks.children.collecting import Collecting

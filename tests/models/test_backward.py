@@ -8,7 +8,7 @@ import pytest
 
 import afnio
 from afnio.models import ChatModel
-from afnio.models.backward import _model
+from afnio.models._backward_model import _model
 from afnio.testing import ScriptedClient
 
 

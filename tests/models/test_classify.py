@@ -9,7 +9,7 @@ import time
 import pytest
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
-from afnio.models.classify import read_reply, retry_after
+from afnio.models._replies import read_reply, retry_after
 
 URL = "http://host/v1"
 GOOD = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}

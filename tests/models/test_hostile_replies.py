@@ -27,7 +27,7 @@ from memory import peak
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models import ChatClient
-from afnio.models.once import Once
+from afnio.models._client import Once
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
 from afnio.runtime import _retries
 

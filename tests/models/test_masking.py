@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.models.masking import MASK, mask, mask_arguments, secrets_in_headers
+from afnio.models._masking import MASK, mask, mask_arguments, secrets_in_headers
 
 SECRET = "sk-SeCrEt/Key+01&23=="
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)

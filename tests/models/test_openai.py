@@ -24,7 +24,7 @@ from afnio.errors import (
     TransientModelError,
     UnreachableError,
 )
-from afnio.models.once import Once
+from afnio.models._client import Once
 from afnio.models.openai import AsyncOpenAI, OpenAI
 from afnio.runtime import _retries
 from afnio.runtime.events import CallRetried, subscribed
@@ -360,7 +360,7 @@ async def test_a_key_may_be_a_function():
 @pytest.fixture
 def received(monkeypatch):
     """What the transport was asked to send."""
-    from afnio.models.transport import AiohttpTransport, Answer
+    from afnio.models._transport import AiohttpTransport, Answer
 
     posts = []
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from afnio.models import prices
-from afnio.models.price_file import PriceFile
-from afnio.models.prices import ENVIRONMENT, Price, Tier, price_of
+from afnio.models import _prices
+from afnio.models._prices import ENVIRONMENT, PriceFile, price_of
+from afnio.runtime._spending import Price, Tier
 
 HOST = "https://api.openai.com/v1"
 
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No price file of whoever runs the tests, no answers of other tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    prices._price_of.cache_clear()
+    _prices._price_of.cache_clear()
     return tmp_path
 
 
@@ -153,7 +153,7 @@ def table(monkeypatch: pytest.MonkeyPatch, row: Any) -> list[tuple[str, str]]:
     package: Any = ModuleType("genai_prices")
     package.Usage, package.calc_price = SimpleNamespace, calc_price
     monkeypatch.setitem(sys.modules, "genai_prices", package)
-    monkeypatch.setattr(prices, "version", lambda name: "9.9")
+    monkeypatch.setattr(_prices, "version", lambda name: "9.9")
     return asked
 
 

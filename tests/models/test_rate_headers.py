@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afnio.errors import RateLimitedError
-from afnio.models.rate_headers import hear_headers, read_duration, read_limit
+from afnio.models._replies import hear_headers, read_duration, read_limit
 from afnio.runtime._admission import Admitter
 from afnio.runtime._limits import Reading
 from afnio.runtime._loop import loop_time

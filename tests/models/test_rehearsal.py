@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 import afnio
 import afnio.cognitive as cog
-from afnio.models.rehearsal import instance, rehearsing, stage
-from afnio.models.request import response_format
+from afnio.models._client import instance, rehearsing, stage
+from afnio.models._messages import response_format
 from afnio.runtime.events import subscribed
 from afnio.testing import ScriptedClient
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from afnio.models import ChatRequest
-from afnio.models.request import response_format
+from afnio.models._messages import response_format
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afnio.models import ChatResponse, ToolCall, Usage
-from afnio.models.response import ChatBody
+from afnio.models._messages import ChatBody
 
 
 def body(message, **more):

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from afnio.errors import TransientModelError
-from afnio.models.silence import Silence
+from afnio.models._transport import Silence
 
 URL = "http://host/v1"
 

@@ -12,10 +12,10 @@ from hostile import MIB, HostileServer, Way, bomb, encoded, reply
 from memory import peak
 
 from afnio.errors import FinalModelError, TransientModelError, UnreachableError
-from afnio.models import reply_reader, silence
-from afnio.models.once import Once
+from afnio.models import _transport
+from afnio.models._client import Once
+from afnio.models._transport import AiohttpTransport
 from afnio.models.openai import AsyncOpenAI
-from afnio.models.transport import AiohttpTransport
 from afnio.runtime import Account, Launch, Slot, Work
 from afnio.testing import Provider
 from afnio.testing.provider import Fault
@@ -184,7 +184,7 @@ async def test_the_largest_reply_is_a_setting():
 
 async def test_a_reply_that_stops_in_the_middle_is_given_up(monkeypatch):
     """Though the attempt would have more time."""
-    monkeypatch.setattr(reply_reader, "BETWEEN_BYTES", 0.05)
+    monkeypatch.setattr(_transport, "BETWEEN_BYTES", 0.05)
     monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 1)
     half = Way(reply(b'{"choices": ', length=99), "hang")
     async with HostileServer({"v1": half}) as server:
@@ -194,7 +194,7 @@ async def test_a_reply_that_stops_in_the_middle_is_given_up(monkeypatch):
 
 async def test_before_a_reply_begins_only_the_attempts_deadline_holds(monkeypatch):
     """Reasoning models are silent for minutes."""
-    monkeypatch.setattr(reply_reader, "BETWEEN_BYTES", 0.05)
+    monkeypatch.setattr(_transport, "BETWEEN_BYTES", 0.05)
     async with Provider(lm=lambda request: "thought", latency=0.3) as provider:
         lm = AsyncOpenAI(base_url=provider.base_url, api_key="any")
         assert "thought" == await ask(lm)
@@ -205,7 +205,7 @@ async def test_before_a_reply_begins_only_the_attempts_deadline_holds(monkeypatc
 
 async def test_a_server_that_never_answers_is_told_once(monkeypatch, caplog):
     """For all of the account's calls, with the model that is waited for."""
-    monkeypatch.setattr(silence, "FIRST_HINT", 0.3)
+    monkeypatch.setattr(_transport, "FIRST_HINT", 0.3)
     async with HostileServer({"v1": Way(then="hang")}) as server:
         lm = AsyncOpenAI(base_url=server.url("v1"), api_key="any")
 

@@ -18,7 +18,7 @@ from virtual import virtual_runtime
 import afnio
 from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatResponse, Usage
-from afnio.models.prices import price_of
+from afnio.models._prices import price_of
 from afnio.runtime import Account, current_runtime
 from afnio.runtime._admission import admitter, hear_limits
 from afnio.runtime._call import _Flights

@@ -12,9 +12,8 @@ import aiohttp
 import pytest
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
+from afnio.models import ChatRequest, ChatResponse
 from afnio.models.openai import AsyncOpenAI
-from afnio.models.request import ChatRequest
-from afnio.models.response import ChatResponse
 from afnio.testing import Fault, FaultPlan, Provider, Quota
 from afnio.testing.draw import digest
 from afnio.testing.fault_kind import FINAL, KINDS, ODD, TRANSIENT

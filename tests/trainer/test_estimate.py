@@ -127,7 +127,7 @@ def item(low: int, high: int, price: Any = None, purpose: str = "forward") -> It
 
 
 def price(dollars: int) -> Any:
-    from afnio.models.prices import Price
+    from afnio.runtime._spending import Price
 
     return Price(Decimal(dollars), Decimal(dollars), Decimal(dollars))
 

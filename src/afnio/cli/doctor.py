@@ -137,7 +137,7 @@ def _chosen(models: Sequence[str]) -> str:
 
 async def _asked(client: AsyncOpenAI, model: str, calls: int) -> list[Finding]:
     """Ask a few times, one after the other; raises what the first call raises, without trying again."""
-    from afnio.models.once import Once
+    from afnio.models._client import Once
     from afnio.runtime.events import LimitsLearnt, subscribed
 
     learnt: list[LimitsLearnt] = []

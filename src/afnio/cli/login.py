@@ -42,19 +42,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _keep(base_url: str | None) -> int:
-    from afnio.models import key_store
+    from afnio.models import openai
     from afnio.models.openai import AsyncOpenAI, endpoint_url
     from afnio.runtime._callables import run
 
     url = endpoint_url(base_url)
-    key_store.forget(url)  # before anybody types a key: is there a keyring at all?
+    openai.forget(url)  # before anybody types a key: is there a keyring at all?
     key = getpass.getpass(f"API key for {url}: ") if sys.stdin.isatty() else sys.stdin.readline()
     key = key.strip()
     if not key:
         sys.stderr.write("afnio: no key was given; nothing was kept\n")
         return 1
     models = run(AsyncOpenAI(api_key=key, base_url=url).list_models())
-    key_store.keep(url, key)
+    openai.keep(url, key)
     sys.stdout.write(
         f"{url} takes the key ({len(models)} models); it is in the keyring of {getpass.getuser()}\n"
     )
@@ -64,10 +64,10 @@ def _keep(base_url: str | None) -> int:
 
 
 def _remove(base_url: str | None) -> int:
-    from afnio.models import key_store
+    from afnio.models import openai
     from afnio.models.openai import endpoint_url
 
     url = endpoint_url(base_url)
-    gone = key_store.forget(url)
+    gone = openai.forget(url)
     sys.stdout.write(f"the key for {url} was taken out\n" if gone else f"there was no key for {url}\n")
     return 0

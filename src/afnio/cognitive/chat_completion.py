@@ -13,8 +13,9 @@ from afnio.autodiff.basic_ops import stack
 from afnio.autodiff.function import Later
 from afnio.cognitive.criticism import criticize
 from afnio.cognitive.template import check_inputs, check_messages, rendered
-from afnio.models import ChatClient, ChatModel, ChatResponse, get_backward_model_client
-from afnio.models.request import check_completion_args, response_format
+from afnio.models._backward_model import get_backward_model_client
+from afnio.models._client import ChatClient, ChatModel
+from afnio.models._messages import ChatResponse, check_completion_args, response_format
 from afnio.runtime._kernel import Job, Slot
 from afnio.runtime._waiting import wait
 

@@ -11,7 +11,7 @@ from afnio.cognitive.prompts import critic_messages, critic_schema, wording
 from afnio.cognitive.reduction import reduce_feedback
 from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text
-from afnio.models import ChatModel
+from afnio.models._client import ChatModel
 from afnio.runtime._kernel import Job
 
 

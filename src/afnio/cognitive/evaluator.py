@@ -17,7 +17,7 @@ from afnio.autodiff.launch_event import tell_launch
 from afnio.autodiff.variable import Origin
 from afnio.cognitive.prompts import block, deterministic_feedback, wording
 from afnio.errors import ScoreError
-from afnio.models import get_backward_model_client
+from afnio.models._backward_model import get_backward_model_client
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
 from afnio.runtime._kernel import Failure, Job, Launch, Outcomes, Slot
 from afnio.runtime._tracebacks import folding

@@ -11,7 +11,7 @@ from afnio.cognitive.chat_completion import ChatCompletion, Completion
 from afnio.cognitive.evaluator import Evaluation, FeedbackBy, SuccessFn
 from afnio.cognitive.evaluators import Deterministic, ExactMatch
 from afnio.cognitive.judge import LMJudge
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 
 Reduction = Callable[[list[Any]], Any] | None
 Messages = Sequence[Mapping[str, Any]]

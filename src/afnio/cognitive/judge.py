@@ -24,8 +24,9 @@ from afnio.cognitive.evaluator import (
 from afnio.cognitive.prompts import JUDGE_SCHEMA, wording
 from afnio.cognitive.structured import ask
 from afnio.cognitive.template import as_text, check_inputs, check_messages, rendered
-from afnio.models import ChatClient, ChatModel, get_backward_model_client
-from afnio.models.request import check_completion_args, response_format
+from afnio.models._backward_model import get_backward_model_client
+from afnio.models._client import ChatClient, ChatModel
+from afnio.models._messages import check_completion_args, response_format
 from afnio.runtime._kernel import Job, Outcomes
 
 Judgement = tuple[Any, str]

@@ -12,7 +12,7 @@ from afnio.cognitive.chat_completion import Completion
 from afnio.cognitive.evaluator import Evaluation, FeedbackBy, SuccessFn
 from afnio.cognitive.functional import Messages, Reduction
 from afnio.cognitive.module import Module
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 
 
 @final

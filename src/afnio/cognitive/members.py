@@ -8,7 +8,7 @@ from typing import Any, Final
 from afnio.autodiff import Variable
 from afnio.cognitive.parameter import Parameter
 from afnio.cognitive.template import check_messages
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 
 KINDS: Final = (
     "parameters", "buffers", "chats", "modules", "models", "functions", "completion_configs",

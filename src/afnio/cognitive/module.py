@@ -11,7 +11,7 @@ from afnio.cognitive.members import Members
 from afnio.cognitive.module_hooks import Call, ModuleHooks
 from afnio.cognitive.parameter import Parameter
 from afnio.cognitive.training import Training
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -17,7 +17,7 @@ from afnio.cognitive.cluster import Cluster, clustered
 from afnio.cognitive.reduction_tree import Point, ReductionTree, merged
 from afnio.errors import BatchError
 from afnio.likeness import reason
-from afnio.models import ChatModel
+from afnio.models._client import ChatModel
 from afnio.runtime._callables import call_in_node, quorum_holds
 from afnio.runtime._kernel import Job
 

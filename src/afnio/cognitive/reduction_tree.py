@@ -17,7 +17,7 @@ from afnio.cognitive.cluster import Cluster
 from afnio.cognitive.prompts import reduce_messages, reduce_schema, wording
 from afnio.cognitive.structured import ask
 from afnio.errors import ModelError, ReplyError
-from afnio.models import ChatModel
+from afnio.models._client import ChatModel
 from afnio.runtime._kernel import Body, Failure, Job, Launch, Outcomes, Slot, within
 from afnio.runtime._waiting import wait_async
 

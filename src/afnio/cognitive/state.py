@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from afnio.autodiff import Variable
 from afnio.cognitive.parameter import Parameter
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 
 if TYPE_CHECKING:
     from afnio.cognitive.module import Module

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from afnio.errors import FinalModelError, ReplyError
-from afnio.models import ChatModel, ChatResponse
-from afnio.models.request import Message
+from afnio.models._client import ChatModel
+from afnio.models._messages import ChatResponse, Message
 from afnio.runtime._kernel import Job
 
 T = TypeVar("T")

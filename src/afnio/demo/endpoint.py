@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 
 Kind = Literal["simulated", "live", "local"]
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from afnio.models.backward import get_backward_model_client as get_backward_model_client
-from afnio.models.backward import set_backward_model_client as set_backward_model_client
-from afnio.models.chat_model import ChatModel as ChatModel
-from afnio.models.client import ChatClient as ChatClient
-from afnio.models.request import ChatRequest as ChatRequest
-from afnio.models.response import ChatResponse as ChatResponse
-from afnio.models.response import ToolCall as ToolCall
-from afnio.runtime.events import Usage as Usage
+from afnio._public import show_in
+from afnio.models._backward_model import get_backward_model_client, set_backward_model_client
+from afnio.models._client import ChatClient, ChatModel
+from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
+from afnio.runtime.events import Usage
+
+__all__ = [
+    "ChatClient",
+    "ChatModel",
+    "ChatRequest",
+    "ChatResponse",
+    "ToolCall",
+    "Usage",
+    "get_backward_model_client",
+    "set_backward_model_client",
+]
+
+show_in(__name__, globals(), __all__)

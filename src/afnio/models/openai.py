@@ -1,7 +1,6 @@
 """OpenAI, Azure, and every endpoint that speaks their chat completions. The SDK is imported here alone, lazily.
 
-The SDK client is the source of key, base URL, headers and error classes; it retries nothing.
-"""
+The SDK client is the source of key, base URL, headers and error classes; it retries nothing."""
 
 from __future__ import annotations
 
@@ -18,18 +17,21 @@ from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
 import anyio.to_thread
 
-from afnio.errors import FinalModelError, ModelError, TransientModelError
-from afnio.models import key_store
-from afnio.models.classify import read_reply, status_error
-from afnio.models.client import ChatClient
-from afnio.models.masking import mask, secrets_in_headers, secrets_in_url
-from afnio.models.rate_headers import hear_headers
-from afnio.models.reply_reader import MAX_REPLY, ReplyReader
-from afnio.models.request import ChatRequest
-from afnio.models.response import ChatResponse
-from afnio.models.sdk_bodies import RAW, bound_bodies
-from afnio.models.silence import Silence
-from afnio.models.transport import AiohttpTransport, Answer, unreachable
+from afnio.errors import AfnioError, FinalModelError, ModelError, TransientModelError
+from afnio.models._client import ChatClient
+from afnio.models._masking import mask, secrets_in_headers, secrets_in_url
+from afnio.models._messages import ChatRequest, ChatResponse
+from afnio.models._replies import hear_headers, read_reply, status_error
+from afnio.models._transport import (
+    MAX_REPLY,
+    RAW,
+    AiohttpTransport,
+    Answer,
+    ReplyReader,
+    Silence,
+    bound_bodies,
+    unreachable,
+)
 from afnio.runtime._call import ATTEMPT_DEADLINE
 from afnio.runtime._callables import is_async
 from afnio.runtime._limits import Account, Limits
@@ -218,7 +220,7 @@ class AsyncOpenAI(ChatClient):
             and self._sdk_name == "AsyncOpenAI"
             and not os.environ.get("OPENAI_API_KEY")
         ):
-            kept = key_store.find(endpoint_url(given.get("base_url")))
+            kept = find(endpoint_url(given.get("base_url")))
             given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
@@ -356,7 +358,7 @@ def key_source(base_url: str | None) -> str:
     """Return where a client that is given no key has it from, in words."""
     if os.environ.get("OPENAI_API_KEY"):
         return "OPENAI_API_KEY"
-    return "the keyring" if key_store.find(endpoint_url(base_url)) is not None else "nowhere"
+    return "the keyring" if find(endpoint_url(base_url)) is not None else "nowhere"
 
 
 def _basic_authorization(sdk: Any) -> dict[str, str]:
@@ -438,3 +440,63 @@ def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
     response = httpx2.Response(status, content=answer.body, request=request)
     sdk_error: BaseException = made(str(error), response=response, body=None)
     return sdk_error
+
+
+# Key store: provider keys in the operating system's keyring, for who put one there with `afnio login`.
+#
+# Nothing needs it: a key that is given, or in the environment, goes before. Needs `afnio[keyring]`.
+
+
+SERVICE: Final = "afnio"
+"""Under which name keys are kept, each for the base URL of its endpoint."""
+
+
+class KeyStoreError(AfnioError):
+    """There is no keyring that could keep a key."""
+
+
+def keep(url: str, key: str) -> None:
+    """Keep the key of the endpoint at `url`.
+
+    Raises:
+        KeyStoreError: where there is no keyring, or it refuses.
+    """
+    _ask("set_password", url, key)
+
+
+def forget(url: str) -> bool:
+    """Take a key out; returns whether there was one."""
+    if _ask("get_password", url) is None:
+        return False
+    _ask("delete_password", url)
+    return True
+
+
+def find(url: str) -> str | None:
+    """Return the key of the endpoint at `url`; None where there is none, or no keyring."""
+    try:
+        found: str | None = _ask("get_password", url)
+    except KeyStoreError:
+        return None
+    return found
+
+
+def _ask(what: str, *args: str) -> Any:
+    try:
+        import keyring
+        from keyring.errors import NoKeyringError
+    except ImportError as error:
+        raise KeyStoreError(
+            "keys are kept by a package that is not installed; pip install 'afnio[keyring]'"
+        ) from error
+    try:
+        return getattr(keyring, what)(SERVICE, *args)
+    except NoKeyringError as error:
+        raise KeyStoreError(
+            "this machine has no keyring (containers and servers rarely do); set OPENAI_API_KEY in the environment "
+            "instead"
+        ) from error
+    except Exception as error:  # backends raise what they like; the text of none of them holds the key
+        raise KeyStoreError(
+            f"the keyring refused ({type(error).__name__}); unlock it, or set OPENAI_API_KEY"
+        ) from None

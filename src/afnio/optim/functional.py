@@ -7,7 +7,7 @@ from typing import Any
 
 from afnio.autodiff import Variable
 from afnio.cognitive.reduction import BUDGET
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 from afnio.optim.change import Change
 from afnio.optim.leak import WORDS
 from afnio.optim.momentum import remember, window

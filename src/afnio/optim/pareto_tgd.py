@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 from afnio.autodiff import Variable
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 from afnio.optim.evaluation import Evaluate
 from afnio.optim.offspring import Credit
 from afnio.optim.pareto import Member

@@ -9,7 +9,7 @@ from typing import final
 from afnio.autodiff import Variable
 from afnio.autodiff.variable import gradient
 from afnio.cognitive.reduction import BUDGET, QUORUM, Reduction, reduce_feedback
-from afnio.models import ChatModel
+from afnio.models._client import ChatModel
 from afnio.optim.change import Evidence
 from afnio.runtime._kernel import Job
 

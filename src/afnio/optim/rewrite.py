@@ -12,7 +12,7 @@ from afnio.cognitive.prompts import unescape
 from afnio.cognitive.structured import complete_json, json_object, unfenced
 from afnio.cognitive.template import fill, rendered
 from afnio.errors import ReplyError
-from afnio.models import ChatModel
+from afnio.models._client import ChatModel
 from afnio.optim.change import Change
 from afnio.optim.check import check, words_in
 from afnio.optim.prompts import TGD_SCHEMA, tgd_sections, wording

@@ -12,8 +12,8 @@ from typing import Any, Final
 from afnio.autodiff import Variable
 from afnio.cognitive.reduction import BUDGET
 from afnio.cognitive.template import check_inputs, check_messages
-from afnio.models import ChatClient, ChatModel
-from afnio.models.request import check_completion_args
+from afnio.models._client import ChatClient, ChatModel
+from afnio.models._messages import check_completion_args
 from afnio.optim.change import Change
 from afnio.optim.leak import WORDS
 from afnio.optim.momentum import remember, sampled, window

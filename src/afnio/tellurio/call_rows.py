@@ -7,7 +7,8 @@ import sqlite3
 from functools import lru_cache
 from typing import Any, Final
 
-from afnio.models.prices import Price, cost, price_of
+from afnio.models._prices import price_of
+from afnio.runtime._spending import Price, cost
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage
 from afnio.tellurio.bodies import Bodies
 from afnio.tellurio.json_value import encodable

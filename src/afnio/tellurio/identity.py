@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Final
 
-from afnio.models.masking import mask_arguments
+from afnio.models._masking import mask_arguments
 from afnio.tellurio.redaction import Redaction
 
 ROUNDS: Final = 200_000

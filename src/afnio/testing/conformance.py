@@ -17,7 +17,8 @@ import anyio.to_thread
 from afnio.autodiff import Variable
 from afnio.cognitive import Parameter
 from afnio.errors import FinalModelError
-from afnio.models import ChatClient, ChatRequest
+from afnio.models._client import ChatClient
+from afnio.models._messages import ChatRequest
 from afnio.optim import Optimizer
 from afnio.runtime._callables import run
 from afnio.runtime._waiting import journal, scope

@@ -10,9 +10,8 @@ from typing import Any, Final, final
 import anyio
 
 from afnio.errors import FinalModelError
-from afnio.models.client import ChatClient
-from afnio.models.request import ChatRequest
-from afnio.models.response import ChatResponse
+from afnio.models._client import ChatClient
+from afnio.models._messages import ChatRequest, ChatResponse
 from afnio.runtime._limits import Account, Limits
 from afnio.runtime.events import Usage
 

@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from afnio.models.prices import Price, cost
 from afnio.runtime._limits import Account, given_limits
+from afnio.runtime._spending import Price, cost
 from afnio.runtime.events import Usage
 from afnio.trainer.quantities import clock, money
 

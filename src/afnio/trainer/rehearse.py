@@ -13,8 +13,8 @@ import anyio.to_thread
 from afnio.autodiff import no_grad
 from afnio.cognitive import Module
 from afnio.cognitive.training import mode
-from afnio.models.prices import price_of
-from afnio.models.rehearsal import Rehearsed, rehearsing, stage
+from afnio.models._client import Rehearsed, rehearsing, stage
+from afnio.models._prices import price_of
 from afnio.optim import Optimizer
 from afnio.runtime._callables import tolerate
 from afnio.runtime._limits import Account

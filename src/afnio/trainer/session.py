@@ -12,7 +12,7 @@ from typing import final
 import anyio
 import anyio.to_thread
 
-from afnio.models.spending import earlier_ledger
+from afnio.models._prices import earlier_ledger
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
 from afnio.runtime._kernel import current_scope

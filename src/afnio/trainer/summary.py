@@ -15,11 +15,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from afnio.cognitive import Module
-from afnio.models import ChatClient, ChatModel
-from afnio.models.prices import Price, price_of
-from afnio.models.rehearsal import CHARACTERS_PER_TOKEN
+from afnio.models._client import CHARACTERS_PER_TOKEN, ChatClient, ChatModel
+from afnio.models._prices import price_of
 from afnio.optim import Optimizer
 from afnio.runtime._limits import Limits, given_limits
+from afnio.runtime._spending import Price
 
 WIDTH: Final = 110
 """Columns of the text, where the terminal has no fewer."""
@@ -194,7 +194,7 @@ def _clients(agent: Module, optimizers: Sequence[Optimizer]) -> Iterator[tuple[s
 
 
 def _backward_model() -> ChatModel | None:
-    from afnio.models import get_backward_model_client
+    from afnio.models._backward_model import get_backward_model_client
 
     try:
         return get_backward_model_client()

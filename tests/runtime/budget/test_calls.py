@@ -87,9 +87,9 @@ def test_nested_budgets_both_count() -> None:
 
 def test_unknown_price(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Dollars can't be limited for a model without a price; with one in the user's file they are."""
-    from afnio.models import prices
+    from afnio.models import _prices
 
-    prices._price_of.cache_clear()
+    _prices._price_of.cache_clear()
     client = ScriptedClient(reply())
     with afnio.budget(max_cost=1.0), pytest.raises(UnknownPriceError, match="AFNIO_PRICES"):
         client.chat(**ASK)
@@ -97,12 +97,12 @@ def test_unknown_price(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "prices.toml"
     file.write_text('[[price]]\nmodel = "m"\ninput = 1000\noutput = 2000\n')
     monkeypatch.setenv("AFNIO_PRICES", str(file))
-    prices._price_of.cache_clear()
+    _prices._price_of.cache_clear()
     with afnio.budget(max_cost=0.08) as budget, pytest.raises(BudgetExceeded, match=r"max_cost=0\.08"):
         for _ in range(9):
             client.chat(**ASK, max_completion_tokens=10)
     assert 0.0 < float(budget.ledger.total.cost or 0) <= 0.08
-    prices._price_of.cache_clear()
+    _prices._price_of.cache_clear()
 
 
 def test_a_resumed_run_has_what_is_left(tmp_path: Path) -> None:

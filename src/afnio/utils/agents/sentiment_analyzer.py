@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from afnio import cognitive as cog
 from afnio.autodiff import Variable
-from afnio.models import ChatClient
+from afnio.models._client import ChatClient
 
 RESPONSE_FORMAT: Final[dict[str, Any]] = {
     "type": "json_schema",

@@ -1,13 +1,13 @@
 """Classify: what a reply means, a response or an error worth another attempt or not.
 
-Covers what OpenAI-compatible providers really do, errors behind status 200 included.
-"""
+Covers what OpenAI-compatible providers really do, errors behind status 200 included."""
 
 from __future__ import annotations
 
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -16,9 +16,9 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 from pydantic import ValidationError
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
-from afnio.models.header_times import DAY, seconds_ahead
-from afnio.models.response import ChatBody, ChatResponse
-from afnio.runtime._limits import tell_once
+from afnio.models._messages import ChatBody, ChatResponse
+from afnio.runtime._admission import hear_limits
+from afnio.runtime._limits import NO_LIMIT, Reading, tell_once
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 LONGEST_WAIT: Final = 600.0
@@ -207,3 +207,121 @@ def _number(text: str | None) -> float | None:
 def _start(body: bytes) -> str:
     text = " ".join(body[:200].decode("utf-8", "replace").split())
     return f"it starts {text[:120]!r}" if text else "it is empty"
+
+
+# Rate headers: what a reply's `x-ratelimit-*` headers say about the account's limits.
+
+
+_UNITS: Final = {
+    "d": 86400.0,
+    "h": 3600.0,
+    "m": 60.0,
+    "s": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ns": 1e-9,
+}
+_PART: Final = re.compile(r"(\d+(?:\.(\d+))?)(ms|us|µs|ns|d|h|m|s)")
+_DURATION: Final = re.compile(rf"(?:{_PART.pattern})+")
+
+
+def hear_headers(headers: Mapping[str, str], url: str) -> None:
+    """Tell admission what the headers of a reply from `url` say; in the attempt that got it."""
+    hear_limits(read_limit(headers, "requests", url), read_limit(headers, "tokens", url))
+
+
+def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider") -> Reading | None:
+    """Return what the headers say of the limit of `requests` or `tokens`; None where they don't.
+
+    What can't be meant as it stands is told once for each URL.
+
+    >>> read_limit({"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59",
+    ...             "x-ratelimit-reset-requests": "1s"}, "requests")
+    Reading(limit=60, remaining=59, reset=1.0, precision=0.0005)
+    """
+    limit = _whole(headers.get(f"x-ratelimit-limit-{kind}"))
+    remaining = _whole(headers.get(f"x-ratelimit-remaining-{kind}"))
+    if limit is None or remaining is None or limit < 1:
+        return None
+    if limit >= NO_LIMIT:
+        name = f"x-ratelimit-limit-{kind}"
+        tell_once(url, name, "%s says %s: %.40s, which is taken for no limit", name, headers[name])
+        return None
+    reset, precision = _read_reset(headers.get(f"x-ratelimit-reset-{kind}"), kind, url)
+    return Reading(limit, max(0, min(remaining, limit)), reset, precision)
+
+
+def _read_reset(text: str | None, kind: str, url: str) -> tuple[float | None, float]:
+    number, precision = read_duration(text)
+    if number is None:
+        return None, 0.0
+    reset = seconds_ahead(number)
+    if reset == number:
+        return reset, precision
+    name = f"x-ratelimit-reset-{kind}"
+    if reset is None:
+        tell_once(url, name, "%s says %s: %.40s, which is more than a day and is ignored", name, text)
+        return None, 0.0
+    told = "%s says %s: %.40s, which is taken for a Unix time, %.0f s from now"
+    tell_once(url, name, told, name, text, reset)
+    return reset, 1.0
+
+
+def read_duration(text: str | None) -> tuple[float | None, float]:
+    """Return a duration in seconds, and by how much its rounding may be off: `6m0s`, `20ms`, `1.5`.
+
+    With units it is exact to the millisecond, as who writes them leaves out the zeros; a plain number may be
+    off by half of its last digit, by a second where it is whole.
+
+    >>> read_duration("6m0s"), read_duration("20ms"), read_duration("12")
+    ((360.0, 0.0005), (0.02, 0.0005), (12.0, 1.0))
+    """
+    text = (text or "").strip()
+    if _DURATION.fullmatch(text):
+        parts = list(_PART.finditer(text))
+        seconds = sum(float(part[1]) * _UNITS[part[3]] for part in parts)
+        if not math.isfinite(seconds):
+            return None, 0.0
+        last = parts[-1]
+        return seconds, min(5e-4, _UNITS[last[3]] * 10.0 ** -len(last[2] or "") / 2)
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None, 0.0
+    if not math.isfinite(seconds) or seconds < 0:
+        return None, 0.0
+    decimals = len(text.partition(".")[2])
+    return seconds, 10.0**-decimals / 2 if decimals else 1.0
+
+
+def _whole(text: str | None) -> int | None:
+    try:
+        number = None if text is None else float(text)
+    except ValueError:
+        return None
+    return int(number) if number is not None and math.isfinite(number) else None
+
+
+# Header times: what a number in a header says about when.
+
+
+DAY: Final = 86_400.0
+_UNIX: Final = 1e9
+"""From here on a number is a Unix time, as durations of 30 years aren't meant."""
+_UNIX_MS: Final = 1e11
+
+
+def seconds_ahead(number: float) -> float | None:
+    """Return the seconds from now that `number` means, as a duration or as a Unix time.
+
+    None where that is more than a day: no limit is worth such a wait, so it is an error of the provider's.
+
+    >>> seconds_ahead(60.0), seconds_ahead(1e300)
+    (60.0, None)
+    >>> round(seconds_ahead(time.time() + 60))
+    60
+    """
+    if number >= _UNIX:
+        number = (number / 1000 if number >= _UNIX_MS else number) - time.time()
+    return max(0.0, number) if abs(number) <= DAY else None

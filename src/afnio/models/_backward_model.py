@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from afnio.models.chat_model import ChatModel
-from afnio.models.client import ChatClient
-from afnio.models.request import check_completion_args
+from afnio.models._client import ChatClient, ChatModel
+from afnio.models._messages import check_completion_args
 from afnio.runtime._settings import Assignment, Setting
 
 _model: Final[Setting[ChatModel | None]] = Setting("backward_model", None)

@@ -1,0 +1,272 @@
+"""PriceFile: the prices that a user writes down, for models that no table knows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
+
+import anyio.to_thread
+
+from afnio.runtime._budget import Budget, current_budgets
+from afnio.runtime._spending import Item, Ledger, Price, Spent, Tier, cost
+from afnio.runtime._waiting import active_journal
+
+if TYPE_CHECKING:
+    from afnio.runtime._journal import Journal
+
+
+_FILE_KEYS: Final = {"version", "price"}
+_PRICE_KEYS: Final = {"model", "url", "input", "cached", "output"}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Prices for the models that match `model`, where the endpoint's base URL begins with `url`."""
+
+    model: str
+    url: str
+    price: Price
+
+    def fits(self, model: str, url: str) -> bool:
+        return fnmatchcase(model, self.model) and url.startswith(self.url)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PriceFile:
+    """A TOML or JSON file of prices, the first row that fits wins.
+
+    In TOML, where `version`, `url` and `cached` may be left out and `model` may hold `*`:
+
+        version = "2026-11"
+
+        [[price]]
+        model = "qwen3-*"
+        url = "http://127.0.0.1:8080"
+        input = 0.15      # dollars per million tokens
+        cached = 0.075    # else as `input`
+        output = 0.60
+
+    In JSON the same keys: {"version": "2026-11", "price": [{"model": …}]}.
+    """
+
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> PriceFile:
+        """Return the prices in the file at `path`.
+
+        Raises:
+            ValueError: naming the file and the line or key at which it is no list of prices.
+            OSError: when it can't be read.
+        """
+        content = path.read_bytes()
+        try:
+            table = _parse(path, content)
+        except ValueError as error:  # a JSONDecodeError, a TOMLDecodeError, no UTF-8: each names the place
+            raise ValueError(f"{path} can't be read as {_format(path)} ({error}); mend that line") from error
+        return cls.of(table, str(path), hashlib.sha256(content).hexdigest()[:12])
+
+    @classmethod
+    def of(cls, table: Any, source: str, digest: str) -> PriceFile:
+        """Return the prices of a parsed file.
+
+        >>> rows = [{"model": "m", "input": 1, "output": 2}]
+        >>> PriceFile.of({"price": rows}, "prices.toml", "c0ffee").find("m", "https://host").output
+        Decimal('2')
+        """
+        if not isinstance(table, Mapping) or not isinstance(table.get("price"), list):
+            _refuse(source, "price", "must be a list of prices ([[price]] in TOML)")
+        _check_keys(source, "", table, _FILE_KEYS)
+        version = str(table.get("version", digest))
+        return cls(tuple(_row(source, version, n, row) for n, row in enumerate(table["price"], 1)))
+
+    def find(self, model: str, url: str) -> Price | None:
+        return next((row.price for row in self.rows if row.fits(model, url)), None)
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    text = content.decode()
+    if _format(path) == "JSON":
+        return json.loads(text, parse_float=Decimal)
+    return tomllib.loads(text, parse_float=Decimal)
+
+
+def _format(path: Path) -> str:
+    return "JSON" if path.suffix.lower() == ".json" else "TOML"
+
+
+def _row(source: str, version: str, number: int, row: Any) -> Row:
+    if not isinstance(row, Mapping):
+        _refuse(source, f"price {number}", f"must be a table (got {row!r})")
+    model, url = row.get("model"), row.get("url", "")
+    if not isinstance(model, str) or not model:
+        _refuse(source, f"price {number}: model", f"must be a model's name (got {model!r})")
+    place = f"price {number} ({model!r})"
+    if not isinstance(url, str):
+        _refuse(source, f"{place}: url", f"must be the start of a base URL (got {url!r})")
+    _check_keys(source, f"{place}: ", row, _PRICE_KEYS)
+    rates = {key: _rate(source, f"{place}: {key}", row.get(key)) for key in ("input", "output")}
+    cached = _rate(source, f"{place}: cached", row["cached"]) if "cached" in row else rates["input"]
+    return Row(model, url, Price(rates["input"], cached, rates["output"], source, version))
+
+
+def _rate(source: str, place: str, value: Any) -> Decimal:
+    try:
+        rate = Decimal(value) if isinstance(value, int | str | Decimal) else Decimal("NaN")
+    except InvalidOperation:
+        rate = Decimal("NaN")
+    if isinstance(value, bool) or not rate.is_finite() or rate < 0:
+        _refuse(source, place, f"must be dollars per million tokens, 0 or more (got {value!r})")
+    return rate
+
+
+def _check_keys(source: str, place: str, table: Mapping[str, Any], known: set[str]) -> None:
+    for key in table:
+        if key not in known:
+            _refuse(source, f"{place}{key}", f"is no key of it; there are {', '.join(sorted(known))}")
+
+
+def _refuse(source: str, place: str, why: str) -> NoReturn:
+    raise ValueError(f"{source}: {place} {why}")
+
+
+# Prices: what a model costs at an endpoint, from the user's file or from genai-prices.
+
+
+__all__ = ["ENVIRONMENT", "Price", "Tier", "cost", "price_of"]
+
+ENVIRONMENT: Final = "AFNIO_PRICES"
+"""Names the user's price file; without it `~/.config/afnio/prices.toml` is read where it exists."""
+
+
+def price_of(model: str, provider_url: str) -> Price | None:
+    """Return what `model` costs at the endpoint whose base URL is `provider_url`, None where nobody says.
+
+    The user's file comes first, then genai-prices if it is installed (`afnio[prices]`), whose bundled table
+    is used as it is; nothing is fetched. Each answer is kept for the life of the process. The first one
+    reads a file or imports a package (0.2 s): ask in a thread, not on a loop.
+
+    Raises:
+        ValueError: for a price file that is none, naming the line or the key.
+        OSError: for a price file that `AFNIO_PRICES` names and that can't be read.
+
+    >>> print(price_of("a-model-of-my-own", "http://127.0.0.1:8080/v1"))
+    None
+    """
+    return _price_of(_user_file(), model, provider_url)
+
+
+@cache
+def _price_of(file: Path | None, model: str, url: str) -> Price | None:
+    price = None if file is None else _read(file).find(model, url)
+    return price or _listed(model, url)
+
+
+_read = cache(PriceFile.read)
+
+
+def _user_file() -> Path | None:
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return Path(named).expanduser()
+    default = Path("~/.config/afnio/prices.toml").expanduser()
+    return default if default.is_file() else None
+
+
+def _listed(model: str, url: str) -> Price | None:
+    """Return the price in the table of genai-prices."""
+    try:
+        package: Any = import_module("genai_prices")
+    except ImportError:
+        return None
+    nothing = package.Usage(input_tokens=0, output_tokens=0)
+    try:
+        # Only the table's row is wanted: versions 0.0.x add tiers up, which no provider does.
+        row = package.calc_price(nothing, model, provider_api_url=url).model_price
+    except LookupError:
+        return None
+    return _from_row(row, version("genai-prices"))
+
+
+def _from_row(row: Any, table: str) -> Price | None:
+    """Return a row of genai-prices; None if it bills by something else than tokens in and out."""
+    prompt, cached, output = (
+        getattr(row, f"{kind}_mtok", None) for kind in ("input", "cache_read", "output")
+    )
+    if prompt is None or output is None or getattr(row, "requests_kcount", None):
+        return None
+    rates = (prompt, prompt if cached is None else cached, output)
+    starts = sorted({tier.start for rate in rates for tier in getattr(rate, "tiers", ())})
+    tiers = tuple(Tier(start, *_rates_above(rates, start)) for start in starts)
+    return Price(*_rates_above(rates, -1), "genai-prices", table, tiers)
+
+
+def _rates_above(rates: tuple[Any, Any, Any], start: int) -> tuple[Decimal, Decimal, Decimal]:
+    """Return the rates of prompts that are just longer than `start`."""
+    prompt, cached, output = rates
+    return _rate_above(prompt, start), _rate_above(cached, start), _rate_above(output, start)
+
+
+def _rate_above(rate: Any, start: int) -> Decimal:
+    if not hasattr(rate, "tiers"):
+        return Decimal(rate)
+    reached = [tier.price for tier in rate.tiers if tier.start <= start]
+    return Decimal(reached[-1] if reached else rate.base)
+
+
+# Spending: prices for the calls that budgets govern, and what earlier runs of a journal had spent.
+
+
+async def governed_price(model: str, url: str) -> Price | None:
+    """Return the price of a model for the budgets of this context; without any nobody asks, and it is None.
+
+    The budgets are first made to count what the context's journal says was paid before it was opened.
+    """
+    budgets = current_budgets()
+    if not budgets:
+        return None
+
+    journal = active_journal.get()
+    if journal is not None:
+        await _count_earlier_runs(budgets, journal)
+    # In a thread, as the first question reads a file or imports a package.
+    return await anyio.to_thread.run_sync(price_of, model, url)
+
+
+async def _count_earlier_runs(budgets: tuple[Budget, ...], journal: Journal) -> None:
+    new = [budget for budget in budgets if not budget.has_charged(journal)]
+    if not new:
+        return
+    ledger = await anyio.to_thread.run_sync(earlier_ledger, journal)
+    for budget in new:
+        if not budget.has_charged(journal):  # another call may have been quicker
+            budget.charge(ledger, journal)
+
+
+def earlier_ledger(journal: Journal) -> Ledger:
+    """Return what a journal says was spent before it was opened; reads price files, so in a thread."""
+
+    items = {}
+    for (purpose, model, account), spent in journal.spent_before.items():
+        items[Item(purpose, account, model)] = Spent.of(
+            price_of(model, account),
+            spent.usage,
+            calls=spent.calls,
+            attempts=spent.calls + spent.failed + spent.unknown,
+            unknown=spent.unknown,
+            reserved=spent.reserved,
+        )
+    return Ledger(items)
