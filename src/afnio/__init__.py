@@ -20,8 +20,8 @@ from afnio.autodiff import bind as bind
 from afnio.autodiff import enable_grad as enable_grad
 from afnio.autodiff import is_grad_enabled as is_grad_enabled
 from afnio.autodiff import no_grad as no_grad
+from afnio.autodiff import resolve as resolve
 from afnio.autodiff import set_grad_enabled as set_grad_enabled
-from afnio.autodiff.resolve import resolve as resolve
 from afnio.cognitive import Parameter as Parameter
 from afnio.cognitive import functional as functional
 from afnio.cognitive.template import Messages as MultiTurnMessages

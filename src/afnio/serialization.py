@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from afnio.archive import packed, replace, unpacked
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive import Parameter
 
 FORMAT: Final = 1

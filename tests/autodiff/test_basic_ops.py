@@ -8,7 +8,7 @@ import pytest
 
 import afnio
 import afnio.cognitive as cog
-from afnio.autodiff.basic_ops import stack
+from afnio.autodiff._function import stack
 from afnio.errors import BatchError
 
 V = afnio.Variable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import afnio
-from afnio.autodiff import Variable, launch_event
+from afnio.autodiff import Variable, _function
 from afnio.cognitive import Parameter, chat_completion, exact_match_evaluator
 from afnio.runtime.events import NodeLaunched, SampleScored, recorder, subscribed
 from afnio.testing import ScriptedClient
@@ -56,7 +56,7 @@ def test_feedback_names_the_evaluator_that_it_came_from():
 def test_nothing_is_made_up_for_nobody(monkeypatch):
     """Without a subscriber or a recorder no event is built."""
     made = []
-    monkeypatch.setattr(launch_event, "NodeLaunched", lambda *args: made.append(args))
+    monkeypatch.setattr(_function, "NodeLaunched", lambda *args: made.append(args))
     assert 3 == (Variable(1) + Variable(2)).data
     assert [] == made
 

@@ -12,7 +12,7 @@ from roles import kind, prompt, shown
 
 import afnio
 import afnio.cognitive as cog
-from afnio.autodiff.variable import gradient
+from afnio.autodiff._variable import gradient
 from afnio.errors import FinalModelError, ReplyError, TemplateError
 from afnio.optim import TGD
 from afnio.optim.prompts import TGD_SYSTEM

@@ -8,7 +8,7 @@ from typing import Any, assert_type
 
 import afnio
 import afnio.cognitive as cog
-from afnio.autodiff.hooks import RemovableHandle
+from afnio.autodiff._graph import RemovableHandle
 from afnio.models import ChatClient, ChatResponse
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import ScriptedClient

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from afnio.autodiff.basic_ops import Add as Add
-from afnio.autodiff.basic_ops import Split as Split
-from afnio.autodiff.basic_ops import Sum as Sum
-from afnio.autodiff.bind import bind as bind
-from afnio.autodiff.context import Context as Context
-from afnio.autodiff.feedback import Feedback as Feedback
-from afnio.autodiff.function import Function as Function
-from afnio.autodiff.grad_mode import enable_grad as enable_grad
-from afnio.autodiff.grad_mode import is_grad_enabled as is_grad_enabled
-from afnio.autodiff.grad_mode import no_grad as no_grad
-from afnio.autodiff.grad_mode import set_grad_enabled as set_grad_enabled
-from afnio.autodiff.graph import GradientEdge as GradientEdge
-from afnio.autodiff.graph import Node as Node
-from afnio.autodiff.map import Map as Map
-from afnio.autodiff.sweep import backward as backward
-from afnio.autodiff.sweep import grad as grad
-from afnio.autodiff.variable import Variable as Variable
+from afnio._public import show_in
+from afnio.autodiff._backward import backward, grad, resolve
+from afnio.autodiff._data import Feedback
+from afnio.autodiff._function import Add, Context, Function, Map, Split, Sum
+from afnio.autodiff._graph import GradientEdge, Node
+from afnio.autodiff._variable import Variable, bind, enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+
+__all__ = [
+    "Add",
+    "Context",
+    "Feedback",
+    "Function",
+    "GradientEdge",
+    "Map",
+    "Node",
+    "Split",
+    "Sum",
+    "Variable",
+    "backward",
+    "bind",
+    "enable_grad",
+    "grad",
+    "is_grad_enabled",
+    "no_grad",
+    "resolve",
+    "set_grad_enabled",
+]
+
+show_in(__name__, globals(), __all__)

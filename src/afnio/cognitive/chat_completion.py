@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
-from afnio.autodiff import Context, Function, Variable
-from afnio.autodiff.arguments import Arguments
-from afnio.autodiff.basic_ops import stack
-from afnio.autodiff.function import Later
+from afnio.autodiff._function import Arguments, Context, Function, Later, stack
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.criticism import criticize
 from afnio.cognitive.template import check_inputs, check_messages, rendered
 from afnio.models._backward_model import get_backward_model_client

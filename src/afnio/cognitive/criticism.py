@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afnio.autodiff import Context, Feedback
-from afnio.autodiff.function import Said
+from afnio.autodiff._data import Feedback
+from afnio.autodiff._function import Context, Said
 from afnio.cognitive.prompts import critic_messages, critic_schema, wording
 from afnio.cognitive.reduction import reduce_feedback
 from afnio.cognitive.structured import ask

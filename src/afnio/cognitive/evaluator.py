@@ -8,13 +8,10 @@ from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
-from afnio.autodiff import Context, Feedback, Function, Node, Variable
-from afnio.autodiff.arguments import Arguments
-from afnio.autodiff.data import checked
-from afnio.autodiff.function import Later, Said, edges_to
-from afnio.autodiff.grad_mode import is_grad_enabled
-from afnio.autodiff.launch_event import tell_launch
-from afnio.autodiff.variable import Origin
+from afnio.autodiff._data import Feedback, checked
+from afnio.autodiff._function import Arguments, Context, Function, Later, Said, edges_to, tell_launch
+from afnio.autodiff._graph import Node
+from afnio.autodiff._variable import Origin, Variable, is_grad_enabled
 from afnio.cognitive.prompts import block, deterministic_feedback, wording
 from afnio.errors import ScoreError
 from afnio.models._backward_model import get_backward_model_client

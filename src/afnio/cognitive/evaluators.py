@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from afnio.autodiff import Context, Variable
-from afnio.autodiff.arguments import Arguments
+from afnio.autodiff._function import Arguments, Context
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.evaluator import (
     Evaluation,
     Evaluator,

@@ -6,7 +6,8 @@ import builtins
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from afnio.autodiff import Add, Split, Sum, Variable
+from afnio.autodiff._function import Add, Split, Sum
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.chat_completion import ChatCompletion, Completion
 from afnio.cognitive.evaluator import Evaluation, FeedbackBy, SuccessFn
 from afnio.cognitive.evaluators import Deterministic, ExactMatch

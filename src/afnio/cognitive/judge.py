@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
-from afnio.autodiff import Context, Feedback, Variable
-from afnio.autodiff.arguments import Arguments
-from afnio.autodiff.function import Later, Said
+from afnio.autodiff._data import Feedback
+from afnio.autodiff._function import Arguments, Context, Later, Said
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.chat_completion import check_texts, input_variables
 from afnio.cognitive.criticism import criticize
 from afnio.cognitive.evaluator import (

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive import functional as F  # noqa: N812 - as in the field
 from afnio.cognitive.chat_completion import Completion
 from afnio.cognitive.evaluator import Evaluation, FeedbackBy, SuccessFn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.parameter import Parameter
 from afnio.cognitive.template import check_messages
 from afnio.models._client import ChatClient

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
 
-from afnio.autodiff import Variable
-from afnio.autodiff.hooks import Hook, RemovableHandle, checked_hook
+from afnio.autodiff._graph import Hook, RemovableHandle, checked_hook
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.members import Members
 from afnio.cognitive.module_hooks import Call, ModuleHooks
 from afnio.cognitive.parameter import Parameter

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, final
 
-from afnio.autodiff.crossing import Boundary
-from afnio.autodiff.hooks import Hook, Hooks, RemovableHandle, checked_hook
+from afnio.autodiff._backward import Boundary
+from afnio.autodiff._graph import Hook, Hooks, RemovableHandle, checked_hook
 from afnio.runtime._callables import is_async
 
 

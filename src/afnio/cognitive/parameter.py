@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 
 Validator = Callable[[str], Any] | re.Pattern[str] | Mapping[str, Any] | type[BaseModel]
 """What a value must pass.

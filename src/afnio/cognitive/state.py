@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.parameter import Parameter
 from afnio.models._client import ChatClient
 

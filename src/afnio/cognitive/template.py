@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.parameter import Parameter
 from afnio.errors import TemplateError
 from afnio.runtime._kernel import PENDING

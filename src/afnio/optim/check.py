@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.optim.leak import labels, leaks
 from afnio.optim.validators import refusals
 from afnio.runtime._callables import call_in_node

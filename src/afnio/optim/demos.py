@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, final
 
-from afnio.autodiff import Variable
-from afnio.autodiff.data import Data
-from afnio.autodiff.feedback import Segment
+from afnio.autodiff._data import Data, Segment
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.cluster import similarity, sketch
 from afnio.cognitive.evaluator import Score
 from afnio.optim.change import Change, Evidence

@@ -8,10 +8,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from afnio.autodiff import Variable, bind, enable_grad, no_grad
-from afnio.autodiff.data import plain
-from afnio.autodiff.resolve import resolve
-from afnio.autodiff.sweep import launch_grad
+from afnio.autodiff._backward import launch_grad, resolve
+from afnio.autodiff._data import plain
+from afnio.autodiff._variable import Variable, bind, enable_grad, no_grad
 from afnio.runtime._callables import is_async, to_thread, tolerate
 from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import Priority, prioritised

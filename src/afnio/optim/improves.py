@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.errors import ScoreError
 from afnio.optim.change import Candidate, Change
 from afnio.optim.evaluation import Evaluate, digest

@@ -15,8 +15,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from afnio.autodiff import Variable
-from afnio.autodiff.variable import gradient as gradient_of
+from afnio.autodiff._variable import Variable
+from afnio.autodiff._variable import gradient as gradient_of
 
 Buffer = list[Any]
 """Of the last updates `(value before, [gradients])`, oldest first."""

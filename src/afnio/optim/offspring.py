@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 
 import anyio
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.optim.change import Change
 from afnio.optim.evaluation import Evaluate, learnt_from, scores_of
 from afnio.optim.holdout import Holdout

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from afnio.autodiff import Variable, bind
-from afnio.autodiff.feedback import Segment
+from afnio.autodiff._data import Segment
+from afnio.autodiff._variable import Variable, bind
 from afnio.optim.change import Change
 from afnio.optim.state import copied, restored, savable
 from afnio.optim.step import (

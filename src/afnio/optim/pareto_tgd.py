@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.models._client import ChatClient
 from afnio.optim.evaluation import Evaluate
 from afnio.optim.offspring import Credit

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import final
 
-from afnio.autodiff import Variable
-from afnio.autodiff.variable import gradient
+from afnio.autodiff._variable import Variable, gradient
 from afnio.cognitive.reduction import BUDGET, QUORUM, Reduction, reduce_feedback
 from afnio.models._client import ChatModel
 from afnio.optim.change import Evidence

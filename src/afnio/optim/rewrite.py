@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.prompts import unescape
 from afnio.cognitive.structured import complete_json, json_object, unfenced
 from afnio.cognitive.template import fill, rendered

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 
 _PLAIN: Final = (str, int, float, bool, type(None), Variable)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.errors import LaunchCancelledError
 from afnio.likeness import distinct, reason
 from afnio.optim.change import Candidate, Change

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.reduction import BUDGET
 from afnio.cognitive.template import check_inputs, check_messages
 from afnio.models._client import ChatClient, ChatModel

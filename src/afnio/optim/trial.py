@@ -7,7 +7,7 @@ from typing import Any, final
 
 import anyio
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.optim.change import Change
 from afnio.optim.evaluation import Evaluate, digest, scores_of
 from afnio.optim.holdout import Block, Holdout

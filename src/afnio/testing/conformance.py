@@ -14,7 +14,7 @@ from typing import Any, Final, final
 import anyio
 import anyio.to_thread
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive import Parameter
 from afnio.errors import FinalModelError
 from afnio.models._client import ChatClient

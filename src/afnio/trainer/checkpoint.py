@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from afnio.archive import packed, replace, unpacked
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.checkpoint_file import documents_of, fields_of, foreign
 from afnio.errors import CheckpointError
 from afnio.trainer.counters import Counters

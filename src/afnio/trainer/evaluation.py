@@ -7,8 +7,8 @@ from typing import Any, Final, final
 
 import anyio
 
-from afnio.autodiff import no_grad
-from afnio.autodiff.resolve import resolve
+from afnio.autodiff._backward import resolve
+from afnio.autodiff._variable import no_grad
 from afnio.cognitive import Module
 from afnio.cognitive.training import mode
 from afnio.errors import BatchError

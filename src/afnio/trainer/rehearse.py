@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import anyio.to_thread
 
-from afnio.autodiff import no_grad
+from afnio.autodiff._variable import no_grad
 from afnio.cognitive import Module
 from afnio.cognitive.training import mode
 from afnio.models._client import Rehearsed, rehearsing, stage

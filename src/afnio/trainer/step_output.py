@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, final
 
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.cognitive.evaluator import Score
 from afnio.errors import BatchError, BudgetExceeded, JournalError
 from afnio.runtime._waiting import wait_async

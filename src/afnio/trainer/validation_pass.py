@@ -8,7 +8,7 @@ from typing import Any, final
 
 import anyio
 
-from afnio.autodiff import bind
+from afnio.autodiff._variable import bind
 from afnio.errors import BudgetExceeded
 from afnio.runtime._settings import priority
 from afnio.runtime._waiting import scope

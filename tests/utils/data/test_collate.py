@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from afnio.autodiff.variable import Variable
+from afnio.autodiff import Variable
 from afnio.utils.data import collate
 
 

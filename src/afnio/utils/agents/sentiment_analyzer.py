@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from afnio import cognitive as cog
-from afnio.autodiff import Variable
+from afnio.autodiff._variable import Variable
 from afnio.models._client import ChatClient
 
 RESPONSE_FORMAT: Final[dict[str, Any]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afnio.autodiff.variable import Variable
+from afnio.autodiff._variable import Variable
 
 
 def collate(samples: Sequence[Any]) -> Any:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import weakref
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
 
-from afnio.autodiff.bind import Cell, bindings
-from afnio.autodiff.data import Data, cast_leaves, checked, leaves, shape
-from afnio.autodiff.feedback import Segment
-from afnio.autodiff.graph import AccumulateGrad, Node
-from afnio.autodiff.hooks import Hook, Hooks, RemovableHandle, checked_hook
+from afnio.autodiff._data import Data, Segment, cast_leaves, checked, leaves, shape
+from afnio.autodiff._graph import AccumulateGrad, Hook, Hooks, Node, RemovableHandle, checked_hook
 from afnio.errors import GraphError
 from afnio.runtime._callables import batch_failure, current_quorum
 from afnio.runtime._kernel import PENDING, Failure, Slot
@@ -19,7 +20,9 @@ from afnio.runtime._tracebacks import fold, folding
 from afnio.runtime._waiting import Work, wait, wait_async
 
 if TYPE_CHECKING:
+    from afnio.runtime._kernel import Slot
     from afnio.runtime._tracebacks import Line
+
 
 MAX_SHOWN = 40
 
@@ -377,7 +380,7 @@ class Variable:
         inputs: Sequence[Variable] | Variable | None = None,
     ) -> Work[None]:
         """Send feedback from here to every text that led here; see `afnio.autodiff.backward`."""
-        from afnio.autodiff.sweep import backward
+        from afnio.autodiff._backward import backward
 
         return backward(self, gradient, retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
 
@@ -391,7 +394,7 @@ class Variable:
         >>> Variable(["A", "B"]).map(str.lower).data
         ['a', 'b']
         """
-        from afnio.autodiff.map import Map
+        from afnio.autodiff._function import Map
 
         mapped: Variable = Map.apply(self, fn=fn, role=self._role if role is None else role)
         return mapped
@@ -423,7 +426,7 @@ class Variable:
         return bool(found) and all(isinstance(leaf, float) for leaf in found)
 
     def __add__(self, other: Variable) -> Variable:
-        from afnio.autodiff.basic_ops import Add
+        from afnio.autodiff._function import Add
 
         total: Variable = Add.apply(self, other)
         return total
@@ -516,3 +519,186 @@ def _short(value: Any) -> str:
             parts = [*parts[:3], "...", parts[-1]]
         return f"[{', '.join(parts)}]"
     return repr(value)
+
+
+# Bind: a context-local overlay of values over Variables.
+
+
+Cell = tuple["list[Slot]", bool]
+
+bindings: Final[ContextVar[Mapping[Variable, Cell] | None]] = ContextVar("afnio_bindings", default=None)
+
+
+@contextmanager
+def bind(values: Mapping[Variable, Any]) -> Iterator[None]:
+    """Let reads and launches in the block see other values of Variables; everything else sees theirs.
+
+    Args:
+        values: for each Variable its data, or a Variable whose value it takes.
+
+    >>> import afnio
+    >>> prompt = afnio.Variable("old")
+    >>> with afnio.bind({prompt: "new"}):
+    ...     prompt.data
+    'new'
+    >>> prompt.data
+    'old'
+    """
+
+    overlay = dict(bindings.get() or {})
+    for variable, value in values.items():
+        if not isinstance(variable, Variable):
+            raise TypeError(f"bind takes a mapping whose keys are Variables (got {variable!r})")
+        overlay[variable] = value.cell() if isinstance(value, Variable) else cell_of(value)
+    token = bindings.set(overlay)
+    try:
+        yield
+    finally:
+        bindings.reset(token)
+
+
+# Grad mode: whether ops record the graph. Local to a context, so one task's `no_grad` is its own.
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_enabled: Final[ContextVar[bool]] = ContextVar("afnio_grad_enabled", default=True)
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops that are launched here record the graph."""
+    return _enabled.get()
+
+
+class _GradMode:
+    """A context manager, and a decorator for functions, coroutines and generators of both kinds."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._mode = enabled
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_enabled.set(self._mode))
+
+    def __exit__(self, *exc: object) -> None:
+        _enabled.reset(self._tokens.pop())
+
+    def __call__(self, function: F) -> F:
+        mode = self._mode
+        wrapper: Any
+        if inspect.isasyncgenfunction(function):
+            wrapper = _async_generator(function, mode)
+        elif inspect.isgeneratorfunction(function):
+            wrapper = _generator(function, mode)
+        elif inspect.iscoroutinefunction(function):
+
+            async def coroutine(*args: Any, **kwargs: Any) -> Any:
+                with _GradMode(mode):
+                    return await function(*args, **kwargs)
+
+            wrapper = coroutine
+        else:
+
+            def plain(*args: Any, **kwargs: Any) -> Any:
+                with _GradMode(mode):
+                    return function(*args, **kwargs)
+
+            wrapper = plain
+        return cast("F", functools.wraps(function)(wrapper))
+
+
+class no_grad(_GradMode):  # noqa: N801
+    """Record no graph in the block, or in the decorated function.
+
+    >>> import afnio
+    >>> prompt = afnio.Variable("a", requires_grad=True)
+    >>> with no_grad():
+    ...     (prompt + afnio.Variable("b")).requires_grad
+    False
+    """
+
+    def __init__(self) -> None:
+        super().__init__(enabled=False)
+
+
+class enable_grad(_GradMode):  # noqa: N801
+    """Record the graph in the block, or in the decorated function, inside `no_grad` too."""
+
+    def __init__(self) -> None:
+        super().__init__(enabled=True)
+
+
+class set_grad_enabled(_GradMode):  # noqa: N801
+    """Turn recording on or off for this context; as a `with` block, until its end.
+
+    >>> with set_grad_enabled(False):
+    ...     is_grad_enabled()
+    False
+    """
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__(mode)
+        self._plain: Token[bool] | None = _enabled.set(mode)
+
+    def __enter__(self) -> None:
+        # The call itself has set the mode already; the block restores what was before the call.
+        if self._plain is not None:
+            self._tokens.append(self._plain)
+            self._plain = None
+        else:
+            super().__enter__()
+
+    def __call__(self, function: F) -> F:
+        if self._plain is not None:
+            _enabled.reset(self._plain)
+            self._plain = None
+        return super().__call__(function)
+
+
+def _generator(function: Callable[..., Any], mode: bool) -> Callable[..., Generator[Any, Any, Any]]:
+    # The mode holds while the generator's own code runs, not while its consumer's does.
+    def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        inner = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(next, inner)
+        while True:
+            try:
+                with _GradMode(mode):
+                    value = step()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                sent = yield value
+            except GeneratorExit:
+                with _GradMode(mode):
+                    inner.close()
+                raise
+            except BaseException as error:
+                step = functools.partial(inner.throw, error)
+            else:
+                step = functools.partial(inner.send, sent)
+
+    return generator
+
+
+def _async_generator(function: Callable[..., Any], mode: bool) -> Callable[..., AsyncGenerator[Any, Any]]:
+    async def generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        inner = function(*args, **kwargs)
+        step: Callable[[], Any] = inner.__anext__
+        while True:
+            try:
+                with _GradMode(mode):
+                    value = await step()
+            except StopAsyncIteration:
+                return
+            try:
+                sent = yield value
+            except GeneratorExit:
+                with _GradMode(mode):
+                    await inner.aclose()
+                raise
+            except BaseException as error:
+                step = functools.partial(inner.athrow, error)
+            else:
+                step = functools.partial(inner.asend, sent)
+
+    return generator
