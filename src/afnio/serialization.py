@@ -9,7 +9,7 @@ from typing import IO, Any, Final
 
 from afnio.archive import packed, replace, unpacked
 from afnio.autodiff._variable import Variable
-from afnio.cognitive import Parameter
+from afnio.cognitive._template import Parameter
 
 FORMAT: Final = 1
 _DOCUMENT: Final = "state"

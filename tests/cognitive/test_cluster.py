@@ -8,7 +8,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.cognitive.cluster import Cluster, clustered
+from afnio.cognitive._reduction import Cluster, clustered
 
 POLITE = "The prompt should say that {} words do not make a message positive when it reports a problem."
 URGENT = "Explain that broken heating in {} counts as urgent, since people cannot stay there overnight."
@@ -73,7 +73,7 @@ def test_every_text_is_in_one_cluster(texts):
 def test_another_process_finds_the_same():
     """No hash is salted."""
     code = (
-        "from afnio.cognitive.cluster import clustered\n"
+        "from afnio.cognitive._reduction import clustered\n"
         "texts = [f'{w} should name the {x} more {y}' for w in ('label', 'prompt', 'reply')\n"
         "    for x in ('amount', 'currency') for y in ('clearly', 'often', 'early')]\n"
         "print(clustered(texts, [()] * len(texts)))"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.cognitive import prompts
+from afnio.cognitive import _prompts
 from afnio.optim.prompts import TGD_SCHEMA
 from afnio.testing.simulated.tags import read_blocks, unescape
 
@@ -24,7 +24,7 @@ TAGS = ("message", "feedback", "conversation", "variable", "reply", "value", "st
 )
 def test_no_text_can_open_or_close_a_block(text):
     """Whatever the data says, the block that holds it is the only one."""
-    block = prompts.block("feedback", text, source=text)
+    block = _prompts.block("feedback", text, source=text)
     assert [text.replace("&lt;", "<")] == [
         b.text.replace("&lt;", "<") for b in read_blocks(block, "feedback")
     ]
@@ -34,15 +34,15 @@ def test_no_text_can_open_or_close_a_block(text):
 @pytest.mark.parametrize("tag", TAGS)
 def test_escaping_can_be_undone(tag):
     """A critic that quotes the data can be understood."""
-    assert f"a </{tag}> <{tag} b>" == unescape(prompts.escape(f"a </{tag}> <{tag} b>"))
+    assert f"a </{tag}> <{tag} b>" == unescape(_prompts.escape(f"a </{tag}> <{tag} b>"))
 
 
 def test_other_angle_brackets_stay():
     """HTML and comparisons are not touched."""
-    assert "<b>1 < 2</b>" == prompts.escape("<b>1 < 2</b>")
+    assert "<b>1 < 2</b>" == _prompts.escape("<b>1 < 2</b>")
 
 
-@pytest.mark.parametrize("schema", [prompts.CRITIC_SCHEMA, prompts.JUDGE_SCHEMA, TGD_SCHEMA])
+@pytest.mark.parametrize("schema", [_prompts.CRITIC_SCHEMA, _prompts.JUDGE_SCHEMA, TGD_SCHEMA])
 def test_the_schemas_are_valid_and_strict(schema):
     """OpenAI's strict mode wants every property required and no others, at every level."""
     body = schema["json_schema"]["schema"]
@@ -67,14 +67,14 @@ def test_the_schemas_are_valid_and_strict(schema):
 
 def test_deterministic_feedback_says_what_was_expected():
     """Texts are quoted, so that an empty prediction shows."""
-    assert 'accuracy: predicted "", expected "é", score 0.' == prompts.deterministic_feedback(
+    assert 'accuracy: predicted "", expected "é", score 0.' == _prompts.deterministic_feedback(
         "accuracy", "", "é", 0
     )
 
 
 def test_a_reply_format_is_shown_as_json():
     """The critic sees the form that was asked for."""
-    (_, user) = prompts.critic_messages(
+    (_, user) = _prompts.critic_messages(
         variables=[("v1", "role", "value")],
         conversation=[("user", "hi")],
         reply="r",

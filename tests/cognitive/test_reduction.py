@@ -12,7 +12,7 @@ from roles import kind, prompt
 from virtual import virtual_runtime
 
 import afnio
-from afnio.cognitive.reduction import reduce_feedback
+from afnio.cognitive._reduction import reduce_feedback
 from afnio.errors import BatchError, FinalModelError, TransientModelError
 from afnio.models import ChatModel
 from afnio.runtime import Launch, Limits, Slot, Work

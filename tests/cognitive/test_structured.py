@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from afnio.cognitive.structured import ask, complete_json, json_object, unfenced
+from afnio.cognitive._reduction import ask, complete_json, json_object, unfenced
 from afnio.errors import FinalModelError, ReplyError
 from afnio.models import ChatModel
 from afnio.runtime import Launch, Slot, Work

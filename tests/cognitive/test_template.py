@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import afnio
-from afnio.cognitive.template import as_text, check_inputs, check_messages, fill, rendered
+from afnio.cognitive._template import as_text, check_inputs, check_messages, fill, rendered
 from afnio.errors import TemplateError
 
 

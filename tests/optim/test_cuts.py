@@ -114,7 +114,7 @@ def test_the_score_rises(loop, client):
 
 def test_cut_at_the_evaluator_by_empty_feedback(loop, client, monkeypatch):
     """An evaluator that says nothing starts nothing: no critic, no optimizer is asked."""
-    monkeypatch.setattr("afnio.cognitive.evaluator.deterministic_feedback", lambda *_: "")
+    monkeypatch.setattr("afnio.cognitive._evaluators.deterministic_feedback", lambda *_: "")
     baseline = loop.accuracy()
     loop.fit()
     assert (START, baseline) == (loop.prompt, loop.accuracy())

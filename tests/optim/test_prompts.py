@@ -10,8 +10,8 @@ from roles import comment, kind, play, prompt, shown
 
 import afnio
 import afnio.cognitive as cog
-from afnio.cognitive import prompts as cognitive_prompts
-from afnio.cognitive.template import fill
+from afnio.cognitive import _prompts as cognitive_prompts
+from afnio.cognitive._template import fill
 from afnio.optim import TGD
 from afnio.optim import prompts as optim_prompts
 from afnio.optim.prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, replace_prompts, tgd_sections

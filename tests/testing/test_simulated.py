@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.cognitive import prompts
+from afnio.cognitive import _prompts
 from afnio.optim.prompts import TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
 from afnio.testing.simulated import FixedReply, SimulatedLM, kind_of
 from afnio.testing.simulated.cues import read_cues
@@ -54,7 +54,7 @@ def ask_student(prompt: str, text: str, model: SimulatedLM = lm) -> str:
 def ask_critic(
     prompt: str, text: str, feedback: list[str], reply_format: Any = SCHEMA, **request: Any
 ) -> str:
-    asked = prompts.critic_messages(
+    asked = _prompts.critic_messages(
         variables=[("v0", "system prompt", prompt)],
         conversation=[("system", prompt), ("user", text)],
         reply="{}",
@@ -62,7 +62,7 @@ def ask_critic(
         reply_format=reply_format,
         feedback=feedback,
     )
-    request = {"messages": asked, "response_format": prompts.CRITIC_SCHEMA, **request}
+    request = {"messages": asked, "response_format": _prompts.CRITIC_SCHEMA, **request}
     entries = json.loads(lm(request))["feedback"]
     assert [entry["variable"] for entry in entries] == ["v0"]
     return entries[0]["text"]
@@ -107,7 +107,7 @@ def improve(
         said = ask_student(prompt, text)
         if said == label:
             continue
-        feedback = prompts.deterministic_feedback("exact match", said, label, 0)
+        feedback = _prompts.deterministic_feedback("exact match", said, label, 0)
         comment = ask_critic(prompt, text, ["" if cut_feedback else feedback])
         comments.append("" if cut_critic else comment)
     return ask_optimizer(prompt, comments, NO_BRACES)
@@ -231,7 +231,7 @@ def test_answers_obey_any_schema(schema, text):
 
 @given(text=st.text(), told=st.text())
 def test_any_text_gets_the_same_reply_twice(text, told):
-    for form in (None, SCHEMA, prompts.CRITIC_SCHEMA, TGD_SCHEMA):
+    for form in (None, SCHEMA, _prompts.CRITIC_SCHEMA, TGD_SCHEMA):
         asked = messages(("system", told), ("user", text))
         request = {"messages": asked, "response_format": form}
         assert lm(request) == SimulatedLM()(request)
@@ -241,7 +241,7 @@ def test_any_text_gets_the_same_reply_twice(text, told):
 
 
 def test_the_critic_names_phrases_of_the_message_for_the_expected_label():
-    feedback = prompts.deterministic_feedback("exact match", "positive", "negative", 0)
+    feedback = _prompts.deterministic_feedback("exact match", "positive", "negative", 0)
     comment = ask_critic(PROMPT, "I am frustrated; this is unacceptable.", [feedback])
     assert comment == (
         'The text should say that phrases such as "frustrated", "unacceptable" '
@@ -333,27 +333,27 @@ def test_an_optimizer_reads_the_feedback_within_its_context_and_no_history():
 
 
 def test_roles_are_told_apart_without_a_schema():
-    feedback = prompts.deterministic_feedback("exact match", "positive", "negative", 0)
+    feedback = _prompts.deterministic_feedback("exact match", "positive", "negative", 0)
     assert "awful" in ask_critic(PROMPT, "This is awful.", [feedback], response_format=None)
     new = ask_optimizer("Echo.", ["shorter"], response_format={"type": "json_object"})
     assert new == "Echo.\nIn every reply: shorter."
     assert kind_of({"messages": messages(("system", PROMPT))}) == "student"
 
 
-TAGS = prompts._TAGS.split("|")
+TAGS = _prompts._TAGS.split("|")
 
 
 @given(st.lists(st.sampled_from([*(f"<{t}>" for t in TAGS), *(f"\n</{t}>\n" for t in TAGS), "&lt;b"])))
 def test_data_in_tags_is_read_as_it_was_written(pieces):
     text = "".join(pieces)
-    assert unescape(prompts.escape(text)) == text
-    section = f"<feedbacks>\n{prompts.block('feedback', text, source=text)}\n</feedbacks>"
+    assert unescape(_prompts.escape(text)) == text
+    section = f"<feedbacks>\n{_prompts.block('feedback', text, source=text)}\n</feedbacks>"
     assert read_blocks(read_section(section, "feedbacks"), "feedback") == [({"source": text}, text)]
 
 
 def test_a_fixed_reply_satisfies_critic_and_optimizer():
     fixed = FixedReply("ok")
-    asked = prompts.critic_messages(
+    asked = _prompts.critic_messages(
         variables=[("a", "r", "x"), ("b", "r", "y")],
         conversation=[],
         reply="",
@@ -361,10 +361,10 @@ def test_a_fixed_reply_satisfies_critic_and_optimizer():
         reply_format=None,
         feedback=[],
     )
-    reply = fixed({"messages": asked, "response_format": prompts.CRITIC_SCHEMA})
+    reply = fixed({"messages": asked, "response_format": _prompts.CRITIC_SCHEMA})
     entries = json.loads(reply)["feedback"]
     assert [(entry["variable"], entry["text"]) for entry in entries] == [("a", "ok"), ("b", "ok")]
-    value = {"messages": messages(("user", prompts.block("variable", "v")))}
+    value = {"messages": messages(("user", _prompts.block("variable", "v")))}
     reply = fixed({**value, "response_format": TGD_SCHEMA})
     assert json.loads(reply) == {"value": "v ok"}
 
@@ -467,25 +467,25 @@ def test_at_temperature_0_each_attempt_is_the_same_and_above_its_own():
 
 def test_a_cue_that_misled_is_denied_and_goes():
     value = 'Say the mood.\nAnswer "positive" when the message mentions: late.'
-    asked = prompts.critic_messages(
+    asked = _prompts.critic_messages(
         variables=[("v1", "prompt", value)],
         conversation=[("system", value), ("user", "I am frustrated that you are late.")],
         reply="",
         edited=[],
         reply_format=SCHEMA,
-        feedback=[prompts.deterministic_feedback("exact match", "positive", "negative", 0)],
+        feedback=[_prompts.deterministic_feedback("exact match", "positive", "negative", 0)],
     )
-    request = {"messages": asked, "response_format": prompts.CRITIC_SCHEMA, "model": LIMITED}
+    request = {"messages": asked, "response_format": _prompts.CRITIC_SCHEMA, "model": LIMITED}
     said = json.loads(lm(request))["feedback"][0]["text"]
     assert 'should not say that "late" mean the sentiment is "positive"' in said
     assert "late" not in ask_optimizer(value, [said]).partition('"negative"')[0]
 
 
 def test_a_quarter_of_criticism_is_beside_the_point():
-    feedback = [prompts.deterministic_feedback("exact match", "1", "2", 0)]
+    feedback = [_prompts.deterministic_feedback("exact match", "1", "2", 0)]
 
     def criticism(number: int) -> str:
-        asked = prompts.critic_messages(
+        asked = _prompts.critic_messages(
             variables=[("v1", "prompt", "Count.")],
             conversation=[("system", "Count."), ("user", f"Case {number}. {COUNT}")],
             reply="1",
@@ -493,7 +493,7 @@ def test_a_quarter_of_criticism_is_beside_the_point():
             reply_format=None,
             feedback=feedback,
         )
-        request = {"messages": asked, "response_format": prompts.CRITIC_SCHEMA, "model": LIMITED}
+        request = {"messages": asked, "response_format": _prompts.CRITIC_SCHEMA, "model": LIMITED}
         return json.loads(lm(request))["feedback"][0]["text"]
 
     to_the_point = sum("quantities" in criticism(number) for number in range(200))
@@ -524,15 +524,15 @@ QUESTION = "Question: What is the area of Elm House?"
 
 
 def blamed(told: str, message: str, variables: list[str], said: str, expected: str) -> list[str]:
-    asked = prompts.critic_messages(
+    asked = _prompts.critic_messages(
         variables=[(f"v{n}", "text", text) for n, text in enumerate(variables)],
         conversation=[("system", told), ("user", message)],
         reply=said,
         edited=[],
         reply_format=None,
-        feedback=[prompts.deterministic_feedback("exact match", said, expected, 0)],
+        feedback=[_prompts.deterministic_feedback("exact match", said, expected, 0)],
     )
-    request = {"messages": asked, "response_format": prompts.CRITIC_SCHEMA}
+    request = {"messages": asked, "response_format": _prompts.CRITIC_SCHEMA}
     return [entry["text"] for entry in json.loads(lm(request))["feedback"]]
 
 
@@ -558,7 +558,7 @@ def test_the_critic_blames_the_step_that_went_wrong():
 
 def test_a_judge_compares_prediction_and_target():
     asked = messages(("system", "Judge."), ("user", "Prediction: Two\nTarget: two"))
-    request = {"messages": asked, "response_format": prompts.JUDGE_SCHEMA}
+    request = {"messages": asked, "response_format": _prompts.JUDGE_SCHEMA}
     assert json.loads(lm(request))["score"] == 1
     wrong = messages(("user", "Prediction: three\nTarget: two"))
     answer = json.loads(lm({**request, "messages": wrong}))
@@ -576,7 +576,7 @@ def summed_up(
     *said: tuple[str, dict[str, str]], limit: str = "9 points, 200 words"
 ) -> list[tuple[str, list[int]]]:
     blocks = [
-        prompts.block("feedback", text, **{"id": str(n), "samples": "1", **given})
+        _prompts.block("feedback", text, **{"id": str(n), "samples": "1", **given})
         for n, (text, given) in enumerate(said, start=1)
     ]
     asked = "\n".join(["<feedbacks>", *blocks, "</feedbacks>", f"Write at most {limit} in all."])
@@ -616,7 +616,7 @@ def test_a_reducer_tells_single_things_apart_where_nothing_is_common():
 
 
 def test_peers_get_the_same_criticism_and_the_same_rewriting():
-    feedback = prompts.deterministic_feedback("exact match", "1", "2", 0)
+    feedback = _prompts.deterministic_feedback("exact match", "1", "2", 0)
     objective = (
         f"<LM_SYSTEM_PROMPT> Count. </LM_SYSTEM_PROMPT> <LM_INPUT> {COUNT} </LM_INPUT> <LM_OUTPUT> 1 </LM_OUTPUT>"
         f"<OBJECTIVE_FUNCTION>Address: {feedback}</OBJECTIVE_FUNCTION> <VARIABLE> Count. </VARIABLE>"

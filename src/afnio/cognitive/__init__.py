@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
-from afnio.cognitive import functional as functional
-from afnio.cognitive.chat_completion import Completion as Completion
-from afnio.cognitive.containers import ModuleDict as ModuleDict
-from afnio.cognitive.containers import ModuleList as ModuleList
-from afnio.cognitive.containers import Sequential as Sequential
-from afnio.cognitive.evaluator import Evaluation as Evaluation
-from afnio.cognitive.evaluator import Score as Score
-from afnio.cognitive.functional import add as add
-from afnio.cognitive.functional import chat_completion as chat_completion
-from afnio.cognitive.functional import deterministic_evaluator as deterministic_evaluator
-from afnio.cognitive.functional import exact_match_evaluator as exact_match_evaluator
-from afnio.cognitive.functional import lm_judge_evaluator as lm_judge_evaluator
-from afnio.cognitive.functional import split as split
-from afnio.cognitive.functional import sum as sum  # noqa: A004
-from afnio.cognitive.layers import Add as Add
-from afnio.cognitive.layers import ChatCompletion as ChatCompletion
-from afnio.cognitive.layers import DeterministicEvaluator as DeterministicEvaluator
-from afnio.cognitive.layers import ExactMatchEvaluator as ExactMatchEvaluator
-from afnio.cognitive.layers import LMJudgeEvaluator as LMJudgeEvaluator
-from afnio.cognitive.layers import Split as Split
-from afnio.cognitive.layers import Sum as Sum
-from afnio.cognitive.module import Module as Module
-from afnio.cognitive.parameter import Parameter as Parameter
+from afnio._public import show_in
+from afnio.cognitive import functional
+from afnio.cognitive._chat import Completion
+from afnio.cognitive._evaluators import Evaluation, Score
+from afnio.cognitive._layers import (
+    Add,
+    ChatCompletion,
+    DeterministicEvaluator,
+    ExactMatchEvaluator,
+    LMJudgeEvaluator,
+    Split,
+    Sum,
+)
+from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential, Training
+from afnio.cognitive._prompts import prompts
+from afnio.cognitive._template import Parameter
+from afnio.cognitive.functional import (
+    add,
+    chat_completion,
+    deterministic_evaluator,
+    exact_match_evaluator,
+    lm_judge_evaluator,
+    split,
+    sum,
+)
+
+__all__ = [
+    "Add",
+    "ChatCompletion",
+    "Completion",
+    "DeterministicEvaluator",
+    "Evaluation",
+    "ExactMatchEvaluator",
+    "LMJudgeEvaluator",
+    "Module",
+    "ModuleDict",
+    "ModuleList",
+    "Parameter",
+    "Score",
+    "Sequential",
+    "Split",
+    "Sum",
+    "Training",
+    "add",
+    "chat_completion",
+    "deterministic_evaluator",
+    "exact_match_evaluator",
+    "functional",
+    "lm_judge_evaluator",
+    "prompts",
+    "split",
+    "sum",
+]
+
+show_in(__name__, globals(), __all__)

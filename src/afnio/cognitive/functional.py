@@ -8,10 +8,8 @@ from typing import Any
 
 from afnio.autodiff._function import Add, Split, Sum
 from afnio.autodiff._variable import Variable
-from afnio.cognitive.chat_completion import ChatCompletion, Completion
-from afnio.cognitive.evaluator import Evaluation, FeedbackBy, SuccessFn
-from afnio.cognitive.evaluators import Deterministic, ExactMatch
-from afnio.cognitive.judge import LMJudge
+from afnio.cognitive._chat import ChatCompletion, Completion
+from afnio.cognitive._evaluators import Deterministic, Evaluation, ExactMatch, FeedbackBy, LMJudge, SuccessFn
 from afnio.models._client import ChatClient
 
 Reduction = Callable[[list[Any]], Any] | None

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from afnio.cognitive.prompts import CRITIC_SYSTEM
+from afnio.cognitive._prompts import CRITIC_SYSTEM
 from afnio.demo.endpoint import Endpoint
 from afnio.demo.error import RefusedError
 from afnio.demo.options import Options

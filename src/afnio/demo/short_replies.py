@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
-from afnio.cognitive.prompts import CRITIC_SCHEMA
+from afnio.cognitive._prompts import CRITIC_SCHEMA
 from afnio.optim.prompts import TGD_SCHEMA
 
 FEEDBACK_CHARACTERS: Final = 240

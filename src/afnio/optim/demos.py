@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple, final
 
 from afnio.autodiff._data import Data, Segment
 from afnio.autodiff._variable import Variable
-from afnio.cognitive.cluster import similarity, sketch
-from afnio.cognitive.evaluator import Score
+from afnio.cognitive._evaluators import Score
+from afnio.cognitive._reduction import similarity, sketch
 from afnio.optim.change import Change, Evidence
 from afnio.optim.check import FEW, check
 from afnio.optim.optimizer import Optimizer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afnio.autodiff._variable import Variable
-from afnio.cognitive.reduction import BUDGET
+from afnio.cognitive._reduction import BUDGET
 from afnio.models._client import ChatClient
 from afnio.optim.change import Change
 from afnio.optim.leak import WORDS

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, final
 
-from afnio.cognitive import prompts as cognitive_prompts
-from afnio.cognitive.prompts import block
-from afnio.cognitive.wording import Prompt, Replacement, prompts_of, worded
+from afnio.cognitive import _prompts as cognitive_prompts
+from afnio.cognitive._prompts import Prompt, Replacement, block, prompts_of, worded
 
 VERSION: Final = 3
 
@@ -136,7 +135,7 @@ class replace_prompts(Replacement):  # noqa: N801
     As a `with` block it holds for what is launched in the block; as a plain call for the process.
 
     Args:
-        texts: by the names that `afnio.optim.prompts.prompts()` and `afnio.cognitive.prompts.prompts()` list; each
+        texts: by the names that `afnio.optim.prompts.prompts()` and `afnio.cognitive._prompts.prompts()` list; each
             must have the placeholders of what it replaces.
 
     >>> with replace_prompts({"tgd.objection": "Not yet: {reasons}. Again, please."}):

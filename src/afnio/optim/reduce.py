@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import final
 
 from afnio.autodiff._variable import Variable, gradient
-from afnio.cognitive.reduction import BUDGET, QUORUM, Reduction, reduce_feedback
+from afnio.cognitive._reduction import BUDGET, QUORUM, Reduction, reduce_feedback
 from afnio.models._client import ChatModel
 from afnio.optim.change import Evidence
 from afnio.runtime._kernel import Job
@@ -50,7 +50,7 @@ async def reduce(
 
     For the `reduce` of any optimizer. Similar failures are put together and summed up in a concurrent tree; each
     gradient that it returns says one thing, and its provenance is that of all the gradients behind it. See
-    `afnio.cognitive.reduction` for how.
+    `afnio.cognitive._reduction` for how.
 
     Args:
         job: the step's; its calls get that address and priority, and the purpose "reduce".

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from afnio.autodiff._variable import Variable
-from afnio.cognitive.prompts import unescape
-from afnio.cognitive.structured import complete_json, json_object, unfenced
-from afnio.cognitive.template import fill, rendered
+from afnio.cognitive._prompts import unescape
+from afnio.cognitive._reduction import complete_json, json_object, unfenced
+from afnio.cognitive._template import fill, rendered
 from afnio.errors import ReplyError
 from afnio.models._client import ChatModel
 from afnio.optim.change import Change

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from afnio.autodiff._variable import Variable
-from afnio.cognitive.reduction import BUDGET
-from afnio.cognitive.template import check_inputs, check_messages
+from afnio.cognitive._reduction import BUDGET
+from afnio.cognitive._template import check_inputs, check_messages
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import check_completion_args
 from afnio.optim.change import Change

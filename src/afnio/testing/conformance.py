@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 
 from afnio.autodiff._variable import Variable
-from afnio.cognitive import Parameter
+from afnio.cognitive._template import Parameter
 from afnio.errors import FinalModelError
 from afnio.models._client import ChatClient
 from afnio.models._messages import ChatRequest

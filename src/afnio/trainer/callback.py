@@ -13,7 +13,7 @@ from afnio.runtime._callables import to_thread
 from afnio.runtime._waiting import scope
 
 if TYPE_CHECKING:
-    from afnio.cognitive import Module
+    from afnio.cognitive._module import Module
     from afnio.trainer.trainer import Trainer
 
 HOOKS: Final = (

@@ -9,8 +9,7 @@ import anyio
 
 from afnio.autodiff._backward import resolve
 from afnio.autodiff._variable import no_grad
-from afnio.cognitive import Module
-from afnio.cognitive.training import mode
+from afnio.cognitive._module import Module, mode
 from afnio.errors import BatchError
 from afnio.runtime._callables import current_quorum, is_async, tolerate
 from afnio.runtime._waiting import scope

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import anyio
 from anyio.abc import TaskGroup
 
-from afnio.cognitive import Module
+from afnio.cognitive._module import Module
 from afnio.errors import BudgetExceeded, JournalError
 from afnio.optim import Optimizer
 from afnio.runtime._waiting import scope

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
 from afnio.autodiff._variable import Variable
-from afnio.cognitive import Module
+from afnio.cognitive._module import Module
 from afnio.errors import CheckpointError
 from afnio.optim import Optimizer
 from afnio.trainer.checkpoint import Checkpoint

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from afnio.cognitive import Module
-from afnio.cognitive.training import Training
+from afnio.cognitive._module import Module, Training
 from afnio.optim import Optimizer
 
 

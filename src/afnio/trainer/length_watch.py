@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from afnio.trainer.callback import Callback
 
 if TYPE_CHECKING:
-    from afnio.cognitive import Module
+    from afnio.cognitive._module import Module
     from afnio.trainer.trainer import Trainer
 
 

@@ -11,8 +11,7 @@ from typing import Any, Final, NamedTuple
 import anyio.to_thread
 
 from afnio.autodiff._variable import no_grad
-from afnio.cognitive import Module
-from afnio.cognitive.training import mode
+from afnio.cognitive._module import Module, mode
 from afnio.models._client import Rehearsed, rehearsing, stage
 from afnio.models._prices import price_of
 from afnio.optim import Optimizer

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from afnio.autodiff._variable import Variable
-from afnio.cognitive import Module
-from afnio.cognitive.training import mode, recorder
+from afnio.cognitive._module import Module, mode, recorder
 from afnio.errors import BatchError
 from afnio.optim import Optimizer
 from afnio.runtime._callables import current_quorum, is_async, to_thread, tolerate

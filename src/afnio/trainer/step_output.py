@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any, final
 
 from afnio.autodiff._variable import Variable
-from afnio.cognitive.evaluator import Score
+from afnio.cognitive._evaluators import Score
 from afnio.errors import BatchError, BudgetExceeded, JournalError
 from afnio.runtime._waiting import wait_async
 from afnio.trainer.metric import Metric, Outcome

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from afnio.cognitive import Module
+from afnio.cognitive._module import Module
 from afnio.models._client import CHARACTERS_PER_TOKEN, ChatClient, ChatModel
 from afnio.models._prices import price_of
 from afnio.optim import Optimizer

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, final
 import anyio
 import anyio.to_thread
 
-from afnio.cognitive import Module
+from afnio.cognitive._module import Module
 from afnio.errors import CheckpointError
 from afnio.optim import Optimizer
 from afnio.runtime._spending import Ledger

@@ -8,10 +8,10 @@ from typing import Any, final
 
 from afnio.autodiff._variable import Variable
 from afnio.cognitive import functional as F  # noqa: N812 - as in the field
-from afnio.cognitive.chat_completion import Completion
-from afnio.cognitive.evaluator import Evaluation, FeedbackBy, SuccessFn
+from afnio.cognitive._chat import Completion
+from afnio.cognitive._evaluators import Evaluation, FeedbackBy, SuccessFn
+from afnio.cognitive._module import Module
 from afnio.cognitive.functional import Messages, Reduction
-from afnio.cognitive.module import Module
 from afnio.models._client import ChatClient
 
 

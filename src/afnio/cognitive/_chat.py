@@ -9,8 +9,8 @@ from typing import Any, final
 
 from afnio.autodiff._function import Arguments, Context, Function, Later, stack
 from afnio.autodiff._variable import Variable
-from afnio.cognitive.criticism import criticize
-from afnio.cognitive.template import check_inputs, check_messages, rendered
+from afnio.cognitive._critic import criticize
+from afnio.cognitive._template import check_inputs, check_messages, rendered
 from afnio.models._backward_model import get_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import ChatResponse, check_completion_args, response_format

@@ -7,10 +7,9 @@ from typing import Any
 
 from afnio.autodiff._data import Feedback
 from afnio.autodiff._function import Context, Said
-from afnio.cognitive.prompts import critic_messages, critic_schema, wording
-from afnio.cognitive.reduction import reduce_feedback
-from afnio.cognitive.structured import ask
-from afnio.cognitive.template import as_text
+from afnio.cognitive._prompts import critic_messages, critic_schema, wording
+from afnio.cognitive._reduction import ask, reduce_feedback
+from afnio.cognitive._template import as_text
 from afnio.models._client import ChatModel
 from afnio.runtime._kernel import Job
 

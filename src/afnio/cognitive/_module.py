@@ -1,0 +1,963 @@
+"""Training: what a Trainer asks of an agent: its steps, its optimizers, what it logs, its mode."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, final, overload
+
+from afnio.autodiff._backward import Boundary
+from afnio.autodiff._graph import Hook, Hooks, RemovableHandle, checked_hook
+from afnio.autodiff._variable import Variable
+from afnio.cognitive._template import Parameter, check_messages
+from afnio.models._client import ChatClient
+from afnio.runtime._callables import is_async
+
+recorder: Final[ContextVar[Callable[[str, Any], None] | None]] = ContextVar("afnio_recorder", default=None)
+"""Takes what `self.log()` says in a step; set for the context of that step."""
+
+_mode: Final[ContextVar[bool | None]] = ContextVar("afnio_mode", default=None)
+
+
+@contextmanager
+def mode(training: bool) -> Iterator[None]:
+    """Have modules be in training mode, or not, in the block's context, whatever `train()` and `eval()` set.
+
+    A validation pass and a training step may run on one agent at once.
+    """
+    token = _mode.set(training)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+class Training:
+    """The part of a Module that a Trainer talks to. Write the steps that you need.
+
+    A step may be a `def`, which runs in a worker thread and may read, or an `async def`. It returns
+    `(score, explanation)`, or a dict with that as "loss" and further metrics, or None to skip the batch.
+    """
+
+    automatic_optimization: bool = True
+    """False: `training_step` itself clears, goes backward and steps, with `self.optimizers()`."""
+
+    @property
+    def training(self) -> bool:
+        """Whether this is training mode, as `train()` and `eval()` set it."""
+        here = _mode.get()
+        return bool(self.__dict__.get("_training", True)) if here is None else here
+
+    @training.setter
+    def training(self, training: bool) -> None:
+        self.__dict__["_training"] = training
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the score and the explanation of one batch."""
+        raise NotImplementedError(_missing(self, "training_step", "fit"))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the score of one batch; without gradients, of the parameters that the pass began with."""
+        raise NotImplementedError(_missing(self, "validation_step", "validate"))
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the score of one batch; without gradients."""
+        raise NotImplementedError(_missing(self, "test_step", "test"))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return what `Trainer.predict` is to give for one batch; Variables are awaited."""
+        raise NotImplementedError(_missing(self, "predict_step", "predict"))
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer, or a list of several."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no optimizer; write `def configure_optimizers(self)` that returns one"
+        )
+
+    def optimizers(self) -> Any:
+        """Return the optimizer, or the list of them, that the Trainer trains with.
+
+        Raises:
+            AttributeError: outside of a `fit`.
+        """
+        found = self.__dict__.get("_optimizers")
+        if not found:
+            raise AttributeError(f"{type(self).__name__} has optimizers only while Trainer.fit runs")
+        return found[0] if len(found) == 1 else list(found)
+
+    def log(self, name: str, value: Any) -> None:
+        """Record a metric of the batch, as if the step had returned it; outside of a Trainer it does nothing.
+
+        Args:
+            value: a number is the batch's mean; a score, a batch of numbers or a list of them counts for each
+                sample; anything else is logged as it is.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a metric's name must be a string (got {name!r})")
+        record = recorder.get()
+        if record is not None:
+            record(name, value)
+
+
+def _missing(agent: object, step: str, what: str) -> str:
+    return (
+        f"{type(agent).__name__} has no {step}, which Trainer.{what} needs; "
+        f"write `def {step}(self, batch, batch_idx)`"
+    )
+
+
+# Members: what a Module holds by name, registered by kind.
+
+
+KINDS: Final = (
+    "parameters", "buffers", "chats", "modules", "models", "functions", "completion_configs",
+)  # fmt: skip
+
+
+class Members:
+    """Base of Module. Parameters, Modules and clients are registered as they are assigned, the rest by hand.
+
+    A name keeps the kind that it was registered as: assigning what doesn't fit there is an error, as it
+    would silently be saved and learned no more.
+    """
+
+    _members: dict[str, dict[str, Any]]
+    _transient: set[str]
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "_members", {kind: {} for kind in KINDS})
+        object.__setattr__(self, "_transient", set())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        members = self.__dict__.get("_members")
+        own = self._kind_of(value)
+        if members is None:
+            if own is not None:
+                raise AttributeError(
+                    f"{type(self).__name__}.{name} was assigned before super().__init__(); call that first"
+                )
+            object.__setattr__(self, name, value)
+            return
+        before = next((kind for kind in KINDS if name in members[kind]), None)
+        kind = own or before
+        if kind is None or hasattr(getattr(type(self), name, None), "__set__"):
+            object.__setattr__(self, name, value)
+            return
+        if hasattr(type(self), name):
+            raise AttributeError(
+                f"{type(self).__name__} has a class attribute {name!r}, which would hide this one; "
+                "choose another name"
+            )
+        self._check(kind, name, value)
+        if before is not None and before != kind:
+            del members[before][name]
+        self.__dict__.pop(name, None)
+        members[kind][name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for names that are no plain attributes.
+        for registered in self.__dict__.get("_members", {}).values():
+            if name in registered:
+                return registered[name]
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        for registered in self._members.values():
+            if name in registered:
+                del registered[name]
+                return
+        object.__delattr__(self, name)
+
+    def __dir__(self) -> list[str]:
+        names = [name for registered in self._members.values() for name in registered]
+        return sorted({*super().__dir__(), *names})
+
+    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
+        self._register("parameters", name, parameter)
+
+    def register_buffer(self, name: str, variable: Variable | None, persistent: bool = True) -> None:
+        """Hold a Variable that is saved (if persistent) but not learned."""
+        self._register("buffers", name, variable)
+        (self._transient.discard if persistent else self._transient.add)(name)
+
+    def register_chat(self, name: str, messages: list[dict[str, Any]] | None) -> None:
+        """Hold messages, whose texts are saved."""
+        self._register("chats", name, messages)
+
+    def register_module(self, name: str, module: Members | None) -> None:
+        self._register("modules", name, module)
+
+    def register_model(self, name: str, model: ChatClient | None) -> None:
+        self._register("models", name, model)
+
+    def register_function(self, name: str, function: Callable[..., Any] | None) -> None:
+        self._register("functions", name, function)
+
+    def register_completion_config(self, name: str, args: dict[str, Any] | None) -> None:
+        self._register("completion_configs", name, args)
+
+    def _register(self, kind: str, name: str, value: Any) -> None:
+        if "_members" not in self.__dict__:
+            raise AttributeError(f"{name!r} was registered before super().__init__(); call that first")
+        self._check(kind, name, value)
+        if hasattr(self, name) and name not in self._members[kind]:
+            raise KeyError(f"{type(self).__name__} has an attribute {name!r} already")
+        self._members[kind][name] = value
+
+    def _check(self, kind: str, name: Any, value: Any) -> None:
+        """Raise for a name or a value that can't be registered; None always can."""
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a member must be a string (got {name!r})")
+        if not name or "." in name:
+            raise KeyError(f"the name of a member must not be empty or hold a dot (got {name!r})")
+        if value is None:
+            return
+        if kind == "chats":
+            check_messages(value)
+        fits = {
+            "parameters": isinstance(value, Parameter),
+            "buffers": isinstance(value, Variable),
+            "chats": isinstance(value, list),
+            "modules": isinstance(value, Members),
+            "models": isinstance(value, ChatClient),
+            "functions": callable(value),
+            "completion_configs": isinstance(value, dict),
+        }[kind]
+        if not fits:
+            fix = f"; write {name}.data = … to change its text" if kind == "parameters" else ""
+            raise TypeError(f"{name!r} is one of the {kind} and can't become {value!r}{fix}")
+        if kind == "parameters" and not value.is_leaf:
+            raise ValueError(f"parameter {name!r} must be a leaf; use .detach() on the output of an op")
+
+    @staticmethod
+    def _kind_of(value: Any) -> str | None:
+        """Return the kind under which a value is registered by assigning it, None for a plain attribute."""
+        if isinstance(value, Parameter):
+            return "parameters"
+        if isinstance(value, Members):
+            return "modules"
+        return "models" if isinstance(value, ChatClient) else None
+
+
+# Module: an agent or a part of one; it registers what it holds and computes in `forward`.
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class HasForward(Protocol[P, R_co]):
+    """Anything with a `forward`."""
+
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+class _Call:
+    """`__call__` as a descriptor: `agent(…)` has the parameters and the result of the agent's `forward`."""
+
+    @overload
+    def __get__(self, module: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(self, module: HasForward[P, R], owner: Any = None) -> Callable[P, R]: ...
+    def __get__(self, module: Any, owner: Any = None) -> Any:
+        if module is None:
+            return self
+        hooks: ModuleHooks | None = module.__dict__.get("_hooks")
+        return module.forward if hooks is None or hooks.idle else Call(module, hooks)
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` found on one side only."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module(Members, Training):
+    """Base of agents: assign Parameters, Modules and clients as attributes, write `forward`.
+
+    `forward` may be a `def`, which serves `agent(…)` and `await agent(…)` as long as it doesn't read a
+    pending value, or an `async def`.
+
+    >>> from afnio import Variable
+    >>> class Echo(Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.suffix = Parameter("!", role="suffix")
+    ...     def forward(self, text):
+    ...         return text + self.suffix
+    >>> Echo()(Variable("Hi")).data
+    'Hi!'
+    """
+
+    __call__ = _Call()
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "_hooks", ModuleHooks())
+
+    _hooks: ModuleHooks
+    forward: Callable[..., Any]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
+        raise NotImplementedError(f"{type(self).__name__} has no forward; write `def forward(self, ...)`")
+
+    # Hooks
+
+    def register_forward_pre_hook(
+        self, hook: Hook, *, prepend: bool = False, with_kwargs: bool = False
+    ) -> RemovableHandle:
+        """Have `hook(module, args)` called before each `forward`.
+
+        It returns None, or the arguments to go on with: a tuple, or one value. With `with_kwargs` it is
+        called as `hook(module, args, kwargs)` and returns None or `(args, kwargs)`.
+        """
+        return self._hooks.add_pre(hook, prepend=prepend, with_kwargs=with_kwargs)
+
+    def register_forward_hook(
+        self, hook: Hook, *, prepend: bool = False, with_kwargs: bool = False, always_call: bool = False
+    ) -> RemovableHandle:
+        """Have `hook(module, args, output)` called after each `forward`; it returns None or another output.
+
+        The output is what `forward` returned: of a `def`, Variables that may be pending. `output.map(fn)`
+        changes each sample as it arrives; reading it would wait. Where `forward` is an `async def` the hook
+        may be one too.
+
+        Args:
+            prepend: call it before the hooks that are there.
+            with_kwargs: call it as `hook(module, args, kwargs, output)`.
+            always_call: call it, with None, where `forward` raises too.
+
+        >>> from afnio.cognitive import Add
+        >>> add = Add()
+        >>> with add.register_forward_hook(lambda module, args, output: output.map(str.upper)):
+        ...     add(Variable("a"), Variable("b")).data
+        'AB'
+        """
+        return self._hooks.add_post(hook, prepend=prepend, with_kwargs=with_kwargs, always_call=always_call)
+
+    def register_full_backward_hook(self, hook: Hook, *, prepend: bool = False) -> RemovableHandle:
+        """Have `hook(module, grad_input, grad_output)` called when a backward pass has been through a call.
+
+        `grad_input` has a Variable with the feedback for each positional argument, `grad_output` one for
+        each output (a Variable, or a tuple of some); for a batch its data is a list with one entry for each
+        sample. Both have None where nothing was said. The hook returns None, or other feedback for the
+        arguments. It waits for all samples of the call: what comes before the module in the graph waits
+        too, what is in the module doesn't. `Variable.register_hook` sees each sample on its own.
+        """
+        return self._hooks.backward.add(checked_hook(hook), prepend=prepend)
+
+    # Traversal
+
+    def named_modules(
+        self, memo: set[int] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """Yield this module and all below it with their dotted names, each once."""
+        memo = set() if memo is None else memo
+        if id(self) in memo:
+            return
+        if remove_duplicate:
+            memo.add(id(self))
+        yield prefix, self
+        for name, child in self._members["modules"].items():
+            if child is not None:
+                yield from child.named_modules(memo, _joined(prefix, name), remove_duplicate)
+
+    def modules(self) -> Iterator[Module]:
+        for _, module in self.named_modules():
+            yield module
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        for name, child in self._members["modules"].items():
+            if child is not None:
+                yield name, child
+
+    def children(self) -> Iterator[Module]:
+        for _, child in self.named_children():
+            yield child
+
+    def _named(
+        self, kind: str, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Any]]:
+        seen: set[int] = set()
+        owners: Iterable[tuple[str, Module]] = (
+            self.named_modules(prefix=prefix, remove_duplicate=remove_duplicate)
+            if recurse
+            else [(prefix, self)]
+        )
+        for owner, module in owners:
+            for name, value in module._members[kind].items():
+                if value is None or (remove_duplicate and id(value) in seen):
+                    continue
+                seen.add(id(value))
+                yield _joined(owner, name), value
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        return self._named("parameters", prefix, recurse, remove_duplicate)
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        for _, parameter in self.named_parameters(recurse=recurse):
+            yield parameter
+
+    def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Variable]]:
+        return self._named("buffers", prefix, recurse)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Variable]:
+        for _, buffer in self.named_buffers(recurse=recurse):
+            yield buffer
+
+    def named_chats(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Any]]:
+        return self._named("chats", prefix, recurse)
+
+    def chats(self, recurse: bool = True) -> Iterator[Any]:
+        for _, chat in self.named_chats(recurse=recurse):
+            yield chat
+
+    def named_models(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, ChatClient]]:
+        return self._named("models", prefix, recurse)
+
+    def models(self, recurse: bool = True) -> Iterator[ChatClient]:
+        for _, model in self.named_models(recurse=recurse):
+            yield model
+
+    def named_functions(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Any]]:
+        return self._named("functions", prefix, recurse)
+
+    def functions(self, recurse: bool = True) -> Iterator[Any]:
+        for _, function in self.named_functions(recurse=recurse):
+            yield function
+
+    def named_completion_configs(
+        self, prefix: str = "", recurse: bool = True
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        return self._named("completion_configs", prefix, recurse)
+
+    def completion_configs(self, recurse: bool = True) -> Iterator[dict[str, Any]]:
+        for _, config in self.named_completion_configs(recurse=recurse):
+            yield config
+
+    def apply(self, fn: Callable[[Module], object]) -> Self:
+        """Call `fn` on every module below and on this one; returns this one."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    # Mode
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode here and below."""
+        if not isinstance(mode, bool):
+            raise ValueError(  # noqa: TRY004 - as in the interface that users know
+                f"training mode must be True or False (got {mode!r})"
+            )
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Have the parameters, and nothing else, gather feedback or not."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    def clear_grad(self) -> None:
+        """Drop the parameters' feedback."""
+        for parameter in self.parameters():
+            parameter.clear_grad()
+
+    empty_grad = clear_grad
+
+    # State
+
+    def get_extra_state(self) -> Any:
+        """Return further state to save: JSON-able; override it with `set_extra_state`."""
+        return None
+
+    def set_extra_state(self, state: Any) -> None:
+        raise RuntimeError(f"{type(self).__name__} was given extra state; write set_extra_state(self, state)")
+
+    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> dict[str, Any]:
+        """Return parameters, persistent buffers, chats' texts and extra state by dotted name; waits for them.
+
+        Args:
+            keep_vars: give the Variables themselves, not detached copies.
+        """
+        state: dict[str, Any] = {}
+        for owner, module in self.named_modules(prefix=prefix.rstrip(".")):
+            for name, variable in module._own_state():
+                variable.data  # noqa: B018 - a state is what is there once everything has arrived
+                state[_joined(owner, name)] = variable if keep_vars else variable.detach()
+            extra = module.get_extra_state()
+            if extra is not None:
+                state[_joined(owner, "_extra_state")] = extra
+        return state
+
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        assign: bool = False,
+        model_clients: Mapping[str, ChatClient] | None = None,
+    ) -> IncompatibleKeys:
+        """Take the values that `state_dict` has.
+
+        A state holds no clients, which hold keys: those that the module has under their names stay, others are
+        given.
+
+        Args:
+            strict: missing or unexpected names are errors.
+            assign: take the Variables themselves instead of their values.
+            model_clients: clients by dotted name, such as `{"judge.client": client}`.
+
+        Raises:
+            RuntimeError: listing everything that doesn't fit; nothing is changed then.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"a state dict is a mapping (got {state_dict!r})")
+
+        missing, unexpected = load(self, state_dict, strict, assign, model_clients or {})
+        return IncompatibleKeys(missing, unexpected)
+
+    def _own_state(self) -> Iterator[tuple[str, Variable]]:
+        members = self._members
+        for name, variable in members["parameters"].items():
+            if variable is not None:
+                yield name, variable
+        for name, variable in members["buffers"].items():
+            if variable is not None and name not in self._transient:
+                yield name, variable
+        for name, messages in members["chats"].items():
+            for number, message in enumerate(messages or ()):
+                for part, variable in enumerate(message["content"]):
+                    if not isinstance(variable, Parameter):
+                        yield f"{name}.{number}.{part}", variable
+
+    def extra_repr(self) -> str:
+        return ""
+
+    def __repr__(self) -> str:
+        """Show the tree of modules with their parameters; never waits."""
+        lines = [self.extra_repr()] if self.extra_repr() else []
+        lines += [
+            f"({name}): {'None' if value is None else _shown(value)}"
+            for name, value in self._members["parameters"].items()
+        ]
+        lines += [f"({name}): {_indented(repr(child))}" for name, child in self.named_children()]
+        head = type(self).__name__
+        return f"{head}()" if not lines else "\n".join([f"{head}(", *(f"  {line}" for line in lines), ")"])
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")
+
+
+def _shown(parameter: Parameter) -> str:
+    slots, _ = parameter.cell()
+    value = repr(slots[0].outcome)
+    shown = value if len(value) <= 60 else f"{value[:57]}...{value[-1]}"
+    return f"Parameter({shown}, role={parameter.role!r}, requires_grad={parameter.requires_grad})"
+
+
+# ModuleHooks: the hooks of one Module, and a call that goes past them.
+
+
+class _Registered(NamedTuple):
+    """A forward hook and how it wants to be called."""
+
+    hook: Hook
+    with_kwargs: bool
+    always_call: bool = False
+
+
+@final
+class ModuleHooks:
+    """What is called before and after a module's forward, and when feedback has been through it."""
+
+    def __init__(self) -> None:
+        self.pre: Hooks[_Registered] = Hooks()
+        self.post: Hooks[_Registered] = Hooks()
+        self.backward: Hooks[Hook] = Hooks()
+
+    @property
+    def idle(self) -> bool:
+        return not (self.pre or self.post or self.backward)
+
+    def add_pre(self, hook: Hook, *, prepend: bool, with_kwargs: bool) -> RemovableHandle:
+        return self.pre.add(_Registered(checked_hook(hook), with_kwargs), prepend=prepend)
+
+    def add_post(self, hook: Hook, *, prepend: bool, with_kwargs: bool, always_call: bool) -> RemovableHandle:
+        return self.post.add(_Registered(checked_hook(hook), with_kwargs, always_call), prepend=prepend)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleHooks:
+        """Return hooks of their own for a copied module: the same callables."""
+        copied = ModuleHooks()
+        for registered in self.pre:
+            copied.pre.add(registered)
+        for registered in self.post:
+            copied.post.add(registered)
+        for hook in self.backward:
+            copied.backward.add(hook)
+        return copied
+
+
+@final
+class Call:
+    """`module(...)` where the module has hooks."""
+
+    __slots__ = ("_hooks", "_module")
+
+    def __init__(self, module: Any, hooks: ModuleHooks) -> None:
+        self._module = module
+        self._hooks = hooks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_async(self._module.forward):
+            return self._awaited(args, kwargs)
+        try:
+            boundary, args, kwargs = self._before(args, kwargs)
+            output = self._module.forward(*args, **kwargs)
+        except BaseException:
+            self._tell_failure(args, kwargs)
+            raise
+        if inspect.iscoroutine(output):  # a `def` that hands on what an `async def` returned
+            return self._after_awaiting(output, args, kwargs, boundary)
+        for registered in list(self._hooks.post):
+            said = registered.hook(*self._shown(registered, args, kwargs), output)
+            output = output if said is None else self._plain(said, registered.hook)
+        return output if boundary is None else boundary.left(output)
+
+    async def _awaited(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            for registered in list(self._hooks.pre):
+                said = await _settled(registered.hook(*self._shown(registered, args, kwargs)))
+                args, kwargs = _arguments(registered, said, args, kwargs)
+            boundary, args = self._enter(args)
+            output = self._module.forward(*args, **kwargs)
+        except BaseException:
+            self._tell_failure(args, kwargs)
+            raise
+        return await self._after_awaiting(output, args, kwargs, boundary)
+
+    async def _after_awaiting(
+        self,
+        output: Coroutine[Any, Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        boundary: Boundary | None,
+    ) -> Any:
+        try:
+            result = await output
+        except BaseException:
+            self._tell_failure(args, kwargs)
+            raise
+        for registered in list(self._hooks.post):
+            said = await _settled(registered.hook(*self._shown(registered, args, kwargs), result))
+            result = result if said is None else said
+        return result if boundary is None else boundary.left(result)
+
+    def _before(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Boundary | None, tuple[Any, ...], dict[str, Any]]:
+        for registered in list(self._hooks.pre):
+            said = self._plain(registered.hook(*self._shown(registered, args, kwargs)), registered.hook)
+            args, kwargs = _arguments(registered, said, args, kwargs)
+        boundary, args = self._enter(args)
+        return boundary, args, kwargs
+
+    def _enter(self, args: tuple[Any, ...]) -> tuple[Boundary | None, tuple[Any, ...]]:
+        if not self._hooks.backward:
+            return None, args
+        boundary = Boundary(self._module, self._hooks.backward)
+        return boundary, boundary.entered(args)
+
+    def _shown(
+        self, registered: _Registered, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        return (self._module, args, kwargs) if registered.with_kwargs else (self._module, args)
+
+    def _plain(self, said: Any, hook: Hook) -> Any:
+        """Return what a hook of a `def forward` said; there, nobody would await a coroutine."""
+        if inspect.iscoroutine(said):
+            said.close()
+            raise TypeError(
+                f"{type(self._module).__name__}.forward is a `def`, so the hook {hook!r} must be one too; "
+                "change values as they arrive with output.map(fn)"
+            )
+        return said
+
+    def _tell_failure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for registered in list(self._hooks.post):
+            if not registered.always_call:
+                continue
+            try:
+                said = registered.hook(*self._shown(registered, args, kwargs), None)
+                self._plain(said, registered.hook)
+            except Exception as error:
+                warnings.warn(
+                    f"a hook of {type(self._module).__name__} failed after forward had raised: {error!r}",
+                    stacklevel=3,
+                )
+
+
+async def _settled(said: Any) -> Any:
+    return await said if inspect.iscoroutine(said) else said
+
+
+def _arguments(
+    registered: _Registered, said: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments after a pre-hook said something about them."""
+    if said is None:
+        return args, kwargs
+    if not registered.with_kwargs:
+        return (said if isinstance(said, tuple) else (said,)), kwargs
+    if not isinstance(said, tuple) or len(said) != 2:
+        raise TypeError(f"a forward pre-hook with kwargs returns None or (args, kwargs) (got {said!r})")
+    return tuple(said[0]), dict(said[1])
+
+
+# State: how a Module takes a state dict, all of it or none.
+
+
+EXTRA = "_extra_state"
+
+
+def load(
+    module: Module,
+    state: Mapping[str, Any],
+    strict: bool,
+    assign: bool,
+    model_clients: Mapping[str, Any],
+) -> tuple[list[str], list[str]]:
+    """Load `state` into `module` and return the missing and the unexpected names."""
+    own: dict[str, Variable] = {}
+    owners: dict[str, Module] = {}
+    wanted_extras: list[str] = []
+    for prefix, part in module.named_modules():
+        for name, variable in part._own_state():
+            own[f"{prefix}.{name}" if prefix else name] = variable
+        owners[prefix] = part
+        if part.get_extra_state() is not None:
+            wanted_extras.append(f"{prefix}.{EXTRA}" if prefix else EXTRA)
+    extras = {name: value for name, value in state.items() if name.rpartition(".")[2] == EXTRA}
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own and name not in extras]
+    unexpected += [name for name in extras if name.rpartition(".")[0] not in owners]
+    missing += [name for name in wanted_extras if name not in extras]
+    problems = [
+        problem
+        for name, variable in own.items()
+        if name in state
+        if (problem := _misfit(name, variable, state[name]))
+    ]
+    problems += [
+        problem for name, client in model_clients.items() if (problem := _unfit(name, client, owners))
+    ]
+    if strict and missing:
+        problems.append(f"missing: {', '.join(missing)}")
+    if strict and unexpected:
+        problems.append(f"unexpected: {', '.join(unexpected)}")
+    if problems:
+        raise RuntimeError(f"the state dict doesn't fit {type(module).__name__}: {'; '.join(problems)}")
+    values = {name: state[name].data for name in own if name in state}  # waits before anything is changed
+    for name, value in values.items():
+        if assign:
+            _assign(owners, name, own[name], state[name])
+        else:
+            own[name].data = value
+            own[name].role = state[name].role or own[name].role
+    for name, client in model_clients.items():
+        owners[name.rpartition(".")[0]]._members["models"][name.rpartition(".")[2]] = client
+    for name, extra in extras.items():
+        owner = owners.get(name.rpartition(".")[0])
+        if owner is not None:
+            owner.set_extra_state(extra)
+    return missing, unexpected
+
+
+def _misfit(name: str, variable: Variable, given: Any) -> str | None:
+    if not isinstance(given, Variable):
+        return f"{name} must be a Variable (got {given!r})"
+    (slots, batch), (new_slots, new_batch) = variable.cell(), given.cell()
+    if slots[0].outcome is None if not batch else not slots:
+        return None  # nothing is there yet that could differ
+    if batch != new_batch:
+        return f"{name} is {'a batch' if batch else 'one value'} here and not in the state"
+    if batch and len(slots) != len(new_slots):
+        return f"{name} has {len(slots)} samples here and {len(new_slots)} in the state"
+    return None
+
+
+def _unfit(name: str, client: Any, owners: Mapping[str, Module]) -> str | None:
+    """Return why a client can't be attached under a name, None if it can."""
+    if not isinstance(client, ChatClient):
+        return f"model_clients[{name!r}] must be a model client (got {client!r})"
+    prefix, _, last = name.rpartition(".")
+    if prefix in owners and last in owners[prefix]._members["models"]:
+        return None
+    known = [
+        f"{owner}.{own}" if owner else own
+        for owner, part in owners.items()
+        for own in part._members["models"]
+    ]
+    return f"it holds no model client {name!r} (its clients: {', '.join(known) or 'none'})"
+
+
+def _assign(owners: Mapping[str, Module], name: str, variable: Variable, given: Variable) -> None:
+    """Put the state's own Variable in the place of the module's; in a chat it lends its value."""
+    prefix, _, last = name.rpartition(".")
+    members = owners[prefix]._members if prefix in owners else {}
+    for kind in ("parameters", "buffers"):
+        if last in members.get(kind, ()):
+            if kind == "parameters" and not isinstance(given, Parameter):
+                # What state_dict() returns has lost its class, and only a Parameter is learned.
+                given = Parameter(given.data, given.role)
+            if isinstance(given, Parameter) and isinstance(variable, Parameter):
+                # What its values must pass belongs to the program, not to the state.
+                given.max_tokens, given.validators = variable.max_tokens, variable.validators
+            given.requires_grad_(variable.requires_grad)
+            members[kind][last] = given
+            return
+    variable.data = given.data
+    variable.role = given.role or variable.role
+
+
+# Containers: modules in a row, in a list, and by name.
+
+
+@final
+class Sequential(Module):
+    """Modules one after the other, each given what the one before returned.
+
+    >>> from afnio.autodiff import Variable
+    >>> class Upper(Module):
+    ...     def forward(self, text):
+    ...         return text.map(str.upper)
+    >>> Sequential(Upper())(Variable("a")).data
+    'A'
+    """
+
+    def __init__(self, *modules: Module) -> None:
+        super().__init__()
+        for number, module in enumerate(modules):
+            self.register_module(str(number), module)
+
+    def forward(self, value: Any) -> Any:
+        for module in self.children():
+            value = module(value)
+        return value
+
+    def __len__(self) -> int:
+        return len(self._members["modules"])
+
+    def __getitem__(self, index: int) -> Module:
+        found: Module = list(self.children())[index]
+        return found
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+
+@final
+class ModuleList(Module):
+    """A list of modules that are registered."""
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__()
+        self.extend(modules)
+
+    def append(self, module: Module) -> ModuleList:
+        self.register_module(str(len(self)), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> ModuleList:
+        for module in modules:
+            self.append(module)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._members["modules"])
+
+    def __getitem__(self, index: int) -> Module:
+        found: Module = list(self.children())[index]
+        return found
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+
+@final
+class ModuleDict(Module):
+    """Modules by name, in the order in which they were put in; they are registered.
+
+    >>> from afnio.cognitive import Add, Sum
+    >>> parts = ModuleDict({"add": Add()})
+    >>> parts["sum"] = Sum()
+    >>> list(parts), "add" in parts
+    (['add', 'sum'], True)
+    """
+
+    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:
+        super().__init__()
+        self.update(modules)
+
+    def update(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]]) -> None:
+        """Put in the modules of a mapping, or of pairs."""
+        pairs = modules.items() if isinstance(modules, Mapping) else modules
+        for name, module in pairs:
+            self[name] = module
+
+    def __setitem__(self, name: str, module: Module) -> None:
+        if name in self:
+            self._check("modules", name, module)
+            self._members["modules"][name] = module
+        else:
+            self.register_module(name, module)
+
+    def __getitem__(self, name: str) -> Module:
+        found: Module = self._members["modules"][name]
+        return found
+
+    def __delitem__(self, name: str) -> None:
+        del self._members["modules"][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members["modules"]
+
+    def __len__(self) -> int:
+        return len(self._members["modules"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members["modules"])
+
+    def pop(self, name: str) -> Module:
+        """Take a module out and return it."""
+        module = self[name]
+        del self[name]
+        return module
+
+    def clear(self) -> None:
+        self._members["modules"].clear()
+
+    def keys(self) -> KeysView[str]:
+        return self._members["modules"].keys()
+
+    def values(self) -> ValuesView[Module]:
+        return self._members["modules"].values()
+
+    def items(self) -> ItemsView[str, Module]:
+        return self._members["modules"].items()
