@@ -20,8 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from afnio.optim.paired import each_alpha, p_value
-from afnio.optim.racing import Race
+from afnio.optim.search._races import Race, each_alpha, p_value
 from afnio.runtime._admission import CROWDED
 
 CONFIDENCE = 0.8

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from afnio.cognitive import _prompts as cognitive_prompts
-from afnio.optim import prompts as optim_prompts
+from afnio.optim import _prompts as optim_prompts
 from afnio.testing import Provider
 from afnio.testing.quota import Quota
 

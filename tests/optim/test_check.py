@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from afnio.optim.check import objections
+from afnio.optim._checks import objections
 
 
 @pytest.mark.parametrize(

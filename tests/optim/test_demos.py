@@ -14,7 +14,7 @@ from roles import comment
 import afnio
 import afnio.cognitive as cog
 from afnio.optim import TGD, Demos
-from afnio.optim.demos import chosen_of
+from afnio.optim._demos import chosen_of
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
 
@@ -261,7 +261,7 @@ def test_a_large_pool_is_not_chosen_from_on_the_loop(monkeypatch):
         threads.append(threading.current_thread())
         return chosen_of(*args)
 
-    monkeypatch.setattr("afnio.optim.demos.chosen_of", chosen)
+    monkeypatch.setattr("afnio.optim._demos.chosen_of", chosen)
     for count in (1, 17):
         parameter = prompt()
         demos = Demos([parameter], k=2)

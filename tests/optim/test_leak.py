@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from afnio.optim.leak import leaks
-from afnio.optim.prompts import TGD_SYSTEM
+from afnio.optim import leaks
+from afnio.optim._prompts import TGD_SYSTEM
 
 LETTER = (
     "I hope this message finds you well. The heating in the east gymnasium has been out of order since Monday, "

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from afnio.optim.merge import possible_merges, trial_samples
-from afnio.optim.pareto import Member, Pool
+from afnio.optim.search._pareto import Member, Pool, possible_merges, trial_samples
 
 
 def pool_of(*members):

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afnio.optim.pareto import Member, Pool
+from afnio.optim.search._pareto import Member, Pool
 
 
 def pool_of(*scores, parents=()):

@@ -12,9 +12,9 @@ import afnio
 import afnio.cognitive as cog
 from afnio.cognitive import _prompts as cognitive_prompts
 from afnio.cognitive._template import fill
-from afnio.optim import TGD
-from afnio.optim import prompts as optim_prompts
-from afnio.optim.prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, replace_prompts, tgd_sections
+from afnio.optim import TGD, replace_prompts
+from afnio.optim import _prompts as optim_prompts
+from afnio.optim._prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
 from afnio.testing import ScriptedClient
 from afnio.testing.simulated.tags import read_blocks, read_section
 

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afnio.optim.racing import Race
+from afnio.optim.search._races import Race
 
 SIZES = [16, 16, 16, 16]
 

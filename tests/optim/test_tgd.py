@@ -15,8 +15,8 @@ import afnio.cognitive as cog
 from afnio.autodiff._variable import gradient
 from afnio.errors import FinalModelError, ReplyError, TemplateError
 from afnio.optim import TGD
-from afnio.optim.prompts import TGD_SYSTEM
-from afnio.optim.rewrite import value_in
+from afnio.optim._prompts import TGD_SYSTEM
+from afnio.optim._tgd import value_in
 from afnio.runtime._settings import seed_source
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient

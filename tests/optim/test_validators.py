@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 import afnio
 import afnio.cognitive as cog
-from afnio.optim.validators import refusals
+from afnio.optim._checks import refusals
 from afnio.runtime import Launch, Slot, Work
 
 SCHEMA = {"type": "object", "properties": {"tone": {"enum": ["kind", "dry"]}}, "required": ["tone"]}

@@ -16,7 +16,7 @@ from studio.visitor import Studio
 import afnio
 from afnio import tellurio as te
 from afnio.models import ChatRequest
-from afnio.optim.optimizer import Change
+from afnio.optim import Change
 from afnio.runtime import to_thread
 from afnio.runtime.events import StepEnded
 from afnio.testing import ScriptedClient

@@ -9,7 +9,7 @@ import pytest
 import afnio
 import afnio.cognitive as cog
 from afnio.optim import TGD, Acceptance, Change, Demos, Improves, Optimizer, ParetoTGD
-from afnio.optim.step import Decision
+from afnio.optim._optimizer import Decision
 from afnio.testing import ScriptedClient, optimizer_conformance
 from afnio.testing.conformance import CHECKS
 

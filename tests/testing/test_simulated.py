@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.cognitive import _prompts
-from afnio.optim.prompts import TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
+from afnio.optim._prompts import TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
 from afnio.testing.simulated import FixedReply, SimulatedLM, kind_of
 from afnio.testing.simulated.cues import read_cues
 from afnio.testing.simulated.student import SENTIMENTS, classify

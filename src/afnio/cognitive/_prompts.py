@@ -306,7 +306,7 @@ def deterministic_feedback(purpose: str, prediction: Any, target: Any, score: An
 
 
 replaced: Final[Setting[Mapping[str, str]]] = Setting("prompts", {})
-"""Texts by the name of the prompt that they replace; see `afnio.optim.prompts.replace_prompts`."""
+"""Texts by the name of the prompt that they replace; see `afnio.optim._prompts.replace_prompts`."""
 _PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}")
 
 

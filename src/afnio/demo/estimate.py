@@ -16,7 +16,7 @@ from afnio.demo.phase_table import phase_table
 from afnio.demo.progress import say
 from afnio.demo.splits import Splits
 from afnio.demo.tally import Phase
-from afnio.optim.prompts import TGD_SYSTEM
+from afnio.optim._prompts import TGD_SYSTEM
 
 CHARACTERS_PER_TOKEN: Final = 4
 PROMPT_TOKENS: Final = 400

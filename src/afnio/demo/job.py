@@ -22,7 +22,7 @@ from afnio.demo.options import Options
 from afnio.demo.progress import Progress
 from afnio.demo.splits import Splits
 from afnio.errors import BatchError, ReplyError
-from afnio.optim import TGD
+from afnio.optim._tgd import TGD
 from afnio.trainer.accuracy import Accuracy
 from afnio.utils.agents import SentimentAnalyzer
 from afnio.utils.data import DataLoader

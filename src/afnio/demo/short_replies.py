@@ -10,7 +10,7 @@ import copy
 from typing import Any, Final
 
 from afnio.cognitive._prompts import CRITIC_SCHEMA
-from afnio.optim.prompts import TGD_SCHEMA
+from afnio.optim._prompts import TGD_SCHEMA
 
 FEEDBACK_CHARACTERS: Final = 240
 VALUE_CHARACTERS: Final = 800

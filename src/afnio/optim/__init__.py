@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from afnio.optim.change import Candidate as Candidate
-from afnio.optim.change import Change as Change
-from afnio.optim.change import Evidence as Evidence
-from afnio.optim.demos import Demos as Demos
-from afnio.optim.functional import tgd as tgd
-from afnio.optim.improves import Improves as Improves
-from afnio.optim.optimizer import Optimizer as Optimizer
-from afnio.optim.pareto_tgd import ParetoTGD as ParetoTGD
-from afnio.optim.reduce import Reduced as Reduced
-from afnio.optim.reduce import reduce as reduce
-from afnio.optim.step import Acceptance as Acceptance
-from afnio.optim.tgd import TGD as TGD
+from afnio._public import show_in
+from afnio.optim._checks import leaks
+from afnio.optim._demos import Demos
+from afnio.optim._optimizer import Acceptance, Candidate, Change, Evidence, Optimizer
+from afnio.optim._prompts import prompts, replace_prompts
+from afnio.optim._tgd import TGD, Reduced, reduce, tgd
+from afnio.optim.search._improves import Improves
+from afnio.optim.search._pareto import ParetoTGD
+
+__all__ = [
+    "Acceptance",
+    "Candidate",
+    "Change",
+    "Demos",
+    "Evidence",
+    "Improves",
+    "Optimizer",
+    "ParetoTGD",
+    "Reduced",
+    "TGD",
+    "leaks",
+    "prompts",
+    "reduce",
+    "replace_prompts",
+    "tgd",
+]
+
+show_in(__name__, globals(), __all__)

@@ -25,7 +25,7 @@ from afnio.tellurio.redaction import Redaction
 from afnio.tellurio.sample_keys import SampleKeys
 
 if TYPE_CHECKING:
-    from afnio.optim import Change
+    from afnio.optim._optimizer import Change
 
 INSERT_NODE: Final = """
 INSERT INTO nodes (run_id, address, name, line, kind, lanes, parents, phase, time)

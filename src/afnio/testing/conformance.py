@@ -19,7 +19,7 @@ from afnio.cognitive._template import Parameter
 from afnio.errors import FinalModelError
 from afnio.models._client import ChatClient
 from afnio.models._messages import ChatRequest
-from afnio.optim import Optimizer
+from afnio.optim._optimizer import Optimizer
 from afnio.runtime._callables import run
 from afnio.runtime._waiting import journal, scope
 from afnio.serialization import load, save

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from afnio.cognitive._module import Module
 from afnio.errors import BudgetExceeded, JournalError
-from afnio.optim import Optimizer
+from afnio.optim._optimizer import Optimizer
 from afnio.runtime._waiting import scope
 from afnio.trainer.callback import StopTraining, stopping
 from afnio.trainer.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._module import Module
 from afnio.errors import CheckpointError
-from afnio.optim import Optimizer
+from afnio.optim._optimizer import Optimizer
 from afnio.trainer.checkpoint import Checkpoint
 from afnio.trainer.counters import Counters
 from afnio.trainer.feed import Fetched, caught_up, loader_state, restore

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from afnio.cognitive._module import Module, Training
-from afnio.optim import Optimizer
+from afnio.optim._optimizer import Optimizer
 
 
 def optimizers_of(agent: Module) -> list[Optimizer]:

@@ -14,7 +14,7 @@ from afnio.autodiff._variable import no_grad
 from afnio.cognitive._module import Module, mode
 from afnio.models._client import Rehearsed, rehearsing, stage
 from afnio.models._prices import price_of
-from afnio.optim import Optimizer
+from afnio.optim._optimizer import Optimizer
 from afnio.runtime._callables import tolerate
 from afnio.runtime._limits import Account
 from afnio.runtime._settings import seed_source

@@ -10,7 +10,7 @@ from typing import Any, final
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._module import Module, mode, recorder
 from afnio.errors import BatchError
-from afnio.optim import Optimizer
+from afnio.optim._optimizer import Optimizer
 from afnio.runtime._callables import current_quorum, is_async, to_thread, tolerate
 from afnio.runtime._waiting import Work, scope, sync_mode, wait_async
 from afnio.trainer.feed import Fetched

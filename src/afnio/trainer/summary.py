@@ -17,7 +17,7 @@ from rich.tree import Tree
 from afnio.cognitive._module import Module
 from afnio.models._client import CHARACTERS_PER_TOKEN, ChatClient, ChatModel
 from afnio.models._prices import price_of
-from afnio.optim import Optimizer
+from afnio.optim._optimizer import Optimizer
 from afnio.runtime._limits import Limits, given_limits
 from afnio.runtime._spending import Price
 

@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from afnio.cognitive._module import Module
 from afnio.errors import CheckpointError
-from afnio.optim import Optimizer
+from afnio.optim._optimizer import Optimizer
 from afnio.runtime._spending import Ledger
 from afnio.runtime._tracebacks import folding
 from afnio.trainer.callback import Callbacks, stopping

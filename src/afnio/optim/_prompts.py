@@ -135,7 +135,7 @@ class replace_prompts(Replacement):  # noqa: N801
     As a `with` block it holds for what is launched in the block; as a plain call for the process.
 
     Args:
-        texts: by the names that `afnio.optim.prompts.prompts()` and `afnio.cognitive._prompts.prompts()` list; each
+        texts: by the names that `afnio.optim._prompts.prompts()` and `afnio.cognitive._prompts.prompts()` list; each
             must have the placeholders of what it replaces.
 
     >>> with replace_prompts({"tgd.objection": "Not yet: {reasons}. Again, please."}):

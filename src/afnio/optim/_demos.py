@@ -1,8 +1,7 @@
 """Demos: few-shot examples, bootstrapped into a parameter from runs that scored.
 
 Source: Khattab et al., "DSPy: Compiling Declarative Language Model Calls into Self-Improving Pipelines",
-arXiv:2310.03714 (BootstrapFewShot), without its compile step: examples are gathered while the program runs.
-"""
+arXiv:2310.03714 (BootstrapFewShot), without its compile step: examples are gathered while the program runs."""
 
 from __future__ import annotations
 
@@ -15,10 +14,8 @@ from afnio.autodiff._data import Data, Segment
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._evaluators import Score
 from afnio.cognitive._reduction import similarity, sketch
-from afnio.optim.change import Change, Evidence
-from afnio.optim.check import FEW, check
-from afnio.optim.optimizer import Optimizer
-from afnio.optim.step import Decision, Update
+from afnio.optim._checks import FEW, check
+from afnio.optim._optimizer import Change, Decision, Evidence, Optimizer, Update
 from afnio.runtime._callables import call_in_node
 from afnio.runtime._kernel import Failure, Job, Slot
 from afnio.runtime._waiting import wait_async

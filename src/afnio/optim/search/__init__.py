@@ -1,0 +1,1 @@
+"""Optimizers that try several candidates before they change a prompt."""

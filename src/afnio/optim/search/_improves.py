@@ -1,0 +1,620 @@
+"""Improves: a step changes something only if that is better on samples that were not trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, final
+
+import anyio
+
+from afnio.autodiff._backward import launch_grad, resolve
+from afnio.autodiff._data import plain
+from afnio.autodiff._variable import Variable, bind, enable_grad, no_grad
+from afnio.errors import ScoreError
+from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, Round, proposals
+from afnio.optim._tgd import Reduced, gathered_of
+from afnio.optim.search._races import Race, Verdict
+from afnio.runtime._admission import Crowd, crowd
+from afnio.runtime._callables import is_async, to_thread, tolerate
+from afnio.runtime._kernel import Job, current_scope, within
+from afnio.runtime._settings import Priority, draw_seed, prioritised
+from afnio.runtime._waiting import scope
+from afnio.utils.data import DataLoader
+from afnio.utils.data.collate import collate
+
+TRIED = 64
+"""Rejected candidates that are not evaluated again for the same incumbent."""
+
+
+@final
+class Improves(Acceptance):
+    """Accept a proposal only if it beats the current value on held-out samples by more than noise.
+
+    A step proposes `k` candidates side by side, each for all parameters, and evaluates them side by side on one
+    minibatch of held-out samples, with `afnio.bind`; the incumbent is evaluated while they are proposed, and its
+    scores are kept for as long as it stays. Scores are paired by sample. After each block of samples a candidate
+    that has less than a tenth of a chance to be accepted is dropped and its calls are cancelled; decisions rest on
+    blocks in the order of their numbers, never on who answered first. On all samples a candidate is accepted if
+    a one-sided sign-flip test finds it better; of several, the one that gained most becomes the value. If none is,
+    the values stay, the proposals are remembered for the next prompt, and the step says so.
+
+    Candidates differ because a model at a temperature answers differently each time. Where `temperature=0` or a
+    `seed` is asked for, equal requests get equal replies, so the first candidate is made from all of the feedback
+    and each other from a random half of it.
+
+    Racing is after CAPO (Zehle et al., 2025, arXiv:2504.16005), without its barrier after each block and with a
+    test that supposes no distribution. Who survives the first block gets the others at once, at speculative priority,
+    if the account has room for what it is asked; where calls queue, each block waits for the verdict on the one
+    before. So a gate takes two latencies where there is room, and saves calls where there is none.
+
+    Args:
+        evaluate: called with a batch, runs the agent and returns `(score, …)`: what an evaluator returns, or
+            a list of numbers, None for samples that failed. `def` (it may read) or `async def`.
+        data: samples that are not trained on: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset
+            and `collate_fn` are used. `evaluate` gets them in batches, as a `DataLoader` makes them.
+        k: candidates.
+        minibatch_size: samples on which they are compared, drawn anew for each step.
+        block_size: samples after which a candidate may be dropped.
+        confidence: probability that a step changes nothing if no candidate is better (Šidák, over the k).
+        quorum: fraction of the samples that must have both scores; failed ones are left out, never wrong.
+        seed: of the draws; from the run by default.
+
+    >>> import afnio, afnio.cognitive as cog
+    >>> from afnio.testing import ScriptedClient
+    >>> prompt = cog.Parameter("Say yes.", role="prompt", requires_grad=True)
+    >>> def evaluate(batch):
+    ...     return [float(word in prompt.data) for word in batch]
+    >>> accept = Improves(evaluate, ["no"] * 64, k=2)
+    >>> client = ScriptedClient([{"value": "Say no."}, {"value": "Say yes!"}])
+    >>> optimizer = afnio.optim.TGD([prompt], client, accept=accept, model="m")
+    >>> prompt.append_grad(afnio.Variable("They expect no."))
+    >>> _ = optimizer.step()
+    >>> prompt.data
+    'Say no.'
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        data: Any,
+        k: int = 4,
+        *,
+        minibatch_size: int = 64,
+        block_size: int = 16,
+        confidence: float = 0.8,
+        quorum: float = 0.9,
+        seed: int | None = None,
+    ) -> None:
+        if not callable(evaluate):
+            raise TypeError(f"evaluate must be a callable of a batch (got {evaluate!r})")
+        for name, number in (("k", k), ("minibatch_size", minibatch_size), ("block_size", block_size)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a whole number from 1 upwards (got {number!r})")
+        for name, fraction in (("confidence", confidence), ("quorum", quorum)):
+            if not 0 < fraction <= 1 or (name == "confidence" and fraction == 1):
+                raise ValueError(f"{name} must be above 0 and below 1 (got {fraction!r})")
+        self._evaluate = evaluate
+        self._holdout = Holdout(data)
+        self._k, self._minibatch_size, self._block_size = k, minibatch_size, block_size
+        self._confidence, self._quorum = confidence, quorum
+        self._seed = seed
+        self._draws = 0
+        self._next = 1
+        self._incumbent = _Incumbent(0, None, {}, [])
+
+    def begin(self) -> None:
+        if self._seed is None:
+            self._seed = draw_seed()
+
+    async def decide(self, job: Job, work: Round) -> Decision:
+        name = digest(work.values)
+        incumbent = self._incumbent
+        if incumbent.digest is None:
+            incumbent = _Incumbent(incumbent.number, name, {}, [])
+        elif incumbent.digest != name:  # assigned from outside: what is known is about another value
+            incumbent = _Incumbent(self._take_number(), name, {}, [])
+        draw = random.Random(f"{self._seed}/{self._draws}")
+        blocks = self._holdout.draw(draw, samples=self._minibatch_size, block_size=self._block_size)
+        sizes = [len(block.units) for block in blocks]
+        race = Race(sizes, candidates=self._k, confidence=self._confidence, quorum=self._quorum)
+        numbers = range(self._next, self._next + self._k)
+        trial = Trial(
+            job, work, race, evaluate=self._evaluate, holdout=self._holdout, blocks=blocks, numbers=numbers,
+            feedback=lambda candidate: self._shown(work, candidate), known=incumbent.scores,
+            tried=incumbent.tried, quorum=self._quorum,
+        )  # fmt: skip
+        with within(job.scope):
+            await trial.run()
+        self._draws += 1
+        self._next += self._k
+        return self._conclude(work, incumbent, blocks, numbers, race, trial)
+
+    def _take_number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _shown(self, work: Round, candidate: int) -> Mapping[int, Sequence[Variable]]:
+        """Return the feedback that a candidate is made from."""
+        shown: dict[int, Sequence[Variable]] = {}
+        for position, gradients in work.feedback.items():
+            group = work.groups[position]
+            arguments = {**group, **(group.get("completion_args") or {})}
+            shown[position] = gradients
+            repeats = arguments.get("temperature") == 0 or arguments.get("seed") is not None
+            if candidate and repeats and len(gradients) > 1:
+                draw = random.Random(f"{self._seed}/{self._draws}/{candidate}/{position}")
+                half = sorted(draw.sample(range(len(gradients)), -(-len(gradients) // 2)))
+                if isinstance(gradients, Reduced):
+                    shown[position] = gradients.part(half)
+                else:
+                    shown[position] = [gradients[number] for number in half]
+        return shown
+
+    def _conclude(
+        self,
+        work: Round,
+        incumbent: _Incumbent,
+        blocks: Sequence[Block],
+        numbers: Sequence[int],
+        race: Race,
+        trial: Trial,
+    ) -> Decision:
+        verdicts = [race.verdict(candidate) or Verdict("dropped", 0) for candidate in range(self._k)]
+        units = [unit for block in blocks for unit in block.units]
+        if trial.compared:
+            incumbent.keep({unit: trial.incumbent.get(unit, [None]) for unit in units})
+        winner, errors = race.winner, _errors(verdicts)
+        told = [_told(verdict, winner, number, numbers) for number, verdict in enumerate(verdicts)]
+        scores = tuple(score for unit in units for score in incumbent.scores.get(unit, [None]))
+        candidates = [Candidate(incumbent.number, (), work.values, scores, "incumbent")] + [
+            Candidate(number, (incumbent.number,), values, verdict.scores, words)
+            for number, values, verdict, words in zip(numbers, trial.values, verdicts, told, strict=True)
+        ]
+        if errors:
+            self._incumbent = incumbent
+            return Decision(work.values, (), tuple(candidates), errors)
+        rejected = _rejected(work.values, trial.values, verdicts)
+        if winner is None:
+            reason = self._reason(verdicts)
+            logging.getLogger("afnio").warning("the step changed nothing: %s", reason)
+            for values, verdict in zip(trial.values, verdicts, strict=True):
+                if verdict.outcome in ("rejected", "dropped"):
+                    incumbent.tried = [*incumbent.tried, digest(values)][-TRIED:]
+            self._incumbent = incumbent
+            changes = _unchanged(work, trial.changes, reason)
+            return Decision(work.values, changes, tuple(candidates), (), rejected)
+        values = trial.values[winner]
+        seen = [unit for block in blocks[: verdicts[winner].blocks] for unit in block.units]
+        self._incumbent = _Incumbent(numbers[winner], digest(values), {}, [])
+        self._incumbent.keep({unit: trial.scores[winner][unit] for unit in seen})
+        changes = tuple(trial.changes[winner][position] for position in sorted(trial.changes[winner]))
+        return Decision(values, changes, tuple(candidates), (), rejected)
+
+    def _reason(self, verdicts: Sequence[Verdict]) -> str:
+        compared = [verdict for verdict in verdicts if verdict.outcome in ("rejected", "dropped")]
+        if not compared:
+            return f"none of {self._k} proposals could be tried ({verdicts[0].error})"
+        best = max(compared, key=lambda verdict: verdict.gain)
+        return (
+            f"none of {self._k} proposals beat the current value by more than noise; the best scored {best.mean:.3g} "
+            f"against {best.against:.3g} on {len(best.scores)} held-out samples (p={best.p:.2g})"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        incumbent = self._incumbent
+        return {
+            "seed": self._seed,
+            "draws": self._draws,
+            "next": self._next,
+            "incumbent": incumbent.number,
+            "digest": incumbent.digest,
+            "scores": {str(unit): list(scores) for unit, scores in incumbent.scores.items()},
+            "tried": list(incumbent.tried),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._seed, self._draws, self._next = state["seed"], state["draws"], state["next"]
+        scores = {int(unit): list(scores) for unit, scores in state["scores"].items()}
+        self._incumbent = _Incumbent(state["incumbent"], state["digest"], scores, list(state["tried"]))
+
+    def __repr__(self) -> str:
+        return f"Improves(k={self._k}, minibatch_size={self._minibatch_size}, confidence={self._confidence})"
+
+
+@final
+class _Incumbent:
+    """What is known of the values that candidates have to beat."""
+
+    def __init__(self, number: int, digest: str | None, scores: UnitScores, tried: list[str]) -> None:
+        self.number = number
+        self.digest = digest
+        self.scores = scores
+        self.tried = tried
+
+    def keep(self, scores: Mapping[int, list[float | None]]) -> None:
+        """Keep scores, so that they are not paid for again; failed samples get another chance."""
+        self.scores = {**self.scores, **{u: s for u, s in scores.items() if None not in s}}
+
+
+def _errors(verdicts: Sequence[Verdict]) -> tuple[BaseException, ...]:
+    """Return what the step raises: the candidates' errors, if that is all that came of it; equal ones once."""
+    wrong = [verdict.error for verdict in verdicts if isinstance(verdict.error, ScoreError)]
+    if wrong:  # an argument of the evaluator's: none of the comparisons means anything
+        return (wrong[0],)
+    if any(verdict.outcome != "failed" for verdict in verdicts):
+        return ()
+    errors: list[BaseException] = []
+    for verdict in verdicts:
+        error = verdict.error
+        if error is None or isinstance(error, NotTriedError):
+            continue
+        if not any(type(error) is type(known) and str(error) == str(known) for known in errors):
+            errors.append(error)
+    return tuple(errors)
+
+
+def _told(verdict: Verdict, winner: int | None, candidate: int, numbers: Sequence[int]) -> str:
+    if isinstance(verdict.error, NotTriedError):
+        return f"not tried: {verdict.error}"
+    if verdict.outcome == "accepted" and winner is not None and winner != candidate:
+        return f"better, but candidate {numbers[winner]} gained more: {str(verdict).partition(': ')[2]}"
+    return str(verdict)
+
+
+def _rejected(
+    before: Sequence[Any], tried: Sequence[Sequence[Any]], verdicts: Sequence[Verdict]
+) -> tuple[tuple[int, Mapping[str, Any]], ...]:
+    """Return the proposals that did not help, by position."""
+    return tuple(
+        (position, {"value": value, "score": verdict.mean, "against": verdict.against})
+        for values, verdict in zip(tried, verdicts, strict=True)
+        if verdict.outcome in ("rejected", "dropped")
+        for position, value in enumerate(values)
+        if value != before[position]
+    )
+
+
+def _unchanged(work: Round, proposed: Sequence[Mapping[int, Change]], reason: str) -> tuple[Change, ...]:
+    changes: list[Change] = []
+    for position, gradients in work.feedback.items():
+        first = next((found[position] for found in proposed if position in found), None)
+        evidence = () if first is None else first.evidence
+        value, role = work.values[position], work.parameters[position].role
+        changes.append(Change(role, value, value, gathered_of(gradients), reason, evidence))
+    return tuple(changes)
+
+
+# Holdout: samples that are not trained on, drawn in blocks from a dataset, a loader or a list.
+
+
+class Block(NamedTuple):
+    """Samples that are evaluated together, by number."""
+
+    units: tuple[int, ...]
+
+
+@final
+class Holdout:
+    """Where held-out samples come from.
+
+    Args:
+        data: a `Dataset` or a list of samples; or a `DataLoader`, of which the dataset and `collate_fn` are
+            taken, not the order.
+
+    >>> holdout = Holdout([("a", 1), ("b", 2), ("c", 3)])
+    >>> [holdout.batch(block.units) for block in holdout.blocks(range(3), 2)]
+    [(['a', 'b'], [1, 2]), (['c'], [3])]
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._collate: Callable[[list[Any]], Any] = collate
+        if isinstance(data, DataLoader):
+            self._collate, data = data.collate_fn, data.dataset
+        if isinstance(data, str) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+            raise TypeError(f"held-out data is a Dataset, a DataLoader or a list of samples (got {data!r})")
+        if len(data) == 0:
+            raise ValueError("held-out data is empty (got 0 samples); nothing could be compared on it")
+        self._data: Sequence[Any] = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def draw(self, generator: random.Random, *, samples: int, block_size: int) -> list[Block]:
+        """Return blocks of `block_size` with `samples` in all, or all that there are, in random order."""
+        return self.blocks(generator.sample(range(len(self)), min(samples, len(self))), block_size)
+
+    def blocks(self, units: Sequence[int], block_size: int) -> list[Block]:
+        """Return `units` in blocks, in their order."""
+        return [Block(tuple(units[start : start + block_size])) for start in range(0, len(units), block_size)]
+
+    def batch(self, units: Sequence[int]) -> Any:
+        """Return what `evaluate` gets for `units`."""
+        return self._collate([self._data[unit] for unit in units])
+
+    def by_unit(self, units: Sequence[int], scores: Sequence[float | None]) -> dict[int, list[float | None]]:
+        """Return the scores that `evaluate` gave the batch of `units`, for each unit.
+
+        Raises:
+            ValueError: if there isn't one for each sample.
+        """
+        if len(scores) != len(units):
+            raise ValueError(
+                f"evaluate returned {len(scores)} scores for a batch of {len(units)} samples; it needs one for each, "
+                "None for one that failed"
+            )
+        return {unit: [score] for unit, score in zip(units, scores, strict=True)}
+
+
+# Trial: one step's candidates, proposed and evaluated side by side until their race is over.
+
+
+UnitScores = dict[int, list[float | None]]
+"""Scores by number of the held-out sample; a list of one."""
+
+
+@final
+class NotTriedError(Exception):
+    """A candidate that there is no reason to evaluate."""
+
+
+@final
+class Trial:
+    """What is under way in one step; on the runtime's loop, in the step's scope.
+
+    Args:
+        numbers: of the candidates.
+        feedback: what the proposer of the n-th candidate is shown, by position of the parameter.
+        known: the incumbent's scores of units that were evaluated before.
+        tried: digests of candidates that were rejected before.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        work: Round,
+        race: Race,
+        *,
+        evaluate: Evaluate,
+        holdout: Holdout,
+        blocks: Sequence[Block],
+        numbers: Sequence[int],
+        feedback: Callable[[int], Mapping[int, Sequence[Variable]]],
+        known: Mapping[int, Sequence[float | None]],
+        tried: Sequence[str],
+        quorum: float,
+    ) -> None:
+        self._job, self._work, self._race = job, work, race
+        self._evaluate, self._holdout, self._quorum = evaluate, holdout, quorum
+        self._blocks, self._numbers, self._feedback = blocks, numbers, feedback
+        self._tried = tried
+        self.incumbent: UnitScores = {unit: list(scores) for unit, scores in known.items()}
+        self.values: list[tuple[Any, ...]] = [work.values for _ in numbers]
+        self.changes: list[dict[int, Change]] = [{} for _ in numbers]
+        self.scores: list[UnitScores] = [{} for _ in numbers]
+        self._proposed = [anyio.Event() for _ in numbers]
+        self._passed = [[anyio.Event() for _ in blocks] for _ in numbers]
+        self._crowd = Crowd()
+        self._cancels = [anyio.CancelScope() for _ in numbers]
+        self._measuring = anyio.CancelScope()
+
+    async def run(self) -> None:
+        """Propose and evaluate until it is decided who wins; failures are the candidates' verdicts."""
+        counting = crowd.set(self._crowd)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._measure_incumbent)
+                for candidate in range(len(self._numbers)):
+                    tasks.start_soon(self._run, candidate)
+        finally:
+            crowd.reset(counting)
+
+    @property
+    def compared(self) -> bool:
+        """Whether any candidate was worth an evaluation; otherwise the incumbent's is given up."""
+        return any(values != self._work.values for values in self.values)
+
+    async def _measure_incumbent(self) -> None:
+        """Evaluate the incumbent while the proposals are on their way, where it hasn't been already."""
+        with self._measuring:
+            async with scope(name="incumbent"), anyio.create_task_group() as tasks:
+                for number, block in enumerate(self._blocks):
+                    tasks.start_soon(self._measure_block, number, block)
+
+    async def _measure_block(self, number: int, block: Block) -> None:
+        missing = [unit for unit in block.units if None in self.incumbent.get(unit, [None])]
+        found: Sequence[float | None] | BaseException
+        try:
+            if missing:
+                measured = await self._scores(self._work.values, missing, number, Priority.VALIDATION)
+                self.incumbent.update(measured)
+            found = [score for unit in block.units for score in self.incumbent[unit]]
+        except Exception as error:
+            found = error
+        self._race.add_incumbent(number, found)
+        self._settle()
+
+    async def _run(self, candidate: int) -> None:
+        with self._cancels[candidate]:
+            async with scope(name=f"candidate {self._numbers[candidate]}"):
+                try:
+                    await self._propose(candidate)
+                except Exception as error:
+                    self._race.fail(candidate, error)
+                self._proposed[candidate].set()
+                # Of equal candidates the first is evaluated; which is the first must not depend on who was quicker.
+                for earlier in self._proposed[:candidate]:
+                    await earlier.wait()
+                self._compare_with_earlier(candidate)
+                self._settle()
+                await self._race_on(candidate)
+
+    async def _race_on(self, candidate: int) -> None:
+        """Evaluate block by block; once there is room for all that the account is asked, all others at once.
+
+        The first block rules out most. Where calls queue, the next block waits until the candidate has survived the
+        one before: what is not sent need not be cancelled, and others use the room.
+        """
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._evaluate_block, candidate, 0, Priority.VALIDATION)
+            for number in range(1, len(self._blocks)):
+                urgency = Priority.SPECULATIVE
+                if number == 1 or self._crowd.dense:
+                    await self._passed[candidate][number - 1].wait()
+                    urgency = Priority.VALIDATION
+                tasks.start_soon(self._evaluate_block, candidate, number, urgency)
+
+    async def _propose(self, candidate: int) -> None:
+        found = await proposals(self._job, self._work, self._feedback(candidate))
+        errors = [change for change in found.values() if not isinstance(change, Change)]
+        if errors:
+            raise errors[0]
+        changes = {number: change for number, change in found.items() if isinstance(change, Change)}
+        values = list(self._work.values)
+        for position, change in changes.items():
+            values[position] = change.after
+        self.changes[candidate] = changes
+        if tuple(values) == self._work.values:
+            reasons = [change.rejected for change in changes.values() if change.rejected]
+            raise NotTriedError(reasons[0] if reasons else "it is the current value")
+        if digest(values) in self._tried:
+            raise NotTriedError("it was tried before")
+        self.values[candidate] = tuple(values)
+
+    def _compare_with_earlier(self, candidate: int) -> None:
+        mine = self.values[candidate]
+        if mine != self._work.values and mine in self.values[:candidate]:
+            earlier = self._numbers[self.values.index(mine)]
+            self._race.fail(candidate, NotTriedError(f"it equals candidate {earlier}"))
+
+    async def _evaluate_block(self, candidate: int, number: int, urgency: Priority) -> None:
+        units = self._blocks[number].units
+        found: Sequence[float | None] | BaseException
+        try:
+            measured = await self._scores(self.values[candidate], units, number, urgency)
+            self.scores[candidate].update(measured)
+            found = [score for unit in units for score in measured[unit]]
+        except Exception as error:
+            found = error
+        self._race.add(candidate, number, found)
+        self._settle()
+
+    async def _scores(
+        self, values: Sequence[Any], units: Sequence[int], number: int, urgency: Priority
+    ) -> UnitScores:
+        batch = self._holdout.batch(units)
+        name, bound = f"block {number}", self._work.bound(values)
+        scores = await scores_of(
+            self._evaluate, batch, bound, name=name, urgency=urgency, quorum=self._quorum
+        )
+        return self._holdout.by_unit(units, scores)
+
+    def _settle(self) -> None:
+        """Let survivors go on and cancel what can't matter any more, with its calls."""
+        for candidate, cancel in enumerate(self._cancels):
+            for passed in self._passed[candidate][: self._race.survived(candidate)]:
+                passed.set()
+            if not self._race.running(candidate):
+                self._proposed[candidate].set()
+                cancel.cancel()
+        if self._race.over and not self.compared:
+            self._measuring.cancel()
+
+
+# Evaluation: run `evaluate` on a batch with other values in the parameters, and read the samples' scores.
+
+
+Evaluate = Callable[[Any], Any]
+"""Called with a batch; returns its score, or a tuple that begins with it. `def` or `async def`."""
+
+
+async def scores_of(
+    evaluate: Evaluate,
+    batch: Any,
+    values: Mapping[Variable, Any],
+    *,
+    name: str,
+    urgency: Priority,
+    quorum: float,
+) -> list[float | None]:
+    """Return the score of each sample of `batch` with `values` in place of the parameters' own.
+
+    Args:
+        name: of the scope that owns all that it launches; who cancels this call cancels that, and only that.
+        urgency: of its calls.
+        quorum: the fraction of the samples that must not fail; those that do score None.
+    """
+    async with scope(name=name):
+        owner = current_scope()
+        with bind(values), no_grad(), tolerate(quorum), prioritised(urgency):
+            scores = await sample_scores(await called(evaluate, batch))
+        owner.unread()  # a failed sample counts as missing; nobody has to be told again when the scope is left
+    return scores
+
+
+async def learnt_from(
+    evaluate: Evaluate,
+    batch: Any,
+    values: Mapping[Variable, Any],
+    *,
+    name: str,
+    urgency: Priority,
+    quorum: float,
+) -> tuple[list[float | None], list[list[Variable]]]:
+    """Return the samples' scores and, for each Variable in `values`, its gradients, which its `grad` doesn't get.
+
+    See `scores_of` for the arguments; `evaluate` returns `(score, explanation)`.
+    """
+    async with scope(name=name):
+        owner = current_scope()
+        with bind(values), enable_grad(), tolerate(quorum), prioritised(urgency):
+            result = await called(evaluate, batch)
+            scores = await sample_scores(result)
+            explanation = result[1] if isinstance(result, tuple) and len(result) > 1 else None
+            if not isinstance(explanation, Variable) or not explanation.requires_grad:
+                raise TypeError(
+                    f"evaluate must return (score, explanation) that parameters led to (got {result!r}); is it run "
+                    "under no_grad, or does it use other parameters?"
+                )
+            gradients = await launch_grad(explanation, list(values))
+        owner.unread()
+    return scores, gradients
+
+
+async def called(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a user's function: on this loop if it is `async def`, else in a worker thread, where it may read."""
+    result = await function(*args) if is_async(function) else await to_thread(function, *args)
+    return await result if inspect.iscoroutine(result) else result
+
+
+async def sample_scores(result: Any) -> list[float | None]:
+    """Return the samples' scores of what `evaluate` returned; waits for them."""
+    score = result[0] if isinstance(result, tuple) and result else result
+    if isinstance(score, Variable):
+        await resolve(score)
+        samples = score.samples if hasattr(score, "samples") else score.data
+    else:
+        samples = score
+    if not isinstance(samples, Sequence) or isinstance(samples, str):
+        raise TypeError(
+            f"evaluate must return the score of each sample (got {result!r}): an evaluator's (score, explanation), "
+            "or a list of numbers"
+        )
+    return [None if sample is None else _number(sample) for sample in samples]
+
+
+def _number(sample: Any) -> float:
+    sample = plain(sample)
+    if not isinstance(sample, bool | int | float):
+        raise TypeError(f"a sample's score is a number or None (got {sample!r})")
+    return float(sample)
+
+
+def digest(values: Sequence[Any]) -> str:
+    """Return a name for parameters' values that is the same in the next run."""
+    text = json.dumps(list(values), ensure_ascii=False, default=repr)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

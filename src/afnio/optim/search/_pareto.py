@@ -1,0 +1,814 @@
+"""ParetoTGD: a search over candidates of all parameters, on textual gradients."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any, Final, Literal, final
+
+import anyio
+
+from afnio.autodiff._variable import Variable
+from afnio.errors import ScoreError
+from afnio.models._client import ChatClient
+from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, Round, for_each
+from afnio.optim._tgd import TGD, Messages, gathered_of
+from afnio.optim.search._improves import Evaluate, Holdout, learnt_from, scores_of
+from afnio.runtime._callables import quorum_holds
+from afnio.runtime._kernel import Job, within
+from afnio.runtime._settings import Priority, draw_seed
+from afnio.runtime._waiting import scope
+
+
+@final
+class ParetoTGD(TGD):
+    """Textual gradient descent over a pool of candidates, after GEPA (Agrawal et al., arXiv:2507.19457).
+
+    Each step makes several proposals at once. For each a parent is drawn from the Pareto front of the scores on the
+    validation samples, in proportion to the samples on which it is among the best; a minibatch of training
+    samples runs forward and backward with the parent's values; a parameter that feedback reached is rewritten by
+    it; if the child does strictly better on the same minibatch, it is evaluated on all validation samples and joins
+    the pool. After a step that found something, the next one also tries a merge of two members of the front: each
+    parameter from the one that changed it since their common ancestor. After each step the parameters hold the
+    best member.
+
+    Use it like any optimizer: `step()` needs no feedback, as it runs `evaluate` itself. What a loop or a closure
+    has gathered in `grad` makes one proposal more, from the current values; so it works in a Trainer too.
+
+    Differences from GEPA: feedback is textual gradients, so each parameter is rewritten by what reached it and
+    not by whole traces; which one is rewritten is drawn by its share of the feedback (`credit="round_robin"` takes
+    turns as GEPA does, among those that have some); proposals of a step run at once, from one front, and so
+    does a merge; failed samples are left out of every comparison instead of scoring 0; a merge requires that each
+    parent changed something that the other left alone, and is tried on up to 15 samples instead of 5.
+
+    Args:
+        params, model_client, messages, inputs, constraints: as for `TGD`.
+        evaluate: called with a batch, runs the agent and returns `(score, explanation)` of an evaluator, its graph
+            recorded; `def` (it may read) or `async def`.
+        train, validation: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn` are
+            used. `evaluate` gets samples in batches, as a `DataLoader` makes them.
+        proposals: how many a step makes at once.
+        minibatch_size: training samples of a proposal.
+        credit: which parameter a proposal rewrites: "share", "round_robin", or "all".
+        merges: how many are tried at most.
+        block_size: validation samples that are evaluated together.
+        quorum: fraction of the samples that must not fail.
+        search_seed: of all its draws; from the run by default.
+        **completion_args: `model`, and whatever else `TGD` or the provider takes, such as a `seed` of the replies.
+
+    >>> import afnio
+    >>> from afnio.testing import ScriptedClient
+    >>> prompt = afnio.Parameter("Say 1.", role="prompt")
+    >>> student = ScriptedClient(lambda request: "2" if "Say 2" in str(request.messages) else "1")
+    >>> critic = ScriptedClient({"feedback": [{"variable": "v1", "text": "They expect 2."}]})
+    >>> def evaluate(batch):
+    ...     messages = [{"role": "user", "content": [prompt, afnio.Variable("{x}")]}]
+    ...     pred = afnio.functional.chat_completion(student, messages, inputs={"x": afnio.Variable(batch)}, model="m")
+    ...     return afnio.functional.exact_match_evaluator(pred, ["2"] * len(batch))
+    >>> optimizer = afnio.optim.ParetoTGD(
+    ...     [prompt], ScriptedClient({"value": "Say 2."}), evaluate, ["a", "b"], ["c", "d"], model="m")
+    >>> _ = afnio.set_backward_model_client(critic, completion_args={"model": "m"})
+    >>> _ = optimizer.step()
+    >>> prompt.data, [member.mean for member in optimizer.pool]
+    ('Say 2.', [0.0, 1.0])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Variable] | Iterable[dict[str, Any]],
+        model_client: ChatClient,
+        evaluate: Evaluate,
+        train: Any,
+        validation: Any,
+        *,
+        proposals: int = 4,
+        minibatch_size: int = 3,
+        credit: Credit = "share",
+        merges: int = 5,
+        block_size: int = 16,
+        quorum: float = 0.9,
+        search_seed: int | None = None,
+        messages: Messages | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        constraints: Sequence[str | Variable] | None = None,
+        **completion_args: Any,
+    ) -> None:
+        self._search = ParetoSearch(
+            evaluate, train, validation, proposals=proposals, minibatch_size=minibatch_size, credit=credit,
+            merges=merges, block_size=block_size, quorum=quorum, seed=search_seed,
+        )  # fmt: skip
+        super().__init__(
+            params, model_client, messages, inputs, constraints, accept=self._search, **completion_args
+        )
+
+    @property
+    def pool(self) -> list[Member]:
+        """All candidates that were validated, oldest first."""
+        return list(self._search.pool.members)
+
+    @property
+    def front(self) -> list[Member]:
+        """The members that are among the best on some validation sample, without superfluous ones."""
+        pool = self._search.pool
+        return [pool[number] for number in pool.front] if pool.members else []
+
+
+# Pool: candidates with their scores on every validation sample, and those that are best on some.
+#
+# Source: Agrawal et al., "GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning",
+# arXiv:2507.19457, algorithm 2.
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A candidate in the pool.
+
+    Attributes:
+        number: unique within the optimizer.
+        parents: the members that it was made from; none for a start.
+        values: one for each parameter.
+        scores: one for each validation sample, None where it failed.
+    """
+
+    number: int
+    parents: tuple[int, ...]
+    values: tuple[Any, ...]
+    scores: tuple[float | None, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the samples that didn't fail."""
+        present = [score for score in self.scores if score is not None]
+        return math.fsum(present) / len(present) if present else -math.inf
+
+
+@final
+class Pool:
+    """All candidates that made it through validation, oldest first.
+
+    >>> pool = Pool()
+    >>> pool.add(Member(0, (), ("a",), (1.0, 0.0, 0.0)))
+    >>> pool.add(Member(1, (0,), ("b",), (0.0, 1.0, 1.0)))
+    >>> pool.add(Member(2, (0,), ("c",), (0.0, 0.0, 1.0)))
+    >>> pool.front, pool.best.number
+    ({0: 1, 1: 2}, 1)
+    """
+
+    def __init__(self) -> None:
+        self.members: list[Member] = []
+
+    def add(self, member: Member) -> None:
+        self.members.append(member)
+
+    def find(self, values: Sequence[Any]) -> Member | None:
+        """Return the member with these values."""
+        return next((member for member in self.members if member.values == tuple(values)), None)
+
+    def __getitem__(self, number: int) -> Member:
+        return next(member for member in self.members if member.number == number)
+
+    @property
+    def best(self) -> Member:
+        """The member with the highest mean, the oldest of equals."""
+        return max(self.members, key=lambda member: (member.mean, -member.number))
+
+    @property
+    def front(self) -> dict[int, int]:
+        """For the members that no others make superfluous, on how many samples each is among the best.
+
+        A member is superfluous if on each sample on which it is among the best another one is too that is not
+        superfluous itself; members with low means are tried first.
+        """
+        leaders = self._leaders()
+        kept = dict.fromkeys(member.number for member in self.members)
+        for member in sorted(self.members, key=lambda m: (m.mean, -m.number)):
+            mine = [found for found in leaders if member.number in found]
+            if all(any(other in kept for other in found if other != member.number) for found in mine):
+                del kept[member.number]
+        if not kept:  # no validation sample has a score of anybody
+            kept = {self.best.number: None}
+        return {number: sum(number in found for found in leaders) for number in kept}
+
+    def _leaders(self) -> list[list[int]]:
+        """Return for each sample who is best on it."""
+        leaders: list[list[int]] = []
+        for sample in range(len(self.members[0].scores)):
+            scores = [(m.number, score) for m in self.members if (score := m.scores[sample]) is not None]
+            top = max((score for _, score in scores), default=0.0)
+            leaders.append([number for number, score in scores if score == top])
+        return [found for found in leaders if found]
+
+    def parent(self, draw: random.Random) -> Member:
+        """Draw a member of the front, in proportion to the samples on which it is among the best."""
+        front = self.front
+        numbers = list(front)
+        return self[draw.choices(numbers, [front[number] or 1 for number in numbers])[0]]
+
+    def ancestors(self, number: int) -> list[int]:
+        """Return a member's parents and theirs, oldest first."""
+        found: dict[int, None] = {}
+        ahead = list(self[number].parents)
+        while ahead:
+            ancestor = ahead.pop()
+            if ancestor not in found:
+                found[ancestor] = None
+                ahead += self[ancestor].parents
+        return sorted(found)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return all members as JSON could hold them."""
+        return [
+            {
+                "number": m.number,
+                "parents": list(m.parents),
+                "values": list(m.values),
+                "scores": list(m.scores),
+            }
+            for m in self.members
+        ]
+
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
+        self.members = [
+            Member(m["number"], tuple(m["parents"]), tuple(m["values"]), tuple(m["scores"])) for m in state
+        ]
+
+
+# ParetoSearch: a pool of candidates that grows by mutations and merges, several at once.
+
+
+@final
+class ParetoSearch(Acceptance):
+    """The search of `ParetoTGD`; see there for the arguments."""
+
+    needs_feedback = False
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        train: Any,
+        validation: Any,
+        *,
+        proposals: int,
+        minibatch_size: int,
+        credit: Credit,
+        merges: int,
+        block_size: int,
+        quorum: float,
+        seed: int | None,
+    ) -> None:
+        if not callable(evaluate):
+            raise TypeError(f"evaluate must be a callable of a batch (got {evaluate!r})")
+        counts = {"proposals": proposals, "minibatch_size": minibatch_size, "block_size": block_size}
+        for name, number in {**counts, "merges": merges + 1 if isinstance(merges, int) else merges}.items():
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(
+                    f"{name} must be a whole number, 1 or more, merges 0 or more (got {number!r})"
+                )
+        if credit not in ("share", "round_robin", "all"):
+            raise ValueError(f"credit must be 'share', 'round_robin' or 'all' (got {credit!r})")
+        if not 0 < quorum <= 1:
+            raise ValueError(f"quorum must be above 0 and at most 1 (got {quorum!r})")
+        self._evaluate = evaluate
+        self._train, self._validation = Holdout(train), Holdout(validation)
+        self._proposals, self._minibatch_size, self._credit = proposals, minibatch_size, credit
+        self._block_size, self._quorum, self._seed = block_size, quorum, seed
+        self.pool = Pool()
+        self._rounds = 0
+        self._drawn = 0
+        self._next = 0
+        self._merges_left = merges
+        self._merged: list[list[int]] = []
+        self._turns: dict[int, int] = {}
+        self._grew = False
+
+    def begin(self) -> None:
+        if self._seed is None:
+            self._seed = draw_seed()
+
+    async def decide(self, job: Job, work: Round) -> Decision:
+        workshop = Workshop(
+            job, work, self._evaluate, self._train, self._validation,
+            block_size=self._block_size, quorum=self._quorum, credit=self._credit,
+        )  # fmt: skip
+        current = self.pool.find(work.values)
+        start = Member(self._next, (), work.values, ()) if current is None else None
+        draw = random.Random(f"{self._seed}/round/{self._rounds}")
+        offspring = self._offspring(workshop, draw, current or start)
+        validated: list[dict[int, Scores]] = []
+
+        async def validate_start() -> None:
+            assert start is not None
+            async with scope(name="start"):
+                validated.append(await workshop.validate(start.values, "validation"))
+
+        with within(job.scope):
+            works = [child.grow for child in offspring]
+            await side_by_side(works if start is None else [validate_start, *works])
+        return self._conclude(work, offspring, start, validated)
+
+    def _offspring(self, workshop: Workshop, draw: random.Random, current: Member | None) -> list[Offspring]:
+        """Decide, before anything is asked, who has children and on what they are tried."""
+        assert current is not None
+        offspring: list[Offspring] = []
+        feedback = workshop.work.feedback
+        turns = dict(self._turns)
+        # Feedback that a training loop has gathered is about the current values; it is used first.
+        count = self._proposals + bool(feedback)
+        for number in range(count):
+            gathered = feedback if feedback and number == 0 else None
+            parent = current if gathered or not self.pool.members else self.pool.parent(draw)
+            turn = turns[parent.number] = turns.get(parent.number, -1) + 1
+            offspring.append(
+                Mutation(
+                    workshop,
+                    f"proposal {number}",
+                    parent,
+                    self._minibatch(self._drawn + number * self._stride),
+                    turn=turn,
+                    draw=random.Random(f"{self._seed}/credit/{self._rounds}/{number}"),
+                    feedback=gathered,
+                    known=lambda values: self.pool.find(values) is not None,
+                )
+            )
+        merges = possible_merges(self.pool, self._merged) if self._grew and self._merges_left else []
+        if merges:
+            merge = draw.choice(merges)
+            theirs = {
+                unit: ([merge.one.scores[unit]], [merge.other.scores[unit]])
+                for unit in trial_samples(merge, draw)
+            }
+            offspring.append(Merged(workshop, "merge", merge, theirs))
+        return offspring
+
+    @property
+    def _stride(self) -> int:
+        """Training samples of a minibatch."""
+        return min(self._minibatch_size, len(self._train))
+
+    def _minibatch(self, start: int) -> list[int]:
+        """Return the training samples from `start` on, in an order shuffled anew each epoch."""
+        units, size = [], len(self._train)
+        for position in range(start, start + self._stride):
+            epoch, place = divmod(position, size)
+            order = list(range(size))
+            random.Random(f"{self._seed}/epoch/{epoch}").shuffle(order)
+            units.append(order[place])
+        return units
+
+    def _conclude(
+        self,
+        work: Round,
+        offspring: Sequence[Offspring],
+        start: Member | None,
+        validated: Sequence[Mapping[int, Scores]],
+    ) -> Decision:
+        candidates: list[Candidate] = []
+        if start is not None:
+            scores = self._flat(validated[0])
+            if all(score is None for score in scores):
+                error = RuntimeError("no validation sample of the start has a score")
+                return Decision(work.values, (), (), (error,))
+            self.pool.add(Member(self._next, (), work.values, scores))
+            candidates.append(Candidate(self._next, (), work.values, scores, "start"))
+            self._next += 1
+        self._grew = start is not None and len(self.pool.members) > 1
+        by_position: dict[int, Change] = {}
+        for child in offspring:
+            candidates.append(self._judged(child, work))
+            for position, change in child.changes.items():
+                by_position.setdefault(position, change)
+        self._rounds += 1
+        self._drawn += self._stride * sum(isinstance(child, Mutation) for child in offspring)
+        for child in offspring:
+            if isinstance(child, Mutation):
+                (parent,) = child.parents
+                self._turns[parent] = self._turns.get(parent, -1) + 1
+        errors = tuple(child.error for child in offspring if child.error is not None)
+        values = self.pool.best.values
+        if len(errors) < len(offspring):
+            errors = tuple(error for error in errors if isinstance(error, ScoreError))[:1]
+        if not self._grew and not errors:
+            told = "; ".join(dict.fromkeys(child.verdict for child in offspring))
+            logging.getLogger("afnio").info("the step added no candidate to the pool: %s", told)
+        return Decision(values, self._changes(work, by_position, values), tuple(candidates), errors)
+
+    def _judged(self, child: Offspring, work: Round) -> Candidate:
+        """Add a child to the pool if it was validated, and return what to tell of it."""
+        number, verdict = self._next, child.verdict
+        self._next += 1
+        values = child.values or work.values
+        scores: tuple[float | None, ...] = tuple(child.tried)
+        if isinstance(child, Merged):
+            self._merges_left -= 1
+            self._merged.append(list(child.merge.key))
+        if child.validated is not None and child.values is not None:
+            scores = self._flat(child.validated)
+            if self.pool.find(values) is not None:
+                verdict = "not taken: another one of this step is equal"
+            elif all(score is None for score in scores):
+                verdict = "failed: no validation sample has a score"
+            else:
+                self.pool.add(Member(number, child.parents, values, scores))
+                self._grew = True
+        return Candidate(number, child.parents, values, scores, verdict)
+
+    def _flat(self, scores: Mapping[int, Scores]) -> tuple[float | None, ...]:
+        return tuple(score for unit in sorted(scores) for score in scores[unit])
+
+    def _changes(
+        self, work: Round, proposed: Mapping[int, Change], values: Sequence[Any]
+    ) -> tuple[Change, ...]:
+        changes: list[Change] = []
+        for position, (before, after) in enumerate(zip(work.values, values, strict=True)):
+            change, role = proposed.get(position), work.parameters[position].role
+            gradients, evidence = (0, ()) if change is None else (change.gradients, change.evidence)
+            if before != after:
+                changes.append(Change(role, before, after, gradients, None, evidence))
+            elif change is not None:
+                reason = "no candidate with another value is the best on the validation samples"
+                changes.append(Change(role, before, before, gradients, reason, evidence))
+        return tuple(changes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "rounds": self._rounds,
+            "drawn": self._drawn,
+            "next": self._next,
+            "merges_left": self._merges_left,
+            "merged": [list(key) for key in self._merged],
+            "turns": {str(number): turn for number, turn in self._turns.items()},
+            "grew": self._grew,
+            "pool": self.pool.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._seed, self._rounds, self._drawn = state["seed"], state["rounds"], state["drawn"]
+        self._next, self._merges_left, self._grew = state["next"], state["merges_left"], state["grew"]
+        self._merged = [list(key) for key in state["merged"]]
+        self._turns = {int(number): turn for number, turn in state["turns"].items()}
+        self.pool.load_state_dict(state["pool"])
+
+    def __repr__(self) -> str:
+        return f"ParetoSearch(proposals={self._proposals}, pool={len(self.pool.members)})"
+
+
+# Offspring: how one new candidate comes about, from a parent's feedback or from two parents, and is tried.
+
+
+Credit = Literal["share", "round_robin", "all"]
+Scores = list[float | None]
+
+
+@final
+class Workshop:
+    """What all offspring of a step share: the agent's `evaluate`, the data, the step's work."""
+
+    def __init__(
+        self,
+        job: Job,
+        work: Round,
+        evaluate: Evaluate,
+        train: Holdout,
+        validation: Holdout,
+        *,
+        block_size: int,
+        quorum: float,
+        credit: Credit,
+    ) -> None:
+        self.job, self.work, self.credit = job, work, credit
+        self.train, self.validation = train, validation
+        self._evaluate, self._block_size, self._quorum = evaluate, block_size, quorum
+
+    async def learn(
+        self, values: Sequence[Any], units: Sequence[int], name: str
+    ) -> tuple[Scores, list[list[Variable]]]:
+        """Run a minibatch of training samples forward and backward; its scores, and each parameter's gradients."""
+        return await learnt_from(
+            self._evaluate,
+            self.train.batch(units),
+            self.work.bound(values),
+            name=name,
+            urgency=Priority.TRAINING,
+            quorum=self._quorum,
+        )
+
+    async def score(self, values: Sequence[Any], units: Sequence[int], name: str) -> Scores:
+        """Return the scores of a minibatch of training samples."""
+        return await self._scores(self.train, values, units, name, Priority.TRAINING)
+
+    async def validate(
+        self, values: Sequence[Any], name: str, units: Sequence[int] | None = None
+    ) -> dict[int, Scores]:
+        """Return the scores of all validation samples, or of those of `units`, by unit."""
+        blocks = self.validation.blocks(
+            range(len(self.validation)) if units is None else units, self._block_size
+        )
+        found: list[dict[int, Scores]] = [{} for _ in blocks]
+
+        async def block(number: int) -> None:
+            mine = blocks[number].units
+            scores = await self._scores(self.validation, values, mine, f"block {number}", Priority.VALIDATION)
+            found[number] = self.validation.by_unit(mine, scores)
+
+        async with scope(name=name):
+            await side_by_side([partial(block, number) for number in range(len(blocks))])
+        return {unit: scores for part in found for unit, scores in part.items()}
+
+    async def _scores(
+        self, data: Holdout, values: Sequence[Any], units: Sequence[int], name: str, urgency: Priority
+    ) -> Scores:
+        return await scores_of(
+            self._evaluate,
+            data.batch(units),
+            self.work.bound(values),
+            name=name,
+            urgency=urgency,
+            quorum=self._quorum,
+        )
+
+    def enough(self, pairs: int, samples: int) -> bool:
+        """Whether so many samples with both scores allow a comparison."""
+        return pairs > 0 and quorum_holds(pairs, samples, self._quorum)
+
+
+class Offspring(ABC):
+    """A candidate in the making: `grow` it, then look at what became of it.
+
+    Attributes:
+        parents: the numbers of the members that it comes from.
+        values: one for each parameter, None if it came to none that is worth a trial.
+        tried: the scores of the samples that it had to prove itself on.
+        validated: the scores of all validation samples, by unit, if it got so far.
+        verdict: what became of it, in words.
+        error: what made it fail.
+        changes: what the proposer did, by position.
+    """
+
+    def __init__(self, workshop: Workshop, name: str, parents: tuple[int, ...]) -> None:
+        self._workshop, self._name = workshop, name
+        self.parents = parents
+        self.values: tuple[Any, ...] | None = None
+        self.validated: dict[int, Scores] | None = None
+        self.tried: Scores = []
+        self.verdict = ""
+        self.error: BaseException | None = None
+        self.changes: dict[int, Change] = {}
+
+    async def grow(self) -> None:
+        """Do it all, in a scope of its own; an error becomes the verdict."""
+        try:
+            async with scope(name=self._name):
+                await self._grow()
+        except Exception as error:
+            self.error, self.verdict = error, f"failed: {error}"
+
+    @abstractmethod
+    async def _grow(self) -> None:
+        """Make the values and have them prove themselves."""
+
+
+@final
+class Mutation(Offspring):
+    """A child of one parent, with parameters rewritten by the feedback that the parent got on a minibatch.
+
+    Args:
+        parent: whose values are improved.
+        units: training samples of the minibatch.
+        turn: how often the parent had a child before, for taking turns among its parameters.
+        draw: for the choice of the parameter.
+        feedback: gradients that the parent has already, by position; then the minibatch only decides.
+        known: whether values are in the pool.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        name: str,
+        parent: Member,
+        units: Sequence[int],
+        *,
+        turn: int,
+        draw: random.Random,
+        feedback: Mapping[int, Sequence[Variable]] | None,
+        known: Callable[[Sequence[Any]], bool],
+    ) -> None:
+        super().__init__(workshop, name, (parent.number,))
+        self._parent, self._units = parent, units
+        self._turn, self._draw = turn, draw
+        self._feedback, self._known = feedback, known
+
+    async def _grow(self) -> None:
+        workshop, before = self._workshop, self._parent.values
+        if self._feedback is None:
+            scores, gradients = await workshop.learn(before, self._units, "parent")
+            found = {n: g for n, g in enumerate(gradients) if g and workshop.work.parameters[n].requires_grad}
+            reduced = await self._reduced(found)
+        else:
+            reduced = dict(self._feedback)
+            scores = await workshop.score(before, self._units, "parent")
+        if not reduced:
+            self.verdict = "not made: no sample of the minibatch had feedback"
+            return
+        positions = self._credited(reduced)
+        proposed = await for_each(
+            workshop.job,
+            "proposal",
+            positions,
+            lambda job, at: workshop.work.propose(job, at, reduced[at], before[at]),
+        )
+        values = list(before)
+        for position, change in proposed.items():
+            if isinstance(change, BaseException):
+                raise change
+            self.changes[position] = change
+            values[position] = change.after
+        if tuple(values) == before or self._known(values):
+            reasons = [change.rejected for change in self.changes.values() if change.rejected]
+            self.verdict = f"not tried: {reasons[0] if reasons else 'it is in the pool'}"
+            return
+        self.values = tuple(values)
+        await self._prove(scores)
+
+    async def _reduced(self, found: Mapping[int, Sequence[Variable]]) -> dict[int, Sequence[Variable]]:
+        work, before = self._workshop.work, self._parent.values
+        reduced = await for_each(
+            self._workshop.job, "reduce", found, lambda job, at: work.reduce(job, at, found[at], before[at])
+        )
+        for outcome in reduced.values():
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return {at: outcome for at, outcome in reduced.items() if not isinstance(outcome, BaseException)}
+
+    def _credited(self, reduced: Mapping[int, Sequence[Variable]]) -> list[int]:
+        """Return the parameters to rewrite, among those that feedback reached."""
+        positions = sorted(reduced)
+        if self._workshop.credit == "all":
+            return positions
+        if self._workshop.credit == "round_robin":
+            return [positions[self._turn % len(positions)]]
+        return self._draw.choices(positions, [gathered_of(reduced[position]) for position in positions])
+
+    async def _prove(self, scores: Scores) -> None:
+        """Accept on strict improvement on the parent's minibatch, then validate."""
+        assert self.values is not None
+        workshop = self._workshop
+        self.tried = await workshop.score(self.values, self._units, "child")
+        pairs = [(a, b) for a, b in zip(self.tried, scores, strict=True) if a is not None and b is not None]
+        mine, theirs = math.fsum(a for a, _ in pairs), math.fsum(b for _, b in pairs)
+        if not workshop.enough(len(pairs), len(scores)):
+            raise RuntimeError(
+                f"only {len(pairs)} of {len(scores)} samples of the minibatch have both scores"
+            )
+        if mine <= theirs:
+            self.verdict = f"rejected: {mine:g} against {theirs:g} on a minibatch of {len(pairs)}"
+            return
+        self.validated = await workshop.validate(self.values, "validation")
+        self.verdict = f"accepted: {mine:g} against {theirs:g} on a minibatch of {len(pairs)}"
+
+
+@final
+class Merged(Offspring):
+    """A child of two parents.
+
+    Args:
+        units: validation samples on which it has to do as well as the better of its parents.
+        theirs: for each of those units, the scores of one parent and of the other.
+    """
+
+    def __init__(
+        self, workshop: Workshop, name: str, merge: Merge, theirs: Mapping[int, tuple[Scores, Scores]]
+    ) -> None:
+        super().__init__(workshop, name, (merge.one.number, merge.other.number))
+        self.merge, self._theirs = merge, theirs
+        self.values = merge.values
+
+    async def _grow(self) -> None:
+        assert self.values is not None
+        workshop, units = self._workshop, list(self._theirs)
+        found = await workshop.validate(self.values, "trial", units)
+        self.tried = [score for unit in units for score in found[unit]]
+        rows = [
+            row
+            for unit in units
+            for row in zip(found[unit], *self._theirs[unit], strict=True)
+            if None not in row
+        ]
+        if not workshop.enough(len(rows), len(self.tried)):
+            raise RuntimeError(f"only {len(rows)} of {len(self.tried)} samples have the scores of all three")
+        mine, one, other = (
+            math.fsum(score for score in column if score is not None) for column in zip(*rows, strict=True)
+        )
+        if mine < max(one, other):
+            self.verdict = f"rejected: {mine:g} against {max(one, other):g} on {len(rows)} samples"
+            return
+        rest = [unit for unit in range(len(workshop.validation)) if unit not in found]
+        self.validated = {
+            **found,
+            **(await workshop.validate(self.values, "validation", rest) if rest else {}),
+        }
+        self.verdict = f"accepted: {mine:g} against {max(one, other):g} on {len(rows)} samples"
+
+
+async def side_by_side(works: Sequence[Callable[[], Any]]) -> None:
+    """Do all; the first error in order is raised bare, once the others are cancelled."""
+    errors: dict[int, Exception] = {}
+
+    async def one(number: int) -> None:
+        try:
+            await works[number]()
+        except Exception as error:
+            errors[number] = error
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(len(works)):
+            tasks.start_soon(one, number)
+    if errors:
+        raise errors[min(errors)]
+
+
+# Merge: one candidate out of two whose ancestor is the same, each parameter from the one that changed it.
+#
+# Source: Agrawal et al., arXiv:2507.19457, appendix on system-aware merge.
+
+
+SAMPLES: Final = 15
+"""Validation samples on which a merged candidate has to hold its own before it gets all of them."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Two members of the front, their common ancestor, and the values that come of them."""
+
+    one: Member
+    other: Member
+    ancestor: Member
+    values: tuple[Any, ...]
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return self.one.number, self.other.number, self.ancestor.number
+
+
+def possible_merges(pool: Pool, tried: Sequence[Sequence[int]]) -> list[Merge]:
+    """Return the merges that could help, those `tried` left out.
+
+    Neither is the other's ancestor, their ancestor scores no better than either, each changed a parameter that the
+    other left alone, and the result is not in the pool.
+    """
+    found: list[Merge] = []
+    known = [tuple(key) for key in tried]
+    for one, other in combinations(sorted(pool.front), 2):
+        mine, theirs = pool.ancestors(one), pool.ancestors(other)
+        if one in theirs or other in mine:
+            continue
+        for number in mine:
+            if number not in theirs or (one, other, number) in known:
+                continue
+            merge = _merged(pool[one], pool[other], pool[number])
+            if merge is not None and pool.find(merge.values) is None:
+                found.append(merge)
+    return found
+
+
+def _merged(one: Member, other: Member, ancestor: Member) -> Merge | None:
+    if ancestor.mean > min(one.mean, other.mean):
+        return None
+    triples = list(zip(ancestor.values, one.values, other.values, strict=True))
+    by_one = any(theirs == before != mine for before, mine, theirs in triples)
+    by_other = any(mine == before != theirs for before, mine, theirs in triples)
+    if not (by_one and by_other):
+        return None
+    better = one if (one.mean, -one.number) >= (other.mean, -other.number) else other
+    values = [
+        theirs if mine == before else mine if theirs == before else better.values[position]
+        for position, (before, mine, theirs) in enumerate(triples)
+    ]
+    return Merge(one, other, ancestor, tuple(values))
+
+
+def trial_samples(merge: Merge, draw: random.Random, count: int = SAMPLES) -> list[int]:
+    """Draw samples on which to try a merge: as many where one is better, where the other is, and where none is.
+
+    >>> one, other = Member(1, (0,), ("x",), (1, 1, 0, 0, 1)), Member(2, (0,), ("y",), (0, 0, 1, 1, 1))
+    >>> sorted(trial_samples(Merge(one, other, one, ("z",)), random.Random(0), count=3))[-1]
+    4
+    """
+    groups: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for sample, (mine, theirs) in enumerate(zip(merge.one.scores, merge.other.scores, strict=True)):
+        if mine is not None and theirs is not None:
+            groups[0 if mine > theirs else 1 if theirs > mine else 2].append(sample)
+    chosen: list[int] = []
+    for group in groups:
+        chosen += draw.sample(group, min(len(group), count // 3))
+    rest = [sample for group in groups for sample in group if sample not in chosen]
+    return sorted(chosen + draw.sample(rest, max(0, min(len(rest), count - len(chosen)))))
