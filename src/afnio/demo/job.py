@@ -25,7 +25,7 @@ from afnio.errors import BatchError, ReplyError
 from afnio.optim._tgd import TGD
 from afnio.trainer.accuracy import Accuracy
 from afnio.utils.agents import SentimentAnalyzer
-from afnio.utils.data import DataLoader
+from afnio.utils.data._dataloader import DataLoader
 
 CONSTRAINT: Final = (
     "The improved variable must never include or reference the characters `{` or `}`. "

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from afnio import tellurio as te
-from afnio.utils.data import DataLoader, WeightedRandomSampler
+from afnio.utils.data._dataloader import DataLoader
+from afnio.utils.data._sampler import WeightedRandomSampler
 from afnio.utils.datasets import FacilitySupport
 from afnio.utils.datasets.facility_support import Item
 

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from afnio.trainer.options import Share
 from afnio.trainer.step_output import batch_size
-from afnio.utils.data import DataLoader
+from afnio.utils.data._dataloader import DataLoader
 
 NO_BATCH: Final = object()
 

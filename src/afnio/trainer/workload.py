@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from afnio.trainer.feed import length, limited, sample_count
 from afnio.trainer.options import Options
-from afnio.utils.data import DataLoader
+from afnio.utils.data._dataloader import DataLoader
 
 
 class Workload(NamedTuple):

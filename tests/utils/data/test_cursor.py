@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from afnio.utils.data.cursor import Cursor
+from afnio.utils.data._sampler import Cursor
 
 
 def test_an_epoch_left_early_is_over() -> None:

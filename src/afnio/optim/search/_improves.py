@@ -24,8 +24,7 @@ from afnio.runtime._callables import is_async, to_thread, tolerate
 from afnio.runtime._kernel import Job, current_scope, within
 from afnio.runtime._settings import Priority, draw_seed, prioritised
 from afnio.runtime._waiting import scope
-from afnio.utils.data import DataLoader
-from afnio.utils.data.collate import collate
+from afnio.utils.data._dataloader import DataLoader, collate
 
 TRIED = 64
 """Rejected candidates that are not evaluated again for the same incumbent."""

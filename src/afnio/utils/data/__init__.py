@@ -1,11 +1,13 @@
 """Datasets, the order in which they are visited, and batches of them."""
 
-from afnio.utils.data.batch_sampler import BatchSampler
-from afnio.utils.data.collate import collate
-from afnio.utils.data.dataloader import DataLoader
-from afnio.utils.data.dataset import Dataset, IterableDataset
-from afnio.utils.data.prioritized import PrioritizedSampler
-from afnio.utils.data.sampler import (
+from __future__ import annotations
+
+from afnio._public import show_in
+from afnio.utils.data._dataloader import DataLoader, collate
+from afnio.utils.data._dataset import Dataset, IterableDataset
+from afnio.utils.data._sampler import (
+    BatchSampler,
+    PrioritizedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -24,3 +26,5 @@ __all__ = [
     "WeightedRandomSampler",
     "collate",
 ]
+
+show_in(__name__, globals(), __all__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from afnio.autodiff._variable import Variable
-from afnio.utils.data.dataset import Dataset
+from afnio.utils.data._dataset import Dataset
 from afnio.utils.datasets.cache import cache_folder, read_data_folder
 from afnio.utils.datasets.download import Source, fetch, read_url, read_wheel_json
 

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from afnio.utils.data.dataset import Dataset
+from afnio.utils.data._dataset import Dataset
 from afnio.utils.datasets.cache import cache_folder, read_data_folder
 from afnio.utils.datasets.download import Source, fetch, read_url
 
