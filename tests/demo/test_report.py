@@ -15,7 +15,7 @@ from afnio.demo.phase_table import phase_table
 from afnio.demo.report import described, difference, print_difference, print_prompts
 from afnio.demo.tally import Phase
 from afnio.errors import ReplyError
-from afnio.trainer.accuracy import Accuracy
+from afnio.trainer._options import Accuracy
 
 
 def epoch(number: int, prompt: str, correct: int) -> Epoch:

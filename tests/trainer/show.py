@@ -14,8 +14,8 @@ import afnio
 from afnio.errors import FinalModelError, TransientModelError
 from afnio.models import ChatRequest
 from afnio.testing import ScriptedClient
-from afnio.trainer.progress import Progress, make_progress
-from afnio.trainer.state import LoopState, Plan
+from afnio.trainer._checkpoints import LoopState, Plan
+from afnio.trainer._progress import Progress, make_progress
 
 PLAN = Plan(
     "fit", "SentimentAnalyzer", epochs=5, batches=2, samples=66, val_batches=2, val_samples=66,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.tellurio.interval import wilson
-from afnio.trainer.accuracy import Accuracy
+from afnio.trainer._options import Accuracy
 
 
 @st.composite

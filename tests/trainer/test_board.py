@@ -20,11 +20,9 @@ from afnio.runtime.events import (
     CircuitOpened,
     Usage,
 )  # fmt: skip
-from afnio.trainer import board as module
-from afnio.trainer.board import Board
-from afnio.trainer.pace import Pace
-from afnio.trainer.state import Plan
-from afnio.trainer.traffic import Traffic
+from afnio.trainer import _progress as module
+from afnio.trainer._checkpoints import Plan
+from afnio.trainer._progress import Board, Pace, Traffic
 
 CALL = ("epoch 1/forward", "https://host", "m", "forward")
 PRICE = Price(Decimal(1000), Decimal(1000), Decimal(1000))

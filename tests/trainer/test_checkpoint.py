@@ -21,7 +21,8 @@ from afnio.archive import packed
 from afnio.errors import CheckpointError
 from afnio.optim import TGD
 from afnio.testing import ScriptedClient
-from afnio.trainer.checkpoint import Checkpoint, current_versions
+from afnio.trainer import Checkpoint
+from afnio.trainer._checkpoints import current_versions
 
 OLD = Path(__file__).parent / "data" / "checkpoint-format-1"
 
@@ -201,7 +202,7 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
 KILLS = """
 import itertools, os, random, signal, sys, time
 from pathlib import Path
-from afnio.trainer.checkpoint import Checkpoint
+from afnio.trainer import Checkpoint
 
 path = Path(sys.argv[1])
 agent = {"task": "x" * 300_000, "noise": random.Random(0).randbytes(300_000).hex()}

@@ -16,9 +16,9 @@ import anyio.from_thread
 import pytest
 
 from afnio.errors import CheckpointError
-from afnio.trainer import checkpoints as module
-from afnio.trainer.checkpoint import Checkpoint
-from afnio.trainer.checkpoints import Checkpoints
+from afnio.trainer import Checkpoint
+from afnio.trainer import _checkpoints as module
+from afnio.trainer._checkpoints import Checkpoints
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -315,7 +315,7 @@ def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
                 async with Checkpoints(tmp_path):
                     pass
             code = (
-                "import anyio, sys; from afnio.trainer.checkpoints import Checkpoints\n"
+                "import anyio, sys; from afnio.trainer._checkpoints import Checkpoints\n"
                 "async def train():\n"
                 "    async with Checkpoints(sys.argv[1]): pass\n"
                 "anyio.run(train)"
@@ -343,8 +343,8 @@ def test_outside_of_its_block_nothing_is_saved(tmp_path: Path) -> None:
 FULL = """
 import anyio, resource, sys
 from pathlib import Path
-from afnio.trainer.checkpoint import Checkpoint
-from afnio.trainer.checkpoints import Checkpoints
+from afnio.trainer import Checkpoint
+from afnio.trainer._checkpoints import Checkpoints
 
 folder, told = Path(sys.argv[1]), []
 def at(step, size=0):

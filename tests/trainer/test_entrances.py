@@ -24,7 +24,7 @@ from trainer.scenarios import Agent, ReadingAgent, afitted, fitted, loader, told
 
 from afnio.errors import CheckpointError
 from afnio.testing import ScriptedClient
-from afnio.trainer import entrance
+from afnio.trainer import _steps
 
 TESTS = Path(__file__).parents[1]
 
@@ -77,7 +77,7 @@ def test_a_stop_before_the_loop_runs_is_kept() -> None:
         await anyio.lowlevel.checkpoint()
         waited.append("went on")
 
-    body = entrance._Stoppable(main)
+    body = _steps._Stoppable(main)
     body.stop()
     anyio.run(body.run)
     assert (["begun"], []) == (waited, body.results)

@@ -18,8 +18,8 @@ from afnio.optim import TGD, Improves
 from afnio.runtime import Account
 from afnio.runtime._limits import give_limits
 from afnio.testing import ScriptedClient
-from afnio.trainer.estimate import Estimate, Item
-from afnio.trainer.workload import Workload, first_batch
+from afnio.trainer import Estimate
+from afnio.trainer._estimate import Item, Workload, first_batch
 from afnio.utils.data import DataLoader
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.trainer.metric import Metric, Outcome, combined
+from afnio.trainer._options import Metric, Outcome, combined
 
 
 def test_batches_of_33_33_and_2_give_the_mean_per_sample() -> None:

@@ -20,8 +20,7 @@ from trainer.show import PLAN, show, state
 import afnio
 from afnio.runtime.events import CallRetried, emit
 from afnio.testing import ScriptedClient
-from afnio.trainer.plain_progress import PlainScreen
-from afnio.trainer.progress import Display, fitting_screen, make_progress
+from afnio.trainer._progress import Display, PlainScreen, fitting_screen, make_progress
 
 TIMES = re.compile(r"\d+:\d\d, \d+:\d\d left|\d+:\d\d(?= )|[\d.]+ samples/s")
 
@@ -156,7 +155,7 @@ CELLS = [
 import sys; sys.path.insert(0, "TESTS")
 import afnio, time, threading
 from trainer.show import show
-from afnio.trainer.progress import make_progress
+from afnio.trainer._progress import make_progress
 """,
     """
 with afnio.budget():
@@ -261,15 +260,15 @@ def test_a_second_display_in_one_terminal_writes_lines(monkeypatch: pytest.Monke
 
 def test_a_long_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log says how far it is, also while nothing ends; seldom in a long run."""
-    from afnio.trainer import plain_progress
+    from afnio.trainer import _progress
 
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
     now = [1000.0]
-    monkeypatch.setattr(plain_progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
     screen = PlainScreen()
     display = Display(screen)
-    monkeypatch.setattr(plain_progress, "Ticker", lambda tick, period: None)
+    monkeypatch.setattr(_progress, "Ticker", lambda tick, period: None)
     display.start(PLAN)
     display.update(state("train", "batch", 1, 33, 20.0, started=980.0))
     emit(CallRetried("1", "https://host", "m", "forward", 1, "429", 30.0))

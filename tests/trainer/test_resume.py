@@ -17,8 +17,7 @@ from trainer.scenarios import Agent, afitted, fitted, loader, told, trainer
 
 from afnio.errors import CheckpointError
 from afnio.testing import Provider, ScriptedClient
-from afnio.trainer import Callback, EarlyStopping
-from afnio.trainer.checkpoint import Checkpoint
+from afnio.trainer import Callback, Checkpoint, EarlyStopping
 
 KILLS = 5 if "AFNIO_NIGHTLY" not in os.environ else 60
 IN_FLIGHT = 24

@@ -12,7 +12,7 @@ from afnio import Limits
 from afnio.autodiff import Variable
 from afnio.optim import TGD
 from afnio.testing import ScriptedClient
-from afnio.trainer.summary import AgentSummary
+from afnio.trainer import AgentSummary
 
 
 class Judge(cog.Module):

@@ -17,12 +17,10 @@ from afnio import tellurio as te
 from afnio.errors import BatchError, BlockingReadError, ScoreError
 from afnio.tellurio.reader import Reader
 from afnio.testing import ScriptedClient
-from afnio.trainer import StopTraining, Trainer
-from afnio.trainer.board import Board
-from afnio.trainer.checkpoint import Checkpoint
-from afnio.trainer.metric import Outcome
-from afnio.trainer.progress import Display
-from afnio.trainer.state import LoopState
+from afnio.trainer import Checkpoint, StopTraining, Trainer
+from afnio.trainer._checkpoints import LoopState
+from afnio.trainer._options import Outcome
+from afnio.trainer._progress import Board, Display
 from afnio.utils.data import DataLoader
 
 
@@ -207,7 +205,7 @@ def test_a_display_is_told_the_counts_of_the_validation(
         def update(self, state: LoopState) -> None:
             states.append(state)
 
-    monkeypatch.setattr("afnio.trainer.trainer.make_progress", lambda enable: Display(Watch()))
+    monkeypatch.setattr("afnio.trainer._trainer.make_progress", lambda enable: Display(Watch()))
     fitted(agent, trainer(tmp_path, max_epochs=2, enable_agent_summary=False), loader(16), loader(6))
     assert [("val", epoch, 6, 6, 2, 2) for epoch in (1, 2)] == [
         (s.phase, s.epoch, s.samples, s.total, s.batch, s.batches) for s in states if s.moment == "validation"

@@ -17,7 +17,7 @@ from afnio.demo.job import Epoch, Result
 from afnio.demo.options import Options
 from afnio.demo.splits import Splits
 from afnio.demo.tally import Phase, Tally
-from afnio.trainer.accuracy import Accuracy
+from afnio.trainer._options import Accuracy
 
 FILE: Final = Path("demo.json")
 

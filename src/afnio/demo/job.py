@@ -23,7 +23,7 @@ from afnio.demo.progress import Progress
 from afnio.demo.splits import Splits
 from afnio.errors import BatchError, ReplyError
 from afnio.optim._tgd import TGD
-from afnio.trainer.accuracy import Accuracy
+from afnio.trainer._options import Accuracy
 from afnio.utils.agents import SentimentAnalyzer
 from afnio.utils.data._dataloader import DataLoader
 

@@ -14,7 +14,7 @@ from afnio.demo.job import Result
 from afnio.demo.phase_table import phase_table
 from afnio.demo.progress import say
 from afnio.demo.tally import Tally
-from afnio.trainer.accuracy import Accuracy
+from afnio.trainer._options import Accuracy
 
 STYLES: Final = {"+": "green", "-": "red"}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from afnio.errors import AfnioError, BudgetExceeded, JournalError
 from afnio.runtime._callables import to_thread
@@ -14,7 +15,8 @@ from afnio.runtime._waiting import scope
 
 if TYPE_CHECKING:
     from afnio.cognitive._module import Module
-    from afnio.trainer.trainer import Trainer
+    from afnio.trainer._trainer import Trainer
+
 
 HOOKS: Final = (
     "on_fit_start", "on_fit_end", "on_train_epoch_start", "on_train_epoch_end", "on_train_batch_start",
@@ -155,3 +157,134 @@ def _is_function(callback: Any) -> bool:
 
 def _name(callback: Callable[..., Any] | object) -> str:
     return str(getattr(callback, "__name__", type(callback).__name__))
+
+
+# Early stopping: end the training once a metric has stopped improving.
+
+
+@final
+class EarlyStopping(Callback):
+    """Stop after `patience` validation passes in a row without a better value.
+
+    Only when the next pass could be the last one does the training wait for it.
+
+    Args:
+        monitor: the metric, such as "val_accuracy"; by default the Trainer's.
+        patience: passes without improvement that end the training, at least 1.
+        min_delta: what an improvement must exceed.
+        mode: "max" or "min"; by default the Trainer's.
+        stopping_threshold: a value that is good enough to stop at.
+
+    >>> EarlyStopping("val_accuracy", patience=2).needs_validation
+    False
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        patience: int = 3,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] | None = None,
+        stopping_threshold: float | None = None,
+    ) -> None:
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be a number of validation passes, 1 or more (got {patience!r})")
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"mode must be 'max' or 'min' (got {mode!r})")
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = abs(min_delta)
+        self.mode = mode
+        self.stopping_threshold = stopping_threshold
+        self.best: float | None = None
+        self.waited = 0
+
+    @property
+    def needs_validation(self) -> bool:  # type: ignore[override]
+        """Whether the next pass may end the training."""
+        return self.stopping_threshold is not None or (
+            self.best is not None and self.waited >= self.patience - 1
+        )
+
+    def on_validation_end(self, trainer: Trainer, agent: Module) -> None:
+        if trainer.stage != "fit":  # a pass on its own decides nothing
+            return
+        monitor, mode = self.monitor or trainer.monitor, self.mode or trainer.mode
+        value = trainer.metrics.get(monitor)
+        if value is None or math.isnan(value):
+            known = ", ".join(sorted(trainer.metrics))
+            raise ValueError(f"EarlyStopping finds no metric {monitor!r} (there are: {known})")
+        sign = 1 if mode == "max" else -1
+        if self.best is None or sign * (value - self.best) > self.min_delta:
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        self._decide(trainer, value)
+
+    def on_fit_start(self, trainer: Trainer, agent: Module) -> None:
+        """End at once what had ended: a training that is taken up again after its last pass."""
+        if self.best is not None:
+            self._decide(trainer, self.best)
+
+    def _decide(self, trainer: Trainer, value: float) -> None:
+        monitor, good = self.monitor or trainer.monitor, self.stopping_threshold
+        sign = 1 if (self.mode or trainer.mode) == "max" else -1
+        if good is not None and sign * (value - good) >= 0:
+            trainer.stop(f"{monitor} has reached {value:g}, and {good:g} was asked for")
+        elif self.waited >= self.patience:
+            trainer.stop(f"{monitor} has not improved on {self.best:g} in {self.waited} validation passes")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
+
+
+# Length watch: say so, or stop, when a prompt grows too long.
+
+
+@final
+class LengthWatch(Callback):
+    """Watch the length of every parameter after each step.
+
+    Args:
+        max_tokens: the most that is fine, a token counted for every four bytes of UTF-8.
+        action: "warn" says so once for each parameter, "stop" ends the training.
+
+    >>> LengthWatch(max_tokens=500).lengths
+    {}
+    """
+
+    def __init__(self, max_tokens: int = 2000, action: Literal["warn", "stop"] = "warn") -> None:
+        if not isinstance(max_tokens, int) or max_tokens < 1:
+            raise ValueError(f"max_tokens must be a number of tokens, 1 or more (got {max_tokens!r})")
+        if action not in ("warn", "stop"):
+            raise ValueError(f"action must be 'warn' or 'stop' (got {action!r})")
+        self.max_tokens = max_tokens
+        self.action = action
+        self.lengths: dict[str, int] = {}
+        self._told: list[str] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
+    ) -> None:
+        for name, parameter in agent.named_parameters():
+            length = -(-len(str(parameter.data).encode("utf-8", "replace")) // 4)
+            self.lengths[name] = length
+            if length <= self.max_tokens:
+                continue
+            text = (
+                f"parameter {name} has grown to about {length} tokens, more than max_tokens={self.max_tokens}"
+            )
+            if self.action == "stop":
+                trainer.stop(text)
+            elif name not in self._told:
+                self._told.append(name)
+                logging.getLogger("afnio").warning("%s", text)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lengths": dict(self.lengths), "told": list(self._told)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.lengths, self._told = dict(state["lengths"]), list(state["told"])

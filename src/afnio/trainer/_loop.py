@@ -1,0 +1,727 @@
+"""Fit loop: epochs of steps, with validation and checkpoints beside them.
+
+What happens, and in which order it is recorded, depends on counts alone, never on how long anything takes:
+the result of a validation pass is taken in after the step that follows it, and stands in the history where
+the pass began."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
+from weakref import WeakKeyDictionary
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from afnio.autodiff._variable import Variable
+from afnio.cognitive._module import Module
+from afnio.errors import BudgetExceeded, CheckpointError, JournalError
+from afnio.models._prices import earlier_ledger
+from afnio.optim._optimizer import Optimizer
+from afnio.runtime._budget import Budget
+from afnio.runtime._callables import tolerate
+from afnio.runtime._kernel import current_scope
+from afnio.runtime._settings import seed_source
+from afnio.runtime._spending import Ledger
+from afnio.runtime._waiting import active_journal, journal, scope
+from afnio.tellurio import Run, RunStatus, get_active_run
+from afnio.tellurio.metrics import MONITOR
+from afnio.trainer._callbacks import StopTraining, stopping
+from afnio.trainer._checkpoints import JOURNAL, Checkpoint, Counters, LoopState, Moment, Phase
+from afnio.trainer._feed import (
+    Feed,
+    Fetched,
+    caught_up,
+    generators_state,
+    length,
+    limited,
+    loader_state,
+    restore,
+    restore_generators,
+    sample_count,
+)
+from afnio.trainer._options import Options, Outcome, combined, found, is_outage, is_passing, reason
+from afnio.trainer._progress import Progress
+from afnio.trainer._steps import Evaluation, StepEnd, ValidationPass, settled, train_step
+
+if TYPE_CHECKING:
+    from afnio.trainer._checkpoints import Checkpoints
+    from afnio.trainer._trainer import Trainer
+
+
+MAX_SKIPPED: Final = 3
+"""Steps in a row that may fail: by then it is not some samples' bad luck."""
+
+
+@final
+class FitLoop:
+    """One training, from its start or from a checkpoint; `run` it once."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        agent: Module,
+        optimizers: Sequence[Optimizer],
+        train_loader: Any,
+        val_loader: Any,
+        checkpoints: Checkpoints | None,
+        progress: Progress,
+        path: str,
+    ) -> None:
+        self._trainer = trainer
+        self._options = trainer.options
+        self._agent = agent
+        self._optimizers = optimizers
+        self._train_loader = train_loader
+        self._val_loader = val_loader
+        self._checkpoints = checkpoints
+        self._progress = progress
+        self.schedule = Schedule(self._options, train_loader, val_loader)
+        self._state = FitState(trainer, agent, optimizers, train_loader, val_loader, path)
+        self._validation: ValidationPass | None = None
+        self._stop: str | None = None
+        self._boundary: Checkpoint | None = None
+        self._skip = 0
+        self._started = 0.0
+        self._clock = 0.0
+        self._resumed = False
+        self._unvalidated: Checkpoint | None = None
+
+    # Starting
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Stand where `checkpoint` was made."""
+        self._skip = self._state.restore(checkpoint, self.schedule.batches)
+        self._resumed = True
+
+    async def run(self, tasks: TaskGroup) -> None:
+        """Train until a limit is reached or somebody asks for the end; then all that began is recorded."""
+        self._started, self._clock = anyio.current_time(), time.monotonic()
+        state = self._state
+        state.settle_loaders()
+        feed = Feed(
+            tasks, self._train_loader, limit=self.schedule.batches, start=state.counters.batch, skip=self._skip,
+            state=state.train_loader, more=self._may_have_more_epochs,
+        )  # fmt: skip
+        try:
+            if not self._resumed:
+                await self._save()
+            elif state.counters.validating:
+                await self._validate(tasks)
+            while self._end() is None:
+                await self._run_epoch(tasks, feed)
+            await self._join()
+        finally:
+            await feed.close()
+        self._trainer.stopped = self._end()
+        if self._unvalidated is None:
+            await self._save()
+        elif self._checkpoints is not None:
+            await self._checkpoints.save(self._unvalidated)
+        self._tell_training("end")
+
+    async def _run_epoch(self, tasks: TaskGroup, feed: Feed) -> None:
+        number = self._state.counters.epoch + 1
+        async with scope(name=f"epoch {number}"):
+            if self._state.counters.batch == 0:
+                await self._call("on_train_epoch_start")
+            while await feed.peek() is not None:
+                await self._run_step(tasks, await self._group(feed), feed)
+                if await feed.peek() is not None and self._end() is not None:
+                    return
+            ended = await feed.take()
+            if ended.number == 0:
+                raise ValueError(
+                    f"the training loader gave no batch in epoch {number}; give a loader that isn't empty and "
+                    "can be iterated again for each epoch"
+                )
+            if self._stop is None:
+                await self._end_epoch(tasks, ended)
+
+    async def _group(self, feed: Feed) -> list[Fetched]:
+        """Return the batches of the next step."""
+        most = self._options.accumulate_grad_batches if self._agent.automatic_optimization else 1
+        group = [await feed.take()]
+        while len(group) < most and await feed.peek() is not None:
+            group.append(await feed.take())
+        return group
+
+    # A step
+
+    async def _run_step(self, tasks: TaskGroup, group: Sequence[Fetched], feed: Feed) -> None:
+        end, number = StepEnd(), self._state.counters.step + 1
+        for fetched in group:
+            await self._call("on_train_batch_start", fetched.batch, fetched.number)
+        skipped: str | None = None
+        try:
+            async with scope(name=f"step {number}"):
+                await train_step(self._agent, self._optimizers, group, end, f"step {number}")
+        except Exception as error:
+            if self._ends_training(error):
+                return
+            skipped = self._skipped(error, number)
+        await settled(self._agent)
+        self._state.count_step(group, end, number, skipped)
+        for fetched, outcome in zip(group, end.outcomes, strict=False):
+            await self._call("on_train_batch_end", outcome.flat(), fetched.batch, fetched.number)
+        await self._join()
+        if self._unvalidated is not None:
+            return
+        due = self.schedule.is_validation_due(self._state.counters, len(group))
+        if due and await feed.peek() is not None:
+            await self._validate(tasks)
+        else:
+            await self._save()
+        self._tell_training("batch")
+
+    def _ends_training(self, error: Exception) -> bool:
+        """Whether a step's error is an end that was asked for: then the step never was; else raise what is fatal."""
+        budget, stop, journal = (
+            found(error, BudgetExceeded),
+            found(error, StopTraining),
+            found(error, JournalError),
+        )
+        if journal is not None:
+            raise journal
+        if budget is None and stop is None:
+            return False
+        self._stop = str(budget or stop) or "a step asked for the end"
+        assert self._boundary is not None
+        self._state.go_back(self._boundary)
+        return True
+
+    def _skipped(self, error: Exception, number: int) -> str:
+        """Return why a step was cut short; raise if it is nothing to go on after, or has happened too often."""
+        counters = self._state.counters
+        counters.skipped += 1
+        if not is_passing(error) or counters.skipped >= MAX_SKIPPED:
+            raise error
+        why = reason(error)
+        logging.getLogger("afnio").warning("step %d was cut short: %s", number, why)
+        return why
+
+    # The end of an epoch, and validation
+
+    async def _end_epoch(self, tasks: TaskGroup, ended: Fetched) -> None:
+        state = self._state
+        state.count_epoch(ended)
+        await self._call("on_train_epoch_end")
+        self._tell_training("epoch")
+        state.epoch = Outcome()
+        if self.schedule.validates:
+            await self._validate(tasks)
+        else:
+            await self._call_functions()
+            await self._save(epoch=state.counters.epoch)
+
+    async def _validate(self, tasks: TaskGroup) -> None:
+        """Begin a pass with the parameters as they are; the training goes on meanwhile."""
+        await self._save(validating=True)
+        assert self._boundary is not None
+        place = len(self._trainer.history)
+        self._validation = validation = ValidationPass(self._state.counters, place, self._boundary)
+        await self._call("on_validation_start")
+        values = {parameter: parameter.detach() for parameter in self._agent.parameters()}
+        evaluation = Evaluation(
+            self._agent, "val", self._val_loader, self.schedule.val_batches,
+            lambda outcome, batches: self._tell_validation(validation, "batch", outcome, batches),
+        )  # fmt: skip
+        tasks.start_soon(validation.run, evaluation, values)
+        if self._trainer.callbacks.needs_validation:
+            await self._join()
+            await self._save()
+
+    async def _join(self) -> None:
+        """Wait for the validation pass under way, if any, and take its result in."""
+        validation = self._validation
+        if validation is None:
+            return
+        await validation.done.wait()
+        self._validation = None
+        if validation.outcome is None:
+            # Going on from here repeats it, and the step since, which the journal has.
+            self._stop = str(validation.budget)
+            self._state.go_back(validation.checkpoint)
+            self._unvalidated = self._boundary = validation.checkpoint
+            return
+        outcome, state, error = validation.outcome, self._state, validation.error
+        if error is not None:
+            if self._end() is not None and is_outage(error):
+                raise error  # no step is left to find out that the server is down; going on repeats the pass
+            logging.getLogger("afnio").warning(
+                "validation after step %d was cut short: %s", validation.step, reason(error)
+            )
+        metrics = state.count_validation(validation, outcome)
+        if error is None:
+            await self._call("on_validation_end")
+        if validation.ends_epoch:
+            await self._call_functions()
+        if validation.ends_epoch and self._checkpoints is not None:
+            callbacks = self._trainer.callbacks.state_dict()
+            checkpoint = validation.completed(self._trainer.history, metrics, state.val_loader, callbacks)
+            await self._checkpoints.save(checkpoint, epoch=validation.epoch)
+        self._tell_validation(validation, "validation", outcome, validation.batches)
+
+    # Ends
+
+    def _may_have_more_epochs(self) -> bool:
+        """Whether the first batch of another epoch is worth loading ahead."""
+        return self._stop is None and self.schedule.may_have_more_epochs(self._state.counters)
+
+    def _end(self) -> str | None:
+        """Return why the training ends here, None if it goes on."""
+        if self._stop is not None:
+            return self._stop
+        seconds = anyio.current_time() - self._started
+        spent = self._trainer.ledger.total.known_cost
+        return self.schedule.end(self._state.counters, seconds, spent, self._trainer.asked_to_stop)
+
+    async def _save(self, *, validating: bool = False, epoch: int | None = None) -> None:
+        self._boundary = self._state.checkpoint(validating=validating)
+        if self._checkpoints is not None:
+            await self._checkpoints.save(self._boundary, epoch=epoch)
+
+    # Telling
+
+    async def _call(self, hook: str, *args: Any) -> None:
+        with stopping(self._trainer):
+            await self._trainer.callbacks.call(hook, self._trainer, self._agent, *args)
+
+    async def _call_functions(self) -> None:
+        with stopping(self._trainer):
+            await self._trainer.callbacks.epoch_ended(self._trainer)
+
+    def _tell_training(self, moment: Moment) -> None:
+        counters, ended = self._state.counters, moment == "epoch"
+        epoch = counters.epoch if ended or (counters.batch == 0 and counters.epoch) else counters.epoch + 1
+        batch = (self.schedule.batches or 0) if ended else counters.batch
+        val = self._state.val.flat()
+        self._progress.update(self._loop_state("train", moment, epoch, batch, self._state.epoch, val))
+
+    def _tell_validation(
+        self, validation: ValidationPass, moment: Moment, outcome: Outcome, batches: int
+    ) -> None:
+        validation.batches = batches
+        state = self._loop_state("val", moment, validation.epoch, batches, outcome, outcome.flat())
+        most, total = self.schedule.val_batches, self.schedule.val_samples
+        self._progress.update(replace(state, batches=most, total=total, train=self._state.epoch.flat()))
+
+    def _loop_state(
+        self, phase: Phase, moment: Moment, epoch: int, batch: int, outcome: Outcome, val: dict[str, float]
+    ) -> LoopState:
+        now = time.monotonic()
+        return LoopState(
+            phase=phase, moment=moment, epoch=epoch, epochs=self._options.epochs, batch=batch,
+            batches=self.schedule.batches, step=self._state.counters.step, samples=outcome.samples,
+            total=self.schedule.samples, failed=outcome.failed, started=self._clock, seconds=now - self._clock,
+            train=outcome.flat(), val=val, best=self._trainer.best_score,
+        )  # fmt: skip
+
+
+# Fit state: where a training stands, in the agent, the loaders and the history; checkpoints hold it.
+
+
+@final
+class FitState:
+    """Where a training stands; what the Trainer shows of it (history, metrics, counts) is kept in step.
+
+    Args:
+        path: the address path that the training's launches start with, if no checkpoint says another.
+
+    Attributes:
+        epoch: what the epoch under way came to so far.
+        val: what the last validation pass came to.
+        train_loader, val_loader: the states of the loaders that belong to it; None where they have none.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        agent: Module,
+        optimizers: Sequence[Optimizer],
+        train_loader: Any,
+        val_loader: Any,
+        path: str,
+    ) -> None:
+        self._trainer = trainer
+        self._agent = agent
+        self._optimizers = optimizers
+        self._train_loader = train_loader
+        self._val_loader = val_loader
+        self.counters = Counters(scope=path)
+        self.epoch = Outcome()
+        self.val = Outcome()
+        self.train_loader: dict[str, Any] | None = None
+        self.val_loader: dict[str, Any] | None = None
+
+    # Checkpoints
+
+    def checkpoint(self, *, validating: bool = False) -> Checkpoint:
+        """Return what is needed to stand here again."""
+        trainer = self._trainer
+        return Checkpoint(
+            agent=self._agent.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self._optimizers],
+            sampler={"train": self.train_loader, "val": self.val_loader},
+            rng=generators_state(),
+            counters={**self.counters.to_dict(), "validating": validating},
+            metrics=dict(trainer.metrics),
+            history=list(trainer.history),
+            ledger=json.loads(trainer.ledger.to_json()),
+            callbacks=trainer.callbacks.state_dict(),
+        )
+
+    def restore(self, checkpoint: Checkpoint, limit: int | None) -> int:
+        """Stand where `checkpoint` was made; return how many batches the training loader has to pass over.
+
+        Args:
+            limit: batches of an epoch at most.
+        """
+        if len(checkpoint.optimizers) != len(self._optimizers):
+            raise CheckpointError(
+                f"the checkpoint has {len(checkpoint.optimizers)} optimizers and configure_optimizers gives "
+                f"{len(self._optimizers)}; give as many"
+            )
+        path = self.counters.scope
+        with _named("agent or optimizers"):
+            for name, own in self._agent.state_dict().items():
+                given = checkpoint.agent.get(name)
+                if isinstance(own, Variable) and isinstance(given, Variable):
+                    _check_value(name, own.data, given.data)
+            self._load(checkpoint, Counters.of(checkpoint.counters))
+        self.counters.scope = self.counters.scope or path
+        sampler = checkpoint.sampler or {}
+        self.train_loader = sampler.get("train")
+        with _named("training loader"):
+            skip = restore(self._train_loader, self.train_loader, self.counters.batch, limit)
+        if self._val_loader is not None:
+            self.val_loader = sampler.get("val")
+            with _named("validation loader"):
+                restore(self._val_loader, self.val_loader, 0)
+        with _named("random generators"):
+            restore_generators(checkpoint.rng)
+        with _named("callbacks"):
+            self._trainer.callbacks.load_state_dict(checkpoint.callbacks)
+        self._read_history()
+        return skip
+
+    def go_back(self, checkpoint: Checkpoint) -> None:
+        """Undo what came after `checkpoint`, which this training made."""
+        self._load(checkpoint, Counters.of({**checkpoint.counters, "validating": False}))
+
+    def _load(self, checkpoint: Checkpoint, counters: Counters) -> None:
+        self._agent.load_state_dict(checkpoint.agent)
+        for optimizer, state in zip(self._optimizers, checkpoint.optimizers, strict=True):
+            optimizer.load_state_dict(state)
+        self.counters = counters
+        self._trainer.history = list(checkpoint.history)
+        self._trainer.metrics = dict(checkpoint.metrics)
+        self._share_counters()
+
+    def _read_history(self) -> None:
+        history, epoch = self._trainer.history, self.counters.epoch + 1
+        steps = [entry for entry in history if entry["kind"] == "step" and entry["epoch"] == epoch]
+        self.epoch = combined(Outcome.from_json(entry) for entry in steps)
+        for entry in history:
+            if entry["kind"] == "val":
+                self.val = Outcome.from_json(entry)
+                self._note_best(self.val)
+
+    def settle_loaders(self) -> None:
+        """Take the loaders' states, unless a checkpoint gave them; settles seeds before anything runs."""
+        if self.train_loader is None:
+            self.train_loader = loader_state(self._train_loader)
+        if self._val_loader is not None and self.val_loader is None:
+            self.val_loader = loader_state(self._val_loader)
+
+    # What has ended
+
+    def count_step(self, group: Sequence[Fetched], end: StepEnd, number: int, skipped: str | None) -> None:
+        """Take in a step.
+
+        Args:
+            skipped: why it was cut short, None if it wasn't.
+        """
+        counters, outcome = self.counters, combined(end.outcomes)
+        if skipped is None:
+            counters.skipped = 0
+        elif len(end.outcomes) < len(group):  # what wasn't scored failed
+            rest = sum(fetched.size for fetched in group[len(end.outcomes) :])
+            outcome += Outcome(samples=rest, failed=rest)
+        counters.step = number
+        counters.batch += len(group)
+        counters.samples += sum(fetched.size for fetched in group)
+        self.train_loader = caught_up(self._train_loader, group[-1].state)
+        self.epoch += outcome
+        entry = {"kind": "step", "epoch": counters.epoch + 1, "step": number, "batch": counters.batch}
+        self._record({**entry, **({} if skipped is None else {"error": skipped}), **outcome.to_json()})
+
+    def count_epoch(self, ended: Fetched) -> None:
+        """Take in the end of an epoch; `epoch` is left as it came to."""
+        counters = self.counters
+        counters.epoch += 1
+        counters.batch = 0
+        self.train_loader = caught_up(self._train_loader, ended.state)
+        entry = {"kind": "epoch", "epoch": counters.epoch, "step": counters.step}
+        self._record({**entry, **self.epoch.to_json()})
+
+    def count_validation(self, validation: ValidationPass, outcome: Outcome) -> dict[str, float]:
+        """Take in a validation pass; return its metrics."""
+        trainer, state = self._trainer, loader_state(self._val_loader)
+        self.val_loader = None if state is None else {**state, "drained": validation.drained}
+        entry = {"kind": "val", "epoch": validation.epoch, "step": validation.step}
+        if validation.error is not None:
+            entry["error"] = reason(validation.error)
+        entry |= outcome.to_json()
+        trainer.history.insert(validation.place, entry)
+        metrics = _prefixed("val", outcome.flat())
+        trainer.metrics = {**validation.kept(trainer.metrics), **metrics}
+        self.val = outcome
+        self._note_best(outcome)
+        trainer.log_to_run(entry)
+        return metrics
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        self._trainer.history.append(entry)
+        self._trainer.log_to_run(entry)
+        self._trainer.metrics |= _prefixed("train", self.epoch.flat())
+        self._share_counters()
+
+    def _share_counters(self) -> None:
+        self._trainer.current_epoch = self.counters.epoch
+        self._trainer.global_step = self.counters.step
+
+    def _note_best(self, outcome: Outcome) -> None:
+        trainer = self._trainer
+        value = _prefixed("val", outcome.flat()).get(trainer.monitor)
+        if value is not None:
+            better = max if trainer.mode == "max" else min
+            trainer.best_score = value if trainer.best_score is None else better(trainer.best_score, value)
+
+
+def _check_value(name: str, own: Any, given: Any) -> None:
+    if isinstance(own, str) and not isinstance(given, str):
+        raise TypeError(f"{name} must be a text (got {given!r})")
+
+
+@contextmanager
+def _named(owner: str) -> Iterator[None]:
+    """Have an error in the block say whose state it was."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"the training can't go on from the checkpoint, as its {owner} can't take their state ({reason}); name "
+            "another, or give what it was made with"
+        ) from error
+
+
+def _prefixed(prefix: str, flat: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in flat.items()}
+
+
+# Schedule: when a fit validates and when it ends, by its options, its loaders and counts.
+
+
+@final
+class Schedule:
+    """When a fit validates and when it ends.
+
+    Attributes:
+        batches, samples: of an epoch; None where the loader doesn't say.
+        val_batches, val_samples: of a validation pass; None without one too.
+        validates: whether there is anything to validate on.
+    """
+
+    def __init__(self, options: Options, train_loader: Any, val_loader: Any) -> None:
+        self._options = options
+        self.batches = limited(length(train_loader), options.limit("train"), "limit_train_batches")
+        self.samples = sample_count(train_loader, self.batches)
+        self.val_batches = None
+        if val_loader is not None:
+            self.val_batches = limited(length(val_loader), options.limit("val"), "limit_val_batches")
+        self.val_samples = sample_count(val_loader, self.val_batches)
+        self.validates = val_loader is not None and self.val_batches != 0
+        self._interval = None if val_loader is None else self._validation_interval()
+
+    def _validation_interval(self) -> int | None:
+        """Return after how many batches of an epoch validation is due within it."""
+        interval = self._options.val_check_interval
+        if not isinstance(interval, float):
+            return interval
+        if interval == 1.0:
+            return None
+        if self.batches is None:
+            raise ValueError(
+                f"val_check_interval={interval} is a fraction, and the loader has no length; "
+                "give a number of batches"
+            )
+        return max(1, math.floor(self.batches * interval))
+
+    def is_validation_due(self, counters: Counters, batches: int) -> bool:
+        """Whether validation is due within the epoch, after a step on so many batches."""
+        if self._interval is None or not self.validates:
+            return False
+        return counters.batch // self._interval > (counters.batch - batches) // self._interval
+
+    def may_have_more_epochs(self, counters: Counters) -> bool:
+        """Whether another epoch may follow the one that is ending."""
+        epochs, steps = self._options.epochs, self._options.max_steps
+        if epochs is not None and counters.epoch + 1 >= epochs:
+            return False
+        return steps is None or counters.step < steps
+
+    def end(self, counters: Counters, seconds: float, spent: Decimal, asked: str | None) -> str | None:
+        """Return why the training ends here, None if it goes on.
+
+        Args:
+            seconds: since it started.
+            spent: dollars, as far as they are known.
+            asked: why somebody has asked for the end, None if nobody has.
+        """
+        options = self._options
+        if options.epochs is not None and counters.epoch >= options.epochs:
+            return f"max_epochs={options.epochs} reached"
+        if options.max_steps is not None and counters.step >= options.max_steps:
+            return f"max_steps={options.max_steps} reached"
+        if options.max_time is not None and seconds >= options.max_time:
+            return f"max_time={options.max_time:g} s reached"
+        if options.max_cost is not None and spent >= options.max_cost:
+            return f"max_cost=${options.max_cost:g} reached (${spent:f} spent)"
+        early = counters.epoch < (options.min_epochs or 0) or counters.step < (options.min_steps or 0)
+        return None if early else asked
+
+
+# Session: what holds around everything that a Trainer does: journal, budget, quorum, seeds, and an address.
+
+
+@final
+class Session:
+    """What a Trainer's calls have in common: their budget, and the journal that a fit began."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._spending = Budget(max_cost=options.max_cost)
+        self._folder: Path | None = None
+        self._journals: list[Path] = []
+        self._uses: dict[str, int] = {}
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was spent; what the journals say was spent before counts."""
+        return self._spending.ledger
+
+    @asynccontextmanager
+    async def entered(self, name: str, folder: Path | None, resumed: Checkpoint | None) -> AsyncIterator[str]:
+        """Hold in the block what the options say; gives the address path of what is launched there.
+
+        Args:
+            name: of what is done; the path's last element.
+            folder: where a fit keeps its checkpoints, and so its journal; later passes use the journal too.
+            resumed: the checkpoint that a fit goes on from, whose path it takes: the journal knows its calls by it.
+        """
+        options = self._options
+        async with AsyncExitStack() as stack:
+            if folder is not None:
+                self._folder, self._uses = folder, {}
+            if active_journal.get() is None and self._folder is not None:
+                await self._open(stack, self._folder / JOURNAL)
+                uses = self._uses[name] = self._uses.get(name, 0) + 1
+                path = f"journal/{name}" if uses == 1 else f"journal/{name}#{uses}"
+            else:
+                path = current_scope().child_path(name)
+            if resumed is not None:
+                path = resumed.counters.get("scope") or path
+            stack.enter_context(self._spending)
+            if options.max_time is not None and name == "fit":
+                stack.enter_context(Budget(max_seconds=options.max_time))
+            if options.quorum is not None:
+                stack.enter_context(tolerate(options.quorum))
+            if options.seed is not None:
+                stack.enter_context(seed_source.override(_drawing(options.seed)))
+            await stack.enter_async_context(scope(path, rooted=True))
+            yield path
+
+    async def _open(self, stack: AsyncExitStack, path: Path) -> None:
+        opened = await stack.enter_async_context(journal(path))
+        assert opened is not None
+        # Once: what it holds later was spent by this Trainer, which has counted it. And now, not with the first
+        # call: a training that goes on may be over already.
+        before = Ledger()
+        if path not in self._journals:
+            before = await anyio.to_thread.run_sync(earlier_ledger, opened)
+        self._spending.charge(before, opened)
+        self._journals.append(path)
+
+
+def _drawing(seed: int) -> Callable[[], int]:
+    numbers = itertools.count()
+    return lambda: random.Random(f"{seed}/{next(numbers)}").getrandbits(63)
+
+
+# Run log: what the Trainer records in the active run of `te.init`, if there is one.
+
+
+@final
+class RunLog:
+    """Logs entries of the history: steps at their number, epochs and validation at the epoch's."""
+
+    def __init__(self) -> None:
+        self._logged: WeakKeyDictionary[Run, int] = WeakKeyDictionary()
+
+    def entry(self, entry: Mapping[str, Any], cost: float | None = None) -> None:
+        """Log one entry; `cost` in dollars so far, None where it isn't known."""
+        run = active_run()
+        if run is None:
+            return
+        outcome, kind = Outcome.from_json(entry), entry["kind"]
+        prefix = "val" if kind == "val" else "train"
+        suffix = "_step" if kind == "step" else ""
+        found = {**outcome.flat(), **outcome.values}
+        step = entry["epoch"] if kind != "step" else entry["step"]
+        run.log({f"{prefix}_{name}{suffix}": value for name, value in found.items()}, step=step)
+        if kind == "epoch" and cost is not None:
+            run.log("total_cost($)", cost, step=step)
+        self._logged[run] = self._logged.get(run, 0) + 1
+
+    def monitor(self, metric: str, mode: str) -> None:
+        """Record which metric says how well the training goes; readers show it first, with its best value."""
+        run = active_run()
+        if run is not None:
+            run.record(MONITOR, {"metric": metric, "mode": mode, "unit": "epoch"})
+
+    def history(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Log what a checkpoint brought along, unless this run has it: a continued one begins empty."""
+        run = active_run()
+        for entry in entries[0 if run is None else self._logged.get(run, 0) :]:
+            self.entry(entry)
+
+    def result(self, prefix: str, outcome: Outcome, cost: float | None) -> None:
+        """Log what a pass of its own found."""
+        run = active_run()
+        if run is not None:
+            found = {**outcome.flat(), **outcome.values}
+            run.log({f"{prefix}_{name}": value for name, value in found.items()})
+            if cost is not None:
+                run.log("total_cost($)", cost)
+
+
+def active_run() -> Run | None:
+    """Return the run that takes metrics here, None if there is none."""
+    try:
+        run = get_active_run()
+    except ValueError:
+        return None
+    return run if run.status is RunStatus.RUNNING else None

@@ -1,0 +1,574 @@
+"""Options: what a Trainer was told, checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from numbers import Real
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, final
+
+from afnio.autodiff._variable import Variable
+from afnio.cognitive._evaluators import Score
+from afnio.errors import (
+    BatchError,
+    BudgetExceeded,
+    JournalError,
+    ProviderDownError,
+    ReplyError,
+    TransientModelError,
+)
+from afnio.runtime._callables import quorum_holds
+from afnio.runtime._waiting import wait_async
+from afnio.tellurio.interval import wilson
+
+Share: TypeAlias = int | float
+"""A number of batches, or a fraction of them, 1.0 for all."""
+DEFAULT_EPOCHS: Final = 10
+"""Epochs of a fit that no limit ends otherwise."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The arguments of a Trainer; see there."""
+
+    max_epochs: int | None
+    min_epochs: int | None
+    max_steps: int | None
+    min_steps: int | None
+    max_time: float | None
+    max_cost: float | None
+    limit_train_batches: Share | None
+    limit_val_batches: Share | None
+    limit_test_batches: Share | None
+    limit_predict_batches: Share | None
+    val_check_interval: Share
+    accumulate_grad_batches: int
+    quorum: float | None
+    seed: int | None
+    enable_checkpointing: bool
+    enable_progress_bar: bool
+    enable_agent_summary: bool
+    root: Path
+    fast_dev_run: bool
+    monitor: str | None
+    mode: Literal["min", "max"]
+    save_top_k: int
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs at most; None where only steps, time or money end the training."""
+        if self.fast_dev_run:
+            return 1
+        others = (self.max_steps, self.max_time, self.max_cost)
+        return DEFAULT_EPOCHS if self.max_epochs is None and others == (None,) * 3 else self.max_epochs
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.enable_checkpointing and not self.fast_dev_run
+
+    def limit(self, phase: str) -> Share | None:
+        """Return the limit of the batches of a phase."""
+        if self.fast_dev_run:
+            return 1
+        limit: Share | None = getattr(self, f"limit_{phase}_batches")
+        return limit
+
+
+def checked(options: Options) -> Options:
+    """Return `options`, or raise for a value that can't work, at the line that gives it."""
+    for name in ("max_epochs", "max_steps", "accumulate_grad_batches"):
+        _check_count(name, getattr(options, name), 1)
+    for name in ("min_epochs", "min_steps"):
+        _check_count(name, getattr(options, name), 0)
+    for name in ("max_time", "max_cost"):
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not math.isfinite(value) or value < 0):
+            raise ValueError(f"{name} must be a number of 0 or more (got {value!r}); omit it for no limit")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+        _check_share(name, getattr(options, name), 0)
+    _check_share("val_check_interval", options.val_check_interval, 1)
+    if options.quorum is not None and not 0 < options.quorum <= 1:
+        raise ValueError(
+            f"quorum must be above 0 and at most 1 (got {options.quorum}); None lets no sample fail"
+        )
+    if options.seed is not None and (isinstance(options.seed, bool) or not isinstance(options.seed, int)):
+        raise TypeError(f"seed must be a whole number (got {options.seed!r}); omit it for another each time")
+    if options.mode not in ("min", "max"):
+        raise ValueError(
+            f'mode must be "max" or "min" (got {options.mode!r}); "max" where a larger value is better'
+        )
+    if (options.min_epochs or 0) > (options.epochs or math.inf):
+        raise ValueError(f"min_epochs={options.min_epochs} is more than max_epochs={options.epochs}")
+    if (options.min_steps or 0) > (options.max_steps or math.inf):
+        raise ValueError(f"min_steps={options.min_steps} is more than max_steps={options.max_steps}")
+    return options
+
+
+def seconds_of(max_time: Any) -> float | None:
+    """Return a time limit in seconds: of a number, a timedelta, a dict of its arguments, or "DD:HH:MM:SS".
+
+    >>> seconds_of("00:01:30:00"), seconds_of({"minutes": 2}), seconds_of(5)
+    (5400.0, 120.0, 5.0)
+    """
+    if max_time is None:
+        return None
+    if isinstance(max_time, timedelta):
+        return max_time.total_seconds()
+    if isinstance(max_time, dict):
+        return timedelta(**max_time).total_seconds()
+    if isinstance(max_time, str):
+        parts = max_time.split(":")
+        if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+            raise ValueError(f'max_time as a text has the form "DD:HH:MM:SS" (got {max_time!r})')
+        days, hours, minutes, seconds = map(int, parts)
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+    if isinstance(max_time, bool) or not isinstance(max_time, Share):
+        raise TypeError(
+            f"max_time must be a number of seconds, a timedelta, a dict or a text (got {max_time!r})"
+        )
+    return float(max_time)
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{name} must be a whole number, {least} or more (got {value!r})")
+
+
+def _check_share(name: str, value: Any, least: int) -> None:
+    if value is None:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not whole and not (isinstance(value, float) and 0 < value <= 1):
+        raise ValueError(
+            f"{name} must be a number of batches, {least} or more, or a fraction up to 1.0 (got {value!r})"
+        )
+
+
+# Metric: sums over samples, so that a mean over batches is the mean over their samples.
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric over samples.
+
+    Attributes:
+        total: the sum over the samples.
+        samples: how many; failed and missing ones are not among them.
+        binary: whether each sample's value is known and 0 or 1, so that the mean is a proportion.
+
+    >>> (Metric.of([1, 0, None, 1]) + Metric.of([True])).mean
+    0.75
+    """
+
+    total: float
+    samples: int
+    binary: bool = False
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> Metric:
+        """Return the metric of samples' values; None is left out."""
+        present = [value for value in values if value is not None]
+        return cls(sum(present), len(present), all(value in (0, 1) for value in present))
+
+    @property
+    def mean(self) -> float | None:
+        """The mean per sample, None without any."""
+        return self.total / self.samples if self.samples else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of a proportion; None for other metrics."""
+        return wilson(int(self.total), self.samples) if self.binary and self.samples else None
+
+    def __add__(self, other: Metric) -> Metric:
+        return Metric(self.total + other.total, self.samples + other.samples, self.binary and other.binary)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a batch gave, or several together.
+
+    Attributes:
+        metrics: by name; "loss" is the score.
+        values: what can't be averaged, by name; of several batches the last.
+        samples: how many there were, failed ones among them.
+        failed: how many failed. They count in no metric.
+        skipped: batches that gave nothing.
+    """
+
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        metrics = dict(self.metrics)
+        for name, metric in other.metrics.items():
+            metrics[name] = metrics[name] + metric if name in metrics else metric
+        return Outcome(
+            metrics,
+            {**self.values, **other.values},
+            self.samples + other.samples,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+        )
+
+    def flat(self) -> dict[str, float]:
+        """Return means by name, "loss" first, with "loss_sum", "failed", and the bounds of proportions.
+
+        >>> sorted(Outcome({"loss": Metric.of([1, 0])}, samples=2).flat())
+        ['failed', 'loss', 'loss_high', 'loss_low', 'loss_sum']
+        """
+        flat: dict[str, float] = {}
+        for name in sorted(self.metrics, key=lambda name: (name != "loss", name)):
+            metric = self.metrics[name]
+            if metric.mean is None:
+                continue
+            flat[name] = float(metric.mean)
+            if name == "loss":
+                flat["loss_sum"] = float(metric.total)
+            if metric.interval is not None:
+                flat[f"{name}_low"], flat[f"{name}_high"] = metric.interval
+        flat["failed"] = float(self.failed)
+        return flat
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data, from which `from_json` makes the same again."""
+        return {
+            "metrics": {name: [m.total, m.samples, m.binary] for name, m in self.metrics.items()},
+            "values": dict(self.values),
+            "samples": self.samples,
+            "failed": self.failed,
+            "skipped": self.skipped,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return what `to_json` was called on."""
+        metrics = {name: Metric(*parts) for name, parts in data["metrics"].items()}
+        return cls(metrics, data["values"], data["samples"], data["failed"], data["skipped"])
+
+
+def combined(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return several outcomes as one, added in their order, as sums of floats depend on it."""
+    return sum(outcomes, Outcome())
+
+
+# Step output: how what a step returned and logged is read.
+
+
+@final
+@dataclass(slots=True)
+class StepOutput:
+    """What a step returned, taken apart; nothing has been waited for.
+
+    Attributes:
+        loss: a Variable or a number; None if the batch was skipped.
+        explanation: what sends feedback; None outside of training.
+        extras: further metrics, what the step logged among them.
+        errors: of the samples that failed; `read` puts them there.
+        lost: why the whole batch failed, None if it didn't.
+    """
+
+    loss: Any = None
+    explanation: Variable | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+    skipped: bool = False
+    errors: list[BaseException] = field(default_factory=list)
+    lost: BatchError | None = None
+
+
+def taken_apart(returned: Any, logged: Mapping[str, Any], step: str) -> StepOutput:
+    """Return the parts of what a step returned.
+
+    Raises:
+        TypeError: for something that a step can't return.
+    """
+    if returned is None:
+        return StepOutput(extras=dict(logged), skipped=True)
+    extras = dict(logged)
+    if isinstance(returned, Mapping):
+        if "loss" not in returned:
+            raise TypeError(
+                f'{step} returned a dict without "loss" (its keys: {list(returned)}); put (score, explanation) there'
+            )
+        extras |= {name: value for name, value in returned.items() if name != "loss"}
+        returned = returned["loss"]
+    if isinstance(returned, tuple):
+        if len(returned) != 2:
+            raise ValueError(f"{step} returned {len(returned)} values; return (score, explanation)")
+        score, explanation = returned
+        if not isinstance(explanation, Variable):
+            raise TypeError(f"{step} must return (score, explanation) as Variables (got {explanation!r})")
+        return StepOutput(score, explanation, extras)
+    if isinstance(returned, Variable) or is_number(returned):
+        return StepOutput(returned, None, extras)
+    raise TypeError(
+        f"{step} must return (score, explanation), a dict with it as 'loss', or None (got {returned!r})"
+    )
+
+
+async def read(output: StepOutput, size: int) -> Outcome:
+    """Wait for a step's metrics.
+
+    Args:
+        size: samples of the batch.
+
+    Raises:
+        BatchError: if too many samples failed.
+        BudgetExceeded, JournalError: if it ended samples; they are no failures of these.
+    """
+    metrics: dict[str, Metric] = {}
+    values: dict[str, Any] = {}
+    failed, weight = 0, size
+    if not output.skipped:
+        samples, errors = await _samples(output.loss)
+        failed = len(errors)
+        output.errors += errors.values()
+        if samples is None:
+            value = await _value(output.loss)
+            metrics["loss"] = Metric(value * size, size) if value is not None else Metric(0, 0)
+        elif all(value is None or is_number(value) for value in samples):
+            metrics["loss"] = Metric.of([plain(value) for value in samples])
+            weight = metrics["loss"].samples
+        else:
+            raise TypeError(f"a score must be a number (got {samples[0]!r}); return other things by name")
+    for name, given in output.extras.items():
+        metric, value = await _metric(given, weight)
+        if metric is None:
+            values[name] = _shown(value)
+        else:
+            metrics[name] = metric
+    return Outcome(metrics, values, size, failed, int(output.skipped and not metrics))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) or (hasattr(value, "item") and getattr(value, "shape", None) == ())
+
+
+def plain(value: Any) -> Any:
+    """Return a number as a Python number; a NumPy scalar would not fit into a checkpoint."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def batch_size(batch: Any) -> int:
+    """Return the samples of a batch: of the first Variable or list in it; 1 for anything else.
+
+    >>> batch_size((Variable(["a", "b"]), [1, 2])), batch_size("a text")
+    (2, 1)
+    """
+    if isinstance(batch, Variable):
+        return int(batch.shape[0]) if batch.batch else 1
+    if isinstance(batch, Mapping):
+        return batch_size(next(iter(batch.values()))) if batch else 0
+    if isinstance(batch, tuple):
+        return batch_size(batch[0]) if batch else 0
+    return len(batch) if isinstance(batch, list) else 1
+
+
+async def _samples(given: Any) -> tuple[Sequence[Any] | None, Mapping[int, BaseException]]:
+    """Return a value for each sample and the errors of failed ones; None for what isn't one of a batch."""
+    if not isinstance(given, Variable):
+        return (list(given), {}) if isinstance(given, list) else (None, {})
+    if isinstance(given, Score):
+        await given
+        await wait_async(given.sample_slots)
+        _raise_fatal(given.sample_errors)
+        return given.samples, given.sample_errors
+    await given
+    if not given.batch:
+        return None, {}
+    _raise_fatal(given.errors)
+    return given.data, given.errors
+
+
+async def _value(given: Any) -> Any:
+    value = (await given).data if isinstance(given, Variable) else given
+    if value is not None and not is_number(value):
+        raise TypeError(
+            f"a score must be a number (got {value!r}); return other things under names of their own"
+        )
+    return plain(value)
+
+
+async def _metric(given: Any, weight: int) -> tuple[Metric | None, Any]:
+    """Return a metric, or what can't be averaged."""
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Variable):
+        given = given[0]  # another loss
+    samples, _ = await _samples(given)
+    if samples is None:
+        value = (await given).data if isinstance(given, Variable) else given
+        return (Metric(plain(value) * weight, weight), None) if is_number(value) else (None, value)
+    if all(value is None or is_number(value) for value in samples):
+        return Metric.of([plain(value) for value in samples]), None
+    return None, list(samples)
+
+
+def _shown(value: Any) -> Any:
+    """Return what can't be averaged as a file can hold it; what JSON doesn't know as its text."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def _raise_fatal(errors: Mapping[int, BaseException]) -> None:
+    for error in errors.values():
+        if isinstance(error, BudgetExceeded | JournalError):
+            raise error
+
+
+# Accuracy: a count of right answers, and how far the truth may lie from it.
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Right answers among those given.
+
+    Attributes:
+        failed: samples without a usable answer; a failure is not a wrong answer, so they are not in `total`.
+
+    >>> str(Accuracy(25, 68))
+    '25/68'
+    """
+
+    correct: int
+    total: int
+    failed: int = 0
+
+    @property
+    def share(self) -> float | None:
+        return self.correct / self.total if self.total else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.correct, self.total)
+
+    def __add__(self, other: Accuracy) -> Accuracy:
+        return Accuracy(self.correct + other.correct, self.total + other.total, self.failed + other.failed)
+
+    def __str__(self) -> str:
+        return f"{self.correct}/{self.total}"
+
+
+# Quorum: how many samples of a step or a pass may fail, and what is said of more.
+
+
+E = TypeVar("E", bound=BaseException)
+
+FEEDBACK: Final = 0.5
+"""The quorum of a backward pass is at most this: feedback says where to go, and half of it says that too."""
+_ANY: Final = 1e-9
+_SHOWN: Final = 3
+
+
+def lenient(quorum: float | None) -> float:
+    """Return the quorum of a single node, where the samples of a whole step or pass are counted at its end."""
+    return 1.0 if quorum is None else _ANY
+
+
+def may_fail(samples: int, quorum: float) -> int:
+    """Return how many of so many samples may fail; below a quorum of 1 it is at least one of several.
+
+    >>> may_fail(100, 0.9), may_fail(4, 0.9), may_fail(1, 0.9), may_fail(4, 1.0)
+    (10, 1, 0, 0)
+    """
+    if quorum_holds(0, samples, quorum):
+        return samples
+    spare = 1 if quorum < 1 and samples > 1 else 0
+    return max(spare, samples - math.ceil(quorum * samples - 1e-9))
+
+
+def check_quorum(outcome: Outcome, quorum: float | None, errors: Sequence[BaseException], name: str) -> None:
+    """Raise a `BatchError` if more samples failed than may; `name` is of the step or pass."""
+    allowed = may_fail(outcome.samples, 1.0 if quorum is None else quorum)
+    if outcome.failed <= allowed:
+        return
+    if any(is_outage(error) for error in errors):
+        fix = "see whether the model's server is up"
+    else:
+        fix = "take these samples out of the data, or give a lower Trainer(quorum=…)"
+    raise BatchError(
+        f"{outcome.failed} of {outcome.samples} samples of {name} failed ({causes(errors)}), and quorum={quorum} "
+        f"allows {allowed}; {fix}",
+        [error for error in errors if isinstance(error, Exception)] or [RuntimeError("unknown")],
+    )
+
+
+def errors_of(error: BatchError) -> list[BaseException]:
+    """Return the error of each sample, equal ones too; the distinct ones if samples have none of their own."""
+    return [*(error.errors.values() or error.exceptions)]
+
+
+def causes(errors: Sequence[BaseException]) -> str:
+    """Return the errors' texts, equal ones once with their number.
+
+    >>> causes([ValueError("no"), ValueError("no"), KeyError("a")])
+    "2 x ValueError: no; KeyError: 'a'"
+    """
+    counts = Counter(
+        f"{type(leaf).__name__}: {' '.join(str(leaf).split())[:200]}"
+        for error in errors
+        for leaf in _leaves(error)
+    )
+    texts = [text if number == 1 else f"{number} x {text}" for text, number in counts.most_common(_SHOWN)]
+    return "; ".join([*texts, "…"] if len(counts) > _SHOWN else texts)
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why a step or a pass was cut short."""
+    if not isinstance(error, BaseExceptionGroup):
+        return str(error) or type(error).__name__
+    why = causes(error.exceptions)
+    return error.message if why in error.message else f"{error.message} ({why})"
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the next step may do better: samples failed, a reply can't be used, a provider was away."""
+    if type(error) is ExceptionGroup:
+        return all(is_passing(each) for each in error.exceptions)
+    return isinstance(error, BatchError | ReplyError | TransientModelError)
+
+
+def raise_fatal(error: BatchError) -> None:
+    """Raise the error of a budget or a journal in it, which is no failure of a sample."""
+    for kind in (BudgetExceeded, JournalError):
+        fatal = found(error, kind)
+        if fatal is not None:
+            raise fatal
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return True if a provider was away: the samples are not to blame."""
+    return found(error, TransientModelError) is not None or found(error, ProviderDownError) is not None
+
+
+def found(error: BaseException, kind: type[E]) -> E | None:
+    """Return the first error of a kind in `error` and the groups in it."""
+    return next((each for each in _each(error) if isinstance(each, kind)), None)
+
+
+def _each(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _each(part)
+    elif error.__cause__ is not None:
+        yield from _each(error.__cause__)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error

@@ -1,0 +1,510 @@
+"""Step: one optimizer step: its batches forward and backward, then the proposals."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar, final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from afnio.autodiff._backward import resolve
+from afnio.autodiff._variable import Variable, bind, no_grad
+from afnio.cognitive._module import Module, mode, recorder
+from afnio.errors import BatchError, BlockingReadError, BudgetExceeded
+from afnio.optim._optimizer import Optimizer
+from afnio.runtime._callables import current_quorum, is_async, to_thread, tolerate
+from afnio.runtime._loop import parking, running_library
+from afnio.runtime._settings import priority
+from afnio.runtime._waiting import Work, may_block, scope, sync_mode, wait_async
+from afnio.trainer._checkpoints import Checkpoint, Counters, Phase
+from afnio.trainer._feed import Fetched, Pass, batches
+from afnio.trainer._options import (
+    FEEDBACK,
+    Outcome,
+    StepOutput,
+    batch_size,
+    check_quorum,
+    combined,
+    errors_of,
+    is_passing,
+    lenient,
+    raise_fatal,
+    read,
+    taken_apart,
+)
+
+
+@final
+@dataclass(slots=True)
+class StepEnd:
+    """What a step came to; filled in as it goes, so that a step that fails says what it knows.
+
+    Attributes:
+        outcomes: one for each batch whose scores are there.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+async def train_step(
+    agent: Module, optimizers: Sequence[Optimizer], group: Sequence[Fetched], end: StepEnd, name: str
+) -> None:
+    """Carry out one step on a group of batches, whose forward and backward passes run side by side.
+
+    How many samples may fail is counted over all of its batches. A step that does its own optimization has the
+    quorum at each of its nodes.
+
+    Args:
+        name: of the step, for errors.
+
+    Raises:
+        BatchError: if more samples failed than the quorum allows.
+        ReplyError: if a proposal can't be read; the parameters keep their values.
+    """
+    with mode(True):
+        if not agent.automatic_optimization:
+            for fetched in group:
+                output = await _output(agent.training_step, fetched, "training_step")
+                end.outcomes.append(await read(output, fetched.size))
+                await settled(agent)
+            return
+        for optimizer in optimizers:
+            optimizer.clear_grad()
+        quorum = current_quorum()
+        with tolerate(lenient(quorum)):
+            outputs = await _outputs(agent, group)
+        # Launched in the batches' order, which is the order of the feedback that a prompt gathers.
+        with tolerate(1.0 if quorum is None else quorum if quorum == 1 else min(quorum, FEEDBACK)):
+            passes = [
+                (output, _launched(explanation.backward))
+                for output in outputs
+                if (explanation := _explanation(output)) is not None
+            ]
+        for fetched, output in zip(group, outputs, strict=True):
+            end.outcomes.append(await _outcome(output, fetched.size, quorum))
+        try:
+            errors = [error for output in outputs for error in output.errors]
+            check_quorum(combined(end.outcomes), quorum, errors, name)
+        except BatchError:
+            end.outcomes = [Outcome(samples=each.samples, failed=each.failed) for each in end.outcomes]
+            raise
+        for output, work in passes:
+            try:
+                await work
+            except ExceptionGroup:
+                if output.lost is None:
+                    raise
+        if passes:
+            for work in [_launched(optimizer.step) for optimizer in optimizers]:
+                await work
+
+
+async def settled(agent: Module) -> None:
+    """Wait until no parameter's value is pending; what failed has kept its value."""
+    await wait_async([slot for parameter in agent.parameters() for slot in parameter.own_slots])
+
+
+async def call_step(function: Callable[..., Any], batch: Any, number: int) -> tuple[Any, dict[str, Any]]:
+    """Call a step, a `def` in a worker thread; return what it returned, and what it logged."""
+    logged: dict[str, Any] = {}
+    token = recorder.set(logged.__setitem__)
+    try:
+        if is_async(function):
+            return await function(batch, number), logged
+        returned = await to_thread(function, batch, number)
+        return (await returned if inspect.iscoroutine(returned) else returned), logged
+    finally:
+        recorder.reset(token)
+
+
+async def _outputs(agent: Module, group: Sequence[Fetched]) -> list[StepOutput]:
+    if len(group) == 1:
+        return [await _output_or_loss(agent, group[0])]
+    outputs: list[StepOutput | None] = [None] * len(group)
+
+    async def one(place: int, fetched: Fetched) -> None:
+        async with scope(name=f"batch {place + 1}"):
+            outputs[place] = await _output_or_loss(agent, fetched)
+
+    async with task_group() as tasks:
+        for place, fetched in enumerate(group):
+            tasks.start_soon(one, place, fetched)
+    return [output for output in outputs if output is not None]
+
+
+async def _output_or_loss(agent: Module, fetched: Fetched) -> StepOutput:
+    try:
+        return await _output(agent.training_step, fetched, "training_step")
+    except BatchError as error:  # of a step that reads
+        return StepOutput(lost=error)
+
+
+async def _outcome(output: StepOutput, size: int, quorum: float | None) -> Outcome:
+    """Wait for a batch's metrics; a batch that failed as a whole is noted in its output."""
+    try:
+        if output.lost is not None:
+            raise output.lost
+        return await read(output, size)
+    except BatchError as error:
+        raise_fatal(error)
+        output.lost, output.errors = error, errors_of(error)
+        return Outcome(samples=size, failed=size if quorum is not None else len(output.errors))
+
+
+async def _output(function: Callable[..., Any], fetched: Fetched, name: str) -> StepOutput:
+    returned, logged = await call_step(function, fetched.batch, fetched.number)
+    return taken_apart(returned, logged, name)
+
+
+def _explanation(output: StepOutput) -> Variable | None:
+    if output.explanation is None and not output.skipped and output.lost is None:
+        raise TypeError(
+            "training_step must return (score, explanation), as the explanation sends the feedback "
+            f"(got only {output.loss!r}); or set automatic_optimization = False"
+        )
+    return output.explanation
+
+
+def _launched(launch: Callable[[], Work[Any]]) -> Work[Any]:
+    """Launch without a blocking wait, which a notebook would allow even while a loop runs."""
+    with sync_mode.override("error"):
+        return launch()
+
+
+# Evaluation: one pass over a loader with parameters that stay, as one pool of samples.
+
+
+LANES: Final = 4096
+"""Samples under way at most, about; a loader is not read further ahead than that."""
+THREADED: Final = 16
+"""Batches under way whose steps are a `def`, which may hold a worker thread each."""
+STEPS: Final = {"val": "validation_step", "test": "test_step", "predict": "predict_step"}
+NAMES: Final = {"val": "validation", "test": "test", "predict": "predict"}
+
+
+@final
+class Evaluation:
+    """One pass: every batch is launched as soon as it is loaded; results are in the loader's order.
+
+    How many samples may fail is counted over the whole pass, not for each batch.
+
+    Args:
+        on_batch: told the pass's outcome so far and how many batches that is, after each batch.
+    """
+
+    def __init__(
+        self,
+        agent: Module,
+        phase: Phase,
+        loader: Any,
+        limit: int | None,
+        on_batch: Callable[[Outcome, int], object] = lambda outcome, batches: None,
+    ) -> None:
+        self._function = getattr(agent, STEPS[phase])
+        self._phase = phase
+        self._pass = Pass(loader, limit)
+        self._on_batch = on_batch
+        self._quorum = current_quorum()
+        self._outcomes: dict[int, Outcome] = {}
+        self._so_far = Outcome()
+        self._errors: dict[int, list[BaseException]] = {}
+        self.outputs: dict[int, Any] = {}
+        self._room: anyio.Semaphore | None = None
+
+    @property
+    def so_far(self) -> Outcome:
+        """How many samples have ended and failed, without a score: what is left of a pass that was cut short."""
+        return Outcome(samples=self._so_far.samples, failed=self._so_far.failed)
+
+    @property
+    def drained(self) -> bool:
+        """Whether the loader itself ended the pass, not a limit."""
+        return self._pass.drained
+
+    async def run(self) -> Outcome:
+        """Carry the pass out.
+
+        Raises:
+            BatchError: if more of its samples failed than the quorum allows.
+        """
+        with no_grad(), mode(False), tolerate(lenient(self._quorum)):
+            async with task_group() as tasks:
+                async for number, batch in batches(iter(self._pass)):
+                    size = batch_size(batch)
+                    if self._room is None:
+                        self._room = anyio.Semaphore(self._window(size))
+                    await self._room.acquire()
+                    tasks.start_soon(self._one, number, batch, size)
+        outcome = combined(self._outcomes[number] for number in sorted(self._outcomes))
+        errors = [error for number in sorted(self._errors) for error in self._errors[number]]
+        check_quorum(outcome, self._quorum, errors, f"the {NAMES[self._phase]} pass")
+        return outcome
+
+    async def _one(self, number: int, batch: Any, size: int) -> None:
+        assert self._room is not None
+        try:
+            async with scope(name=f"batch {number + 1}"):
+                self._outcomes[number] = await self._read(number, batch, size)
+        except BatchError as error:
+            raise_fatal(error)
+            if self._quorum is None:
+                raise
+            self._errors[number] = errors_of(error)
+            self._outcomes[number] = Outcome(samples=size, failed=size)
+        finally:
+            self._room.release()
+        self._so_far += self._outcomes[number]
+        self._on_batch(self._so_far, len(self._outcomes))
+
+    async def _read(self, number: int, batch: Any, size: int) -> Outcome:
+        returned, logged = await call_step(self._function, batch, number)
+        if self._phase == "predict":
+            self.outputs[number] = await resolve(returned)
+            returned = None
+        output = taken_apart(returned, logged, STEPS[self._phase])
+        outcome = await read(output, size)
+        if output.errors:
+            self._errors[number] = output.errors
+        return outcome
+
+    def _window(self, size: int) -> int:
+        window = max(2, LANES // max(1, size))
+        return window if is_async(self._function) else min(window, THREADED)
+
+
+# Validation pass: a validation beside the training, of the parameters as they were when it began.
+
+
+@final
+class ValidationPass:
+    """A pass over the validation batches, with the parameters of the moment at which it began.
+
+    Args:
+        counters: of that moment.
+        place: where in the history its result belongs.
+        checkpoint: of that moment.
+
+    Attributes:
+        epoch: the one that it belongs to, from 1.
+        ends_epoch: whether an epoch had ended then.
+        outcome: what it came to; None while it is under way, and if money or time did not suffice (`budget`).
+        error: why it was cut short, None if it wasn't; then its outcome has no score.
+        batches: how many have ended.
+        drained: whether the loader itself ended it, not a limit.
+        done: set at its end, whichever it is.
+    """
+
+    def __init__(self, counters: Counters, place: int, checkpoint: Checkpoint) -> None:
+        self.ends_epoch = counters.batch == 0
+        self.epoch = counters.epoch + (counters.batch > 0)
+        self.step = counters.step
+        self.place = place
+        self.checkpoint = checkpoint
+        self.outcome: Outcome | None = None
+        self.error: Exception | None = None
+        self.batches = 0
+        self.drained = True
+        self.budget: BudgetExceeded | None = None
+        self.done = anyio.Event()
+        self._name = f"{counters.scope}/val step {counters.step}"
+
+    async def run(self, evaluation: Evaluation, values: Any) -> None:
+        """Carry it out, with `values` in the place of the parameters."""
+        try:
+            async with AsyncExitStack() as stack:
+                stack.enter_context(bind(values))
+                stack.enter_context(priority("validation"))
+                await stack.enter_async_context(scope(name=self._name, rooted=True))
+                self.outcome = await evaluation.run()
+                self.drained = evaluation.drained
+        except BudgetExceeded as error:
+            self.budget = error
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            self.error, self.outcome = error, evaluation.so_far
+        finally:
+            self.done.set()
+
+    def kept(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics that still hold: without those of the pass before, if this one was cut short."""
+        return {name: metrics[name] for name in metrics if self.error is None or not name.startswith("val_")}
+
+    def completed(
+        self,
+        history: Sequence[Mapping[str, Any]],
+        metrics: Mapping[str, float],
+        loader: Mapping[str, Any] | None,
+        callbacks: dict[str, Any],
+    ) -> Checkpoint:
+        """Return the checkpoint of its beginning with its result in it, as if it had taken no time.
+
+        Args:
+            history: of the training, its result in place.
+            metrics: what it found.
+            loader, callbacks: their states after it.
+        """
+        checkpoint = self.checkpoint
+        checkpoint.history = list(history[: self.place + 1])
+        checkpoint.metrics = {**self.kept(checkpoint.metrics), **metrics}
+        checkpoint.counters = {**checkpoint.counters, "validating": False}
+        checkpoint.sampler = {**(checkpoint.sampler or {}), "val": loader}
+        checkpoint.callbacks = callbacks
+        return checkpoint
+
+
+# Tasks: a task group whose error comes out as it was raised, not in a group around it.
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[TaskGroup]:
+    """Run tasks as `anyio.create_task_group` does; of several errors the first one is raised."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        error = alone(group)
+    else:
+        return
+    raise error  # here, so that the group is not its context
+
+
+def alone(error: BaseException) -> BaseException:
+    """Return the error in the groups that task groups made of it; a `BatchError` is no such group.
+
+    >>> alone(ExceptionGroup("unhandled errors in a TaskGroup", [ValueError("no")]))
+    ValueError('no')
+    """
+    while type(error) in (BaseExceptionGroup, ExceptionGroup):
+        assert isinstance(error, BaseExceptionGroup)
+        cancelled = anyio.get_cancelled_exc_class() if _on_a_loop() else ()
+        errors = [each for each in error.exceptions if not isinstance(each, cancelled)]
+        error = (errors or list(error.exceptions))[0]
+    return error
+
+
+def _on_a_loop() -> bool:
+    from afnio.runtime._loop import running_library
+
+    return running_library() is not None
+
+
+# Entrance: how synchronous code runs the Trainer's coroutines to their end, wherever it stands.
+
+
+T = TypeVar("T")
+
+
+def run_blocking(main: Callable[[], Awaitable[T]], name: str) -> T:
+    """Run `main()` to its end and return its result: on a loop of its own, in a notebook in a thread.
+
+    Args:
+        name: of the method, for the error; its twin has an "a" before it.
+
+    Raises:
+        BlockingReadError: where it would block an event loop.
+    """
+    library = running_library()
+    if not may_block():
+        where = "inside a node, which could deadlock" if library is None else f"the running {library} loop"
+        raise BlockingReadError(
+            f"trainer.{name}(...) would block {where}; write `await trainer.a{name}(...)`"
+        )
+    if library is not None:
+        return _in_thread(main)
+    at_terminal = threading.current_thread() is threading.main_thread()
+    if at_terminal and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        return _interruptible(main)
+    return anyio.run(main)
+
+
+def _interruptible(main: Callable[[], Awaitable[T]]) -> T:
+    """Run `main()` so that the first Ctrl-C has it stop and record, and a second one ends the process."""
+    body = _Stoppable(main)
+    pressed: list[int] = []
+
+    def on_interrupt(number: int, frame: object) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            # What was acknowledged is on disk, and no file is ever half written. A display may have hidden
+            # the cursor.
+            with suppress(OSError):
+                os.write(2, b"\x1b[?25h\nafnio: left at once\n" if os.isatty(2) else b"afnio: left at once\n")
+            os._exit(130)
+        # From a thread, as the loop may be asleep and wakes only for others.
+        threading.Thread(target=body.stop, daemon=True).start()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        anyio.run(body.run)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not body.results:
+        raise KeyboardInterrupt
+    return body.results[0]
+
+
+class _Stoppable(Generic[T]):
+    """A coroutine that other threads can cancel.
+
+    Attributes:
+        results: what it returned, empty if it was cancelled.
+    """
+
+    def __init__(self, main: Callable[[], Awaitable[T]]) -> None:
+        self._main = main
+        self._wake: Callable[[], None] | None = None
+        self._stopped = False
+        self.results: list[T] = []
+
+    def stop(self) -> None:
+        self._stopped = True  # for `run`, where it has not begun
+        if self._wake is not None:
+            self._wake()
+
+    async def run(self) -> None:
+        wake, park = parking()
+        self._wake = wake
+
+        async def watch() -> None:
+            await park()
+            tasks.cancel_scope.cancel()
+
+        async with task_group() as tasks:
+            tasks.start_soon(watch)
+            if self._stopped:
+                tasks.cancel_scope.cancel()
+            self.results.append(await self._main())
+            tasks.cancel_scope.cancel()
+
+
+def _in_thread(main: Callable[[], Awaitable[T]]) -> T:
+    """Run `main()` in a thread, as the loop of this one is busy with the cell that called."""
+    body = _Stoppable(main)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            anyio.run(body.run)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="afnio-trainer", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:  # the kernel was interrupted: what is under way is recorded before it goes on
+        body.stop()
+        thread.join()
+        raise
+    if errors:
+        raise alone(errors[0])
+    return body.results[0]
