@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from afnio.tellurio.tables import FIRST
+from afnio.tellurio._schema import FIRST
 
 CALL = {
     "address": "run/1/0/forward", "account": "http://h", "model": "m", "purpose": "forward", "attempts": 2,

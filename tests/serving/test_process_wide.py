@@ -19,8 +19,8 @@ import afnio.cognitive as cog
 import afnio.tellurio as te
 from afnio.errors import BudgetExceeded
 from afnio.runtime._journal import Journal
-from afnio.tellurio.reader import Reader
-from afnio.tellurio.sinks.jsonl import JsonlSink
+from afnio.tellurio._queries import Reader
+from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient
 
 FILE = Path(".afnio/me/service.db")
@@ -179,7 +179,7 @@ PROGRAM = """
 import os, signal, sys, threading
 from contextvars import Context
 import afnio, afnio.tellurio as te
-from afnio.tellurio.sinks.jsonl import JsonlSink
+from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient
 
 client = ScriptedClient("hi")

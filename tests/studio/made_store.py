@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from afnio.tellurio.schema import connect
+from afnio.tellurio._schema import connect
 
 START = 1_760_000_000.0
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from studio.visitor import Answer, Studio
 
-from afnio.tellurio.studio.server import StudioError, listen
+from afnio.tellurio.studio._app import StudioError, listen
 
 
 @pytest.fixture(scope="module", name="studio")

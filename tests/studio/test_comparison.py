@@ -10,12 +10,9 @@ import pytest
 from studio.made_store import MadeRun
 
 from afnio.cli import main
-from afnio.tellurio.reader import Reader
-from afnio.tellurio.scores import Scores
-from afnio.tellurio.studio.compare_page import compare_page, compared
-from afnio.tellurio.studio.library import Shelf
-from afnio.tellurio.studio.run_rows import find_run
-from afnio.tellurio.studio.tally import Tallies
+from afnio.tellurio._queries import Reader, Scores
+from afnio.tellurio.studio._compare import compare_page, compared
+from afnio.tellurio.studio._runs import Shelf, Tallies, find_run
 
 
 def scored(path: Path, name: str, samples: Sequence[tuple[str, str | None, float | None]]) -> None:

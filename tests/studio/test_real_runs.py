@@ -15,7 +15,7 @@ from studio.visitor import Studio, started
 
 from afnio.cli import main
 from afnio.runtime.events import StepEnded
-from afnio.tellurio.studio.report import write_report
+from afnio.tellurio.studio._report import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

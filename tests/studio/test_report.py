@@ -13,8 +13,8 @@ from studio.browser import Browser
 from studio.made_store import MadeRun, make_training
 
 from afnio.cli.run_choice import Runs
-from afnio.tellurio.run_choice import ChoiceError
-from afnio.tellurio.studio.report import find, write_report
+from afnio.tellurio._queries import ChoiceError
+from afnio.tellurio.studio._report import find, write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Request

@@ -11,9 +11,8 @@ import pytest
 from studio.made_store import make_training
 from studio.visitor import Studio, started
 
-from afnio.tellurio.lease import Lease, lease_path
-from afnio.tellurio.schema import connect
-from afnio.tellurio.tables import FIRST
+from afnio.tellurio._schema import FIRST, connect
+from afnio.tellurio._store import Lease, lease_path
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,11 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from studio.made_store import START, MadeRun
 
-from afnio.tellurio.interval import paired_interval
-from afnio.tellurio.reader import Reader
-from afnio.tellurio.studio.hostile_text import INVISIBLE, plain, visible
-from afnio.tellurio.studio.library import Shelf
-from afnio.tellurio.studio.overlap import changed_sentences
-from afnio.tellurio.studio.rendering import environment, seconds
-from afnio.tellurio.studio.run_rows import find_run
-from afnio.tellurio.studio.tally import Tallies
-from afnio.tellurio.studio.word_diff import word_diff
+from afnio.tellurio._compare import paired_interval
+from afnio.tellurio._queries import Reader
+from afnio.tellurio.studio._runs import Shelf, Tallies, find_run
+from afnio.tellurio.studio._step import changed_sentences
+from afnio.tellurio.studio._text import INVISIBLE, environment, plain, seconds, visible, word_diff
 
 WORDS = st.lists(st.sampled_from(["a", "be", "cat", " ", "\n", ".", "é", "  "]), max_size=30).map("".join)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afnio.tellurio.lease import Lease, is_held
+from afnio.tellurio._store import Lease, is_held
 
 
 def test_it_is_held_until_it_is_released(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 import afnio.tellurio as te
-from afnio.tellurio.metrics import MONITOR, Headline
-from afnio.tellurio.reader import Reader
+from afnio.tellurio._queries import MONITOR, Headline, Reader
 
 FILE = Path(".afnio/me/emails.db")
 

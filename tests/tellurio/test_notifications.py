@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import afnio.tellurio as te
-from afnio.tellurio.notifications import notifications_suppressed
+from afnio.tellurio._run import notifications_suppressed
 
 
 def test_the_block_marks_its_context_only() -> None:

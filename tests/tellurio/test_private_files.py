@@ -13,7 +13,7 @@ import afnio
 import afnio.tellurio as te
 from afnio.cli.commands import main
 from afnio.demo import figures
-from afnio.tellurio.sinks.jsonl import JsonlSink
+from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient
 
 

@@ -17,11 +17,11 @@ from first_store import CALL, first_version
 from tiny_training import FIRST, SECOND, TEXTS, reply, train
 
 import afnio.tellurio as te
-from afnio.tellurio import opening
-from afnio.tellurio.comparison import compare
-from afnio.tellurio.opening import StoreProblemError
-from afnio.tellurio.reader import Reader
-from afnio.tellurio.schema import connect
+from afnio.tellurio import _store
+from afnio.tellurio._compare import compare
+from afnio.tellurio._queries import Reader
+from afnio.tellurio._schema import connect
+from afnio.tellurio._store import StoreProblemError
 from afnio.testing import ScriptedClient
 
 FILE = Path(".afnio/me/emails.db")
@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     data[8192:] = b"\xff" * (len(data) - 8192)
     Path("damaged.db").write_bytes(data)
     assert "damaged" in problem(Path("damaged.db"))
-    monkeypatch.setattr(opening, "PATIENCE", 0.05)
+    monkeypatch.setattr(_store, "PATIENCE", 0.05)
     with closing(sqlite3.connect(FILE)) as db:
         db.execute("PRAGMA journal_mode = DELETE")
         db.execute("BEGIN EXCLUSIVE")
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_can_be_read(tmp_path: Path) -> None:
 
 READ_ONLY = """
 import os, sys, pathlib
-import afnio.tellurio.reader as reading
+import afnio.tellurio._queries as reading
 path = pathlib.Path(sys.argv[1])
 path.chmod(0o444)
 path.parent.chmod(0o555)

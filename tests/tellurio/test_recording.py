@@ -16,7 +16,7 @@ from afnio.cognitive import Parameter
 from afnio.errors import FinalModelError, TransientModelError
 from afnio.optim import TGD, Candidate, Change
 from afnio.runtime.events import StepEnded, emit
-from afnio.tellurio.bodies import unpacked
+from afnio.tellurio._recording import unpacked
 from afnio.testing import ScriptedClient
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from tiny_training import reply, train
 
 import afnio.tellurio as te
 from afnio.runtime.events import SampleScored
-from afnio.tellurio.reader import Reader
-from afnio.tellurio.redaction import MASK, Redaction
-from afnio.tellurio.studio.report import write_report
+from afnio.tellurio._queries import Reader
+from afnio.tellurio._recording import MASK, Redaction
+from afnio.tellurio.studio._report import write_report
 from afnio.testing import Provider, ScriptedClient
 
 FOLDER = Path(".afnio")

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import afnio.tellurio as te
-from afnio.tellurio.schema import connect
-from afnio.tellurio.tables import SECOND
+from afnio.tellurio._schema import SECOND, connect
 
 if TYPE_CHECKING:
     from conftest import Read

@@ -11,10 +11,9 @@ from tiny_training import reply, train
 
 import afnio.tellurio as te
 from afnio.runtime.events import CallEnded, NodeLaunched, SampleScored, StepEnded
-from afnio.tellurio import sink_thread
-from afnio.tellurio.redaction import Redaction
-from afnio.tellurio.run_events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
-from afnio.tellurio.sinks import sink
+from afnio.tellurio import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged, _run
+from afnio.tellurio._recording import Redaction
+from afnio.tellurio.sinks import _sink
 from afnio.testing import ScriptedClient
 
 
@@ -82,7 +81,7 @@ def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With one warning; memory is bounded."""
-    monkeypatch.setattr(sink_thread, "ROOM", 10)
+    monkeypatch.setattr(_run, "ROOM", 10)
     go_on, seen = threading.Event(), []
 
     def slow(event: Any) -> None:
@@ -99,16 +98,16 @@ def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(
 
 def test_a_slow_sink_is_told_how_the_run_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is left out: a sink that isn't told would take a run that failed for completed."""
-    monkeypatch.setattr(sink_thread, "ROOM", 10)
-    monkeypatch.setattr(sink, "BACKLOG", 5)
+    monkeypatch.setattr(_run, "ROOM", 10)
+    monkeypatch.setattr(_sink, "BACKLOG", 5)
     go_on, taken = threading.Event(), threading.Semaphore(0)
 
-    class Slow(sink.Sink):
+    class Slow(_sink.Sink):
         def __init__(self) -> None:
             self.seen: list[Any] = []
             super().__init__()
 
-        def take(self, moments: Sequence[sink.Moment]) -> None:
+        def take(self, moments: Sequence[_sink.Moment]) -> None:
             taken.release()
             go_on.wait()
             self.seen += [moment.event for moment in moments]
@@ -120,7 +119,7 @@ def test_a_slow_sink_is_told_how_the_run_ended(monkeypatch: pytest.MonkeyPatch) 
         go_on.wait()
         kept(event)
 
-    thread = sink_thread.SinkThread([held], Redaction(None))
+    thread = _run.SinkThread([held], Redaction(None))
     for put in (slow, thread.put):
         put(MetricLogged("loss", 0, None))
         assert taken.acquire(timeout=10)  # so that the rest finds the sink busy and its queue empty

@@ -25,8 +25,8 @@ PROGRAM = """
 import os, sys
 import afnio.tellurio as te
 from afnio.runtime._journal import Journal
-from afnio.tellurio.lease import Lease
-from afnio.tellurio.store import Store
+from afnio.tellurio._store import Lease
+from afnio.tellurio._store import Store
 from afnio.testing import ScriptedClient
 
 def stop():

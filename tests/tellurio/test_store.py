@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import afnio.tellurio as te
-from afnio.tellurio.store import store_path
+from afnio.tellurio._store import store_path
 
 if TYPE_CHECKING:
     from conftest import Read

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from afnio.tellurio import writer as writer_module
-from afnio.tellurio.writer import Writer
+from afnio.tellurio import _store as writer_module
+from afnio.tellurio._store import Writer
 
 if TYPE_CHECKING:
     import sqlite3

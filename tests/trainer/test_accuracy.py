@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.tellurio.interval import wilson
+from afnio.tellurio._compare import wilson
 from afnio.trainer._options import Accuracy
 
 

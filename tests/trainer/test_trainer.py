@@ -15,7 +15,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio import tellurio as te
 from afnio.errors import BatchError, BlockingReadError, ScoreError
-from afnio.tellurio.reader import Reader
+from afnio.tellurio._queries import Reader
 from afnio.testing import ScriptedClient
 from afnio.trainer import Checkpoint, StopTraining, Trainer
 from afnio.trainer._checkpoints import LoopState

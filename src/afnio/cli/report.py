@@ -11,8 +11,8 @@ from pathlib import Path
 def main(argv: Sequence[str]) -> int:
     """Write the report and return the process's exit code."""
     from afnio.errors import AfnioError
-    from afnio.tellurio.studio.library import home_folder
-    from afnio.tellurio.studio.report import write_report
+    from afnio.tellurio.studio._report import write_report
+    from afnio.tellurio.studio._runs import home_folder
 
     parser = argparse.ArgumentParser(
         prog="afnio report",

@@ -8,11 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from afnio.tellurio.opening import StoreProblemError
-from afnio.tellurio.reader import Reader
-from afnio.tellurio.records import RunRecord
-from afnio.tellurio.run_choice import choose
-from afnio.tellurio.studio.library import home_folder, shelves
+from afnio.tellurio._queries import Reader, RunRecord, choose
+from afnio.tellurio._store import StoreProblemError
+from afnio.tellurio.studio._runs import home_folder, shelves
 
 
 class Chosen(NamedTuple):
@@ -47,7 +45,7 @@ class Runs:
                 yield Chosen(reader, run)
 
     def choose(self, word: str, *, whole: bool = False) -> Chosen:
-        """Return the run that a word means; see `afnio.tellurio.run_choice.choose`.
+        """Return the run that a word means; see `afnio.tellurio._queries.choose`.
 
         Raises:
             ChoiceError: if there is none, or if several are meant.

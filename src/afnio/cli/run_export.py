@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from afnio.cli.run_choice import Chosen
-from afnio.tellurio.reader import loaded
+from afnio.tellurio._queries import loaded
 
 TABLES: Final = (
     "metrics", "texts", "tables", "parameters", "steps", "changes", "evidence", "candidates", "nodes",

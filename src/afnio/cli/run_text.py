@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from afnio.cli.run_choice import Chosen
-from afnio.tellurio.comparison import compare
-from afnio.tellurio.metrics import ranked
-from afnio.tellurio.records import Spending, kept
-from afnio.tellurio.run_choice import MISSING
+from afnio.tellurio._compare import compare
+from afnio.tellurio._queries import MISSING, Spending, kept, ranked
 
 SHOWN_METRICS: Final = 3
 SHOWN_TEXT: Final = 2_000

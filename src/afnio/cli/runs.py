@@ -118,7 +118,7 @@ def _compare(runs: Any, options: argparse.Namespace) -> int:
 def _remove(runs: Any, options: argparse.Namespace) -> int:
     import sqlite3
 
-    from afnio.tellurio.removal import remove_run
+    from afnio.tellurio._store import remove_run
 
     chosen = [runs.choose(word, whole=True) for word in options.runs]
     going_on = [one.run.path for one in chosen if one.run.status == "RUNNING"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 def main(argv: Sequence[str]) -> int:
     """Serve the studio until Ctrl-C, and return the process's exit code."""
-    from afnio.tellurio.studio.library import home_folder
-    from afnio.tellurio.studio.server import StudioError, serve
+    from afnio.tellurio.studio._app import StudioError, serve
+    from afnio.tellurio.studio._runs import home_folder
 
     parser = argparse.ArgumentParser(
         prog="afnio studio",

@@ -61,8 +61,8 @@ def run(options: Options, console: Console) -> None:
     from afnio.demo.splits import load_splits
     from afnio.demo.tally import Tally
     from afnio.runtime.events import subscribed
-    from afnio.tellurio.metrics import MONITOR
-    from afnio.tellurio.store import store_path
+    from afnio.tellurio._queries import MONITOR
+    from afnio.tellurio._store import store_path
 
     check_folder()
     splits = load_splits(options.messages)
@@ -96,8 +96,8 @@ def run(options: Options, console: Console) -> None:
 
 def page(run: str) -> str:
     """Write the run as a page and return the line that names it, or says why there is none."""
-    from afnio.tellurio.studio.library import home_folder
-    from afnio.tellurio.studio.report import write_report
+    from afnio.tellurio.studio._report import write_report
+    from afnio.tellurio.studio._runs import home_folder
 
     try:
         return f"The run as a page: {write_report(home_folder(), run, PAGE)}"

@@ -1,20 +1,34 @@
 """Tracking of runs in local files: metrics, calls, samples, steps, and how each run ended."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from afnio._public import lazily
 
 if TYPE_CHECKING:
-    from afnio.tellurio.active import get_active_run
-    from afnio.tellurio.logs import configure_logging
-    from afnio.tellurio.notifications import suppress_variable_notifications
-    from afnio.tellurio.run import Run, RunStatus
-    from afnio.tellurio.schema import StoreVersionError
-    from afnio.tellurio.session import init, log, login
+    from afnio.tellurio._logs import configure_logging
+    from afnio.tellurio._recording import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
+    from afnio.tellurio._run import (
+        Run,
+        RunStatus,
+        get_active_run,
+        init,
+        log,
+        login,
+        suppress_variable_notifications,
+    )
+    from afnio.tellurio._schema import StoreVersionError
 
 __all__ = [
+    "MetricLogged",
     "Run",
+    "RunEnded",
+    "RunStarted",
     "RunStatus",
     "StoreVersionError",
+    "TableLogged",
+    "TextLogged",
     "configure_logging",
     "get_active_run",
     "init",
@@ -23,27 +37,13 @@ __all__ = [
     "suppress_variable_notifications",
 ]
 
-# Imported at the first use: who only reads stores, as the command line does, starts sooner.
-_HOMES = {
-    "Run": "run",
-    "RunStatus": "run",
-    "StoreVersionError": "schema",
-    "configure_logging": "logs",
-    "get_active_run": "active",
-    "init": "session",
-    "log": "session",
-    "login": "session",
-    "suppress_variable_notifications": "notifications",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__,
+    globals(),
+    {
+        "afnio.tellurio._logs": "configure_logging",
+        "afnio.tellurio._recording": "MetricLogged RunEnded RunStarted TableLogged TextLogged",
+        "afnio.tellurio._run": "Run RunStatus get_active_run init log login suppress_variable_notifications",
+        "afnio.tellurio._schema": "StoreVersionError",
+    },
+)

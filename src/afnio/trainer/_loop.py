@@ -35,8 +35,8 @@ from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import seed_source
 from afnio.runtime._spending import Ledger
 from afnio.runtime._waiting import active_journal, journal, scope
-from afnio.tellurio import Run, RunStatus, get_active_run
-from afnio.tellurio.metrics import MONITOR
+from afnio.tellurio._queries import MONITOR
+from afnio.tellurio._run import Run, RunStatus, get_active_run
 from afnio.trainer._callbacks import StopTraining, stopping
 from afnio.trainer._checkpoints import JOURNAL, Checkpoint, Counters, LoopState, Moment, Phase
 from afnio.trainer._feed import (

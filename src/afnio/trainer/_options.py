@@ -24,7 +24,7 @@ from afnio.errors import (
 )
 from afnio.runtime._callables import quorum_holds
 from afnio.runtime._waiting import wait_async
-from afnio.tellurio.interval import wilson
+from afnio.tellurio._compare import wilson
 
 Share: TypeAlias = int | float
 """A number of batches, or a fraction of them, 1.0 for all."""

@@ -16,9 +16,9 @@ import afnio
 import afnio.cognitive as cog
 import afnio.tellurio as te
 from afnio.runtime.events import subscribed
-from afnio.tellurio.sinks import sink as sink_file
-from afnio.tellurio.sinks.jsonl import JsonlSink
-from afnio.tellurio.sinks.sink import Moment, Sink
+from afnio.tellurio.sinks import JsonlSink
+from afnio.tellurio.sinks import _sink as sink_file
+from afnio.tellurio.sinks._sink import Moment, Sink
 from afnio.testing import ScriptedClient
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "model": "m"}

@@ -207,9 +207,9 @@ async def test_spans_end_with_their_scope_and_are_children_of_the_callers(spans:
 
 def test_memory_is_bounded(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without scopes the oldest spans of samples end when there are many."""
-    from afnio.tellurio.sinks import span_tree
+    from afnio.tellurio.sinks import opentelemetry
 
-    monkeypatch.setattr(span_tree, "KEPT_OPEN", 10)
+    monkeypatch.setattr(opentelemetry, "KEPT_OPEN", 10)
     with OpenTelemetrySink(spans.provider) as sink:
         client, messages = ScriptedClient("x"), [{"role": "user", "content": [afnio.Variable("{text}")]}]
         cog.chat_completion(client, messages, {"text": [f"{n}" for n in range(50)]}, model="m").data

@@ -9,3 +9,14 @@ it is told, `close()` ends the sink. As a block a sink hears what is launched in
 * `afnio.tellurio.sinks.opentelemetry.OpenTelemetrySink`: spans, with `afnio[opentelemetry]`.
 * `afnio.tellurio.sinks.mlflow.MlflowSink`: metrics and traces of an MLflow run, with `afnio[mlflow]`.
 """
+
+from __future__ import annotations
+
+from afnio._public import show_in
+from afnio.tellurio.sinks._sink import JsonlSink
+
+__all__ = [
+    "JsonlSink",
+]
+
+show_in(__name__, globals(), __all__)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 from afnio.errors import AfnioError
-from afnio.tellurio.run_events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
-from afnio.tellurio.sinks import gen_ai
-from afnio.tellurio.sinks.sink import Moment, Sink
-from afnio.tellurio.sinks.span_tree import Kind, SpanTree
+from afnio.tellurio._recording import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
+from afnio.tellurio.sinks import opentelemetry
+from afnio.tellurio.sinks._sink import Moment, Sink
+from afnio.tellurio.sinks.opentelemetry import Kind, SpanTree
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -207,11 +207,11 @@ class _MlflowSpans:
         self._content = content
 
     def open(
-        self, kind: Kind, name: str, parent: _Place | None, start: int, attributes: gen_ai.Attributes
+        self, kind: Kind, name: str, parent: _Place | None, start: int, attributes: opentelemetry.Attributes
     ) -> _Place:
         scope = parent.scope if parent is not None else ""
         if kind in ("run", "scope"):
-            return _Place(attributes.get(gen_ai.ADDRESS, scope), None)
+            return _Place(attributes.get(opentelemetry.ADDRESS, scope), None)
         import mlflow
 
         above = None if parent is None else parent.span
@@ -224,8 +224,8 @@ class _MlflowSpans:
                 "experiment_id": self._run.experiment_id,
             }
         asked, answered = (
-            attributes.pop(gen_ai.INPUT_MESSAGES, None),
-            attributes.pop(gen_ai.OUTPUT_MESSAGES, None),
+            attributes.pop(opentelemetry.INPUT_MESSAGES, None),
+            attributes.pop(opentelemetry.OUTPUT_MESSAGES, None),
         )
         span = mlflow.start_span_no_context(
             name,
@@ -240,7 +240,7 @@ class _MlflowSpans:
             span.set_outputs(json.loads(answered))
         return _Place(scope, span)
 
-    def close(self, place: _Place, end: int, attributes: gen_ai.Attributes, error: str | None) -> None:
+    def close(self, place: _Place, end: int, attributes: opentelemetry.Attributes, error: str | None) -> None:
         span = place.span
         if span is None:
             return

@@ -5,16 +5,19 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, Final, NamedTuple
 
-from afnio.tellurio.interval import wilson
-from afnio.tellurio.metrics import MONITOR, Headline, headline, metric_ends, metric_names, metric_points
-from afnio.tellurio.phase import evaluation_of
-from afnio.tellurio.records import kept
-from afnio.tellurio.studio.hostile_text import plain
-from afnio.tellurio.studio.rendering import score
-from afnio.tellurio.studio.run_rows import RunRow, flattened, loaded
-from afnio.tellurio.studio.sparkline import thinned
-from afnio.tellurio.studio.tally import Reading, Tallies
-from afnio.tellurio.studio.word_diff import word_diff
+from afnio.tellurio._compare import wilson
+from afnio.tellurio._queries import (
+    MONITOR,
+    Headline,
+    headline,
+    kept,
+    metric_ends,
+    metric_names,
+    metric_points,
+)
+from afnio.tellurio._recording import evaluation_of
+from afnio.tellurio.studio._runs import Reading, RunRow, Tallies, best_text, flattened, loaded
+from afnio.tellurio.studio._text import plain, thinned, word_diff
 
 CURVES: Final = 6
 """Metrics that one chart shows."""
@@ -118,17 +121,6 @@ def live_numbers(
         "steps": steps,
         "seconds": run.seconds,
     }
-
-
-def best_text(main: Headline | None) -> str:
-    """Return what stands below the headline: its best value, and where it was.
-
-    >>> best_text(Headline("val_loss", 0.8333, "max", 0.8485, 3, "epoch"))
-    'best 0.849 at epoch 3'
-    """
-    if main is None or main.best is None:
-        return ""
-    return f"best {score(main.best)} at {main.unit} {main.step}"
 
 
 def metrics(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:

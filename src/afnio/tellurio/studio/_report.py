@@ -14,18 +14,13 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from afnio.tellurio.opening import StoreProblemError
-from afnio.tellurio.reader import Reader
-from afnio.tellurio.records import RunRecord
-from afnio.tellurio.run_choice import choose
-from afnio.tellurio.studio.call_page import call_page
-from afnio.tellurio.studio.library import Shelf, shelves
-from afnio.tellurio.studio.lineage import lineage_page
-from afnio.tellurio.studio.rendering import FOLDER, render
-from afnio.tellurio.studio.run_page import run_page, step_rows
-from afnio.tellurio.studio.run_rows import RunRow, row_of
-from afnio.tellurio.studio.step_page import step_page
-from afnio.tellurio.studio.tally import Tallies
+from afnio.tellurio._queries import Reader, RunRecord, choose
+from afnio.tellurio._store import StoreProblemError
+from afnio.tellurio.studio._run import run_page, step_rows
+from afnio.tellurio.studio._runs import RunRow, Shelf, Tallies, row_of, shelves
+from afnio.tellurio.studio._sample import call_page
+from afnio.tellurio.studio._step import lineage_page, step_page
+from afnio.tellurio.studio._text import FOLDER, render
 
 STEPS: Final = 50
 """Steps that are told, the last."""

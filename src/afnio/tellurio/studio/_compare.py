@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from afnio.tellurio.comparison import PhaseComparison, compare
-from afnio.tellurio.interval import Paired
-from afnio.tellurio.metrics import Headline, headline, metric_names, metric_points
-from afnio.tellurio.reader import Reader
-from afnio.tellurio.scores import Scores
-from afnio.tellurio.studio.hostile_text import plain
-from afnio.tellurio.studio.run_page import best_text
-from afnio.tellurio.studio.run_rows import RunRow, flattened
-from afnio.tellurio.studio.step_page import Shown, shown_diff
-from afnio.tellurio.studio.tally import Sums, Tallies
+from afnio.tellurio._compare import Paired, PhaseComparison, compare
+from afnio.tellurio._queries import Headline, Reader, Scores, headline, metric_names, metric_points
+from afnio.tellurio.studio._runs import RunRow, Sums, Tallies, best_text, flattened
+from afnio.tellurio.studio._step import Shown, shown_diff
+from afnio.tellurio.studio._text import plain
 
-MOST: Final = 6
+MOST_RUNS: Final = 6
 """Runs that are compared at once."""
 METRICS: Final = 12
 

@@ -1,0 +1,788 @@
+"""Recording: what the engine says of a run, as rows; in the writing thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import sqlite3
+import subprocess
+import sys
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pydantic import BaseModel
+
+from afnio.models._prices import price_of
+from afnio.runtime._spending import Price, cost
+from afnio.runtime.events import (
+    CallEnded,
+    CallReplayed,
+    CallRetried,
+    NodeLaunched,
+    SampleScored,
+    ScopeEnded,
+    StepEnded,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from afnio.optim._optimizer import Change
+
+
+INSERT_NODE: Final = """
+INSERT INTO nodes (run_id, address, name, line, kind, lanes, parents, phase, time)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT_SAMPLE: Final = """
+INSERT INTO samples (
+    run_id, node, lane, phase, key, prediction, target, score, note, explanation, success, time
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT_STEP: Final = """
+INSERT INTO steps (run_id, number, address, optimizer, error, time) VALUES (?, ?, ?, ?, ?, ?)"""
+INSERT_CHANGE: Final = """
+INSERT INTO changes (run_id, step_id, parameter, role, before, after, gradients, rejected)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT_EVIDENCE: Final = """
+INSERT INTO evidence (run_id, change_id, number, text, samples) VALUES (?, ?, ?, ?, ?)"""
+INSERT_CANDIDATE: Final = """
+INSERT INTO candidates (run_id, step_id, number, parents, vals, scores, verdict)
+VALUES (?, ?, ?, ?, ?, ?, ?)"""
+INSERT_EVENT: Final = "INSERT INTO events (run_id, kind, payload, time) VALUES (?, ?, ?, ?)"
+
+LOST: Final = (sqlite3.OperationalError, sqlite3.InternalError)
+"""Errors of the file, after which nothing more can be written; others are about one event."""
+
+
+class Recording:
+    """Writes a run's events into its tables, in the order in which they came.
+
+    An event that can't be written, such as one with a value that SQLite doesn't take, costs one warning.
+    """
+
+    def __init__(self, run_id: str, redaction: Redaction) -> None:
+        self._run_id = run_id
+        self._redaction = redaction
+        self._calls = CallRows(run_id, redaction)
+        self._keys = SampleKeys()
+        self._parameters = ParameterHistory(run_id)
+        self._steps = 0
+        self._failed = False
+        self._writes: dict[type, Callable[[sqlite3.Connection, Any, float], None]] = {
+            CallEnded: self._calls.end,
+            CallReplayed: self._calls.replay,
+            CallRetried: self._calls.retry,
+            NodeLaunched: self._node,
+            SampleScored: self._sample,
+            StepEnded: self._step,
+            ScopeEnded: lambda connection, event, time: None,  # its launches say what it was
+        }
+
+    def write(self, connection: sqlite3.Connection, event: Any, time: float) -> None:
+        """Write one event that came at `time`."""
+        write = self._writes.get(type(event), self._other)
+        try:
+            write(connection, event, time)
+        except LOST:
+            raise
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                logging.getLogger("afnio").warning(
+                    "An event [%s] is not recorded (%s: %s); others of its kind are left out without a word.",
+                    type(event).__name__,
+                    type(error).__name__,
+                    error,
+                )
+
+    def _node(self, connection: sqlite3.Connection, event: NodeLaunched, time: float) -> None:
+        self._keys.add(event)
+        line = f"{event.line.file}:{event.line.number}" if hasattr(event.line, "file") else str(event.line)
+        parents = lenient([entry.producer for entry in event.inputs])
+        about = (event.address, event.name, line, event.kind, event.lanes)
+        connection.execute(INSERT_NODE, (self._run_id, *about, parents, phase_of(event.address), time))
+
+    def _sample(self, connection: sqlite3.Connection, event: SampleScored, time: float) -> None:
+        number = event.score if isinstance(event.score, int | float) else None
+        row = (
+            self._run_id,
+            event.node,
+            event.lane,
+            phase_of(event.node),
+            self._keys.key(event.node, event.lane),
+            self._text(event.prediction),
+            self._text(event.target),
+            number,
+            None if number is not None else self._json(event.score),
+            self._text(event.explanation),
+            int(event.success),
+            time,
+        )
+        connection.execute(INSERT_SAMPLE, row)
+
+    def _step(self, connection: sqlite3.Connection, event: StepEnded, time: float) -> None:
+        self._steps += 1
+        error = self._text(event.error)
+        step = (self._run_id, self._steps, event.address, event.optimizer, error, time)
+        step_id = connection.execute(INSERT_STEP, step).lastrowid
+        self._parameters.begin_step()
+        for change in event.changes:
+            self._change(connection, step_id, change)
+        told = [(change.role, self._text(change.after) or "") for change in event.changes]
+        for role, value in event.values:
+            known = role, self._text(value) or ""
+            if known in told:
+                told.remove(known)
+            else:
+                self._parameters.note(connection, self._steps, role, known[1], known[1])
+        for candidate in event.candidates:
+            row = (
+                candidate.number,
+                lenient(candidate.parents),
+                self._json(candidate.values),
+                lenient(candidate.scores),
+                self._text(candidate.verdict),
+            )
+            connection.execute(INSERT_CANDIDATE, (self._run_id, step_id, *row))
+
+    def _change(self, connection: sqlite3.Connection, step_id: int | None, change: Change) -> None:
+        before, after = self._text(change.before) or "", self._text(change.after) or ""
+        number = self._parameters.note(connection, self._steps, change.role, before, after)
+        about = (number, change.role, before, after, change.gradients, self._text(change.rejected))
+        change_id = connection.execute(INSERT_CHANGE, (self._run_id, step_id, *about)).lastrowid
+        rows = [
+            (self._run_id, change_id, place, self._text(evidence.text), self._json(evidence.trail))
+            for place, evidence in enumerate(change.evidence)
+        ]
+        connection.executemany(INSERT_EVIDENCE, rows)
+
+    def _other(self, connection: sqlite3.Connection, event: Any, time: float) -> None:
+        payload = asdict(event) if is_dataclass(event) and not isinstance(event, type) else event
+        connection.execute(INSERT_EVENT, (self._run_id, type(event).__name__, self._json(payload), time))
+
+    def _text(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        return encodable(self._redaction.text(value)) if isinstance(value, str) else self._json(value)
+
+    def _json(self, value: Any) -> str:
+        return self._redaction.json(value)
+
+
+# Events of a run itself, which its sinks get besides those of `afnio.runtime.events`.
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run starts; the first event that a sink gets.
+
+    Attributes:
+        date: seconds since 1970 UTC.
+        continued: whether an earlier process had begun it.
+    """
+
+    run_id: str
+    name: str
+    namespace: str
+    project: str
+    description: str | None
+    config: Mapping[str, Any]
+    date: float
+    continued: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MetricLogged:
+    """A value was logged; `step` is None where the store counts."""
+
+    name: str
+    value: Any
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogged:
+    """A text was logged."""
+
+    name: str
+    text: str
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableLogged:
+    """A table was logged."""
+
+    name: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A run has ended; the last event that a sink gets."""
+
+    status: str
+
+
+# Call rows: language model calls with what was asked, answered and paid; in the writing thread.
+
+
+# What was paid at one address adds up: a call that failed may be made again when its run is continued.
+INSERT_CALL: Final = """
+INSERT INTO calls (
+    run_id, address, node, lane, phase, purpose, account, model, status, replayed, attempts, seconds, waited,
+    started, ended, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cost, error, params,
+    messages, reply
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (run_id, address) DO UPDATE SET
+    model = excluded.model, account = excluded.account, status = excluded.status,
+    attempts = attempts + excluded.attempts, seconds = seconds + excluded.seconds,
+    waited = waited + excluded.waited, started = excluded.started, ended = excluded.ended,
+    prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = completion_tokens + excluded.completion_tokens,
+    cached_tokens = cached_tokens + excluded.cached_tokens,
+    reasoning_tokens = reasoning_tokens + excluded.reasoning_tokens,
+    cost = coalesce(cost + excluded.cost, cost, excluded.cost), error = excluded.error,
+    params = excluded.params, messages = excluded.messages, reply = excluded.reply"""
+REPLAY: Final = """
+UPDATE calls SET replayed = replayed + 1
+WHERE run_id = ? AND address = ? AND status NOT IN ('failed', 'cancelled')"""
+INSERT_RETRY: Final = """
+INSERT INTO retries (run_id, address, attempt, error, wait, time) VALUES (?, ?, ?, ?, ?, ?)"""
+
+CANCELLED: Final = ("CancelledError", "Cancelled")
+"""What asyncio and trio raise in a task that is cancelled."""
+
+RECENT: Final = 1_000
+"""Messages and replies that are known by their texts."""
+
+
+class CallRows:
+    """Writes the calls of one run."""
+
+    def __init__(self, run_id: str, redaction: Redaction) -> None:
+        self._run_id = run_id
+        self._redaction = redaction
+        self._bodies = Bodies(run_id)
+        self._recent: dict[tuple[Any, ...], int] = {}
+
+    def end(self, connection: sqlite3.Connection, event: CallEnded, time: float) -> None:
+        """Write a call that has ended."""
+        status, said = outcome(event.error)
+        known = float(event.cost) if event.cost is not None else _cost(event)
+        error = None if said is None else encodable(self._redaction.text(said))
+        effort = (event.attempts, event.seconds, event.waited, time - event.seconds - event.waited, time)
+        self._insert(connection, event, (status, 0), effort, event.usage, known, error)
+
+    def replay(self, connection: sqlite3.Connection, event: CallReplayed, time: float) -> None:
+        """Count an answer of the journal; its call has a row, unless the process was killed before."""
+        if connection.execute(REPLAY, (self._run_id, event.address)).rowcount == 0:
+            usage = event.reply.usage if event.reply is not None else Usage()
+            self._insert(connection, event, ("replayed", 1), (0, 0.0, 0.0, time, time), usage, 0.0, None)
+
+    def retry(self, connection: sqlite3.Connection, event: CallRetried, time: float) -> None:
+        """Write an attempt that failed."""
+        error = encodable(self._redaction.text(event.error))
+        row = (self._run_id, event.address, event.attempt, error, event.wait, time)
+        connection.execute(INSERT_RETRY, row)
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        event: CallEnded | CallReplayed,
+        status: tuple[str, int],
+        effort: tuple[Any, ...],
+        usage: Usage,
+        dollars: float | None,
+        error: str | None,
+    ) -> None:
+        request, reply = event.request, event.reply
+        messages = () if request is None else [self._body(connection, part) for part in request.messages]
+        row = (
+            self._run_id,
+            event.address,
+            event.node or event.address,
+            event.lane,
+            phase_of(event.node or event.address),
+            event.purpose,
+            event.account,
+            event.model,
+            *status,
+            *effort,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+            dollars,
+            error,
+            None if request is None or not request.params else self._body(connection, request.params),
+            ",".join(map(str, messages)),
+            None if reply is None else self._body(connection, _shown(reply)),
+        )
+        connection.execute(INSERT_CALL, row)
+
+    def _body(self, connection: sqlite3.Connection, value: Any) -> int:
+        # Most messages of a batch are one: knowing it by its text spares making JSON of it and a digest.
+        content = value.get("content") if len(value) == 2 else None
+        parts = tuple(value.items()) if isinstance(content, str) else None
+        try:
+            known = None if parts is None else self._recent.get(parts)
+        except TypeError:  # a part that can't be a key
+            parts = known = None
+        if known is None:
+            known = self._bodies.number(connection, self._redaction.json(value))
+            if parts is not None:
+                if len(self._recent) >= RECENT:
+                    self._recent.clear()
+                self._recent[parts] = known
+        return known
+
+
+def outcome(error: str | None) -> tuple[str, str | None]:
+    """Return a call's status and what went wrong; a call that was cancelled didn't fail.
+
+    >>> outcome("CancelledError: "), outcome("ModelError: no")
+    (('cancelled', None), ('failed', 'ModelError: no'))
+    """
+    if error is None:
+        return "ok", None
+    kind, _, said = error.partition(": ")
+    return ("cancelled", said or None) if kind in CANCELLED else ("failed", error)
+
+
+def _shown(reply: Any) -> dict[str, Any]:
+    """A reply as JSON types; its usage has columns of its own."""
+    if not hasattr(reply, "content"):
+        return {"content": str(reply)}
+    shown: dict[str, Any] = {"content": reply.content, "finish_reason": reply.finish_reason}
+    if reply.tool_calls:
+        shown["tool_calls"] = [call.model_dump() for call in reply.tool_calls]
+    return shown
+
+
+def _cost(event: CallEnded) -> float | None:
+    """Dollars by the prices that the user wrote down or that are known; None where nobody says."""
+    if event.reply is None:
+        return None
+    price = _price(event.model, event.account)
+    return None if price is None else float(cost(price, event.usage))
+
+
+@lru_cache(maxsize=256)
+def _price(model: str, account: str) -> Price | None:
+    try:
+        return price_of(model, account)
+    except (OSError, ValueError) as error:
+        logging.getLogger("afnio").warning("the costs of [%s] are not recorded: %s", model, error)
+        return None
+
+
+# Bodies: messages and replies in the store, each once in a run, as prompts are long and repeat.
+
+
+PACKED_FROM: Final = 256
+"""Bytes from which a body is compressed."""
+KEPT_BODIES: Final = 20_000
+"""Bodies whose numbers are remembered; an older one is looked up."""
+
+FIND: Final = "SELECT id FROM bodies WHERE run_id = ? AND digest = ?"
+INSERT_BODY: Final = "INSERT OR IGNORE INTO bodies (run_id, digest, packed, body) VALUES (?, ?, ?, ?)"
+
+
+class Bodies:
+    """The bodies of one run, in the writing thread."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._numbers: OrderedDict[bytes, int] = OrderedDict()
+
+    def number(self, connection: sqlite3.Connection, text: str) -> int:
+        """Return the row that holds `text`, made if there is none."""
+        body = text.encode()
+        digest = hashlib.blake2b(body, digest_size=16).digest()
+        known = self._numbers.get(digest)
+        if known is not None:
+            self._numbers.move_to_end(digest)
+            return known
+        packed = len(body) >= PACKED_FROM
+        stored = zlib.compress(body, 1) if packed else body
+        made = connection.execute(INSERT_BODY, (self._run_id, digest, packed, stored))
+        if made.rowcount:
+            number = made.lastrowid or 0
+        else:
+            (number,) = connection.execute(FIND, (self._run_id, digest)).fetchone()
+        self._numbers[digest] = number
+        if len(self._numbers) > KEPT_BODIES:
+            self._numbers.popitem(last=False)
+        return number
+
+
+def unpacked(packed: int, body: bytes) -> str:
+    """The JSON of a row of `bodies`.
+
+    >>> unpacked(1, zlib.compress(b'"hello"'))
+    '"hello"'
+    """
+    return (zlib.decompress(body) if packed else body).decode()
+
+
+# Parameter history: which parameter a change is about, and each value that it had.
+
+
+INSERT_VERSION: Final = "INSERT INTO parameters (run_id, number, step, role, value) VALUES (?, ?, ?, ?, ?)"
+
+
+@dataclass(slots=True)
+class _Known:
+    number: int
+    role: str
+    value: str
+
+
+class ParameterHistory:
+    """Numbers a run's parameters in order of appearance and writes their values, in the writing thread.
+
+    A step says which role and which value it changed, so a parameter is known again by both; where the
+    program has assigned another value since, by its role.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._known: list[_Known] = []
+        self._left: list[_Known] = []
+
+    def begin_step(self) -> None:
+        """Begin a step, which changes each parameter at most once."""
+        self._left = list(self._known)
+
+    def note(self, connection: sqlite3.Connection, step: int, role: str, before: str, after: str) -> int:
+        """Write the values that are new, and return the parameter's number."""
+        known = self._find(role, before)
+        if known is None:
+            known = _Known(len(self._known), role, before)
+            self._known.append(known)
+            connection.execute(INSERT_VERSION, (self._run_id, known.number, 0, role, before))
+        else:
+            self._left.remove(known)
+            if known.value != before:
+                connection.execute(INSERT_VERSION, (self._run_id, known.number, step - 1, role, before))
+        if after != before:
+            connection.execute(INSERT_VERSION, (self._run_id, known.number, step, role, after))
+        known.value = after
+        return known.number
+
+    def _find(self, role: str, before: str) -> _Known | None:
+        named = [known for known in self._left if known.role == role]
+        return next((known for known in named if known.value == before), named[0] if named else None)
+
+
+# Sample keys: which samples of two runs are the same one, told by what they were made from.
+
+
+KEPT_KEYS: Final = 200_000
+"""Lanes that are remembered; the launches that need older ones have long been made."""
+
+Leaves = frozenset[bytes]
+
+
+class SampleKeys:
+    """For each launch and lane the digests of the sample's own leaves: its inputs and its target.
+
+    What a batch shares, such as a prompt, is no part of them; neither is a parameter. So the key of a
+    sample is the same whatever the prompt is, and however many ops there are between.
+    """
+
+    def __init__(self) -> None:
+        self._leaves: OrderedDict[str, list[Leaves]] = OrderedDict()
+        self._kept = 0
+
+    def add(self, event: NodeLaunched) -> None:
+        """Remember what a launch was given."""
+        if event.kind == "backward":
+            return
+        lanes: list[Leaves] = [frozenset()] * (1 if event.lanes is None else event.lanes)
+        for entry in event.inputs:
+            found: Sequence[Leaves] | None = None
+            if entry.values is not None:
+                found = [_leaf(value) for value in entry.values]
+            elif entry.producer is not None:
+                found = self._leaves.get(entry.producer)
+            # One value for many lanes is shared by them.
+            if found is not None and len(found) == len(lanes):
+                lanes = [mine | theirs for mine, theirs in zip(lanes, found, strict=True)]
+        self._leaves[event.address] = lanes
+        self._kept += len(lanes)
+        while self._kept > KEPT_KEYS and len(self._leaves) > 1:
+            self._kept -= len(self._leaves.popitem(last=False)[1])
+
+    def key(self, node: str, lane: int | None) -> str | None:
+        """The key of a launch's lane, None where it had no leaves of its own, or is long past."""
+        lanes = self._leaves.get(node)
+        leaves = None if lanes is None else lanes[lane or 0]
+        return hashlib.blake2b(b"".join(sorted(leaves)), digest_size=8).hexdigest() if leaves else None
+
+
+def _leaf(value: object) -> Leaves:
+    if value is None:
+        return frozenset()
+    return frozenset((hashlib.blake2b(as_text(value).encode(), digest_size=8).digest(),))
+
+
+# Provenance: which code, which versions and which machine a run is of; never environment variables.
+
+
+PACKAGES: Final = ("afnio", "aiohttp", "anyio", "openai", "pydantic", "genai-prices")
+GIT_TIMEOUT: Final = 5.0
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that `folder` is at, with "+" if files differ from it; None where there is none.
+
+    >>> git_commit(Path("/")) is None
+    True
+    """
+    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+        return None
+    try:
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no").strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+" if changed else commit
+
+
+def versions() -> str:
+    """Versions of Python and of the packages that calls go through, as JSON."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return json.dumps(found)
+
+
+def platform_facts() -> str:
+    """The system, the machine and its processors, as JSON."""
+    facts = {
+        "system": platform.system(),
+        "release": platform.release(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "implementation": sys.implementation.name,
+    }
+    return json.dumps(facts)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # Looking must not write: without this `status` refreshes the index.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    done = subprocess.run(  # noqa: S603 (fixed arguments)
+        ["git", *arguments],  # noqa: S607 (the user's own git)
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=GIT_TIMEOUT,
+        check=True,
+    )
+    return done.stdout
+
+
+# Values as the store keeps them.
+
+
+# Made once: making an encoder takes longer than most of the values that it gets.
+_LENIENT = json.JSONEncoder(default=str, ensure_ascii=False)
+
+
+def encode(what: str, value: Any) -> str:
+    """The value as JSON, taken now, so that later changes don't reach the record.
+
+    >>> encode("metric [loss]", {"sum": 0.5})
+    '{"sum": 0.5}'
+    """
+
+    def refuse(part: Any) -> Any:
+        raise TypeError(
+            f"The {what} holds a [{type(part).__name__}], which JSON can't express; pass numbers, "
+            "strings, lists and dicts, e.g. `.data` of a Variable."
+        )
+
+    try:
+        text = json.dumps(value, default=refuse, ensure_ascii=False)
+    except ValueError as error:
+        raise TypeError(f"The {what} is a [{type(value).__name__}] that contains itself.") from error
+    return encodable(text)
+
+
+def lenient(value: Any, text: Callable[[Any], str] = str) -> str:
+    """Any value as JSON; what JSON can't express as its `text`.
+
+    >>> lenient({"at": (1, {2})})
+    '{"at": [1, "{2}"]}'
+    """
+    encoder = _LENIENT if text is str else json.JSONEncoder(default=text, ensure_ascii=False)
+    return encodable(encoder.encode(value))
+
+
+def as_text(value: Any) -> str:
+    """A text as it is, any other value as JSON.
+
+    >>> as_text("yes"), as_text(1.5)
+    ('yes', '1.5')
+    """
+    return encodable(value) if isinstance(value, str) else lenient(value)
+
+
+def encodable(text: str) -> str:
+    """The text, with an escape for half a surrogate pair, as broken model replies hold: it has no UTF-8."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# Redaction: what a user wants kept out of texts, taken out before anything is written.
+
+
+Redact: TypeAlias = Callable[[str], str] | Iterable[str | re.Pattern[str]]
+"""A function of a text that returns what may be written, or patterns whose matches become `[redacted]`."""
+
+MASK: Final = "[redacted]"
+
+
+class Redaction:
+    """Applies the user's `redact` to every text in a value.
+
+    A function that fails takes the whole text out, and is reported once: a text that it was to look at
+    must not slip through.
+
+    >>> redaction = Redaction([r"sk-\\w+"])
+    >>> redaction.value({"prompt": ["use sk-123", 4]})
+    {'prompt': ['use [redacted]', 4]}
+    """
+
+    def __init__(self, redact: Redact | None) -> None:
+        self._function = _function(redact)
+        self._failed = False
+
+    def text(self, text: str) -> str:
+        """The text as it may be written."""
+        if self._function is None:
+            return text
+        try:
+            redacted = self._function(text)
+            if not isinstance(redacted, str):
+                raise TypeError(f"redact must return a text (got {type(redacted).__name__})")
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                logging.getLogger("afnio").warning(
+                    "redact failed, so %s is written in place of a text (%s)", MASK, type(error).__name__
+                )
+            return MASK
+        return redacted
+
+    def value(self, value: Any) -> Any:
+        """The value with every text in it as it may be written: of lists, dicts, events, requests, replies.
+
+        The keys of a dict are names, and stay.
+        """
+        return value if self._function is None else self._value(value)
+
+    def json(self, value: Any) -> str:
+        """The value as JSON as it may be written; what JSON can't express is a text as well.
+
+        >>> print(Redaction(["sk-1"]).json([{"sk-1"}]))
+        ["{'[redacted]'}"]
+        """
+        return lenient(value) if self._function is None else lenient(self._value(value), self._text_of)
+
+    def _text_of(self, value: Any) -> str:
+        return self.text(str(value))
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {key: self._value(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._value(item) for item in value]
+        if isinstance(value, set | frozenset):
+            return type(value)(self._value(item) for item in value)
+        if isinstance(value, tuple):
+            parts = [self._value(item) for item in value]
+            return value._make(parts) if hasattr(value, "_make") else tuple(parts)
+        if isinstance(value, BaseModel):
+            return value.model_copy(update={name: self._value(item) for name, item in value})
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [field.name for field in dataclasses.fields(value) if field.init]
+            return dataclasses.replace(
+                value, **{name: self._value(getattr(value, name)) for name in fields if name not in PLAIN}
+            )
+        return value
+
+
+PLAIN: Final = frozenset({"address", "node", "account", "model", "purpose", "kind", "line", "run_id"})
+"""Fields of events that are no texts of the user's, and by which rows are found."""
+
+
+def _function(redact: Redact | None) -> Callable[[str], str] | None:
+    if redact is None or callable(redact):
+        return redact
+    if isinstance(redact, str):
+        raise TypeError(f"redact must be a function or a list of patterns (got {redact!r}); put it in a list")
+    patterns = [re.compile(pattern) for pattern in redact]
+
+    def mask(text: str) -> str:
+        for pattern in patterns:
+            text = pattern.sub(MASK, text)
+        return text
+
+    return mask
+
+
+# Phase: which part of a program an address belongs to.
+
+
+_BATCH: Final = re.compile(r"/batch \d+$")
+
+IN_PHASE: Final = "(phase = ? OR phase > ? AND phase < ?)"
+"""SQL for rows of a phase and of its batches; takes what `of_phase` returns."""
+
+
+@lru_cache(maxsize=1024)
+def phase_of(address: str) -> str:
+    """The scopes of an address, without the run's own.
+
+    >>> phase_of("run/epoch 1/step 3/7/12/forward"), phase_of("run/4/chat"), phase_of("/4")
+    ('epoch 1/step 3', '', '')
+    """
+    parts = list(takewhile(lambda part: not part.isdecimal(), address.split("/")))
+    return "/".join(parts[1:] if parts[:1] in (["run"], [""]) else parts)
+
+
+def evaluation_of(phase: str) -> str:
+    """The phase that a batch of an evaluation belongs to; another phase is its own.
+
+    >>> evaluation_of("fit/val step 2/batch 1"), evaluation_of("epoch 1/step 3")
+    ('fit/val step 2', 'epoch 1/step 3')
+    """
+    return _BATCH.sub("", phase)
+
+
+def of_phase(phase: str) -> list[str]:
+    """The values of `IN_PHASE`: a phase, and the bounds between which the names of its batches are."""
+    return [phase, f"{phase}/batch ", f"{phase}/batch!"]

@@ -1,0 +1,350 @@
+"""Opening a project's file: made if it isn't there, brought to this version if it is older.
+
+What the tables hold is in `tables`."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Final
+
+from afnio.errors import AfnioError
+from afnio.runtime._files import make_private_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+BUSY_TIMEOUT: Final = 30.0
+"""Seconds that one process waits for another one's transaction."""
+
+
+class StoreVersionError(AfnioError, RuntimeError):
+    """The file was written by a newer Afnio."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a project's file for writing, creating it and its folders for this user alone.
+
+    A file of an older version is brought to this one in place, in one transaction.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     connection = connect(pathlib.Path(folder) / "new" / "project.db")
+    ...     connection.execute("PRAGMA user_version").fetchone()
+    ...     connection.close()
+    (3,)
+    """
+    make_private_folder(path.parent)
+    # SQLite gives its side files the mode of the database, so the file has to be private first.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    try:
+        if version_of(connection, path) < VERSION:
+            _upgrade(connection, path)
+        _use_wal(connection)
+        # A power cut may lose the last moments of a log but never breaks the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the file's version, 0 for a new one.
+
+    Raises:
+        StoreVersionError: if a newer Afnio wrote it.
+    """
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > VERSION:
+        raise StoreVersionError(
+            f"The run store [{path}] has the schema version [{version}], but this Afnio knows "
+            f"only [{VERSION}]; install a newer one, or set AFNIO_HOME to another folder."
+        )
+    return version
+
+
+def upgrade(connection: sqlite3.Connection, version: int) -> None:
+    """Bring a file of `version` to this one; within the caller's transaction."""
+    for statements in UPGRADES[version:]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        upgrade(connection, version_of(connection, path))  # another process may have been faster
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # SQLite doesn't apply the busy timeout to this switch, so two processes that start together
+    # would fail without these attempts.
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+# Tables: what a project's file holds, and how a file of an older version becomes one of this.
+#
+# Times are seconds since 1970 UTC. JSON is UTF-8 text. `run_id` is `runs.id` everywhere; the other ids are
+# SQLite's own numbers, growing in the order of writing, and are what pages are keyed by.
+#
+# **Addresses** say where in the program something was launched (`run/epoch 1/step 3/7`): the scopes' names,
+# then the number of the launch in its scope. A call's address goes on with the part, the lane and the purpose
+# (`run/epoch 1/step 3/7/12/forward`), so `address >= :node || '/' AND address < :node || '0'` are the calls of
+# a node. A **phase** is the scopes' part alone, without the run's own (`epoch 1/step 3`, `val`, `''`). A
+# **lane** is the index of a sample in its batch, NULL where there is one value only.
+#
+# `runs`: one for each run.
+#     status              RUNNING, COMPLETED, FAILED or CRASHED as it was last written; a killed process
+#                         leaves RUNNING, which `tellurio.reader` tells from a living one by the run's lease
+#     config              JSON object
+#     identity            JSON [folder, script, arguments] of the program, '' where a person typed it in; with a
+#                         digest of all three as a fourth where keys among the arguments are masked
+#     seed                where its seeds start
+#     host, pid           who records it
+#     date_created, date_updated
+#     git_commit          hash of the working folder's commit, with "+" if files differ from it; NULL without
+#     versions            JSON object: Python, Afnio and the packages it calls by
+#     platform            JSON object: system, machine, processors
+#     in_flight           calls that its process had on the wire when this was last written
+#     waiting             calls that had still to be sent then
+#     dropped             events that weren't recorded, as the disk couldn't follow
+# `metrics`: values of `run.log`.         name, step, value (JSON), time
+# `texts`: texts of `run.log_text`.       name, step, text, time
+# `tables`: tables of `run.log_table`.    name, step, columns (JSON list), rows (JSON list of lists), time
+# `steps`: optimizer steps, in the order in which they ended.
+#     number              1, 2, … in the run
+#     address, optimizer  where it was launched; the optimizer's class
+#     error               why parameters kept their values, NULL if none failed
+# `parameters`: each value that a parameter had; a step that changed nothing adds none.
+#     number              the parameter's own in this run, in order of appearance
+#     step                `steps.number` of the step that made it, 0 for what it started from
+#     role, value
+# `changes`: what a step did to one parameter.
+#     step_id             `steps.id`
+#     parameter           `parameters.number`
+#     role, before, after, gradients (how many), rejected (why a proposal was not taken, else NULL)
+# `evidence`: the feedback that the proposer was shown, in order.
+#     change_id           `changes.id`
+#     number              0, 1, …
+#     text
+#     samples             JSON list of objects: the samples behind it: "sample" is the lane, "node" the
+#                         evaluator's address (where known), "prediction", "score", and what the evaluator kept
+# `candidates`: values that were weighed against others.
+#     step_id, number, parents (JSON list of numbers), vals (JSON list), scores (JSON list), verdict
+# `nodes`: launches that belong to a graph.
+#     address, name (of the op), line ("file:line"), kind (forward, evaluator or backward), lanes (NULL for a
+#     scalar), phase
+#     parents             JSON list: for each input the address of the node that made it, null for a leaf;
+#                         of a backward pass the forward node behind each of its parts "node 0", "node 1", …
+# `samples`: what evaluators said of each sample; one that failed on its way has no row, but its call has.
+#     node, lane, phase
+#     key                 digest of the sample's own inputs, equal wherever the same sample is evaluated again,
+#                         whatever the prompts; NULL where the op had none
+#     prediction, target  texts; another value as JSON
+#     score               number; NULL if it is none, then `note` has it as JSON
+#     note                score that is no number, as JSON
+#     explanation, success (1 where it sends no feedback)
+# `calls`: language model calls that ended; one address has one row, whose reply is the last one.
+#     address, node (address of its launch), lane, phase, purpose
+#     account (base URL without credentials), model
+#     status              ok, failed, cancelled (given up by the program), or replayed (answered by the journal and
+#                         recorded nowhere before)
+#     replayed            how often the journal answered it
+#     attempts, seconds (on the wire), waited (in the queue), started, ended
+#     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens
+#     cost                dollars, NULL where nobody says what the model costs
+#     error
+#     params              `bodies.id` of the request's other parameters
+#     messages            `bodies.id` of each message, a text "3,17,4"
+#     reply               `bodies.id`
+# `bodies`: JSON of messages and replies, each once in a run.
+#     digest              of the JSON's bytes
+#     packed              1 if `body` is compressed by zlib
+#     body                the JSON, UTF-8
+# `retries`: attempts that failed and were followed by another: address, attempt, error, wait (seconds), time
+# `events`: everything else: kind, payload (JSON), time
+
+
+VERSION: Final = 3
+
+_RUN: Final = "run_id TEXT NOT NULL REFERENCES runs (id)"
+
+
+def _of(path: str) -> str:
+    """SQL for a part of an event's payload; NULL where it isn't JSON, as a payload with NaN is not."""
+    return f"CASE WHEN json_valid(payload) THEN json_extract(payload, '$.{path}') END"
+
+
+FIRST: Final = (
+    """CREATE TABLE runs (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        description TEXT,
+        namespace TEXT NOT NULL,
+        project TEXT NOT NULL,
+        status TEXT NOT NULL,
+        config TEXT NOT NULL,
+        identity TEXT NOT NULL,
+        seed INTEGER NOT NULL,
+        host TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        date_created REAL NOT NULL,
+        date_updated REAL NOT NULL
+    )""",
+    f"""CREATE TABLE metrics (
+        id INTEGER PRIMARY KEY,
+        {_RUN},
+        name TEXT NOT NULL,
+        step INTEGER NOT NULL,
+        value TEXT NOT NULL,
+        time REAL NOT NULL
+    )""",
+    "CREATE INDEX metrics_by_name ON metrics (run_id, name, step)",
+    f"""CREATE TABLE events (
+        id INTEGER PRIMARY KEY,
+        {_RUN},
+        kind TEXT NOT NULL,
+        payload TEXT NOT NULL,
+        time REAL NOT NULL
+    )""",
+    "CREATE INDEX events_by_kind ON events (run_id, kind)",
+)
+"""What version 1 had."""
+
+SECOND: Final = (
+    "ALTER TABLE runs ADD COLUMN git_commit TEXT",
+    "ALTER TABLE runs ADD COLUMN versions TEXT NOT NULL DEFAULT '{}'",
+    "ALTER TABLE runs ADD COLUMN platform TEXT NOT NULL DEFAULT '{}'",
+    "ALTER TABLE runs ADD COLUMN in_flight INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE runs ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0",
+    f"""CREATE TABLE texts (
+        id INTEGER PRIMARY KEY, {_RUN},
+        name TEXT NOT NULL, step INTEGER NOT NULL, text TEXT NOT NULL, time REAL NOT NULL
+    )""",
+    "CREATE INDEX texts_by_name ON texts (run_id, name, step)",
+    f"""CREATE TABLE tables (
+        id INTEGER PRIMARY KEY, {_RUN},
+        name TEXT NOT NULL, step INTEGER NOT NULL, columns TEXT NOT NULL, rows TEXT NOT NULL, time REAL NOT NULL
+    )""",
+    "CREATE INDEX tables_by_name ON tables (run_id, name, step)",
+    f"""CREATE TABLE steps (
+        id INTEGER PRIMARY KEY, {_RUN},
+        number INTEGER NOT NULL, address TEXT NOT NULL, optimizer TEXT NOT NULL, error TEXT, time REAL NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX steps_by_number ON steps (run_id, number)",
+    f"""CREATE TABLE parameters (
+        id INTEGER PRIMARY KEY, {_RUN},
+        number INTEGER NOT NULL, step INTEGER NOT NULL, role TEXT NOT NULL, value TEXT NOT NULL
+    )""",
+    "CREATE INDEX parameters_by_number ON parameters (run_id, number, step)",
+    f"""CREATE TABLE changes (
+        id INTEGER PRIMARY KEY, {_RUN},
+        step_id INTEGER NOT NULL REFERENCES steps (id), parameter INTEGER NOT NULL,
+        role TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL, gradients INTEGER NOT NULL, rejected TEXT
+    )""",
+    "CREATE INDEX changes_by_step ON changes (run_id, step_id)",
+    f"""CREATE TABLE evidence (
+        id INTEGER PRIMARY KEY, {_RUN},
+        change_id INTEGER NOT NULL REFERENCES changes (id),
+        number INTEGER NOT NULL, text TEXT NOT NULL, samples TEXT NOT NULL
+    )""",
+    "CREATE INDEX evidence_by_change ON evidence (run_id, change_id)",
+    f"""CREATE TABLE candidates (
+        id INTEGER PRIMARY KEY, {_RUN},
+        step_id INTEGER NOT NULL REFERENCES steps (id), number INTEGER NOT NULL,
+        parents TEXT NOT NULL, vals TEXT NOT NULL, scores TEXT NOT NULL, verdict TEXT NOT NULL
+    )""",
+    "CREATE INDEX candidates_by_number ON candidates (run_id, number)",
+    f"""CREATE TABLE nodes (
+        id INTEGER PRIMARY KEY, {_RUN},
+        address TEXT NOT NULL, name TEXT NOT NULL, line TEXT NOT NULL, kind TEXT NOT NULL,
+        lanes INTEGER, parents TEXT NOT NULL, phase TEXT NOT NULL, time REAL NOT NULL
+    )""",
+    "CREATE INDEX nodes_by_address ON nodes (run_id, address)",
+    f"""CREATE TABLE samples (
+        id INTEGER PRIMARY KEY, {_RUN},
+        node TEXT NOT NULL, lane INTEGER, phase TEXT NOT NULL, key TEXT,
+        prediction TEXT, target TEXT, score REAL, note TEXT, explanation TEXT, success INTEGER NOT NULL,
+        time REAL NOT NULL
+    )""",
+    "CREATE INDEX samples_by_node ON samples (run_id, node, lane)",
+    "CREATE INDEX samples_by_phase ON samples (run_id, phase, key)",
+    "CREATE INDEX samples_by_run ON samples (run_id)",
+    f"""CREATE TABLE bodies (
+        id INTEGER PRIMARY KEY, {_RUN},
+        digest BLOB NOT NULL, packed INTEGER NOT NULL, body BLOB NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX bodies_by_digest ON bodies (run_id, digest)",
+    f"""CREATE TABLE calls (
+        id INTEGER PRIMARY KEY, {_RUN},
+        address TEXT NOT NULL, node TEXT NOT NULL, lane INTEGER, phase TEXT NOT NULL, purpose TEXT NOT NULL,
+        account TEXT NOT NULL, model TEXT NOT NULL, status TEXT NOT NULL, replayed INTEGER NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL, seconds REAL NOT NULL, waited REAL NOT NULL, started REAL NOT NULL,
+        ended REAL NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL, cost REAL, error TEXT,
+        params INTEGER REFERENCES bodies (id), messages TEXT NOT NULL, reply INTEGER REFERENCES bodies (id)
+    )""",
+    "CREATE UNIQUE INDEX calls_by_address ON calls (run_id, address)",
+    "CREATE INDEX calls_by_purpose ON calls (run_id, purpose)",
+    "CREATE INDEX calls_by_run ON calls (run_id)",
+    "CREATE INDEX calls_that_failed ON calls (run_id) WHERE status = 'failed'",
+    f"""CREATE TABLE retries (
+        id INTEGER PRIMARY KEY, {_RUN},
+        address TEXT NOT NULL, attempt INTEGER NOT NULL, error TEXT NOT NULL, wait REAL NOT NULL,
+        time REAL NOT NULL
+    )""",
+    "CREATE INDEX retries_by_address ON retries (run_id, address)",
+    # Version 1 kept calls and retries as events.
+    f"""INSERT OR IGNORE INTO calls (
+        run_id, address, node, phase, purpose, account, model, status, attempts, seconds, waited, started, ended,
+        prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, error, messages
+    ) SELECT
+        run_id, {_of("address")}, {_of("address")}, '', {_of("purpose")}, {_of("account")}, {_of("model")},
+        CASE WHEN {_of("error")} IS NULL THEN 'ok' ELSE 'failed' END, {_of("attempts")}, {_of("seconds")},
+        {_of("waited")}, time - {_of("seconds")} - {_of("waited")}, time, {_of("usage.prompt_tokens")},
+        {_of("usage.completion_tokens")}, {_of("usage.cached_tokens")}, {_of("usage.reasoning_tokens")},
+        {_of("error")}, ''
+    FROM events WHERE kind = 'call' ORDER BY id""",
+    f"""INSERT OR IGNORE INTO retries (run_id, address, attempt, error, wait, time)
+    SELECT run_id, {_of("address")}, {_of("attempt")}, {_of("error")}, {_of("wait")}, time
+    FROM events WHERE kind = 'retry' ORDER BY id""",
+    f"""DELETE FROM events WHERE kind = 'call' AND EXISTS (
+        SELECT 1 FROM calls WHERE calls.run_id = events.run_id AND address = {_of("address")})""",
+    f"""DELETE FROM events WHERE kind = 'retry' AND EXISTS (
+        SELECT 1 FROM retries WHERE retries.run_id = events.run_id AND address = {_of("address")})""",
+)
+"""What version 2 adds to version 1."""
+
+THIRD: Final = (
+    "ALTER TABLE runs ADD COLUMN waiting INTEGER NOT NULL DEFAULT 0",
+    # Version 2 counted calls that were cancelled among those that failed.
+    "UPDATE calls SET status = 'cancelled', error = NULL WHERE status = 'failed' AND error = 'CancelledError: '",
+)
+"""What version 3 adds to version 2."""
+
+UPGRADES: Final = (FIRST, SECOND, THIRD)
+"""For each version the statements that make it of the one before."""
+
+OF_A_RUN: Final = (
+    "evidence", "changes", "candidates", "parameters", "steps", "samples", "nodes", "metrics", "texts", "tables",
+    "events", "retries", "calls", "bodies",
+)  # fmt: skip
+"""The tables with rows of a run, those that others refer to last."""
