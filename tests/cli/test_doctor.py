@@ -16,8 +16,7 @@ import pytest
 
 from afnio.cognitive import _prompts as cognitive_prompts
 from afnio.optim import _prompts as optim_prompts
-from afnio.testing import Provider
-from afnio.testing.quota import Quota
+from afnio.testing import Provider, Quota
 
 AFNIO = str(Path(sys.executable).parent / "afnio")
 KEY = "sk-doctor-0123456789"

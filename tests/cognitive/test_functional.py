@@ -12,7 +12,7 @@ import afnio
 import afnio.cognitive as cog
 import afnio.cognitive.functional as F
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated.tags import read_blocks, read_section
+from afnio.testing.simulated._language import read_blocks, read_section
 
 RATE = 0.05
 DECAY = 0.5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from afnio.cognitive import _prompts
 from afnio.optim._prompts import TGD_SCHEMA
-from afnio.testing.simulated.tags import read_blocks, unescape
+from afnio.testing.simulated._language import read_blocks, unescape
 
 TAGS = ("message", "feedback", "conversation", "variable", "reply", "value", "step")
 

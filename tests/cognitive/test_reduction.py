@@ -18,7 +18,7 @@ from afnio.models import ChatModel
 from afnio.runtime import Launch, Limits, Slot, Work
 from afnio.runtime.events import CallEnded, subscribed
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated.tags import read_blocks, read_section
+from afnio.testing.simulated._language import read_blocks, read_section
 
 
 def launched(texts, client, trails=None, **options):

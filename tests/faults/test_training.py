@@ -15,7 +15,7 @@ from afnio.errors import FinalModelError
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime.events import CallEnded, CallRetried, subscribed
 from afnio.testing import Provider
-from afnio.testing.fault_kind import FINAL, SILENT, TRANSIENT
+from afnio.testing.provider._faults import FINAL, SILENT, TRANSIENT
 from afnio.utils.agents import SentimentAnalyzer
 
 WORDS = {

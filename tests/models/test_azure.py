@@ -12,8 +12,7 @@ from afnio.errors import FinalModelError
 from afnio.models import get_backward_model_client
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI
 from afnio.testing import Provider
-from afnio.testing.connection import Connection
-from afnio.testing.http import Request
+from afnio.testing.provider._server import Connection, Request
 
 KEY = "azure-secret-0123456789"
 TOKEN = "entra-token-0123456789"

@@ -28,8 +28,7 @@ from afnio.models._client import Once
 from afnio.models.openai import AsyncOpenAI, OpenAI
 from afnio.runtime import _retries
 from afnio.runtime.events import CallRetried, subscribed
-from afnio.testing import Provider
-from afnio.testing.provider import Fault
+from afnio.testing import Fault, Provider
 
 KEY = "sk-secret-0123456789"
 HELLO = [{"role": "user", "content": "hello"}]

@@ -14,8 +14,7 @@ import pytest
 
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import Limits
-from afnio.testing import Provider
-from afnio.testing.quota import Quota
+from afnio.testing import Provider, Quota
 
 REQUESTS = 200
 TOKENS = 20_000

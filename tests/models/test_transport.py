@@ -17,8 +17,7 @@ from afnio.models._client import Once
 from afnio.models._transport import AiohttpTransport
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import Account, Launch, Slot, Work
-from afnio.testing import Provider
-from afnio.testing.provider import Fault
+from afnio.testing import Fault, Provider
 
 CHAT = json.dumps(
     {"model": "m", "messages": [{"role": "user", "content": "hé"}]}, ensure_ascii=False

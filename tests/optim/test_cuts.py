@@ -14,7 +14,8 @@ from roles import kind
 import afnio
 import afnio.cognitive as cog
 from afnio.models import ChatClient, ChatRequest
-from afnio.testing import Provider, ScriptedClient, SimulatedLM
+from afnio.testing import Provider, ScriptedClient
+from afnio.testing.simulated import SimulatedLM
 from afnio.utils.agents import SentimentAnalyzer
 from afnio.utils.data import DataLoader, WeightedRandomSampler
 from afnio.utils.datasets import FacilitySupport

@@ -20,7 +20,7 @@ from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import TGD, Improves
 from afnio.runtime.events import CallEnded, StepEnded, subscribed
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated.tags import read_blocks
+from afnio.testing.simulated._language import read_blocks
 from afnio.utils.data import DataLoader
 
 

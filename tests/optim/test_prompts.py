@@ -16,7 +16,7 @@ from afnio.optim import TGD, replace_prompts
 from afnio.optim import _prompts as optim_prompts
 from afnio.optim._prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated.tags import read_blocks, read_section
+from afnio.testing.simulated._language import read_blocks, read_section
 
 
 def test_all_that_the_proposer_needs_is_in_the_sections():

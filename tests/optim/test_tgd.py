@@ -20,7 +20,7 @@ from afnio.optim._tgd import value_in
 from afnio.runtime._settings import seed_source
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated.tags import read_blocks, read_section
+from afnio.testing.simulated._language import read_blocks, read_section
 
 
 def rewrite(request):

@@ -17,7 +17,7 @@ from afnio.runtime._limits import Reading
 from afnio.runtime._loop import loop_time
 from afnio.runtime._settings import Priority
 from afnio.runtime.events import Usage
-from afnio.testing.meter import Bucket, Meter, SlidingWindow
+from afnio.testing.provider._quota import Bucket, Meter, SlidingWindow
 
 MINUTE = 60.0
 Sent = list[tuple[float, float]]

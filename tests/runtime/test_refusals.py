@@ -16,7 +16,7 @@ from afnio.errors import RateLimitedError
 from afnio.runtime import Account, Limits
 from afnio.runtime._admission import Admitter
 from afnio.runtime._loop import loop_time
-from afnio.testing.meter import Bucket, Meter, SlidingWindow
+from afnio.testing.provider._quota import Bucket, Meter, SlidingWindow
 
 MINUTE = 60.0
 _jitter = random.Random(1)

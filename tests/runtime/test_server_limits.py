@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afnio.runtime._limits import MINUTE, Reading, ServerLimit, WindowLength
-from afnio.testing.meter import Bucket, Meter, SlidingWindow
+from afnio.testing.provider._quota import Bucket, Meter, SlidingWindow
 
 
 def readings(meter: Meter, times: list[float]) -> list[Reading]:

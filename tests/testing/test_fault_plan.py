@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.testing import FaultPlan
-from afnio.testing.draw import digest
-from afnio.testing.fault_kind import FINAL, GROUPS, KINDS, ODD, SILENT, TRANSIENT
+from afnio.testing._draw import digest
+from afnio.testing.provider._faults import FINAL, GROUPS, KINDS, ODD, SILENT, TRANSIENT
 
 REQUESTS = [digest(b"%d" % number) for number in range(10_000)]
 

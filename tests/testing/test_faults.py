@@ -15,8 +15,8 @@ from afnio.errors import FinalModelError, ModelError, RateLimitedError, Transien
 from afnio.models import ChatRequest, ChatResponse
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Fault, FaultPlan, Provider, Quota
-from afnio.testing.draw import digest
-from afnio.testing.fault_kind import FINAL, KINDS, ODD, TRANSIENT
+from afnio.testing._draw import digest
+from afnio.testing.provider._faults import FINAL, KINDS, ODD, TRANSIENT
 
 HELLO = [{"role": "user", "content": "hello"}]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.testing import Latency
-from afnio.testing.draw import digest, draw
+from afnio.testing._draw import digest, draw
 
 REQUESTS = [digest(b"%d" % number) for number in range(4000)]
 positive = st.floats(1e-6, 1e6)

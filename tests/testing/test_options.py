@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from afnio.testing import FaultPlan, Latency, Provider, Quota
-from afnio.testing.fault_kind import KINDS
-from afnio.testing.options import Options
+from afnio.testing.provider._faults import KINDS
+from afnio.testing.provider._provider import Options
 
 PROG = "provider"
 FULL = Options(
@@ -92,7 +92,9 @@ def test_wrong_arguments_end_with_a_sentence(arguments, said, capsys):
 def test_a_service_without_standard_input_serves_on():
     """With /dev/null there is no parent whose end could be noticed."""
     with subprocess.Popen(
-        [sys.executable, "-m", "afnio.testing.provider"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        [sys.executable, "-m", "afnio.testing.provider"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
     ) as served:
         try:
             address = urlsplit(json.loads(served.stdout.readline())["base_url"]).netloc

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.testing import Provider
-from afnio.testing.draw import digest
-from afnio.testing.http import MAX_BODY, MAX_HEAD, HttpError, RequestReader
-from afnio.testing.provider import Fault
+from afnio.testing import Fault, Provider
+from afnio.testing._draw import digest
+from afnio.testing.provider._server import MAX_BODY, MAX_HEAD, HttpError, RequestReader
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 

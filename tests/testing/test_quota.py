@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.testing import Quota
-from afnio.testing.meter import Bucket, SlidingWindow
-from afnio.testing.quota import Accounts, Balance, QuotaError, duration
+from afnio.testing.provider._quota import Accounts, Balance, Bucket, QuotaError, SlidingWindow, duration
 
 shapes = pytest.mark.parametrize("shape", [Bucket, SlidingWindow])
 eager = st.lists(st.tuples(st.floats(0, 1.0), st.integers(0, 12)), min_size=1, max_size=80)

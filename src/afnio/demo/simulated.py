@@ -20,7 +20,7 @@ KEY: Final = "simulated"
 def simulated_endpoint() -> Iterator[Endpoint]:
     """Run the bundled provider while the block lasts."""
     from afnio.models.openai import AsyncOpenAI
-    from afnio.testing import Provider
+    from afnio.testing.provider._provider import Provider
 
     stay_on_this_machine()
     process = Provider.process(latency=LATENCY, api_key=KEY)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from afnio._public import lazily
 
 if TYPE_CHECKING:
+    from afnio.testing._scripted import ScriptedClient
     from afnio.testing.conformance import optimizer_conformance
-    from afnio.testing.fault import Fault
-    from afnio.testing.fault_plan import FaultPlan
-    from afnio.testing.latency import Latency
-    from afnio.testing.provider import Provider
-    from afnio.testing.quota import Quota
-    from afnio.testing.scripted import ScriptedClient
-    from afnio.testing.simulated import SimulatedLM
+    from afnio.testing.provider._faults import Fault, FaultPlan, Latency
+    from afnio.testing.provider._provider import Provider
+    from afnio.testing.provider._quota import Quota
+    from afnio.testing.simulated._lm import SimulatedLM
 
 __all__ = [
     "Fault",
@@ -25,22 +25,15 @@ __all__ = [
     "optimizer_conformance",
 ]
 
-_HOMES = {
-    "Fault": "afnio.testing.fault",
-    "FaultPlan": "afnio.testing.fault_plan",
-    "Latency": "afnio.testing.latency",
-    "Provider": "afnio.testing.provider",
-    "Quota": "afnio.testing.quota",
-    "ScriptedClient": "afnio.testing.scripted",
-    "SimulatedLM": "afnio.testing.simulated",
-    "optimizer_conformance": "afnio.testing.conformance",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, so that `python -m afnio.testing.provider` doesn't find itself imported already.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(
+    __name__,
+    globals(),
+    {
+        "afnio.testing._scripted": "ScriptedClient",
+        "afnio.testing.conformance": "optimizer_conformance",
+        "afnio.testing.provider._faults": "Fault FaultPlan Latency",
+        "afnio.testing.provider._provider": "Provider",
+        "afnio.testing.provider._quota": "Quota",
+        "afnio.testing.simulated._lm": "SimulatedLM",
+    },
+)

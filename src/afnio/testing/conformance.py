@@ -23,7 +23,7 @@ from afnio.optim._optimizer import Optimizer
 from afnio.runtime._callables import run
 from afnio.runtime._waiting import journal, scope
 from afnio.serialization import load, save
-from afnio.testing.scripted import ScriptedClient
+from afnio.testing._scripted import ScriptedClient
 
 MakeOptimizer = Callable[[list[Any], ChatClient], Optimizer]
 SECONDS: Final = 30.0

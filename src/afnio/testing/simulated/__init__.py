@@ -1,6 +1,16 @@
 """A language model simulated by rules, which answers, criticizes and proposes."""
 
-from afnio.testing.simulated.conversation import Kind, kind_of
-from afnio.testing.simulated.lm import FixedReply, SimulatedLM
+from __future__ import annotations
 
-__all__ = ["FixedReply", "Kind", "SimulatedLM", "kind_of"]
+from afnio._public import show_in
+from afnio.testing.simulated._language import Kind, kind_of
+from afnio.testing.simulated._lm import FixedReply, SimulatedLM
+
+__all__ = [
+    "FixedReply",
+    "Kind",
+    "SimulatedLM",
+    "kind_of",
+]
+
+show_in(__name__, globals(), __all__)

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible provider for tests, with quotas, latencies and faults."""

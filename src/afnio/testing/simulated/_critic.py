@@ -1,0 +1,516 @@
+"""The critic: says which phrases of the message argue for the label that the feedback expected."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from afnio.testing.simulated._language import (
+    PHRASES,
+    UNKNOWN,
+    Block,
+    Task,
+    claim_sentence,
+    cue_sentence,
+    denial_sentence,
+    normalize,
+    notes_in,
+    read_blocks,
+    read_claims,
+    read_denials,
+    read_section,
+    samples_of,
+    split_cues,
+    task_of,
+    told_skills,
+)
+from afnio.testing.simulated._student import PERFECT, Reader
+
+if TYPE_CHECKING:
+    from afnio.testing.simulated._language import Conversation
+
+
+MOST_PHRASES: Final = 2
+ASK: Final = "The text should ask for this: "
+_EXPECTED: Final = re.compile(r"\bpredicted (.+), expected (?=[\"\d\[{tfn])", re.DOTALL)
+_DECODER: Final = json.JSONDecoder()
+_LONG: Final = 5
+
+
+class Case(NamedTuple):
+    """One message that went wrong: its text, what was said about the reply, the name of what was asked."""
+
+    message: str
+    feedback: list[str]
+    noun: str = "answer"
+
+
+def criticize(conversation: Conversation, reader: Reader = PERFECT) -> str:
+    """Return the critic's JSON: one entry for each variable that the prompt shows."""
+    prompt = conversation.prompt
+    variables = read_blocks(read_section(prompt, "variables"), "variable")
+    messages = read_blocks(read_section(prompt, "conversation"), "message")
+    _, _, judged = prompt.partition("</conversation>")
+    feedback = [block.text.strip() for block in read_blocks(judged, "feedback")]
+    message = next((m.text for m in reversed(messages) if m.attributes.get("role") == "user"), "")
+    case = Case(message, feedback, _noun(read_blocks(judged, "reply_format")))
+    told = [m.text for m in messages if m.attributes.get("role") in ("system", "developer")]
+    entries = []
+    for variable in variables:
+        upstream = bool(told) and not any(variable.text in text for text in told)
+        text = blame(variable.text, told, case) if upstream else comment(variable.text, case, reader)
+        entries.append({"variable": variable.attributes.get("id", ""), "text": text})
+    return json.dumps({"feedback": entries}, ensure_ascii=False)
+
+
+def comment(value: str, case: Case, reader: Reader = PERFECT) -> str:
+    """Return what should change in the instructions `value`, for that case."""
+    for text in case.feedback:
+        label = expected_label(text)
+        if label is None:
+            continue
+        if (task := task_of(case.message)) is not None:
+            return _missing_skill(value, task, case.message, label, reader)
+        return _missing_phrases(value, case, label, reader)
+    said = " ".join(dict.fromkeys(text for text in case.feedback if text))
+    return f"{ASK}{said}" if said else ""
+
+
+def _missing_phrases(value: str, case: Case, label: str, reader: Reader) -> str:
+    known = normalize(value)
+    parts = [label] if label.lower() in PHRASES else [part.strip() for part in label.split(",")]
+    said = [_misleading(value, case, parts, reader)] if reader.limited else []
+    for part in parts if all(part.lower() in PHRASES for part in parts) else [label]:
+        phrases = [p for p in telling_phrases(case.message, part) if f" {p} " not in known]
+        if phrases and reader.strays(part):
+            words = [w for w in dict.fromkeys(normalize(case.message).split()) if len(w) > _LONG]
+            phrases = [words[reader.pick("word", len(words))]]
+        if phrases:
+            said.insert(0, claim_sentence(case.noun, dict.fromkeys(phrases[:MOST_PHRASES], part)))
+            break
+    return " ".join(text for text in said if text)
+
+
+def _misleading(value: str, case: Case, expected: list[str], reader: Reader) -> str:
+    """Return the denial of one cue in the text that argued for another answer on that message."""
+    words = normalize(case.message)
+    _, cues = split_cues(value)
+    for label, phrases in cues.items():
+        wrong = [phrase for phrase in phrases if f" {phrase} " in words]
+        if label not in expected and wrong:
+            return denial_sentence(case.noun, [wrong[reader.pick(f"deny {label}", len(wrong))]], label)
+    return ""
+
+
+def _missing_skill(value: str, task: Task, message: str, label: str, reader: Reader) -> str:
+    told = told_skills(task, value)
+    missing = [name for name in task.skills if name not in told]
+    every = [*told, *missing]
+    if not _right(task.solve(message, every), label):
+        return _vague(value, reader)  # no instruction would have helped: the inputs were wrong
+    alone = [name for name in missing if _right(task.solve(message, [*told, name]), label)]
+    if not missing or reader.strays("skill"):
+        return _vague(value, reader)
+    return f"{ASK}{task.skills[(alone or missing)[0]].wish}."
+
+
+def _vague(value: str, reader: Reader) -> str:
+    """Return advice that helps nobody, as a critic gives that is beside the point; else nothing."""
+    return f"{ASK}{_VAGUE[reader.pick('vague', len(_VAGUE))]}." if reader.strays("vague") else ""
+
+
+_VAGUE: Final = (
+    "read the input with more care",
+    "think about what the user needs before answering",
+    "be precise and complete",
+    "double check the reply before it is sent",
+)
+
+
+def blame(value: str, told: list[str], case: Case) -> str:
+    """Return feedback on an input that an earlier step wrote: only where it, not the text, was wrong."""
+    task = task_of(case.message)
+    label = next((found for text in case.feedback if (found := expected_label(text)) is not None), None)
+    if task is None or label is None or not task.inputs:
+        return ""
+    if _right(task.solve(case.message, list(task.skills)), label):
+        return ""  # from these inputs the right answer could have been given
+    expected = json.dumps(label, ensure_ascii=False)
+    said = (
+        f"the input to a later step: predicted {json.dumps(value, ensure_ascii=False)}, expected {expected}."
+    )
+    there = any(note[3] == label for note in notes_in(case.message)) or label == UNKNOWN
+    return said if bool(notes_in(value) or value.startswith("(no")) != there else ""
+
+
+def _right(reply: str, label: str) -> bool:
+    """Return whether a reply is the expected one, or notes among which it is."""
+    notes = notes_in(reply)
+    return any(note[3] == label for note in notes) if notes else reply == label
+
+
+def expected_label(feedback: str) -> str | None:
+    """Return the answer that a deterministic evaluator expected, if the feedback names one.
+
+    >>> expected_label('exact match: predicted "positive", expected "neutral", score 0.')
+    'neutral'
+    """
+    found = _EXPECTED.search(feedback)
+    if found is None:
+        return None
+    try:
+        value, _ = _DECODER.raw_decode(feedback, found.end())
+    except ValueError:
+        return None
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def telling_phrases(message: str, label: str) -> list[str]:
+    """Return the phrases of `message` that argue for `label`, the most telling first.
+
+    For a label that the lexicon doesn't know: the long words of the first line.
+    """
+    known = PHRASES.get(label.lower())
+    words = normalize(message)
+    if known is not None:
+        return [phrase for phrase in known if f" {phrase} " in words]
+    lines = [line for line in message.splitlines() if len(normalize(line).split()) > 2]
+    first = normalize(lines[0] if lines else message).split()
+    return list(dict.fromkeys(word for word in first if len(word) > _LONG))
+
+
+def _noun(formats: list[Block]) -> str:
+    """Return the name of the field with the labels in the reply's format, else a general word."""
+    found: list[str] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                if isinstance(child, dict) and "enum" in child:
+                    found.append(name)
+                visit(child)
+
+    for block in formats:
+        try:
+            visit(json.loads(block.text))
+        except (ValueError, RecursionError):
+            continue
+    return found[0] if found else "answer"
+
+
+# The judge: holds a prediction against what was expected, as far as its prompt shows both.
+
+
+_PREDICTION: Final = re.compile(r"\b(?:prediction|answer|reply|response)\b[^\n:]*:\s*(.+)", re.IGNORECASE)
+_TARGET: Final = re.compile(r"\b(?:target|expected|reference|truth|gold)\b[^\n:]*:\s*(.+)", re.IGNORECASE)
+
+
+def judge(text: str) -> str:
+    r"""Return the judge's JSON: score 1 if prediction and target have the same words, else 0.
+
+    Each stands on a line of its own, after its name and a colon. Without a target any prediction that
+    says something is good.
+
+    >>> judge("Prediction: Seven.\nTarget: seven")
+    '{"score": 1, "explanation": "exact match: predicted \\"Seven.\\", expected \\"seven\\", score 1."}'
+    """
+    said, wanted = _last(_PREDICTION, text), _last(_TARGET, text)
+    if wanted is None:
+        good = bool(said and normalize(said).strip())
+        return json.dumps({"score": int(good), "explanation": "It answers." if good else "It says nothing."})
+    score = int(normalize(said or "") == normalize(wanted))
+    quoted = [json.dumps(value, ensure_ascii=False) for value in (said or "", wanted)]
+    explanation = f"exact match: predicted {quoted[0]}, expected {quoted[1]}, score {score}."
+    return json.dumps({"score": score, "explanation": explanation}, ensure_ascii=False)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.findall(text)
+    return str(found[-1]).strip() if found else None
+
+
+# The reducer: merges the feedback of a group into few points, and says which feedback is behind each.
+
+
+_LIMITS: Final = re.compile(r"at most (\d+) points?, (\d+) words")
+_NOUN: Final = re.compile(r'mean the ([^".]*?) is "')
+_SPARE_WORDS: Final = 14
+"""Words of a sentence around the phrases that it lists."""
+
+Thing = tuple[str, str, str]
+"""One thing said: how, its phrase, its label."""
+Said = dict[Thing, list[int]]
+"""For each thing said the numbers of the feedback that says it, from 0."""
+
+
+def reduce(conversation: Conversation, reader: Reader = PERFECT) -> str:
+    """Return the reducer's JSON: what the group's feedback says, what most samples stand behind first."""
+    prompt = conversation.prompt
+    blocks = read_blocks(read_section(prompt, "feedbacks"), "feedback")
+    said = _said([block.text for block in blocks], reader)
+    limits = _LIMITS.search(prompt)
+    most_points, most_words = (int(limits[1]), int(limits[2])) if limits else (len(blocks) or 1, 10_000)
+    noun = _NOUN.search(prompt)
+    points: list[dict[str, object]] = []
+    room = most_words
+    for things in _points(said, blocks):
+        how, _, label = things[0]
+        kept: list[Thing] = []
+        for what in things:
+            if room - len(what[1].split()) < (0 if kept else _SPARE_WORDS):
+                break
+            room -= len(what[1].split()) + (0 if kept else _SPARE_WORDS)
+            kept.append(what)
+        if kept and len(points) < most_points:
+            sources = sorted({number + 1 for what in kept for number in said[what]})
+            point = _sentence(how, [what[1] for what in kept], label, noun[1] if noun else "answer")
+            points.append({"point": point, "sources": sources})
+    if not points and blocks:
+        points.append({"point": blocks[0].text, "sources": [1]})
+    return json.dumps({"points": points}, ensure_ascii=False)
+
+
+def _said(texts: list[str], reader: Reader) -> Said:
+    """Return what the reader takes in of the texts; a thing that is said twice may be noticed twice."""
+    read = [read_feedback([text]) for text in texts]
+    among = sum((len(claims) + len(denials)) / MOST_PHRASES + len(wishes) for claims, denials, wishes in read)
+    said: Said = {}
+    for number, (claims, denials, wishes) in enumerate(read):
+        things = [("claim", *claim) for claim in claims] + [("denial", *denial) for denial in denials]
+        for thing in [*things, *(("wish", wish, "") for wish in wishes)]:
+            if reader.uses(f"{number} {thing}", among):
+                numbers = said.setdefault(thing, [])
+                numbers += [] if number in numbers else [number]
+    return said
+
+
+def _points(said: Said, blocks: list[Block]) -> list[list[Thing]]:
+    """Return which things make one point, what most samples stand behind first, in every respect.
+
+    They are about one label, and none is said by less than half as many samples as the first of them. What one sample
+    alone says is a point of its own, and left out where its failure has a point already.
+    """
+    samples = [samples_of(block) for block in blocks]
+    votes = {what: sum(samples[number] for number in numbers) for what, numbers in said.items()}
+    points: dict[tuple[str, str], list[list[Thing]]] = {}
+    alone: dict[tuple[str, str, int], list[Thing]] = {}
+    for what in sorted(said, key=lambda what: -votes[what]):
+        how, phrase, label = what
+        if votes[what] == 1:
+            alone.setdefault((how, label or phrase, said[what][0]), []).append(what)
+            continue
+        parts = points.setdefault((how, label or phrase), [])
+        if not parts or 2 * votes[what] < votes[parts[-1][0]]:
+            parts.append([])
+        parts[-1].append(what)
+    common = [part for parts in points.values() for part in parts]
+    behind = {number for part in common for what in part for number in said[what]}
+    failures = {blocks[number].attributes.get("failure") for number in behind} - {None}
+    rare = [
+        things
+        for (_, _, number), things in alone.items()
+        if number not in behind and blocks[number].attributes.get("failure") not in failures
+    ]
+
+    def support(things: list[Thing]) -> int:
+        return sum(samples[number] for number in {number for what in things for number in said[what]})
+
+    return sorted([*common, *rare], key=lambda things: -support(things))
+
+
+def _sentence(how: str, phrases: list[str], label: str, noun: str) -> str:
+    if how == "wish":
+        return f"{ASK}{phrases[0]}."
+    if how == "denial":
+        return denial_sentence(noun, phrases, label)
+    return claim_sentence(noun, dict.fromkeys(phrases, label))
+
+
+# The optimizer's LM: rewrites a text by what its feedback claims, and by nothing else.
+
+
+MOST_CUES: Final = 25
+MOST_WISHES: Final = 3
+_FORBIDS: Final = re.compile(r"\b(?:never|not|without|avoid|no)\b", re.IGNORECASE)
+_CHARACTER: Final = re.compile(r"[`\"'](\W)[`\"']|(?<=\s)([{}<>\[\]#*@_|~^])(?=[\s,.]|$)")
+_NOTE: Final = 'One input with "{phrase}" was answered wrongly before, so weigh all of such an input again.'
+"""What a proposer adds about each feedback it used, about a hundred characters; see docs/simulated-lm.md."""
+_RETOLD: Final = re.compile(re.escape(_NOTE).replace(re.escape("{phrase}"), ".*"))
+_LIMIT: Final = re.compile(
+    r"\b(?:at most|no more than|under|up to|maximum of)\s+(\d+)\s+(character|word)s?", re.IGNORECASE
+)
+
+Cues = dict[str, list[str]]
+
+
+def propose(conversation: Conversation, reader: Reader = PERFECT) -> str:
+    """Return the optimizer's JSON with the new value; without feedback the value stays as it is."""
+    prompt = conversation.prompt
+    # The history has feedback of its own, which stands before. The end of a prompt may be cut off.
+    _, _, told = prompt.rpartition("<feedbacks>\n")
+    blocks = read_blocks(told, "feedback") if "<feedbacks>\n" in prompt else []
+    blocks = [block for block in blocks if block.text.strip()]
+    variables = read_blocks(prompt, "variable")
+    value = variables[0].text if variables else ""
+    constraints = [b.text for b in read_blocks(prompt, "constraint")]
+    failures = [b.text for b in read_blocks(read_section(prompt, "failures"), "failure")]
+    refused = [b.text for b in read_blocks(read_section(prompt, "rejected"), "tried")]
+    texts, samples = [b.text for b in blocks], [samples_of(b) for b in blocks]
+    new = rewrite(value, texts, constraints, reader, refused, samples, failures) if blocks else value
+    return json.dumps({"value": new}, ensure_ascii=False)
+
+
+def rewrite(
+    value: str,
+    feedback: list[str],
+    constraints: list[str],
+    reader: Reader = PERFECT,
+    refused: list[str] | None = None,
+    samples: list[int] | None = None,
+    failures: list[str] | None = None,
+) -> str:
+    """Return `value` with what the feedback claims and wishes added, within the constraints.
+
+    Args:
+        refused: values that were tried and not taken.
+        samples: from how many inputs each feedback comes, which is the weight of its votes; else from one each.
+        failures: what went wrong repeatedly, the most frequent first; of equal cues those against it go first.
+
+    >>> rewrite("Be kind.", ["answer in Italian"], [])
+    'Be kind.\\nIn every reply: answer in Italian.'
+    """
+    head, known = split_cues(value)
+    claims, denials, wishes, notes = _gather(feedback, samples or [1] * len(feedback), reader)
+    if refused:
+        tried = normalize(" ".join(refused))
+        claims = [c for c in claims if f" {c[0][0]} " not in tried or reader.repeats(c[0][0])]
+    wanted = [expected_label(failure) or "" for failure in failures or ()]
+    claims = sorted(
+        claims, key=lambda c: next((n for n, label in enumerate(wanted) if c[0][1] in label), len(wanted))
+    )
+    cues = tally(known, claims, denials)
+    lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(MOST_WISHES) if wish]
+    lines = [line for line in [*lines, *notes] if line not in head]
+    whole = "\n".join([head, *lines, *_sentences(cues)])
+    if reader.limited and any(_exceeds(whole, *limit) for limit in _limits(constraints)):
+        # What only retells goes first, what earlier steps wrote of it too.
+        lines = [line for line in [*head.split("\n"), *lines] if not _RETOLD.fullmatch(line)]
+        head = lines.pop(0) if lines else ""
+    return _fit("\n".join([head, *lines]), cues, constraints)
+
+
+Pairs = list[tuple[str, str]]
+Votes = list[tuple[tuple[str, str], int]]
+"""(phrase, label) pairs as they were said, each with its weight."""
+
+
+def _gather(
+    feedback: list[str], samples: list[int], reader: Reader
+) -> tuple[Votes, Votes, Counter[str], list[str]]:
+    """Return the claims, denials and wishes that the reader makes use of, and what it writes about them.
+
+    A feedback of one sample makes two claims at most, so that many claims count as one feedback.
+    """
+    claims: Votes = []
+    denials: Votes = []
+    wishes: list[tuple[str, int]] = []
+    for text, count in zip(feedback, samples, strict=True):
+        claimed, denied, wished = read_feedback([text])
+        claims += [(claim, count) for claim in claimed]
+        denials += [(denial, count) for denial in denied]
+        wishes += [(wish, count) for wish in wished]
+    # How many feedback texts were summed up in one changes its weight and not the chance that it is noticed.
+    among = (len(claims) + len(denials)) / MOST_PHRASES + len(wishes)
+    used = [vote for n, vote in enumerate(claims) if reader.uses(f"{n} {vote[0]}", among)]
+    against = [vote for n, vote in enumerate(denials) if reader.uses(f"not {n} {vote[0]}", among)]
+    wanted: Counter[str] = Counter()
+    for n, (wish, count) in enumerate(wishes):
+        if reader.uses(f"{n} {wish}", among):
+            wanted[wish] += count
+    notes: list[str] = []
+    if reader.limited:
+        about = [phrase for (phrase, _), _ in used[::MOST_PHRASES]] + list(wanted)
+        notes = [_NOTE.format(phrase=text) for text in dict.fromkeys(about)]
+    return used, against, wanted, notes
+
+
+def read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
+    """Return all claims and denials of feedback texts, one for each time they are made, and all wishes."""
+    claims: Pairs = []
+    denials: Pairs = []
+    wishes: list[str] = []
+    for text in feedback:
+        pairs, rest = read_claims(text)
+        against = read_denials(text)
+        claims += pairs
+        denials += against
+        if pairs or against:
+            _, asked, rest = text.partition(ASK)
+            rest = rest if asked else ""
+        wishes += [wish.rstrip(".").strip() for wish in rest.split(ASK) if wish.strip()] if rest else []
+    return claims, denials, wishes
+
+
+def tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
+    """Return the cues of each label: those known, then those claimed, the most frequent first.
+
+    A cue that was claimed for two labels goes to the majority; on a tie it stays where it was, or
+    is dropped. What the text has already counts as one vote. A cue that is denied as often as it was
+    claimed is dropped.
+    """
+    votes: dict[str, Counter[str]] = {}
+    homes = {phrase: label for label in known for phrase in known[label]}
+    for (phrase, label), count in [*((home, 1) for home in homes.items()), *claims]:
+        votes.setdefault(phrase, Counter())[label] += count
+    for (phrase, label), count in denials:
+        votes.get(phrase, Counter())[label] -= count
+    cues: Cues = {label: [] for label in known}
+    # Sorting is stable: equals stay in the order of their first claim.
+    for phrase, labels in sorted(votes.items(), key=lambda item: -max(item[1].values())):
+        (label, most), *others = labels.most_common()
+        if most <= 0:
+            continue
+        if others and others[0][1] == most:
+            if phrase not in homes:
+                continue
+            label = homes[phrase]
+        cues.setdefault(label, []).append(phrase)
+    kept = {label: set(known.get(label, ())) for label in cues}
+    return {
+        label: sorted(phrases, key=lambda phrase: phrase not in kept[label])[:MOST_CUES]
+        for label, phrases in cues.items()
+        if phrases
+    }
+
+
+def _fit(head: str, cues: Cues, constraints: list[str]) -> str:
+    """Return the text with its cues, the rarest left out until the constraints on length hold."""
+    banned = {c for text in constraints for c in _banned_characters(text)}
+    limits = _limits(constraints)
+    cues = {label: list(phrases) for label, phrases in cues.items()}
+    while True:
+        text = "\n".join([head, *_sentences(cues)])
+        text = "".join(character for character in text if character not in banned)
+        if not any(cues.values()) or not any(_exceeds(text, *limit) for limit in limits):
+            return text
+        max(cues.values(), key=len).pop()
+
+
+def _sentences(cues: Cues) -> list[str]:
+    return [cue_sentence(label, phrases) for label, phrases in cues.items() if phrases]
+
+
+def _limits(constraints: list[str]) -> list[tuple[str, str]]:
+    return [found for text in constraints for found in _LIMIT.findall(text)]
+
+
+def _banned_characters(constraint: str) -> list[str]:
+    if not _FORBIDS.search(constraint):
+        return []
+    return [quoted or bare for quoted, bare in _CHARACTER.findall(constraint)]
+
+
+def _exceeds(text: str, count: str, unit: str) -> bool:
+    return (len(text) if unit.lower() == "character" else len(text.split())) > int(count)

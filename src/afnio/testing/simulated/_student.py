@@ -1,0 +1,322 @@
+"""Reader: how much of what it is sent an LM takes in, and how often it is beside the point.
+
+The rules and what they follow from are in docs/simulated-lm.md; the figures below were fixed before
+anything was measured with them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self, final
+
+from afnio.testing._draw import digest, draw
+from afnio.testing.simulated._language import (
+    COMPLAINTS,
+    COURTESY,
+    instructions_in,
+    normalize,
+    read_cues,
+    task_of,
+    told_skills,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from afnio.testing.simulated._language import Conversation
+
+
+LIMITED: Final = "simulated-limited"
+"""How the name of a model starts that reads as real models do; every other name reads everything."""
+WALL: Final = 50
+"""Feedback texts in one prompt from which on more of them teach less, not more."""
+DENSITY: Final = 250.0
+"""Instructions in one prompt at which 1/e of them is followed."""
+BESIDE_THE_POINT: Final = 0.25
+"""Share of critics' comments that name something that has nothing to do with the mistake."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What one request's reader notices; a perfect one notices everything.
+
+    Its chances are drawn for the request and the attempt, so the same request gets the same reply at
+    temperature 0, and each attempt its own at any other.
+    """
+
+    limited: bool = False
+    request: str = ""
+    attempt: int = 1
+    seed: int = 0
+
+    @classmethod
+    def of(cls, request: dict[str, Any], attempt: int = 1, seed: int = 0) -> Self:
+        """Return the reader that the request's model name stands for."""
+        if not str(request.get("model", "")).startswith(LIMITED):
+            return cls()
+        asked = json.dumps(request, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        greedy = request.get("temperature", 1.0) == 0
+        return cls(True, digest(asked), 1 if greedy else attempt, seed)
+
+    def uses(self, what: str, among: float) -> bool:
+        """Return whether a proposer or reducer makes use of one feedback among `among` of them."""
+        return not self.limited or self._chance(f"use {what}") < 1 / (1 + (among / WALL) ** 2)
+
+    def follows(self, what: str, among: float) -> bool:
+        """Return whether a student follows one instruction among `among` of them."""
+        return not self.limited or self._chance(f"follow {what}") < math.exp(-among / DENSITY)
+
+    def strays(self, what: str) -> bool:
+        """Return whether a critic's comment on `what` is beside the point."""
+        return self.limited and self._chance(f"stray {what}") < BESIDE_THE_POINT
+
+    def repeats(self, what: str) -> bool:
+        """Return whether a proposer says again what a rejected value said: every other time."""
+        return not self.limited or self._chance(f"repeat {what}") < 0.5
+
+    def pick(self, what: str, options: int) -> int:
+        """Return one of `options` numbers from 0; a perfect reader takes the first."""
+        return int(self._chance(f"pick {what}") * options) if self.limited else 0
+
+    def _chance(self, purpose: str) -> float:
+        return draw(self.seed, purpose, self.request, self.attempt)
+
+
+PERFECT: Final = Reader()
+
+
+# The student: does the task by what its instructions tell it to look for, else naively.
+
+
+SENTIMENTS: Final = ("positive", "neutral", "negative")
+_ANY_OBJECT: Final = {"type": "object"}
+_CLASSIFIES: Final = re.compile(r"\b(?:sentiment|classif\w+)\b", re.IGNORECASE)
+# A naive reader believes in a good mood from so many words on.
+_COURTEOUS: Final = 6
+_SCHEMA_DEPTH: Final = 8
+
+
+def answer(conversation: Conversation, schema: dict[str, Any] | None, reader: Reader = PERFECT) -> str:
+    """Return the student's reply: JSON where a schema asks for it, else an answer, a label or an echo."""
+    message, instructions = conversation.message, conversation.instructions
+    if schema is None and (solved := solve(message, instructions, reader)) is not None:
+        return solved
+    if schema is not None and schema != _ANY_OBJECT:
+        flags = _flags(schema)
+        value = fill(
+            schema,
+            message,
+            lambda labels: classify(message, instructions, labels, reader),
+            holds=lambda name: holds(message, instructions, name, flags, reader),
+        )
+        return json.dumps(value, ensure_ascii=False)
+    classifies = _CLASSIFIES.search(instructions) is not None
+    naming = classifies and classify(message, instructions, SENTIMENTS, reader)
+    text = naming or echo(message, instructions)
+    if schema is None:
+        return text
+    return json.dumps({"sentiment" if classifies else "reply": text}, ensure_ascii=False)
+
+
+def solve(message: str, instructions: str, reader: Reader = PERFECT) -> str | None:
+    """Return the answer to a message that poses a task with an exact one, by the skills that were told."""
+    task = task_of(message)
+    if task is None:
+        return None
+    among = instructions_in(instructions, ())
+    told = [name for name in told_skills(task, instructions) if reader.follows(name, among)]
+    return task.solve(message, told)
+
+
+def classify(message: str, instructions: str, labels: tuple[str, ...], reader: Reader = PERFECT) -> str:
+    """Return the label with the most cues in the message, of those that the instructions name.
+
+    On a tie the naive reading decides if it is among the tied, else the first of `labels`.
+
+    >>> classify("We ask about prices.", 'Words like "prices" mean neutral.', SENTIMENTS)
+    'neutral'
+    """
+    words = normalize(message)
+    naive = read_naively(words, labels)
+    found = cues_in(words, instructions, labels, reader)
+    counts = {label: len(found[label]) for label in labels}
+    most = max(counts.values())
+    best = [label for label in labels if counts[label] == most]
+    return naive if naive in best else best[0]
+
+
+def cues_in(
+    words: str, instructions: str, labels: tuple[str, ...], reader: Reader = PERFECT
+) -> dict[str, list[str]]:
+    """Return the cues of each label that the words hold, those left out that the reader overlooks."""
+    cues, among = read_cues(instructions, labels), instructions_in(instructions, labels)
+    return {
+        label: [c for c in cues.get(label, ()) if c in words and reader.follows(f"{label}/{c}", among)]
+        for label in labels
+    }
+
+
+def holds(
+    message: str, instructions: str, name: str, flags: tuple[str, ...], reader: Reader = PERFECT
+) -> bool:
+    """Return whether a message is of the kind `name`: it says so, or has a cue of it."""
+    words = normalize(message)
+    return normalize(name) in words or bool(cues_in(words, instructions, flags, reader).get(name))
+
+
+def _flags(schema: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the booleans that an object of the schema has."""
+    found: list[str] = []
+
+    def visit(node: Any, name: str, depth: int) -> None:
+        if isinstance(node, dict) and depth:
+            if node.get("type") == "boolean":
+                found.append(name)
+            properties = node.get("properties")
+            for key, child in properties.items() if isinstance(properties, dict) else ():
+                visit(child, key, depth - 1)
+
+    visit(schema, "", _SCHEMA_DEPTH)
+    return tuple(dict.fromkeys(found))
+
+
+def read_naively(words: str, labels: tuple[str, ...]) -> str:
+    """Return the label that a reader gives who takes courtesy at face value.
+
+    Other labels than sentiments: the first that stands in the message, else the first.
+    """
+    if not set(SENTIMENTS) <= set(labels):
+        return next((label for label in labels if normalize(label) in words), labels[0])
+    said = words.split()
+    if any(word in COMPLAINTS for word in said):
+        return "negative"
+    courtesy = sum(word in COURTESY for word in said)
+    return "positive" if courtesy >= _COURTEOUS else "neutral"
+
+
+def echo(message: str, instructions: str) -> str:
+    """Return the message, changed as the instructions ask, as far as rules can."""
+    text = " ".join(message.split()) or "(nothing was said)"
+    wish = instructions.lower()
+    if re.search(r"\b(?:short\w*|brief\w*|concise\w*)\b", wish):
+        text = re.split(r"(?<=[.!?]) ", text)[0][:80]
+    if language := re.search(r"\bin (italian|french|german|spanish)\b", wish):
+        text = f"({language.group(1).capitalize()}) {text}"
+    if re.search(r"\b(?:capital letters|upper ?case|all caps)\b", wish):
+        text = text.upper()
+    return text
+
+
+# Values that satisfy a JSON schema, filled with what a message says where a rule can tell.
+
+
+_NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?")
+_DEPTH: Final = 32
+
+
+def fill(
+    schema: dict[str, Any],
+    message: str,
+    choose: Callable[[tuple[str, ...]], str],
+    name: str = "",
+    holds: Callable[[str], bool] | None = None,
+) -> Any:
+    """Return a value of `schema`; `choose` picks among the strings of an enum.
+
+    Args:
+        holds: whether the boolean of that name is true; by default if the message has its words.
+
+    >>> schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    >>> fill(schema, "I have 3 apples", lambda labels: labels[0])
+    {'n': 3}
+    """
+    return _Filler(schema, message, choose, holds).value(schema, name, _DEPTH)
+
+
+class _Filler:
+    def __init__(
+        self,
+        root: dict[str, Any],
+        message: str,
+        choose: Callable[[tuple[str, ...]], str],
+        holds: Callable[[str], bool] | None,
+    ) -> None:
+        self._root = root
+        self._holds = holds or (lambda name: normalize(name) in normalize(message))
+        self._message = message
+        self._choose = choose
+
+    def value(self, schema: Any, name: str, depth: int) -> Any:
+        schema = self._resolve(schema)
+        if "const" in schema:
+            return schema["const"]
+        if isinstance(options := schema.get("enum"), list) and options:
+            labels = tuple(option for option in options if isinstance(option, str))
+            return self._choose(labels) if labels else options[0]
+        for branch in ("anyOf", "oneOf", "allOf"):
+            if isinstance(options := schema.get(branch), list) and options:
+                return self.value(options[0], name, depth)
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            kind = kind[0] if kind else "string"
+        if kind == "object" or (kind is None and "properties" in schema):
+            return self._object(schema, depth)
+        if kind == "array":
+            count = schema.get("minItems", 0) if depth > 0 else 0
+            return [self.value(schema.get("items"), name, depth - 1) for _ in range(count)]
+        return self._scalar(kind, schema, name)
+
+    def _resolve(self, schema: Any) -> dict[str, Any]:
+        for _ in range(_DEPTH):
+            if not isinstance(schema, dict):
+                return {}
+            reference = schema.get("$ref")
+            if not isinstance(reference, str):
+                return schema
+            schema = self._root
+            for step in reference.removeprefix("#").strip("/").split("/"):
+                if step:
+                    schema = schema.get(step) if isinstance(schema, dict) else None
+        return {}
+
+    def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
+        properties = schema.get("properties") or {}
+        required = schema.get("required") or []
+        # Past the depth only what is required: a schema may refer to itself.
+        names = list(properties) if depth > 0 else [n for n in properties if n in required]
+        names += [n for n in required if n not in properties]
+        if depth < -_DEPTH:
+            return {}
+        return {name: self.value(properties.get(name), name, depth - 1) for name in names}
+
+    def _scalar(self, kind: Any, schema: dict[str, Any], name: str) -> Any:
+        if kind == "null":
+            return None
+        if kind == "boolean":
+            return self._holds(name)
+        if kind in ("integer", "number"):
+            return self._number(kind, schema)
+        return self._string(schema)
+
+    def _number(self, kind: str, schema: dict[str, Any]) -> int | float:
+        found = _NUMBER.search(self._message)
+        number = float(found.group()) if found else 0.0
+        step = 1 if kind == "integer" else 1e-6
+        low, high = schema.get("minimum"), schema.get("maximum")
+        if (bound := schema.get("exclusiveMinimum")) is not None:
+            low = bound + step
+        if (bound := schema.get("exclusiveMaximum")) is not None:
+            high = bound - step
+        if high is not None:
+            number = min(number, high)
+        if low is not None:
+            number = max(number, low)
+        return int(number) if kind == "integer" or number == int(number) else number
+
+    def _string(self, schema: dict[str, Any]) -> str:
+        text = " ".join(self._message.split())
+        text = text[: schema.get("maxLength", 200)]
+        return text.ljust(schema.get("minLength", 0), ".")
