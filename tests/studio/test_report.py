@@ -12,7 +12,7 @@ import pytest
 from studio.browser import Browser
 from studio.made_store import MadeRun, make_training
 
-from afnio.cli.run_choice import Runs
+from afnio.cli._runs import Runs
 from afnio.tellurio._queries import ChoiceError
 from afnio.tellurio.studio._report import find, write_report
 

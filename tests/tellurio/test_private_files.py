@@ -11,7 +11,7 @@ from tiny_training import reply, train
 
 import afnio
 import afnio.tellurio as te
-from afnio.cli.commands import main
+from afnio.cli._commands import main
 from afnio.demo import figures
 from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient

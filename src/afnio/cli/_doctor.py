@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 if TYPE_CHECKING:
     from afnio.models.openai import AsyncOpenAI
 
+
 PACKAGES: Final = ("openai", "aiohttp", "anyio", "pydantic")
 EXTRAS: Final = {
     "prices": "genai-prices", "keyring": "keyring", "mlflow": "mlflow-skinny", "opentelemetry": "opentelemetry-api",
@@ -51,7 +52,7 @@ class Finding(NamedTuple):
     figures: dict[str, Any]
 
 
-def main(argv: Sequence[str]) -> int:
+def doctor_main(argv: Sequence[str]) -> int:
     """Run the command; 0 if Afnio can work here, 1 if not."""
     parser = argparse.ArgumentParser(
         prog="afnio doctor", description="Look at the environment and ask the endpoint a few short questions."

@@ -1,0 +1,506 @@
+"""`afnio runs`: list, show, compare, remove and export the runs of the local stores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+from afnio.tellurio._compare import compare
+from afnio.tellurio._queries import MISSING, Reader, RunRecord, Spending, choose, kept, loaded, ranked
+from afnio.tellurio._store import StoreProblemError
+from afnio.tellurio.studio._runs import home_folder, shelves
+
+EXAMPLES: Final = """\
+examples:
+  afnio runs list --project me/emails     what there is, newest first
+  afnio runs list --json | jq '.[0].id'   the same for programs
+  afnio runs show calm-heron              one run: metrics, calls and costs, prompts, steps
+  afnio runs compare calm-heron keen-lynx paired differences on the samples that both evaluated
+  afnio runs export calm-heron > run.jsonl
+                                          all that is recorded, one JSON object on each line
+  afnio runs rm calm-heron --yes          delete it, with its journal
+
+A RUN is a name, an id, namespace/project/name, or the beginning of one if no other run begins so. `rm` wants names in
+full.
+"""
+
+RUN: Final = "a name, an id, namespace/project/name, or the beginning of one"
+
+
+def runs_main(argv: Sequence[str]) -> int:
+    """Run the command and return the process's exit code: 0 done, 1 failed, 2 wrong arguments."""
+    options = _parser().parse_args(argv)
+    from afnio.errors import AfnioError
+
+    commands: dict[str, Callable[[Any, argparse.Namespace], int]] = {
+        "list": _list,
+        "show": _show,
+        "compare": _compare,
+        "rm": _remove,
+        "export": _export,
+    }
+    try:
+        with Runs(options.dir) as runs:
+            return commands[options.command](runs, options)
+    except (AfnioError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        sys.stderr.write(f"afnio: {error}\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="afnio runs",
+        description="Look at the runs of the local stores.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--dir", metavar="FOLDER", help="the stores' folder (default: AFNIO_HOME, else .afnio)"
+    )
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", parents=[common, as_json], help="the runs, newest first")
+    listing.add_argument("--project", metavar="NAMESPACE/PROJECT", help="only those of one project")
+    listing.add_argument(
+        "--status", type=str.upper, help="only those that are RUNNING, COMPLETED, FAILED, CRASHED"
+    )
+    show = commands.add_parser("show", parents=[common, as_json], help="one run")
+    show.add_argument("run", metavar="RUN", help=RUN)
+    compare = commands.add_parser("compare", parents=[common, as_json], help="two runs, sample by sample")
+    compare.add_argument("first", metavar="RUN", help="the baseline")
+    compare.add_argument("second", metavar="RUN", help="what is compared with it")
+    remove = commands.add_parser("rm", parents=[common], help="delete runs and their journals")
+    remove.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a name in full, an id, or namespace/project/name"
+    )
+    remove.add_argument("--yes", action="store_true", help="don't ask")
+    export = commands.add_parser("export", parents=[common], help="all of a run as JSON lines")
+    export.add_argument("run", metavar="RUN", help=RUN)
+    export.add_argument("--out", metavar="FILE", help="where to, with mode 0600 (default: standard output)")
+    return parser
+
+
+def _list(runs: Any, options: argparse.Namespace) -> int:
+
+    wanted = [
+        one
+        for one in runs.all()
+        if options.project in (None, f"{one.run.namespace}/{one.run.project}")
+        and options.status in (None, one.run.status)
+    ]
+    wanted.sort(key=lambda one: -one.run.date_created)
+    found = [summary(one) for one in wanted]
+    _print(_json(found) if options.json else list_text(found, runs.home))
+    return 1 if runs.unreadable else 0
+
+
+def _show(runs: Any, options: argparse.Namespace) -> int:
+
+    found = details(runs.choose(options.run))
+    _print(_json(found) if options.json else show_text(found))
+    return 0
+
+
+def _compare(runs: Any, options: argparse.Namespace) -> int:
+
+    found = compared(runs.choose(options.first), runs.choose(options.second))
+    _print(_json(found) if options.json else compare_text(found))
+    return 0
+
+
+def _remove(runs: Any, options: argparse.Namespace) -> int:
+    import sqlite3
+
+    from afnio.tellurio._store import remove_run
+
+    chosen = [runs.choose(word, whole=True) for word in options.runs]
+    going_on = [one.run.path for one in chosen if one.run.status == "RUNNING"]
+    if going_on:
+        sys.stderr.write(f"afnio: [{going_on[0]}] is under way; end its program first.\n")
+        return 1
+    names = ", ".join(one.run.path for one in chosen)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            sys.stderr.write(f"afnio: this would delete {names}; add --yes.\n")
+            return 2
+        if input(f"Delete {names}? [y/N] ").strip().lower() not in ("y", "yes"):
+            return 1
+    for reader, run in chosen:
+        reader.close()
+        try:
+            remove_run(run.store, run.id)
+        except sqlite3.Error as error:
+            sys.stderr.write(f"afnio: [{run.path}] can't be deleted ({error}).\n")
+            return 1
+        _print(f"deleted {run.path}")
+    return 0
+
+
+def _export(runs: Any, options: argparse.Namespace) -> int:
+    import os
+    import stat
+
+    chosen = runs.choose(options.run)
+    if options.out is None:
+        for line in lines(chosen):
+            _print(line)
+        return 0
+    descriptor = os.open(options.out, os.O_WRONLY | os.O_CREAT, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # one that was there before has the mode it had
+            os.fchmod(descriptor, 0o600)
+            file.truncate()
+        file.writelines(f"{line}\n" for line in lines(chosen))
+    return 0
+
+
+def _json(found: Any) -> str:
+    """The data as JSON that every reader takes: it has no NaN, and nothing that a terminal would obey."""
+    return json.dumps(_finite(found), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+# Run text: runs as data for JSON and as lines for people.
+
+
+SHOWN_METRICS: Final = 3
+SHOWN_TEXT: Final = 2_000
+
+
+def summary(chosen: Chosen) -> dict[str, Any]:
+    """What a list says of a run."""
+    reader, run = chosen
+    metrics = {one.name: one.value for one in reader.last_metrics(run.id)}
+    headline = reader.headline(run.id)
+    return {
+        "id": run.id,
+        "name": run.name,
+        "namespace": run.namespace,
+        "project": run.project,
+        "status": run.status,
+        "description": run.description,
+        "date_created": run.date_created,
+        "date_updated": run.date_updated,
+        "git_commit": run.git_commit,
+        "config": run.config,
+        "headline": None if headline is None else asdict(headline),
+        "metrics": metrics,
+        **_totals(reader.spending(run.id)),
+        "store": str(run.store),
+    }
+
+
+def details(chosen: Chosen) -> dict[str, Any]:
+    """What `show` says of a run."""
+    reader, run = chosen
+    return {
+        **summary(chosen),
+        "versions": run.versions,
+        "platform": run.platform,
+        "identity": run.identity,
+        "in_flight": run.in_flight,
+        "waiting": run.waiting,
+        "dropped": run.dropped,
+        "purposes": {purpose: asdict(spent) for purpose, spent in reader.spending(run.id).items()},
+        "phases": reader.phases(run.id),
+        "parameters": [asdict(one) for one in reader.parameters(run.id)],
+        "steps": [
+            {
+                "number": step.number,
+                "optimizer": step.optimizer,
+                "error": step.error,
+                "changed": [change.role for change in step.changes if change.before != change.after],
+                "rejected": {change.role: change.rejected for change in step.changes if change.rejected},
+                "kept": [
+                    {"roles": roles, "reason": reason}
+                    for roles, reason in kept((change.role, change.rejected) for change in step.changes)
+                ],
+                "evidence": sum(len(change.evidence) for change in step.changes),
+                "candidates": len(step.candidates),
+            }
+            for step in reader.steps(run.id)
+        ],
+    }
+
+
+def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
+    """Two runs side by side, and the paired differences of what both evaluated."""
+    found = compare(first.reader.scores(first.run.id), second.reader.scores(second.run.id))
+    return {
+        "first": summary(first),
+        "second": summary(second),
+        "last": found.last._asdict(),
+        "phases": [{**asdict(one), "paired": one.paired._asdict()} for one in found.kinds],
+    }
+
+
+def list_text(runs: Sequence[Mapping[str, Any]], home: Path) -> str:
+    if not runs:
+        return f"No runs in {home}{'.' if home.exists() else f': {MISSING}'}"
+    rows = [("RUN", "STATUS", "STARTED", "CALLS", "COST", "METRICS")]
+    for run in runs:
+        names = _shown(run)
+        metrics = [f"{name} {_metric(run, name)}" for name in names[:SHOWN_METRICS]]
+        more = len(names) - len(metrics)
+        rows.append(
+            (
+                printable(f"{run['namespace']}/{run['project']}/{run['name']}"),
+                run["status"],
+                _date(run["date_created"]),
+                f"{run['calls']:,}",
+                _dollars(run["cost"]),
+                printable(", ".join(metrics)) + (f", {more} more" if more else ""),
+            )
+        )
+    widths = [max(len(row[place]) for row in rows) for place in range(5)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip()
+        for row in rows
+    )
+
+
+def show_text(run: Mapping[str, Any]) -> str:
+    lines = [
+        printable(f"{run['namespace']}/{run['project']}/{run['name']}  {run['status']}"),
+        f"  id        {run['id']}",
+        f"  started   {_date(run['date_created'])}, last written {_date(run['date_updated'])}",
+        f"  commit    {run['git_commit'] or '-'}",
+        f"  store     {run['store']}",
+    ]
+    if run["description"]:
+        lines.append(f"  about     {printable(run['description'])}")
+    if run["config"]:
+        settings = ", ".join(f"{name}={value!r}" for name, value in run["config"].items())
+        lines.append(f"  config    {printable(settings)}")
+    if run["dropped"]:
+        lines.append(f"  left out  {run['dropped']:,} events, as the disk couldn't follow")
+    lines += [
+        f"  {printable(name):<30} {_metric(run, name)}{_interval(run['metrics'], name)}"
+        for name in _shown(run)
+    ]
+    for purpose, spent in run["purposes"].items():
+        lines.append(
+            f"  {purpose:<10} {spent['calls']:>8,} calls  {spent['failed']:>5,} failed  "
+            f"{spent['replayed']:>6,} replayed  {spent['prompt_tokens']:>11,} in  "
+            f"{spent['completion_tokens']:>10,} out  {_dollars(spent['cost'])}"
+            + (f"  {spent['cancelled']:,} cancelled" if spent["cancelled"] else "")
+        )
+    for step in run["steps"]:
+        changed = ", ".join(step["changed"]) or "nothing"
+        parts = [f"  step {step['number']} ({step['optimizer']}) changed {changed}"]
+        parts += [f"kept {', '.join(one['roles'])}: {one['reason']}" for one in step["kept"]]
+        if step["error"]:
+            parts.append(f"failed: {step['error']}")
+        lines.append(printable("; ".join(parts)))
+    last = {one["number"]: one for one in run["parameters"]}
+    for one in last.values():
+        text = one["value"] if len(one["value"]) <= SHOWN_TEXT else one["value"][:SHOWN_TEXT] + " …"
+        indented = printable(text).replace("\n", "\n    ")
+        lines += [printable(f"  {one['role']}, since step {one['step']}:"), f"    {indented}"]
+    return "\n".join(lines)
+
+
+def compare_text(found: Mapping[str, Any]) -> str:
+    first, second = found["first"], found["second"]
+    lines = [
+        printable(
+            f"{first['name']} ({first['status']}, {first['calls']:,} calls, {_dollars(first['cost'])})"
+        ),
+        printable(
+            f"{second['name']} ({second['status']}, {second['calls']:,} calls, {_dollars(second['cost'])})"
+        ),
+    ]
+    shared = [name for name in _shown(first) if name in second["metrics"]]
+    lines += [
+        f"  {printable(name):<30} {_value(first['metrics'][name]):>10}  {_value(second['metrics'][name]):>10}"
+        for name in shared
+    ]
+    if not found["last"]["samples"]:
+        lines.append("  no sample was evaluated in both runs, so no scores can be paired")
+    elif not found["phases"]:
+        lines.append("  no phase of one run was evaluated in the other one too")
+    for phase in found["phases"]:
+        lines.append(
+            printable(f"  {phase['first'] or 'no phase'} vs {phase['second'] or 'no phase'}")
+            + f": {_mean(phase['means'][0])} → {_mean(phase['means'][1])}; {_paired(phase['paired'])}"
+        )
+    if found["last"]["samples"]:
+        lines.append(f"  last evaluation of each sample: {_paired(found['last'])}")
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """The text with what could play tricks on a terminal made visible; lines stay lines.
+
+    >>> printable("a\\x1b[2Jb\\u202ec")
+    'a\\\\x1b[2Jb\\\\u202ec'
+    """
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def _totals(spending: Mapping[str, Spending]) -> dict[str, Any]:
+    parts = list(spending.values())
+    known = [spent.cost for spent in parts if spent.cost is not None]
+    return {
+        "calls": sum(spent.calls for spent in parts),
+        "failed": sum(spent.failed for spent in parts),
+        "cancelled": sum(spent.cancelled for spent in parts),
+        "replayed": sum(spent.replayed for spent in parts),
+        "tokens": sum(spent.prompt_tokens + spent.completion_tokens for spent in parts),
+        "cost": sum(known) if known else None,
+        "unpriced": sum(spent.unpriced for spent in parts),
+    }
+
+
+def _shown(run: Mapping[str, Any]) -> list[str]:
+    """The metrics that a person is told of, the headline first."""
+    headline = run["headline"]
+    return ranked(run["metrics"], None if headline is None else headline["metric"])
+
+
+def _metric(run: Mapping[str, Any], name: str) -> str:
+    text, headline = _value(run["metrics"][name]), run["headline"]
+    if headline is None or headline["metric"] != name or headline["best"] is None:
+        return text
+    return f"{text} (best {_value(headline['best'])} at {headline['unit']} {headline['step']})"
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> str:
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "" if low is None or high is None else f"  95 %: {_value(low)} to {_value(high)}"
+
+
+def _paired(paired: Mapping[str, Any]) -> str:
+    interval = "no interval"
+    if paired["low"] is not None:
+        interval = f"{paired['low']:+.3f} to {paired['high']:+.3f} (95 %)"
+    return (
+        f"{paired['samples']} samples of both: {paired['won']} won, {paired['lost']} lost, "
+        f"{paired['difference']:+.3f}, {interval}"
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return printable(text if len(text) <= 40 else text[:39] + "…")
+
+
+def _mean(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _dollars(cost: float | None) -> str:
+    return "-" if cost is None else f"${cost:.4f}"
+
+
+def _date(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+# Run export: all that is recorded of a run, one JSON object on each line.
+
+
+TABLES: Final = (
+    "metrics", "texts", "tables", "parameters", "steps", "changes", "evidence", "candidates", "nodes",
+    "samples", "calls", "retries", "events",
+)  # fmt: skip
+JSON_COLUMNS: Final = frozenset({"columns", "rows", "parents", "vals", "scores", "payload"})
+
+
+def lines(chosen: Chosen) -> Iterator[str]:
+    """Yield the run, then the rows of its tables: {"table": …, …}; calls have their texts in them."""
+    reader, run = chosen
+    yield _line({"table": "runs", **asdict(run), "store": str(run.store)})
+    for table in TABLES:
+        for row in reader.rows(table, run.id):
+            found = {name: loaded(value) if name in JSON_COLUMNS else value for name, value in row.items()}
+            if table == "calls":
+                found |= asdict(reader.call_texts(row["id"]))
+            elif (table, "value" in row) == ("metrics", True):
+                found["value"] = loaded(row["value"])
+            elif table == "evidence":
+                found["samples"] = loaded(row["samples"])
+            yield _line({"table": table, **found})
+
+
+def _line(row: dict[str, Any]) -> str:
+    # Escaped, so that no character of a prompt can end a line or harm a terminal.
+    return json.dumps(row)
+
+
+# Run choice: the runs of a folder of stores, for commands that a word on the command line tells which.
+
+
+class Chosen(NamedTuple):
+    """A run and the open file that it is in."""
+
+    reader: Reader
+    run: RunRecord
+
+
+class Runs:
+    """Every run under a folder of stores; a block closes their files.
+
+    A store that can't be read costs a line on standard error, and the others are there.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self.home: Path = home_folder(folder)
+        self.unreadable = 0
+        self._files = ExitStack()
+
+    def all(self) -> Iterator[Chosen]:
+        """Yield each run, project by project, newest first."""
+        for shelf in shelves(self.home):
+            try:
+                reader = self._files.enter_context(Reader(shelf.path))
+                runs = reader.runs()
+            except StoreProblemError as error:
+                self.unreadable += 1
+                sys.stderr.write(f"afnio: {error}\n")
+                continue
+            for run in runs:
+                yield Chosen(reader, run)
+
+    def choose(self, word: str, *, whole: bool = False) -> Chosen:
+        """Return the run that a word means; see `afnio.tellurio._queries.choose`.
+
+        Raises:
+            ChoiceError: if there is none, or if several are meant.
+        """
+        everything = list(self.all())
+        run = choose(word, [one.run for one in everything], self.home, whole=whole)
+        return next(one for one in everything if one.run is run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._files.close()
