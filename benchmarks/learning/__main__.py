@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from afnio.demo.endpoint import Endpoint
+from afnio.demo._endpoint import Endpoint
 from benchmarks import report
 from benchmarks.learning.curve import SAMPLES, SIZES, curve
 from benchmarks.learning.endpoints import local, remote, simulated

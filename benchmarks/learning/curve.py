@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from afnio.demo.endpoint import Endpoint
+from afnio.demo._endpoint import Endpoint
 from benchmarks import report
 from benchmarks.learning.intervals import KIND, difference
 from benchmarks.learning.outcome import Outcome

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from afnio.demo.endpoint import Endpoint
+from afnio.demo._endpoint import Endpoint
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Provider
 
@@ -36,7 +36,7 @@ def simulated(seed: int = 0) -> Iterator[Endpoint]:
 @contextmanager
 def local(console: Console, weights: Path | None = None) -> Iterator[Endpoint]:
     """Run the demo's small real model, from another GGUF file if one is given."""
-    from afnio.demo.local_lm import local_endpoint
+    from afnio.demo._endpoint import local_endpoint
 
     with local_endpoint(console, weights) as endpoint:
         yield endpoint

@@ -10,8 +10,8 @@ from typing import Any
 
 import afnio
 from afnio import cognitive as cog
-from afnio.demo.endpoint import Endpoint
-from afnio.demo.tally import Tally
+from afnio.demo._endpoint import Endpoint
+from afnio.demo._job import Tally
 from afnio.errors import BatchError, ReplyError
 from afnio.optim import Demos, Optimizer, ParetoTGD
 from afnio.runtime.events import StepEnded, subscribed

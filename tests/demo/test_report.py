@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from afnio.demo.figures import write
-from afnio.demo.job import Epoch, Result, best, read_sentiment
-from afnio.demo.phase_table import phase_table
-from afnio.demo.report import described, difference, print_difference, print_prompts
-from afnio.demo.tally import Phase
+from afnio.demo._job import (
+    Epoch,
+    Phase,
+    Result,
+    best,
+    described,
+    difference,
+    phase_table,
+    print_difference,
+    print_prompts,
+    read_sentiment,
+    write,
+)
 from afnio.errors import ReplyError
 from afnio.trainer._options import Accuracy
 

@@ -12,7 +12,7 @@ from tiny_training import reply, train
 import afnio
 import afnio.tellurio as te
 from afnio.cli._commands import main
-from afnio.demo import figures
+from afnio.demo import _job
 from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient
 
@@ -40,7 +40,7 @@ def test_all_that_a_run_leaves_is_private(umask: None, tmp_path: Path) -> None:
     with afnio.journal("journals/deep/calls.journal"):
         ScriptedClient("x").chat(messages=[{"role": "user", "content": "hello"}], model="m")
         assert {} == modes(tmp_path)
-    figures.write({"prompt": "Be brief."})
+    _job.write({"prompt": "Be brief."})
     for command, out in (("runs export", "--out"), ("report", "-o")):
         for there in (False, True):
             file = tmp_path / f"{command} {there}"

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from afnio.demo.endpoint import Endpoint
-from afnio.demo.error import RefusedError, sentence
-from afnio.demo.options import Options, read_options
+from afnio.demo._endpoint import Endpoint
+from afnio.demo._options import Options, RefusedError, read_options, sentence
 from afnio.errors import AfnioError
 
 if TYPE_CHECKING:
-    from afnio.demo.splits import Splits
+    from afnio.demo._options import Splits
 
 NAMESPACE: Final = "demo"
 PROJECT: Final = "facility-support"
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     options = read_options(argv)
     console, errors = Console(), Console(stderr=True)
-    from afnio.demo.progress import say
+    from afnio.demo._watch import say
 
     try:
         run(options, console)
@@ -53,13 +52,9 @@ def run(options: Options, console: Console) -> None:
     """Run the job and report it."""
     # Imported here, so that Ctrl-C during the imports ends in one line as well.
     from afnio import tellurio as te
-    from afnio.demo.estimate import ask
-    from afnio.demo.figures import FILE, check_folder, figures, write
-    from afnio.demo.job import Job
-    from afnio.demo.progress import Progress, say
-    from afnio.demo.report import print_report
-    from afnio.demo.splits import load_splits
-    from afnio.demo.tally import Tally
+    from afnio.demo._job import FILE, Job, Tally, ask, check_folder, figures, print_report, write
+    from afnio.demo._options import load_splits
+    from afnio.demo._watch import Progress, say
     from afnio.runtime.events import subscribed
     from afnio.tellurio._queries import MONITOR
     from afnio.tellurio._store import store_path
@@ -107,7 +102,7 @@ def page(run: str) -> str:
 
 def introduce(console: Console, endpoint: Endpoint, splits: Splits) -> None:
     """Say who is asked, and with what data, before anything else."""
-    from afnio.demo.progress import say
+    from afnio.demo._watch import say
 
     sizes = splits.sizes
     for note in endpoint.notes:
@@ -123,14 +118,14 @@ def introduce(console: Console, endpoint: Endpoint, splits: Splits) -> None:
 def open_endpoint(options: Options, console: Console) -> AbstractContextManager[Endpoint]:
     """Return the endpoint that the options ask for, to be used as a `with` block."""
     if options.live:
-        from afnio.demo.live import live_endpoint
+        from afnio.demo._endpoint import live_endpoint
 
         return live_endpoint(options)
     if options.local:
-        from afnio.demo.local_lm import local_endpoint
+        from afnio.demo._endpoint import local_endpoint
 
         return local_endpoint(console)
-    from afnio.demo.simulated import simulated_endpoint
+    from afnio.demo._endpoint import simulated_endpoint
 
     return simulated_endpoint()
 

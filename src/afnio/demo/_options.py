@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from afnio import tellurio as te
+from afnio.errors import AfnioError, BatchError
+from afnio.utils.data._dataloader import DataLoader
+from afnio.utils.data._sampler import WeightedRandomSampler
+from afnio.utils.datasets import FacilitySupport
+from afnio.utils.datasets.facility_support import Item
+
 EPOCHS: Final = 5
 LOCAL_EPOCHS: Final = 2
 LOCAL_MESSAGES: Final = 24
@@ -91,3 +98,75 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 (got {text})")
     return value
+
+
+# Splits: the messages that the demo trains on, chooses by, and tests with.
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """FacilitySupport's three splits, or the first messages of each."""
+
+    train: Sequence[Item]
+    validation: Sequence[Item]
+    test: Sequence[Item]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
+    def loader_of_training(self, batch_size: int, seed: int) -> DataLoader:
+        """Return the training loader of the tutorial: every label is drawn as often as the others."""
+        weights = sample_weights(self.train)
+        sampler = WeightedRandomSampler(weights, num_samples=len(self.train), replacement=True, seed=seed)
+        return DataLoader(self.train, sampler=sampler, batch_size=batch_size)
+
+
+def load_splits(messages: int | None) -> Splits:
+    """Return the splits, fetched if need be.
+
+    Args:
+        messages: how many of each are used; None for all.
+
+    Raises:
+        DownloadError: if no source has the file.
+    """
+    train, validation, test = (
+        _head(FacilitySupport("train"), messages),
+        _head(FacilitySupport("val"), messages),
+        _head(FacilitySupport("test"), messages),
+    )
+    return Splits(train, validation, test)
+
+
+def sample_weights(items: Sequence[Item]) -> list[float]:
+    """Return a weight for each item, so that each label's weights have the same sum."""
+    with te.suppress_variable_notifications():
+        labels = [sentiment.data for _, (_, sentiment, _) in items]
+    return [len(labels) / labels.count(label) for label in labels]
+
+
+def _head(data: FacilitySupport, messages: int | None) -> list[Item]:
+    return [data[index] for index in range(min(len(data), messages or len(data)))]
+
+
+# What ends the demo with one sentence instead of a traceback.
+
+
+class DemoError(AfnioError):
+    """The demo can't go on; the message says why and what to do."""
+
+
+class RefusedError(DemoError):
+    """The demo was asked for something that it won't do; nothing was called."""
+
+
+def sentence(error: BaseException) -> str | None:
+    """Return what to tell a user of an error that is no bug, else None.
+
+    >>> sentence(DemoError("no network"))
+    'no network'
+    """
+    if isinstance(error, BatchError):
+        return f"{len(error.samples) or len(error.exceptions)} samples failed, the first with: {error.exceptions[0]}"
+    return str(error) if isinstance(error, AfnioError | OSError) else None
