@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import afnio
 import afnio.cognitive as cog
-from afnio import archive
+from afnio import _archive
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -113,8 +113,8 @@ def test_only_the_user_may_read_a_saved_file(tmp_path, umask):
         os.umask(before)
     for name in ("new", "old"):
         assert 0o600 == (tmp_path / name).stat().st_mode & 0o777
-        with zipfile.ZipFile(tmp_path / name) as archive:
-            assert {0o600} == {member.external_attr >> 16 for member in archive.infolist()}
+        with zipfile.ZipFile(tmp_path / name) as _archive:
+            assert {0o600} == {member.external_attr >> 16 for member in _archive.infolist()}
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -127,7 +127,7 @@ def test_a_link_stays_a_link(tmp_path):
 
 def test_a_file_that_unpacks_to_terabytes_is_refused(monkeypatch):
     """Before it is unpacked."""
-    monkeypatch.setattr(archive, "LARGEST", 1000)
+    monkeypatch.setattr(_archive, "LARGEST", 1000)
     file = io.BytesIO()
     afnio.save({"x": "a" * 1001}, file)
     with pytest.raises(ValueError, match="unpacks to more than 1,000 bytes"):
@@ -179,8 +179,8 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
 
 def zipped(name, content):
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, content)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as _archive:
+        _archive.writestr(name, content)
     return file.getvalue()
 
 

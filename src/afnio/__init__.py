@@ -13,6 +13,8 @@ from afnio import errors as errors
 from afnio import models as models
 from afnio import optim as optim
 from afnio import utils as utils
+from afnio._archive import load as load
+from afnio._archive import save as save
 from afnio.autodiff import GradientEdge as GradientEdge
 from afnio.autodiff import Node as Node
 from afnio.autodiff import Variable as Variable
@@ -37,8 +39,6 @@ from afnio.runtime import scope as scope
 from afnio.runtime import set_sync_mode as set_sync_mode
 from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
-from afnio.serialization import load as load
-from afnio.serialization import save as save
 
 if TYPE_CHECKING:
     from afnio import tellurio as tellurio

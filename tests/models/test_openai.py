@@ -17,13 +17,7 @@ from hostile import HostileServer, Way, reply
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import (
-    FinalModelError,
-    ModelError,
-    RateLimitedError,
-    TransientModelError,
-    UnreachableError,
-)
+from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
 from afnio.models._client import Once
 from afnio.models.openai import AsyncOpenAI, OpenAI
 from afnio.runtime import _retries

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import afnio
 import afnio.cognitive as cog
-from afnio.archive import packed
+from afnio._archive import packed
 from afnio.errors import CheckpointError
 from afnio.optim import TGD
 from afnio.testing import ScriptedClient

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trainer.deaths import fitted
 
-from afnio.archive import packed, unpacked
+from afnio._archive import packed, unpacked
 from afnio.errors import CheckpointError
 from afnio.trainer import EarlyStopping
 

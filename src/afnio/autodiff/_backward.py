@@ -14,8 +14,7 @@ from afnio.autodiff._data import Feedback, Segment
 from afnio.autodiff._function import Arguments, Context, Function, Later, Said, edges_to, plain, tell_sweep
 from afnio.autodiff._graph import AccumulateGrad, Edge, GradientEdge, Hook, Hooks, Node, claim, unclaim
 from afnio.autodiff._variable import Variable, gradient, is_grad_enabled
-from afnio.errors import BudgetExceeded, GraphError, JournalError
-from afnio.likeness import distinct, reason
+from afnio.errors import BudgetExceeded, GraphError, JournalError, distinct, reason
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
 from afnio.runtime._kernel import NO_FEEDBACK, PENDING, Failure, Job, Launch, Outcomes, Slot
 from afnio.runtime._tracebacks import caller_line, folding

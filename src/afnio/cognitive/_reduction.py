@@ -19,8 +19,7 @@ from itertools import pairwise
 from typing import Any, Final, TypeVar, final
 
 from afnio.cognitive._prompts import reduce_messages, reduce_schema, wording
-from afnio.errors import BatchError, FinalModelError, ModelError, ReplyError
-from afnio.likeness import reason
+from afnio.errors import BatchError, FinalModelError, ModelError, ReplyError, reason
 from afnio.models._client import ChatModel
 from afnio.models._messages import ChatResponse, Message
 from afnio.runtime._callables import call_in_node, quorum_holds

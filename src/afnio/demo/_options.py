@@ -11,8 +11,7 @@ from afnio import tellurio as te
 from afnio.errors import AfnioError, BatchError
 from afnio.utils.data._dataloader import DataLoader
 from afnio.utils.data._sampler import WeightedRandomSampler
-from afnio.utils.datasets import FacilitySupport
-from afnio.utils.datasets.facility_support import Item
+from afnio.utils.datasets import FacilitySupport, Message
 
 EPOCHS: Final = 5
 LOCAL_EPOCHS: Final = 2
@@ -107,9 +106,9 @@ def _count(text: str) -> int:
 class Splits:
     """FacilitySupport's three splits, or the first messages of each."""
 
-    train: Sequence[Item]
-    validation: Sequence[Item]
-    test: Sequence[Item]
+    train: Sequence[Message]
+    validation: Sequence[Message]
+    test: Sequence[Message]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -139,14 +138,14 @@ def load_splits(messages: int | None) -> Splits:
     return Splits(train, validation, test)
 
 
-def sample_weights(items: Sequence[Item]) -> list[float]:
+def sample_weights(items: Sequence[Message]) -> list[float]:
     """Return a weight for each item, so that each label's weights have the same sum."""
     with te.suppress_variable_notifications():
         labels = [sentiment.data for _, (_, sentiment, _) in items]
     return [len(labels) / labels.count(label) for label in labels]
 
 
-def _head(data: FacilitySupport, messages: int | None) -> list[Item]:
+def _head(data: FacilitySupport, messages: int | None) -> list[Message]:
     return [data[index] for index in range(min(len(data), messages or len(data)))]
 
 

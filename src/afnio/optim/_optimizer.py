@@ -12,8 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar, final
 
 from afnio.autodiff._data import Segment
 from afnio.autodiff._variable import Variable, bind
-from afnio.errors import LaunchCancelledError
-from afnio.likeness import distinct, reason
+from afnio.errors import LaunchCancelledError, distinct, reason
 from afnio.runtime._callables import is_async
 from afnio.runtime._kernel import Body, Failure, Job, Launch, Outcomes, Recover, Slot, note_place, within
 from afnio.runtime._tracebacks import folding

@@ -14,8 +14,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast, final
 import anyio
 import anyio.to_thread
 
-from afnio.errors import BatchError, ScoreError
-from afnio.likeness import likeness, reason
+from afnio.errors import BatchError, ScoreError, likeness, reason
 from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Slot, within
 from afnio.runtime._settings import Setting
 from afnio.runtime._tracebacks import folding

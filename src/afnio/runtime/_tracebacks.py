@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
-from afnio.errors import AfnioError
-from afnio.likeness import text_of
+from afnio.errors import AfnioError, text_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,8 +20,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from afnio.errors import BlockingReadError, RuntimeClosedError
-from afnio.likeness import reason
+from afnio.errors import BlockingReadError, RuntimeClosedError, reason
 from afnio.runtime._kernel import PENDING, Failure, Scope, Slot, Watcher, _current, current_scope
 from afnio.runtime._loop import parking, running_library
 from afnio.runtime._settings import Assignment, Setting

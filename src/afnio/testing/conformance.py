@@ -14,6 +14,7 @@ from typing import Any, Final, final
 import anyio
 import anyio.to_thread
 
+from afnio._archive import load, save
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._template import Parameter
 from afnio.errors import FinalModelError
@@ -22,7 +23,6 @@ from afnio.models._messages import ChatRequest
 from afnio.optim._optimizer import Optimizer
 from afnio.runtime._callables import run
 from afnio.runtime._waiting import journal, scope
-from afnio.serialization import load, save
 from afnio.testing._scripted import ScriptedClient
 
 MakeOptimizer = Callable[[list[Any], ChatClient], Optimizer]

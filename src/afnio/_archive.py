@@ -1,0 +1,329 @@
+"""Archive: named JSON documents in a zip file; written whole or not at all, and opening it runs nothing.
+
+Any unzip shows what is inside. Equal documents make equal bytes, as no time is noted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+from afnio.autodiff._variable import Variable
+from afnio.cognitive._template import Parameter
+from afnio.errors import CheckpointError
+
+LARGEST: Final = 2**30
+"""Bytes that the documents of a file may unpack to: a small file can claim to hold terabytes."""
+TEMPORARY: Final = ".tmp"
+"""How the name of a file that is being written ends; it begins with a dot and the name it will get."""
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+_PRIVATE: Final = 0o600
+"""Prompts and feedback may hold what only their owner should read."""
+
+
+def packed(documents: Mapping[str, Any]) -> bytes:
+    """Return the bytes of an archive with one JSON member for each document.
+
+    Raises:
+        TypeError: for a value that JSON can't hold.
+
+    >>> unpacked(packed({"loop": {"epoch": 3}}))
+    {'loop': {'epoch': 3}}
+    """
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, document in documents.items():
+            text = json.dumps(document, ensure_ascii=False, indent=1)
+            member = zipfile.ZipInfo(f"{name}.json", _EPOCH)
+            member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, _PRIVATE << 16
+            # Half a surrogate pair, as broken replies hold, has no UTF-8; as an escape it is JSON.
+            archive.writestr(member, text.encode("utf-8", "backslashreplace"))
+    return file.getvalue()
+
+
+def unpacked(content: bytes) -> dict[str, Any]:
+    """Return the documents by name.
+
+    Raises:
+        ValueError: for bytes that are no such archive, or a damaged one; pickles among them.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".json")]
+            if sum(member.file_size for member in members) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+            documents = {
+                member.filename.removesuffix(".json"): json.loads(archive.read(member)) for member in members
+            }
+    except Exception as error:  # damaged bytes make zipfile and its decompressors raise nearly anything
+        raise ValueError(str(error) or type(error).__name__) from error
+    if not documents:
+        raise ValueError("it holds no JSON")
+    return documents
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Have the file at `path` hold `content`, or be as it was: after a crash at any point too.
+
+    Only the user may read it, whatever the umask and whoever could read what was there before.
+
+    Raises:
+        OSError: if the disk is full, or the folder gone or read-only.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, _PRIVATE)) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Have the new name itself survive a power cut; systems that can't open a folder do so by themselves."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Checkpoint file: which documents the archive of a training run has, and what is in them.
+
+
+CHECKPOINT_FORMAT: Final = 1
+_VERSIONS: Final = "versions"
+_KIND: Final = "afnio checkpoint"
+_LAYOUT: Final = {
+    "parameters": ("agent",),
+    "optimizer": ("optimizers",),
+    "loop": ("counters", "metrics", "history", "sampler"),
+    "rng": ("rng",),
+    "ledger": ("ledger",),
+    "callbacks": ("callbacks",),
+}
+"""Which fields each document holds. One that an older format lacks leaves its fields out."""
+_SEALED: Final = ("optimizer", "rng", "callbacks")
+"""Documents with a digest among the versions. What is in them only their owners could check, in the middle of a run."""
+_LISTS: Final = ("optimizers", "history")
+
+
+def documents_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the documents of a checkpoint with these fields, "versions" among them; waits for Variables.
+
+    Raises:
+        TypeError: for a value that JSON can't hold.
+    """
+    documents: dict[str, Any] = {
+        document: {name: encoded(fields[name]) for name in names} for document, names in _LAYOUT.items()
+    }
+    digests = {document: _digest(documents[document]) for document in _SEALED}
+    documents[_VERSIONS] = {
+        "kind": _KIND,
+        "format": CHECKPOINT_FORMAT,
+        "digests": digests,
+        **fields[_VERSIONS],
+    }
+    return documents
+
+
+def fields_of(name: object, documents: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields in the documents of a file of this format or of an older one.
+
+    Args:
+        name: the file's, for errors.
+
+    Raises:
+        CheckpointError: for documents of something else, damaged ones, or those of a newer format.
+    """
+    versions = documents.get(_VERSIONS)
+    if not isinstance(versions, dict) or versions.get("kind") != _KIND:
+        raise foreign(name, "it has no versions.json of one")
+    found = versions.get("format")
+    if not isinstance(found, int) or isinstance(found, bool) or found > CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"the checkpoint [{name}] has format [{found}] of Afnio [{versions.get('afnio')}], and this "
+            f"Afnio reads up to [{CHECKPOINT_FORMAT}]; update Afnio to open it"
+        )
+    fields: dict[str, Any] = {
+        _VERSIONS: {key: versions[key] for key in versions if key not in ("kind", "format", "digests")}
+    }
+    digests = versions.get("digests", {})
+    for document in _SEALED if isinstance(digests, dict) else ():
+        if digests.get(document) not in (None, _digest(documents.get(document))):
+            raise foreign(name, f"its {document}.json was edited")
+    try:
+        for document, names in _LAYOUT.items():
+            content = decoded(documents.get(document, {}))
+            fields |= {field: content[field] for field in names if field in content}
+    except Exception as error:  # an edited document can hold anything
+        raise foreign(name, error) from error
+    if "agent" not in fields:
+        raise foreign(name, "it has no agent")
+    for field, value in fields.items():
+        kind = list if field in _LISTS else dict
+        if not isinstance(value, kind) and not (field == "sampler" and value is None):
+            raise foreign(name, f"its {field} are {str(value)[:80]!r}")
+    return fields
+
+
+def as_state(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with those names that programs know of checkpoints, for `afnio.load`."""
+    optimizers, counters = fields.get("optimizers", []), fields.get("counters", {})
+    return {
+        **fields,
+        "epoch": counters.get("epoch"),
+        "batch": counters.get("batch"),
+        "agent_state_dict": fields["agent"],
+        "optimizer_state_dict": optimizers[0] if len(optimizers) == 1 else optimizers,
+    }
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def foreign(name: object, reason: object) -> CheckpointError:
+    """Return the error for a file that is no checkpoint."""
+    return CheckpointError(
+        f"[{name}] is no checkpoint that a Trainer wrote, or it is damaged ({' '.join(str(reason).split())}); pickles "
+        "are not opened, name another file"
+    )
+
+
+# Serialization: state dicts in a file that is safe to open: JSON in a zip, never pickle.
+
+
+STATE_FORMAT: Final = 1
+_DOCUMENT: Final = "state"
+_VARIABLE: Final = "__variable__"
+_TUPLE: Final = "__tuple__"
+_PAIRS: Final = "__pairs__"
+
+
+def save(obj: Any, f: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Write a state dict, or any structure of Variables, dicts, lists and plain values; waits for values.
+
+    A path is written whole or not at all.
+
+    Raises:
+        TypeError: for a value that JSON can't hold.
+
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> save({"prompt": Variable("Be brief.", role="prompt")}, file)
+    >>> load(file)["prompt"].data
+    'Be brief.'
+    """
+    content = packed({_DOCUMENT: {"format": STATE_FORMAT, "state": encoded(obj)}})
+    if isinstance(f, str | os.PathLike):
+        replace(Path(f), content)
+    else:
+        f.write(content)
+
+
+def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
+    """Return what `save` wrote, or a trainer's checkpoint as a dict. Opening a file runs no code of it.
+
+    A checkpoint's dict has "agent_state_dict", "optimizer_state_dict" (a list of them where the agent has
+    several optimizers), "epoch", "metrics", and whatever else is in `Checkpoint`.
+
+    Raises:
+        ValueError: for a file that is damaged, newer, or something else, such as a pickle.
+    """
+    name, content = _content(f)
+    try:
+        documents = unpacked(content)
+    except ValueError as error:
+        raise _foreign(name, error) from error
+    if _DOCUMENT in documents:
+        return _state(name, documents[_DOCUMENT])
+    if "versions" not in documents:
+        raise _foreign(name, f"it holds {', '.join(documents)}")
+
+    return as_state(fields_of(name, documents))
+
+
+def encoded(value: Any) -> Any:
+    """Return `value` in JSON's types, from which `decoded` makes it again; waits for Variables."""
+    if isinstance(value, Variable):
+        trail = {"provenance": encoded(list(value.provenance))} if value.provenance else {}
+        return {
+            _VARIABLE: "Parameter" if isinstance(value, Parameter) else "Variable",
+            "data": value.data,
+            "role": value.role,
+            "requires_grad": value.requires_grad,
+            **trail,
+        }
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("__") for key in value):
+            return {key: encoded(item) for key, item in value.items()}
+        return {_PAIRS: [[encoded(key), encoded(item)] for key, item in value.items()]}
+    if isinstance(value, tuple):
+        return {_TUPLE: [encoded(item) for item in value]}
+    if isinstance(value, list):
+        return [encoded(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    fix = "; save its state_dict()" if hasattr(value, "state_dict") else ""
+    raise TypeError(f"a file holds Variables and plain values (got {value!r}, a {type(value).__name__}){fix}")
+
+
+def decoded(value: Any) -> Any:
+    """Return what `encoded` was given."""
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _VARIABLE in value:
+        if not isinstance(value["role"], str) or not isinstance(value["requires_grad"], bool):
+            raise TypeError(f"a Variable's role must be a text (got {value['role']!r})")
+        made = Parameter if value[_VARIABLE] == "Parameter" else Variable
+        variable = made(value["data"], value["role"], value["requires_grad"])
+        variable._provenance = tuple(decoded(value.get("provenance", [])))
+        return variable
+    if _TUPLE in value:
+        return tuple(decoded(item) for item in value[_TUPLE])
+    if _PAIRS in value:
+        return {decoded(key): decoded(item) for key, item in value[_PAIRS]}
+    return {key: decoded(item) for key, item in value.items()}
+
+
+def _content(f: str | os.PathLike[str] | IO[bytes]) -> tuple[str, bytes]:
+    if isinstance(f, str | os.PathLike):
+        return str(f), Path(f).read_bytes()
+    if f.seekable():
+        f.seek(0)  # wherever writing it has left off
+    return str(getattr(f, "name", "the file")), f.read()
+
+
+def _state(name: str, document: Any) -> Any:
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != STATE_FORMAT:
+        raise ValueError(
+            f"{name} has format {found!r} and this Afnio reads {STATE_FORMAT}; update Afnio to open it"
+        )
+    try:
+        return decoded(document["state"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(name, error) from error
+
+
+def _foreign(name: str, error: object) -> ValueError:
+    return ValueError(
+        f"{name} is no state that afnio.save wrote, or it is damaged ({error}); pickles are not opened"
+    )
