@@ -1,6 +1,7 @@
 """Archive: named JSON documents in a zip file; written whole or not at all, and opening it runs nothing.
 
-Any unzip shows what is inside. Equal documents make equal bytes, as no time is noted."""
+Any unzip shows what is inside. Equal documents make equal bytes, as no time is noted.
+"""
 
 from __future__ import annotations
 

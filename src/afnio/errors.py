@@ -1,4 +1,4 @@
-"""Every exception that Afnio raises on its own account.
+"""Every exception that Afnio raises for its users.
 
 AfnioError
 ├── BlockingReadError      a read that would block an event loop or deadlock the runtime
@@ -7,26 +7,45 @@ AfnioError
 ├── LaunchCancelledError   the launch behind a value was cancelled
 ├── TooManyPendingError    `scope(max_pending=)` is full
 ├── GraphError             backward through a leaf, a freed graph, without a seed
-├── TemplateError          a placeholder or an input that fits nothing
+├── TemplateError          placeholders and inputs that don't match
 ├── ReplyError             a model's reply that an op can't use
 ├── ScoreError             a score above `max_score`; no quorum masks it
 ├── JournalError           a journal that can't be opened, read or written
+│   ├── JournalFormatError     the file is foreign, corrupt or newer
+│   ├── JournalLockedError     another process uses it
+│   ├── JournalClosedError     it was used after its block
+│   └── JournalForkedError     it belongs to the parent process
 ├── CheckpointError        a checkpoint, or its folder, that can't be used
 ├── BudgetExceeded         `budget(…)` leaves no room for another attempt
-└── ModelError             a language model call that failed for good
-    ├── TransientModelError    worth another attempt (kept when attempts ran out)
-    │   ├── RateLimitedError   the account is over a limit
-    │   └── UnreachableError   no connection to the provider
-    └── FinalModelError        another attempt would fail the same way
-        └── ProviderDownError  the provider was given up: it was never reached, or failed for ten minutes
+├── UnknownPriceError      a budget in dollars, and a model without a price
+├── ModelError             a language model call that failed for good
+│   ├── TransientModelError    worth another attempt (kept when attempts ran out)
+│   │   ├── RateLimitedError   the account is over a limit
+│   │   └── UnreachableError   no connection to the provider
+│   └── FinalModelError        another attempt would fail the same way
+│       └── ProviderDownError  the provider was never reached, or failed for ten minutes
+├── LockHeldError          another process holds a lock file
+├── KeyStoreError          there is no keyring to keep a key in
+├── StoreProblemError      a run store that can't be read
+├── StoreVersionError      a run store of a newer Afnio
+├── ChoiceError            a name that means no run, or several
+├── StudioError            the studio can't start
+└── DownloadError          no source has a dataset's file
 BatchError (ExceptionGroup)  the failed samples of one batch
 
-Errors that are plainly a wrong argument are TypeError and ValueError."""
+Wrong arguments raise TypeError and ValueError.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+MAX_REASON: Final = 300
+"""Characters of an error's text in the message of another one."""
 
 
 class AfnioError(Exception):
@@ -73,6 +92,30 @@ class JournalError(AfnioError):
     """A journal can't be opened, read or written; the subclasses are in `runtime.journal`."""
 
 
+class JournalFormatError(JournalError, ValueError):
+    """The file is foreign, corrupt or of a newer Afnio; it has been left as it is."""
+
+
+class JournalLockedError(JournalError, RuntimeError):
+    """Another journal object, most often of another process, holds the file.
+
+    Attributes:
+        pid: the process that holds it, or None where it has not said so yet.
+    """
+
+    def __init__(self, message: str, pid: int | None) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+class JournalClosedError(JournalError, RuntimeError):
+    """The journal was used after it had been closed."""
+
+
+class JournalForkedError(JournalError, RuntimeError):
+    """The journal was opened by the parent process, to which its thread and its lock belong."""
+
+
 class CheckpointError(AfnioError, ValueError):
     """A checkpoint that can't be read (missing, damaged, newer, foreign), or a folder that takes none."""
 
@@ -106,6 +149,10 @@ class BudgetExceeded(AfnioError):  # noqa: N818 - an end that was asked for, not
         self.spent = spent
         self.reserved = reserved
         self.ledger = ledger
+
+
+class UnknownPriceError(AfnioError, LookupError):
+    """Dollars are limited, and nothing says what this model costs."""
 
 
 class ModelError(AfnioError):
@@ -148,6 +195,50 @@ class ProviderDownError(FinalModelError):
     """The provider was given up, for all calls of the account: it was never reached, or failed for ten minutes."""
 
 
+class LockHeldError(AfnioError):
+    """Somebody else holds a lock file.
+
+    Attributes:
+        holder: its process, None between locking and writing the number.
+    """
+
+    def __init__(self, path: Path, holder: int | None) -> None:
+        super().__init__(f"{path} is held by {'another process' if holder is None else f'process {holder}'}")
+        self.holder = holder
+
+
+class KeyStoreError(AfnioError):
+    """There is no keyring that could keep a key."""
+
+
+class StoreProblemError(AfnioError):
+    """A store can't be read; the one sentence says why and what helps.
+
+    Attributes:
+        passing: whether the same may work in a moment.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class StoreVersionError(AfnioError, RuntimeError):
+    """The file was written by a newer Afnio."""
+
+
+class ChoiceError(AfnioError):
+    """No run, or several, are meant."""
+
+
+class StudioError(AfnioError):
+    """The studio can't start; the message says why and what to do."""
+
+
+class DownloadError(AfnioError, RuntimeError):
+    """No source had the file."""
+
+
 class BatchError(ExceptionGroup[Exception]):
     """Some samples of a batch failed.
 
@@ -180,13 +271,7 @@ class BatchError(ExceptionGroup[Exception]):
         return self.message  # without a count of `exceptions`, which is none of samples
 
 
-# Likeness: which errors tell the same, so that a message has each once, and what of an error fits into a line.
-
-
-E = TypeVar("E", bound=BaseException)
-
-MAX_REASON: Final = 300
-"""Characters of an error's text in the message of another one."""
+# Which errors say the same, so that a message lists each once.
 
 
 def distinct(errors: Iterable[E]) -> list[E]:

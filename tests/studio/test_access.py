@@ -10,7 +10,8 @@ import psutil
 import pytest
 from studio.visitor import Answer, Studio
 
-from afnio.tellurio.studio._app import StudioError, listen
+from afnio.errors import StudioError
+from afnio.tellurio.studio._app import listen
 
 
 @pytest.fixture(scope="module", name="studio")

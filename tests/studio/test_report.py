@@ -13,7 +13,7 @@ from studio.browser import Browser
 from studio.made_store import MadeRun, make_training
 
 from afnio.cli._runs import Runs
-from afnio.tellurio._queries import ChoiceError
+from afnio.errors import ChoiceError
 from afnio.tellurio.studio._report import find, write_report
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from first_store import CALL, first_version
 from tiny_training import FIRST, SECOND, TEXTS, reply, train
 
 import afnio.tellurio as te
+from afnio.errors import StoreProblemError
 from afnio.tellurio import _store
 from afnio.tellurio._compare import compare
 from afnio.tellurio._queries import Reader
 from afnio.tellurio._schema import connect
-from afnio.tellurio._store import StoreProblemError
 from afnio.testing import ScriptedClient
 
 FILE = Path(".afnio/me/emails.db")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import afnio.tellurio as te
-from afnio.runtime._journal_file import JournalLockedError
+from afnio.errors import JournalLockedError
 
 if TYPE_CHECKING:
     from conftest import Read

@@ -10,8 +10,7 @@ import pytest
 from trainer import scenarios
 from trainer.scenarios import Agent, fitted, loader, told, trainer
 
-from afnio.errors import BudgetExceeded
-from afnio.runtime._spending import UnknownPriceError
+from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.testing import ScriptedClient
 
 

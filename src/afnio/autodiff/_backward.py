@@ -2,7 +2,8 @@
 
 A job waits for the feedback of that lane's consumers and for the lane's own forward value, nothing else:
 one sample can be in its backward pass while another waits for its first reply. What the pass gathered is
-handed over at its end, and only if all of it succeeded or each node's quorum held."""
+handed over at its end, and only if all of it succeeded or each node's quorum held.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Leaves are strings, or numbers (int, float, bool); None marks a missing sample. Numbers of other libraries,
 such as NumPy's, become Python's own. A list is a batch: its outer elements are lanes, deeper lists are data
-of a lane."""
+of a lane.
+"""
 
 from __future__ import annotations
 

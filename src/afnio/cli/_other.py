@@ -252,7 +252,8 @@ def report_main(argv: Sequence[str]) -> int:
 
 def studio_main(argv: Sequence[str]) -> int:
     """Serve the studio until Ctrl-C, and return the process's exit code."""
-    from afnio.tellurio.studio._app import StudioError, serve
+    from afnio.errors import StudioError
+    from afnio.tellurio.studio._app import serve
     from afnio.tellurio.studio._runs import home_folder
 
     parser = argparse.ArgumentParser(

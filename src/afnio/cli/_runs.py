@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from afnio.errors import StoreProblemError
 from afnio.tellurio._compare import compare
 from afnio.tellurio._queries import MISSING, Reader, RunRecord, Spending, choose, kept, loaded, ranked
-from afnio.tellurio._store import StoreProblemError
 from afnio.tellurio.studio._runs import home_folder, shelves
 
 EXAMPLES: Final = """\

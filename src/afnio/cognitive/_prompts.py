@@ -2,7 +2,8 @@
 
 The critic turns feedback on a reply into feedback on the texts that produced it. Its instructions and
 the texts that all samples share come first, so that a provider's prompt cache can serve them; what
-belongs to one sample comes last. User data stands in tags, escaped so that it can't close them."""
+belongs to one sample comes last. User data stands in tags, escaped so that it can't close them.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Concatenation is no option: published runs lose 14 points between batches of 3 and of 100 (ComBEE,
 arXiv:2604.04247). What fits is left alone. Otherwise similar feedback is put together (`cluster`), filled into
 groups by a budget of tokens, and each group is summed up by one call; where there are many groups, their
-summaries are summed up again (`reduction_tree`)."""
+summaries are summed up again (`reduction_tree`).
+"""
 
 from __future__ import annotations
 

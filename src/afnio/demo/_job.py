@@ -1,7 +1,8 @@
 """The tutorial's job: train the prompt of a sentiment classifier, and measure it.
 
 The prompt that is tested at the end is the one that did best on the validation messages, the first
-prompt among them; the test messages decide nothing."""
+prompt among them; the test messages decide nothing.
+"""
 
 from __future__ import annotations
 

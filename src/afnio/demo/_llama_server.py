@@ -1,6 +1,7 @@
 """llama.cpp's server as a process: it prints its address as one JSON line and ends with its standard input.
 
-python -m afnio.demo._llama_server MODEL.gguf NAME"""
+python -m afnio.demo._llama_server MODEL.gguf NAME
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Masking: secrets are taken out of texts, in every form in which a server or a user may have written them.
 
-`mask` knows the secrets that it looks for; `mask_keys` tells keys by their looks and by the names before them."""
+`mask` knows the secrets that it looks for; `mask_keys` tells keys by their looks and by the names before them.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Classify: what a reply means, a response or an error worth another attempt or not.
 
-Covers what OpenAI-compatible providers really do, errors behind status 200 included."""
+Covers what OpenAI-compatible providers really do, errors behind status 200 included.
+"""
 
 from __future__ import annotations
 

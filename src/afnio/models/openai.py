@@ -1,6 +1,7 @@
 """OpenAI, Azure, and every endpoint that speaks their chat completions. The SDK is imported here alone, lazily.
 
-The SDK client is the source of key, base URL, headers and error classes; it retries nothing."""
+The SDK client is the source of key, base URL, headers and error classes; it retries nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
 import anyio.to_thread
 
-from afnio.errors import AfnioError, FinalModelError, ModelError, TransientModelError
+from afnio.errors import FinalModelError, KeyStoreError, ModelError, TransientModelError
 from afnio.models._client import ChatClient
 from afnio.models._masking import mask, secrets_in_headers, secrets_in_url
 from afnio.models._messages import ChatRequest, ChatResponse
@@ -449,10 +450,6 @@ def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
 
 SERVICE: Final = "afnio"
 """Under which name keys are kept, each for the base URL of its endpoint."""
-
-
-class KeyStoreError(AfnioError):
-    """There is no keyring that could keep a key."""
 
 
 def keep(url: str, key: str) -> None:

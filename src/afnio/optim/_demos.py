@@ -1,7 +1,8 @@
 """Demos: few-shot examples, bootstrapped into a parameter from runs that scored.
 
 Source: Khattab et al., "DSPy: Compiling Declarative Language Model Calls into Self-Improving Pipelines",
-arXiv:2310.03714 (BootstrapFewShot), without its compile step: examples are gathered while the program runs."""
+arXiv:2310.03714 (BootstrapFewShot), without its compile step: examples are gathered while the program runs.
+"""
 
 from __future__ import annotations
 

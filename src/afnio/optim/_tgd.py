@@ -1,6 +1,7 @@
 """TGD: textual gradient descent, a rewrite of each parameter by a model that reads its feedback.
 
-Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", arXiv:2406.07496."""
+Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", arXiv:2406.07496.
+"""
 
 from __future__ import annotations
 

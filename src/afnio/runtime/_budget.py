@@ -15,20 +15,10 @@ from typing import Any, Final, NamedTuple, Self, final
 
 import anyio
 
-from afnio.errors import BudgetExceeded, ModelError
+from afnio.errors import BudgetExceeded, ModelError, UnknownPriceError
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
-from afnio.runtime._spending import (
-    SHARE,
-    Amount,
-    Caps,
-    Estimate,
-    Item,
-    Ledger,
-    Spent,
-    UnknownPriceError,
-    dollars,
-)
+from afnio.runtime._spending import SHARE, Amount, Caps, Estimate, Item, Ledger, Spent, dollars
 from afnio.runtime.events import Usage
 
 

@@ -1,7 +1,8 @@
 """Call: the path that every language model call takes, whoever makes it.
 
 identify → journal? → reserve budget → single-flight → admission (priority, in flight, requests/min,
-tokens/min) → attempt (deadline) → classify → retry | fail | record → settle budget and admission"""
+tokens/min) → attempt (deadline) → classify → retry | fail | record → settle budget and admission
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """User callables: `def` runs in a worker thread, `async def` on the runtime's loop.
 
 Node callables and the bodies of steps have separate limiters. With one, step bodies that wait for nodes
-could hold every thread that those nodes need."""
+could hold every thread that those nodes need.
+"""
 
 from __future__ import annotations
 

@@ -8,19 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
-from afnio.errors import AfnioError
-
-
-class LockHeldError(AfnioError):
-    """Somebody else holds a lock file.
-
-    Attributes:
-        holder: its process, None between locking and writing the number.
-    """
-
-    def __init__(self, path: Path, holder: int | None) -> None:
-        super().__init__(f"{path} is held by {'another process' if holder is None else f'process {holder}'}")
-        self.holder = holder
+from afnio.errors import LockHeldError
 
 
 @final

@@ -15,22 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self, final
 
-from afnio.errors import JournalError
-from afnio.runtime import _journal_file
-from afnio.runtime._files import LockFile, LockHeldError, make_private_folder
-from afnio.runtime._journal_file import (
-    Done,
-    Entry,
-    Item,
+from afnio.errors import (
     JournalClosedError,
+    JournalError,
     JournalForkedError,
     JournalLockedError,
-    JournalStat,
-    Reader,
-    Record,
-    Spent,
-    Writer,
+    LockHeldError,
 )
+from afnio.runtime import _journal_file
+from afnio.runtime._files import LockFile, make_private_folder
+from afnio.runtime._journal_file import Done, Entry, Item, JournalStat, Reader, Record, Spent, Writer
 from afnio.runtime.events import Usage
 
 

@@ -1,7 +1,8 @@
 """Slot: a write-once cell, and the outcomes that it can hold.
 
 Only the runtime's thread fills a pending slot or touches its waiters; every other thread talks to it
-through the inbox. That one rule is why a slot needs no lock, costs little, and survives a fork."""
+through the inbox. That one rule is why a slot needs no lock, costs little, and survives a fork.
+"""
 
 from __future__ import annotations
 

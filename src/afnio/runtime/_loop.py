@@ -2,7 +2,8 @@
 
 The runtime's loop is asyncio in a daemon thread. Calls cross over through an inbox, a deque with one
 `call_soon_threadsafe` per burst: a blocking portal costs 125 to 260 µs a call, and stalls the caller
-for as long as the loop is busy. Callers are woken by their own loop's thread-safe call."""
+for as long as the loop is busy. Callers are woken by their own loop's thread-safe call.
+"""
 
 from __future__ import annotations
 

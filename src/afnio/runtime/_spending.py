@@ -9,16 +9,11 @@ from decimal import Context, Decimal
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, final
 
-from afnio.errors import AfnioError
 from afnio.runtime._limits import OutputEstimate
 from afnio.runtime.events import Usage
 
 _EXACT: Final = Context(prec=60)
 """A context of our own: launches inherit the user's, and its precision may be three digits."""
-
-
-class UnknownPriceError(AfnioError, LookupError):
-    """Dollars are limited, and nothing says what this model costs."""
 
 
 @final

@@ -1,7 +1,8 @@
 """Fold: errors show the user's frames, not those of the engine and of the libraries that it runs on.
 
 A lane fails several tasks and threads away from the line that reads it. The frames between are the same for
-every error and explain none."""
+every error and explain none.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from afnio._public import lazily
 
 if TYPE_CHECKING:
+    from afnio.errors import StoreVersionError
     from afnio.tellurio._logs import configure_logging
     from afnio.tellurio._recording import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
     from afnio.tellurio._run import (
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
         login,
         suppress_variable_notifications,
     )
-    from afnio.tellurio._schema import StoreVersionError
 
 __all__ = [
     "MetricLogged",
@@ -41,6 +41,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     globals(),
     {
+        "afnio.errors": "StoreVersionError",
         "afnio.tellurio._logs": "configure_logging",
         "afnio.tellurio._recording": "MetricLogged RunEnded RunStarted TableLogged TextLogged",
         "afnio.tellurio._run": "Run RunStatus get_active_run init log login suppress_variable_notifications",

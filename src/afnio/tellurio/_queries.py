@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from afnio.errors import AfnioError
+from afnio.errors import ChoiceError
 from afnio.tellurio._recording import IN_PHASE, evaluation_of, of_phase, unpacked
 from afnio.tellurio._store import live_status, open_to_read, problem_of
 
@@ -786,10 +786,6 @@ MISSING: Final = (
     "AFNIO_HOME."
 )
 """What a person is told whose folder of stores isn't there."""
-
-
-class ChoiceError(AfnioError):
-    """No run, or several, are meant."""
 
 
 def choose(word: str, runs: Sequence[RunRecord], home: Path, *, whole: bool = False) -> RunRecord:

@@ -24,11 +24,9 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, overload
 
-from afnio.errors import JournalError
+from afnio.errors import JournalError, JournalLockedError, LockHeldError
 from afnio.models._masking import mask_arguments
-from afnio.runtime._files import LockHeldError
 from afnio.runtime._journal import Journal
-from afnio.runtime._journal_file import JournalLockedError
 from afnio.runtime._settings import seed_source
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import recorder

@@ -1,6 +1,7 @@
 """Opening a project's file: made if it isn't there, brought to this version if it is older.
 
-What the tables hold is in `tables`."""
+What the tables hold is in `tables`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
 
-from afnio.errors import AfnioError
+from afnio.errors import StoreVersionError
 from afnio.runtime._files import make_private_folder
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 BUSY_TIMEOUT: Final = 30.0
 """Seconds that one process waits for another one's transaction."""
-
-
-class StoreVersionError(AfnioError, RuntimeError):
-    """The file was written by a newer Afnio."""
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -19,13 +19,13 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, final
 
-from afnio.errors import AfnioError
+from afnio.errors import LockHeldError, StoreProblemError, StoreVersionError
 from afnio.runtime._admission import calls_on_wire
-from afnio.runtime._files import LockFile, LockHeldError, make_private_folder
+from afnio.runtime._files import LockFile, make_private_folder
 from afnio.runtime._kernel import calls_under_way
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
 from afnio.tellurio._recording import Recording, Redaction, encode, git_commit, platform_facts, versions
-from afnio.tellurio._schema import OF_A_RUN, VERSION, StoreVersionError, connect, upgrade, version_of
+from afnio.tellurio._schema import OF_A_RUN, VERSION, connect, upgrade, version_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -473,18 +473,6 @@ class Writer:
 
 PATIENCE: Final = 2.0
 """Seconds that a reader waits for a file that another program has locked; a run's writer locks nobody out."""
-
-
-class StoreProblemError(AfnioError):
-    """A store can't be read; the one sentence says why and what helps.
-
-    Attributes:
-        passing: whether the same may work in a moment.
-    """
-
-    def __init__(self, message: str, *, passing: bool = False) -> None:
-        super().__init__(message)
-        self.passing = passing
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:

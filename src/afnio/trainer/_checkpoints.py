@@ -20,8 +20,8 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from afnio._archive import TEMPORARY, documents_of, fields_of, foreign, packed, replace, unpacked
 from afnio.autodiff._variable import Variable
-from afnio.errors import CheckpointError
-from afnio.runtime._files import LockFile, LockHeldError
+from afnio.errors import CheckpointError, LockHeldError
+from afnio.runtime._files import LockFile
 from afnio.trainer._options import Outcome
 
 LAST: Final = "last"

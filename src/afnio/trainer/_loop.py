@@ -2,7 +2,8 @@
 
 What happens, and in which order it is recorded, depends on counts alone, never on how long anything takes:
 the result of a validation pass is taken in after the step that follows it, and stands in the history where
-the pass began."""
+the pass began.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from afnio.autodiff._variable import Variable
-from afnio.errors import AfnioError
+from afnio.errors import DownloadError
 from afnio.utils.data._dataset import Dataset
 
 if TYPE_CHECKING:
@@ -44,10 +44,6 @@ def read_data_folder(name: str) -> bytes:
 
 URL_TIMEOUT = 30.0
 PIP_TIMEOUT = 120.0
-
-
-class DownloadError(AfnioError, RuntimeError):
-    """No source had the file."""
 
 
 class Source(NamedTuple):

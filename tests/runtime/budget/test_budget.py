@@ -13,11 +13,17 @@ import anyio
 import pytest
 from budgets import ITEM, PRICE, FakeRuntime, estimate, turns
 
-from afnio.errors import BudgetExceeded, FinalModelError, RateLimitedError, TransientModelError
+from afnio.errors import (
+    BudgetExceeded,
+    FinalModelError,
+    RateLimitedError,
+    TransientModelError,
+    UnknownPriceError,
+)
 from afnio.runtime import Budget, Launch, Ledger, Slot, budget, current_runtime
 from afnio.runtime._budget import Reservation, current_budgets, reserve
 from afnio.runtime._limits import DEFAULT_OUTPUT
-from afnio.runtime._spending import Estimate, Spent, UnknownPriceError
+from afnio.runtime._spending import Estimate, Spent
 from afnio.runtime._waiting import wait
 from afnio.runtime.events import Usage
 

@@ -12,9 +12,8 @@ from virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError
+from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError, UnknownPriceError
 from afnio.models import ChatResponse, Usage
-from afnio.runtime._spending import UnknownPriceError
 from afnio.testing import ScriptedClient
 
 ASK = {"messages": [{"role": "user", "content": "x" * 40}], "model": "m"}

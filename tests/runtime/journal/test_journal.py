@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from afnio.errors import JournalError
+from afnio.errors import JournalClosedError, JournalError
 from afnio.runtime._journal import Journal
-from afnio.runtime._journal_file import Item, JournalClosedError, Record, Spent
+from afnio.runtime._journal_file import Item, Record, Spent
 from afnio.runtime.events import Usage
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from afnio.errors import JournalError
+from afnio.errors import JournalError, JournalForkedError, JournalLockedError
 from afnio.runtime._journal import Journal, Lock
-from afnio.runtime._journal_file import JournalForkedError, JournalLockedError
 
 if TYPE_CHECKING:
     from conftest import Reply, Script

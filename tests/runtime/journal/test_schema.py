@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from afnio.errors import JournalError
+from afnio.errors import JournalError, JournalFormatError
 from afnio.runtime import _journal_file
 from afnio.runtime._journal import Journal
-from afnio.runtime._journal_file import JournalFormatError
 
 if TYPE_CHECKING:
     from conftest import Reply, Script

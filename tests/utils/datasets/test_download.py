@@ -17,8 +17,9 @@ from urllib.response import addinfourl
 
 import pytest
 
+from afnio.errors import DownloadError
 from afnio.utils import datasets
-from afnio.utils.datasets import DownloadError, Source, fetch, read_url, read_wheel_json
+from afnio.utils.datasets import Source, fetch, read_url, read_wheel_json
 
 if TYPE_CHECKING:
     from pathlib import Path

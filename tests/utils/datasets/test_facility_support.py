@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from afnio.errors import DownloadError
 from afnio.utils import datasets
 from afnio.utils.data import DataLoader
-from afnio.utils.datasets import DownloadError, FacilitySupport
+from afnio.utils.datasets import FacilitySupport
 
 DATA = os.environ.get("AFNIO_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="set AFNIO_DATA to a folder with facility_support.json")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from afnio.errors import DownloadError
 from afnio.utils import datasets
 from afnio.utils.data import DataLoader
-from afnio.utils.datasets import TREC, DownloadError
+from afnio.utils.datasets import TREC
 
 LABELS = {"DESC:manner": 10, "DESC:def": 4, "HUM:ind": 6, "NUM:ord": 2}
 PUBLISHED = dict(datasets.FILES)

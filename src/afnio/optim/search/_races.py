@@ -1,7 +1,8 @@
 """Racing: candidates against the incumbent in blocks of samples; who can't win any more is out early.
 
 Blocks may arrive in any order. A candidate is decided on its own blocks 1..b, in the order of their numbers, so
-which candidate wins doesn't depend on who answered first; only how many calls were made until then does."""
+which candidate wins doesn't depend on who answered first; only how many calls were made until then does.
+"""
 
 from __future__ import annotations
 

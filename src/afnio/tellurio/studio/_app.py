@@ -23,9 +23,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from afnio.errors import AfnioError
+from afnio.errors import StoreProblemError, StudioError
 from afnio.tellurio._queries import Reader
-from afnio.tellurio._store import StoreProblemError
 from afnio.tellurio.studio._compare import MOST_RUNS, Compared, compare_page, compared
 from afnio.tellurio.studio._run import figures, run_page
 from afnio.tellurio.studio._runs import RunRow, Shelf, Tallies, find_run, find_shelf, runs_page
@@ -422,10 +421,6 @@ ADDRESS: Final = "127.0.0.1"
 NEEDED: Final = ("starlette", "uvicorn", "jinja2")
 GRACE: Final = 1
 """Seconds that open pages have at the end; their streams would go on for ever."""
-
-
-class StudioError(AfnioError):
-    """The studio can't start; the message says why and what to do."""
 
 
 def serve(home: Path, port: int = 0) -> None:

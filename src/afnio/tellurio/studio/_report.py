@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from afnio.errors import StoreProblemError
 from afnio.tellurio._queries import Reader, RunRecord, choose
-from afnio.tellurio._store import StoreProblemError
 from afnio.tellurio.studio._run import run_page, step_rows
 from afnio.tellurio.studio._runs import RunRow, Shelf, Tallies, row_of, shelves
 from afnio.tellurio.studio._sample import call_page

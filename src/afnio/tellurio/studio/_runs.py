@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
+from afnio.errors import StoreProblemError
 from afnio.tellurio._queries import (
     Headline,
     Reader,
@@ -20,7 +21,6 @@ from afnio.tellurio._queries import (
     headline,
     metric_points,
 )
-from afnio.tellurio._store import StoreProblemError
 from afnio.tellurio.studio._text import query_number, score
 
 

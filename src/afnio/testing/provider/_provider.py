@@ -2,7 +2,8 @@
 
 As a process it prints one JSON line with its `base_url` and ends when its standard input ends:
 
-    python -m afnio.testing.provider --latency lognormal:0.2,1.0 --faults transient:0.2 --seed 7"""
+    python -m afnio.testing.provider --latency lognormal:0.2,1.0 --faults transient:0.2 --seed 7
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Reader: how much of what it is sent an LM takes in, and how often it is beside the point.
 
 The rules and what they follow from are in docs/simulated-lm.md; the figures below were fixed before
-anything was measured with them."""
+anything was measured with them.
+"""
 
 from __future__ import annotations
 
