@@ -12,7 +12,7 @@ from typing import Any
 from afnio.autodiff import Variable
 from afnio.models import ChatModel, ChatRequest
 from afnio.optim import Reduced, reduce
-from afnio.runtime import Launch, Limits, Slot, Work
+from afnio.runtime import Launch, Limits, Pending, Slot
 from afnio.testing import ScriptedClient
 from benchmarks.report import Claim, median, show
 
@@ -80,7 +80,7 @@ def _measured(texts: Sequence[str], latency: float) -> tuple[float, float, Reduc
     return time.perf_counter() - wall, time.process_time() - cpu, found
 
 
-def _launched(gradients: Sequence[Variable], model: ChatModel) -> Work[Reduced]:
+def _launched(gradients: Sequence[Variable], model: ChatModel) -> Pending[Reduced]:
     launch = Launch("benchmark")
     slot = Slot(launch)
 
@@ -89,7 +89,7 @@ def _launched(gradients: Sequence[Variable], model: ChatModel) -> Work[Reduced]:
 
     launch.add(body, [], [slot])
     launch.start()
-    return Work(slot, lambda reduced: reduced)
+    return Pending(slot, lambda reduced: reduced)
 
 
 if __name__ == "__main__":

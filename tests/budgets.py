@@ -9,7 +9,7 @@ from typing import Any
 import anyio.lowlevel
 
 from afnio.runtime import Price
-from afnio.runtime._spending import Estimate, Item
+from afnio.runtime._spending import AttemptEstimate, Item
 
 PRICE = Price(Decimal(1), Decimal("0.5"), Decimal(2), "test", "1")
 ITEM = Item("forward", "https://host", "m")
@@ -32,8 +32,8 @@ def estimate(
     model: str = "m",
     purpose: str = "forward",
     price: Price | None = PRICE,
-) -> Estimate:
-    return Estimate(model, "https://host", purpose, prompt, output, price)
+) -> AttemptEstimate:
+    return AttemptEstimate(model, "https://host", purpose, prompt, output, price)
 
 
 async def turns(count: int = 10) -> None:

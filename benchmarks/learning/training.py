@@ -11,7 +11,7 @@ from typing import Any
 import afnio
 from afnio import cognitive as cog
 from afnio.demo._endpoint import Endpoint
-from afnio.demo._job import Tally
+from afnio.demo._job import DemoTally
 from afnio.errors import BatchError, ReplyError
 from afnio.optim import Demos, Optimizer, ParetoTGD
 from afnio.runtime.events import StepEnded, subscribed
@@ -38,11 +38,11 @@ class Trial:
     batch: int
     most_steps: int | None = None
     agent: cog.Module = field(init=False)
-    tally: Tally = field(init=False)
+    tally: DemoTally = field(init=False)
 
     def __post_init__(self) -> None:
         self.agent = self.task.agent()
-        self.tally = Tally(lambda purpose: None, lambda why: None)
+        self.tally = DemoTally(lambda purpose: None, lambda why: None)
 
     def judged(self, items: Sequence[Item]) -> cog.Evaluation:
         """Launch the agent on `items` and return scores and feedback at once."""

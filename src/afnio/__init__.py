@@ -30,7 +30,7 @@ from afnio.cognitive._template import Messages as MultiTurnMessages
 from afnio.models import get_backward_model_client as get_backward_model_client
 from afnio.models import set_backward_model_client as set_backward_model_client
 from afnio.runtime import Limits as Limits
-from afnio.runtime import Work as Work
+from afnio.runtime import Pending as Pending
 from afnio.runtime import budget as budget
 from afnio.runtime import journal as journal
 from afnio.runtime import priority as priority
@@ -52,8 +52,8 @@ __all__ = [
     "MultiTurnMessages",
     "Node",
     "Parameter",
+    "Pending",
     "Variable",
-    "Work",
     "autodiff",
     "bind",
     "budget",

@@ -15,14 +15,14 @@ import afnio
 from afnio.cognitive._reduction import reduce_feedback
 from afnio.errors import BatchError, FinalModelError, TransientModelError
 from afnio.models import ChatModel
-from afnio.runtime import Launch, Limits, Slot, Work
+from afnio.runtime import Launch, Limits, Pending, Slot
 from afnio.runtime.events import CallEnded, subscribed
 from afnio.testing import ScriptedClient
 from afnio.testing.simulated._language import read_blocks, read_section
 
 
 def launched(texts, client, trails=None, **options):
-    """Start a reduction as a step would, and return its Work."""
+    """Start a reduction as a step would, and return its Pending."""
     launch, model = Launch("test"), ChatModel(client, {"model": "m"})
     slot = Slot(launch)
 
@@ -32,7 +32,7 @@ def launched(texts, client, trails=None, **options):
 
     launch.add(body, [], [slot])
     launch.start()
-    return Work(slot, lambda outcome: outcome)
+    return Pending(slot, lambda outcome: outcome)
 
 
 def reduced(texts, client, trails=None, **options):

@@ -7,7 +7,7 @@ import pytest
 from afnio.cognitive._reduction import ask, complete_json, json_object, unfenced
 from afnio.errors import FinalModelError, ReplyError
 from afnio.models import ChatModel
-from afnio.runtime import Launch, Slot, Work
+from afnio.runtime import Launch, Pending, Slot
 from afnio.testing import ScriptedClient
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
@@ -24,7 +24,7 @@ async def in_job(body):
 
     launch.add(run, [], [slot])
     launch.start()
-    return (await Work(slot, lambda outcome: outcome))[0]
+    return (await Pending(slot, lambda outcome: outcome))[0]
 
 
 def asked(client, **args):

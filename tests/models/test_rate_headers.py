@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from afnio.errors import RateLimitedError
 from afnio.models._replies import hear_headers, read_duration, read_limit
 from afnio.runtime._admission import Admitter
-from afnio.runtime._limits import Reading
+from afnio.runtime._limits import LimitReading
 from afnio.runtime._loop import loop_time
 from afnio.testing.provider._quota import duration
 
@@ -56,8 +56,8 @@ def test_provider_durations(seconds: float) -> None:
 
 def test_limits() -> None:
     """A limit needs what is left of it; the reset may be missing."""
-    assert Reading(30_000, 29_000, 2.0, 0.0005) == read_limit(headers("30000", "29000", "2s"), "tokens")
-    assert Reading(30_000, 0) == read_limit(headers("30000", "-5"), "tokens")
+    assert LimitReading(30_000, 29_000, 2.0, 0.0005) == read_limit(headers("30000", "29000", "2s"), "tokens")
+    assert LimitReading(30_000, 0) == read_limit(headers("30000", "-5"), "tokens")
     assert read_limit(headers("30000", "29000"), "requests") is None
 
 
@@ -86,7 +86,7 @@ def test_a_unix_time_is_a_time(unit: int) -> None:
 @pytest.mark.parametrize("reset", ["1e9", "1e300", str(10**15), "999999999", "1000000h", "9" * 400 + "s"])
 def test_a_time_out_of_reach_is_none(reset: str) -> None:
     """A reset in the past or years ahead is left out; the rest is read."""
-    assert Reading(600, 599) == read_limit(headers("600", "599", reset), "tokens")
+    assert LimitReading(600, 599) == read_limit(headers("600", "599", reset), "tokens")
 
 
 def test_what_cannot_be_meant_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from afnio.models import _transport
 from afnio.models._client import Once
 from afnio.models._transport import AiohttpTransport
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import Account, Launch, Slot, Work
+from afnio.runtime import Account, Launch, Pending, Slot
 from afnio.testing import Fault, Provider
 
 CHAT = json.dumps(
@@ -33,7 +33,7 @@ async def on_runtime(body):
 
     launch.add(run, [], [slot])
     launch.start()
-    return (await Work(slot, lambda outcome: outcome))[0]
+    return (await Pending(slot, lambda outcome: outcome))[0]
 
 
 async def test_an_account_has_one_session():

@@ -35,7 +35,7 @@ def test_parameters_and_buffers_change_in_place():
 
 
 async def test_on_a_loop_it_is_awaited():
-    """The Work gives the changes."""
+    """The Pending gives the changes."""
     parameter = cog.Parameter("a")
     (change,) = await tgd([parameter], [gradients("f")], [[]], ScriptedClient(rewrite), model="m")
     assert ("a f", "a f") == (change.after, parameter.data)

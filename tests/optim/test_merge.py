@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 
-from afnio.optim.search._pareto import Member, Pool, possible_merges, trial_samples
+from afnio.optim.search._pareto import Pool, PoolMember, possible_merges, trial_samples
 
 
 def pool_of(*members):
     pool = Pool()
     for member in members:
-        pool.add(Member(*member))
+        pool.add(PoolMember(*member))
     return pool
 
 

@@ -220,7 +220,7 @@ def test_an_event_tells_what_a_step_did(learned):
 
 
 async def test_an_async_closure_is_awaited_and_sees_the_values_of_earlier_steps(learned):
-    """On the runtime's loop; what it returns is the result of the Work, its feedback that of the step."""
+    """On the runtime's loop; what it returns is the result of the Pending, its feedback that of the step."""
     parameter = learned("a", "x")
     optimizer = Append([parameter])
     seen = []
@@ -250,7 +250,7 @@ def test_an_async_closure_works_in_a_script_too(learned):
 
 
 def test_a_failing_closure_changes_nothing(learned):
-    """An async one fails the Work; parameters keep their values."""
+    """An async one fails the Pending; parameters keep their values."""
     parameter = learned("a", "x")
 
     async def closure():

@@ -7,13 +7,13 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afnio.optim.search._pareto import Member, Pool
+from afnio.optim.search._pareto import Pool, PoolMember
 
 
 def pool_of(*scores, parents=()):
     pool = Pool()
     for number, row in enumerate(scores):
-        pool.add(Member(number, parents[number] if parents else (), (f"v{number}",), tuple(row)))
+        pool.add(PoolMember(number, parents[number] if parents else (), (f"v{number}",), tuple(row)))
     return pool
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 import afnio
 import afnio.cognitive as cog
 from afnio.optim._checks import refusals
-from afnio.runtime import Launch, Slot, Work
+from afnio.runtime import Launch, Pending, Slot
 
 SCHEMA = {"type": "object", "properties": {"tone": {"enum": ["kind", "dry"]}}, "required": ["tone"]}
 
@@ -45,7 +45,7 @@ def refused(value, *validators):
 
     launch.add(body, [], [slot])
     launch.start()
-    return Work(slot, lambda found: found).wait()
+    return Pending(slot, lambda found: found).wait()
 
 
 @pytest.mark.parametrize(

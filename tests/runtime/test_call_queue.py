@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from demand import Demand
 
-from afnio.runtime._admission import PATIENCE, Admitter, CallQueue, Entry, Permit
+from afnio.runtime._admission import PATIENCE, Admitter, CallQueue, Permit, QueueEntry
 from afnio.runtime._settings import Priority
 
 ADMITTER = Admitter()
 
 
-def entry(demand: Demand, *, first: bool = True) -> Entry:
-    return Entry(Permit(ADMITTER, demand, first=first))
+def entry(demand: Demand, *, first: bool = True) -> QueueEntry:
+    return QueueEntry(Permit(ADMITTER, demand, first=first))
 
 
-def drained(queue: CallQueue) -> list[Entry]:
+def drained(queue: CallQueue) -> list[QueueEntry]:
     """Admit head after head, and return them in that order."""
     found = []
     while queue:

@@ -23,7 +23,7 @@ from afnio.runtime import Account, current_runtime
 from afnio.runtime._admission import admitter, hear_limits
 from afnio.runtime._call import _Flights
 from afnio.runtime._journal import Journal
-from afnio.runtime._limits import Reading
+from afnio.runtime._limits import LimitReading
 from afnio.runtime.events import CallEnded, CallRetried, LimitsLearnt, subscribe, subscribed
 from afnio.testing import ScriptedClient
 
@@ -320,7 +320,7 @@ def test_each_subscriber_hears_a_shared_call_once() -> None:
     script = iter([TransientModelError("busy", retry_after=5.0), REPLY])
 
     async def reply(request: Any) -> Any:
-        hear_limits(Reading(100, 99, 60.0), None)
+        hear_limits(LimitReading(100, 99, 60.0), None)
         return next(script)
 
     client = ScriptedClient(reply, latency=1.0)

@@ -13,7 +13,7 @@ from windows import worst_window
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime import Limits
 from afnio.runtime._admission import Admitter, hear_limits
-from afnio.runtime._limits import Reading
+from afnio.runtime._limits import LimitReading
 from afnio.runtime._loop import loop_time
 from afnio.runtime._settings import Priority
 from afnio.runtime.events import Usage
@@ -41,7 +41,7 @@ class Account:
         if wait == 0:
             meter.take(1, now)
             self.sent.append((now, 1))
-        reading = Reading(meter.limit, meter.remaining(now), meter.reset(now), 5e-7)
+        reading = LimitReading(meter.limit, meter.remaining(now), meter.reset(now), 5e-7)
         if wait > 0:
             self.refused.append(now)
             hear_limits(reading, None)

@@ -11,16 +11,16 @@ import trio
 
 import afnio
 from afnio.errors import BlockingReadError, LaunchCancelledError, TooManyPendingError
-from afnio.runtime import Failure, Launch, Slot, Work, current_scope
+from afnio.runtime import Failure, Launch, Pending, Slot, current_scope
 from afnio.testing import ScriptedClient
 
 
-def launch(body: Any, name: str = "op") -> Work[Any]:
+def launch(body: Any, name: str = "op") -> Pending[Any]:
     started = Launch(name)
     slot = Slot(started)
     started.add(body, [], [slot])
     started.start()
-    return Work(slot, lambda value: value)
+    return Pending(slot, lambda value: value)
 
 
 async def forever(job: Any, values: Any) -> Any:
@@ -146,7 +146,7 @@ async def test_nothing_is_launched_for_a_block_that_was_left() -> None:
     late.add(forever, [], [slot])
     late.start()
     with anyio.fail_after(10), pytest.raises(LaunchCancelledError):
-        await Work(slot, lambda value: value)
+        await Pending(slot, lambda value: value)
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from afnio.runtime._limits import MINUTE, Reading, ServerLimit, WindowLength
+from afnio.runtime._limits import MINUTE, LimitReading, ServerLimit, WindowLength
 from afnio.testing.provider._quota import Bucket, Meter, SlidingWindow
 
 
-def readings(meter: Meter, times: list[float]) -> list[Reading]:
+def readings(meter: Meter, times: list[float]) -> list[LimitReading]:
     """Take one at each time, and read what a provider would say."""
     found = []
     for time in times:
         meter.take(1, time)
-        found.append(Reading(meter.limit, meter.remaining(time), meter.reset(time), 5e-7))
+        found.append(LimitReading(meter.limit, meter.remaining(time), meter.reset(time), 5e-7))
     return found
 
 
-def length(found: list[Reading]) -> float:
+def length(found: list[LimitReading]) -> float:
     window = WindowLength()
     for reading in found:
         window.hear(reading)
@@ -42,42 +42,44 @@ def test_window_that_slides(window: float) -> None:
 @pytest.mark.parametrize(("limit", "window"), [(1_000, 60), (10, 60), (1_000, 3_600)])
 def test_fixed_window(limit: int, window: int) -> None:
     """A window that ends in so many seconds is no bucket that is full then, from the first reading on."""
-    assert window == length([Reading(limit, limit - 1, window, 1.0)])
-    assert window == length([Reading(limit, limit - 1, window, 1.0)] * 3)
-    counted = [Reading(limit, limit - used, window - used, 1.0) for used in range(1, 10)]
+    assert window == length([LimitReading(limit, limit - 1, window, 1.0)])
+    assert window == length([LimitReading(limit, limit - 1, window, 1.0)] * 3)
+    counted = [LimitReading(limit, limit - used, window - used, 1.0) for used in range(1, 10)]
     assert window == pytest.approx(length(counted), abs=1)
 
 
 def test_a_minute_where_nothing_is_said() -> None:
     """Without a reset, or with one in whole seconds that fits it, a window is a minute."""
-    assert MINUTE == length([Reading(500, 499)])
-    assert MINUTE == length([Reading(6_000, 5_999, reset=1.0, precision=1.0)])
+    assert MINUTE == length([LimitReading(500, 499)])
+    assert MINUTE == length([LimitReading(6_000, 5_999, reset=1.0, precision=1.0)])
 
 
 def test_downwards_only() -> None:
     """A reading that shows more than is expected is old; one that shows less holds."""
-    limit = ServerLimit(Reading(60, 10, 50.0), sent_at=0.0, sent_since=4, now=0.0)
+    limit = ServerLimit(LimitReading(60, 10, 50.0), sent_at=0.0, sent_since=4, now=0.0)
     assert 6 == limit.level(0.0)
-    limit.hear(Reading(60, 30, 30.0), sent_at=0.0, sent_since=0, now=0.0)
+    limit.hear(LimitReading(60, 30, 30.0), sent_at=0.0, sent_since=0, now=0.0)
     assert 6 == limit.level(0.0)
-    limit.hear(Reading(60, 2, 58.0), sent_at=0.0, sent_since=0, now=0.0)
+    limit.hear(LimitReading(60, 2, 58.0), sent_at=0.0, sent_since=0, now=0.0)
     assert 2 == limit.level(0.0)
 
 
 def test_change_of_the_limit_is_told_once() -> None:
     """A halved limit is another pace; the same again is none."""
-    limit = ServerLimit(Reading(600, 599, 0.1), sent_at=0.0, sent_since=0, now=0.0)
-    heard = [limit.hear(Reading(300, 299, 0.2), sent_at=1.0, sent_since=0, now=1.0) for _ in range(2)]
+    limit = ServerLimit(LimitReading(600, 599, 0.1), sent_at=0.0, sent_since=0, now=0.0)
+    heard = [limit.hear(LimitReading(300, 299, 0.2), sent_at=1.0, sent_since=0, now=1.0) for _ in range(2)]
     assert [True, False] == heard
     assert 5.0 == pytest.approx(limit.rate)
 
 
 def test_others_are_noticed() -> None:
     """A limit that falls faster than we send is drawn on by somebody else."""
-    alone, shared = (ServerLimit(Reading(100, 99, 0.6), sent_at=0.0, sent_since=0, now=0.0) for _ in range(2))
+    alone, shared = (
+        ServerLimit(LimitReading(100, 99, 0.6), sent_at=0.0, sent_since=0, now=0.0) for _ in range(2)
+    )
     for turn in range(1, 20):
         now = turn * 0.6
         for limit, left in ((alone, 99), (shared, 99 - turn)):
             limit.take(1)
-            limit.hear(Reading(100, left, (100 - left) * 0.6), sent_at=now, sent_since=0, now=now)
+            limit.hear(LimitReading(100, left, (100 - left) * 0.6), sent_at=now, sent_since=0, now=now)
     assert (False, True) == (alone.crowded, shared.crowded)

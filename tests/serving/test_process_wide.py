@@ -19,7 +19,7 @@ import afnio.cognitive as cog
 import afnio.tellurio as te
 from afnio.errors import BudgetExceeded
 from afnio.runtime._journal import Journal
-from afnio.tellurio._queries import Reader
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient
 
@@ -56,7 +56,7 @@ def elsewhere(work: Callable[[], Any] = ask) -> Any:
 
 def calls() -> dict[str, int]:
     """How many calls each run has."""
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         return {run.name: len(list(reader.rows("calls", run.id))) for run in reader.runs()}
 
 
@@ -97,7 +97,7 @@ def test_requests_count_in_the_run_the_budget_and_the_sinks_of_a_lifespan() -> N
     assert 4 == len([line for line in lines if line["event"] == "CallEnded"])
     assert (3, 3) == (spent[0].ledger.total.calls, spent[0].ledger.total.attempts)
     assert {"served": 4} == calls()
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         (run,) = reader.runs()
         assert ("COMPLETED", 4) == (run.status, len(list(reader.rows("metrics", run.id))))
     assert "hi" == elsewhere()
@@ -246,7 +246,7 @@ with (
 """
     )
     assert ("7\n3\n", "", 0) == (done.stdout, done.stderr, done.returncode)
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         (run,) = reader.runs()
         assert "COMPLETED" == run.status
         assert 5 == sum(row["attempts"] for row in reader.rows("calls", run.id))

@@ -10,7 +10,7 @@ import pytest
 from studio.made_store import MadeRun
 
 from afnio.cli import main
-from afnio.tellurio._queries import Reader, Scores
+from afnio.tellurio._queries import Scores, StoreReader
 from afnio.tellurio.studio._compare import compare_page, compared
 from afnio.tellurio.studio._runs import Shelf, Tallies, find_run
 
@@ -39,7 +39,7 @@ def test_the_page_and_the_command_give_the_same_figures(
     said = json.loads(capsys.readouterr().out)
 
     shelf, tallies = Shelf("acme", "mails", path), Tallies()
-    with Reader(path) as reader, reader.moment() as db:
+    with StoreReader(path) as reader, reader.moment() as db:
         rows = [find_run(reader, shelf, name) for name in ("before", "after")]
         page = compare_page([compared(reader, db, row, tallies) for row in rows if row is not None])
     ((_, lines),) = page["paired"]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from studio.made_store import START, MadeRun
 
 from afnio.tellurio._compare import paired_interval
-from afnio.tellurio._queries import Reader
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio.studio._runs import Shelf, Tallies, find_run
 from afnio.tellurio.studio._step import changed_sentences
 from afnio.tellurio.studio._text import INVISIBLE, environment, plain, seconds, visible, word_diff
@@ -133,7 +133,7 @@ def test_a_tally_that_follows_is_the_same_as_one_from_the_start(tmp_path: Path) 
             error = "503" if call == number else None
             run.call(f"run/{number}", "", call, "forward", [], "yes", error=error, cost=None if call else 0.5)
         run.db.execute("COMMIT")
-        with Reader(path) as reader, reader.moment() as db:
+        with StoreReader(path) as reader, reader.moment() as db:
             found = find_run(reader, shelf, run.id)
             assert found is not None
             part, whole = follower.of(db, found), Tallies().of(db, found)
@@ -141,6 +141,6 @@ def test_a_tally_that_follows_is_the_same_as_one_from_the_start(tmp_path: Path) 
     assert (15, 3, 1.5) == (part.total.calls, part.total.failed, part.total.cost)
     assert START > part.curves["time"][-1]
     run.db.execute("DELETE FROM calls WHERE id > 5")
-    with Reader(path) as reader, reader.moment() as db:
+    with StoreReader(path) as reader, reader.moment() as db:
         assert 5 == follower.of(db, found).total.calls
     run.db.close()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import afnio.tellurio as te
-from afnio.tellurio._queries import MONITOR, Headline, Reader
+from afnio.tellurio._queries import MONITOR, Headline, StoreReader
 
 FILE = Path(".afnio/me/emails.db")
 
@@ -20,7 +20,7 @@ def headline(*logged: dict[str, Any], monitor: dict[str, Any] | None = None) -> 
             run.record(MONITOR, monitor)
         for values in logged:
             run.log(values)
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         return reader.headline(run.id)
 
 

@@ -20,7 +20,7 @@ import afnio.tellurio as te
 from afnio.errors import StoreProblemError
 from afnio.tellurio import _store
 from afnio.tellurio._compare import compare
-from afnio.tellurio._queries import Reader
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._schema import connect
 from afnio.testing import ScriptedClient
 
@@ -48,7 +48,7 @@ def trained(name: str) -> te.Run:
 def test_a_training_can_be_read_back() -> None:
     """Calls with their texts, samples, the step with its evidence, values, metrics, spending."""
     run = trained("first")
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         (found,) = reader.runs()
         assert ("me/emails/first", "COMPLETED", FILE) == (found.path, found.status, found.store)
         assert [2.0, 3.0] == [one.value for one in reader.metrics(run.id, "score")]
@@ -74,7 +74,7 @@ def test_a_training_can_be_read_back() -> None:
 def test_pages_go_on_after_the_last_one() -> None:
     """Each call once, with filters too."""
     run = trained("first")
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         seen, after = [], 0
         while page := reader.calls(run.id, after, 4):
             seen += [call.id for call in page]
@@ -92,7 +92,7 @@ def test_pages_go_on_after_the_last_one() -> None:
 def test_two_runs_are_compared_sample_by_sample() -> None:
     """The last phase of each kind: the prompt got better in both, so nothing is won or lost."""
     first, second = trained("first"), trained("second")
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         found = {one.kind: one for one in compare(reader.scores(first.id), reader.scores(second.id)).kinds}
         assert ("val#2", "val#2", (3, 3)) == (found["val"].first, found["val"].second, found["val"].samples)
         assert (3, 0, 0) == found["val"].paired[:3]
@@ -112,7 +112,7 @@ def test_a_killed_run_is_seen_as_crashed() -> None:
     )
     assert process.stdout is not None
     assert "ready\n" == process.stdout.readline()
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         assert ["RUNNING"] == [run.status for run in reader.runs()]
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -121,17 +121,17 @@ def test_a_killed_run_is_seen_as_crashed() -> None:
         # A number that is alive: the lease decides.
         db.execute("UPDATE runs SET pid = ?", (os.getpid(),))
         db.commit()
-        with Reader(FILE) as reader:
+        with StoreReader(FILE) as reader:
             assert ["CRASHED"] == [run.status for run in reader.runs()]
         db.execute("UPDATE runs SET host = 'elsewhere'")
         db.commit()
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         assert ["RUNNING"] == [run.status for run in reader.runs()]
 
 
 def test_a_store_is_read_while_it_is_written() -> None:
     """The reader sees what is committed and holds nobody up."""
-    with te.init("me", "emails") as run, Reader(FILE) as reader:
+    with te.init("me", "emails") as run, StoreReader(FILE) as reader:
         for value in range(5):
             run.log("loss", value)
             run.flush()
@@ -145,7 +145,7 @@ def test_an_older_store_is_read_and_left_alone() -> None:
 
     first_version(FILE, [("call", json.dumps(CALL))])
     before = FILE.read_bytes()
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         (run,) = reader.runs()
         assert ("old", "COMPLETED") == (run.name, run.status)
         assert ["run/1/0/forward"] == [call.address for call in reader.calls(run.id)]
@@ -153,7 +153,7 @@ def test_an_older_store_is_read_and_left_alone() -> None:
 
 
 def problem(path: Path) -> str:
-    with pytest.raises(StoreProblemError) as caught, Reader(path) as reader:
+    with pytest.raises(StoreProblemError) as caught, StoreReader(path) as reader:
         for run in reader.runs():
             list(reader.rows("metrics", run.id))
     assert "\n" not in str(caught.value)
@@ -241,7 +241,7 @@ def test_a_page_of_many_calls_is_quick() -> None:
         )
         db.execute("COMMIT")
     seconds = []
-    with Reader(FILE) as reader:
+    with StoreReader(FILE) as reader:
         for after in range(0, 100_000, 5_000):
             for options in ({}, {"purpose": "backward"}, {"node": "run/70"}, {"status": "failed"}):
                 began = time.perf_counter()

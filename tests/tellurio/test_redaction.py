@@ -23,7 +23,7 @@ from tiny_training import reply, train
 
 import afnio.tellurio as te
 from afnio.runtime.events import SampleScored
-from afnio.tellurio._queries import Reader
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._recording import MASK, Redaction
 from afnio.tellurio.studio._report import write_report
 from afnio.testing import Provider, ScriptedClient
@@ -138,7 +138,7 @@ def test_no_key_is_in_any_file_or_page(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = contents(Path.cwd())
     names = {path.name for path in Path.cwd().rglob("*")}
     assert {"program.log", "emails.db", "last", "best", report.name} <= names
-    with Reader(FOLDER / "me" / "emails.db") as reader:
+    with StoreReader(FOLDER / "me" / "emails.db") as reader:
         (run,) = reader.runs()
         spent = reader.spending(run.id)
         assert {"forward", "backward", "step"} <= set(spent)

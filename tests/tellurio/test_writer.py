@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from afnio.tellurio import _store as writer_module
-from afnio.tellurio._store import Writer
+from afnio.tellurio._store import StoreWriter
 
 if TYPE_CHECKING:
     import sqlite3
@@ -22,7 +22,7 @@ INSERT = "INSERT INTO events (run_id, kind, payload, time) VALUES ('r', 'k', ?, 
 
 def test_what_waits_is_committed_together() -> None:
     """Writes that come while another runs share one transaction."""
-    writer = Writer(FILE)
+    writer = StoreWriter(FILE)
     running, go_on = threading.Event(), threading.Event()
     changes = []
 
@@ -52,7 +52,7 @@ def test_what_waits_is_committed_together() -> None:
 
 def test_close_writes_what_waits(read: Read) -> None:
     """In order; the thread is gone, and flushing or submitting afterwards does nothing."""
-    writer = Writer(FILE)
+    writer = StoreWriter(FILE)
     for value in range(100):
         writer.submit(lambda db, value=value: db.execute(INSERT, (str(value),)))
     writer.close()
@@ -64,7 +64,7 @@ def test_close_writes_what_waits(read: Read) -> None:
 
 def test_a_write_that_fails_takes_no_part_of_its_group_along(read: Read) -> None:
     """The group is rolled back as a whole; the groups before it stay."""
-    writer = Writer(FILE)
+    writer = StoreWriter(FILE)
     writer.submit(lambda db: db.execute(INSERT, ("kept",)))
     writer.flush()
     running, go_on = threading.Event(), threading.Event()
@@ -88,7 +88,7 @@ def test_a_thread_that_cannot_start_is_no_error() -> None:
     original = threading.Thread
     threading.Thread = NoThread  # type: ignore[misc]
     try:
-        writer = Writer(FILE)
+        writer = StoreWriter(FILE)
     finally:
         threading.Thread = original  # type: ignore[misc]
     writer.submit(lambda db: db.execute(INSERT, ("lost",)))
@@ -103,7 +103,7 @@ def test_what_the_disk_cannot_follow_is_left_out(
     """Beyond a bound in bytes, with one warning; what the program logs itself is kept; the count is known."""
     monkeypatch.setattr(writer_module, "ROOM", 1_000)
     seen: list[str] = []
-    writer = Writer(FILE, recorded=lambda db, event, date: seen.append(event))
+    writer = StoreWriter(FILE, recorded=lambda db, event, date: seen.append(event))
     running, go_on = threading.Event(), threading.Event()
     writer.submit(lambda _: (running.set(), go_on.wait()))
     running.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.testing.provider._quota import Ledger, WorstWindow
+from afnio.testing.provider._quota import ProviderLedger, WorstWindow
 
 arrivals = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=60)
 
@@ -29,7 +29,7 @@ def test_the_worst_window_is_the_worst_of_all(gaps, seconds):
 @given(arrivals)
 def test_windows_end_to_end_hold_everything_once(gaps):
     """From the first request on, however late that comes; empty ones are left out."""
-    ledger, now = Ledger(window=2.0), 1000.3
+    ledger, now = ProviderLedger(window=2.0), 1000.3
     for gap, tokens in gaps:
         now += gap
         ledger.read("r", tokens, now)
@@ -43,14 +43,14 @@ def test_windows_end_to_end_hold_everything_once(gaps):
 
 def test_attempts_are_counted_for_each_request():
     """In the order in which they come."""
-    ledger = Ledger(window=1.0)
+    ledger = ProviderLedger(window=1.0)
     assert [ledger.read(request, 1, 0.0) for request in ("a", "b", "a", "a")] == [1, 1, 2, 3]
     assert ledger.stats()["attempts"] == {"a": 3, "b": 1}
 
 
 def test_the_peak_is_the_most_at_once():
     """Indices go on, places don't."""
-    ledger = Ledger(window=1.0)
+    ledger = ProviderLedger(window=1.0)
     assert [ledger.enter(), ledger.enter()] == [0, 1]
     ledger.leave()
     assert ledger.enter() == 2
@@ -59,7 +59,7 @@ def test_the_peak_is_the_most_at_once():
 
 def test_refusals_count_as_429():
     """By the limit that was in the way, and in their window."""
-    ledger = Ledger(window=1.0)
+    ledger = ProviderLedger(window=1.0)
     ledger.read("a", 1, 5.0)
     ledger.refuse("tokens", 5.0)
     stats = ledger.stats()

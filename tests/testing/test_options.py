@@ -14,10 +14,10 @@ import pytest
 
 from afnio.testing import FaultPlan, Latency, Provider, Quota
 from afnio.testing.provider._faults import KINDS
-from afnio.testing.provider._provider import Options
+from afnio.testing.provider._provider import ProviderOptions
 
 PROG = "provider"
-FULL = Options(
+FULL = ProviderOptions(
     port=8001,
     latency=Latency.pareto(0.1, 1.5, 3.0),
     api_key="-k=1",
@@ -38,10 +38,12 @@ FULL = Options(
 )
 
 
-@pytest.mark.parametrize("options", [Options(), FULL, Options(window=1.5), Options(quota=Quota(tokens=5))])
+@pytest.mark.parametrize(
+    "options", [ProviderOptions(), FULL, ProviderOptions(window=1.5), ProviderOptions(quota=Quota(tokens=5))]
+)
 def test_arguments_say_all(options):
     """There and back."""
-    again = Options.parse(options.arguments(), PROG)
+    again = ProviderOptions.parse(options.arguments(), PROG)
     assert again.arguments() == options.arguments()
     assert (again.latency, again.quota, again.seed) == (options.latency, options.quota, options.seed)
     assert (again.api_key, again.reply, again.context) == (options.api_key, options.reply, options.context)
@@ -52,7 +54,7 @@ def test_the_arguments_of_the_help_work():
     text = (
         "--latency lognormal:0.2,1.0 --faults reset:0.05,html:0.05 --seed 7 --rpm 600 --tpm 100000 --window 2"
     )
-    options = Options.parse(text.split(), PROG)
+    options = ProviderOptions.parse(text.split(), PROG)
     assert options.latency == Latency.lognormal(0.2, 1.0)
     assert options.faults.shares == {"reset": 0.05, "html": 0.05}
     assert options.quota == Quota(requests=600, tokens=100_000, window=2.0)
@@ -62,7 +64,7 @@ def test_the_arguments_of_the_help_work():
 def test_the_help_has_an_example_and_every_kind(capsys):
     """So that nobody needs the source."""
     with pytest.raises(SystemExit):
-        Options.parse(["--help"], PROG)
+        ProviderOptions.parse(["--help"], PROG)
     said = capsys.readouterr().out
     assert "provider --latency lognormal:0.2,1.0 --faults reset:0.05,html:0.05 --seed 7" in said
     assert all(f" {name}" in said for name in KINDS)
@@ -84,7 +86,7 @@ def test_the_help_has_an_example_and_every_kind(capsys):
 def test_wrong_arguments_end_with_a_sentence(arguments, said, capsys):
     """And not with a traceback."""
     with pytest.raises(SystemExit) as ended:
-        Options.parse(arguments, PROG)
+        ProviderOptions.parse(arguments, PROG)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 

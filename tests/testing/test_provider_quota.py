@@ -11,7 +11,7 @@ import pytest
 from afnio.errors import RateLimitedError
 from afnio.models import ChatRequest
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import Launch, Slot, Work
+from afnio.runtime import Launch, Pending, Slot
 from afnio.testing import Provider, Quota
 
 LONG = 1000.0
@@ -60,7 +60,7 @@ async def attempted(client, **args):
 
     launch.add(body, [], [slot])
     launch.start()
-    (found,) = await Work(slot, lambda outcome: outcome)
+    (found,) = await Pending(slot, lambda outcome: outcome)
     return found
 
 

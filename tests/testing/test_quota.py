@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.testing import Quota
-from afnio.testing.provider._quota import Accounts, Balance, Bucket, QuotaError, SlidingWindow, duration
+from afnio.testing.provider._quota import (
+    AccountBalance,
+    Accounts,
+    Bucket,
+    QuotaError,
+    SlidingWindow,
+    duration,
+)
 
 shapes = pytest.mark.parametrize("shape", [Bucket, SlidingWindow])
 eager = st.lists(st.tuples(st.floats(0, 1.0), st.integers(0, 12)), min_size=1, max_size=80)
@@ -89,7 +96,7 @@ def test_a_smaller_limit_keeps_what_was_used(shape):
 
 def test_both_limits_must_agree():
     """A request that the tokens refuse takes no request, and the longer wait is told."""
-    balance = Balance(Quota(requests=2, tokens=100, window=10.0))
+    balance = AccountBalance(Quota(requests=2, tokens=100, window=10.0))
     balance.admit(90, 0.0)
     with pytest.raises(QuotaError, match="tokens: limit 100, requested 20") as refused:
         balance.admit(20, 0.0)
@@ -111,13 +118,13 @@ def test_both_limits_must_agree():
 def test_a_request_above_the_limit_never_fits():
     """It is told so, without a time to come back."""
     with pytest.raises(QuotaError, match="Send a smaller request") as refused:
-        Balance(Quota(tokens=100)).admit(101, 0.0)
+        AccountBalance(Quota(tokens=100)).admit(101, 0.0)
     assert refused.value.headers() == {}
 
 
 def test_it_halves_after_so_many_requests():
     """Refused ones count too; once."""
-    balance = Balance(Quota(requests=10, window=1.0, halve_after=12))
+    balance = AccountBalance(Quota(requests=10, window=1.0, halve_after=12))
     refusals = 0
     for _ in range(12):
         try:
@@ -185,7 +192,7 @@ def test_what_is_no_quota_is_refused(options, said):
 
 def test_a_quota_can_say_little_and_lie():
     """No headers, and the same wait whatever is true; what never fits still says so."""
-    balance = Balance(Quota(requests=2, tokens=10, window=60.0, headers=False, retry_after=0.5))
+    balance = AccountBalance(Quota(requests=2, tokens=10, window=60.0, headers=False, retry_after=0.5))
     for _ in range(2):
         balance.admit(1, 0.0)
     assert {} == balance.headers(0.0)

@@ -19,7 +19,7 @@ from afnio.runtime import Account
 from afnio.runtime._limits import give_limits
 from afnio.testing import ScriptedClient
 from afnio.trainer import Estimate
-from afnio.trainer._estimate import Item, Workload, first_batch
+from afnio.trainer._estimate import EstimateItem, Workload, first_batch
 from afnio.utils.data import DataLoader
 
 
@@ -122,8 +122,8 @@ async def test_on_a_loop(tmp_path: Path) -> None:
 ACCOUNT = Account("https://estimates.example/v1", "x")
 
 
-def item(low: int, high: int, price: Any = None, purpose: str = "forward") -> Item:
-    return Item("train", purpose, "m", ACCOUNT, low, high, 100.0, 10.0, price)
+def item(low: int, high: int, price: Any = None, purpose: str = "forward") -> EstimateItem:
+    return EstimateItem("train", purpose, "m", ACCOUNT, low, high, 100.0, 10.0, price)
 
 
 def price(dollars: int) -> Any:

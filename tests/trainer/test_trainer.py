@@ -15,7 +15,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio import tellurio as te
 from afnio.errors import BatchError, BlockingReadError, ScoreError
-from afnio.tellurio._queries import Reader
+from afnio.tellurio._queries import StoreReader
 from afnio.testing import ScriptedClient
 from afnio.trainer import Checkpoint, StopTraining, Trainer
 from afnio.trainer._checkpoints import LoopState
@@ -292,7 +292,7 @@ def test_the_run_knows_what_is_monitored(
     with te.init("me", "p", dir=tmp_path / "runs", resume=False) as run:
         made = trainer(tmp_path, max_epochs=2, **options)
         fitted(agent, made, loader(4), loader(val) if val else None)
-    with Reader(tmp_path / "runs" / "me" / "p.db") as reader:
+    with StoreReader(tmp_path / "runs" / "me" / "p.db") as reader:
         found = reader.headline(run.id)
     assert found is not None
     assert (*expected, "epoch") == (found.metric, found.mode, found.unit)

@@ -19,7 +19,7 @@ from afnio.errors import BudgetExceeded, GraphError, JournalError, distinct, rea
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
 from afnio.runtime._kernel import NO_FEEDBACK, PENDING, Failure, Job, Launch, Outcomes, Slot
 from afnio.runtime._tracebacks import caller_line, folding
-from afnio.runtime._waiting import Work, wait_async
+from afnio.runtime._waiting import Pending, wait_async
 
 T = TypeVar("T")
 
@@ -34,10 +34,10 @@ def backward(
     retain_graph: bool | None = None,
     create_graph: bool = False,
     inputs: Target | Sequence[Target] | None = None,
-) -> Work[None]:
+) -> Pending[None]:
     """Send feedback from `variables` to the leaves that they were computed from.
 
-    It launches, then waits where a blocking wait is allowed; on an event loop await the `Work`.
+    It launches, then waits where a blocking wait is allowed; on an event loop await the `Pending`.
 
     Args:
         variables: outputs of ops. Evaluators' outputs need no seed.
@@ -77,7 +77,7 @@ def launch_grad(
     inputs: Target | Sequence[Target],
     grad_outputs: Variable | Sequence[Variable | None] | None = None,
     retain_graph: bool | None = None,
-) -> Work[list[list[Variable]]]:
+) -> Pending[list[list[Variable]]]:
     """Launch what `grad` waits for."""
     roots = [outputs] if isinstance(outputs, Variable) else list(outputs)
     targets = edges_of(inputs)
@@ -140,11 +140,11 @@ class Sweep:
             for node in self.nodes:
                 node.release()
 
-    def start(self, result: Callable[[Any], T]) -> Work[T]:
-        """Launch the pass; the Work's result is what `result` finds once it has ended."""
+    def start(self, result: Callable[[Any], T]) -> Pending[T]:
+        """Launch the pass; the handle's result is what `result` finds once it has ended."""
         self._launch.holders = [weakref.ref(leaf) for leaf, _ in self.segments]
         self._launch.start()
-        return Work(self._work, result)
+        return Pending(self._work, result)
 
     # Building, on the caller's thread
 
@@ -824,7 +824,7 @@ def _node(variable: Variable, crossing: Crossing) -> Node:
 
 @folding
 async def resolve(tree: T) -> T:
-    """Wait for every Variable and Work in lists, tuples and dicts; returns the same structure.
+    """Wait for every Variable and Pending in lists, tuples and dicts; returns the same structure.
 
     Raises:
         Exception: the first error, in order, if any of the values failed.
@@ -844,7 +844,7 @@ async def resolve(tree: T) -> T:
 
 
 def _collect(tree: Any, found: list[Any]) -> None:
-    if isinstance(tree, Variable | Work):
+    if isinstance(tree, Variable | Pending):
         found.append(tree)
     elif isinstance(tree, Mapping):
         for item in tree.values():

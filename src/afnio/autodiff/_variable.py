@@ -17,7 +17,7 @@ from afnio.errors import GraphError
 from afnio.runtime._callables import batch_failure, current_quorum
 from afnio.runtime._kernel import PENDING, Failure, Slot
 from afnio.runtime._tracebacks import fold, folding
-from afnio.runtime._waiting import Work, wait, wait_async
+from afnio.runtime._waiting import Pending, wait, wait_async
 
 if TYPE_CHECKING:
     from afnio.runtime._kernel import Slot
@@ -378,7 +378,7 @@ class Variable:
         retain_graph: bool | None = None,
         create_graph: bool = False,
         inputs: Sequence[Variable] | Variable | None = None,
-    ) -> Work[None]:
+    ) -> Pending[None]:
         """Send feedback from here to every text that led here; see `afnio.autodiff.backward`."""
         from afnio.autodiff._backward import backward
 

@@ -153,7 +153,7 @@ PACKAGES: Final = ("afnio.cognitive", "afnio.optim")
 """Those with a file `prompts`, where all of their prompts are."""
 
 
-class Prompt(NamedTuple):
+class ListedPrompt(NamedTuple):
     """A prompt, or the response format that goes with one (a JSON schema)."""
 
     name: str
@@ -193,7 +193,7 @@ def prompts_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def all_prompts() -> list[Prompt]:
+def all_prompts() -> list[ListedPrompt]:
     """Return the prompts in the order of their files.
 
     >>> [prompt.package for prompt in all_prompts() if prompt.name == "tgd.system"]
@@ -203,10 +203,10 @@ def all_prompts() -> list[Prompt]:
     for package in PACKAGES:
         module = importlib.import_module(f"{package}._prompts")
         # Under the names that `replace_prompts` takes, then the formats.
-        found += [Prompt(name, package, module.VERSION, text) for name, text in module.TEXTS.items()]
+        found += [ListedPrompt(name, package, module.VERSION, text) for name, text in module.TEXTS.items()]
         for name, value in vars(module).items():
             if name.isupper() and not name.startswith("_") and isinstance(value, dict) and name != "TEXTS":
-                found.append(Prompt(name.lower(), package, module.VERSION, json.dumps(value, indent=1)))
+                found.append(ListedPrompt(name.lower(), package, module.VERSION, json.dumps(value, indent=1)))
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from afnio.errors import StoreProblemError
 from afnio.tellurio._compare import compare
-from afnio.tellurio._queries import MISSING, Reader, RunRecord, Spending, choose, kept, loaded, ranked
+from afnio.tellurio._queries import MISSING, RunRecord, Spending, StoreReader, choose, kept, loaded, ranked
 from afnio.tellurio.studio._runs import home_folder, shelves
 
 EXAMPLES: Final = """\
@@ -461,7 +461,7 @@ def _line(row: dict[str, Any]) -> str:
 class Chosen(NamedTuple):
     """A run and the open file that it is in."""
 
-    reader: Reader
+    reader: StoreReader
     run: RunRecord
 
 
@@ -480,7 +480,7 @@ class Runs:
         """Yield each run, project by project, newest first."""
         for shelf in shelves(self.home):
             try:
-                reader = self._files.enter_context(Reader(shelf.path))
+                reader = self._files.enter_context(StoreReader(shelf.path))
                 runs = reader.runs()
             except StoreProblemError as error:
                 self.unreadable += 1

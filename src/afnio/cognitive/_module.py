@@ -267,7 +267,7 @@ class _Call:
         if module is None:
             return self
         hooks: ModuleHooks | None = module.__dict__.get("_hooks")
-        return module.forward if hooks is None or hooks.idle else Call(module, hooks)
+        return module.forward if hooks is None or hooks.idle else HookedCall(module, hooks)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -615,7 +615,7 @@ class ModuleHooks:
 
 
 @final
-class Call:
+class HookedCall:
     """`module(...)` where the module has hooks."""
 
     __slots__ = ("_hooks", "_module")

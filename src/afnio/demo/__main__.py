@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 
 from afnio.demo._endpoint import Endpoint
-from afnio.demo._options import Options, RefusedError, read_options, sentence
+from afnio.demo._options import DemoOptions, RefusedError, read_options, sentence
 from afnio.errors import AfnioError
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(options: Options, console: Console) -> None:
+def run(options: DemoOptions, console: Console) -> None:
     """Run the job and report it."""
     # Imported here, so that Ctrl-C during the imports ends in one line as well.
     from afnio import tellurio as te
-    from afnio.demo._job import FILE, Job, Tally, ask, check_folder, figures, print_report, write
+    from afnio.demo._job import FILE, DemoJob, DemoTally, ask, check_folder, figures, print_report, write
     from afnio.demo._options import load_splits
-    from afnio.demo._watch import Progress, say
+    from afnio.demo._watch import DemoProgress, say
     from afnio.runtime.events import subscribed
     from afnio.tellurio._queries import MONITOR
     from afnio.tellurio._store import store_path
@@ -75,9 +75,9 @@ def run(options: Options, console: Console) -> None:
         tracked.record(MONITOR, {"metric": "validation_accuracy", "mode": "max", "unit": "epoch"})
         say(console, f"Recorded as run {tracked.name} in {store_path(NAMESPACE, PROJECT)}")
         say(console)
-        with Progress(console) as progress:
-            tally = Tally(progress.call_ended, progress.retried)
-            job = Job(endpoint, splits, options, progress)
+        with DemoProgress(console) as progress:
+            tally = DemoTally(progress.call_ended, progress.retried)
+            job = DemoJob(endpoint, splits, options, progress)
             progress.expect(job.forward_calls)
             with subscribed(tally):
                 result = job.run()
@@ -115,7 +115,7 @@ def introduce(console: Console, endpoint: Endpoint, splits: Splits) -> None:
     say(console, f"Endpoint: {endpoint.base_url}")
 
 
-def open_endpoint(options: Options, console: Console) -> AbstractContextManager[Endpoint]:
+def open_endpoint(options: DemoOptions, console: Console) -> AbstractContextManager[Endpoint]:
     """Return the endpoint that the options ask for, to be used as a `with` block."""
     if options.live:
         from afnio.demo._endpoint import live_endpoint

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from afnio.cognitive._prompts import CRITIC_SCHEMA
-from afnio.demo._options import DemoError, Options, RefusedError
+from afnio.demo._options import DemoError, DemoOptions, RefusedError
 from afnio.demo._watch import Watch, held_interrupts, say
 from afnio.models._client import ChatClient
 from afnio.optim._prompts import TGD_SCHEMA
@@ -67,7 +67,7 @@ _REASONS: Final = re.compile(r"(?:.*/)?(?:gpt-5|o\d)")
 
 
 @contextmanager
-def live_endpoint(options: Options) -> Iterator[Endpoint]:
+def live_endpoint(options: DemoOptions) -> Iterator[Endpoint]:
     """Return the user's endpoint; nothing is called here."""
     from afnio import Limits
     from afnio.models.openai import AsyncOpenAI

@@ -29,8 +29,8 @@ from afnio import cognitive as cog
 from afnio import tellurio as te
 from afnio.cognitive._prompts import CRITIC_SYSTEM
 from afnio.demo._endpoint import Endpoint
-from afnio.demo._options import Options, RefusedError, Splits, sentence
-from afnio.demo._watch import Progress, say
+from afnio.demo._options import DemoOptions, RefusedError, Splits, sentence
+from afnio.demo._watch import DemoProgress, say
 from afnio.errors import BatchError, ReplyError
 from afnio.optim._prompts import TGD_SYSTEM
 from afnio.optim._tgd import TGD
@@ -75,13 +75,13 @@ class Result:
 
 
 @dataclass(slots=True)
-class Job:
+class DemoJob:
     """One run of the tutorial's program against an endpoint."""
 
     endpoint: Endpoint
     splits: Splits
-    options: Options
-    progress: Progress
+    options: DemoOptions
+    progress: DemoProgress
     agent: SentimentAnalyzer = field(default_factory=SentimentAnalyzer)
     loss_fn: cog.ExactMatchEvaluator = field(default_factory=cog.ExactMatchEvaluator)
     wrong: int = 0
@@ -228,7 +228,7 @@ FILE: Final = Path("demo.json")
 
 
 def figures(
-    endpoint: Endpoint, options: Options, splits: Splits, result: Result, tally: Tally, seconds: float
+    endpoint: Endpoint, options: DemoOptions, splits: Splits, result: Result, tally: DemoTally, seconds: float
 ) -> dict[str, Any]:
     """Return everything that the report shows, and what it takes to repeat the run, as plain data."""
     return {
@@ -332,7 +332,7 @@ class Phase:
 
 
 @dataclass(slots=True)
-class Tally:
+class DemoTally:
     """Subscriber of events; it is called on the runtime's thread and read once the calls have ended.
 
     Attributes:
@@ -381,7 +381,7 @@ HISTORY: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class DemoEstimate:
     """Calls, at most, and tokens, roughly, of each phase."""
 
     phases: dict[str, Phase]
@@ -391,7 +391,7 @@ class Estimate:
         return sum(self.phases.values(), Phase())
 
 
-def estimate(splits: Splits, options: Options) -> Estimate:
+def estimate(splits: Splits, options: DemoOptions) -> DemoEstimate:
     """Return what a run asks for if every training answer is wrong."""
     sizes, epochs = splits.sizes, options.epochs
     answers = 2 * sizes["test"] + (epochs + 1) * sizes["validation"] + epochs * sizes["train"]
@@ -402,7 +402,7 @@ def estimate(splits: Splits, options: Options) -> Estimate:
     criticized = read + PROMPT_TOKENS + ANSWER_TOKENS + WRAPPING_TOKENS + _tokens(CRITIC_SYSTEM)
     feedback = HISTORY * min(options.batch_size, sizes["train"]) * FEEDBACK_TOKENS
     rewritten = feedback + HISTORY * PROMPT_TOKENS + WRAPPING_TOKENS + _tokens(TGD_SYSTEM)
-    return Estimate(
+    return DemoEstimate(
         {
             "forward": _estimated_phase(answers, read, ANSWER_TOKENS),
             "backward": _estimated_phase(wrong, criticized, FEEDBACK_TOKENS),
@@ -411,7 +411,7 @@ def estimate(splits: Splits, options: Options) -> Estimate:
     )
 
 
-def ask(console: Console, endpoint: Endpoint, splits: Splits, options: Options) -> None:
+def ask(console: Console, endpoint: Endpoint, splits: Splits, options: DemoOptions) -> None:
     """Show the estimate and go on only if the user wants that.
 
     Raises:
@@ -481,7 +481,9 @@ def phase_table(phases: Mapping[str, Phase], total: Phase) -> Table:
 STYLES: Final = {"+": "green", "-": "red"}
 
 
-def print_report(console: Console, endpoint: Endpoint, result: Result, tally: Tally, seconds: float) -> None:
+def print_report(
+    console: Console, endpoint: Endpoint, result: Result, tally: DemoTally, seconds: float
+) -> None:
     """Print prompts, calls, cost, time and accuracies; the line with both counts comes last."""
     say(console)
     print_prompts(console, result)

@@ -21,7 +21,7 @@ LIVE_ONLY: Final = ("model", "backward_model", "optim_model", "base_url", "max_i
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DemoOptions:
     """The command line, with the defaults of its mode filled in.
 
     Attributes:
@@ -42,7 +42,7 @@ class Options:
     seed: int
 
 
-def read_options(argv: Sequence[str] | None) -> Options:
+def read_options(argv: Sequence[str] | None) -> DemoOptions:
     """Return the options of a command line; a wrong one ends the process with code 2 and a sentence."""
     parser = _parser()
     args = parser.parse_args(argv)
@@ -50,7 +50,7 @@ def read_options(argv: Sequence[str] | None) -> Options:
     if given and not args.live:
         parser.error(f"--{given[0].replace('_', '-')} is about your endpoint; add --live (make demo LIVE=1)")
     local = args.lm == "local"
-    return Options(
+    return DemoOptions(
         live=args.live,
         local=local,
         yes=args.yes,

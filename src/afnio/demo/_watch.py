@@ -112,7 +112,7 @@ WIDE: Final = 60
 """Columns that a terminal needs before bar and calls fit beside the stage."""
 
 
-class Progress:
+class DemoProgress:
     """Shows which stage is under way and how many messages have been answered."""
 
     def __init__(self, console: Console) -> None:

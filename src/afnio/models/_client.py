@@ -18,7 +18,7 @@ from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding
-from afnio.runtime._waiting import Work, check_blocking
+from afnio.runtime._waiting import Pending, check_blocking
 from afnio.runtime.events import Usage, unheard
 
 CODEC: Final = Codec(
@@ -131,7 +131,7 @@ class ChatClient(ABC):
 
     def _launch(
         self, messages: Sequence[Message], model: str, completion_args: dict[str, Any]
-    ) -> Work[ChatResponse]:
+    ) -> Pending[ChatResponse]:
         request = ChatRequest.build(messages, model=model, **completion_args)
         launch = Launch("chat")
         slot = Slot(launch)
@@ -141,7 +141,7 @@ class ChatClient(ABC):
 
         launch.add(body, [], [slot])
         launch.start()
-        return Work(slot, lambda response: response)
+        return Pending(slot, lambda response: response)
 
     def get_usage(self) -> dict[str, Any]:
         """Return the calls and tokens of this client, in all and for each phase."""

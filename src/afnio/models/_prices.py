@@ -32,7 +32,7 @@ _PRICE_KEYS: Final = {"model", "url", "input", "cached", "output"}
 
 @final
 @dataclass(frozen=True, slots=True)
-class Row:
+class PriceRow:
     """Prices for the models that match `model`, where the endpoint's base URL begins with `url`."""
 
     model: str
@@ -62,7 +62,7 @@ class PriceFile:
     In JSON the same keys: {"version": "2026-11", "price": [{"model": …}]}.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[PriceRow, ...]
 
     @classmethod
     def read(cls, path: Path) -> PriceFile:
@@ -108,7 +108,7 @@ def _format(path: Path) -> str:
     return "JSON" if path.suffix.lower() == ".json" else "TOML"
 
 
-def _row(source: str, version: str, number: int, row: Any) -> Row:
+def _row(source: str, version: str, number: int, row: Any) -> PriceRow:
     if not isinstance(row, Mapping):
         _refuse(source, f"price {number}", f"must be a table (got {row!r})")
     model, url = row.get("model"), row.get("url", "")
@@ -120,7 +120,7 @@ def _row(source: str, version: str, number: int, row: Any) -> Row:
     _check_keys(source, f"{place}: ", row, _PRICE_KEYS)
     rates = {key: _rate(source, f"{place}: {key}", row.get(key)) for key in ("input", "output")}
     cached = _rate(source, f"{place}: cached", row["cached"]) if "cached" in row else rates["input"]
-    return Row(model, url, Price(rates["input"], cached, rates["output"], source, version))
+    return PriceRow(model, url, Price(rates["input"], cached, rates["output"], source, version))
 
 
 def _rate(source: str, place: str, value: Any) -> Decimal:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models._messages import ChatBody, ChatResponse
 from afnio.runtime._admission import hear_limits
-from afnio.runtime._limits import NO_LIMIT, Reading, tell_once
+from afnio.runtime._limits import NO_LIMIT, LimitReading, tell_once
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 LONGEST_WAIT: Final = 600.0
@@ -232,14 +232,14 @@ def hear_headers(headers: Mapping[str, str], url: str) -> None:
     hear_limits(read_limit(headers, "requests", url), read_limit(headers, "tokens", url))
 
 
-def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider") -> Reading | None:
+def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider") -> LimitReading | None:
     """Return what the headers say of the limit of `requests` or `tokens`; None where they don't.
 
     What can't be meant as it stands is told once for each URL.
 
     >>> read_limit({"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59",
     ...             "x-ratelimit-reset-requests": "1s"}, "requests")
-    Reading(limit=60, remaining=59, reset=1.0, precision=0.0005)
+    LimitReading(limit=60, remaining=59, reset=1.0, precision=0.0005)
     """
     limit = _whole(headers.get(f"x-ratelimit-limit-{kind}"))
     remaining = _whole(headers.get(f"x-ratelimit-remaining-{kind}"))
@@ -250,7 +250,7 @@ def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider")
         tell_once(url, name, "%s says %s: %.40s, which is taken for no limit", name, headers[name])
         return None
     reset, precision = _read_reset(headers.get(f"x-ratelimit-reset-{kind}"), kind, url)
-    return Reading(limit, max(0, min(remaining, limit)), reset, precision)
+    return LimitReading(limit, max(0, min(remaining, limit)), reset, precision)
 
 
 def _read_reset(text: str | None, kind: str, url: str) -> tuple[float | None, float]:

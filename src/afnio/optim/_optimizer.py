@@ -16,7 +16,7 @@ from afnio.errors import LaunchCancelledError, distinct, reason
 from afnio.runtime._callables import is_async
 from afnio.runtime._kernel import Body, Failure, Job, Launch, Outcomes, Recover, Slot, note_place, within
 from afnio.runtime._tracebacks import folding
-from afnio.runtime._waiting import Work, wait, wait_async
+from afnio.runtime._waiting import Pending, wait, wait_async
 from afnio.runtime.events import StepEnded, emit
 
 
@@ -180,15 +180,15 @@ class Optimizer(ABC):
                 parameter.clear_grad()
 
     @folding
-    def step(self, closure: Callable[[], Any] | None = None) -> Work[Any]:
+    def step(self, closure: Callable[[], Any] | None = None) -> Pending[Any]:
         """Replace each parameter by what `propose` makes of its feedback.
 
         It captures values and feedback and launches; from then on the parameters' values are pending. If
         a proposal fails, is cancelled or rejected, the parameter keeps its value and only the returned
-        `Work` raises. It waits where a blocking wait is allowed; on an event loop await the `Work`.
+        `Pending` raises. It waits where a blocking wait is allowed; on an event loop await the `Pending`.
 
         Args:
-            closure: called first, to compute the loss and its feedback; its result is the Work's result. A `def`
+            closure: called first, to compute the loss and its feedback; its result is the handle's result. A `def`
                 runs on this line; an `async def` is awaited on the runtime's loop once the values of earlier
                 steps are there, and sees those.
         """
@@ -211,7 +211,7 @@ class Optimizer(ABC):
             self._last = launch_step(launch, type(self).__name__, updates, others)
         else:
             self._last = self._launch_joint(launch, deferred, result)
-        return Work(self._last, lambda _: result[0]).wait_if_allowed()
+        return Pending(self._last, lambda _: result[0]).wait_if_allowed()
 
     def _updates(self) -> list[Update]:
         updates: list[Update] = []

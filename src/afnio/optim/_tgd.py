@@ -36,7 +36,7 @@ from afnio.optim._prompts import TGD_SCHEMA, tgd_sections, wording
 from afnio.runtime._kernel import Job, Launch
 from afnio.runtime._settings import draw_seed
 from afnio.runtime._tracebacks import folding
-from afnio.runtime._waiting import Work
+from afnio.runtime._waiting import Pending
 
 LEAST_FEEDBACK: Final = 200
 """Tokens of feedback that a prompt must be allowed to show: below, no summary would say anything."""
@@ -109,7 +109,7 @@ class TGD(Optimizer):
         super().add_param_group(group)
 
     @folding
-    def step(self, closure: Callable[[], Any] | None = None) -> Work[Any]:
+    def step(self, closure: Callable[[], Any] | None = None) -> Pending[Any]:
         for group in self.param_groups:
             if group["momentum_samples"] is not None and group["momentum_seed"] is None:
                 # Here, in program order, so that a repeated run draws the same.
@@ -571,7 +571,7 @@ def tgd(
     per_failure: int | None = None,
     leak_words: int | None = WORDS,
     **completion_args: Any,
-) -> Work[list[Change]]:
+) -> Pending[list[Change]]:
     """Rewrite `params` in place by `grads`, one list for each, and refill their momentum buffers in place.
 
     See `afnio.optim.TGD` for the arguments. It launches, and waits where a blocking wait is allowed.
@@ -601,7 +601,7 @@ def tgd(
         for parameter, gradients, buffer in zip(params, grads, momentum_buffer_list, strict=True)
         if gradients
     ]
-    return Work(launch_step(launch, "tgd", updates), list).wait_if_allowed()
+    return Pending(launch_step(launch, "tgd", updates), list).wait_if_allowed()
 
 
 def _proposer(

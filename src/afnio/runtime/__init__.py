@@ -20,7 +20,7 @@ from afnio.runtime._kernel import (
 from afnio.runtime._limits import Account, Limits
 from afnio.runtime._settings import priority
 from afnio.runtime._spending import Ledger, Price, Tier
-from afnio.runtime._waiting import Work, journal, scope, set_sync_mode
+from afnio.runtime._waiting import Pending, journal, scope, set_sync_mode
 
 __all__ = [
     "Account",
@@ -36,7 +36,7 @@ __all__ = [
     "Scope",
     "Slot",
     "Tier",
-    "Work",
+    "Pending",
     "budget",
     "call_in_node",
     "close",

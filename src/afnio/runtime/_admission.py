@@ -21,9 +21,9 @@ from afnio.runtime._limits import (
     NO_LIMIT,
     Account,
     Allowance,
+    LimitReading,
     Limits,
     OutputEstimate,
-    Reading,
     ServerLimit,
     Taken,
     given_limits,
@@ -102,14 +102,14 @@ class Permit:
         prompt = usage.prompt_tokens or self.demand.prompt_tokens
         return prompt + (usage.completion_tokens if most is None else most)
 
-    def hear(self, requests: Reading | None, tokens: Reading | None) -> None:
+    def hear(self, requests: LimitReading | None, tokens: LimitReading | None) -> None:
         self._admitter.hear(self, requests, tokens)
 
 
 _current: Final[ContextVar[Permit]] = ContextVar("afnio_permit")
 
 
-def hear_limits(requests: Reading | None, tokens: Reading | None) -> None:
+def hear_limits(requests: LimitReading | None, tokens: LimitReading | None) -> None:
     """Take in what the headers of a reply say of the limits; in the attempt that got it."""
     permit = _current.get(None)
     if permit is not None and (requests is not None or tokens is not None):
@@ -124,7 +124,7 @@ PATIENCE: Final = 16
 
 
 @final
-class Entry:
+class QueueEntry:
     """One call in the queue; one that is cancelled stays until its turn, as taking it out costs a search."""
 
     __slots__ = ("_key", "admitted", "error", "order", "permit", "waiting")
@@ -142,7 +142,7 @@ class Entry:
         demand = self.permit.demand
         self._key = (demand.urgency.rank, self.permit.first, -demand.depth)
 
-    def __lt__(self, other: Entry) -> bool:
+    def __lt__(self, other: QueueEntry) -> bool:
         return (self._key, self.order) < (other._key, other.order)
 
 
@@ -157,7 +157,7 @@ class CallQueue:
     """
 
     def __init__(self) -> None:
-        self._lines: dict[str, tuple[list[Entry], deque[Entry]]] = {}
+        self._lines: dict[str, tuple[list[QueueEntry], deque[QueueEntry]]] = {}
         self._orders = itertools.count()
         self._waiting = 0
         self._overtaken = 0
@@ -165,7 +165,7 @@ class CallQueue:
     def __len__(self) -> int:
         return self._waiting
 
-    def push(self, entry: Entry) -> None:
+    def push(self, entry: QueueEntry) -> None:
         entry.order = next(self._orders)
         line = self._lines.get(entry.permit.demand.model)
         if line is None:
@@ -174,7 +174,7 @@ class CallQueue:
         line[1].append(entry)
         self._waiting += 1
 
-    def heads(self) -> list[Entry]:
+    def heads(self) -> list[QueueEntry]:
         """Return who is next in each line, the most urgent one first."""
         lines = list(self._lines.values())
         by_age = self._overtaken >= PATIENCE
@@ -183,14 +183,14 @@ class CallQueue:
             heads.sort(key=(lambda entry: entry.order) if by_age else None)
         return heads
 
-    def admit(self, entry: Entry) -> None:
+    def admit(self, entry: QueueEntry) -> None:
         """Take out one of the heads."""
         oldest = min(head.order for line in self._lines.values() if (head := _oldest(line)) is not None)
         overtakes = entry.order != oldest and self._overtaken < PATIENCE
         self._overtaken = self._overtaken + 1 if overtakes else 0
         self.remove(entry)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: QueueEntry) -> None:
         """Take out an entry that was admitted or is cancelled."""
         if entry.waiting:
             entry.waiting = False
@@ -198,12 +198,12 @@ class CallQueue:
             if not self._waiting:
                 self._lines.clear()
 
-    def reorder(self, entry: Entry) -> None:
+    def reorder(self, entry: QueueEntry) -> None:
         """Give a waiting entry whose call became more urgent its new place; rare, so a whole line is sorted."""
         entry.order_anew()
         heapq.heapify(self._lines[entry.permit.demand.model][0])
 
-    def drain(self) -> list[Entry]:
+    def drain(self) -> list[QueueEntry]:
         """Take out all, and return them."""
         entries = [entry for line in self._lines.values() for entry in line[1] if entry.waiting]
         for entry in entries:
@@ -211,14 +211,14 @@ class CallQueue:
         return entries
 
 
-def _foremost(line: tuple[list[Entry], deque[Entry]]) -> Entry | None:
+def _foremost(line: tuple[list[QueueEntry], deque[QueueEntry]]) -> QueueEntry | None:
     heap = line[0]
     while heap and not heap[0].waiting:
         heapq.heappop(heap)
     return heap[0] if heap else None
 
 
-def _oldest(line: tuple[list[Entry], deque[Entry]]) -> Entry | None:
+def _oldest(line: tuple[list[QueueEntry], deque[QueueEntry]]) -> QueueEntry | None:
     arrivals = line[1]
     while arrivals and not arrivals[0].waiting:
         arrivals.popleft()
@@ -300,7 +300,7 @@ class Admitter:
                 self._take(permit, now)
                 count_call(waits=False)
                 return
-        entry = Entry(permit)
+        entry = QueueEntry(permit)
         self._queue.push(entry)
         demand.urgency.on_raise = partial(self._reorder, entry)
         self._admit()
@@ -317,7 +317,7 @@ class Admitter:
         if entry.error is not None:
             raise entry.error
 
-    def _reorder(self, entry: Entry) -> None:
+    def _reorder(self, entry: QueueEntry) -> None:
         if entry.waiting:
             self._queue.reorder(entry)
             self._admit()
@@ -340,7 +340,7 @@ class Admitter:
             self.health.circuit.released(probe=permit.probe)
         self._admit()
 
-    def hear(self, permit: Permit, requests: Reading | None, tokens: Reading | None) -> None:
+    def hear(self, permit: Permit, requests: LimitReading | None, tokens: LimitReading | None) -> None:
         """Take in what a reply says is left of its model's limits."""
         now, model = loop_time(), permit.demand.model
         allowance = self._allowance(model)
@@ -377,7 +377,7 @@ class Admitter:
             return math.inf
         return max(self.health.circuit.wait(now), self.refusals.wait(now))
 
-    def _next(self, now: float) -> tuple[Entry | None, float]:
+    def _next(self, now: float) -> tuple[QueueEntry | None, float]:
         """Return who is next, or after how many seconds somebody may be.
 
         A model whose window is full is passed over. What the whole account lacks is waited for: else a large

@@ -18,12 +18,12 @@ import anyio
 from afnio.errors import BudgetExceeded, ModelError, UnknownPriceError
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
-from afnio.runtime._spending import SHARE, Amount, Caps, Estimate, Item, Ledger, Spent, dollars
+from afnio.runtime._spending import SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
 from afnio.runtime.events import Usage
 
 
 @final
-class Waiter:
+class BudgetWaiter:
     """An attempt that waits for room, in the line of one of its budgets.
 
     Attributes:
@@ -65,7 +65,7 @@ class Waiter:
         if balance is not None:
             balance.admit()
 
-    def __lt__(self, other: Waiter) -> bool:
+    def __lt__(self, other: BudgetWaiter) -> bool:
         return self.reservation.ticket < other.reservation.ticket
 
 
@@ -84,7 +84,7 @@ class Balance:
         self.promised = Amount()
         self.open = 0
         """Reservations that hold something: what they give back may be room for others."""
-        self._line: list[Waiter] = []
+        self._line: list[BudgetWaiter] = []
 
     def lacks(self, need: Amount) -> str | None:
         """Return the field that has no room for `need` now, or None."""
@@ -120,7 +120,7 @@ class Balance:
         """Whether somebody with an earlier ticket waits here."""
         return bool(self._line) and self._line[0].reservation.ticket < ticket
 
-    def queue(self, waiter: Waiter) -> None:
+    def queue(self, waiter: BudgetWaiter) -> None:
         waiter.balance = self
         heapq.heappush(self._line, waiter)
 
@@ -247,7 +247,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
             self._deadline = anyio.current_time() + self.max_seconds - gone
         return self._deadline
 
-    def check(self, estimate: Estimate, need: Amount, least: Amount) -> None:
+    def check(self, estimate: AttemptEstimate, need: Amount, least: Amount) -> None:
         """Raise if `need` will never fit, whatever the attempts under way give back.
 
         Raises:
@@ -360,7 +360,7 @@ _AGAIN: Final = "and run again, as a journal replays what was paid for"
 
 
 def out_of_room(
-    balance: Balance, ledger: Ledger, field: str, estimate: Estimate, need: Amount
+    balance: Balance, ledger: Ledger, field: str, estimate: AttemptEstimate, need: Amount
 ) -> BudgetExceeded:
     """Return the error of a budget whose `field` has no room for `need`."""
     value, needed = getattr(balance.caps, field), getattr(need, field)
@@ -428,7 +428,9 @@ class Reservation(AbstractContextManager["Reservation"]):
 
     __slots__ = ("_estimate", "_item", "_lengths", "_need", "_state", "_usage", "budgets", "ticket")
 
-    def __init__(self, estimate: Estimate, lengths: OutputEstimate, budgets: tuple[Budget, ...]) -> None:
+    def __init__(
+        self, estimate: AttemptEstimate, lengths: OutputEstimate, budgets: tuple[Budget, ...]
+    ) -> None:
         self.budgets = budgets
         self.ticket = next(_tickets)
         self._estimate = estimate
@@ -458,7 +460,7 @@ class Reservation(AbstractContextManager["Reservation"]):
         refusing = None if self._state is _State.HELD else self.take()
         if refusing is None:
             return
-        waiter = Waiter(self)
+        waiter = BudgetWaiter(self)
         refusing.queue(waiter)
         try:
             with anyio.CancelScope(deadline=self.deadline):
@@ -593,7 +595,7 @@ def time_over(budgets: tuple[Budget, ...]) -> BudgetExceeded:
     return min(budgets, key=lambda budget: budget.deadline).time_over()
 
 
-async def reserve(runtime: Runtime, estimate: Estimate) -> Reservation:
+async def reserve(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
     """Reserve one attempt in the budgets of this context, waiting for room; on the runtime's loop.
 
     Raises:
@@ -605,7 +607,7 @@ async def reserve(runtime: Runtime, estimate: Estimate) -> Reservation:
     return reservation
 
 
-def reservation_of(runtime: Runtime, estimate: Estimate) -> Reservation:
+def reservation_of(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
     """Return a reservation that holds nothing yet."""
     return Reservation(
         estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(SHARE)), current_budgets()

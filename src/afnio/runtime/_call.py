@@ -30,7 +30,7 @@ from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Task, loop_time
 from afnio.runtime._retries import retrying
 from afnio.runtime._settings import Urgency, current_priority
-from afnio.runtime._spending import Estimate, Price, cost
+from afnio.runtime._spending import AttemptEstimate, Price, cost
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import (
     CallEnded,
@@ -124,9 +124,9 @@ class Call(Generic[R]):
     count: Callable[[str, Usage], object] | None = None
 
     @property
-    def estimate(self) -> Estimate:
+    def estimate(self) -> AttemptEstimate:
         """What an attempt may use up, for budgets."""
-        return Estimate(
+        return AttemptEstimate(
             self.model, self.account.url, self.purpose, self.prompt_tokens, self.max_output, self.price
         )
 

@@ -19,7 +19,7 @@ from afnio.errors import BatchError, ScoreError, likeness, reason
 from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Slot, within
 from afnio.runtime._settings import Setting
 from afnio.runtime._tracebacks import folding
-from afnio.runtime._waiting import Work, inside_node
+from afnio.runtime._waiting import Pending, inside_node
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,7 +80,7 @@ async def call_in_node(job: Job, function: Callable[..., Any], *args: Any) -> An
             inside_node.reset(token)
 
 
-def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Work[T]:
+def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Pending[T]:
     """Run `function` in a worker thread, where it may read pending values; await the result.
 
     >>> import afnio
@@ -106,7 +106,7 @@ def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Wo
 
     launch.add(body, [], [slot])
     launch.start()
-    return Work(slot, lambda outcome: cast("T", outcome[0]))
+    return Pending(slot, lambda outcome: cast("T", outcome[0]))
 
 
 @folding

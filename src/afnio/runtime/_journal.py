@@ -24,7 +24,16 @@ from afnio.errors import (
 )
 from afnio.runtime import _journal_file
 from afnio.runtime._files import LockFile, make_private_folder
-from afnio.runtime._journal_file import Done, Entry, Item, JournalStat, Reader, Record, Spent, Writer
+from afnio.runtime._journal_file import (
+    Done,
+    JournalItem,
+    JournalReader,
+    JournalSpent,
+    JournalStat,
+    JournalWriter,
+    PendingRecord,
+    Record,
+)
 from afnio.runtime.events import Usage
 
 
@@ -119,7 +128,7 @@ class Resume:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: JournalReader,
         changed: Callable[[ProgramChanged], object],
         moved: Callable[[str, str, int, Record], object],
     ) -> None:
@@ -161,7 +170,7 @@ class Resume:
 class Reuse:
     """Answers the n-th use of a key with the n-th reusable reply to it, whatever run that is of."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: JournalReader) -> None:
         self._reader = reader
         self._left: dict[bytes, array[int]] = {}
 
@@ -225,10 +234,10 @@ class Journal:
         self.changed: ProgramChanged | None = None
         self._on_change = on_change
         self._pid = os.getpid()
-        self._reader = Reader(path)
+        self._reader = JournalReader(path)
         try:
             self._earlier = self._reader.spent()
-            self._writer = Writer(path, self._reader.session, lock.release)
+            self._writer = JournalWriter(path, self._reader.session, lock.release)
         except BaseException:
             self._reader.close()
             raise
@@ -314,19 +323,19 @@ class Journal:
             payload: makes the payload, in the writer's thread; instead of the record's own.
         """
         self._check()
-        if not self._writer.put(Entry(record, done, payload)):
+        if not self._writer.put(PendingRecord(record, done, payload)):
             raise self._closed()
 
     @property
-    def spent_before(self) -> dict[Item, Spent]:
+    def spent_before(self) -> dict[JournalItem, JournalSpent]:
         """What was spent by the runs before this opening."""
         return dict(self._earlier)
 
-    def spent(self) -> dict[Item, Spent]:
+    def spent(self) -> dict[JournalItem, JournalSpent]:
         """Return what the file says was spent: in earlier runs, and recorded in this one."""
         spent = dict(self._earlier)
         for item, more in dict(self._writer.spent).items():
-            spent[item] = spent.get(item, Spent()) + more
+            spent[item] = spent.get(item, JournalSpent()) + more
         return spent
 
     def flush(self) -> None:
@@ -377,7 +386,7 @@ class Journal:
     def _note_move(self, address: str, scope: str, source: int, record: Record) -> None:
         # So that a later run finds the reply where this run had it.
         moved = replace(record, address=address, scope=scope, payload=b"", usage=Usage(), created=time.time())
-        self._writer.put(Entry(moved, _nobody, source=source))
+        self._writer.put(PendingRecord(moved, _nobody, source=source))
 
 
 def _prepare(path: Path) -> int:
@@ -409,7 +418,7 @@ def _nobody(error: BaseException | None) -> None:
     """Nobody waits for the record of a move."""
 
 
-def _end(pid: int, reader: Reader, writer: Writer) -> None:
+def _end(pid: int, reader: JournalReader, writer: JournalWriter) -> None:
     if pid != os.getpid():
         return
     # The reader first: the last connection folds the log into the file, and the reader may not.

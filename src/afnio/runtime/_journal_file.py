@@ -308,7 +308,7 @@ ADD_SUMS: Final = f"INSERT INTO ledger VALUES ({_PLACES}) ON CONFLICT DO UPDATE 
 READ_SUMS: Final = f"SELECT purpose, model, account, {', '.join(NUMBERS)} FROM ledger"  # noqa: S608 - constants
 
 
-class Item(NamedTuple):
+class JournalItem(NamedTuple):
     """What the ledger tells apart."""
 
     purpose: str
@@ -317,7 +317,7 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class JournalSpent:
     """A sum over calls.
 
     Attributes:
@@ -334,8 +334,8 @@ class Spent:
     usage: Usage = _NO_TOKENS
     reserved: Usage = _NO_TOKENS
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
+    def __add__(self, other: JournalSpent) -> JournalSpent:
+        return JournalSpent(
             self.calls + other.calls,
             self.failed + other.failed,
             self.unknown + other.unknown,
@@ -344,31 +344,31 @@ class Spent:
         )
 
 
-def of(record: Record) -> Spent:
+def of(record: Record) -> JournalSpent:
     """Return what one record adds."""
     if record.kind == "unknown":
-        return Spent(unknown=1, reserved=record.usage)
-    return Spent(calls=record.kind == "reply", failed=record.kind == "failed", usage=record.usage)
+        return JournalSpent(unknown=1, reserved=record.usage)
+    return JournalSpent(calls=record.kind == "reply", failed=record.kind == "failed", usage=record.usage)
 
 
-def sums_of(records: Iterable[Record]) -> dict[Item, Spent]:
+def sums_of(records: Iterable[Record]) -> dict[JournalItem, JournalSpent]:
     """Add records up."""
-    sums: dict[Item, Spent] = {}
+    sums: dict[JournalItem, JournalSpent] = {}
     for record in records:
-        item = Item(record.purpose, record.model, record.account)
-        sums[item] = sums.get(item, Spent()) + of(record)
+        item = JournalItem(record.purpose, record.model, record.account)
+        sums[item] = sums.get(item, JournalSpent()) + of(record)
     return sums
 
 
-def read_sums(connection: sqlite3.Connection) -> dict[Item, Spent]:
+def read_sums(connection: sqlite3.Connection) -> dict[JournalItem, JournalSpent]:
     """Return what the file says was spent so far."""
     return {
-        Item(*row[:3]): Spent(row[3], row[4], row[5], Usage(*row[6:10]), Usage(*row[10:12]))
+        JournalItem(*row[:3]): JournalSpent(row[3], row[4], row[5], Usage(*row[6:10]), Usage(*row[10:12]))
         for row in connection.execute(READ_SUMS).fetchall()
     }
 
 
-def add_sums(connection: sqlite3.Connection, sums: Mapping[Item, Spent]) -> None:
+def add_sums(connection: sqlite3.Connection, sums: Mapping[JournalItem, JournalSpent]) -> None:
     """Add sums to the file's, in the caller's transaction."""
     for item, spent in sums.items():
         usage, reserved = spent.usage, spent.reserved
@@ -409,7 +409,7 @@ class Found(NamedTuple):
 
 
 @final
-class Reader:
+class JournalReader:
     """A connection that can't change the file.
 
     Attributes:
@@ -454,7 +454,7 @@ class Reader:
         rows.sort(key=lambda row: (row[1], natural(row[3]), row[0]))
         return [row[0] for row in rows]
 
-    def spent(self) -> dict[Item, Spent]:
+    def spent(self) -> dict[JournalItem, JournalSpent]:
         try:
             return read_sums(self._connection)
         except sqlite3.Error as error:
@@ -508,14 +508,14 @@ class JournalStat:
     path: Path
     version: int
     records: int
-    spent: Mapping[Item, Spent]
+    spent: Mapping[JournalItem, JournalSpent]
     size: int
     first: float | None
     last: float | None
 
     @property
-    def total(self) -> Spent:
-        return sum(self.spent.values(), Spent())
+    def total(self) -> JournalSpent:
+        return sum(self.spent.values(), JournalSpent())
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Self:
@@ -557,7 +557,7 @@ _WRITTEN: Final = ("session", "source", *COLUMNS)
 _PLACEHOLDERS: Final = f"({', '.join('?' * len(_WRITTEN))})"
 
 
-class Entry(NamedTuple):
+class PendingRecord(NamedTuple):
     """One record to append, and who waits for it.
 
     Attributes:
@@ -572,7 +572,7 @@ class Entry(NamedTuple):
 
 
 @final
-class Writer:
+class JournalWriter:
     """Appends in the order in which records come, all that wait in one transaction.
 
     The first transaction that fails breaks the writer for good: what comes then fails at once, with the
@@ -586,11 +586,11 @@ class Writer:
     def __init__(self, path: Path, session: int, ended: Callable[[], object]) -> None:
         self.path = path
         self.broken: JournalError | None = None
-        self.spent: dict[Item, Spent] = {}
+        self.spent: dict[JournalItem, JournalSpent] = {}
         self._session = session
         self._ended = ended
         self._pid = os.getpid()
-        self._queue: SimpleQueue[Entry | Future[None] | None] = SimpleQueue()
+        self._queue: SimpleQueue[PendingRecord | Future[None] | None] = SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
         opened: Future[None] = Future()
@@ -602,7 +602,7 @@ class Writer:
             self._thread.join()
             raise
 
-    def put(self, item: Entry | Future[None]) -> bool:
+    def put(self, item: PendingRecord | Future[None]) -> bool:
         """Queue a record, or a future to resolve once all before it is settled; False once closed."""
         with self._closing:
             if not self._closed:
@@ -632,14 +632,14 @@ class Writer:
         while not closing:
             group = self._next_group()
             closing = group[-1] is None
-            self._append(connection, [item for item in group if isinstance(item, Entry)])
+            self._append(connection, [item for item in group if isinstance(item, PendingRecord)])
             for item in group:
                 if isinstance(item, Future):
                     item.set_result(None)
         connection.close()
         self._ended()
 
-    def _next_group(self) -> list[Entry | Future[None] | None]:
+    def _next_group(self) -> list[PendingRecord | Future[None] | None]:
         group = [self._queue.get()]
         try:
             while group[-1] is not None and len(group) < GROUP:
@@ -648,7 +648,7 @@ class Writer:
             pass
         return group
 
-    def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
+    def _append(self, connection: sqlite3.Connection, entries: Sequence[PendingRecord]) -> None:
         rows, kept = [], []
         for given in entries:
             entry = given
@@ -663,7 +663,7 @@ class Writer:
         for entry in kept:
             _tell(entry, self.broken)
 
-    def _row(self, entry: Entry) -> tuple[Any, ...]:
+    def _row(self, entry: PendingRecord) -> tuple[Any, ...]:
         record = entry.record
         payload = record.payload if entry.payload is None else entry.payload()
         kind = record.kind if entry.source is None else "reused"
@@ -683,10 +683,10 @@ class Writer:
             _undo(connection)
         else:
             for item, spent in sums.items():
-                self.spent[item] = self.spent.get(item, Spent()) + spent
+                self.spent[item] = self.spent.get(item, JournalSpent()) + spent
 
 
-def _is_paid(entry: Entry) -> bool:
+def _is_paid(entry: PendingRecord) -> bool:
     return entry.source is None and entry.record.kind != "shared"
 
 
@@ -709,7 +709,7 @@ def _undo(connection: sqlite3.Connection) -> None:
         logging.getLogger("afnio").debug("the journal's transaction was not rolled back", exc_info=True)
 
 
-def _tell(entry: Entry, error: BaseException | None) -> None:
+def _tell(entry: PendingRecord, error: BaseException | None) -> None:
     try:
         entry.done(error)
     except Exception:

@@ -336,7 +336,7 @@ _SHORTEST: Final = 1e-3
 
 @final
 @dataclass(frozen=True, slots=True)
-class Reading:
+class LimitReading:
     """One limit as the headers of one reply have it.
 
     Attributes:
@@ -365,8 +365,8 @@ class WindowLength:
     bucket of 17 hours. Until then the window is as short as it can be: a minute, or the longest reset.
 
     >>> window = WindowLength()
-    >>> window.hear(Reading(limit=10_000, remaining=9_999, reset=8.64))
-    >>> window.hear(Reading(limit=10_000, remaining=9_997, reset=25.92))
+    >>> window.hear(LimitReading(limit=10_000, remaining=9_999, reset=8.64))
+    >>> window.hear(LimitReading(limit=10_000, remaining=9_997, reset=25.92))
     >>> round(window.seconds)  # requests per day
     86400
     """
@@ -378,7 +378,7 @@ class WindowLength:
         self._fewest_used = math.inf
         self._most_used = 0
 
-    def hear(self, reading: Reading) -> None:
+    def hear(self, reading: LimitReading) -> None:
         used = reading.limit - reading.remaining
         if not reading.reset or used <= 0:
             return
@@ -402,13 +402,13 @@ class WindowLength:
 class ServerLimit:
     """A model of the provider's own bucket: what it said last, less what was sent since, plus the refill.
 
-    >>> limit = ServerLimit(Reading(limit=60, remaining=1, reset=59.0), sent_at=0.0, sent_since=0, now=0.0)
+    >>> limit = ServerLimit(LimitReading(limit=60, remaining=1, reset=59.0), sent_at=0.0, sent_since=0, now=0.0)
     >>> limit.take(1)
     >>> limit.wait(1, now=0.0)
     1.0
     """
 
-    def __init__(self, reading: Reading, sent_at: float, sent_since: float, now: float) -> None:
+    def __init__(self, reading: LimitReading, sent_at: float, sent_since: float, now: float) -> None:
         self.limit = reading.limit
         self.length = WindowLength()
         self.window = MINUTE
@@ -445,7 +445,7 @@ class ServerLimit:
         self._level -= cost
         self._alone -= cost
 
-    def hear(self, reading: Reading, sent_at: float, sent_since: float, now: float) -> bool:
+    def hear(self, reading: LimitReading, sent_at: float, sent_since: float, now: float) -> bool:
         """Take in the reading of a reply; returns whether the limit or its window is another than before.
 
         Args:
@@ -584,8 +584,8 @@ class Allowance:
     def hear(
         self,
         taken: Taken,
-        requests: Reading | None,
-        tokens: Reading | None,
+        requests: LimitReading | None,
+        tokens: LimitReading | None,
         now: float,
         limits: Limits | None,
     ) -> bool:
@@ -649,7 +649,7 @@ class Allowance:
 
 
 def _heard(
-    server: ServerLimit | None, reading: Reading, sent_at: float, sent_since: float, now: float
+    server: ServerLimit | None, reading: LimitReading, sent_at: float, sent_since: float, now: float
 ) -> tuple[ServerLimit, bool]:
     if server is None:
         return ServerLimit(reading, sent_at, sent_since, now), True

@@ -366,7 +366,7 @@ SHARE: Final = 0.95
 
 @final
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class AttemptEstimate:
     """Who asks whom, and the most tokens that one attempt may use up.
 
     Attributes:

@@ -152,14 +152,14 @@ def _in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-# Work: a handle on something under way that a caller may wait for, await, or leave alone.
+# Pending: a handle on something under way that a caller may wait for, await, or leave alone.
 
 
 T = TypeVar("T")
 
 
 @final
-class Work(Generic[T]):
+class Pending(Generic[T]):
     """What `backward()`, `step()` and `to_thread()` return: await it, or call `wait()` in a thread.
 
     >>> import afnio
@@ -183,7 +183,7 @@ class Work(Generic[T]):
         return self._read()
 
     @folding
-    def wait_if_allowed(self) -> Work[T]:
+    def wait_if_allowed(self) -> Pending[T]:
         """Wait where a blocking wait is allowed, so that an error surfaces on this line; return self."""
         if self.done or may_block():
             self.wait()
@@ -201,7 +201,7 @@ class Work(Generic[T]):
         return self._result(outcome)
 
     def __repr__(self) -> str:
-        return f"<Work {'done' if self.done else 'pending'}>"
+        return f"<Pending {'done' if self.done else 'pending'}>"
 
 
 # Scope: who owns a launch, and what its address is.

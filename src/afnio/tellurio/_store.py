@@ -64,7 +64,7 @@ KEPT_WHEN_CONTINUED = ("calls", "bodies", "retries")
 """What was paid stays; the rest is said again by the program, which runs from its start."""
 
 
-class RunRow(NamedTuple):
+class NewRun(NamedTuple):
     """A run as the table holds it; dates are seconds since 1970 UTC, the config is JSON."""
 
     id: str
@@ -92,13 +92,13 @@ class Store:
     def __init__(self, path: Path, redaction: Redaction | None = None) -> None:
         self.path = path
         self.redaction = redaction or Redaction(None)
-        self._writer: Writer | None = None
+        self._writer: StoreWriter | None = None
         self._recording: Recording | None = None
         self._run_id: str | None = None
         self._pid = os.getpid()
         self._counts = (0, 0, 0)
 
-    def add_run(self, row: RunRow) -> str:
+    def add_run(self, row: NewRun) -> str:
         """Open the file and add the run; returns its name, with a suffix if it was taken."""
         names = [row.name]
         row = row._replace(
@@ -117,13 +117,13 @@ class Store:
         writer.flush()
         return names[-1]
 
-    def find_runs(self, identity: str, run_id: str | None = None) -> list[RunRow]:
+    def find_runs(self, identity: str, run_id: str | None = None) -> list[NewRun]:
         """Return the run of this id, or the unfinished runs of this identity, newest first."""
-        found: list[RunRow] = []
+        found: list[NewRun] = []
 
         def select(connection: sqlite3.Connection) -> None:
             wanted = {"id": run_id, "identity": None if run_id else identity}
-            found.extend(RunRow(*row) for row in connection.execute(FIND_RUNS, wanted))
+            found.extend(NewRun(*row) for row in connection.execute(FIND_RUNS, wanted))
 
         writer = self.open()
         writer.submit(select)
@@ -176,7 +176,7 @@ class Store:
         if self._writer is not None and self._writer.pid == os.getpid():
             self._writer.close(timeout)
 
-    def open(self) -> Writer:
+    def open(self) -> StoreWriter:
         """Start the writing thread of this process, if it isn't there.
 
         Raises:
@@ -184,7 +184,7 @@ class Store:
         """
         # The queue and locks of an inherited writer may be in any state, so they aren't touched.
         if self._writer is None or self._writer.pid != os.getpid():
-            self._writer = Writer(self.path, self._beat, self._write_event)
+            self._writer = StoreWriter(self.path, self._beat, self._write_event)
             self._renew()
         return self._writer
 
@@ -291,7 +291,7 @@ Offered: TypeAlias = tuple[Any, float, int]
 Item: TypeAlias = "Write | Slow | Offered | Future[None] | None"
 
 
-class Writer:
+class StoreWriter:
     """Runs writes in the order in which they came, all that are waiting in one transaction.
 
     A disk that refuses costs one warning; from then on writes are dropped. The connection lives in
@@ -303,7 +303,7 @@ class Writer:
 
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     writer = Writer(pathlib.Path(folder) / "new" / "project.db")
+    ...     writer = StoreWriter(pathlib.Path(folder) / "new" / "project.db")
     ...     writer.submit(lambda connection: connection.execute("DELETE FROM events"))
     ...     writer.flush()
     ...     writer.close()

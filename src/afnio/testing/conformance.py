@@ -157,7 +157,7 @@ def feedback(bench: _Bench) -> None:
     optimizer = bench.optimizer(parameters, client)
     work = optimizer.step()
     work.wait()
-    expect(work.done, "the step's Work isn't done after wait()")
+    expect(work.done, "the step's Pending isn't done after wait()")
     _readable(parameters)
     expect(bool(client.requests), "a step with feedback asked nobody")
     expect([len(p.grad) for p in parameters] == [64, 64], "a step changed the gradients of its parameters")
@@ -180,7 +180,7 @@ def groups(bench: _Bench) -> None:
 
 
 def failing(bench: _Bench) -> None:
-    """A proposer that fails: only the Work raises; once it answers again, so does the step."""
+    """A proposer that fails: only the Pending raises; once it answers again, so does the step."""
     parameters, down = bench.parameters(2, 2), [True]
 
     def script(request: ChatRequest) -> Any:
@@ -220,8 +220,8 @@ def cancelled(bench: _Bench) -> None:
                 optimizer.step()
                 arrived = await anyio.to_thread.run_sync(asked.wait, SECONDS)
                 expect(arrived, "a step with feedback asked nobody")
-                raise _Stop
-        except _Stop:
+                raise _StopTest
+        except _StopTest:
             pass
         with anyio.fail_after(SECONDS):
             for parameter in parameters:
@@ -234,7 +234,7 @@ def cancelled(bench: _Bench) -> None:
     run(main())
 
 
-class _Stop(Exception):  # noqa: N818 - no error: it ends the block
+class _StopTest(Exception):  # noqa: N818 - no error: it ends the block
     pass
 
 

@@ -29,7 +29,7 @@ BEST: Final = "best"
 EPOCH: Final = "epoch-"
 
 
-class _Entry(NamedTuple):
+class _SavedFile(NamedTuple):
     """What waits to be written: a checkpoint, and the epoch that ended with it (None within one)."""
 
     checkpoint: Checkpoint
@@ -81,7 +81,7 @@ class Checkpoints:
         self._warn = warn or logging.getLogger("afnio").warning
         self._failure = ""
         self._unranked = False
-        self._queue: deque[_Entry] = deque()
+        self._queue: deque[_SavedFile] = deque()
         self._lock: LockFile | None = None
         self._tasks: TaskGroup | None = None
         self._newest: anyio.Event | None = None
@@ -141,7 +141,7 @@ class Checkpoints:
         replaced = self._queue and self._queue[-1].epoch is None
         # Who waits for the one that is replaced waits for the newer one.
         written = self._queue.pop().written if replaced else anyio.Event()
-        self._queue.append(_Entry(checkpoint.snapshot(), epoch, written))
+        self._queue.append(_SavedFile(checkpoint.snapshot(), epoch, written))
         self._newest = written
         self._wake.set()
 
@@ -217,7 +217,7 @@ class Checkpoints:
             self._lock.release()
             self._lock = None
 
-    def _write(self, entry: _Entry) -> None:
+    def _write(self, entry: _SavedFile) -> None:
         """Write one checkpoint under all of its names; `last` comes last, so it is never ahead of them."""
         try:
             content = entry.checkpoint.to_bytes()

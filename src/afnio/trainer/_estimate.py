@@ -28,7 +28,7 @@ from afnio.runtime._spending import Price, cost
 from afnio.runtime._waiting import scope
 from afnio.runtime.events import Usage
 from afnio.trainer._feed import Fetched, length, limited, sample_count
-from afnio.trainer._options import Options, batch_size, read, taken_apart
+from afnio.trainer._options import TrainerOptions, batch_size, read, taken_apart
 from afnio.trainer._progress import clock, money
 from afnio.trainer._steps import StepEnd, call_step, settled, train_step
 from afnio.utils.data._dataloader import DataLoader
@@ -38,7 +38,7 @@ MINUTE = 60.0
 
 @final
 @dataclass(frozen=True, slots=True)
-class Item:
+class EstimateItem:
     """The calls of one kind: for the same purpose, to the same model of the same account.
 
     Attributes:
@@ -83,7 +83,7 @@ class Estimate:
         note: what couldn't be rehearsed, and why.
     """
 
-    items: Sequence[Item]
+    items: Sequence[EstimateItem]
     epochs: int
     steps: int
     chain: tuple[int, int]
@@ -177,7 +177,7 @@ class Estimate:
         )
         return table
 
-    def _numbers(self, end: int) -> list[tuple[Item, int]]:
+    def _numbers(self, end: int) -> list[tuple[EstimateItem, int]]:
         return [(item, (item.low, item.high)[end]) for item in self.items]
 
     def __str__(self) -> str:
@@ -238,7 +238,7 @@ class _Kind(NamedTuple):
 async def rehearse(
     agent: Module,
     configure: Callable[[Module], Sequence[Optimizer]],
-    options: Options,
+    options: TrainerOptions,
     train: Any,
     val: Any,
     seconds_per_call: float,
@@ -329,7 +329,9 @@ def _note(step: str, error: Exception) -> str:
     )
 
 
-async def _items(phase: str, calls: Sequence[Rehearsed], size: int, samples: int, steps: int) -> list[Item]:
+async def _items(
+    phase: str, calls: Sequence[Rehearsed], size: int, samples: int, steps: int
+) -> list[EstimateItem]:
     """Return the kinds of calls, counted up from `size` rehearsed samples."""
     kinds: dict[_Kind, list[Rehearsed]] = defaultdict(list)
     for call in calls:
@@ -342,7 +344,7 @@ async def _items(phase: str, calls: Sequence[Rehearsed], size: int, samples: int
         output = sum(call.output_tokens for call in of_kind) / len(of_kind)
         # In a thread, as the first question reads a file or imports a package.
         price = await anyio.to_thread.run_sync(price_of, kind.model, kind.account.url)
-        items.append(Item(*kind, low, high, prompt, output, price))
+        items.append(EstimateItem(*kind, low, high, prompt, output, price))
     return items
 
 
@@ -411,7 +413,7 @@ class Workload(NamedTuple):
     val_passes: int
 
     @classmethod
-    def of(cls, options: Options, train: Any, val: Any) -> Workload:
+    def of(cls, options: TrainerOptions, train: Any, val: Any) -> Workload:
         """Return what a fit has to do; without a limit of epochs or steps, in one epoch.
 
         Raises:
@@ -433,7 +435,7 @@ class Workload(NamedTuple):
         return cls(epochs, trained, taken, passes * val_samples, passes)
 
 
-def _extent(phase: str, options: Options, loader: Any) -> tuple[int, int]:
+def _extent(phase: str, options: TrainerOptions, loader: Any) -> tuple[int, int]:
     """Return the batches and samples of one go through a loader."""
     name = f"limit_{phase}_batches"
     batches = limited(length(loader), options.limit(phase), name)

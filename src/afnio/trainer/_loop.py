@@ -52,9 +52,9 @@ from afnio.trainer._feed import (
     restore_generators,
     sample_count,
 )
-from afnio.trainer._options import Options, Outcome, combined, found, is_outage, is_passing, reason
+from afnio.trainer._options import Outcome, TrainerOptions, combined, found, is_outage, is_passing, reason
 from afnio.trainer._progress import Progress
-from afnio.trainer._steps import Evaluation, StepEnd, ValidationPass, settled, train_step
+from afnio.trainer._steps import EvaluationPass, StepEnd, ValidationPass, settled, train_step
 
 if TYPE_CHECKING:
     from afnio.trainer._checkpoints import Checkpoints
@@ -234,7 +234,7 @@ class FitLoop:
         self._validation = validation = ValidationPass(self._state.counters, place, self._boundary)
         await self._call("on_validation_start")
         values = {parameter: parameter.detach() for parameter in self._agent.parameters()}
-        evaluation = Evaluation(
+        evaluation = EvaluationPass(
             self._agent, "val", self._val_loader, self.schedule.val_batches,
             lambda outcome, batches: self._tell_validation(validation, "batch", outcome, batches),
         )  # fmt: skip
@@ -546,7 +546,7 @@ class Schedule:
         validates: whether there is anything to validate on.
     """
 
-    def __init__(self, options: Options, train_loader: Any, val_loader: Any) -> None:
+    def __init__(self, options: TrainerOptions, train_loader: Any, val_loader: Any) -> None:
         self._options = options
         self.batches = limited(length(train_loader), options.limit("train"), "limit_train_batches")
         self.samples = sample_count(train_loader, self.batches)
@@ -612,7 +612,7 @@ class Schedule:
 class Session:
     """What a Trainer's calls have in common: their budget, and the journal that a fit began."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: TrainerOptions) -> None:
         self._options = options
         self._spending = Budget(max_cost=options.max_cost)
         self._folder: Path | None = None

@@ -34,7 +34,7 @@ DEFAULT_EPOCHS: Final = 10
 
 @final
 @dataclass(frozen=True, slots=True)
-class Options:
+class TrainerOptions:
     """The arguments of a Trainer; see there."""
 
     max_epochs: int | None
@@ -80,7 +80,7 @@ class Options:
         return limit
 
 
-def checked(options: Options) -> Options:
+def checked(options: TrainerOptions) -> TrainerOptions:
     """Return `options`, or raise for a value that can't work, at the line that gives it."""
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches"):
         _check_count(name, getattr(options, name), 1)

@@ -177,7 +177,7 @@ def _counting(traffic: Traffic) -> Iterator[None]:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Row:
+class ProgressRow:
     """One phase: how many of its samples have ended, of how many (None if not known), and facts about it."""
 
     name: str
@@ -196,7 +196,7 @@ class Frame:
     """All that is to be seen at one moment."""
 
     title: list[str]
-    rows: list[Row]
+    rows: list[ProgressRow]
     calls: list[str]
     trouble: str | None
 
@@ -235,7 +235,9 @@ class Board:
             # Who reads expects "val" below "train", whichever was told first.
             order: list[Phase] = ["train", "val", "test", "predict"]
             states = [self._states[phase] for phase in order if phase in self._states]
-            rows = [self._row(state) for state in states] or [Row(self._first(), 0, self.plan.samples)]
+            rows = [self._row(state) for state in states] or [
+                ProgressRow(self._first(), 0, self.plan.samples)
+            ]
             return Frame(self._title(), rows, self.calls(), self.traffic.trouble)
 
     def _take(self, state: LoopState) -> None:
@@ -386,14 +388,14 @@ class Board:
             facts.append(f"best {self.plan.monitor} {number(newest.best)}")
         return [self.plan.agent, *facts]
 
-    def _row(self, state: LoopState) -> Row:
+    def _row(self, state: LoopState) -> ProgressRow:
         rate = self._samples[state.phase].rate
         facts = [] if rate is None or state.samples == state.total else [f"{rate:,.1f} samples/s"]
         values = metrics(state.train if state.phase == "train" else state.val)
         facts += [f"{name} {text}" for name, text in values.items()]
         if state.failed:
             facts.append(f"{state.failed:,} failed")
-        return Row(state.phase, state.samples, state.total, facts)
+        return ProgressRow(state.phase, state.samples, state.total, facts)
 
     def _first(self) -> Phase:
         names: dict[str, Phase] = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
@@ -758,7 +760,7 @@ def flow(head: Sequence[Text], facts: Sequence[str], width: int, indent: int) ->
     yield line
 
 
-def _row(row: Row, width: int, ascii_only: bool) -> list[Text]:
+def _row(row: ProgressRow, width: int, ascii_only: bool) -> list[Text]:
     """Return a phase in one line, or its facts below its bar."""
     head = _head(row, width, ascii_only)
     lines = list(flow([head], row.facts, width, INDENT))
@@ -767,7 +769,7 @@ def _row(row: Row, width: int, ascii_only: bool) -> list[Text]:
     return [head, *flow([Text(" " * (INDENT - len(GAP)))], row.facts, width, INDENT)]
 
 
-def _head(row: Row, width: int, ascii_only: bool) -> Text:
+def _head(row: ProgressRow, width: int, ascii_only: bool) -> Text:
     """Return a phase's name, bar and count."""
     head = Text(f"{row.name:{INDENT}}")
     count = f" {row.count}"
@@ -951,7 +953,7 @@ def _facts(facts: list[str]) -> str:
     return "&ensp;".join(map(escape, facts))
 
 
-def _notebook_row(row: Row) -> str:
+def _notebook_row(row: ProgressRow) -> str:
     bar = "" if not row.total else f'<progress value="{row.done}" max="{row.total}"></progress>'
     return f"<tr>{_cells([escape(row.name), bar, escape(row.count), _facts(row.facts)])}</tr>"
 

@@ -23,7 +23,7 @@ from afnio.optim._optimizer import Optimizer
 from afnio.runtime._callables import current_quorum, is_async, to_thread, tolerate
 from afnio.runtime._loop import parking, running_library
 from afnio.runtime._settings import priority
-from afnio.runtime._waiting import Work, may_block, scope, sync_mode, wait_async
+from afnio.runtime._waiting import Pending, may_block, scope, sync_mode, wait_async
 from afnio.trainer._checkpoints import Checkpoint, Counters, Phase
 from afnio.trainer._feed import Fetched, Pass, batches
 from afnio.trainer._options import (
@@ -173,7 +173,7 @@ def _explanation(output: StepOutput) -> Variable | None:
     return output.explanation
 
 
-def _launched(launch: Callable[[], Work[Any]]) -> Work[Any]:
+def _launched(launch: Callable[[], Pending[Any]]) -> Pending[Any]:
     """Launch without a blocking wait, which a notebook would allow even while a loop runs."""
     with sync_mode.override("error"):
         return launch()
@@ -191,7 +191,7 @@ NAMES: Final = {"val": "validation", "test": "test", "predict": "predict"}
 
 
 @final
-class Evaluation:
+class EvaluationPass:
     """One pass: every batch is launched as soon as it is loaded; results are in the loader's order.
 
     How many samples may fail is counted over the whole pass, not for each batch.
@@ -316,7 +316,7 @@ class ValidationPass:
         self.done = anyio.Event()
         self._name = f"{counters.scope}/val step {counters.step}"
 
-    async def run(self, evaluation: Evaluation, values: Any) -> None:
+    async def run(self, evaluation: EvaluationPass, values: Any) -> None:
         """Carry it out, with `values` in the place of the parameters."""
         try:
             async with AsyncExitStack() as stack:

@@ -35,9 +35,9 @@ from afnio.trainer._checkpoints import Checkpoint, Checkpoints, LoopState, Phase
 from afnio.trainer._estimate import Estimate, rehearse
 from afnio.trainer._feed import length, limited, sample_count, seed_all
 from afnio.trainer._loop import FitLoop, RunLog, Schedule, Session
-from afnio.trainer._options import Options, Outcome, Share, checked, seconds_of
+from afnio.trainer._options import Outcome, Share, TrainerOptions, checked, seconds_of
 from afnio.trainer._progress import Progress, make_progress
-from afnio.trainer._steps import STEPS, Evaluation, alone, run_blocking, task_group
+from afnio.trainer._steps import STEPS, EvaluationPass, alone, run_blocking, task_group
 
 CHECKPOINTS: Final = "checkpoints"
 _STAGES: Final[dict[str, Stage]] = {"val": "validate", "test": "test", "predict": "predict"}
@@ -119,7 +119,7 @@ class Trainer:
         save_top_k: int = -1,
     ) -> None:
         self.options = checked(
-            Options(
+            TrainerOptions(
                 max_epochs, min_epochs, max_steps, min_steps, seconds_of(max_time), max_cost, limit_train_batches,
                 limit_val_batches, limit_test_batches, limit_predict_batches, val_check_interval,
                 accumulate_grad_batches, quorum, seed, enable_checkpointing, enable_progress_bar,
@@ -397,7 +397,7 @@ class Trainer:
                 stack.callback(progress.stop)
                 hook = "validation" if phase == "val" else phase
                 await self.callbacks.call(f"on_{hook}_start", self, agent)
-                evaluation = Evaluation(agent, phase, loader, batches, tell)
+                evaluation = EvaluationPass(agent, phase, loader, batches, tell)
                 outcome = await evaluation.run()
                 if phase != "predict":
                     self.metrics |= {f"{phase}_{name}": value for name, value in outcome.flat().items()}
@@ -502,13 +502,13 @@ class TextRow:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Node:
+class SummaryNode:
     """A module, its texts and its children."""
 
     name: str
     kind: str
     texts: Sequence[TextRow]
-    children: Sequence[Node]
+    children: Sequence[SummaryNode]
 
     def all_texts(self) -> Iterator[TextRow]:
         yield from self.texts
@@ -547,7 +547,7 @@ class AgentSummary:
     └── task  Parameter  4 tokens  learned  system prompt
     """
 
-    root: Node
+    root: SummaryNode
     clients: Sequence[Asked]
 
     @classmethod
@@ -571,7 +571,7 @@ class AgentSummary:
         Console(file=text, width=min(columns, WIDTH), color_system=None, highlight=False).print(self)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
-    def _tree(self, tree: Tree, node: Node) -> Tree:
+    def _tree(self, tree: Tree, node: SummaryNode) -> Tree:
         for text in node.texts:
             tokens = "pending" if text.tokens is None else f"{text.tokens:,} tokens"
             kept = "learned" if text.learned else "kept"
@@ -608,7 +608,7 @@ class AgentSummary:
         return table
 
 
-def _node(name: str, module: Module, seen: set[int]) -> Node:
+def _node(name: str, module: Module, seen: set[int]) -> SummaryNode:
     texts = []
     for kind, named in (("Parameter", module.named_parameters), ("buffer", module.named_buffers)):
         for own, variable in named(recurse=False):
@@ -617,7 +617,7 @@ def _node(name: str, module: Module, seen: set[int]) -> Node:
                 learned = kind == "Parameter" and variable.requires_grad
                 texts.append(TextRow(own, kind, variable.role, _tokens(variable), learned))
     children = [_node(own, child, seen) for own, child in module.named_children()]
-    return Node(name, type(module).__name__, texts, children)
+    return SummaryNode(name, type(module).__name__, texts, children)
 
 
 def _tokens(variable: Any) -> int | None:

@@ -23,7 +23,7 @@ from afnio.errors import (
 from afnio.runtime import Budget, Launch, Ledger, Slot, budget, current_runtime
 from afnio.runtime._budget import Reservation, current_budgets, reserve
 from afnio.runtime._limits import DEFAULT_OUTPUT
-from afnio.runtime._spending import Estimate, Spent
+from afnio.runtime._spending import AttemptEstimate, Spent
 from afnio.runtime._waiting import wait
 from afnio.runtime.events import Usage
 
@@ -33,11 +33,11 @@ def runtime() -> Any:
     return FakeRuntime()
 
 
-async def held(runtime: Any, asked: Estimate) -> Reservation:
+async def held(runtime: Any, asked: AttemptEstimate) -> Reservation:
     return await reserve(runtime, asked)
 
 
-async def sent(runtime: Any, asked: Estimate) -> Reservation:
+async def sent(runtime: Any, asked: AttemptEstimate) -> Reservation:
     reservation = await reserve(runtime, asked)
     reservation.attempt()
     return reservation

@@ -158,7 +158,7 @@ class Improves(Acceptance):
         self,
         work: Round,
         incumbent: _Incumbent,
-        blocks: Sequence[Block],
+        blocks: Sequence[EvaluationBlock],
         numbers: Sequence[int],
         race: Race,
         trial: Trial,
@@ -291,7 +291,7 @@ def _unchanged(work: Round, proposed: Sequence[Mapping[int, Change]], reason: st
 # Holdout: samples that are not trained on, drawn in blocks from a dataset, a loader or a list.
 
 
-class Block(NamedTuple):
+class EvaluationBlock(NamedTuple):
     """Samples that are evaluated together, by number."""
 
     units: tuple[int, ...]
@@ -323,13 +323,16 @@ class Holdout:
     def __len__(self) -> int:
         return len(self._data)
 
-    def draw(self, generator: random.Random, *, samples: int, block_size: int) -> list[Block]:
+    def draw(self, generator: random.Random, *, samples: int, block_size: int) -> list[EvaluationBlock]:
         """Return blocks of `block_size` with `samples` in all, or all that there are, in random order."""
         return self.blocks(generator.sample(range(len(self)), min(samples, len(self))), block_size)
 
-    def blocks(self, units: Sequence[int], block_size: int) -> list[Block]:
+    def blocks(self, units: Sequence[int], block_size: int) -> list[EvaluationBlock]:
         """Return `units` in blocks, in their order."""
-        return [Block(tuple(units[start : start + block_size])) for start in range(0, len(units), block_size)]
+        return [
+            EvaluationBlock(tuple(units[start : start + block_size]))
+            for start in range(0, len(units), block_size)
+        ]
 
     def batch(self, units: Sequence[int]) -> Any:
         """Return what `evaluate` gets for `units`."""
@@ -380,7 +383,7 @@ class Trial:
         *,
         evaluate: Evaluate,
         holdout: Holdout,
-        blocks: Sequence[Block],
+        blocks: Sequence[EvaluationBlock],
         numbers: Sequence[int],
         feedback: Callable[[int], Mapping[int, Sequence[Variable]]],
         known: Mapping[int, Sequence[float | None]],
@@ -424,7 +427,7 @@ class Trial:
                 for number, block in enumerate(self._blocks):
                     tasks.start_soon(self._measure_block, number, block)
 
-    async def _measure_block(self, number: int, block: Block) -> None:
+    async def _measure_block(self, number: int, block: EvaluationBlock) -> None:
         missing = [unit for unit in block.units if None in self.incumbent.get(unit, [None])]
         found: Sequence[float | None] | BaseException
         try:

@@ -108,12 +108,12 @@ class ParetoTGD(TGD):
         )
 
     @property
-    def pool(self) -> list[Member]:
+    def pool(self) -> list[PoolMember]:
         """All candidates that were validated, oldest first."""
         return list(self._search.pool.members)
 
     @property
-    def front(self) -> list[Member]:
+    def front(self) -> list[PoolMember]:
         """The members that are among the best on some validation sample, without superfluous ones."""
         pool = self._search.pool
         return [pool[number] for number in pool.front] if pool.members else []
@@ -127,7 +127,7 @@ class ParetoTGD(TGD):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Member:
+class PoolMember:
     """A candidate in the pool.
 
     Attributes:
@@ -154,28 +154,28 @@ class Pool:
     """All candidates that made it through validation, oldest first.
 
     >>> pool = Pool()
-    >>> pool.add(Member(0, (), ("a",), (1.0, 0.0, 0.0)))
-    >>> pool.add(Member(1, (0,), ("b",), (0.0, 1.0, 1.0)))
-    >>> pool.add(Member(2, (0,), ("c",), (0.0, 0.0, 1.0)))
+    >>> pool.add(PoolMember(0, (), ("a",), (1.0, 0.0, 0.0)))
+    >>> pool.add(PoolMember(1, (0,), ("b",), (0.0, 1.0, 1.0)))
+    >>> pool.add(PoolMember(2, (0,), ("c",), (0.0, 0.0, 1.0)))
     >>> pool.front, pool.best.number
     ({0: 1, 1: 2}, 1)
     """
 
     def __init__(self) -> None:
-        self.members: list[Member] = []
+        self.members: list[PoolMember] = []
 
-    def add(self, member: Member) -> None:
+    def add(self, member: PoolMember) -> None:
         self.members.append(member)
 
-    def find(self, values: Sequence[Any]) -> Member | None:
+    def find(self, values: Sequence[Any]) -> PoolMember | None:
         """Return the member with these values."""
         return next((member for member in self.members if member.values == tuple(values)), None)
 
-    def __getitem__(self, number: int) -> Member:
+    def __getitem__(self, number: int) -> PoolMember:
         return next(member for member in self.members if member.number == number)
 
     @property
-    def best(self) -> Member:
+    def best(self) -> PoolMember:
         """The member with the highest mean, the oldest of equals."""
         return max(self.members, key=lambda member: (member.mean, -member.number))
 
@@ -205,7 +205,7 @@ class Pool:
             leaders.append([number for number, score in scores if score == top])
         return [found for found in leaders if found]
 
-    def parent(self, draw: random.Random) -> Member:
+    def parent(self, draw: random.Random) -> PoolMember:
         """Draw a member of the front, in proportion to the samples on which it is among the best."""
         front = self.front
         numbers = list(front)
@@ -236,7 +236,8 @@ class Pool:
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         self.members = [
-            Member(m["number"], tuple(m["parents"]), tuple(m["values"]), tuple(m["scores"])) for m in state
+            PoolMember(m["number"], tuple(m["parents"]), tuple(m["values"]), tuple(m["scores"]))
+            for m in state
         ]
 
 
@@ -298,7 +299,7 @@ class ParetoSearch(Acceptance):
             block_size=self._block_size, quorum=self._quorum, credit=self._credit,
         )  # fmt: skip
         current = self.pool.find(work.values)
-        start = Member(self._next, (), work.values, ()) if current is None else None
+        start = PoolMember(self._next, (), work.values, ()) if current is None else None
         draw = random.Random(f"{self._seed}/round/{self._rounds}")
         offspring = self._offspring(workshop, draw, current or start)
         validated: list[dict[int, Scores]] = []
@@ -313,7 +314,9 @@ class ParetoSearch(Acceptance):
             await side_by_side(works if start is None else [validate_start, *works])
         return self._conclude(work, offspring, start, validated)
 
-    def _offspring(self, workshop: Workshop, draw: random.Random, current: Member | None) -> list[Offspring]:
+    def _offspring(
+        self, workshop: Workshop, draw: random.Random, current: PoolMember | None
+    ) -> list[Offspring]:
         """Decide, before anything is asked, who has children and on what they are tried."""
         assert current is not None
         offspring: list[Offspring] = []
@@ -366,7 +369,7 @@ class ParetoSearch(Acceptance):
         self,
         work: Round,
         offspring: Sequence[Offspring],
-        start: Member | None,
+        start: PoolMember | None,
         validated: Sequence[Mapping[int, Scores]],
     ) -> Decision:
         candidates: list[Candidate] = []
@@ -375,7 +378,7 @@ class ParetoSearch(Acceptance):
             if all(score is None for score in scores):
                 error = RuntimeError("no validation sample of the start has a score")
                 return Decision(work.values, (), (), (error,))
-            self.pool.add(Member(self._next, (), work.values, scores))
+            self.pool.add(PoolMember(self._next, (), work.values, scores))
             candidates.append(Candidate(self._next, (), work.values, scores, "start"))
             self._next += 1
         self._grew = start is not None and len(self.pool.members) > 1
@@ -415,7 +418,7 @@ class ParetoSearch(Acceptance):
             elif all(score is None for score in scores):
                 verdict = "failed: no validation sample has a score"
             else:
-                self.pool.add(Member(number, child.parents, values, scores))
+                self.pool.add(PoolMember(number, child.parents, values, scores))
                 self._grew = True
         return Candidate(number, child.parents, values, scores, verdict)
 
@@ -592,7 +595,7 @@ class Mutation(Offspring):
         self,
         workshop: Workshop,
         name: str,
-        parent: Member,
+        parent: PoolMember,
         units: Sequence[int],
         *,
         turn: int,
@@ -749,9 +752,9 @@ SAMPLES: Final = 15
 class Merge:
     """Two members of the front, their common ancestor, and the values that come of them."""
 
-    one: Member
-    other: Member
-    ancestor: Member
+    one: PoolMember
+    other: PoolMember
+    ancestor: PoolMember
     values: tuple[Any, ...]
 
     @property
@@ -780,7 +783,7 @@ def possible_merges(pool: Pool, tried: Sequence[Sequence[int]]) -> list[Merge]:
     return found
 
 
-def _merged(one: Member, other: Member, ancestor: Member) -> Merge | None:
+def _merged(one: PoolMember, other: PoolMember, ancestor: PoolMember) -> Merge | None:
     if ancestor.mean > min(one.mean, other.mean):
         return None
     triples = list(zip(ancestor.values, one.values, other.values, strict=True))
@@ -799,7 +802,7 @@ def _merged(one: Member, other: Member, ancestor: Member) -> Merge | None:
 def trial_samples(merge: Merge, draw: random.Random, count: int = SAMPLES) -> list[int]:
     """Draw samples on which to try a merge: as many where one is better, where the other is, and where none is.
 
-    >>> one, other = Member(1, (0,), ("x",), (1, 1, 0, 0, 1)), Member(2, (0,), ("y",), (0, 0, 1, 1, 1))
+    >>> one, other = PoolMember(1, (0,), ("x",), (1, 1, 0, 0, 1)), PoolMember(2, (0,), ("y",), (0, 0, 1, 1, 1))
     >>> sorted(trial_samples(Merge(one, other, one, ("z",)), random.Random(0), count=3))[-1]
     4
     """

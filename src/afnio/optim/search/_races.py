@@ -58,7 +58,7 @@ class Verdict:
 
 
 @final
-class Comparison:
+class RaceComparison:
     """One candidate against the incumbent, block by block.
 
     Args:
@@ -169,7 +169,7 @@ class Race:
 
     def __init__(self, sizes: Sequence[int], *, candidates: int, confidence: float, quorum: float) -> None:
         alpha = each_alpha(confidence, candidates)
-        self._comparisons = [Comparison(sizes, alpha, quorum) for _ in range(candidates)]
+        self._comparisons = [RaceComparison(sizes, alpha, quorum) for _ in range(candidates)]
 
     def add_incumbent(self, block: int, scores: Scores | BaseException) -> None:
         """Take the incumbent's scores of one block, or why there are none."""

@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from afnio.errors import StoreProblemError, StudioError
-from afnio.tellurio._queries import Reader
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio.studio._compare import MOST_RUNS, Compared, compare_page, compared
 from afnio.tellurio.studio._run import figures, run_page
 from afnio.tellurio.studio._runs import RunRow, Shelf, Tallies, find_run, find_shelf, runs_page
@@ -168,7 +168,7 @@ def compare(request: Request) -> Response:
         namespace, _, rest = key.partition("/")
         project, _, wanted = rest.partition("/")
         shelf = _shelf(request, namespace, project)
-        with Reader(shelf.path) as reader, reader.moment() as db:
+        with StoreReader(shelf.path) as reader, reader.moment() as db:
             found.append(compared(reader, db, _run(reader, shelf, wanted), request.app.state.tallies))
     if len(found) < 2:
         raise HTTPException(400, "A comparison needs two runs: mark them in the list of runs.")
@@ -197,7 +197,7 @@ async def problem(request: Request, error: Exception) -> Response:
 def _of_run(request: Request, template: str, page: Page) -> Response:
     path = request.path_params
     shelf = _shelf(request, path["namespace"], path["project"])
-    with Reader(shelf.path) as reader, reader.moment() as db:
+    with StoreReader(shelf.path) as reader, reader.moment() as db:
         context = page(db, _run(reader, shelf, path["run"]))
     if context is None:
         raise HTTPException(404)
@@ -211,7 +211,7 @@ def _shelf(request: Request, namespace: str, project: str) -> Shelf:
     return shelf
 
 
-def _run(reader: Reader, shelf: Shelf, wanted: str) -> RunRow:
+def _run(reader: StoreReader, shelf: Shelf, wanted: str) -> RunRow:
     found = find_run(reader, shelf, wanted)
     if found is None:
         raise HTTPException(404)
@@ -377,7 +377,7 @@ async def live_events(shelf: Shelf, run: str, tallies: Tallies) -> AsyncIterator
 
 def _look(shelf: Shelf, run: str, tallies: Tallies) -> dict[str, Any]:
     try:
-        with Reader(shelf.path) as reader, reader.moment() as db:
+        with StoreReader(shelf.path) as reader, reader.moment() as db:
             found = find_run(reader, shelf, run)
             if found is None:
                 return {"problem": "This run has been removed.", "ended": True}

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from afnio.tellurio._compare import Paired, PhaseComparison, compare
-from afnio.tellurio._queries import Headline, Reader, Scores, headline, metric_names, metric_points
+from afnio.tellurio._queries import Headline, Scores, StoreReader, headline, metric_names, metric_points
 from afnio.tellurio.studio._runs import RunRow, Sums, Tallies, best_text, flattened
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain
@@ -33,7 +33,7 @@ class Compared(NamedTuple):
     headline: Headline | None
 
 
-def compared(reader: Reader, db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Compared:
+def compared(reader: StoreReader, db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Compared:
     """Return what a comparison needs of one run."""
     return Compared(
         run,

@@ -15,7 +15,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from afnio.errors import StoreProblemError
-from afnio.tellurio._queries import Reader, RunRecord, choose
+from afnio.tellurio._queries import RunRecord, StoreReader, choose
 from afnio.tellurio.studio._run import run_page, step_rows
 from afnio.tellurio.studio._runs import RunRow, Shelf, Tallies, row_of, shelves
 from afnio.tellurio.studio._sample import call_page
@@ -46,7 +46,7 @@ def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
         StoreProblemError: if its store can't be read.
     """
     shelf, run = find(home, wanted)
-    with Reader(shelf.path) as reader, reader.moment() as db:
+    with StoreReader(shelf.path) as reader, reader.moment() as db:
         text = report(db, run)
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in run.name).strip("-.")
     target = path or Path(f"{safe[:60] or 'run'}.html")
@@ -107,7 +107,7 @@ def policy(styles: list[Markup], scripts: list[Markup]) -> str:
 def _runs(home: Path) -> Iterator[tuple[Shelf, RunRecord]]:
     for shelf in shelves(home):
         try:
-            with Reader(shelf.path) as reader:
+            with StoreReader(shelf.path) as reader:
                 runs = reader.runs()
         except StoreProblemError:
             continue  # it may be another one's store that is damaged

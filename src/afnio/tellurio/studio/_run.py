@@ -16,7 +16,7 @@ from afnio.tellurio._queries import (
     metric_points,
 )
 from afnio.tellurio._recording import evaluation_of
-from afnio.tellurio.studio._runs import Reading, RunRow, Tallies, best_text, flattened, loaded
+from afnio.tellurio.studio._runs import RunReading, RunRow, Tallies, best_text, flattened, loaded
 from afnio.tellurio.studio._text import plain, thinned, word_diff
 
 CURVES: Final = 6
@@ -96,7 +96,7 @@ def figures(db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> dict[str, 
 
 
 def live_numbers(
-    run: RunRow, reading: Reading, curves: dict[str, Any], steps: int, main: Headline | None
+    run: RunRow, reading: RunReading, curves: dict[str, Any], steps: int, main: Headline | None
 ) -> dict[str, Any]:
     """Return the numbers at the head of the page, by the names that the page has for them."""
     total = reading.total

@@ -16,8 +16,8 @@ from urllib.parse import quote
 from afnio.errors import StoreProblemError
 from afnio.tellurio._queries import (
     Headline,
-    Reader,
     RunRecord,
+    StoreReader,
     headline,
     metric_points,
 )
@@ -63,7 +63,7 @@ def runs_page(home: Path, tallies: Tallies, asked: dict[str, str]) -> dict[str, 
     everything = shelves(home)
     for shelf in everything:
         try:
-            with Reader(shelf.path) as reader:
+            with StoreReader(shelf.path) as reader:
                 found += list_runs(reader, shelf)
         except StoreProblemError as error:
             problems.append(Problem(shelf, str(error)))
@@ -103,7 +103,7 @@ def _listed(runs: Sequence[RunRow], tallies: Tallies) -> list[Listed]:
     listed: dict[str, Listed] = {}
     for shelf, members in by_shelf.items():
         try:
-            with Reader(shelf.path) as reader, reader.moment() as db:
+            with StoreReader(shelf.path) as reader, reader.moment() as db:
                 listed |= {run.key: _one(db, run, tallies) for run in members}
         except StoreProblemError:
             listed |= {run.key: Listed(run, None, "", [], Sums()) for run in members}
@@ -164,12 +164,12 @@ class RunRow:
         return self.status == "RUNNING"
 
 
-def list_runs(reader: Reader, shelf: Shelf) -> list[RunRow]:
+def list_runs(reader: StoreReader, shelf: Shelf) -> list[RunRow]:
     """Return a store's runs, newest first."""
     return [row_of(shelf, run) for run in reader.runs()]
 
 
-def find_run(reader: Reader, shelf: Shelf, wanted: str) -> RunRow | None:
+def find_run(reader: StoreReader, shelf: Shelf, wanted: str) -> RunRow | None:
     """Return the run of this id, or of this name."""
     run = reader.run(wanted)
     return None if run is None else row_of(shelf, run)
@@ -370,7 +370,7 @@ class Tally:
         }
 
 
-class Reading(NamedTuple):
+class RunReading(NamedTuple):
     """A tally at one moment, which later calls don't change."""
 
     total: Sums
@@ -386,7 +386,7 @@ class Tallies:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, ...], tuple[threading.Lock, Tally]] = OrderedDict()
 
-    def of(self, db: sqlite3.Connection, run: RunRow) -> Reading:
+    def of(self, db: sqlite3.Connection, run: RunRow) -> RunReading:
         """Return what a run's calls come to now.
 
         A run that is continued writes over calls that failed, so it is counted anew once it has ended.
@@ -406,4 +406,4 @@ class Tallies:
             if newest > tally.last:
                 tally.update(db, run.id)
             purposes = {name: replace(sums) for name, sums in sorted(tally.purposes.items())}
-            return Reading(replace(tally.total), purposes, tally.curves(), tally.last)
+            return RunReading(replace(tally.total), purposes, tally.curves(), tally.last)

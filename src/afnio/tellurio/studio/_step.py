@@ -343,7 +343,7 @@ DOWN: Final = 62
 MARGIN: Final = 28
 
 
-class Member(NamedTuple):
+class LineageNode(NamedTuple):
     """A candidate and its place in the drawing; `mean` is its mean score, None where nothing was scored."""
 
     number: int
@@ -396,7 +396,7 @@ def candidate_page(db: sqlite3.Connection, run: RunRow, number: int) -> dict[str
     }
 
 
-def _best(db: sqlite3.Connection, run: str, members: list[Member]) -> Member | None:
+def _best(db: sqlite3.Connection, run: str, members: list[LineageNode]) -> LineageNode | None:
     """Return the candidate whose values the parameters hold at the end; where that isn't known, the best accepted."""
     last = db.execute(LAST, (run,)).fetchone()[0]
     found = None if last is None else choice(db, run, last)
@@ -424,7 +424,7 @@ def _rows(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
     return [found[number] for number in sorted(found)]
 
 
-def _placed(rows: list[dict[str, Any]]) -> list[Member]:
+def _placed(rows: list[dict[str, Any]]) -> list[LineageNode]:
     depths: dict[int, int] = {}
     width: dict[int, int] = {}
     members = []
@@ -440,7 +440,7 @@ def _placed(rows: list[dict[str, Any]]) -> list[Member]:
         depths[row["number"]], width[depth] = depth, place + 1
         scores = [score for score in loaded(row["scores"], []) if isinstance(score, int | float)]
         members.append(
-            Member(
+            LineageNode(
                 number=row["number"],
                 parents=parents,
                 step=row["step"],
@@ -456,7 +456,7 @@ def _placed(rows: list[dict[str, Any]]) -> list[Member]:
     return members
 
 
-def _ancestors(best: Member | None, by_number: dict[int, Member]) -> set[int]:
+def _ancestors(best: LineageNode | None, by_number: dict[int, LineageNode]) -> set[int]:
     """Return the numbers of a candidate and of all that it comes from."""
     found: set[int] = set()
     waiting = [best.number] if best else []

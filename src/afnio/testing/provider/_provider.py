@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from afnio.testing._draw import digest
 from afnio.testing.provider._faults import GROUPS, ApiError, Fault, FaultKind, FaultPlan, Latency, Occasion
-from afnio.testing.provider._quota import Accounts, Ledger, Quota, QuotaError
+from afnio.testing.provider._quota import Accounts, ProviderLedger, Quota, QuotaError
 from afnio.testing.provider._server import Connection
 from afnio.testing.simulated._language import kind_of, text_of
 from afnio.testing.simulated._lm import FixedReply, SimulatedLM
@@ -128,7 +128,7 @@ class Provider:
             context: how many characters of each text the simulated LM reads.
         """
 
-        options = Options(
+        options = ProviderOptions(
             latency=Latency.of(latency),
             api_key=api_key,
             reply=reply,
@@ -292,7 +292,7 @@ class ChatService:
         seed: int,
         window: float,
     ) -> None:
-        self.ledger = Ledger(window)
+        self.ledger = ProviderLedger(window)
         self.accounts = Accounts(quota) if quota is not None else None
         self._lm = lm
         self._models = models
@@ -489,10 +489,10 @@ kinds of faults:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Options:
+class ProviderOptions:
     """The arguments of `Provider.process`.
 
-    >>> Options(seed=7).arguments()
+    >>> ProviderOptions(seed=7).arguments()
     ['--port=0', '--latency=constant:0.0', '--seed=7']
     """
 
@@ -507,7 +507,7 @@ class Options:
     window: float | None = None
 
     @classmethod
-    def parse(cls, argv: Sequence[str] | None, prog: str) -> Options:
+    def parse(cls, argv: Sequence[str] | None, prog: str) -> ProviderOptions:
         """Return the options that the arguments name; wrong ones end the process with a sentence."""
         parser = _parser(prog)
         args = parser.parse_args(argv)
@@ -644,13 +644,13 @@ def _quota(args: argparse.Namespace) -> Quota | None:
 class ProviderProcess:
     """Runs `python -m afnio.testing.provider` while its `with` block lasts.
 
-    >>> from afnio.testing.provider._provider import Options
-    >>> with ProviderProcess(Options(reply="ok")) as provider:
+    >>> from afnio.testing.provider._provider import ProviderOptions
+    >>> with ProviderProcess(ProviderOptions(reply="ok")) as provider:
     ...     provider.stats()["requests"]
     0
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ProviderOptions) -> None:
         self._command = [sys.executable, "-m", "afnio.testing.provider", *options.arguments()]
         self._process: subprocess.Popen[bytes] | None = None
         self.base_url = ""
@@ -723,7 +723,7 @@ class ProviderProcess:
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m afnio.testing.provider") -> None:
     """Serve as the arguments say, until standard input ends or Ctrl-C."""
-    options = Options.parse(argv, prog)
+    options = ProviderOptions.parse(argv, prog)
     _raise_file_limit()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(options.provider()))

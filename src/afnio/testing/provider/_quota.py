@@ -201,7 +201,7 @@ class QuotaError(Exception):
 
 
 @final
-class Balance:
+class AccountBalance:
     """What one account has left of its quota."""
 
     def __init__(self, quota: Quota) -> None:
@@ -257,14 +257,14 @@ class Accounts:
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
-        self._balances: dict[tuple[str, str], Balance] = {}
+        self._balances: dict[tuple[str, str], AccountBalance] = {}
 
-    def balance(self, key: str, model: str) -> Balance:
+    def balance(self, key: str, model: str) -> AccountBalance:
         """Return the balance that a request with this API key for this model draws on."""
         account = (key, model if self.quota.per_model else "")
         found = self._balances.get(account)
         if found is None:
-            found = self._balances[account] = Balance(self.quota)
+            found = self._balances[account] = AccountBalance(self.quota)
         return found
 
     def scale(self, factor: float, now: float) -> None:
@@ -334,7 +334,7 @@ class WorstWindow:
 
 
 @final
-class Ledger:
+class ProviderLedger:
     """Counts requests, their kinds, faults and attempts, and keeps the worst window and all windows.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from afnio.testing.simulated._language import (
     PHRASES,
     UNKNOWN,
-    Block,
+    PromptBlock,
     Task,
     claim_sentence,
     cue_sentence,
@@ -26,7 +26,7 @@ from afnio.testing.simulated._language import (
     task_of,
     told_skills,
 )
-from afnio.testing.simulated._student import PERFECT, Reader
+from afnio.testing.simulated._student import PERFECT, Attention
 
 if TYPE_CHECKING:
     from afnio.testing.simulated._language import Conversation
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     noun: str = "answer"
 
 
-def criticize(conversation: Conversation, reader: Reader = PERFECT) -> str:
+def criticize(conversation: Conversation, reader: Attention = PERFECT) -> str:
     """Return the critic's JSON: one entry for each variable that the prompt shows."""
     prompt = conversation.prompt
     variables = read_blocks(read_section(prompt, "variables"), "variable")
@@ -65,7 +65,7 @@ def criticize(conversation: Conversation, reader: Reader = PERFECT) -> str:
     return json.dumps({"feedback": entries}, ensure_ascii=False)
 
 
-def comment(value: str, case: Case, reader: Reader = PERFECT) -> str:
+def comment(value: str, case: Case, reader: Attention = PERFECT) -> str:
     """Return what should change in the instructions `value`, for that case."""
     for text in case.feedback:
         label = expected_label(text)
@@ -78,7 +78,7 @@ def comment(value: str, case: Case, reader: Reader = PERFECT) -> str:
     return f"{ASK}{said}" if said else ""
 
 
-def _missing_phrases(value: str, case: Case, label: str, reader: Reader) -> str:
+def _missing_phrases(value: str, case: Case, label: str, reader: Attention) -> str:
     known = normalize(value)
     parts = [label] if label.lower() in PHRASES else [part.strip() for part in label.split(",")]
     said = [_misleading(value, case, parts, reader)] if reader.limited else []
@@ -93,7 +93,7 @@ def _missing_phrases(value: str, case: Case, label: str, reader: Reader) -> str:
     return " ".join(text for text in said if text)
 
 
-def _misleading(value: str, case: Case, expected: list[str], reader: Reader) -> str:
+def _misleading(value: str, case: Case, expected: list[str], reader: Attention) -> str:
     """Return the denial of one cue in the text that argued for another answer on that message."""
     words = normalize(case.message)
     _, cues = split_cues(value)
@@ -104,7 +104,7 @@ def _misleading(value: str, case: Case, expected: list[str], reader: Reader) -> 
     return ""
 
 
-def _missing_skill(value: str, task: Task, message: str, label: str, reader: Reader) -> str:
+def _missing_skill(value: str, task: Task, message: str, label: str, reader: Attention) -> str:
     told = told_skills(task, value)
     missing = [name for name in task.skills if name not in told]
     every = [*told, *missing]
@@ -116,7 +116,7 @@ def _missing_skill(value: str, task: Task, message: str, label: str, reader: Rea
     return f"{ASK}{task.skills[(alone or missing)[0]].wish}."
 
 
-def _vague(value: str, reader: Reader) -> str:
+def _vague(value: str, reader: Attention) -> str:
     """Return advice that helps nobody, as a critic gives that is beside the point; else nothing."""
     return f"{ASK}{_VAGUE[reader.pick('vague', len(_VAGUE))]}." if reader.strays("vague") else ""
 
@@ -181,7 +181,7 @@ def telling_phrases(message: str, label: str) -> list[str]:
     return list(dict.fromkeys(word for word in first if len(word) > _LONG))
 
 
-def _noun(formats: list[Block]) -> str:
+def _noun(formats: list[PromptBlock]) -> str:
     """Return the name of the field with the labels in the reply's format, else a general word."""
     found: list[str] = []
 
@@ -245,7 +245,7 @@ Said = dict[Thing, list[int]]
 """For each thing said the numbers of the feedback that says it, from 0."""
 
 
-def reduce(conversation: Conversation, reader: Reader = PERFECT) -> str:
+def reduce(conversation: Conversation, reader: Attention = PERFECT) -> str:
     """Return the reducer's JSON: what the group's feedback says, what most samples stand behind first."""
     prompt = conversation.prompt
     blocks = read_blocks(read_section(prompt, "feedbacks"), "feedback")
@@ -272,7 +272,7 @@ def reduce(conversation: Conversation, reader: Reader = PERFECT) -> str:
     return json.dumps({"points": points}, ensure_ascii=False)
 
 
-def _said(texts: list[str], reader: Reader) -> Said:
+def _said(texts: list[str], reader: Attention) -> Said:
     """Return what the reader takes in of the texts; a thing that is said twice may be noticed twice."""
     read = [read_feedback([text]) for text in texts]
     among = sum((len(claims) + len(denials)) / MOST_PHRASES + len(wishes) for claims, denials, wishes in read)
@@ -286,7 +286,7 @@ def _said(texts: list[str], reader: Reader) -> Said:
     return said
 
 
-def _points(said: Said, blocks: list[Block]) -> list[list[Thing]]:
+def _points(said: Said, blocks: list[PromptBlock]) -> list[list[Thing]]:
     """Return which things make one point, what most samples stand behind first, in every respect.
 
     They are about one label, and none is said by less than half as many samples as the first of them. What one sample
@@ -345,7 +345,7 @@ _LIMIT: Final = re.compile(
 Cues = dict[str, list[str]]
 
 
-def propose(conversation: Conversation, reader: Reader = PERFECT) -> str:
+def propose(conversation: Conversation, reader: Attention = PERFECT) -> str:
     """Return the optimizer's JSON with the new value; without feedback the value stays as it is."""
     prompt = conversation.prompt
     # The history has feedback of its own, which stands before. The end of a prompt may be cut off.
@@ -366,7 +366,7 @@ def rewrite(
     value: str,
     feedback: list[str],
     constraints: list[str],
-    reader: Reader = PERFECT,
+    reader: Attention = PERFECT,
     refused: list[str] | None = None,
     samples: list[int] | None = None,
     failures: list[str] | None = None,
@@ -407,7 +407,7 @@ Votes = list[tuple[tuple[str, str], int]]
 
 
 def _gather(
-    feedback: list[str], samples: list[int], reader: Reader
+    feedback: list[str], samples: list[int], reader: Attention
 ) -> tuple[Votes, Votes, Counter[str], list[str]]:
     """Return the claims, denials and wishes that the reader makes use of, and what it writes about them.
 

@@ -508,21 +508,21 @@ _QUOTED_VALUE: Final = r'"(?:[^"\\]|\\.)*"'
 _ATTRIBUTE: Final = re.compile(rf"(\w+)=({_QUOTED_VALUE})")
 
 
-class Block(NamedTuple):
+class PromptBlock(NamedTuple):
     """One `<tag name="…">` block: its attributes and its text, un-escaped."""
 
     attributes: dict[str, str]
     text: str
 
 
-def read_blocks(text: str, tag: str) -> list[Block]:
+def read_blocks(text: str, tag: str) -> list[PromptBlock]:
     r"""Return the blocks of `tag` in their order; what is cut off before its end is not there.
 
     >>> read_blocks('<feedback source="judge">\nshorter\n</feedback>', "feedback")
-    [Block(attributes={'source': 'judge'}, text='shorter')]
+    [PromptBlock(attributes={'source': 'judge'}, text='shorter')]
     """
     return [
-        Block(
+        PromptBlock(
             {name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)},
             unescape(body),
         )
@@ -536,10 +536,10 @@ def read_section(text: str, tag: str) -> str:
     return found.group(2) if found else ""
 
 
-def samples_of(block: Block) -> int:
+def samples_of(block: PromptBlock) -> int:
     """Return from how many inputs a block says that it comes; from one if it doesn't say.
 
-    >>> samples_of(Block({"samples": "12"}, "shorter")), samples_of(Block({}, "shorter"))
+    >>> samples_of(PromptBlock({"samples": "12"}, "shorter")), samples_of(PromptBlock({}, "shorter"))
     (12, 1)
     """
     given = block.attributes.get("samples", "1")

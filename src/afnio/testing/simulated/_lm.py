@@ -18,11 +18,11 @@ from afnio.testing.simulated._critic import (
     rewrite,
 )
 from afnio.testing.simulated._language import kind_of, read_blocks, read_conversation, schema_of, text_of
-from afnio.testing.simulated._student import Reader, answer
+from afnio.testing.simulated._student import Attention, answer
 
 if TYPE_CHECKING:
     from afnio.testing.simulated._language import Kind
-    from afnio.testing.simulated._student import Reader
+    from afnio.testing.simulated._student import Attention
 
 
 _VARIABLE: Final = re.compile(r'<variable id="([^"]+)"')
@@ -71,7 +71,7 @@ class SimulatedLM:
             attempt: how many times it was sent; at temperature 0 it makes no difference.
         """
         conversation = read_conversation(request, self._context)
-        reader = Reader.of(request, attempt, self._seed)
+        reader = Attention.of(request, attempt, self._seed)
         # Those who ask in prose ask for no form.
         asked = None if request.get("response_format") else dialect_of(request["messages"])
         if asked is not None:
@@ -145,7 +145,7 @@ def dialect_of(messages: list[dict[str, Any]]) -> tuple[Kind, str] | None:
     return ("optimizer", text) if len(messages) == 1 and _GEPA.search(text) else None
 
 
-def reply_in_dialect(kind: Kind, text: str, reader: Reader) -> str:
+def reply_in_dialect(kind: Kind, text: str, reader: Attention) -> str:
     """Return what critic or proposer answer to a peer's prompt, in the form that the peer reads."""
     if kind == "critic":
         return _textgrad_critic(text, reader)
@@ -154,7 +154,7 @@ def reply_in_dialect(kind: Kind, text: str, reader: Reader) -> str:
     return f"```\n{_gepa_value(text, reader)}\n```"
 
 
-def _textgrad_critic(text: str, reader: Reader) -> str:
+def _textgrad_critic(text: str, reader: Attention) -> str:
     value = _tagged(text, "VARIABLE")
     told = _tagged(text, "LM_SYSTEM_PROMPT")
     if told:
@@ -173,7 +173,7 @@ def _textgrad_critic(text: str, reader: Reader) -> str:
     return f"exact match: predicted {said or value}, expected {wanted}, score 0."
 
 
-def _textgrad_value(text: str, reader: Reader) -> str:
+def _textgrad_value(text: str, reader: Attention) -> str:
     # The glossary names the tags too; the request itself comes after it.
     value = _tagged(text, "VARIABLE")
     start, gap, _ = value.partition(" (...) ")
@@ -186,7 +186,7 @@ def _textgrad_value(text: str, reader: Reader) -> str:
     return rewrite(value, useful, constraints, reader) if useful else value
 
 
-def _gepa_value(text: str, reader: Reader) -> str:
+def _gepa_value(text: str, reader: Attention) -> str:
     found = _GEPA.search(text)
     assert found is not None
     value, examples = found.groups()

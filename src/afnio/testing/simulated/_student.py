@@ -41,7 +41,7 @@ BESIDE_THE_POINT: Final = 0.25
 
 @final
 @dataclass(frozen=True, slots=True)
-class Reader:
+class Attention:
     """What one request's reader notices; a perfect one notices everything.
 
     Its chances are drawn for the request and the attempt, so the same request gets the same reply at
@@ -86,7 +86,7 @@ class Reader:
         return draw(self.seed, purpose, self.request, self.attempt)
 
 
-PERFECT: Final = Reader()
+PERFECT: Final = Attention()
 
 
 # The student: does the task by what its instructions tell it to look for, else naively.
@@ -100,7 +100,7 @@ _COURTEOUS: Final = 6
 _SCHEMA_DEPTH: Final = 8
 
 
-def answer(conversation: Conversation, schema: dict[str, Any] | None, reader: Reader = PERFECT) -> str:
+def answer(conversation: Conversation, schema: dict[str, Any] | None, reader: Attention = PERFECT) -> str:
     """Return the student's reply: JSON where a schema asks for it, else an answer, a label or an echo."""
     message, instructions = conversation.message, conversation.instructions
     if schema is None and (solved := solve(message, instructions, reader)) is not None:
@@ -122,7 +122,7 @@ def answer(conversation: Conversation, schema: dict[str, Any] | None, reader: Re
     return json.dumps({"sentiment" if classifies else "reply": text}, ensure_ascii=False)
 
 
-def solve(message: str, instructions: str, reader: Reader = PERFECT) -> str | None:
+def solve(message: str, instructions: str, reader: Attention = PERFECT) -> str | None:
     """Return the answer to a message that poses a task with an exact one, by the skills that were told."""
     task = task_of(message)
     if task is None:
@@ -132,7 +132,7 @@ def solve(message: str, instructions: str, reader: Reader = PERFECT) -> str | No
     return task.solve(message, told)
 
 
-def classify(message: str, instructions: str, labels: tuple[str, ...], reader: Reader = PERFECT) -> str:
+def classify(message: str, instructions: str, labels: tuple[str, ...], reader: Attention = PERFECT) -> str:
     """Return the label with the most cues in the message, of those that the instructions name.
 
     On a tie the naive reading decides if it is among the tied, else the first of `labels`.
@@ -150,7 +150,7 @@ def classify(message: str, instructions: str, labels: tuple[str, ...], reader: R
 
 
 def cues_in(
-    words: str, instructions: str, labels: tuple[str, ...], reader: Reader = PERFECT
+    words: str, instructions: str, labels: tuple[str, ...], reader: Attention = PERFECT
 ) -> dict[str, list[str]]:
     """Return the cues of each label that the words hold, those left out that the reader overlooks."""
     cues, among = read_cues(instructions, labels), instructions_in(instructions, labels)
@@ -161,7 +161,7 @@ def cues_in(
 
 
 def holds(
-    message: str, instructions: str, name: str, flags: tuple[str, ...], reader: Reader = PERFECT
+    message: str, instructions: str, name: str, flags: tuple[str, ...], reader: Attention = PERFECT
 ) -> bool:
     """Return whether a message is of the kind `name`: it says so, or has a cue of it."""
     words = normalize(message)
