@@ -47,6 +47,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/ruff check --quiet --preview --select PLC2701 tests
 	$(BIN)/python scripts/check_house.py
 
 unit: $(VENV)/.dev
