@@ -22,7 +22,7 @@ HEAD = """
 import afnio
 import afnio.cognitive as cog
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import retry
+from afnio.runtime import _retries as retry
 
 retry.BACKOFF_MAX = 0
 client = AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key="any")

