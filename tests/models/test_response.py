@@ -6,6 +6,7 @@ import pytest
 
 from afnio.models import ChatResponse, ToolCall, Usage
 from afnio.models._messages import ChatBody
+from afnio.runtime import LimitReading, RateLimits
 
 
 def body(message, **more):
@@ -114,3 +115,14 @@ def test_a_response_does_not_change():
 def test_a_model_without_a_name_is_read(model):
     """Some servers send null."""
     assert "" == body({"content": "hi"}, model=model).model
+
+
+def test_limits_belong_to_the_moment():
+    """They are neither compared nor written, so a journal keeps what it kept and a replay has none."""
+    reply = ChatResponse(content="hi", usage=Usage(3, 2))
+    taught = ChatResponse(content="hi", usage=Usage(3, 2), limits=RateLimits(LimitReading(60, 59)))
+    assert (reply, hash(reply)) == (taught, hash(taught))
+    assert reply.model_dump_json() == taught.model_dump_json()
+    assert ChatResponse.model_validate_json(taught.model_dump_json()).limits is None
+    assert "limits" not in repr(taught)
+    assert ChatResponse(content="ho") != reply

@@ -396,4 +396,4 @@ class Once(ChatClient):
         try:
             return await self._client.send(request)
         except TransientModelError as error:
-            raise FinalModelError(str(error), status=error.status) from error
+            raise FinalModelError(str(error), status=error.status, limits=error.limits) from error

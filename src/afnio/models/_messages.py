@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from afnio.runtime._limits import RateLimits
 from afnio.runtime.events import Usage
 
 Message = dict[str, Any]
@@ -176,6 +177,11 @@ class ToolCall(BaseModel):
 class ChatResponse(BaseModel):
     """One reply; `str()` of it is its text.
 
+    Attributes:
+        limits: what the provider reported about the account's limits along with this reply, or None. The engine
+            paces later calls by it. It belongs to the moment, not to the reply: it isn't compared, journals
+            don't keep it, and a replayed reply has None.
+
     >>> str(ChatResponse(content="Hello"))
     'Hello'
     """
@@ -187,11 +193,21 @@ class ChatResponse(BaseModel):
     finish_reason: str | None = None
     model: str = ""
     usage: Usage = Usage()
+    limits: RateLimits | None = Field(default=None, exclude=True, repr=False)
 
     @property
     def complete(self) -> bool:
         """Whether it is all of a reply: not cut off by a limit, not filtered, not refused."""
         return self.finish_reason not in ("length", "content_filter")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._reply() == other._reply()
+
+    def __hash__(self) -> int:
+        return hash(self._reply())
+
+    def _reply(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in type(self).model_fields if name != "limits")
 
     def __str__(self) -> str:
         return self.content or ""
@@ -235,7 +251,7 @@ class ChatBody(BaseModel):
     usage: Any = None
     error: Any = None
 
-    def response(self) -> ChatResponse:
+    def response(self, limits: RateLimits | None = None) -> ChatResponse:
         """Return the first choice; there must be one."""
         assert self.choices
         choice = self.choices[0]
@@ -250,6 +266,7 @@ class ChatBody(BaseModel):
             finish_reason=reason if isinstance(reason, str) else None,
             model=self.model if isinstance(self.model, str) else "",
             usage=_counted(self.usage),
+            limits=limits,
         )
 
 
