@@ -99,6 +99,7 @@ print(json.dumps({
 BARRED = [
     "openai",
     "aiohttp",
+    "pydantic",
     "structlog",
     "sqlite3",
     "httpx2",
@@ -118,10 +119,10 @@ def probe(watch: bool) -> dict:
 
 
 def test_importing_is_quick():
-    """0.2 s on a quiet machine; best of five, of the processor's time, as others may use the machine too."""
+    """CPU time, best of five: 0.15 s on a quiet machine. The limit allows for a busy one."""
     best = min(probe(watch=False)["seconds"] for _ in range(5))
     print(f"import afnio: {best * 1000:.0f} ms")
-    assert best <= 0.4
+    assert best <= 0.25
 
 
 def test_importing_does_nothing():

@@ -16,7 +16,7 @@ from typing import Any
 
 
 def show_in(package: str, namespace: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Give what `names` stand for in `namespace` the module name `package`, if it came from a private module."""
+    """Set `__module__` to `package` for those of `names` that are defined in a private module."""
     for name in names:
         value = namespace[name]
         if isinstance(value, type) or callable(value):

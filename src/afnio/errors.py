@@ -1,39 +1,41 @@
-"""Every exception that Afnio raises for its users.
+"""Every exception class of Afnio.
 
 AfnioError
-├── BlockingReadError      a read that would block an event loop or deadlock the runtime
-├── RuntimeClosedError     the value's runtime is gone
+├── BlockingReadError      a read would block an event loop or deadlock
+├── RuntimeClosedError     the value's runtime has been closed
 │   └── ForkedError        the value was pending when the process forked
-├── LaunchCancelledError   the launch behind a value was cancelled
+├── LaunchCancelledError   the launch of a value was cancelled
 ├── TooManyPendingError    `scope(max_pending=)` is full
-├── GraphError             backward through a leaf, a freed graph, without a seed
-├── TemplateError          placeholders and inputs that don't match
-├── ReplyError             a model's reply that an op can't use
-├── ScoreError             a score above `max_score`; no quorum masks it
-├── JournalError           a journal that can't be opened, read or written
+├── GraphError             backward through a leaf or a freed graph, or without a seed
+├── TemplateError          placeholders and inputs don't match
+├── ReplyError             an op can't use a model's reply
+├── ScoreError             a score is above `max_score`
+├── JournalError           a journal can't be opened, read or written
 │   ├── JournalFormatError     the file is foreign, corrupt or newer
 │   ├── JournalLockedError     another process uses it
 │   ├── JournalClosedError     it was used after its block
 │   └── JournalForkedError     it belongs to the parent process
-├── CheckpointError        a checkpoint, or its folder, that can't be used
-├── BudgetExceeded         `budget(…)` leaves no room for another attempt
-├── UnknownPriceError      a budget in dollars, and a model without a price
-├── ModelError             a language model call that failed for good
-│   ├── TransientModelError    worth another attempt (kept when attempts ran out)
+├── CheckpointError        a checkpoint or its folder can't be used
+├── BudgetExceeded         a `budget` is used up
+├── UnknownPriceError      a budget in dollars meets a model without a price
+├── ModelError             a language model call failed permanently
+│   ├── TransientModelError    another attempt may succeed; raised when there are none left
 │   │   ├── RateLimitedError   the account is over a limit
 │   │   └── UnreachableError   no connection to the provider
 │   └── FinalModelError        another attempt would fail the same way
 │       └── ProviderDownError  the provider was never reached, or failed for ten minutes
 ├── LockHeldError          another process holds a lock file
-├── KeyStoreError          there is no keyring to keep a key in
-├── StoreProblemError      a run store that can't be read
-├── StoreVersionError      a run store of a newer Afnio
-├── ChoiceError            a name that means no run, or several
+├── KeyStoreError          there is no keyring for keys
+├── StoreProblemError      a run store can't be read
+├── StoreVersionError      a newer Afnio wrote the run store
+├── ChoiceError            a name matches no run, or several
 ├── StudioError            the studio can't start
-└── DownloadError          no source has a dataset's file
+└── DownloadError          a dataset's file can't be downloaded
 BatchError (ExceptionGroup)  the failed samples of one batch
 
-Wrong arguments raise TypeError and ValueError.
+Wrong arguments raise TypeError or ValueError.
+
+A message states what is wrong, with the value, and what to do about it.
 """
 
 from __future__ import annotations
@@ -48,11 +50,11 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=BaseException)
 
 MAX_REASON: Final = 300
-"""Characters of an error's text in the message of another one."""
+"""The most characters of an error's text that another error's message quotes."""
 
 
 class AfnioError(Exception):
-    """Base of the errors that are Afnio's own."""
+    """Base class of Afnio's errors."""
 
 
 class BlockingReadError(AfnioError, RuntimeError):
@@ -60,50 +62,50 @@ class BlockingReadError(AfnioError, RuntimeError):
 
 
 class RuntimeClosedError(AfnioError, RuntimeError):
-    """The runtime that was to fill a value has been closed."""
+    """The runtime was closed before the value was done."""
 
 
 class ForkedError(RuntimeClosedError):
-    """The value was pending when this process was forked off; only the parent will get it."""
+    """The value was pending when this process was forked. Only the parent process will get it."""
 
 
 class LaunchCancelledError(AfnioError):
-    """The launch behind a value was cancelled before it finished."""
+    """The launch of a value was cancelled before it ended."""
 
 
 class TooManyPendingError(AfnioError, RuntimeError):
-    """A scope with `max_pending` already has that many launches under way."""
+    """A scope already has `max_pending` launches pending."""
 
 
 class GraphError(AfnioError, RuntimeError):
-    """The graph can't be walked as asked: a leaf, a freed graph, no seed."""
+    """Backward isn't possible: from a leaf, through a freed graph, or without a seed."""
 
 
 class TemplateError(AfnioError, ValueError):
-    """A message template and its inputs don't fit."""
+    """The placeholders of a message template and its inputs don't match."""
 
 
 class ReplyError(AfnioError, ValueError):
-    """A model replied, and the op that asked can't use the reply."""
+    """An op can't use the reply that a model gave it."""
 
 
 class ScoreError(AfnioError, ValueError):
-    """A score above its evaluator's `max_score`: the argument is wrong, so the launch fails whatever the quorum."""
+    """A score is above its evaluator's `max_score`. `max_score` is wrong, so the whole launch fails."""
 
 
 class JournalError(AfnioError):
-    """A journal can't be opened, read or written; the subclasses are in `runtime.journal`."""
+    """A journal can't be opened, read or written."""
 
 
 class JournalFormatError(JournalError, ValueError):
-    """The file is foreign, corrupt or of a newer Afnio; it has been left as it is."""
+    """The file is foreign, corrupt or written by a newer Afnio. It has been left unchanged."""
 
 
 class JournalLockedError(JournalError, RuntimeError):
-    """Another journal object, most often of another process, holds the file.
+    """Another journal object, usually of another process, holds the file.
 
     Attributes:
-        pid: the process that holds it, or None where it has not said so yet.
+        pid: the process that holds it, or None if it hasn't written its PID yet.
     """
 
     def __init__(self, message: str, pid: int | None) -> None:
@@ -116,24 +118,24 @@ class JournalClosedError(JournalError, RuntimeError):
 
 
 class JournalForkedError(JournalError, RuntimeError):
-    """The journal was opened by the parent process, to which its thread and its lock belong."""
+    """The journal was opened by the parent process, which has its thread and its lock."""
 
 
 class CheckpointError(AfnioError, ValueError):
-    """A checkpoint that can't be read (missing, damaged, newer, foreign), or a folder that takes none."""
+    """A checkpoint can't be read (missing, damaged, newer or foreign), or its folder can't be written."""
 
 
-class BudgetExceeded(AfnioError):  # noqa: N818 - an end that was asked for, not a fault
-    """A budget leaves no room for another attempt, so nothing new is sent.
+class BudgetExceeded(AfnioError):  # noqa: N818 - the user asked for this end; it isn't a fault
+    """A budget can't pay for another attempt, so nothing more is sent.
 
-    Calls under way finish, unless it is the time that is over: then they are cut off.
+    Calls in flight end normally, except after `max_seconds`: then they are cut off.
 
     Attributes:
-        limit: which one: "max_calls", "max_tokens", "max_cost" or "max_seconds".
-        value: of that limit, in calls, tokens, dollars or seconds.
-        spent: of the same unit, earlier runs that were charged among it.
-        reserved: of the same unit, for attempts under way.
-        ledger: a `Ledger`: what was spent, for each phase, client and model.
+        limit: "max_calls", "max_tokens", "max_cost" or "max_seconds".
+        value: the limit's value, in calls, tokens, dollars or seconds.
+        spent: in the same unit, including earlier runs of the same journal.
+        reserved: in the same unit, for attempts in flight.
+        ledger: a `Ledger` of the spending for each phase, client and model.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class BudgetExceeded(AfnioError):  # noqa: N818 - an end that was asked for, not
 
 
 class UnknownPriceError(AfnioError, LookupError):
-    """Dollars are limited, and nothing says what this model costs."""
+    """A budget limits dollars, and this model's price is unknown."""
 
 
 class ModelError(AfnioError):
@@ -183,18 +185,19 @@ class ModelError(AfnioError):
 
 
 class TransientModelError(ModelError):
-    """The attempt failed in a way that another attempt may not."""
+    """The attempt failed, and another one may succeed."""
 
 
 class RateLimitedError(TransientModelError):
-    """The provider refused the attempt because the account is over a limit."""
+    """The provider refused the attempt because the account exceeded a limit."""
 
 
 class UnreachableError(TransientModelError):
-    """The provider can't be reached: the connection is refused, or the host's name is unknown.
+    """The provider can't be reached: it refuses connections, or its host's name is unknown.
 
     Attributes:
-        first_contact: whether it has never been reached; then it is not tried for long.
+        first_contact: True if it has never been reached. Then the address is probably wrong, and the engine soon
+            stops trying.
     """
 
     first_contact = False
@@ -205,14 +208,14 @@ class FinalModelError(ModelError):
 
 
 class ProviderDownError(FinalModelError):
-    """The provider was given up, for all calls of the account: it was never reached, or failed for ten minutes."""
+    """All calls of the account were given up: its provider was never reached, or failed for ten minutes."""
 
 
 class LockHeldError(AfnioError):
-    """Somebody else holds a lock file.
+    """The lock is already held.
 
     Attributes:
-        holder: its process, None between locking and writing the number.
+        holder: PID of the process that holds it, or None if it hasn't written its PID yet.
     """
 
     def __init__(self, path: Path, holder: int | None) -> None:
@@ -221,14 +224,14 @@ class LockHeldError(AfnioError):
 
 
 class KeyStoreError(AfnioError):
-    """There is no keyring that could keep a key."""
+    """There is no usable keyring on this machine."""
 
 
 class StoreProblemError(AfnioError):
-    """A store can't be read; the one sentence says why and what helps.
+    """A run store can't be read.
 
     Attributes:
-        passing: whether the same may work in a moment.
+        passing: True if a second attempt may succeed shortly, for instance after another process's write.
     """
 
     def __init__(self, message: str, *, passing: bool = False) -> None:
@@ -237,35 +240,35 @@ class StoreProblemError(AfnioError):
 
 
 class StoreVersionError(AfnioError, RuntimeError):
-    """The file was written by a newer Afnio."""
+    """The run store was written by a newer Afnio."""
 
 
 class ChoiceError(AfnioError):
-    """No run, or several, are meant."""
+    """A name or an ID matches no run, or several."""
 
 
 class StudioError(AfnioError):
-    """The studio can't start; the message says why and what to do."""
+    """The studio can't start."""
 
 
 class DownloadError(AfnioError, RuntimeError):
-    """No source had the file."""
+    """A dataset's file can't be downloaded from any of its sources."""
 
 
 class BatchError(ExceptionGroup[Exception]):
     """Some samples of a batch failed.
 
-    Of errors that are equal, `exceptions` has the first one alone.
+    `exceptions` has only the first of equal errors, so that a traceback of a thousand failed samples stays short.
 
     Attributes:
         samples: the indices of the failed samples.
-        errors: the error of each of them, by index, where each has one of its own.
+        errors: the error of each failed sample, by index. Empty if the errors aren't known for each sample.
     """
 
     samples: tuple[int, ...]
     errors: dict[int, Exception]
     failures: tuple[Any, ...] = ()
-    """The engine's records of the samples' failures: who reads this error has read them."""
+    """The engine's records of the samples' failures. Reading this error counts as reading them."""
 
     def __new__(cls, message: str, exceptions: Sequence[Exception], samples: Sequence[int] = ()) -> Self:
         self = super().__new__(cls, message, distinct(exceptions))
@@ -281,10 +284,12 @@ class BatchError(ExceptionGroup[Exception]):
         return part
 
     def __str__(self) -> str:
-        return self.message  # without a count of `exceptions`, which is none of samples
+        return (
+            self.message
+        )  # ExceptionGroup would add a count of `exceptions`, which isn't the count of samples
 
 
-# Which errors say the same, so that a message lists each once.
+# Equal errors, of which a message lists one
 
 
 def distinct(errors: Iterable[E]) -> list[E]:
@@ -296,7 +301,7 @@ def distinct(errors: Iterable[E]) -> list[E]:
 
 
 def likeness(error: BaseException) -> object:
-    """Return what errors that tell the same have in common: the type, the text, the line that raised them."""
+    """Return a key by which errors count as equal: the type, the text and the line that raised it."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -305,7 +310,7 @@ def likeness(error: BaseException) -> object:
 
 
 def text_of(error: BaseException) -> str:
-    """Return what `error` says; a class of the user's may fail to."""
+    """Return the text of `error`, or "" if its own `__str__` raises."""
     try:
         return str(error)
     except Exception:
@@ -313,7 +318,7 @@ def text_of(error: BaseException) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error's type and the first line of its text, for the message of another one."""
+    """Return an error's type and the first line of its text, to quote it in another error's message."""
     text = text_of(error).strip().partition("\n")[0]
     text = text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -8,7 +8,6 @@ import pytest
 from pydantic import BaseModel
 
 from afnio.models import ChatRequest
-from afnio.models._messages import response_format
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -23,6 +22,13 @@ class Outer(BaseModel):
     more: list[Inner]
 
 
+def schema_of(model):
+    """Return what is sent for a response format that is a pydantic model."""
+    return ChatRequest.build(HELLO, model="m", response_format=model).body["response_format"]["json_schema"][
+        "schema"
+    ]
+
+
 def test_the_body_is_model_messages_and_what_was_given():
     """None stands for not given."""
     request = ChatRequest.build(HELLO, model="m", temperature=0, max_tokens=None)
@@ -34,7 +40,7 @@ def test_the_body_is_model_messages_and_what_was_given():
     [
         ([], {}, TypeError, "at least one message (got [])"),
         ("hi", {}, TypeError, "(got 'hi')"),
-        ([{"content": "hi"}], {}, TypeError, "a message is a dict with 'role' and 'content'"),
+        ([{"content": "hi"}], {}, TypeError, "a message must be a dict with 'role' and 'content'"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], {}, ValueError, "type 'image_url' are not"),
         ([{"role": "user", "content": ["hi"]}], {}, ValueError, "type 'str' are not supported; only text is"),
         (HELLO, {"model": ""}, TypeError, "a call needs a model name (got '')"),
@@ -58,7 +64,7 @@ def test_what_changes_nothing_is_let_through():
 
 def test_a_pydantic_model_becomes_a_strict_schema_at_every_level():
     """No other properties, all required, no defaults."""
-    schema = response_format(Outer)["json_schema"]["schema"]
+    schema = schema_of(Outer)
     for part in (schema, schema["$defs"]["Inner"]):
         assert (False, sorted(part["properties"])) == (part["additionalProperties"], sorted(part["required"]))
     assert "default" not in schema["$defs"]["Inner"]["properties"]["count"]
@@ -70,8 +76,8 @@ def test_a_property_may_be_named_default():
     class Settings(BaseModel):
         default: str
 
-    assert ["default"] == response_format(Settings)["json_schema"]["schema"]["required"]
-    assert ["default"] == list(response_format(Settings)["json_schema"]["schema"]["properties"])
+    assert ["default"] == schema_of(Settings)["required"]
+    assert ["default"] == list(schema_of(Settings)["properties"])
 
 
 def test_a_schema_is_sent_in_its_order():

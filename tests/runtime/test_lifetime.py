@@ -66,7 +66,7 @@ def test_exit_with_pending_work() -> None:
     )
     assert (0, "end\n") == (run.returncode, run.stdout)
     (line,) = run.stderr.splitlines()
-    assert "3 launches pending and 3 calls under way" in line
+    assert "3 launches pending and 3 calls in flight" in line
 
 
 def test_exit_with_nothing_pending() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from afnio.autodiff._variable import Variable
 from afnio.errors import TemplateError
 from afnio.runtime._kernel import PENDING
 
-Validator = Callable[[str], Any] | re.Pattern[str] | Mapping[str, Any] | type[BaseModel]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Validator: TypeAlias = "Callable[[str], Any] | re.Pattern[str] | Mapping[str, Any] | type[BaseModel]"
 """What a value must pass.
 
 A callable, `def` or `async def`, returns None or True for a value that passes; False, or a text that says why

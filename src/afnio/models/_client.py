@@ -8,8 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn, Self, final
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
 
 from afnio.errors import FinalModelError, TransientModelError
 from afnio.models._messages import ChatRequest, ChatResponse, Message
@@ -21,13 +22,25 @@ from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, check_blocking
 from afnio.runtime.events import Usage, unheard
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+
+@cache
+def _as_json() -> TypeAdapter[ChatResponse]:
+    """Return what converts a response to JSON and back. Made at the first use, because it imports pydantic."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(ChatResponse)
+
+
 CODEC: Final = Codec(
-    encode=lambda response: response.model_dump_json().encode(),
-    decode=ChatResponse.model_validate_json,
+    encode=lambda response: _as_json().dump_json(response, exclude={"limits"}),
+    decode=lambda payload: _as_json().validate_json(payload),
     reusable=lambda response: response.complete,
-    recount=lambda response, usage: response.model_copy(update={"usage": usage}),
+    recount=lambda response, usage: replace(response, usage=usage),
 )
-"""How replies are kept in a journal, and given other counts."""
+"""How a journal stores replies, and how the engine corrects their usage."""
 
 
 class ChatClient(ABC):

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
-from afnio.models._messages import ChatBody, ChatResponse
+from afnio.models._messages import ChatResponse, ToolCall
 from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, tell_once
+from afnio.runtime.events import Usage
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 LONGEST_WAIT: Final = 600.0
@@ -176,6 +177,114 @@ def _status_in(error: Any) -> int:
 def _codes(fields: Mapping[str, Any]) -> set[str]:
     """Return the code and the type of an error, where they are names: some servers send lists or dicts."""
     return {code for code in (fields.get("code"), fields.get("type")) if isinstance(code, str)}
+
+
+# The body of a chat completion, as pydantic models. Only `choices` and the message in it have types: a field that
+# Afnio can do without must not cost the reply if a server fills it in its own way.
+
+_TEXT: Final = ("text", "output_text", "refusal")
+"""Types of the message parts that are the model's answer, rather than its thoughts."""
+
+
+class _Function(BaseModel):
+    name: str
+    arguments: Any = ""
+
+
+class _ToolCall(BaseModel):
+    id: Any = ""
+    function: _Function
+
+
+class _Part(BaseModel):
+    type: Any = "text"
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Message(BaseModel):
+    content: str | list[str | _Part] | _Part | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: Any = None
+
+
+class ChatBody(BaseModel):
+    """The body of a chat completion as OpenAI-compatible servers send it, as far as Afnio reads it.
+
+    What a reply can do without has no type here, so that one odd field doesn't cost the whole reply.
+    """
+
+    choices: list[_Choice] | None = None
+    model: Any = None
+    usage: Any = None
+    error: Any = None
+
+    def response(self, limits: RateLimits | None = None) -> ChatResponse:
+        """Return the first choice; there must be one."""
+        assert self.choices
+        choice = self.choices[0]
+        message, reason = choice.message, choice.finish_reason
+        return ChatResponse(
+            # A refusal is what the model said; without it a critic would be asked about silence.
+            content=message.refusal if message.content is None else _text(message.content),
+            tool_calls=tuple(
+                ToolCall(id=str(c.id or ""), name=c.function.name, arguments=_arguments(c.function.arguments))
+                for c in message.tool_calls or ()
+            ),
+            finish_reason=reason if isinstance(reason, str) else None,
+            model=self.model if isinstance(self.model, str) else "",
+            usage=_counted(self.usage),
+            limits=limits,
+        )
+
+
+def _text(content: str | list[str | _Part] | _Part) -> str:
+    """Return the text of a message, which Mistral and others send in parts, thoughts among them."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    return "".join(part if isinstance(part, str) else _text_of(part) for part in parts)
+
+
+def _text_of(part: _Part) -> str:
+    return (part.text or part.refusal or "") if part.type in _TEXT else ""
+
+
+def _arguments(arguments: Any) -> str:
+    """Return a tool's arguments as JSON; Ollama and others send the object itself."""
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
+
+
+def _counted(usage: Any) -> Usage:
+    if not isinstance(usage, dict):
+        return Usage()
+    return Usage(
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _detail(usage.get("prompt_tokens_details"), "cached_tokens"),
+        _detail(usage.get("completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _detail(details: Any, name: str) -> int:
+    return _count(details.get(name)) if isinstance(details, dict) else 0
+
+
+def _count(value: Any) -> int:
+    """Return a number of tokens as a whole number, however it was sent; 0 where it is none."""
+    if value is None or type(value) is int:
+        return value or 0
+    try:
+        return math.ceil(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _parse(body: bytes) -> ChatBody | None:

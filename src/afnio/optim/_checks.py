@@ -7,13 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, Final
 
 from afnio.autodiff._variable import Variable
+from afnio.models._messages import is_pydantic_model
 from afnio.runtime._callables import call_in_node
 from afnio.runtime._kernel import Job
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _PLACEHOLDER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 
@@ -238,7 +240,7 @@ async def _refusal(job: Job, value: str, validator: Any) -> str | None:
     if isinstance(validator, Mapping):
         reason: str | None = await call_in_node(job, _against_schema, value, validator)
         return reason
-    if isinstance(validator, type) and issubclass(validator, BaseModel):
+    if is_pydantic_model(validator):
         reason = await call_in_node(job, _against_model, value, validator)
         return None if reason is None else str(reason)
     try:
@@ -273,6 +275,8 @@ def _against_schema(value: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _against_model(value: str, model: type[BaseModel]) -> str | None:
+    from pydantic import ValidationError
+
     try:
         model.model_validate_json(value)
     except ValidationError as error:

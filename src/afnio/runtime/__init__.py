@@ -1,4 +1,8 @@
-"""The engine: slots, launches, scopes, limits, retries, journal, budgets, events. It knows no text and no HTTP."""
+"""The engine: slots, launches, scopes, limits, retries, journal, budgets, events.
+
+It knows nothing of prompts, gradients or HTTP: a call is a coroutine with an account, a key and a price. Start reading
+in `_kernel.py`.
+"""
 
 from __future__ import annotations
 

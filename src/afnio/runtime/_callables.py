@@ -1,7 +1,11 @@
-"""User callables: `def` runs in a worker thread, `async def` on the runtime's loop.
+"""User callables: where they run, and how many samples may fail.
 
-Node callables and the bodies of steps have separate limiters. With one, step bodies that wait for nodes
-could hold every thread that those nodes need.
+A `def` runs in a worker thread, because it may block; an `async def` runs on the runtime's loop. `call_in_node` calls
+the callables of nodes (evaluators, `map`, hooks), `to_thread` a function of the user's own that may read pending
+values. The two have separate thread limits. With a shared one, `to_thread` functions that wait for nodes could hold
+every thread that those nodes need.
+
+`tolerate` sets the fraction of a batch that must succeed; `batch_failure` applies it to a node's outcomes.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import anyio.to_thread
 
 from afnio.errors import BatchError, ScoreError, likeness, reason
 from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Slot, within
+from afnio.runtime._loop import running_library
 from afnio.runtime._settings import Setting
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, inside_node
@@ -25,16 +30,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NODE_THREADS: Final = 32
-"""Worker threads for node callables of one runtime, at most."""
+"""The most worker threads that node callables use."""
 STEP_THREADS: Final = 32
-"""Worker threads for `to_thread`, at most."""
+"""The most worker threads that `to_thread` uses."""
 QUICK: Final[Sequence[Any]] = (sum, len, min, max, abs, round, any, all, sorted, str, int, float, bool)
-"""Callables that run on the loop itself; a thread would cost them more than they do."""
+"""Callables that run on the loop itself: a thread would cost more than they do."""
 
 
 @final
 class _Threads:
-    """The limiters of the worker threads; one pair for each runtime."""
+    """The limiters of a runtime's worker threads."""
 
     def __init__(self) -> None:
         self.nodes = anyio.CapacityLimiter(NODE_THREADS)
@@ -49,18 +54,18 @@ def _threads(runtime: Runtime) -> _Threads:
 
 
 def is_async(function: Callable[..., object]) -> bool:
-    """Whether calling `function` gives a coroutine: `async def`, a partial of one, an async `__call__`."""
+    """Return True if calling `function` gives a coroutine: an `async def`, a partial of one, an async `__call__`."""
     while isinstance(function, partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - its colour is asked for, not its presence
+        getattr(function, "__call__", None)  # noqa: B004 - the question is if it is async, not if it exists
     )
 
 
 async def call_in_node(job: Job, function: Callable[..., Any], *args: Any) -> Any:
     """Call a node's callable for one lane, on the runtime's loop or in a worker thread.
 
-    It may launch, under an address below the lane's; only an `async def` may await what it launched.
+    Its launches get addresses below the job's. Only an `async def` can await them: a blocking read here raises.
     """
     if function in QUICK:
         return function(*args)
@@ -74,14 +79,16 @@ async def call_in_node(job: Job, function: Callable[..., Any], *args: Any) -> An
                 limiter=_threads(job.launch.runtime).nodes,
                 abandon_on_cancel=True,
             )
-            # A `def` or lambda that hands on a coroutine: its body belongs to the loop.
+            # A `def` or lambda that returned a coroutine: run that on the loop.
             return await result if inspect.iscoroutine(result) else result
         finally:
             inside_node.reset(token)
 
 
 def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Pending[T]:
-    """Run `function` in a worker thread, where it may read pending values; await the result.
+    """Run `function` in a worker thread, where it may read pending values. Await the result.
+
+    A cancelled thread can't be stopped: it runs to its end, and its launches raise.
 
     >>> import afnio
     >>> async def main():
@@ -111,15 +118,16 @@ def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Pe
 
 @folding
 def run(awaitable: Awaitable[T]) -> T:
-    """Run an awaitable to its end from code that has no event loop, and return its result.
+    """Run an awaitable to its end in code without an event loop, and return its result.
+
+    Raises:
+        RuntimeError: on a running event loop; write `await` there.
 
     >>> async def double(x):
     ...     return 2 * x
     >>> run(double(4))
     8
     """
-    from afnio.runtime._loop import running_library
-
     library = running_library()
     if library is not None:
         if inspect.iscoroutine(awaitable):
@@ -132,24 +140,28 @@ def run(awaitable: Awaitable[T]) -> T:
     return anyio.run(main)
 
 
-# Tolerance: how many of a node's samples may fail before a batch does.
+# Tolerance
 
 
 _ROUNDING: Final = 1e-9
-"""What a product of floats may be too large by."""
+"""The largest rounding error of `quorum * present`."""
 MAX_REASONS: Final = 3
-"""Different errors that a message tells of."""
+"""The most different errors that one message lists."""
 
 _quorum: Final[Setting[float | None]] = Setting("quorum", None)
 
 
 class tolerate(AbstractContextManager[None], AbstractAsyncContextManager[None]):  # noqa: N801
-    """Let samples fail in the block, as long as `quorum` of a node's non-missing samples succeed.
+    """Let samples fail in the block if at least `quorum` of a node's non-missing samples succeed.
 
-    Failed samples read as None, are left out of scores and gradients, and are listed in `errors`.
+    Failed samples read as None, are left out of scores and gradients, and are listed in `Variable.errors`. Below the
+    quorum the whole batch fails with a `BatchError`.
 
     Args:
         quorum: the fraction that must succeed, above 0 and at most 1.
+
+    Raises:
+        ValueError: for a quorum outside of that range.
 
     >>> with tolerate(quorum=0.9):
     ...     pass
@@ -177,12 +189,12 @@ class tolerate(AbstractContextManager[None], AbstractAsyncContextManager[None]):
 
 
 def current_quorum() -> float | None:
-    """Return the quorum that holds here, None where no sample may fail."""
+    """Return the quorum of this context, or None if no sample may fail."""
     return _quorum.get()
 
 
 def quorum_holds(succeeded: int, present: int, quorum: float) -> bool:
-    """Whether `succeeded` of `present` are at least the fraction `quorum` of them.
+    """Return True if `succeeded` is at least the fraction `quorum` of `present`.
 
     >>> quorum_holds(55, 100, 0.55)  # where 0.55 * 100 is 55.00000000000001
     True
@@ -193,15 +205,16 @@ def quorum_holds(succeeded: int, present: int, quorum: float) -> bool:
 def batch_failure(
     outcomes: Sequence[Any], name: str, quorum: float | None, lanes: Sequence[int] | None = None
 ) -> BatchError | ScoreError | None:
-    """Return the error of a node whose failed samples are too many; None if they may fail, noting that.
+    """Return the error of a node with too many failed samples, or None if the quorum holds.
 
-    A `ScoreError` stands for its launch, whatever the quorum; so does an error that was a batch's already.
+    If it holds, the failures count as read. A `ScoreError` is returned regardless of the quorum: the evaluator's
+    arguments are wrong for every sample.
 
     Args:
         outcomes: one for each lane.
-        name: what to call the node in the message, if the samples failed in it.
-        quorum: the fraction of the non-missing lanes that must succeed; None for all.
-        lanes: the lanes' sample indices, where they aren't 0, 1, 2, ….
+        name: the node's name in the message, if the samples failed in this node.
+        quorum: the fraction of the non-missing lanes that must succeed. None means all.
+        lanes: the lanes' sample indices. The default is 0, 1, 2, ….
     """
     numbers = range(len(outcomes)) if lanes is None else lanes
     failed = {
@@ -234,7 +247,7 @@ def batch_failure(
 
 
 def _of_all(errors: Sequence[BaseException], *, masked: bool) -> BatchError | ScoreError | None:
-    """Return an error that stands for the whole batch: a wrong argument, or what all samples failed with at once."""
+    """Return an error of the whole batch: a `ScoreError`, or a `BatchError` that all samples share."""
     for error in errors:
         if isinstance(error, ScoreError):
             return error
@@ -245,21 +258,21 @@ def _of_all(errors: Sequence[BaseException], *, masked: bool) -> BatchError | Sc
 
 
 def _reasons(failed: Mapping[int, Failure], place: str, need: str) -> str:
-    """Return why the samples failed: each different reason with its samples, the most frequent ones first."""
+    """Return the reasons with their samples, as a part of a message. The most frequent ones come first."""
     alike: dict[object, list[int]] = {}
     for number, failure in failed.items():
         alike.setdefault((failure.place or place, likeness(failure.error)), []).append(number)
-    told = []
+    listed_reasons = []
     for samples in sorted(alike.values(), key=len, reverse=True)[:MAX_REASONS]:
         failure = failed[samples[0]]
         elsewhere = "" if failure.place in (None, place) else f" of {failure.place}"
         listed = ", ".join(map(str, samples[:10])) + (", …" if len(samples) > 10 else "")
         if len(alike) == 1:
             return f" (sample {listed}){need}: {reason(failure.error)}"
-        told.append(f"{reason(failure.error)} (sample {listed}{elsewhere})")
+        listed_reasons.append(f"{reason(failure.error)} (sample {listed}{elsewhere})")
     if len(alike) > MAX_REASONS:
-        told.append(f"{len(alike) - MAX_REASONS} other errors")
-    return f"{need}: {'; '.join(told)}"
+        listed_reasons.append(f"{len(alike) - MAX_REASONS} other errors")
+    return f"{need}: {'; '.join(listed_reasons)}"
 
 
 def _exception(error: BaseException) -> Exception:

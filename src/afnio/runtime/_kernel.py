@@ -1,7 +1,42 @@
-"""Slot: a write-once cell, and the outcomes that it can hold.
+"""The kernel: how a launch lives, from the line that calls an op to the value that is read.
 
-Only the runtime's thread fills a pending slot or touches its waiters; every other thread talks to it
-through the inbox. That one rule is why a slot needs no lock, costs little, and survives a fork.
+An op returns at once; its values arrive later. This file has the objects in between:
+
+    Slot, Failure      a write-once cell for a value, and the outcome of a lane that failed
+    Watcher, Scope     who waits for slots, and who owns launches
+    Launch, Job        one call of an op, and the work of one of its lanes (a sample of a batch)
+    Runtime            the thread that starts, runs, cancels and ends jobs
+
+The life of a launch:
+
+1. *Launched*, on the caller's thread. `Launch(name)` records the user's line, copies the context, and takes the next
+   address in the current scope. The op makes its output slots, adds one job for each lane, and calls `start`, which
+   posts the launch to the runtime's inbox and returns. That costs about 20 µs.
+2. *Armed*, on the runtime's thread from here on. Each job counts down its pending inputs. A waiting job is an object
+   in the slots' waiter lists and not a task, so ten thousand waiting lanes are cheap.
+3. *Ready*. A job whose last input arrived joins the ready queue. It is a queue, because a chain of a thousand ops
+   would otherwise recurse a thousand levels deep.
+4. *Run*, in the launcher's context. If an input failed or is missing, the job doesn't run: its outputs inherit the
+   failure, or None. Otherwise its body returns the outcomes, or a coroutine, which becomes a task with its own copy
+   of the context. `no_grad`, bindings and the backward model are therefore those of the launching line, and what one
+   lane sets is invisible to the others.
+5. *Ended*, in one place: `Runtime._end`. The job sets all of its outputs and only then notifies the waiters, because
+   the first one that wakes may look at the other outputs. The launch's scope lets go of it after its last job.
+
+Reading waits, and there are two ways to do it (`_waiting.py`). Both post a `Watcher`, which wakes the reader when the
+last of its slots is filled.
+
+One rule replaces all locks: **only the runtime's thread fills a pending slot or touches its waiters.** Other threads
+read `outcome`, a single attribute, or post to the inbox. A lock in each slot would cost memory, and one that is held
+at a fork would stay locked in the child. Futures belong to one event loop, or block.
+
+Cancelling follows the waiters. When a reader is cancelled, its launch is cancelled if nothing else waits for it, and
+then whatever was launched only for that one. Exempt are launches whose results the program can still reach (`held`):
+the user may read them later. A cancelled task may never enter its body, so a job shows its task only from the first
+step on; see `Runtime._drive`.
+
+A failure keeps the traceback of the place where it happened. If no one reads it, its scope raises it, or it is logged
+when it is garbage-collected: an error never disappears silently.
 """
 
 from __future__ import annotations
@@ -47,25 +82,25 @@ class _Mark(enum.Enum):
 
 PENDING: Final = _Mark.PENDING
 NO_FEEDBACK: Final = _Mark.NO_FEEDBACK
-"""Outcome of a backward lane that has nothing to say; upstream of it nothing is called."""
+"""Outcome of a backward lane without feedback. No model is called for the nodes upstream of it."""
 
 
 @final
 class Failure:
     """Outcome of a lane that failed: its error, kept so that it can be raised more than once.
 
-    A failure that nobody reads is logged when the last slot that holds it is collected.
+    An unread failure is logged when the last slot that holds it is garbage-collected.
     """
 
     __slots__ = ("__weakref__", "_causes", "_read", "_traceback", "error", "place")
 
     def __init__(self, error: BaseException, *, read: bool = False, place: str | None = None) -> None:
         self.error = error
-        # The op that failed and where it was launched; whoever reads may be many ops further on.
+        # The op that failed and the line that launched it. The reader may be many ops further downstream.
         self.place = place
         self._read = read
         self._traceback: TracebackType | None = error.__traceback__
-        # A batch's failure stands for those of its samples: who read the one has read the others.
+        # Reading a batch's failure counts as reading those of its samples.
         self._causes: tuple[Failure, ...] = getattr(error, "failures", ())
 
     @property
@@ -74,17 +109,17 @@ class Failure:
 
     @property
     def causes(self) -> tuple[Failure, ...]:
-        """The samples' failures that this one sums up."""
+        """The failures of the samples, if this is the failure of a batch."""
         return self._causes
 
     def mark_read(self) -> None:
-        """Note that somebody has been told."""
+        """Don't log this failure: its error has been raised or reported."""
         self._read = True
         for cause in self._causes:
             cause.mark_read()
 
     def raised(self) -> BaseException:
-        """Return the error to raise, with the traceback of where it happened, however often it was raised before."""
+        """Return the error to raise. Its traceback is reset, because each `raise` of a shared error would extend it."""
         self.mark_read()
         return self.error.with_traceback(self._traceback)
 
@@ -103,7 +138,7 @@ class Failure:
 
 
 class Waiter(Protocol):
-    """What a pending slot tells that it has been filled; called on the runtime's thread."""
+    """Anything that a slot notifies when it is filled, on the runtime's thread."""
 
     def notify(self) -> None: ...
 
@@ -125,7 +160,7 @@ class Slot:
 
     @classmethod
     def filled(cls, outcome: Any) -> Slot:
-        """Return a slot that is done from the start; any thread may make one."""
+        """Return a slot that is already done. Safe on any thread."""
         slot = cls()
         slot.outcome = outcome
         return slot
@@ -135,10 +170,9 @@ class Slot:
         return self.outcome is not PENDING
 
     def set(self, outcome: Any) -> list[Waiter]:
-        """Set the outcome, once, and return who waits for it; on the runtime's thread.
+        """Set the outcome and return the waiters, for the caller to notify. Runtime's thread only.
 
-        Whoever fills several slots sets them all before it notifies anybody: a waiter that is woken may
-        look at the others at once.
+        To fill several slots, set them all before notifying any waiter: it may look at the other slots.
         """
         assert self.outcome is PENDING, "a slot is written once"
         self.outcome = outcome
@@ -147,19 +181,19 @@ class Slot:
         return waiters or []
 
     def fill(self, outcome: Any) -> None:
-        """Set the outcome and notify the waiters; on the runtime's thread, once."""
+        """Set the outcome and notify the waiters. Runtime's thread only."""
         for waiter in self.set(outcome):
             waiter.notify()
 
     def add(self, waiter: Waiter) -> None:
-        """Have `waiter` notified when this pending slot is filled; on the runtime's thread."""
+        """Notify `waiter` when this pending slot is filled. Runtime's thread only."""
         if self.waiters is None:
             self.waiters = [waiter]
         else:
             self.waiters.append(waiter)
 
     def discard(self, waiter: Waiter) -> None:
-        """Take back one `add`; on the runtime's thread."""
+        """Undo one `add`. Runtime's thread only."""
         if self.waiters is not None and waiter in self.waiters:
             self.waiters.remove(waiter)
 
@@ -169,7 +203,7 @@ class Slot:
 
 @final
 class Watcher:
-    """Waits for several slots on behalf of one caller; lives on the runtime's thread."""
+    """Wakes one caller when the last of several slots is filled. Lives on the runtime's thread."""
 
     __slots__ = ("_left", "_wake", "scope", "slots")
 
@@ -195,7 +229,11 @@ class Watcher:
 
 @final
 class Scope:
-    """The owner of launches; a node of the tree whose root lives as long as the runtime."""
+    """The owner of launches: it gives them addresses, waits for them and raises their unread failures.
+
+    Scopes form a tree. Its root belongs to the runtime and lives as long. A job's scope only lends an address to
+    nested launches: `owner` is then the scope that the job's launch belongs to.
+    """
 
     def __init__(
         self,
@@ -208,7 +246,6 @@ class Scope:
     ) -> None:
         self.path = path
         self.runtime = runtime
-        # The scope that owns what is launched here: itself, unless this one only lends an address.
         self.owner = self if owner is None else owner
         self.max_pending = max_pending
         self.pending: dict[Launch, None] = {}
@@ -223,7 +260,7 @@ class Scope:
         return f"{self.path}/{next(self._numbers)}"
 
     def child_path(self, name: str | None) -> str:
-        """Return the path of a new child: with its `name`, numbered from its second use on."""
+        """Return the path of a new child scope. A second use of a name gets the suffix #2, and so on."""
         if name is None:
             name = f"scope {next(self._numbers)}"
         else:
@@ -231,35 +268,35 @@ class Scope:
             name = name if uses == 1 else f"{name}#{uses}"
         return f"{self.path}/{name}" if self.path else name
 
-    def check_room(self) -> None:
-        """Raise, at the line that would launch, when `max_pending` launches are under way, or after `abandon`.
+    def check_can_launch(self) -> None:
+        """Raise if `max_pending` launches are pending, or after `abandon`.
 
-        A worker thread outlives its cancellation: without this it could launch for a block that was left.
+        A cancelled worker thread keeps running. Without this check it could launch in a block that has ended.
         """
         if self.abandoned:
             raise LaunchCancelledError(f"scope {self.path!r} was cancelled; nothing more is launched in it")
         if self.max_pending is not None and len(self.pending) >= self.max_pending:
             raise TooManyPendingError(
-                f"this scope already has max_pending={self.max_pending} launches under way; "
+                f"this scope already has max_pending={self.max_pending} launches pending; "
                 "await some of them before you launch more"
             )
 
     def note(self, failure: Failure) -> None:
-        """Keep a failure of a launch, until somebody reads it; the root only has them logged."""
+        """Keep a launch's failure until it is read. The root keeps none: they are logged when collected."""
         if failure.read or self.is_root:
             return
         self.failures = [kept for kept in self.failures if not kept.read]
         self.failures.append(failure)
 
     def release(self, launch: Launch) -> None:
-        """Let a finished launch go; on the runtime's thread."""
+        """Let go of a launch that has ended. Runtime's thread only."""
         self.pending.pop(launch, None)
         if not self.pending and self.drained is not None:
             drained, self.drained = self.drained, None
             drained.fill(True)
 
     def watch(self, drained: Slot) -> None:
-        """Fill `drained` once nothing is pending; on the runtime's thread."""
+        """Fill `drained` as soon as no launch is pending. Runtime's thread only."""
         if self.pending:
             self.drained = drained
         else:
@@ -271,12 +308,12 @@ class Scope:
             self.runtime.post(self.runtime.cancel_scope, self)
 
     def abandon(self) -> None:
-        """Cancel what is pending and launch nothing more: nobody will wait for it."""
+        """Cancel the pending launches and refuse new ones. Called when a block is left without waiting."""
         self.abandoned = True
         self.cancel()
 
     def unread(self) -> list[BaseException]:
-        """Return the errors that nobody read, marking them read."""
+        """Return the unread errors and mark them read."""
         unread = [failure for failure in self.failures if not failure.read]
         summed_up = {id(cause) for failure in unread for cause in failure.causes}
         for failure in unread:
@@ -285,15 +322,14 @@ class Scope:
         return [failure.raised() for failure in unread if id(failure) not in summed_up]
 
 
-_current: ContextVar[Scope | None] = ContextVar("afnio_scope", default=None)
+active_scope: ContextVar[Scope | None] = ContextVar("afnio_scope", default=None)
 
 
 def current_scope() -> Scope:
     """Return the scope that a launch here would belong to."""
-
-    scope = _current.get()
+    scope = active_scope.get()
     runtime = current_runtime()
-    # A scope of the parent process means nothing after a fork: its runtime's thread is not here.
+    # After a fork, the parent's scope is useless: the child doesn't have its runtime's thread.
     if scope is None or scope.runtime.pid != runtime.pid:
         return runtime.root
     return scope
@@ -301,15 +337,15 @@ def current_scope() -> Scope:
 
 @contextmanager
 def within(inner: Scope) -> Iterator[None]:
-    """Have what is launched in the block belong to `inner`."""
-    token = _current.set(inner)
+    """Launch what the block launches in `inner`."""
+    token = active_scope.set(inner)
     try:
         yield
     finally:
-        _current.reset(token)
+        active_scope.reset(token)
 
 
-# Launch and Job: one call of an op, and the work of one of its lanes.
+# Launch and Job
 
 
 Outcomes = Sequence[Any]
@@ -319,9 +355,17 @@ Recover = Callable[["Job", BaseException], Outcomes]
 
 @final
 class Launch:
-    """One call of an op: its lanes' jobs, its place in the user's code, its owner.
+    """One call of an op: the jobs of its lanes, its line in the user's code, its owner.
 
-    Make it, make its output slots with it, `add` its jobs, `start` it.
+    Make it, make output slots that name it, `add` the jobs, `start` it.
+
+    Args:
+        name: the op's name, for errors and events.
+
+    Raises:
+        RuntimeClosedError: if the runtime has been closed.
+        LaunchCancelledError: if the current scope was cancelled.
+        TooManyPendingError: if the current scope has `max_pending` launches pending.
     """
 
     __slots__ = (
@@ -337,19 +381,19 @@ class Launch:
             raise RuntimeClosedError(
                 f"{name} was launched after the Afnio runtime had been closed; launch it earlier"
             )
-        self.scope.owner.check_room()
+        self.scope.owner.check_can_launch()
         self.line: Line = caller_line()
         self.context: Context = adopted(copy_context())
         self.address = self.scope.next_address()
         self.jobs: list[Job] = []
         self.left = 0
-        # How many launches, one waiting for the other, were pending before it: the calls of the deepest go
-        # first, so that samples which are begun are finished.
+        # The length of the chain of pending launches before this one. The calls of the deepest launch go first, so
+        # that the engine finishes samples before it begins new ones.
         self.depth = 0
-        # What the program can still reach its results by; weakly, or they could never become unreachable.
+        # The user's objects that lead to its results. Strong references would keep all of them reachable.
         self.holders: list[weakref.ref[Any]] = []
         self.cancelled = False
-        # What its start tells whoever listens.
+        # The event to emit at its start.
         self.event: Any = None
 
     def add(
@@ -366,17 +410,17 @@ class Launch:
         """Add a job: when `inputs` are done, `body` runs once and its outcomes fill `outputs`.
 
         Args:
-            body: called with the job and the inputs' values; it returns one outcome for each output, or
-                a coroutine that does, which then runs as a task.
-            lane: index of the sample, None where there is one value only.
-            part: which part of the launch it belongs to, where it has several; an element of its address.
-            gather: hand `body` the raw outcomes. Otherwise it runs only if all are values: a failed
-                input's failure, else a missing one's None, becomes the outcome of every output.
-            recover: gives the outcomes when the body raises or is cancelled; by default they fail. It may
-                rely on the inputs: a cancelled job that has it still waits for them, then recovers.
+            body: called with the job and the inputs' values. It returns one outcome for each output, or a
+                coroutine that does, which then runs as a task.
+            lane: index of the sample, or None if there is only one value.
+            part: an element of the job's address, for launches with several kinds of jobs.
+            gather: pass `body` the raw outcomes, failures included. Otherwise it runs only if all inputs are
+                values; if not, every output gets the first input's failure, or None for a missing input.
+            recover: returns the outcomes if the body raises or is cancelled. The default makes the outputs fail.
+                A cancelled job with `recover` still waits for its inputs, so `recover` may use them.
 
         Raises:
-            ForkedError: if an input was pending when this process was forked off.
+            ForkedError: if an input was pending when this process was forked.
         """
         for slot in inputs:
             check_owner(slot, self.runtime)
@@ -386,7 +430,7 @@ class Launch:
         self.jobs.append(Job(self, body, inputs, outputs, lane, part, gather, recover))
 
     def start(self) -> None:
-        """Hand the jobs to the runtime; returns at once, and doesn't raise: what precedes it may rely on that."""
+        """Post the jobs to the runtime. It neither blocks nor raises, so callers needn't undo what they did before."""
         self.left = len(self.jobs)
         if self.left == 0:
             return
@@ -397,7 +441,7 @@ class Launch:
             self.runtime.bury(self, error)
 
     def wanted(self) -> bool:
-        """Whether anything but its own jobs waits for its slots; on the runtime's thread."""
+        """Return True if anything besides its own jobs waits for its slots. Runtime's thread only."""
         return any(
             not isinstance(waiter, Job) or waiter.launch is not self
             for job in self.jobs
@@ -407,12 +451,12 @@ class Launch:
         )
 
     def held(self) -> bool:
-        """Whether the program can still reach one of its results."""
+        """Return True if the program can still reach one of its results."""
         return any(holder() is not None for holder in self.holders)
 
     @property
     def title(self) -> str:
-        """What to call it in an error."""
+        """Its name in error messages."""
         return f"{self.name} launched at {self.line}"
 
     def place(self, lane: int | None) -> str:
@@ -422,7 +466,7 @@ class Launch:
 
 @final
 class Job:
-    """The work of one lane: waits for its inputs, runs once, fills its outputs."""
+    """The work of one lane: it waits for its inputs, runs once, and fills its outputs."""
 
     __slots__ = (
         "_numbers", "_scope", "_waiting", "abandoned", "body", "done", "gather", "inputs", "lane", "launch",
@@ -457,13 +501,13 @@ class Job:
 
     @property
     def address(self) -> str:
-        """Scope path, launch number, part and lane: no other job has it, and it is the same in the next run."""
+        """Scope path, launch number, part and lane. Unique in the run, and the same in the next run."""
         part = f"/{self.part}" if self.part else ""
         lane = "" if self.lane is None else f"/{self.lane}"
         return f"{self.launch.address}{part}{lane}"
 
     def call_address(self, purpose: str) -> str:
-        """Return the address of the job's next call for `purpose`."""
+        """Return the address of the job's next model call for `purpose`."""
         if self._numbers is None:
             self._numbers = {}
         number = self._numbers[purpose] = self._numbers.get(purpose, 0) + 1
@@ -471,14 +515,14 @@ class Job:
 
     @property
     def scope(self) -> Scope:
-        """The scope of what its body launches: an address below its own, with the launch's owner."""
+        """The scope for what the body launches: addresses below the job's own, owned by the launch's owner."""
         if self._scope is None:
             owner = self.launch.scope
             self._scope = Scope(self.address, runtime=owner.runtime, owner=owner.owner)
         return self._scope
 
     def arm(self) -> bool:
-        """Wait for the pending inputs; return whether there are none."""
+        """Start waiting for the pending inputs. Returns True if there are none."""
         for slot in self.inputs:
             if slot.outcome is PENDING:
                 slot.add(self)
@@ -486,7 +530,7 @@ class Job:
         return self._waiting == 0
 
     def disarm(self) -> list[Launch]:
-        """Stop waiting; return the launches that were waited for."""
+        """Stop waiting. Returns the launches that it waited for."""
         waited = [slot for slot in self.inputs if slot.outcome is PENDING]
         owners = [slot.launch for slot in waited if slot.launch is not None]
         for slot in waited:
@@ -510,12 +554,12 @@ class Job:
         return self.body(self, outcomes)
 
     def fail(self, error: BaseException, *, read: bool = False) -> Outcomes:
-        """Return the outcomes of a body that raised: a failure that knows where it was launched."""
+        """Return the outcomes for a body that raised: those of `recover`, or one failure for all outputs."""
         fold(error)
         note_place(error, self.launch, self.lane)
         if self.recover is not None:
             return self.recover(self, error)
-        # A cancellation is no news to whoever owns the launch.
+        # The launch's owner knows of a cancellation, so don't report it as unread.
         failure = Failure(
             error,
             read=read or isinstance(error, LaunchCancelledError),
@@ -525,7 +569,7 @@ class Job:
         return [failure] * len(self.outputs)
 
     def fill(self, outcomes: Outcomes) -> None:
-        """End the job: set all of its outputs, then notify who waits for them."""
+        """End the job: set all of its outputs, then notify the waiters."""
         assert len(outcomes) == len(self.outputs), "one outcome for each output"
         self.done = True
         self.inputs = ()
@@ -540,7 +584,7 @@ class Job:
 
 
 def check_owner(slot: Slot, runtime: Runtime) -> None:
-    """Raise for a slot that nobody will fill in this process."""
+    """Raise `ForkedError` for a slot that only the parent process will fill."""
     launch = slot.launch
     if slot.outcome is PENDING and launch is not None and launch.runtime is not runtime:
         raise ForkedError(
@@ -550,7 +594,10 @@ def check_owner(slot: Slot, runtime: Runtime) -> None:
 
 
 def note_place(error: BaseException, launch: Launch, lane: int | None) -> None:
-    """Note on `error` where it was launched; once, as lanes may share an exception. A `BatchError` says so itself."""
+    """Add a note to `error` that names the op and the line that launched it.
+
+    Only the first one, because lanes may share an exception. The message of a `BatchError` has it already.
+    """
     if isinstance(error, BatchError):
         return
     notes = getattr(error, "__notes__", None)
@@ -561,7 +608,10 @@ def note_place(error: BaseException, launch: Launch, lane: int | None) -> None:
 
 
 def inherited(outcomes: Sequence[Any]) -> Any:
-    """Return what keeps a lane from running: the first failure, else None or no feedback; PENDING if nothing."""
+    """Return the outcome that a lane inherits instead of running, or PENDING if it can run.
+
+    That is the first failure among `outcomes`, else the first None or `NO_FEEDBACK`.
+    """
     stopped: Any = PENDING
     for outcome in outcomes:
         if isinstance(outcome, Failure):
@@ -571,14 +621,11 @@ def inherited(outcomes: Sequence[Any]) -> Any:
     return stopped
 
 
-# Runtime: one per process; one daemon thread with one event loop, started by the first launch.
-#
-# Everything that changes state runs on that thread, one callback at a time: starting launches, filling
-# slots, telling waiters, cancelling. Other threads post to its inbox.
+# Runtime
 
 
 class Resource(Protocol):
-    """Something that lives on the runtime's loop and is closed with it."""
+    """An object that lives on the runtime's loop and is closed with it, such as an HTTP session."""
 
     async def aclose(self) -> None: ...
 
@@ -586,12 +633,15 @@ class Resource(Protocol):
 R = TypeVar("R", bound=Resource)
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds that closing gives to cancelled work and to resources."""
+"""Seconds that `close` waits for cancelled jobs and for resources."""
 
 
 @final
 class Runtime:
-    """The process's engine: owns the launches, runs their jobs, fills their slots."""
+    """The engine of this process: one daemon thread with one event loop, started by the first launch.
+
+    Everything that changes state runs on that thread, one callback at a time, so none of it needs a lock.
+    """
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -608,36 +658,36 @@ class Runtime:
     # From any thread
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
-        """Have `function(*args)` called on the runtime's thread; never blocks."""
+        """Call `function(*args)` on the runtime's thread, soon. Never blocks."""
         self._loop.post(function, *args)
 
     @property
     def current(self) -> bool:
-        """Whether the caller is on the runtime's thread."""
+        """True on the runtime's thread."""
         return self._loop.current
 
     # On the runtime's thread
 
     def start(self, launch: Launch) -> None:
         if launch.left == 0:
-            return  # its scope was cancelled while its start was on the way
+            return  # its scope was cancelled before the start got here
         self.launches[launch] = None
         if launch.event is not None:
             launch.context.run(emit, launch.event)
             launch.event = None
         self._ready.extend([job for job in launch.jobs if job.arm()])
-        # A scope that was left since the launch found room in it has not cancelled this one with the others.
+        # The scope may have been abandoned after the launch was made and before it was among its pending ones.
         if self.closed or launch.scope.owner.abandoned:
             self.cancel(launch)
         self._pump()
 
     def ready(self, job: Job) -> None:
-        """Queue a job whose inputs are done; a queue, as a chain of a thousand ops must not recurse."""
+        """Queue a job whose inputs are done."""
         self._ready.append(job)
         self._pump()
 
     def forget(self, watcher: Watcher) -> None:
-        """End a wait that was cancelled, and cancel what only it had wanted."""
+        """End a cancelled wait. Cancel the launches that nothing else waits for."""
         scope = cast("Scope", watcher.scope)
         for slot in watcher.slots:
             launch = slot.launch
@@ -650,8 +700,8 @@ class Runtime:
         self._pump()
 
     def cancel(self, launch: Launch) -> None:
-        """Cancel the jobs of `launch` that have not ended, and what was launched for them alone."""
-        pumping, self._pumping = self._pumping, True  # nothing runs until all that is cancelled is marked
+        """Cancel the unfinished jobs of `launch`, and the launches that only they waited for."""
+        pumping, self._pumping = self._pumping, True  # run nothing that is still to be marked as cancelled
         stack = [launch]
         while stack:
             current = stack.pop()
@@ -673,29 +723,29 @@ class Runtime:
             self.cancel(launch)
 
     def resource(self, key: Any, make: Callable[[], R]) -> R:
-        """Return the resource for `key`, made at its first use and closed with the runtime."""
+        """Return the resource for `key`. It is made at the first use and closed with the runtime."""
         found = self._resources.get(key)
         if found is None:
-            # In an empty context: a resource outlives the launch that needed it first.
+            # In an empty context, because a resource outlives the launch that first needed it.
             found = self._resources[key] = Context().run(make)
         return cast("R", found)
 
     def resources(self) -> list[Any]:
-        """Return what `resource` has made, for those who only look; from any thread."""
+        """Return the resources made so far. Safe on any thread."""
         return list(self._resources.values())
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context) -> Task:
-        """Run `coroutine` as a task; the resource that asks for it owns it, and cancels it when it closes."""
+        """Run `coroutine` as a task. The calling resource owns it and must cancel it in its `aclose`."""
         return self._loop.spawn(coroutine, context)
 
     def bury(self, launch: Launch, error: BaseException) -> None:
-        """End the jobs of a launch that nobody will run any more, once the thread has ended."""
+        """Fail the unfinished jobs of a launch, because the thread that would run them has ended."""
         for job in launch.jobs:
             if not job.done:
                 self._end(job, partial(job.fail, error))
 
     def _cancel_job(self, job: Job) -> list[Launch]:
-        """Cancel one job; return the launches that it was waiting for."""
+        """Cancel one job. Returns the launches that it waited for."""
         if job.task is not None:
             job.task.cancel()
             return []
@@ -720,20 +770,18 @@ class Runtime:
 
     def _run(self, job: Job) -> None:
         try:
-            # In the launcher's context: a body looks up its grad mode, its backward model, its bindings.
             result = job.launch.context.run(job.run)
         except BaseException as error:
             self._end(job, partial(job.fail, error))
             return
         if isinstance(result, CoroutineType):
-            # A context of its own for each lane: what a body sets, other lanes must not see.
             self._loop.spawn(self._drive(job, result), job.launch.context.copy())
         else:
             self._end(job, lambda: cast("Outcomes", result))
 
     async def _drive(self, job: Job, coroutine: Coroutine[Any, Any, Outcomes]) -> None:
-        # A task that is cancelled before its first step never enters its body, so the job shows its task
-        # only from here on; one that was cancelled before shows it now.
+        # A task that is cancelled before its first step never enters its coroutine, and its job would never end. So
+        # `job.task` is set here, and a job that was cancelled earlier ends here.
         if job.done or job.abandoned is not None:
             coroutine.close()
             if job.abandoned is not None and not job.done:
@@ -746,14 +794,14 @@ class Runtime:
         except Cancelled as error:
             cancelled = job.launch.cancelled
             self._end(job, partial(job.fail, _cancellation(job.launch) if cancelled else error))
-        except BaseException as error:  # a user's callable may raise SystemExit; it must not end the loop
+        except BaseException as error:  # a SystemExit from a user's callable must not end the loop
             self._end(job, partial(job.fail, error))
         else:
             self._end(job, lambda: outcomes)
         self._pump()
 
     def _end(self, job: Job, outcomes: Callable[[], Outcomes]) -> None:
-        """Fill a job's outputs, whatever happens: the one place where a job ends."""
+        """End a job: fill its outputs, with failures if `outcomes` raises. No other place ends jobs."""
         try:
             job.fill(outcomes())
         except Exception as error:
@@ -769,7 +817,7 @@ class Runtime:
     # Closing
 
     def close(self) -> None:
-        """Cancel what is pending, close the resources, end the thread; from any other thread."""
+        """Cancel pending launches, close the resources, end the thread. Call it from another thread."""
         if self.closed or self.pid != os.getpid():
             return
         self.closed = True
@@ -782,16 +830,16 @@ class Runtime:
         self._loop.stop(CLOSE_TIMEOUT)
 
     def _bury_all(self) -> None:
-        """Fail what has outlived its cancellation, so that no reader waits for ever; as the thread ends."""
+        """Fail what is still pending when the thread ends. Its readers would otherwise wait forever."""
         error = RuntimeClosedError("the runtime was closed before this value was there; launch it again")
         for launch in list(self.launches):
             self.bury(launch, error)
 
     def _begin_close(self, then: Callable[[], None]) -> None:
-        # Counted here: a launch wakes its readers, who may close the runtime, just before it is let go.
+        # Count on this thread: a launch wakes its readers, who may call `close`, just before its scope lets go of it.
         if self.launches:
             logging.getLogger("afnio").warning(
-                "the runtime was closed with %d launches pending and %d calls under way; they have been "
+                "the runtime was closed with %d launches pending and %d calls in flight; they have been "
                 "cancelled",
                 len(self.launches),
                 self.calls_open,
@@ -802,7 +850,6 @@ class Runtime:
         self._closing = self._loop.spawn(self._close_resources(then), Context())
 
     async def _close_resources(self, then: Callable[[], None]) -> None:
-
         try:
             with anyio.move_on_after(CLOSE_TIMEOUT / 2):
                 while self.launches:
@@ -825,7 +872,7 @@ _guard = threading.Lock()
 
 
 def current_runtime() -> Runtime:
-    """Return this process's runtime; the first call starts it, and a fork's child gets one of its own."""
+    """Return this process's runtime. The first call starts it; a forked child gets a new one."""
     global _default
     runtime = _default
     if runtime is not None and not runtime.closed and runtime.pid == os.getpid():
@@ -843,25 +890,25 @@ def current_runtime() -> Runtime:
 
 
 def existing_runtime() -> Runtime | None:
-    """Return this process's runtime, None if none has been started."""
+    """Return this process's runtime, or None if it hasn't been started."""
     runtime = _default
     return runtime if runtime is not None and runtime.pid == os.getpid() else None
 
 
 def calls_under_way() -> int:
-    """Return how many calls this process has queued or on the wire."""
+    """Return the number of model calls of this process that are queued or on the wire."""
     runtime = existing_runtime()
     return 0 if runtime is None else runtime.calls_open
 
 
 def on_runtime_thread() -> bool:
-    """Whether the caller is on the thread of this process's runtime."""
+    """Return True on the thread of this process's runtime."""
     runtime = _default
     return runtime is not None and runtime.pid == os.getpid() and runtime.current
 
 
 def close() -> None:
-    """Close this process's runtime: cancel what is pending and end its thread; a later launch starts a new one."""
+    """Close this process's runtime: cancel pending launches and end its thread. A later launch starts a new one."""
     if _default is not None:
         _default.close()
 
@@ -873,6 +920,6 @@ def _close_at_exit() -> None:
 
 
 def _renew_guard() -> None:
-    """After a fork the lock may be held by a thread that is not in the child."""
+    """Replace the lock in a forked child: a thread of the parent may have held it during the fork."""
     global _guard
     _guard = threading.Lock()

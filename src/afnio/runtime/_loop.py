@@ -1,8 +1,12 @@
-"""The event loops: the runtime's own, and the ones that callers run. asyncio is named here alone.
+"""The event loops: the runtime's own, and those of its callers.
 
-The runtime's loop is asyncio in a daemon thread. Calls cross over through an inbox, a deque with one
-`call_soon_threadsafe` per burst: a blocking portal costs 125 to 260 µs a call, and stalls the caller
-for as long as the loop is busy. Callers are woken by their own loop's thread-safe call.
+The runtime's loop is asyncio in a daemon thread. Other threads reach it through an inbox: a deque, and one
+`call_soon_threadsafe` for each burst. (anyio's blocking portal costs 125 to 260 µs a call, and blocks the caller while
+the loop is busy.) In the other direction the runtime wakes a waiting caller through the thread-safe call of the
+caller's own loop, asyncio's or trio's; see `parking`.
+
+This is the only module of the engine that imports asyncio or trio. Everything above it uses anyio, or the functions
+here.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import Any, Final
 from afnio.errors import RuntimeClosedError
 
 _DEFAULT_THRESHOLDS: Final = ((700, 10, 10), (2000, 10, 0), (2000, 10, 10))
-"""Those of CPython 3.11 to 3.14."""
+"""CPython's own, from 3.11 to 3.14."""
 _RARE_THRESHOLDS: Final = (50_000, 20, 100)
 
 Task = asyncio.Task[Any]
@@ -28,14 +32,19 @@ Cancelled = asyncio.CancelledError
 
 
 class LoopThread:
-    """One daemon thread with one event loop, fed through an inbox."""
+    """One daemon thread with one event loop, and the inbox that feeds it.
+
+    Args:
+        name: the thread's name.
+        at_end: called on the thread when the loop stops.
+    """
 
     def __init__(self, name: str, at_end: Callable[[], None]) -> None:
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._scheduled = False
         self._closed = False
         self._at_end = at_end
-        # Whoever posts first must not lend the loop its context.
+        # Callbacks would otherwise run in the context of the first thread that posted.
         self._context = Context()
         self._loop = asyncio.new_event_loop()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
@@ -44,35 +53,39 @@ class LoopThread:
 
     @property
     def current(self) -> bool:
-        """Whether the caller is on this thread."""
+        """True on this thread."""
         return threading.get_ident() == self._thread.ident
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
-        """Have `function(*args)` called on the thread, soon and in order; never blocks."""
+        """Call `function(*args)` on the thread, soon and in order. Never blocks.
+
+        Raises:
+            RuntimeClosedError: if the thread has ended.
+        """
         self._inbox.append((function, args))
-        # `_drain` lowers the flag before it empties the inbox: what is appended while the flag is up is
-        # seen by that drain, so no wake-up is lost.
+        # No wake-up is lost: `_drain` lowers the flag before it empties the inbox, so a drain that is still to come
+        # sees everything that was appended while the flag was up.
         if not self._scheduled and not self._closed:
             self._scheduled = True
             try:
                 self._loop.call_soon_threadsafe(self._drain, context=self._context)
             except RuntimeError:
                 self._closed = True
-            except BaseException:  # Ctrl-C: a flag left up would silence every later post
+            except BaseException:  # Ctrl-C: with the flag left up, no later post would wake the loop
                 self._scheduled = False
                 raise
-        # The end of the thread sets `_closed` before its last drain: what that drain didn't see raises.
+        # The thread sets `_closed` before its last drain. A post that this drain missed must raise.
         if self._closed:
             raise RuntimeClosedError(
                 "the Afnio runtime has been closed; launch from code that runs before it closes"
             )
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context) -> Task:
-        """Run `coroutine` as a task; on the thread. The caller keeps the task and cancels it."""
+        """Run `coroutine` as a task, from a callback on the thread. The caller must keep the task, and cancel it."""
         return self._loop.create_task(coroutine, context=context)
 
     def stop(self, timeout: float) -> bool:
-        """Stop the loop and join the thread; return whether it ended within `timeout` seconds."""
+        """Stop the loop and join the thread. Returns False if it is still alive after `timeout` seconds."""
         try:
             self._loop.call_soon_threadsafe(self._end)
         except RuntimeError:
@@ -92,15 +105,15 @@ class LoopThread:
             function, args = inbox.popleft()
             try:
                 function(*args)
-            except Exception:  # what was posted after it must not pay for it
+            except Exception:  # still run the callbacks that were posted after it
                 logging.getLogger("afnio").exception("a callback of the runtime failed")
 
     def _run(self) -> None:
         _collect_rarely()
         asyncio.set_event_loop(self._loop)
         try:
-            # A root task, not run_forever: anyio ties its worker threads to the root task, and would else
-            # start and stop a thread with nearly every lane.
+            # Not run_forever: anyio ties its worker threads to the root task. Without one it would start and stop a
+            # thread for nearly every lane.
             self._loop.run_until_complete(self._wait_for_end())
         finally:
             self._closed = True
@@ -118,18 +131,18 @@ class LoopThread:
 
 
 def _collect_rarely() -> None:
-    """Have the cyclic collector run rarely, unless the program has set it up itself.
+    """Raise the thresholds of the cyclic garbage collector, unless the program has set its own.
 
-    The engine leaves no cycles behind (a test holds that), and thousands of calls in flight are hundreds
-    of thousands of live objects: at the interpreter's thresholds full collections of 100 ms each took a
-    third of the CPU at 1,000 in flight, on the loop's thread.
+    A thousand calls in flight are hundreds of thousands of live objects. At the default thresholds, full collections
+    of 100 ms each took a third of the CPU time, on the loop's thread. The engine itself leaves no cycles behind
+    (tests check that), so rare collections free as much.
     """
     if gc.get_threshold() in _DEFAULT_THRESHOLDS:
         gc.set_threshold(*_RARE_THRESHOLDS)
 
 
 async def _cancel_tasks() -> None:
-    """Cancel what still runs; a task that swallows its cancellation is left after a second."""
+    """Cancel all remaining tasks. One that ignores its cancellation is abandoned after a second."""
     remaining = asyncio.all_tasks() - {asyncio.current_task()}
     for task in remaining:
         task.cancel()
@@ -138,22 +151,26 @@ async def _cancel_tasks() -> None:
 
 
 def call_later(seconds: float, function: Callable[[], object]) -> None:
-    """Have `function` called on the running loop, `seconds` from now."""
+    """Call `function` on the running loop in `seconds`."""
     asyncio.get_running_loop().call_later(seconds, function)
 
 
 def loop_time() -> float:
-    """Return the running loop's time in seconds; also in its callbacks, where anyio finds no loop."""
+    """Return the running loop's time in seconds. Unlike anyio's clock, it also works in callbacks."""
     return asyncio.get_running_loop().time()
 
 
 def current_task() -> Task | None:
-    """Return the asyncio task that is running on this thread."""
+    """Return the asyncio task that runs on this thread."""
     return asyncio.current_task()
 
 
 def adopted(context: Context) -> Context:
-    """Make a copy of a caller's context fit for this loop: anyio.run leaves the caller's loop named in it."""
+    """Make a copy of a caller's context fit for the runtime's loop, and return it.
+
+    `anyio.run` stores the name of the caller's loop in the context. Under trio, every anyio call on the runtime's
+    loop would then act as if it ran on trio.
+    """
     sniffio = sys.modules.get("sniffio")
     if sniffio is not None:
         context.run(sniffio.current_async_library_cvar.set, "asyncio")
@@ -161,7 +178,7 @@ def adopted(context: Context) -> Context:
 
 
 def running_library() -> str | None:
-    """Return "asyncio" or "trio" when the caller's thread runs that loop, else None."""
+    """Return "asyncio" or "trio" if the calling thread runs such a loop, else None."""
     if asyncio._get_running_loop() is not None:
         return "asyncio"
     trio = sys.modules.get("trio")
@@ -171,7 +188,7 @@ def running_library() -> str | None:
 
 
 def parking() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]]:
-    """Return `(wake, park)` for the running loop: await `park()`; `wake()` from any thread ends it once."""
+    """Return `(wake, park)` for the running loop: `await park()` lasts until some thread calls `wake()`."""
     if asyncio._get_running_loop() is not None:
         return _asyncio_parking()
     return _trio_parking()
@@ -192,7 +209,7 @@ def _asyncio_parking() -> tuple[Callable[[], None], Callable[[], Awaitable[objec
             return
         try:
             loop.call_soon_threadsafe(finish)
-        except RuntimeError:  # that loop has been closed, and its waiter with it
+        except RuntimeError:  # the loop has been closed, and the waiter with it
             return
 
     async def park() -> None:
@@ -210,7 +227,7 @@ def _trio_parking() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]
     def wake() -> None:
         try:
             token.run_sync_soon(event.set)
-        except trio.RunFinishedError:  # its waiter ended with the run
+        except trio.RunFinishedError:  # the waiter ended with the run
             return
 
     return wake, event.wait

@@ -1,4 +1,14 @@
-"""Setting: a value with a process default and context-local overrides."""
+"""Settings: values with a process default and context-local overrides.
+
+Every `set_…` function and `with` block of Afnio that changes how calls are made is a `Setting`. A plain call changes
+the default for the whole process, threads included. A `with` block changes a context variable, so it applies to the
+block's context and to what is launched in it, and not to other tasks or threads.
+
+A plain call and a block look the same until `with` enters the object. So `Assignment` sets the process default when
+it is made and takes that back when it is entered.
+
+Two settings that are used all over the engine are also here: where seeds come from, and the priority of calls.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +26,7 @@ _UNSET: Final = object()
 
 
 class Setting(Generic[T]):
-    """A setting that plain calls set for the process and `with` blocks set for their context.
+    """A value that plain calls set for the process and `with` blocks set for their context.
 
     >>> colour = Setting("colour", "red")
     >>> with colour.override("blue"):
@@ -28,7 +38,7 @@ class Setting(Generic[T]):
 
     def __init__(self, name: str, default: T) -> None:
         self._first = default
-        # Newest last; changed by append and remove alone, which are atomic, so it needs no lock.
+        # Newest last. It needs no lock: `append` and `remove` are atomic, and nothing else changes it.
         self._assigned: list[_Entry[T]] = []
         self._local: ContextVar[Any] = ContextVar(f"afnio_{name}")
 
@@ -49,7 +59,7 @@ class Setting(Generic[T]):
         value = self._local.get(_UNSET)
         if value is not _UNSET:
             return cast("T", value)
-        # Asked several times for each call; an empty list must not cost an exception.
+        # A hot path, taken several times for each call: don't let an empty list raise.
         return self.default if self._assigned else self._first
 
     @contextmanager
@@ -61,8 +71,8 @@ class Setting(Generic[T]):
             self._local.reset(token)
 
     def assign(self, assignment: Assignment[T], value: T) -> None:
-        """Make `value` the process default until `retract`."""
-        # An older one whose assignment is gone can't become a `with` block any more, nor the default.
+        """Make `value` the process default, until `retract` or the next assignment."""
+        # An older entry without its assignment can't be retracted any more, so it can't matter again.
         self._remove([entry for entry in self._assigned[:-1] if entry.assignment() is None])
         self._assigned.append(_Entry(weakref.ref(assignment), value))
 
@@ -71,7 +81,7 @@ class Setting(Generic[T]):
 
     def _remove(self, entries: list[_Entry[T]]) -> None:
         for entry in entries:
-            with suppress(ValueError):  # another thread was quicker
+            with suppress(ValueError):  # another thread removed it first
                 self._assigned.remove(entry)
 
 
@@ -84,7 +94,7 @@ class _Entry(Generic[T]):
 
 
 class Assignment(AbstractContextManager[T], Generic[T]):
-    """A `set_…` call: it sets the process default; entered as a block, it sets the block's context instead.
+    """A `set_…` call. It sets the process default or, entered as a `with` block, the block's context instead.
 
     >>> colour = Setting("colour", "red")
     >>> with Assignment(colour, "blue"):
@@ -107,30 +117,30 @@ class Assignment(AbstractContextManager[T], Generic[T]):
         self._setting._local.reset(self._tokens.pop())
 
 
-# Seed: where what needs randomness gets a seed, so that a run can be repeated.
+# Seeds
 
 
 seed_source: Final[Setting[Callable[[], int] | None]] = Setting("seed_source", None)
-"""What draws seeds; a run sets it. None means the operating system."""
+"""The function that draws seeds. A run sets it, so that it can be repeated. None means the operating system."""
 
 
 def draw_seed() -> int:
-    """Return a seed of 63 bits from the context's source, else from the operating system.
+    """Return a seed of 63 bits, from `seed_source` or the operating system.
 
     >>> with seed_source.override(lambda: 7):
     ...     draw_seed()
     7
     """
     source = seed_source.get()
-    # 63 bits fit into a JSON number of most readers and into an SQLite integer.
+    # 63 bits fit in an SQLite integer.
     return source() if source is not None else random.SystemRandom().getrandbits(63)
 
 
-# Priority: who goes on the wire first.
+# Priorities
 
 
 class Priority(IntEnum):
-    """The classes, most urgent first; see `CallQueue` for the order within one."""
+    """The priorities of calls, most urgent first. `CallQueue` orders the calls within one."""
 
     SERVING = 0
     VALIDATION = 1
@@ -144,9 +154,15 @@ Class = Literal["serving", "validation", "training", "speculative"]
 
 
 class priority(Assignment[Priority]):  # noqa: N801
-    """Give what is launched a priority over the other calls of its account; the default is "training".
+    """Set the priority of calls among those of their account. The default is "training".
 
-    As a `with` block it holds for the block's context; a plain call sets the process default.
+    A plain call sets the process default, a `with` block the priority in its context.
+
+    Args:
+        name: "serving", "validation", "training" or "speculative", most urgent first.
+
+    Raises:
+        ValueError: for any other name.
 
     >>> from afnio.runtime._settings import current_priority
     >>> with priority("serving"):
@@ -163,18 +179,18 @@ class priority(Assignment[Priority]):  # noqa: N801
 
 
 def prioritised(rank: Priority) -> AbstractContextManager[Priority]:
-    """Give what is launched in the block `rank`; unlike `priority`, without a word to the process default."""
+    """Set the priority in the block. Unlike `priority`, it never touches the process default, not even briefly."""
     return _priority.override(rank)
 
 
 def current_priority() -> Priority:
-    """Return the priority of what is launched here."""
+    """Return the priority of calls that are launched here."""
     return _priority.get()
 
 
 @final
 class Urgency:
-    """The priority of one call, which a more urgent caller that joins it may raise.
+    """The priority of one call. It rises if a more urgent caller joins the call.
 
     >>> urgency = Urgency(Priority.TRAINING)
     >>> urgency.raise_to(Priority.SERVING)
@@ -189,7 +205,7 @@ class Urgency:
         self.on_raise: Callable[[], object] | None = None
 
     def raise_to(self, rank: Priority) -> None:
-        """Take `rank` if it is more urgent, and tell the queue that the call may be in."""
+        """Take `rank` if it is more urgent, and notify the queue that holds the call."""
         if rank < self.rank:
             self.rank = rank
             if self.on_raise is not None:

@@ -1,7 +1,14 @@
-"""Fold: errors show the user's frames, not those of the engine and of the libraries that it runs on.
+"""Tracebacks that show the user's lines, and none of the engine's.
 
-A lane fails several tasks and threads away from the line that reads it. The frames between are the same for
-every error and explain none.
+A lane fails several tasks and threads away from the line that reads its value. Unedited, its traceback would have
+dozens of frames of the engine, asyncio, anyio and the HTTP client, the same ones for every error, and the one line
+that the user wrote would be lost among them. `fold` removes these frames; `folding` decorates the functions through
+which errors leave the engine.
+
+Frames are kept if they may explain something: an error that isn't Afnio's and shows no line of the user's may be a
+bug in the engine.
+
+`caller_line` finds the line of the user's code that launched an op, by the same rule.
 """
 
 from __future__ import annotations
@@ -24,21 +31,21 @@ LIBRARIES: Final = frozenset(
         "tenacity", "threading",
     }
 )  # fmt: skip
-"""What the engine calls or is run by. Below a frame of the user's it is the user who called them."""
+"""Packages that the engine calls, or that call it. Below a frame of the user's they were called by the user."""
 _RUNTIME: Final = "afnio.runtime."
 
 
 def fold(error: BaseException) -> None:
-    """Take the engine's frames out of the traceback of `error`, and of its causes and parts.
+    """Remove the engine's frames from the traceback of `error`, its causes and its parts.
 
-    An error that is none of Afnio's and shows no frame of the user's may be a fault of the engine; it keeps
-    the frames that can explain it. A cause that says nothing new is not shown.
+    If no frame of the user's is left and the error isn't Afnio's, the frames outside of `afnio.runtime` stay. A
+    library's error whose text the Afnio error repeats is no longer shown as its cause.
     """
     _fold(error, explained=False, done=set())
 
 
 def folding(function: F) -> F:
-    """Have errors leave `function`, be it a `def`, an `async def` or a generator, without its own frame, and folded."""
+    """Fold the errors that leave `function`: a `def`, an `async def` or a generator."""
     made: Callable[..., Any]
     if inspect.iscoroutinefunction(function):
 
@@ -87,10 +94,10 @@ def _fold(error: BaseException, *, explained: bool, done: set[int]) -> None:
     raised = cause.__traceback__ is not None
     _fold(cause, explained=explained, done=done)
     bare = raised and cause.__traceback__ is None
-    # Only a library's error: callers may tell failures apart by an Afnio error that caused another.
+    # Keep Afnio's own causes: callers may look at them to distinguish failures.
     repeats = isinstance(error, AfnioError) and text_of(cause) in text_of(error)
     if bare and repeats and not isinstance(cause, AfnioError):
-        error.__cause__ = None  # which suppresses the context, too
+        error.__cause__ = None  # this also suppresses the context
 
 
 def _folded(traceback: TracebackType | None, *, explained: bool) -> TracebackType | None:
@@ -118,16 +125,16 @@ def _linked(entries: Iterable[TracebackType]) -> TracebackType | None:
     return linked
 
 
-# Line: where in the user's code a launch happened.
+# The caller's line
 
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _PROGRAMS = _PACKAGE + "demo" + os.sep
-"""Programs that come with the package; to the engine they are users."""
+"""Programs that are part of the package. The engine treats them as user code."""
 
 
 class Line(NamedTuple):
-    """A place in the user's code, shown as `file:number in function`."""
+    """A line of the user's code. `str()` of it is `file:number in function`."""
 
     file: str
     number: int
@@ -138,7 +145,7 @@ class Line(NamedTuple):
 
 
 def caller_line() -> Line:
-    """Return the innermost line of the call stack that is not Afnio's own."""
+    """Return the innermost line of the call stack outside of Afnio."""
     frame = sys._getframe(1)
     while frame.f_back is not None and is_engine(frame.f_code.co_filename):
         frame = frame.f_back
@@ -147,5 +154,5 @@ def caller_line() -> Line:
 
 
 def is_engine(file: str) -> bool:
-    """Whether `file` is of the package, and none of the programs that come with it."""
+    """Return True if `file` belongs to the package, the demo excepted."""
     return file.startswith(_PACKAGE) and not file.startswith(_PROGRAMS)

@@ -1,4 +1,20 @@
-"""Waiting: the only two ways to wait for slots, and where the blocking one is allowed."""
+"""Waiting: the two ways to wait for slots, where the blocking one is allowed, and the blocks that wait at their end.
+
+`wait` blocks the calling thread; `wait_async` awaits on the caller's asyncio or trio loop. Every read of a pending
+value goes through one of them. A blocking wait isn't allowed everywhere:
+
+    on the runtime's thread             never: it would wait for itself
+    in a callable of a node             never: all worker threads could end up waiting for each other
+    in a thread without an event loop   always
+    in a notebook                       yes: the cell stalls and nothing else
+    on any other running event loop     no, unless `set_sync_mode` allows it: every other task would stall
+
+Where it isn't allowed a read raises `BlockingReadError`, which names the fix. Nothing else depends on the loop:
+`backward()` and `step()` return the same `Pending` everywhere, and wait only if a wait is allowed.
+
+`scope` owns the launches of a block and waits for them at its end. `journal` is such a block with a file in which
+calls are recorded.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +37,19 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from afnio.errors import BlockingReadError, RuntimeClosedError, reason
-from afnio.runtime._kernel import PENDING, Failure, Scope, Slot, Watcher, _current, current_scope
+from afnio.runtime._kernel import (
+    PENDING,
+    Failure,
+    Runtime,
+    Scope,
+    Slot,
+    Watcher,
+    active_scope,
+    check_owner,
+    current_runtime,
+    current_scope,
+    on_runtime_thread,
+)
 from afnio.runtime._loop import parking, running_library
 from afnio.runtime._settings import Assignment, Setting
 from afnio.runtime._tracebacks import folding
@@ -29,21 +57,22 @@ from afnio.runtime.events import ScopeEnded, emit, listening
 
 if TYPE_CHECKING:
     from afnio.runtime._journal import Journal
-    from afnio.runtime._kernel import Failure
-
 
 SyncMode = Literal["auto", "allow", "warn", "error"]
 
 sync_mode: Final[Setting[SyncMode]] = Setting("sync_mode", "auto")
 inside_node: Final[ContextVar[bool]] = ContextVar("afnio_inside_node", default=False)
-"""True in the callables of nodes, where every input is there already and a wait could deadlock."""
+"""True in the callables of nodes. Their inputs are done, so a pending read there is a mistake that could deadlock."""
 
 
 class set_sync_mode(Assignment[SyncMode]):  # noqa: N801
-    """Decide what a blocking read does on a running event loop: "auto", "allow", "warn" or "error".
+    """Choose what a blocking read does on a running event loop: "auto", "allow", "warn" or "error".
 
-    "auto" allows it in a notebook and raises elsewhere. A plain call sets the process default; as a
-    `with` block it holds for the block's context.
+    "auto" allows it in a notebook and raises elsewhere. A plain call sets the process default, a `with` block sets
+    the mode for its context only.
+
+    Raises:
+        ValueError: for any other mode.
 
     >>> with set_sync_mode("allow"):
     ...     pass
@@ -51,31 +80,31 @@ class set_sync_mode(Assignment[SyncMode]):  # noqa: N801
 
     def __init__(self, mode: SyncMode) -> None:
         if mode not in ("auto", "allow", "warn", "error"):
-            raise ValueError(f"sync mode must be 'auto', 'allow', 'warn' or 'error' (got {mode!r})")
+            raise ValueError(f"mode must be 'auto', 'allow', 'warn' or 'error' (got {mode!r})")
         super().__init__(sync_mode, mode)
 
 
 def may_block() -> bool:
-    """Whether a blocking wait is allowed here, without saying why not."""
+    """Return True if a blocking wait is allowed here."""
     return _objection() is None
 
 
 def check_blocking() -> None:
-    """Raise `BlockingReadError`, with the fix, where a blocking wait is not allowed."""
+    """Raise `BlockingReadError` with the fix if a blocking wait isn't allowed here."""
     objection = _objection()
     if objection is not None:
         raise BlockingReadError(objection)
     if sync_mode.get() == "warn" and running_library() is not None:
         import warnings
 
-        warnings.warn("a read blocks the running event loop until the value is there", stacklevel=5)
+        warnings.warn("a read blocks the running event loop until the value is done", stacklevel=5)
 
 
 def wait(slots: Iterable[Slot]) -> None:
     """Block this thread until `slots` are done.
 
     Raises:
-        BlockingReadError: where waiting would block an event loop or deadlock.
+        BlockingReadError: if the wait would block an event loop or deadlock.
     """
     pending = [slot for slot in slots if slot.outcome is PENDING]
     if not pending:
@@ -96,7 +125,7 @@ async def wait_async(slots: Iterable[Slot]) -> None:
     """Wait until `slots` are done, without blocking the running asyncio or trio loop."""
     pending = [slot for slot in slots if slot.outcome is PENDING]
     if not pending:
-        if running_library() == "trio":  # where every await is a checkpoint
+        if running_library() == "trio":  # trio expects every await to be a checkpoint
             await anyio.lowlevel.checkpoint()
         return
     runtime, scope = _runtime_of(pending)
@@ -110,9 +139,7 @@ async def wait_async(slots: Iterable[Slot]) -> None:
         raise
 
 
-def _runtime_of(pending: Sequence[Slot]):  # type: ignore[no-untyped-def]
-    from afnio.runtime._kernel import check_owner, current_runtime, current_scope
-
+def _runtime_of(pending: Sequence[Slot]) -> tuple[Runtime, Scope]:
     runtime = current_runtime()
     for slot in pending:
         check_owner(slot, runtime)
@@ -120,15 +147,13 @@ def _runtime_of(pending: Sequence[Slot]):  # type: ignore[no-untyped-def]
 
 
 def _objection() -> str | None:
-    from afnio.runtime._kernel import on_runtime_thread
-
     if inside_node.get():
         return (
-            "a callable of a node read a pending value, which could deadlock; its arguments are values "
-            "already, and what it launches only an `async def` callable may await"
+            "a callable of a node read a pending value, which could deadlock; use its arguments, which are values, "
+            "or make it an `async def` to await what it launches"
         )
     if on_runtime_thread():
-        return "the runtime's own thread can't wait for a value that it is to fill; await the value instead"
+        return "the runtime's thread read a value that it must fill itself; await the value instead"
     library = running_library()
     if library is None:
         return None
@@ -136,23 +161,23 @@ def _objection() -> str | None:
     if mode in ("allow", "warn") or (mode == "auto" and _in_notebook()):
         return None
     return (
-        f"this read would block the running {library} loop until the value is there; write `await value` "
+        f"this read would block the running {library} loop until the value is done; write `await value` "
         "(per sample: `value.map(fn)`; in a forward that reads: `async def forward`), "
         "or call afnio.set_sync_mode('allow')"
     )
 
 
 def _in_notebook() -> bool:
-    """Whether this loop belongs to an IPython kernel, where a wait stalls the cell and nothing else."""
+    """Return True if the running loop belongs to an IPython kernel."""
     ipython = sys.modules.get("IPython")
     if ipython is None or threading.current_thread() is not threading.main_thread():
         return False
-    # Another thread may be importing it just now.
+    # Another thread may be in the middle of importing IPython.
     shell = getattr(ipython, "get_ipython", lambda: None)()
     return shell is not None and hasattr(shell, "kernel")
 
 
-# Pending: a handle on something under way that a caller may wait for, await, or leave alone.
+# The handle
 
 
 T = TypeVar("T")
@@ -160,7 +185,9 @@ T = TypeVar("T")
 
 @final
 class Pending(Generic[T]):
-    """What `backward()`, `step()` and `to_thread()` return: await it, or call `wait()` in a thread.
+    """The handle that `backward()`, `step()` and `to_thread()` return. Await it, call `wait()`, or ignore it.
+
+    An error that is never read this way is raised by the surrounding `afnio.scope()`, or logged.
 
     >>> import afnio
     >>> work = afnio.to_thread(lambda: 1)
@@ -178,13 +205,17 @@ class Pending(Generic[T]):
 
     @folding
     def wait(self) -> T:
-        """Block until it is done and return its result, or raise its error."""
+        """Block until it is done, and return its result or raise its error.
+
+        Raises:
+            BlockingReadError: if a blocking wait isn't allowed here; write `await` instead.
+        """
         wait([self._slot])
         return self._read()
 
     @folding
     def wait_if_allowed(self) -> Pending[T]:
-        """Wait where a blocking wait is allowed, so that an error surfaces on this line; return self."""
+        """Wait if a blocking wait is allowed here, so that an error surfaces on this line. Returns self."""
         if self.done or may_block():
             self.wait()
         return self
@@ -204,21 +235,26 @@ class Pending(Generic[T]):
         return f"<Pending {'done' if self.done else 'pending'}>"
 
 
-# Scope: who owns a launch, and what its address is.
-#
-# Every launch belongs to a scope. Leaving a `with scope():` waits for its launches and raises what nobody
-# read, one error bare and several as an ExceptionGroup; an exception in the block cancels them first. A
-# launch's address is the scope's path and its number there, in program order.
+# The blocks
 
 
 class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]):  # noqa: N801
-    """Own what is launched in the block, as `with` in a script and `async with` on a loop.
+    """Own what is launched in the block. Use `with` in a script and `async with` on an event loop.
+
+    Leaving the block waits for its launches and raises the errors that haven't been read: one as it is, several as
+    an ExceptionGroup. An exception in the block cancels the launches first. A launch's address is the scope's path
+    and the launch's number in the scope, in program order.
 
     Args:
-        name: element of the address path; give one where tasks or threads launch side by side.
-        max_pending: how many launches may be under way before the next one raises.
-        rooted: start the address path anew with `name`, so that it is the same wherever the block is run;
-            for blocks with a journal of their own.
+        name: element of the address path. Name the scopes of tasks or threads that run side by side: numbers would
+            depend on which one is first.
+        max_pending: launches that may be pending at the same time. One more raises `TooManyPendingError`.
+        rooted: begin the address path with `name` instead of the outer scope's path, so that it doesn't depend on
+            where the block runs. For blocks with their own journal.
+
+    Raises:
+        ValueError: if `max_pending` is below 1.
+        RuntimeError: when entered a second time.
 
     >>> import afnio
     >>> with afnio.scope(name="example"):
@@ -231,7 +267,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
         self, name: str | None = None, *, max_pending: int | None = None, rooted: bool = False
     ) -> None:
         if max_pending is not None and max_pending < 1:
-            raise ValueError(f"max_pending must be at least 1 (got {max_pending}); omit it for no limit")
+            raise ValueError(f"max_pending must be at least 1 (got {max_pending}); leave it out for no limit")
         self._name = name
         self._max_pending = max_pending
         self._rooted = rooted
@@ -240,17 +276,17 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
 
     def _enter(self) -> Scope:
         if self._scope is not None:
-            raise RuntimeError("this scope has been entered before; make a new one with afnio.scope()")
+            raise RuntimeError("a scope can be entered only once; make a new one with afnio.scope()")
         parent = current_scope()
         name = self._name if self._rooted and self._name is not None else parent.child_path(self._name)
         self._scope = Scope(name, runtime=parent.runtime, max_pending=self._max_pending)
-        self._token = _current.set(self._scope)
+        self._token = active_scope.set(self._scope)
         return self._scope
 
     def _leave(self, error: BaseException | None) -> Scope:
         assert self._scope is not None
         assert self._token is not None
-        _current.reset(self._token)
+        active_scope.reset(self._token)
         if error is not None:
             self._scope.abandon()
         return self._scope
@@ -298,7 +334,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
             try:
                 await wait_async([_drained(scope)])
             except BaseException:
-                # The block's own task was cancelled while it waited: what it owns ends with it, and before.
+                # The task was cancelled while it waited. Its launches must end before it does.
                 scope.abandon()
                 with anyio.CancelScope(shield=True):
                     await wait_async([_drained(scope)])
@@ -329,25 +365,24 @@ def _tell_end(scope: Scope) -> None:
             scope.runtime.post(copy_context().run, emit, ScopeEnded(scope.path))
 
 
-# The active journal: the one that the calls launched in a context are answered from and recorded in.
-
-
 active_journal: Final[Setting[Journal | None]] = Setting("journal", None)
+"""The journal that records and answers the calls launched in this context."""
 
 
 class journal(AbstractContextManager["Journal | None"], AbstractAsyncContextManager["Journal | None"]):  # noqa: N801
-    """Record the calls of the block in a file, and answer from it those that are there already.
+    """Record the block's calls in a file, and answer calls from it that have been recorded before.
 
-    As `with` in a script and `async with` on a loop; it owns what is launched in the block, as
-    `afnio.scope` does, and closes the file at its end.
+    Use `with` in a script and `async with` on an event loop. Like `afnio.scope`, the block owns its launches. It
+    closes the file at its end.
 
     Args:
-        path: the file; made, readable by its owner alone, if it isn't there.
-        mode: "resume" answers the calls of the same program again, each at its place; "reuse" answers
-            equal requests of any program, the n-th use of one by its n-th reply; "off" does neither.
+        path: the file. A new one is readable only by its owner.
+        mode: "resume" answers the calls of the same program by their address; "reuse" answers equal requests of any
+            program, the n-th use of a request by its n-th reply; "off" neither reads nor records.
 
     Raises:
-        JournalError: when entered: the file is held by another process, foreign, damaged or newer.
+        ValueError: for any other mode.
+        JournalError: when entered, if another process uses the file, or it is foreign, damaged or newer.
 
     >>> import afnio, tempfile
     >>> from afnio.testing import ScriptedClient
@@ -364,7 +399,7 @@ class journal(AbstractContextManager["Journal | None"], AbstractAsyncContextMana
         self, path: str | os.PathLike[str], mode: Literal["resume", "reuse", "off"] = "resume"
     ) -> None:
         if mode not in ("resume", "reuse", "off"):
-            raise ValueError(f'the journal\'s mode must be "resume", "reuse" or "off" (got {mode!r})')
+            raise ValueError(f'mode must be "resume", "reuse" or "off" (got {mode!r})')
         self._path = path
         self._mode: Literal["resume", "reuse", "off"] = mode
         self._scope = scope(name="journal", rooted=True)

@@ -1,6 +1,17 @@
-"""Events: what happened, as frozen dataclasses, to whoever subscribes.
+"""Events: what the engine does, as frozen dataclasses, for anyone who subscribes.
 
-No event carries a key, a header or a message text that is not named here.
+    with subscribed(print):
+        agent(client, "…")
+
+Runs record their history from events, progress displays count them, and sinks forward them. A subscriber is called
+on the runtime's thread, so a slow one delays every call; hand the work to a thread if it takes longer than a
+millisecond. If it raises, the error is logged and nothing else happens.
+
+Who is notified is decided where something is launched: by the run that records (`recorder`, only the innermost one),
+by `subscribe` for the process, and by `subscribed` for a block.
+
+Events contain no key and no header. Texts are only in the fields documented here: `request`, `reply`, the values of
+inputs, predictions, targets, explanations, and parameter values.
 """
 
 from __future__ import annotations
@@ -17,7 +28,7 @@ from afnio.runtime._settings import Setting
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call or of many: as the provider counts them, 0 where it doesn't say."""
+    """Tokens of one call, or a sum over calls, as the provider counts them. 0 if it reports none."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -39,12 +50,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class CallEvent:
-    """Base of the events of one language model call.
+    """Base class of the events of one language model call.
 
     Attributes:
         address: scope path, launch number, lane and purpose of the call.
-        account: base URL without credentials.
-        model: exact model name.
+        account: the endpoint's base URL, without credentials.
+        model: the model's name in the request.
         purpose: forward, backward, repair, step, judge, ….
     """
 
@@ -56,7 +67,7 @@ class CallEvent:
 
 @dataclass(frozen=True, slots=True)
 class CallReplayed(CallEvent):
-    """A call was answered from the journal; nothing was sent and nothing is paid.
+    """A call was answered from the journal: nothing was sent or paid.
 
     Attributes:
         request, reply, node, lane: as in `CallEnded`.
@@ -70,27 +81,30 @@ class CallReplayed(CallEvent):
 
 @dataclass(frozen=True, slots=True)
 class CallRetried(CallEvent):
-    """An attempt failed and there will be another, `wait` seconds later."""
+    """An attempt failed. The next one follows in `wait` seconds, at the earliest."""
 
     attempt: int
     error: str
     wait: float
     seconds: float = 0.0
-    """That the attempt was on the wire."""
+    """How long the failed attempt was on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallEnded(CallEvent):
-    """A call has its reply, failed for good, or was cancelled (`error`).
+    """A call got its reply, failed permanently, or was cancelled.
 
     Attributes:
-        seconds: on the wire, all attempts together; the provider's doing.
-        waited: in the queue and between attempts; ours.
-        request: what was asked, with its messages: a `ChatRequest`.
-        reply: what came back, None if nothing did: a `ChatResponse`.
-        cost: dollars, None where the call had no price.
-        node: address of the launch that made it.
-        lane: index of its sample, None where there is one value only.
+        attempts: how often it was sent.
+        seconds: time on the wire, over all attempts.
+        waited: seconds in the queue and between attempts.
+        usage: the tokens of all attempts.
+        error: type and text of its error, or None if it succeeded.
+        request: the `ChatRequest`, with its messages.
+        reply: the `ChatResponse`, or None if there was none.
+        cost: in dollars, or None if the model's price is unknown.
+        node: address of the launch that made the call.
+        lane: index of the sample, or None if there is only one value.
     """
 
     attempts: int
@@ -106,11 +120,12 @@ class CallEnded(CallEvent):
 
 
 class NodeInput(NamedTuple):
-    """Where an op had one of its Variables from.
+    """One input of an op.
 
     Attributes:
-        producer: address of the launch that made it, None for a leaf.
-        values: of a leaf that is a sample's own, not a parameter and not shared by a batch, its lanes.
+        producer: address of the launch that made it, or None for a leaf.
+        values: the lanes of a leaf that holds the samples' own data. None for parameters, and for a leaf that a batch
+            shares.
     """
 
     producer: str | None
@@ -122,12 +137,12 @@ class NodeLaunched:
     """An op of the graph, or a backward pass, was launched.
 
     Attributes:
-        name: of the op.
-        line: of the user's code.
+        name: the op's name.
+        line: the line of the user's code.
         kind: forward, evaluator or backward.
-        lanes: how many samples, None for a scalar.
-        inputs: one for each Variable that it was given, as far as they need to be told; of a backward pass
-            the forward launch behind each of its parts "node 0", "node 1", ….
+        lanes: the number of samples, or None for a scalar.
+        inputs: one for each Variable given to an op. For a backward pass, the forward launches of its parts
+            "node 0", "node 1", ….
     """
 
     address: str
@@ -140,12 +155,12 @@ class NodeLaunched:
 
 @dataclass(frozen=True, slots=True)
 class SampleScored:
-    """An evaluator has judged one sample.
+    """An evaluator scored one sample.
 
     Attributes:
         node: address of the evaluator's launch.
-        lane: index of the sample, None where there is one only.
-        success: whether it needs no feedback.
+        lane: index of the sample, or None if there is only one.
+        success: True if it needs no feedback.
     """
 
     node: str
@@ -159,12 +174,12 @@ class SampleScored:
 
 @dataclass(frozen=True, slots=True)
 class LimitsLearnt:
-    """A provider's replies or refusals told what an account takes: for the first time, or something else than before.
+    """The limits of an account became known, or changed, by a provider's headers or refusals.
 
     Attributes:
-        account: base URL without credentials.
-        model: whose limits they are; empty for a pace of the whole account, which refusals tell.
-        requests, tokens: per minute; None where the provider says nothing.
+        account: the endpoint's base URL, without credentials.
+        model: the model with these limits. Empty for a pace of the whole account, learnt from refusals.
+        requests, tokens: per minute, or None if unknown.
     """
 
     account: str
@@ -175,9 +190,9 @@ class LimitsLearnt:
 
 @dataclass(frozen=True, slots=True)
 class CircuitOpened:
-    """`failures` requests that were sent to an account one after another failed, almost without exception.
+    """Nearly all of the last `failures` requests to an account failed, so its calls wait.
 
-    Its calls wait, and one at a time tries it.
+    One call at a time is sent as a probe.
     """
 
     account: str
@@ -187,7 +202,7 @@ class CircuitOpened:
 
 @dataclass(frozen=True, slots=True)
 class CircuitClosed:
-    """An account answers again, after `seconds`."""
+    """An account answers again. Its calls had waited for `seconds`."""
 
     account: str
     seconds: float
@@ -195,13 +210,14 @@ class CircuitClosed:
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """An optimizer step ended: what it did to each parameter that had feedback.
+    """An optimizer step ended.
 
     Attributes:
-        changes: one for each of those parameters.
-        candidates: what was weighed, for optimizers that accept by evaluation.
-        values: role and value of each of the optimizer's parameters after the step, as far as they are known;
-            also of those without feedback.
+        changes: the step's change of each parameter that had feedback.
+        error: type and text of the step's error, or None.
+        candidates: the candidates that were evaluated, for optimizers that accept by evaluation.
+        values: (role, value) of each of the optimizer's parameters after the step, including those without feedback.
+            Unknown values are left out.
     """
 
     address: str
@@ -214,10 +230,10 @@ class StepEnded:
 
 @dataclass(frozen=True, slots=True)
 class ScopeEnded:
-    """A scope was left, and all that was launched in it has ended.
+    """A scope was left, and all of its launches have ended.
 
     Attributes:
-        address: what those of its launches start with.
+        address: the prefix of its launches' addresses.
     """
 
     address: str
@@ -228,32 +244,32 @@ Subscriber = Callable[[Any], object]
 _subscribers: Final[Setting[tuple[Subscriber, ...]]] = Setting("subscribers", ())
 _local: Final[Setting[tuple[Subscriber, ...]]] = Setting("local_subscribers", ())
 recorder: Final[Setting[Subscriber | None]] = Setting("recorder", None)
-"""Who records what is launched here: one at a time, so that an inner run hides the outer one."""
+"""The run that records the launches of this context. There is one at most: an inner run hides the outer one."""
 
 
 @contextmanager
 def subscribed(subscriber: Subscriber) -> Iterator[None]:
-    """Have `subscriber(event)` called, on the runtime's thread, for what is launched in the block."""
+    """Call `subscriber(event)`, on the runtime's thread, for everything that is launched in the block."""
     with _local.override((*_local.get(), subscriber)):
         yield
 
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Have nobody told of what is launched in the block."""
+    """Notify no subscriber of what is launched in the block."""
     with heard_by():
         yield
 
 
 @contextmanager
 def heard_by(*subscribers: Subscriber) -> Iterator[None]:
-    """Have nobody else told of what happens in the block."""
+    """Notify these subscribers, and no others, of what is launched in the block."""
     with _subscribers.override(()), _local.override(subscribers), recorder.override(None):
         yield
 
 
 def subscribe(subscriber: Subscriber) -> Callable[[], None]:
-    """Have `subscriber(event)` called for all that this process launches; returns what ends that."""
+    """Call `subscriber(event)` for everything that this process launches. Returns a function that ends this."""
     _subscribers.default = (*_subscribers.default, subscriber)
 
     def unsubscribe() -> None:
@@ -263,24 +279,24 @@ def subscribe(subscriber: Subscriber) -> Callable[[], None]:
 
 
 def listening() -> bool:
-    """Whether anybody is told what is emitted here; what costs something to say isn't said to nobody."""
+    """Return True if an event emitted here reaches a subscriber. Check it before building a costly event."""
     return bool(_subscribers.get() or _local.get() or recorder.get() is not None)
 
 
 def audience() -> tuple[Subscriber, ...]:
-    """Return who is told what is emitted here: the recorder first."""
+    """Return the subscribers of events that are emitted here, the recorder first."""
     first = recorder.get()
     return (*(() if first is None else (first,)), *_subscribers.get(), *_local.get())
 
 
 def emit(event: Any) -> None:
-    """Tell the recorder and the subscribers."""
+    """Notify the recorder and the subscribers."""
     for subscriber in audience():
         tell(subscriber, event)
 
 
 def tell(subscriber: Subscriber, event: Any) -> None:
-    """Tell one subscriber; if it fails, that is logged and stops nothing."""
+    """Notify one subscriber. If it raises, log that and go on."""
     try:
         subscriber(event)
     except Exception:

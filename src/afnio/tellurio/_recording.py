@@ -368,7 +368,7 @@ def _shown(reply: Any) -> dict[str, Any]:
         return {"content": str(reply)}
     shown: dict[str, Any] = {"content": reply.content, "finish_reason": reply.finish_reason}
     if reply.tool_calls:
-        shown["tool_calls"] = [call.model_dump() for call in reply.tool_calls]
+        shown["tool_calls"] = [dataclasses.asdict(call) for call in reply.tool_calls]
     return shown
 
 

@@ -1,0 +1,32 @@
+"""A reply of one's own making, read by the client that users have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from afnio.models import ChatRequest, ChatResponse
+from afnio.models.openai import AsyncOpenAI
+
+HELLO = ({"role": "user", "content": "hi"},)
+
+
+async def read(
+    body: Any, status: int = 200, headers: Mapping[str, str] | None = None, url: str = "http://host/v1"
+) -> ChatResponse:
+    """Return what a client makes of a reply of the endpoint at `url`.
+
+    Args:
+        body: as bytes, or anything that JSON can hold.
+    """
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(status, headers=dict(headers or {}), content=content)
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(handle)) as http_client:
+        client = AsyncOpenAI(api_key="any-key", base_url=url, http_client=http_client)
+        return await client.send(ChatRequest.build(HELLO, model="m"))
