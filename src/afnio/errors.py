@@ -42,7 +42,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+if TYPE_CHECKING:
+    from afnio.runtime._limits import RateLimits
 
 E = TypeVar("E", bound=BaseException)
 
@@ -163,12 +166,22 @@ class ModelError(AfnioError):
     Attributes:
         retry_after: seconds that the provider asked to wait, or None.
         status: HTTP status, or None where there was no response.
+        limits: what the response's headers reported about the account's limits, or None. A refusal's
+            headers teach the engine the limits as well as a reply's do.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        limits: RateLimits | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.limits = limits
 
 
 class TransientModelError(ModelError):

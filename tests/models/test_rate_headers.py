@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afnio.errors import RateLimitedError
-from afnio.models._replies import hear_headers, read_duration, read_limit
+from afnio.models import ChatClient, ChatRequest, ChatResponse, Usage
+from afnio.models._replies import read_duration, read_limit, read_limits
+from afnio.runtime import Account, LimitReading, RateLimits
 from afnio.runtime._admission import Admitter
-from afnio.runtime._limits import LimitReading
 from afnio.runtime._loop import loop_time
+from afnio.runtime.events import LimitsLearnt, subscribed
 from afnio.testing.provider._quota import duration
 
 
@@ -102,6 +104,35 @@ def test_what_cannot_be_meant_is_told_once(caplog: pytest.LogCaptureFixture) -> 
     assert f"x-ratelimit-reset-tokens: {soon}, which is taken for a Unix time, " in unix
 
 
+class Taught(ChatClient):
+    """A client of someone else's that reports limits with its replies and its errors."""
+
+    def __init__(self, name: str, *ends: ChatResponse | Exception) -> None:
+        super().__init__(Account(f"taught://{name}", ""))
+        self._ends = iter(ends)
+
+    async def send(self, request: ChatRequest) -> ChatResponse:
+        end = next(self._ends)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_every_client_can_teach_limits(refused: bool) -> None:
+    """The engine learns from the limits of a reply and from those of a refusal."""
+    limits = RateLimits(requests=LimitReading(6_000, 5_999, 0.01))
+    reply = ChatResponse(content="yes")
+    first = RateLimitedError("no", status=429, retry_after=0.0, limits=limits)
+    ends = (first, reply) if refused else (reply.model_copy(update={"limits": limits}),)
+    events: list[object] = []
+    with subscribed(events.append):
+        client = Taught(f"refused-{refused}", *ends)
+        assert "yes" == str(await client.achat(messages=[{"role": "user", "content": "Hi"}], model="m"))
+    learnt = [event for event in events if isinstance(event, LimitsLearnt)]
+    assert [6_000] == [event.requests for event in learnt]
+
+
 class FixedWindow:
     """A provider that counts requests from each full minute on, and says when the next one begins."""
 
@@ -111,7 +142,7 @@ class FixedWindow:
         self.counts: dict[int, int] = {}
         self._said = said
 
-    async def answer(self) -> None:
+    async def answer(self) -> RateLimits | None:
         now = loop_time()
         minute = int(now // 60)
         used = self.counts[minute] = self.counts.get(minute, 0) + 1
@@ -120,11 +151,12 @@ class FixedWindow:
             "x-ratelimit-remaining-requests": str(max(0, self.limit - used)),
             "x-ratelimit-reset-requests": self._said(60 - now % 60),
         }
-        hear_headers(told, "https://fixed.example")
+        limits = read_limits(told, "https://fixed.example")
         if used > self.limit:
             self.refused += 1
-            raise RateLimitedError("slow down", status=429)
+            raise RateLimitedError("slow down", status=429, limits=limits)
         await anyio.sleep(0.2)
+        return limits
 
 
 @pytest.mark.looptime
@@ -138,8 +170,8 @@ async def test_fixed_windows(limit: int, said: Callable[[float], str]) -> None:
     admit, server = Admitter(), FixedWindow(limit, said)
 
     async def call() -> None:
-        async with admit.permit(Demand(), first=True):
-            await server.answer()
+        async with admit.permit(Demand(), first=True) as permit:
+            permit.settle(Usage(), await server.answer())
 
     for _ in range(5):
         started = loop_time()
@@ -179,8 +211,8 @@ def test_hostile_headers(replies: list[tuple[dict[str, str], float]]) -> None:
     async def main() -> None:
         admit = Admitter()
         for told, seconds in replies:
-            async with admit.permit(Demand(prompt_tokens=100), first=True):
-                hear_headers(told, "https://hostile.example")
+            async with admit.permit(Demand(prompt_tokens=100), first=True) as permit:
+                permit.settle(Usage(), read_limits(told, "https://hostile.example"))
             await anyio.sleep(seconds)
         wait = admit._allowance("m").wait(100, loop_time())
         assert 0 <= wait < math.inf

@@ -17,6 +17,7 @@ from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
 
 class Reply:
     usage = Usage(3, 2)
+    limits = None
 
 
 class FakeRuntime:

@@ -19,11 +19,10 @@ import afnio
 from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatResponse, Usage
 from afnio.models._prices import price_of
-from afnio.runtime import Account, current_runtime
-from afnio.runtime._admission import admitter, hear_limits
+from afnio.runtime import Account, LimitReading, RateLimits, current_runtime
+from afnio.runtime._admission import admitter
 from afnio.runtime._call import _Flights
 from afnio.runtime._journal import Journal
-from afnio.runtime._limits import LimitReading
 from afnio.runtime.events import CallEnded, CallRetried, LimitsLearnt, subscribe, subscribed
 from afnio.testing import ScriptedClient
 
@@ -317,13 +316,9 @@ def test_a_retry_is_one_for_all() -> None:
 
 def test_each_subscriber_hears_a_shared_call_once() -> None:
     """Retries and learnt limits too, of whichever caller it listens to; the process's subscribers as well."""
-    script = iter([TransientModelError("busy", retry_after=5.0), REPLY])
-
-    async def reply(request: Any) -> Any:
-        hear_limits(LimitReading(100, 99, 60.0), None)
-        return next(script)
-
-    client = ScriptedClient(reply, latency=1.0)
+    limits = RateLimits(requests=LimitReading(100, 99, 60.0))
+    busy = TransientModelError("busy", retry_after=5.0, limits=limits)
+    client = ScriptedClient([busy, REPLY.model_copy(update={"limits": limits})], latency=1.0)
     heard: dict[str, list[Any]] = {"a": [], "b": [], "all": []}
 
     async def listening(name: str) -> str:

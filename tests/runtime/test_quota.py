@@ -11,9 +11,8 @@ from demand import Demand
 from windows import worst_window
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
-from afnio.runtime import Limits
-from afnio.runtime._admission import Admitter, hear_limits
-from afnio.runtime._limits import LimitReading
+from afnio.runtime import LimitReading, Limits, RateLimits
+from afnio.runtime._admission import Admitter
 from afnio.runtime._loop import loop_time
 from afnio.runtime._settings import Priority
 from afnio.runtime.events import Usage
@@ -34,20 +33,19 @@ class Account:
         self._per_model = per_model
         self._latency = latency
 
-    async def answer(self, model: str) -> None:
+    async def answer(self, model: str) -> RateLimits:
         now, key = loop_time(), model if self._per_model else ""
         meter = self.meters.setdefault(key, self._make())
         wait = meter.wait(1, now)
         if wait == 0:
             meter.take(1, now)
             self.sent.append((now, 1))
-        reading = LimitReading(meter.limit, meter.remaining(now), meter.reset(now), 5e-7)
+        limits = RateLimits(LimitReading(meter.limit, meter.remaining(now), meter.reset(now), 5e-7))
         if wait > 0:
             self.refused.append(now)
-            hear_limits(reading, None)
-            raise RateLimitedError("slow down", status=429, retry_after=wait)
+            raise RateLimitedError("slow down", status=429, retry_after=wait, limits=limits)
         await anyio.sleep(self._latency)
-        hear_limits(reading, None)
+        return limits
 
 
 async def call(admit: Admitter, demand: Demand, account: Account) -> None:
@@ -55,8 +53,8 @@ async def call(admit: Admitter, demand: Demand, account: Account) -> None:
     first = True
     while True:
         try:
-            async with admit.permit(demand, first=first):
-                await account.answer(demand.model)
+            async with admit.permit(demand, first=first) as permit:
+                permit.settle(Usage(), await account.answer(demand.model))
         except RateLimitedError:
             first = False
             continue

@@ -8,12 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, NoReturn, Self, final
 
 from afnio.errors import FinalModelError, TransientModelError
-from afnio.models._messages import ChatRequest, ChatResponse, Message
+from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot
@@ -22,21 +21,22 @@ from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, check_blocking
 from afnio.runtime.events import Usage, unheard
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+
+def _encode(response: ChatResponse) -> bytes:
+    fields = asdict(response)
+    del fields["limits"]  # they belong to the moment, not to the reply
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-@cache
-def _as_json() -> TypeAdapter[ChatResponse]:
-    """Return what converts a response to JSON and back. Made at the first use, because it imports pydantic."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(ChatResponse)
+def _decode(payload: bytes) -> ChatResponse:
+    fields = json.loads(payload)
+    calls = tuple(ToolCall(**call) for call in fields["tool_calls"])
+    return ChatResponse(**{**fields, "tool_calls": calls, "usage": Usage(**fields["usage"])})
 
 
 CODEC: Final = Codec(
-    encode=lambda response: _as_json().dump_json(response),
-    decode=lambda payload: _as_json().validate_json(payload),
+    encode=_encode,
+    decode=_decode,
     reusable=lambda response: response.complete,
     recount=lambda response, usage: replace(response, usage=usage),
 )
@@ -409,4 +409,4 @@ class Once(ChatClient):
         try:
             return await self._client.send(request)
         except TransientModelError as error:
-            raise FinalModelError(str(error), status=error.status) from error
+            raise FinalModelError(str(error), status=error.status, limits=error.limits) from error

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, final
 
+from afnio.runtime._limits import RateLimits
 from afnio.runtime.events import Usage
 
 if TYPE_CHECKING:
@@ -206,6 +207,9 @@ class ChatResponse:
         finish_reason: why the model stopped, in the provider's word: "stop", "length", "tool_calls", ….
         model: the model that replied, by the provider's name for it.
         usage: the tokens that the provider counted.
+        limits: the account's limits as the provider reported them along with this reply, or None. The engine paces
+            later calls by them. They belong to the moment, not to the reply: they aren't compared, journals don't
+            keep them, and a replayed reply has None.
 
     Raises:
         TypeError: if the content isn't text.
@@ -219,6 +223,7 @@ class ChatResponse:
     finish_reason: str | None = None
     model: str = ""
     usage: Usage = field(default_factory=Usage)
+    limits: RateLimits | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # A custom client that returned parsed JSON here would fail much later, in the middle of a graph.

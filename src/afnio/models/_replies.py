@@ -18,8 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models._messages import ChatResponse, ToolCall
-from afnio.runtime._admission import hear_limits
-from afnio.runtime._limits import NO_LIMIT, LimitReading, tell_once
+from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, tell_once
 from afnio.runtime.events import Usage
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
@@ -31,13 +30,24 @@ LONGEST: Final = 2000
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -> ChatResponse:
-    """Return the response that `body` holds.
+    """Return the response in `body`. It, or the error, has the limits that the headers report.
 
     Raises:
         RateLimitedError: status 429 with quota left.
-        TransientModelError: 5xx, a body that is no completion.
+        TransientModelError: 5xx, or a body that isn't a completion.
         FinalModelError: everything that another attempt would not change.
     """
+    limits = read_limits(headers, url)
+    try:
+        return _read(status, headers, body, url, limits)
+    except ModelError as error:
+        error.limits = limits
+        raise
+
+
+def _read(
+    status: int, headers: Mapping[str, str], body: bytes, url: str, limits: RateLimits | None
+) -> ChatResponse:
     if status != 200:
         raise status_error(status, headers, _json(body), body, url)
     parsed = _parse(body)
@@ -49,7 +59,7 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -
         if parsed.error is not None:
             raise status_error(_status_in(parsed.error), headers, {"error": parsed.error}, body, url)
         raise TransientModelError(f"{url} answered 200 with no choices ({_start(body)})", status=status)
-    return _usable(parsed.response(), url)
+    return _usable(parsed.response(limits), url)
 
 
 def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: bytes, url: str) -> ModelError:
@@ -214,7 +224,7 @@ class ChatBody(BaseModel):
     usage: Any = None
     error: Any = None
 
-    def response(self) -> ChatResponse:
+    def response(self, limits: RateLimits | None) -> ChatResponse:
         """Return the first choice; there must be one."""
         assert self.choices
         choice = self.choices[0]
@@ -229,6 +239,7 @@ class ChatBody(BaseModel):
             finish_reason=reason if isinstance(reason, str) else None,
             model=self.model if isinstance(self.model, str) else "",
             usage=_counted(self.usage),
+            limits=limits,
         )
 
 
@@ -335,9 +346,14 @@ _PART: Final = re.compile(r"(\d+(?:\.(\d+))?)(ms|us|µs|ns|d|h|m|s)")
 _DURATION: Final = re.compile(rf"(?:{_PART.pattern})+")
 
 
-def hear_headers(headers: Mapping[str, str], url: str) -> None:
-    """Tell admission what the headers of a reply from `url` say; in the attempt that got it."""
-    hear_limits(read_limit(headers, "requests", url), read_limit(headers, "tokens", url))
+def read_limits(headers: Mapping[str, str], url: str = "the provider") -> RateLimits | None:
+    """Return the limits that the `x-ratelimit-*` headers report, or None if there are none.
+
+    >>> read_limits({"x-ratelimit-limit-tokens": "9000", "x-ratelimit-remaining-tokens": "8000"})
+    RateLimits(requests=None, tokens=LimitReading(limit=9000, remaining=8000, reset=None, precision=0.0))
+    """
+    requests, tokens = read_limit(headers, "requests", url), read_limit(headers, "tokens", url)
+    return None if requests is None and tokens is None else RateLimits(requests, tokens)
 
 
 def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider") -> LimitReading | None:

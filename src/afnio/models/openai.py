@@ -22,7 +22,7 @@ from afnio.errors import FinalModelError, KeyStoreError, ModelError, TransientMo
 from afnio.models._client import ChatClient
 from afnio.models._masking import mask, secrets_in_headers, secrets_in_url
 from afnio.models._messages import ChatRequest, ChatResponse
-from afnio.models._replies import hear_headers, read_reply, status_error
+from afnio.models._replies import read_reply, status_error
 from afnio.models._transport import (
     MAX_REPLY,
     RAW,
@@ -139,9 +139,7 @@ class AsyncOpenAI(ChatClient):
         try:
             with Silence.of(self.account, request.model):
                 answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
-            answer = self._without_key(answer)
-            hear_headers(answer.headers, self.account.url)
-            return self._read(answer)
+            return self._read(self._without_key(answer))
         except ModelError as error:
             self._without_secrets(error)
             raise

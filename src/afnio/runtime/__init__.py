@@ -21,7 +21,7 @@ from afnio.runtime._kernel import (
     current_runtime,
     current_scope,
 )
-from afnio.runtime._limits import Account, Limits
+from afnio.runtime._limits import Account, LimitReading, Limits, RateLimits
 from afnio.runtime._settings import priority
 from afnio.runtime._spending import Ledger, Price, Tier
 from afnio.runtime._waiting import Pending, journal, scope, set_sync_mode
@@ -33,10 +33,12 @@ __all__ = [
     "Job",
     "Launch",
     "Ledger",
+    "LimitReading",
     "Limits",
     "NO_FEEDBACK",
     "PENDING",
     "Price",
+    "RateLimits",
     "Scope",
     "Slot",
     "Tier",

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Hashable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
 from typing import Final, Protocol, Self, final
@@ -21,9 +21,9 @@ from afnio.runtime._limits import (
     NO_LIMIT,
     Account,
     Allowance,
-    LimitReading,
     Limits,
     OutputEstimate,
+    RateLimits,
     ServerLimit,
     Taken,
     given_limits,
@@ -64,7 +64,7 @@ class Permit:
         spared: whether it was a probe that failed, which uses up no attempt of its call.
     """
 
-    __slots__ = ("_admitter", "_token", "demand", "first", "number", "probe", "spared", "taken", "usage")
+    __slots__ = ("_admitter", "demand", "first", "limits", "number", "probe", "spared", "taken", "usage")
 
     def __init__(self, admitter: Admitter, demand: Demand, *, first: bool) -> None:
         self._admitter = admitter
@@ -74,21 +74,21 @@ class Permit:
         self.probe = self.spared = False
         self.taken: list[Taken] = []
         self.usage: Usage | None = None
+        self.limits: RateLimits | None = None
 
     async def __aenter__(self) -> Self:
         await self._admitter.enter(self)
-        self._token: Token[Permit] = _current.set(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _current.reset(self._token)
         self._admitter.leave(self, error)
 
-    def settle(self, usage: Usage) -> None:
-        """Note what the provider says that the attempt used."""
+    def settle(self, usage: Usage, limits: RateLimits | None = None) -> None:
+        """Note the tokens that the attempt used, and the limits that its reply reported."""
         self.usage = usage
+        self.limits = limits
 
     @property
     def used(self) -> float | None:
@@ -101,19 +101,6 @@ class Permit:
             return None
         prompt = usage.prompt_tokens or self.demand.prompt_tokens
         return prompt + (usage.completion_tokens if most is None else most)
-
-    def hear(self, requests: LimitReading | None, tokens: LimitReading | None) -> None:
-        self._admitter.hear(self, requests, tokens)
-
-
-_current: Final[ContextVar[Permit]] = ContextVar("afnio_permit")
-
-
-def hear_limits(requests: LimitReading | None, tokens: LimitReading | None) -> None:
-    """Take in what the headers of a reply say of the limits; in the attempt that got it."""
-    permit = _current.get(None)
-    if permit is not None and (requests is not None or tokens is not None):
-        permit.hear(requests, tokens)
 
 
 # CallQueue: who waits for admission, and who is next.
@@ -325,6 +312,9 @@ class Admitter:
     def leave(self, permit: Permit, error: BaseException | None, *, sent: bool = True) -> None:
         """Take back what `permit` held, and settle what it used."""
         now = loop_time()
+        limits = error.limits if isinstance(error, ModelError) else permit.limits
+        if limits is not None:
+            self._update(permit, limits, now)
         self.in_flight -= 1
         if not sent:
             self.health.circuit.released(probe=permit.probe)
@@ -340,14 +330,14 @@ class Admitter:
             self.health.circuit.released(probe=permit.probe)
         self._admit()
 
-    def hear(self, permit: Permit, requests: LimitReading | None, tokens: LimitReading | None) -> None:
-        """Take in what a reply says is left of its model's limits."""
-        now, model = loop_time(), permit.demand.model
+    def _update(self, permit: Permit, limits: RateLimits, now: float) -> None:
+        """Learn from the limits that a response reported for its model."""
+        model = permit.demand.model
         allowance = self._allowance(model)
         taken = permit.taken[0]
         if taken.allowance is not allowance:
             return  # the allowance of its model has become a shared one since
-        if allowance.hear(taken, requests, tokens, now, self._limits):
+        if allowance.hear(taken, limits, now, self._limits):
             emit(
                 LimitsLearnt(self.url, model, _per_minute(allowance.requests), _per_minute(allowance.tokens))
             )

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from afnio.runtime._journal import Journal
     from afnio.runtime._journal_file import Kind
     from afnio.runtime._kernel import Runtime
-    from afnio.runtime._limits import Account
+    from afnio.runtime._limits import Account, RateLimits
 
 
 ATTEMPT_DEADLINE: Final = 600.0
@@ -61,6 +61,8 @@ ATTEMPT_DEADLINE: Final = 600.0
 class Reply(Protocol):
     @property
     def usage(self) -> Usage: ...
+    @property
+    def limits(self) -> RateLimits | None: ...
 
 
 R = TypeVar("R", bound="Reply")
@@ -360,7 +362,7 @@ async def _attempt(trip: Trip[R]) -> R:
         try:
             async with permit:
                 reply = await _attempt_once(trip)
-                permit.settle(reply.usage)
+                permit.settle(reply.usage, reply.limits)
                 return reply
         except TransientModelError:
             if not permit.spared:

@@ -353,6 +353,22 @@ class LimitReading:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """What one response reports about the limits of its account and model, None for what it leaves out.
+
+    A client puts it into `ChatResponse.limits` or `ModelError.limits`. Without limits given by the user, the
+    engine paces by it, and sends nothing that the provider would refuse.
+
+    >>> RateLimits(requests=LimitReading(limit=500, remaining=499, reset=0.12))
+    RateLimits(requests=LimitReading(limit=500, remaining=499, reset=0.12, precision=0.0), tokens=None)
+    """
+
+    requests: LimitReading | None = None
+    tokens: LimitReading | None = None
+
+
+@final
 class WindowLength:
     """How long a provider's window is, which no header says.
 
@@ -584,8 +600,7 @@ class Allowance:
     def hear(
         self,
         taken: Taken,
-        requests: LimitReading | None,
-        tokens: LimitReading | None,
+        reported: RateLimits,
         now: float,
         limits: Limits | None,
     ) -> bool:
@@ -596,15 +611,15 @@ class Allowance:
             limits: explicit limits; they set the pace, whatever the replies say.
         """
         changed = False
-        if requests is not None:
+        if reported.requests is not None:
             since = self.requests_sent - taken.requests
-            self.requests, new = _heard(self.requests, requests, taken.at, since, now)
+            self.requests, new = _heard(self.requests, reported.requests, taken.at, since, now)
             if new and (limits is None or limits.requests_per_minute is None):
                 self._pace_requests(self.requests, now)
                 changed = True
-        if tokens is not None:
+        if reported.tokens is not None:
             used = self.tokens_sent - taken.tokens_before
-            self.tokens, new = _heard(self.tokens, tokens, taken.at, used, now)
+            self.tokens, new = _heard(self.tokens, reported.tokens, taken.at, used, now)
             if new and (limits is None or limits.tokens_per_minute is None):
                 self._pace_tokens(self.tokens, now)
                 changed = True
