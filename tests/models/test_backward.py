@@ -69,12 +69,12 @@ def test_a_path_makes_an_openai_client():
 @pytest.mark.parametrize(
     ("path", "args", "error", "words"),
     [
-        ("gpt-5", {}, ValueError, "a model path is \"provider/model\" (got 'gpt-5')"),
+        ("gpt-5", {}, ValueError, "such as \"openai/gpt-5\" (got 'gpt-5')"),
         ("openai/", {}, ValueError, "(got 'openai/')"),
         ("/gpt", {}, ValueError, "(got '/gpt')"),
-        ("anthropic/claude", {}, ValueError, "unsupported provider 'anthropic'; use openai/"),
-        (3, {}, TypeError, 'a backward model is "provider/model" or a model client (got 3)'),
-        (ScriptedClient(), {}, ValueError, "a client of your own needs a model"),
+        ("anthropic/claude", {}, ValueError, "must be openai or azure (got 'anthropic'); use openai/"),
+        (3, {}, TypeError, 'model_path must be "provider/model" or a model client (got 3)'),
+        (ScriptedClient(), {}, ValueError, "completion_args must name the model of a client"),
         (ScriptedClient(), {"model": "m", "n": 2}, ValueError, "n=2 replies"),
     ],
 )

@@ -39,7 +39,7 @@ GZIP: Final = "content-encoding: gzip\r\n"
 OK: Final = ("answered", "ok")
 HANGS: Final = (TransientModelError, "gave no reply within 0.3 s")
 EARLY: Final = (TransientModelError, "ended early")
-NO_HTTP: Final = (TransientModelError, "sent what is no HTTP")
+NO_HTTP: Final = (TransientModelError, "sent a response that isn't HTTP")
 NO_COMPLETION: Final = (TransientModelError, "no chat completion")
 TOO_LARGE: Final = (FinalModelError, "sent a reply of more than 1,048,576 bytes; pass max_reply_bytes=…")
 REDIRECT: Final = (FinalModelError, "/elsewhere/v1, which is not followed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 import looptime
@@ -124,7 +125,7 @@ async def test_every_client_can_teach_limits(refused: bool) -> None:
     limits = RateLimits(requests=LimitReading(6_000, 5_999, 0.01))
     reply = ChatResponse(content="yes")
     first = RateLimitedError("no", status=429, retry_after=0.0, limits=limits)
-    ends = (first, reply) if refused else (reply.model_copy(update={"limits": limits}),)
+    ends = (first, reply) if refused else (replace(reply, limits=limits),)
     events: list[object] = []
     with subscribed(events.append):
         client = Taught(f"refused-{refused}", *ends)
