@@ -40,7 +40,7 @@ OK: Final = ("answered", "ok")
 HANGS: Final = (TransientModelError, "gave no reply within 0.3 s")
 EARLY: Final = (TransientModelError, "ended early")
 NO_HTTP: Final = (TransientModelError, "sent a response that isn't HTTP")
-NO_COMPLETION: Final = (TransientModelError, "no chat completion")
+NO_COMPLETION: Final = (TransientModelError, "isn't a chat completion")
 TOO_LARGE: Final = (FinalModelError, "sent a reply of more than 1,048,576 bytes; pass max_reply_bytes=…")
 REDIRECT: Final = (FinalModelError, "/elsewhere/v1, which is not followed")
 ELSEWHERE: Final = "location: /elsewhere/v1/chat/completions?key=1\r\n"

@@ -64,8 +64,8 @@ HEAD: Final = 64
 def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
     r"""Return `text` with `MASK` in place of each secret of at least `SHORTEST` characters.
 
-    A secret is found as it is, with escapes of JSON, URLs or HTML in place of any of its characters, and in
-    base64, also as a part of what was encoded. Text in UTF-16 or UTF-32 is returned in UTF-8.
+    A secret is found verbatim, with any of its characters escaped as in JSON, URLs or HTML, and in base64, also as a
+    part of a longer encoded text. Text in UTF-16 or UTF-32 is returned in UTF-8.
 
     >>> mask(rb"no such key: sk-0123\/\u0034567, c2stMDEyMy80NTY3", ("sk-0123/4567",))
     b'no such key: <api key>, <api key>'
