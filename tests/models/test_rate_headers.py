@@ -9,7 +9,7 @@ from collections.abc import Callable
 import anyio
 import looptime
 import pytest
-from demand import Demand
+from demand import Attempt, Demand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -170,8 +170,8 @@ async def test_fixed_windows(limit: int, said: Callable[[float], str]) -> None:
     admit, server = Admitter(), FixedWindow(limit, said)
 
     async def call() -> None:
-        async with admit.permit(Demand(), first=True) as permit:
-            permit.settle(Usage(), await server.answer())
+        async with Attempt(admit, Demand()) as attempt:
+            attempt.reply(Usage(), await server.answer())
 
     for _ in range(5):
         started = loop_time()
@@ -211,12 +211,12 @@ def test_hostile_headers(replies: list[tuple[dict[str, str], float]]) -> None:
     async def main() -> None:
         admit = Admitter()
         for told, seconds in replies:
-            async with admit.permit(Demand(prompt_tokens=100), first=True) as permit:
-                permit.settle(Usage(), read_limits(told, "https://hostile.example"))
+            async with Attempt(admit, Demand(prompt_tokens=100)) as attempt:
+                attempt.reply(Usage(), read_limits(told, "https://hostile.example"))
             await anyio.sleep(seconds)
         wait = admit._allowance("m").wait(100, loop_time())
         assert 0 <= wait < math.inf
-        async with admit.permit(Demand(prompt_tokens=100), first=True):
+        async with Attempt(admit, Demand(prompt_tokens=100)):
             pass
         assert loop_time() <= 6 * 86_400 * 1.1
 
