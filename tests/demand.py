@@ -10,7 +10,7 @@ from afnio.errors import ModelError
 from afnio.runtime import RateLimits
 from afnio.runtime._admission import Admitter, Permit
 from afnio.runtime._call import Outcome
-from afnio.runtime._settings import Priority, Urgency
+from afnio.runtime._settings import CallPriority, Priority
 from afnio.runtime.events import Usage
 
 
@@ -18,17 +18,17 @@ from afnio.runtime.events import Usage
 class Demand:
     """One call as admission sees it."""
 
-    rank: Priority = Priority.TRAINING
+    level: Priority = Priority.TRAINING
     depth: int = 0
     model: str = "m"
     purpose: str = "forward"
     site: str | None = None
     prompt_tokens: int = 0
     max_output: int | None = 0
-    urgency: Urgency = field(init=False)
+    priority: CallPriority = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "urgency", Urgency(self.rank))
+        object.__setattr__(self, "priority", CallPriority(self.level))
 
 
 class Attempt(AbstractAsyncContextManager["Attempt"]):

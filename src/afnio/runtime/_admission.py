@@ -21,17 +21,17 @@ from afnio.runtime._limits import (
     NO_LIMIT,
     Account,
     Allowance,
+    Grant,
     Limits,
     OutputEstimate,
     RateLimits,
     ServerLimit,
-    Taken,
     given_limits,
-    tell_once,
+    warn_once,
 )
 from afnio.runtime._loop import call_later, loop_time
 from afnio.runtime._retries import AccountHealth, Concurrency, Refusals
-from afnio.runtime._settings import Urgency
+from afnio.runtime._settings import CallPriority
 from afnio.runtime.events import LimitsLearnt, Usage, emit
 
 
@@ -39,7 +39,7 @@ class Demand(Protocol):
     """What admission needs to know of a call."""
 
     @property
-    def urgency(self) -> Urgency: ...
+    def priority(self) -> CallPriority: ...
     @property
     def depth(self) -> int: ...
     @property
@@ -96,17 +96,17 @@ class Permit:
         number: counts the account's requests in the order of sending.
         probe: whether the attempt tries an account whose circuit is open.
         spared: whether it was a probe that failed. It uses up no attempt of its call.
-        taken: what it took of the model's allowance, and of the given one.
+        grants: what it took of the model's allowance, and of the given one.
     """
 
-    __slots__ = ("demand", "first", "number", "probe", "spared", "taken")
+    __slots__ = ("demand", "first", "grants", "number", "probe", "spared")
 
     def __init__(self, demand: Demand, *, first: bool) -> None:
         self.demand = demand
         self.first = first
         self.number = 0
         self.probe = self.spared = False
-        self.taken: list[Taken] = []
+        self.grants: list[Grant] = []
 
 
 # CallQueue: who waits for admission, and who is next.
@@ -133,7 +133,7 @@ class QueueEntry:
     def order_anew(self) -> None:
         """Take the place that the call's urgency gives it now; its line's heap has to be put in order after."""
         demand = self.permit.demand
-        self._key = (demand.urgency.rank, self.permit.first, -demand.depth)
+        self._key = (demand.priority.level, self.permit.first, -demand.depth)
 
     def __lt__(self, other: QueueEntry) -> bool:
         return (self._key, self.order) < (other._key, other.order)
@@ -143,7 +143,7 @@ class QueueEntry:
 class CallQueue:
     """Calls by urgency, a line for each model, so that one whose window is full holds up no other.
 
-    Urgency is the class, then retries before first attempts, then the deeper call, so that samples which
+    Priority is the class, then retries before first attempts, then the deeper call, so that samples which
     are begun are finished before new ones are, then who came first. Ageing: after 16 calls
     have overtaken the one that has waited longest, it is next, whatever its class; so nobody starves, and
     a serving call waits for one such turn at most.
@@ -258,7 +258,7 @@ class Admitter:
         for name in ("requests_per_minute", "tokens_per_minute"):
             value = getattr(limits, name)
             if value is not None and value >= NO_LIMIT:
-                tell_once(self.url, name, "%s was given %s=%s, which is taken for no limit", name, value)
+                warn_once(self.url, name, "%s was given %s=%s, which is taken for no limit", name, value)
         if limits.max_in_flight is not None:
             self.concurrency.set_ceiling(limits.max_in_flight)
         self._admit()
@@ -290,7 +290,7 @@ class Admitter:
                 return permit
         entry = QueueEntry(permit)
         self._queue.push(entry)
-        demand.urgency.on_raise = partial(self._reorder, entry)
+        demand.priority.on_raise = partial(self._reorder, entry)
         self._admit()
         count_call(waits=entry.waiting)
         try:
@@ -362,14 +362,14 @@ class Admitter:
         """Learn from the limits that a response reported for its model."""
         model = permit.demand.model
         allowance = self._allowance(model)
-        taken = permit.taken[0]
-        if taken.allowance is not allowance:
+        grant = permit.grants[0]
+        if grant.allowance is not allowance:
             return  # the allowance of its model has become a shared one since
-        if allowance.hear(taken, limits, now, self._limits):
+        if allowance.update(grant, limits, now, self._limits):
             emit(
                 LimitsLearnt(self.url, model, _per_minute(allowance.requests), _per_minute(allowance.tokens))
             )
-        if allowance.requests is not None and allowance.requests.crowded:
+        if allowance.requests is not None and allowance.requests.shared:
             self._join(allowance, now)
 
     # The queue
@@ -422,9 +422,9 @@ class Admitter:
         permit.number, self._sent = self._sent, self._sent + 1
         permit.probe = self.health.circuit.send(permit.number)
         self.refusals.sent(permit.number, now)
-        permit.taken = [self._allowance(demand.model).take(cost, now)]
+        permit.grants = [self._allowance(demand.model).take(cost, now)]
         if self._given.paced:
-            permit.taken.append(self._given.take(cost, now))
+            permit.grants.append(self._given.take(cost, now))
 
     def _wake_in(self, seconds: float, now: float) -> None:
         due = now + max(seconds, _TICK)
@@ -473,12 +473,12 @@ class Admitter:
             return
         prompt = usage.prompt_tokens or demand.prompt_tokens
         used = prompt + (usage.completion_tokens if most is None else most)
-        for taken in permit.taken:
-            taken.allowance.settle(taken, used, now)
+        for grant in permit.grants:
+            grant.allowance.settle(grant, used, now)
 
     def _refund(self, permit: Permit, now: float, *, counted: bool) -> None:
-        for taken in permit.taken:
-            taken.allowance.refund(taken, now, counted=counted)
+        for grant in permit.grants:
+            grant.allowance.refund(grant, now, counted=counted)
 
     def _answered(self, permit: Permit, now: float) -> None:
         self.health.answered(permit.number, now)
@@ -487,10 +487,10 @@ class Admitter:
     def _limited(self, permit: Permit, error: RateLimitedError, now: float) -> None:
         self.health.answered(permit.number, now)
         self.concurrency.limited(now, error.retry_after)
-        self._pause(self.refusals.refused(permit.number, permit.taken[0].at, error.retry_after, now), now)
+        self._pause(self.refusals.refused(permit.number, permit.grants[0].at, error.retry_after, now), now)
         if self.refusals.shut:
             text = "%s refuses one request after another (%s); its calls wait, for an hour at most"
-            tell_once(self.url, "shut", text, error)
+            warn_once(self.url, "shut", text, error)
 
     def _failed(self, permit: Permit, error: TransientModelError, now: float) -> None:
         permit.spared = permit.probe
@@ -502,7 +502,7 @@ class Admitter:
 
     def _learnt(self, requests: int, seconds: float) -> None:
         per_minute = requests / seconds * MINUTE
-        tell_once(
+        warn_once(
             self.url,
             "refusals",
             "%s refuses requests; it let in %d within %.0f s, so its calls go at %.0f a minute, and faster as long as "
@@ -558,23 +558,23 @@ def admitter(runtime: Runtime, account: Account) -> Admitter:
     return found
 
 
-# Crowd: whether the calls of a context find room at once; who speculates may then leave it.
+# Congestion: whether the calls of a context find room at once; who speculates may then leave it.
 
 
-CROWDED: Final = 0.25
-"""Fraction of the calls that waited or were replayed from which on there is a crowd."""
+CONGESTED: Final = 0.25
+"""Fraction of the calls that waited or were replayed from which on there is a congestion."""
 
 
 @final
-class Crowd:
+class Congestion:
     """Counts the calls that are launched in a context, and those of them that had to wait for room.
 
     Replayed calls count as waiting: they cost no time, so nothing is won by making others ahead of need, which the
     journal may not have.
 
-    >>> crowd = Crowd()
-    >>> crowd.calls, crowd.waited = 10, 5
-    >>> crowd.dense
+    >>> congestion = Congestion()
+    >>> congestion.calls, congestion.waited = 10, 5
+    >>> congestion.high
     True
     """
 
@@ -589,16 +589,16 @@ class Crowd:
         self.waited += waits
 
     @property
-    def dense(self) -> bool:
-        return self.calls > 0 and self.waited >= CROWDED * self.calls
+    def high(self) -> bool:
+        return self.calls > 0 and self.waited >= CONGESTED * self.calls
 
 
-crowd: Final[ContextVar[Crowd | None]] = ContextVar("afnio_crowd", default=None)
+congestion: Final[ContextVar[Congestion | None]] = ContextVar("afnio_congestion", default=None)
 """Who counts the calls of this context."""
 
 
 def count_call(*, waits: bool) -> None:
     """Count a call of the context; on the runtime's thread."""
-    counting = crowd.get()
+    counting = congestion.get()
     if counting is not None:
         counting.count(waits=waits)

@@ -24,13 +24,13 @@ import anyio.lowlevel
 from tenacity import RetryCallState
 
 from afnio.errors import JournalError, ModelError, RateLimitedError, TransientModelError
-from afnio.runtime._admission import Crowd, Sign, Tokens, admitter, count_call, crowd
+from afnio.runtime._admission import Congestion, Sign, Tokens, admitter, congestion, count_call
 from afnio.runtime._budget import Budget, Charge, Reservation, current_budgets, reservation_of, time_over
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Task, loop_time
 from afnio.runtime._retries import retrying
-from afnio.runtime._settings import Urgency, current_priority
+from afnio.runtime._settings import CallPriority, current_priority
 from afnio.runtime._spending import AttemptEstimate, Price, cost
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import (
@@ -114,7 +114,7 @@ class Call(Generic[R]):
     purpose: str
     attempt: Callable[[], Awaitable[R]]
     deadline: float = ATTEMPT_DEADLINE
-    urgency: Urgency = field(default_factory=lambda: Urgency(current_priority()))
+    priority: CallPriority = field(default_factory=lambda: CallPriority(current_priority()))
     depth: int = 0
     prompt_tokens: int = 0
     max_output: int | None = None
@@ -562,7 +562,7 @@ class Rider(Generic[R]):
         self.budgets = current_budgets()
         # Two that are equal are one: the same method of the same object.
         self.audience = {_hashable(subscriber): subscriber for subscriber in audience()}
-        self.crowd = crowd.get()
+        self.congestion = congestion.get()
         self.reservation = reservation_of(runtime, call.estimate)
         self.ends = self.reservation.deadline
         self.holding: anyio.CancelScope | None = None
@@ -617,7 +617,7 @@ class Flight(Trip[R]):
         self._journals: Counter[Journal] = Counter()
         # Of all riders.
         self._listeners: Counter[Hashable] = Counter()
-        self._crowd = Crowd()
+        self._congestion = Congestion()
 
     @property
     def waiting(self) -> int:
@@ -625,7 +625,7 @@ class Flight(Trip[R]):
         return len(self._riders)
 
     async def run(self) -> None:
-        crowd.set(self._crowd)
+        congestion.set(self._congestion)
         with heard_by(lambda event: self._tell(self._riders, lambda call: event)):
             try:
                 await send(self)
@@ -694,7 +694,7 @@ class Flight(Trip[R]):
         if rider.journal is not None:
             self._journals[rider.journal] += 1
         self._aboard[rider] = None
-        self.call.urgency.raise_to(rider.call.urgency.rank)
+        self.call.priority.raise_to(rider.call.priority.level)
         if self._sent_at is not None:
             for held in brought.values():
                 held.send()
@@ -794,11 +794,11 @@ class Flight(Trip[R]):
         self.wire = anyio.CancelScope()
         for held in self._held.values():
             held.send()
-        waits, self._crowd.waited = self._crowd.waited > 0, 0
+        waits, self._congestion.waited = self._congestion.waited > 0, 0
         for rider in self._aboard:
             rider.boarded_at = self._sent_at
-            if rider.crowd is not None:
-                rider.crowd.count(waits=waits)
+            if rider.congestion is not None:
+                rider.congestion.count(waits=waits)
         self._set_deadlines()
 
     def attempt(self) -> Any:

@@ -173,24 +173,24 @@ def current_priority() -> Priority:
 
 
 @final
-class Urgency:
-    """The priority of one call, which a more urgent caller that joins it may raise.
+class CallPriority:
+    """The priority of one call. A more urgent caller that joins the call raises it.
 
-    >>> urgency = Urgency(Priority.TRAINING)
-    >>> urgency.raise_to(Priority.SERVING)
-    >>> urgency.rank.name
+    >>> priority = CallPriority(Priority.TRAINING)
+    >>> priority.raise_to(Priority.SERVING)
+    >>> priority.level.name
     'SERVING'
     """
 
-    __slots__ = ("on_raise", "rank")
+    __slots__ = ("level", "on_raise")
 
-    def __init__(self, rank: Priority) -> None:
-        self.rank = rank
+    def __init__(self, level: Priority) -> None:
+        self.level = level
         self.on_raise: Callable[[], object] | None = None
 
-    def raise_to(self, rank: Priority) -> None:
-        """Take `rank` if it is more urgent, and tell the queue that the call may be in."""
-        if rank < self.rank:
-            self.rank = rank
+    def raise_to(self, level: Priority) -> None:
+        """Take `level` if it is more urgent, and tell the queue that the call may be in."""
+        if level < self.level:
+            self.level = level
             if self.on_raise is not None:
                 self.on_raise()
