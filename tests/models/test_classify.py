@@ -157,7 +157,7 @@ async def test_a_wait_out_of_reach_is_none(name, value, caplog):
     url = f"https://{name}.example/{len(value)}{value[:1]}"
     assert [None, None] == [await asked_to_wait({name: value}, url) for _ in range(2)]
     (record,) = caplog.records
-    assert f"{url} says {name}: {value}, which is" in record.getMessage()
+    assert f"{url} sent {name}: {value}, which is" in record.getMessage()
 
 
 async def test_a_long_wait_is_cut(caplog):
@@ -171,7 +171,7 @@ async def test_a_long_wait_is_cut(caplog):
             {"retry-after": email.utils.formatdate(time.time() + 3600, usegmt=True)},
         )
     ]
-    assert "says retry-after: 3600, which is long; it is asked again after 600 s" in caplog.text
+    assert "sent retry-after: 3600, which is long; the next request follows after 600 s" in caplog.text
 
 
 async def test_a_unix_time_to_come_back_at():

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from demand import Demand
+from demand import Attempt, Demand
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
 from afnio.runtime import Account, Limits
@@ -23,7 +23,7 @@ URL = "https://host/v1"
 
 
 async def attempt(admit: Admitter, error: ModelError | None, seconds: float = 0.0) -> None:
-    async with admit.permit(Demand(), first=True):
+    async with Attempt(admit, Demand()):
         await anyio.sleep(seconds)
         if error is not None:
             raise error
@@ -45,15 +45,15 @@ async def test_calls_wait_while_the_circuit_is_open(caplog: pytest.LogCaptureFix
 
     async def call() -> None:
         while True:
-            permit = admit.permit(Demand(), first=True)
+            attempt = Attempt(admit, Demand())
             try:
-                async with permit:
+                async with attempt:
                     sent.append(loop_time())
                     if loop_time() < broken_until:
                         raise TransientModelError("bad gateway", status=502)
                 return
             except TransientModelError:
-                assert permit.spared, "a probe uses up no attempt"
+                assert attempt.permit.spared, "a probe uses up no attempt"
 
     with subscribed(events.append), caplog.at_level(logging.WARNING, logger="afnio"):
         await break_down(admit)
@@ -81,12 +81,12 @@ async def test_given_up_after_ten_minutes() -> None:
 
     async def call() -> None:
         while True:
-            permit = admit.permit(Demand(), first=True)
+            attempt = Attempt(admit, Demand())
             try:
-                async with permit:
+                async with attempt:
                     raise TransientModelError("bad gateway", status=502)
             except TransientModelError:
-                assert permit.spared
+                assert attempt.permit.spared
             except FinalModelError as error:
                 errors.append(str(error))
                 return
@@ -174,7 +174,7 @@ async def call(admit: Admitter, reached: Callable[[], bool]) -> None:
     first = True
     async for attempt in retrying(lambda state: None, admit.grant_retry):
         with attempt:
-            async with admit.permit(Demand(), first=first):
+            async with Attempt(admit, Demand(), first=first):
                 first = False
                 if not reached():
                     raise UnreachableError(REFUSED)

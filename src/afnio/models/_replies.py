@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models._messages import ChatResponse, ToolCall
-from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, tell_once
+from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, warn_once
 from afnio.runtime.events import Usage
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
@@ -135,11 +135,11 @@ def retry_after(headers: Mapping[str, str], url: str = "the provider") -> float 
             continue
         seconds = seconds_ahead(asked)
         if seconds is None:
-            message = "%s says %s: %.40s, which is more than a day and is ignored"
-            tell_once(url, f"{name}, ignored", message, name, text)
+            message = "%s sent %s: %.40s, which is more than a day and is ignored"
+            warn_once(url, f"{name}, ignored", message, name, text)
         elif seconds > LONGEST_WAIT:
-            message = "%s says %s: %.40s, which is long; it is asked again after %.0f s"
-            tell_once(url, name, message, name, text, LONGEST_WAIT)
+            message = "%s sent %s: %.40s, which is long; the next request follows after %.0f s"
+            warn_once(url, name, message, name, text, LONGEST_WAIT)
             return LONGEST_WAIT
         else:
             return seconds
@@ -384,7 +384,7 @@ def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider")
         return None
     if limit >= NO_LIMIT:
         name = f"x-ratelimit-limit-{kind}"
-        tell_once(url, name, "%s says %s: %.40s, which is taken for no limit", name, headers[name])
+        warn_once(url, name, "%s sent %s: %.40s, which is taken for no limit", name, headers[name])
         return None
     reset, precision = _read_reset(headers.get(f"x-ratelimit-reset-{kind}"), kind, url)
     return LimitReading(limit, max(0, min(remaining, limit)), reset, precision)
@@ -399,10 +399,10 @@ def _read_reset(text: str | None, kind: str, url: str) -> tuple[float | None, fl
         return reset, precision
     name = f"x-ratelimit-reset-{kind}"
     if reset is None:
-        tell_once(url, name, "%s says %s: %.40s, which is more than a day and is ignored", name, text)
+        warn_once(url, name, "%s sent %s: %.40s, which is more than a day and is ignored", name, text)
         return None, 0.0
-    message = "%s says %s: %.40s, which is taken for a Unix time, %.0f s from now"
-    tell_once(url, name, message, name, text, reset)
+    message = "%s sent %s: %.40s, which is taken for a Unix time, %.0f s from now"
+    warn_once(url, name, message, name, text, reset)
     return reset, 1.0
 
 

@@ -394,8 +394,8 @@ def _account(sdk: Any, secrets: Sequence[str], headers: Mapping[str, Any]) -> Ac
     netloc = urlsplit(str(sdk.base_url)).netloc
     identity = [*secrets, netloc, sdk.organization, sdk.project]
     identity += sorted(str(value) for name, value in headers.items() if name.lower() in _CREDENTIALS)
-    secret = hashlib.sha256("\0".join(map(str, identity)).encode())
-    return Account(_without_credentials(str(sdk.base_url)), secret.hexdigest()[:16])
+    digest = hashlib.sha256("\0".join(map(str, identity)).encode())
+    return Account(_without_credentials(str(sdk.base_url)), digest.hexdigest()[:16])
 
 
 def _variant(sdk: Any, headers: Mapping[str, Any]) -> str:

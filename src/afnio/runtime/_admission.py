@@ -8,30 +8,30 @@ import math
 from collections import deque
 from collections.abc import Hashable
 from contextvars import ContextVar
+from enum import Enum, auto
 from functools import partial
-from types import TracebackType
-from typing import Final, Protocol, Self, final
+from typing import Final, Protocol, final
 
 import anyio
 
-from afnio.errors import ModelError, ProviderDownError, RateLimitedError, TransientModelError
+from afnio.errors import ProviderDownError, RateLimitedError, TransientModelError
 from afnio.runtime._kernel import Runtime, existing_runtime
 from afnio.runtime._limits import (
     MINUTE,
     NO_LIMIT,
     Account,
     Allowance,
+    Grant,
     Limits,
     OutputEstimate,
     RateLimits,
     ServerLimit,
-    Taken,
     given_limits,
-    tell_once,
+    warn_once,
 )
 from afnio.runtime._loop import call_later, loop_time
 from afnio.runtime._retries import AccountHealth, Concurrency, Refusals
-from afnio.runtime._settings import Urgency
+from afnio.runtime._settings import CallPriority
 from afnio.runtime.events import LimitsLearnt, Usage, emit
 
 
@@ -39,7 +39,7 @@ class Demand(Protocol):
     """What admission needs to know of a call."""
 
     @property
-    def urgency(self) -> Urgency: ...
+    def priority(self) -> CallPriority: ...
     @property
     def depth(self) -> int: ...
     @property
@@ -54,53 +54,59 @@ class Demand(Protocol):
     def max_output(self) -> int | None: ...
 
 
+class Tokens(Enum):
+    """What an attempt leaves behind in its account's windows of tokens."""
+
+    USED = auto()
+    """What its reply counted, or what was reserved if it counted none."""
+    KEPT = auto()
+    """What was reserved, because the provider may have counted it."""
+    FREE = auto()
+    """Nothing: the provider turned it away, or it wasn't sent."""
+
+
+class Sign(Enum):
+    """What an attempt shows about the health of its account."""
+
+    ANSWERS = auto()
+    REFUSES = auto()
+    """It is alive, and over its limit. All of its calls pause."""
+    BY_ERROR = auto()
+    """It fails if another attempt may help, and answers if not."""
+    NOTHING = auto()
+
+
+class Ending(Protocol):
+    """How an attempt ended, for its account: a row of `Outcome` in `_call.py`."""
+
+    @property
+    def request_counts(self) -> bool: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def sign(self) -> Sign: ...
+
+
 @final
 class Permit:
-    """One place on the wire for a `with` block, which is one attempt of a call.
+    """A place on the wire for one attempt of a call; `Admitter.enter` fills it in, `leave` takes it back.
 
     Attributes:
+        first: whether it is the call's first attempt.
         number: counts the account's requests in the order of sending.
         probe: whether the attempt tries an account whose circuit is open.
-        spared: whether it was a probe that failed, which uses up no attempt of its call.
+        spared: whether it was a probe that failed. It uses up no attempt of its call.
+        grants: what it took of the model's allowance, and of the given one.
     """
 
-    __slots__ = ("_admitter", "demand", "first", "limits", "number", "probe", "spared", "taken", "usage")
+    __slots__ = ("demand", "first", "grants", "number", "probe", "spared")
 
-    def __init__(self, admitter: Admitter, demand: Demand, *, first: bool) -> None:
-        self._admitter = admitter
+    def __init__(self, demand: Demand, *, first: bool) -> None:
         self.demand = demand
         self.first = first
         self.number = 0
         self.probe = self.spared = False
-        self.taken: list[Taken] = []
-        self.usage: Usage | None = None
-        self.limits: RateLimits | None = None
-
-    async def __aenter__(self) -> Self:
-        await self._admitter.enter(self)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._admitter.leave(self, error)
-
-    def settle(self, usage: Usage, limits: RateLimits | None = None) -> None:
-        """Note the tokens that the attempt used, and the limits that its reply reported."""
-        self.usage = usage
-        self.limits = limits
-
-    @property
-    def used(self) -> float | None:
-        """The tokens that the provider counted against the account; None where it doesn't say.
-
-        A request that says how long its reply may be is counted with all of that when it is admitted.
-        """
-        usage, most = self.usage, self.demand.max_output
-        if usage is None or not usage.total_tokens:
-            return None
-        prompt = usage.prompt_tokens or self.demand.prompt_tokens
-        return prompt + (usage.completion_tokens if most is None else most)
+        self.grants: list[Grant] = []
 
 
 # CallQueue: who waits for admission, and who is next.
@@ -127,7 +133,7 @@ class QueueEntry:
     def order_anew(self) -> None:
         """Take the place that the call's urgency gives it now; its line's heap has to be put in order after."""
         demand = self.permit.demand
-        self._key = (demand.urgency.rank, self.permit.first, -demand.depth)
+        self._key = (demand.priority.level, self.permit.first, -demand.depth)
 
     def __lt__(self, other: QueueEntry) -> bool:
         return (self._key, self.order) < (other._key, other.order)
@@ -137,7 +143,7 @@ class QueueEntry:
 class CallQueue:
     """Calls by urgency, a line for each model, so that one whose window is full holds up no other.
 
-    Urgency is the class, then retries before first attempts, then the deeper call, so that samples which
+    Priority is the class, then retries before first attempts, then the deeper call, so that samples which
     are begun are finished before new ones are, then who came first. Ageing: after 16 calls
     have overtaken the one that has waited longest, it is next, whatever its class; so nobody starves, and
     a serving call waits for one such turn at most.
@@ -252,44 +258,39 @@ class Admitter:
         for name in ("requests_per_minute", "tokens_per_minute"):
             value = getattr(limits, name)
             if value is not None and value >= NO_LIMIT:
-                tell_once(self.url, name, "%s was given %s=%s, which is taken for no limit", name, value)
+                warn_once(self.url, name, "%s was given %s=%s, which is taken for no limit", name, value)
         if limits.max_in_flight is not None:
             self.concurrency.set_ceiling(limits.max_in_flight)
         self._admit()
-
-    def permit(self, demand: Demand, *, first: bool) -> Permit:
-        """Return the right to one attempt of a call, to be held by `async with`.
-
-        Args:
-            first: whether it is the call's first attempt.
-        """
-        return Permit(self, demand, first=first)
 
     def grant_retry(self, error: BaseException) -> bool:
         """Whether the account may have one more retry, after `error`."""
         return self.health.grant_retry(error, loop_time())
 
-    # For permits
+    # For the attempts of calls
 
-    async def enter(self, permit: Permit) -> None:
-        """Wait until `permit` may go on the wire.
+    async def enter(self, demand: Demand, *, first: bool) -> Permit:
+        """Wait until an attempt of a call may go on the wire; each permit is to be given to `leave`.
+
+        Args:
+            first: whether it is the call's first attempt.
 
         Raises:
             ProviderDownError: if the account has failed for so long that waiting is no use.
         """
+        permit = Permit(demand, first=first)
         now = loop_time()
-        demand = permit.demand
-        if permit.first:
+        if first:
             self.health.retries.count_call(now)
         if not self._queue and self._held(now) <= 0:
             cost = self._cost(demand)
             if self._given.wait(cost, now) <= 0 and self._allowance(demand.model).wait(cost, now) <= 0:
                 self._take(permit, now)
                 count_call(waits=False)
-                return
+                return permit
         entry = QueueEntry(permit)
         self._queue.push(entry)
-        demand.urgency.on_raise = partial(self._reorder, entry)
+        demand.priority.on_raise = partial(self._reorder, entry)
         self._admit()
         count_call(waits=entry.waiting)
         try:
@@ -298,50 +299,77 @@ class Admitter:
             if entry.waiting:
                 self._queue.remove(entry)
             elif entry.error is None:
-                self.leave(permit, None, sent=False)
+                self._release(permit)
             self._admit()
             raise
         if entry.error is not None:
             raise entry.error
+        return permit
 
     def _reorder(self, entry: QueueEntry) -> None:
         if entry.waiting:
             self._queue.reorder(entry)
             self._admit()
 
-    def leave(self, permit: Permit, error: BaseException | None, *, sent: bool = True) -> None:
-        """Take back what `permit` held, and settle what it used."""
+    def leave(
+        self,
+        permit: Permit,
+        ending: Ending,
+        *,
+        usage: Usage | None = None,
+        limits: RateLimits | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Take back `permit`, settle what its attempt used, and learn from how it ended.
+
+        Args:
+            usage: the tokens that the reply counted.
+            limits: what the response reported, be it a reply or an error.
+
+        Raises:
+            ProviderDownError: if the account has failed for so long that no call should wait for it.
+        """
         now = loop_time()
-        limits = error.limits if isinstance(error, ModelError) else permit.limits
         if limits is not None:
             self._update(permit, limits, now)
         self.in_flight -= 1
-        if not sent:
-            self.health.circuit.released(probe=permit.probe)
-            self._refund(permit, now, counted=False)
-        elif error is None:
+        if ending.tokens is Tokens.USED and usage is not None:
+            self._settle(permit, usage, now)
+        elif ending.tokens is Tokens.FREE:
+            self._refund(permit, now, counted=ending.request_counts)
+        if ending.sign is Sign.ANSWERS:
             self._answered(permit, now)
             if permit.first:
                 self.concurrency.succeeded(now)
-            self._settle(permit, now)
-        elif isinstance(error, ModelError):
+        elif ending.sign is Sign.NOTHING:
+            self.health.circuit.released(probe=permit.probe)
+        elif ending.sign is Sign.REFUSES:
+            assert isinstance(error, RateLimitedError)
+            self._limited(permit, error, now)
+        elif isinstance(error, TransientModelError):
             self._failed(permit, error, now)
         else:
-            self.health.circuit.released(probe=permit.probe)
+            self._answered(permit, now)
         self._admit()
+
+    def _release(self, permit: Permit) -> None:
+        """Take back a permit whose call was cancelled before it knew of it."""
+        self.in_flight -= 1
+        self.health.circuit.released(probe=permit.probe)
+        self._refund(permit, loop_time(), counted=False)
 
     def _update(self, permit: Permit, limits: RateLimits, now: float) -> None:
         """Learn from the limits that a response reported for its model."""
         model = permit.demand.model
         allowance = self._allowance(model)
-        taken = permit.taken[0]
-        if taken.allowance is not allowance:
+        grant = permit.grants[0]
+        if grant.allowance is not allowance:
             return  # the allowance of its model has become a shared one since
-        if allowance.hear(taken, limits, now, self._limits):
+        if allowance.update(grant, limits, now, self._limits):
             emit(
                 LimitsLearnt(self.url, model, _per_minute(allowance.requests), _per_minute(allowance.tokens))
             )
-        if allowance.requests is not None and allowance.requests.crowded:
+        if allowance.requests is not None and allowance.requests.shared:
             self._join(allowance, now)
 
     # The queue
@@ -394,9 +422,9 @@ class Admitter:
         permit.number, self._sent = self._sent, self._sent + 1
         permit.probe = self.health.circuit.send(permit.number)
         self.refusals.sent(permit.number, now)
-        permit.taken = [self._allowance(demand.model).take(cost, now)]
+        permit.grants = [self._allowance(demand.model).take(cost, now)]
         if self._given.paced:
-            permit.taken.append(self._given.take(cost, now))
+            permit.grants.append(self._given.take(cost, now))
 
     def _wake_in(self, seconds: float, now: float) -> None:
         due = now + max(seconds, _TICK)
@@ -433,40 +461,38 @@ class Admitter:
                 allowance.absorb(other, now, self._limits)
                 self._models[model] = allowance
 
-    def _settle(self, permit: Permit, now: float) -> None:
-        usage, used = permit.usage, permit.used
-        if usage is not None and usage.completion_tokens:
-            demand = permit.demand
+    def _settle(self, permit: Permit, usage: Usage, now: float) -> None:
+        """Correct the tokens to those that the provider counted against the account.
+
+        A request that limits its reply is counted with all of that limit when the provider admits it.
+        """
+        demand, most = permit.demand, permit.demand.max_output
+        if usage.completion_tokens:
             self.output.observe(demand.purpose, demand.model, usage.completion_tokens, demand.site)
-        if used is not None:
-            for taken in permit.taken:
-                taken.allowance.settle(taken, used, now)
+        if not usage.total_tokens:
+            return
+        prompt = usage.prompt_tokens or demand.prompt_tokens
+        used = prompt + (usage.completion_tokens if most is None else most)
+        for grant in permit.grants:
+            grant.allowance.settle(grant, used, now)
 
     def _refund(self, permit: Permit, now: float, *, counted: bool) -> None:
-        for taken in permit.taken:
-            taken.allowance.refund(taken, now, counted=counted)
+        for grant in permit.grants:
+            grant.allowance.refund(grant, now, counted=counted)
 
     def _answered(self, permit: Permit, now: float) -> None:
         self.health.answered(permit.number, now)
         self.refusals.answered(permit.number, now)
 
-    def _failed(self, permit: Permit, error: ModelError, now: float) -> None:
-        if isinstance(error, RateLimitedError):
-            self.health.answered(permit.number, now)
-            self._refund(permit, now, counted=False)
-            self.concurrency.limited(now, error.retry_after)
-            self._pause(self.refusals.refused(permit.number, permit.taken[0].at, error.retry_after, now), now)
-            if self.refusals.shut:
-                told = "%s refuses one request after another (%s); its calls wait, for an hour at most"
-                tell_once(self.url, "shut", told, error)
-            return
-        # What was turned away costs nothing. What broke after it was let in is counted by most providers, and what
-        # got no answer may be: refunded, it would be sent above the limit.
-        if error.status is not None and 400 <= error.status < 500:
-            self._refund(permit, now, counted=True)
-        if not isinstance(error, TransientModelError):
-            self._answered(permit, now)
-            return
+    def _limited(self, permit: Permit, error: RateLimitedError, now: float) -> None:
+        self.health.answered(permit.number, now)
+        self.concurrency.limited(now, error.retry_after)
+        self._pause(self.refusals.refused(permit.number, permit.grants[0].at, error.retry_after, now), now)
+        if self.refusals.shut:
+            text = "%s refuses one request after another (%s); its calls wait, for an hour at most"
+            warn_once(self.url, "shut", text, error)
+
+    def _failed(self, permit: Permit, error: TransientModelError, now: float) -> None:
         permit.spared = permit.probe
         hopeless = self.health.failed(permit.number, error, now, probe=permit.probe)
         if hopeless is not None:
@@ -476,7 +502,7 @@ class Admitter:
 
     def _learnt(self, requests: int, seconds: float) -> None:
         per_minute = requests / seconds * MINUTE
-        tell_once(
+        warn_once(
             self.url,
             "refusals",
             "%s refuses requests; it let in %d within %.0f s, so its calls go at %.0f a minute, and faster as long as "
@@ -532,23 +558,23 @@ def admitter(runtime: Runtime, account: Account) -> Admitter:
     return found
 
 
-# Crowd: whether the calls of a context find room at once; who speculates may then leave it.
+# Congestion: whether the calls of a context find room at once; who speculates may then leave it.
 
 
-CROWDED: Final = 0.25
-"""Fraction of the calls that waited or were replayed from which on there is a crowd."""
+CONGESTED: Final = 0.25
+"""Fraction of the calls that waited or were replayed from which on there is a congestion."""
 
 
 @final
-class Crowd:
+class Congestion:
     """Counts the calls that are launched in a context, and those of them that had to wait for room.
 
     Replayed calls count as waiting: they cost no time, so nothing is won by making others ahead of need, which the
     journal may not have.
 
-    >>> crowd = Crowd()
-    >>> crowd.calls, crowd.waited = 10, 5
-    >>> crowd.dense
+    >>> congestion = Congestion()
+    >>> congestion.calls, congestion.waited = 10, 5
+    >>> congestion.high
     True
     """
 
@@ -563,16 +589,16 @@ class Crowd:
         self.waited += waits
 
     @property
-    def dense(self) -> bool:
-        return self.calls > 0 and self.waited >= CROWDED * self.calls
+    def high(self) -> bool:
+        return self.calls > 0 and self.waited >= CONGESTED * self.calls
 
 
-crowd: Final[ContextVar[Crowd | None]] = ContextVar("afnio_crowd", default=None)
+congestion: Final[ContextVar[Congestion | None]] = ContextVar("afnio_congestion", default=None)
 """Who counts the calls of this context."""
 
 
 def count_call(*, waits: bool) -> None:
     """Count a call of the context; on the runtime's thread."""
-    counting = crowd.get()
+    counting = congestion.get()
     if counting is not None:
         counting.count(waits=waits)
