@@ -8,15 +8,7 @@ import pytest
 
 import afnio
 from afnio.models import ChatModel
-from afnio.models._backward_model import _model
 from afnio.testing import ScriptedClient
-
-
-@pytest.fixture(autouse=True)
-def unset():
-    before, _model.default = _model.default, None
-    yield
-    _model.default = before
 
 
 def test_none_is_set_at_first():
@@ -83,4 +75,5 @@ def test_bad_models_are_refused_and_change_nothing(path, args, error, words):
     with pytest.raises(error) as caught:
         afnio.set_backward_model_client(path, completion_args=args)
     assert words in str(caught.value)
-    assert _model.default is None
+    with pytest.raises(RuntimeError, match="no backward model"):
+        afnio.get_backward_model_client()

@@ -14,13 +14,12 @@ import httpx2
 import openai
 import pytest
 from hostile import HostileServer, Way, reply
+from wire import OneAttempt
 
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
-from afnio.models._client import Once
 from afnio.models.openai import AsyncOpenAI, OpenAI
-from afnio.runtime import _retries
 from afnio.runtime.events import CallRetried, subscribed
 from afnio.testing import Fault, Provider
 
@@ -146,7 +145,7 @@ async def test_a_rate_limit_waits_as_long_as_it_is_told(headers, least):
 
 async def test_a_rate_limit_that_stays_is_an_error(monkeypatch):
     """After the time that refusals are borne."""
-    monkeypatch.setattr(_retries, "REFUSED_FOR", 0.6)
+    monkeypatch.setattr("afnio.runtime._retries.REFUSED_FOR", 0.6)
     async with Provider(fault=lambda *_: Fault(429)) as provider:
         with pytest.raises(RateLimitedError, match="answered 429") as caught:
             await ask(client(provider))
@@ -167,7 +166,7 @@ async def test_an_empty_account_is_final():
 
 async def test_an_endpoint_that_is_not_there(monkeypatch):
     """Within five seconds; the sentence has host, port and the fix, the notes the launch line."""
-    monkeypatch.setattr(_retries, "BACKOFF_FIRST", 0.5)
+    monkeypatch.setattr("afnio.runtime._retries.BACKOFF_FIRST", 0.5)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -183,7 +182,7 @@ async def test_an_endpoint_that_is_not_there(monkeypatch):
 
 async def test_a_silent_endpoint_ends_by_the_timeout(monkeypatch):
     """Each attempt has its deadline."""
-    monkeypatch.setattr(_retries, "ATTEMPTS", 2)
+    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 2)
     async with Provider(fault=lambda *_: Fault(hang=True)) as provider:
         with pytest.raises(TransientModelError, match="gave no reply within 0.05 s"):
             await ask(client(provider, timeout=0.05))
@@ -317,7 +316,7 @@ async def test_an_http_client_that_fails(failure, kind, words):
     own = httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
     lm = AsyncOpenAI(api_key=KEY, base_url="http://host/v1", http_client=own)
     with pytest.raises(FinalModelError, match=words) as caught:
-        await ask(Once(lm))
+        await ask(OneAttempt(lm))
     assert kind is type(caught.value.__cause__)
 
 
@@ -327,7 +326,7 @@ async def test_an_http_client_reads_the_start_of_errors_alone():
     async with HostileServer({"v1": Way(reply(long, "503 X"))}) as server, httpx2.AsyncClient() as own:
         lm = AsyncOpenAI(api_key=KEY, base_url=server.url("v1"), http_client=own)
         with pytest.raises(FinalModelError, match="answered 503: it starts") as caught:
-            await ask(Once(lm))
+            await ask(OneAttempt(lm))
         assert len(caught.value.__cause__.__cause__.response.content) == 2**14
         assert len(long) == len((await own.post(server.url("v1"))).content)
 
@@ -394,7 +393,7 @@ async def test_credentials_in_the_base_url_are_sent_and_shown_nowhere(received):
 
 async def test_no_secret_enters_an_event_or_an_error(monkeypatch):
     """Though the server repeats the key, and the base URL holds a password."""
-    monkeypatch.setattr(_retries, "ATTEMPTS", 2)
+    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 2)
     echo = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}."}})
     faults = first(Fault(500, body=echo), Fault(401, body=echo))
     async with Provider(fault=faults) as provider:
@@ -474,7 +473,7 @@ async def test_no_form_of_the_key_enters_a_reply():
 
 async def test_a_key_in_the_address_of_a_redirect_is_masked(monkeypatch):
     """The error names that address."""
-    monkeypatch.setattr(_retries, "ATTEMPTS", 1)
+    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 1)
     fault = Fault(302, headers={"location": f"http://{KEY}.invalid/"})
     async with Provider(fault=first(fault)) as provider:
         with pytest.raises(ModelError) as caught:

@@ -301,7 +301,7 @@ class AsyncAzureOpenAI(AsyncOpenAI):
         given = [name for name, value in credentials.items() if value is not None]
         if len(given) > 1:
             raise ValueError(
-                f"the credential must be only one (got {' and '.join(given)}); pass the one to use"
+                f"Azure must have only one credential (got {' and '.join(given)}); pass the one to use"
             )
         # Like the SDK, prefer any given credential to those of the environment.
         self._token = azure_ad_token if given else os.environ.get("AZURE_OPENAI_AD_TOKEN")
