@@ -7,6 +7,7 @@ import email.utils
 import json
 import socket
 import time
+from typing import NamedTuple
 from urllib.parse import quote
 
 import anyio
@@ -349,18 +350,24 @@ async def test_a_key_may_be_a_function():
     assert ["Bearer key-0", "Bearer key-1"] == seen
 
 
+class Answer(NamedTuple):
+    """As the transport returns it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
 @pytest.fixture
 def received(monkeypatch):
     """What the transport was asked to send."""
-    from afnio.models._transport import AiohttpTransport, Answer
-
     posts = []
 
     async def post(self, url, headers, body, most):
         posts.append((url, headers, body))
         return Answer(200, {}, b'{"choices": [{"message": {"content": "hi"}}]}')
 
-    monkeypatch.setattr(AiohttpTransport, "post", post)
+    monkeypatch.setattr("afnio.models._transport.AiohttpTransport.post", post)
     return posts
 
 
