@@ -124,15 +124,15 @@ class AsyncOpenAI(ChatClient):
         return self.account.url
 
     async def list_models(self) -> list[str]:
-        """Return the names of the models that the endpoint offers; on the caller's asyncio loop.
+        """Return the names of the endpoint's models. It runs on the caller's asyncio loop.
 
         Raises:
-            ModelError: if it can't be asked, such as for a key that it doesn't take.
+            ModelError: if the endpoint can't be reached or refuses, for instance because of the key.
         """
         import openai
 
         try:
-            # A client of its own: connections belong to one loop.
+            # Not the SDK client's own connections: they belong to another event loop.
             own = openai.DefaultAsyncHttpxClient(follow_redirects=False)
             async with self._sdk.copy(http_client=own) as sdk:
                 return [model.id async for model in sdk.models.list()]

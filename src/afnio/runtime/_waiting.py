@@ -241,8 +241,8 @@ class Pending(Generic[T]):
 class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]):  # noqa: N801
     """Own what is launched in the block. Use `with` in a script and `async with` on an event loop.
 
-    Leaving the block waits for its launches and raises the errors that haven't been read: one as it is, several as
-    an ExceptionGroup. An exception in the block cancels the launches first. A launch's address is the scope's path
+    Leaving the block waits for its launches and raises the errors that haven't been read: a single one
+    unchanged, several in an ExceptionGroup. An exception in the block cancels the launches first. A launch's address is the scope's path
     and the launch's number in the scope, in program order.
 
     Args:
