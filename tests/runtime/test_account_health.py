@@ -175,7 +175,7 @@ class Repeated:
     def __init__(self, admit: Admitter, reached: Callable[[], bool]) -> None:
         self.failures = 0
         self.refused_since = None
-        self.grant_retry = admit.grant_retry
+        self.health = admit.health
         self._admit = admit
         self._reached = reached
         self._first = True
@@ -241,3 +241,17 @@ async def test_a_host_that_was_reached_is_given_the_usual_patience(before: Model
         with contextlib.suppress(UnreachableError):  # its attempts may be used up, but it is not given up
             await call(admit, lambda: loop_time() >= up)
     assert admit.health.circuit.answered
+
+
+@pytest.mark.looptime
+async def test_the_log_holds_ten_retries_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """However many calls fail; and none of them waits for its line."""
+    health = AccountHealth(URL)
+    with caplog.at_level(logging.INFO, logger="afnio"):
+        for _ in range(100):
+            await health.log_retry(TransientModelError("bad gateway", status=502), 1.5)
+        assert 0 == loop_time()
+        assert ["bad gateway; trying again in 1.5 s"] * 10 == [line.getMessage() for line in caplog.records]
+        await anyio.sleep(60)
+        await health.log_retry(TransientModelError("bad gateway", status=502), 1.5)
+    assert 11 == len(caplog.records)

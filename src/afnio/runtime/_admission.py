@@ -263,10 +263,6 @@ class Admitter:
             self.concurrency.set_ceiling(limits.max_in_flight)
         self._admit()
 
-    def grant_retry(self, error: BaseException) -> bool:
-        """Whether the account may have one more retry, after `error`."""
-        return self.health.grant_retry(error, loop_time())
-
     # For the attempts of calls
 
     async def enter(self, demand: Demand, *, first: bool) -> Permit:

@@ -29,7 +29,7 @@ from afnio.runtime._budget import Budget, Charge, Reservation, current_budgets, 
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Task, loop_time
-from afnio.runtime._retries import RETRIES
+from afnio.runtime._retries import RETRIES, AccountHealth
 from afnio.runtime._settings import CallPriority, current_priority
 from afnio.runtime._spending import AttemptEstimate, Price, cost
 from afnio.runtime._waiting import active_journal
@@ -294,8 +294,9 @@ class Trip(ABC, Generic[R]):
     def depart(self) -> None:
         """Count the attempt, which goes on the wire now, and give it its deadline."""
 
-    def grant_retry(self, error: BaseException) -> bool:
-        return admitter(self.runtime, self.call.account).grant_retry(error)
+    @property
+    def health(self) -> AccountHealth:
+        return admitter(self.runtime, self.call.account).health
 
     def attempt(self) -> Awaitable[R]:
         """Send the call once."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, final
 
 import anyio
+from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from afnio.errors import (
@@ -55,7 +56,8 @@ class Repeated(Protocol):
     failures: int
     refused_since: float | None
 
-    def grant_retry(self, error: BaseException) -> bool: ...
+    @property
+    def health(self) -> AccountHealth: ...
     def retry(self, state: RetryCallState) -> None: ...
 
 
@@ -79,7 +81,14 @@ def _used_up(state: RetryCallState) -> bool:
     call.failures += 1
     # A first contact ends by time; a server that took its time over each refusal would never end it.
     most = 2 * ATTEMPTS if is_first_contact(error) else ATTEMPTS
-    return call.failures >= most or (error is not None and not call.grant_retry(error))
+    return call.failures >= most or (error is not None and not call.health.grant_retry(error, loop_time()))
+
+
+async def _announce(state: RetryCallState) -> None:
+    call: Repeated = state.args[0]
+    call.retry(state)
+    if state.outcome is not None and state.next_action is not None:
+        await call.health.log_retry(state.outcome.exception(), state.next_action.sleep)
 
 
 RETRIES: Final = AsyncRetrying(
@@ -87,7 +96,7 @@ RETRIES: Final = AsyncRetrying(
     wait=backoff,
     retry=retry_if_exception_type(TransientModelError),
     sleep=anyio.sleep,
-    before_sleep=lambda state: state.args[0].retry(state),
+    before_sleep=_announce,
     reraise=True,
 )
 """Repeats attempts: `await RETRIES(attempt, call)`. Transient errors are tried again, every other one is raised.
@@ -416,6 +425,8 @@ class Circuit:
 
 FIRST_CONTACT: Final = 2.5
 """Seconds after which the next attempt is the last one to a host that was never reached."""
+LINES: Final = 10
+"""Log lines about the retries of one account in a minute: an outage of thousands of calls must not fill the log."""
 ANEW: Final = 60.0
 """Seconds without an attempt after which a host that was never reached gets as many again."""
 
@@ -436,6 +447,7 @@ class AccountHealth:
         self.circuit = Circuit()
         self.retries = RetryBudget()
         self._url = url
+        self._lines = AsyncLimiter(LINES, 60.0)
         self._told = False
         self._reached = False
         self._unreached: tuple[float, float] | None = None  # since when, and at last when
@@ -486,6 +498,12 @@ class AccountHealth:
             since = now
         self._unreached = since, now
         return now - since >= FIRST_CONTACT
+
+    async def log_retry(self, error: BaseException | None, seconds: float) -> None:
+        """Log a retry, unless the log has had enough of them: the call must not wait for its line."""
+        if self._lines.has_capacity():
+            await self._lines.acquire()
+            _logger.info("%s; trying again in %.1f s", error, seconds)
 
     def grant_retry(self, error: BaseException, now: float) -> bool:
         """Take one retry from the budget; an error that gets none says why."""
