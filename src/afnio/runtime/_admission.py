@@ -1,4 +1,19 @@
-"""Permit: the right to make one attempt of a call."""
+"""Admission: one queue for each account decides which call goes on the wire next.
+
+A provider counts requests and tokens for each account, and refuses what is too much. So every attempt of every call
+asks the account's `Admitter` first. It needs four things: a place in flight, a request and some tokens of what the
+limits allow, and an account that isn't paused or broken. `enter` waits until there is all of it and `leave` gives back
+what wasn't used.
+
+The admitter takes the four together, for the head of the queue. If a call held a place while it waited for tokens, the
+places could fill up with calls that can't go, and urgent ones would wait behind them.
+
+Nothing here suspends between the choice of a call and the booking. `enter` admits a call on the spot if the queue is
+empty; else an event wakes it. Whatever may let a call go (a reply, a timer, a new limit) runs `_admit`.
+
+How fast an account may go is in `_limits.py`, how it recovers from failures in `_retries.py`. What each ending of an
+attempt means for the account is the table `Outcome` in `_call.py`.
+"""
 
 from __future__ import annotations
 
@@ -34,203 +49,21 @@ from afnio.runtime._retries import AccountHealth, Concurrency, Refusals
 from afnio.runtime._settings import CallPriority
 from afnio.runtime.events import LimitsLearnt, Usage, emit
 
-
-class Demand(Protocol):
-    """What admission needs to know of a call."""
-
-    @property
-    def priority(self) -> CallPriority: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def purpose(self) -> str: ...
-    @property
-    def site(self) -> Hashable: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def max_output(self) -> int | None: ...
-
-
-class Tokens(Enum):
-    """What an attempt leaves behind in its account's windows of tokens."""
-
-    USED = auto()
-    """What its reply counted, or what was reserved if it counted none."""
-    KEPT = auto()
-    """What was reserved, because the provider may have counted it."""
-    FREE = auto()
-    """Nothing: the provider turned it away, or it wasn't sent."""
-
-
-class Sign(Enum):
-    """What an attempt shows about the health of its account."""
-
-    ANSWERS = auto()
-    REFUSES = auto()
-    """It is alive, and over its limit. All of its calls pause."""
-    BY_ERROR = auto()
-    """It fails if another attempt may help, and answers if not."""
-    NOTHING = auto()
-
-
-class Ending(Protocol):
-    """How an attempt ended, for its account: a row of `Outcome` in `_call.py`."""
-
-    @property
-    def request_counts(self) -> bool: ...
-    @property
-    def tokens(self) -> Tokens: ...
-    @property
-    def sign(self) -> Sign: ...
-
-
-@final
-class Permit:
-    """A place on the wire for one attempt of a call; `Admitter.enter` fills it in, `leave` takes it back.
-
-    Attributes:
-        first: whether it is the call's first attempt.
-        number: counts the account's requests in the order of sending.
-        probe: whether the attempt tries an account whose circuit is open.
-        spared: whether it was a probe that failed. It uses up no attempt of its call.
-        grants: what it took of the model's allowance, and of the given one.
-    """
-
-    __slots__ = ("demand", "first", "grants", "number", "probe", "spared")
-
-    def __init__(self, demand: Demand, *, first: bool) -> None:
-        self.demand = demand
-        self.first = first
-        self.number = 0
-        self.probe = self.spared = False
-        self.grants: list[Grant] = []
-
-
-# CallQueue: who waits for admission, and who is next.
-
-
-PATIENCE: Final = 16
-"""Calls that may overtake the one that has waited longest; the next admission is its own."""
-
-
-@final
-class QueueEntry:
-    """One call in the queue; one that is cancelled stays until its turn, as taking it out costs a search."""
-
-    __slots__ = ("_key", "admitted", "error", "order", "permit", "waiting")
-
-    def __init__(self, permit: Permit) -> None:
-        self.permit = permit
-        self.order = 0
-        self.waiting = True
-        self.admitted = anyio.Event()
-        self.error: Exception | None = None
-        self.order_anew()
-
-    def order_anew(self) -> None:
-        """Take the place that the call's urgency gives it now; its line's heap has to be put in order after."""
-        demand = self.permit.demand
-        self._key = (demand.priority.level, self.permit.first, -demand.depth)
-
-    def __lt__(self, other: QueueEntry) -> bool:
-        return (self._key, self.order) < (other._key, other.order)
-
-
-@final
-class CallQueue:
-    """Calls by urgency, a line for each model, so that one whose window is full holds up no other.
-
-    Priority is the class, then retries before first attempts, then the deeper call, so that samples which
-    are begun are finished before new ones are, then who came first. Ageing: after 16 calls
-    have overtaken the one that has waited longest, it is next, whatever its class; so nobody starves, and
-    a serving call waits for one such turn at most.
-    """
-
-    def __init__(self) -> None:
-        self._lines: dict[str, tuple[list[QueueEntry], deque[QueueEntry]]] = {}
-        self._orders = itertools.count()
-        self._waiting = 0
-        self._overtaken = 0
-
-    def __len__(self) -> int:
-        return self._waiting
-
-    def push(self, entry: QueueEntry) -> None:
-        entry.order = next(self._orders)
-        line = self._lines.get(entry.permit.demand.model)
-        if line is None:
-            line = self._lines[entry.permit.demand.model] = ([], deque())
-        heapq.heappush(line[0], entry)
-        line[1].append(entry)
-        self._waiting += 1
-
-    def heads(self) -> list[QueueEntry]:
-        """Return who is next in each line, the most urgent one first."""
-        lines = list(self._lines.values())
-        by_age = self._overtaken >= PATIENCE
-        heads = [head for line in lines if (head := _oldest(line) if by_age else _foremost(line)) is not None]
-        if len(heads) > 1:
-            heads.sort(key=(lambda entry: entry.order) if by_age else None)
-        return heads
-
-    def admit(self, entry: QueueEntry) -> None:
-        """Take out one of the heads."""
-        oldest = min(head.order for line in self._lines.values() if (head := _oldest(line)) is not None)
-        overtakes = entry.order != oldest and self._overtaken < PATIENCE
-        self._overtaken = self._overtaken + 1 if overtakes else 0
-        self.remove(entry)
-
-    def remove(self, entry: QueueEntry) -> None:
-        """Take out an entry that was admitted or is cancelled."""
-        if entry.waiting:
-            entry.waiting = False
-            self._waiting -= 1
-            if not self._waiting:
-                self._lines.clear()
-
-    def reorder(self, entry: QueueEntry) -> None:
-        """Give a waiting entry whose call became more urgent its new place; rare, so a whole line is sorted."""
-        entry.order_anew()
-        heapq.heapify(self._lines[entry.permit.demand.model][0])
-
-    def drain(self) -> list[QueueEntry]:
-        """Take out all, and return them."""
-        entries = [entry for line in self._lines.values() for entry in line[1] if entry.waiting]
-        for entry in entries:
-            self.remove(entry)
-        return entries
-
-
-def _foremost(line: tuple[list[QueueEntry], deque[QueueEntry]]) -> QueueEntry | None:
-    heap = line[0]
-    while heap and not heap[0].waiting:
-        heapq.heappop(heap)
-    return heap[0] if heap else None
-
-
-def _oldest(line: tuple[list[QueueEntry], deque[QueueEntry]]) -> QueueEntry | None:
-    arrivals = line[1]
-    while arrivals and not arrivals[0].waiting:
-        arrivals.popleft()
-    return arrivals[0] if arrivals else None
-
-
-# Admission: one admitter for each account decides which call goes on the wire next.
-#
-# It alone takes requests, tokens and places in flight, for the head of one queue; so nobody holds any of
-# them while it waits for another.
-
-
 _TICK: Final = 1e-4
-"""Seconds of the shortest timer, so that rounding makes no busy loop."""
+"""Seconds of the shortest timer: a wait rounded down to 0 would spin."""
 
 
 @final
 class Admitter:
-    """The one queue of an account. Nothing waits anywhere else, so nobody holds a permit while queueing."""
+    """Admits the calls of one account; on the runtime's loop.
+
+    Attributes:
+        in_flight: requests on the wire.
+        concurrency: how many may be.
+        health: the circuit breaker and the retry budget.
+        refusals: the pace that was learnt from 429s.
+        output: how long replies are.
+    """
 
     def __init__(self, account: Account | None = None) -> None:
         self.url = "the account" if account is None else account.url
@@ -248,7 +81,7 @@ class Admitter:
         self._models: dict[str, Allowance] = {}
 
     def apply(self, limits: Limits) -> None:
-        """Take new limits; the same ones again change nothing, so what was learnt since stays."""
+        """Use new limits. Equal ones change nothing, so what was learnt in the meantime is kept."""
         if limits is self._limits or limits == self._limits:
             return
         self._limits = limits
@@ -263,20 +96,14 @@ class Admitter:
             self.concurrency.set_ceiling(limits.max_in_flight)
         self._admit()
 
-    def grant_retry(self, error: BaseException) -> bool:
-        """Whether the account may have one more retry, after `error`."""
-        return self.health.grant_retry(error, loop_time())
-
-    # For the attempts of calls
-
     async def enter(self, demand: Demand, *, first: bool) -> Permit:
-        """Wait until an attempt of a call may go on the wire; each permit is to be given to `leave`.
+        """Wait until an attempt of a call may go on the wire. Pass the permit to `leave` afterwards.
 
         Args:
-            first: whether it is the call's first attempt.
+            first: True for the call's first attempt.
 
         Raises:
-            ProviderDownError: if the account has failed for so long that waiting is no use.
+            ProviderDownError: if the account has failed for too long to wait for it.
         """
         permit = Permit(demand, first=first)
         now = loop_time()
@@ -353,7 +180,7 @@ class Admitter:
         self._admit()
 
     def _release(self, permit: Permit) -> None:
-        """Take back a permit whose call was cancelled before it knew of it."""
+        """Take back a permit if its call was cancelled after it was admitted and before it ran again."""
         self.in_flight -= 1
         self.health.circuit.released(probe=permit.probe)
         self._refund(permit, loop_time(), counted=False)
@@ -364,7 +191,7 @@ class Admitter:
         allowance = self._allowance(model)
         grant = permit.grants[0]
         if grant.allowance is not allowance:
-            return  # the allowance of its model has become a shared one since
+            return  # the model has been merged with another one since the request was sent
         if allowance.update(grant, limits, now, self._limits):
             emit(
                 LimitsLearnt(self.url, model, _per_minute(allowance.requests), _per_minute(allowance.tokens))
@@ -375,7 +202,7 @@ class Admitter:
     # The queue
 
     def _admit(self) -> None:
-        """Let everybody go who may; or have this called again when somebody may."""
+        """Admit calls until the next one has to wait; then set a timer for it."""
         while self._queue:
             now = loop_time()
             wait = self._held(now)
@@ -390,16 +217,16 @@ class Admitter:
             return
 
     def _held(self, now: float) -> float:
-        """Return the seconds for which nobody may go; infinite until somebody leaves or a pause ends."""
+        """Return the seconds until any call may go; infinite if only a reply or the end of a pause can tell."""
         if self.in_flight >= self.concurrency.limit or self._paused_until is not None:
             return math.inf
         return max(self.health.circuit.wait(now), self.refusals.wait(now))
 
     def _next(self, now: float) -> tuple[QueueEntry | None, float]:
-        """Return who is next, or after how many seconds somebody may be.
+        """Return the next call, or the seconds until there may be one.
 
-        A model whose window is full is passed over. What the whole account lacks is waited for: else a large
-        request would never get through.
+        Models whose window is full are skipped. If the head lacks tokens of the whole account, everything waits for it:
+        if smaller requests went ahead, a large one would never get through.
         """
         soonest = math.inf
         for entry in self._queue.heads():
@@ -446,14 +273,14 @@ class Admitter:
         return found
 
     def _cost(self, demand: Demand) -> int:
-        """Return the tokens to reserve: the prompt's, and the most or the usual length of the reply."""
+        """Return the tokens to reserve: the prompt and the reply at its limit, or at its usual length without one."""
         output = demand.max_output
         if output is None:
             output = self.output.tokens(demand.purpose, demand.model, demand.site)
         return demand.prompt_tokens + output
 
     def _join(self, allowance: Allowance, now: float) -> None:
-        """Count models together that are found to draw on the same limit."""
+        """Count models together if they draw on the same limit."""
         assert allowance.requests is not None
         for model, other in list(self._models.items()):
             theirs = other.requests
@@ -519,13 +346,13 @@ class Admitter:
             entry.admitted.set()
 
     def _pause(self, seconds: float, now: float) -> None:
-        """Keep the whole account off the wire: the other calls would be refused as well."""
+        """Send nothing for this account for a while: its other calls would be refused as well."""
         if seconds > 0 and now + seconds > (self._paused_until or 0.0):
             self._paused_until = now + seconds
             call_later(seconds, partial(self._resume, self._paused_until))
 
     def _resume(self, until: float) -> None:
-        # By the timer, not by the clock, which may be a tick short of it; a longer pause has its own timer.
+        # Compare timers, not times: the clock may be a tick early. A longer pause has its own timer.
         if self._paused_until == until:
             self._paused_until = None
             self._admit()
@@ -536,6 +363,15 @@ class Admitter:
 
 def _per_minute(limit: ServerLimit | None) -> float | None:
     return None if limit is None else limit.rate * MINUTE
+
+
+def admitter(runtime: Runtime, account: Account) -> Admitter:
+    """Return the account's admitter under the limits that hold now; on the runtime's thread."""
+    found = runtime.resource((Admitter, account), partial(Admitter, account))
+    limits = given_limits(account)
+    if limits is not None:
+        found.apply(limits)
+    return found
 
 
 def on_wire(runtime: Runtime) -> int:
@@ -549,28 +385,207 @@ def calls_on_wire() -> int:
     return 0 if runtime is None else on_wire(runtime)
 
 
-def admitter(runtime: Runtime, account: Account) -> Admitter:
-    """Return the account's admitter under the limits that hold now; on the runtime's thread."""
-    found = runtime.resource((Admitter, account), partial(Admitter, account))
-    limits = given_limits(account)
-    if limits is not None:
-        found.apply(limits)
-    return found
+# The queue.
 
 
-# Congestion: whether the calls of a context find room at once; who speculates may then leave it.
+PATIENCE: Final = 16
+"""Calls that may overtake the one that has waited longest."""
+
+
+@final
+class CallQueue:
+    """Waiting calls in the order of their priority, with a line for each model.
+
+    A model whose window is full doesn't hold up the other models. Within a line the class of the priority comes first,
+    then retries before first attempts, then deeper calls (so that samples in progress finish before new ones
+    begin), then the order of arrival.
+
+    Ageing prevents starvation. When 16 calls have overtaken the one that has waited longest, that one is next. A
+    serving call waits for one such turn at most.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[list[QueueEntry], deque[QueueEntry]]] = {}
+        self._orders = itertools.count()
+        self._waiting = 0
+        self._overtaken = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def push(self, entry: QueueEntry) -> None:
+        entry.order = next(self._orders)
+        line = self._lines.get(entry.permit.demand.model)
+        if line is None:
+            line = self._lines[entry.permit.demand.model] = ([], deque())
+        heapq.heappush(line[0], entry)
+        line[1].append(entry)
+        self._waiting += 1
+
+    def heads(self) -> list[QueueEntry]:
+        """Return the next call of each line, the most urgent one first."""
+        lines = list(self._lines.values())
+        by_age = self._overtaken >= PATIENCE
+        heads = [head for line in lines if (head := _oldest(line) if by_age else _foremost(line)) is not None]
+        if len(heads) > 1:
+            heads.sort(key=(lambda entry: entry.order) if by_age else None)
+        return heads
+
+    def admit(self, entry: QueueEntry) -> None:
+        """Take out one of the heads."""
+        oldest = min(head.order for line in self._lines.values() if (head := _oldest(line)) is not None)
+        overtakes = entry.order != oldest and self._overtaken < PATIENCE
+        self._overtaken = self._overtaken + 1 if overtakes else 0
+        self.remove(entry)
+
+    def remove(self, entry: QueueEntry) -> None:
+        """Take out an entry that was admitted or is cancelled."""
+        if entry.waiting:
+            entry.waiting = False
+            self._waiting -= 1
+            if not self._waiting:
+                self._lines.clear()
+
+    def reorder(self, entry: QueueEntry) -> None:
+        """Move an entry whose call became more urgent. This is rare, so the whole line is sorted."""
+        entry.reorder()
+        heapq.heapify(self._lines[entry.permit.demand.model][0])
+
+    def drain(self) -> list[QueueEntry]:
+        """Take out all, and return them."""
+        entries = [entry for line in self._lines.values() for entry in line[1] if entry.waiting]
+        for entry in entries:
+            self.remove(entry)
+        return entries
+
+
+def _foremost(line: tuple[list[QueueEntry], deque[QueueEntry]]) -> QueueEntry | None:
+    heap = line[0]
+    while heap and not heap[0].waiting:
+        heapq.heappop(heap)
+    return heap[0] if heap else None
+
+
+def _oldest(line: tuple[list[QueueEntry], deque[QueueEntry]]) -> QueueEntry | None:
+    arrivals = line[1]
+    while arrivals and not arrivals[0].waiting:
+        arrivals.popleft()
+    return arrivals[0] if arrivals else None
+
+
+@final
+class QueueEntry:
+    """A call in the queue. A cancelled one stays until its turn comes: searching for it would cost more."""
+
+    __slots__ = ("_key", "admitted", "error", "order", "permit", "waiting")
+
+    def __init__(self, permit: Permit) -> None:
+        self.permit = permit
+        self.order = 0
+        self.waiting = True
+        self.admitted = anyio.Event()
+        self.error: Exception | None = None
+        self.reorder()
+
+    def reorder(self) -> None:
+        """Read the call's priority again. The heap of its line must be sorted afterwards."""
+        demand = self.permit.demand
+        self._key = (demand.priority.level, self.permit.first, -demand.depth)
+
+    def __lt__(self, other: QueueEntry) -> bool:
+        return (self._key, self.order) < (other._key, other.order)
+
+
+# What calls and their attempts are for admission.
+
+
+@final
+class Permit:
+    """A place on the wire for one attempt of a call; `Admitter.enter` fills it in, `leave` takes it back.
+
+    Attributes:
+        first: True for the call's first attempt.
+        number: counts the account's requests in the order of sending.
+        probe: True if the attempt tries an account whose circuit is open.
+        spared: True if it was a probe and failed. It doesn't use up an attempt of its call.
+        grants: what it took from the model's allowance, and from the given limits.
+    """
+
+    __slots__ = ("demand", "first", "grants", "number", "probe", "spared")
+
+    def __init__(self, demand: Demand, *, first: bool) -> None:
+        self.demand = demand
+        self.first = first
+        self.number = 0
+        self.probe = self.spared = False
+        self.grants: list[Grant] = []
+
+
+class Demand(Protocol):
+    """A call as admission sees it."""
+
+    @property
+    def priority(self) -> CallPriority: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def purpose(self) -> str: ...
+    @property
+    def site(self) -> Hashable: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def max_output(self) -> int | None: ...
+
+
+class Ending(Protocol):
+    """How an attempt ended, for its account: a row of `Outcome` in `_call.py`."""
+
+    @property
+    def request_counts(self) -> bool: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def sign(self) -> Sign: ...
+
+
+class Tokens(Enum):
+    """What an attempt leaves behind in its account's windows of tokens."""
+
+    USED = auto()
+    """The tokens that its reply counted, or the reserve if it counted none."""
+    KEPT = auto()
+    """The reserve, because the provider may have counted it."""
+    FREE = auto()
+    """Nothing: the provider turned it away, or it wasn't sent."""
+
+
+class Sign(Enum):
+    """What an attempt shows about the health of its account."""
+
+    ANSWERS = auto()
+    REFUSES = auto()
+    """It is alive, and over its limit. All of its calls pause."""
+    BY_ERROR = auto()
+    """It fails if another attempt may help, and answers if not."""
+    NOTHING = auto()
+
+
+# Congestion: speculative work stops if the calls of its context have to wait.
 
 
 CONGESTED: Final = 0.25
-"""Fraction of the calls that waited or were replayed from which on there is a congestion."""
+"""Share of a context's calls that waited, or were replayed, at which it counts as congested."""
 
 
 @final
 class Congestion:
-    """Counts the calls that are launched in a context, and those of them that had to wait for room.
+    """Counts the calls that are launched in a context, and those of them that had to wait for admission.
 
-    Replayed calls count as waiting: they cost no time, so nothing is won by making others ahead of need, which the
-    journal may not have.
+    Replayed calls count as waiting. They take no time, so making other calls ahead of need saves nothing, and those
+    others may be missing from the journal.
 
     >>> congestion = Congestion()
     >>> congestion.calls, congestion.waited = 10, 5
@@ -594,7 +609,7 @@ class Congestion:
 
 
 congestion: Final[ContextVar[Congestion | None]] = ContextVar("afnio_congestion", default=None)
-"""Who counts the calls of this context."""
+"""The counter of the calls launched here, or None."""
 
 
 def count_call(*, waits: bool) -> None:

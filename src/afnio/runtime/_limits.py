@@ -7,11 +7,8 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Hashable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, final
-
-from aiolimiter import AsyncLimiter
 
 NO_LIMIT: Final = 10**12
 """From here on a limit is none: people write such numbers for "unlimited"."""
@@ -121,22 +118,23 @@ _TICK: Final = 1e-4
 
 @final
 class Pacer:
-    """Paces requests by a leaky bucket (aiolimiter) with a small burst.
+    """Paces requests by a leaky bucket with a small burst.
 
     A leaky bucket as large as the limit would let twice the limit through in one window: a full burst and
     all that leaks while it lasts.
+
+    It is a plain bucket and not aiolimiter's, which is only awaited: admission must know how long each of its
+    limits would make a call wait before it chooses one, and can't suspend between the choice and the sending.
 
     Args:
         limit: requests in one window.
         window: seconds.
         now: time of the loop.
-        used: requests of the window that are gone already; the next one goes when they had been paced, too.
+        used: requests of the window that are gone already. The next one waits as if they had been paced, too.
 
-    >>> async def main():
-    ...     pacer = Pacer(60)
-    ...     pacer.take(0.0)
-    ...     return round(pacer.wait(0.0), 3)
-    >>> import anyio; anyio.run(main)
+    >>> pacer = Pacer(60)
+    >>> pacer.take(0.0)
+    >>> round(pacer.wait(0.0), 3)
     1.015
     """
 
@@ -157,42 +155,38 @@ class Pacer:
         self._steady = 1 / rate
         self._interval = self._steady / START_UP_PACE if self._starting else self._steady
         self._resume = self._since + self._used * self._steady if self._used else -math.inf
-        self._limiter = AsyncLimiter(1, self._interval)
+        self._size = 1 if self._starting else self._burst
+        self._level = 0.0
 
     def retune(self, limit: float, window: float) -> None:
-        """Go on at another pace."""
-        started = self._started
+        """Continue at another pace."""
         self._set(limit, window)
-        if started is not None:
-            self._acquire()  # no room at once: there was a request just now
+        if self._started is not None:
+            self._level = self._size  # as full as it can be: a change of pace must not grant a second burst
 
     def wait(self, now: float) -> float:
         """Return the seconds until one more may go, 0 if it may now."""
         if now < self._resume:
             return self._resume - now
-        if self._limiter.has_capacity():
+        if self._leaked(now) + 1 <= self._size:
             return 0.0
-        # One request leaks in an interval, so there is room by then; and what leaks earlier is not lost.
+        # One request leaks in an interval, so one fits by then; and what leaks earlier isn't lost.
         return max(self._last + self._interval - now, _TICK)
 
     def take(self, now: float) -> None:
-        """Send one request, for which there is room."""
+        """Send one request, for which `wait` was 0."""
+        self._level = self._leaked(now) + 1
         self._last = now
-        self._acquire()
-        if not self._starting:
-            return
         if self._started is None:
             self._started = now
-        if now >= self._started + START_UP:
+        if self._starting and now >= self._started + START_UP:
             self._starting = False
             self._interval = self._steady
-            self._limiter = AsyncLimiter(self._burst, self._burst * self._interval)
-            self._acquire(self._burst)
+            self._level = self._size = self._burst
 
-    def _acquire(self, requests: int = 1) -> None:
-        # Where there is room `acquire` doesn't suspend: nobody ever waits inside the limiter.
-        with suppress(StopIteration):
-            self._limiter.acquire(requests).send(None)
+    def _leaked(self, now: float) -> float:
+        """Return what is left in the bucket; one request leaks in an interval."""
+        return max(0.0, self._level - (now - self._last) / self._interval)
 
 
 # TokenBucket: tokens are reserved before a request goes and settled when it is known what it used.
