@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from afnio.optim.search._races import Race, each_alpha, p_value
-from afnio.runtime._admission import CROWDED
+from afnio.runtime._admission import CONGESTED
 
 CONFIDENCE = 0.8
 Effect = Callable[[random.Random], float]
@@ -121,7 +121,7 @@ class _Account:
             while self._begun[candidate] <= self._race.survived(candidate) and self._race.running(candidate):
                 self._launch(candidate, self._begun[candidate])
                 self._begun[candidate] += 1
-                if self._waited >= CROWDED * self._launched:
+                if self._waited >= CONGESTED * self._launched:
                     break
                 # There is room: whoever survived its first block gets all of the others at once.
                 while self._begun[candidate] < len(self._sizes):

@@ -1,4 +1,4 @@
-"""A reply of one's own making, read by the client that users have."""
+"""Clients for single replies: one that reads a made-up body, and one that makes a single attempt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx2
 
-from afnio.models import ChatRequest, ChatResponse
+from afnio.errors import FinalModelError, TransientModelError
+from afnio.models import ChatClient, ChatRequest, ChatResponse
 from afnio.models.openai import AsyncOpenAI
 
 HELLO = ({"role": "user", "content": "hi"},)
@@ -30,3 +31,17 @@ async def read(
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(handle)) as http_client:
         client = AsyncOpenAI(api_key="any-key", base_url=url, http_client=http_client)
         return await client.send(ChatRequest.build(HELLO, model="m"))
+
+
+class OneAttempt(ChatClient):
+    """A client's attempts, without the engine's retries. The first error is the cause of the one that is raised."""
+
+    def __init__(self, client: ChatClient) -> None:
+        super().__init__(client.account, timeout=client.timeout)
+        self._client = client
+
+    async def send(self, request: ChatRequest) -> ChatResponse:
+        try:
+            return await self._client.send(request)
+        except TransientModelError as error:
+            raise FinalModelError(str(error), status=error.status) from error

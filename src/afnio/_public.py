@@ -4,7 +4,7 @@ Code lives in private modules (`afnio.runtime._kernel`), and a package's `__init
 keep that tidy:
 
 * `show_in` gives public classes and functions the name under which users import them, so that tracebacks, `repr`
-  and pickles say `afnio.runtime.Limits` and not where the code happens to be.
+  and pickles contain `afnio.runtime.Limits` and not the private module.
 * `lazily` imports a package's names at their first use, so that a program pays only for the parts that it needs.
 """
 

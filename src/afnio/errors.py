@@ -165,7 +165,7 @@ class ModelError(AfnioError):
 
     Attributes:
         retry_after: seconds that the provider asked to wait, or None.
-        status: HTTP status, or None where there was no response.
+        status: HTTP status, or None if there was no response.
         limits: what the response's headers reported about the account's limits, or None. A refusal's
             headers teach the engine the limits as well as a reply's do.
     """
@@ -284,9 +284,8 @@ class BatchError(ExceptionGroup[Exception]):
         return part
 
     def __str__(self) -> str:
-        return (
-            self.message
-        )  # ExceptionGroup would add a count of `exceptions`, which isn't the count of samples
+        # ExceptionGroup would add the number of `exceptions`. That isn't the number of failed samples.
+        return self.message
 
 
 # Equal errors, of which a message lists one

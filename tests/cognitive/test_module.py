@@ -347,5 +347,5 @@ def test_a_client_is_not_pickled():
     """It holds a key; the sentence says what to do."""
     agent = Agent()
     agent.client = ScriptedClient()
-    with pytest.raises(TypeError, match="can't be pickled, as it holds a key and connections; give it to"):
+    with pytest.raises(TypeError, match="can't be pickled because it has a key and connections; pass it to"):
         pickle.dumps(agent)

@@ -116,7 +116,7 @@ async def test_the_environment_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_two_credentials_are_refused(given: dict[str, Any], names: str) -> None:
     """In one sentence that names them and shows none."""
     with pytest.raises(
-        ValueError, match=rf"takes one credential \(got {names}\); pass the one to use"
+        ValueError, match=rf"must have only one credential \(got {names}\); pass the one to use"
     ) as caught:
         AsyncAzureOpenAI(azure_endpoint="https://host", api_version="v", api_key=KEY, **given)
     assert KEY not in str(caught.value)

@@ -8,15 +8,7 @@ import pytest
 
 import afnio
 from afnio.models import ChatModel
-from afnio.models._backward_model import _model
 from afnio.testing import ScriptedClient
-
-
-@pytest.fixture(autouse=True)
-def unset():
-    before, _model.default = _model.default, None
-    yield
-    _model.default = before
 
 
 def test_none_is_set_at_first():
@@ -69,12 +61,12 @@ def test_a_path_makes_an_openai_client():
 @pytest.mark.parametrize(
     ("path", "args", "error", "words"),
     [
-        ("gpt-5", {}, ValueError, "a model path is \"provider/model\" (got 'gpt-5')"),
+        ("gpt-5", {}, ValueError, "such as \"openai/gpt-5\" (got 'gpt-5')"),
         ("openai/", {}, ValueError, "(got 'openai/')"),
         ("/gpt", {}, ValueError, "(got '/gpt')"),
-        ("anthropic/claude", {}, ValueError, "unsupported provider 'anthropic'; use openai/"),
-        (3, {}, TypeError, 'a backward model is "provider/model" or a model client (got 3)'),
-        (ScriptedClient(), {}, ValueError, "a client of your own needs a model"),
+        ("anthropic/claude", {}, ValueError, "must be openai or azure (got 'anthropic'); use openai/"),
+        (3, {}, TypeError, 'model_path must be "provider/model" or a model client (got 3)'),
+        (ScriptedClient(), {}, ValueError, "completion_args must name the model of a client"),
         (ScriptedClient(), {"model": "m", "n": 2}, ValueError, "n=2 replies"),
     ],
 )
@@ -83,4 +75,5 @@ def test_bad_models_are_refused_and_change_nothing(path, args, error, words):
     with pytest.raises(error) as caught:
         afnio.set_backward_model_client(path, completion_args=args)
     assert words in str(caught.value)
-    assert _model.default is None
+    with pytest.raises(RuntimeError, match="no backward model"):
+        afnio.get_backward_model_client()

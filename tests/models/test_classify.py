@@ -47,9 +47,9 @@ def said(content, reason):
         (599, error(), TransientModelError, "answered 599"),
         (400, {"error": "text"}, FinalModelError, "answered 400: text"),
         (400, ["list"], FinalModelError, "answered 400: it starts"),
-        (200, b"", TransientModelError, "no chat completion (it is empty)"),
-        (200, b'{"choices": [{"mess', TransientModelError, "no chat completion (it starts"),
-        (200, b"<html>", TransientModelError, "no chat completion"),
+        (200, b"", TransientModelError, "isn't a chat completion (it is empty)"),
+        (200, b'{"choices": [{"mess', TransientModelError, "isn't a chat completion (it starts"),
+        (200, b"<html>", TransientModelError, "isn't a chat completion"),
         (200, {"choices": []}, TransientModelError, "answered 200 with no choices"),
         (200, {}, TransientModelError, "answered 200 with no choices"),
         (200, error("overloaded"), TransientModelError, "answered 500: overloaded"),
@@ -63,9 +63,9 @@ def said(content, reason):
         (429, error("odd", type=["a"]), RateLimitedError, "answered 429: odd"),
         (500, error("x" * 9000), TransientModelError, "answered 500: xxx"),
         (503, b"[" * 200_000, TransientModelError, "answered 503: it starts"),
-        (200, b"[" * 200_000, TransientModelError, "no chat completion"),
-        (200, {"choices": [{"message": {"content": 5}}]}, TransientModelError, "no chat completion"),
-        (200, b'{"choices": [' + b"9" * 5000, TransientModelError, "no chat completion"),
+        (200, b"[" * 200_000, TransientModelError, "isn't a chat completion"),
+        (200, {"choices": [{"message": {"content": 5}}]}, TransientModelError, "isn't a chat completion"),
+        (200, b'{"choices": [' + b"9" * 5000, TransientModelError, "isn't a chat completion"),
         (200, said("", "length"), FinalModelError, "raise max_completion_tokens or lower reasoning_effort"),
         (200, said(None, "content_filter"), FinalModelError, "finish_reason=content_filter"),
     ],
@@ -157,7 +157,7 @@ async def test_a_wait_out_of_reach_is_none(name, value, caplog):
     url = f"https://{name}.example/{len(value)}{value[:1]}"
     assert [None, None] == [await asked_to_wait({name: value}, url) for _ in range(2)]
     (record,) = caplog.records
-    assert f"{url} says {name}: {value}, which is" in record.getMessage()
+    assert f"{url} sent {name}: {value}, which is" in record.getMessage()
 
 
 async def test_a_long_wait_is_cut(caplog):
@@ -171,7 +171,7 @@ async def test_a_long_wait_is_cut(caplog):
             {"retry-after": email.utils.formatdate(time.time() + 3600, usegmt=True)},
         )
     ]
-    assert "says retry-after: 3600, which is long; it is asked again after 600 s" in caplog.text
+    assert "sent retry-after: 3600, which is long; the next request follows after 600 s" in caplog.text
 
 
 async def test_a_unix_time_to_come_back_at():

@@ -24,12 +24,11 @@ from hostile import (
     reply,
 )
 from memory import peak
+from wire import OneAttempt
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models import ChatClient
-from afnio.models._client import Once
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
-from afnio.runtime import _retries
 
 KEY: Final = "sk-secret-0123456789"
 DEADLINE: Final = 0.3
@@ -39,8 +38,8 @@ GZIP: Final = "content-encoding: gzip\r\n"
 OK: Final = ("answered", "ok")
 HANGS: Final = (TransientModelError, "gave no reply within 0.3 s")
 EARLY: Final = (TransientModelError, "ended early")
-NO_HTTP: Final = (TransientModelError, "sent what is no HTTP")
-NO_COMPLETION: Final = (TransientModelError, "no chat completion")
+NO_HTTP: Final = (TransientModelError, "sent a response that isn't HTTP")
+NO_COMPLETION: Final = (TransientModelError, "isn't a chat completion")
 TOO_LARGE: Final = (FinalModelError, "sent a reply of more than 1,048,576 bytes; pass max_reply_bytes=…")
 REDIRECT: Final = (FinalModelError, "/elsewhere/v1, which is not followed")
 ELSEWHERE: Final = "location: /elsewhere/v1/chat/completions?key=1\r\n"
@@ -184,7 +183,7 @@ def azure(url: str, **more: Any) -> ChatClient:
 async def outcome(client: ChatClient) -> tuple[Any, str]:
     """Return what one attempt of a call came to."""
     try:
-        said = await Once(client).achat(messages=[{"role": "user", "content": "hi"}], model="m")
+        said = await OneAttempt(client).achat(messages=[{"role": "user", "content": "hi"}], model="m")
     except ModelError as error:
         kept = error.__cause__ if isinstance(error.__cause__, TransientModelError) else error
         return type(kept), str(kept)
@@ -198,7 +197,7 @@ async def test_every_reply_has_its_meaning(
     monkeypatch: pytest.MonkeyPatch, make: Callable[..., ChatClient], own: bool, differs: dict[str, Any]
 ) -> None:
     """Used, or an error of its class, after one request, in bounds of time and memory and without the key."""
-    monkeypatch.setattr(_retries, "ATTEMPTS", 1)
+    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 1)
     expected = {name: meaning for name, (_, meaning) in MATRIX.items()} | differs
     found: dict[str, tuple[Any, str]] = {}
     before = peak()

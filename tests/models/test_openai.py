@@ -7,6 +7,7 @@ import email.utils
 import json
 import socket
 import time
+from typing import NamedTuple
 from urllib.parse import quote
 
 import anyio
@@ -14,13 +15,12 @@ import httpx2
 import openai
 import pytest
 from hostile import HostileServer, Way, reply
+from wire import OneAttempt
 
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
-from afnio.models._client import Once
 from afnio.models.openai import AsyncOpenAI, OpenAI
-from afnio.runtime import _retries
 from afnio.runtime.events import CallRetried, subscribed
 from afnio.testing import Fault, Provider
 
@@ -146,7 +146,7 @@ async def test_a_rate_limit_waits_as_long_as_it_is_told(headers, least):
 
 async def test_a_rate_limit_that_stays_is_an_error(monkeypatch):
     """After the time that refusals are borne."""
-    monkeypatch.setattr(_retries, "REFUSED_FOR", 0.6)
+    monkeypatch.setattr("afnio.runtime._retries.REFUSED_FOR", 0.6)
     async with Provider(fault=lambda *_: Fault(429)) as provider:
         with pytest.raises(RateLimitedError, match="answered 429") as caught:
             await ask(client(provider))
@@ -167,7 +167,7 @@ async def test_an_empty_account_is_final():
 
 async def test_an_endpoint_that_is_not_there(monkeypatch):
     """Within five seconds; the sentence has host, port and the fix, the notes the launch line."""
-    monkeypatch.setattr(_retries, "BACKOFF_FIRST", 0.5)
+    monkeypatch.setattr("afnio.runtime._retries.BACKOFF_FIRST", 0.5)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -183,7 +183,7 @@ async def test_an_endpoint_that_is_not_there(monkeypatch):
 
 async def test_a_silent_endpoint_ends_by_the_timeout(monkeypatch):
     """Each attempt has its deadline."""
-    monkeypatch.setattr(_retries, "ATTEMPTS", 2)
+    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 2)
     async with Provider(fault=lambda *_: Fault(hang=True)) as provider:
         with pytest.raises(TransientModelError, match="gave no reply within 0.05 s"):
             await ask(client(provider, timeout=0.05))
@@ -317,7 +317,7 @@ async def test_an_http_client_that_fails(failure, kind, words):
     own = httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
     lm = AsyncOpenAI(api_key=KEY, base_url="http://host/v1", http_client=own)
     with pytest.raises(FinalModelError, match=words) as caught:
-        await ask(Once(lm))
+        await ask(OneAttempt(lm))
     assert kind is type(caught.value.__cause__)
 
 
@@ -327,7 +327,7 @@ async def test_an_http_client_reads_the_start_of_errors_alone():
     async with HostileServer({"v1": Way(reply(long, "503 X"))}) as server, httpx2.AsyncClient() as own:
         lm = AsyncOpenAI(api_key=KEY, base_url=server.url("v1"), http_client=own)
         with pytest.raises(FinalModelError, match="answered 503: it starts") as caught:
-            await ask(Once(lm))
+            await ask(OneAttempt(lm))
         assert len(caught.value.__cause__.__cause__.response.content) == 2**14
         assert len(long) == len((await own.post(server.url("v1"))).content)
 
@@ -350,18 +350,24 @@ async def test_a_key_may_be_a_function():
     assert ["Bearer key-0", "Bearer key-1"] == seen
 
 
+class Answer(NamedTuple):
+    """As the transport returns it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
 @pytest.fixture
 def received(monkeypatch):
     """What the transport was asked to send."""
-    from afnio.models._transport import AiohttpTransport, Answer
-
     posts = []
 
     async def post(self, url, headers, body, most):
         posts.append((url, headers, body))
         return Answer(200, {}, b'{"choices": [{"message": {"content": "hi"}}]}')
 
-    monkeypatch.setattr(AiohttpTransport, "post", post)
+    monkeypatch.setattr("afnio.models._transport.AiohttpTransport.post", post)
     return posts
 
 
@@ -394,7 +400,7 @@ async def test_credentials_in_the_base_url_are_sent_and_shown_nowhere(received):
 
 async def test_no_secret_enters_an_event_or_an_error(monkeypatch):
     """Though the server repeats the key, and the base URL holds a password."""
-    monkeypatch.setattr(_retries, "ATTEMPTS", 2)
+    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 2)
     echo = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}."}})
     faults = first(Fault(500, body=echo), Fault(401, body=echo))
     async with Provider(fault=faults) as provider:
@@ -474,7 +480,7 @@ async def test_no_form_of_the_key_enters_a_reply():
 
 async def test_a_key_in_the_address_of_a_redirect_is_masked(monkeypatch):
     """The error names that address."""
-    monkeypatch.setattr(_retries, "ATTEMPTS", 1)
+    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 1)
     fault = Fault(302, headers={"location": f"http://{KEY}.invalid/"})
     async with Provider(fault=first(fault)) as provider:
         with pytest.raises(ModelError) as caught:
@@ -536,7 +542,7 @@ def test_a_host_may_be_odd(base_url):
 @pytest.mark.parametrize("given", [0, -1, 1.5, True, None])
 def test_the_largest_reply_is_a_number_of_bytes(given):
     """At the constructor."""
-    with pytest.raises(ValueError, match="max_reply_bytes must be a number of bytes above 0 .got"):
+    with pytest.raises(ValueError, match="max_reply_bytes must be a whole number above 0 .got"):
         AsyncOpenAI(api_key=KEY, max_reply_bytes=given)
 
 
@@ -552,6 +558,6 @@ def test_no_key_is_an_error_that_says_where_to_put_one(monkeypatch):
 
 def test_retries_are_the_engines():
     """The SDK's would multiply with them."""
-    with pytest.raises(ValueError, match="max_retries is the engine's"):
+    with pytest.raises(ValueError, match="max_retries isn't supported"):
         AsyncOpenAI(api_key=KEY, max_retries=2)
     assert 0 == AsyncOpenAI(api_key=KEY, max_retries=0)._sdk.max_retries

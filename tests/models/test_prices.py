@@ -97,7 +97,7 @@ def test_named_file_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("p.json", '{"price": [\n', r"p.json can't be read as JSON .*line 2"),
         ("p.toml", "version = 1", r"p.toml: price must be a list of prices"),
         ("p.json", "[]", r"p.json: price must be a list"),
-        ("p.toml", "prices = 1\nprice = []", r"p.toml: prices is no key of it; there are price, version"),
+        ("p.toml", "prices = 1\nprice = []", r"p.toml: prices isn't a known key; use price, version"),
         ("p.json", '{"price": [3]}', r"price 1 must be a table .got 3."),
         ("p.toml", "[[price]]\ninput = 1", r"price 1: model must be a model's name .got None."),
         (
@@ -105,7 +105,7 @@ def test_named_file_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
             '[[price]]\nmodel = "m"\nurl = 3',
             r"price 1 \('m'\): url must be the start of a base URL .got 3.",
         ),
-        ("p.toml", '[[price]]\nmodel = "m"\nprompt = 3', r"price 1 \('m'\): prompt is no key of it"),
+        ("p.toml", '[[price]]\nmodel = "m"\nprompt = 3', r"price 1 \('m'\): prompt isn't a known key"),
         (
             "p.toml",
             '[[price]]\nmodel = "m"\ninput = 1',
@@ -153,7 +153,7 @@ def table(monkeypatch: pytest.MonkeyPatch, row: Any) -> list[tuple[str, str]]:
     package: Any = ModuleType("genai_prices")
     package.Usage, package.calc_price = SimpleNamespace, calc_price
     monkeypatch.setitem(sys.modules, "genai_prices", package)
-    monkeypatch.setattr(_prices, "version", lambda name: "9.9")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
     return asked
 
 

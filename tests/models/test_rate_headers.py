@@ -10,7 +10,7 @@ from dataclasses import replace
 import anyio
 import looptime
 import pytest
-from demand import Demand
+from demand import Attempt, Demand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_meant_is_told_once(caplog: pytest.LogCaptureFixture) -> 
         read_limit(headers("5", "5", str(soon)), "tokens", "https://odd.example")
     huge, unix = (record.getMessage() for record in caplog.records)
     assert (
-        f"https://odd.example says x-ratelimit-limit-tokens: {2**63 - 1}, which is taken for no limit" == huge
+        f"https://odd.example sent x-ratelimit-limit-tokens: {2**63 - 1}, which is taken for no limit" == huge
     )
     assert f"x-ratelimit-reset-tokens: {soon}, which is taken for a Unix time, " in unix
 
@@ -171,8 +171,8 @@ async def test_fixed_windows(limit: int, said: Callable[[float], str]) -> None:
     admit, server = Admitter(), FixedWindow(limit, said)
 
     async def call() -> None:
-        async with admit.permit(Demand(), first=True) as permit:
-            permit.settle(Usage(), await server.answer())
+        async with Attempt(admit, Demand()) as attempt:
+            attempt.reply(Usage(), await server.answer())
 
     for _ in range(5):
         started = loop_time()
@@ -212,12 +212,12 @@ def test_hostile_headers(replies: list[tuple[dict[str, str], float]]) -> None:
     async def main() -> None:
         admit = Admitter()
         for told, seconds in replies:
-            async with admit.permit(Demand(prompt_tokens=100), first=True) as permit:
-                permit.settle(Usage(), read_limits(told, "https://hostile.example"))
+            async with Attempt(admit, Demand(prompt_tokens=100)) as attempt:
+                attempt.reply(Usage(), read_limits(told, "https://hostile.example"))
             await anyio.sleep(seconds)
         wait = admit._allowance("m").wait(100, loop_time())
         assert 0 <= wait < math.inf
-        async with admit.permit(Demand(prompt_tokens=100), first=True):
+        async with Attempt(admit, Demand(prompt_tokens=100)):
             pass
         assert loop_time() <= 6 * 86_400 * 1.1
 

@@ -6,10 +6,12 @@ import copy
 import pickle
 
 import pytest
+from pydantic import TypeAdapter
 from wire import read
 
-from afnio.models import ChatResponse, ToolCall, Usage
-from afnio.runtime import LimitReading, RateLimits
+import afnio
+from afnio.models import ChatClient, ChatResponse, ToolCall, Usage
+from afnio.runtime import Account, LimitReading, RateLimits
 
 
 async def body(message, **more):
@@ -134,10 +136,31 @@ async def test_a_model_without_a_name_is_read(model):
     assert "" == (await body({"content": "hi"}, model=model)).model
 
 
-def test_limits_belong_to_the_moment():
-    """They are not compared."""
-    reply = ChatResponse(content="hi", usage=Usage(3, 2))
-    taught = ChatResponse(content="hi", usage=Usage(3, 2), limits=RateLimits(LimitReading(60, 59)))
-    assert (reply, hash(reply)) == (taught, hash(taught))
-    assert "limits" not in repr(taught)
-    assert ChatResponse(content="ho") != reply
+class Limited(ChatClient):
+    """A client whose one reply reports a limit."""
+
+    reply = ChatResponse(content="hi", usage=Usage(3, 2), limits=RateLimits(LimitReading(60, 59)))
+
+    async def send(self, request):
+        return self.reply
+
+
+def test_a_response_can_be_a_field_of_a_pydantic_model():
+    """Its annotations can be resolved where it is public."""
+    response = ChatResponse(content="hé\n", tool_calls=(ToolCall(id="1", name="f", arguments="{}"),))
+    adapter = TypeAdapter(ChatResponse)
+    assert response == adapter.validate_json(adapter.dump_json(response))
+
+
+def test_limits_belong_to_the_moment(tmp_path):
+    """They are neither compared nor written: a journal doesn't keep them, and a replay has none."""
+    plain = ChatResponse(content="hi", usage=Usage(3, 2))
+    assert (plain, hash(plain)) == (Limited.reply, hash(Limited.reply))
+    assert "limits" not in repr(Limited.reply)
+    assert ChatResponse(content="ho") != plain
+    client, replies = Limited(Account("http://limited", "")), []
+    for _ in range(2):
+        with afnio.journal(tmp_path / "j"):
+            replies.append(client.chat(messages=[{"role": "user", "content": "hi"}], model="m"))
+    assert [plain, plain] == replies
+    assert [Limited.reply.limits, None] == [reply.limits for reply in replies]

@@ -2,74 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
-import json
 import logging
 
 import anyio
 import pytest
 from hostile import MIB, HostileServer, Way, bomb, encoded, reply
 from memory import peak
+from wire import OneAttempt
 
-from afnio.errors import FinalModelError, TransientModelError, UnreachableError
-from afnio.models import _transport
-from afnio.models._client import Once
-from afnio.models._transport import AiohttpTransport
+from afnio.errors import FinalModelError, UnreachableError
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import Account, Launch, Pending, Slot
+from afnio.runtime import Limits
 from afnio.testing import Fault, Provider
-
-CHAT = json.dumps(
-    {"model": "m", "messages": [{"role": "user", "content": "hé"}]}, ensure_ascii=False
-).encode()
-
-
-async def on_runtime(body):
-    launch = Launch("test")
-    slot = Slot(launch)
-
-    async def run(job, values):
-        return [(await body(),)]
-
-    launch.add(run, [], [slot])
-    launch.start()
-    return (await Pending(slot, lambda outcome: outcome))[0]
 
 
 async def test_an_account_has_one_session():
-    """Shared by its clients, another account's is another."""
+    """Its clients take turns on one connection; another account gets another."""
+    connections = []
 
-    async def shared():
-        one, two, other = (
-            AiohttpTransport.shared(Account("u", "a")),
-            AiohttpTransport.shared(Account("u", "a")),
-            AiohttpTransport.shared(Account("u", "b")),
-        )
-        return one is two, one is other
+    async def serve(reader, writer):
+        connections.append(writer)
+        while await reader.read(65_536):
+            writer.write(reply())
+        writer.close()
 
-    assert (True, False) == await on_runtime(shared)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        seen = []
+        for key in ("one", "one", "another"):
+            await ask(AsyncOpenAI(api_key=key, base_url=url))
+            seen.append(len(connections))
+        for writer in connections:
+            writer.close()
+    assert [1, 1, 2] == seen
 
 
 async def test_bytes_go_there_and_back():
-    """Status, headers in any case, body in UTF-8."""
+    """In UTF-8."""
     async with Provider(lm=lambda request: request["messages"][0]["content"]) as provider:
-
-        async def post():
-            transport = AiohttpTransport.shared(Account(provider.base_url, ""))
-            return await transport.post(f"{provider.base_url}/chat/completions", {}, CHAT)
-
-        answer = await on_runtime(post)
-        assert (200, "application/json") == (answer.status, answer.headers["Content-Type"])
-        assert "h\\u00e9" in answer.body.decode()
+        assert "hé" == await ask(AsyncOpenAI(api_key="any", base_url=provider.base_url), "hé")
 
 
 async def test_a_reset_is_transient():
     """The host was reached."""
     async with Provider(fault=lambda *_: Fault(close=True)) as provider:
-        url = f"{provider.base_url}/chat/completions"
-        with pytest.raises(TransientModelError, match="the connection to .* ended early") as caught:
-            await on_runtime(lambda: AiohttpTransport.shared(Account(url, "")).post(url, {}, CHAT))
-        assert not isinstance(caught.value, UnreachableError)
+        with pytest.raises(FinalModelError, match="the connection to .* ended early") as caught:
+            await ask(OneAttempt(AsyncOpenAI(api_key="any", base_url=provider.base_url)))
+    assert not isinstance(caught.value.__cause__, UnreachableError)
 
 
 async def test_a_closed_port_and_an_unknown_host_can_not_be_reached():
@@ -77,11 +58,12 @@ async def test_a_closed_port_and_an_unknown_host_can_not_be_reached():
     async with Provider() as provider:
         closed = provider.base_url
     for url, words in [
-        (closed, rf"can't reach {closed} \(127.0.0.1:\d+: connection refused\); check base_url and that"),
+        (closed, rf"can't reach {closed}/.* \(127.0.0.1:\d+: connection refused\); check base_url and that"),
         ("http://nobody.invalid:99/v1", r"can't reach .* \(nobody.invalid:99: .+\); check base_url"),
     ]:
-        with pytest.raises(UnreachableError, match=words):
-            await on_runtime(lambda url=url: AiohttpTransport.shared(Account(url, "")).post(url, {}, CHAT))
+        with pytest.raises(FinalModelError, match=words) as caught:
+            await ask(OneAttempt(AsyncOpenAI(api_key="any", base_url=url)))
+        assert isinstance(caught.value.__cause__, UnreachableError)
 
 
 async def test_a_header_that_can_not_be_sent_is_final():
@@ -96,17 +78,11 @@ async def test_a_header_that_can_not_be_sent_is_final():
 async def test_many_requests_share_the_session():
     """No limit of the pool's own stands before admission's."""
     async with Provider(fault=lambda *_: Fault(hang=True)) as provider:
-        url = f"{provider.base_url}/chat/completions"
-
-        async def burst():
-            transport = AiohttpTransport.shared(Account(provider.base_url, ""))
-            async with anyio.create_task_group() as tasks:
-                for _ in range(150):
-                    tasks.start_soon(transport.post, url, {}, CHAT)
-
+        lm = AsyncOpenAI(api_key="any", base_url=provider.base_url, limits=Limits(max_in_flight=150))
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(on_runtime, burst)
+                for _ in range(150):
+                    tasks.start_soon(ask, lm)
                 while provider.stats()["requests"] < 150:
                     await anyio.sleep(0.001)
                 tasks.cancel_scope.cancel()
@@ -116,13 +92,9 @@ async def test_many_requests_share_the_session():
 async def test_a_cancelled_request_closes_its_connection():
     """So that the server stops working on it."""
     async with HostileServer({"v1": Way(then="hang")}) as server:
-
-        async def post():
-            return await AiohttpTransport.shared(Account("u", "")).post(server.url("v1"), {}, CHAT)
-
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(on_runtime, post)
+                tasks.start_soon(ask, AsyncOpenAI(api_key="any", base_url=server.url("v1")))
                 while not server.seen["v1"]:
                     await anyio.sleep(0.001)
                 tasks.cancel_scope.cancel()
@@ -134,11 +106,11 @@ async def test_a_cancelled_request_closes_its_connection():
 
 def client(server, way, **options):
     options = {"api_key": "any", **options}
-    return Once(AsyncOpenAI(base_url=server.url(way), **options))
+    return OneAttempt(AsyncOpenAI(base_url=server.url(way), **options))
 
 
-async def ask(lm):
-    return str(await lm.achat(messages=[{"role": "user", "content": "hi"}], model="m"))
+async def ask(lm, text="hi"):
+    return str(await lm.achat(messages=[{"role": "user", "content": text}], model="m"))
 
 
 async def test_a_burst_of_bombs_fills_no_memory():
@@ -183,7 +155,7 @@ async def test_the_largest_reply_is_a_setting():
 
 async def test_a_reply_that_stops_in_the_middle_is_given_up(monkeypatch):
     """Though the attempt would have more time."""
-    monkeypatch.setattr(_transport, "BETWEEN_BYTES", 0.05)
+    monkeypatch.setattr("afnio.models._transport.BETWEEN_BYTES", 0.05)
     monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 1)
     half = Way(reply(b'{"choices": ', length=99), "hang")
     async with HostileServer({"v1": half}) as server:
@@ -193,7 +165,7 @@ async def test_a_reply_that_stops_in_the_middle_is_given_up(monkeypatch):
 
 async def test_before_a_reply_begins_only_the_attempts_deadline_holds(monkeypatch):
     """Reasoning models are silent for minutes."""
-    monkeypatch.setattr(_transport, "BETWEEN_BYTES", 0.05)
+    monkeypatch.setattr("afnio.models._transport.BETWEEN_BYTES", 0.05)
     async with Provider(lm=lambda request: "thought", latency=0.3) as provider:
         lm = AsyncOpenAI(base_url=provider.base_url, api_key="any")
         assert "thought" == await ask(lm)
@@ -204,7 +176,7 @@ async def test_before_a_reply_begins_only_the_attempts_deadline_holds(monkeypatc
 
 async def test_a_server_that_never_answers_is_told_once(monkeypatch, caplog):
     """For all of the account's calls, with the model that is waited for."""
-    monkeypatch.setattr(_transport, "FIRST_HINT", 0.3)
+    monkeypatch.setattr("afnio.models._transport.FIRST_HINT", 0.3)
     async with HostileServer({"v1": Way(then="hang")}) as server:
         lm = AsyncOpenAI(base_url=server.url("v1"), api_key="any")
 

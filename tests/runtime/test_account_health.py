@@ -9,21 +9,21 @@ from typing import Any
 
 import anyio
 import pytest
-from demand import Demand
+from demand import Attempt, Demand
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
 from afnio.runtime import Account, Limits
 from afnio.runtime._admission import Admitter
 from afnio.runtime._limits import give_limits, given_limits
 from afnio.runtime._loop import loop_time
-from afnio.runtime._retries import GIVES_UP, OPENS_AFTER, AccountHealth, retrying
+from afnio.runtime._retries import GIVES_UP, OPENS_AFTER, RETRIES, AccountHealth
 from afnio.runtime.events import CircuitClosed, CircuitOpened, subscribed
 
 URL = "https://host/v1"
 
 
 async def attempt(admit: Admitter, error: ModelError | None, seconds: float = 0.0) -> None:
-    async with admit.permit(Demand(), first=True):
+    async with Attempt(admit, Demand()):
         await anyio.sleep(seconds)
         if error is not None:
             raise error
@@ -45,15 +45,15 @@ async def test_calls_wait_while_the_circuit_is_open(caplog: pytest.LogCaptureFix
 
     async def call() -> None:
         while True:
-            permit = admit.permit(Demand(), first=True)
+            attempt = Attempt(admit, Demand())
             try:
-                async with permit:
+                async with attempt:
                     sent.append(loop_time())
                     if loop_time() < broken_until:
                         raise TransientModelError("bad gateway", status=502)
                 return
             except TransientModelError:
-                assert permit.spared, "a probe uses up no attempt"
+                assert attempt.permit.spared, "a probe uses up no attempt"
 
     with subscribed(events.append), caplog.at_level(logging.WARNING, logger="afnio"):
         await break_down(admit)
@@ -81,12 +81,12 @@ async def test_given_up_after_ten_minutes() -> None:
 
     async def call() -> None:
         while True:
-            permit = admit.permit(Demand(), first=True)
+            attempt = Attempt(admit, Demand())
             try:
-                async with permit:
+                async with attempt:
                     raise TransientModelError("bad gateway", status=502)
             except TransientModelError:
-                assert permit.spared
+                assert attempt.permit.spared
             except FinalModelError as error:
                 errors.append(str(error))
                 return
@@ -169,15 +169,28 @@ def test_impossible_limits(name: str, value: Any) -> None:
 REFUSED = "can't reach http://127.0.0.1:9/v1 (127.0.0.1:9: connection refused)"
 
 
+class Repeated:
+    """A call that the engine's retries repeat, to a host that refuses connections until it is `reached`."""
+
+    def __init__(self, admit: Admitter, reached: Callable[[], bool]) -> None:
+        self.failures = 0
+        self.refused_since = None
+        self.health = admit.health
+        self._admit = admit
+        self._reached = reached
+        self._first = True
+
+    def retry(self, state: Any) -> None:
+        self._first = False
+
+    async def attempt(self) -> None:
+        async with Attempt(self._admit, Demand(), first=self._first):
+            if not self._reached():
+                raise UnreachableError(REFUSED)
+
+
 async def call(admit: Admitter, reached: Callable[[], bool]) -> None:
-    """Make one call as the engine does, to a host that refuses connections until it is `reached`."""
-    first = True
-    async for attempt in retrying(lambda state: None, admit.grant_retry):
-        with attempt:
-            async with admit.permit(Demand(), first=first):
-                first = False
-                if not reached():
-                    raise UnreachableError(REFUSED)
+    await RETRIES(Repeated.attempt, Repeated(admit, reached))
 
 
 @pytest.mark.looptime
@@ -228,3 +241,17 @@ async def test_a_host_that_was_reached_is_given_the_usual_patience(before: Model
         with contextlib.suppress(UnreachableError):  # its attempts may be used up, but it is not given up
             await call(admit, lambda: loop_time() >= up)
     assert admit.health.circuit.answered
+
+
+@pytest.mark.looptime
+async def test_the_log_holds_ten_retries_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """However many calls fail; and none of them waits for its line."""
+    health = AccountHealth(URL)
+    with caplog.at_level(logging.INFO, logger="afnio"):
+        for _ in range(100):
+            await health.log_retry(TransientModelError("bad gateway", status=502), 1.5)
+        assert 0 == loop_time()
+        assert ["bad gateway; trying again in 1.5 s"] * 10 == [line.getMessage() for line in caplog.records]
+        await anyio.sleep(60)
+        await health.log_retry(TransientModelError("bad gateway", status=502), 1.5)
+    assert 11 == len(caplog.records)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from demand import Demand
+from demand import Attempt, Demand
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ def admitter(limit: int) -> Admitter:
 
 @asynccontextmanager
 async def held(admit: Admitter, rank: Priority = Priority.TRAINING) -> AsyncIterator[None]:
-    async with admit.permit(Demand(rank), first=True):
+    async with Attempt(admit, Demand(rank)):
         yield
 
 

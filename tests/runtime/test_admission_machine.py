@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import looptime
-from demand import Demand
+from demand import Attempt, Demand
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -30,9 +30,9 @@ class Lane:
         self.task: asyncio.Task[None] | None = None
 
     async def run(self, admit: Admitter) -> None:
-        async with admit.permit(self.demand, first=True) as permit:
+        async with Attempt(admit, self.demand) as attempt:
             self.sent += 1
-            permit.settle(await self.end)
+            attempt.reply(await self.end)
 
 
 class Admission(RuleBasedStateMachine):

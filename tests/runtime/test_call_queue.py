@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from demand import Demand
 
-from afnio.runtime._admission import PATIENCE, Admitter, CallQueue, Permit, QueueEntry
+from afnio.runtime._admission import PATIENCE, CallQueue, Permit, QueueEntry
 from afnio.runtime._settings import Priority
-
-ADMITTER = Admitter()
 
 
 def entry(demand: Demand, *, first: bool = True) -> QueueEntry:
-    return QueueEntry(Permit(ADMITTER, demand, first=first))
+    return QueueEntry(Permit(demand, first=first))
 
 
 def drained(queue: CallQueue) -> list[QueueEntry]:

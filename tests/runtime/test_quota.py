@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import anyio
 import pytest
-from demand import Demand
+from demand import Attempt, Demand
 from windows import worst_window
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
@@ -53,8 +53,8 @@ async def call(admit: Admitter, demand: Demand, account: Account) -> None:
     first = True
     while True:
         try:
-            async with admit.permit(demand, first=first) as permit:
-                permit.settle(Usage(), await account.answer(demand.model))
+            async with Attempt(admit, demand, first=first) as attempt:
+                attempt.reply(Usage(), await account.answer(demand.model))
         except RateLimitedError:
             first = False
             continue
@@ -78,11 +78,11 @@ async def spend(admit: Admitter, demands: list[Demand]) -> Sent:
     sent: Sent = []
 
     async def one(demand: Demand) -> None:
-        async with admit.permit(demand, first=True) as permit:
+        async with Attempt(admit, demand) as attempt:
             assert demand.max_output is not None
             sent.append((loop_time(), demand.prompt_tokens + demand.max_output))
             await anyio.sleep(0.5)
-            permit.settle(Usage(demand.prompt_tokens, demand.max_output // 3))
+            attempt.reply(Usage(demand.prompt_tokens, demand.max_output // 3))
 
     async with anyio.create_task_group() as tasks:
         for demand in demands:
@@ -148,10 +148,10 @@ async def test_failures(status: int | None, seconds: float) -> None:
     admit.apply(Limits(tokens_per_minute=6_000))
     error = RateLimitedError if status == 429 else FinalModelError if status == 400 else TransientModelError
     with pytest.raises(error):
-        async with admit.permit(Demand(prompt_tokens=3_000), first=True):
+        async with Attempt(admit, Demand(prompt_tokens=3_000)):
             raise error("no", status=status)
     started = loop_time()
-    async with admit.permit(Demand(prompt_tokens=1), first=True):
+    async with Attempt(admit, Demand(prompt_tokens=1)):
         assert seconds <= loop_time() - started <= seconds + 1
 
 
@@ -163,11 +163,11 @@ async def test_learnt_output() -> None:
     draw = random.Random(5)
 
     async def one() -> None:
-        async with admit.permit(Demand(prompt_tokens=50, max_output=None), first=True) as permit:
+        async with Attempt(admit, Demand(prompt_tokens=50, max_output=None)) as attempt:
             await anyio.sleep(0.5)
             output = int(draw.uniform(50, 250))
             replied.append((loop_time(), 50.0 + output))
-            permit.settle(Usage(50, output))
+            attempt.reply(Usage(50, output))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(1_500):
@@ -263,7 +263,7 @@ async def test_ten_thousand_queued() -> None:
     admit.apply(Limits(max_in_flight=1, requests_per_minute=60_000))
 
     async def one(rank: Priority) -> None:
-        async with admit.permit(Demand(rank), first=True):
+        async with Attempt(admit, Demand(rank)):
             order.append(rank)
             await anyio.sleep(0.001)
 
@@ -284,7 +284,7 @@ async def test_cancelled_while_paced() -> None:
     admit.apply(Limits(requests_per_minute=60, tokens_per_minute=60_000))
 
     async def one() -> None:
-        async with admit.permit(Demand(prompt_tokens=900, max_output=0), first=True):
+        async with Attempt(admit, Demand(prompt_tokens=900, max_output=0)):
             sent.append(loop_time())
 
     async with anyio.create_task_group() as tasks:

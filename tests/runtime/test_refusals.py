@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import anyio
 import pytest
-from demand import Demand
+from demand import Attempt, Demand
 from windows import worst_window
 
 from afnio.errors import RateLimitedError
@@ -48,7 +48,7 @@ async def call(admit: Admitter, answer: Callable[[], object]) -> None:
     first = True
     while True:
         try:
-            async with admit.permit(Demand(), first=first):
+            async with Attempt(admit, Demand(), first=first):
                 await answer()  # type: ignore[misc]
         except RateLimitedError as error:
             first = False

@@ -20,7 +20,7 @@ def readings(meter: Meter, times: list[float]) -> list[LimitReading]:
 def length(found: list[LimitReading]) -> float:
     window = WindowLength()
     for reading in found:
-        window.hear(reading)
+        window.update(reading)
     return window.seconds
 
 
@@ -58,16 +58,16 @@ def test_downwards_only() -> None:
     """A reading that shows more than is expected is old; one that shows less holds."""
     limit = ServerLimit(LimitReading(60, 10, 50.0), sent_at=0.0, sent_since=4, now=0.0)
     assert 6 == limit.level(0.0)
-    limit.hear(LimitReading(60, 30, 30.0), sent_at=0.0, sent_since=0, now=0.0)
+    limit.update(LimitReading(60, 30, 30.0), sent_at=0.0, sent_since=0, now=0.0)
     assert 6 == limit.level(0.0)
-    limit.hear(LimitReading(60, 2, 58.0), sent_at=0.0, sent_since=0, now=0.0)
+    limit.update(LimitReading(60, 2, 58.0), sent_at=0.0, sent_since=0, now=0.0)
     assert 2 == limit.level(0.0)
 
 
 def test_change_of_the_limit_is_told_once() -> None:
     """A halved limit is another pace; the same again is none."""
     limit = ServerLimit(LimitReading(600, 599, 0.1), sent_at=0.0, sent_since=0, now=0.0)
-    heard = [limit.hear(LimitReading(300, 299, 0.2), sent_at=1.0, sent_since=0, now=1.0) for _ in range(2)]
+    heard = [limit.update(LimitReading(300, 299, 0.2), sent_at=1.0, sent_since=0, now=1.0) for _ in range(2)]
     assert [True, False] == heard
     assert 5.0 == pytest.approx(limit.rate)
 
@@ -81,5 +81,5 @@ def test_others_are_noticed() -> None:
         now = turn * 0.6
         for limit, left in ((alone, 99), (shared, 99 - turn)):
             limit.take(1)
-            limit.hear(LimitReading(100, left, (100 - left) * 0.6), sent_at=now, sent_since=0, now=now)
-    assert (False, True) == (alone.crowded, shared.crowded)
+            limit.update(LimitReading(100, left, (100 - left) * 0.6), sent_at=now, sent_since=0, now=now)
+    assert (False, True) == (alone.shared, shared.shared)

@@ -6,7 +6,7 @@ from afnio._public import show_in
 from afnio.models._backward_model import get_backward_model_client, set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
-from afnio.runtime._limits import LimitReading, RateLimits
+from afnio.runtime._limits import RateLimits
 from afnio.runtime.events import Usage
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "ChatModel",
     "ChatRequest",
     "ChatResponse",
-    "LimitReading",
     "RateLimits",
     "ToolCall",
     "Usage",

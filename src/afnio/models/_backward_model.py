@@ -1,4 +1,4 @@
-"""The backward model: who writes feedback. A process default, with context-local overrides."""
+"""The backward model: the client and the arguments for the calls that write feedback in `backward()`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ _model: Final[Setting[ChatModel | None]] = Setting("backward_model", None)
 
 
 class set_backward_model_client(Assignment[ChatModel | None]):  # noqa: N801
-    """Choose the model that writes feedback; as a `with` block, for the block's context alone.
+    """Choose the model that writes feedback.
+
+    A plain call sets the process default, a `with` block the model in its context.
 
     Args:
-        model_path: "provider/model", such as "openai/gpt-5"; or a client of your own.
-        client_args: arguments of the provider's client, such as base_url.
-        completion_args: arguments of every call; with a client of your own they must name the model.
+        model_path: "provider/model", such as "openai/gpt-5" or "azure/my-deployment"; or a client.
+        client_args: arguments of the provider's client, such as base_url. Not used with a client.
+        completion_args: arguments of every call, such as temperature. With a client, they must include the model.
 
     Raises:
-        ValueError: for a path without a provider, an unknown provider, a client without a model.
+        ValueError: for a path without a provider, an unknown provider, or a client without a model.
+        TypeError: if `model_path` is neither a str nor a client.
+
+    >>> from afnio.testing import ScriptedClient
+    >>> with set_backward_model_client(ScriptedClient("Be brief."), completion_args={"model": "m"}):
+    ...     get_backward_model_client().get_provider()
+    'ScriptedClient'
     """
 
     def __init__(
@@ -34,7 +42,7 @@ class set_backward_model_client(Assignment[ChatModel | None]):  # noqa: N801
 
 
 def get_backward_model_client() -> ChatModel:
-    """Return the backward model that holds here.
+    """Return the backward model of this context.
 
     Raises:
         RuntimeError: if none has been set.
@@ -42,7 +50,7 @@ def get_backward_model_client() -> ChatModel:
     model = _model.get()
     if model is None:
         raise RuntimeError(
-            "no backward model has been set to write the feedback; call "
+            "no backward model has been set to write feedback; call "
             'afnio.set_backward_model_client("openai/<model>") before backward()'
         )
     return model
@@ -53,17 +61,19 @@ def _backward_model(
 ) -> ChatModel:
     if isinstance(path, ChatClient):
         if not completion_args.get("model"):
-            raise ValueError('a client of your own needs a model; pass completion_args={"model": "…"}')
+            raise ValueError(
+                'completion_args must name the model of a client; pass completion_args={"model": "…"}'
+            )
         return _checked(ChatModel(path, dict(completion_args)))
     if not isinstance(path, str):
-        raise TypeError(f'a backward model is "provider/model" or a model client (got {path!r})')
+        raise TypeError(f'model_path must be "provider/model" or a model client (got {path!r})')
     provider, slash, model = path.partition("/")
     if not slash or not provider or not model:
-        raise ValueError(f'a model path is "provider/model" (got {path!r}), such as "openai/gpt-5"')
+        raise ValueError(f'model_path must be "provider/model", such as "openai/gpt-5" (got {path!r})')
     if provider not in ("openai", "azure"):
         raise ValueError(
-            f"unsupported provider {provider!r}; use openai/… or azure/… with client_args={{'base_url': …}}, or pass a "
-            "client of your own"
+            f"the provider must be openai or azure (got {provider!r}); use openai/… with client_args={{'base_url': …}} "
+            "for a compatible endpoint, or pass a client"
         )
     from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
 

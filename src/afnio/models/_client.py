@@ -1,4 +1,14 @@
-"""ChatClient: what a provider is to Afnio; write `send` and the rest works."""
+"""ChatClient: a chat model at a provider. Write its `send`, and the engine does the rest.
+
+`send` is one attempt: it sends a request and returns the reply, or raises an error that can be retried or not. The
+queue, rate limits, retries, journal, budgets and counting are the engine's, the same for every provider.
+`ChatClient.complete` is the bridge: it describes a request to the engine as a `Call`.
+
+    ChatClient   one account at one provider
+    ChatModel    a client with the arguments of its calls, for critics and optimizers
+    Once         a client whose calls make one attempt, for probes
+    rehearsing   a block in which calls get made-up replies, to count them without sending any
+"""
 
 from __future__ import annotations
 
@@ -8,12 +18,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, NoReturn, Self, final
 
 from afnio.errors import FinalModelError, TransientModelError
-from afnio.models._messages import ChatRequest, ChatResponse, Message
+from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot
@@ -22,21 +31,22 @@ from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, check_blocking
 from afnio.runtime.events import Usage, unheard
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+
+def _encode(response: ChatResponse) -> bytes:
+    fields = asdict(response)
+    del fields["limits"]  # they belong to the moment, not to the reply
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-@cache
-def _as_json() -> TypeAdapter[ChatResponse]:
-    """Return what converts a response to JSON and back. Made at the first use, because it imports pydantic."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(ChatResponse)
+def _decode(payload: bytes) -> ChatResponse:
+    fields = json.loads(payload)
+    calls = tuple(ToolCall(**call) for call in fields["tool_calls"])
+    return ChatResponse(**{**fields, "tool_calls": calls, "usage": Usage(**fields["usage"])})
 
 
 CODEC: Final = Codec(
-    encode=lambda response: _as_json().dump_json(response, exclude={"limits"}),
-    decode=lambda payload: _as_json().validate_json(payload),
+    encode=_encode,
+    decode=_decode,
     reusable=lambda response: response.complete,
     recount=lambda response, usage: replace(response, usage=usage),
 )
@@ -44,12 +54,19 @@ CODEC: Final = Codec(
 
 
 class ChatClient(ABC):
-    """A chat model behind an account: `send` is one attempt; limits, retries, counting are the engine's.
+    """A chat model at a provider. Subclass it and write `send`.
 
     Args:
-        account: whose limits its calls count against.
-        limits: limits of that account; those given last hold for all of its clients.
-        timeout: seconds that one attempt may take.
+        account: the account whose limits its calls share.
+        limits: the account's limits. The newest ones apply to all of its clients.
+        timeout: the longest duration of one attempt, in seconds.
+
+    >>> from afnio.runtime import Account
+    >>> class Echo(ChatClient):
+    ...     async def send(self, request):
+    ...         return ChatResponse(content=request.messages[-1]["content"])
+    >>> str(Echo(Account("echo://", "")).chat(messages=[{"role": "user", "content": "Hi"}], model="m"))
+    'Hi'
     """
 
     def __init__(
@@ -61,28 +78,27 @@ class ChatClient(ABC):
             give_limits(account, limits)
         self.timeout = timeout
         self.json_schema = True
-        """Whether the endpoint takes `json_schema` response formats; learnt from its refusals."""
+        """False once the endpoint has refused a `json_schema` response format."""
         self.variant = ""
-        """What this client adds to each request that may change the reply, such as headers, as one text; part
-        of the request's key. Where it may hold secrets, make it a digest."""
+        """Everything that this client adds to a request and that may change the reply, such as headers, as one
+        text. It is a part of the request's key. Make it a digest if it may contain secrets."""
         self._counted: dict[str, tuple[int, Usage]] = {}
 
     @abstractmethod
     async def send(self, request: ChatRequest) -> ChatResponse:
-        """Send `request` once, on the runtime's loop, and return the reply.
+        """Send `request` once and return the reply. The engine calls it on the runtime's loop.
 
         Raises:
-            TransientModelError: where another attempt may help.
-            FinalModelError: where it would not.
+            TransientModelError: if another attempt may succeed.
+            FinalModelError: if it would fail the same way.
         """
 
     def count_tokens(self, request: ChatRequest) -> int:
-        """Return the tokens of the prompt, as far as they can be known before it is sent.
+        """Return an estimate of the prompt's tokens.
 
-        This estimate reserves room under a limit of tokens and is corrected by what the reply says was
-        used. It takes a token for every four bytes of UTF-8, and four for each message: about right for
-        English, too many rather than too few for other languages. Override it with your model's tokenizer
-        where that is too coarse.
+        The engine reserves them under token limits and corrects them by the usage in the reply. The default is one
+        token for every four bytes of UTF-8 and four for each message: about right for English, too many for most
+        other languages. Override it with your model's tokenizer if that is too coarse.
         """
         return sum(4 - -len(_text(message).encode("utf-8", "replace")) // 4 for message in request.messages)
 
@@ -92,10 +108,15 @@ class ChatClient(ABC):
 
     @final
     async def complete(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
-        """Carry out one call for a lane's job; on the runtime's loop.
+        """Make one call for a lane's job, on the runtime's loop.
 
         Args:
-            purpose: the phase that the call belongs to: forward, backward, step, ….
+            purpose: forward, backward, step, ….
+
+        Raises:
+            ModelError: if the call failed permanently.
+            BudgetExceeded: if a budget can't pay for it.
+            JournalError: if the journal can't record it.
         """
         rehearsed = rehearsal.get()
         if rehearsed is not None:
@@ -132,14 +153,19 @@ class ChatClient(ABC):
     @final
     @folding
     def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
-        """Ask once and wait for the reply."""
-        check_blocking()  # before the call is launched, which somebody would pay for
+        """Make one call and wait for its reply.
+
+        Raises:
+            BlockingReadError: on an event loop; write `await client.achat(…)` there.
+            ModelError: if the call failed permanently.
+        """
+        check_blocking()  # before the launch, so that a mistake costs nothing
         return self._launch(messages, model, completion_args).wait()
 
     @final
     @folding
     async def achat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
-        """Ask once; from asyncio or trio."""
+        """Make one call and await its reply, on asyncio or trio."""
         return await self._launch(messages, model, completion_args)
 
     def _launch(
@@ -157,8 +183,8 @@ class ChatClient(ABC):
         return Pending(slot, lambda response: response)
 
     def get_usage(self) -> dict[str, Any]:
-        """Return the calls and tokens of this client, in all and for each phase."""
-        counted = dict(self._counted)  # a copy, as the runtime's thread goes on counting
+        """Return the client's calls and tokens: totals, and under "phases" those of each purpose."""
+        counted = dict(self._counted)  # a copy: the runtime's thread keeps counting
         calls, total = sum(calls for calls, _ in counted.values()), Usage()
         for _, usage in counted.values():
             total += usage
@@ -169,12 +195,12 @@ class ChatClient(ABC):
         self._counted = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return the client itself: copies of an agent share its connections and its account."""
+        """Return the client itself, so that copies of an agent share its connections and account."""
         return self
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{self!r} can't be pickled, as it holds a key and connections; give it to the agent's forward "
+            f"{self!r} can't be pickled because it has a key and connections; pass it to the agent's forward "
             "as an argument, or make it where it is used"
         )
 
@@ -199,31 +225,86 @@ def _tokens(usage: Usage) -> dict[str, int]:
     }
 
 
-# Rehearsal: a program carried out with made-up replies, to see which calls it makes. Nothing is sent.
+@final
+@dataclass(frozen=True, slots=True)
+class ChatModel:
+    """A client, and the arguments of its calls.
+
+    Attributes:
+        completion_args: with "model" among them.
+    """
+
+    client: ChatClient
+    completion_args: Mapping[str, Any]
+
+    async def complete(
+        self, job: Job, messages: Sequence[Message], purpose: str, **defaults: Any
+    ) -> ChatResponse:
+        """Make one call for a lane's job. The model's own arguments override `defaults`."""
+        request = ChatRequest.build(messages, **{**defaults, **self.completion_args})
+        return await self.client.complete(job, request, purpose)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the client's estimate of the tokens of `text`, without those that a message adds."""
+        name = str(self.completion_args.get("model"))
+        sizes = [
+            self.client.count_tokens(ChatRequest(name, ({"role": "user", "content": content},)))
+            for content in (text, "")
+        ]
+        return sizes[0] - sizes[1]
+
+    def get_provider(self) -> str:
+        return self.client.provider
+
+    def get_usage(self) -> dict[str, Any]:
+        return self.client.get_usage()
+
+    def clear_usage(self) -> None:
+        self.client.clear_usage()
+
+
+@final
+class Once(ChatClient):
+    """A client on another client's account whose calls make a single attempt. For probes that want the first error."""
+
+    def __init__(self, client: ChatClient) -> None:
+        super().__init__(client.account, timeout=client.timeout)
+        self._client = client
+
+    async def send(self, request: ChatRequest) -> ChatResponse:
+        try:
+            return await self._client.send(request)
+        except TransientModelError as error:
+            raise FinalModelError(str(error), status=error.status, limits=error.limits) from error
+
+
+# Rehearsal
+#
+# Runs a program with made-up replies, to see which calls it makes. Estimates of cost and time are based on it.
 
 
 CHARACTERS_PER_TOKEN: Final = 4
 """About right for English."""
 LENGTHS: Final = {"backward": 100, "step": 400, "reduce": 300}
-"""Tokens of a made-up text by purpose: what critics, optimizers and reductions usually write."""
+"""Tokens of a made-up text by purpose: the usual lengths of feedback, proposals and reductions."""
 USUAL: Final = 100
-"""Of the other purposes, where the reply is free text."""
+"""Tokens of a made-up text for other purposes."""
 SHORT: Final = 10
-"""Of a text in a JSON reply of those."""
+"""Tokens of each text in a made-up JSON reply for other purposes."""
 _DEEP: Final = 8
-"""Levels of a schema that are followed; one that refers to itself has no end."""
+"""The most levels of a schema that are filled. A schema that refers to itself has no end."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """A call that would have been made.
+    """A call that a rehearsed program made.
 
     Attributes:
-        stage: what `stage` was where it was launched.
-        lane: the sample's index, None where there is one value only.
-        prompt_tokens: as the client counts them.
-        output_tokens: of the made-up reply, a guess.
+        stage: the value of `stage` at its launch.
+        lane: the sample's index, or None if there is only one value.
+        prompt_tokens: the client's estimate.
+        output_tokens: the length of the made-up reply.
     """
 
     stage: str
@@ -238,14 +319,14 @@ class Rehearsed:
 @final
 @dataclass(slots=True)
 class Rehearsal:
-    """The calls of a block, in the order in which they were made."""
+    """The calls of a block, in order."""
 
     calls: list[Rehearsed] = field(default_factory=list)
 
     def answer(self, client: ChatClient, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
-        """Note a call and make up its reply: JSON in the schema that it asks for, else a text."""
+        """Record a call and make up its reply: JSON if the request has a schema, else text."""
         length = LENGTHS.get(purpose)
-        # No two alike, as equal feedback counts once.
+        # Number the replies: equal ones would count once as feedback.
         text = f"made-up reply {len(self.calls) + 1}"
         wanted = request.params.get("response_format") or {}
         schema = (wanted.get("json_schema") or {}).get("schema")
@@ -267,15 +348,15 @@ class Rehearsal:
 
 
 stage: Final[ContextVar[str]] = ContextVar("afnio_rehearsal_stage", default="")
-"""What the calls that are launched here belong to, for those who want to tell them apart."""
+"""A label for the calls that are launched in this context, such as the phase of training."""
 
 rehearsal: Final[ContextVar[Rehearsal | None]] = ContextVar("afnio_rehearsal", default=None)
-"""Answers what is launched in its context, instead of a provider."""
+"""The rehearsal that answers the calls of this context."""
 
 
 @contextmanager
 def rehearsing() -> Iterator[Rehearsal]:
-    """Have calls that are launched in the block answered by made-up replies; nobody is told or warned.
+    """Answer the calls of the block with made-up replies. It emits no events and logs no warnings.
 
     >>> from afnio.testing import ScriptedClient
     >>> with rehearsing() as found:
@@ -285,7 +366,7 @@ def rehearsing() -> Iterator[Rehearsal]:
     """
     made = Rehearsal()
     token = rehearsal.set(made)
-    # It stays: another rehearsal may be under way when this one ends.
+    # The filter is never removed: another rehearsal may still be running when this one ends.
     logging.getLogger("afnio").addFilter(_unrehearsed)
     try:
         with unheard():
@@ -297,7 +378,7 @@ def rehearsing() -> Iterator[Rehearsal]:
 def instance(
     schema: Mapping[str, Any], text: str, root: Mapping[str, Any] | None = None, level: int = 0
 ) -> Any:
-    """Return a value that fits a JSON schema, with `text` for its strings.
+    """Return a value that fits a JSON schema, with `text` for strings.
 
     >>> instance({"type": "object", "properties": {"label": {"enum": ["a", "b"]}, "why": {"type": "string"}}}, "…")
     {'label': 'a', 'why': '…'}
@@ -329,7 +410,7 @@ def instance(
 
 
 def _items(schema: Mapping[str, Any], text: str, root: Mapping[str, Any], level: int) -> list[Any]:
-    """Return as many entries as are asked for; where an entry's field is a choice, each choice in turn."""
+    """Return the fewest entries that the schema allows. Fields with an `enum` go through its values."""
     entries = [
         instance(schema.get("items") or {}, text, root, level + 1)
         for _ in range(max(1, schema.get("minItems", 1)))
@@ -355,58 +436,3 @@ def _filled(text: str, tokens: int) -> str:
 
 def _unrehearsed(record: logging.LogRecord) -> bool:
     return rehearsal.get() is None
-
-
-# ChatModel: a client together with the arguments that every call of it gets.
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ChatModel:
-    """A client and the arguments of its calls, the model's name among them."""
-
-    client: ChatClient
-    completion_args: Mapping[str, Any]
-
-    async def complete(
-        self, job: Job, messages: Sequence[Message], purpose: str, **defaults: Any
-    ) -> ChatResponse:
-        """Carry out one call for a lane's job; `defaults` are arguments that the model's own override."""
-        request = ChatRequest.build(messages, **{**defaults, **self.completion_args})
-        return await self.client.complete(job, request, purpose)
-
-    def count_tokens(self, text: str) -> int:
-        """Return how many tokens `text` is, as the client estimates it; without what a message adds to it."""
-        name = str(self.completion_args.get("model"))
-        sizes = [
-            self.client.count_tokens(ChatRequest(name, ({"role": "user", "content": content},)))
-            for content in (text, "")
-        ]
-        return sizes[0] - sizes[1]
-
-    def get_provider(self) -> str:
-        return self.client.provider
-
-    def get_usage(self) -> dict[str, Any]:
-        return self.client.get_usage()
-
-    def clear_usage(self) -> None:
-        self.client.clear_usage()
-
-
-# Once: a client that tries a call one time, for who wants to know rather than to have.
-
-
-@final
-class Once(ChatClient):
-    """Another client's attempts, of which no call makes a second one; on the same account."""
-
-    def __init__(self, client: ChatClient) -> None:
-        super().__init__(client.account, timeout=client.timeout)
-        self._client = client
-
-    async def send(self, request: ChatRequest) -> ChatResponse:
-        try:
-            return await self._client.send(request)
-        except TransientModelError as error:
-            raise FinalModelError(str(error), status=error.status, limits=error.limits) from error

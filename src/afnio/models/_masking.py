@@ -1,6 +1,12 @@
-"""Masking: secrets are taken out of texts, in every form in which a server or a user may have written them.
+"""Masking: replace secrets in texts, in every form in which a server or a user may have written them.
 
-`mask` knows the secrets that it looks for; `mask_keys` tells keys by their looks and by the names before them.
+Error messages, logs and run records quote what providers send, and providers quote the request: a key in an error
+body would end up in a store, a report, a chat. There are two ways to find it:
+
+* `mask` knows the client's secrets. It finds them verbatim, escaped (JSON, URLs, HTML, several times over) and in
+  base64. Text in which it can't rule out a hidden secret is replaced as a whole.
+* `mask_keys` and `mask_arguments` don't know the secrets. They recognize them by their form ("sk-…", "Bearer …") or
+  by the name in front of them ("api_key=…"), as in a command line.
 """
 
 from __future__ import annotations
@@ -15,15 +21,15 @@ from urllib.parse import unquote, urlsplit
 
 MASK: Final = "<api key>"
 SHORTEST: Final = 8
-"""A secret of fewer characters is none that has to be kept out of texts; many words are as long."""
+"""Shorter secrets aren't masked: they would match ordinary words."""
 
 _NAME: Final = (
-    "(?:(?<![A-Za-z])|(?=[A-Z][a-z]))"  # a word of its own, as in `api-key` and `apiKey`
+    "(?:(?<![A-Za-z])|(?=[A-Z][a-z]))"  # a separate word, as in `api-key` and `apiKey`
     "(?i:apikey|auth|authorization|bearer|cookie|credentials?|jwt|key|pass|passphrase|passwd|password|pat|pwd"
     "|secret|signature|token)"
 )
 _ENDS_IN_NAME: Final = re.compile(f"{_NAME}$")
-# `"api_key": "…"`, `api-key=…`, `X-Api-Key: …`, `?key=…`; the word before a token is no secret: `Bearer …`
+# `"api_key": "…"`, `api-key=…`, `X-Api-Key: …`, `?key=…`. Not the scheme before a token: `Bearer …`
 _NAMED: Final = re.compile(rf"""({_NAME}["']?\s*[=:]\s*["']?)(?!(?i:bearer|basic)\b)[^\s"'&;,{{}}\[\]]+""")
 _LOOKS: Final = re.compile(
     r"""(?x)
@@ -41,25 +47,25 @@ _LOOKS: Final = re.compile(
 )
 _LIKE_A_KEY: Final = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])[\w.~+/=-]{20,}")
 _ESCAPES: Final = (b"\\u00", b"\\x", b"\\/", b"%", b"&#")
-"""What escapes of printable characters begin with: without them a secret stands as it is spelled."""
+"""The first characters of all escapes. A text without them can only contain a secret verbatim."""
 _ESCAPED: Final = re.compile(
     rb"\\[ux](?:00)?([2-7][0-9A-Fa-f])|%([2-9A-Fa-f][0-9A-Fa-f])|&#[xX]0{0,5}([2-7][0-9A-Fa-f]);|&#0{0,5}([1-9]\d{1,2});"
 )
 ROUNDS: Final = 4
-"""How many times over a text may be escaped."""
+"""The most layers of escapes that are undone."""
 MOST_ESCAPES: Final = 200_000
-"""Each takes about 0.5 µs of the event loop; no reply of a model has so many."""
+"""A text with more escapes is masked as a whole. Each costs the event loop 0.5 µs, and no real reply has as many."""
 LONGEST: Final = 2**20
-"""Bytes of a text in which an escaped secret is cut out; of a longer one nothing is left."""
+"""Bytes. A longer text with an escaped secret is masked as a whole."""
 HEAD: Final = 64
-"""Characters by which an escaped secret is found."""
+"""Characters of an escaped secret that are matched; see `_pattern`."""
 
 
 def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
     r"""Return `text` with `MASK` in place of each secret of at least `SHORTEST` characters.
 
-    A secret is found as it is, with escapes of JSON, URLs or HTML in place of any of its characters, and in
-    base64, also as a part of what was encoded. Text in UTF-16 or UTF-32 is returned in UTF-8.
+    A secret is found verbatim, with any of its characters escaped as in JSON, URLs or HTML, and in base64, also as a
+    part of a longer encoded text. Text in UTF-16 or UTF-32 is returned in UTF-8.
 
     >>> mask(rb"no such key: sk-0123\/\u0034567, c2stMDEyMy80NTY3", ("sk-0123/4567",))
     b'no such key: <api key>, <api key>'
@@ -84,7 +90,7 @@ def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
 
 
 def mask_keys(text: str) -> str:
-    """Return `text` with `MASK` in place of what looks like a key or stands behind a name that says so.
+    """Return `text` with `MASK` in place of everything that looks like a key or follows a name such as `api_key=`.
 
     >>> mask_keys("--api-key=abc --user=ann"), mask_keys("ask with sk-0123456789")
     ('--api-key=<api key> --user=ann', 'ask with <api key>')
@@ -93,7 +99,7 @@ def mask_keys(text: str) -> str:
 
 
 def names_secret(name: str) -> bool:
-    """Whether a header, an option or a variable of this name holds a secret: its last word says so.
+    """Return True if a header, option or variable of this name holds a secret, judged by its last word.
 
     >>> [names_secret(name) for name in ("OPENAI_API_KEY", "X-Auth", "accessToken", "max-tokens", "key-column")]
     [True, True, True, False, False]
@@ -102,7 +108,7 @@ def names_secret(name: str) -> bool:
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return a program's arguments with those masked that are keys, by their looks or by the option before.
+    """Return a program's arguments, with keys masked. They are recognized by form or by the option before them.
 
     >>> mask_arguments(["--api-key", "abc", "--epochs", "3", "TOKEN=abc", "-v"])
     ['--api-key', '<api key>', '--epochs', '3', 'TOKEN=<api key>', '-v']
@@ -123,7 +129,7 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def secrets_in_url(url: str) -> Iterator[str]:
-    """Yield the credentials in an address: the password, and all of it as the header has it in base64.
+    """Yield the credentials in a URL: the password, and "user:password" as in a basic authorization header.
 
     >>> list(secrets_in_url("https://ann:pa%3Ass@example.org"))
     ['pa:ss', 'ann:pa:ss']
@@ -136,7 +142,7 @@ def secrets_in_url(url: str) -> Iterator[str]:
 
 
 def secrets_in_headers(headers: Mapping[str, object]) -> Iterator[str]:
-    """Yield the values of headers that are secret by their names, or look like keys, and what they are made of.
+    """Yield the values, and the parts of values, that are secret by their header's name or look like keys.
 
     >>> list(secrets_in_headers({"Cookie": "session=0123abcd", "X-Title": "Mail sorter"}))
     ['session=0123abcd', '0123abcd']
@@ -152,10 +158,10 @@ def secrets_in_headers(headers: Mapping[str, object]) -> Iterator[str]:
 
 
 class _Finder(NamedTuple):
-    """How the secrets of a client may be spelled.
+    """The forms of a client's secrets.
 
     Attributes:
-        spellings: without escapes but for JSON's own, the longest first, as one secret may be part of another.
+        spellings: verbatim and as in JSON. The longest is first, because one secret may be part of another.
         bare: the same without backslashes.
     """
 
@@ -178,7 +184,8 @@ def _finder(secrets: tuple[str, ...]) -> _Finder | None:
 def _in_base64(secret: str) -> Iterator[str]:
     data = secret.encode()
     for offset in range(3):
-        # Those characters that the secret alone decides, at each place that it may have in what was encoded.
+        # Base64 encodes groups of three bytes. For each position in a group, take the characters that depend on the
+        # secret alone.
         encoded = base64.b64encode(bytes(offset) + data).decode()
         core = encoded[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
         yield core
@@ -192,22 +199,22 @@ def _is_hidden_in(text: bytes, finder: _Finder) -> bool:
 
 @lru_cache(maxsize=8)
 def _pattern(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
-    """Return what finds secrets that are escaped; made when one is, as it takes milliseconds."""
+    """Return a pattern of escaped secrets. Made only if a text contains one, because it takes milliseconds."""
     patterns = {}
     for secret in secrets:
         if len(secret) >= SHORTEST:
-            # A token of thousands of characters would take seconds.
+            # Match the start of a long token only: a pattern of thousands of characters would take seconds.
             rest = rb"""(?:&#\w+;|[^\s"',;<>])*""" if len(secret) > HEAD else b""
             patterns[secret] = b"".join(map(_character, secret[:HEAD])) + rest
             for form in _in_base64(secret):
-                # Letters and digits are escaped by nobody there.
+                # No encoder escapes letters and digits of base64.
                 letters = (letter.encode() if letter.isalnum() else _character(letter) for letter in form)
                 patterns[form] = b"".join(letters)
     return re.compile(b"|".join(patterns[form] for form in sorted(patterns, key=len, reverse=True)))
 
 
 def _character(character: str) -> bytes:
-    """Return a pattern of a character that may be escaped, several times over too."""
+    """Return a pattern of a character, verbatim or escaped up to `ROUNDS` times."""
     data = character.encode()
     in_url = b"".join(rb"%%(?:25){0,%d}%b" % (ROUNDS, _hex(byte)) for byte in data)
     if len(data) > 1:
@@ -226,7 +233,7 @@ def _hex(byte: int) -> bytes:
 
 
 def _unescaped(text: bytes) -> bytes:
-    """Return `text` without escapes of printable characters, and without backslashes."""
+    """Return `text` with escapes of printable characters undone, and without backslashes."""
     for _ in range(ROUNDS):
         before, text = text, _ESCAPED.sub(_plain, text)
         if text == before:

@@ -105,6 +105,64 @@ class ChatRequest:
         return digest.hexdigest()
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatResponse:
+    """A model's reply. `str()` of it is its text.
+
+    Attributes:
+        content: the text, or None if the model only called tools.
+        tool_calls: the tools that the model asks for, in its order.
+        finish_reason: why the model stopped, in the provider's word: "stop", "length", "tool_calls", ….
+        model: the model that replied, by the provider's name for it.
+        usage: the tokens that the provider counted.
+        limits: the account's limits as the provider reported them along with this reply, or None. The engine paces
+            later calls by them. They belong to the moment, not to the reply: they aren't compared, journals don't
+            keep them, and a replayed reply has None.
+
+    Raises:
+        TypeError: if the content isn't text.
+
+    >>> str(ChatResponse(content="Hello"))
+    'Hello'
+    """
+
+    content: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+    model: str = ""
+    usage: Usage = field(default_factory=Usage)
+    limits: RateLimits | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # A custom client that returned parsed JSON here would fail much later, in the middle of a graph.
+        content: object = self.content
+        if not isinstance(content, str | None):
+            raise TypeError(f"content must be a str or None (got {content!r}); pass the reply's text")
+        object.__setattr__(self, "tool_calls", tuple(self.tool_calls))
+
+    @property
+    def complete(self) -> bool:
+        """False if the reply was cut off by a limit or filtered."""
+        return self.finish_reason not in ("length", "content_filter")
+
+    def __str__(self) -> str:
+        return self.content or ""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of a tool that the model asks for. `arguments` is JSON, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+# Checks
+
+
 def check_completion_args(**params: Any) -> None:
     """Raise for completion arguments that Afnio doesn't support.
 
@@ -184,58 +242,3 @@ def _check_message(message: Any) -> None:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             if kind != "text":
                 raise ValueError(f"message parts of type {kind!r} are not supported; only text is")
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCall:
-    """A call of a tool that the model asks for. `arguments` is JSON, as the model wrote it."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatResponse:
-    """A model's reply. `str()` of it is its text.
-
-    Attributes:
-        content: the text, or None if the model only called tools.
-        tool_calls: the tools that the model asks for, in its order.
-        finish_reason: why the model stopped, in the provider's word: "stop", "length", "tool_calls", ….
-        model: the model that replied, by the provider's name for it.
-        usage: the tokens that the provider counted.
-        limits: what the provider reported about the account's limits along with this reply, or None. The engine
-            paces later calls by it. It belongs to the moment, not to the reply: it isn't compared, journals
-            don't keep it, and a replayed reply has None.
-
-    Raises:
-        TypeError: if the content isn't text.
-
-    >>> str(ChatResponse(content="Hello"))
-    'Hello'
-    """
-
-    content: str | None
-    tool_calls: tuple[ToolCall, ...] = ()
-    finish_reason: str | None = None
-    model: str = ""
-    usage: Usage = field(default_factory=Usage)
-    limits: RateLimits | None = field(default=None, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # A custom client that returned parsed JSON here would fail much later, in the middle of a graph.
-        content: object = self.content
-        if not isinstance(content, str | None):
-            raise TypeError(f"content must be a str or None (got {content!r}); pass the reply's text")
-        object.__setattr__(self, "tool_calls", tuple(self.tool_calls))
-
-    @property
-    def complete(self) -> bool:
-        """False if the reply was cut off by a limit or filtered."""
-        return self.finish_reason not in ("length", "content_filter")
-
-    def __str__(self) -> str:
-        return self.content or ""

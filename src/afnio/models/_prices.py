@@ -1,4 +1,23 @@
-"""PriceFile: the prices that a user writes down, for models that no table knows."""
+"""Prices: what a model costs at an endpoint, for budgets in dollars and for what runs show.
+
+Prices come from the user's price file, then from the package genai-prices if it is installed (`afnio[prices]`). Its
+bundled table is used and nothing is fetched. Without a price, cost is unknown and never guessed: a budget in dollars
+refuses such a model.
+
+The user's file is named by AFNIO_PRICES, or it is ~/.config/afnio/prices.toml. It is TOML or JSON, and the first row
+that matches is used. In TOML:
+
+    version = "2026-11"
+
+    [[price]]
+    model = "qwen3-*"
+    url = "http://127.0.0.1:8080"
+    input = 0.15      # dollars per million tokens
+    cached = 0.075    # default: the price of input
+    output = 0.60
+
+`version`, `url` and `cached` may be left out. JSON has the same keys: {"version": "2026-11", "price": [{"model": …}]}.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +31,94 @@ from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import anyio.to_thread
 
 from afnio.runtime._budget import Budget, current_budgets
-from afnio.runtime._spending import Item, Ledger, Price, Spent, Tier, cost
+from afnio.runtime._spending import Item, Ledger, Price, Spent, Tier
 from afnio.runtime._waiting import active_journal
 
 if TYPE_CHECKING:
     from afnio.runtime._journal import Journal
+
+ENVIRONMENT: Final = "AFNIO_PRICES"
+"""The environment variable with the path of the user's price file."""
+
+
+def price_of(model: str, provider_url: str) -> Price | None:
+    """Return the price of `model` at the endpoint with the base URL `provider_url`, or None if it is unknown.
+
+    Answers are cached for the life of the process. The first one reads a file or imports a package, which takes
+    0.2 s: call it in a thread, not on an event loop.
+
+    Raises:
+        ValueError: if the price file isn't valid. The message names the line or the key.
+        OSError: if the file that `AFNIO_PRICES` names can't be read.
+
+    >>> print(price_of("a-model-of-my-own", "http://127.0.0.1:8080/v1"))
+    None
+    """
+    return _price_of(_user_file(), model, provider_url)
+
+
+@cache
+def _price_of(file: Path | None, model: str, url: str) -> Price | None:
+    price = None if file is None else _read(file).find(model, url)
+    return price or _listed(model, url)
+
+
+def _user_file() -> Path | None:
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return Path(named).expanduser()
+    default = Path("~/.config/afnio/prices.toml").expanduser()
+    return default if default.is_file() else None
+
+
+async def governed_price(model: str, url: str) -> Price | None:
+    """Return a model's price for the budgets of this context. None if it is unknown, or if there are no budgets.
+
+    First it charges the budgets for the spending of earlier runs that the context's journal recorded.
+    """
+    budgets = current_budgets()
+    if not budgets:
+        return None
+
+    journal = active_journal.get()
+    if journal is not None:
+        await _count_earlier_runs(budgets, journal)
+    # In a thread: the first lookup reads a file or imports a package.
+    return await anyio.to_thread.run_sync(price_of, model, url)
+
+
+async def _count_earlier_runs(budgets: tuple[Budget, ...], journal: Journal) -> None:
+    new = [budget for budget in budgets if not budget.has_charged(journal)]
+    if not new:
+        return
+    ledger = await anyio.to_thread.run_sync(earlier_ledger, journal)
+    for budget in new:
+        if not budget.has_charged(journal):  # another call may have charged it during the await
+            budget.charge(ledger, journal)
+
+
+def earlier_ledger(journal: Journal) -> Ledger:
+    """Return the spending that a journal recorded before it was opened. Call it in a thread: it looks prices up."""
+    items = {}
+    for (purpose, model, account), spent in journal.spent_before.items():
+        items[Item(purpose, account, model)] = Spent.of(
+            price_of(model, account),
+            spent.usage,
+            calls=spent.calls,
+            attempts=spent.calls + spent.failed + spent.unknown,
+            unknown=spent.unknown,
+            reserved=spent.reserved,
+        )
+    return Ledger(items)
+
+
+# The price file
 
 
 _FILE_KEYS: Final = {"version", "price"}
@@ -33,7 +128,7 @@ _PRICE_KEYS: Final = {"model", "url", "input", "cached", "output"}
 @final
 @dataclass(frozen=True, slots=True)
 class PriceRow:
-    """Prices for the models that match `model`, where the endpoint's base URL begins with `url`."""
+    """The price of the models that match the pattern `model`, at endpoints whose base URL begins with `url`."""
 
     model: str
     url: str
@@ -46,21 +141,7 @@ class PriceRow:
 @final
 @dataclass(frozen=True, slots=True)
 class PriceFile:
-    """A TOML or JSON file of prices, the first row that fits wins.
-
-    In TOML, where `version`, `url` and `cached` may be left out and `model` may hold `*`:
-
-        version = "2026-11"
-
-        [[price]]
-        model = "qwen3-*"
-        url = "http://127.0.0.1:8080"
-        input = 0.15      # dollars per million tokens
-        cached = 0.075    # else as `input`
-        output = 0.60
-
-    In JSON the same keys: {"version": "2026-11", "price": [{"model": …}]}.
-    """
+    """The rows of a price file. The first one that matches is used."""
 
     rows: tuple[PriceRow, ...]
 
@@ -69,14 +150,16 @@ class PriceFile:
         """Return the prices in the file at `path`.
 
         Raises:
-            ValueError: naming the file and the line or key at which it is no list of prices.
-            OSError: when it can't be read.
+            ValueError: if it isn't a valid price file. The message names the file and the line or key.
+            OSError: if it can't be read.
         """
         content = path.read_bytes()
         try:
             table = _parse(path, content)
-        except ValueError as error:  # a JSONDecodeError, a TOMLDecodeError, no UTF-8: each names the place
-            raise ValueError(f"{path} can't be read as {_format(path)} ({error}); mend that line") from error
+        except ValueError as error:  # its text names the line, or the byte that isn't UTF-8
+            raise ValueError(
+                f"{path} can't be read as {_format(path)} ({error}); correct that line"
+            ) from error
         return cls.of(table, str(path), hashlib.sha256(content).hexdigest()[:12])
 
     @classmethod
@@ -136,54 +219,17 @@ def _rate(source: str, place: str, value: Any) -> Decimal:
 def _check_keys(source: str, place: str, table: Mapping[str, Any], known: set[str]) -> None:
     for key in table:
         if key not in known:
-            _refuse(source, f"{place}{key}", f"is no key of it; there are {', '.join(sorted(known))}")
+            _refuse(source, f"{place}{key}", f"isn't a known key; use {', '.join(sorted(known))}")
 
 
 def _refuse(source: str, place: str, why: str) -> NoReturn:
     raise ValueError(f"{source}: {place} {why}")
 
 
-# Prices: what a model costs at an endpoint, from the user's file or from genai-prices.
-
-
-__all__ = ["ENVIRONMENT", "Price", "Tier", "cost", "price_of"]
-
-ENVIRONMENT: Final = "AFNIO_PRICES"
-"""Names the user's price file; without it `~/.config/afnio/prices.toml` is read where it exists."""
-
-
-def price_of(model: str, provider_url: str) -> Price | None:
-    """Return what `model` costs at the endpoint whose base URL is `provider_url`, None where nobody says.
-
-    The user's file comes first, then genai-prices if it is installed (`afnio[prices]`), whose bundled table
-    is used as it is; nothing is fetched. Each answer is kept for the life of the process. The first one
-    reads a file or imports a package (0.2 s): ask in a thread, not on a loop.
-
-    Raises:
-        ValueError: for a price file that is none, naming the line or the key.
-        OSError: for a price file that `AFNIO_PRICES` names and that can't be read.
-
-    >>> print(price_of("a-model-of-my-own", "http://127.0.0.1:8080/v1"))
-    None
-    """
-    return _price_of(_user_file(), model, provider_url)
-
-
-@cache
-def _price_of(file: Path | None, model: str, url: str) -> Price | None:
-    price = None if file is None else _read(file).find(model, url)
-    return price or _listed(model, url)
-
-
 _read = cache(PriceFile.read)
 
 
-def _user_file() -> Path | None:
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return Path(named).expanduser()
-    default = Path("~/.config/afnio/prices.toml").expanduser()
-    return default if default.is_file() else None
+# The table of genai-prices
 
 
 def _listed(model: str, url: str) -> Price | None:
@@ -194,15 +240,17 @@ def _listed(model: str, url: str) -> Price | None:
         return None
     nothing = package.Usage(input_tokens=0, output_tokens=0)
     try:
-        # Only the table's row is wanted: versions 0.0.x add tiers up, which no provider does.
+        # Take the table's row and not the computed price: versions 0.0.x add up tiers, unlike the providers.
         row = package.calc_price(nothing, model, provider_api_url=url).model_price
     except LookupError:
         return None
+    from importlib.metadata import version  # 10 ms, that not every program needs to pay
+
     return _from_row(row, version("genai-prices"))
 
 
 def _from_row(row: Any, table: str) -> Price | None:
-    """Return a row of genai-prices; None if it bills by something else than tokens in and out."""
+    """Return the price in a row of genai-prices, or None if it bills for more than input and output tokens."""
     prompt, cached, output = (
         getattr(row, f"{kind}_mtok", None) for kind in ("input", "cache_read", "output")
     )
@@ -215,7 +263,7 @@ def _from_row(row: Any, table: str) -> Price | None:
 
 
 def _rates_above(rates: tuple[Any, Any, Any], start: int) -> tuple[Decimal, Decimal, Decimal]:
-    """Return the rates of prompts that are just longer than `start`."""
+    """Return the rates (input, cached, output) for prompts of more than `start` tokens."""
     prompt, cached, output = rates
     return _rate_above(prompt, start), _rate_above(cached, start), _rate_above(output, start)
 
@@ -225,48 +273,3 @@ def _rate_above(rate: Any, start: int) -> Decimal:
         return Decimal(rate)
     reached = [tier.price for tier in rate.tiers if tier.start <= start]
     return Decimal(reached[-1] if reached else rate.base)
-
-
-# Spending: prices for the calls that budgets govern, and what earlier runs of a journal had spent.
-
-
-async def governed_price(model: str, url: str) -> Price | None:
-    """Return the price of a model for the budgets of this context; without any nobody asks, and it is None.
-
-    The budgets are first made to count what the context's journal says was paid before it was opened.
-    """
-    budgets = current_budgets()
-    if not budgets:
-        return None
-
-    journal = active_journal.get()
-    if journal is not None:
-        await _count_earlier_runs(budgets, journal)
-    # In a thread, as the first question reads a file or imports a package.
-    return await anyio.to_thread.run_sync(price_of, model, url)
-
-
-async def _count_earlier_runs(budgets: tuple[Budget, ...], journal: Journal) -> None:
-    new = [budget for budget in budgets if not budget.has_charged(journal)]
-    if not new:
-        return
-    ledger = await anyio.to_thread.run_sync(earlier_ledger, journal)
-    for budget in new:
-        if not budget.has_charged(journal):  # another call may have been quicker
-            budget.charge(ledger, journal)
-
-
-def earlier_ledger(journal: Journal) -> Ledger:
-    """Return what a journal says was spent before it was opened; reads price files, so in a thread."""
-
-    items = {}
-    for (purpose, model, account), spent in journal.spent_before.items():
-        items[Item(purpose, account, model)] = Spent.of(
-            price_of(model, account),
-            spent.usage,
-            calls=spent.calls,
-            attempts=spent.calls + spent.failed + spent.unknown,
-            unknown=spent.unknown,
-            reserved=spent.reserved,
-        )
-    return Ledger(items)

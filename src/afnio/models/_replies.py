@@ -1,6 +1,15 @@
-"""Classify: what a reply means, a response or an error worth another attempt or not.
+"""Replies: read a provider's HTTP response as a `ChatResponse` or as an error that can be retried or not.
 
-Covers what OpenAI-compatible providers really do, errors behind status 200 included.
+OpenAI-compatible servers differ in everything but the happy path. They report errors with status 200, send content in
+parts, token counts as strings, times as durations, dates or Unix time, and bodies in UTF-16. `read_reply` is tolerant
+with all that Afnio can do without, and strict with the text itself: an unreadable reply is an error, never an empty
+text.
+
+The rest of the file reads headers: how long the provider asks to wait (`retry_after`), and what it reports about the
+account's limits (`read_limits`). Implausible values are logged once for each URL and ignored: a wrong header must not
+stop an account.
+
+pydantic parses the bodies. So this module is imported together with a provider's client, and not by `import afnio`.
 """
 
 from __future__ import annotations
@@ -18,24 +27,24 @@ from pydantic import BaseModel, ValidationError
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models._messages import ChatResponse, ToolCall
-from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, tell_once
+from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, warn_once
 from afnio.runtime.events import Usage
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 LONGEST_WAIT: Final = 600.0
-"""Seconds that a provider is left alone at its own wish, at most."""
+"""The longest wait in seconds that a provider's header can cause."""
 OUT_OF_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 LONGEST: Final = 2000
-"""Characters of what a provider says that an error repeats."""
+"""The most characters of a provider's message that an error quotes."""
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -> ChatResponse:
     """Return the response in `body`. It, or the error, has the limits that the headers report.
 
     Raises:
-        RateLimitedError: status 429 with quota left.
-        TransientModelError: 5xx, or a body that isn't a completion.
-        FinalModelError: everything that another attempt would not change.
+        RateLimitedError: for status 429, unless the account's quota is used up.
+        TransientModelError: for 5xx, or if the body isn't a chat completion.
+        FinalModelError: for everything that another attempt wouldn't change.
     """
     limits = read_limits(headers, url)
     try:
@@ -51,9 +60,9 @@ def _read(
     if status != 200:
         raise status_error(status, headers, _json(body), body, url)
     parsed = _parse(body)
-    if parsed is None:  # raised without the parser's error, which would keep the whole body alive
+    if parsed is None:  # no `from`: the parser's error would keep the whole body alive
         raise TransientModelError(
-            f"{url} answered 200 with a body that is no chat completion ({_start(body)})", status=status
+            f"{url} answered 200 with a body that isn't a chat completion ({_start(body)})", status=status
         )
     if not parsed.choices:
         if parsed.error is not None:
@@ -63,13 +72,13 @@ def _read(
 
 
 def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: bytes, url: str) -> ModelError:
-    """Return the error that an HTTP status and its body stand for."""
+    """Return the error for an HTTP status and its body."""
     if 300 <= status < 400:
         return _redirect_error(status, headers.get("location"), url)
     error = parsed.get("error", parsed) if isinstance(parsed, Mapping) else None
     fields = error if isinstance(error, Mapping) else {}
-    said = str(fields.get("message") or (error if isinstance(error, str) else _start(body)))
-    message = f"{url} answered {status}: {said[:LONGEST]}"
+    text = str(fields.get("message") or (error if isinstance(error, str) else _start(body)))
+    message = f"{url} answered {status}: {text[:LONGEST]}"
     wait = retry_after(headers, url)
     if status == 429:
         if OUT_OF_MONEY & _codes(fields):
@@ -85,21 +94,21 @@ def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: byt
 
 
 def _redirect_error(status: int, location: str | None, url: str) -> FinalModelError:
-    """Return the error for a redirect, which nobody follows: the key and the prompts would go along."""
+    """Return the error for a redirect. Following it would send the key and the prompts to another host."""
     target = _address(location, url)
     if target is None:
         return FinalModelError(
             f"{url} answered {status}, a redirect to nowhere; check base_url", status=status
         )
     return FinalModelError(
-        f"{url} answered {status}, a redirect to {target}, which is not followed, as the key and the prompts would "
+        f"{url} answered {status}, a redirect to {target}, which is not followed because the key and the prompts would "
         "go there; set base_url (azure_endpoint for Azure) to that address if it is the provider's",
         status=status,
     )
 
 
 def _address(location: str | None, url: str) -> str | None:
-    """Return where a redirect leads as a base URL, without credentials and query."""
+    """Return the target of a redirect as a base URL, without credentials and query. None if there is none."""
     try:
         parts = urlsplit(urljoin(f"{url}/chat/completions", location or ""))
         host = parts.netloc.rpartition("@")[2]
@@ -110,10 +119,11 @@ def _address(location: str | None, url: str) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str], url: str = "the provider") -> float | None:
-    """Return the seconds that the provider asks to wait: `retry-after-ms`, seconds, or an HTTP date.
+    """Return the seconds that the provider asks to wait, or None.
 
-    At most ten minutes, as one refused request more does no harm and a wrong header must not stop the
-    account; None for more than a day, which can't be meant. Both are told once for each URL.
+    It reads `retry-after-ms`, and `retry-after` as seconds or as an HTTP date (RFC 9110). Ten minutes is the maximum:
+    an early request does no harm, a wrong header could stop the account for hours. More than a day is a mistake and
+    counts as None. Both are logged once for each URL.
 
     >>> retry_after({"retry-after-ms": "1500"})
     1.5
@@ -125,11 +135,11 @@ def retry_after(headers: Mapping[str, str], url: str = "the provider") -> float 
             continue
         seconds = seconds_ahead(asked)
         if seconds is None:
-            told = "%s says %s: %.40s, which is more than a day and is ignored"
-            tell_once(url, f"{name}, ignored", told, name, text)
+            message = "%s sent %s: %.40s, which is more than a day and is ignored"
+            warn_once(url, f"{name}, ignored", message, name, text)
         elif seconds > LONGEST_WAIT:
-            told = "%s says %s: %.40s, which is long; it is asked again after %.0f s"
-            tell_once(url, name, told, name, text, LONGEST_WAIT)
+            message = "%s sent %s: %.40s, which is long; the next request follows after %.0f s"
+            warn_once(url, name, message, name, text, LONGEST_WAIT)
             return LONGEST_WAIT
         else:
             return seconds
@@ -175,12 +185,13 @@ def _status_in(error: Any) -> int:
 
 
 def _codes(fields: Mapping[str, Any]) -> set[str]:
-    """Return the code and the type of an error, where they are names: some servers send lists or dicts."""
+    """Return an error's code and type, if they are strings. Some servers send lists or dicts."""
     return {code for code in (fields.get("code"), fields.get("type")) if isinstance(code, str)}
 
 
-# The body of a chat completion, as pydantic models. Only `choices` and the message in it have types: a field that
-# Afnio can do without must not cost the reply if a server fills it in its own way.
+# The body
+#
+# Only the text and the tool calls have types. Any other field may be missing or odd without losing the reply.
 
 _TEXT: Final = ("text", "output_text", "refusal")
 """Types of the message parts that are the model's answer, rather than its thoughts."""
@@ -214,9 +225,9 @@ class _Choice(BaseModel):
 
 
 class ChatBody(BaseModel):
-    """The body of a chat completion as OpenAI-compatible servers send it, as far as Afnio reads it.
+    """The parts of a chat completion's body that Afnio reads.
 
-    What a reply can do without has no type here, so that one odd field doesn't cost the whole reply.
+    Source: https://platform.openai.com/docs/api-reference/chat/object
     """
 
     choices: list[_Choice] | None = None
@@ -224,13 +235,13 @@ class ChatBody(BaseModel):
     usage: Any = None
     error: Any = None
 
-    def response(self, limits: RateLimits | None = None) -> ChatResponse:
-        """Return the first choice; there must be one."""
+    def response(self, limits: RateLimits | None) -> ChatResponse:
+        """Return the first choice. There must be one."""
         assert self.choices
         choice = self.choices[0]
         message, reason = choice.message, choice.finish_reason
         return ChatResponse(
-            # A refusal is what the model said; without it a critic would be asked about silence.
+            # A refusal is the model's answer. Without it a critic would have to judge an empty text.
             content=message.refusal if message.content is None else _text(message.content),
             tool_calls=tuple(
                 ToolCall(id=str(c.id or ""), name=c.function.name, arguments=_arguments(c.function.arguments))
@@ -244,7 +255,7 @@ class ChatBody(BaseModel):
 
 
 def _text(content: str | list[str | _Part] | _Part) -> str:
-    """Return the text of a message, which Mistral and others send in parts, thoughts among them."""
+    """Return the text of a message. Mistral and others send it in parts, some of which are thoughts."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [content]
@@ -256,7 +267,7 @@ def _text_of(part: _Part) -> str:
 
 
 def _arguments(arguments: Any) -> str:
-    """Return a tool's arguments as JSON; Ollama and others send the object itself."""
+    """Return a tool's arguments as JSON. Ollama and others send the object instead of a string."""
     if isinstance(arguments, str):
         return arguments
     return "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
@@ -278,7 +289,7 @@ def _detail(details: Any, name: str) -> int:
 
 
 def _count(value: Any) -> int:
-    """Return a number of tokens as a whole number, however it was sent; 0 where it is none."""
+    """Return a count of tokens as an int, rounded up. 0 if it isn't a number."""
     if value is None or type(value) is int:
         return value or 0
     try:
@@ -288,7 +299,7 @@ def _count(value: Any) -> int:
 
 
 def _parse(body: bytes) -> ChatBody | None:
-    """Return what the body holds; None where it is no chat completion."""
+    """Return the parsed body, or None if it isn't a chat completion."""
     try:
         return ChatBody.model_validate_json(body)
     except ValidationError as error:
@@ -301,9 +312,9 @@ def _parse(body: bytes) -> ChatBody | None:
 
 
 def _mended(body: bytes) -> bytes:
-    """Return JSON in UTF-8 for what only its encoding makes unreadable.
+    """Return JSON in clean UTF-8 for a body with a wrong encoding.
 
-    Replies come in UTF-16, with a byte order mark, or with half a character where a limit cut them.
+    Some come in UTF-16, with a byte order mark, or with half a character where a token limit cut the text.
     """
     text = body.decode(json.detect_encoding(body), "replace")
     return json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
@@ -329,7 +340,9 @@ def _start(body: bytes) -> str:
     return f"it starts {text[:120]!r}" if text else "it is empty"
 
 
-# Rate headers: what a reply's `x-ratelimit-*` headers say about the account's limits.
+# Rate limit headers
+#
+# Source: https://platform.openai.com/docs/guides/rate-limits
 
 
 _UNITS: Final = {
@@ -357,9 +370,9 @@ def read_limits(headers: Mapping[str, str], url: str = "the provider") -> RateLi
 
 
 def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider") -> LimitReading | None:
-    """Return what the headers say of the limit of `requests` or `tokens`; None where they don't.
+    """Return the limit of `requests` or `tokens` that the headers report, or None.
 
-    What can't be meant as it stands is told once for each URL.
+    Implausible values are logged once for each URL.
 
     >>> read_limit({"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59",
     ...             "x-ratelimit-reset-requests": "1s"}, "requests")
@@ -371,7 +384,7 @@ def read_limit(headers: Mapping[str, str], kind: str, url: str = "the provider")
         return None
     if limit >= NO_LIMIT:
         name = f"x-ratelimit-limit-{kind}"
-        tell_once(url, name, "%s says %s: %.40s, which is taken for no limit", name, headers[name])
+        warn_once(url, name, "%s sent %s: %.40s, which is taken for no limit", name, headers[name])
         return None
     reset, precision = _read_reset(headers.get(f"x-ratelimit-reset-{kind}"), kind, url)
     return LimitReading(limit, max(0, min(remaining, limit)), reset, precision)
@@ -386,18 +399,18 @@ def _read_reset(text: str | None, kind: str, url: str) -> tuple[float | None, fl
         return reset, precision
     name = f"x-ratelimit-reset-{kind}"
     if reset is None:
-        tell_once(url, name, "%s says %s: %.40s, which is more than a day and is ignored", name, text)
+        warn_once(url, name, "%s sent %s: %.40s, which is more than a day and is ignored", name, text)
         return None, 0.0
-    told = "%s says %s: %.40s, which is taken for a Unix time, %.0f s from now"
-    tell_once(url, name, told, name, text, reset)
+    message = "%s sent %s: %.40s, which is taken for a Unix time, %.0f s from now"
+    warn_once(url, name, message, name, text, reset)
     return reset, 1.0
 
 
 def read_duration(text: str | None) -> tuple[float | None, float]:
-    """Return a duration in seconds, and by how much its rounding may be off: `6m0s`, `20ms`, `1.5`.
+    """Return a duration such as `6m0s`, `20ms` or `1.5` in seconds, and its largest rounding error.
 
-    With units it is exact to the millisecond, as who writes them leaves out the zeros; a plain number may be
-    off by half of its last digit, by a second where it is whole.
+    With units it is exact to half a millisecond or better. A plain number may be off by half of its last digit, a
+    whole number by a second. Returns (None, 0.0) for anything else.
 
     >>> read_duration("6m0s"), read_duration("20ms"), read_duration("12")
     ((360.0, 0.0005), (0.02, 0.0005), (12.0, 1.0))
@@ -428,19 +441,19 @@ def _whole(text: str | None) -> int | None:
     return int(number) if number is not None and math.isfinite(number) else None
 
 
-# Header times: what a number in a header says about when.
+# Times in headers
 
 
 DAY: Final = 86_400.0
 _UNIX: Final = 1e9
-"""From here on a number is a Unix time, as durations of 30 years aren't meant."""
+"""From here on, a number is a Unix time: no server means a duration of 30 years."""
 _UNIX_MS: Final = 1e11
 
 
 def seconds_ahead(number: float) -> float | None:
-    """Return the seconds from now that `number` means, as a duration or as a Unix time.
+    """Return the seconds from now for a duration or a Unix time, in seconds or milliseconds.
 
-    None where that is more than a day: no limit is worth such a wait, so it is an error of the provider's.
+    None if that is more than a day: no limit lasts as long, so it is a mistake of the provider's.
 
     >>> seconds_ahead(60.0), seconds_ahead(1e300)
     (60.0, None)

@@ -1,4 +1,14 @@
-"""ReplyReader: the body of a reply, within a size and without long silences."""
+"""The transport: how a request's bytes reach a provider and how a reply's bytes come back.
+
+`AiohttpTransport` has one aiohttp session for each account. It costs 0.26 ms of CPU time a call, where the SDK's
+default transport costs 3.5 ms at 1,000 calls in flight. A user's own `http_client` goes through the SDK instead, with
+bounds on what it reads (`bound_bodies`).
+
+`ReplyReader` reads bodies. A server may send gigabytes, a decompression bomb, or one byte a minute: bodies have a
+limit in bytes, pauses have a limit in seconds, and only a few large bodies are read at the same time.
+
+`Silence` warns the user when an account sends no reply. A request without a reply looks like a program that hangs.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +31,18 @@ if TYPE_CHECKING:
 
 
 BETWEEN_BYTES: Final = 60.0
-"""Seconds without a byte after which a reply that has begun is given up.
+"""The longest pause in seconds within a reply.
 
-No such deadline holds before a reply begins, as reasoning models are silent for minutes.
+It doesn't apply before the first byte: reasoning models are silent for minutes.
 """
 MAX_REPLY: Final = 64 << 20
-"""Bytes of a reply at most, decompressed."""
+"""The default limit of a reply, in bytes after decompression."""
 MAX_ERROR: Final = 1 << 20
-"""Bytes that are read of an error's body, whose start says what is wrong."""
+"""The limit of an error's body, in bytes. The rest isn't read: the message is at the start."""
 LARGE: Final = 1 << 20
-"""Bytes from which on a reply is a large one."""
+"""Longer replies count as large, in bytes."""
 LARGE_AT_ONCE: Final = 4
-"""Large replies that are read at the same time, so that a burst of them doesn't fill the memory."""
+"""The number of large replies read at the same time. A burst of more would fill the memory."""
 
 
 @final
@@ -47,10 +57,16 @@ class ReplyReader:
         return current_runtime().resource((cls, account), cls)
 
     async def read(self, read: Callable[[], Awaitable[bytes]], status: int, most: int, url: str) -> bytes:
-        """Return what `read` returns until it returns nothing; of an error's body only the start.
+        """Return the body, or the start of an error's body.
+
+        Args:
+            read: returns the next piece, b"" at the end.
+            status: the HTTP status.
+            most: the limit in bytes.
+            url: for error messages.
 
         Raises:
-            TransientModelError: if nothing comes for too long.
+            TransientModelError: if no byte arrives for `BETWEEN_BYTES` seconds.
             FinalModelError: if the reply has more than `most` bytes.
         """
         most = most if status == 200 else min(most, MAX_ERROR)
@@ -72,12 +88,11 @@ class ReplyReader:
                     if not holding:
                         await self._large.acquire()
                         holding = True
-                    await asyncio.sleep(
-                        0
-                    )  # the next piece may be there already, and takes time to decompress
+                    # The next piece may have arrived already. Decompressing it must not block other calls.
+                    await asyncio.sleep(0)
             return b"".join(pieces)
         finally:
-            pieces.clear()  # the frame, and what it holds, lives on in the traceback of an error
+            pieces.clear()  # an error's traceback would keep them alive through this frame
             if holding:
                 self._large.release()
 
@@ -95,21 +110,20 @@ async def _in_time(read: Callable[[], Awaitable[bytes]], url: str) -> bytes:
         ) from error
 
 
-# Transport: how the bytes of a request reach a provider.
-#
-# Our own aiohttp session costs 0.26 ms of CPU a call where the SDK's default costs 3.5 ms at 1,000 in
-# flight, so it is the default; a user's own `http_client` goes through the SDK.
+# The session
 
 
 CONNECT_TIMEOUT: Final = 10.0
-"""Seconds to reach the host."""
+"""The longest time in seconds to connect."""
 CONNECTIONS: Final = 10_000
-"""Connections of one session; admission decides how many are used. (None would silently mean 100.)"""
+"""The session's limit. Admission decides how many are used. (None would mean aiohttp's default of 100.)"""
 KEEPALIVE: Final = 120.0
-"""Seconds that an idle connection is kept; the pool must survive one long optimizer call."""
+"""Seconds until an idle connection is closed. The pool must survive one long optimizer call."""
 
 
 class Answer(NamedTuple):
+    """A provider's HTTP response."""
+
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -117,7 +131,7 @@ class Answer(NamedTuple):
 
 @final
 class AiohttpTransport:
-    """One aiohttp session for each account, on the runtime's loop, shared by the account's clients."""
+    """An aiohttp session on the runtime's loop. The clients of an account share one."""
 
     def __init__(self) -> None:
         import aiohttp
@@ -135,14 +149,14 @@ class AiohttpTransport:
         return current_runtime().resource((cls, account), cls)
 
     async def post(self, url: str, headers: Mapping[str, str], data: bytes, most: int = MAX_REPLY) -> Answer:
-        """Send `data`, a JSON text, and return what came back, a redirect among others.
+        """Send `data`, a JSON text, and return the response with any status. Redirects aren't followed.
 
         Args:
-            most: bytes of the reply at most, after decompression.
+            most: the reply's limit in bytes, after decompression.
 
         Raises:
             UnreachableError: if the host can't be reached.
-            TransientModelError: if the connection ended early, or what came is no HTTP.
+            TransientModelError: if the connection ended early, or the response isn't HTTP.
             FinalModelError: if the reply is too large, or the request can't be sent.
         """
         import aiohttp
@@ -152,7 +166,7 @@ class AiohttpTransport:
                 url, data=data, headers=headers, proxy=self._proxy(url), allow_redirects=False
             ) as response:
                 content = response.content
-                if content.is_eof() and content.total_bytes <= min(most, LARGE):  # it came with the head
+                if content.is_eof() and content.total_bytes <= min(most, LARGE):  # it came with the headers
                     body = await content.readany()
                 else:
                     body = await self._reader.read(content.readany, response.status, most, url)
@@ -166,9 +180,9 @@ class AiohttpTransport:
                 f"the proxy answered {error.status} when asked for {url} ({error.message[:200]})"
             ) from error
         except aiohttp.ClientResponseError as error:
-            # Without the bytes that the parser shows, which may be anything that was sent.
+            # Leave out the bytes that the parser quotes: they may be anything.
             why = error.message.partition("\n")[0].partition("b'")[0].rstrip(" :")
-            raise TransientModelError(f"{url} sent what is no HTTP ({why})") from error
+            raise TransientModelError(f"{url} sent a response that isn't HTTP ({why})") from error
         except ValueError as error:
             raise FinalModelError(f"the request to {url} can't be sent ({error})") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -177,10 +191,10 @@ class AiohttpTransport:
             ) from error
 
     def _proxy(self, url: str) -> str | None:
-        """Return the proxy that the environment names for `url`, looked up once.
+        """Return the environment's proxy for `url`, or None. Looked up once for each URL.
 
-        aiohttp's own `trust_env` reads the environment and .netrc in a thread for every request, which
-        costs more than the rest of the request does.
+        aiohttp's own `trust_env` reads the environment and .netrc in a thread for every request. That costs more
+        than the rest of the request.
         """
         if url not in self._proxies:
             parts = urlsplit(url)
@@ -193,7 +207,7 @@ class AiohttpTransport:
 
 
 def unreachable(url: str, why: object) -> UnreachableError:
-    """Return the error for a host that can't be reached."""
+    """Return the error for a host that can't be reached, for the reason `why`."""
     return UnreachableError(f"can't reach {url} ({why}); check base_url and that the server runs")
 
 
@@ -203,19 +217,19 @@ def _reason(error: aiohttp.ClientConnectorError) -> str:
     return f"{error.host}:{error.port}: {why}"
 
 
-# SDK bodies: bounds on what the SDK's transport reads and decompresses at a time.
+# Bounds on the SDK's own transport
 
 
 PIECE: Final = 8 << 10
-"""Bytes that are decompressed at a time, to a thousand times as many at the most."""
+"""Bytes decompressed at a time. The result is at most a thousand times as long."""
 MAX_SDK_ERROR: Final = 16 << 10
-"""Bytes that are read of an error's body, which the SDK reads whole."""
+"""The limit of an error's body, in bytes. The SDK reads all of it before it raises."""
 RAW: Final = "X-Stainless-Raw-Response"
-"""The header by which the SDK is told to leave a body unread; Afnio's requests have it."""
+"""The header that makes the SDK leave a body unread. It also marks Afnio's requests."""
 
 
 def bound_bodies(client: Any) -> None:
-    """Have an `httpx2.AsyncClient` read the replies to Afnio's requests, and no others, within the bounds."""
+    """Apply the bounds to the replies that `client`, an httpx2.AsyncClient, gets to Afnio's requests."""
     import httpx2
 
     if isinstance(client, httpx2.AsyncClient):
@@ -249,23 +263,23 @@ def _bounded(stream: Any, most: int | None) -> Any:
     return Bounded()
 
 
-# Silence: says once when an account leaves its calls without a reply.
+# The warning about silence
 
 
 FIRST_HINT: Final = 30.0
-"""Seconds without a reply after which the user is told."""
+"""Seconds without a reply before the first warning."""
 LAST_HINT: Final = 600.0
-"""The same for an account that has been found to be slow, at most."""
+"""The same for a slow account: its patience grows up to this."""
 
 _logger = logging.getLogger("afnio")
 
 
 @final
 class Silence:
-    """Watches one account: held by `with` for each attempt, it warns when none of them ends in a reply.
+    """Warns once if none of an account's attempts gets a reply for a while. Each attempt runs in a `with` of it.
 
-    One timer serves all attempts. A reply that comes after the warning raises the patience to twice the time that
-    it took, so that a slow model is warned of once and not at each call.
+    One timer serves all attempts. A reply after the warning raises the patience to twice the time that the reply
+    took, so that a slow model causes one warning and not one for each call.
     """
 
     def __init__(self, url: str) -> None:
@@ -275,12 +289,12 @@ class Silence:
         self._model = ""
         self._since = 0.0
         self._patience = FIRST_HINT
-        self._told = False
+        self._warned = False
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
     def of(cls, account: Account, model: str) -> Silence:
-        """Return the account's watch, for an attempt that asks `model`."""
+        """Return the account's watch, for an attempt with `model`."""
         silence = current_runtime().resource((cls, account), partial(cls, account.url))
         silence._model = model
         return silence
@@ -295,19 +309,21 @@ class Silence:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open -= 1
-        if error is None or isinstance(error, ModelError):  # not where the call was cancelled, or out of time
-            self._heard()
+        if error is None or isinstance(
+            error, ModelError
+        ):  # a cancelled call, or one out of time, got no reply
+            self._replied()
 
-    def _heard(self) -> None:
+    def _replied(self) -> None:
         now = self._loop.time()
-        if self._told:
-            self._told = False
+        if self._warned:
+            self._warned = False
             self._patience = min(LAST_HINT, max(self._patience, 2 * (now - self._since)))
         self._since = now
         self._arm()
 
     def _arm(self) -> None:
-        if self._timer is None and not self._told and self._open:
+        if self._timer is None and not self._warned and self._open:
             self._timer = self._loop.call_at(self._since + self._patience, self._look)
 
     def _look(self) -> None:
@@ -318,7 +334,7 @@ class Silence:
             return
         if not self._open:
             return
-        self._told = True
+        self._warned = True
         _logger.warning(
             "%s has sent no reply for %.0f s (calls waiting: %d, the last for %s); the model may be thinking, or the "
             "server is overloaded or hangs. Pass timeout=… to the client to wait less",

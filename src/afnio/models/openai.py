@@ -1,6 +1,14 @@
-"""OpenAI, Azure, and every endpoint that speaks their chat completions. The SDK is imported here alone, lazily.
+"""Clients of OpenAI, Azure OpenAI, and every endpoint that is compatible with their chat completions.
 
-The SDK client is the source of key, base URL, headers and error classes; it retries nothing.
+The OpenAI SDK reads the options and the environment: keys, base URLs, headers. Its own transport is slow with many
+calls in flight, so requests go through `AiohttpTransport`, unless an option needs the SDK's (`http_client`, a key that
+is a function, …). Its retries are off: the engine makes them. Errors of the provider have the SDK's error as their
+cause.
+
+The SDK is slow to import, so this is the only module that imports it, and only when the first client is made.
+
+A key must not leave this module in a text. Replies and errors are masked, the account has a digest of the key, and
+`repr` shows the URL only.
 """
 
 from __future__ import annotations
@@ -40,25 +48,29 @@ from afnio.runtime._limits import Account, Limits
 PATH: Final = "chat/completions"
 DEFAULT_URL: Final = "https://api.openai.com/v1"
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
-"""Options that change a request in ways which only the SDK's own transport knows."""
+"""Options with which only the SDK's own transport can send a request."""
 _CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
-"""Headers that say who asks, and not what is asked."""
+"""Headers that identify the caller. They don't change the reply, so they aren't part of a request's key."""
 
 
 class AsyncOpenAI(ChatClient):
-    """A client of OpenAI or of an endpoint compatible with it: vLLM, llama.cpp, Ollama, LM Studio, ….
+    """A client of OpenAI or a compatible endpoint: vLLM, llama.cpp, Ollama, LM Studio, ….
 
-    Its calls run on Afnio's runtime, so it serves scripts, asyncio and trio alike.
+    Its calls run on Afnio's runtime, so it works in scripts and on asyncio and trio.
 
     Args:
-        api_key: by default from OPENAI_API_KEY; servers without keys take any string.
-        base_url: by default from OPENAI_BASE_URL, else OpenAI's own.
-        limits: limits of the account.
-        timeout: seconds that one attempt may take.
-        max_reply_bytes: bytes of a reply at most, after decompression. A longer one is a `FinalModelError`.
-        http_client: an httpx2.AsyncClient of yours; calls then go through the SDK's own transport.
-            So they do where the key is a function or the options ask for more than headers.
-        **options: anything else that `openai.AsyncOpenAI` takes, but for `max_retries`.
+        api_key: default: OPENAI_API_KEY, then the keyring. Servers without keys take any string.
+        base_url: default: OPENAI_BASE_URL, then OpenAI's own.
+        limits: the account's limits.
+        timeout: the longest duration of one attempt, in seconds.
+        max_reply_bytes: the limit of a reply in bytes, after decompression. A longer one is a `FinalModelError`.
+        http_client: an httpx2.AsyncClient. Calls then go through the SDK's own transport, as they do if `api_key` is
+            a function.
+        **options: any other argument of `openai.AsyncOpenAI`, except `max_retries`.
+
+    Raises:
+        ValueError: for a bad `base_url`, `max_reply_bytes` or `max_retries`.
+        FinalModelError: if there is no key.
 
     >>> AsyncOpenAI(api_key="any", base_url="http://127.0.0.1:8000/v1")
     AsyncOpenAI('http://127.0.0.1:8000/v1')
@@ -81,12 +93,13 @@ class AsyncOpenAI(ChatClient):
         **options: Any,
     ) -> None:
         if isinstance(max_reply_bytes, bool) or not isinstance(max_reply_bytes, int) or max_reply_bytes < 1:
-            raise ValueError(f"max_reply_bytes must be a number of bytes above 0 (got {max_reply_bytes!r})")
+            raise ValueError(
+                f"max_reply_bytes must be a whole number above 0 (got {max_reply_bytes!r}), in bytes"
+            )
         self._max_reply = max_reply_bytes
         if options.pop("max_retries", 0):
             raise ValueError(
-                "max_retries is the engine's: it retries each call in one place, with the account's limits; "
-                "leave it out"
+                "max_retries isn't supported because the engine retries, within the account's limits; leave it out"
             )
         self._sdk = self._sdk_client(
             api_key=api_key, base_url=base_url, http_client=http_client, timeout=timeout, **options
@@ -111,15 +124,15 @@ class AsyncOpenAI(ChatClient):
         return self.account.url
 
     async def list_models(self) -> list[str]:
-        """Return the names of the models that the endpoint offers; on the caller's asyncio loop.
+        """Return the names of the endpoint's models. It runs on the caller's asyncio loop.
 
         Raises:
-            ModelError: if it can't be asked, such as for a key that it doesn't take.
+            ModelError: if the endpoint can't be reached or refuses, for instance because of the key.
         """
         import openai
 
         try:
-            # A client of its own: connections belong to one loop.
+            # Not the SDK client's own connections: they belong to another event loop.
             own = openai.DefaultAsyncHttpxClient(follow_redirects=False)
             async with self._sdk.copy(http_client=own) as sdk:
                 return [model.id async for model in sdk.models.list()]
@@ -168,7 +181,7 @@ class AsyncOpenAI(ChatClient):
         return {**self._sdk.auth_headers, **self._authorization}
 
     def _secrets(self) -> list[str]:
-        """Return the keys, by which accounts are told apart."""
+        """Return the keys. Accounts are distinguished by them."""
         return [str(self._sdk.api_key or "")]
 
     async def _send_by_sdk(self, request: ChatRequest) -> Answer:
@@ -198,11 +211,11 @@ class AsyncOpenAI(ChatClient):
             ) from error
 
     def _without_key(self, answer: Answer) -> Answer:
-        """Return `answer` without the secrets that it may repeat: error bodies end up in logs."""
+        """Return `answer` with secrets masked: providers quote keys in errors, and errors end up in logs."""
         return answer._replace(body=self._masked(answer.body))
 
     def _without_secrets(self, error: ModelError) -> ModelError:
-        # It may quote more than the body, such as where a redirect leads.
+        # An error may quote more than the body, such as the target of a redirect.
         error.args = (self._masked(str(error).encode("utf-8", "replace")).decode(),)
         return error
 
@@ -223,7 +236,7 @@ class AsyncOpenAI(ChatClient):
             given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
-        except httpx2.InvalidURL:  # its text may hold a part of the password
+        except httpx2.InvalidURL:  # its text may contain a part of a password
             raise _bad_url(str(given.get("base_url") or given.get("azure_endpoint"))) from None
         except openai.OpenAIError as error:
             if "credentials" in str(error).lower() or "api_key" in str(error):
@@ -232,21 +245,25 @@ class AsyncOpenAI(ChatClient):
 
 
 class OpenAI(AsyncOpenAI):
-    """The same client under the name that synchronous programs import; `chat` waits, `achat` is awaited."""
+    """The same client under the SDK's other name. `chat` waits, `achat` is awaited."""
 
 
 class AsyncAzureOpenAI(AsyncOpenAI):
-    """A client of Azure OpenAI; `model` names the deployment.
+    """A client of Azure OpenAI. A call's `model` is the name of a deployment.
 
     Args:
-        azure_endpoint: `https://<resource>.openai.azure.com`; by default from AZURE_OPENAI_ENDPOINT.
-        azure_deployment: the deployment for all calls, whatever `model` they name.
-        api_version: by default from OPENAI_API_VERSION.
-        api_key: by default from AZURE_OPENAI_API_KEY.
-        azure_ad_token: a Microsoft Entra token instead of a key; by default from AZURE_OPENAI_AD_TOKEN.
-        azure_ad_token_provider: a function that returns such a token, asked before each attempt; a `def`
-            runs in a worker thread, an `async def` on the runtime's loop.
-        **options: the rest as `AsyncOpenAI` takes it.
+        azure_endpoint: `https://<resource>.openai.azure.com`. Default: AZURE_OPENAI_ENDPOINT.
+        azure_deployment: the deployment for all calls, regardless of their `model`.
+        api_version: default: OPENAI_API_VERSION.
+        api_key: default: AZURE_OPENAI_API_KEY.
+        azure_ad_token: a Microsoft Entra token instead of a key. Default: AZURE_OPENAI_AD_TOKEN.
+        azure_ad_token_provider: a function that returns such a token, called before each attempt. A `def` runs in a
+            worker thread, an `async def` on the runtime's loop.
+        **options: as for `AsyncOpenAI`.
+
+    Raises:
+        ValueError: for more than one credential, and as `AsyncOpenAI`.
+        FinalModelError: if there are no credentials.
 
     Source: https://learn.microsoft.com/azure/ai-foundry/openai/reference
 
@@ -283,8 +300,10 @@ class AsyncAzureOpenAI(AsyncOpenAI):
         }
         given = [name for name, value in credentials.items() if value is not None]
         if len(given) > 1:
-            raise ValueError(f"Azure takes one credential (got {' and '.join(given)}); pass the one to use")
-        # Like the SDK: what is given goes before what the environment holds.
+            raise ValueError(
+                f"Azure must have only one credential (got {' and '.join(given)}); pass the one to use"
+            )
+        # Like the SDK, prefer any given credential to those of the environment.
         self._token = azure_ad_token if given else os.environ.get("AZURE_OPENAI_AD_TOKEN")
         self._token_provider = azure_ad_token_provider
         super().__init__(
@@ -322,21 +341,23 @@ class AsyncAzureOpenAI(AsyncOpenAI):
 
 
 class AzureOpenAI(AsyncAzureOpenAI):
-    """The same client under the name that synchronous programs import; `chat` waits, `achat` is awaited."""
+    """The same client under the SDK's other name. `chat` waits, `achat` is awaited."""
 
 
 async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
-    """Return what a token provider says; the usual ones fetch a new token now and then, which blocks."""
+    """Return a token provider's token. In a thread if it is a `def`: it blocks when it fetches a new token."""
     token: Any = provider() if is_async(provider) else await anyio.to_thread.run_sync(provider)
     if inspect.isawaitable(token):
         token = await token
     if not isinstance(token, str) or not token:
-        raise FinalModelError(f"azure_ad_token_provider must return a token (got {type(token).__name__})")
+        raise FinalModelError(
+            f"azure_ad_token_provider must return a token (got {type(token).__name__}); return a str"
+        )
     return token
 
 
 def _http_errors() -> tuple[type[Exception], ...]:
-    """Return what the SDK raises where the connection fails; httpx's errors if a client of it may be in use."""
+    """Return the errors of a failed connection: the SDK's, httpx2's, and httpx's if it has been imported."""
     import httpx2
     import openai
 
@@ -345,7 +366,7 @@ def _http_errors() -> tuple[type[Exception], ...]:
 
 
 def endpoint_url(base_url: str | None) -> str:
-    """Return where a client with this `base_url` asks, without credentials.
+    """Return the endpoint of a client with this `base_url`, without credentials.
 
     >>> endpoint_url("https://user:secret@example.org/v1/")
     'https://example.org/v1'
@@ -354,14 +375,14 @@ def endpoint_url(base_url: str | None) -> str:
 
 
 def key_source(base_url: str | None) -> str:
-    """Return where a client that is given no key has it from, in words."""
+    """Return a name for the place where a client without `api_key` finds its key."""
     if os.environ.get("OPENAI_API_KEY"):
         return "OPENAI_API_KEY"
     return "the keyring" if find(endpoint_url(base_url)) is not None else "nowhere"
 
 
 def _basic_authorization(sdk: Any) -> dict[str, str]:
-    """Return the header for the credentials in the base URL, which win over the key as in the SDK."""
+    """Return the header for credentials in the base URL. As in the SDK, they override the key."""
     parts = urlsplit(str(sdk.base_url))
     if parts.username is None:
         return {}
@@ -373,14 +394,14 @@ def _account(sdk: Any, secrets: Sequence[str], headers: Mapping[str, Any]) -> Ac
     netloc = urlsplit(str(sdk.base_url)).netloc
     identity = [*secrets, netloc, sdk.organization, sdk.project]
     identity += sorted(str(value) for name, value in headers.items() if name.lower() in _CREDENTIALS)
-    secret = hashlib.sha256("\0".join(map(str, identity)).encode())
-    return Account(_without_credentials(str(sdk.base_url)), secret.hexdigest()[:16])
+    digest = hashlib.sha256("\0".join(map(str, identity)).encode())
+    return Account(_without_credentials(str(sdk.base_url)), digest.hexdigest()[:16])
 
 
 def _variant(sdk: Any, headers: Mapping[str, Any]) -> str:
-    """Return a digest of what a client adds to each request and may change the reply, "" if that is nothing.
+    """Return a digest of everything that a client adds to its requests and that may change replies, or "".
 
-    Not its credentials, which may differ from run to run: those tell accounts apart.
+    Without credentials: they may differ from run to run, and a journal must still recognize the request.
     """
     added = {
         "headers": sorted(
@@ -400,7 +421,7 @@ def _without_credentials(url: str) -> str:
         parts = urlsplit(url.rstrip("/"))
         host = parts.netloc.rpartition("@")[2]
         shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
-        parts.port  # noqa: B018 - raises where it is none
+        parts.port  # noqa: B018 - raises if it isn't a number
         named = ":" in (parts.hostname or "") or (parts.hostname or "").encode("idna")
     except ValueError:
         raise _bad_url(url) from None
@@ -419,7 +440,7 @@ def _bad_url(url: str) -> ValueError:
 
 
 def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
-    """Return the SDK's own error for `answer`, so that `except` clauses on its classes can look at it."""
+    """Return the SDK's error for `answer`. As the cause of ours it lets users look at the SDK's attributes."""
     import httpx2
     import openai
 
@@ -434,33 +455,33 @@ def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
         429: openai.RateLimitError,
     }
     made = classes.get(status, openai.InternalServerError if status >= 500 else openai.APIStatusError)
-    # Without the request's own headers, which carry the key.
+    # Not the real request: its headers have the key.
     request = httpx2.Request("POST", f"https://{PATH}")
     response = httpx2.Response(status, content=answer.body, request=request)
     sdk_error: BaseException = made(str(error), response=response, body=None)
     return sdk_error
 
 
-# Key store: provider keys in the operating system's keyring, for who put one there with `afnio login`.
+# Keys in the operating system's keyring
 #
-# Nothing needs it: a key that is given, or in the environment, goes before. Needs `afnio[keyring]`.
+# `afnio login` stores them. A key that is given or in the environment has precedence. Needs `afnio[keyring]`.
 
 
 SERVICE: Final = "afnio"
-"""Under which name keys are kept, each for the base URL of its endpoint."""
+"""The service name of all keys in the keyring. The user name is the endpoint's base URL."""
 
 
 def keep(url: str, key: str) -> None:
-    """Keep the key of the endpoint at `url`.
+    """Store the key of the endpoint at `url`.
 
     Raises:
-        KeyStoreError: where there is no keyring, or it refuses.
+        KeyStoreError: if there is no keyring, or it refuses.
     """
     _ask("set_password", url, key)
 
 
 def forget(url: str) -> bool:
-    """Take a key out; returns whether there was one."""
+    """Delete the key of the endpoint at `url`. Returns False if there was none."""
     if _ask("get_password", url) is None:
         return False
     _ask("delete_password", url)
@@ -468,7 +489,7 @@ def forget(url: str) -> bool:
 
 
 def find(url: str) -> str | None:
-    """Return the key of the endpoint at `url`; None where there is none, or no keyring."""
+    """Return the key of the endpoint at `url`, or None if there is no key or no keyring."""
     try:
         found: str | None = _ask("get_password", url)
     except KeyStoreError:
@@ -482,7 +503,7 @@ def _ask(what: str, *args: str) -> Any:
         from keyring.errors import NoKeyringError
     except ImportError as error:
         raise KeyStoreError(
-            "keys are kept by a package that is not installed; pip install 'afnio[keyring]'"
+            "the keyring package is not installed; run pip install 'afnio[keyring]'"
         ) from error
     try:
         return getattr(keyring, what)(SERVICE, *args)
@@ -491,7 +512,7 @@ def _ask(what: str, *args: str) -> Any:
             "this machine has no keyring (containers and servers rarely do); set OPENAI_API_KEY in the environment "
             "instead"
         ) from error
-    except Exception as error:  # backends raise what they like; the text of none of them holds the key
+    except Exception as error:  # each backend raises its own; leave out its text, which we don't control
         raise KeyStoreError(
             f"the keyring refused ({type(error).__name__}); unlock it, or set OPENAI_API_KEY"
         ) from None

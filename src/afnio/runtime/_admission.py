@@ -1,4 +1,19 @@
-"""Permit: the right to make one attempt of a call."""
+"""Admission: one queue for each account decides which call goes on the wire next.
+
+A provider counts requests and tokens for each account, and refuses what is too much. So every attempt of every call
+asks the account's `Admitter` first. It needs four things: a place in flight, a request and some tokens of what the
+limits allow, and an account that isn't paused or broken. `enter` waits until there is all of it and `leave` gives back
+what wasn't used.
+
+The admitter takes the four together, for the head of the queue. If a call held a place while it waited for tokens, the
+places could fill up with calls that can't go, and urgent ones would wait behind them.
+
+Nothing here suspends between the choice of a call and the booking. `enter` admits a call on the spot if the queue is
+empty; else an event wakes it. Whatever may let a call go (a reply, a timer, a new limit) runs `_admit`.
+
+How fast an account may go is in `_limits.py`, how it recovers from failures in `_retries.py`. What each ending of an
+attempt means for the account is the table `Outcome` in `_call.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,139 +23,385 @@ import math
 from collections import deque
 from collections.abc import Hashable
 from contextvars import ContextVar
+from enum import Enum, auto
 from functools import partial
-from types import TracebackType
-from typing import Final, Protocol, Self, final
+from typing import Final, Protocol, final
 
 import anyio
 
-from afnio.errors import ModelError, ProviderDownError, RateLimitedError, TransientModelError
+from afnio.errors import ProviderDownError, RateLimitedError, TransientModelError
 from afnio.runtime._kernel import Runtime, existing_runtime
 from afnio.runtime._limits import (
     MINUTE,
     NO_LIMIT,
     Account,
     Allowance,
+    Grant,
     Limits,
     OutputEstimate,
     RateLimits,
     ServerLimit,
-    Taken,
     given_limits,
-    tell_once,
+    warn_once,
 )
 from afnio.runtime._loop import call_later, loop_time
 from afnio.runtime._retries import AccountHealth, Concurrency, Refusals
-from afnio.runtime._settings import Urgency
+from afnio.runtime._settings import CallPriority
 from afnio.runtime.events import LimitsLearnt, Usage, emit
 
-
-class Demand(Protocol):
-    """What admission needs to know of a call."""
-
-    @property
-    def urgency(self) -> Urgency: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def purpose(self) -> str: ...
-    @property
-    def site(self) -> Hashable: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def max_output(self) -> int | None: ...
+_TICK: Final = 1e-4
+"""Seconds of the shortest timer: a wait rounded down to 0 would spin."""
 
 
 @final
-class Permit:
-    """One place on the wire for a `with` block, which is one attempt of a call.
+class Admitter:
+    """Admits the calls of one account; on the runtime's loop.
 
     Attributes:
-        number: counts the account's requests in the order of sending.
-        probe: whether the attempt tries an account whose circuit is open.
-        spared: whether it was a probe that failed, which uses up no attempt of its call.
+        in_flight: requests on the wire.
+        concurrency: how many may be.
+        health: the circuit breaker and the retry budget.
+        refusals: the pace that was learnt from 429s.
+        output: how long replies are.
     """
 
-    __slots__ = ("_admitter", "demand", "first", "limits", "number", "probe", "spared", "taken", "usage")
+    def __init__(self, account: Account | None = None) -> None:
+        self.url = "the account" if account is None else account.url
+        self.concurrency = Concurrency()
+        self.in_flight = 0
+        self.health = AccountHealth(self.url)
+        self.refusals = Refusals(self._learnt)
+        self.output = OutputEstimate()
+        self._queue = CallQueue()
+        self._sent = 0
+        self._paused_until: float | None = None
+        self._timer: float | None = None
+        self._limits: Limits | None = None
+        self._given = Allowance()
+        self._models: dict[str, Allowance] = {}
 
-    def __init__(self, admitter: Admitter, demand: Demand, *, first: bool) -> None:
-        self._admitter = admitter
-        self.demand = demand
-        self.first = first
-        self.number = 0
-        self.probe = self.spared = False
-        self.taken: list[Taken] = []
-        self.usage: Usage | None = None
-        self.limits: RateLimits | None = None
+    def apply(self, limits: Limits) -> None:
+        """Use new limits. Equal ones change nothing, so what was learnt in the meantime is kept."""
+        if limits is self._limits or limits == self._limits:
+            return
+        self._limits = limits
+        self._given = Allowance.given(limits, loop_time())
+        for allowance in self._models.values():
+            allowance.yield_to(limits)
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            value = getattr(limits, name)
+            if value is not None and value >= NO_LIMIT:
+                warn_once(self.url, name, "%s was given %s=%s, which is taken for no limit", name, value)
+        if limits.max_in_flight is not None:
+            self.concurrency.set_ceiling(limits.max_in_flight)
+        self._admit()
 
-    async def __aenter__(self) -> Self:
-        await self._admitter.enter(self)
-        return self
+    async def enter(self, demand: Demand, *, first: bool) -> Permit:
+        """Wait until an attempt of a call may go on the wire. Pass the permit to `leave` afterwards.
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._admitter.leave(self, error)
+        Args:
+            first: True for the call's first attempt.
 
-    def settle(self, usage: Usage, limits: RateLimits | None = None) -> None:
-        """Note the tokens that the attempt used, and the limits that its reply reported."""
-        self.usage = usage
-        self.limits = limits
-
-    @property
-    def used(self) -> float | None:
-        """The tokens that the provider counted against the account; None where it doesn't say.
-
-        A request that says how long its reply may be is counted with all of that when it is admitted.
+        Raises:
+            ProviderDownError: if the account has failed for too long to wait for it.
         """
-        usage, most = self.usage, self.demand.max_output
-        if usage is None or not usage.total_tokens:
-            return None
-        prompt = usage.prompt_tokens or self.demand.prompt_tokens
-        return prompt + (usage.completion_tokens if most is None else most)
+        permit = Permit(demand, first=first)
+        now = loop_time()
+        if first:
+            self.health.retries.count_call(now)
+        if not self._queue and self._held(now) <= 0:
+            cost = self._cost(demand)
+            if self._given.wait(cost, now) <= 0 and self._allowance(demand.model).wait(cost, now) <= 0:
+                self._take(permit, now)
+                count_call(waits=False)
+                return permit
+        entry = QueueEntry(permit)
+        self._queue.push(entry)
+        demand.priority.on_raise = partial(self._reorder, entry)
+        self._admit()
+        count_call(waits=entry.waiting)
+        try:
+            await entry.admitted.wait()
+        except BaseException:
+            if entry.waiting:
+                self._queue.remove(entry)
+            elif entry.error is None:
+                self._release(permit)
+            self._admit()
+            raise
+        if entry.error is not None:
+            raise entry.error
+        return permit
+
+    def _reorder(self, entry: QueueEntry) -> None:
+        if entry.waiting:
+            self._queue.reorder(entry)
+            self._admit()
+
+    def leave(
+        self,
+        permit: Permit,
+        ending: Ending,
+        *,
+        usage: Usage | None = None,
+        limits: RateLimits | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Take back `permit`, settle what its attempt used, and learn from how it ended.
+
+        Args:
+            usage: the tokens that the reply counted.
+            limits: what the response reported, be it a reply or an error.
+
+        Raises:
+            ProviderDownError: if the account has failed for so long that no call should wait for it.
+        """
+        now = loop_time()
+        if limits is not None:
+            self._update(permit, limits, now)
+        self.in_flight -= 1
+        if ending.tokens is Tokens.USED and usage is not None:
+            self._settle(permit, usage, now)
+        elif ending.tokens is Tokens.FREE:
+            self._refund(permit, now, counted=ending.request_counts)
+        if ending.sign is Sign.ANSWERS:
+            self._answered(permit, now)
+            if permit.first:
+                self.concurrency.succeeded(now)
+        elif ending.sign is Sign.NOTHING:
+            self.health.circuit.released(probe=permit.probe)
+        elif ending.sign is Sign.REFUSES:
+            assert isinstance(error, RateLimitedError)
+            self._limited(permit, error, now)
+        elif isinstance(error, TransientModelError):
+            self._failed(permit, error, now)
+        else:
+            self._answered(permit, now)
+        self._admit()
+
+    def _release(self, permit: Permit) -> None:
+        """Take back a permit if its call was cancelled after it was admitted and before it ran again."""
+        self.in_flight -= 1
+        self.health.circuit.released(probe=permit.probe)
+        self._refund(permit, loop_time(), counted=False)
+
+    def _update(self, permit: Permit, limits: RateLimits, now: float) -> None:
+        """Learn from the limits that a response reported for its model."""
+        model = permit.demand.model
+        allowance = self._allowance(model)
+        grant = permit.grants[0]
+        if grant.allowance is not allowance:
+            return  # the model has been merged with another one since the request was sent
+        if allowance.update(grant, limits, now, self._limits):
+            emit(
+                LimitsLearnt(self.url, model, _per_minute(allowance.requests), _per_minute(allowance.tokens))
+            )
+        if allowance.requests is not None and allowance.requests.shared:
+            self._join(allowance, now)
+
+    # The queue
+
+    def _admit(self) -> None:
+        """Admit calls until the next one has to wait; then set a timer for it."""
+        while self._queue:
+            now = loop_time()
+            wait = self._held(now)
+            if wait <= 0:
+                entry, wait = self._next(now)
+                if entry is not None:
+                    self._queue.admit(entry)
+                    self._take(entry.permit, now)
+                    entry.admitted.set()
+                    continue
+            self._wake_in(wait, now)
+            return
+
+    def _held(self, now: float) -> float:
+        """Return the seconds until any call may go; infinite if only a reply or the end of a pause can tell."""
+        if self.in_flight >= self.concurrency.limit or self._paused_until is not None:
+            return math.inf
+        return max(self.health.circuit.wait(now), self.refusals.wait(now))
+
+    def _next(self, now: float) -> tuple[QueueEntry | None, float]:
+        """Return the next call, or the seconds until there may be one.
+
+        Models whose window is full are skipped. If the head lacks tokens of the whole account, everything waits for it:
+        if smaller requests went ahead, a large one would never get through.
+        """
+        soonest = math.inf
+        for entry in self._queue.heads():
+            demand = entry.permit.demand
+            cost = self._cost(demand)
+            wait = self._given.wait(cost, now)
+            if wait > 0:
+                return None, min(soonest, wait)
+            wait = self._allowance(demand.model).wait(cost, now)
+            if wait <= 0:
+                return entry, 0.0
+            soonest = min(soonest, wait)
+        return None, soonest
+
+    def _take(self, permit: Permit, now: float) -> None:
+        demand = permit.demand
+        cost = self._cost(demand)
+        self.in_flight += 1
+        self.concurrency.sent(self.in_flight)
+        permit.number, self._sent = self._sent, self._sent + 1
+        permit.probe = self.health.circuit.send(permit.number)
+        self.refusals.sent(permit.number, now)
+        permit.grants = [self._allowance(demand.model).take(cost, now)]
+        if self._given.paced:
+            permit.grants.append(self._given.take(cost, now))
+
+    def _wake_in(self, seconds: float, now: float) -> None:
+        due = now + max(seconds, _TICK)
+        if due < math.inf and (self._timer is None or due < self._timer):
+            self._timer = due
+            call_later(due - now, partial(self._wake, due))
+
+    def _wake(self, due: float) -> None:
+        if self._timer == due:
+            self._timer = None
+            self._admit()
+
+    # Limits and failures
+
+    def _allowance(self, model: str) -> Allowance:
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = Allowance()
+        return found
+
+    def _cost(self, demand: Demand) -> int:
+        """Return the tokens to reserve: the prompt and the reply at its limit, or at its usual length without one."""
+        output = demand.max_output
+        if output is None:
+            output = self.output.tokens(demand.purpose, demand.model, demand.site)
+        return demand.prompt_tokens + output
+
+    def _join(self, allowance: Allowance, now: float) -> None:
+        """Count models together if they draw on the same limit."""
+        assert allowance.requests is not None
+        for model, other in list(self._models.items()):
+            theirs = other.requests
+            if other is not allowance and theirs is not None and theirs.limit == allowance.requests.limit:
+                allowance.absorb(other, now, self._limits)
+                self._models[model] = allowance
+
+    def _settle(self, permit: Permit, usage: Usage, now: float) -> None:
+        """Correct the tokens to those that the provider counted against the account.
+
+        A request that limits its reply is counted with all of that limit when the provider admits it.
+        """
+        demand, most = permit.demand, permit.demand.max_output
+        if usage.completion_tokens:
+            self.output.observe(demand.purpose, demand.model, usage.completion_tokens, demand.site)
+        if not usage.total_tokens:
+            return
+        prompt = usage.prompt_tokens or demand.prompt_tokens
+        used = prompt + (usage.completion_tokens if most is None else most)
+        for grant in permit.grants:
+            grant.allowance.settle(grant, used, now)
+
+    def _refund(self, permit: Permit, now: float, *, counted: bool) -> None:
+        for grant in permit.grants:
+            grant.allowance.refund(grant, now, counted=counted)
+
+    def _answered(self, permit: Permit, now: float) -> None:
+        self.health.answered(permit.number, now)
+        self.refusals.answered(permit.number, now)
+
+    def _limited(self, permit: Permit, error: RateLimitedError, now: float) -> None:
+        self.health.answered(permit.number, now)
+        self.concurrency.limited(now, error.retry_after)
+        self._pause(self.refusals.refused(permit.number, permit.grants[0].at, error.retry_after, now), now)
+        if self.refusals.shut:
+            text = "%s refuses one request after another (%s); its calls wait, for an hour at most"
+            warn_once(self.url, "shut", text, error)
+
+    def _failed(self, permit: Permit, error: TransientModelError, now: float) -> None:
+        permit.spared = permit.probe
+        hopeless = self.health.failed(permit.number, error, now, probe=permit.probe)
+        if hopeless is not None:
+            permit.spared = False
+            self._fail_all(hopeless)
+            raise hopeless from None  # it quotes the error
+
+    def _learnt(self, requests: int, seconds: float) -> None:
+        per_minute = requests / seconds * MINUTE
+        warn_once(
+            self.url,
+            "refusals",
+            "%s refuses requests; it let in %d within %.0f s, so its calls go at %.0f a minute, and faster as long as "
+            "it takes them",
+            requests,
+            seconds,
+            per_minute,
+        )
+        emit(LimitsLearnt(self.url, "", per_minute, None))
+
+    def _fail_all(self, error: ProviderDownError) -> None:
+        for entry in self._queue.drain():
+            entry.error = ProviderDownError(str(error), status=error.status)
+            entry.admitted.set()
+
+    def _pause(self, seconds: float, now: float) -> None:
+        """Send nothing for this account for a while: its other calls would be refused as well."""
+        if seconds > 0 and now + seconds > (self._paused_until or 0.0):
+            self._paused_until = now + seconds
+            call_later(seconds, partial(self._resume, self._paused_until))
+
+    def _resume(self, until: float) -> None:
+        # Compare timers, not times: the clock may be a tick early. A longer pause has its own timer.
+        if self._paused_until == until:
+            self._paused_until = None
+            self._admit()
+
+    async def aclose(self) -> None:
+        return
 
 
-# CallQueue: who waits for admission, and who is next.
+def _per_minute(limit: ServerLimit | None) -> float | None:
+    return None if limit is None else limit.rate * MINUTE
+
+
+def admitter(runtime: Runtime, account: Account) -> Admitter:
+    """Return the account's admitter under the limits that hold now; on the runtime's thread."""
+    found = runtime.resource((Admitter, account), partial(Admitter, account))
+    limits = given_limits(account)
+    if limits is not None:
+        found.apply(limits)
+    return found
+
+
+def on_wire(runtime: Runtime) -> int:
+    """Return how many requests of the process are on the wire, over all accounts; from any thread."""
+    return sum(found.in_flight for found in runtime.resources() if isinstance(found, Admitter))
+
+
+def calls_on_wire() -> int:
+    """Return how many requests this process has on the wire, over all accounts; from any thread."""
+    runtime = existing_runtime()
+    return 0 if runtime is None else on_wire(runtime)
+
+
+# The queue.
 
 
 PATIENCE: Final = 16
-"""Calls that may overtake the one that has waited longest; the next admission is its own."""
-
-
-@final
-class QueueEntry:
-    """One call in the queue; one that is cancelled stays until its turn, as taking it out costs a search."""
-
-    __slots__ = ("_key", "admitted", "error", "order", "permit", "waiting")
-
-    def __init__(self, permit: Permit) -> None:
-        self.permit = permit
-        self.order = 0
-        self.waiting = True
-        self.admitted = anyio.Event()
-        self.error: Exception | None = None
-        self.order_anew()
-
-    def order_anew(self) -> None:
-        """Take the place that the call's urgency gives it now; its line's heap has to be put in order after."""
-        demand = self.permit.demand
-        self._key = (demand.urgency.rank, self.permit.first, -demand.depth)
-
-    def __lt__(self, other: QueueEntry) -> bool:
-        return (self._key, self.order) < (other._key, other.order)
+"""Calls that may overtake the one that has waited longest."""
 
 
 @final
 class CallQueue:
-    """Calls by urgency, a line for each model, so that one whose window is full holds up no other.
+    """Waiting calls in the order of their priority, with a line for each model.
 
-    Urgency is the class, then retries before first attempts, then the deeper call, so that samples which
-    are begun are finished before new ones are, then who came first. Ageing: after 16 calls
-    have overtaken the one that has waited longest, it is next, whatever its class; so nobody starves, and
-    a serving call waits for one such turn at most.
+    A model whose window is full doesn't hold up the other models. Within a line the class of the priority comes first,
+    then retries before first attempts, then deeper calls (so that samples in progress finish before new ones
+    begin), then the order of arrival.
+
+    Ageing prevents starvation. When 16 calls have overtaken the one that has waited longest, that one is next. A
+    serving call waits for one such turn at most.
     """
 
     def __init__(self) -> None:
@@ -162,7 +423,7 @@ class CallQueue:
         self._waiting += 1
 
     def heads(self) -> list[QueueEntry]:
-        """Return who is next in each line, the most urgent one first."""
+        """Return the next call of each line, the most urgent one first."""
         lines = list(self._lines.values())
         by_age = self._overtaken >= PATIENCE
         heads = [head for line in lines if (head := _oldest(line) if by_age else _foremost(line)) is not None]
@@ -186,8 +447,8 @@ class CallQueue:
                 self._lines.clear()
 
     def reorder(self, entry: QueueEntry) -> None:
-        """Give a waiting entry whose call became more urgent its new place; rare, so a whole line is sorted."""
-        entry.order_anew()
+        """Move an entry whose call became more urgent. This is rare, so the whole line is sorted."""
+        entry.reorder()
         heapq.heapify(self._lines[entry.permit.demand.model][0])
 
     def drain(self) -> list[QueueEntry]:
@@ -212,343 +473,123 @@ def _oldest(line: tuple[list[QueueEntry], deque[QueueEntry]]) -> QueueEntry | No
     return arrivals[0] if arrivals else None
 
 
-# Admission: one admitter for each account decides which call goes on the wire next.
-#
-# It alone takes requests, tokens and places in flight, for the head of one queue; so nobody holds any of
-# them while it waits for another.
+@final
+class QueueEntry:
+    """A call in the queue. A cancelled one stays until its turn comes: searching for it would cost more."""
+
+    __slots__ = ("_key", "admitted", "error", "order", "permit", "waiting")
+
+    def __init__(self, permit: Permit) -> None:
+        self.permit = permit
+        self.order = 0
+        self.waiting = True
+        self.admitted = anyio.Event()
+        self.error: Exception | None = None
+        self.reorder()
+
+    def reorder(self) -> None:
+        """Read the call's priority again. The heap of its line must be sorted afterwards."""
+        demand = self.permit.demand
+        self._key = (demand.priority.level, self.permit.first, -demand.depth)
+
+    def __lt__(self, other: QueueEntry) -> bool:
+        return (self._key, self.order) < (other._key, other.order)
 
 
-_TICK: Final = 1e-4
-"""Seconds of the shortest timer, so that rounding makes no busy loop."""
+# What calls and their attempts are for admission.
 
 
 @final
-class Admitter:
-    """The one queue of an account. Nothing waits anywhere else, so nobody holds a permit while queueing."""
+class Permit:
+    """A place on the wire for one attempt of a call; `Admitter.enter` fills it in, `leave` takes it back.
 
-    def __init__(self, account: Account | None = None) -> None:
-        self.url = "the account" if account is None else account.url
-        self.concurrency = Concurrency()
-        self.in_flight = 0
-        self.health = AccountHealth(self.url)
-        self.refusals = Refusals(self._learnt)
-        self.output = OutputEstimate()
-        self._queue = CallQueue()
-        self._sent = 0
-        self._paused_until: float | None = None
-        self._timer: float | None = None
-        self._limits: Limits | None = None
-        self._given = Allowance()
-        self._models: dict[str, Allowance] = {}
+    Attributes:
+        first: True for the call's first attempt.
+        number: counts the account's requests in the order of sending.
+        probe: True if the attempt tries an account whose circuit is open.
+        spared: True if it was a probe and failed. It doesn't use up an attempt of its call.
+        grants: what it took from the model's allowance, and from the given limits.
+    """
 
-    def apply(self, limits: Limits) -> None:
-        """Take new limits; the same ones again change nothing, so what was learnt since stays."""
-        if limits is self._limits or limits == self._limits:
-            return
-        self._limits = limits
-        self._given = Allowance.given(limits, loop_time())
-        for allowance in self._models.values():
-            allowance.yield_to(limits)
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            value = getattr(limits, name)
-            if value is not None and value >= NO_LIMIT:
-                tell_once(self.url, name, "%s was given %s=%s, which is taken for no limit", name, value)
-        if limits.max_in_flight is not None:
-            self.concurrency.set_ceiling(limits.max_in_flight)
-        self._admit()
+    __slots__ = ("demand", "first", "grants", "number", "probe", "spared")
 
-    def permit(self, demand: Demand, *, first: bool) -> Permit:
-        """Return the right to one attempt of a call, to be held by `async with`.
-
-        Args:
-            first: whether it is the call's first attempt.
-        """
-        return Permit(self, demand, first=first)
-
-    def grant_retry(self, error: BaseException) -> bool:
-        """Whether the account may have one more retry, after `error`."""
-        return self.health.grant_retry(error, loop_time())
-
-    # For permits
-
-    async def enter(self, permit: Permit) -> None:
-        """Wait until `permit` may go on the wire.
-
-        Raises:
-            ProviderDownError: if the account has failed for so long that waiting is no use.
-        """
-        now = loop_time()
-        demand = permit.demand
-        if permit.first:
-            self.health.retries.count_call(now)
-        if not self._queue and self._held(now) <= 0:
-            cost = self._cost(demand)
-            if self._given.wait(cost, now) <= 0 and self._allowance(demand.model).wait(cost, now) <= 0:
-                self._take(permit, now)
-                count_call(waits=False)
-                return
-        entry = QueueEntry(permit)
-        self._queue.push(entry)
-        demand.urgency.on_raise = partial(self._reorder, entry)
-        self._admit()
-        count_call(waits=entry.waiting)
-        try:
-            await entry.admitted.wait()
-        except BaseException:
-            if entry.waiting:
-                self._queue.remove(entry)
-            elif entry.error is None:
-                self.leave(permit, None, sent=False)
-            self._admit()
-            raise
-        if entry.error is not None:
-            raise entry.error
-
-    def _reorder(self, entry: QueueEntry) -> None:
-        if entry.waiting:
-            self._queue.reorder(entry)
-            self._admit()
-
-    def leave(self, permit: Permit, error: BaseException | None, *, sent: bool = True) -> None:
-        """Take back what `permit` held, and settle what it used."""
-        now = loop_time()
-        limits = error.limits if isinstance(error, ModelError) else permit.limits
-        if limits is not None:
-            self._update(permit, limits, now)
-        self.in_flight -= 1
-        if not sent:
-            self.health.circuit.released(probe=permit.probe)
-            self._refund(permit, now, counted=False)
-        elif error is None:
-            self._answered(permit, now)
-            if permit.first:
-                self.concurrency.succeeded(now)
-            self._settle(permit, now)
-        elif isinstance(error, ModelError):
-            self._failed(permit, error, now)
-        else:
-            self.health.circuit.released(probe=permit.probe)
-        self._admit()
-
-    def _update(self, permit: Permit, limits: RateLimits, now: float) -> None:
-        """Learn from the limits that a response reported for its model."""
-        model = permit.demand.model
-        allowance = self._allowance(model)
-        taken = permit.taken[0]
-        if taken.allowance is not allowance:
-            return  # the allowance of its model has become a shared one since
-        if allowance.hear(taken, limits, now, self._limits):
-            emit(
-                LimitsLearnt(self.url, model, _per_minute(allowance.requests), _per_minute(allowance.tokens))
-            )
-        if allowance.requests is not None and allowance.requests.crowded:
-            self._join(allowance, now)
-
-    # The queue
-
-    def _admit(self) -> None:
-        """Let everybody go who may; or have this called again when somebody may."""
-        while self._queue:
-            now = loop_time()
-            wait = self._held(now)
-            if wait <= 0:
-                entry, wait = self._next(now)
-                if entry is not None:
-                    self._queue.admit(entry)
-                    self._take(entry.permit, now)
-                    entry.admitted.set()
-                    continue
-            self._wake_in(wait, now)
-            return
-
-    def _held(self, now: float) -> float:
-        """Return the seconds for which nobody may go; infinite until somebody leaves or a pause ends."""
-        if self.in_flight >= self.concurrency.limit or self._paused_until is not None:
-            return math.inf
-        return max(self.health.circuit.wait(now), self.refusals.wait(now))
-
-    def _next(self, now: float) -> tuple[QueueEntry | None, float]:
-        """Return who is next, or after how many seconds somebody may be.
-
-        A model whose window is full is passed over. What the whole account lacks is waited for: else a large
-        request would never get through.
-        """
-        soonest = math.inf
-        for entry in self._queue.heads():
-            demand = entry.permit.demand
-            cost = self._cost(demand)
-            wait = self._given.wait(cost, now)
-            if wait > 0:
-                return None, min(soonest, wait)
-            wait = self._allowance(demand.model).wait(cost, now)
-            if wait <= 0:
-                return entry, 0.0
-            soonest = min(soonest, wait)
-        return None, soonest
-
-    def _take(self, permit: Permit, now: float) -> None:
-        demand = permit.demand
-        cost = self._cost(demand)
-        self.in_flight += 1
-        self.concurrency.sent(self.in_flight)
-        permit.number, self._sent = self._sent, self._sent + 1
-        permit.probe = self.health.circuit.send(permit.number)
-        self.refusals.sent(permit.number, now)
-        permit.taken = [self._allowance(demand.model).take(cost, now)]
-        if self._given.paced:
-            permit.taken.append(self._given.take(cost, now))
-
-    def _wake_in(self, seconds: float, now: float) -> None:
-        due = now + max(seconds, _TICK)
-        if due < math.inf and (self._timer is None or due < self._timer):
-            self._timer = due
-            call_later(due - now, partial(self._wake, due))
-
-    def _wake(self, due: float) -> None:
-        if self._timer == due:
-            self._timer = None
-            self._admit()
-
-    # Limits and failures
-
-    def _allowance(self, model: str) -> Allowance:
-        found = self._models.get(model)
-        if found is None:
-            found = self._models[model] = Allowance()
-        return found
-
-    def _cost(self, demand: Demand) -> int:
-        """Return the tokens to reserve: the prompt's, and the most or the usual length of the reply."""
-        output = demand.max_output
-        if output is None:
-            output = self.output.tokens(demand.purpose, demand.model, demand.site)
-        return demand.prompt_tokens + output
-
-    def _join(self, allowance: Allowance, now: float) -> None:
-        """Count models together that are found to draw on the same limit."""
-        assert allowance.requests is not None
-        for model, other in list(self._models.items()):
-            theirs = other.requests
-            if other is not allowance and theirs is not None and theirs.limit == allowance.requests.limit:
-                allowance.absorb(other, now, self._limits)
-                self._models[model] = allowance
-
-    def _settle(self, permit: Permit, now: float) -> None:
-        usage, used = permit.usage, permit.used
-        if usage is not None and usage.completion_tokens:
-            demand = permit.demand
-            self.output.observe(demand.purpose, demand.model, usage.completion_tokens, demand.site)
-        if used is not None:
-            for taken in permit.taken:
-                taken.allowance.settle(taken, used, now)
-
-    def _refund(self, permit: Permit, now: float, *, counted: bool) -> None:
-        for taken in permit.taken:
-            taken.allowance.refund(taken, now, counted=counted)
-
-    def _answered(self, permit: Permit, now: float) -> None:
-        self.health.answered(permit.number, now)
-        self.refusals.answered(permit.number, now)
-
-    def _failed(self, permit: Permit, error: ModelError, now: float) -> None:
-        if isinstance(error, RateLimitedError):
-            self.health.answered(permit.number, now)
-            self._refund(permit, now, counted=False)
-            self.concurrency.limited(now, error.retry_after)
-            self._pause(self.refusals.refused(permit.number, permit.taken[0].at, error.retry_after, now), now)
-            if self.refusals.shut:
-                told = "%s refuses one request after another (%s); its calls wait, for an hour at most"
-                tell_once(self.url, "shut", told, error)
-            return
-        # What was turned away costs nothing. What broke after it was let in is counted by most providers, and what
-        # got no answer may be: refunded, it would be sent above the limit.
-        if error.status is not None and 400 <= error.status < 500:
-            self._refund(permit, now, counted=True)
-        if not isinstance(error, TransientModelError):
-            self._answered(permit, now)
-            return
-        permit.spared = permit.probe
-        hopeless = self.health.failed(permit.number, error, now, probe=permit.probe)
-        if hopeless is not None:
-            permit.spared = False
-            self._fail_all(hopeless)
-            raise hopeless from None  # it quotes the error
-
-    def _learnt(self, requests: int, seconds: float) -> None:
-        per_minute = requests / seconds * MINUTE
-        tell_once(
-            self.url,
-            "refusals",
-            "%s refuses requests; it let in %d within %.0f s, so its calls go at %.0f a minute, and faster as long as "
-            "it takes them",
-            requests,
-            seconds,
-            per_minute,
-        )
-        emit(LimitsLearnt(self.url, "", per_minute, None))
-
-    def _fail_all(self, error: ProviderDownError) -> None:
-        for entry in self._queue.drain():
-            entry.error = ProviderDownError(str(error), status=error.status)
-            entry.admitted.set()
-
-    def _pause(self, seconds: float, now: float) -> None:
-        """Keep the whole account off the wire: the other calls would be refused as well."""
-        if seconds > 0 and now + seconds > (self._paused_until or 0.0):
-            self._paused_until = now + seconds
-            call_later(seconds, partial(self._resume, self._paused_until))
-
-    def _resume(self, until: float) -> None:
-        # By the timer, not by the clock, which may be a tick short of it; a longer pause has its own timer.
-        if self._paused_until == until:
-            self._paused_until = None
-            self._admit()
-
-    async def aclose(self) -> None:
-        return
+    def __init__(self, demand: Demand, *, first: bool) -> None:
+        self.demand = demand
+        self.first = first
+        self.number = 0
+        self.probe = self.spared = False
+        self.grants: list[Grant] = []
 
 
-def _per_minute(limit: ServerLimit | None) -> float | None:
-    return None if limit is None else limit.rate * MINUTE
+class Demand(Protocol):
+    """A call as admission sees it."""
+
+    @property
+    def priority(self) -> CallPriority: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def purpose(self) -> str: ...
+    @property
+    def site(self) -> Hashable: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def max_output(self) -> int | None: ...
 
 
-def on_wire(runtime: Runtime) -> int:
-    """Return how many requests of the process are on the wire, over all accounts; from any thread."""
-    return sum(found.in_flight for found in runtime.resources() if isinstance(found, Admitter))
+class Ending(Protocol):
+    """How an attempt ended, for its account: a row of `Outcome` in `_call.py`."""
+
+    @property
+    def request_counts(self) -> bool: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def sign(self) -> Sign: ...
 
 
-def calls_on_wire() -> int:
-    """Return how many requests this process has on the wire, over all accounts; from any thread."""
-    runtime = existing_runtime()
-    return 0 if runtime is None else on_wire(runtime)
+class Tokens(Enum):
+    """What an attempt leaves behind in its account's windows of tokens."""
+
+    USED = auto()
+    """The tokens that its reply counted, or the reserve if it counted none."""
+    KEPT = auto()
+    """The reserve, because the provider may have counted it."""
+    FREE = auto()
+    """Nothing: the provider turned it away, or it wasn't sent."""
 
 
-def admitter(runtime: Runtime, account: Account) -> Admitter:
-    """Return the account's admitter under the limits that hold now; on the runtime's thread."""
-    found = runtime.resource((Admitter, account), partial(Admitter, account))
-    limits = given_limits(account)
-    if limits is not None:
-        found.apply(limits)
-    return found
+class Sign(Enum):
+    """What an attempt shows about the health of its account."""
+
+    ANSWERS = auto()
+    REFUSES = auto()
+    """It is alive, and over its limit. All of its calls pause."""
+    BY_ERROR = auto()
+    """It fails if another attempt may help, and answers if not."""
+    NOTHING = auto()
 
 
-# Crowd: whether the calls of a context find room at once; who speculates may then leave it.
+# Congestion: speculative work stops if the calls of its context have to wait.
 
 
-CROWDED: Final = 0.25
-"""Fraction of the calls that waited or were replayed from which on there is a crowd."""
+CONGESTED: Final = 0.25
+"""Share of a context's calls that waited, or were replayed, at which it counts as congested."""
 
 
 @final
-class Crowd:
-    """Counts the calls that are launched in a context, and those of them that had to wait for room.
+class Congestion:
+    """Counts the calls that are launched in a context, and those of them that had to wait for admission.
 
-    Replayed calls count as waiting: they cost no time, so nothing is won by making others ahead of need, which the
-    journal may not have.
+    Replayed calls count as waiting. They take no time, so making other calls ahead of need saves nothing, and those
+    others may be missing from the journal.
 
-    >>> crowd = Crowd()
-    >>> crowd.calls, crowd.waited = 10, 5
-    >>> crowd.dense
+    >>> congestion = Congestion()
+    >>> congestion.calls, congestion.waited = 10, 5
+    >>> congestion.high
     True
     """
 
@@ -563,16 +604,16 @@ class Crowd:
         self.waited += waits
 
     @property
-    def dense(self) -> bool:
-        return self.calls > 0 and self.waited >= CROWDED * self.calls
+    def high(self) -> bool:
+        return self.calls > 0 and self.waited >= CONGESTED * self.calls
 
 
-crowd: Final[ContextVar[Crowd | None]] = ContextVar("afnio_crowd", default=None)
-"""Who counts the calls of this context."""
+congestion: Final[ContextVar[Congestion | None]] = ContextVar("afnio_congestion", default=None)
+"""The counter of the calls launched here, or None."""
 
 
 def count_call(*, waits: bool) -> None:
     """Count a call of the context; on the runtime's thread."""
-    counting = crowd.get()
+    counting = congestion.get()
     if counting is not None:
         counting.count(waits=waits)

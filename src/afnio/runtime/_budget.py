@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self, final
 
 import anyio
 
-from afnio.errors import BudgetExceeded, ModelError, UnknownPriceError
+from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
 from afnio.runtime._spending import SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
@@ -402,9 +402,18 @@ def _shown(field: str, number: Any) -> str:
 # Reservation: what one call holds of its budgets, attempt by attempt.
 
 
-UNSURE: Final = frozenset({408, 499, 502, 504, 524})
-"""Statuses behind which the model may have worked all the same, as a gateway gave up waiting for it."""
+class Charge(Enum):
+    """What an attempt that was sent costs a budget; `Outcome` in `_call.py` decides."""
 
+    USED = auto()
+    """The tokens that its reply counted, or the reserve if it counted none."""
+    RESERVE = auto()
+    """All that was reserved, because it may have been billed."""
+    NOTHING = auto()
+    """It certainly wasn't billed. That it was made still counts."""
+
+
+_NO_USAGE: Final = Usage()
 _NOTHING: Final = Amount()
 _tickets = itertools.count()
 
@@ -420,10 +429,10 @@ class _State(Enum):
 class Reservation(AbstractContextManager["Reservation"]):
     """One call's share of the budgets of its context; on the runtime's loop.
 
-    For each attempt: `hold` before admission, `attempt` as it goes on the wire, then one of `settle`,
-    `failed`, `refund`, `unknown`. A call that waits for its next attempt holds nothing, so none can wait for
-    another in a circle; it keeps its ticket, so it goes before later ones. Leaving the block gives back what
-    was never sent, and counts what was cut off as unknown.
+    For each attempt: `hold` before admission, `attempt` when it goes on the wire, then `settle`. A call that
+    waits for its next attempt holds nothing, so calls can't wait for one another in a circle. It keeps its
+    ticket, so it goes before later ones. Leaving the block gives back what was never sent, and charges what
+    was cut off at its reserve.
     """
 
     __slots__ = ("_estimate", "_item", "_lengths", "_need", "_state", "_usage", "budgets", "ticket")
@@ -437,7 +446,7 @@ class Reservation(AbstractContextManager["Reservation"]):
         self._lengths = lengths
         self._item = Item(estimate.purpose, estimate.client, estimate.model)
         self._state = _State.IDLE
-        self._usage = Usage()
+        self._usage = _NO_USAGE
         self._need = _NOTHING
 
     @property
@@ -521,38 +530,25 @@ class Reservation(AbstractContextManager["Reservation"]):
             part._state, part._usage, part._need = _State.HELD, self._usage, self._need
         return parts
 
-    def settle(self, usage: Usage) -> None:
-        """End an attempt that got a reply, and learn how long replies are."""
-        self.learn(usage)
-        self.charge(usage)
-
     def learn(self, usage: Usage) -> None:
         """Note how long a reply was, for the estimates of later ones."""
         if usage.total_tokens:
             self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
 
-    def charge(self, usage: Usage) -> None:
-        """End an attempt that got a reply; one without counts is charged at its reserve."""
-        if usage.total_tokens:
-            self._end(usage, calls=1)
+    def settle(self, charge: Charge, usage: Usage = _NO_USAGE) -> None:
+        """End an attempt that was sent.
+
+        Args:
+            usage: the tokens that its reply counted.
+        """
+        if charge is Charge.NOTHING:
+            self._end(_NO_USAGE, Spent())
+            return
+        price, calls = self._estimate.price, int(charge is Charge.USED)
+        if calls and usage.total_tokens:
+            self._end(usage, Spent.of(price, usage, calls=1))
         else:
-            self._end(self._usage, calls=1, unknown=1)
-
-    def failed(self, error: BaseException) -> None:
-        """End an attempt that failed: a refusal is refunded, everything else may have been billed."""
-        status = error.status if isinstance(error, ModelError) else None
-        if status is not None and status >= 400 and status not in UNSURE:
-            self.refund()
-        else:
-            self.unknown()
-
-    def refund(self) -> None:
-        """End an attempt that was surely not billed; that it was made still counts."""
-        self._end(Usage())
-
-    def unknown(self) -> None:
-        """End an attempt of which nobody knows whether it was billed: it is counted at its reserve."""
-        self._end(self._usage, unknown=1)
+            self._end(self._usage, Spent.of(price, unknown=1, reserved=self._usage) + Spent(calls))
 
     def release(self) -> None:
         """Give back what was held for an attempt that was not sent."""
@@ -562,16 +558,11 @@ class Reservation(AbstractContextManager["Reservation"]):
             budget.balance.give_back(self._need, _NOTHING)
         self._admit()
 
-    def _end(self, usage: Usage, *, calls: int = 0, unknown: int = 0) -> None:
+    def _end(self, usage: Usage, record: Spent) -> None:
         assert self._state is _State.SENT, "only an attempt that was sent ends"
         self._state = _State.IDLE
         if not self.budgets:
             return
-        price = self._estimate.price
-        if unknown:
-            record = Spent.of(price, unknown=1, reserved=usage) + Spent(calls)
-        else:
-            record = Spent.of(price, usage, calls=1) if calls else Spent()
         promised = self._need._replace(calls=0)
         spent = self._estimate.amount(usage)._replace(calls=0)
         for budget in self.budgets:
@@ -587,7 +578,7 @@ class Reservation(AbstractContextManager["Reservation"]):
         if self._state is _State.HELD:
             self.release()
         elif self._state is _State.SENT:
-            self.unknown()
+            self.settle(Charge.RESERVE)
 
 
 def time_over(budgets: tuple[Budget, ...]) -> BudgetExceeded:

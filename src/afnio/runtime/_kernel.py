@@ -1,6 +1,6 @@
 """The kernel: how a launch lives, from the line that calls an op to the value that is read.
 
-An op returns at once; its values arrive later. This file has the objects in between:
+An op returns immediately, and its values arrive later. This file has the objects in between:
 
     Slot, Failure      a write-once cell for a value, and the outcome of a lane that failed
     Watcher, Scope     who waits for slots, and who owns launches
@@ -31,9 +31,9 @@ read `outcome`, a single attribute, or post to the inbox. A lock in each slot wo
 at a fork would stay locked in the child. Futures belong to one event loop, or block.
 
 Cancelling follows the waiters. When a reader is cancelled, its launch is cancelled if nothing else waits for it, and
-then whatever was launched only for that one. Exempt are launches whose results the program can still reach (`held`):
-the user may read them later. A cancelled task may never enter its body, so a job shows its task only from the first
-step on; see `Runtime._drive`.
+then everything that was launched only for that one. Exempt are launches whose results the program can still reach
+(`held`): the user may read them later. A cancelled task may never enter its body, so a job shows its task only from
+the first step on; see `Runtime._drive`.
 
 A failure keeps the traceback of the place where it happened. If no one reads it, its scope raises it, or it is logged
 when it is garbage-collected: an error never disappears silently.

@@ -7,11 +7,8 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Hashable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, final
-
-from aiolimiter import AsyncLimiter
 
 NO_LIMIT: Final = 10**12
 """From here on a limit is none: people write such numbers for "unlimited"."""
@@ -56,11 +53,11 @@ class Account:
 
     Attributes:
         url: base URL without credentials; shown in events and errors.
-        secret: digest that tells keys apart; never the key.
+        key_digest: distinguishes keys without holding one.
     """
 
     url: str
-    secret: str
+    key_digest: str
 
 
 _given: Final[dict[Account, Limits]] = {}
@@ -89,17 +86,17 @@ def given_limits(account: Account) -> Limits | None:
 # Told: warnings about an account that are logged once.
 
 
-_told: Final[set[tuple[str, str]]] = set()
+_warned_of: Final[set[tuple[str, str]]] = set()
 
 
-def tell_once(url: str, kind: str, text: str, *figures: object) -> None:
+def warn_once(url: str, kind: str, text: str, *figures: object) -> None:
     """Log a warning about the account at `url`, the first time that one of its kind comes up.
 
     Args:
         text: begins with the URL's `%s`; `figures` fill in the rest.
     """
-    if (url, kind) not in _told:
-        _told.add((url, kind))
+    if (url, kind) not in _warned_of:
+        _warned_of.add((url, kind))
         logging.getLogger("afnio").warning(text, url, *figures)
 
 
@@ -121,22 +118,23 @@ _TICK: Final = 1e-4
 
 @final
 class Pacer:
-    """Paces requests by a leaky bucket (aiolimiter) with a small burst.
+    """Paces requests by a leaky bucket with a small burst.
 
     A leaky bucket as large as the limit would let twice the limit through in one window: a full burst and
     all that leaks while it lasts.
+
+    It is a plain bucket and not aiolimiter's, which is only awaited: admission must know how long each of its
+    limits would make a call wait before it chooses one, and can't suspend between the choice and the sending.
 
     Args:
         limit: requests in one window.
         window: seconds.
         now: time of the loop.
-        used: requests of the window that are gone already; the next one goes when they had been paced, too.
+        used: requests of the window that are gone already. The next one waits as if they had been paced, too.
 
-    >>> async def main():
-    ...     pacer = Pacer(60)
-    ...     pacer.take(0.0)
-    ...     return round(pacer.wait(0.0), 3)
-    >>> import anyio; anyio.run(main)
+    >>> pacer = Pacer(60)
+    >>> pacer.take(0.0)
+    >>> round(pacer.wait(0.0), 3)
     1.015
     """
 
@@ -157,42 +155,38 @@ class Pacer:
         self._steady = 1 / rate
         self._interval = self._steady / START_UP_PACE if self._starting else self._steady
         self._resume = self._since + self._used * self._steady if self._used else -math.inf
-        self._limiter = AsyncLimiter(1, self._interval)
+        self._size = 1 if self._starting else self._burst
+        self._level = 0.0
 
     def retune(self, limit: float, window: float) -> None:
-        """Go on at another pace."""
-        started = self._started
+        """Continue at another pace."""
         self._set(limit, window)
-        if started is not None:
-            self._acquire()  # no room at once: there was a request just now
+        if self._started is not None:
+            self._level = self._size  # as full as it can be: a change of pace must not grant a second burst
 
     def wait(self, now: float) -> float:
         """Return the seconds until one more may go, 0 if it may now."""
         if now < self._resume:
             return self._resume - now
-        if self._limiter.has_capacity():
+        if self._leaked(now) + 1 <= self._size:
             return 0.0
-        # One request leaks in an interval, so there is room by then; and what leaks earlier is not lost.
+        # One request leaks in an interval, so one fits by then; and what leaks earlier isn't lost.
         return max(self._last + self._interval - now, _TICK)
 
     def take(self, now: float) -> None:
-        """Send one request, for which there is room."""
+        """Send one request, for which `wait` was 0."""
+        self._level = self._leaked(now) + 1
         self._last = now
-        self._acquire()
-        if not self._starting:
-            return
         if self._started is None:
             self._started = now
-        if now >= self._started + START_UP:
+        if self._starting and now >= self._started + START_UP:
             self._starting = False
             self._interval = self._steady
-            self._limiter = AsyncLimiter(self._burst, self._burst * self._interval)
-            self._acquire(self._burst)
+            self._level = self._size = self._burst
 
-    def _acquire(self, requests: int = 1) -> None:
-        # Where there is room `acquire` doesn't suspend: nobody ever waits inside the limiter.
-        with suppress(StopIteration):
-            self._limiter.acquire(requests).send(None)
+    def _leaked(self, now: float) -> float:
+        """Return what is left in the bucket; one request leaks in an interval."""
+        return max(0.0, self._level - (now - self._last) / self._interval)
 
 
 # TokenBucket: tokens are reserved before a request goes and settled when it is known what it used.
@@ -325,7 +319,7 @@ class TokenBucket:
 MINUTE: Final = 60.0
 _NOISE: Final = 1.2
 """How far apart two estimates of one window may be before it can't refill evenly."""
-_CROWDED: Final = 0.05
+_SHARED: Final = 0.05
 """Share of a limit that must have gone to others within a window before they are believed in."""
 
 
@@ -381,8 +375,8 @@ class WindowLength:
     bucket of 17 hours. Until then the window is as short as it can be: a minute, or the longest reset.
 
     >>> window = WindowLength()
-    >>> window.hear(LimitReading(limit=10_000, remaining=9_999, reset=8.64))
-    >>> window.hear(LimitReading(limit=10_000, remaining=9_997, reset=25.92))
+    >>> window.update(LimitReading(limit=10_000, remaining=9_999, reset=8.64))
+    >>> window.update(LimitReading(limit=10_000, remaining=9_997, reset=25.92))
     >>> round(window.seconds)  # requests per day
     86400
     """
@@ -394,7 +388,7 @@ class WindowLength:
         self._fewest_used = math.inf
         self._most_used = 0
 
-    def hear(self, reading: LimitReading) -> None:
+    def update(self, reading: LimitReading) -> None:
         used = reading.limit - reading.remaining
         if not reading.reset or used <= 0:
             return
@@ -432,9 +426,9 @@ class ServerLimit:
         self._at = now
         self._others = 0.0
         self._others_since = now
-        self._told = 0.0
+        self._warned_of = 0.0
         self.used = 0.0
-        self.hear(reading, sent_at, sent_since, now)
+        self.update(reading, sent_at, sent_since, now)
 
     # `used`: what may be gone of the window, at most.
 
@@ -444,9 +438,9 @@ class ServerLimit:
         return self.limit / self.window
 
     @property
-    def crowded(self) -> bool:
+    def shared(self) -> bool:
         """Whether somebody else draws on this limit."""
-        return self._others > max(5, _CROWDED * self.limit)
+        return self._others > max(5, _SHARED * self.limit)
 
     def level(self, now: float) -> float:
         """Return what should be left."""
@@ -461,7 +455,7 @@ class ServerLimit:
         self._level -= cost
         self._alone -= cost
 
-    def hear(self, reading: LimitReading, sent_at: float, sent_since: float, now: float) -> bool:
+    def update(self, reading: LimitReading, sent_at: float, sent_since: float, now: float) -> bool:
         """Take in the reading of a reply; returns whether the limit or its window is another than before.
 
         Args:
@@ -471,7 +465,7 @@ class ServerLimit:
         before = self.rate
         self._level, self._alone = self.level(now), min(self.limit, self._alone + (now - self._at) * before)
         self._at = now
-        self.length.hear(reading)
+        self.length.update(reading)
         self.limit, self.window = reading.limit, self.length.seconds
         refilled = (now - sent_at) * self.rate
         # Downwards only: a reading is old when it comes.
@@ -483,9 +477,9 @@ class ServerLimit:
             # Of a fixed window that ends soon only that time is lost.
             used = min(used, (reading.reset + reading.precision) * self.rate)
         self.used = min(reading.limit, used + sent_since)
-        changed = abs(self.rate - self._told) > 0.005 * self._told
+        changed = abs(self.rate - self._warned_of) > 0.005 * self._warned_of
         if changed:
-            self._told = self.rate
+            self._warned_of = self.rate
             self._others = 0.0
         return changed
 
@@ -507,7 +501,7 @@ over the day; what the provider says is left holds all the same."""
 
 
 @final
-class Taken:
+class Grant:
     """What one request took of an allowance, and how much had been taken with it."""
 
     __slots__ = ("allowance", "at", "bucket", "requests", "reservation", "tokens", "tokens_before")
@@ -565,7 +559,7 @@ class Allowance:
             wait = max(wait, self.tokens.wait(tokens, now))
         return wait
 
-    def take(self, tokens: float, now: float) -> Taken:
+    def take(self, tokens: float, now: float) -> Grant:
         """Take a request of `tokens`, which fits."""
         self.requests_sent += 1
         self.tokens_sent += tokens
@@ -575,31 +569,31 @@ class Allowance:
             self.requests.take(1)
         if self.tokens is not None:
             self.tokens.take(tokens)
-        return Taken(self, tokens, now)
+        return Grant(self, tokens, now)
 
-    def settle(self, taken: Taken, tokens: float, now: float) -> None:
+    def settle(self, grant: Grant, tokens: float, now: float) -> None:
         """Correct the tokens of a request to those that it used."""
         if self.tokens is not None:
-            self.tokens.take(tokens - taken.tokens)
-        self._correct(taken, tokens, now)
+            self.tokens.take(tokens - grant.tokens)
+        self._correct(grant, tokens, now)
 
-    def refund(self, taken: Taken, now: float, *, counted: bool) -> None:
+    def refund(self, grant: Grant, now: float, *, counted: bool) -> None:
         """Give back the tokens of a request that failed; and the request, if the provider didn't count it.
 
         What the provider has left is as its reply says, not as we would have it.
         """
         self.requests_sent -= not counted
-        self._correct(taken, 0.0, now)
+        self._correct(grant, 0.0, now)
 
-    def _correct(self, taken: Taken, tokens: float, now: float) -> None:
-        if taken.bucket is not None and taken.reservation is not None:
-            taken.bucket.settle(taken.reservation, tokens, now)
-        self.tokens_sent += tokens - taken.tokens
-        taken.tokens = tokens
+    def _correct(self, grant: Grant, tokens: float, now: float) -> None:
+        if grant.bucket is not None and grant.reservation is not None:
+            grant.bucket.settle(grant.reservation, tokens, now)
+        self.tokens_sent += tokens - grant.tokens
+        grant.tokens = tokens
 
-    def hear(
+    def update(
         self,
-        taken: Taken,
+        grant: Grant,
         reported: RateLimits,
         now: float,
         limits: Limits | None,
@@ -607,19 +601,19 @@ class Allowance:
         """Take in what a reply says is left; returns whether the pace is another than before.
 
         Args:
-            taken: what its request took.
+            grant: what its request took.
             limits: explicit limits; they set the pace, whatever the replies say.
         """
         changed = False
         if reported.requests is not None:
-            since = self.requests_sent - taken.requests
-            self.requests, new = _heard(self.requests, reported.requests, taken.at, since, now)
+            since = self.requests_sent - grant.requests
+            self.requests, new = _updated(self.requests, reported.requests, grant.at, since, now)
             if new and (limits is None or limits.requests_per_minute is None):
                 self._pace_requests(self.requests, now)
                 changed = True
         if reported.tokens is not None:
-            used = self.tokens_sent - taken.tokens_before
-            self.tokens, new = _heard(self.tokens, reported.tokens, taken.at, used, now)
+            used = self.tokens_sent - grant.tokens_before
+            self.tokens, new = _updated(self.tokens, reported.tokens, grant.at, used, now)
             if new and (limits is None or limits.tokens_per_minute is None):
                 self._pace_tokens(self.tokens, now)
                 changed = True
@@ -663,12 +657,12 @@ class Allowance:
             self.bucket = None
 
 
-def _heard(
+def _updated(
     server: ServerLimit | None, reading: LimitReading, sent_at: float, sent_since: float, now: float
 ) -> tuple[ServerLimit, bool]:
     if server is None:
         return ServerLimit(reading, sent_at, sent_since, now), True
-    return server, server.hear(reading, sent_at, sent_since, now)
+    return server, server.update(reading, sent_at, sent_since, now)
 
 
 # OutputEstimate: how long replies get, learnt from those that came.

@@ -6,9 +6,10 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import anyio
+from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from afnio.errors import (
@@ -44,53 +45,65 @@ def backoff(state: RetryCallState) -> float:
     return (asked or 0.0) + random.uniform(0, ceiling)
 
 
-@final
-class _Stop:
-    """Whether a call has been tried often enough.
+class Repeated(Protocol):
+    """A call that is tried again: the first argument of what `RETRIES` is called with.
+
+    Attributes:
+        failures: attempts that were neither answered nor refused.
+        refused_since: when the refusals began that its last attempts have met, or None.
+    """
+
+    failures: int
+    refused_since: float | None
+
+    @property
+    def health(self) -> AccountHealth: ...
+    def retry(self, state: RetryCallState) -> None: ...
+
+
+def _used_up(state: RetryCallState) -> bool:
+    """Return True if a call has been tried often enough.
 
     Refusals use up no attempts and no retry budget: the account is alive, and the call's turn will come. They
     end after an hour.
     """
-
-    def __init__(self, granted: Callable[[BaseException], bool]) -> None:
-        self._granted = granted
-        self._attempts = 0
-        self._refused_since: float | None = None
-
-    def __call__(self, state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, RateLimitedError):
-            now = loop_time()
-            if self._refused_since is None:
-                self._refused_since = now
-            if now - self._refused_since < REFUSED_FOR:
-                return False
-            error.add_note(f"not tried again: it was refused for {REFUSED_FOR / 60:g} minutes, each time")
-            return True
-        self._refused_since = None
-        self._attempts += 1
-        # A first contact ends by time; a server that took its time over each refusal would never end it.
-        most = 2 * ATTEMPTS if is_first_contact(error) else ATTEMPTS
-        return self._attempts >= most or (error is not None and not self._granted(error))
+    call: Repeated = state.args[0]
+    error = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(error, RateLimitedError):
+        now = loop_time()
+        if call.refused_since is None:
+            call.refused_since = now
+        if now - call.refused_since < REFUSED_FOR:
+            return False
+        error.add_note(f"not tried again: it was refused for {REFUSED_FOR / 60:g} minutes, each time")
+        return True
+    call.refused_since = None
+    call.failures += 1
+    # A first contact ends by time; a server that took its time over each refusal would never end it.
+    most = 2 * ATTEMPTS if is_first_contact(error) else ATTEMPTS
+    return call.failures >= most or (error is not None and not call.health.grant_retry(error, loop_time()))
 
 
-def retrying(
-    before_wait: Callable[[RetryCallState], None], granted: Callable[[BaseException], bool]
-) -> AsyncRetrying:
-    """Return the attempts of one call: transient errors are tried again, every other one is raised.
+async def _announce(state: RetryCallState) -> None:
+    call: Repeated = state.args[0]
+    call.retry(state)
+    if state.outcome is not None and state.next_action is not None:
+        await call.health.log_retry(state.outcome.exception(), state.next_action.sleep)
 
-    Args:
-        before_wait: told of each attempt that failed and will be repeated.
-        granted: whether the account may have one more retry after this error, which is no refusal.
-    """
-    return AsyncRetrying(
-        stop=_Stop(granted),
-        wait=backoff,
-        retry=retry_if_exception_type(TransientModelError),
-        sleep=anyio.sleep,
-        before_sleep=before_wait,
-        reraise=True,
-    )
+
+RETRIES: Final = AsyncRetrying(
+    stop=_used_up,
+    wait=backoff,
+    retry=retry_if_exception_type(TransientModelError),
+    sleep=anyio.sleep,
+    before_sleep=_announce,
+    reraise=True,
+)
+"""Repeats attempts: `await RETRIES(attempt, call)`. Transient errors are tried again, every other one is raised.
+
+One object for all calls, which is only ever called. Made for each call it would leave a reference cycle; iterated,
+it would mix calls up, because it keeps the state of an iteration in itself.
+"""
 
 
 def is_first_contact(error: BaseException | None) -> bool:
@@ -412,6 +425,8 @@ class Circuit:
 
 FIRST_CONTACT: Final = 2.5
 """Seconds after which the next attempt is the last one to a host that was never reached."""
+LINES: Final = 10
+"""Log lines about the retries of one account in a minute: an outage of thousands of calls must not fill the log."""
 ANEW: Final = 60.0
 """Seconds without an attempt after which a host that was never reached gets as many again."""
 
@@ -432,6 +447,7 @@ class AccountHealth:
         self.circuit = Circuit()
         self.retries = RetryBudget()
         self._url = url
+        self._lines = AsyncLimiter(LINES, 60.0)
         self._told = False
         self._reached = False
         self._unreached: tuple[float, float] | None = None  # since when, and at last when
@@ -482,6 +498,12 @@ class AccountHealth:
             since = now
         self._unreached = since, now
         return now - since >= FIRST_CONTACT
+
+    async def log_retry(self, error: BaseException | None, seconds: float) -> None:
+        """Log a retry, unless the log has had enough of them: the call must not wait for its line."""
+        if self._lines.has_capacity():
+            await self._lines.acquire()
+            _logger.info("%s; trying again in %.1f s", error, seconds)
 
     def grant_retry(self, error: BaseException, now: float) -> bool:
         """Take one retry from the budget; an error that gets none says why."""

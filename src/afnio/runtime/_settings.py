@@ -150,7 +150,7 @@ class Priority(IntEnum):
 
 _priority: Final[Setting[Priority]] = Setting("priority", Priority.TRAINING)
 
-Class = Literal["serving", "validation", "training", "speculative"]
+PriorityName = Literal["serving", "validation", "training", "speculative"]
 
 
 class priority(Assignment[Priority]):  # noqa: N801
@@ -170,17 +170,17 @@ class priority(Assignment[Priority]):  # noqa: N801
     'SERVING'
     """
 
-    def __init__(self, name: Class | Priority) -> None:
-        names = {rank.name.lower(): rank for rank in Priority}
-        rank = name if isinstance(name, Priority) else names.get(name)
-        if rank is None:
-            raise ValueError(f"priority must be one of {', '.join(names)} (got {name!r})")
-        super().__init__(_priority, rank)
+    def __init__(self, name: PriorityName | Priority) -> None:
+        levels = {level.name.lower(): level for level in Priority}
+        level = name if isinstance(name, Priority) else levels.get(name)
+        if level is None:
+            raise ValueError(f"priority must be one of {', '.join(levels)} (got {name!r})")
+        super().__init__(_priority, level)
 
 
-def prioritised(rank: Priority) -> AbstractContextManager[Priority]:
+def prioritised(level: Priority) -> AbstractContextManager[Priority]:
     """Set the priority in the block. Unlike `priority`, it never touches the process default, not even briefly."""
-    return _priority.override(rank)
+    return _priority.override(level)
 
 
 def current_priority() -> Priority:
@@ -189,24 +189,24 @@ def current_priority() -> Priority:
 
 
 @final
-class Urgency:
-    """The priority of one call. It rises if a more urgent caller joins the call.
+class CallPriority:
+    """The priority of one call. A more urgent caller that joins the call raises it.
 
-    >>> urgency = Urgency(Priority.TRAINING)
-    >>> urgency.raise_to(Priority.SERVING)
-    >>> urgency.rank.name
+    >>> priority = CallPriority(Priority.TRAINING)
+    >>> priority.raise_to(Priority.SERVING)
+    >>> priority.level.name
     'SERVING'
     """
 
-    __slots__ = ("on_raise", "rank")
+    __slots__ = ("level", "on_raise")
 
-    def __init__(self, rank: Priority) -> None:
-        self.rank = rank
+    def __init__(self, level: Priority) -> None:
+        self.level = level
         self.on_raise: Callable[[], object] | None = None
 
-    def raise_to(self, rank: Priority) -> None:
-        """Take `rank` if it is more urgent, and notify the queue that holds the call."""
-        if rank < self.rank:
-            self.rank = rank
+    def raise_to(self, level: Priority) -> None:
+        """Take `level` if it is more urgent, and notify the queue that holds the call."""
+        if level < self.level:
+            self.level = level
             if self.on_raise is not None:
                 self.on_raise()

@@ -241,9 +241,9 @@ class Pending(Generic[T]):
 class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]):  # noqa: N801
     """Own what is launched in the block. Use `with` in a script and `async with` on an event loop.
 
-    Leaving the block waits for its launches and raises the errors that haven't been read: one as it is, several as
-    an ExceptionGroup. An exception in the block cancels the launches first. A launch's address is the scope's path
-    and the launch's number in the scope, in program order.
+    Leaving the block waits for its launches and raises the errors that haven't been read: a single one unchanged,
+    several in an ExceptionGroup. An exception in the block cancels the launches first. A launch's address is the
+    scope's path and the launch's number in the scope, in program order.
 
     Args:
         name: element of the address path. Name the scopes of tasks or threads that run side by side: numbers would

@@ -21,7 +21,8 @@ from afnio.errors import (
     UnknownPriceError,
 )
 from afnio.runtime import Budget, Launch, Ledger, Slot, budget, current_runtime
-from afnio.runtime._budget import Reservation, current_budgets, reserve
+from afnio.runtime._budget import Charge, Reservation, current_budgets, reserve
+from afnio.runtime._call import Outcome
 from afnio.runtime._limits import DEFAULT_OUTPUT
 from afnio.runtime._spending import AttemptEstimate, Spent
 from afnio.runtime._waiting import wait
@@ -51,7 +52,7 @@ async def test_without_budgets(runtime: Any) -> None:
     """Where no budget governs, a reservation costs no wait and counts nowhere."""
     with await reserve(runtime, estimate()) as reservation:
         reservation.attempt()
-        reservation.settle(Usage(1, 1))
+        reservation.settle(Charge.USED, Usage(1, 1))
     assert () == current_budgets()
 
 
@@ -60,7 +61,7 @@ async def test_one_call(runtime: Any) -> None:
     with budget(max_calls=2, max_tokens=25, max_cost=1) as spending:
         reservation = await sent(runtime, estimate())
         assert (1, 20) == open_of(spending)
-        reservation.settle(Usage(8, 4, cached_tokens=2))
+        reservation.settle(Charge.USED, Usage(8, 4, cached_tokens=2))
     assert (0, 0) == open_of(spending)
     expected = Spent(1, 1, usage=Usage(8, 4, 2), known_cost=Decimal("0.000015"), prices=(PRICE,))
     assert {ITEM: expected} == dict(spending.ledger.items)
@@ -80,7 +81,7 @@ async def test_one_call(runtime: Any) -> None:
 async def test_exceeded(runtime: Any, limits: dict[str, Any], said: str) -> None:
     """The error names the limit, its value, what was spent, and carries the ledger."""
     with budget(**limits):
-        (await sent(runtime, estimate())).settle(Usage(8, 4))
+        (await sent(runtime, estimate())).settle(Charge.USED, Usage(8, 4))
         with pytest.raises(BudgetExceeded, match=said) as caught:
             await reserve(runtime, estimate())
     error = caught.value
@@ -105,7 +106,7 @@ async def test_waits_for_running_calls(runtime: Any) -> None:
             tasks.start_soon(second)
             await turns()
             assert [] == seen
-            first.settle(Usage(5, 5))
+            first.settle(Charge.USED, Usage(5, 5))
             await turns()
             assert 1 == len(seen)
             seen[0].release()
@@ -121,14 +122,14 @@ async def test_first_come_first_served(runtime: Any) -> None:
             async def call(tokens: int) -> None:
                 reservation = await sent(runtime, estimate(tokens, 0))
                 order.append(tokens)
-                reservation.refund()
+                reservation.settle(Charge.NOTHING)
 
             for tokens in (50, 10, 5):
                 tasks.start_soon(call, tokens)
                 await turns()
             assert [] == order
             for reservation in running:
-                reservation.refund()
+                reservation.settle(Charge.NOTHING)
             await turns()
     assert [50, 10, 5] == order
 
@@ -150,11 +151,11 @@ async def test_waiter_is_refused_once_nothing_can_free_enough(runtime: Any) -> N
             await turns()
             tasks.start_soon(call, 12)
             await turns()
-            first.settle(Usage(10, 10))
+            first.settle(Charge.USED, Usage(10, 10))
             await turns()
             assert isinstance(results[0], BudgetExceeded)
             assert 1 == len(results)
-            other.refund()
+            other.settle(Charge.NOTHING)
             await turns()
             assert isinstance(results[1], Reservation)
             results[1].release()
@@ -183,7 +184,7 @@ async def test_cancelled_waiter_leaves_the_line(runtime: Any) -> None:
             scope.cancel()
             await turns()
             assert 1 == len(seen)
-        running.refund()
+        running.settle(Charge.NOTHING)
         seen[0].release()
     assert (0, 0) == open_of(spending)
 
@@ -194,7 +195,7 @@ async def test_waiter_cancelled_as_it_is_admitted(runtime: Any) -> None:
         running = await sent(runtime, estimate())
         waiting = asyncio.ensure_future(held(runtime, estimate()))
         await turns()
-        running.refund()
+        running.settle(Charge.NOTHING)
         assert (1, 20) == open_of(spending)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -206,10 +207,10 @@ async def test_each_attempt_is_a_call(runtime: Any) -> None:
     """Refused attempts give their tokens back, not their calls; the call that fails for good is known."""
     with budget(max_calls=2, max_tokens=20) as spending:
         reservation = await sent(runtime, estimate())
-        reservation.failed(RateLimitedError("slow down", status=429))
+        reservation.settle(Outcome.of(RateLimitedError("slow down", status=429)).money)
         await reservation.hold()
         reservation.attempt()
-        reservation.failed(FinalModelError("no", status=400))
+        reservation.settle(Outcome.of(FinalModelError("no", status=400)).money)
         with pytest.raises(BudgetExceeded, match="max_calls=2"):
             await reservation.hold()
     assert Spent(attempts=2) == spending.ledger.total
@@ -227,7 +228,7 @@ async def test_unknown_attempts_count_at_their_reserve(runtime: Any, error: Exce
     """Where nobody knows whether an attempt was billed, it counts as if it had used all."""
     with budget(max_tokens=39) as spending:
         reservation = await sent(runtime, estimate())
-        reservation.failed(error)
+        reservation.settle(Outcome.of(error).money)
         with pytest.raises(BudgetExceeded, match="20 tokens spent"):
             await reservation.hold()
     total = spending.ledger.total
@@ -253,7 +254,7 @@ async def test_cut_off_on_the_wire(runtime: Any) -> None:
 async def test_reply_without_counts(runtime: Any) -> None:
     """A reply whose usage the provider leaves out counts at its reserve, never as 0."""
     with budget(max_tokens=30) as spending:
-        (await sent(runtime, estimate())).settle(Usage())
+        (await sent(runtime, estimate())).settle(Charge.USED, Usage())
         with pytest.raises(BudgetExceeded):
             await reserve(runtime, estimate())
     assert (1, 1, Usage(10, 10)) == (
@@ -266,7 +267,8 @@ async def test_output_without_a_maximum(runtime: Any) -> None:
     with budget(max_tokens=10_000) as spending:
         reservation = await sent(runtime, estimate(10, None))
         assert (1, 10 + DEFAULT_OUTPUT) == open_of(spending)
-        reservation.settle(Usage(10, 30))
+        reservation.learn(Usage(10, 30))
+        reservation.settle(Charge.USED, Usage(10, 30))
         for purpose, expected in (("forward", 40), ("backward", 10 + DEFAULT_OUTPUT)):
             reservation = await reserve(runtime, estimate(10, None, purpose=purpose))
             assert (1, expected) == open_of(spending)
@@ -280,7 +282,8 @@ async def test_guess_is_corrected_while_waiting(runtime: Any) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(held, runtime, estimate(10, None))
             await turns()
-            first.settle(Usage(10, 30))
+            first.learn(Usage(10, 30))
+            first.settle(Charge.USED, Usage(10, 30))
 
 
 async def test_guess_that_does_not_fit(runtime: Any) -> None:
@@ -299,7 +302,7 @@ async def test_last_call_goes_on_the_wire(runtime: Any) -> None:
         first.attempt()
         with pytest.raises(BudgetExceeded, match="max_calls=1 .* 1 calls spent, 0 calls reserved"):
             await second
-        first.refund()
+        first.settle(Charge.NOTHING)
 
 
 async def test_call_that_was_only_held_is_room_again(runtime: Any) -> None:
@@ -317,11 +320,11 @@ def test_child_process_counts_for_itself(runtime: Any, monkeypatch: pytest.Monke
     with budget(max_calls=3, max_tokens=60) as spending:
 
         async def parent() -> None:
-            (await sent(runtime, estimate())).settle(Usage(5, 5))
+            (await sent(runtime, estimate())).settle(Charge.USED, Usage(5, 5))
             await sent(runtime, estimate())
 
         async def child() -> None:
-            (await sent(runtime, estimate(10, 30))).settle(Usage(5, 5))
+            (await sent(runtime, estimate(10, 30))).settle(Charge.USED, Usage(5, 5))
             with pytest.raises(BudgetExceeded, match="max_calls=3"):
                 await reserve(runtime, estimate())
 
@@ -335,7 +338,7 @@ async def test_nested_budgets_must_agree(runtime: Any) -> None:
     """An inner budget can't spend what the outer one doesn't have, and both count."""
     with budget(max_tokens=100) as outer:
         with budget(max_tokens=1000) as inner:
-            (await sent(runtime, estimate(10, 80))).settle(Usage(10, 80))
+            (await sent(runtime, estimate(10, 80))).settle(Charge.USED, Usage(10, 80))
             with pytest.raises(BudgetExceeded, match="max_tokens=100 "):
                 await reserve(runtime, estimate())
         with budget(max_calls=0), pytest.raises(BudgetExceeded, match="max_calls=0"):
@@ -353,8 +356,8 @@ async def test_waiting_for_an_inner_budget_holds_up_nobody_else(runtime: Any) ->
                 tasks.start_soon(held, runtime, estimate())
                 await turns()
             with budget(max_tokens=20):
-                (await sent(runtime, estimate())).refund()
-            running.refund()
+                (await sent(runtime, estimate())).settle(Charge.NOTHING)
+            running.settle(Charge.NOTHING)
 
 
 async def test_waiter_moves_between_lines(runtime: Any) -> None:
@@ -368,11 +371,11 @@ async def test_waiter_moves_between_lines(runtime: Any) -> None:
                 seen.append(await reserve(runtime, estimate()))
 
             async with anyio.create_task_group() as tasks:
-                others[0].refund()
+                others[0].settle(Charge.NOTHING)
                 mine = await sent(runtime, estimate())
                 tasks.start_soon(call)
                 await turns()
-                mine.refund()
+                mine.settle(Charge.NOTHING)
                 await turns()
                 assert 1 == len(seen)
                 seen.pop().release()
@@ -380,10 +383,10 @@ async def test_waiter_moves_between_lines(runtime: Any) -> None:
                 filler = await sent(runtime, estimate(10, 10))
                 tasks.start_soon(call)
                 await turns()
-                others[1].refund()
+                others[1].settle(Charge.NOTHING)
                 await turns()
                 assert [] == seen
-                filler.refund()
+                filler.settle(Charge.NOTHING)
                 await turns()
                 assert 1 == len(seen)
                 seen[0].release()
@@ -394,9 +397,9 @@ async def test_block_inside_itself(runtime: Any) -> None:
     """A budget that is entered again inside itself counts once, and may be entered again later."""
     spending = budget(max_calls=2)
     with spending, spending:
-        (await sent(runtime, estimate())).settle(Usage(1, 1))
+        (await sent(runtime, estimate())).settle(Charge.USED, Usage(1, 1))
     async with spending:
-        (await sent(runtime, estimate())).settle(Usage(1, 1))
+        (await sent(runtime, estimate())).settle(Charge.USED, Usage(1, 1))
         with pytest.raises(BudgetExceeded):
             await reserve(runtime, estimate())
     assert () == current_budgets()
@@ -410,7 +413,7 @@ async def test_tasks_share_a_budget(runtime: Any) -> None:
     async def call(wait_turns: int) -> None:
         async with spending:
             await turns(wait_turns)
-            (await sent(runtime, estimate())).settle(Usage(1, 1))
+            (await sent(runtime, estimate())).settle(Charge.USED, Usage(1, 1))
         assert () == current_budgets()
 
     async with anyio.create_task_group() as tasks:
@@ -428,7 +431,7 @@ def test_what_was_launched_in_a_block_is_governed_later() -> None:
         await anyio.to_thread.run_sync(gate.wait)
         with await reserve(job.launch.runtime, estimate()) as reservation:
             reservation.attempt()
-            reservation.settle(Usage(3, 2))
+            reservation.settle(Charge.USED, Usage(3, 2))
         return [1]
 
     with budget(max_calls=1) as spending:
@@ -451,9 +454,9 @@ async def test_unknown_price(runtime: Any) -> None:
     ):
         await reserve(runtime, estimate(price=None))
     with budget() as spending:
-        (await sent(runtime, estimate(price=None))).settle(Usage(1, 1))
+        (await sent(runtime, estimate(price=None))).settle(Charge.USED, Usage(1, 1))
         assert spending.ledger.total.cost is None
-        (await sent(runtime, estimate(model="n"))).settle(Usage(1_000_000, 0))
+        (await sent(runtime, estimate(model="n"))).settle(Charge.USED, Usage(1_000_000, 0))
     assert "$1.00 + 1 unpriced" == list(spending.ledger.rows())[-1][-1]
 
 
@@ -461,7 +464,7 @@ async def test_spent_before(runtime: Any) -> None:
     """What an earlier run paid counts, from the start or charged later."""
     paid = Ledger({ITEM: Spent.of(PRICE, Usage(50, 20), calls=3, attempts=4)})
     with budget(max_calls=5, max_tokens=200, max_cost=1, spent_before=paid) as spending:
-        (await sent(runtime, estimate())).settle(Usage(10, 10))
+        (await sent(runtime, estimate())).settle(Charge.USED, Usage(10, 10))
         with pytest.raises(BudgetExceeded, match="max_calls=5 .* 5 calls spent"):
             await reserve(runtime, estimate())
     spending.charge(paid)
@@ -494,7 +497,7 @@ async def test_time(runtime: Any) -> None:
         assert "what was on the wire is cut off" in str(results[0])
         with queued, pytest.raises(BudgetExceeded, match="max_seconds=60"):
             queued.attempt()
-        running.settle(Usage(5, 5))
+        running.settle(Charge.USED, Usage(5, 5))
         with pytest.raises(BudgetExceeded, match="max_seconds=60"):
             await reserve(runtime, estimate())
     assert (1, 1) == (spending.ledger.total.calls, spending.ledger.total.attempts)
@@ -539,7 +542,7 @@ def test_ledger_is_read_from_any_thread() -> None:
     async def main() -> None:
         with spending:
             for number in range(500):
-                (await sent(FakeRuntime(), estimate(model=f"m{number}"))).settle(Usage(1, 1))
+                (await sent(FakeRuntime(), estimate(model=f"m{number}"))).settle(Charge.USED, Usage(1, 1))
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -562,7 +565,7 @@ async def test_many_at_once_take_linear_time(runtime: Any, room: int) -> None:
                 with await reserve(runtime, estimate()) as reservation:
                     reservation.attempt()
                     await anyio.lowlevel.checkpoint()
-                    reservation.settle(Usage(1, 1))
+                    reservation.settle(Charge.USED, Usage(1, 1))
 
             async with anyio.create_task_group() as tasks:
                 for _ in range(calls):

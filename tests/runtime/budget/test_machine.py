@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from afnio.errors import BudgetExceeded
 from afnio.runtime import Budget
-from afnio.runtime._budget import Reservation, reservation_of
+from afnio.runtime._budget import Charge, Reservation, reservation_of
 from afnio.runtime._spending import Spent, cost
 from afnio.runtime.events import Usage
 
@@ -151,13 +151,13 @@ class Spending(RuleBasedStateMachine):
 
         async def end() -> None:
             if kind == "refund":
-                call.reservation.refund()
+                call.reservation.settle(Charge.NOTHING)
             elif kind == "unknown":
-                call.reservation.unknown()
+                call.reservation.settle(Charge.RESERVE)
                 self.count(call, lost)
             else:
                 usage = Usage(int(used[0] * reserve.prompt_tokens), int(used[1] * reserve.completion_tokens))
-                call.reservation.settle(usage)
+                call.reservation.settle(Charge.USED, usage)
                 dollars = cost(PRICE, usage)
                 known = Spent(1, usage=usage, known_cost=dollars, prices=(PRICE,))
                 self.count(call, known if usage.total_tokens else Spent(calls=1) + lost)

@@ -19,7 +19,7 @@ from afnio.errors import ScoreError
 from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, Round, proposals
 from afnio.optim._tgd import Reduced, gathered_of
 from afnio.optim.search._races import Race, Verdict
-from afnio.runtime._admission import Crowd, crowd
+from afnio.runtime._admission import Congestion, congestion
 from afnio.runtime._callables import is_async, to_thread, tolerate
 from afnio.runtime._kernel import Job, current_scope, within
 from afnio.runtime._settings import Priority, draw_seed, prioritised
@@ -400,20 +400,20 @@ class Trial:
         self.scores: list[UnitScores] = [{} for _ in numbers]
         self._proposed = [anyio.Event() for _ in numbers]
         self._passed = [[anyio.Event() for _ in blocks] for _ in numbers]
-        self._crowd = Crowd()
+        self._congestion = Congestion()
         self._cancels = [anyio.CancelScope() for _ in numbers]
         self._measuring = anyio.CancelScope()
 
     async def run(self) -> None:
         """Propose and evaluate until it is decided who wins; failures are the candidates' verdicts."""
-        counting = crowd.set(self._crowd)
+        counting = congestion.set(self._congestion)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._measure_incumbent)
                 for candidate in range(len(self._numbers)):
                     tasks.start_soon(self._run, candidate)
         finally:
-            crowd.reset(counting)
+            congestion.reset(counting)
 
     @property
     def compared(self) -> bool:
@@ -465,7 +465,7 @@ class Trial:
             tasks.start_soon(self._evaluate_block, candidate, 0, Priority.VALIDATION)
             for number in range(1, len(self._blocks)):
                 urgency = Priority.SPECULATIVE
-                if number == 1 or self._crowd.dense:
+                if number == 1 or self._congestion.high:
                     await self._passed[candidate][number - 1].wait()
                     urgency = Priority.VALIDATION
                 tasks.start_soon(self._evaluate_block, candidate, number, urgency)
