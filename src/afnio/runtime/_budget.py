@@ -1,8 +1,8 @@
 """Budgets: the most that the calls of a block may spend, in attempts, tokens, dollars and seconds.
 
 Checking a limit after each reply is too late: a thousand calls may be on the wire by then. So a budget works like a
-bank account with holds. Before an attempt is sent, the most that it may use up is *reserved* in every budget around it. When
-it ends, the reservation turns into what it really used (`Charge`), and the rest is free again.
+bank account with holds. Before an attempt is sent, the most that it may use up is *reserved* in every budget around
+it. When it ends, the reservation turns into what it really used (`Charge`), and the rest is free again.
 
 An attempt that doesn't fit now, but may fit when others end, waits in the line of the budget that lacks something. The
 lines are ordered by ticket, and a waiting call holds nothing, so calls of nested budgets can't deadlock. One that can
