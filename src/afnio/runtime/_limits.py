@@ -161,8 +161,7 @@ class Pacer:
     def retune(self, limit: float, window: float) -> None:
         """Continue at another pace."""
         self._set(limit, window)
-        if self._started is not None:
-            self._level = self._size  # as full as it can be: a change of pace must not grant a second burst
+        self._level = self._size  # full, so that a change of pace doesn't let one more through
 
     def wait(self, now: float) -> float:
         """Return the seconds until one more may go, 0 if it may now."""
@@ -177,9 +176,11 @@ class Pacer:
         """Send one request, for which `wait` was 0."""
         self._level = self._leaked(now) + 1
         self._last = now
+        if not self._starting:
+            return
         if self._started is None:
             self._started = now
-        if self._starting and now >= self._started + START_UP:
+        if now >= self._started + START_UP:
             self._starting = False
             self._interval = self._steady
             self._level = self._size = self._burst
