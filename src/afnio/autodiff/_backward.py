@@ -12,13 +12,13 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, final
 
 from afnio.autodiff._data import Feedback, Segment
-from afnio.autodiff._function import Arguments, Context, Function, Later, Said, edges_to, plain, tell_sweep
+from afnio.autodiff._function import Context, Function, Later, Said, plain, tell_sweep
 from afnio.autodiff._graph import AccumulateGrad, Edge, GradientEdge, Hook, Hooks, Node, claim, unclaim
-from afnio.autodiff._variable import Variable, gradient, is_grad_enabled
+from afnio.autodiff._variable import Variable, gradient
 from afnio.errors import BudgetExceeded, GraphError, JournalError, distinct, reason
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
 from afnio.runtime._kernel import NO_FEEDBACK, PENDING, Failure, Job, Launch, Outcomes, Slot
-from afnio.runtime._tracebacks import caller_line, folding
+from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, wait_async
 
 T = TypeVar("T")
@@ -123,7 +123,6 @@ class Sweep:
                 node.function.check_backward(node.contexts[0])
         self._launch = Launch("backward")
         self._stages: list[Stage] = []
-        self._passages: dict[Boundary, Passage] = {}
         self._gatherings: list[list[Arrival]] = []
         self.captured: list[tuple[GradientEdge, Segment]] = []
         self.segments: list[tuple[Variable, Segment]] = []
@@ -182,8 +181,6 @@ class Sweep:
     def _build(self, capture: bool) -> None:
         for number, node in enumerate(self.nodes):
             self._add_node(node, f"node {number}")
-        for number, passage in enumerate(self._passages.values()):
-            self._stages.append(passage.add_job(f"module {number}"))
         self._add_segments(capture)
         gathered = [arrival.slots for gathering in self._gatherings for arrival in gathering]
         statuses = [stage.statuses for stage in self._stages]
@@ -212,12 +209,7 @@ class Sweep:
                 said.append(Slot(self._launch))
                 ways[lane].append(way)
                 outputs[lane].append(said[-1])
-            going: Sequence[Slot] = said
-            if node.crossing is not None:
-                boundary = node.crossing.boundary
-                passage = self._passages.setdefault(boundary, Passage(self._launch, boundary))
-                going = passage.take(node.crossing, said, edge.batch, edge.role)
-            self._arrive(GradientEdge(edge.node, edge.output_nr), Arrival(node, edge.batch, going))
+            self._arrive(GradientEdge(edge.node, edge.output_nr), Arrival(node, edge.batch, said))
         for lane in range(node.lanes):
             arriving = [slot for at in arrivals for arrival in at for slot in arrival.at(lane)]
             self._launch.add(
@@ -560,10 +552,7 @@ def seedless(node: Node, known: dict[Node, bool]) -> bool:
     return known[node]
 
 
-# Hooked: feedback on its way past the hooks of a Variable or of a module's call, as jobs of the pass.
-#
-# A Variable's hooks see each feedback as it arrives, one sample at a time. A module's see all samples of one
-# call together, so they are a barrier for what the module was given, as a batched Function is.
+# Hooked: feedback on its way past the hooks of a Variable, one job for each sample's feedback.
 
 
 class Stage(NamedTuple):
@@ -609,116 +598,6 @@ def hooked(
     return arrival._replace(slots=fresh), stage
 
 
-class _Column(NamedTuple):
-    """What was said at one place of a boundary: its slots, those that the hooks fill, and its role."""
-
-    said: Sequence[Slot]
-    fresh: Sequence[Slot]
-    batch: bool
-    role: str
-
-
-@final
-class Passage:
-    """One backward pass through one call of a module whose hooks want to know."""
-
-    def __init__(self, launch: Launch, boundary: Boundary) -> None:
-        self._launch = launch
-        self._boundary = boundary
-        self._inputs: dict[int, _Column] = {}
-        self._outputs: dict[int, _Column] = {}
-
-    def take(self, crossing: Crossing, said: Sequence[Slot], batch: bool, role: str) -> Sequence[Slot]:
-        """Note what is said at a place; returns the slots that go on from there."""
-        if crossing.is_input:
-            fresh = [Slot(self._launch) for _ in said]
-            self._inputs[crossing.position] = _Column(said, fresh, batch, role)
-            return fresh
-        self._outputs[crossing.position] = _Column(said, (), batch, role)
-        return said
-
-    def add_job(self, part: str) -> Stage:
-        """Have the hooks called once all that they are shown is there."""
-        status = Slot(self._launch)
-        columns = [*self._outputs.values(), *self._inputs.values()]
-        self._launch.add(
-            self._call_hooks,
-            [slot for column in columns for slot in column.said],
-            [status, *(slot for column in self._inputs.values() for slot in column.fresh)],
-            part=part,
-            gather=True,
-        )
-        return Stage(f"a backward hook of {type(self._boundary.module).__name__}", False, [status])
-
-    async def _call_hooks(self, job: Job, outcomes: list[Any]) -> Outcomes:
-        arrived = iter(outcomes)
-        given = {
-            side: {position: [next(arrived) for _ in column.said] for position, column in columns.items()}
-            for side, columns in ((False, self._outputs), (True, self._inputs))
-        }
-        went = given[True]
-        boundary = self._boundary
-        grad_output = _gradients(self._outputs, given[False], boundary.outputs)
-        if any(
-            _spoken(outcome) is not None for side in given.values() for o in side.values() for outcome in o
-        ):
-            for hook in list(boundary.hooks):
-                grad_input = _gradients(self._inputs, went, boundary.inputs)
-                said = await call_in_node(job, hook, boundary.module, grad_input, grad_output)
-                if said is not None:
-                    went = await self._replaced(went, said)
-        return [True, *(outcome for position in self._inputs for outcome in went[position])]
-
-    async def _replaced(self, went: dict[int, list[Any]], said: Any) -> dict[int, list[Any]]:
-        entries = list(said) if isinstance(said, tuple | list) else [said]
-        if len(entries) != self._boundary.inputs:
-            raise ValueError(
-                f"a backward hook of {type(self._boundary.module).__name__} must return "
-                f"{self._boundary.inputs} gradients, one for each argument of the call, or None (got {said!r})"
-            )
-        replaced = {}
-        for position, column in self._inputs.items():
-            data = await plain(entries[position])
-            texts = data if isinstance(data, list) else [data] * len(column.said)
-            if len(texts) != len(column.said):
-                raise ValueError(
-                    f"the gradient of argument {position} has {len(column.said)} samples (got {len(texts)})"
-                )
-            replaced[position] = [
-                _again(outcome, text) for outcome, text in zip(went[position], texts, strict=True)
-            ]
-        return replaced
-
-
-def _gradients(columns: dict[int, _Column], outcomes: dict[int, list[Any]], count: int) -> tuple[Any, ...]:
-    """Return a gradient for each place, None where nothing was said."""
-    found: list[Variable | None] = [None] * count
-    for position, column in columns.items():
-        spoken = [_spoken(outcome) for outcome in outcomes[position]]
-        if not any(spoken):
-            continue
-        texts = [None if feedback is None else feedback.text for feedback in spoken]
-        trails = [() if feedback is None else feedback.trail for feedback in spoken]
-        found[position] = (
-            gradient(texts, column.role, trails)
-            if column.batch
-            else gradient(texts[0], column.role, trails[0])
-        )
-    return tuple(found)
-
-
-def _again(outcome: Any, text: Any) -> Any:
-    """Return the outcome of a lane that a hook gave `text`; a lane that failed stays failed."""
-    feedback = _spoken(outcome)
-    if feedback is None and outcome is not NO_FEEDBACK:
-        return outcome
-    if text is None or not _text(text):
-        return NO_FEEDBACK
-    if feedback is None:
-        return Feedback(_text(text))
-    return Feedback(_text(text), feedback.seen, feedback.trail, feedback.led_in)
-
-
 def _spoken(outcome: Any) -> Feedback | None:
     """Return feedback that has words, None for anything else."""
     if isinstance(outcome, str):
@@ -730,93 +609,6 @@ def _text(said: Any) -> str:
     if not isinstance(said, str):
         raise TypeError(f"a hook returns feedback, a text or a Variable of one, or None (got {said!r})")
     return said
-
-
-# Crossing: a node where feedback leaves or enters one call of a module, for the module's backward hooks.
-
-
-@final
-class Boundary:
-    """One call of a module: its hooks, and how many arguments and outputs it has."""
-
-    __slots__ = ("hooks", "inputs", "module", "outputs")
-
-    def __init__(self, module: Any, hooks: Hooks[Hook]) -> None:
-        self.module = module
-        self.hooks = hooks
-        self.inputs = 0
-        self.outputs = 0
-
-    def entered(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the call's arguments, Variables that want feedback replaced by others over the same slots."""
-        self.inputs = len(args)
-        return tuple(self._entered(value, position) for position, value in enumerate(args))
-
-    def _entered(self, value: Any, position: int) -> Any:
-        if not _wants(value):
-            return value
-        slots, batch = value.cell()
-        node = _node(value, Crossing(self, True, position))
-        return Variable.over(list(slots), batch, value.role, node=node, origin=value._origin)
-
-    def left(self, output: Any) -> Any:
-        """Have what the call returned, a Variable or a tuple of some, lead through the boundary."""
-        outputs = output if isinstance(output, tuple) else (output,)
-        self.outputs = len(outputs)
-        for position, value in enumerate(outputs):
-            # In place: an op's output may be more than a Variable, and it is what holds the op's launch.
-            if _wants(value) and value.grad_fn is not None:
-                value.lead_through(_node(value, Crossing(self, False, position)))
-        return output
-
-
-class Crossing(NamedTuple):
-    """Which place of which boundary a node is."""
-
-    boundary: Boundary
-    is_input: bool
-    position: int
-
-
-@final
-class Cross(Function):
-    """Passes values and feedback on as they are."""
-
-    inline = True
-    transparent = True
-
-    @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said:
-        (incoming,) = ctx.feedback
-        if len(incoming) == 1:
-            return incoming
-        return ["\n".join(feedback.text for feedback in incoming if feedback.text)]
-
-
-def _wants(value: Any) -> bool:
-    return isinstance(value, Variable) and value.requires_grad and is_grad_enabled()
-
-
-def _node(variable: Variable, crossing: Crossing) -> Node:
-    """Return a node that leads to `variable` as it is now."""
-    arguments = Arguments((variable,), {})
-    ((slots, _),) = arguments.cells
-    roles = [variable.role]
-    lanes = [None] if arguments.size is None else range(arguments.size)
-    contexts = [Context(arguments, [True], roles, roles, lane) for lane in lanes]
-    edges = edges_to(arguments, [True])
-    arguments.forget()
-    node = Node(
-        Cross,
-        type(crossing.boundary.module).__name__,
-        caller_line(),
-        arguments.size,
-        edges,
-        [slots],
-        contexts,
-    )
-    node.crossing = crossing
-    return node
 
 
 # Resolve: await every value in a structure.

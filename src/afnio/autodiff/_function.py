@@ -179,7 +179,7 @@ class Function:
 def edges_to(arguments: Arguments, wanted: Sequence[bool]) -> list[Edge | None]:
     """Return an edge for each Variable that wants feedback, None for the others."""
     return [
-        Edge(variable.graph_node(), variable.output_nr, slots, batch, variable.role) if want else None
+        Edge(variable.graph_node(), variable.output_nr, slots, batch) if want else None
         for variable, (slots, batch), want in zip(arguments.variables, arguments.cells, wanted, strict=True)
     ]
 

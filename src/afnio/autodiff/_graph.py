@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, final
 from afnio.errors import GraphError
 
 if TYPE_CHECKING:
-    from afnio.autodiff._backward import Crossing
     from afnio.autodiff._function import Context, Function
     from afnio.autodiff._variable import Variable
     from afnio.runtime._kernel import Slot
@@ -35,11 +34,10 @@ class Edge:
     Attributes:
         node: the node that produced the input; for a leaf its `AccumulateGrad`.
         slots: one for each lane of the input, a single one where the input is a scalar.
-        role: the input's role when it was captured.
         lanes: which lanes of the consumer used it, None for all.
     """
 
-    __slots__ = ("batch", "lanes", "node", "output_nr", "role", "slots")
+    __slots__ = ("batch", "lanes", "node", "output_nr", "slots")
 
     def __init__(
         self,
@@ -47,7 +45,6 @@ class Edge:
         output_nr: int,
         slots: Sequence[Slot],
         batch: bool,
-        role: str,
         lanes: Sequence[int] | None = None,
     ) -> None:
         self.lanes = lanes
@@ -55,7 +52,6 @@ class Edge:
         self.output_nr = output_nr
         self.slots = slots
         self.batch = batch
-        self.role = role
 
 
 class Node:
@@ -69,11 +65,10 @@ class Node:
         address: of its launch, None for an op that isn't launched.
         retained: for an output that retains its feedback, its Variable, weakly.
         hooks: for an output that has some, the hooks on its feedback.
-        crossing: which place of a module's call it is, where the module has backward hooks.
     """
 
     __slots__ = (
-        "__weakref__", "address", "claims", "contexts", "crossing", "edges", "function", "hooks",
+        "__weakref__", "address", "claims", "contexts", "edges", "function", "hooks",
         "launch_name", "line", "outputs", "retained", "sequence", "size",
     )  # fmt: skip
 
@@ -98,7 +93,6 @@ class Node:
         self.address = address
         self.retained: dict[int, Any] = {}
         self.hooks: dict[int, Hooks[Hook]] = {}
-        self.crossing: Crossing | None = None
         self.sequence = next(_sequence)
         # The passes that want to free it; the first has it. Appending is atomic, so this needs no lock.
         self.claims: list[object] = []
@@ -120,7 +114,6 @@ class Node:
         self.edges = [None] * len(self.edges)
         self.outputs = ()
         self.contexts = ()
-        self.crossing = None
 
     def __repr__(self) -> str:
         return f"<{self.name()}>"

@@ -367,10 +367,6 @@ class Variable:
         """The hooks of a leaf; those of an op's output are its node's."""
         return self._hooks
 
-    def lead_through(self, node: Node) -> None:
-        """Have what consumes this output from now on send its feedback to `node`, which leads to it."""
-        self._node, self._output_nr = node, 0
-
     @folding
     def backward(
         self,

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, final, overload
 
-from afnio.autodiff._backward import Boundary
 from afnio.autodiff._graph import Hook, Hooks, RemovableHandle, checked_hook
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._template import Parameter, check_messages
@@ -340,17 +339,6 @@ class Module(Members, Training):
         """
         return self._hooks.add_post(hook, prepend=prepend, with_kwargs=with_kwargs, always_call=always_call)
 
-    def register_full_backward_hook(self, hook: Hook, *, prepend: bool = False) -> RemovableHandle:
-        """Have `hook(module, grad_input, grad_output)` called when a backward pass has been through a call.
-
-        `grad_input` has a Variable with the feedback for each positional argument, `grad_output` one for
-        each output (a Variable, or a tuple of some); for a batch its data is a list with one entry for each
-        sample. Both have None where nothing was said. The hook returns None, or other feedback for the
-        arguments. It waits for all samples of the call: what comes before the module in the graph waits
-        too, what is in the module doesn't. `Variable.register_hook` sees each sample on its own.
-        """
-        return self._hooks.backward.add(checked_hook(hook), prepend=prepend)
-
     # Traversal
 
     def named_modules(
@@ -585,16 +573,15 @@ class _Registered(NamedTuple):
 
 @final
 class ModuleHooks:
-    """What is called before and after a module's forward, and when feedback has been through it."""
+    """What is called before and after a module's forward."""
 
     def __init__(self) -> None:
         self.pre: Hooks[_Registered] = Hooks()
         self.post: Hooks[_Registered] = Hooks()
-        self.backward: Hooks[Hook] = Hooks()
 
     @property
     def idle(self) -> bool:
-        return not (self.pre or self.post or self.backward)
+        return not (self.pre or self.post)
 
     def add_pre(self, hook: Hook, *, prepend: bool, with_kwargs: bool) -> RemovableHandle:
         return self.pre.add(_Registered(checked_hook(hook), with_kwargs), prepend=prepend)
@@ -609,8 +596,6 @@ class ModuleHooks:
             copied.pre.add(registered)
         for registered in self.post:
             copied.post.add(registered)
-        for hook in self.backward:
-            copied.backward.add(hook)
         return copied
 
 
@@ -628,36 +613,34 @@ class HookedCall:
         if is_async(self._module.forward):
             return self._awaited(args, kwargs)
         try:
-            boundary, args, kwargs = self._before(args, kwargs)
+            args, kwargs = self._before(args, kwargs)
             output = self._module.forward(*args, **kwargs)
         except BaseException:
             self._tell_failure(args, kwargs)
             raise
         if inspect.iscoroutine(output):  # a `def` that hands on what an `async def` returned
-            return self._after_awaiting(output, args, kwargs, boundary)
+            return self._after_awaiting(output, args, kwargs)
         for registered in list(self._hooks.post):
             said = registered.hook(*self._shown(registered, args, kwargs), output)
             output = output if said is None else self._plain(said, registered.hook)
-        return output if boundary is None else boundary.left(output)
+        return output
 
     async def _awaited(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             for registered in list(self._hooks.pre):
                 said = await _settled(registered.hook(*self._shown(registered, args, kwargs)))
                 args, kwargs = _arguments(registered, said, args, kwargs)
-            boundary, args = self._enter(args)
             output = self._module.forward(*args, **kwargs)
         except BaseException:
             self._tell_failure(args, kwargs)
             raise
-        return await self._after_awaiting(output, args, kwargs, boundary)
+        return await self._after_awaiting(output, args, kwargs)
 
     async def _after_awaiting(
         self,
         output: Coroutine[Any, Any, Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        boundary: Boundary | None,
     ) -> Any:
         try:
             result = await output
@@ -667,22 +650,15 @@ class HookedCall:
         for registered in list(self._hooks.post):
             said = await _settled(registered.hook(*self._shown(registered, args, kwargs), result))
             result = result if said is None else said
-        return result if boundary is None else boundary.left(result)
+        return result
 
     def _before(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Boundary | None, tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for registered in list(self._hooks.pre):
             said = self._plain(registered.hook(*self._shown(registered, args, kwargs)), registered.hook)
             args, kwargs = _arguments(registered, said, args, kwargs)
-        boundary, args = self._enter(args)
-        return boundary, args, kwargs
-
-    def _enter(self, args: tuple[Any, ...]) -> tuple[Boundary | None, tuple[Any, ...]]:
-        if not self._hooks.backward:
-            return None, args
-        boundary = Boundary(self._module, self._hooks.backward)
-        return boundary, boundary.entered(args)
+        return args, kwargs
 
     def _shown(
         self, registered: _Registered, args: tuple[Any, ...], kwargs: dict[str, Any]
