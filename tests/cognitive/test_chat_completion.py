@@ -97,7 +97,7 @@ def test_an_empty_batch_makes_no_call_and_has_an_empty_score():
 
 def test_unequal_batches_are_refused_at_the_launch_line():
     """The error names roles and lengths."""
-    with pytest.raises(ValueError, match="equal lengths .'a' has 2, 'b' has 3.; a scalar is shared"):
+    with pytest.raises(ValueError, match="equal lengths .got 'a' has 2, 'b' has 3.; a scalar is shared"):
         CHAT(ScriptedClient(), [user("{a}{b}")], inputs={"a": ["1", "2"], "b": ["1", "2", "3"]}, model="m")
 
 

@@ -42,6 +42,10 @@ class Pair(cog.Module):
         return cog.ExactMatchEvaluator()(prediction, ["a"])
 
 
+def call_any(module: cog.Module) -> None:
+    assert_type(module(1, "x"), Any)
+
+
 async def calls(agent: Agent, client: ScriptedClient) -> None:
     assert_type(agent(client, "why?"), cog.Completion)
     assert_type(await agent(client, "why?"), cog.Completion)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, final
 
 from afnio.autodiff._data import Feedback, Segment
-from afnio.autodiff._function import Context, Function, Later, Said, plain, tell_sweep
+from afnio.autodiff._function import Context, Function, LaneFeedback, Later, resolved, set_sweep_event
 from afnio.autodiff._graph import AccumulateGrad, Edge, GradientEdge, Hook, Hooks, Node, claim, unclaim
 from afnio.autodiff._variable import Variable, gradient
 from afnio.errors import BudgetExceeded, GraphError, JournalError, distinct, reason
@@ -133,7 +133,7 @@ class Sweep:
         except BaseException:
             unclaim(self.nodes, mine)
             raise
-        tell_sweep(self._launch, self.nodes)
+        set_sweep_event(self._launch, self.nodes)
         if not keep:
             # The jobs own what they need, and nobody else may use the graph any more.
             for node in self.nodes:
@@ -283,16 +283,16 @@ class Sweep:
 
 
 def _gather(gathering: Sequence[Arrival], arrived: Iterator[Any]) -> list[Any]:
-    """Return the gradients `(data, trail)` of one Variable from what its consumers' lanes said."""
+    """Return the gradients `(data, provenance)` of one Variable from what its consumers' lanes said."""
     gradients: list[Any] = []
     for arrival in gathering:
         lanes = [next(arrived) for _ in arrival.slots]
         said = [outcome if isinstance(outcome, Feedback) and outcome.text else None for outcome in lanes]
         if not arrival.aligned:
-            gradients += [(f.text, f.trail) for f in said if f is not None]
+            gradients += [(f.text, f.provenance) for f in said if f is not None]
         elif any(said):
             texts = [None if f is None else f.text for f in said]
-            gradients.append((texts, tuple(() if f is None else f.trail for f in said)))
+            gradients.append((texts, tuple(() if f is None else f.provenance for f in said)))
     return gradients
 
 
@@ -486,19 +486,19 @@ class LaneBackward:
     async def _later(self, start: Later, incoming: list[list[Feedback]]) -> Outcomes:
         return self._said(await start(), incoming)
 
-    def _said(self, said: Said, incoming: list[list[Feedback]]) -> Outcomes:
-        trail = tuple(entry for feedback in incoming for f in feedback for entry in f.trail)
+    def _said(self, said: LaneFeedback, incoming: list[list[Feedback]]) -> Outcomes:
+        provenance = tuple(entry for feedback in incoming for f in feedback for entry in f.provenance)
         outcomes: list[Any] = [True]
         for index, edge, silent in self._ways:
             entry = said[index]
             if isinstance(entry, str):
-                entry = Feedback(entry, trail=trail)
+                entry = Feedback(entry, provenance=provenance)
             if entry is None or not (entry.text or silent):
                 outcomes.append(NO_FEEDBACK)
                 continue
             if entry.seen is None:
                 slot = edge.slots[self._lane] if edge.batch else edge.slots[0]
-                entry = Feedback(entry.text, slot.outcome, entry.trail or trail, entry.led_in)
+                entry = Feedback(entry.text, slot.outcome, entry.provenance or provenance, entry.led_in)
             outcomes.append(entry)
         return outcomes
 
@@ -577,10 +577,10 @@ def hooked(
 
     async def ask(job: Job, feedback: Feedback) -> Outcomes:
         for hook in list(hooks):
-            shown = gradient(feedback.text, role, feedback.trail)
-            said = await plain(await call_in_node(job, hook, shown))
+            shown = gradient(feedback.text, role, feedback.provenance)
+            said = await resolved(await call_in_node(job, hook, shown))
             if said is not None:
-                feedback = Feedback(_text(said), feedback.seen, feedback.trail, feedback.led_in)
+                feedback = Feedback(_text(said), feedback.seen, feedback.provenance, feedback.led_in)
             if not feedback.text:
                 return [NO_FEEDBACK, True]
         return [feedback, True]

@@ -146,13 +146,13 @@ class Feedback:
     Attributes:
         text: the feedback; empty from a seedless root, whose node finds its own words.
         seen: the value that the consumer judged, where that is known.
-        trail: where it comes from, plain data: ids, texts and scores, never a node or a Variable.
+        provenance: where it comes from, plain data: ids, texts and scores, never a node or a Variable.
         led_in: whether the text says already that it is about a whole, not a part.
     """
 
     text: str
     seen: Any = None
-    trail: tuple[Mapping[str, Any], ...] = ()
+    provenance: tuple[Mapping[str, Any], ...] = ()
     led_in: bool = False
 
 
@@ -160,7 +160,7 @@ class Feedback:
 class Segment:
     """What one backward pass adds to a Variable's `grad`; pending until the whole sweep has ended.
 
-    The slot's value is a list with one entry for each gradient: `(data, trail)`, where data is a text,
+    The slot's value is a list with one entry for each gradient: `(data, provenance)`, where data is a text,
     or for a batch Variable a list aligned to its lanes.
     """
 

@@ -12,7 +12,7 @@ from afnio.errors import GraphError
 
 if TYPE_CHECKING:
     from afnio.autodiff._function import Context, Function
-    from afnio.autodiff._variable import Variable
+    from afnio.autodiff._variable import Origin, Variable
     from afnio.runtime._kernel import Slot
     from afnio.runtime._tracebacks import Line
 
@@ -62,35 +62,31 @@ class Node:
         edges: one for each Variable that the op was given; None where it needs no gradient.
         outputs: for each output the slots of its lanes, as the op filled them.
         contexts: the `ctx` of each lane.
-        address: of its launch, None for an op that isn't launched.
+        origin: name, line and address of the op's launch; None where a leaf gathers feedback.
         retained: for an output that retains its feedback, its Variable, weakly.
         hooks: for an output that has some, the hooks on its feedback.
     """
 
     __slots__ = (
-        "__weakref__", "address", "claims", "contexts", "edges", "function", "hooks",
-        "launch_name", "line", "outputs", "retained", "sequence", "size",
+        "__weakref__", "claims", "contexts", "edges", "function", "hooks", "origin", "outputs", "retained",
+        "sequence", "size",
     )  # fmt: skip
 
     def __init__(
         self,
         function: type[Function] | None,
-        name: str,
-        line: Line | None,
+        origin: Origin | None,
         size: int | None,
         edges: Sequence[Edge | None],
         outputs: Sequence[Sequence[Slot]],
         contexts: Sequence[Context],
-        address: str | None = None,
     ) -> None:
         self.function = function
-        self.launch_name = name
-        self.line = line
+        self.origin = origin
         self.size = size
         self.edges = edges
         self.outputs = outputs
         self.contexts = contexts
-        self.address = address
         self.retained: dict[int, Any] = {}
         self.hooks: dict[int, Hooks[Hook]] = {}
         self.sequence = next(_sequence)
@@ -98,7 +94,17 @@ class Node:
         self.claims: list[object] = []
 
     def name(self) -> str:
-        return f"{self.launch_name}Backward0"
+        return "AccumulateGrad" if self.origin is None else f"{self.origin.name}Backward0"
+
+    @property
+    def line(self) -> Line | None:
+        """Where in the user's code the op was launched."""
+        return None if self.origin is None else self.origin.line
+
+    @property
+    def address(self) -> str | None:
+        """The address of the op's launch, None for an op that isn't launched."""
+        return None if self.origin is None else self.origin.address
 
     @property
     def next_functions(self) -> tuple[GradientEdge | tuple[None, int], ...]:
@@ -126,11 +132,8 @@ class AccumulateGrad(Node):
     __slots__ = ("variable",)
 
     def __init__(self, variable: Variable) -> None:
-        super().__init__(None, "AccumulateGrad", None, None, (), (), ())
+        super().__init__(None, None, None, (), (), ())
         self.variable = variable
-
-    def name(self) -> str:
-        return "AccumulateGrad"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AccumulateGrad) and other.variable is self.variable

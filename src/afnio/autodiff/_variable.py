@@ -302,8 +302,8 @@ class Variable:
                 if outcome.read:  # whoever waited for that backward pass has been told
                     continue
                 raise outcome.raised()
-            for data, trail in outcome:
-                gradients.append(gradient(data, self._role, trail))
+            for data, provenance in outcome:
+                gradients.append(gradient(data, self._role, provenance))
         return gradients
 
     @property
@@ -484,10 +484,10 @@ class Variable:
         return f"{type(self).__name__} {self._role!r}"
 
 
-def gradient(data: Data, role: str, trail: Sequence[Any]) -> Variable:
+def gradient(data: Data, role: str, provenance: Sequence[Any]) -> Variable:
     """Return feedback on the value whose role is `role`, with where it comes from."""
     made = Variable(data, role=f"feedback to {role}")
-    made._provenance = tuple(trail)
+    made._provenance = tuple(provenance)
     return made
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
-from afnio.autodiff._function import Arguments, Context, Function, Later, stack
+from afnio.autodiff._function import Arguments, Context, Function, Later, Op, stack
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._critic import criticize
-from afnio.cognitive._template import check_inputs, check_messages, rendered
+from afnio.cognitive._template import check_messages, rendered
 from afnio.models._backward_model import get_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import ChatResponse, check_completion_args, response_format
@@ -47,53 +47,15 @@ class ChatCompletion(Function):
     """
 
     @classmethod
-    def apply(
-        cls,
-        forward_model_client: ChatClient,
-        messages: Sequence[Mapping[str, Any]],
-        inputs: Mapping[str, Any] | None = None,
-        **completion_args: Any,
-    ) -> Completion:
-        """Launch one call for each sample and return the replies at once.
-
-        Args:
-            forward_model_client: whom to ask.
-            messages: `{"role": str, "content": [Variable, …]}` each; `{name}` in a text is filled.
-            inputs: for each name a str, a list of str (a batch), or a Variable.
-            **completion_args: `model`, and whatever else the provider takes.
-
-        Raises:
-            TypeError, ValueError: for arguments that can't work.
-            TemplateError: if inputs and placeholders don't fit.
-        """
-        if not isinstance(forward_model_client, ChatClient):
-            raise TypeError(
-                f"ChatCompletion takes a model client (got {forward_model_client!r}); make one with "
-                "afnio.models.openai.AsyncOpenAI()"
-            )
-        check_messages(messages)
-        check_completion_args(**completion_args)
-        variables = input_variables(inputs)
-        check_inputs(messages, list(variables))
-        if "response_format" in completion_args:
-            completion_args["response_format"] = response_format(completion_args["response_format"])
-        completion: Completion = super().apply(
-            [{"role": message["role"], "content": list(message["content"])} for message in messages],
-            variables,
-            model=ChatModel(forward_model_client, completion_args),
-        )
-        return completion
-
-    @classmethod
     def output_roles(cls, arguments: Arguments) -> Sequence[str]:
         parts = [part.role for message in arguments.args[0] for part in message["content"] if part.role]
         return [f"reply to {', '.join(dict.fromkeys(parts))}" if parts else "reply"]
 
     @classmethod
-    def wrap(cls, outputs: list[Variable], contexts: Sequence[Context]) -> Completion:
+    def wrap(cls, outputs: list[Variable], op: Op) -> Completion:
         (output,) = outputs
         assert isinstance(output, Completion)
-        output._contexts, output._replies = contexts, output._slots
+        output._contexts, output._replies = op.contexts, output._slots
         return output
 
     @classmethod
@@ -132,6 +94,22 @@ class ChatCompletion(Function):
             feedback=ctx.feedback[0],
             wanted=ctx.wanted,
         )
+
+
+def prepared(
+    op: str, client: Any, messages: Any, completion_args: dict[str, Any]
+) -> tuple[list[dict[str, Any]], ChatModel]:
+    """Check the arguments of an op that asks a model; return its own copy of the messages, and the model to ask."""
+    if not isinstance(client, ChatClient):
+        raise TypeError(
+            f"{op} takes a model client (got {client!r}); make one with afnio.models.openai.AsyncOpenAI()"
+        )
+    check_messages(messages)
+    check_completion_args(**completion_args)
+    if "response_format" in completion_args:
+        completion_args["response_format"] = response_format(completion_args["response_format"])
+    copied = [{"role": message["role"], "content": list(message["content"])} for message in messages]
+    return copied, ChatModel(client, completion_args)
 
 
 def input_variables(inputs: Mapping[str, Any] | None) -> dict[str, Variable]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afnio.autodiff._data import Feedback
-from afnio.autodiff._function import Context, Said
+from afnio.autodiff._function import Context, LaneFeedback
 from afnio.cognitive._prompts import critic_messages, critic_schema, wording
 from afnio.cognitive._reduction import ask, reduce_feedback
 from afnio.cognitive._template import as_text
@@ -26,7 +26,7 @@ async def criticize(
     reply_format: Any,
     feedback: Sequence[Feedback],
     wanted: Sequence[bool],
-) -> Said:
+) -> LaneFeedback:
     """Return feedback for each Variable of an op that called a model, None where there is none.
 
     Args:
@@ -48,13 +48,13 @@ async def criticize(
         reply_format=reply_format,
         feedback=await _readable(job, model, ctx, feedback, reply),
     )
-    trail = _trail(ctx, feedback, inputs, reply)
+    provenance = _provenance(ctx, feedback, inputs, reply)
 
-    def parse(answer: Mapping[str, Any]) -> Said:
+    def parse(answer: Mapping[str, Any]) -> LaneFeedback:
         texts = _by_name(answer["feedback"], list(names))
         said: list[Feedback | None] = [None] * len(wanted)
         for name, index in names.items():
-            said[index] = Feedback(texts[name], values[index], trail) if texts[name].strip() else None
+            said[index] = Feedback(texts[name], values[index], provenance) if texts[name].strip() else None
         return said
 
     return await ask(
@@ -75,16 +75,16 @@ async def _readable(
     texts = [entry.text for entry in feedback]
     if len(texts) < 2:
         return texts
-    trails = [entry.trail for entry in feedback]
-    reduction = await reduce_feedback(job, texts, trails, model, role=ctx.output_roles[0], value=reply)
+    provenances = [entry.provenance for entry in feedback]
+    reduction = await reduce_feedback(job, texts, provenances, model, role=ctx.output_roles[0], value=reply)
     return [point.text for point in reduction.points]
 
 
-def _trail(
+def _provenance(
     ctx: Context, feedback: Sequence[Feedback], inputs: Mapping[str, Any], reply: str
 ) -> tuple[Mapping[str, Any], ...]:
     """Return where the feedback comes from, with what the op was given there."""
-    known = [entry for said in feedback for entry in said.trail]
+    known = [entry for said in feedback for entry in said.provenance]
     if not known and inputs:  # a seed, which comes from nowhere
         known = [{"sample": ctx.lane, "prediction": reply}]
     return tuple({**entry, "inputs": dict(inputs)} for entry in known)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, final, overload
 
 from afnio.autodiff._graph import Hook, Hooks, RemovableHandle, checked_hook
 from afnio.autodiff._variable import Variable
@@ -262,6 +262,8 @@ class _Call:
     def __get__(self, module: None, owner: Any = None) -> Self: ...
     @overload
     def __get__(self, module: HasForward[P, R], owner: Any = None) -> Callable[P, R]: ...
+    @overload
+    def __get__(self, module: object, owner: Any = None) -> Callable[..., Any]: ...
     def __get__(self, module: Any, owner: Any = None) -> Any:
         if module is None:
             return self
@@ -300,10 +302,11 @@ class Module(Members, Training):
         object.__setattr__(self, "_hooks", ModuleHooks())
 
     _hooks: ModuleHooks
-    forward: Callable[..., Any]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
-        raise NotImplementedError(f"{type(self).__name__} has no forward; write `def forward(self, ...)`")
+    if not TYPE_CHECKING:  # a declared type would hide the one of a subclass's `forward = staticmethod(...)`
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError(f"{type(self).__name__} has no forward; write `def forward(self, ...)`")
 
     # Hooks
 

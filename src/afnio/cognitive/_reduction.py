@@ -56,7 +56,7 @@ class Reduction:
 async def reduce_feedback(
     job: Job,
     texts: Sequence[str],
-    trails: Sequence[Sequence[Mapping[str, Any]]],
+    provenances: Sequence[Sequence[Mapping[str, Any]]],
     model: ChatModel,
     *,
     role: str,
@@ -69,7 +69,7 @@ async def reduce_feedback(
 
     Args:
         job: whose address and priority its calls get, for the purpose "reduce".
-        trails: where each text comes from, as in `Variable.provenance`.
+        provenances: where each text comes from, as in `Variable.provenance`.
         role, value: the text that the feedback is on.
         budget: tokens of feedback that one prompt may show; None never reduces.
         per_failure: how many of a cluster of similar failures are taken, at most; None takes all.
@@ -83,7 +83,7 @@ async def reduce_feedback(
     fits = budget is None or sum(sizes) <= budget
     if fits and (per_failure is None or len(texts) <= per_failure):
         return Reduction(tuple(Point(text, (number,)) for number, text in enumerate(texts)))
-    clusters = await call_in_node(job, clustered, list(texts), list(trails))
+    clusters = await call_in_node(job, clustered, list(texts), list(provenances))
     taken = [cluster.members[:per_failure] for cluster in clusters]
     capped = tuple(sorted(set(everything).difference(*taken)))
     points = merged([Point(texts[number], (number,)) for members in taken for number in members])
@@ -380,17 +380,17 @@ class Cluster:
     members: tuple[int, ...]
 
 
-def clustered(texts: Sequence[str], trails: Sequence[Sequence[Mapping[str, Any]]]) -> list[Cluster]:
+def clustered(texts: Sequence[str], provenances: Sequence[Sequence[Mapping[str, Any]]]) -> list[Cluster]:
     """Return every text in one cluster, the largest clusters first.
 
     Args:
         texts: the feedback.
-        trails: for each of them where it comes from, as in `Variable.provenance`.
+        provenances: for each of them where it comes from, as in `Variable.provenance`.
 
     >>> clustered(["a", "b", "c"], [({"prediction": p, "target": "no"},) for p in ("yes", "maybe", "yes")])[0]
     Cluster(name='predicted "yes", expected "no"', members=(0, 2))
     """
-    confusions = [_confusion(trail) for trail in trails]
+    confusions = [_confusion(provenance) for provenance in provenances]
     counts = Counter(confusion for confusion in confusions if confusion)
     groups: dict[str, list[int]] = {}
     rest: list[int] = []
@@ -404,10 +404,10 @@ def clustered(texts: Sequence[str], trails: Sequence[Sequence[Mapping[str, Any]]
     return sorted(found, key=lambda cluster: (-len(cluster.members), cluster.members[0]))
 
 
-def _confusion(trail: Sequence[Mapping[str, Any]]) -> str:
+def _confusion(provenance: Sequence[Mapping[str, Any]]) -> str:
     """Return what was predicted for what, if it is one confusion of labels."""
     found: dict[str, None] = {}
-    for entry in trail:
+    for entry in provenance:
         if "prediction" not in entry or entry.get("target") is None:
             return ""
         said, wanted = (_quoted(entry[key]) for key in ("prediction", "target"))
