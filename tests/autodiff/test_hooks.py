@@ -141,7 +141,7 @@ def test_a_failing_hook_fails_its_pass() -> None:
     assert ["y"] == texts(prompt)
     middle = Pass.apply(leaf())
     middle.register_hook(lambda g: 3)
-    with pytest.raises(TypeError, match=r"a hook returns feedback.*\(got 3\)"):
+    with pytest.raises(TypeError, match=r"a hook must return feedback.*\(got 3\)"):
         Pass.apply(middle).backward(afnio.Variable("f"))
 
 

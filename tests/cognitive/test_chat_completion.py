@@ -416,7 +416,7 @@ def test_backward_on_a_leaf_and_a_second_backward_are_errors(prompt):
     set_critic(comment("better"))
     reply, _, _ = judged(ScriptedClient("x"), prompt, ["a"], [])
     _, explanation = cog.ExactMatchEvaluator()(reply, ["y"])
-    with pytest.raises(GraphError, match="is a leaf; call it on what an evaluator returned"):
+    with pytest.raises(GraphError, match="is a leaf; call it on the output of an evaluator"):
         prompt.backward()
     explanation.backward()
     with pytest.raises(GraphError, match="a second time.*retain_graph=True"):

@@ -157,7 +157,7 @@ class Feedback:
 
 
 @final
-class Segment:
+class PendingGradients:
     """What one backward pass adds to a Variable's `grad`; pending until the whole sweep has ended.
 
     The slot's value is a list with one entry for each gradient: `(data, provenance)`, where data is a text,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
 
-from afnio.autodiff._data import Data, Segment, cast_leaves, checked, leaves, shape
+from afnio.autodiff._data import Data, PendingGradients, cast_leaves, checked, leaves, shape
 from afnio.autodiff._graph import AccumulateGrad, Hook, Hooks, Node, RemovableHandle, checked_hook
 from afnio.errors import GraphError
 from afnio.runtime._callables import batch_failure, current_quorum
@@ -56,8 +56,19 @@ class Variable:
     """
 
     __slots__ = (
-        "__weakref__", "_batch", "_hooks", "_leaf", "_node", "_origin", "_output_nr", "_provenance",
-        "_requires_grad", "_retains", "_role", "_segments", "_slots",
+        "__weakref__",
+        "_batch",
+        "_hooks",
+        "_leaf",
+        "_node",
+        "_origin",
+        "_output_nr",
+        "_pending_gradients",
+        "_provenance",
+        "_requires_grad",
+        "_retains",
+        "_role",
+        "_slots",
     )  # fmt: skip
 
     def __init__(self, data: Data = "", role: str = "", requires_grad: bool = False) -> None:
@@ -69,7 +80,7 @@ class Variable:
         self._requires_grad = bool(requires_grad)
         self._node: Node | None = None
         self._output_nr = 0
-        self._segments: list[Segment] = []
+        self._pending_gradients: list[PendingGradients] = []
         self._retains = False
         self._hooks: Hooks[Hook] | None = None
         self._leaf: weakref.ref[AccumulateGrad] | None = None
@@ -281,23 +292,23 @@ class Variable:
                 f"{self._name()} is the output of an op and gathers no feedback; call retain_grad() on it "
                 "before backward()"
             )
-        segments = list(self._segments)
-        wait([segment.slot for segment in segments])
-        return self.gradients_of(segments)
+        passes = list(self._pending_gradients)
+        wait([pending.slot for pending in passes])
+        return self.gradients_of(passes)
 
     @grad.setter
     def grad(self, gradients: list[Variable]) -> None:
         if not isinstance(gradients, list) or not all(isinstance(g, Variable) for g in gradients):
             raise TypeError(f"grad takes a list of Variables (got {gradients!r})")
-        self._segments = []
+        self._pending_gradients = []
         for gradient in gradients:
             self.append_grad(gradient)
 
-    def gradients_of(self, segments: Sequence[Segment]) -> list[Variable]:
-        """Return the gradients that done segments hold, as Variables."""
+    def gradients_of(self, passes: Sequence[PendingGradients]) -> list[Variable]:
+        """Return the gradients of passes that have ended, as Variables."""
         gradients: list[Variable] = []
-        for segment in segments:
-            outcome = segment.slot.outcome
+        for pending in passes:
+            outcome = pending.slot.outcome
             if isinstance(outcome, Failure):
                 if outcome.read:  # whoever waited for that backward pass has been told
                     continue
@@ -307,9 +318,9 @@ class Variable:
         return gradients
 
     @property
-    def segments(self) -> list[Segment]:
+    def pending_gradients(self) -> list[PendingGradients]:
         """What each backward pass added to `grad`, pending ones too; for optimizers."""
-        return self._segments
+        return self._pending_gradients
 
     @property
     def provenance(self) -> tuple[Any, ...]:
@@ -322,11 +333,11 @@ class Variable:
             raise TypeError(f"a gradient is a Variable (got {gradient!r}); wrap it: afnio.Variable(...)")
         if not self.is_leaf and not self._retains:
             raise GraphError(f"{self._name()} gathers no feedback; call retain_grad() on it first")
-        self._segments.append(Segment(Slot.filled([(gradient.data, gradient._provenance)])))
+        self._pending_gradients.append(PendingGradients(Slot.filled([(gradient.data, gradient._provenance)])))
 
     def clear_grad(self) -> None:
         """Drop the gathered feedback; what is still on its way goes nowhere."""
-        self._segments = []
+        self._pending_gradients = []
 
     def retain_grad(self) -> None:
         """Gather feedback at the output of an op too; a leaf does so anyway."""
