@@ -20,18 +20,18 @@ def confusion(said, wanted):
 
 def test_one_confusion_is_one_cluster():
     """Whatever the feedback says; the largest comes first, under its name."""
-    trails = [confusion("low", "high"), confusion("a", "b"), confusion("low", "high")]
+    sources = [confusion("low", "high"), confusion("a", "b"), confusion("low", "high")]
     assert [
         Cluster('predicted "low", expected "high"', (0, 2)),
         Cluster("", (1,)),
-    ] == clustered(["x", "y", "z"], trails)
+    ] == clustered(["x", "y", "z"], sources)
 
 
 def test_feedback_in_like_words_is_one_cluster():
     """Where predictions are texts of their own; the name has the words that they share."""
     texts = [POLITE.format("kind"), URGENT.format("winter"), POLITE.format("polite"), URGENT.format("March")]
-    trails = [confusion("a long answer " * 9, f"another {n}") for n in range(4)]
-    polite, urgent = clustered(texts, trails)
+    sources = [confusion("a long answer " * 9, f"another {n}") for n in range(4)]
+    polite, urgent = clustered(texts, sources)
     assert ((0, 2), (1, 3)) == (polite.members, urgent.members)
     assert polite.name.startswith("feedback about: prompt, should")
     assert "overnight" not in polite.name

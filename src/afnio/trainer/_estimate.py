@@ -278,7 +278,7 @@ async def rehearse(
 async def _as_before(agent: Module) -> AsyncIterator[None]:
     """Have the parameters hold their values and feedback after the block as before it."""
     await settled(agent)
-    before = [(parameter, parameter.own_slots, list(parameter.pending_gradients)) for parameter in agent.parameters()]
+    before = [(p, p.own_slots, list(p.pending_gradients)) for p in agent.parameters()]
     try:
         yield
     finally:
