@@ -369,8 +369,8 @@ def _parts(slots: Sequence[Slot]) -> list[Part]:
 # Feedback on the same confusion of labels (predicted this, expected that) belongs together. For predictions that are
 # free text the words of the feedback decide: each text is reduced to a bottom-k sketch of its words (A. Broder, "On
 # the resemblance and containment of documents", SEQUENCES 1997) and joins the most similar earlier text, if that is
-# similar enough (leader clustering). A resumed run must find the same clusters, so the hash is CRC-32, which is the same in
-# every process, and ties go to the earlier text.
+# similar enough (leader clustering). A resumed run must find the same clusters, so the hash is CRC-32, which is the
+# same in every process, and ties go to the earlier text.
 
 
 SKETCH: Final = 32
