@@ -224,11 +224,15 @@ def test_no_grad_records_no_graph():
         (
             {"inputs": {"message": [["a"], ["b"]]}},
             TypeError,
-            "input 'message' is a list in this sample (['a'])",
+            "input 'message' must be a text in each sample (got ['a'])",
         ),
         ({"inputs": {}}, TemplateError, "has the placeholder {message}, which no input fills (inputs: none)"),
         ({"inputs": {"message": "a", "note": "b"}}, TemplateError, "input 'note' is used by no message"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, TypeError, "message 0 holds 'x', which is no"),
+        (
+            {"messages": [{"role": "user", "content": ["x"]}]},
+            TypeError,
+            "the content of message 0 must be Variables (got 'x')",
+        ),
         ({"forward_model_client": "gpt-5"}, TypeError, "takes a model client (got 'gpt-5'); make one with"),
     ],
 )

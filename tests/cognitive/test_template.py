@@ -36,7 +36,7 @@ def test_a_filled_value_is_never_a_template_itself():
         (
             [{"role": "user", "content": ["hi"]}],
             TypeError,
-            "message 0 holds 'hi', which is no Variable; wrap",
+            "the content of message 0 must be Variables (got 'hi'); wrap",
         ),
     ],
 )
@@ -85,7 +85,9 @@ async def test_texts_that_are_pending_are_not_judged():
 def test_a_list_in_a_message_is_refused():
     """A model reads text; lists have to be joined."""
     nested = [message(afnio.Variable([["a", "b"], ["c", "d"]]))]
-    with pytest.raises(TypeError, match="message 0 would hold a list .* join it first, with variable.map"):
+    with pytest.raises(
+        TypeError, match="message 0 must hold texts .got the list .* join it first, with variable.map"
+    ):
         check_inputs(nested, [])
     with pytest.raises(TypeError, match="message 0 would hold a list"):
         rendered([{"role": "user", "content": [["a", "b"]]}], {})

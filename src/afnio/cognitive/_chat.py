@@ -1,4 +1,11 @@
-"""ChatCompletion: the op that asks a model, once for each sample."""
+"""The chat op: fills messages with a sample's inputs, asks a model, and returns the text of its reply.
+
+Each sample is one job, so its call starts as soon as its own inputs have arrived, and a failed call fails its sample
+alone. Backward is one call of the backward model for each sample with feedback; it covers all texts of the prompt at
+the same time, since the critic must weigh them against each other.
+
+The arguments are checked in `afnio.cognitive.functional.chat_completion`, at the user's line.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +27,7 @@ from afnio.runtime._waiting import wait
 
 @final
 class Completion(Variable):
-    """What a ChatCompletion returns: `data` is the reply's text; `response` all of the reply."""
+    """The output of a chat: `data` is the reply's text, `response` the whole reply."""
 
     __slots__ = ("_contexts", "_replies")
 
@@ -29,9 +36,9 @@ class Completion(Variable):
 
     @property
     def response(self) -> Any:
-        """The `ChatResponse`, with tool calls and usage; for a batch a list. Waits; None where there is none.
+        """The `ChatResponse`, with tool calls and usage; for a batch a list. Waits; None for a call that failed.
 
-        It is what the model replied, also where `data` has been assigned since.
+        Assigning `data` doesn't change it.
         """
         wait(self._replies)
         found: list[ChatResponse | None] = [getattr(ctx, "reply", None) for ctx in self._contexts]
@@ -40,11 +47,7 @@ class Completion(Variable):
 
 @final
 class ChatCompletion(Function):
-    """Fill the messages with a sample's inputs, ask the model, return its text.
-
-    Its backward makes one call of the backward model for each sample that has feedback, for all of the
-    texts that want some.
-    """
+    """The op behind `chat_completion`; its arguments are the messages, the inputs by name, and `model`."""
 
     @classmethod
     def output_roles(cls, arguments: Arguments) -> Sequence[str]:
@@ -134,16 +137,16 @@ def input_variables(inputs: Mapping[str, Any] | None) -> dict[str, Variable]:
 
 
 def check_texts(values: Mapping[str, Any]) -> None:
-    """Raise for inputs of one sample that are no texts, so that a model can't read them."""
+    """Raise for inputs of one sample that a model can't read."""
     for name, value in values.items():
         if isinstance(value, list):
             raise TypeError(
-                f"input {name!r} is a list in this sample ({value!r:.60}), and a model reads text; join it "
-                "first, with variable.map"
+                f"input {name!r} must be a text in each sample (got {value!r:.60}); join the list first, with "
+                "variable.map"
             )
 
 
 def _shown(reply: ChatResponse) -> str:
-    """Return the reply as the critic is to see it, tool calls too."""
+    """Return the reply for the critic: its text, and its tool calls as JSON."""
     calls = [json.dumps({"tool": c.name, "arguments": c.arguments}) for c in reply.tool_calls]
     return "\n".join([*([reply.content] if reply.content else []), *calls])

@@ -1,4 +1,11 @@
-"""Criticism: one call of the backward model for one sample, for all texts that want feedback."""
+"""The critic: turns feedback on a model's reply into feedback on the texts that produced it.
+
+It is one call of the backward model for one sample. All texts that want feedback are in it, under short ids (v1, v2,
+…), and the reply is a JSON object with a text for each id. A text without need for change gets an empty one, and sends no
+feedback.
+
+If a text is shared by many consumers it may have more feedback than one prompt should show; that is summed up first.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +38,9 @@ async def criticize(
 
     Args:
         values: the value of each Variable in this lane.
-        inputs: by name, what the messages were filled with; the feedback's provenance says so.
-        sent: the messages as they were sent.
-        feedback: what the consumers of the reply said.
+        inputs: the values that the messages were filled with, by name; they become part of the provenance.
+        sent: the messages after filling.
+        feedback: of the consumers of the reply.
         wanted: which Variables want feedback.
     """
     if not any(entry.text for entry in feedback):
@@ -52,10 +59,10 @@ async def criticize(
 
     def parse(answer: Mapping[str, Any]) -> LaneFeedback:
         texts = _by_name(answer["feedback"], list(names))
-        said: list[Feedback | None] = [None] * len(wanted)
+        found: list[Feedback | None] = [None] * len(wanted)
         for name, index in names.items():
-            said[index] = Feedback(texts[name], values[index], provenance) if texts[name].strip() else None
-        return said
+            found[index] = Feedback(texts[name], values[index], provenance) if texts[name].strip() else None
+        return found
 
     return await ask(
         model,
@@ -71,7 +78,7 @@ async def criticize(
 async def _readable(
     job: Job, model: ChatModel, ctx: Context, feedback: Sequence[Feedback], reply: str
 ) -> list[str]:
-    """Return the texts of the feedback, summed up if they are too many: a text that samples share hears them all."""
+    """Return the texts of the feedback, summed up if they are too many for one prompt."""
     texts = [entry.text for entry in feedback]
     if len(texts) < 2:
         return texts
@@ -83,15 +90,15 @@ async def _readable(
 def _provenance(
     ctx: Context, feedback: Sequence[Feedback], inputs: Mapping[str, Any], reply: str
 ) -> tuple[Mapping[str, Any], ...]:
-    """Return where the feedback comes from, with what the op was given there."""
-    known = [entry for said in feedback for entry in said.provenance]
-    if not known and inputs:  # a seed, which comes from nowhere
+    """Return the provenance of the feedback, extended by the inputs of this op."""
+    known = [entry for f in feedback for entry in f.provenance]
+    if not known and inputs:  # feedback from a seed has no provenance yet
         known = [{"sample": ctx.lane, "prediction": reply}]
     return tuple({**entry, "inputs": dict(inputs)} for entry in known)
 
 
 def _by_name(entries: Any, names: Sequence[str]) -> dict[str, str]:
-    """Return the text for each name; an entry without a known name counts by its place."""
+    """Return the text for each name. If names are missing in the reply, the order of its entries decides."""
     if isinstance(entries, str) and len(names) == 1:
         return {names[0]: entries}
     if isinstance(entries, Mapping):
@@ -109,6 +116,6 @@ def _by_name(entries: Any, names: Sequence[str]) -> dict[str, str]:
 
 
 def _edited(feedback: Sequence[Feedback], reply: str) -> list[str]:
-    """Return what the consumers saw where that isn't the reply, each once."""
+    """Return the texts that consumers saw instead of the reply, each once: edited or mapped values."""
     seen = [str(entry.seen) for entry in feedback if entry.seen is not None]
     return [text for text in dict.fromkeys(seen) if text != reply]
