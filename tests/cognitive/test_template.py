@@ -89,7 +89,7 @@ def test_a_list_in_a_message_is_refused():
         TypeError, match="message 0 must hold texts .got the list .* join it first, with variable.map"
     ):
         check_inputs(nested, [])
-    with pytest.raises(TypeError, match="message 0 would hold a list"):
+    with pytest.raises(TypeError, match="message 0 must hold texts"):
         rendered([{"role": "user", "content": [["a", "b"]]}], {})
 
 

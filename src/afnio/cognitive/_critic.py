@@ -1,8 +1,8 @@
 """The critic: turns feedback on a model's reply into feedback on the texts that produced it.
 
 It is one call of the backward model for one sample. All texts that want feedback are in it, under short ids (v1, v2,
-…), and the reply is a JSON object with a text for each id. A text without need for change gets an empty one, and sends no
-feedback.
+…), and the reply is a JSON object with a text for each id. A text without need for change gets an empty one, and sends
+no feedback.
 
 If a text is shared by many consumers it may have more feedback than one prompt should show; that is summed up first.
 """
