@@ -1,7 +1,7 @@
 """The backward pass: walks the graph once, when it's launched, and starts one job for each node and lane.
 
 A job needs the lane's forward value and the feedback of everything that used it. It waits for nothing else, so one
-sample can be running backward while another still waits for its first reply. That is why the pass is built at once
+sample can be running backward while another still waits for its first reply. That is why the pass is built up front
 from the whole graph, instead of node by node as values arrive:
 
 1. `Sweep` orders the nodes that lead to a target, every consumer before its producers, and claims them: a second pass
@@ -135,7 +135,7 @@ class Outgoing(NamedTuple):
 
     Attributes:
         variable: the number, among the op's Variables, of the one that the edge leads to.
-        silent: True if feedback without words is sent too, as it must reach an evaluator from a root without a seed.
+        silent: True if feedback without words is sent too, because it must reach an evaluator from a root without a seed.
     """
 
     variable: int

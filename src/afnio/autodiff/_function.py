@@ -69,9 +69,9 @@ class Function:
     batched: ClassVar[bool] = False
     inline: ClassVar[bool] = False
     seedless: ClassVar[bool] = False
-    """Whether a backward pass may start here without a seed, as at an evaluator."""
+    """If True, a backward pass may start here without a seed, as at an evaluator."""
     transparent: ClassVar[bool] = False
-    """Whether it passes feedback on by a fixed rule, so that it is seedless if its inputs are."""
+    """If True, it passes feedback on by a fixed rule, so it is seedless if its inputs are."""
     kind: ClassVar[str] = "forward"
     """The kind of launch that events report."""
 
@@ -308,7 +308,7 @@ def _add_batched(launch: Launch, op: Op) -> None:
     )
 
 
-# What bodies return, checked and put in the engine's shape.
+# Results of forward and backward, checked and put in the engine's shape.
 
 
 def _outcomes(cls: type[Function], result: Any) -> Outcomes:

@@ -71,7 +71,7 @@ class Node:
         edges: one for each Variable that the op was given; None for one that needs no gradient.
         outputs: for each output the slots of its lanes. Assigning the output later doesn't change them.
         contexts: the `ctx` of each lane.
-        origin: name, line and address of the op's launch; None where a leaf gathers feedback.
+        origin: name, line and address of the op's launch; None for the node of a leaf.
         retained: weak references to the outputs that retain their feedback, by output number.
         hooks: the hooks on the feedback of each output that has some, by output number.
     """

@@ -34,7 +34,7 @@ async def criticize(
     feedback: Sequence[Feedback],
     wanted: Sequence[bool],
 ) -> LaneFeedback:
-    """Return feedback for each Variable of an op that called a model, None where there is none.
+    """Return feedback for each Variable of an op that called a model, None for those without.
 
     Args:
         values: the value of each Variable in this lane.
