@@ -135,7 +135,7 @@ class Outgoing(NamedTuple):
 
     Attributes:
         variable: the number, among the op's Variables, of the one that the edge leads to.
-        silent: True if feedback without words is sent too, because it must reach an evaluator from a root without a seed.
+        silent: True if feedback without words is sent too, because it must reach an evaluator (no seed).
     """
 
     variable: int
