@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from blocks import Block, read_blocks, read_section
+
 from afnio.models import ChatRequest
-from afnio.testing.simulated._language import PromptBlock, read_blocks, read_section
 
 _KINDS = {
     "afnio_feedback": "critic",
@@ -30,11 +31,11 @@ def shown(request: ChatRequest, tag: str) -> list[str]:
     return [block.text for block in read_blocks(prompt(request), tag)]
 
 
-def variables(request: ChatRequest) -> list[PromptBlock]:
+def variables(request: ChatRequest) -> list[Block]:
     return read_blocks(read_section(prompt(request), "variables"), "variable")
 
 
-def comment(text: str | Callable[[PromptBlock], str]) -> Callable[[ChatRequest], dict[str, Any]]:
+def comment(text: str | Callable[[Block], str]) -> Callable[[ChatRequest], dict[str, Any]]:
     """Return a critic that says `text`, or what `text` makes of each variable."""
 
     def reply(request: ChatRequest) -> dict[str, Any]:

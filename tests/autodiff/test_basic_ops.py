@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
 
 import afnio
 import afnio.cognitive as cog
-from afnio.autodiff._function import stack
 from afnio.errors import BatchError
+from afnio.models import set_backward_model_client
+from afnio.testing import ScriptedClient
 
 V = afnio.Variable
 
@@ -88,12 +91,20 @@ def test_split_errors(args: Any, match: str) -> None:
         cog.split(V([1]))
 
 
-def test_stack() -> None:
-    """Scalars side by side are a batch; each gets the feedback on its own lane."""
+def test_a_list_of_scalars_is_a_batch() -> None:
+    """As an input of a chat; each scalar gets the feedback on its own lanes."""
+
+    def critic(request: Any) -> str:
+        (feedback,) = re.findall(r"<feedback>\n(.*)\n</feedback>", request.messages[1]["content"])
+        return json.dumps({"feedback": [{"variable": "v1", "text": feedback}]})
+
+    set_backward_model_client(ScriptedClient(critic), completion_args={"model": "m"})
     x, y = V("a", role="x", requires_grad=True), V("b", role="y", requires_grad=True)
-    batch = stack([x, y, x])
+    client = ScriptedClient(lambda request: request.messages[0]["content"])
+    messages = [{"role": "user", "content": [V("{text}")]}]
+    batch = cog.chat_completion(client, messages, {"text": [x, y, x]}, model="m")
     assert ["a", "b", "a"] == batch.data
-    batch.map(str.upper).backward(V(["1", "2", "3"]))
+    batch.backward(V(["1", "2", "3"]))
     assert [["1", "3"], ["2"]] == [[g.data for g in v.grad] for v in (x, y)]
-    with pytest.raises(ValueError, match="only scalars"):
-        stack([V(["a"])])
+    with pytest.raises(ValueError, match="stack takes scalars"):
+        cog.chat_completion(client, messages, {"text": [V(["a"])]}, model="m")

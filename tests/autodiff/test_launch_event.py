@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import afnio
-from afnio.autodiff import Variable, _function
+from afnio.autodiff import Variable
 from afnio.cognitive import Parameter, chat_completion, exact_match_evaluator
 from afnio.runtime.events import NodeLaunched, SampleScored, recorder, subscribed
 from afnio.testing import ScriptedClient
@@ -53,12 +53,20 @@ def test_feedback_names_the_evaluator_that_it_came_from():
     assert [("told/1", 0)] == [(entry["node"], entry["sample"]) for entry in gradient.provenance[0]]
 
 
-def test_nothing_is_made_up_for_nobody(monkeypatch):
-    """Without a subscriber or a recorder no event is built."""
-    made = []
-    monkeypatch.setattr(_function, "NodeLaunched", lambda *args: made.append(args))
-    assert 3 == (Variable(1) + Variable(2)).data
-    assert [] == made
+def test_no_event_is_built_without_a_subscriber():
+    """A launch doesn't look at where its inputs come from; with a subscriber it does."""
+    looked = []
+
+    class Watched(Variable):
+        @property
+        def origin(self):
+            looked.append(self)
+
+    assert 3 == (Watched(1) + Variable(2)).data
+    assert [] == looked
+    with subscribed(lambda event: None):
+        assert 3 == (Watched(1) + Variable(2)).data
+    assert 1 == len(looked)
 
 
 def test_an_inner_recorder_hides_the_outer_one():

@@ -235,7 +235,7 @@ def test_bind_is_local_and_nests() -> None:
         with pytest.raises(RuntimeError, match="bound"):
             x.data = "2"
     assert "x" == x.data
-    with pytest.raises(TypeError, match="keys are Variables"), afnio.bind({"x": "1"}):  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="must be Variables"), afnio.bind({"x": "1"}):  # type: ignore[dict-item]
         pass
 
 

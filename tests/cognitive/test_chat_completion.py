@@ -97,7 +97,7 @@ def test_an_empty_batch_makes_no_call_and_has_an_empty_score():
 
 def test_unequal_batches_are_refused_at_the_launch_line():
     """The error names roles and lengths."""
-    with pytest.raises(ValueError, match="equal lengths .'a' has 2, 'b' has 3.; a scalar is shared"):
+    with pytest.raises(ValueError, match="equal lengths .got 'a' has 2, 'b' has 3.; a scalar is shared"):
         CHAT(ScriptedClient(), [user("{a}{b}")], inputs={"a": ["1", "2"], "b": ["1", "2", "3"]}, model="m")
 
 
@@ -224,11 +224,15 @@ def test_no_grad_records_no_graph():
         (
             {"inputs": {"message": [["a"], ["b"]]}},
             TypeError,
-            "input 'message' is a list in this sample (['a'])",
+            "input 'message' must be a text in each sample (got ['a'])",
         ),
         ({"inputs": {}}, TemplateError, "has the placeholder {message}, which no input fills (inputs: none)"),
         ({"inputs": {"message": "a", "note": "b"}}, TemplateError, "input 'note' is used by no message"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, TypeError, "message 0 holds 'x', which is no"),
+        (
+            {"messages": [{"role": "user", "content": ["x"]}]},
+            TypeError,
+            "the content of message 0 must be Variables (got 'x')",
+        ),
         ({"forward_model_client": "gpt-5"}, TypeError, "takes a model client (got 'gpt-5'); make one with"),
     ],
 )
@@ -416,7 +420,7 @@ def test_backward_on_a_leaf_and_a_second_backward_are_errors(prompt):
     set_critic(comment("better"))
     reply, _, _ = judged(ScriptedClient("x"), prompt, ["a"], [])
     _, explanation = cog.ExactMatchEvaluator()(reply, ["y"])
-    with pytest.raises(GraphError, match="is a leaf; call it on what an evaluator returned"):
+    with pytest.raises(GraphError, match="is a leaf; call it on the output of an evaluator"):
         prompt.backward()
     explanation.backward()
     with pytest.raises(GraphError, match="a second time.*retain_graph=True"):

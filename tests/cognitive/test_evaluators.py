@@ -64,7 +64,7 @@ def test_one_target_is_shared_by_a_batch():
 
 def test_targets_of_another_length_are_refused():
     """At the launch line, with the lengths."""
-    with pytest.raises(ValueError, match="equal lengths .'answer' has 2, 'target' has 3"):
+    with pytest.raises(ValueError, match="equal lengths .got 'answer' has 2, 'target' has 3"):
         MATCH(prediction(["a", "b"]), ["a", "b", "c"])
 
 

@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 import pytest
+from blocks import read_blocks, read_section
 from roles import comment, play, prompt, shown
 
 import afnio
 import afnio.cognitive as cog
 import afnio.cognitive.functional as F
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated._language import read_blocks, read_section
 
 RATE = 0.05
 DECAY = 0.5

@@ -1,4 +1,4 @@
-"""Hooks on Modules: before and after forward, and on feedback that has been through a call."""
+"""Hooks on Modules: before and after forward."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import copy
 from typing import Any
 
 import pytest
-from roles import comment, play
 
 import afnio
 import afnio.cognitive as cog
 from afnio.autodiff import Function
-from afnio.models import set_backward_model_client
 from afnio.testing import ScriptedClient
 
 
@@ -39,10 +37,6 @@ class Stage(cog.Module):
 class AsyncStage(Stage):
     async def forward(self, text: afnio.Variable, *, ending: str = "") -> afnio.Variable:  # type: ignore[override]
         return await Pass.apply(self.prompt, text, ending)
-
-
-def texts(variable: afnio.Variable) -> list[Any]:
-    return [gradient.data for gradient in variable.grad]
 
 
 def test_pre_hooks_change_arguments() -> None:
@@ -136,78 +130,3 @@ def test_hooks_are_not_shared_with_copies() -> None:
     twin = copy.deepcopy(stage)
     handle.remove()
     assert ("px", "PX") == (stage(afnio.Variable("x")).data, twin(afnio.Variable("x")).data)
-
-
-def test_backward_hooks_see_what_comes_and_what_goes() -> None:
-    """All samples of a call at once; what it returns goes on to the argument, its own prompt is untouched."""
-    stage, given = Stage(), afnio.Variable(["a", "b"], role="text", requires_grad=True)
-    seen = []
-
-    def hook(module: cog.Module, grad_input: Any, grad_output: Any) -> Any:
-        seen.append((module, grad_input[0].data, grad_input[0].role, grad_output[0].data))
-        return ([text and text + "!" for text in grad_input[0].data],)
-
-    with stage.register_full_backward_hook(hook):
-        stage(given).backward(afnio.Variable(["x", None]))
-    assert [(stage, ["x", None], "feedback to text", ["x", None])] == seen
-    assert ([["x!", None]], ["x"]) == (texts(given), texts(stage.prompt))
-
-
-def test_backward_hooks_without_arguments_that_want_feedback() -> None:
-    """They see what came to the output; the first stage of a chain is changed by the second one's hook."""
-    first, second, seen = Stage(), Stage(), []
-    first.register_full_backward_hook(lambda m, i, o: seen.append((i, o[0].data)))
-    second.register_full_backward_hook(lambda m, i, o: (afnio.Variable("changed"),))
-    second(first(afnio.Variable("x"))).backward(afnio.Variable("f"))
-    assert [((None,), "changed")] == seen
-    assert (["changed"], ["f"]) == (texts(first.prompt), texts(second.prompt))
-
-
-async def test_backward_hooks_of_a_chat_under_a_judge_of_samples() -> None:
-    """With lanes, awaited, on what an `async def forward` returned: the reply keeps its class."""
-    set_backward_model_client(ScriptedClient(play(critic=comment("shorter"))), completion_args={"model": "m"})
-
-    class Agent(cog.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.prompt = cog.Parameter("Say {text}", role="prompt")
-
-        async def forward(self, client: ScriptedClient, text: list[str]) -> cog.Completion:
-            messages = [{"role": "user", "content": [self.prompt]}]
-            return await cog.functional.chat_completion(client, messages, {"text": text}, model="m")
-
-    agent, seen = Agent(), []
-
-    async def hook(module: cog.Module, grad_input: Any, grad_output: Any) -> None:
-        seen.append((grad_input, grad_output[0].data))
-
-    agent.register_full_backward_hook(hook)
-    reply = await agent(ScriptedClient("good"), ["a", "b"])
-    assert ["good", "good"] == [response.content for response in reply.response]
-    _, explanation = cog.functional.exact_match_evaluator(reply, ["good", "bad"])
-    await explanation.backward()
-    assert ["shorter"] == texts(agent.prompt)
-    ((inputs, (nothing, told)),) = seen
-    assert ((None, None), None) == (inputs, nothing)
-    assert "bad" in told
-
-
-def test_a_failing_backward_hook_fails_the_pass() -> None:
-    """Nothing is gathered; so does one that returns too few gradients."""
-    for said, match in ((lambda m, i, o: 1 / 0, "division"), (lambda m, i, o: (), "must return 1 gradients")):
-        stage = Stage()
-        with (
-            stage.register_full_backward_hook(said),
-            pytest.raises((ZeroDivisionError, ValueError), match=match),
-        ):
-            stage(afnio.Variable("x", requires_grad=True)).backward(afnio.Variable("f"))
-        assert [] == texts(stage.prompt)
-
-
-def test_no_hook_is_called_without_feedback() -> None:
-    """A batch in which every sample succeeded says nothing, and no hook hears of it."""
-    stage = Stage()
-    stage.register_full_backward_hook(lambda m, i, o: pytest.fail("called"))
-    _, explanation = cog.functional.exact_match_evaluator(stage(afnio.Variable(["x"])), ["px"])
-    explanation.backward()
-    assert [] == texts(stage.prompt)

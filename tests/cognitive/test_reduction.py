@@ -1,33 +1,37 @@
-"""Reduction: a tree of calls that is fixed before the first one, and what it keeps and leaves out."""
+"""Reduction: similar feedback is found without a model, and a tree of calls, fixed before the first one, sums it up."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
+import subprocess
+import sys
 
 import anyio
 import pytest
+from blocks import read_blocks, read_section
+from hypothesis import given
+from hypothesis import strategies as st
 from roles import kind, prompt
 from virtual import virtual_runtime
 
 import afnio
-from afnio.cognitive._reduction import reduce_feedback
+from afnio.cognitive._reduction import Cluster, clustered, reduce_feedback
 from afnio.errors import BatchError, FinalModelError, TransientModelError
 from afnio.models import ChatModel
 from afnio.runtime import Launch, Limits, Pending, Slot
 from afnio.runtime.events import CallEnded, subscribed
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated._language import read_blocks, read_section
 
 
-def launched(texts, client, trails=None, **options):
+def launched(texts, client, sources=None, **options):
     """Start a reduction as a step would, and return its Pending."""
     launch, model = Launch("test"), ChatModel(client, {"model": "m"})
     slot = Slot(launch)
 
     async def body(job, values):
-        given = trails or [({"sample": n},) for n in range(len(texts))]
+        given = sources or [({"sample": n},) for n in range(len(texts))]
         return [await reduce_feedback(job, texts, given, model, role="prompt", value="old", **options)]
 
     launch.add(body, [], [slot])
@@ -35,8 +39,8 @@ def launched(texts, client, trails=None, **options):
     return Pending(slot, lambda outcome: outcome)
 
 
-def reduced(texts, client, trails=None, **options):
-    return launched(texts, client, trails, **options).wait()
+def reduced(texts, client, sources=None, **options):
+    return launched(texts, client, sources, **options).wait()
 
 
 def entries(request):
@@ -75,7 +79,7 @@ def test_none_at_all():
 def test_equal_texts_are_read_once():
     """A hundred times the same feedback needs no call."""
     client = ScriptedClient()
-    found = reduced(["Be brief."] * 99 + ["be  BRIEF."], client, budget=20)
+    found = reduced(["Be brief."] * 99 + ["be  BRIEF."], client, max_tokens=20)
     assert [("Be brief.", tuple(range(100)))] == [(p.text, p.sources) for p in found.points]
     assert [] == client.requests
 
@@ -84,7 +88,7 @@ def test_groups_are_summed_up_side_by_side():
     """Each within the budget; every feedback is in one group, and its points name it."""
     client = ScriptedClient(summary)
     texts = different(100)
-    found = reduced(texts, client, budget=1000)
+    found = reduced(texts, client, max_tokens=1000)
     assert "reducer" == kind(client.requests[0])
     shown = [block.text for request in client.requests for block in entries(request)]
     assert sorted(texts) == sorted(shown)
@@ -97,11 +101,11 @@ def test_groups_are_summed_up_side_by_side():
 
 def test_similar_failures_stand_together_and_are_named_first():
     """With how many samples they have; the largest first."""
-    trails = [
+    sources = [
         ({"sample": n, "prediction": "low", "target": ("high", "none")[n % 3 == 0]},) for n in range(30)
     ]
     client = ScriptedClient(summary)
-    reduced(different(30), client, trails, budget=400)
+    reduced(different(30), client, sources, max_tokens=400)
     first, *_ = client.requests
     (failure,) = read_blocks(read_section(prompt(first), "failures"), "failure")
     assert ('predicted "low", expected "high"', {"id": "1", "samples": "20"}) == (
@@ -115,7 +119,7 @@ def test_similar_failures_stand_together_and_are_named_first():
 def test_the_stable_parts_come_first():
     """Instructions and the text itself are the same for all groups, whose prompts begin alike."""
     client = ScriptedClient(summary)
-    reduced(different(100), client, budget=1000)
+    reduced(different(100), client, max_tokens=1000)
     systems = {request.messages[0]["content"] for request in client.requests}
     heads = {prompt(request).split("<feedbacks>")[0].split("<failures>")[0] for request in client.requests}
     assert (1, 1) == (len(systems), len(heads))
@@ -125,7 +129,7 @@ def test_the_stable_parts_come_first():
 def test_summaries_are_summed_up_again():
     """A point's sources are the samples, through all levels."""
     client = ScriptedClient(summary)
-    found = reduced(different(200, words=200), client, budget=400)
+    found = reduced(different(200, words=200), client, max_tokens=400)
     assert 200 + 13 == found.calls == len(client.requests)
     assert 13 == len(found.points)
     assert 200 == sum(len(point.sources) for point in found.points)
@@ -140,10 +144,10 @@ def test_a_reply_that_is_too_long_is_cut_by_what_stands_behind_it():
         most = {"point": "common " * 20, "sources": list(range(2, count + 1))}
         return {"points": [{"point": "rare " * 30, "sources": [1]}, most]}
 
-    (point,) = reduced(different(10), ScriptedClient(long), budget=200).points[:1]
+    (point,) = reduced(different(10), ScriptedClient(long), max_tokens=200).points[:1]
     assert ("common " * 20).strip() == point.text
     endless = {"points": [{"point": "word " * 5000, "sources": [1]}]}
-    found = reduced(different(10), ScriptedClient(endless), budget=200)
+    found = reduced(different(10), ScriptedClient(endless), max_tokens=200)
     assert all(len(point.text) <= 210 for point in found.points)
     assert all(point.text.endswith(" …") for point in found.points)
 
@@ -163,7 +167,7 @@ def test_an_unreadable_summary_is_repaired_once(reply, words):
     """The repair says what is wrong."""
     good = {"points": [{"point": "good", "sources": ["2", 1, 77]}]}
     client = ScriptedClient(lambda request: good if len(request.messages) == 4 else reply)
-    (point,) = reduced(different(8), client, budget=150).points
+    (point,) = reduced(different(8), client, max_tokens=150).points
     # Two groups of four, each of whose summaries names two.
     assert ("good", (0, 1, 4, 5)) == (point.text, point.sources)
     assert words in prompt(client.requests[-1])
@@ -178,7 +182,7 @@ def test_points_come_in_the_order_of_the_samples_behind_them():
         rare = {"point": f"rare {first}", "sources": [1]}
         return {"points": [rare, {"point": "common", "sources": list(range(2, count + 1))}]}
 
-    found = reduced(different(100), ScriptedClient(rare_first), budget=1000)
+    found = reduced(different(100), ScriptedClient(rare_first), max_tokens=1000)
     assert ["common", "rare", "rare", "rare"] == [point.text.split()[0] for point in found.points]
     assert [97, 1, 1, 1] == [len(point.sources) for point in found.points]
 
@@ -186,17 +190,17 @@ def test_points_come_in_the_order_of_the_samples_behind_them():
 def test_a_point_that_nothing_stands_behind_is_dropped():
     """Made up, as far as anybody can tell."""
     reply = {"points": [{"point": "made up", "sources": []}, {"point": "real", "sources": [1]}]}
-    assert ["real"] == [p.text for p in reduced(different(8), ScriptedClient(reply), budget=150).points]
+    assert ["real"] == [p.text for p in reduced(different(8), ScriptedClient(reply), max_tokens=150).points]
 
 
 def test_no_more_than_so_many_of_a_cluster():
     """The rest is left out and said to be; what then fits needs no call."""
-    trails = [({"sample": n, "prediction": "a", "target": "b"},) for n in range(20)]
-    trails += [({"sample": 20, "prediction": "c", "target": "d"},)]
-    found = reduced(different(21), ScriptedClient(), trails, per_failure=3)
+    sources = [({"sample": n, "prediction": "a", "target": "b"},) for n in range(20)]
+    sources += [({"sample": 20, "prediction": "c", "target": "d"},)]
+    found = reduced(different(21), ScriptedClient(), sources, per_failure=3)
     assert [0, 1, 2, 20] == sorted(source for point in found.points for source in point.sources)
     assert tuple(range(3, 20)) == found.capped
-    assert [('predicted "a", expected "b"', 20)] == [(f.name, len(f.members)) for f in found.failures]
+    assert [('predicted "a", expected "b"', 20)] == [(f.name, len(f.members)) for f in found.mistakes]
 
 
 def test_a_failed_group_is_left_out_and_said_to_be(caplog):
@@ -206,12 +210,12 @@ def test_a_failed_group_is_left_out_and_said_to_be(caplog):
     def script(request):
         return FinalModelError("broken") if texts[0] in prompt(request) else summary(request)
 
-    found = reduced(texts, ScriptedClient(script), budget=1000)
+    found = reduced(texts, ScriptedClient(script), max_tokens=1000)
     assert (34, 66) == (len(found.failed), sum(len(point.sources) for point in found.points))
     assert 0 in found.failed
     (record,) = caplog.records
     assert (
-        "34 of 100 feedback texts on 'prompt' are left out of the step, as the call that was to sum them up failed "
+        "34 of 100 feedback texts on 'prompt' are left out of the step, because the call that sums them up failed "
         "(broken)" == record.getMessage()
     )
 
@@ -224,7 +228,7 @@ def test_a_group_that_fails_further_up_loses_what_is_below_it(caplog):
         first, *_ = entries(request)
         return FinalModelError("broken") if first.text.startswith("sum " + texts[0][:7]) else summary(request)
 
-    found = reduced(texts, ScriptedClient(script), budget=400)
+    found = reduced(texts, ScriptedClient(script), max_tokens=400)
     assert tuple(range(14)) == found.failed
     assert 40 == len(found.failed) + sum(len(point.sources) for point in found.points)
 
@@ -234,14 +238,14 @@ def test_below_the_quorum_it_fails():
     with pytest.raises(
         BatchError, match="100 of 100 feedback texts on 'prompt' could not be summed"
     ) as caught:
-        reduced(different(100), ScriptedClient(FinalModelError("broken")), budget=1000)
+        reduced(different(100), ScriptedClient(FinalModelError("broken")), max_tokens=1000)
     assert (1, 100) == (len(caught.value.exceptions), len(caught.value.samples))
 
 
 def test_a_bug_is_not_tolerated():
     """What no model can be blamed for is raised, once."""
     with pytest.raises(ZeroDivisionError):
-        reduced(different(100), ScriptedClient(lambda request: 1 / 0), budget=1000)
+        reduced(different(100), ScriptedClient(lambda request: 1 / 0), max_tokens=1000)
 
 
 def test_who_no_longer_waits_pays_for_no_more():
@@ -250,7 +254,7 @@ def test_who_no_longer_waits_pays_for_no_more():
 
     async def main():
         with anyio.move_on_after(0.05):
-            await launched(different(100), client, budget=1000)
+            await launched(different(100), client, max_tokens=1000)
         return len(client.requests)
 
     assert 3 >= afnio.run(main())
@@ -260,13 +264,13 @@ def test_who_no_longer_waits_pays_for_no_more():
 # Time ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("words", "budget", "levels"), [(12, 4000, 1), (40, 400, 2), (200, 400, 3)])
-def test_1024_gradients_take_three_latencies_at_most(words, budget, levels):
+@pytest.mark.parametrize(("words", "max_tokens", "levels"), [(12, 4000, 1), (40, 400, 2), (200, 400, 3)])
+def test_1024_gradients_take_three_latencies_at_most(words, max_tokens, levels):
     """From one sentence each to one that fills a prompt, on a virtual clock."""
     with virtual_runtime() as loop:
         client = ScriptedClient(summary, latency=1.0, limits=Limits(max_in_flight=1024))
         start = loop.now
-        found = reduced(different(1024, words=words), client, budget=budget)
+        found = reduced(different(1024, words=words), client, max_tokens=max_tokens)
         seconds = loop.now - start
     assert levels == round(seconds, 3)
     assert 1024 == sum(len(point.sources) for point in found.points)
@@ -284,7 +288,7 @@ def test_a_group_starts_as_soon_as_it_is_full():
 
     with virtual_runtime() as loop:
         client = ScriptedClient(script, limits=Limits(max_in_flight=1024))
-        reduced(texts, client, budget=400)
+        reduced(texts, client, max_tokens=400)
     levels = [
         [time for time, shown in sent if all(text.startswith("sum ") for text in shown) == above]
         for above in (False, True)
@@ -311,7 +315,7 @@ def test_the_tree_doesnt_depend_on_who_is_quick():
         with virtual_runtime():
             with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
                 client = ScriptedClient(script, limits=Limits(max_in_flight=1024))
-                found = reduced(different(100, words=200), client, budget=400)
+                found = reduced(different(100, words=200), client, max_tokens=400)
         asked = sorted(json.dumps(list(request.messages)) for request in client.requests)
         return found, asked, sorted(event.address for event in ended), [event.address for event in ended]
 
@@ -334,9 +338,91 @@ def test_a_repeated_run_is_answered_by_the_journal(tmp_path):
     def run(script):
         client = ScriptedClient(script)
         with afnio.journal(tmp_path / "journal.db"):
-            return reduced(different(40, words=200), client, budget=400), client
+            return reduced(different(40, words=200), client, max_tokens=400), client
 
     with virtual_runtime():
         first, paid = run(flaky)
         again, free = run(FinalModelError("not to be asked"))
     assert (first, 86, 0) == (again, len(paid.requests), len(free.requests))
+
+
+# Similar feedback ------------------------------------------------------------------------------
+
+
+POLITE = "The prompt should say that {} words do not make a message positive when it reports a problem."
+URGENT = "Explain that broken heating in {} counts as urgent, since people cannot stay there overnight."
+
+
+def confusion(said, wanted):
+    return ({"sample": 0, "prediction": said, "target": wanted, "score": 0},)
+
+
+def test_one_confusion_is_one_cluster():
+    """Whatever the feedback says; the largest comes first, under its name."""
+    sources = [confusion("low", "high"), confusion("a", "b"), confusion("low", "high")]
+    assert [
+        Cluster('predicted "low", expected "high"', (0, 2)),
+        Cluster("", (1,)),
+    ] == clustered(["x", "y", "z"], sources)
+
+
+def test_feedback_in_like_words_is_one_cluster():
+    """Where predictions are texts of their own; the name has the words that they share."""
+    texts = [POLITE.format("kind"), URGENT.format("winter"), POLITE.format("polite"), URGENT.format("March")]
+    sources = [confusion("a long answer " * 9, f"another {n}") for n in range(4)]
+    polite, urgent = clustered(texts, sources)
+    assert ((0, 2), (1, 3)) == (polite.members, urgent.members)
+    assert polite.name.startswith("feedback about: prompt, should")
+    assert "overnight" not in polite.name
+
+
+def test_what_is_unlike_stays_apart():
+    """Each in a cluster of its own, without a name, in order."""
+    texts = ["Name the currency.", "Answer in Italian only.", "Sort before you print anything."]
+    assert [Cluster("", (n,)) for n in range(3)] == clustered(texts, [()] * 3)
+
+
+def test_quotes_of_samples_decide_nothing():
+    """Two texts that quote one message are not alike for that."""
+    quote = '"the heating in the gymnasium has broken down again since yesterday evening"'
+    first, second = f"In {quote} the anger was missed.", f"For {quote} shorter replies would have sufficed."
+    assert 2 == len(clustered([first, second], [(), ()]))
+
+
+def test_samples_with_different_confusions_are_no_confusion():
+    """Feedback on a text that samples share goes by its words."""
+    mixed = (*confusion("a", "b"), *confusion("b", "a"))
+    assert ["", ""] == [cluster.name for cluster in clustered(["x", "y"], [mixed, mixed])] or [
+        "similar feedback"
+    ] == [cluster.name for cluster in clustered(["x", "y"], [mixed, mixed])]
+
+
+@given(st.lists(st.text(alphabet="abcdefgh ", max_size=40), max_size=30))
+def test_every_text_is_in_one_cluster(texts):
+    """None is lost, none is there twice; equal texts with words are together."""
+    found = clustered(texts, [()] * len(texts))
+    assert list(range(len(texts))) == sorted(n for cluster in found for n in cluster.members)
+    home = {n: place for place, cluster in enumerate(found) for n in cluster.members}
+    for one, text in enumerate(texts):
+        for other in range(one):
+            if text == texts[other] and any(len(word) >= 4 for word in text.split()):
+                assert home[one] == home[other]
+
+
+def test_another_process_finds_the_same():
+    """No hash is salted."""
+    code = (
+        "from afnio.cognitive._reduction import clustered\n"
+        "texts = [f'{w} should name the {x} more {y}' for w in ('label', 'prompt', 'reply')\n"
+        "    for x in ('amount', 'currency') for y in ('clearly', 'often', 'early')]\n"
+        "print(clustered(texts, [()] * len(texts)))"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert 1 == len(runs)

@@ -154,7 +154,7 @@ def test_a_state_waits_for_what_is_pending():
 
 def test_what_is_no_mapping_is_refused():
     """With the value."""
-    with pytest.raises(TypeError, match=r"a state dict is a mapping .got \[\]"):
+    with pytest.raises(TypeError, match=r"state_dict must be a mapping .got \[\]"):
         Agent().load_state_dict([])
 
 

@@ -5,22 +5,34 @@ from __future__ import annotations
 import pytest
 
 import afnio
-from afnio.cognitive._template import as_text, check_inputs, check_messages, fill, rendered
-from afnio.errors import TemplateError
+import afnio.cognitive as cog
+from afnio.errors import BatchError, TemplateError
+from afnio.testing import ScriptedClient
 
 
 def message(text, role="user"):
     return {"role": role, "content": [text if isinstance(text, afnio.Variable) else afnio.Variable(text)]}
 
 
+def ask(messages, inputs=None):
+    """Return the first request that a chat sends."""
+    client = ScriptedClient("ok")
+    cog.chat_completion(client, messages, inputs, model="m").data
+    return client.requests[0].messages
+
+
+def filled(text, inputs):
+    return ask([message(afnio.Parameter(text))], inputs)[0]["content"]
+
+
 def test_filling_is_one_pass_and_leaves_other_braces():
     """A value's own braces and JSON braces stay as they are."""
-    assert 'x {b} {"a": 1} {} {{b}} {c d}' == fill('{a} {"a": 1} {} {{b}} {c d}', {"a": "x {b}"})
+    assert 'x {b} {"a": 1} {} {{b}} {c d}' == filled('{a} {"a": 1} {} {{b}} {c d}', {"a": "x {b}"})
 
 
 def test_a_filled_value_is_never_a_template_itself():
     """An input that looks like a placeholder of another input is not filled."""
-    assert "{b} B" == fill("{a} {b}", {"a": "{b}", "b": "B"})
+    assert "{b} B" == filled("{a} {b}", {"a": "{b}", "b": "B"})
 
 
 @pytest.mark.parametrize(
@@ -36,21 +48,21 @@ def test_a_filled_value_is_never_a_template_itself():
         (
             [{"role": "user", "content": ["hi"]}],
             TypeError,
-            "message 0 holds 'hi', which is no Variable; wrap",
+            "the content of message 0 must be Variables (got 'hi'); wrap",
         ),
     ],
 )
 def test_bad_messages_are_refused_with_the_value_and_the_fix(messages, error, words):
     """Each refusal names the message and shows what it got."""
     with pytest.raises(error) as caught:
-        check_messages(messages)
+        ask(messages)
     assert words in str(caught.value)
 
 
 def test_an_unfilled_placeholder_is_an_error_that_names_the_inputs():
     """A forgotten input is caught before anything is sent."""
     with pytest.raises(TemplateError) as caught:
-        check_inputs([message("Read {text}.")], ["message"])
+        ask([message("Read {text}.")], {"message": "hi"})
     assert (
         "message 0 (user) has the placeholder {text}, which no input fills (inputs: message); add it to inputs"
     ) == str(caught.value)
@@ -59,7 +71,7 @@ def test_an_unfilled_placeholder_is_an_error_that_names_the_inputs():
 def test_an_input_that_no_message_uses_is_an_error():
     """So a misspelt input is no silent loss."""
     with pytest.raises(TemplateError) as caught:
-        check_inputs([message("Read {text}.")], ["text", "note"])
+        ask([message("Read {text}.")], {"text": "a", "note": "b"})
     assert ("input 'note' is used by no message (placeholders: text); write {note} where it belongs") == str(
         caught.value
     )
@@ -67,37 +79,39 @@ def test_an_input_that_no_message_uses_is_an_error():
 
 def test_a_parameter_may_hold_stray_placeholders():
     """An optimizer may rewrite a prompt to anything, braces included."""
-    check_inputs([message(afnio.Parameter("Answer {like_this} and { so }."))], [])
+    assert "Answer {like_this} and { so }." == filled("Answer {like_this} and { so }.", None)
 
 
 def test_a_parameter_may_use_inputs():
     """A placeholder in a Parameter counts as a use."""
-    check_inputs([message(afnio.Parameter("Answer {question}."))], ["question"])
+    assert "Answer why?." == filled("Answer {question}.", {"question": "why?"})
 
 
 async def test_texts_that_are_pending_are_not_judged():
-    """What is not known at the launch line is no error there."""
-    ready = afnio.Variable("{later}").map(str)
-    check_inputs([message(ready)], ["later"])
-    await ready
+    """A text that isn't known at the launch line is no error there."""
+    client = ScriptedClient("ok")
+    pending = afnio.Variable("{later}").map(str)
+    await cog.chat_completion(client, [message(pending)], {"later": "now"}, model="m")
+    assert "now" == client.requests[0].messages[0]["content"]
 
 
 def test_a_list_in_a_message_is_refused():
     """A model reads text; lists have to be joined."""
     nested = [message(afnio.Variable([["a", "b"], ["c", "d"]]))]
-    with pytest.raises(TypeError, match="message 0 would hold a list .* join it first, with variable.map"):
-        check_inputs(nested, [])
-    with pytest.raises(TypeError, match="message 0 would hold a list"):
-        rendered([{"role": "user", "content": [["a", "b"]]}], {})
+    with pytest.raises(
+        TypeError, match="message 0 must hold texts .got the list .* join it first, with variable.map"
+    ):
+        ask(nested)
+    later = afnio.Variable(["a", "b"]).map(lambda text: [text])
+    with pytest.raises((TypeError, BatchError), match="message 0 must hold texts"):
+        ask([message(later)])
 
 
 def test_rendering_sends_one_text_or_parts():
     """One part is sent as a string, several as text parts, each filled."""
-    sent = rendered(
-        [{"role": "system", "content": ["Hi {a}"]}, {"role": "user", "content": ["{a}", 3]}], {"a": "x"}
-    )
+    parts = [afnio.Variable("{a}"), afnio.Variable(3)]
+    sent = ask([message("Hi {a}", "system"), {"role": "user", "content": parts}], {"a": "x"})
     assert [
         {"role": "system", "content": "Hi x"},
         {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "3"}]},
-    ] == sent
-    assert ["Hi x", "x\n\n3"] == [as_text(m["content"]) for m in sent]
+    ] == list(sent)

@@ -107,8 +107,8 @@ def test_a_replaced_prompt_is_what_is_sent(learned):
     [
         ({"tgd.sytem": "x"}, ValueError, "there is no prompt 'tgd.sytem'; the prompts are critic.repair, "),
         ({"tgd.user": "x"}, ValueError, "the text for 'tgd.user' must hold {variable}"),
-        ({"tgd.system": 3}, TypeError, "a prompt is a text (got 3"),
-        ("x", TypeError, "prompts are replaced by a dict"),
+        ({"tgd.system": 3}, TypeError, "a prompt must be a text (got 3"),
+        ("x", TypeError, "prompts must be a dict"),
     ],
 )
 def test_a_replacement_that_cannot_work_is_refused(texts, error, words):

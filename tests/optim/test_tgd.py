@@ -261,7 +261,7 @@ def test_a_number_is_not_rewritten():
         ({"constraints": [3]}, TypeError, "a constraint is a text or a Variable (got 3)"),
         ({"model": None}, TypeError, "a call needs a model name (got None)"),
         ({"n": 3}, ValueError, "n=3 replies to one request are not supported"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, TypeError, "which is no Variable; wrap it"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, TypeError, "must be Variables (got"),
         (
             {"messages": [{"role": "user", "content": [afnio.Variable("{variable} {tone}")]}]},
             TemplateError,

@@ -137,8 +137,8 @@ def test_state_brings_values_and_no_checks(assign, tmp_path):
     [
         ({"max_tokens": 0}, ValueError, "max_tokens must be a number of tokens from 1, or None (got 0)"),
         ({"max_tokens": True}, ValueError, "(got True)"),
-        ({"validators": short}, TypeError, "validators is a list"),
-        ({"validators": ["short"]}, TypeError, "a validator is a callable, a compiled pattern"),
+        ({"validators": short}, TypeError, "validators must be a list"),
+        ({"validators": ["short"]}, TypeError, "a validator must be a callable, a compiled pattern"),
     ],
 )
 def test_checks_that_cannot_work_are_refused_where_they_are_given(options, error, words):

@@ -8,7 +8,6 @@ from typing import Any, assert_type
 
 import afnio
 import afnio.cognitive as cog
-from afnio.autodiff._graph import RemovableHandle
 from afnio.models import ChatClient, ChatResponse
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import ScriptedClient
@@ -40,6 +39,10 @@ class Async(cog.Module):
 class Pair(cog.Module):
     def forward(self, prediction: afnio.Variable) -> cog.Evaluation:
         return cog.ExactMatchEvaluator()(prediction, ["a"])
+
+
+def call_any(module: cog.Module) -> None:
+    assert_type(module(1, "x"), Any)
 
 
 async def calls(agent: Agent, client: ScriptedClient) -> None:
@@ -97,5 +100,5 @@ async def the_rest(agent: Agent, client: AsyncOpenAI) -> None:
     async with afnio.scope(name="s"):
         pass
     with agent.register_forward_hook(print), agent.prompt.register_hook(print) as handle:
-        assert_type(handle, RemovableHandle)
+        assert_type(handle.remove(), None)
     assert_type(cog.ModuleDict({"agent": agent})["agent"], cog.Module)

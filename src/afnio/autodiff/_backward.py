@@ -1,8 +1,20 @@
-"""Sweep: the backward pass. It walks the graph once, at launch, and starts one job per (node, lane).
+"""The backward pass: walks the graph once, when it's launched, and starts one job for each node and lane.
 
-A job waits for the feedback of that lane's consumers and for the lane's own forward value, nothing else:
-one sample can be in its backward pass while another waits for its first reply. What the pass gathered is
-handed over at its end, and only if all of it succeeded or each node's quorum held.
+A job needs the lane's forward value and the feedback of everything that used it. It waits for nothing else, so one
+sample can be running backward while another still waits for its first reply. That is why the pass is built up front
+from the whole graph, instead of node by node as values arrive:
+
+1. `Sweep` orders the nodes that lead to a target, every consumer before its producers, and claims them: a second pass
+   over a graph that the first one frees must fail at its own line.
+2. For each node it adds a `LaneBackward` job per lane. The job's inputs are the slots of the feedback that comes in
+   (`Incoming`); its outputs are the slots of the feedback that goes out along each edge (`Outgoing`).
+3. A Variable's hooks are jobs between the two, one for each sample's feedback.
+4. The last job gathers all feedback for each leaf. Gradients are assigned together when the pass ends, and only if
+   every lane succeeded, or enough of them (see `afnio.tolerate`). Half a pass in `grad` would be worse than none: the
+   optimizer couldn't tell it from a batch in which the other samples were right.
+
+Feedback without words still travels: from a root without a seed an empty `Feedback` reaches the evaluator, and the
+evaluator writes the first words itself.
 """
 
 from __future__ import annotations
@@ -11,20 +23,21 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, final
 
-from afnio.autodiff._data import Feedback, Segment
-from afnio.autodiff._function import Arguments, Context, Function, Later, Said, edges_to, plain, tell_sweep
+from afnio.autodiff._data import Feedback, PendingGradients
+from afnio.autodiff._function import Context, Function, LaneFeedback, Later, resolved, set_sweep_event
 from afnio.autodiff._graph import AccumulateGrad, Edge, GradientEdge, Hook, Hooks, Node, claim, unclaim
-from afnio.autodiff._variable import Variable, gradient, is_grad_enabled
+from afnio.autodiff._variable import Variable, gradient
 from afnio.errors import BudgetExceeded, GraphError, JournalError, distinct, reason
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
 from afnio.runtime._kernel import NO_FEEDBACK, PENDING, Failure, Job, Launch, Outcomes, Slot
-from afnio.runtime._tracebacks import caller_line, folding
+from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, wait_async
 
 T = TypeVar("T")
+Target = Variable | GradientEdge
 
 _ENDS: Final = (BudgetExceeded, JournalError)
-"""What no quorum masks: it ends the program's work, and is no failure of a sample."""
+"""Errors that end the program's work. They aren't failures of a sample, so no quorum masks them."""
 
 
 @folding
@@ -41,7 +54,7 @@ def backward(
 
     Args:
         variables: outputs of ops. Evaluators' outputs need no seed.
-        grad_variables: for each of them a Variable with feedback, which every other output needs.
+        grad_variables: for each of them a Variable with feedback. Every output but an evaluator's needs one.
         retain_graph: keep the graph for another pass.
         create_graph: not supported; feedback on feedback has no meaning here.
         inputs: gather only for these; a node that leads to none of them is not called.
@@ -49,15 +62,20 @@ def backward(
     Raises:
         GraphError: for a leaf, a missing seed, a graph that another pass has claimed.
         RuntimeError: if an op on the way needs a backward model and none has been set.
+
+    >>> prompt = Variable("Be brief.", role="prompt", requires_grad=True)
+    >>> _ = backward(prompt + Variable("!"), Variable("too curt"))
+    >>> "too curt" in prompt.grad[0].data
+    True
     """
     if create_graph:
         raise GraphError(
-            "create_graph=True is not supported: feedback is text and has no gradient of its own"
+            "create_graph=True is not supported: feedback is text, and text has no gradient; leave it out"
         )
     roots = [variables] if isinstance(variables, Variable) else list(variables)
-    sweep = Sweep(roots, seeds_for(roots, grad_variables), edges_of(inputs), keep=bool(retain_graph))
-    for holder, segment in sweep.segments:
-        holder.segments.append(segment)
+    sweep = Sweep(roots, _seeds(roots, grad_variables), _targets(inputs), keep=bool(retain_graph))
+    for holder, gradients in sweep.gathered:
+        holder.pending_gradients.append(gradients)
     return sweep.start(lambda _: None).wait_if_allowed()
 
 
@@ -78,12 +96,12 @@ def launch_grad(
     grad_outputs: Variable | Sequence[Variable | None] | None = None,
     retain_graph: bool | None = None,
 ) -> Pending[list[list[Variable]]]:
-    """Launch what `grad` waits for."""
+    """Launch the pass that `grad` waits for."""
     roots = [outputs] if isinstance(outputs, Variable) else list(outputs)
-    targets = edges_of(inputs)
+    targets = _targets(inputs)
     assert targets is not None
-    sweep = Sweep(roots, seeds_for(roots, grad_outputs), targets, keep=bool(retain_graph), capture=True)
-    faces = [target if isinstance(target, Variable) else Variable() for target in listed(inputs)]
+    sweep = Sweep(roots, _seeds(roots, grad_outputs), targets, keep=bool(retain_graph), capture=True)
+    faces = [target if isinstance(target, Variable) else Variable() for target in _listed(inputs)]
     found = dict(sweep.captured)
 
     def read(_: Any) -> list[list[Variable]]:
@@ -95,9 +113,53 @@ def launch_grad(
     return sweep.start(read)
 
 
+class Incoming(NamedTuple):
+    """Feedback on its way to one output of a node: from a consumer along an edge, or from a seed.
+
+    Attributes:
+        consumer: the node that sends it, None for a seed.
+        aligned: True if lane i's feedback is for lane i; otherwise all of it is for each lane.
+        slots: one for each lane of the consumer that used the value, or of the seed.
+    """
+
+    consumer: Node | None
+    aligned: bool
+    slots: Sequence[Slot]
+
+    def at(self, lane: int) -> Sequence[Slot]:
+        return [self.slots[lane]] if self.aligned else self.slots
+
+
+class Outgoing(NamedTuple):
+    """An edge along which a lane's feedback goes out.
+
+    Attributes:
+        variable: the number, among the op's Variables, of the one that the edge leads to.
+        silent: True if feedback without words is sent too, because it must reach an evaluator (no seed).
+    """
+
+    variable: int
+    edge: Edge
+    silent: bool
+
+
+class Status(NamedTuple):
+    """How the lanes of one node, or of one hook, ended: a slot for each. The name is for errors."""
+
+    name: str
+    batch: bool
+    slots: Sequence[Slot]
+
+
 @final
 class Sweep:
-    """One backward pass: its nodes in order, its feedback slots, its launch."""
+    """One backward pass: its nodes in order, its feedback slots, its launch.
+
+    Args:
+        targets: gather for these; None gathers at every leaf and at outputs that retain their feedback.
+        keep: leave the graph as it is, for another pass.
+        capture: gather in `captured`, for `grad`, instead of for the Variables' own `grad`.
+    """
 
     def __init__(
         self,
@@ -112,66 +174,66 @@ class Sweep:
         self._quorum = current_quorum()
         self._seedless: dict[Node, bool] = {}
         for root, seed in zip(roots, seeds, strict=True):
-            check_root(root, seed, self._seedless)
+            _check_root(root, seed, self._seedless)
         starts = [GradientEdge(root.graph_node(), root.output_nr) for root in roots]
-        self._arrivals: dict[GradientEdge, list[Arrival]] = {}
+        self._incoming: dict[GradientEdge, list[Incoming]] = {}
         for root, seed, start in zip(roots, seeds, starts, strict=True):
-            self._arrive(start, seed_arrival(root, seed))
+            self._receive(start, _from_seed(root, seed))
+        self._leading: dict[Node, bool] = {}
         self.nodes = self._ordered([start.node for start in starts])
         for node in self.nodes:
             if node.function is not None and node.contexts:
                 node.function.check_backward(node.contexts[0])
         self._launch = Launch("backward")
-        self._stages: list[Stage] = []
-        self._passages: dict[Boundary, Passage] = {}
-        self._gatherings: list[list[Arrival]] = []
-        self.captured: list[tuple[GradientEdge, Segment]] = []
-        self.segments: list[tuple[Variable, Segment]] = []
-        self._work = Slot(self._launch)
+        self._statuses: list[Status] = []
+        self._gatherings: list[list[Incoming]] = []
+        self.captured: list[tuple[GradientEdge, PendingGradients]] = []
+        self.gathered: list[tuple[Variable, PendingGradients]] = []
+        self._done = Slot(self._launch)
         mine = claim(self.nodes, keep=keep)
         try:
             self._build(capture)
         except BaseException:
             unclaim(self.nodes, mine)
             raise
-        tell_sweep(self._launch, self.nodes)
+        set_sweep_event(self._launch, self.nodes)
         if not keep:
-            # The jobs own what they need, and nobody else may use the graph any more.
+            # The jobs hold everything they need. Release the graph so that a second pass fails.
             for node in self.nodes:
                 node.release()
 
     def start(self, result: Callable[[Any], T]) -> Pending[T]:
-        """Launch the pass; the handle's result is what `result` finds once it has ended."""
-        self._launch.holders = [weakref.ref(leaf) for leaf, _ in self.segments]
+        """Launch the pass; the handle's result is `result` of its outcome."""
+        self._launch.holders = [weakref.ref(leaf) for leaf, _ in self.gathered]
         self._launch.start()
-        return Pending(self._work, result)
+        return Pending(self._done, result)
 
     # Building, on the caller's thread
 
     def _ordered(self, starts: Sequence[Node]) -> list[Node]:
         """Return the ops that lead to a target, every consumer before its producers."""
-        leading: dict[Node, bool] = {}
         finished: list[Node] = []
         opened: set[int] = set()
         stack: list[tuple[Node, bool]] = [(node, False) for node in reversed(starts)]
-        while stack:
+        while stack:  # depth first without recursion: a graph may be deeper than Python's stack
             node, expanded = stack.pop()
             if expanded:
-                # A claimed node has lost its edges; it counts, so that claiming it again says so.
-                leading[node] = bool(node.claims) or self._leads(node, leading)
+                # A claimed node has lost its edges. Include it, so that claiming it again raises.
+                self._leading[node] = bool(node.claims) or self._leads(node)
                 finished.append(node)
             elif id(node) not in opened and not isinstance(node, AccumulateGrad):
                 opened.add(id(node))
                 stack.append((node, True))
                 stack.extend((e.node, False) for e in reversed(node.edges) if e is not None)
-        self._leading = leading
-        return [node for node in reversed(finished) if leading[node]]
+        return [node for node in reversed(finished) if self._leading[node]]
 
-    def _leads(self, node: Node, leading: Mapping[Node, bool]) -> bool:
+    def _leads(self, node: Node) -> bool:
         if self._targets is None and node.retained:
             return True
         return any(
-            self._is_target(edge) or leading.get(edge.node, False) for edge in node.edges if edge is not None
+            self._is_target(edge) or self._leading.get(edge.node, False)
+            for edge in node.edges
+            if edge is not None
         )
 
     def _is_target(self, edge: Edge) -> bool:
@@ -182,132 +244,126 @@ class Sweep:
     def _build(self, capture: bool) -> None:
         for number, node in enumerate(self.nodes):
             self._add_node(node, f"node {number}")
-        for number, passage in enumerate(self._passages.values()):
-            self._stages.append(passage.add_job(f"module {number}"))
-        self._add_segments(capture)
-        gathered = [arrival.slots for gathering in self._gatherings for arrival in gathering]
-        statuses = [stage.statuses for stage in self._stages]
-        segments = [segment.slot for _, segment in (*self.segments, *self.captured)]
+        self._add_gatherings(capture)
+        incoming = [entry.slots for gathering in self._gatherings for entry in gathering]
+        statuses = [status.slots for status in self._statuses]
+        gradients = [pending.slot for _, pending in (*self.gathered, *self.captured)]
         self._launch.add(
             self._finish,
-            [slot for slots in (*statuses, *gathered) for slot in slots],
-            [self._work, *segments],
+            [slot for slots in (*statuses, *incoming) for slot in slots],
+            [self._done, *gradients],
             part="end",
             gather=True,
         )
 
     def _add_node(self, node: Node, part: str) -> None:
-        arrivals = [
-            self._arrived(GradientEdge(node, nr), f"{part}/hook {nr}") for nr in range(len(node.outputs))
+        incoming = [
+            self._hooked_at(GradientEdge(node, nr), f"{part}/hook {nr}") for nr in range(len(node.outputs))
         ]
-        statuses = [Slot(self._launch) for _ in range(node.lanes)]
-        ways: list[list[Way]] = [[] for _ in range(node.lanes)]
-        outputs = [[status] for status in statuses]
+        ends = [Slot(self._launch) for _ in range(node.lanes)]
+        outgoing: list[list[Outgoing]] = [[] for _ in range(node.lanes)]
+        outputs = [[end] for end in ends]
         for index, edge in enumerate(node.edges):
             if edge is None or not (self._is_target(edge) or self._leading.get(edge.node, False)):
                 continue
-            way = Way(index, edge, seedless(edge.node, self._seedless))
-            said = []
+            way = Outgoing(index, edge, _seedless(edge.node, self._seedless))
+            sent = []
             for lane in range(node.lanes) if edge.lanes is None else edge.lanes:
-                said.append(Slot(self._launch))
-                ways[lane].append(way)
-                outputs[lane].append(said[-1])
-            going: Sequence[Slot] = said
-            if node.crossing is not None:
-                boundary = node.crossing.boundary
-                passage = self._passages.setdefault(boundary, Passage(self._launch, boundary))
-                going = passage.take(node.crossing, said, edge.batch, edge.role)
-            self._arrive(GradientEdge(edge.node, edge.output_nr), Arrival(node, edge.batch, going))
+                sent.append(Slot(self._launch))
+                outgoing[lane].append(way)
+                outputs[lane].append(sent[-1])
+            self._receive(GradientEdge(edge.node, edge.output_nr), Incoming(node, edge.batch, sent))
         for lane in range(node.lanes):
-            arriving = [slot for at in arrivals for arrival in at for slot in arrival.at(lane)]
+            feedback = [slot for at in incoming for entry in at for slot in entry.at(lane)]
             self._launch.add(
-                LaneBackward(node, lane, ways[lane], arrivals, self._quorum),
-                [*arriving, *(column[lane] for column in node.outputs)],
+                LaneBackward(node, lane, incoming, outgoing[lane], self._quorum),
+                [*feedback, *(column[lane] for column in node.outputs)],
                 outputs[lane],
                 lane=None if node.size is None else lane,
                 part=part,
                 gather=True,
             )
         name = f"{node.name()} (forward launched at {node.line})"
-        self._stages.append(Stage(name, node.size is not None, statuses))
+        self._statuses.append(Status(name, node.size is not None, ends))
 
-    def _arrive(self, at: GradientEdge, arrival: Arrival) -> None:
-        self._arrivals.setdefault(at, []).append(arrival)
+    def _receive(self, at: GradientEdge, incoming: Incoming) -> None:
+        self._incoming.setdefault(at, []).append(incoming)
 
-    def _arrived(self, at: GradientEdge, part: str) -> list[Arrival]:
-        """Return all that comes to `at`, in launch order, past its hooks; once for each place."""
-        arrivals = sorted(self._arrivals.get(at, ()), key=_sequence)
+    def _hooked_at(self, at: GradientEdge, part: str) -> list[Incoming]:
+        """Return all feedback that comes to `at`, in launch order and past its hooks; call it once for each place."""
+        incoming = sorted(self._incoming.get(at, ()), key=_launch_order)
         hooks, role = _hooks_at(at)
-        for number, arrival in enumerate(arrivals if hooks else ()):
+        for number, entry in enumerate(incoming if hooks else ()):
             assert hooks is not None
-            arrivals[number], stage = hooked(self._launch, hooks, role, arrival, f"{part}.{number}")
-            self._stages.append(stage)
-        if arrivals:
-            self._arrivals[at] = arrivals
-        return arrivals
+            incoming[number], status = _add_hooks(self._launch, hooks, role, entry, f"{part}.{number}")
+            self._statuses.append(status)
+        if incoming:
+            self._incoming[at] = incoming
+        return incoming
 
-    def _add_segments(self, capture: bool) -> None:
-        for number, (edge, arrivals) in enumerate(list(self._arrivals.items())):
-            incoming = [arrival for arrival in arrivals if arrival.consumer is not None]
-            if not incoming or (self._targets is not None and edge not in self._targets):
+    def _add_gatherings(self, capture: bool) -> None:
+        """Prepare the gradients of every leaf, or target, that feedback reaches."""
+        for number, (edge, incoming) in enumerate(list(self._incoming.items())):
+            sent = [entry for entry in incoming if entry.consumer is not None]
+            if not sent or (self._targets is not None and edge not in self._targets):
                 continue
             holder = _holder(edge)
             if holder is None and not capture:
                 continue
-            if not self._leading.get(edge.node, False):  # else its hooks have seen what arrives
-                arrived = self._arrived(edge, f"leaf {number}/hook")
-                incoming = [arrival for arrival in arrived if arrival.consumer is not None]
-            self._gatherings.append(incoming)
-            segment = Segment(Slot(self._launch))
+            if not self._leading.get(edge.node, False):  # otherwise `_add_node` has added its hooks
+                hooked = self._hooked_at(edge, f"leaf {number}/hook")
+                sent = [entry for entry in hooked if entry.consumer is not None]
+            self._gatherings.append(sent)
+            gradients = PendingGradients(Slot(self._launch))
             if capture:
-                self.captured.append((edge, segment))
+                self.captured.append((edge, gradients))
             elif holder is not None:
-                self.segments.append((holder, segment))
+                self.gathered.append((holder, gradients))
 
     # Ending, on the runtime's thread
 
     def _finish(self, job: Job, outcomes: list[Any]) -> Outcomes:
-        arrived = iter(outcomes)
+        remaining = iter(outcomes)
         errors: list[BaseException] = []
-        told: set[int] = set()
-        for stage in self._stages:
-            lanes = [next(arrived) for _ in stage.statuses]
+        reported: set[int] = set()
+        for status in self._statuses:
+            lanes = [next(remaining) for _ in status.slots]
             failed = {id(outcome) for outcome in lanes if isinstance(outcome, Failure)}
-            error = _stage_failure(stage, lanes, self._quorum)
-            # A failed lane fails the lanes before it: each failure is told of once, where it showed first.
-            if error is not None and not failed <= told:
+            error = _failure_of(status, lanes, self._quorum)
+            # A failed lane makes the nodes before it fail too. Report each failure once, at the node where it
+            # started.
+            if error is not None and not failed <= reported:
                 errors.append(error)
-            told |= failed
-        gathered = [_gather(gathering, arrived) for gathering in self._gatherings]
+            reported |= failed
+        gradients = [_gradients(gathering, remaining) for gathering in self._gatherings]
         if not errors:
-            return [True, *gathered]
+            return [True, *gradients]
         if len(errors) == 1:
             return job.fail(errors[0])
         message = f"{len(errors)} nodes failed in the backward pass, first with {reason(errors[0])}"
         group = BaseExceptionGroup(message, distinct(errors))
-        # Whoever reads the group has read the failures of all samples in it.
+        # Reading the group counts as reading every failure in it.
         group.failures = tuple(failure for error in errors for failure in getattr(error, "failures", ()))  # type: ignore[attr-defined]
         return job.fail(group)
 
 
-def _gather(gathering: Sequence[Arrival], arrived: Iterator[Any]) -> list[Any]:
-    """Return the gradients `(data, trail)` of one Variable from what its consumers' lanes said."""
+def _gradients(gathering: Sequence[Incoming], outcomes: Iterator[Any]) -> list[Any]:
+    """Return the gradients `(data, provenance)` of one Variable from the feedback of its consumers' lanes."""
     gradients: list[Any] = []
-    for arrival in gathering:
-        lanes = [next(arrived) for _ in arrival.slots]
-        said = [outcome if isinstance(outcome, Feedback) and outcome.text else None for outcome in lanes]
-        if not arrival.aligned:
-            gradients += [(f.text, f.trail) for f in said if f is not None]
-        elif any(said):
-            texts = [None if f is None else f.text for f in said]
-            gradients.append((texts, tuple(() if f is None else f.trail for f in said)))
+    for incoming in gathering:
+        lanes = [_with_words(next(outcomes)) for _ in incoming.slots]
+        if not incoming.aligned:
+            gradients += [(f.text, f.provenance) for f in lanes if f is not None]
+        elif any(lanes):
+            texts = [None if f is None else f.text for f in lanes]
+            gradients.append((texts, tuple(() if f is None else f.provenance for f in lanes)))
     return gradients
 
 
-def _stage_failure(stage: Stage, lanes: Sequence[Any], quorum: float | None) -> BaseException | None:
-    if stage.batch:
+def _failure_of(status: Status, lanes: Sequence[Any], quorum: float | None) -> BaseException | None:
+    if status.batch:
         ended = any(isinstance(lane, Failure) and isinstance(lane.error, _ENDS) for lane in lanes)
-        return batch_failure(lanes, stage.name, None if ended else quorum)
+        return batch_failure(lanes, status.name, None if ended else quorum)
     (outcome,) = lanes
     if not isinstance(outcome, Failure):
         return None
@@ -316,7 +372,7 @@ def _stage_failure(stage: Stage, lanes: Sequence[Any], quorum: float | None) -> 
 
 
 def _holder(edge: GradientEdge) -> Variable | None:
-    """Return the Variable that gathers what arrives at `edge`: a leaf, or an output that retains it."""
+    """Return the Variable that gathers the feedback at `edge`: a leaf, or an output that retains it."""
     node, output_nr = edge
     if isinstance(node, AccumulateGrad):
         return node.variable
@@ -324,143 +380,26 @@ def _holder(edge: GradientEdge) -> Variable | None:
     return None if reference is None else reference()
 
 
-def _hooks_at(edge: GradientEdge) -> tuple[Hooks[Hook] | None, str]:
-    """Return the hooks on the feedback that arrives at `edge`, and the role of what it is about."""
-    node, output_nr = edge
-    if isinstance(node, AccumulateGrad):
-        return node.variable.hooks, node.variable.role
-    hooks = node.hooks.get(output_nr)
-    return hooks, node.contexts[0].output_roles[output_nr] if hooks and node.contexts else ""
-
-
-def _sequence(arrival: Arrival) -> int:
-    """Return the consumer's place in launch order, a seed before them all."""
-    return -1 if arrival.consumer is None else arrival.consumer.sequence
-
-
-# Roots: where a backward pass starts, with which seed, and what it gathers for.
-
-
-Target = Variable | GradientEdge
-
-
-def seed_arrival(root: Variable, seed: Variable | None) -> Arrival:
-    """Return what starts the pass at `root`: the seed's text for its lane, or for every lane."""
-    if seed is None:
-        return Arrival(None, False, [Slot.filled(Feedback(""))])
-    slots, batch = seed.cell()
-    root_slots, root_batch = root.cell()
-    if batch and (not root_batch or len(slots) != len(root_slots)):
-        has = f"{len(root_slots)} samples" if root_batch else "one value"
-        raise ValueError(
-            f"the gradient has {len(slots)} samples and the output {has}; give one text, or one for each sample"
-        )
-    if not root_batch:
-        return Arrival(None, False, [_about(slots[0], root_slots[0])])
-    texts = slots if batch else slots * len(root_slots)
-    return Arrival(None, True, [_about(text, value) for text, value in zip(texts, root_slots, strict=True)])
-
-
-def _about(text: Slot, value: Slot) -> Slot:
-    """Return a seed's text as feedback on what the root shows now, which may be an edited value."""
-    if isinstance(text.outcome, str) and value.outcome is not PENDING:
-        return Slot.filled(Feedback(text.outcome, value.outcome))
-    return text
-
-
-def check_root(root: Variable, seed: Variable | None, known: dict[Node, bool]) -> None:
-    if root.grad_fn is None:
-        raise GraphError(
-            f"backward() starts at the output of an op, and {root!r} is a leaf; call it on what an evaluator "
-            "returned, with a Variable that has requires_grad=True among the inputs"
-        )
-    if seed is None and not seedless(root.grad_fn, known):
-        raise GraphError(
-            f"backward() from {root.grad_fn.name()} needs a feedback to start from, as only evaluators have "
-            'one of their own; write variable.backward(afnio.Variable("what should change"))'
-        )
-    if seed is not None and not isinstance(seed, Variable):
-        raise TypeError(
-            f"the gradient to start from is a Variable (got {seed!r}); wrap it: afnio.Variable(...)"
-        )
-
-
-def seeds_for(roots: Sequence[Variable], given: Any) -> Sequence[Variable | None]:
-    if given is None:
-        return [None] * len(roots)
-    seeds = list(given) if isinstance(given, list | tuple) else [given]
-    if len(seeds) != len(roots):
-        raise ValueError(
-            f"{len(roots)} variables need as many seeds (got {len(seeds)}); use None for no seed"
-        )
-    return seeds
-
-
-def listed(inputs: Target | Sequence[Target]) -> list[Target]:
-    if isinstance(inputs, Variable | GradientEdge):
-        return [inputs]
-    return list(inputs)
-
-
-def edges_of(inputs: Target | Sequence[Target] | None) -> list[GradientEdge] | None:
-    if inputs is None:
-        return None
-    targets = []
-    for target in listed(inputs):
-        if isinstance(target, GradientEdge):
-            targets.append(target)
-        elif isinstance(target, Variable) and target.requires_grad:
-            targets.append(GradientEdge(target.graph_node(), target.output_nr))
-        else:
-            raise GraphError(f"inputs takes Variables that require a gradient (got {target!r})")
-    return targets
-
-
-# LaneBackward: the backward work of one lane of one node.
-
-
-class Arrival(NamedTuple):
-    """Feedback on its way to one output of a node: from a consumer along an edge, or from a seed.
-
-    Attributes:
-        consumer: the node that says it, None for a seed.
-        aligned: lane i's feedback is for lane i; otherwise all of it is for each lane.
-        slots: one for each lane of the consumer that used the value, or of the seed.
-    """
-
-    consumer: Node | None
-    aligned: bool
-    slots: Sequence[Slot]
-
-    def at(self, lane: int) -> Sequence[Slot]:
-        return [self.slots[lane]] if self.aligned else self.slots
-
-
-class Way(NamedTuple):
-    """An edge that a lane's feedback goes along.
-
-    Attributes:
-        variable: which Variable of the op it leads to, by number.
-        silent: whether feedback without words still counts, as at the evaluators of a seedless root.
-    """
-
-    variable: int
-    edge: Edge
-    silent: bool
+def _launch_order(incoming: Incoming) -> int:
+    """Sort key: the consumer's place in launch order, seeds first."""
+    return -1 if incoming.consumer is None else incoming.consumer.sequence
 
 
 @final
 class LaneBackward:
-    """The backward body of one lane; it owns what it needs, so the pass can free the node at launch."""
+    """The body of the job for one lane of one node.
 
-    __slots__ = ("_arrivals", "_ctx", "_function", "_lane", "_name", "_quorum", "_ways")
+    It holds the function, the context and the edges itself, so that the node can be released at launch.
+    """
+
+    __slots__ = ("_ctx", "_function", "_incoming", "_lane", "_name", "_outgoing", "_quorum")
 
     def __init__(
         self,
         node: Node,
         lane: int,
-        ways: Sequence[Way],
-        arrivals: Sequence[Sequence[Arrival]],
+        incoming: Sequence[Sequence[Incoming]],
+        outgoing: Sequence[Outgoing],
         quorum: float | None,
     ) -> None:
         assert node.function is not None
@@ -468,66 +407,70 @@ class LaneBackward:
         self._ctx: Context = node.contexts[lane]
         self._name = node.name()
         self._lane = lane
-        self._ways = ways
-        # For each output how much each consumer says to this lane, and whether several samples share it.
-        self._arrivals = [[(len(a.at(lane)), not a.aligned) for a in at] for at in arrivals]
+        # For each output and each consumer: how many slots of feedback come to this lane, and if the lane shares
+        # them with others.
+        self._incoming = [[(len(entry.at(lane)), not entry.aligned) for entry in at] for at in incoming]
+        self._outgoing = outgoing
         self._quorum = quorum
 
     def __call__(self, job: Job, outcomes: list[Any]) -> Outcomes | Coroutine[Any, Any, Outcomes]:
-        arrived = iter(outcomes)
+        remaining = iter(outcomes)
         columns = [
-            [([next(arrived) for _ in range(count)], shared) for count, shared in at] for at in self._arrivals
+            [([next(remaining) for _ in range(count)], shared) for count, shared in at]
+            for at in self._incoming
         ]
-        own = list(arrived)
-        failure = self._failure(columns, own)
+        values = list(remaining)
+        failure = self._failure(columns, values)
         if failure is not None:
-            return [failure] * (1 + len(self._ways))
-        incoming = [
-            [_as_feedback(outcome) for said, _ in column for outcome in said if _speaks(outcome)]
+            return [failure] * (1 + len(self._outgoing))
+        feedback = [
+            [_as_feedback(outcome) for sent, _ in column for outcome in sent if _is_feedback(outcome)]
             for column in columns
         ]
-        if any(outcome is None for outcome in own) or not any(incoming):
-            return [None if None in own else True, *[NO_FEEDBACK] * len(self._ways)]
-        said = self._function.run_backward(job, self._ctx.with_feedback(incoming))
-        return self._later(said, incoming) if callable(said) else self._said(said, incoming)
+        if None in values or not any(feedback):
+            return [None if None in values else True, *[NO_FEEDBACK] * len(self._outgoing)]
+        returned = self._function.run_backward(job, self._ctx.with_feedback(feedback))
+        return self._awaited(returned, feedback) if callable(returned) else self._sent(returned, feedback)
 
-    async def _later(self, start: Later, incoming: list[list[Feedback]]) -> Outcomes:
-        return self._said(await start(), incoming)
+    async def _awaited(self, start: Later, feedback: list[list[Feedback]]) -> Outcomes:
+        return self._sent(await start(), feedback)
 
-    def _said(self, said: Said, incoming: list[list[Feedback]]) -> Outcomes:
-        trail = tuple(entry for feedback in incoming for f in feedback for entry in f.trail)
+    def _sent(self, returned: LaneFeedback, feedback: list[list[Feedback]]) -> Outcomes:
+        """Return the lane's status and its feedback for each outgoing edge, with value and provenance filled in."""
+        provenance = tuple(entry for at in feedback for f in at for entry in f.provenance)
         outcomes: list[Any] = [True]
-        for index, edge, silent in self._ways:
-            entry = said[index]
+        for index, edge, silent in self._outgoing:
+            entry = returned[index]
             if isinstance(entry, str):
-                entry = Feedback(entry, trail=trail)
+                entry = Feedback(entry, provenance=provenance)
             if entry is None or not (entry.text or silent):
                 outcomes.append(NO_FEEDBACK)
                 continue
             if entry.seen is None:
                 slot = edge.slots[self._lane] if edge.batch else edge.slots[0]
-                entry = Feedback(entry.text, slot.outcome, entry.trail or trail, entry.led_in)
+                entry = Feedback(entry.text, slot.outcome, entry.provenance or provenance, entry.led_in)
             outcomes.append(entry)
         return outcomes
 
     def _failure(
-        self, columns: Sequence[Sequence[tuple[list[Any], bool]]], own: Sequence[Any]
+        self, columns: Sequence[Sequence[tuple[list[Any], bool]]], values: Sequence[Any]
     ) -> Failure | None:
-        for outcome in own:
+        """Return the failure of forward, or of a consumer, that this lane inherits."""
+        for outcome in values:
             if isinstance(outcome, Failure):
                 return outcome
         for column in columns:
-            for said, shared in column:
-                failed = [outcome for outcome in said if isinstance(outcome, Failure)]
+            for sent, shared in column:
+                failed = [outcome for outcome in sent if isinstance(outcome, Failure)]
                 if not failed:
                     continue
-                # A scalar that samples share hears those that could speak, as long as they are a quorum.
-                if not shared or self._quorum is None or batch_failure(said, self._name, self._quorum):
+                # A scalar that samples share is judged on the samples that succeeded, if they are a quorum.
+                if not shared or self._quorum is None or batch_failure(sent, self._name, self._quorum):
                     return failed[0]
         return None
 
 
-def _speaks(outcome: Any) -> bool:
+def _is_feedback(outcome: Any) -> bool:
     return outcome is not NO_FEEDBACK and outcome is not None and not isinstance(outcome, Failure)
 
 
@@ -535,11 +478,96 @@ def _as_feedback(outcome: Any) -> Feedback:
     return outcome if isinstance(outcome, Feedback) else Feedback(str(outcome))
 
 
-def seedless(node: Node, known: dict[Node, bool]) -> bool:
-    """Whether a pass may start at `node` without a seed: evaluators, and what only adds them up.
+def _with_words(outcome: Any) -> Feedback | None:
+    """Return feedback that has words, None for anything else."""
+    if isinstance(outcome, str):
+        outcome = Feedback(outcome)
+    return outcome if isinstance(outcome, Feedback) and outcome.text else None
+
+
+# Hooks on Variables.
+
+
+def _hooks_at(edge: GradientEdge) -> tuple[Hooks[Hook] | None, str]:
+    """Return the hooks on the feedback that comes to `edge`, and the role of the value there."""
+    node, output_nr = edge
+    if isinstance(node, AccumulateGrad):
+        return node.variable.hooks, node.variable.role
+    hooks = node.hooks.get(output_nr)
+    return hooks, node.contexts[0].output_roles[output_nr] if hooks and node.contexts else ""
+
+
+def _add_hooks(
+    launch: Launch, hooks: Hooks[Hook], role: str, incoming: Incoming, part: str
+) -> tuple[Incoming, Status]:
+    """Add a job for each lane that calls the hooks; return the feedback that comes out of them.
+
+    One job for each lane: a slow hook holds up its own sample only.
+    """
+    batch = len(incoming.slots) != 1 or incoming.aligned
+    changed = [Slot(launch) for _ in incoming.slots]
+    ends = [Slot(launch) for _ in incoming.slots]
+
+    def body(job: Job, outcomes: list[Any]) -> Outcomes | Coroutine[Any, Any, Outcomes]:
+        feedback = _with_words(outcomes[0])
+        return [outcomes[0], True] if feedback is None else call(job, feedback)
+
+    async def call(job: Job, feedback: Feedback) -> Outcomes:
+        for hook in list(hooks):
+            shown = gradient(feedback.text, role, feedback.provenance)
+            returned = await resolved(await call_in_node(job, hook, shown))
+            if returned is not None:
+                text = _hook_text(returned)
+                feedback = Feedback(text, feedback.seen, feedback.provenance, feedback.led_in)
+            if not feedback.text:
+                return [NO_FEEDBACK, True]
+        return [feedback, True]
+
+    for lane, slot in enumerate(incoming.slots):
+        launch.add(
+            body,
+            [slot],
+            [changed[lane], ends[lane]],
+            lane=lane if batch else None,
+            part=part,
+            gather=True,
+        )
+    return incoming._replace(slots=changed), Status(f"a hook on {role!r}", batch, ends)
+
+
+def _hook_text(returned: Any) -> str:
+    if not isinstance(returned, str):
+        raise TypeError(
+            f"a hook must return feedback, a text or a Variable of one, or None (got {returned!r})"
+        )
+    return returned
+
+
+# Arguments of a pass: where it starts, with which seeds, and what it gathers for.
+
+
+def _check_root(root: Variable, seed: Variable | None, known: dict[Node, bool]) -> None:
+    if root.grad_fn is None:
+        raise GraphError(
+            f"backward() starts at the output of an op, and {root!r} is a leaf; call it on the output of an "
+            "evaluator, with a Variable that has requires_grad=True among the inputs"
+        )
+    if seed is None and not _seedless(root.grad_fn, known):
+        raise GraphError(
+            f"backward() from {root.grad_fn.name()} needs a feedback to start from, because only evaluators write "
+            'one themselves; write variable.backward(afnio.Variable("what should change"))'
+        )
+    if seed is not None and not isinstance(seed, Variable):
+        raise TypeError(
+            f"the gradient to start from must be a Variable (got {seed!r}); wrap it: afnio.Variable(...)"
+        )
+
+
+def _seedless(node: Node, known: dict[Node, bool]) -> bool:
+    """Return True if a pass may start at `node` without a seed: at evaluators, and ops that only add them up.
 
     Args:
-        known: answers so far, extended; each node is looked at once.
+        known: the answers so far; it is extended, so each node is visited once.
     """
     stack = [node]
     while stack:
@@ -560,266 +588,62 @@ def seedless(node: Node, known: dict[Node, bool]) -> bool:
     return known[node]
 
 
-# Hooked: feedback on its way past the hooks of a Variable or of a module's call, as jobs of the pass.
-#
-# A Variable's hooks see each feedback as it arrives, one sample at a time. A module's see all samples of one
-# call together, so they are a barrier for what the module was given, as a batched Function is.
-
-
-class Stage(NamedTuple):
-    """One status for each lane of a part of the pass; its name is for error texts."""
-
-    name: str
-    batch: bool
-    statuses: Sequence[Slot]
-
-
-def hooked(
-    launch: Launch, hooks: Hooks[Hook], role: str, arrival: Arrival, part: str
-) -> tuple[Arrival, Stage]:
-    """Return `arrival` as the hooks leave it."""
-    batch = len(arrival.slots) != 1 or arrival.aligned
-    fresh = [Slot(launch) for _ in arrival.slots]
-    statuses = [Slot(launch) for _ in arrival.slots]
-
-    def body(job: Job, outcomes: list[Any]) -> Outcomes | Coroutine[Any, Any, Outcomes]:
-        feedback = _spoken(outcomes[0])
-        return [outcomes[0], True] if feedback is None else ask(job, feedback)
-
-    async def ask(job: Job, feedback: Feedback) -> Outcomes:
-        for hook in list(hooks):
-            shown = gradient(feedback.text, role, feedback.trail)
-            said = await plain(await call_in_node(job, hook, shown))
-            if said is not None:
-                feedback = Feedback(_text(said), feedback.seen, feedback.trail, feedback.led_in)
-            if not feedback.text:
-                return [NO_FEEDBACK, True]
-        return [feedback, True]
-
-    for lane, slot in enumerate(arrival.slots):
-        launch.add(
-            body,
-            [slot],
-            [fresh[lane], statuses[lane]],
-            lane=lane if batch else None,
-            part=part,
-            gather=True,
+def _seeds(roots: Sequence[Variable], given: Any) -> Sequence[Variable | None]:
+    if given is None:
+        return [None] * len(roots)
+    seeds = list(given) if isinstance(given, list | tuple) else [given]
+    if len(seeds) != len(roots):
+        raise ValueError(
+            f"{len(roots)} variables need as many seeds (got {len(seeds)}); use None for no seed"
         )
-    stage = Stage(f"a hook on {role!r}", batch, statuses)
-    return arrival._replace(slots=fresh), stage
+    return seeds
 
 
-class _Column(NamedTuple):
-    """What was said at one place of a boundary: its slots, those that the hooks fill, and its role."""
-
-    said: Sequence[Slot]
-    fresh: Sequence[Slot]
-    batch: bool
-    role: str
-
-
-@final
-class Passage:
-    """One backward pass through one call of a module whose hooks want to know."""
-
-    def __init__(self, launch: Launch, boundary: Boundary) -> None:
-        self._launch = launch
-        self._boundary = boundary
-        self._inputs: dict[int, _Column] = {}
-        self._outputs: dict[int, _Column] = {}
-
-    def take(self, crossing: Crossing, said: Sequence[Slot], batch: bool, role: str) -> Sequence[Slot]:
-        """Note what is said at a place; returns the slots that go on from there."""
-        if crossing.is_input:
-            fresh = [Slot(self._launch) for _ in said]
-            self._inputs[crossing.position] = _Column(said, fresh, batch, role)
-            return fresh
-        self._outputs[crossing.position] = _Column(said, (), batch, role)
-        return said
-
-    def add_job(self, part: str) -> Stage:
-        """Have the hooks called once all that they are shown is there."""
-        status = Slot(self._launch)
-        columns = [*self._outputs.values(), *self._inputs.values()]
-        self._launch.add(
-            self._call_hooks,
-            [slot for column in columns for slot in column.said],
-            [status, *(slot for column in self._inputs.values() for slot in column.fresh)],
-            part=part,
-            gather=True,
+def _from_seed(root: Variable, seed: Variable | None) -> Incoming:
+    """Return the feedback that starts the pass at `root`: the seed's text for its lane, or for every lane."""
+    if seed is None:
+        return Incoming(None, False, [Slot.filled(Feedback(""))])
+    slots, batch = seed.cell()
+    root_slots, root_batch = root.cell()
+    if batch and (not root_batch or len(slots) != len(root_slots)):
+        has = f"{len(root_slots)} samples" if root_batch else "one value"
+        raise ValueError(
+            f"the gradient has {len(slots)} samples and the output {has}; give one text, or one for each sample"
         )
-        return Stage(f"a backward hook of {type(self._boundary.module).__name__}", False, [status])
-
-    async def _call_hooks(self, job: Job, outcomes: list[Any]) -> Outcomes:
-        arrived = iter(outcomes)
-        given = {
-            side: {position: [next(arrived) for _ in column.said] for position, column in columns.items()}
-            for side, columns in ((False, self._outputs), (True, self._inputs))
-        }
-        went = given[True]
-        boundary = self._boundary
-        grad_output = _gradients(self._outputs, given[False], boundary.outputs)
-        if any(
-            _spoken(outcome) is not None for side in given.values() for o in side.values() for outcome in o
-        ):
-            for hook in list(boundary.hooks):
-                grad_input = _gradients(self._inputs, went, boundary.inputs)
-                said = await call_in_node(job, hook, boundary.module, grad_input, grad_output)
-                if said is not None:
-                    went = await self._replaced(went, said)
-        return [True, *(outcome for position in self._inputs for outcome in went[position])]
-
-    async def _replaced(self, went: dict[int, list[Any]], said: Any) -> dict[int, list[Any]]:
-        entries = list(said) if isinstance(said, tuple | list) else [said]
-        if len(entries) != self._boundary.inputs:
-            raise ValueError(
-                f"a backward hook of {type(self._boundary.module).__name__} must return "
-                f"{self._boundary.inputs} gradients, one for each argument of the call, or None (got {said!r})"
-            )
-        replaced = {}
-        for position, column in self._inputs.items():
-            data = await plain(entries[position])
-            texts = data if isinstance(data, list) else [data] * len(column.said)
-            if len(texts) != len(column.said):
-                raise ValueError(
-                    f"the gradient of argument {position} has {len(column.said)} samples (got {len(texts)})"
-                )
-            replaced[position] = [
-                _again(outcome, text) for outcome, text in zip(went[position], texts, strict=True)
-            ]
-        return replaced
+    if not root_batch:
+        return Incoming(None, False, [_about(slots[0], root_slots[0])])
+    texts = slots if batch else slots * len(root_slots)
+    return Incoming(None, True, [_about(text, value) for text, value in zip(texts, root_slots, strict=True)])
 
 
-def _gradients(columns: dict[int, _Column], outcomes: dict[int, list[Any]], count: int) -> tuple[Any, ...]:
-    """Return a gradient for each place, None where nothing was said."""
-    found: list[Variable | None] = [None] * count
-    for position, column in columns.items():
-        spoken = [_spoken(outcome) for outcome in outcomes[position]]
-        if not any(spoken):
-            continue
-        texts = [None if feedback is None else feedback.text for feedback in spoken]
-        trails = [() if feedback is None else feedback.trail for feedback in spoken]
-        found[position] = (
-            gradient(texts, column.role, trails)
-            if column.batch
-            else gradient(texts[0], column.role, trails[0])
-        )
-    return tuple(found)
+def _about(text: Slot, value: Slot) -> Slot:
+    """Return a seed's text as feedback on the root's present value, which may have been edited since the launch."""
+    if isinstance(text.outcome, str) and value.outcome is not PENDING:
+        return Slot.filled(Feedback(text.outcome, value.outcome))
+    return text
 
 
-def _again(outcome: Any, text: Any) -> Any:
-    """Return the outcome of a lane that a hook gave `text`; a lane that failed stays failed."""
-    feedback = _spoken(outcome)
-    if feedback is None and outcome is not NO_FEEDBACK:
-        return outcome
-    if text is None or not _text(text):
-        return NO_FEEDBACK
-    if feedback is None:
-        return Feedback(_text(text))
-    return Feedback(_text(text), feedback.seen, feedback.trail, feedback.led_in)
+def _listed(inputs: Target | Sequence[Target]) -> list[Target]:
+    if isinstance(inputs, Variable | GradientEdge):
+        return [inputs]
+    return list(inputs)
 
 
-def _spoken(outcome: Any) -> Feedback | None:
-    """Return feedback that has words, None for anything else."""
-    if isinstance(outcome, str):
-        outcome = Feedback(outcome)
-    return outcome if isinstance(outcome, Feedback) and outcome.text else None
+def _targets(inputs: Target | Sequence[Target] | None) -> list[GradientEdge] | None:
+    if inputs is None:
+        return None
+    targets = []
+    for target in _listed(inputs):
+        if isinstance(target, GradientEdge):
+            targets.append(target)
+        elif isinstance(target, Variable) and target.requires_grad:
+            targets.append(GradientEdge(target.graph_node(), target.output_nr))
+        else:
+            raise GraphError(f"inputs takes Variables that require a gradient (got {target!r})")
+    return targets
 
 
-def _text(said: Any) -> str:
-    if not isinstance(said, str):
-        raise TypeError(f"a hook returns feedback, a text or a Variable of one, or None (got {said!r})")
-    return said
-
-
-# Crossing: a node where feedback leaves or enters one call of a module, for the module's backward hooks.
-
-
-@final
-class Boundary:
-    """One call of a module: its hooks, and how many arguments and outputs it has."""
-
-    __slots__ = ("hooks", "inputs", "module", "outputs")
-
-    def __init__(self, module: Any, hooks: Hooks[Hook]) -> None:
-        self.module = module
-        self.hooks = hooks
-        self.inputs = 0
-        self.outputs = 0
-
-    def entered(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the call's arguments, Variables that want feedback replaced by others over the same slots."""
-        self.inputs = len(args)
-        return tuple(self._entered(value, position) for position, value in enumerate(args))
-
-    def _entered(self, value: Any, position: int) -> Any:
-        if not _wants(value):
-            return value
-        slots, batch = value.cell()
-        node = _node(value, Crossing(self, True, position))
-        return Variable.over(list(slots), batch, value.role, node=node, origin=value._origin)
-
-    def left(self, output: Any) -> Any:
-        """Have what the call returned, a Variable or a tuple of some, lead through the boundary."""
-        outputs = output if isinstance(output, tuple) else (output,)
-        self.outputs = len(outputs)
-        for position, value in enumerate(outputs):
-            # In place: an op's output may be more than a Variable, and it is what holds the op's launch.
-            if _wants(value) and value.grad_fn is not None:
-                value.lead_through(_node(value, Crossing(self, False, position)))
-        return output
-
-
-class Crossing(NamedTuple):
-    """Which place of which boundary a node is."""
-
-    boundary: Boundary
-    is_input: bool
-    position: int
-
-
-@final
-class Cross(Function):
-    """Passes values and feedback on as they are."""
-
-    inline = True
-    transparent = True
-
-    @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said:
-        (incoming,) = ctx.feedback
-        if len(incoming) == 1:
-            return incoming
-        return ["\n".join(feedback.text for feedback in incoming if feedback.text)]
-
-
-def _wants(value: Any) -> bool:
-    return isinstance(value, Variable) and value.requires_grad and is_grad_enabled()
-
-
-def _node(variable: Variable, crossing: Crossing) -> Node:
-    """Return a node that leads to `variable` as it is now."""
-    arguments = Arguments((variable,), {})
-    ((slots, _),) = arguments.cells
-    roles = [variable.role]
-    lanes = [None] if arguments.size is None else range(arguments.size)
-    contexts = [Context(arguments, [True], roles, roles, lane) for lane in lanes]
-    edges = edges_to(arguments, [True])
-    arguments.forget()
-    node = Node(
-        Cross,
-        type(crossing.boundary.module).__name__,
-        caller_line(),
-        arguments.size,
-        edges,
-        [slots],
-        contexts,
-    )
-    node.crossing = crossing
-    return node
-
-
-# Resolve: await every value in a structure.
+# Waiting for many values.
 
 
 @folding

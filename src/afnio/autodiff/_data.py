@@ -1,8 +1,10 @@
-"""Data: what a Variable may hold, and the shape of it.
+"""The data of Variables: which values one may hold, their shape, and feedback on them.
 
-Leaves are strings, or numbers (int, float, bool); None marks a missing sample. Numbers of other libraries,
-such as NumPy's, become Python's own. A list is a batch: its outer elements are lanes, deeper lists are data
-of a lane.
+Leaves are strings or numbers (int, float, bool); None marks a missing sample. Numbers of other libraries, such as
+NumPy's, become Python's own. A list is a batch: its elements are lanes, and deeper lists are data of one lane.
+
+The restriction pays off at the other end: every value can be written to a journal, a checkpoint or a prompt, and is
+equal to itself after it has been read back. A value of any other type raises where it's assigned, not when it's saved.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from afnio.runtime._kernel import Slot
 
 Leaf = str | int | float | bool | None
 Data = Any
-"""A leaf, or a list of leaves or lists. (The recursive type is no help to type checkers of user code.)"""
+"""A leaf, or a list of leaves or lists. (Type checkers reject most user code against the recursive type.)"""
 
 
 @final
@@ -34,7 +36,7 @@ _OWN: Final = (str, int, float, bool, type(None))
 
 
 def checked(data: Any) -> Data:
-    """Return `data` as a Variable may hold it, ints promoted to float where floats stand beside them.
+    """Check that a Variable can hold `data` and return it. Ints become floats if there are floats among them.
 
     Raises:
         TypeError: for a tuple, a mix of strings and numbers, or a leaf of another type.
@@ -57,7 +59,7 @@ def checked(data: Any) -> Data:
 
 
 def plain(number: Any) -> Any:
-    """Return a number of another library, NumPy's above all, as Python's own; anything else as it is.
+    """Return a number of another library, such as NumPy, as Python's own; anything else unchanged.
 
     >>> from fractions import Fraction
     >>> plain(Fraction(1, 4)), plain("a")
@@ -93,7 +95,7 @@ def cast_leaves(data: Data, dtype: Callable[[Any], Leaf]) -> Data:
 
 
 def shape(data: Data) -> tuple[Any, ...]:
-    """Return the length of each axis, `JAGGED` where lists differ.
+    """Return the length of each axis, `JAGGED` for an axis whose lists differ in length.
 
     >>> shape([[1, 2], [3]])
     (2, j)
@@ -121,7 +123,7 @@ def _kind(leaf: Any) -> type | None:
 def _checked_leaf(leaf: Any) -> Any:
     if isinstance(leaf, tuple):
         raise TypeError(f"a Variable holds no tuples (got {_shown(leaf)}); use list({_shown(leaf)})")
-    # An enum member is often a str or an int by inheritance; its name would be lost without a word.
+    # Reject str and int enums: they would silently turn into plain texts and numbers.
     if type(leaf) not in (int, float, bool) and not isinstance(leaf, str):
         raise TypeError(
             f"a Variable holds strings, numbers, None or lists of them (got {_shown(leaf)}, "
@@ -135,33 +137,34 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# Feedback: what travels backward along an edge for one lane, and what gathers at a Variable.
+# Feedback.
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What one consumer says about one lane of a value.
+    """One consumer's feedback on one lane of a value.
 
     Attributes:
-        text: the feedback; empty from a seedless root, whose node finds its own words.
-        seen: the value that the consumer judged, where that is known.
-        trail: where it comes from, plain data: ids, texts and scores, never a node or a Variable.
-        led_in: whether the text says already that it is about a whole, not a part.
+        text: the feedback; empty from a root without a seed, where the evaluator writes the first words itself.
+        seen: the value that the consumer judged, if known.
+        provenance: where it comes from, as plain data (ids, texts, scores). A node or a Variable in it would keep
+            the graph alive.
+        led_in: True if the text already explains that it is about a whole, not a part.
     """
 
     text: str
     seen: Any = None
-    trail: tuple[Mapping[str, Any], ...] = ()
+    provenance: tuple[Mapping[str, Any], ...] = ()
     led_in: bool = False
 
 
 @final
-class Segment:
-    """What one backward pass adds to a Variable's `grad`; pending until the whole sweep has ended.
+class PendingGradients:
+    """The gradients that one backward pass adds to a Variable's `grad`; pending until the whole pass has ended.
 
-    The slot's value is a list with one entry for each gradient: `(data, trail)`, where data is a text,
-    or for a batch Variable a list aligned to its lanes.
+    The slot's value is a list of `(data, provenance)`, one for each gradient. The data is a text, or for a batch a
+    list aligned to its lanes.
     """
 
     __slots__ = ("slot",)

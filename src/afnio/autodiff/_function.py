@@ -1,4 +1,22 @@
-"""Function: an op, with its forward and backward for one lane, and how it is launched over all of them."""
+"""Functions: the ops of the graph, and how one op is launched over all lanes of a batch.
+
+A `Function` describes one lane. Its `forward` takes plain values and returns plain values; its `backward` takes
+texts and returns texts. This module turns that into an op on Variables. `Shout.apply(x)` takes four steps:
+
+1. `Arguments` takes the Variables out of the arguments and captures their slots. The Variables may be assigned
+   or dropped afterwards; the launch works on the values of now.
+2. `record_op` writes the op into the graph: a `Context` for each lane, and a `Node` with an edge to each Variable
+   that wants feedback. Every op goes through it, also those that need no launch (`Split`, `stack`).
+3. A `Launch` gets one job for each lane, or a single one if the op is `batched`, and starts.
+4. The caller gets Variables over the output slots. It has not waited for anything.
+
+The graph must never keep a Variable alive. The runtime cancels a launch when no one can reach its outputs any
+more; a node that held its inputs would keep every call of a dropped sample running, and paid for. Nodes and contexts
+therefore refer to slots, and `Arguments.forget` drops the Variables as soon as the op is recorded.
+
+The basic ops (`Add`, `Sum`, `Split`, `stack`, `Map`) are at the end. They never call a model: their feedback follows
+fixed rules.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +35,19 @@ from afnio.runtime._kernel import PENDING, Job, Launch, Outcomes, Slot, inherite
 from afnio.runtime._tracebacks import caller_line, folding
 from afnio.runtime.events import NodeInput, NodeLaunched, listening
 
-if TYPE_CHECKING:
-    from afnio.autodiff._data import Feedback
-
-
-Said = Sequence[Feedback | str | None]
-Later = Callable[[], Awaitable[Said]]
-"""What one lane's backward says: an entry for each Variable that the op was given."""
-
-
-class _Awaitable:
-    """Mixin of the named tuples that ops with several outputs return: awaiting it awaits each."""
-
-    @folding
-    def __await__(self) -> Generator[Any, None, Any]:
-        for variable in self:  # type: ignore[attr-defined]
-            yield from variable.__await__()
-        return self
+LaneFeedback = Sequence[Feedback | str | None]
+"""One lane's feedback to its inputs: an entry for each Variable that the op was given, in order."""
+Later = Callable[[], Awaitable[LaneFeedback]]
+"""Starts a backward that must be awaited."""
 
 
 class Function:
     """An op of your own: subclass it, write static `forward` and `backward`, call `apply`.
 
     `forward(ctx, …)` gets plain values in the places of Variables, once for each lane, and returns a
-    value for each output. `backward(ctx, *feedback)` gets one text for each output, None where there is
-    none, and returns one text for each argument of `forward`, None where it has nothing to say. Either
-    may be `def`, which runs in a worker thread, or `async def`, which runs on the runtime's loop.
+    value for each output. `backward(ctx, *feedback)` gets one text for each output (None if there is
+    none) and returns one text for each argument of `forward`, or None for an argument without feedback.
+    Either may be a `def`, which runs in a worker thread, or an `async def`, which runs on the runtime's loop.
 
     Class attributes:
         outputs: names of the outputs; with several, `apply` returns a named tuple that can be awaited.
@@ -64,9 +69,11 @@ class Function:
     batched: ClassVar[bool] = False
     inline: ClassVar[bool] = False
     seedless: ClassVar[bool] = False
-    """Whether a backward pass may start here without a seed, as at an evaluator."""
+    """If True, a backward pass may start here without a seed, as at an evaluator."""
     transparent: ClassVar[bool] = False
-    """Whether it passes feedback on by a fixed rule, so that it is seedless where its inputs are."""
+    """If True, it passes feedback on by a fixed rule, so it is seedless if its inputs are."""
+    kind: ClassVar[str] = "forward"
+    """The kind of launch that events report."""
 
     _bundle: ClassVar[Any] = None
 
@@ -89,114 +96,163 @@ class Function:
         raise NotImplementedError("write a static backward(ctx, *feedback) that returns texts")
 
     @classmethod
-    def output_roles(cls, arguments: Arguments) -> Sequence[str]:
-        """Return the role of each output; override it to name them."""
-        return [f"{name} of {cls.__name__}" for name in cls.outputs]
-
-    @classmethod
-    def check(cls, arguments: Arguments) -> None:
-        """Raise for arguments that can't work, at the launch line; override it."""
-
-    @classmethod
-    def check_backward(cls, ctx: Context) -> None:
-        """Raise for what a backward pass through here will lack, at its launch line; override it."""
-
-    @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        """Launch the op and return its output, or a named tuple of several, at once."""
+        """Launch the op and return its output, or a named tuple of several; doesn't wait."""
         arguments = Arguments(args, kwargs)
         cls.check(arguments)
         launch = Launch(cls.__name__)
-        roles = cls.output_roles(arguments)
-        wanted = [is_grad_enabled() and variable.requires_grad for variable in arguments.variables]
-        lanes: Sequence[int | None] = [None] if arguments.size is None else range(arguments.size)
-        input_roles = [variable.role for variable in arguments.variables]
-        contexts = [Context(arguments, wanted, input_roles, roles, lane) for lane in lanes]
-        slots = [[Slot(launch) for _ in lanes] for _ in cls.outputs]
-        node = None
-        if any(wanted):
-            node = Node(
-                cls,
-                cls.__name__,
-                launch.line,
-                arguments.size,
-                edges_to(arguments, wanted),
-                slots,
-                contexts,
-                launch.address,
-            )
-        tell_launch(launch, arguments)
-        arguments.forget()
-        if cls.batched and arguments.size is not None:
-            _launch_batched(cls, launch, arguments, contexts, slots)
-        else:
-            _launch_lanes(cls, launch, arguments, contexts, slots)
+        slots = [[Slot(launch) for _ in arguments.lanes] for _ in cls.outputs]
+        set_launch_event(launch, arguments, cls.kind)
         origin = Origin(launch.name, launch.line, launch.address)
-        outputs = [
-            cls.variable_type(number).over(
-                lane_slots, arguments.size is not None, role, node=node, output_nr=number,
-                origin=origin,
-            )
-            for number, (lane_slots, role) in enumerate(zip(slots, roles, strict=True))
-        ]  # fmt: skip
+        op = record_op(cls, arguments, cls.output_roles(arguments), slots, origin)
+        if cls.batched and arguments.size is not None:
+            _add_batched(launch, op)
+        else:
+            _add_lanes(launch, op)
+        outputs = op.variables(cls.reduce(launch, op))
         launch.holders = [weakref.ref(output) for output in outputs]
         launch.start()
-        return cls.wrap(outputs, contexts)
+        return cls.wrap(outputs, op)
+
+    # Built-in ops override these.
 
     @classmethod
-    def variable_type(cls, number: int) -> type[Variable]:
-        """Return the class of output `number`; ops whose outputs show more than data override it."""
-        return Variable
+    def check(cls, arguments: Arguments) -> None:
+        """Raise for arguments that can't work, at the launch line."""
 
     @classmethod
-    def wrap(cls, outputs: list[Variable], contexts: Sequence[Context]) -> Any:
-        """Return what `apply` returns: the one output, or a named tuple of several."""
-        return outputs[0] if len(outputs) == 1 else cls._bundle(*outputs)
+    def output_roles(cls, arguments: Arguments) -> Sequence[str]:
+        """Return the role of each output."""
+        return [f"{name} of {cls.__name__}" for name in cls.outputs]
+
+    @classmethod
+    def wanted(cls, arguments: Arguments) -> Sequence[bool]:
+        """Return for each Variable whether it gets feedback when the graph is recorded."""
+        return [variable.requires_grad for variable in arguments.variables]
 
     @classmethod
     async def run_forward(cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run forward for one lane; built-in ops that need the job override it."""
+        """Run forward for one lane; an op that calls a model needs the job for it."""
         return await call_in_node(job, partial(cls.forward, ctx, *args, **kwargs))
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said | Later:
+    def reduce(cls, launch: Launch, op: Op) -> Sequence[list[Slot]] | None:
+        """Add a job that reduces the lanes of each output to one value; return its slots, or None to keep the lanes."""
+        return None
+
+    @classmethod
+    def variable_type(cls, number: int) -> type[Variable]:
+        """Return the class of output `number`."""
+        return Variable
+
+    @classmethod
+    def wrap(cls, outputs: list[Variable], op: Op) -> Any:
+        """Return the result of `apply`: the one output, or a named tuple of several."""
+        return outputs[0] if len(outputs) == 1 else cls._bundle(*outputs)
+
+    @classmethod
+    def check_backward(cls, ctx: Context) -> None:
+        """Raise at the line of `backward()` for anything that the pass will lack here, such as a model."""
+
+    @classmethod
+    def run_backward(cls, job: Job, ctx: Context) -> LaneFeedback | Later:
         """Run backward for one lane with `ctx.feedback` set; return one entry for each Variable.
 
-        What has to be awaited is returned as a function that starts it. A coroutine made here would never be
+        An async backward is returned as a function that starts it. A coroutine made here would never be
         awaited if the job is cancelled before its first step, and Python would warn about that.
         """
-        texts = [joined(incoming) for incoming in ctx.feedback]
+        texts = [_one_text(incoming) for incoming in ctx.feedback]
         if cls.inline:
             return _by_variable(cls, ctx, cls.backward(ctx, *texts))
 
-        async def run() -> Said:
+        async def run() -> LaneFeedback:
             returned = await call_in_node(job, cls.backward, ctx, *texts)
-            return _by_variable(cls, ctx, await plain(returned))
+            return _by_variable(cls, ctx, await resolved(returned))
 
         return run
 
 
-def edges_to(arguments: Arguments, wanted: Sequence[bool]) -> list[Edge | None]:
-    """Return an edge for each Variable that wants feedback, None for the others."""
-    return [
-        Edge(variable.graph_node(), variable.output_nr, slots, batch, variable.role) if want else None
-        for variable, (slots, batch), want in zip(arguments.variables, arguments.cells, wanted, strict=True)
-    ]
+class _Awaitable:
+    """Mixin of the named tuples that ops with several outputs return: awaiting it awaits each."""
+
+    @folding
+    def __await__(self) -> Generator[Any, None, Any]:
+        for variable in self:  # type: ignore[attr-defined]
+            yield from variable.__await__()
+        return self
 
 
-def joined(incoming: Sequence[Feedback]) -> str | None:
-    """Return several consumers' feedback as one text, None if there is none."""
-    texts = [feedback.text for feedback in incoming]
-    return "\n".join(texts) if texts else None
+@final
+class Op:
+    """One use of a Function, recorded: its lanes, its outputs' slots, and its node if it has one."""
+
+    __slots__ = ("arguments", "contexts", "function", "node", "origin", "roles", "slots")
+
+    def __init__(
+        self,
+        function: type[Function],
+        arguments: Arguments,
+        roles: Sequence[str],
+        slots: Sequence[list[Slot]],
+        origin: Origin,
+    ) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.roles = roles
+        self.slots = slots
+        self.origin = origin
+        self.contexts: Sequence[Context] = ()
+        self.node: Node | None = None
+
+    def variables(self, reduced: Sequence[list[Slot]] | None = None) -> list[Variable]:
+        """Return a Variable over each output; over its reduction, one value, if there is one."""
+        batch = self.arguments.size is not None and reduced is None
+        return [
+            self.function.variable_type(number).over(
+                slots, batch, role, node=self.node, output_nr=number, origin=self.origin
+            )
+            for number, (slots, role) in enumerate(zip(reduced or self.slots, self.roles, strict=True))
+        ]  # fmt: skip
 
 
-def _launch_lanes(
-    cls: type[Function],
-    launch: Launch,
+def record_op(
+    function: type[Function],
     arguments: Arguments,
-    contexts: Sequence[Context],
-    slots: Sequence[Sequence[Slot]],
-) -> None:
+    roles: Sequence[str],
+    slots: Sequence[list[Slot]],
+    origin: Origin,
+) -> Op:
+    """Record one use of `function` in the graph, and let go of its Variables.
+
+    A node is made only if the graph is recorded here (see `no_grad`) and some input wants feedback.
+
+    Args:
+        roles: one for each output.
+        slots: for each output a slot for each lane.
+        origin: name, line and address of the launch; without an address if nothing is launched.
+    """
+    wanted = function.wanted(arguments) if is_grad_enabled() else [False] * len(arguments.variables)
+    input_roles = [variable.role for variable in arguments.variables]
+    op = Op(function, arguments, roles, slots, origin)
+    op.contexts = [
+        Context(arguments, wanted, input_roles, roles, lane, origin.address) for lane in arguments.lanes
+    ]
+    if any(wanted):
+        edges = [
+            Edge(variable.graph_node(), variable.output_nr, captured, batch) if want else None
+            for variable, (captured, batch), want in zip(
+                arguments.variables, arguments.cells, wanted, strict=True
+            )
+        ]
+        op.node = Node(function, origin, arguments.size, edges, slots, op.contexts)
+    arguments.forget()
+    return op
+
+
+def _add_lanes(launch: Launch, op: Op) -> None:
+    """Add one job for each lane; it runs as soon as that lane's inputs are there."""
+    cls, arguments, contexts = op.function, op.arguments, op.contexts
+
     def inline(job: Job, values: list[Any]) -> Outcomes:
         args, kwargs = arguments.fill(values)
         return _outcomes(cls, cls.forward(contexts[job.lane or 0], *args, **kwargs))
@@ -204,21 +260,16 @@ def _launch_lanes(
     async def run(job: Job, values: list[Any]) -> Outcomes:
         args, kwargs = arguments.fill(values)
         result = await cls.run_forward(job, contexts[job.lane or 0], args, kwargs)
-        return _outcomes(cls, await plain(result))
+        return _outcomes(cls, await resolved(result))
 
     body = inline if cls.inline else run
     for number, ctx in enumerate(contexts):
-        launch.add(body, arguments.lane(number), [column[number] for column in slots], lane=ctx.lane)
+        launch.add(body, arguments.lane(number), [column[number] for column in op.slots], lane=ctx.lane)
 
 
-def _launch_batched(
-    cls: type[Function],
-    launch: Launch,
-    arguments: Arguments,
-    contexts: Sequence[Context],
-    slots: Sequence[Sequence[Slot]],
-) -> None:
-    """One job over all lanes: lanes with a missing or failed input stay out of the lists that forward gets."""
+def _add_batched(launch: Launch, op: Op) -> None:
+    """Add one job over all lanes; missing and failed lanes are left out of the lists that forward gets."""
+    cls, arguments, contexts = op.function, op.arguments, op.contexts
     size = len(contexts)
     quorum = current_quorum()
     lanes = [arguments.lane(number) for number in range(size)]
@@ -246,34 +297,18 @@ def _launch_batched(
             flat += [by_lane.get(number, stopped.get(number)) for number in range(size)]
         return flat
 
-    # `ctx` is one for the whole batch: what forward saves, each lane's backward reads.
+    # Forward runs once, but backward runs for each lane: share what forward saves on its `ctx`.
     for ctx in contexts[1:]:
         ctx.__dict__ = contexts[0].__dict__
     launch.add(
         run,
         [slot for lane in lanes for slot in lane],
-        [slot for column in slots for slot in column],
+        [slot for column in op.slots for slot in column],
         gather=True,
     )
 
 
-def _checked_columns(cls: type[Function], returned: Any, size: int) -> list[list[Any]]:
-    columns = [returned] if len(cls.outputs) == 1 else list(returned)
-    for column in columns:
-        if not isinstance(column, list) or len(column) != size:
-            raise ValueError(
-                f"{cls.__name__}.forward is batched and must return lists of {size} values (got {column!r})"
-            )
-    return [[checked(value) for value in column] for column in columns]
-
-
-async def plain(result: Any) -> Any:
-    """Return what a body returned with every Variable in it, awaited, replaced by its value."""
-    if isinstance(result, Variable):
-        return (await result).data
-    if isinstance(result, tuple | list) and any(isinstance(item, Variable) for item in result):
-        return [await plain(item) for item in result]
-    return result
+# Results of forward and backward, checked and put in the engine's shape.
 
 
 def _outcomes(cls: type[Function], result: Any) -> Outcomes:
@@ -287,15 +322,40 @@ def _outcomes(cls: type[Function], result: Any) -> Outcomes:
     return [checked(value) for value in result]
 
 
+def _checked_columns(cls: type[Function], returned: Any, size: int) -> list[list[Any]]:
+    columns = [returned] if len(cls.outputs) == 1 else list(returned)
+    for column in columns:
+        if not isinstance(column, list) or len(column) != size:
+            raise ValueError(
+                f"{cls.__name__}.forward is batched and must return lists of {size} values (got {column!r})"
+            )
+    return [[checked(value) for value in column] for column in columns]
+
+
+async def resolved(result: Any) -> Any:
+    """Await every Variable that a body returned, and return their values in the same places."""
+    if isinstance(result, Variable):
+        return (await result).data
+    if isinstance(result, tuple | list) and any(isinstance(item, Variable) for item in result):
+        return [await resolved(item) for item in result]
+    return result
+
+
+def _one_text(incoming: Sequence[Feedback]) -> str | None:
+    """Return several consumers' feedback as one text, None if there is none."""
+    texts = [feedback.text for feedback in incoming]
+    return "\n".join(texts) if texts else None
+
+
 def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedback | str | None]:
-    """Turn what backward returned, one entry for each argument, into one for each Variable."""
+    """Turn the entries that backward returned, one for each argument, into one for each Variable."""
     arguments = ctx.arguments
     width = len(arguments.args) + len(arguments.kwargs)
     entries = list(returned) if isinstance(returned, tuple | list) else [returned]
     if len(entries) != width:
         raise ValueError(
             f"{cls.__name__}.backward must return {width} values, one for each argument of forward "
-            f"(got {len(entries)}); return None where there is nothing to say"
+            f"(got {len(entries)}); return None for an argument without feedback"
         )
     found: list[list[str]] = [[] for _ in arguments.cells]
     lists = {position: iter(entry) for position, entry in enumerate(entries) if isinstance(entry, list)}
@@ -311,17 +371,17 @@ def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedb
     return ["\n".join(texts) if texts else None for texts in found]
 
 
-# Arguments: the Variables among an op's arguments, and how to put lane values in their places.
+# The arguments of an op.
 
 
 class Place(NamedTuple):
-    """Where a Variable was among the arguments."""
+    """Marks where a Variable was among the arguments."""
 
     number: int
 
 
 Filler = Callable[[Sequence[Any]], Any]
-"""Gives a lane's value of one argument from the values of the Variables."""
+"""Makes one argument of a lane from the lane's values of the Variables."""
 
 
 @final
@@ -329,7 +389,7 @@ class Arguments:
     """An op's arguments with the Variables taken out, each once, in order of appearance.
 
     Attributes:
-        variables: the distinct Variables.
+        variables: the distinct Variables; empty after `forget`.
         cells: for each of them the slots that this launch captured, and whether they are a batch.
         size: number of lanes, None if all are scalars.
 
@@ -352,15 +412,20 @@ class Arguments:
         self.cells = [variable.cell() for variable in self.variables]
         self.size = self._common_size()
 
+    @property
+    def lanes(self) -> Sequence[int | None]:
+        """The index of each lane; a single None if all Variables are scalars."""
+        return [None] if self.size is None else range(self.size)
+
     def lane(self, number: int) -> list[Slot]:
         """Return the slots that lane `number` works on, one for each Variable."""
         return [slots[number] if batch else slots[0] for slots, batch in self.cells]
 
     def fill(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return `(args, kwargs)` with a value in the place of each Variable; after `forget`."""
-
         if self._fillers is None:
-            # Once for a launch: walking the arguments again for each lane was a tenth of a call's CPU.
+            # Make the fillers once for a launch: walking the arguments again for each lane took a tenth of
+            # a call's CPU time.
             self._fillers = (
                 [_filler(value) for value in self.args],
                 {name: _filler(value) for name, value in self.kwargs.items()},
@@ -369,24 +434,17 @@ class Arguments:
         return tuple([put(values) for put in args]), {name: put(values) for name, put in kwargs.items()}
 
     def forget(self) -> None:
-        """Let go of the Variables, keeping their places.
-
-        A graph must not keep its Variables alive: a value that nobody can reach any more is not wanted,
-        and its calls are cancelled.
-        """
-        self.args = tuple(self._marked(value) for value in self.args)
-        self.kwargs = {name: self._marked(value) for name, value in self.kwargs.items()}
+        """Replace the Variables by marks, so that the graph doesn't keep them alive."""
+        self.args = tuple(_marked(value, self._index) for value in self.args)
+        self.kwargs = {name: _marked(value, self._index) for name, value in self.kwargs.items()}
         self.variables = []
         self._index = {}
 
     def places(self, visit: Callable[[int, int], None]) -> None:
-        """Call `visit(position, index)` where each Variable was; positions count args, then kwargs."""
+        """Call `visit(position, index)` for each place of a Variable; positions count args, then kwargs."""
         for position, value in enumerate((*self.args, *self.kwargs.values())):
             for index in _places_in(value):
                 visit(position, index)
-
-    def _marked(self, value: Any) -> Any:
-        return _marked(value, self._index)
 
     def _collect(self, value: Any) -> None:
         if isinstance(value, Variable):
@@ -409,7 +467,7 @@ class Arguments:
         if any(size != sizes[0][0] for size, _ in sizes):
             shown = ", ".join(f"{variable.role!r} has {size}" for size, variable in sizes)
             raise ValueError(
-                f"batches given to one op need equal lengths ({shown}); a scalar is shared by all samples"
+                f"batches given to one op must have equal lengths (got {shown}); a scalar is shared by all samples"
             )
         return sizes[0][0]
 
@@ -430,7 +488,7 @@ def _marked(value: Any, index: Mapping[int, int]) -> Any:
 
 
 def _filler(value: Any) -> Filler:
-    """Return what puts values into the places of `value`; without any it gives `value` itself."""
+    """Return a function that puts values into the places of `value`; without places it returns `value` itself."""
     if isinstance(value, Place):
         return itemgetter(value.number)
     if next(_places_in(value), None) is None:
@@ -455,9 +513,6 @@ def _places_in(value: Any) -> Iterator[int]:
             yield from _places_in(item)
 
 
-# Context: what a Function's forward leaves for its backward, for one lane.
-
-
 class Context:
     """The `ctx` of one lane; set any attribute on it in `forward` and read it in `backward`.
 
@@ -466,8 +521,9 @@ class Context:
         input_roles: the roles of the Variables among the arguments, in order of appearance.
         output_roles: the roles of the outputs.
         lane: index of the sample, None for scalars.
+        address: of the launch.
         feedback: in `backward`, for each output the consumers' `Feedback`, one entry each.
-        saved_values: what `save_for_backward` was given; of a batched Function, for all of its samples.
+        saved_values: the values given to `save_for_backward`; of a batched Function, for all of its samples.
     """
 
     if TYPE_CHECKING:
@@ -476,7 +532,7 @@ class Context:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     __slots__ = (
-        "__dict__", "arguments", "feedback", "input_roles", "lane", "output_roles", "wanted",
+        "__dict__", "address", "arguments", "feedback", "input_roles", "lane", "output_roles", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -486,12 +542,14 @@ class Context:
         input_roles: Sequence[str],
         output_roles: Sequence[str],
         lane: int | None,
+        address: str | None = None,
     ) -> None:
         self.arguments = arguments
         self.wanted = wanted
         self.input_roles = input_roles
         self.output_roles = output_roles
         self.lane = lane
+        self.address = address
         self.feedback: list[list[Feedback]] = []
 
     @property
@@ -505,18 +563,20 @@ class Context:
         return tuple(positions)
 
     def lane_values(self) -> list[Any]:
-        """Return the value of each Variable in this lane, as the op was given it."""
+        """Return the value of each Variable in this lane at the time of the launch."""
         return [slot.outcome for slot in self.arguments.lane(self.lane or 0)]
 
     def with_feedback(self, feedback: list[list[Feedback]]) -> Context:
-        """Return a ctx for one backward pass over this lane; what `forward` set on this one is shared."""
-        ctx = Context(self.arguments, self.wanted, self.input_roles, self.output_roles, self.lane)
+        """Return a ctx for one backward pass over this lane; it shares the attributes that `forward` set."""
+        ctx = Context(
+            self.arguments, self.wanted, self.input_roles, self.output_roles, self.lane, self.address
+        )
         ctx.__dict__ = self.__dict__
         ctx.feedback = feedback
         return ctx
 
     def save_for_backward(self, *values: Any) -> None:
-        """Keep values for `backward`, where `saved_values` has them."""
+        """Keep values for `backward`; read them there as `ctx.saved_values`."""
         self._saved = values
 
     @property
@@ -525,11 +585,11 @@ class Context:
         return saved
 
 
-# LaunchEvent: what is told of a launch in the graph, if anybody listens.
+# Events: a launch reports its inputs when it starts, if there is a subscriber.
 
 
-def tell_launch(launch: Launch, arguments: Arguments, kind: str = "forward") -> None:
-    """Have the start of `launch` tell what it works on; before `arguments.forget()`."""
+def set_launch_event(launch: Launch, arguments: Arguments, kind: str) -> None:
+    """Prepare the event of a launch; call it before `arguments.forget()`."""
     if listening():
         inputs = [
             _input(variable, cell, arguments.size)
@@ -538,8 +598,8 @@ def tell_launch(launch: Launch, arguments: Arguments, kind: str = "forward") -> 
         launch.event = NodeLaunched(launch.address, launch.name, launch.line, kind, arguments.size, inputs)
 
 
-def tell_sweep(launch: Launch, nodes: Sequence[Node]) -> None:
-    """Have the start of a backward pass tell which forward launches it goes through."""
+def set_sweep_event(launch: Launch, nodes: Sequence[Node]) -> None:
+    """Prepare the event of a backward pass: its inputs are the forward launches that it goes through."""
     if listening():
         inputs = [NodeInput(node.address) for node in nodes]
         launch.event = NodeLaunched(launch.address, launch.name, launch.line, "backward", None, inputs)
@@ -549,61 +609,18 @@ def _input(variable: Variable, cell: Cell, size: int | None) -> NodeInput:
     if variable.origin is not None:
         return NodeInput(variable.origin.address)
     slots, batch = cell
-    # A prompt is no part of what makes a sample that sample: neither is what a whole batch shares.
+    # Samples are told apart by their own leaves. A prompt, or a value that a whole batch shares, is the same in
+    # every sample, so leave it out.
     if variable.requires_grad or batch != (size is not None):
         return NodeInput(None)
     return NodeInput(None, [slot.outcome for slot in slots])
 
 
-# Basic ops: Add, Sum and Split. Their feedback follows fixed rules; no model is called.
+# Basic ops.
 
 
 MAX_ROLE: Final = 200
-"""Characters of a role that ops put together."""
-
-
-def _spread(ctx: Context, lead: str) -> Said:
-    """Give each input that wants it the whole feedback, led in by the input's role.
-
-    Once is enough: in a chain of additions each level would else quote the roles of all levels above.
-    """
-    feedback = merged(ctx.feedback[0])
-    said: list[Feedback | None] = []
-    for role, want in zip(ctx.input_roles, ctx.wanted, strict=True):
-        text = feedback.text
-        if text and not feedback.led_in:
-            text = f"{lead.format(role=role)} {text}"
-        said.append(Feedback(text, trail=feedback.trail, led_in=bool(text)) if want else None)
-    return said
-
-
-def _joined_role(roles: Sequence[str]) -> str:
-    """Return one role for several; a long list of them is cut, as nobody reads it."""
-    joined = " and ".join(roles)
-    return joined if len(joined) <= MAX_ROLE else f"{joined[:MAX_ROLE]}…"
-
-
-def _require_variables(op: str, values: Sequence[Any]) -> None:
-    for value in values:
-        if not isinstance(value, Variable):
-            raise TypeError(f"{op} takes Variables (got {value!r}); wrap it: afnio.Variable({value!r})")
-
-
-def _require_one_kind(op: str, values: Sequence[Any]) -> None:
-    if not (
-        all(isinstance(value, str) for value in values)
-        or all(isinstance(value, int | float) for value in values)
-    ):
-        shown = ", ".join(type(value).__name__ for value in values)
-        raise TypeError(f"{op} takes strings or numbers, not both (got {shown}); convert one of them first")
-
-
-def _check_known(op: str, arguments: Arguments) -> None:
-    """Raise at the launch line for values that are known there and can't be combined."""
-    firsts = [slots[0].outcome for slots, _ in arguments.cells if slots and slots[0].outcome is not PENDING]
-    known = [value for value in firsts if isinstance(value, str | int | float)]
-    if known:
-        _require_one_kind(op, known)
+"""Characters of a role that ops join from those of their inputs; a longer one is cut."""
 
 
 @final
@@ -630,7 +647,7 @@ class Add(Function):
         return x + y
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said:
+    def run_backward(cls, job: Job, ctx: Context) -> LaneFeedback:
         return _spread(ctx, "The {role} is one part of a whole that received this feedback:")
 
 
@@ -662,13 +679,57 @@ class Sum(Function):
         return sum(items)
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said:
+    def run_backward(cls, job: Job, ctx: Context) -> LaneFeedback:
         return _spread(ctx, "The {role} is one item of a collection that received this feedback:")
+
+
+def _spread(ctx: Context, lead: str) -> LaneFeedback:
+    """Give the whole feedback to each input that wants it, with a lead that names the input's role.
+
+    Only one lead is written: in a chain of additions each level would otherwise quote the roles of all
+    levels above it.
+    """
+    feedback = merged(ctx.feedback[0])
+    spread: list[Feedback | None] = []
+    for role, want in zip(ctx.input_roles, ctx.wanted, strict=True):
+        text = feedback.text
+        if text and not feedback.led_in:
+            text = f"{lead.format(role=role)} {text}"
+        spread.append(Feedback(text, provenance=feedback.provenance, led_in=bool(text)) if want else None)
+    return spread
+
+
+def _joined_role(roles: Sequence[str]) -> str:
+    joined = " and ".join(roles)
+    return joined if len(joined) <= MAX_ROLE else f"{joined[:MAX_ROLE]}…"
+
+
+def _require_variables(op: str, values: Sequence[Any]) -> None:
+    for value in values:
+        if not isinstance(value, Variable):
+            raise TypeError(f"{op} takes Variables (got {value!r}); wrap it: afnio.Variable({value!r})")
+
+
+def _require_one_kind(op: str, values: Sequence[Any]) -> None:
+    if not (
+        all(isinstance(value, str) for value in values)
+        or all(isinstance(value, int | float) for value in values)
+    ):
+        shown = ", ".join(type(value).__name__ for value in values)
+        raise TypeError(f"{op} takes strings or numbers, not both (got {shown}); convert one of them first")
+
+
+def _check_known(op: str, arguments: Arguments) -> None:
+    """Raise at the launch line if values that have already arrived can't be combined."""
+    firsts = [slots[0].outcome for slots, _ in arguments.cells if slots and slots[0].outcome is not PENDING]
+    known = [value for value in firsts if isinstance(value, str | int | float)]
+    if known:
+        _require_one_kind(op, known)
 
 
 @final
 class Split(Function):
-    """The parts of each string; the number of parts shows only in the value, so launching it is a read."""
+    """The parts of each string. Only the value shows how many parts there are, so `apply` waits for it."""
 
     transparent = True
 
@@ -676,70 +737,17 @@ class Split(Function):
     def apply(cls, *args: Any, **kwargs: Any) -> tuple[Variable, ...]:
         variable, sep, maxsplit = _split_arguments(*args, **kwargs)
         parts = _columns(variable.data, sep, maxsplit)
-        arguments = Arguments((variable,), {})
-        wanted = [is_grad_enabled() and variable.requires_grad]
-        batch = arguments.size is not None
-        lanes: Sequence[int | None] = range(arguments.size) if arguments.size is not None else [None]
         roles = [f"split part {number} of {variable.role}" for number in range(len(parts))]
         slots = [[Slot.filled(value) for value in column] for column in parts]
-        line = caller_line()
-        node = None
-        if wanted[0]:
-            contexts = [Context(arguments, wanted, [variable.role], roles, lane) for lane in lanes]
-            node = Node(cls, "Split", line, arguments.size, edges_to(arguments, wanted), slots, contexts)
-        arguments.forget()
-        return tuple(
-            Variable.over(column, batch, role, node=node, output_nr=number, origin=Origin("Split", line))
-            for number, (column, role) in enumerate(zip(slots, roles, strict=True))
-        )
+        op = record_op(cls, Arguments((variable,), {}), roles, slots, Origin("Split", caller_line()))
+        return tuple(op.variables())
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said:
+    def run_backward(cls, job: Job, ctx: Context) -> LaneFeedback:
         lines = [f"<ITEM>{merged(incoming).text if incoming else ''}</ITEM>" for incoming in ctx.feedback]
-        trail = tuple(entry for incoming in ctx.feedback for f in incoming for entry in f.trail)
+        provenance = tuple(entry for incoming in ctx.feedback for f in incoming for entry in f.provenance)
         lead = "This text was split; its parts, in order, received this feedback:"
-        return [Feedback(f"{lead} {''.join(lines)}", trail=trail)]
-
-
-@final
-class Stack(Function):
-    """Scalars side by side as the lanes of one batch; each gets the feedback on its own lane."""
-
-    transparent = True
-
-    @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said:
-        return [merged(ctx.feedback[0])] * len(ctx.wanted)  # only this lane's own edge takes it
-
-
-def stack(variables: Sequence[Variable]) -> Variable:
-    """Return one batch whose lanes are the values of scalar Variables; doesn't wait.
-
-    >>> stack([Variable("a"), Variable("b")]).data
-    ['a', 'b']
-    """
-    for variable in variables:
-        if variable.cell()[1]:
-            raise ValueError(f"only scalars can be stacked (got a batch, {variable!r})")
-    arguments = Arguments((list(variables),), {})
-    slots = [variable.cell()[0][0] for variable in variables]
-    wanted = [is_grad_enabled() and variable.requires_grad for variable in arguments.variables]
-    line = caller_line()
-    role = variables[0].role
-    node = None
-    if any(wanted):
-        roles = [variable.role for variable in arguments.variables]
-        contexts = [Context(arguments, wanted, roles, [role], lane) for lane in range(len(slots))]
-        edges = edges_to(arguments, wanted)
-        places: dict[int, list[int]] = {}
-        for lane, variable in enumerate(variables):
-            places.setdefault(id(variable), []).append(lane)
-        for variable, edge in zip(arguments.variables, edges, strict=True):
-            if edge is not None:
-                edge.lanes = places[id(variable)]
-        node = Node(Stack, "Stack", line, len(slots), edges, [slots], contexts)
-    arguments.forget()
-    return Variable.over(slots, True, role, node=node, origin=Origin("Stack", line))
+        return [Feedback(f"{lead} {''.join(lines)}", provenance=provenance)]
 
 
 def _split_arguments(
@@ -756,7 +764,7 @@ def _split_arguments(
 
 
 def _columns(data: Any, sep: str | None, maxsplit: int) -> list[list[Any]]:
-    """Return for each part its value in every lane, short lanes padded with ""."""
+    """Return for each part its value in every lane; lanes with fewer parts are padded with ""."""
     rows = data if isinstance(data, list) else [data]
     for row in rows:
         if row is not None and not isinstance(row, str):
@@ -769,12 +777,45 @@ def _columns(data: Any, sep: str | None, maxsplit: int) -> list[list[Any]]:
     ]
 
 
-# Map: a function of each sample, between ops, without a barrier and without leaving the graph.
+@final
+class Stack(Function):
+    """Scalars side by side as the lanes of one batch; each gets the feedback on its own lane."""
+
+    transparent = True
+
+    @classmethod
+    def run_backward(cls, job: Job, ctx: Context) -> LaneFeedback:
+        return [merged(ctx.feedback[0])] * len(ctx.wanted)  # `Edge.lanes` picks the entry of this lane
+
+
+def stack(variables: Sequence[Variable]) -> Variable:
+    """Return one batch whose lanes are the values of scalar Variables; doesn't wait.
+
+    >>> stack([Variable("a"), Variable("b")]).data
+    ['a', 'b']
+    """
+    for variable in variables:
+        if variable.cell()[1]:
+            raise ValueError(f"stack takes scalars (got a batch, {variable!r})")
+    arguments = Arguments((list(variables),), {})
+    arguments.size = len(variables)  # the inputs are scalars, but each becomes a lane of the output
+    distinct = arguments.variables
+    slots = [variable.cell()[0][0] for variable in variables]
+    op = record_op(Stack, arguments, [variables[0].role], [slots], Origin("Stack", caller_line()))
+    if op.node is not None:
+        lanes: dict[int, list[int]] = {}
+        for lane, variable in enumerate(variables):
+            lanes.setdefault(id(variable), []).append(lane)
+        for variable, edge in zip(distinct, op.node.edges, strict=True):
+            if edge is not None:
+                edge.lanes = lanes[id(variable)]
+    (output,) = op.variables()
+    return output
 
 
 @final
 class Map(Function):
-    """`fn` of each sample; feedback on the result passes through to the sample."""
+    """`fn` of each sample, without a barrier; feedback on the result passes through to the sample."""
 
     transparent = True
 
@@ -793,18 +834,18 @@ class Map(Function):
         return await call_in_node(job, kwargs["fn"], args[0])
 
     @classmethod
-    def run_backward(cls, job: Job, ctx: Context) -> Said:
-        # The consumers judged the mapped value: that is what the producer's critic is to see.
+    def run_backward(cls, job: Job, ctx: Context) -> LaneFeedback:
+        # `seen` stays the mapped value: the critic of the sample must see the text that was judged.
         return [merged(ctx.feedback[0])]
 
 
 def merged(incoming: Sequence[Feedback]) -> Feedback:
-    """Return several consumers' feedback as one, with what the first one saw."""
+    """Return several consumers' feedback as one; `seen` is the first one's."""
     if len(incoming) == 1:
         return incoming[0]
     return Feedback(
         "\n".join(feedback.text for feedback in incoming if feedback.text),
         incoming[0].seen,
-        tuple(entry for feedback in incoming for entry in feedback.trail),
+        tuple(entry for feedback in incoming for entry in feedback.provenance),
         all(feedback.led_in for feedback in incoming),
     )

@@ -1,4 +1,13 @@
-"""Graph: the nodes that ops leave behind and the edges between them."""
+"""The graph: the nodes that ops leave behind, the edges between them, and hooks.
+
+The graph points backward, from each op to its inputs, and is kept alive by the Variables at its end: drop the loss and
+the graph is gone. Nodes refer to slots, never to Variables, except `AccumulateGrad`, the node of a leaf: a leaf must
+survive until its feedback arrives.
+
+A backward pass frees the nodes that it goes through, unless it keeps the graph. Two passes may start at the same time
+in two threads, so a pass first claims all of its nodes (`claim`): the second one raises at its own line, before it has
+started anything.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +20,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, final
 from afnio.errors import GraphError
 
 if TYPE_CHECKING:
-    from afnio.autodiff._backward import Crossing
     from afnio.autodiff._function import Context, Function
-    from afnio.autodiff._variable import Variable
+    from afnio.autodiff._variable import Origin, Variable
     from afnio.runtime._kernel import Slot
     from afnio.runtime._tracebacks import Line
 
@@ -22,7 +30,7 @@ _sequence = itertools.count()
 
 
 class GradientEdge(NamedTuple):
-    """A place in the graph: output number `output_nr` of `node`."""
+    """Output number `output_nr` of `node`: one end of an edge, and a target of `grad`."""
 
     node: Node
     output_nr: int
@@ -30,16 +38,15 @@ class GradientEdge(NamedTuple):
 
 @final
 class Edge:
-    """From a consumer to one of its inputs, with the slots that the consumer captured.
+    """An edge from a consumer to one of its inputs, with the slots that the consumer captured.
 
     Attributes:
         node: the node that produced the input; for a leaf its `AccumulateGrad`.
-        slots: one for each lane of the input, a single one where the input is a scalar.
-        role: the input's role when it was captured.
-        lanes: which lanes of the consumer used it, None for all.
+        slots: one for each lane of the input; a single one if the input is a scalar.
+        lanes: the lanes of the consumer that used the input, None for all.
     """
 
-    __slots__ = ("batch", "lanes", "node", "output_nr", "role", "slots")
+    __slots__ = ("batch", "lanes", "node", "output_nr", "slots")
 
     def __init__(
         self,
@@ -47,7 +54,6 @@ class Edge:
         output_nr: int,
         slots: Sequence[Slot],
         batch: bool,
-        role: str,
         lanes: Sequence[int] | None = None,
     ) -> None:
         self.lanes = lanes
@@ -55,56 +61,59 @@ class Edge:
         self.output_nr = output_nr
         self.slots = slots
         self.batch = batch
-        self.role = role
 
 
 class Node:
-    """One op in the graph: what its backward pass needs.
+    """One op in the graph, with everything that its backward needs.
 
     Attributes:
-        size: number of lanes, None where the op worked on scalars alone.
-        edges: one for each Variable that the op was given; None where it needs no gradient.
-        outputs: for each output the slots of its lanes, as the op filled them.
+        size: number of lanes, None if the op worked on scalars alone.
+        edges: one for each Variable that the op was given; None for one that needs no gradient.
+        outputs: for each output the slots of its lanes. Assigning the output later doesn't change them.
         contexts: the `ctx` of each lane.
-        address: of its launch, None for an op that isn't launched.
-        retained: for an output that retains its feedback, its Variable, weakly.
-        hooks: for an output that has some, the hooks on its feedback.
-        crossing: which place of a module's call it is, where the module has backward hooks.
+        origin: name, line and address of the op's launch; None for the node of a leaf.
+        retained: weak references to the outputs that retain their feedback, by output number.
+        hooks: the hooks on the feedback of each output that has some, by output number.
     """
 
     __slots__ = (
-        "__weakref__", "address", "claims", "contexts", "crossing", "edges", "function", "hooks",
-        "launch_name", "line", "outputs", "retained", "sequence", "size",
+        "__weakref__", "claims", "contexts", "edges", "function", "hooks", "origin", "outputs", "retained",
+        "sequence", "size",
     )  # fmt: skip
 
     def __init__(
         self,
         function: type[Function] | None,
-        name: str,
-        line: Line | None,
+        origin: Origin | None,
         size: int | None,
         edges: Sequence[Edge | None],
         outputs: Sequence[Sequence[Slot]],
         contexts: Sequence[Context],
-        address: str | None = None,
     ) -> None:
         self.function = function
-        self.launch_name = name
-        self.line = line
+        self.origin = origin
         self.size = size
         self.edges = edges
         self.outputs = outputs
         self.contexts = contexts
-        self.address = address
         self.retained: dict[int, Any] = {}
         self.hooks: dict[int, Hooks[Hook]] = {}
-        self.crossing: Crossing | None = None
         self.sequence = next(_sequence)
-        # The passes that want to free it; the first has it. Appending is atomic, so this needs no lock.
+        # The passes that will free it; the first one wins. Appending to a list is atomic, so this needs no lock.
         self.claims: list[object] = []
 
     def name(self) -> str:
-        return f"{self.launch_name}Backward0"
+        return "AccumulateGrad" if self.origin is None else f"{self.origin.name}Backward0"
+
+    @property
+    def line(self) -> Line | None:
+        """Where in the user's code the op was launched."""
+        return None if self.origin is None else self.origin.line
+
+    @property
+    def address(self) -> str | None:
+        """The address of the op's launch, None for an op that isn't launched."""
+        return None if self.origin is None else self.origin.address
 
     @property
     def next_functions(self) -> tuple[GradientEdge | tuple[None, int], ...]:
@@ -116,11 +125,10 @@ class Node:
         return 1 if self.size is None else self.size
 
     def release(self) -> None:
-        """Let go of what the backward pass needs, and of the nodes before."""
+        """Drop everything that backward needs, and so the nodes before this one."""
         self.edges = [None] * len(self.edges)
         self.outputs = ()
         self.contexts = ()
-        self.crossing = None
 
     def __repr__(self) -> str:
         return f"<{self.name()}>"
@@ -128,16 +136,13 @@ class Node:
 
 @final
 class AccumulateGrad(Node):
-    """Where feedback for a leaf arrives; all of those of one leaf are equal."""
+    """The node at which a leaf gathers its feedback; all nodes of one leaf are equal."""
 
     __slots__ = ("variable",)
 
     def __init__(self, variable: Variable) -> None:
-        super().__init__(None, "AccumulateGrad", None, None, (), (), ())
+        super().__init__(None, None, None, (), (), ())
         self.variable = variable
-
-    def name(self) -> str:
-        return "AccumulateGrad"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AccumulateGrad) and other.variable is self.variable
@@ -147,9 +152,9 @@ class AccumulateGrad(Node):
 
 
 def claim(nodes: Sequence[Node], *, keep: bool) -> object:
-    """Reserve `nodes` for one backward pass that frees them, all or none; one that keeps them only looks.
+    """Reserve `nodes`, all or none, for one backward pass that frees them; a pass that keeps them only checks.
 
-    Returns what `unclaim` takes.
+    Returns the claim, for `unclaim`.
 
     Raises:
         GraphError: if another pass has claimed one of them.
@@ -174,7 +179,7 @@ def unclaim(nodes: Sequence[Node], mine: object) -> None:
             node.claims.remove(mine)
 
 
-# Hooks: callables that a Variable or a Module calls at a certain point, and the handles that remove them.
+# Hooks of Variables and Modules.
 
 
 Hook = Callable[..., Any]
@@ -184,9 +189,9 @@ _numbers = itertools.count()
 
 
 def checked_hook(hook: Hook) -> Hook:
-    """Return `hook`; raises for what can't be called."""
+    """Return `hook`, or raise if it can't be called."""
     if not callable(hook):
-        raise TypeError(f"a hook is a callable (got {hook!r})")
+        raise TypeError(f"a hook must be a callable (got {hook!r})")
     return hook
 
 
@@ -207,7 +212,7 @@ class Hooks(Generic[H]):
     __slots__ = ("__weakref__", "_by_number")
 
     def __init__(self) -> None:
-        # Replaced, never changed: another thread may be calling the hooks.
+        # Replace the dict, never change it: another thread may be iterating over it.
         self._by_number: dict[int, H] = {}
 
     def add(self, hook: H, *, prepend: bool = False) -> RemovableHandle:
@@ -230,14 +235,14 @@ class Hooks(Generic[H]):
 
 @final
 class RemovableHandle:
-    """What registering a hook returns: `remove()` takes the hook away; as a block it does so at the end."""
+    """Removes a registered hook: call `remove()`, or use it as a `with` block that removes the hook at its end."""
 
     def __init__(self, hooks: Hooks[Any], number: int) -> None:
         self._hooks = weakref.ref(hooks)
         self._number = number
 
     def remove(self) -> None:
-        """Take the hook away; once is enough."""
+        """Remove the hook; does nothing the second time."""
         hooks = self._hooks()
         if hooks is not None:
             hooks.remove(self._number)

@@ -1,4 +1,15 @@
-"""Variable: a value, or a batch of them, with a role; the mutable face over write-once slots."""
+"""Variables: the values that ops compute with, `bind`, and the grad mode.
+
+A Variable is a mutable face over immutable values. The values are in slots of the engine, one for each lane, and a slot
+is written once. A launch captures the slots (`Variable.cell`), not the Variable. So a prompt can be assigned or
+stepped while earlier launches still run: they keep the value that they were launched with, and no lock is needed.
+
+Reading `data` waits. Everything that Python would do with a value by accident (`bool(x)`, `len(x)`, iteration) raises
+instead, because it would be a hidden wait: `if reply:` would run a batch one sample after the other.
+
+`bind` lays other values over Variables for one context, so that a candidate prompt can be tried while others use the
+same agent. `no_grad` and its relatives decide, also per context, if ops record the graph.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
 
-from afnio.autodiff._data import Data, Segment, cast_leaves, checked, leaves, shape
+from afnio.autodiff._data import Data, PendingGradients, cast_leaves, checked, leaves, shape
 from afnio.autodiff._graph import AccumulateGrad, Hook, Hooks, Node, RemovableHandle, checked_hook
 from afnio.errors import GraphError
 from afnio.runtime._callables import batch_failure, current_quorum
@@ -24,15 +35,14 @@ if TYPE_CHECKING:
     from afnio.runtime._tracebacks import Line
 
 
+Cell = tuple["list[Slot]", bool]
+"""The slots of a value, one for each lane, and if they are a batch."""
 MAX_SHOWN = 40
+"""How many characters of a text `str(variable)` shows."""
 
 
 class Origin(NamedTuple):
-    """The op that made a Variable.
-
-    Attributes:
-        address: of its launch, None for an op that isn't launched.
-    """
+    """The op that made a Variable: its name, its line, and the address of its launch (None without one)."""
 
     name: str
     line: Line
@@ -47,8 +57,8 @@ class Variable:
 
     Args:
         data: a str, int, float, bool or None; a list of them is a batch with one lane for each element.
-        role: what the value is for, in words; critics and optimizers read it.
-        requires_grad: whether backward passes gather feedback for it.
+        role: the purpose of the value, in words; critics and optimizers read it.
+        requires_grad: if True, backward passes gather feedback for it.
 
     >>> x = Variable(["good", "bad"], role="reviews")
     >>> x.shape
@@ -56,8 +66,19 @@ class Variable:
     """
 
     __slots__ = (
-        "__weakref__", "_batch", "_hooks", "_leaf", "_node", "_origin", "_output_nr", "_provenance",
-        "_requires_grad", "_retains", "_role", "_segments", "_slots",
+        "__weakref__",
+        "_batch",
+        "_hooks",
+        "_leaf",
+        "_node",
+        "_origin",
+        "_output_nr",
+        "_pending_gradients",
+        "_provenance",
+        "_requires_grad",
+        "_retains",
+        "_role",
+        "_slots",
     )  # fmt: skip
 
     def __init__(self, data: Data = "", role: str = "", requires_grad: bool = False) -> None:
@@ -69,7 +90,7 @@ class Variable:
         self._requires_grad = bool(requires_grad)
         self._node: Node | None = None
         self._output_nr = 0
-        self._segments: list[Segment] = []
+        self._pending_gradients: list[PendingGradients] = []
         self._retains = False
         self._hooks: Hooks[Hook] | None = None
         self._leaf: weakref.ref[AccumulateGrad] | None = None
@@ -99,7 +120,7 @@ class Variable:
     # Value
 
     def cell(self) -> Cell:
-        """Return the slots that a launch here would capture, and whether they are a batch."""
+        """Return the slots that a launch would capture in this context, and if they are a batch."""
         overlay = bindings.get()
         if overlay is not None:
             bound = overlay.get(self)
@@ -118,12 +139,12 @@ class Variable:
 
     @property
     def own_slots(self) -> list[Slot]:
-        """Its slots, whatever `bind` lays over them; for optimizers."""
+        """Its slots, without the overlay of `bind`; for optimizers."""
         return self._slots
 
     @property
     def batch(self) -> bool:
-        """Whether it holds a list, one lane for each element; never waits."""
+        """True if it holds a list, one lane for each element; never waits."""
         return self.cell()[1]
 
     @property
@@ -132,13 +153,13 @@ class Variable:
 
         Raises:
             BatchError: if samples of a batch failed, and no `afnio.tolerate` masks them.
-            BlockingReadError: where waiting would block an event loop.
+            BlockingReadError: if waiting would block an event loop; write `await variable` there.
         """
         try:
             slots, batch = self.cell()
             wait(slots)
             return self._read(slots, batch)
-        except Exception as error:  # not `folding`: a call more would cost as much as the read
+        except Exception as error:  # `@folding` would double the time of a read
             fold(error)
             raise
 
@@ -155,7 +176,7 @@ class Variable:
 
     @property
     def pending(self) -> bool:
-        """Whether reading `data` would wait."""
+        """True if reading `data` would wait."""
         return any(slot.outcome is PENDING for slot in self.cell()[0])
 
     @property
@@ -172,7 +193,10 @@ class Variable:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Length of each axis: `()` for a scalar, `j` for lists of unequal length; never waits for a flat batch."""
+        """Length of each axis: `()` for a scalar, `j` for lists of unequal length; never waits.
+
+        While values are pending, only the number of samples is known.
+        """
         slots, batch = self.cell()
         if not batch:
             return ()
@@ -250,7 +274,7 @@ class Variable:
 
     @property
     def output_nr(self) -> int:
-        """Which of its op's outputs this is."""
+        """The number of this output among its op's outputs."""
         return self._output_nr
 
     @property
@@ -271,7 +295,7 @@ class Variable:
     @property
     @folding
     def grad(self) -> list[Variable]:
-        """The feedback gathered so far, a new list in the order of the backward passes; waits for it.
+        """The feedback gathered so far, as a new list in the order of the backward passes; waits for it.
 
         A scalar that samples shared has one gradient for each sample with feedback, in order. A batch has
         one for each of its consumers, aligned to its samples.
@@ -281,52 +305,52 @@ class Variable:
                 f"{self._name()} is the output of an op and gathers no feedback; call retain_grad() on it "
                 "before backward()"
             )
-        segments = list(self._segments)
-        wait([segment.slot for segment in segments])
-        return self.gradients_of(segments)
+        passes = list(self._pending_gradients)
+        wait([pending.slot for pending in passes])
+        return self.gradients_of(passes)
 
     @grad.setter
     def grad(self, gradients: list[Variable]) -> None:
         if not isinstance(gradients, list) or not all(isinstance(g, Variable) for g in gradients):
             raise TypeError(f"grad takes a list of Variables (got {gradients!r})")
-        self._segments = []
+        self._pending_gradients = []
         for gradient in gradients:
             self.append_grad(gradient)
 
-    def gradients_of(self, segments: Sequence[Segment]) -> list[Variable]:
-        """Return the gradients that done segments hold, as Variables."""
+    def gradients_of(self, passes: Sequence[PendingGradients]) -> list[Variable]:
+        """Return the gradients of passes that have ended, as Variables."""
         gradients: list[Variable] = []
-        for segment in segments:
-            outcome = segment.slot.outcome
+        for pending in passes:
+            outcome = pending.slot.outcome
             if isinstance(outcome, Failure):
-                if outcome.read:  # whoever waited for that backward pass has been told
+                if outcome.read:  # the caller of that backward pass has got the error already
                     continue
                 raise outcome.raised()
-            for data, trail in outcome:
-                gradients.append(gradient(data, self._role, trail))
+            for data, provenance in outcome:
+                gradients.append(gradient(data, self._role, provenance))
         return gradients
 
     @property
-    def segments(self) -> list[Segment]:
-        """What each backward pass added to `grad`, pending ones too; for optimizers."""
-        return self._segments
+    def pending_gradients(self) -> list[PendingGradients]:
+        """The gradients of each backward pass, also of running ones; for optimizers."""
+        return self._pending_gradients
 
     @property
     def provenance(self) -> tuple[Any, ...]:
-        """Of a gradient: where its feedback comes from, as plain data."""
+        """Where a gradient's feedback comes from, as plain data: samples, predictions, targets, scores."""
         return self._provenance
 
     def append_grad(self, gradient: Variable) -> None:
         """Add one gradient by hand."""
         if not isinstance(gradient, Variable):
-            raise TypeError(f"a gradient is a Variable (got {gradient!r}); wrap it: afnio.Variable(...)")
+            raise TypeError(f"a gradient must be a Variable (got {gradient!r}); wrap it: afnio.Variable(...)")
         if not self.is_leaf and not self._retains:
             raise GraphError(f"{self._name()} gathers no feedback; call retain_grad() on it first")
-        self._segments.append(Segment(Slot.filled([(gradient.data, gradient._provenance)])))
+        self._pending_gradients.append(PendingGradients(Slot.filled([(gradient.data, gradient._provenance)])))
 
     def clear_grad(self) -> None:
-        """Drop the gathered feedback; what is still on its way goes nowhere."""
-        self._segments = []
+        """Drop the gathered feedback, also that of passes that are still running."""
+        self._pending_gradients = []
 
     def retain_grad(self) -> None:
         """Gather feedback at the output of an op too; a leaf does so anyway."""
@@ -336,12 +360,12 @@ class Variable:
         self._node.retained[self._output_nr] = weakref.ref(self)
 
     def register_hook(self, hook: Hook) -> RemovableHandle:
-        """Have `hook(gradient)` called with each feedback that a backward pass brings here.
+        """Call `hook(gradient)` with each feedback that a backward pass brings here.
 
-        It gets one sample's feedback from one consumer, as a Variable, when it is there; no other sample
-        waits. It returns None, or the feedback to go on with (a Variable or a text, "" for none). A `def`
-        runs in a worker thread, an `async def` on the runtime's loop. Feedback without words, such as that
-        of the score where a pass starts, isn't shown.
+        The hook gets one sample's feedback from one consumer, as a Variable, as soon as it arrives; no other sample
+        waits. It returns None, or other feedback (a Variable or a text, "" for none). A `def` runs in a worker
+        thread, an `async def` on the runtime's loop. It isn't called for feedback without words, such as that of
+        the score at which a pass starts.
 
         Raises:
             GraphError: for a Variable that needs no gradient.
@@ -354,7 +378,7 @@ class Variable:
         """
         if not self._requires_grad:
             raise GraphError(
-                f"{self._name()} needs no gradient, so no feedback comes; set requires_grad=True"
+                f"{self._name()} gets no feedback, so a hook would never be called; set requires_grad=True"
             )
         if self._node is not None:
             hooks = self._node.hooks.setdefault(self._output_nr, Hooks())
@@ -367,10 +391,6 @@ class Variable:
         """The hooks of a leaf; those of an op's output are its node's."""
         return self._hooks
 
-    def lead_through(self, node: Node) -> None:
-        """Have what consumes this output from now on send its feedback to `node`, which leads to it."""
-        self._node, self._output_nr = node, 0
-
     @folding
     def backward(
         self,
@@ -379,7 +399,7 @@ class Variable:
         create_graph: bool = False,
         inputs: Sequence[Variable] | Variable | None = None,
     ) -> Pending[None]:
-        """Send feedback from here to every text that led here; see `afnio.autodiff.backward`."""
+        """Send feedback from here to every leaf that it was computed from; see `afnio.autodiff.backward`."""
         from afnio.autodiff._backward import backward
 
         return backward(self, gradient, retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
@@ -387,7 +407,7 @@ class Variable:
     # New Variables
 
     def map(self, fn: Callable[[Any], Any], role: str | None = None) -> Variable:
-        """Return a Variable with `fn` of each sample, computed as each arrives; feedback passes through.
+        """Return a Variable with `fn` of each sample, computed when the sample arrives; feedback passes through.
 
         `fn` gets a plain value; a `def` runs in a worker thread, an `async def` on the runtime's loop.
 
@@ -421,7 +441,7 @@ class Variable:
         return self
 
     def is_floating_point(self) -> bool:
-        """Whether every leaf but None is a float; waits."""
+        """Return True if every leaf but None is a float; waits."""
         found = [leaf for leaf in leaves(self.data) if leaf is not None]
         return bool(found) and all(isinstance(leaf, float) for leaf in found)
 
@@ -451,11 +471,11 @@ class Variable:
             raise GraphError(f"only leaves can be pickled; use {self._name()}.detach() first")
         return Variable, (self.data, self._role, self._requires_grad)
 
-    # What Python would do by accident
+    # Implicit conversions: they would wait without a word
 
     def __bool__(self) -> bool:
         raise TypeError(
-            "a Variable has no truth value, as testing it would wait; write bool(variable.data), "
+            "a Variable has no truth value, because testing it would wait; write bool(variable.data), "
             "or `variable is not None`"
         )
 
@@ -466,7 +486,7 @@ class Variable:
         raise TypeError("a Variable can't be iterated; write `for value in variable.data`")
 
     def __repr__(self) -> str:
-        """Show the value if it is there; never waits."""
+        """Show the value, or `<pending>`; never waits."""
         slots, batch = self.cell()
         shown = [_shown(slot.outcome) for slot in slots]
         data = f"[{', '.join(shown)}]" if batch else shown[0]
@@ -488,15 +508,15 @@ class Variable:
         return f"{type(self).__name__} {self._role!r}"
 
 
-def gradient(data: Data, role: str, trail: Sequence[Any]) -> Variable:
-    """Return feedback on the value whose role is `role`, with where it comes from."""
+def gradient(data: Data, role: str, provenance: Sequence[Any]) -> Variable:
+    """Return a gradient: feedback on the value with this role, and where it comes from."""
     made = Variable(data, role=f"feedback to {role}")
-    made._provenance = tuple(trail)
+    made._provenance = tuple(provenance)
     return made
 
 
 def cell_of(data: Data) -> Cell:
-    """Return filled slots for `data`, and whether it is a batch."""
+    """Return filled slots for `data`, and if it is a batch."""
     data = checked(data)
     if isinstance(data, list):
         return [Slot.filled(item) for item in data], True
@@ -521,20 +541,18 @@ def _short(value: Any) -> str:
     return repr(value)
 
 
-# Bind: a context-local overlay of values over Variables.
+# Other values for one context.
 
-
-Cell = tuple["list[Slot]", bool]
 
 bindings: Final[ContextVar[Mapping[Variable, Cell] | None]] = ContextVar("afnio_bindings", default=None)
 
 
 @contextmanager
 def bind(values: Mapping[Variable, Any]) -> Iterator[None]:
-    """Let reads and launches in the block see other values of Variables; everything else sees theirs.
+    """Give Variables other values in the block, for reads and launches in its context alone.
 
     Args:
-        values: for each Variable its data, or a Variable whose value it takes.
+        values: for each Variable its data, or another Variable whose value it takes.
 
     >>> import afnio
     >>> prompt = afnio.Variable("old")
@@ -544,11 +562,10 @@ def bind(values: Mapping[Variable, Any]) -> Iterator[None]:
     >>> prompt.data
     'old'
     """
-
     overlay = dict(bindings.get() or {})
     for variable, value in values.items():
         if not isinstance(variable, Variable):
-            raise TypeError(f"bind takes a mapping whose keys are Variables (got {variable!r})")
+            raise TypeError(f"the keys of bind's mapping must be Variables (got {variable!r})")
         overlay[variable] = value.cell() if isinstance(value, Variable) else cell_of(value)
     token = bindings.set(overlay)
     try:
@@ -557,7 +574,7 @@ def bind(values: Mapping[Variable, Any]) -> Iterator[None]:
         bindings.reset(token)
 
 
-# Grad mode: whether ops record the graph. Local to a context, so one task's `no_grad` is its own.
+# The grad mode. It is local to a context, so `no_grad` in one task doesn't touch another one.
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -566,7 +583,7 @@ _enabled: Final[ContextVar[bool]] = ContextVar("afnio_grad_enabled", default=Tru
 
 
 def is_grad_enabled() -> bool:
-    """Whether ops that are launched here record the graph."""
+    """Return True if ops that are launched in this context record the graph."""
     return _enabled.get()
 
 
@@ -641,7 +658,7 @@ class set_grad_enabled(_GradMode):  # noqa: N801
         self._plain: Token[bool] | None = _enabled.set(mode)
 
     def __enter__(self) -> None:
-        # The call itself has set the mode already; the block restores what was before the call.
+        # `set_grad_enabled(mode)` has set the mode when it was called; the block's end restores the one before.
         if self._plain is not None:
             self._tokens.append(self._plain)
             self._plain = None
@@ -656,7 +673,8 @@ class set_grad_enabled(_GradMode):  # noqa: N801
 
 
 def _generator(function: Callable[..., Any], mode: bool) -> Callable[..., Generator[Any, Any, Any]]:
-    # The mode holds while the generator's own code runs, not while its consumer's does.
+    # Set the mode only while the generator's own code runs: a `with` block around it would leak to the consumer at
+    # every yield.
     def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         inner = function(*args, **kwargs)
         step: Callable[[], Any] = functools.partial(next, inner)

@@ -1,4 +1,11 @@
-"""ChatCompletion: the op that asks a model, once for each sample."""
+"""The chat op: fills messages with a sample's inputs, asks a model, and returns the text of its reply.
+
+Each sample is one job, so its call starts as soon as its own inputs have arrived, and a failed call fails its sample
+alone. Backward is one call of the backward model for each sample with feedback; it covers all texts of the prompt at
+the same time, since the critic must weigh them against each other.
+
+The arguments are checked in `afnio.cognitive.functional.chat_completion`, at the user's line.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
-from afnio.autodiff._function import Arguments, Context, Function, Later, stack
+from afnio.autodiff._function import Arguments, Context, Function, Later, Op, stack
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._critic import criticize
-from afnio.cognitive._template import check_inputs, check_messages, rendered
+from afnio.cognitive._template import check_messages, rendered
 from afnio.models._backward_model import get_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import ChatResponse, check_completion_args, response_format
@@ -20,7 +27,7 @@ from afnio.runtime._waiting import wait
 
 @final
 class Completion(Variable):
-    """What a ChatCompletion returns: `data` is the reply's text; `response` all of the reply."""
+    """The output of a chat: `data` is the reply's text, `response` the whole reply."""
 
     __slots__ = ("_contexts", "_replies")
 
@@ -29,9 +36,9 @@ class Completion(Variable):
 
     @property
     def response(self) -> Any:
-        """The `ChatResponse`, with tool calls and usage; for a batch a list. Waits; None where there is none.
+        """The `ChatResponse`, with tool calls and usage; for a batch a list. Waits; None for a call that failed.
 
-        It is what the model replied, also where `data` has been assigned since.
+        Assigning `data` doesn't change it.
         """
         wait(self._replies)
         found: list[ChatResponse | None] = [getattr(ctx, "reply", None) for ctx in self._contexts]
@@ -40,49 +47,7 @@ class Completion(Variable):
 
 @final
 class ChatCompletion(Function):
-    """Fill the messages with a sample's inputs, ask the model, return its text.
-
-    Its backward makes one call of the backward model for each sample that has feedback, for all of the
-    texts that want some.
-    """
-
-    @classmethod
-    def apply(
-        cls,
-        forward_model_client: ChatClient,
-        messages: Sequence[Mapping[str, Any]],
-        inputs: Mapping[str, Any] | None = None,
-        **completion_args: Any,
-    ) -> Completion:
-        """Launch one call for each sample and return the replies at once.
-
-        Args:
-            forward_model_client: whom to ask.
-            messages: `{"role": str, "content": [Variable, …]}` each; `{name}` in a text is filled.
-            inputs: for each name a str, a list of str (a batch), or a Variable.
-            **completion_args: `model`, and whatever else the provider takes.
-
-        Raises:
-            TypeError, ValueError: for arguments that can't work.
-            TemplateError: if inputs and placeholders don't fit.
-        """
-        if not isinstance(forward_model_client, ChatClient):
-            raise TypeError(
-                f"ChatCompletion takes a model client (got {forward_model_client!r}); make one with "
-                "afnio.models.openai.AsyncOpenAI()"
-            )
-        check_messages(messages)
-        check_completion_args(**completion_args)
-        variables = input_variables(inputs)
-        check_inputs(messages, list(variables))
-        if "response_format" in completion_args:
-            completion_args["response_format"] = response_format(completion_args["response_format"])
-        completion: Completion = super().apply(
-            [{"role": message["role"], "content": list(message["content"])} for message in messages],
-            variables,
-            model=ChatModel(forward_model_client, completion_args),
-        )
-        return completion
+    """The op behind `chat_completion`; its arguments are the messages, the inputs by name, and `model`."""
 
     @classmethod
     def output_roles(cls, arguments: Arguments) -> Sequence[str]:
@@ -90,10 +55,10 @@ class ChatCompletion(Function):
         return [f"reply to {', '.join(dict.fromkeys(parts))}" if parts else "reply"]
 
     @classmethod
-    def wrap(cls, outputs: list[Variable], contexts: Sequence[Context]) -> Completion:
+    def wrap(cls, outputs: list[Variable], op: Op) -> Completion:
         (output,) = outputs
         assert isinstance(output, Completion)
-        output._contexts, output._replies = contexts, output._slots
+        output._contexts, output._replies = op.contexts, output._slots
         return output
 
     @classmethod
@@ -134,6 +99,22 @@ class ChatCompletion(Function):
         )
 
 
+def prepared(
+    op: str, client: Any, messages: Any, completion_args: dict[str, Any]
+) -> tuple[list[dict[str, Any]], ChatModel]:
+    """Check the arguments of an op that asks a model; return its own copy of the messages, and the model to ask."""
+    if not isinstance(client, ChatClient):
+        raise TypeError(
+            f"{op} takes a model client (got {client!r}); make one with afnio.models.openai.AsyncOpenAI()"
+        )
+    check_messages(messages)
+    check_completion_args(**completion_args)
+    if "response_format" in completion_args:
+        completion_args["response_format"] = response_format(completion_args["response_format"])
+    copied = [{"role": message["role"], "content": list(message["content"])} for message in messages]
+    return copied, ChatModel(client, completion_args)
+
+
 def input_variables(inputs: Mapping[str, Any] | None) -> dict[str, Variable]:
     """Return the inputs as Variables: a str or number is shared, a list of them is a batch."""
     if inputs is None:
@@ -156,16 +137,16 @@ def input_variables(inputs: Mapping[str, Any] | None) -> dict[str, Variable]:
 
 
 def check_texts(values: Mapping[str, Any]) -> None:
-    """Raise for inputs of one sample that are no texts, so that a model can't read them."""
+    """Raise for inputs of one sample that a model can't read."""
     for name, value in values.items():
         if isinstance(value, list):
             raise TypeError(
-                f"input {name!r} is a list in this sample ({value!r:.60}), and a model reads text; join it "
-                "first, with variable.map"
+                f"input {name!r} must be a text in each sample (got {value!r:.60}); join the list first, with "
+                "variable.map"
             )
 
 
 def _shown(reply: ChatResponse) -> str:
-    """Return the reply as the critic is to see it, tool calls too."""
+    """Return the reply for the critic: its text, and its tool calls as JSON."""
     calls = [json.dumps({"tool": c.name, "arguments": c.arguments}) for c in reply.tool_calls]
     return "\n".join([*([reply.content] if reply.content else []), *calls])

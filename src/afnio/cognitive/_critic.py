@@ -1,4 +1,11 @@
-"""Criticism: one call of the backward model for one sample, for all texts that want feedback."""
+"""The critic: turns feedback on a model's reply into feedback on the texts that produced it.
+
+It is one call of the backward model for one sample. All texts that want feedback are in it, under short ids (v1, v2,
+…), and the reply is a JSON object with a text for each id. A text without need for change gets an empty one, and sends
+no feedback.
+
+If a text is shared by many consumers it may have more feedback than one prompt should show; that is summed up first.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afnio.autodiff._data import Feedback
-from afnio.autodiff._function import Context, Said
+from afnio.autodiff._function import Context, LaneFeedback
 from afnio.cognitive._prompts import critic_messages, critic_schema, wording
 from afnio.cognitive._reduction import ask, reduce_feedback
 from afnio.cognitive._template import as_text
@@ -26,14 +33,14 @@ async def criticize(
     reply_format: Any,
     feedback: Sequence[Feedback],
     wanted: Sequence[bool],
-) -> Said:
-    """Return feedback for each Variable of an op that called a model, None where there is none.
+) -> LaneFeedback:
+    """Return feedback for each Variable of an op that called a model, None for those without.
 
     Args:
         values: the value of each Variable in this lane.
-        inputs: by name, what the messages were filled with; the feedback's provenance says so.
-        sent: the messages as they were sent.
-        feedback: what the consumers of the reply said.
+        inputs: the values that the messages were filled with, by name; they become part of the provenance.
+        sent: the messages after filling.
+        feedback: of the consumers of the reply.
         wanted: which Variables want feedback.
     """
     if not any(entry.text for entry in feedback):
@@ -48,14 +55,14 @@ async def criticize(
         reply_format=reply_format,
         feedback=await _readable(job, model, ctx, feedback, reply),
     )
-    trail = _trail(ctx, feedback, inputs, reply)
+    provenance = _provenance(ctx, feedback, inputs, reply)
 
-    def parse(answer: Mapping[str, Any]) -> Said:
+    def parse(answer: Mapping[str, Any]) -> LaneFeedback:
         texts = _by_name(answer["feedback"], list(names))
-        said: list[Feedback | None] = [None] * len(wanted)
+        found: list[Feedback | None] = [None] * len(wanted)
         for name, index in names.items():
-            said[index] = Feedback(texts[name], values[index], trail) if texts[name].strip() else None
-        return said
+            found[index] = Feedback(texts[name], values[index], provenance) if texts[name].strip() else None
+        return found
 
     return await ask(
         model,
@@ -71,27 +78,27 @@ async def criticize(
 async def _readable(
     job: Job, model: ChatModel, ctx: Context, feedback: Sequence[Feedback], reply: str
 ) -> list[str]:
-    """Return the texts of the feedback, summed up if they are too many: a text that samples share hears them all."""
+    """Return the texts of the feedback, summed up if they are too many for one prompt."""
     texts = [entry.text for entry in feedback]
     if len(texts) < 2:
         return texts
-    trails = [entry.trail for entry in feedback]
-    reduction = await reduce_feedback(job, texts, trails, model, role=ctx.output_roles[0], value=reply)
+    provenances = [entry.provenance for entry in feedback]
+    reduction = await reduce_feedback(job, texts, provenances, model, role=ctx.output_roles[0], value=reply)
     return [point.text for point in reduction.points]
 
 
-def _trail(
+def _provenance(
     ctx: Context, feedback: Sequence[Feedback], inputs: Mapping[str, Any], reply: str
 ) -> tuple[Mapping[str, Any], ...]:
-    """Return where the feedback comes from, with what the op was given there."""
-    known = [entry for said in feedback for entry in said.trail]
-    if not known and inputs:  # a seed, which comes from nowhere
+    """Return the provenance of the feedback, extended by the inputs of this op."""
+    known = [entry for f in feedback for entry in f.provenance]
+    if not known and inputs:  # feedback from a seed has no provenance yet
         known = [{"sample": ctx.lane, "prediction": reply}]
     return tuple({**entry, "inputs": dict(inputs)} for entry in known)
 
 
 def _by_name(entries: Any, names: Sequence[str]) -> dict[str, str]:
-    """Return the text for each name; an entry without a known name counts by its place."""
+    """Return the text for each name. If names are missing in the reply, the order of its entries decides."""
     if isinstance(entries, str) and len(names) == 1:
         return {names[0]: entries}
     if isinstance(entries, Mapping):
@@ -109,6 +116,6 @@ def _by_name(entries: Any, names: Sequence[str]) -> dict[str, str]:
 
 
 def _edited(feedback: Sequence[Feedback], reply: str) -> list[str]:
-    """Return what the consumers saw where that isn't the reply, each once."""
+    """Return the texts that consumers saw instead of the reply, each once: edited or mapped values."""
     seen = [str(entry.seen) for entry in feedback if entry.seen is not None]
     return [text for text in dict.fromkeys(seen) if text != reply]

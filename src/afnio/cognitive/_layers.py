@@ -1,63 +1,48 @@
-"""The ops as modules: each wraps one function of `afnio.cognitive.functional` and holds nothing."""
+"""The ops as modules, for agents that keep them as attributes and for hooks.
+
+Each has the signature and the documentation of one function of `afnio.cognitive.functional`, and no state.
+`forward = staticmethod(function)` writes that signature once: type checkers read the types of `module(...)` from it.
+"""
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import final
 
-from afnio.autodiff._variable import Variable
-from afnio.cognitive import functional as F  # noqa: N812 - as in the field
-from afnio.cognitive._chat import Completion
-from afnio.cognitive._evaluators import Evaluation, FeedbackBy, SuccessFn
+from afnio.cognitive import functional
 from afnio.cognitive._module import Module
-from afnio.cognitive.functional import Messages, Reduction
-from afnio.models._client import ChatClient
 
 
 @final
 class Add(Module):
-    """The sum of two Variables per sample."""
+    """The sum of two Variables per sample; see `afnio.cognitive.add`."""
 
-    def forward(self, x: Variable, y: Variable) -> Variable:
-        return F.add(x, y)
+    forward = staticmethod(functional.add)
 
 
 @final
 class Sum(Module):
-    """The sum of many Variables per sample."""
+    """The sum of many Variables per sample; see `afnio.cognitive.sum`."""
 
-    def forward(self, x: Sequence[Variable]) -> Variable:
-        return F.sum(x)
+    forward = staticmethod(functional.sum)
 
 
 @final
 class Split(Module):
-    """The parts of each text; waits for it."""
+    """The parts of each text; waits for it. See `afnio.cognitive.split`."""
 
-    def forward(
-        self, x: Variable, sep: str | Variable | None = None, maxsplit: int | Variable = -1
-    ) -> tuple[Variable, ...]:
-        return F.split(x, sep, maxsplit)
+    forward = staticmethod(functional.split)
 
 
 @final
 class ChatCompletion(Module):
-    """A model's reply to the filled messages, one for each sample."""
+    """A model's reply to the filled messages, one for each sample; see `afnio.cognitive.chat_completion`."""
 
-    def forward(
-        self,
-        forward_model_client: ChatClient,
-        messages: Messages,
-        inputs: Mapping[str, Any] | None = None,
-        **completion_args: Any,
-    ) -> Completion:
-        return F.chat_completion(forward_model_client, messages, inputs, **completion_args)
+    forward = staticmethod(functional.chat_completion)
 
 
 @final
 class ExactMatchEvaluator(Module):
-    """1 per sample that equals its target, else 0.
+    """1 per sample that equals its target, else 0; see `afnio.cognitive.exact_match_evaluator`.
 
     >>> from afnio import Variable
     >>> score, explanation = ExactMatchEvaluator()(Variable(["a", "b"]), ["a", "c"])
@@ -65,80 +50,24 @@ class ExactMatchEvaluator(Module):
     (1, [1, 0])
     """
 
-    def forward(
-        self,
-        prediction: Variable,
-        target: Variable | str | list[Any],
-        reduction_fn: Reduction = builtins.sum,
-        reduction_fn_purpose: str | None = "summation",
-        feedback: FeedbackBy = "rules",
-    ) -> Evaluation:
-        return F.exact_match_evaluator(prediction, target, reduction_fn, reduction_fn_purpose, feedback)
+    forward = staticmethod(functional.exact_match_evaluator)
 
 
 @final
 class DeterministicEvaluator(Module):
-    """The score that a function of yours gives each sample; see `deterministic_evaluator` for the arguments.
+    """The score that a function of yours gives each sample; see `afnio.cognitive.deterministic_evaluator`.
 
-    A sample is right, and sends no feedback, if its score is True or `max_score`, or where `success_fn` says so.
+    A sample is right, and sends no feedback, if its score is True or `max_score`, or if `success_fn` decides so.
     """
 
-    def forward(
-        self,
-        prediction: Variable,
-        target: Variable | str | list[Any] | None,
-        eval_fn: Callable[[Any, Any], Any],
-        eval_fn_purpose: str,
-        success_fn: SuccessFn | None = None,
-        reduction_fn: Reduction = builtins.sum,
-        reduction_fn_purpose: str | None = "summation",
-        feedback: FeedbackBy = "rules",
-        max_score: float = 1,
-    ) -> Evaluation:
-        return F.deterministic_evaluator(
-            prediction,
-            target,
-            eval_fn,
-            eval_fn_purpose,
-            success_fn,
-            reduction_fn,
-            reduction_fn_purpose,
-            feedback,
-            max_score,
-        )
+    forward = staticmethod(functional.deterministic_evaluator)
 
 
 @final
 class LMJudgeEvaluator(Module):
-    """The score that a model gives each sample; see `lm_judge_evaluator` for the arguments.
+    """The score that a model gives each sample; see `afnio.cognitive.lm_judge_evaluator`.
 
-    A sample is right, and sends no feedback, if its score is True or `max_score`, or where `success_fn` says so.
+    A sample is right, and sends no feedback, if its score is True or `max_score`, or if `success_fn` decides so.
     """
 
-    def forward(
-        self,
-        forward_model_client: ChatClient,
-        messages: Messages,
-        prediction: Variable,
-        target: Variable | str | list[Any] | None = None,
-        inputs: Mapping[str, Any] | None = None,
-        success_fn: SuccessFn | None = None,
-        reduction_fn: Reduction = builtins.sum,
-        reduction_fn_purpose: str | None = "summation",
-        eval_mode: bool | Variable = True,
-        max_score: float = 1,
-        **completion_args: Any,
-    ) -> Evaluation:
-        return F.lm_judge_evaluator(
-            forward_model_client,
-            messages,
-            prediction,
-            target,
-            inputs,
-            success_fn,
-            reduction_fn,
-            reduction_fn_purpose,
-            eval_mode,
-            max_score,
-            **completion_args,
-        )
+    forward = staticmethod(functional.lm_judge_evaluator)

@@ -1,4 +1,12 @@
-"""Training: what a Trainer asks of an agent: its steps, its optimizers, what it logs, its mode."""
+"""Modules: agents and their parts, as in `torch.nn`.
+
+A `Module` registers what it is made of under the names of its attributes (`Members`), computes in `forward`, and is
+called as `module(...)`. That gives a program of many prompts three things: an optimizer finds every `Parameter`, a
+state dict saves and loads the texts by dotted name, and a Trainer knows the agent's steps (`Training`).
+
+Calling a module adds nothing to its `forward`. `__call__` is a descriptor (`_Call`) that hands out `forward` itself as
+long as no hook is registered; type checkers then see the parameters and the result of each agent's own `forward`.
+"""
 
 from __future__ import annotations
 
@@ -7,110 +15,13 @@ import warnings
 from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, final, overload
 
-from afnio.autodiff._backward import Boundary
 from afnio.autodiff._graph import Hook, Hooks, RemovableHandle, checked_hook
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._template import Parameter, check_messages
 from afnio.models._client import ChatClient
 from afnio.runtime._callables import is_async
-
-recorder: Final[ContextVar[Callable[[str, Any], None] | None]] = ContextVar("afnio_recorder", default=None)
-"""Takes what `self.log()` says in a step; set for the context of that step."""
-
-_mode: Final[ContextVar[bool | None]] = ContextVar("afnio_mode", default=None)
-
-
-@contextmanager
-def mode(training: bool) -> Iterator[None]:
-    """Have modules be in training mode, or not, in the block's context, whatever `train()` and `eval()` set.
-
-    A validation pass and a training step may run on one agent at once.
-    """
-    token = _mode.set(training)
-    try:
-        yield
-    finally:
-        _mode.reset(token)
-
-
-class Training:
-    """The part of a Module that a Trainer talks to. Write the steps that you need.
-
-    A step may be a `def`, which runs in a worker thread and may read, or an `async def`. It returns
-    `(score, explanation)`, or a dict with that as "loss" and further metrics, or None to skip the batch.
-    """
-
-    automatic_optimization: bool = True
-    """False: `training_step` itself clears, goes backward and steps, with `self.optimizers()`."""
-
-    @property
-    def training(self) -> bool:
-        """Whether this is training mode, as `train()` and `eval()` set it."""
-        here = _mode.get()
-        return bool(self.__dict__.get("_training", True)) if here is None else here
-
-    @training.setter
-    def training(self, training: bool) -> None:
-        self.__dict__["_training"] = training
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return the score and the explanation of one batch."""
-        raise NotImplementedError(_missing(self, "training_step", "fit"))
-
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return the score of one batch; without gradients, of the parameters that the pass began with."""
-        raise NotImplementedError(_missing(self, "validation_step", "validate"))
-
-    def test_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return the score of one batch; without gradients."""
-        raise NotImplementedError(_missing(self, "test_step", "test"))
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return what `Trainer.predict` is to give for one batch; Variables are awaited."""
-        raise NotImplementedError(_missing(self, "predict_step", "predict"))
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimizer, or a list of several."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no optimizer; write `def configure_optimizers(self)` that returns one"
-        )
-
-    def optimizers(self) -> Any:
-        """Return the optimizer, or the list of them, that the Trainer trains with.
-
-        Raises:
-            AttributeError: outside of a `fit`.
-        """
-        found = self.__dict__.get("_optimizers")
-        if not found:
-            raise AttributeError(f"{type(self).__name__} has optimizers only while Trainer.fit runs")
-        return found[0] if len(found) == 1 else list(found)
-
-    def log(self, name: str, value: Any) -> None:
-        """Record a metric of the batch, as if the step had returned it; outside of a Trainer it does nothing.
-
-        Args:
-            value: a number is the batch's mean; a score, a batch of numbers or a list of them counts for each
-                sample; anything else is logged as it is.
-        """
-        if not isinstance(name, str):
-            raise TypeError(f"a metric's name must be a string (got {name!r})")
-        record = recorder.get()
-        if record is not None:
-            record(name, value)
-
-
-def _missing(agent: object, step: str, what: str) -> str:
-    return (
-        f"{type(agent).__name__} has no {step}, which Trainer.{what} needs; "
-        f"write `def {step}(self, batch, batch_idx)`"
-    )
-
-
-# Members: what a Module holds by name, registered by kind.
-
 
 KINDS: Final = (
     "parameters", "buffers", "chats", "modules", "models", "functions", "completion_configs",
@@ -118,10 +29,11 @@ KINDS: Final = (
 
 
 class Members:
-    """Base of Module. Parameters, Modules and clients are registered as they are assigned, the rest by hand.
+    """Base of Module: holds its members by name and kind.
 
-    A name keeps the kind that it was registered as: assigning what doesn't fit there is an error, as it
-    would silently be saved and learned no more.
+    Parameters, Modules and clients are registered when they are assigned, members of the other kinds by `register_…`.
+    A name keeps its kind. Assigning a value that doesn't fit, such as a plain str to a Parameter's name, raises: the
+    text would otherwise silently drop out of the optimizer and the saved state.
     """
 
     _members: dict[str, dict[str, Any]]
@@ -158,7 +70,7 @@ class Members:
         members[kind][name] = value
 
     def __getattr__(self, name: str) -> Any:
-        # Only for names that are no plain attributes.
+        # Python calls this only for names that aren't plain attributes.
         for registered in self.__dict__.get("_members", {}).values():
             if name in registered:
                 return registered[name]
@@ -234,7 +146,7 @@ class Members:
 
     @staticmethod
     def _kind_of(value: Any) -> str | None:
-        """Return the kind under which a value is registered by assigning it, None for a plain attribute."""
+        """Return the kind that assigning a value registers it as, None for a plain attribute."""
         if isinstance(value, Parameter):
             return "parameters"
         if isinstance(value, Members):
@@ -242,7 +154,98 @@ class Members:
         return "models" if isinstance(value, ChatClient) else None
 
 
-# Module: an agent or a part of one; it registers what it holds and computes in `forward`.
+recorder: Final[ContextVar[Callable[[str, Any], None] | None]] = ContextVar("afnio_recorder", default=None)
+"""Receives the metrics of `self.log()`; set for the context of a Trainer's step."""
+
+_mode: Final[ContextVar[bool | None]] = ContextVar("afnio_mode", default=None)
+
+
+@contextmanager
+def mode(training: bool) -> Iterator[None]:
+    """Set the mode of all modules for the block's context; it overrides `train()` and `eval()`.
+
+    The mode can't be an attribute of the agent alone: a validation pass and a training step may run on it at the same
+    time.
+    """
+    token = _mode.set(training)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+class Training:
+    """The part of a Module that a Trainer calls. Write the steps that you need.
+
+    A step may be a `def`, which runs in a worker thread and may read, or an `async def`. It returns
+    `(score, explanation)`, or a dict with that as "loss" and further metrics, or None to skip the batch.
+    """
+
+    automatic_optimization: bool = True
+    """If False, `training_step` clears, runs backward and steps itself, with `self.optimizers()`."""
+
+    @property
+    def training(self) -> bool:
+        """The mode that `train()` and `eval()` set; a Trainer overrides it while it runs a pass."""
+        here = _mode.get()
+        return bool(self.__dict__.get("_training", True)) if here is None else here
+
+    @training.setter
+    def training(self, training: bool) -> None:
+        self.__dict__["_training"] = training
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the score and the explanation of one batch."""
+        raise NotImplementedError(_missing(self, "training_step", "fit"))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the score of one batch. No graph is recorded; parameters have the values that the pass began with."""
+        raise NotImplementedError(_missing(self, "validation_step", "validate"))
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the score of one batch; no graph is recorded."""
+        raise NotImplementedError(_missing(self, "test_step", "test"))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the predictions of one batch for `Trainer.predict`; Variables are awaited."""
+        raise NotImplementedError(_missing(self, "predict_step", "predict"))
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer, or a list of several."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no optimizer; write `def configure_optimizers(self)` that returns one"
+        )
+
+    def optimizers(self) -> Any:
+        """Return the Trainer's optimizer, or the list of several.
+
+        Raises:
+            AttributeError: outside of a `fit`.
+        """
+        found = self.__dict__.get("_optimizers")
+        if not found:
+            raise AttributeError(f"{type(self).__name__} has optimizers only while Trainer.fit runs")
+        return found[0] if len(found) == 1 else list(found)
+
+    def log(self, name: str, value: Any) -> None:
+        """Record a metric of the batch, like one that the step returns; does nothing outside of a Trainer.
+
+        Args:
+            value: a number is the batch's mean. A score, a batch of numbers or a list of numbers counts for each
+                sample. Anything else is logged unchanged.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a metric's name must be a string (got {name!r})")
+        record = recorder.get()
+        if record is not None:
+            record(name, value)
+
+
+def _missing(agent: object, step: str, what: str) -> str:
+    return (
+        f"{type(agent).__name__} has no {step}, which Trainer.{what} needs; "
+        f"write `def {step}(self, batch, batch_idx)`"
+    )
 
 
 P = ParamSpec("P")
@@ -263,6 +266,8 @@ class _Call:
     def __get__(self, module: None, owner: Any = None) -> Self: ...
     @overload
     def __get__(self, module: HasForward[P, R], owner: Any = None) -> Callable[P, R]: ...
+    @overload
+    def __get__(self, module: object, owner: Any = None) -> Callable[..., Any]: ...
     def __get__(self, module: Any, owner: Any = None) -> Any:
         if module is None:
             return self
@@ -271,7 +276,7 @@ class _Call:
 
 
 class IncompatibleKeys(NamedTuple):
-    """What `load_state_dict` found on one side only."""
+    """The names that `load_state_dict` found in the module only, or in the state only."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -280,8 +285,8 @@ class IncompatibleKeys(NamedTuple):
 class Module(Members, Training):
     """Base of agents: assign Parameters, Modules and clients as attributes, write `forward`.
 
-    `forward` may be a `def`, which serves `agent(…)` and `await agent(…)` as long as it doesn't read a
-    pending value, or an `async def`.
+    `forward` is a `def` or an `async def`. A `def` that doesn't read a pending value serves both `agent(…)` and
+    `await agent(…)`.
 
     >>> from afnio import Variable
     >>> class Echo(Module):
@@ -301,36 +306,36 @@ class Module(Members, Training):
         object.__setattr__(self, "_hooks", ModuleHooks())
 
     _hooks: ModuleHooks
-    forward: Callable[..., Any]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
-        raise NotImplementedError(f"{type(self).__name__} has no forward; write `def forward(self, ...)`")
+    if not TYPE_CHECKING:  # a declared type would hide the one of a subclass's `forward = staticmethod(...)`
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError(f"{type(self).__name__} has no forward; write `def forward(self, ...)`")
 
     # Hooks
 
     def register_forward_pre_hook(
         self, hook: Hook, *, prepend: bool = False, with_kwargs: bool = False
     ) -> RemovableHandle:
-        """Have `hook(module, args)` called before each `forward`.
+        """Call `hook(module, args)` before each `forward`.
 
-        It returns None, or the arguments to go on with: a tuple, or one value. With `with_kwargs` it is
-        called as `hook(module, args, kwargs)` and returns None or `(args, kwargs)`.
+        It returns None, or other arguments: a tuple, or one value. With `with_kwargs` it is called as
+        `hook(module, args, kwargs)` and returns None or `(args, kwargs)`.
         """
         return self._hooks.add_pre(hook, prepend=prepend, with_kwargs=with_kwargs)
 
     def register_forward_hook(
         self, hook: Hook, *, prepend: bool = False, with_kwargs: bool = False, always_call: bool = False
     ) -> RemovableHandle:
-        """Have `hook(module, args, output)` called after each `forward`; it returns None or another output.
+        """Call `hook(module, args, output)` after each `forward`; it returns None or another output.
 
-        The output is what `forward` returned: of a `def`, Variables that may be pending. `output.map(fn)`
-        changes each sample as it arrives; reading it would wait. Where `forward` is an `async def` the hook
-        may be one too.
+        The Variables that a `def forward` returns may still be pending, and reading them in a hook would wait.
+        `output.map(fn)` changes each sample as it arrives. If `forward` is an `async def` the hook may be one too.
 
         Args:
-            prepend: call it before the hooks that are there.
+            prepend: call it before the hooks that are registered already.
             with_kwargs: call it as `hook(module, args, kwargs, output)`.
-            always_call: call it, with None, where `forward` raises too.
+            always_call: call it after a `forward` that raised too, with an output of None.
 
         >>> from afnio.cognitive import Add
         >>> add = Add()
@@ -339,17 +344,6 @@ class Module(Members, Training):
         'AB'
         """
         return self._hooks.add_post(hook, prepend=prepend, with_kwargs=with_kwargs, always_call=always_call)
-
-    def register_full_backward_hook(self, hook: Hook, *, prepend: bool = False) -> RemovableHandle:
-        """Have `hook(module, grad_input, grad_output)` called when a backward pass has been through a call.
-
-        `grad_input` has a Variable with the feedback for each positional argument, `grad_output` one for
-        each output (a Variable, or a tuple of some); for a batch its data is a list with one entry for each
-        sample. Both have None where nothing was said. The hook returns None, or other feedback for the
-        arguments. It waits for all samples of the call: what comes before the module in the graph waits
-        too, what is in the module doesn't. `Variable.register_hook` sees each sample on its own.
-        """
-        return self._hooks.backward.add(checked_hook(hook), prepend=prepend)
 
     # Traversal
 
@@ -465,7 +459,7 @@ class Module(Members, Training):
         return self.train(False)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Have the parameters, and nothing else, gather feedback or not."""
+        """Turn gathering of feedback on or off for the parameters, and for nothing else."""
         for parameter in self.parameters():
             parameter.requires_grad_(requires_grad)
         return self
@@ -480,7 +474,7 @@ class Module(Members, Training):
     # State
 
     def get_extra_state(self) -> Any:
-        """Return further state to save: JSON-able; override it with `set_extra_state`."""
+        """Return further state to save, which JSON can hold; override it together with `set_extra_state`."""
         return None
 
     def set_extra_state(self, state: Any) -> None:
@@ -490,12 +484,12 @@ class Module(Members, Training):
         """Return parameters, persistent buffers, chats' texts and extra state by dotted name; waits for them.
 
         Args:
-            keep_vars: give the Variables themselves, not detached copies.
+            keep_vars: return the Variables themselves, not detached copies.
         """
         state: dict[str, Any] = {}
         for owner, module in self.named_modules(prefix=prefix.rstrip(".")):
             for name, variable in module._own_state():
-                variable.data  # noqa: B018 - a state is what is there once everything has arrived
+                variable.data  # noqa: B018 - wait, so that no pending value is saved
                 state[_joined(owner, name)] = variable if keep_vars else variable.detach()
             extra = module.get_extra_state()
             if extra is not None:
@@ -509,10 +503,10 @@ class Module(Members, Training):
         assign: bool = False,
         model_clients: Mapping[str, ChatClient] | None = None,
     ) -> IncompatibleKeys:
-        """Take the values that `state_dict` has.
+        """Load the values of `state_dict`, all or none.
 
-        A state holds no clients, which hold keys: those that the module has under their names stay, others are
-        given.
+        Clients hold API keys, so a state doesn't contain them. The module keeps its own; pass `model_clients` for
+        others.
 
         Args:
             strict: missing or unexpected names are errors.
@@ -520,10 +514,10 @@ class Module(Members, Training):
             model_clients: clients by dotted name, such as `{"judge.client": client}`.
 
         Raises:
-            RuntimeError: listing everything that doesn't fit; nothing is changed then.
+            RuntimeError: lists everything that doesn't fit; nothing has been changed.
         """
         if not isinstance(state_dict, Mapping):
-            raise TypeError(f"a state dict is a mapping (got {state_dict!r})")
+            raise TypeError(f"state_dict must be a mapping (got {state_dict!r})")
 
         missing, unexpected = load(self, state_dict, strict, assign, model_clients or {})
         return IncompatibleKeys(missing, unexpected)
@@ -572,276 +566,12 @@ def _shown(parameter: Parameter) -> str:
     return f"Parameter({shown}, role={parameter.role!r}, requires_grad={parameter.requires_grad})"
 
 
-# ModuleHooks: the hooks of one Module, and a call that goes past them.
-
-
-class _Registered(NamedTuple):
-    """A forward hook and how it wants to be called."""
-
-    hook: Hook
-    with_kwargs: bool
-    always_call: bool = False
-
-
-@final
-class ModuleHooks:
-    """What is called before and after a module's forward, and when feedback has been through it."""
-
-    def __init__(self) -> None:
-        self.pre: Hooks[_Registered] = Hooks()
-        self.post: Hooks[_Registered] = Hooks()
-        self.backward: Hooks[Hook] = Hooks()
-
-    @property
-    def idle(self) -> bool:
-        return not (self.pre or self.post or self.backward)
-
-    def add_pre(self, hook: Hook, *, prepend: bool, with_kwargs: bool) -> RemovableHandle:
-        return self.pre.add(_Registered(checked_hook(hook), with_kwargs), prepend=prepend)
-
-    def add_post(self, hook: Hook, *, prepend: bool, with_kwargs: bool, always_call: bool) -> RemovableHandle:
-        return self.post.add(_Registered(checked_hook(hook), with_kwargs, always_call), prepend=prepend)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleHooks:
-        """Return hooks of their own for a copied module: the same callables."""
-        copied = ModuleHooks()
-        for registered in self.pre:
-            copied.pre.add(registered)
-        for registered in self.post:
-            copied.post.add(registered)
-        for hook in self.backward:
-            copied.backward.add(hook)
-        return copied
-
-
-@final
-class HookedCall:
-    """`module(...)` where the module has hooks."""
-
-    __slots__ = ("_hooks", "_module")
-
-    def __init__(self, module: Any, hooks: ModuleHooks) -> None:
-        self._module = module
-        self._hooks = hooks
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_async(self._module.forward):
-            return self._awaited(args, kwargs)
-        try:
-            boundary, args, kwargs = self._before(args, kwargs)
-            output = self._module.forward(*args, **kwargs)
-        except BaseException:
-            self._tell_failure(args, kwargs)
-            raise
-        if inspect.iscoroutine(output):  # a `def` that hands on what an `async def` returned
-            return self._after_awaiting(output, args, kwargs, boundary)
-        for registered in list(self._hooks.post):
-            said = registered.hook(*self._shown(registered, args, kwargs), output)
-            output = output if said is None else self._plain(said, registered.hook)
-        return output if boundary is None else boundary.left(output)
-
-    async def _awaited(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            for registered in list(self._hooks.pre):
-                said = await _settled(registered.hook(*self._shown(registered, args, kwargs)))
-                args, kwargs = _arguments(registered, said, args, kwargs)
-            boundary, args = self._enter(args)
-            output = self._module.forward(*args, **kwargs)
-        except BaseException:
-            self._tell_failure(args, kwargs)
-            raise
-        return await self._after_awaiting(output, args, kwargs, boundary)
-
-    async def _after_awaiting(
-        self,
-        output: Coroutine[Any, Any, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        boundary: Boundary | None,
-    ) -> Any:
-        try:
-            result = await output
-        except BaseException:
-            self._tell_failure(args, kwargs)
-            raise
-        for registered in list(self._hooks.post):
-            said = await _settled(registered.hook(*self._shown(registered, args, kwargs), result))
-            result = result if said is None else said
-        return result if boundary is None else boundary.left(result)
-
-    def _before(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Boundary | None, tuple[Any, ...], dict[str, Any]]:
-        for registered in list(self._hooks.pre):
-            said = self._plain(registered.hook(*self._shown(registered, args, kwargs)), registered.hook)
-            args, kwargs = _arguments(registered, said, args, kwargs)
-        boundary, args = self._enter(args)
-        return boundary, args, kwargs
-
-    def _enter(self, args: tuple[Any, ...]) -> tuple[Boundary | None, tuple[Any, ...]]:
-        if not self._hooks.backward:
-            return None, args
-        boundary = Boundary(self._module, self._hooks.backward)
-        return boundary, boundary.entered(args)
-
-    def _shown(
-        self, registered: _Registered, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, ...]:
-        return (self._module, args, kwargs) if registered.with_kwargs else (self._module, args)
-
-    def _plain(self, said: Any, hook: Hook) -> Any:
-        """Return what a hook of a `def forward` said; there, nobody would await a coroutine."""
-        if inspect.iscoroutine(said):
-            said.close()
-            raise TypeError(
-                f"{type(self._module).__name__}.forward is a `def`, so the hook {hook!r} must be one too; "
-                "change values as they arrive with output.map(fn)"
-            )
-        return said
-
-    def _tell_failure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for registered in list(self._hooks.post):
-            if not registered.always_call:
-                continue
-            try:
-                said = registered.hook(*self._shown(registered, args, kwargs), None)
-                self._plain(said, registered.hook)
-            except Exception as error:
-                warnings.warn(
-                    f"a hook of {type(self._module).__name__} failed after forward had raised: {error!r}",
-                    stacklevel=3,
-                )
-
-
-async def _settled(said: Any) -> Any:
-    return await said if inspect.iscoroutine(said) else said
-
-
-def _arguments(
-    registered: _Registered, said: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments after a pre-hook said something about them."""
-    if said is None:
-        return args, kwargs
-    if not registered.with_kwargs:
-        return (said if isinstance(said, tuple) else (said,)), kwargs
-    if not isinstance(said, tuple) or len(said) != 2:
-        raise TypeError(f"a forward pre-hook with kwargs returns None or (args, kwargs) (got {said!r})")
-    return tuple(said[0]), dict(said[1])
-
-
-# State: how a Module takes a state dict, all of it or none.
-
-
-EXTRA = "_extra_state"
-
-
-def load(
-    module: Module,
-    state: Mapping[str, Any],
-    strict: bool,
-    assign: bool,
-    model_clients: Mapping[str, Any],
-) -> tuple[list[str], list[str]]:
-    """Load `state` into `module` and return the missing and the unexpected names."""
-    own: dict[str, Variable] = {}
-    owners: dict[str, Module] = {}
-    wanted_extras: list[str] = []
-    for prefix, part in module.named_modules():
-        for name, variable in part._own_state():
-            own[f"{prefix}.{name}" if prefix else name] = variable
-        owners[prefix] = part
-        if part.get_extra_state() is not None:
-            wanted_extras.append(f"{prefix}.{EXTRA}" if prefix else EXTRA)
-    extras = {name: value for name, value in state.items() if name.rpartition(".")[2] == EXTRA}
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own and name not in extras]
-    unexpected += [name for name in extras if name.rpartition(".")[0] not in owners]
-    missing += [name for name in wanted_extras if name not in extras]
-    problems = [
-        problem
-        for name, variable in own.items()
-        if name in state
-        if (problem := _misfit(name, variable, state[name]))
-    ]
-    problems += [
-        problem for name, client in model_clients.items() if (problem := _unfit(name, client, owners))
-    ]
-    if strict and missing:
-        problems.append(f"missing: {', '.join(missing)}")
-    if strict and unexpected:
-        problems.append(f"unexpected: {', '.join(unexpected)}")
-    if problems:
-        raise RuntimeError(f"the state dict doesn't fit {type(module).__name__}: {'; '.join(problems)}")
-    values = {name: state[name].data for name in own if name in state}  # waits before anything is changed
-    for name, value in values.items():
-        if assign:
-            _assign(owners, name, own[name], state[name])
-        else:
-            own[name].data = value
-            own[name].role = state[name].role or own[name].role
-    for name, client in model_clients.items():
-        owners[name.rpartition(".")[0]]._members["models"][name.rpartition(".")[2]] = client
-    for name, extra in extras.items():
-        owner = owners.get(name.rpartition(".")[0])
-        if owner is not None:
-            owner.set_extra_state(extra)
-    return missing, unexpected
-
-
-def _misfit(name: str, variable: Variable, given: Any) -> str | None:
-    if not isinstance(given, Variable):
-        return f"{name} must be a Variable (got {given!r})"
-    (slots, batch), (new_slots, new_batch) = variable.cell(), given.cell()
-    if slots[0].outcome is None if not batch else not slots:
-        return None  # nothing is there yet that could differ
-    if batch != new_batch:
-        return f"{name} is {'a batch' if batch else 'one value'} here and not in the state"
-    if batch and len(slots) != len(new_slots):
-        return f"{name} has {len(slots)} samples here and {len(new_slots)} in the state"
-    return None
-
-
-def _unfit(name: str, client: Any, owners: Mapping[str, Module]) -> str | None:
-    """Return why a client can't be attached under a name, None if it can."""
-    if not isinstance(client, ChatClient):
-        return f"model_clients[{name!r}] must be a model client (got {client!r})"
-    prefix, _, last = name.rpartition(".")
-    if prefix in owners and last in owners[prefix]._members["models"]:
-        return None
-    known = [
-        f"{owner}.{own}" if owner else own
-        for owner, part in owners.items()
-        for own in part._members["models"]
-    ]
-    return f"it holds no model client {name!r} (its clients: {', '.join(known) or 'none'})"
-
-
-def _assign(owners: Mapping[str, Module], name: str, variable: Variable, given: Variable) -> None:
-    """Put the state's own Variable in the place of the module's; in a chat it lends its value."""
-    prefix, _, last = name.rpartition(".")
-    members = owners[prefix]._members if prefix in owners else {}
-    for kind in ("parameters", "buffers"):
-        if last in members.get(kind, ()):
-            if kind == "parameters" and not isinstance(given, Parameter):
-                # What state_dict() returns has lost its class, and only a Parameter is learned.
-                given = Parameter(given.data, given.role)
-            if isinstance(given, Parameter) and isinstance(variable, Parameter):
-                # What its values must pass belongs to the program, not to the state.
-                given.max_tokens, given.validators = variable.max_tokens, variable.validators
-            given.requires_grad_(variable.requires_grad)
-            members[kind][last] = given
-            return
-    variable.data = given.data
-    variable.role = given.role or variable.role
-
-
-# Containers: modules in a row, in a list, and by name.
+# Containers.
 
 
 @final
 class Sequential(Module):
-    """Modules one after the other, each given what the one before returned.
+    """Modules one after the other, each called with the output of the one before.
 
     >>> from afnio.autodiff import Variable
     >>> class Upper(Module):
@@ -874,7 +604,7 @@ class Sequential(Module):
 
 @final
 class ModuleList(Module):
-    """A list of modules that are registered."""
+    """A list of modules, registered under their positions."""
 
     def __init__(self, modules: Iterable[Module] = ()) -> None:
         super().__init__()
@@ -902,7 +632,7 @@ class ModuleList(Module):
 
 @final
 class ModuleDict(Module):
-    """Modules by name, in the order in which they were put in; they are registered.
+    """Modules by name, registered, in the order in which they were put in.
 
     >>> from afnio.cognitive import Add, Sum
     >>> parts = ModuleDict({"add": Add()})
@@ -961,3 +691,251 @@ class ModuleDict(Module):
 
     def items(self) -> ItemsView[str, Module]:
         return self._members["modules"].items()
+
+
+# Hooks.
+
+
+class _Registered(NamedTuple):
+    """A forward hook and its options."""
+
+    hook: Hook
+    with_kwargs: bool
+    always_call: bool = False
+
+
+@final
+class ModuleHooks:
+    """The hooks before and after a module's forward."""
+
+    def __init__(self) -> None:
+        self.pre: Hooks[_Registered] = Hooks()
+        self.post: Hooks[_Registered] = Hooks()
+
+    @property
+    def idle(self) -> bool:
+        return not (self.pre or self.post)
+
+    def add_pre(self, hook: Hook, *, prepend: bool, with_kwargs: bool) -> RemovableHandle:
+        return self.pre.add(_Registered(checked_hook(hook), with_kwargs), prepend=prepend)
+
+    def add_post(self, hook: Hook, *, prepend: bool, with_kwargs: bool, always_call: bool) -> RemovableHandle:
+        return self.post.add(_Registered(checked_hook(hook), with_kwargs, always_call), prepend=prepend)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleHooks:
+        """Copy the lists of hooks but not the callables, so that a copied module's handles are its own."""
+        copied = ModuleHooks()
+        for registered in self.pre:
+            copied.pre.add(registered)
+        for registered in self.post:
+            copied.post.add(registered)
+        return copied
+
+
+@final
+class HookedCall:
+    """One call of a module with hooks: pre-hooks, forward, hooks."""
+
+    __slots__ = ("_hooks", "_module")
+
+    def __init__(self, module: Any, hooks: ModuleHooks) -> None:
+        self._module = module
+        self._hooks = hooks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_async(self._module.forward):
+            return self._call_async(args, kwargs)
+        try:
+            for registered in list(self._hooks.pre):
+                returned = self._checked(registered, self._ask(registered, args, kwargs))
+                args, kwargs = _replaced(registered, returned, args, kwargs)
+            output = self._module.forward(*args, **kwargs)
+        except BaseException:
+            self._report_failure(args, kwargs)
+            raise
+        if inspect.iscoroutine(output):  # a `def` that returns the coroutine of an `async def`
+            return self._await_output(output, args, kwargs)
+        for registered in list(self._hooks.post):
+            returned = self._checked(registered, self._ask(registered, args, kwargs, output))
+            output = output if returned is None else returned
+        return output
+
+    async def _call_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            for registered in list(self._hooks.pre):
+                returned = await _awaited(self._ask(registered, args, kwargs))
+                args, kwargs = _replaced(registered, returned, args, kwargs)
+            output = self._module.forward(*args, **kwargs)
+        except BaseException:
+            self._report_failure(args, kwargs)
+            raise
+        return await self._await_output(output, args, kwargs)
+
+    async def _await_output(
+        self, output: Coroutine[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            result = await output
+        except BaseException:
+            self._report_failure(args, kwargs)
+            raise
+        for registered in list(self._hooks.post):
+            returned = await _awaited(self._ask(registered, args, kwargs, result))
+            result = result if returned is None else returned
+        return result
+
+    def _ask(
+        self, registered: _Registered, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any
+    ) -> Any:
+        """Call a hook: `(module, args)`, with `kwargs` if it wants them, with the output if there is one."""
+        if registered.with_kwargs:
+            return registered.hook(self._module, args, kwargs, *output)
+        return registered.hook(self._module, args, *output)
+
+    def _checked(self, registered: _Registered, returned: Any) -> Any:
+        """Return what a hook of a `def forward` returned; a coroutine is an error, because no one would await it."""
+        if inspect.iscoroutine(returned):
+            returned.close()
+            raise TypeError(
+                f"{type(self._module).__name__}.forward is a `def`, so its hooks must be too (got the `async def` "
+                f"{registered.hook!r}); change values as they arrive with output.map(fn)"
+            )
+        return returned
+
+    def _report_failure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call the hooks that are called after a failed forward too, with an output of None."""
+        for registered in list(self._hooks.post):
+            if not registered.always_call:
+                continue
+            try:
+                self._checked(registered, self._ask(registered, args, kwargs, None))
+            except Exception as error:
+                warnings.warn(
+                    f"a hook of {type(self._module).__name__} failed after forward had raised: {error!r}",
+                    stacklevel=3,
+                )
+
+
+async def _awaited(returned: Any) -> Any:
+    return await returned if inspect.iscoroutine(returned) else returned
+
+
+def _replaced(
+    registered: _Registered, returned: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of `forward` after a pre-hook has returned."""
+    if returned is None:
+        return args, kwargs
+    if not registered.with_kwargs:
+        return (returned if isinstance(returned, tuple) else (returned,)), kwargs
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(
+            f"a forward pre-hook with kwargs must return None or (args, kwargs) (got {returned!r})"
+        )
+    return tuple(returned[0]), dict(returned[1])
+
+
+# State dicts.
+
+
+EXTRA = "_extra_state"
+
+
+def load(
+    module: Module,
+    state: Mapping[str, Any],
+    strict: bool,
+    assign: bool,
+    model_clients: Mapping[str, Any],
+) -> tuple[list[str], list[str]]:
+    """Load `state` into `module`, all of it or nothing; return the missing and the unexpected names."""
+    own: dict[str, Variable] = {}
+    owners: dict[str, Module] = {}
+    wanted_extras: list[str] = []
+    for prefix, part in module.named_modules():
+        for name, variable in part._own_state():
+            own[f"{prefix}.{name}" if prefix else name] = variable
+        owners[prefix] = part
+        if part.get_extra_state() is not None:
+            wanted_extras.append(f"{prefix}.{EXTRA}" if prefix else EXTRA)
+    extras = {name: value for name, value in state.items() if name.rpartition(".")[2] == EXTRA}
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own and name not in extras]
+    unexpected += [name for name in extras if name.rpartition(".")[0] not in owners]
+    missing += [name for name in wanted_extras if name not in extras]
+    problems = [
+        problem
+        for name, variable in own.items()
+        if name in state
+        if (problem := _misfit(name, variable, state[name]))
+    ]
+    problems += [
+        problem for name, client in model_clients.items() if (problem := _unfit(name, client, owners))
+    ]
+    if strict and missing:
+        problems.append(f"missing: {', '.join(missing)}")
+    if strict and unexpected:
+        problems.append(f"unexpected: {', '.join(unexpected)}")
+    if problems:
+        raise RuntimeError(f"the state dict doesn't fit {type(module).__name__}: {'; '.join(problems)}")
+    values = {name: state[name].data for name in own if name in state}  # wait first: a read may fail
+    for name, value in values.items():
+        if assign:
+            _assign(owners, name, own[name], state[name])
+        else:
+            own[name].data = value
+            own[name].role = state[name].role or own[name].role
+    for name, client in model_clients.items():
+        owners[name.rpartition(".")[0]]._members["models"][name.rpartition(".")[2]] = client
+    for name, extra in extras.items():
+        owner = owners.get(name.rpartition(".")[0])
+        if owner is not None:
+            owner.set_extra_state(extra)
+    return missing, unexpected
+
+
+def _misfit(name: str, variable: Variable, given: Any) -> str | None:
+    if not isinstance(given, Variable):
+        return f"{name} must be a Variable (got {given!r})"
+    (slots, batch), (new_slots, new_batch) = variable.cell(), given.cell()
+    if slots[0].outcome is None if not batch else not slots:
+        return None  # an empty Variable takes a value of any shape
+    if batch != new_batch:
+        return f"{name} is {'a batch' if batch else 'one value'} here and not in the state"
+    if batch and len(slots) != len(new_slots):
+        return f"{name} has {len(slots)} samples here and {len(new_slots)} in the state"
+    return None
+
+
+def _unfit(name: str, client: Any, owners: Mapping[str, Module]) -> str | None:
+    """Return the reason why a client can't be attached under a name, None if it can."""
+    if not isinstance(client, ChatClient):
+        return f"model_clients[{name!r}] must be a model client (got {client!r})"
+    prefix, _, last = name.rpartition(".")
+    if prefix in owners and last in owners[prefix]._members["models"]:
+        return None
+    known = [
+        f"{owner}.{own}" if owner else own
+        for owner, part in owners.items()
+        for own in part._members["models"]
+    ]
+    return f"it holds no model client {name!r} (its clients: {', '.join(known) or 'none'})"
+
+
+def _assign(owners: Mapping[str, Module], name: str, variable: Variable, given: Variable) -> None:
+    """Put the state's Variable in the place of the module's; in a chat only its value is taken."""
+    prefix, _, last = name.rpartition(".")
+    members = owners[prefix]._members if prefix in owners else {}
+    for kind in ("parameters", "buffers"):
+        if last in members.get(kind, ()):
+            if kind == "parameters" and not isinstance(given, Parameter):
+                # state_dict() returns plain Variables, but optimizers only find Parameters.
+                given = Parameter(given.data, given.role)
+            if isinstance(given, Parameter) and isinstance(variable, Parameter):
+                # Checks of values belong to the program, not to the state.
+                given.max_tokens, given.validators = variable.max_tokens, variable.validators
+            given.requires_grad_(variable.requires_grad)
+            members[kind][last] = given
+            return
+    variable.data = given.data
+    variable.role = given.role or variable.role

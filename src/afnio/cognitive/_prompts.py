@@ -1,8 +1,14 @@
-"""Every prompt that the cognitive ops send to a language model, in one versioned place.
+"""Every prompt that the cognitive ops send to a model, in one versioned place.
 
-The critic turns feedback on a reply into feedback on the texts that produced it. Its instructions and
-the texts that all samples share come first, so that a provider's prompt cache can serve them; what
-belongs to one sample comes last. User data stands in tags, escaped so that it can't close them.
+Three rules hold for all of them:
+
+* Instructions and texts that all samples share come first, the sample's own texts last, so that a provider's prompt
+  cache can serve the beginning.
+* User data is in tags (`block`), escaped so that it can't close them. Otherwise a reply that contains `</feedback>`
+  could write its own instructions.
+* Change a text and you change what every journal answers: raise `VERSION`.
+
+Users replace prompts by name (`afnio.optim.prompts.replace_prompts`); `wording` returns the text that is in force.
 """
 
 from __future__ import annotations
@@ -82,7 +88,7 @@ TEXTS: Final = {
 
 
 def prompts() -> dict[str, Prompt]:
-    """Return every prompt of the cognitive ops by name, as it is sent here, with its version.
+    """Return every prompt of the cognitive ops by name: the text in force here, and its version.
 
     >>> prompts()["critic.repair"].version
     3
@@ -91,7 +97,7 @@ def prompts() -> dict[str, Prompt]:
 
 
 def wording(name: str) -> str:
-    """Return what is sent here for a prompt of the cognitive ops."""
+    """Return the text in force for a prompt of the cognitive ops."""
     return worded(name, TEXTS[name])
 
 
@@ -142,7 +148,7 @@ CRITIC_SCHEMA: Final[dict[str, Any]] = {
 
 @cache
 def reduce_schema(points: int, sources: int) -> dict[str, Any]:
-    """Return the format of a summary with at most so many points, of at most so many ids each.
+    """Return the format of a summary: at most `points` points, each with at most `sources` ids.
 
     >>> reduce_schema(6, 64)["json_schema"]["schema"]["properties"]["points"]["maxItems"]
     6
@@ -179,9 +185,9 @@ def reduce_messages(
 
     Args:
         role, value: of the text that the feedback is on.
-        failures: the name of each cluster of similar failures and how many samples it has.
-        entries: for each feedback its text, its samples, and the number of its failure, from 1, or None.
-        points, words: how many the summary may have.
+        failures: the name of each cluster of similar mistakes and how many samples it has.
+        entries: for each feedback its text, its number of samples, and the number of its failure (from 1) or None.
+        points, words: the most that the summary may have.
     """
     parts = [block("variable", value, role=role)]
     if failures:
@@ -207,7 +213,7 @@ def reduce_messages(
 def critic_schema(names: tuple[str, ...]) -> dict[str, Any]:
     """Return the critic's format for exactly these variables.
 
-    An endpoint that decodes by a grammar would else write entries until it is cut off.
+    Without the bounds an endpoint that decodes by a grammar may write entries until it is cut off.
 
     >>> critic_schema(("v1",))["json_schema"]["schema"]["properties"]["feedback"]["maxItems"]
     1
@@ -228,7 +234,7 @@ _ESCAPED = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")
 
 
 def escape(text: str) -> str:
-    """Return `text` with every opening of a tag that prompts use made harmless.
+    """Return `text` with the `<` of every tag that prompts use escaped.
 
     >>> escape("a < b, </feedback>")
     'a < b, &lt;/feedback>'
@@ -237,7 +243,7 @@ def escape(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """Return `text` as it was before `escape`, for what a model repeats of it.
+    """Undo `escape`, in a text that a model quotes from its prompt.
 
     >>> unescape("a < b, &lt;/feedback>")
     'a < b, </feedback>'
@@ -272,11 +278,11 @@ def critic_messages(
 
     Args:
         variables: `(id, role, value)` of each text that wants feedback.
-        conversation: `(role, text)` of each message as it was sent.
+        conversation: `(role, text)` of each message that was sent.
         reply: the raw reply.
-        edited: what the consumers of the reply saw, where that differs from the reply.
+        edited: the values that consumers saw instead of the reply.
         reply_format: the response format that was asked for, or None.
-        feedback: what the consumers said, one text each.
+        feedback: the consumers' feedback, one text each.
     """
     shared = [block("variable", value, id=name, role=role) for name, role, value in variables]
     parts = ["<variables>", *shared, "</variables>", "<conversation>"]
@@ -299,32 +305,34 @@ def deterministic_feedback(purpose: str, prediction: Any, target: Any, score: An
     >>> deterministic_feedback("exact match", "positive", "neutral", 0)
     'exact match: predicted "positive", expected "neutral", score 0.'
     """
-    said, wanted, points = (json.dumps(value, ensure_ascii=False) for value in (prediction, target, score))
-    return f"{purpose}: predicted {said}, expected {wanted}, score {points}."
+    predicted, expected, points = (
+        json.dumps(value, ensure_ascii=False) for value in (prediction, target, score)
+    )
+    return f"{purpose}: predicted {predicted}, expected {expected}, score {points}."
 
 
-# Wording: the prompts as they are sent here, which may be others than those that come with the package.
+# Prompts that users replace.
 
 
 replaced: Final[Setting[Mapping[str, str]]] = Setting("prompts", {})
-"""Texts by the name of the prompt that they replace; see `afnio.optim._prompts.replace_prompts`."""
+"""Replacement texts by the name of the prompt."""
 _PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}")
 
 
 class Prompt(NamedTuple):
-    """A text that is sent to a model, and the version of the file that it is from; 0 for one of the user's own."""
+    """A text that is sent to a model, and its version; 0 for a replacement."""
 
     text: str
     version: int
 
 
 def worded(name: str, text: str) -> str:
-    """Return what is sent for the prompt `name` whose own text is `text`."""
+    """Return the replacement of the prompt `name`, or its own text."""
     return replaced.get().get(name, text)
 
 
 def prompts_of(texts: Mapping[str, str], version: int) -> dict[str, Prompt]:
-    """Return the prompts of one file as they are sent here.
+    """Return the prompts of one file with the texts in force here.
 
     >>> prompts_of({"critic.system": "Judge."}, 3)["critic.system"]
     Prompt(text='Judge.', version=3)
@@ -334,19 +342,19 @@ def prompts_of(texts: Mapping[str, str], version: int) -> dict[str, Prompt]:
 
 
 def check_wording(given: Any, known: Mapping[str, str]) -> None:
-    """Raise for replacements that replace nothing, or that have lost a placeholder.
+    """Raise for a replacement of an unknown prompt, or one without a placeholder of the original.
 
     >>> check_wording({"tgd.objection": "No."}, {"tgd.objection": "Not so: {reasons}."})
     Traceback (most recent call last):
     ValueError: the text for 'tgd.objection' must hold {reasons} (got 'No.')
     """
     if not isinstance(given, Mapping):
-        raise TypeError(f"prompts are replaced by a dict of names and texts (got {given!r})")
+        raise TypeError(f"prompts must be a dict of names and texts (got {given!r})")
     for name, text in given.items():
         if name not in known:
             raise ValueError(f"there is no prompt {name!r}; the prompts are {', '.join(sorted(known))}")
         if not isinstance(text, str):
-            raise TypeError(f"a prompt is a text (got {text!r} for {name!r})")
+            raise TypeError(f"a prompt must be a text (got {text!r} for {name!r})")
         for placeholder in dict.fromkeys(_PLACEHOLDER.findall(known[name])):
             if placeholder not in text and not placeholder.startswith("{placeholder"):
                 raise ValueError(f"the text for {name!r} must hold {placeholder} (got {text!r:.80})")

@@ -1,9 +1,17 @@
-"""Reduction: more feedback than one prompt should show, summed up.
+"""Reduction: sums up feedback when there is more of it than one prompt should show.
 
-Concatenation is no option: published runs lose 14 points between batches of 3 and of 100 (ComBEE,
-arXiv:2604.04247). What fits is left alone. Otherwise similar feedback is put together (`cluster`), filled into
-groups by a budget of tokens, and each group is summed up by one call; where there are many groups, their
-summaries are summed up again (`reduction_tree`).
+An optimizer that reads the feedback of 100 samples one after the other gets worse than one that reads 3: published runs
+lose 14 points that way (ComBEE, arXiv:2604.04247). So `reduce_feedback` bounds the tokens that one prompt shows:
+
+1. Feedback that fits is passed on unchanged, without a call.
+2. Otherwise similar feedback is brought together without a model (`clustered`): first by the same mistake
+   (predicted this, expected that), then by common words. Neighbours then say similar things and merge well.
+3. The texts are filled into groups of `max_tokens`. One call sums up each group into points, and each point names
+   the samples behind it. Many groups' points are summed up again (`ReductionTree`).
+
+A group whose call fails is left out of the step with a warning, as long as a quorum of the texts has been read.
+
+The last part of the file is `ask`: it gets a JSON object out of a model, also from endpoints without schemas.
 """
 
 from __future__ import annotations
@@ -28,26 +36,26 @@ from afnio.runtime._kernel import Body, Failure, Job, Launch, Outcomes, Slot, wi
 from afnio.runtime._waiting import wait_async
 
 BUDGET: Final = 4_000
-"""Tokens of feedback that one prompt shows by default: some hundred gradients of one sentence."""
+"""Tokens of feedback that one prompt shows by default: about a hundred gradients of one sentence."""
 QUORUM: Final = 0.5
+"""The fraction of the texts that must have been read if calls fail."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """What a proposer is to be shown.
+    """Feedback as an optimizer's prompt shows it.
 
     Attributes:
-        points: what should change; the feedback itself, where it fitted.
-        failures: clusters of two or more similar failures, the largest first; none where nothing was left out
-            or summed up.
-        failed: feedback that is left out, as the call that was to sum it up failed.
-        capped: feedback that is left out, as enough of its cluster is shown.
+        points: the changes that the feedback asks for; the feedback itself, if it fitted.
+        mistakes: clusters of two or more similar mistakes, the largest first; empty if all feedback fitted.
+        failed: numbers of the texts that are left out because the call that should sum them up failed.
+        capped: numbers of the texts that are left out because enough of their cluster is shown.
         calls: how many groups were summed up.
     """
 
     points: tuple[Point, ...]
-    failures: tuple[Cluster, ...] = ()
+    mistakes: tuple[Cluster, ...] = ()
     failed: tuple[int, ...] = ()
     capped: tuple[int, ...] = ()
     calls: int = 0
@@ -56,41 +64,41 @@ class Reduction:
 async def reduce_feedback(
     job: Job,
     texts: Sequence[str],
-    trails: Sequence[Sequence[Mapping[str, Any]]],
+    provenances: Sequence[Sequence[Mapping[str, Any]]],
     model: ChatModel,
     *,
     role: str,
     value: str,
-    budget: int | None = BUDGET,
+    max_tokens: int | None = BUDGET,
     per_failure: int | None = None,
     quorum: float = QUORUM,
 ) -> Reduction:
-    """Return `texts` so that they fit `budget`; without a call if they do.
+    """Return `texts` summed up to fit in `max_tokens`; without a call if they fit already.
 
     Args:
-        job: whose address and priority its calls get, for the purpose "reduce".
-        trails: where each text comes from, as in `Variable.provenance`.
-        role, value: the text that the feedback is on.
-        budget: tokens of feedback that one prompt may show; None never reduces.
-        per_failure: how many of a cluster of similar failures are taken, at most; None takes all.
-        quorum: the fraction of the texts that must have been read where calls fail.
+        job: the calls get its address and priority, and the purpose "reduce".
+        provenances: where each text comes from, as in `Variable.provenance`.
+        role, value: of the text that the feedback is on.
+        max_tokens: tokens of feedback that one prompt may show; None never reduces.
+        per_failure: at most this many texts of a cluster are taken; None takes all.
+        quorum: the fraction of the texts that must have been read if calls fail.
 
     Raises:
-        BatchError: if calls failed and less than the quorum is left.
+        BatchError: if calls failed and fewer texts than the quorum are left.
     """
     everything = range(len(texts))
     sizes = [model.count_tokens(text) for text in texts]
-    fits = budget is None or sum(sizes) <= budget
+    fits = max_tokens is None or sum(sizes) <= max_tokens
     if fits and (per_failure is None or len(texts) <= per_failure):
         return Reduction(tuple(Point(text, (number,)) for number, text in enumerate(texts)))
-    clusters = await call_in_node(job, clustered, list(texts), list(trails))
+    clusters = await call_in_node(job, clustered, list(texts), list(provenances))
     taken = [cluster.members[:per_failure] for cluster in clusters]
     capped = tuple(sorted(set(everything).difference(*taken)))
     points = merged([Point(texts[number], (number,)) for members in taken for number in members])
-    failures = tuple(cluster for cluster in clusters if cluster.name)
-    if budget is None or sum(sizes[point.sources[0]] for point in points) <= budget:
-        return Reduction(points, failures, capped=capped)
-    tree = ReductionTree(job, model, role, value, budget, failures)
+    mistakes = tuple(cluster for cluster in clusters if cluster.name)
+    if max_tokens is None or sum(sizes[point.sources[0]] for point in points) <= max_tokens:
+        return Reduction(points, mistakes, capped=capped)
+    tree = ReductionTree(job, model, role, value, max_tokens, mistakes)
     parts = await tree.run(points)
     failed = tuple(sorted({number for part in parts for number in part.failed}))
     shown = len(texts) - len(capped)
@@ -98,13 +106,13 @@ async def reduce_feedback(
         _check_quorum(failed, shown, quorum, [error for part in parts for error in part.errors], role)
     united = merged([point for part in parts for point in part.points])
     ordered = tuple(sorted(united, key=lambda point: -len(point.sources)))
-    return Reduction(ordered, failures, failed, capped, sum(part.calls for part in parts))
+    return Reduction(ordered, mistakes, failed, capped, sum(part.calls for part in parts))
 
 
 def _check_quorum(
     failed: Sequence[int], shown: int, quorum: float, errors: Sequence[Exception], role: str
 ) -> None:
-    """Tell what a failed call leaves out; raise if that is too much."""
+    """Warn about the texts that failed calls leave out; raise if they are too many."""
     if not quorum_holds(shown - len(failed), shown, quorum):
         raise BatchError(
             f"{len(failed)} of {shown} feedback texts on {role!r} could not be summed up, and quorum={quorum} "
@@ -113,7 +121,7 @@ def _check_quorum(
             failed,
         )
     logging.getLogger("afnio").warning(
-        "%d of %d feedback texts on %r are left out of the step, as the call that was to sum them up failed (%s)",
+        "%d of %d feedback texts on %r are left out of the step, because the call that sums them up failed (%s)",
         len(failed),
         shown,
         role,
@@ -121,17 +129,12 @@ def _check_quorum(
     )
 
 
-# ReductionTree: the groups of one reduction, as the jobs of one launch.
-#
-# The groups of all levels are fixed before the first call, by number: which summaries meet doesn't depend on which
-# arrives first, so the journal answers a repeated run. A group is a job that waits for its own parts alone, so it
-# starts as soon as it is full; no level waits for the one before. Each part of a full group may take 1/FAN_IN of
-# the budget, hence 1,024 groups need three levels: 1,024, 64, 4.
+# The tree of groups.
 
 
 FAN_IN: Final = 16
 MAX_ENTRIES: Final = 256
-"""Feedback texts in one group at most, however short they are; models lose count of more."""
+"""At most this many feedback texts are in one group, even if they are short: models lose count of more."""
 TOKENS_PER_POINT: Final = 40
 WORDS_PER_TOKEN: Final = 0.75
 
@@ -139,7 +142,7 @@ WORDS_PER_TOKEN: Final = 0.75
 @final
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One thing that feedback says, and the numbers of the feedback texts that stand behind it."""
+    """One change that feedback asks for, and the numbers of the feedback texts that ask for it."""
 
     text: str
     sources: tuple[int, ...]
@@ -148,7 +151,7 @@ class Point:
 @final
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a group has come to: its points, what is lost, and what that took."""
+    """The result of a group: its points, the texts that are lost with their errors, and the number of calls."""
 
     points: tuple[Point, ...]
     failed: tuple[int, ...] = ()
@@ -158,7 +161,14 @@ class Part:
 
 @final
 class ReductionTree:
-    """The tree of one reduction; `run` it once."""
+    """The tree of one reduction, as the jobs of one launch; `run` it once.
+
+    All groups of all levels are fixed, by number, before the first call. If summaries met in the order in which they
+    arrive, a resumed run would ask other questions than the journal has answers for.
+
+    A group is a job that waits for its own parts only, so no level waits for the one before. Each part of a full group
+    may take 1/FAN_IN of the tokens, hence 1,024 groups need three levels: 1,024, 64, 4.
+    """
 
     def __init__(
         self,
@@ -166,16 +176,16 @@ class ReductionTree:
         model: ChatModel,
         role: str,
         value: str,
-        budget: int,
-        failures: Sequence[Cluster],
+        max_tokens: int,
+        mistakes: Sequence[Cluster],
     ) -> None:
         self._job = job
         self._model = model
         self._role = role
         self._value = value
-        self._budget = budget
-        self._failures = failures
-        self._failure_of = {n: i for i, cluster in enumerate(failures) for n in cluster.members}
+        self._max_tokens = max_tokens
+        self._mistakes = mistakes
+        self._mistake_of = {n: i for i, cluster in enumerate(mistakes) for n in cluster.members}
 
     async def run(self, points: Sequence[Point]) -> list[Part]:
         groups = self._filled(points)
@@ -186,8 +196,13 @@ class ReductionTree:
         level = 0
         while True:
             last = len(groups) <= FAN_IN
-            # What one of few groups may say is more than a part of a full one, but never nearly all it read.
-            share = min(self._budget // len(groups), self._budget // 4) if last else self._budget // FAN_IN
+            # In the last level each of a few groups may take more than a part of a full group, but at most a quarter of
+            # what it read: a summary as long as its sources would sum up nothing.
+            share = (
+                min(self._max_tokens // len(groups), self._max_tokens // 4)
+                if last
+                else self._max_tokens // FAN_IN
+            )
             outputs = [Slot(launch) for _ in groups]
             for number, group in enumerate(groups):
                 inputs = [slots[part] for part in group] if level else []
@@ -203,14 +218,14 @@ class ReductionTree:
         return _parts(slots)
 
     def _filled(self, points: Sequence[Point]) -> list[list[int]]:
-        """Return groups of neighbours within the budget, about equally full."""
+        """Return groups of neighbours of at most `max_tokens`, about equally full."""
         sizes = [self._model.count_tokens(point.text) for point in points]
         total = sum(sizes)
-        enough = -(-total // -(-total // self._budget))
+        enough = -(-total // -(-total // self._max_tokens))
         groups: list[list[int]] = [[]]
         filled = 0
         for number, size in enumerate(sizes):
-            full = filled >= enough or filled + size > self._budget or len(groups[-1]) == MAX_ENTRIES
+            full = filled >= enough or filled + size > self._max_tokens or len(groups[-1]) == MAX_ENTRIES
             if groups[-1] and full:
                 groups.append([])
                 filled = 0
@@ -241,44 +256,47 @@ class ReductionTree:
         return body
 
     async def _summed(self, job: Job, points: Sequence[Point], share: int) -> tuple[Point, ...]:
-        """Return what one call makes of `points`, within `share` tokens."""
-        failures, entries = self._shown(points)
+        """Ask for the summary of `points` in at most `share` tokens."""
+        mistakes, entries = self._shown(points)
         most = max(share // TOKENS_PER_POINT, 1)
-        said: tuple[Point, ...] = await ask(
+        summary: tuple[Point, ...] = await ask(
             self._model,
             job,
             reduce_messages(
                 role=self._role,
                 value=self._value,
-                failures=failures,
+                failures=mistakes,
                 entries=entries,
                 points=most,
                 words=max(int(share * WORDS_PER_TOKEN), 10),
             ),
-            # Few different schemas, as some endpoints compile each one.
+            # Round up to a power of two: some endpoints compile each schema, so send few different ones.
             schema=reduce_schema(most, 1 << (len(points) - 1).bit_length()),
             parse=lambda answer: _read(answer, points),
             repair=wording("reduce.repair"),
             purpose="reduce",
         )
-        return self._within(said, share)
+        return self._within(summary, share)
 
     def _shown(
         self, points: Sequence[Point]
     ) -> tuple[list[tuple[str, int]], list[tuple[str, int, int | None]]]:
-        """Return the failures that `points` are about, and the points as entries that refer to them."""
+        """Return the mistakes that `points` are about, and the points as entries that refer to them by number."""
         numbers: dict[int, int] = {}
         entries: list[tuple[str, int, int | None]] = []
         for point in points:
-            found = {self._failure_of.get(source) for source in point.sources}
+            found = {self._mistake_of.get(source) for source in point.sources}
             failure = found.pop() if len(found) == 1 else None
             number = None if failure is None else numbers.setdefault(failure, len(numbers) + 1)
             entries.append((point.text, len(point.sources), number))
-        named = [self._failures[failure] for failure in numbers]
+        named = [self._mistakes[failure] for failure in numbers]
         return [(cluster.name, len(cluster.members)) for cluster in named], entries
 
     def _within(self, points: Sequence[Point], share: int) -> tuple[Point, ...]:
-        """Return the points with most samples behind them that fit, in their order: or no tree would end."""
+        """Return the points with most samples behind them that fit in `share`, in their order.
+
+        A model that ignores its limit would otherwise make every level as long as the one before.
+        """
         left = share
         kept: set[int] = set()
         for number in sorted(range(len(points)), key=lambda number: -len(points[number].sources)):
@@ -296,17 +314,17 @@ class ReductionTree:
 
 
 def _read(answer: Mapping[str, Any], given: Sequence[Point]) -> tuple[Point, ...]:
-    """Return the points of a reply, each with the sources of what it names; one that names nothing is dropped."""
+    """Return the points of a reply with the sources behind the ids that they name; a point without ids is dropped."""
     entries = answer["points"]
     if not isinstance(entries, list):
-        raise ValueError('"points" must be a list of objects')  # noqa: TRY004 - said of a reply
+        raise ValueError('"points" must be a list of objects')  # noqa: TRY004 - about a reply
     points: list[Point] = []
     for entry in entries:
         text, named = (
             (entry.get("point"), entry.get("sources")) if isinstance(entry, Mapping) else (None, None)
         )
         if not isinstance(text, str) or not isinstance(named, list):
-            raise ValueError(  # noqa: TRY004 - said of a reply
+            raise ValueError(  # noqa: TRY004 - about a reply
                 'every point must have a text as its "point" and a list of ids as its "sources"'
             )
         ids = [int(name) for name in named if str(name).isdecimal() and 1 <= int(name) <= len(given)]
@@ -319,7 +337,7 @@ def _read(answer: Mapping[str, Any], given: Sequence[Point]) -> tuple[Point, ...
 
 
 def merged(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Return each text once, with all that stands behind it."""
+    """Return each text once, with the sources of all its copies."""
     found: dict[str, tuple[str, list[int]]] = {}
     for point in points:
         _, sources = found.setdefault(" ".join(point.text.split()).casefold(), (point.text, []))
@@ -346,22 +364,21 @@ def _parts(slots: Sequence[Slot]) -> list[Part]:
     return [slot.outcome for slot in slots]
 
 
-# Cluster: similar failures found without a model, so that feedback on them can be read together.
+# Clusters of similar feedback.
 #
-# Feedback on the same confusion (predicted this, expected that) belongs together. Where predictions are texts of
-# their own, the words of the feedback decide: each text is reduced to a bottom-k sketch of its words, and joins
-# the first text that it is similar enough to (leader clustering). Both are deterministic: the hash is CRC-32,
-# which no process salts, and ties go to what came first.
-#
-# Source of the sketch: A. Broder, "On the resemblance and containment of documents", SEQUENCES 1997.
+# Feedback on the same confusion of labels (predicted this, expected that) belongs together. For predictions that are
+# free text the words of the feedback decide: each text is reduced to a bottom-k sketch of its words (A. Broder, "On
+# the resemblance and containment of documents", SEQUENCES 1997) and joins the most similar earlier text, if that is
+# similar enough (leader clustering). A resumed run must find the same clusters, so the hash is CRC-32, which is the
+# same in every process, and ties go to the earlier text.
 
 
 SKETCH: Final = 32
-"""Hashes that are kept of a text; the estimate of a similarity of 0.5 is then off by 0.09, typically."""
+"""How many hashes of a text are kept. The standard error of a similarity of 0.5 is then 0.09."""
 SIMILAR: Final = 0.4
-"""Share of common words from which two texts count as saying the same of different samples."""
+"""The share of common words from which two texts count as the same feedback on different samples."""
 MAX_LABEL: Final = 60
-"""Characters up to which a prediction or a target is taken for a label."""
+"""A prediction or target of at most this many characters is taken for a label."""
 _WORD: Final = re.compile(r"[^\W\d_]{4,}")
 _QUOTED: Final = re.compile(r"\"[^\"\n]{0,200}\"|“[^”\n]{0,200}”|`[^`\n]{0,200}`")
 
@@ -369,28 +386,28 @@ _QUOTED: Final = re.compile(r"\"[^\"\n]{0,200}\"|“[^”\n]{0,200}”|`[^`\n]{0
 @final
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Feedback on similar failures.
+    """Feedback texts on similar mistakes.
 
     Attributes:
-        name: what they have in common; empty for one that is like no other.
-        members: which ones, by number, ascending.
+        name: their common mistake or words; empty for a text that is similar to no other.
+        members: the numbers of the texts, ascending.
     """
 
     name: str
     members: tuple[int, ...]
 
 
-def clustered(texts: Sequence[str], trails: Sequence[Sequence[Mapping[str, Any]]]) -> list[Cluster]:
+def clustered(texts: Sequence[str], provenances: Sequence[Sequence[Mapping[str, Any]]]) -> list[Cluster]:
     """Return every text in one cluster, the largest clusters first.
 
     Args:
         texts: the feedback.
-        trails: for each of them where it comes from, as in `Variable.provenance`.
+        provenances: for each of them where it comes from, as in `Variable.provenance`.
 
     >>> clustered(["a", "b", "c"], [({"prediction": p, "target": "no"},) for p in ("yes", "maybe", "yes")])[0]
     Cluster(name='predicted "yes", expected "no"', members=(0, 2))
     """
-    confusions = [_confusion(trail) for trail in trails]
+    confusions = [_confusion(provenance) for provenance in provenances]
     counts = Counter(confusion for confusion in confusions if confusion)
     groups: dict[str, list[int]] = {}
     rest: list[int] = []
@@ -404,16 +421,16 @@ def clustered(texts: Sequence[str], trails: Sequence[Sequence[Mapping[str, Any]]
     return sorted(found, key=lambda cluster: (-len(cluster.members), cluster.members[0]))
 
 
-def _confusion(trail: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was predicted for what, if it is one confusion of labels."""
+def _confusion(provenance: Sequence[Mapping[str, Any]]) -> str:
+    """Return the confusion of labels that the feedback is about; empty if there is none, or several."""
     found: dict[str, None] = {}
-    for entry in trail:
+    for entry in provenance:
         if "prediction" not in entry or entry.get("target") is None:
             return ""
-        said, wanted = (_quoted(entry[key]) for key in ("prediction", "target"))
-        if max(len(said), len(wanted)) > MAX_LABEL:
+        predicted, wanted = (_quoted(entry[key]) for key in ("prediction", "target"))
+        if max(len(predicted), len(wanted)) > MAX_LABEL:
             return ""
-        found[f"predicted {said}, expected {wanted}"] = None
+        found[f"predicted {predicted}, expected {wanted}"] = None
     return next(iter(found)) if len(found) == 1 else ""
 
 
@@ -443,7 +460,7 @@ def _alike(texts: Sequence[str], numbers: Sequence[int]) -> list[list[int]]:
 
 def sketch(text: str) -> frozenset[int]:
     """Return the bottom-k sketch of a text's words."""
-    # What is quoted belongs to one sample, and endings of words to its grammar.
+    # Drop quotations, which belong to one sample, and cut words at six letters, so that inflected forms match.
     words = {word[:6] for word in _WORD.findall(_QUOTED.sub(" ", text).lower())}
     return frozenset(heapq.nsmallest(SKETCH, [zlib.crc32(word.encode()) for word in words]))
 
@@ -462,7 +479,7 @@ def similarity(one: frozenset[int], other: frozenset[int]) -> float:
 
 
 def _name(texts: Sequence[str], members: Sequence[int]) -> str:
-    """Return the words that most of a cluster's texts have, in the order of the first one."""
+    """Return a name for a cluster: the words that most of its texts have, in order of appearance."""
     if len(members) < 2:
         return ""
     counts: Counter[str] = Counter()
@@ -472,13 +489,13 @@ def _name(texts: Sequence[str], members: Sequence[int]) -> str:
     return f"feedback about: {', '.join(common)}" if common else "similar feedback"
 
 
-# Structured: ask a model for a JSON object, and make the best of endpoints that can't promise one.
+# Asking a model for a JSON object.
 
 
 T = TypeVar("T")
 
 REFUSALS: Final = (400, 422)
-"""Statuses with which endpoints refuse a parameter that they don't know."""
+"""The HTTP statuses with which endpoints refuse a parameter that they don't know."""
 _FENCE: Final = re.compile(r"^\s*```[a-zA-Z]*\s*\n(.*)\n\s*```\s*$", re.DOTALL)
 
 
@@ -489,7 +506,7 @@ async def complete_json(
     schema: Mapping[str, Any],
     purpose: str,
 ) -> ChatResponse:
-    """Ask for a reply in `schema`; an endpoint that refuses schemas is asked in words, from then on."""
+    """Ask for a reply in `schema`. If the endpoint refuses schemas, stop sending them to it."""
     if not model.client.json_schema:
         return await model.complete(job, messages, purpose)
     try:
@@ -498,7 +515,7 @@ async def complete_json(
         if error.status not in REFUSALS or "response_format" in model.completion_args:
             raise
     reply = await model.complete(job, messages, purpose)
-    # The same request without a schema went through: it was the schema that was refused.
+    # The same request without the schema was accepted, so it was the schema that was refused.
     model.client.json_schema = False
     return reply
 
@@ -513,11 +530,11 @@ async def ask(
     repair: str,
     purpose: str,
 ) -> T:
-    """Return `parse` of the JSON object that the model replies; one repair, then it fails.
+    """Return `parse` of the JSON object in the model's reply. An unreadable reply is sent back once to be repaired.
 
     Args:
-        parse: turns the object into a result, or raises ValueError or KeyError with what is wrong.
-        repair: what to say about a reply that can't be read; `{error}` is filled.
+        parse: turns the object into a result, or raises ValueError or KeyError with the mistake.
+        repair: the message about an unreadable reply; `{error}` is filled.
 
     Raises:
         ReplyError: if the repaired reply can't be read either.
@@ -526,24 +543,24 @@ async def ask(
     try:
         return parse(json_object(str(reply)))
     except (ValueError, KeyError, TypeError) as error:
-        complaint = repair.replace("{error}", _said(error))
+        request = repair.replace("{error}", _complaint(error))
     again = [
         *messages,
         {"role": "assistant", "content": str(reply)},
-        {"role": "user", "content": complaint},
+        {"role": "user", "content": request},
     ]
     fixed = await complete_json(model, job, again, schema, f"{purpose}-repair")
     try:
         return parse(json_object(str(fixed)))
     except (ValueError, KeyError, TypeError) as error:
         raise ReplyError(
-            f"the {purpose} model's reply could not be read, nor its repair: {_said(error)} "
+            f"the {purpose} model's reply could not be read, nor its repair: {_complaint(error)} "
             f"(it starts {str(fixed)[:80]!r})"
         ) from error
 
 
 def json_object(text: str) -> Mapping[str, Any]:
-    """Return the JSON object that `text` is, in a code fence or between other words if need be.
+    """Return the JSON object in `text`, also from inside a code fence or between other words.
 
     >>> json_object('Sure: {"a": 1}')
     {'a': 1}
@@ -557,15 +574,15 @@ def json_object(text: str) -> Mapping[str, Any]:
             raise ValueError("it holds no JSON object") from None
         value = json.loads(body[start : end + 1])
     if not isinstance(value, dict):
-        raise ValueError(f"it is a JSON {type(value).__name__}, not an object")  # noqa: TRY004 - said of a text
+        raise ValueError(f"it is a JSON {type(value).__name__}, not an object")  # noqa: TRY004 - about a text
     return value
 
 
 def unfenced(text: str) -> str:
-    """Return `text` without the code fence around it, if there is one, and without blanks at its ends."""
+    """Return `text` without a code fence around it, and without blanks at its ends."""
     fenced = _FENCE.match(text)
     return (fenced[1] if fenced else text).strip()
 
 
-def _said(error: Exception) -> str:
+def _complaint(error: Exception) -> str:
     return f"the key {error} is missing" if isinstance(error, KeyError) else str(error)

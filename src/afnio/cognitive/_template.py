@@ -1,4 +1,9 @@
-"""Parameter: a text that a Module learns."""
+"""Parameters, the texts that are learned, and the messages that they are put into.
+
+A message's content is a list of Variables. Its texts hold `{name}` for the inputs of a sample. Only the names among the
+inputs are filled, in one pass, so the braces of an input, of JSON or of code stay. A placeholder that no input fills
+is an error, since it is most likely a typo; but not in a `Parameter`, which an optimizer may rewrite to anything.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +20,11 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Validator: TypeAlias = "Callable[[str], Any] | re.Pattern[str] | Mapping[str, Any] | type[BaseModel]"
-"""What a value must pass.
+"""A check of proposed values.
 
-A callable, `def` or `async def`, returns None or True for a value that passes; False, or a text that says why
-not, for one that doesn't; or it raises ValueError. A compiled pattern must be found in the value. A pydantic model or
-a JSON schema (a dict; needs the extra `schema`) must fit the value, which is JSON then.
+A callable, `def` or `async def`, returns None or True for a value that passes. For one that doesn't it returns False or
+a text with the reason, or raises ValueError. A compiled pattern must be found in the value. For a pydantic model or a
+JSON schema (a dict; needs the extra `schema`) the value must be JSON that fits it.
 """
 
 
@@ -28,13 +33,14 @@ class Parameter(Variable):
 
     Args:
         data: the text.
-        role: what it is for, in words; the optimizer reads it.
-        max_tokens: how long an optimizer may make it, as the optimizer's client counts; None for any length.
-        validators: what an optimizer's proposals must pass, in order. They say what can be checked;
-            what can only be said belongs to the optimizer's `constraints`.
+        role: its purpose, in words; the optimizer reads it.
+        max_tokens: the most tokens that an optimizer may give it, counted by the optimizer's client; None for any
+            length.
+        validators: checks of an optimizer's proposals, in order. Put requirements that code can't check into the
+            optimizer's `constraints`.
 
-    What a proposal must pass belongs to the program, not to the state: copies and pickles have it, state dicts
-    and saved files don't, and loading one keeps it. Assigning `data` checks nothing.
+    The checks belong to the program, not to its state. Copies and pickles have them, state dicts and saved files don't,
+    and loading a state keeps them. Assigning `data` checks nothing.
 
     >>> Parameter("Be brief.", role="system prompt", max_tokens=200).requires_grad
     True
@@ -86,20 +92,17 @@ def _checked_length(tokens: Any) -> int | None:
 
 def _checked_validators(validators: Any) -> tuple[Validator, ...]:
     if not isinstance(validators, list | tuple):
-        raise TypeError(f"validators is a list (got {validators!r}); write [...]")
+        raise TypeError(f"validators must be a list (got {validators!r}); write [...]")
     for validator in validators:
         if not (callable(validator) or isinstance(validator, re.Pattern | Mapping)):
             raise TypeError(
-                f"a validator is a callable, a compiled pattern, a JSON schema or a pydantic model (got {validator!r})"
+                f"a validator must be a callable, a compiled pattern, a JSON schema or a pydantic model "
+                f"(got {validator!r})"
             )
     return tuple(validators)
 
 
-# Template: messages whose texts hold `{name}` for the inputs of a sample.
-#
-# Only a name that is among the inputs is filled, in one pass, so an input's own braces stay as they are;
-# every other brace is literal. What looks like a forgotten input is an error, but not in a `Parameter`,
-# which an optimizer may rewrite to anything.
+# Messages.
 
 
 ROLES: Final = ("system", "developer", "user", "assistant")
@@ -109,7 +112,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def fill(text: str, values: Mapping[str, Any]) -> str:
-    """Return `text` with `{name}` replaced for each name in `values`; everything else stays.
+    """Return `text` with `{name}` replaced for each name in `values`; all other braces stay.
 
     >>> fill('{"a": {a}} {b}', {"a": 1})
     '{"a": 1} {b}'
@@ -134,13 +137,13 @@ def check_messages(messages: Any) -> None:
         for part in content:
             if not isinstance(part, Variable):
                 raise TypeError(
-                    f"message {number} holds {part!r}, which is no Variable; wrap it: "
+                    f"the content of message {number} must be Variables (got {part!r}); wrap it: "
                     "afnio.Variable(text, role=…)"
                 )
 
 
 def check_inputs(messages: Messages, names: Sequence[str]) -> None:
-    """Raise at the launch line for inputs and placeholders that don't fit, as far as the texts are known.
+    """Raise at the launch line for inputs and placeholders that don't fit; pending texts are skipped.
 
     Raises:
         TemplateError: for an input that no message uses, or a placeholder that no input fills.
@@ -174,7 +177,7 @@ def check_inputs(messages: Messages, names: Sequence[str]) -> None:
 
 
 def rendered(messages: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return messages as they are sent for one sample: one text, or a part for each of several.
+    """Return the messages to send for one sample: the content is one text, or a part for each of several.
 
     Args:
         messages: with plain values in the places of Variables.
@@ -192,14 +195,11 @@ def rendered(messages: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -
 
 
 def as_text(content: Any) -> str:
-    """Return a sent message's content as one text."""
+    """Return the content of a sent message as one text."""
     if isinstance(content, list):
         return "\n\n".join(part["text"] for part in content)
     return str(content)
 
 
 def _list_in_message(number: int, value: list[Any]) -> str:
-    return (
-        f"message {number} would hold a list ({value!r:.60}), and a model reads text; join it first, with "
-        "variable.map"
-    )
+    return f"message {number} must hold texts (got the list {value!r:.60}); join it first, with variable.map"

@@ -1,4 +1,8 @@
-"""The ops as functions."""
+"""The ops of agents as functions: fill and ask a model, evaluate, add and split.
+
+Each function checks its arguments at the caller's line, launches an op and returns Variables without waiting
+(`split` alone waits). The classes of the same names in `afnio.cognitive` take their signatures from here.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,19 @@ from typing import Any
 
 from afnio.autodiff._function import Add, Split, Sum
 from afnio.autodiff._variable import Variable
-from afnio.cognitive._chat import ChatCompletion, Completion
-from afnio.cognitive._evaluators import Deterministic, Evaluation, ExactMatch, FeedbackBy, LMJudge, SuccessFn
+from afnio.cognitive import _chat
+from afnio.cognitive._chat import Completion, input_variables, prepared
+from afnio.cognitive._evaluators import (
+    Deterministic,
+    Evaluation,
+    ExactMatch,
+    FeedbackBy,
+    LMJudge,
+    ReductionFn,
+    SuccessFn,
+)
+from afnio.cognitive._template import Messages, check_inputs
 from afnio.models._client import ChatClient
-
-Reduction = Callable[[list[Any]], Any] | None
-Messages = Sequence[Mapping[str, Any]]
 
 
 def add(x: Variable, y: Variable) -> Variable:
@@ -41,19 +52,47 @@ def chat_completion(
     inputs: Mapping[str, Any] | None = None,
     **completion_args: Any,
 ) -> Completion:
-    """Return a model's reply to the filled messages, one for each sample."""
-    return ChatCompletion.apply(forward_model_client, messages, inputs, **completion_args)
+    """Return a model's reply to the filled messages, one for each sample.
+
+    Args:
+        forward_model_client: the client to call.
+        messages: `{"role": str, "content": [Variable, …]}` each; `{name}` in a text is filled.
+        inputs: for each name a str, a list of str (a batch), or a Variable.
+        **completion_args: `model`, and anything else that the provider takes.
+
+    Raises:
+        TypeError, ValueError: for arguments that can't work.
+        TemplateError: if inputs and placeholders don't fit.
+
+    >>> from afnio.testing import ScriptedClient
+    >>> messages = [{"role": "user", "content": [Variable("Greet {name}.")]}]
+    >>> chat_completion(ScriptedClient("Hello!"), messages, {"name": ["Ada", "Grace"]}, model="m").data
+    ['Hello!', 'Hello!']
+    """
+    copied, model = prepared("ChatCompletion", forward_model_client, messages, completion_args)
+    variables = input_variables(inputs)
+    check_inputs(messages, list(variables))
+    completion: Completion = _chat.ChatCompletion.apply(copied, variables, model=model)
+    return completion
 
 
 def exact_match_evaluator(
     prediction: Variable,
     target: Variable | str | list[Any],
-    reduction_fn: Reduction = builtins.sum,
+    reduction_fn: ReductionFn = builtins.sum,
     reduction_fn_purpose: str | None = "summation",
     feedback: FeedbackBy = "rules",
 ) -> Evaluation:
     """Return 1 per sample that equals its target, else 0, reduced; and the explanation."""
-    return ExactMatch.apply(prediction, target, reduction_fn, reduction_fn_purpose, feedback)
+    evaluation: Evaluation = ExactMatch.apply(
+        prediction,
+        _as_target(target),
+        purpose="exact match",
+        feedback_by=feedback,
+        reduction_fn=reduction_fn,
+        reduction_fn_purpose=reduction_fn_purpose,
+    )
+    return evaluation
 
 
 def deterministic_evaluator(
@@ -62,7 +101,7 @@ def deterministic_evaluator(
     eval_fn: Callable[[Any, Any], Any],
     eval_fn_purpose: str,
     success_fn: SuccessFn | None = None,
-    reduction_fn: Reduction = builtins.sum,
+    reduction_fn: ReductionFn = builtins.sum,
     reduction_fn_purpose: str | None = "summation",
     feedback: FeedbackBy = "rules",
     max_score: float = 1,
@@ -92,17 +131,19 @@ def deterministic_evaluator(
     >>> score.samples, prediction.grad[0].data
     ([True, False], [None, 'match: predicted "rom", expected "Rome", score false.'])
     """
-    return Deterministic.apply(
-        prediction,
-        target,
-        eval_fn,
-        eval_fn_purpose,
-        success_fn,
-        reduction_fn,
-        reduction_fn_purpose,
-        feedback,
-        max_score,
+    # Without targets leave the argument out: a target of None would mark every sample as missing.
+    compared = (prediction,) if target is None else (prediction, _as_target(target))
+    evaluation: Evaluation = Deterministic.apply(
+        *compared,
+        eval_fn=eval_fn,
+        purpose=eval_fn_purpose,
+        success_fn=success_fn,
+        max_score=max_score,
+        feedback_by=feedback,
+        reduction_fn=reduction_fn,
+        reduction_fn_purpose=reduction_fn_purpose,
     )
+    return evaluation
 
 
 def lm_judge_evaluator(
@@ -112,7 +153,7 @@ def lm_judge_evaluator(
     target: Variable | str | list[Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
     success_fn: SuccessFn | None = None,
-    reduction_fn: Reduction = builtins.sum,
+    reduction_fn: ReductionFn = builtins.sum,
     reduction_fn_purpose: str | None = "summation",
     eval_mode: bool | Variable = True,
     max_score: float = 1,
@@ -136,21 +177,33 @@ def lm_judge_evaluator(
         eval_mode: feedback goes to the prediction; if False to the judge's own texts instead.
         max_score: the score of a right sample, 10 for a judge that gives up to 10; `math.inf` if no score makes one
             right.
-        **completion_args: `model`, and whatever else the provider takes.
+        **completion_args: `model`, and anything else that the provider takes.
 
     Raises:
+        ValueError: for inputs named prediction or target.
         ScoreError: on reading, for a score above `max_score` where no `success_fn` is given.
     """
-    return LMJudge.apply(
-        forward_model_client,
-        messages,
+    copied, model = prepared("LMJudgeEvaluator", forward_model_client, messages, completion_args)
+    variables = input_variables(inputs)
+    taken = [name for name in ("prediction", "target") if name in variables]
+    if taken:
+        raise ValueError(f"the input name {taken[0]!r} is filled by the judge itself; choose another one")
+    targets = {} if target is None else {"target": _as_target(target)}
+    check_inputs(messages, [*variables, "prediction", *targets])
+    evaluation: Evaluation = LMJudge.apply(
         prediction,
-        target,
-        inputs,
-        success_fn,
-        reduction_fn,
-        reduction_fn_purpose,
-        eval_mode,
-        max_score,
-        **completion_args,
+        copied,
+        {**variables, **targets},
+        model=model,
+        purpose="judgement",
+        success_fn=success_fn,
+        max_score=max_score,
+        eval_mode=bool(eval_mode.data if isinstance(eval_mode, Variable) else eval_mode),
+        reduction_fn=reduction_fn,
+        reduction_fn_purpose=reduction_fn_purpose,
     )
+    return evaluation
+
+
+def _as_target(target: Any) -> Variable:
+    return target if isinstance(target, Variable) else Variable(target, role="target")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, final
 
-from afnio.autodiff._data import Data, Segment
+from afnio.autodiff._data import Data, PendingGradients
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._evaluators import Score
 from afnio.cognitive._reduction import similarity, sketch
@@ -122,7 +122,7 @@ class Demos(Optimizer):
         runs, self._runs = self._runs, []
         updates: list[Update] = []
         for parameter, group in self._members():
-            segments = parameter.segments[:] if group["labeled"] else []
+            segments = parameter.pending_gradients[:] if group["labeled"] else []
             if not parameter.requires_grad or not (runs or segments):
                 continue
 
@@ -141,7 +141,7 @@ class Demos(Optimizer):
         return updates
 
     async def _decide(
-        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[Segment]]
+        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[PendingGradients]]
     ) -> Decision:
         """Do after an async closure what `step` does without one."""
         updates = {id(update.parameter): update for update in self._updates()}

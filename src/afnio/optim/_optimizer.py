@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeVar, final
 
-from afnio.autodiff._data import Segment
+from afnio.autodiff._data import PendingGradients
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import LaunchCancelledError, distinct, reason
 from afnio.runtime._callables import is_async
@@ -216,14 +216,14 @@ class Optimizer(ABC):
     def _updates(self) -> list[Update]:
         updates: list[Update] = []
         for parameter, group in self._members():
-            segments = parameter.segments[:]
+            segments = parameter.pending_gradients[:]
             if parameter.requires_grad and segments:
                 propose = self._proposer(parameter, segments, group)
                 updates.append(Update(parameter, [segment.slot for segment in segments], propose))
         return updates
 
     def _proposer(
-        self, parameter: Variable, segments: Sequence[Segment], group: Mapping[str, Any]
+        self, parameter: Variable, segments: Sequence[PendingGradients], group: Mapping[str, Any]
     ) -> Propose:
         async def propose(job: Job, value: Any) -> Change:
             gradients = parameter.gradients_of(segments)
@@ -259,13 +259,13 @@ class Optimizer(ABC):
         waits = [segment.slot for found in segments.values() for segment in found]
         return launch_joint_step(launch, type(self).__name__, parameters, advancing, waits, decide)
 
-    def _segments(self) -> dict[int, list[Segment]]:
+    def _segments(self) -> dict[int, list[PendingGradients]]:
         """Return the feedback of the parameters that gather it, by their numbers."""
         members = enumerate(self._members())
-        return {n: p.segments[:] for n, (p, _) in members if p.requires_grad and p.segments}
+        return {n: p.pending_gradients[:] for n, (p, _) in members if p.requires_grad and p.pending_gradients}
 
     async def _decide(
-        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[Segment]]
+        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[PendingGradients]]
     ) -> Decision:
         members = self._members()
         feedback: dict[int, Sequence[Variable]] = {

@@ -403,7 +403,7 @@ def _summary(gradients: Sequence[Variable]) -> dict[str, Any]:
         return {}
     return {
         "samples": [len(point.sources) for point in reduction.points],
-        "failures": [(failure.name, len(failure.members)) for failure in reduction.failures],
+        "failures": [(failure.name, len(failure.members)) for failure in reduction.mistakes],
         "left_out": len(reduction.failed) + len(reduction.capped),
     }
 
@@ -529,7 +529,7 @@ async def reduce(
         model,
         role=role,
         value=value,
-        budget=budget,
+        max_tokens=budget,
         per_failure=per_failure,
         quorum=quorum,
     )

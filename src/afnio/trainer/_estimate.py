@@ -278,7 +278,7 @@ async def rehearse(
 async def _as_before(agent: Module) -> AsyncIterator[None]:
     """Have the parameters hold their values and feedback after the block as before it."""
     await settled(agent)
-    before = [(parameter, parameter.own_slots, list(parameter.segments)) for parameter in agent.parameters()]
+    before = [(p, p.own_slots, list(p.pending_gradients)) for p in agent.parameters()]
     try:
         yield
     finally:
@@ -287,7 +287,7 @@ async def _as_before(agent: Module) -> AsyncIterator[None]:
             if not parameter.batch:  # no optimizer takes a batch
                 parameter.advance(slots[0])
             parameter.clear_grad()
-            parameter.segments.extend(segments)
+            parameter.pending_gradients.extend(segments)
 
 
 async def _train(
