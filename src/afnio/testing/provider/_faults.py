@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from itertools import accumulate
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
+from typing import Any, Final, Literal, Self, final
+
+from aiohttp import web
 
 from afnio.testing._draw import draw
 from afnio.testing.provider._quota import duration
-
-if TYPE_CHECKING:
-    from afnio.testing.provider._server import Connection
 
 
 class ApiError(Exception):
@@ -29,15 +31,27 @@ class ApiError(Exception):
         *,
         kind: str = "invalid_request_error",
         code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.code = code
+        self.headers = headers
 
     def body(self) -> bytes:
         error = {"message": str(self), "type": self.kind, "param": None, "code": self.code}
         return json.dumps({"error": error}).encode()
+
+    def response(self) -> web.Response:
+        return response(self.status, self.body(), self.headers)
+
+
+def response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return a response with a JSON body, unless `headers` name another type."""
+    return web.Response(
+        status=status, body=body, headers={"content-type": "application/json", **(headers or {})}
+    )
 
 
 _SLACK: Final = 1e-9
@@ -143,6 +157,10 @@ def _spread(shares: Mapping[str, float]) -> dict[str, float]:
 # Fault: what a request gets in place of its reply.
 
 
+PIECES: Final = 20
+"""How many pieces a dripping body comes in, at most."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -169,13 +187,44 @@ class Fault:
     drip: float = 0.0
     name: str = "custom"
 
-    def apply(self, connection: Connection, headers: Mapping[str, str] | None = None) -> None:
-        """Do it to the request in hand; the fault's own headers win over `headers`."""
+    async def send(
+        self, request: web.Request, headers: Mapping[str, str] | None = None
+    ) -> web.StreamResponse:
+        """Send the fault in place of the reply; its own headers replace those in `headers`.
+
+        `close` and `hang` never return: the server cancels them when the connection is lost.
+        """
         if self.close:
-            connection.reset()
-        elif not self.hang:
-            fields = {**(headers or {}), **self.headers}
-            connection.send(self.status, self.body.encode(), fields, missing=self.missing, drip=self.drip)
+            _reset(request)
+        if self.close or self.hang:
+            await asyncio.get_running_loop().create_future()
+        body, fields = self.body.encode(), {**(headers or {}), **self.headers}
+        if not self.missing and self.drip <= 0:
+            return response(self.status, body, fields)
+        fields = {
+            "content-type": "application/json",
+            **fields,
+            "content-length": str(len(body) + self.missing),
+        }
+        broken = web.StreamResponse(status=self.status, headers=fields)
+        if self.missing:
+            broken.force_close()  # on a connection that stays open the client would wait for the missing bytes
+        await broken.prepare(request)
+        size = -(-len(body) // PIECES) or 1 if self.drip > 0 else len(body)
+        for start in range(0, len(body), size):
+            await broken.write(body[start : start + size])
+            if self.drip > 0:
+                await asyncio.sleep(self.drip * size / len(body))
+        return broken
+
+
+def _reset(request: web.Request) -> None:
+    """Break the connection with a TCP reset, as a crashing server does."""
+    assert request.transport is not None
+    peer = request.transport.get_extra_info("socket")
+    # SO_LINGER with a timeout of 0 makes the kernel send RST where it would send FIN.
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.abort()
 
 
 # The kinds of faults, after what OpenAI-compatible providers and the machines before them really do.
