@@ -51,9 +51,9 @@ class SimulatedLM:
     * The *optimizer* counts the claims in all feedback and writes them as cue sentences.
     * The *judge* compares prediction and target.
 
-    A model whose name starts with `simulated-limited` has the limits of published models: the more feedback, the
-    smaller the share it uses; the more instructions, the smaller the share it follows; a quarter of its criticism misses the
-    point; and its rewrites get longer (docs/simulated-lm.md). All other names notice everything.
+    A model whose name starts with `simulated-limited` has the limits of published models. The more feedback, the
+    smaller the share it uses; the more instructions, the smaller the share it follows. A quarter of its criticism
+    misses the point, and its rewrites get longer (docs/simulated-lm.md). All other names notice everything.
 
     Args:
         context: the number of characters that it reads of the instructions, and of the prompt.
