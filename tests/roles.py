@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from afnio.models import ChatRequest
-from afnio.testing.simulated._language import PromptBlock, read_blocks, read_section
+from afnio.testing.simulated import PromptBlock, read_blocks, read_section
 
 _KINDS = {
     "afnio_feedback": "critic",

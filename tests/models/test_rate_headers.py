@@ -18,7 +18,7 @@ from afnio.models._replies import hear_headers, read_duration, read_limit
 from afnio.runtime._admission import Admitter
 from afnio.runtime._limits import LimitReading
 from afnio.runtime._loop import loop_time
-from afnio.testing.provider._quota import duration
+from afnio.testing.provider import duration
 
 
 def headers(limit: str, remaining: str, reset: str | None = None) -> dict[str, str]:

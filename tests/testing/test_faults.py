@@ -15,9 +15,10 @@ from afnio.errors import FinalModelError, ModelError, RateLimitedError, Transien
 from afnio.models import ChatRequest, ChatResponse
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Fault, FaultPlan, Provider, Quota
-from afnio.testing._draw import digest
-from afnio.testing.provider._faults import FINAL, KINDS, ODD, TRANSIENT
+from afnio.testing.provider import request_digest
 
+TRANSIENT, FINAL, ODD = (FaultPlan.GROUPS[name] for name in ("transient", "final", "odd"))
+KINDS = [kind for kinds in FaultPlan.GROUPS.values() for kind in kinds]
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -290,4 +291,6 @@ async def test_concurrent_attempts_are_the_same_in_number_and_fate():
             await asyncio.gather(*(raw(provider, body(text)) for text in texts), return_exceptions=True)
             ledgers.append(provider.stats())
     assert ledgers[0]["by_fault"] == ledgers[1]["by_fault"]
-    assert ledgers[0]["attempts"] == ledgers[1]["attempts"] == {digest(body(text)): 4 for text in texts}
+    assert (
+        ledgers[0]["attempts"] == ledgers[1]["attempts"] == {request_digest(body(text)): 4 for text in texts}
+    )

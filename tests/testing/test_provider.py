@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from afnio.testing import Fault, Provider
-from afnio.testing._draw import digest
+from afnio.testing.provider import request_digest
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -69,7 +69,7 @@ async def test_a_chat_is_answered_with_usage_and_counted():
             "sent_429": 0,
             "worst_window": {"seconds": 60.0, "requests": 1, "tokens": 2},
             "windows": [{"window": 0, "requests": 1, "tokens": 2, "refused": 0}],
-            "attempts": {digest(json.dumps(CHAT).encode()): 1},
+            "attempts": {request_digest(json.dumps(CHAT).encode()): 1},
         }
 
 

@@ -17,7 +17,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, Final, Self, final
 from urllib.parse import urlsplit
 
-from afnio.testing.provider._faults import GROUPS, FaultPlan, Latency
+from afnio.testing.provider._faults import FaultPlan, Latency
 from afnio.testing.provider._quota import Quota
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ class ProviderProcess:
         line = self._process.stdout.readline()
         if not line:
             code = self._stop()
-            raise RuntimeError(f"The provider ended with code [{code}] before it served; see stderr.")
+            raise RuntimeError(
+                f"the provider must print its address (got exit code {code} before it served); see stderr"
+            )
         self.base_url = json.loads(line)["base_url"]
         return self
 
@@ -63,13 +65,13 @@ class ProviderProcess:
 
     @property
     def pid(self) -> int:
-        """The id of the process, for those who measure its CPU time."""
+        """The PID, for measuring the provider's CPU time."""
         if self._process is None:
-            raise RuntimeError("The provider is not running; enter its `with` block first.")
+            raise RuntimeError("the provider must be running (it isn't); enter its `with` block first")
         return self._process.pid
 
     def stats(self) -> dict[str, Any]:
-        """Return the counts of the process, as `Provider.stats` does."""
+        """Return the same counts as `Provider.stats`."""
         return self._ask("GET", "/stats")
 
     def scale_quota(self, factor: float) -> None:
@@ -77,7 +79,7 @@ class ProviderProcess:
         self._ask("POST", "/admin/quota", json.dumps({"scale": factor}))
 
     def _ask(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
-        # Not urllib: it would ask a proxy from the environment.
+        # urllib would use a proxy from the environment.
         connection = HTTPConnection(urlsplit(self.base_url).netloc, timeout=30)
         try:
             connection.request(method, path, body)
@@ -125,7 +127,7 @@ class ProviderOptions:
 
     @classmethod
     def parse(cls, argv: Sequence[str] | None, prog: str) -> ProviderOptions:
-        """Return the options that the arguments name; wrong ones end the process with a sentence."""
+        """Return the options in command-line arguments. For wrong ones, print an error and exit, as argparse does."""
         parser = _parser(prog)
         args = parser.parse_args(argv)
         try:
@@ -144,7 +146,7 @@ class ProviderOptions:
             parser.error(str(error))
 
     def arguments(self) -> list[str]:
-        """Return the arguments that `parse` makes these options from."""
+        """Return the command-line arguments from which `parse` makes these options."""
         given: dict[str, object] = {"port": self.port, "latency": self.latency, "seed": self.seed}
         given |= {"api-key": self.api_key, "reply": self.reply, "context": self.context}
         given["window"] = self.window if self.quota is None else self.quota.window
@@ -163,7 +165,7 @@ class ProviderOptions:
 
 
 _EXAMPLE: Final = """\
-example, an endpoint as bad as they get, the same one at each start:
+example, a very bad endpoint that behaves the same at each start:
   %(prog)s --latency lognormal:0.2,1.0 --faults reset:0.05,html:0.05 --seed 7 \\
     --rpm 600 --tpm 100000 --window 2
 
@@ -172,19 +174,19 @@ kinds of faults:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    kinds = "".join(f"  {group}: {' '.join(names)}\n" for group, names in GROUPS.items())
+    kinds = "".join(f"  {group}: {' '.join(names)}\n" for group, names in FaultPlan.GROUPS.items())
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Serve OpenAI's chat completions on this machine, with limits and faults at wish.",
+        description="Serve OpenAI's chat completions API on this machine, with the limits and faults that you choose.",
         epilog=_EXAMPLE + kinds,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--port", type=int, default=0, help="0 takes a free port")
-    add("--api-key", help="the key that requests must carry; without it any will do")
+    add("--api-key", help="the key that requests must carry; any key by default")
     add("--reply", help="a fixed reply instead of the simulated LM")
-    add("--context", type=int, help="how many characters of each text the simulated LM reads")
-    add("--seed", type=int, default=0, help="of latencies and faults")
+    add("--context", type=int, help="number of characters that the simulated LM reads of each text")
+    add("--seed", type=int, default=0, help="seed of latencies and faults")
     add(
         "--latency",
         default="0",
@@ -196,28 +198,33 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--faults", metavar="KIND:SHARE,…", help="probability of each kind, or of a group of them (see below)"
     )
-    add("--faults-in-a-row", type=int, metavar="N", help="at most so many in a row for one request")
+    add("--faults-in-a-row", type=int, metavar="N", help="the most faults in a row for one request")
     add("--retry-after", type=float, metavar="S", help="seconds that the drawn 429s ask to wait")
     add("--drip", type=float, metavar="S", help="seconds that a dripping reply takes")
     quota = parser.add_argument_group("quota, for each API key")
     add = quota.add_argument
     add("--rpm", type=int, metavar="N", help="requests in one window")
     add("--tpm", type=int, metavar="N", help="tokens in one window: prompt and max_completion_tokens")
-    add("--window", type=float, metavar="S", help="seconds of a window, also of those in /stats (default 60)")
+    add(
+        "--window",
+        type=float,
+        metavar="S",
+        help="seconds of a window, for the quota and in /stats (default 60)",
+    )
     add("--quota-shape", choices=("bucket", "sliding"), help="bucket takes a burst, sliding is strict")
-    add("--quota-per-model", action="store_true", help="each model has a quota of its own")
+    add("--quota-per-model", action="store_true", help="each model has a separate quota")
     add(
         "--quota-retry-after",
         type=float,
         metavar="S",
-        help="seconds that a refusal asks to wait, true or not",
+        help="seconds that a refusal asks to wait, instead of the true time",
     )
-    add("--no-quota-headers", action="store_true", help="replies don't say what is left of it")
+    add("--no-quota-headers", action="store_true", help="replies have no x-ratelimit headers")
     add(
         "--halve-after",
         type=int,
         metavar="N",
-        help="the quota halves after so many requests; at any time by "
+        help="the quota halves after N requests; at any time by "
         """POST /admin/quota {"scale": 0.5}""",
     )
     return parser
@@ -226,7 +233,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _plan(args: argparse.Namespace) -> FaultPlan | None:
     if args.faults is None:
         if args.faults_in_a_row is not None or args.retry_after is not None or args.drip is not None:
-            raise ValueError("Options of faults need [--faults]; give it, or leave them out.")
+            raise ValueError("--faults must be given with options of faults; give it, or leave them out")
         return None
     given = {"in_a_row": args.faults_in_a_row, "retry_after": args.retry_after, "drip": args.drip}
     return FaultPlan.parse(args.faults, **{name: value for name, value in given.items() if value is not None})
@@ -236,7 +243,9 @@ def _quota(args: argparse.Namespace) -> Quota | None:
     if args.rpm is None and args.tpm is None:
         given = (args.quota_shape, args.halve_after, args.quota_retry_after)
         if any(value is not None for value in given) or args.quota_per_model or args.no_quota_headers:
-            raise ValueError("Options of a quota need [--rpm] or [--tpm]; give one, or leave them out.")
+            raise ValueError(
+                "--rpm or --tpm must be given with options of a quota; give one, or leave them out"
+            )
         return None
     return Quota(
         requests=args.rpm,

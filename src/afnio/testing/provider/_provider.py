@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, final
 
 from aiohttp import web
 
-from afnio.testing._draw import digest
+from afnio.testing._draw import request_digest
 from afnio.testing.provider._faults import ApiError, Fault, FaultPlan, Latency, Occasion, response
 from afnio.testing.provider._process import MINUTE, ProviderOptions, ProviderProcess
 from afnio.testing.provider._quota import Accounts, ProviderLedger, Quota, QuotaError
@@ -51,6 +51,7 @@ _SHUTDOWN: Final = 1.0
 class Provider:
     """Serves chat completions to any number of connections, on the paths of OpenAI and of Azure.
 
+    >>> import asyncio
     >>> async def main():
     ...     async with Provider(latency="lognormal:0.01,1", faults={"reset": 0.1}) as provider:
     ...         return provider.stats()["requests"]
@@ -59,16 +60,19 @@ class Provider:
 
     Args:
         latency: seconds between a request and its reply, or a distribution of them.
-        api_key: the key that requests must carry; None takes any.
-        models: the models that exist; None takes any name.
-        lm: maps a request to the text of its reply, or a dict that is sent as JSON; by default
-            `SimulatedLM()`.
-        fault: looks at each request and its index and says what goes wrong, at once, or None.
-        faults: what goes wrong with which probability; see `FaultPlan`.
-        quota: what each API key may send; see `Quota`.
-        seed: of latencies and faults.
-        window: seconds of the windows that `stats` counts; a quota's own, where there is one.
-        port: 0 takes a free one.
+        api_key: the key that requests must carry; any key by default.
+        models: the models that exist; any name by default.
+        lm: maps a request to the text of its reply, or to a dict that is sent as JSON; `SimulatedLM()` by default.
+        fault: called with each request and its index, from 0; returns a `Fault` to send without latency, or None.
+        faults: the probability of each kind of fault; see `FaultPlan`.
+        quota: the limits of each API key; see `Quota`.
+        seed: seed of latencies and faults.
+        window: seconds of the windows in `stats`, if there is no quota; 60 by default.
+        port: 0 picks a free one.
+
+    Raises:
+        ValueError: for a window that isn't above 0, or an invalid latency or fault.
+        OSError: on entering, if the port is taken.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class Provider:
     ) -> None:
         window = quota.window if quota is not None else MINUTE if window is None else window
         if window <= 0:
-            raise ValueError(f"A window of [{window}] seconds counts nothing; give one above 0.")
+            raise ValueError(f"window must be above 0 seconds (got {window})")
         self._service = ChatService(
             lm=lm if lm is not None else SimulatedLM(seed=seed),
             models=models,
@@ -119,8 +123,12 @@ class Provider:
         """Return a provider that runs in its own process while the `with` block lasts.
 
         Args:
+            latency, api_key, faults, quota, seed, window, port: as for `Provider`.
             reply: a fixed reply instead of the simulated LM.
-            context: how many characters of each text the simulated LM reads.
+            context: the number of characters that the simulated LM reads of each text.
+
+        Raises:
+            RuntimeError: on entering the block, if the process doesn't start.
         """
 
         options = ProviderOptions(
@@ -161,14 +169,14 @@ class Provider:
 
     @property
     def base_url(self) -> str:
-        """The URL that clients take as `base_url`."""
+        """The URL for a client's `base_url`."""
         return f"http://127.0.0.1:{self._port}/v1"
 
     def stats(self) -> dict[str, Any]:
-        """Return what was seen so far: chat requests, kinds, faults, 429s, windows, attempts, tokens.
+        """Return counts of everything so far: chat requests, kinds, faults, 429s, windows, attempts, tokens.
 
-        `worst_window` slides and counts what came, refused or not, with tokens as a quota counts them;
-        `windows` lie end to end from the first request on. `attempts` has the digest of each request.
+        `worst_window` is the worst of all sliding windows. It counts refused requests too, and tokens as a quota does.
+        `windows` are consecutive, from the first request on. The keys of `attempts` are `request_digest`s of bodies.
         """
         return self._service.ledger.stats()
 
@@ -273,12 +281,12 @@ class _Chat:
 
 @final
 class ChatService:
-    """Counts a request, holds it against the quota, draws its fault and its latency, and answers it.
+    """Answers chat requests: counts, quota, fault, latency, reply.
 
     Args:
         lm: maps a request to its reply.
-        models: the models that exist; None takes any name.
-        fault: a function that says what goes wrong with a request, before the plan is asked.
+        models: the models that exist; None for any name.
+        fault: asked for a fault before the plan.
     """
 
     def __init__(
@@ -332,18 +340,18 @@ class ChatService:
         return await self._fail(fault, kind.name, chat, sent)
 
     def scale_quota(self, factor: float) -> Quota:
-        """Multiply the limits of all accounts by `factor` from now on; returns those of new ones."""
+        """Multiply the limits of all accounts by `factor` from now on; return those of new accounts."""
         if self.accounts is None:
-            raise ApiError(409, "The provider has no quota to scale; start it with one.")
+            raise ApiError(409, "The provider must have a quota to scale (it has none); start it with one.")
         if not 0 < factor < float("inf"):
-            raise ApiError(400, f"The factor [{factor}] can't scale a quota; give one above 0.")
+            raise ApiError(400, f"The factor must be above 0 (got {factor}).")
         self.accounts.scale(factor, _now())
         return self.accounts.quota
 
     def _read(self, body: bytes, index: int) -> tuple[_Chat, str, int]:
         """Parse and count a request; return it with its digest and the tokens that a quota takes for it."""
         request = read_request(body, self._models)
-        name, asked = digest(body), prompt_tokens(request)
+        name, asked = request_digest(body), prompt_tokens(request)
         cost = asked + reply_limit(request)
         self.ledger.kinds[kind_of(request)] += 1
         # Attempts that the quota refused don't count: how many there are depends on the order of arrival, and the
@@ -391,7 +399,7 @@ def _now() -> float:
 
 
 def count_tokens(text: str) -> int:
-    """Return the number of tokens by this kit's rule: a quarter of the UTF-8 bytes, rounded up.
+    """Return the number of tokens of `text` in this test kit: a quarter of its UTF-8 bytes, rounded up.
 
     >>> count_tokens("abcde")
     2
@@ -401,12 +409,12 @@ def count_tokens(text: str) -> int:
 
 
 def prompt_tokens(request: dict[str, Any]) -> int:
-    """Return the tokens of all message texts of a checked request."""
+    """Return the tokens of all message texts of a valid request."""
     return sum(count_tokens(text_of(message)) for message in request["messages"])
 
 
 def read_request(body: bytes, models: Collection[str] | None) -> dict[str, Any]:
-    """Return the request in `body`, or raise the ApiError that the API would answer."""
+    """Return the request in `body`, or raise the same `ApiError` as OpenAI's API."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError):
@@ -429,7 +437,7 @@ def read_request(body: bytes, models: Collection[str] | None) -> dict[str, Any]:
 
 
 def reply_limit(request: dict[str, Any]) -> int:
-    """Return the most tokens that the reply may have; 0 where the request sets no limit."""
+    """Return the most tokens that the reply may have, or 0 if the request sets no limit."""
     limit = request.get("max_completion_tokens") or request.get("max_tokens")
     return limit if isinstance(limit, int) and limit > 0 else 0
 

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, final
 
-from afnio.testing._draw import digest, draw
+from afnio.testing._draw import draw, request_digest
 from afnio.testing.simulated._language import (
     COMPLAINTS,
     COURTESY,
@@ -65,7 +65,7 @@ class Attention:
             return cls()
         asked = json.dumps(request, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
         greedy = request.get("temperature", 1.0) == 0
-        return cls(True, digest(asked), 1 if greedy else attempt, seed)
+        return cls(True, request_digest(asked), 1 if greedy else attempt, seed)
 
     def uses(self, what: str, among: float) -> bool:
         """Return True if a proposer or reducer uses one feedback out of `among`."""
