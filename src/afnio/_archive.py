@@ -1,6 +1,17 @@
-"""Archive: named JSON documents in a zip file; written whole or not at all, and opening it runs nothing.
+"""Files of Afnio: a state as JSON, in a zip. `save`, `load`, and the trainer's checkpoints.
 
-Any unzip shows what is inside. Equal documents make equal bytes, as no time is noted.
+`torch.save` pickles, and opening a pickle runs any code that someone put into it. Prompts and optimizer states are
+texts and numbers, so JSON holds them, and opening it runs nothing:
+
+1. `encoded` turns Variables, tuples and dicts with odd keys into JSON with marks such as `"__variable__"`; `decoded`
+   turns them back.
+2. `packed` writes named JSON documents into a zip. No time is noted, so equal states have equal bytes, and any unzip
+   shows the contents.
+3. `replace` writes the file under a temporary name and renames it. After a crash at any point the old file or the new
+   one is there, never half of one. Only the user can read it, because prompts and feedback may be private.
+
+A state is one document, "state". A checkpoint has one document for each part of a training run (`documents_of`,
+`fields_of`), with digests of the parts that nothing else would check after an edit.
 """
 
 from __future__ import annotations
@@ -19,20 +30,155 @@ from afnio.autodiff._variable import Variable
 from afnio.cognitive._template import Parameter
 from afnio.errors import CheckpointError
 
+STATE_FORMAT: Final = 1
+_DOCUMENT: Final = "state"
+_VARIABLE: Final = "__variable__"
+_TUPLE: Final = "__tuple__"
+_PAIRS: Final = "__pairs__"
+
+
+def save(obj: Any, f: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Write a state dict, or any structure of Variables, dicts, lists, tuples and plain values. Waits for Variables.
+
+    A file at a path is replaced atomically, and only the user can read it.
+
+    Args:
+        f: a path, or a binary file that is open for writing.
+
+    Raises:
+        TypeError: for a value that JSON can't represent.
+        OSError: if the file can't be written.
+
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> save({"prompt": Variable("Be brief.", role="prompt")}, file)
+    >>> load(file)["prompt"].data
+    'Be brief.'
+    """
+    content = packed({_DOCUMENT: {"format": STATE_FORMAT, "state": encoded(obj)}})
+    if isinstance(f, str | os.PathLike):
+        replace(Path(f), content)
+    else:
+        f.write(content)
+
+
+def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
+    """Read a file that `save` wrote, or a trainer's checkpoint. Unlike unpickling, this never runs code from the file.
+
+    A checkpoint becomes a dict with "agent_state_dict", "optimizer_state_dict" (a list if the agent has several
+    optimizers), "epoch", "metrics" and the other fields of `Checkpoint`.
+
+    Args:
+        f: a path, or a binary file that is open for reading.
+
+    Raises:
+        ValueError: if the file is damaged, of a newer format, or something else, such as a pickle.
+        OSError: if the file can't be read.
+    """
+    name, content = _content(f)
+    try:
+        documents = unpacked(content)
+    except ValueError as error:
+        raise _foreign(name, error) from error
+    if _DOCUMENT in documents:
+        return _state(name, documents[_DOCUMENT])
+    if "versions" not in documents:
+        raise _foreign(name, f"it holds {', '.join(documents)}")
+    return as_state(fields_of(name, documents))
+
+
+def _content(f: str | os.PathLike[str] | IO[bytes]) -> tuple[str, bytes]:
+    if isinstance(f, str | os.PathLike):
+        return str(f), Path(f).read_bytes()
+    if f.seekable():
+        f.seek(0)  # after writing, the position is at the end
+    return str(getattr(f, "name", "the file")), f.read()
+
+
+def _state(name: str, document: Any) -> Any:
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != STATE_FORMAT:
+        raise ValueError(
+            f"{name} has format {found!r} and this Afnio reads {STATE_FORMAT}; update Afnio to open it"
+        )
+    try:
+        return decoded(document["state"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(name, error) from error
+
+
+def _foreign(name: str, error: object) -> ValueError:
+    return ValueError(
+        f"{name} is no state that afnio.save wrote, or it is damaged ({error}); pickles are not opened"
+    )
+
+
+# A state as JSON.
+
+
+def encoded(value: Any) -> Any:
+    """Return `value` in JSON's types; `decoded` reverses it. Waits for Variables."""
+    if isinstance(value, Variable):
+        provenance = {"provenance": encoded(list(value.provenance))} if value.provenance else {}
+        return {
+            _VARIABLE: "Parameter" if isinstance(value, Parameter) else "Variable",
+            "data": value.data,
+            "role": value.role,
+            "requires_grad": value.requires_grad,
+            **provenance,
+        }
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("__") for key in value):
+            return {key: encoded(item) for key, item in value.items()}
+        return {_PAIRS: [[encoded(key), encoded(item)] for key, item in value.items()]}
+    if isinstance(value, tuple):
+        return {_TUPLE: [encoded(item) for item in value]}
+    if isinstance(value, list):
+        return [encoded(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    fix = "; save its state_dict()" if hasattr(value, "state_dict") else ""
+    raise TypeError(
+        f"saved values must be Variables or plain values (got {value!r}, a {type(value).__name__}){fix}"
+    )
+
+
+def decoded(value: Any) -> Any:
+    """Return the value that `encoded` turned into this JSON."""
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _VARIABLE in value:
+        if not isinstance(value["role"], str) or not isinstance(value["requires_grad"], bool):
+            raise TypeError(f"a Variable's role must be a str (got {value['role']!r})")
+        made = Parameter if value[_VARIABLE] == "Parameter" else Variable
+        variable = made(value["data"], value["role"], value["requires_grad"])
+        variable._provenance = tuple(decoded(value.get("provenance", [])))
+        return variable
+    if _TUPLE in value:
+        return tuple(decoded(item) for item in value[_TUPLE])
+    if _PAIRS in value:
+        return {decoded(key): decoded(item) for key, item in value[_PAIRS]}
+    return {key: decoded(item) for key, item in value.items()}
+
+
+# JSON documents in a zip, and the file.
+
 LARGEST: Final = 2**30
-"""Bytes that the documents of a file may unpack to: a small file can claim to hold terabytes."""
+"""The most bytes that a file may unpack to. A zip bomb of a few kilobytes can claim terabytes."""
 TEMPORARY: Final = ".tmp"
-"""How the name of a file that is being written ends; it begins with a dot and the name it will get."""
+"""Suffix of temporary names, `.NAME.xxxxxxxx.tmp`: leftovers of a killed process can be found and deleted."""
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _PRIVATE: Final = 0o600
-"""Prompts and feedback may hold what only their owner should read."""
+"""Mode of files: prompts and feedback may be private."""
 
 
 def packed(documents: Mapping[str, Any]) -> bytes:
     """Return the bytes of an archive with one JSON member for each document.
 
     Raises:
-        TypeError: for a value that JSON can't hold.
+        TypeError: for a value that JSON can't represent.
 
     >>> unpacked(packed({"loop": {"epoch": 3}}))
     {'loop': {'epoch': 3}}
@@ -43,7 +189,7 @@ def packed(documents: Mapping[str, Any]) -> bytes:
             text = json.dumps(document, ensure_ascii=False, indent=1)
             member = zipfile.ZipInfo(f"{name}.json", _EPOCH)
             member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, _PRIVATE << 16
-            # Half a surrogate pair, as broken replies hold, has no UTF-8; as an escape it is JSON.
+            # A broken reply may contain half a surrogate pair. UTF-8 can't encode that, but JSON can escape it.
             archive.writestr(member, text.encode("utf-8", "backslashreplace"))
     return file.getvalue()
 
@@ -52,7 +198,7 @@ def unpacked(content: bytes) -> dict[str, Any]:
     """Return the documents by name.
 
     Raises:
-        ValueError: for bytes that are no such archive, or a damaged one; pickles among them.
+        ValueError: for anything but an undamaged archive; pickles too.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -62,7 +208,7 @@ def unpacked(content: bytes) -> dict[str, Any]:
             documents = {
                 member.filename.removesuffix(".json"): json.loads(archive.read(member)) for member in members
             }
-    except Exception as error:  # damaged bytes make zipfile and its decompressors raise nearly anything
+    except Exception as error:  # zipfile and its decompressors raise nearly anything for damaged bytes
         raise ValueError(str(error) or type(error).__name__) from error
     if not documents:
         raise ValueError("it holds no JSON")
@@ -70,12 +216,12 @@ def unpacked(content: bytes) -> dict[str, Any]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Have the file at `path` hold `content`, or be as it was: after a crash at any point too.
+    """Write `content` to the file at `path` atomically: a crash leaves the old file or the new one.
 
-    Only the user may read it, whatever the umask and whoever could read what was there before.
+    Only the user may read the file, regardless of the umask and of the old file's mode.
 
     Raises:
-        OSError: if the disk is full, or the folder gone or read-only.
+        OSError: if the disk is full, or the folder is missing or read-only.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
@@ -92,7 +238,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have the new name itself survive a power cut; systems that can't open a folder do so by themselves."""
+    """Sync the folder, so that the rename survives a power cut. Windows can't open folders and doesn't need it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -103,8 +249,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-# Checkpoint file: which documents the archive of a training run has, and what is in them.
-
+# Checkpoints of the trainer.
 
 CHECKPOINT_FORMAT: Final = 1
 _VERSIONS: Final = "versions"
@@ -117,17 +262,17 @@ _LAYOUT: Final = {
     "ledger": ("ledger",),
     "callbacks": ("callbacks",),
 }
-"""Which fields each document holds. One that an older format lacks leaves its fields out."""
+"""The fields in each document. If an older file lacks a document, its fields are missing from the result."""
 _SEALED: Final = ("optimizer", "rng", "callbacks")
-"""Documents with a digest among the versions. What is in them only their owners could check, in the middle of a run."""
+"""Documents with a digest in versions.json. Without it an edit would only surface in the middle of a run."""
 _LISTS: Final = ("optimizers", "history")
 
 
 def documents_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the documents of a checkpoint with these fields, "versions" among them; waits for Variables.
+    """Return the documents of a checkpoint with these fields, "versions" included. Waits for Variables.
 
     Raises:
-        TypeError: for a value that JSON can't hold.
+        TypeError: for a value that JSON can't represent.
     """
     documents: dict[str, Any] = {
         document: {name: encoded(fields[name]) for name in names} for document, names in _LAYOUT.items()
@@ -143,13 +288,13 @@ def documents_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields_of(name: object, documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields in the documents of a file of this format or of an older one.
+    """Return the fields of a checkpoint of this format or an older one.
 
     Args:
-        name: the file's, for errors.
+        name: the file's name, for errors.
 
     Raises:
-        CheckpointError: for documents of something else, damaged ones, or those of a newer format.
+        CheckpointError: if the documents are of another kind, damaged, or of a newer format.
     """
     versions = documents.get(_VERSIONS)
     if not isinstance(versions, dict) or versions.get("kind") != _KIND:
@@ -183,7 +328,7 @@ def fields_of(name: object, documents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_state(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields with those names that programs know of checkpoints, for `afnio.load`."""
+    """Return the fields, with the names that PyTorch users expect added, for `afnio.load`."""
     optimizers, counters = fields.get("optimizers", []), fields.get("counters", {})
     return {
         **fields,
@@ -199,132 +344,8 @@ def _digest(document: Any) -> str:
 
 
 def foreign(name: object, reason: object) -> CheckpointError:
-    """Return the error for a file that is no checkpoint."""
+    """Return the error for a file that isn't a checkpoint."""
     return CheckpointError(
         f"[{name}] is no checkpoint that a Trainer wrote, or it is damaged ({' '.join(str(reason).split())}); pickles "
         "are not opened, name another file"
-    )
-
-
-# Serialization: state dicts in a file that is safe to open: JSON in a zip, never pickle.
-
-
-STATE_FORMAT: Final = 1
-_DOCUMENT: Final = "state"
-_VARIABLE: Final = "__variable__"
-_TUPLE: Final = "__tuple__"
-_PAIRS: Final = "__pairs__"
-
-
-def save(obj: Any, f: str | os.PathLike[str] | IO[bytes]) -> None:
-    """Write a state dict, or any structure of Variables, dicts, lists and plain values; waits for values.
-
-    A path is written whole or not at all.
-
-    Raises:
-        TypeError: for a value that JSON can't hold.
-
-    >>> import io
-    >>> file = io.BytesIO()
-    >>> save({"prompt": Variable("Be brief.", role="prompt")}, file)
-    >>> load(file)["prompt"].data
-    'Be brief.'
-    """
-    content = packed({_DOCUMENT: {"format": STATE_FORMAT, "state": encoded(obj)}})
-    if isinstance(f, str | os.PathLike):
-        replace(Path(f), content)
-    else:
-        f.write(content)
-
-
-def load(f: str | os.PathLike[str] | IO[bytes]) -> Any:
-    """Return what `save` wrote, or a trainer's checkpoint as a dict. Opening a file runs no code of it.
-
-    A checkpoint's dict has "agent_state_dict", "optimizer_state_dict" (a list of them where the agent has
-    several optimizers), "epoch", "metrics", and whatever else is in `Checkpoint`.
-
-    Raises:
-        ValueError: for a file that is damaged, newer, or something else, such as a pickle.
-    """
-    name, content = _content(f)
-    try:
-        documents = unpacked(content)
-    except ValueError as error:
-        raise _foreign(name, error) from error
-    if _DOCUMENT in documents:
-        return _state(name, documents[_DOCUMENT])
-    if "versions" not in documents:
-        raise _foreign(name, f"it holds {', '.join(documents)}")
-
-    return as_state(fields_of(name, documents))
-
-
-def encoded(value: Any) -> Any:
-    """Return `value` in JSON's types, from which `decoded` makes it again; waits for Variables."""
-    if isinstance(value, Variable):
-        trail = {"provenance": encoded(list(value.provenance))} if value.provenance else {}
-        return {
-            _VARIABLE: "Parameter" if isinstance(value, Parameter) else "Variable",
-            "data": value.data,
-            "role": value.role,
-            "requires_grad": value.requires_grad,
-            **trail,
-        }
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) and not key.startswith("__") for key in value):
-            return {key: encoded(item) for key, item in value.items()}
-        return {_PAIRS: [[encoded(key), encoded(item)] for key, item in value.items()]}
-    if isinstance(value, tuple):
-        return {_TUPLE: [encoded(item) for item in value]}
-    if isinstance(value, list):
-        return [encoded(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    fix = "; save its state_dict()" if hasattr(value, "state_dict") else ""
-    raise TypeError(f"a file holds Variables and plain values (got {value!r}, a {type(value).__name__}){fix}")
-
-
-def decoded(value: Any) -> Any:
-    """Return what `encoded` was given."""
-    if isinstance(value, list):
-        return [decoded(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if _VARIABLE in value:
-        if not isinstance(value["role"], str) or not isinstance(value["requires_grad"], bool):
-            raise TypeError(f"a Variable's role must be a text (got {value['role']!r})")
-        made = Parameter if value[_VARIABLE] == "Parameter" else Variable
-        variable = made(value["data"], value["role"], value["requires_grad"])
-        variable._provenance = tuple(decoded(value.get("provenance", [])))
-        return variable
-    if _TUPLE in value:
-        return tuple(decoded(item) for item in value[_TUPLE])
-    if _PAIRS in value:
-        return {decoded(key): decoded(item) for key, item in value[_PAIRS]}
-    return {key: decoded(item) for key, item in value.items()}
-
-
-def _content(f: str | os.PathLike[str] | IO[bytes]) -> tuple[str, bytes]:
-    if isinstance(f, str | os.PathLike):
-        return str(f), Path(f).read_bytes()
-    if f.seekable():
-        f.seek(0)  # wherever writing it has left off
-    return str(getattr(f, "name", "the file")), f.read()
-
-
-def _state(name: str, document: Any) -> Any:
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != STATE_FORMAT:
-        raise ValueError(
-            f"{name} has format {found!r} and this Afnio reads {STATE_FORMAT}; update Afnio to open it"
-        )
-    try:
-        return decoded(document["state"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _foreign(name, error) from error
-
-
-def _foreign(name: str, error: object) -> ValueError:
-    return ValueError(
-        f"{name} is no state that afnio.save wrote, or it is damaged ({error}); pickles are not opened"
     )

@@ -14,8 +14,7 @@ import afnio.cognitive as cog
 from afnio.errors import FinalModelError
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime.events import CallEnded, CallRetried, subscribed
-from afnio.testing import Provider
-from afnio.testing.provider._faults import FINAL, SILENT, TRANSIENT
+from afnio.testing import FaultPlan, Provider
 from afnio.utils.agents import SentimentAnalyzer
 
 WORDS = {
@@ -93,7 +92,7 @@ def test_the_job_learns(clean: dict[str, Any]) -> None:
     assert [] == clean["retried"]
 
 
-@pytest.mark.parametrize("kind", [*TRANSIENT, *SILENT, "transient"])
+@pytest.mark.parametrize("kind", [*FaultPlan.GROUPS["transient"], *FaultPlan.GROUPS["silent"], "transient"])
 def test_transient_faults_change_nothing(kind: str, clean: dict[str, Any]) -> None:
     """With a fifth of the attempts failing, by one kind or all of them mixed, the result is that of a clean run."""
     with Provider.process(faults=f"{kind}:0.2", seed=3) as provider:
@@ -104,7 +103,7 @@ def test_transient_faults_change_nothing(kind: str, clean: dict[str, Any]) -> No
     assert (clean["scores"], clean["prompt"]) == (faulty["scores"], faulty["prompt"])
 
 
-@pytest.mark.parametrize("kind", list(FINAL))
+@pytest.mark.parametrize("kind", list(FaultPlan.GROUPS["final"]))
 def test_final_faults_fail_their_samples(kind: str, clean: dict[str, Any]) -> None:
     """A fault that repeating can't cure fails its sample: not scored, not retried; the others are as ever."""
     with Provider.process(faults=f"{kind}:0.2", seed=1) as provider:

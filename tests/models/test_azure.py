@@ -6,13 +6,13 @@ import threading
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 import afnio
 from afnio.errors import FinalModelError
 from afnio.models import get_backward_model_client
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI
 from afnio.testing import Provider
-from afnio.testing.provider._server import Connection, Request
 
 KEY = "azure-secret-0123456789"
 TOKEN = "entra-token-0123456789"
@@ -34,9 +34,10 @@ class Watched(Provider):
         super().__init__(lm=lambda request: "hi", **options)
         self.seen: list[tuple[str, str | None, str | None]] = []
 
-    def _route(self, request: Request, connection: Connection) -> None:
-        self.seen.append((request.path, request.headers.get("api-key"), request.headers.get("authorization")))
-        super()._route(request, connection)
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        headers = request.headers
+        self.seen.append((request.raw_path, headers.get("api-key"), headers.get("authorization")))
+        return await super()._chat(request)
 
 
 def client(provider: Provider, **options: Any) -> AsyncAzureOpenAI:

@@ -21,7 +21,7 @@ from afnio.runtime import Account, LimitReading, RateLimits
 from afnio.runtime._admission import Admitter
 from afnio.runtime._loop import loop_time
 from afnio.runtime.events import LimitsLearnt, subscribed
-from afnio.testing.provider._quota import duration
+from afnio.testing.provider import duration
 
 
 def headers(limit: str, remaining: str, reset: str | None = None) -> dict[str, str]:

@@ -15,9 +15,10 @@ from afnio.errors import FinalModelError, ModelError, RateLimitedError, Transien
 from afnio.models import ChatRequest, ChatResponse
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Fault, FaultPlan, Provider, Quota
-from afnio.testing._draw import digest
-from afnio.testing.provider._faults import FINAL, KINDS, ODD, TRANSIENT
+from afnio.testing.provider import request_digest
 
+TRANSIENT, FINAL, ODD = (FaultPlan.GROUPS[name] for name in ("transient", "final", "odd"))
+KINDS = [kind for kinds in FaultPlan.GROUPS.values() for kind in kinds]
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -57,7 +58,7 @@ async def raw(provider: Provider, sent: bytes = body("hello")) -> bytes:
     """Send a request as bytes; return all that comes until the provider closes."""
     port = int(provider.base_url.split(":")[2].split("/")[0])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nconnection: close\r\ncontent-length: {len(sent)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(sent)}\r\n\r\n"
     writer.write(head.encode() + sent)
     try:
         return await reader.read()
@@ -113,7 +114,7 @@ async def test_a_429_says_when_to_come_back(name, asked, least, most):
 async def test_a_429_is_sent_at_once_and_uses_no_quota():
     """With the headers of the quota around its own."""
     async with Provider(faults="429-seconds:1", latency=1000, quota=Quota(requests=5, window=60)) as provider:
-        head = (await raw(provider)).partition(b"\r\n\r\n")[0].decode()
+        head = (await raw(provider)).partition(b"\r\n\r\n")[0].decode().lower()
         for _ in range(5):
             await raw(provider)
         assert provider.stats()["by_refusal"] == {}
@@ -161,7 +162,7 @@ async def test_a_truncated_reply_ends_before_its_length():
     """Half of a completion, then the end of the connection."""
     async with Provider(faults="truncated:1") as provider:
         head, _, rest = (await raw(provider)).partition(b"\r\n\r\n")
-    length = int(head.decode().split("content-length: ")[1].split("\r\n")[0])
+    length = int(head.decode().lower().split("content-length: ")[1].split("\r\n")[0])
     assert len(rest) == length // 2
     assert rest.startswith(b'{"id": "chatcmpl')
 
@@ -197,7 +198,8 @@ async def test_a_drip_comes_in_pieces_and_serves_on():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         sent = body("hello")
         writer.write(
-            f"POST /chat/completions HTTP/1.1\r\ncontent-length: {len(sent)}\r\n\r\n".encode() + sent
+            f"POST /chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(sent)}\r\n\r\n".encode()
+            + sent
         )
         await reader.readuntil(b"\r\n\r\n")
         writer.close()
@@ -226,7 +228,10 @@ async def test_a_broken_lm_behind_a_fault_is_a_server_error():
 def outcome(answer: bytes) -> str:
     """Return what is the same in two answers that met the same fate: no ids, no times."""
     head, _, rest = answer.partition(b"\r\n\r\n")
-    status, missing = head.split(b"\r\n")[0].decode(), f"content-length: {len(rest)}" not in head.decode()
+    status, missing = (
+        head.split(b"\r\n")[0].decode(),
+        f"content-length: {len(rest)}" not in head.decode().lower(),
+    )
     try:
         parsed = json.loads(rest)
     except ValueError:
@@ -286,4 +291,6 @@ async def test_concurrent_attempts_are_the_same_in_number_and_fate():
             await asyncio.gather(*(raw(provider, body(text)) for text in texts), return_exceptions=True)
             ledgers.append(provider.stats())
     assert ledgers[0]["by_fault"] == ledgers[1]["by_fault"]
-    assert ledgers[0]["attempts"] == ledgers[1]["attempts"] == {digest(body(text)): 4 for text in texts}
+    assert (
+        ledgers[0]["attempts"] == ledgers[1]["attempts"] == {request_digest(body(text)): 4 for text in texts}
+    )

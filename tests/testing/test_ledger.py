@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.testing.provider._quota import ProviderLedger, WorstWindow
+from afnio.testing.provider import ProviderLedger, WorstWindow
 
 arrivals = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=60)
 

@@ -91,7 +91,7 @@ async def test_a_quota_scales_while_serving():
         assert [(await ask(provider.base_url))[0] for _ in range(2)] == [200, 429]
         assert [(await ask(provider.base_url, "new"))[0] for _ in range(3)] == [200, 200, 429]
     async with Provider() as provider:
-        with pytest.raises(ValueError, match="no quota"):
+        with pytest.raises(ValueError, match="must have a quota"):
             provider.scale_quota(0.5)
 
 
@@ -108,7 +108,7 @@ async def test_a_process_has_quota_faults_latency_and_a_ledger():
         assert (stats["by_fault"], stats["sent_429"]) == ({"no-usage": 2}, 1)
         assert (stats["worst_window"]["requests"], stats["worst_window"]["seconds"]) == (3, LONG)
         assert list(stats["attempts"].values()) == [3]
-        with pytest.raises(ValueError, match=r"\[-1.0\]"):
+        with pytest.raises(ValueError, match="got -1.0"):
             provider.scale_quota(-1)
         async with (
             aiohttp.ClientSession() as session,
@@ -136,5 +136,5 @@ async def test_windows_are_counted_without_a_quota():
     async with Provider(window=LONG) as provider:
         await ask(provider.base_url, max_tokens=8)
         assert provider.stats()["worst_window"] == {"seconds": LONG, "requests": 1, "tokens": 10}
-    with pytest.raises(ValueError, match=r"\[0\]"):
+    with pytest.raises(ValueError, match="got 0"):
         Provider(window=0)

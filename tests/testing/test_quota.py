@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnio.testing import Quota
-from afnio.testing.provider._quota import (
+from afnio.testing.provider import (
     AccountBalance,
     Accounts,
     Bucket,
@@ -178,10 +178,10 @@ def test_durations_are_written_as_providers_do(seconds, text):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"requests": 0}, r"requests \[0\]"),
-        ({"tokens": -5}, r"tokens \[-5\]"),
-        ({"window": float("inf")}, r"window \[inf\]"),
-        ({"shape": "leaky"}, r"\[leaky\]"),
+        ({"requests": 0}, r"requests of a quota must .*got 0"),
+        ({"tokens": -5}, r"tokens of a quota must .*got -5"),
+        ({"window": float("inf")}, r"window of a quota must .*got inf"),
+        ({"shape": "leaky"}, r"shape of a quota must .*got 'leaky'"),
     ],
 )
 def test_what_is_no_quota_is_refused(options, said):

@@ -17,9 +17,16 @@ from hypothesis import strategies as st
 from afnio.cognitive import _prompts
 from afnio.optim._prompts import TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
 from afnio.testing import SimulatedLM
-from afnio.testing.simulated import FixedReply, kind_of
-from afnio.testing.simulated._language import read_blocks, read_cues, read_section, unescape
-from afnio.testing.simulated._student import SENTIMENTS, classify
+from afnio.testing.simulated import (
+    SENTIMENTS,
+    FixedReply,
+    classify,
+    kind_of,
+    read_blocks,
+    read_cues,
+    read_section,
+    unescape,
+)
 
 SCHEMA = {
     "type": "json_schema",

@@ -193,7 +193,7 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
     """Nothing is written before everything is known to fit."""
     path = tmp_path / "last"
     Checkpoint(agent={}, counters={"step": 1}).write(path)
-    with pytest.raises(TypeError, match="a file holds Variables and plain values"):
+    with pytest.raises(TypeError, match="saved values must be Variables or plain values"):
         Checkpoint(agent={}, callbacks={"mine": object()}).write(path)
     assert {"step": 1} == Checkpoint.read(path).counters
     assert ["last"] == os.listdir(tmp_path)

@@ -276,7 +276,7 @@ def test_what_cannot_be_encoded_is_told_and_training_goes_on(
     run(train)
     assert {"last": 1} == steps(tmp_path)
     assert ["afnio"] == [record.name for record in caplog.records]
-    assert "a file holds Variables and plain values" in caplog.text
+    assert "saved values must be Variables or plain values" in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")

@@ -215,7 +215,7 @@ def all_prompts() -> list[ListedPrompt]:
 
 def provider_main(argv: Sequence[str]) -> int:
     """Serve until the input ends, and return the process's exit code."""
-    from afnio.testing.provider._provider import main as serve
+    from afnio.testing.provider.__main__ import main as serve
 
     serve(argv, prog="afnio provider")
     return 0

@@ -1,4 +1,4 @@
-"""The public test kit: a scripted client, an OpenAI-compatible provider with limits and faults, its LM."""
+"""The test kit: a scripted client, an OpenAI-compatible provider with limits and faults, and a simulated LM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""ScriptedClient: a model in the process, whose replies you write."""
+"""ScriptedClient: a model without a network, whose replies you write.
+
+Its calls go through the engine like those of a real client: admission, limits, retries, journal. Only the wire is
+missing. To test the wire too, use `Provider`.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +28,23 @@ _numbers = itertools.count(1)
 
 @final
 class ScriptedClient(ChatClient):
-    """A chat client that answers from a script: one reply for all, a list used up in order, or a function.
+    """A chat client that answers from a script: one reply for all requests, a list in order, or a function.
 
-    A reply is a text, a dict that is sent as its JSON, a `ChatResponse`, or an exception to raise; a
-    function gets the request and may be `async def`.
+    A reply is a text, a dict that is sent as its JSON, a `ChatResponse`, or an exception to raise.
+
+    Args:
+        script: a reply; an iterable of replies, one for each request; or a function of the request, which may be
+            `async def`.
+        latency: seconds before each reply.
+        limits: limits for admission, as for any client.
 
     Attributes:
-        requests: what it was asked, in order.
-        peak: how many requests it had at once, at most.
+        requests: the requests so far, in order.
+        peak: the most requests in flight at the same time.
+
+    Raises:
+        FinalModelError: from a call, if the list has no reply left.
+        TypeError: from a call, for a reply of another type.
 
     >>> client = ScriptedClient("Hello")
     >>> client.chat(messages=[{"role": "user", "content": "Hi"}], model="any").content
@@ -39,7 +52,8 @@ class ScriptedClient(ChatClient):
     """
 
     def __init__(self, script: Script = "", *, latency: float = 0.0, limits: Limits | None = None) -> None:
-        # One address for all, as the same program run again must ask the same; each is an account of its own.
+        # One address for all clients: a resumed program must find its calls in the journal. The number makes each
+        # client a separate account.
         super().__init__(Account("scripted://model", str(next(_numbers))), limits=limits)
         self.requests: list[ChatRequest] = []
         self.peak = 0
@@ -68,7 +82,9 @@ class ScriptedClient(ChatClient):
         if isinstance(reply, dict):
             reply = json.dumps(reply, ensure_ascii=False)
         if not isinstance(reply, str):
-            raise TypeError(f"a script replies texts, dicts, ChatResponses or exceptions (got {reply!r})")
+            raise TypeError(
+                f"a scripted reply must be a text, a dict, a ChatResponse or an exception (got {reply!r})"
+            )
         asked = sum(len(str(message.get("content") or "")) for message in request.messages)
         usage = Usage(prompt_tokens=-(-asked // 4), completion_tokens=-(-len(reply) // 4))
         return ChatResponse(content=reply, finish_reason="stop", model=request.model, usage=usage)
@@ -82,4 +98,6 @@ class ScriptedClient(ChatClient):
             return next(self._script)
         except StopIteration:
             number = len(self.requests)
-            return FinalModelError(f"the script has no reply for request {number}; give it one more")
+            return FinalModelError(
+                f"a script must have a reply for each request (got request {number}); add one"
+            )

@@ -1,1 +1,1 @@
-"""Data, data sets and ready-made agents."""
+"""Data loading, datasets and ready-made agents."""

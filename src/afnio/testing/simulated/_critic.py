@@ -1,4 +1,14 @@
-"""The critic: says which phrases of the message argue for the label that the feedback expected."""
+"""The roles that read feedback: critic, judge, reducer and optimizer.
+
+Feedback travels through them in the small language of `_language`. The critic (`criticize`) compares a wrong reply with
+the expected label and claims which phrases of the message argue for that label, or names the skill that was missing.
+The reducer (`reduce`) merges the claims of a group into few points, the most frequent first. The optimizer (`propose`)
+counts the votes for each claim and writes the winners into the prompt as cue sentences, within the constraints. The
+judge (`judge`) compares a prediction with a target.
+
+No role knows more than its prompt shows. A feedback that was cut off, or a sample that was never shown, teaches
+nothing; so a higher score proves that feedback really reached the prompt.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +42,15 @@ if TYPE_CHECKING:
     from afnio.testing.simulated._language import Conversation
 
 
-MOST_PHRASES: Final = 2
-ASK: Final = "The text should ask for this: "
+_MOST_PHRASES: Final = 2
+_ASK: Final = "The text should ask for this: "
 _EXPECTED: Final = re.compile(r"\bpredicted (.+), expected (?=[\"\d\[{tfn])", re.DOTALL)
 _DECODER: Final = json.JSONDecoder()
 _LONG: Final = 5
 
 
 class Case(NamedTuple):
-    """One message that went wrong: its text, what was said about the reply, the name of what was asked."""
+    """A message with a wrong reply: its text, the feedback on the reply, and the noun for the answer."""
 
     message: str
     feedback: list[str]
@@ -48,7 +58,7 @@ class Case(NamedTuple):
 
 
 def criticize(conversation: Conversation, reader: Attention = PERFECT) -> str:
-    """Return the critic's JSON: one entry for each variable that the prompt shows."""
+    """Return the critic's JSON, with one entry for each variable in the prompt."""
     prompt = conversation.prompt
     variables = read_blocks(read_section(prompt, "variables"), "variable")
     messages = read_blocks(read_section(prompt, "conversation"), "message")
@@ -66,7 +76,7 @@ def criticize(conversation: Conversation, reader: Attention = PERFECT) -> str:
 
 
 def comment(value: str, case: Case, reader: Attention = PERFECT) -> str:
-    """Return what should change in the instructions `value`, for that case."""
+    """Return the change that the instructions `value` need for this case, or ""."""
     for text in case.feedback:
         label = expected_label(text)
         if label is None:
@@ -75,7 +85,7 @@ def comment(value: str, case: Case, reader: Attention = PERFECT) -> str:
             return _missing_skill(value, task, case.message, label, reader)
         return _missing_phrases(value, case, label, reader)
     said = " ".join(dict.fromkeys(text for text in case.feedback if text))
-    return f"{ASK}{said}" if said else ""
+    return f"{_ASK}{said}" if said else ""
 
 
 def _missing_phrases(value: str, case: Case, label: str, reader: Attention) -> str:
@@ -83,18 +93,18 @@ def _missing_phrases(value: str, case: Case, label: str, reader: Attention) -> s
     parts = [label] if label.lower() in PHRASES else [part.strip() for part in label.split(",")]
     said = [_misleading(value, case, parts, reader)] if reader.limited else []
     for part in parts if all(part.lower() in PHRASES for part in parts) else [label]:
-        phrases = [p for p in telling_phrases(case.message, part) if f" {p} " not in known]
+        phrases = [p for p in _telling_phrases(case.message, part) if f" {p} " not in known]
         if phrases and reader.strays(part):
             words = [w for w in dict.fromkeys(normalize(case.message).split()) if len(w) > _LONG]
             phrases = [words[reader.pick("word", len(words))]]
         if phrases:
-            said.insert(0, claim_sentence(case.noun, dict.fromkeys(phrases[:MOST_PHRASES], part)))
+            said.insert(0, claim_sentence(case.noun, dict.fromkeys(phrases[:_MOST_PHRASES], part)))
             break
     return " ".join(text for text in said if text)
 
 
 def _misleading(value: str, case: Case, expected: list[str], reader: Attention) -> str:
-    """Return the denial of one cue in the text that argued for another answer on that message."""
+    """Return the denial of one cue in the text that argued for a wrong label here, or ""."""
     words = normalize(case.message)
     _, cues = split_cues(value)
     for label, phrases in cues.items():
@@ -109,16 +119,16 @@ def _missing_skill(value: str, task: Task, message: str, label: str, reader: Att
     missing = [name for name in task.skills if name not in told]
     every = [*told, *missing]
     if not _right(task.solve(message, every), label):
-        return _vague(value, reader)  # no instruction would have helped: the inputs were wrong
+        return _vague(value, reader)  # the inputs were wrong: no instruction would have helped
     alone = [name for name in missing if _right(task.solve(message, [*told, name]), label)]
     if not missing or reader.strays("skill"):
         return _vague(value, reader)
-    return f"{ASK}{task.skills[(alone or missing)[0]].wish}."
+    return f"{_ASK}{task.skills[(alone or missing)[0]].wish}."
 
 
 def _vague(value: str, reader: Attention) -> str:
-    """Return advice that helps nobody, as a critic gives that is beside the point; else nothing."""
-    return f"{ASK}{_VAGUE[reader.pick('vague', len(_VAGUE))]}." if reader.strays("vague") else ""
+    """Return useless advice if the critic misses the point, else ""."""
+    return f"{_ASK}{_VAGUE[reader.pick('vague', len(_VAGUE))]}." if reader.strays("vague") else ""
 
 
 _VAGUE: Final = (
@@ -130,13 +140,13 @@ _VAGUE: Final = (
 
 
 def blame(value: str, told: list[str], case: Case) -> str:
-    """Return feedback on an input that an earlier step wrote: only where it, not the text, was wrong."""
+    """Return feedback on an input that an earlier step wrote, or "" if that input was right."""
     task = task_of(case.message)
     label = next((found for text in case.feedback if (found := expected_label(text)) is not None), None)
     if task is None or label is None or not task.inputs:
         return ""
     if _right(task.solve(case.message, list(task.skills)), label):
-        return ""  # from these inputs the right answer could have been given
+        return ""  # these inputs were enough for the right answer
     expected = json.dumps(label, ensure_ascii=False)
     said = (
         f"the input to a later step: predicted {json.dumps(value, ensure_ascii=False)}, expected {expected}."
@@ -146,13 +156,13 @@ def blame(value: str, told: list[str], case: Case) -> str:
 
 
 def _right(reply: str, label: str) -> bool:
-    """Return whether a reply is the expected one, or notes among which it is."""
+    """Return True if a reply is the expected one, or is a list of notes with the expected one among them."""
     notes = notes_in(reply)
     return any(note[3] == label for note in notes) if notes else reply == label
 
 
 def expected_label(feedback: str) -> str | None:
-    """Return the answer that a deterministic evaluator expected, if the feedback names one.
+    """Return the answer that a deterministic evaluator expected, or None if the feedback names none.
 
     >>> expected_label('exact match: predicted "positive", expected "neutral", score 0.')
     'neutral'
@@ -167,10 +177,10 @@ def expected_label(feedback: str) -> str | None:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def telling_phrases(message: str, label: str) -> list[str]:
+def _telling_phrases(message: str, label: str) -> list[str]:
     """Return the phrases of `message` that argue for `label`, the most telling first.
 
-    For a label that the lexicon doesn't know: the long words of the first line.
+    If the lexicon doesn't have the label: the long words of the first line.
     """
     known = PHRASES.get(label.lower())
     words = normalize(message)
@@ -182,7 +192,7 @@ def telling_phrases(message: str, label: str) -> list[str]:
 
 
 def _noun(formats: list[PromptBlock]) -> str:
-    """Return the name of the field with the labels in the reply's format, else a general word."""
+    """Return the name of the reply format's field that holds the label, or "answer"."""
     found: list[str] = []
 
     def visit(node: Any) -> None:
@@ -200,7 +210,7 @@ def _noun(formats: list[PromptBlock]) -> str:
     return found[0] if found else "answer"
 
 
-# The judge: holds a prediction against what was expected, as far as its prompt shows both.
+# The judge.
 
 
 _PREDICTION: Final = re.compile(r"\b(?:prediction|answer|reply|response)\b[^\n:]*:\s*(.+)", re.IGNORECASE)
@@ -210,8 +220,8 @@ _TARGET: Final = re.compile(r"\b(?:target|expected|reference|truth|gold)\b[^\n:]
 def judge(text: str) -> str:
     r"""Return the judge's JSON: score 1 if prediction and target have the same words, else 0.
 
-    Each stands on a line of its own, after its name and a colon. Without a target any prediction that
-    says something is good.
+    Each is expected on its own line, after its name and a colon. Without a target every prediction that isn't empty
+    gets a 1.
 
     >>> judge("Prediction: Seven.\nTarget: seven")
     '{"score": 1, "explanation": "exact match: predicted \\"Seven.\\", expected \\"seven\\", score 1."}'
@@ -231,22 +241,22 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
     return str(found[-1]).strip() if found else None
 
 
-# The reducer: merges the feedback of a group into few points, and says which feedback is behind each.
+# The reducer.
 
 
 _LIMITS: Final = re.compile(r"at most (\d+) points?, (\d+) words")
 _NOUN: Final = re.compile(r'mean the ([^".]*?) is "')
 _SPARE_WORDS: Final = 14
-"""Words of a sentence around the phrases that it lists."""
+"""Words of a point besides its phrases."""
 
-Thing = tuple[str, str, str]
-"""One thing said: how, its phrase, its label."""
-Said = dict[Thing, list[int]]
-"""For each thing said the numbers of the feedback that says it, from 0."""
+Remark = tuple[str, str, str]
+"""An element of a feedback: "claim", "denial" or "wish", its phrase, and its label ("" for a wish)."""
+Sources = dict[Remark, list[int]]
+"""For each remark the indices of the feedback texts that contain it."""
 
 
 def reduce(conversation: Conversation, reader: Attention = PERFECT) -> str:
-    """Return the reducer's JSON: what the group's feedback says, what most samples stand behind first."""
+    """Return the reducer's JSON: the points of the group's feedback, those of most samples first."""
     prompt = conversation.prompt
     blocks = read_blocks(read_section(prompt, "feedbacks"), "feedback")
     said = _said([block.text for block in blocks], reader)
@@ -257,7 +267,7 @@ def reduce(conversation: Conversation, reader: Attention = PERFECT) -> str:
     room = most_words
     for things in _points(said, blocks):
         how, _, label = things[0]
-        kept: list[Thing] = []
+        kept: list[Remark] = []
         for what in things:
             if room - len(what[1].split()) < (0 if kept else _SPARE_WORDS):
                 break
@@ -272,11 +282,13 @@ def reduce(conversation: Conversation, reader: Attention = PERFECT) -> str:
     return json.dumps({"points": points}, ensure_ascii=False)
 
 
-def _said(texts: list[str], reader: Attention) -> Said:
-    """Return what the reader takes in of the texts; a thing that is said twice may be noticed twice."""
-    read = [read_feedback([text]) for text in texts]
-    among = sum((len(claims) + len(denials)) / MOST_PHRASES + len(wishes) for claims, denials, wishes in read)
-    said: Said = {}
+def _said(texts: list[str], reader: Attention) -> Sources:
+    """Return the remarks that the reader notices. A remark in two texts gets two chances."""
+    read = [_read_feedback([text]) for text in texts]
+    among = sum(
+        (len(claims) + len(denials)) / _MOST_PHRASES + len(wishes) for claims, denials, wishes in read
+    )
+    said: Sources = {}
     for number, (claims, denials, wishes) in enumerate(read):
         things = [("claim", *claim) for claim in claims] + [("denial", *denial) for denial in denials]
         for thing in [*things, *(("wish", wish, "") for wish in wishes)]:
@@ -286,16 +298,16 @@ def _said(texts: list[str], reader: Attention) -> Said:
     return said
 
 
-def _points(said: Said, blocks: list[PromptBlock]) -> list[list[Thing]]:
-    """Return which things make one point, what most samples stand behind first, in every respect.
+def _points(said: Sources, blocks: list[PromptBlock]) -> list[list[Remark]]:
+    """Group remarks into points, those of most samples first.
 
-    They are about one label, and none is said by less than half as many samples as the first of them. What one sample
-    alone says is a point of its own, and left out where its failure has a point already.
+    The remarks of a point are about one label, and each comes from at least half as many samples as the point's first.
+    A remark of a single sample is a separate point. It is dropped if the sample's kind of failure already has a point.
     """
     samples = [samples_of(block) for block in blocks]
     votes = {what: sum(samples[number] for number in numbers) for what, numbers in said.items()}
-    points: dict[tuple[str, str], list[list[Thing]]] = {}
-    alone: dict[tuple[str, str, int], list[Thing]] = {}
+    points: dict[tuple[str, str], list[list[Remark]]] = {}
+    alone: dict[tuple[str, str, int], list[Remark]] = {}
     for what in sorted(said, key=lambda what: -votes[what]):
         how, phrase, label = what
         if votes[what] == 1:
@@ -314,7 +326,7 @@ def _points(said: Said, blocks: list[PromptBlock]) -> list[list[Thing]]:
         if number not in behind and blocks[number].attributes.get("failure") not in failures
     ]
 
-    def support(things: list[Thing]) -> int:
+    def support(things: list[Remark]) -> int:
         return sum(samples[number] for number in {number for what in things for number in said[what]})
 
     return sorted([*common, *rare], key=lambda things: -support(things))
@@ -322,21 +334,21 @@ def _points(said: Said, blocks: list[PromptBlock]) -> list[list[Thing]]:
 
 def _sentence(how: str, phrases: list[str], label: str, noun: str) -> str:
     if how == "wish":
-        return f"{ASK}{phrases[0]}."
+        return f"{_ASK}{phrases[0]}."
     if how == "denial":
         return denial_sentence(noun, phrases, label)
     return claim_sentence(noun, dict.fromkeys(phrases, label))
 
 
-# The optimizer's LM: rewrites a text by what its feedback claims, and by nothing else.
+# The optimizer: rewrites a text by the claims and wishes in its feedback, and by nothing else.
 
 
-MOST_CUES: Final = 25
-MOST_WISHES: Final = 3
+_MOST_CUES: Final = 25
+_MOST_WISHES: Final = 3
 _FORBIDS: Final = re.compile(r"\b(?:never|not|without|avoid|no)\b", re.IGNORECASE)
 _CHARACTER: Final = re.compile(r"[`\"'](\W)[`\"']|(?<=\s)([{}<>\[\]#*@_|~^])(?=[\s,.]|$)")
 _NOTE: Final = 'One input with "{phrase}" was answered wrongly before, so weigh all of such an input again.'
-"""What a proposer adds about each feedback it used, about a hundred characters; see docs/simulated-lm.md."""
+"""The sentence that a limited proposer adds for each feedback it used, as real ones lengthen prompts."""
 _RETOLD: Final = re.compile(re.escape(_NOTE).replace(re.escape("{phrase}"), ".*"))
 _LIMIT: Final = re.compile(
     r"\b(?:at most|no more than|under|up to|maximum of)\s+(\d+)\s+(character|word)s?", re.IGNORECASE
@@ -346,9 +358,9 @@ Cues = dict[str, list[str]]
 
 
 def propose(conversation: Conversation, reader: Attention = PERFECT) -> str:
-    """Return the optimizer's JSON with the new value; without feedback the value stays as it is."""
+    """Return the optimizer's JSON with the new value; without feedback the value is unchanged."""
     prompt = conversation.prompt
-    # The history has feedback of its own, which stands before. The end of a prompt may be cut off.
+    # Take the last section: the history before it contains feedback too. The end of the prompt may be cut off.
     _, _, told = prompt.rpartition("<feedbacks>\n")
     blocks = read_blocks(told, "feedback") if "<feedbacks>\n" in prompt else []
     blocks = [block for block in blocks if block.text.strip()]
@@ -371,12 +383,12 @@ def rewrite(
     samples: list[int] | None = None,
     failures: list[str] | None = None,
 ) -> str:
-    """Return `value` with what the feedback claims and wishes added, within the constraints.
+    """Return `value` with the claims and wishes of the feedback added, within the constraints.
 
     Args:
-        refused: values that were tried and not taken.
-        samples: from how many inputs each feedback comes, which is the weight of its votes; else from one each.
-        failures: what went wrong repeatedly, the most frequent first; of equal cues those against it go first.
+        refused: values that were tried and rejected.
+        samples: the number of inputs behind each feedback, the weight of its votes; 1 each by default.
+        failures: repeated mistakes, the most frequent first; cues against them win ties.
 
     >>> rewrite("Be kind.", ["answer in Italian"], [])
     'Be kind.\\nIn every reply: answer in Italian.'
@@ -390,12 +402,12 @@ def rewrite(
     claims = sorted(
         claims, key=lambda c: next((n for n, label in enumerate(wanted) if c[0][1] in label), len(wanted))
     )
-    cues = tally(known, claims, denials)
-    lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(MOST_WISHES) if wish]
+    cues = _tally(known, claims, denials)
+    lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(_MOST_WISHES) if wish]
     lines = [line for line in [*lines, *notes] if line not in head]
     whole = "\n".join([head, *lines, *_sentences(cues)])
     if reader.limited and any(_exceeds(whole, *limit) for limit in _limits(constraints)):
-        # What only retells goes first, what earlier steps wrote of it too.
+        # Over the limit: drop the notes about feedback first, those of earlier steps too.
         lines = [line for line in [*head.split("\n"), *lines] if not _RETOLD.fullmatch(line)]
         head = lines.pop(0) if lines else ""
     return _fit("\n".join([head, *lines]), cues, constraints)
@@ -403,26 +415,26 @@ def rewrite(
 
 Pairs = list[tuple[str, str]]
 Votes = list[tuple[tuple[str, str], int]]
-"""(phrase, label) pairs as they were said, each with its weight."""
+"""(phrase, label) pairs in the order of the feedback, each with its weight."""
 
 
 def _gather(
     feedback: list[str], samples: list[int], reader: Attention
 ) -> tuple[Votes, Votes, Counter[str], list[str]]:
-    """Return the claims, denials and wishes that the reader makes use of, and what it writes about them.
+    """Return the claims, denials and wishes that the reader uses, and its notes about them.
 
-    A feedback of one sample makes two claims at most, so that many claims count as one feedback.
+    The critic makes at most `_MOST_PHRASES` claims a sample, so that many claims count as one feedback.
     """
     claims: Votes = []
     denials: Votes = []
     wishes: list[tuple[str, int]] = []
     for text, count in zip(feedback, samples, strict=True):
-        claimed, denied, wished = read_feedback([text])
+        claimed, denied, wished = _read_feedback([text])
         claims += [(claim, count) for claim in claimed]
         denials += [(denial, count) for denial in denied]
         wishes += [(wish, count) for wish in wished]
-    # How many feedback texts were summed up in one changes its weight and not the chance that it is noticed.
-    among = (len(claims) + len(denials)) / MOST_PHRASES + len(wishes)
+    # The number of samples behind a feedback is its weight. It doesn't change the chance that it is noticed.
+    among = (len(claims) + len(denials)) / _MOST_PHRASES + len(wishes)
     used = [vote for n, vote in enumerate(claims) if reader.uses(f"{n} {vote[0]}", among)]
     against = [vote for n, vote in enumerate(denials) if reader.uses(f"not {n} {vote[0]}", among)]
     wanted: Counter[str] = Counter()
@@ -431,13 +443,13 @@ def _gather(
             wanted[wish] += count
     notes: list[str] = []
     if reader.limited:
-        about = [phrase for (phrase, _), _ in used[::MOST_PHRASES]] + list(wanted)
+        about = [phrase for (phrase, _), _ in used[::_MOST_PHRASES]] + list(wanted)
         notes = [_NOTE.format(phrase=text) for text in dict.fromkeys(about)]
     return used, against, wanted, notes
 
 
-def read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
-    """Return all claims and denials of feedback texts, one for each time they are made, and all wishes."""
+def _read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
+    """Return all claims, denials and wishes in feedback texts, repeated ones repeatedly."""
     claims: Pairs = []
     denials: Pairs = []
     wishes: list[str] = []
@@ -447,18 +459,17 @@ def read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
         claims += pairs
         denials += against
         if pairs or against:
-            _, asked, rest = text.partition(ASK)
+            _, asked, rest = text.partition(_ASK)
             rest = rest if asked else ""
-        wishes += [wish.rstrip(".").strip() for wish in rest.split(ASK) if wish.strip()] if rest else []
+        wishes += [wish.rstrip(".").strip() for wish in rest.split(_ASK) if wish.strip()] if rest else []
     return claims, denials, wishes
 
 
-def tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
-    """Return the cues of each label: those known, then those claimed, the most frequent first.
+def _tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
+    """Return the cues of each label: the known ones, then the claimed ones, the most frequent first.
 
-    A cue that was claimed for two labels goes to the majority; on a tie it stays where it was, or
-    is dropped. What the text has already counts as one vote. A cue that is denied as often as it was
-    claimed is dropped.
+    A cue that was claimed for two labels goes to the one with more votes. On a tie it stays at its label in the text,
+    or is dropped if it is new. A cue in the text counts as one vote. A cue with as many denials as claims is dropped.
     """
     votes: dict[str, Counter[str]] = {}
     homes = {phrase: label for label in known for phrase in known[label]}
@@ -467,7 +478,7 @@ def tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
     for (phrase, label), count in denials:
         votes.get(phrase, Counter())[label] -= count
     cues: Cues = {label: [] for label in known}
-    # Sorting is stable: equals stay in the order of their first claim.
+    # Sorting is stable: cues with equal votes keep the order of their first claim.
     for phrase, labels in sorted(votes.items(), key=lambda item: -max(item[1].values())):
         (label, most), *others = labels.most_common()
         if most <= 0:
@@ -479,14 +490,14 @@ def tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
         cues.setdefault(label, []).append(phrase)
     kept = {label: set(known.get(label, ())) for label in cues}
     return {
-        label: sorted(phrases, key=lambda phrase: phrase not in kept[label])[:MOST_CUES]
+        label: sorted(phrases, key=lambda phrase: phrase not in kept[label])[:_MOST_CUES]
         for label, phrases in cues.items()
         if phrases
     }
 
 
 def _fit(head: str, cues: Cues, constraints: list[str]) -> str:
-    """Return the text with its cues, the rarest left out until the constraints on length hold."""
+    """Return the text with its cues. Drop the rarest ones until it is within the length limits."""
     banned = {c for text in constraints for c in _banned_characters(text)}
     limits = _limits(constraints)
     cues = {label: list(phrases) for label, phrases in cues.items()}

@@ -1,4 +1,18 @@
-"""Topics: wordings of general English that speak for an urgency or for a kind of request."""
+"""What the simulated LM can read and write: requests, tagged blocks, cue sentences, words and tasks.
+
+A real model understands any prompt. This one understands a small language that the student, the critic, the reducer
+and the optimizer share, so that a criticism can travel from one to the next:
+
+* *Requests*: the role that a request asks for, and the texts in it (`kind_of`, `read_conversation`, `schema_of`).
+* *Blocks*: the `<tag name="…">` blocks of Afnio's own prompts (`read_blocks`, `read_section`).
+* *Cues*: sentences that tie phrases to a label. The critic claims cues (`claim_sentence`), the optimizer reads the
+  claims (`read_claims`) and writes cue sentences into the prompt (`cue_sentence`), and the student reads those
+  (`read_cues`). The student reads ordinary prose too, so hand-written prompts work.
+* *Words*: a lexicon of general English, with the phrases that argue for each label (`PHRASES`).
+* *Tasks*: three families with an exact answer, and the instructions that end a student's mistakes there (`TASKS`).
+
+The lexicon was written in view of training data only. docs/simulated-lm.md describes the rules.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +27,311 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+# Requests.
+
+
+Kind = Literal["student", "critic", "optimizer", "judge", "reducer"]
+
+_KINDS: Final[dict[str, Kind]] = {
+    "afnio_feedback": "critic",
+    "afnio_value": "optimizer",
+    "afnio_judgement": "judge",
+    "afnio_reduction": "reducer",
+}
+# How prompts describe the reply in words, for providers that get no schema.
+_FEEDBACK_FORM: Final = re.compile(r'\{\s*"feedback"\s*:\s*\[\s*\{\s*"variable"')
+_POINTS_FORM: Final = re.compile(r'\{\s*"points"\s*:\s*\[\s*\{\s*"point"')
+_VALUE_FORM: Final = re.compile(r'\{\s*"value"\s*:\s*"')
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """Return the text of a message whose content is a string, a list of parts, or nothing.
+
+    >>> text_of({"role": "user", "content": [{"type": "text", "text": "hi"}]})
+    'hi'
+    """
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The texts of a request: the system messages, the last user message, and all user messages."""
+
+    instructions: str
+    message: str
+    prompt: str
+
+
+def read_conversation(request: dict[str, Any], context: int) -> Conversation:
+    """Return the texts of a request, each cut to `context` characters."""
+    told: list[str] = []
+    said: list[str] = []
+    for message in request["messages"]:
+        texts = told if message.get("role") in ("system", "developer") else said
+        if message.get("role") != "assistant":
+            texts.append(text_of(message))
+    # Without a system message the instructions are in the first user message.
+    instructions = "\n".join(told or said[:1])[:context]
+    return Conversation(instructions, (said[-1] if said else "")[:context], "\n".join(said)[:context])
+
+
+def schema_of(request: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """Return the name and the schema that the reply must match, or "" and None.
+
+    A plain `json_object` counts as a schema for any object.
+    """
+    form = request.get("response_format")
+    if not isinstance(form, dict):
+        return "", None
+    if form.get("type") == "json_object":
+        return "", {"type": "object"}
+    asked = form.get("json_schema")
+    if not isinstance(asked, dict):
+        return "", None
+    name, schema = asked.get("name"), asked.get("schema")
+    return name if isinstance(name, str) else "", schema if isinstance(schema, dict) else None
+
+
+def kind_of(request: dict[str, Any]) -> Kind:
+    """Return the role that a request is meant for: by its schema's name, or by the reply format in its prompt.
+
+    >>> kind_of({"messages": [{"role": "system", "content": 'Answer {"value": "<text>"}.'}]})
+    'optimizer'
+    """
+    name, _ = schema_of(request)
+    if name:
+        return _KINDS.get(name, "student")
+    instructions = text_of(request["messages"][0])
+    if _FEEDBACK_FORM.search(instructions):
+        return "critic"
+    if _POINTS_FORM.search(instructions):
+        return "reducer"
+    return "optimizer" if _VALUE_FORM.search(instructions) else "student"
+
+
+# Blocks.
+
+
+_TAGS: Final = (
+    "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
+    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried"
+)
+_ESCAPED: Final = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")
+_QUOTED_VALUE: Final = r'"(?:[^"\\]|\\.)*"'
+_ATTRIBUTE: Final = re.compile(rf"(\w+)=({_QUOTED_VALUE})")
+
+
+class PromptBlock(NamedTuple):
+    """One `<tag name="…">` block: its attributes and its text, unescaped."""
+
+    attributes: dict[str, str]
+    text: str
+
+
+def read_blocks(text: str, tag: str) -> list[PromptBlock]:
+    r"""Return the blocks of `tag` in order. A block without its closing tag (the prompt was cut) is left out.
+
+    >>> read_blocks('<feedback source="judge">\nshorter\n</feedback>', "feedback")
+    [PromptBlock(attributes={'source': 'judge'}, text='shorter')]
+    """
+    return [
+        PromptBlock(
+            {name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)},
+            unescape(body),
+        )
+        for head, body in _pattern(tag).findall(text)
+    ]
+
+
+def read_section(text: str, tag: str) -> str:
+    """Return the raw text of the section `tag`, or "" if there is none."""
+    found = _pattern(tag).search(text)
+    return found.group(2) if found else ""
+
+
+def samples_of(block: PromptBlock) -> int:
+    """Return the number of inputs that a block stands for: its attribute `samples`, or 1.
+
+    >>> samples_of(PromptBlock({"samples": "12"}, "shorter")), samples_of(PromptBlock({}, "shorter"))
+    (12, 1)
+    """
+    given = block.attributes.get("samples", "1")
+    return int(given) if given.isdecimal() else 1
+
+
+def unescape(text: str) -> str:
+    """Undo the escaping of tags: Afnio's prompts write `&lt;` for a `<` that a user's text would open a tag with."""
+    return _ESCAPED.sub("<", text)
+
+
+@cache
+def _pattern(tag: str) -> re.Pattern[str]:
+    return re.compile(rf"<{tag}((?: \w+={_QUOTED_VALUE})*)>\n(.*?)\n</{tag}>", re.DOTALL)
+
+
+# Cues.
+
+
+_SENTENCE: Final = re.compile(r'(?:"[^"\n]*"|[^.;!?\n"]|")+')
+_QUOTED: Final = re.compile(r"[\"“`]([^\"”`\n]+)[\"”`]")
+# The words that may come between a label and its unquoted phrases.
+_LIST: Final = re.compile(
+    r"(?::|\b(?:mentions?|contains?|includes?|says?|such as|like|words?|phrases?|about)\b)\s*:?\s*"
+    r"(?!.*(?::|\b(?:mentions?|contains?|includes?|such as)\b))(.+)$"
+)
+_NEGATED: Final = r"(?:\bnot|\bnever|\brather than|\binstead of)\s+(?:as\s+)?[\"“`]?"
+_WRITTEN: Final = re.compile(r'\s*Answer "([^"\n]+)" when the message mentions: ([^.\n]*)\.')
+_CLAIM: Final = re.compile(r'phrases such as ((?:"[^"]+"(?:, )?)+) mean the [^".]* is "([^"]+)"')
+_DENIAL: Final = re.compile(r'should not say that ((?:"[^"]+"(?:, )?)+) mean the [^".]* is "([^"]+)"')
+_LONGEST: Final = 6
+
+
+@lru_cache(maxsize=256)
+def read_cues(prompt: str, labels: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return each label's cue phrases, normalized.
+
+    A sentence gives cues if it names exactly one label, not counting labels after "not" or "rather than". The cues are
+    the phrases in quotes, or else the list after a colon or after a word like "mentions". A phrase has at most six
+    words.
+
+    >>> read_cues('Answer "neutral" when the message mentions: schedule, inquiry.', ("neutral",))
+    {'neutral': (' schedule ', ' inquiry ')}
+    """
+    cues: dict[str, dict[str, None]] = {}
+    for sentence in _SENTENCE.findall(prompt):
+        meant = [label for label in labels if _means(sentence, label)]
+        if len(meant) == 1:
+            for phrase in _phrases(sentence, labels):
+                cues.setdefault(meant[0], {})[phrase] = None
+    return {label: tuple(phrases) for label, phrases in cues.items()}
+
+
+def _means(sentence: str, label: str) -> bool:
+    name = re.escape(label)
+    kept = re.sub(rf"{_NEGATED}{name}\b", "", sentence, flags=re.IGNORECASE)
+    return re.search(rf"(?<!\w){name}(?!\w)", kept, re.IGNORECASE) is not None
+
+
+def _phrases(sentence: str, labels: tuple[str, ...]) -> list[str]:
+    names = {normalize(label) for label in labels}
+    found = [normalize(phrase) for phrase in _QUOTED.findall(sentence)]
+    found = [phrase for phrase in found if phrase not in names]
+    if not found and (listed := _LIST.search(sentence)):
+        found = [normalize(part) for part in re.split(r",|\bor\b|\band\b", listed.group(1))]
+    # Drop a part with the label in it: it ends the sentence, as in "… or dates, it is neutral".
+    found = [phrase for phrase in found if not any(name in phrase for name in names)]
+    return [phrase for phrase in found if 0 < len(phrase.split()) <= _LONGEST]
+
+
+@lru_cache(maxsize=256)
+def instructions_in(prompt: str, labels: tuple[str, ...]) -> int:
+    """Return the number of instructions in a prompt: its sentences, and every cue phrase after a sentence's first.
+
+    >>> instructions_in('Be kind. Answer "neutral" when the message mentions: date, price.', ("neutral",))
+    3
+    """
+    sentences = sum(any(c.isalnum() for c in sentence) for sentence in _SENTENCE.findall(prompt))
+    return sentences + sum(len(phrases) - 1 for phrases in read_cues(prompt, labels).values())
+
+
+def cue_sentence(label: str, phrases: Iterable[str]) -> str:
+    """Return the sentence that a student reads as cues for `label`."""
+    return f'Answer "{label}" when the message mentions: {", ".join(phrases)}.'
+
+
+def split_cues(value: str) -> tuple[str, dict[str, list[str]]]:
+    """Split a text into the part without cue sentences and the cue phrases of each label."""
+    cues: dict[str, list[str]] = {}
+    for label, listed in _WRITTEN.findall(value):
+        cues.setdefault(label, []).extend(part for part in listed.split(", ") if part)
+    return _WRITTEN.sub("", value), cues
+
+
+def claim_sentence(noun: str, claims: Mapping[str, str]) -> str:
+    """Return the critic's claim that the phrases argue for a label; the values of `claims` are all the same label."""
+    quoted = ", ".join(f'"{phrase}"' for phrase in claims)
+    label = next(iter(claims.values()))
+    return f'The text should say that phrases such as {quoted} mean the {noun} is "{label}".'
+
+
+def read_claims(feedback: str) -> tuple[list[tuple[str, str]], str]:
+    """Split feedback into its (phrase, label) claims and, if it makes none, its text.
+
+    >>> read_claims('Phrases such as "vague" mean the sentiment is "negative".')[0]
+    [('vague', 'negative')]
+    """
+    pairs = [
+        (phrase, label)
+        for listed, label in _CLAIM.findall(_uncapital(feedback))
+        for phrase in _QUOTED.findall(listed)
+    ]
+    return pairs, "" if pairs else feedback.strip()
+
+
+def denial_sentence(noun: str, phrases: Iterable[str], label: str) -> str:
+    """Return the critic's denial: these cues of the text misled the student."""
+    quoted = ", ".join(f'"{phrase}"' for phrase in phrases)
+    return f'The text should not say that {quoted} mean the {noun} is "{label}".'
+
+
+def read_denials(feedback: str) -> list[tuple[str, str]]:
+    """Return the (phrase, label) pairs that feedback denies.
+
+    >>> read_denials(denial_sentence("sentiment", ["always"], "positive"))
+    [('always', 'positive')]
+    """
+    return [
+        (phrase, label) for listed, label in _DENIAL.findall(feedback) for phrase in _QUOTED.findall(listed)
+    ]
+
+
+def _uncapital(text: str) -> str:
+    return text.replace("Phrases such as", "phrases such as")
+
+
+# Words.
+
+
+_TYPOGRAPHIC: Final = "\u2019"  # the apostrophe that word processors write
+_WORD: Final = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+
+
+def normalize(text: str) -> str:
+    """Return the lower-case words of `text` with one space around each, to look phrases up in.
+
+    >>> " top notch " in normalize("Truly TOP-notch!")
+    True
+    """
+    words = _WORD.findall(text.lower().replace(_TYPOGRAPHIC, "'"))
+    return f" {' '.join(words)} "
+
+
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(" ".join(phrase.split()) for phrase in text.split(","))
 
+
+COURTESY: Final = frozenset(
+    _listed("""
+        hope, thank, thanks, appreciate, appreciated, grateful, gratitude, commend, commendable,
+        pleased, pleasure, kind, kindly, wonderful, excellent, great, delighted, best, regards,
+        sincerely, warm, welcome, forward
+    """)
+)
+"""Words that an uninstructed student takes for a good mood."""
+
+COMPLAINTS: Final = frozenset(
+    _listed("""
+        unacceptable, terrible, awful, horrible, worst, furious, outraged, angry, appalling,
+        disgusted, disappointed, frustrated, disheartened, unhappy, ridiculous, hate
+    """)
+)
+"""Words that even an uninstructed student takes for a bad mood."""
 
 TOPICS: Final[dict[str, tuple[str, ...]]] = {
     "high": _listed("""
@@ -66,31 +382,7 @@ TOPICS: Final[dict[str, tuple[str, ...]]] = {
         inquire, inquiry, information about, learn more, curious, would like to know, general, services you offer
     """),
 }
-"""Phrases for each label, roughly the most telling first."""
-
-
-# What the simulated LM knows of language: words of courtesy, affect and intent.
-#
-# The lists hold common English wordings, chosen with business letters in mind and in view of training
-# data only.
-
-
-COURTESY: Final = frozenset(
-    _listed("""
-        hope, thank, thanks, appreciate, appreciated, grateful, gratitude, commend, commendable,
-        pleased, pleasure, kind, kindly, wonderful, excellent, great, delighted, best, regards,
-        sincerely, warm, welcome, forward
-    """)
-)
-"""Words that a naive reader takes for a good mood."""
-
-COMPLAINTS: Final = frozenset(
-    _listed("""
-        unacceptable, terrible, awful, horrible, worst, furious, outraged, angry, appalling,
-        disgusted, disappointed, frustrated, disheartened, unhappy, ridiculous, hate
-    """)
-)
-"""Words that even a naive reader takes for a bad mood."""
+"""Phrases that argue for an urgency or for a kind of request, roughly the most telling first."""
 
 PHRASES: Final[dict[str, tuple[str, ...]]] = {
     "positive": _listed("""
@@ -127,92 +419,17 @@ PHRASES: Final[dict[str, tuple[str, ...]]] = {
     """),
     **TOPICS,
 }
-"""Wordings that speak for a label, roughly the most telling first."""
-
-_TYPOGRAPHIC: Final = "\u2019"  # the apostrophe that word processors write
-_WORD: Final = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+"""Phrases that argue for each label, roughly the most telling first."""
 
 
-def normalize(text: str) -> str:
-    """Return the lower-case words of `text` with one space around each, to look phrases up in.
-
-    >>> " top notch " in normalize("Truly TOP-notch!")
-    True
-    """
-    words = _WORD.findall(text.lower().replace(_TYPOGRAPHIC, "'"))
-    return f" {' '.join(words)} "
-
-
-# Kinds: which everyday things are fruits, vegetables, animals or instruments, and how many are meant.
-
-
-def _words_of(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-_NUMBERS: Final = _words_of(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-)
-
-KINDS: Final[dict[str, frozenset[str]]] = {
-    "fruits": frozenset(
-        _words_of("""apple apricot banana blackberry blueberry cherry fig grape grapefruit kiwi lemon lime mango melon
-        nectarine orange papaya peach pear pineapple plum raspberry strawberry""")
-    ),
-    "vegetables": frozenset(
-        _words_of("""artichoke asparagus broccoli cabbage carrot cauliflower celery cucumber garlic leek lettuce onion
-        potato pumpkin radish spinach turnip yam zucchini""")
-    ),
-    "animals": frozenset(
-        _words_of("""bear bird cat chicken cow crocodile dog donkey duck fish frog goat goose hen horse lion mouse
-        monkey parrot pig rabbit rat sheep snail snake spider tiger turkey""")
-    ),
-    "musical instruments": frozenset(
-        _words_of("""accordion bassoon cello clarinet drum flute guitar harmonica harp oboe piano saxophone trombone
-        trumpet tuba violin viola""")
-    ),
-}
-
-
-def quantity(part: str) -> int:
-    """Return how many things a part of a list means.
-
-    >>> quantity(" four stoves"), quantity("a bed")
-    (4, 1)
-    """
-    words = re.findall(r"\w+", part.lower())
-    return next((_NUMBERS.index(word) for word in words if word in _NUMBERS), 1)
-
-
-def is_of_kind(part: str, kind: str) -> bool:
-    """Return whether a part of a list names a thing of that kind; everything is an object.
-
-    >>> is_of_kind("two blackberries", "fruits"), is_of_kind("a bed", "fruits"), is_of_kind("a bed", "objects")
-    (True, False, True)
-    """
-    known = KINDS.get(kind)
-    if known is None:
-        return True
-    return any(_singular(word) in known for word in re.findall(r"\w+", part.lower()))
-
-
-def _singular(word: str) -> str:
-    for ending, instead in (("ies", "y"), ("oes", "o"), ("ches", "ch"), ("shes", "sh"), ("s", "")):
-        if word.endswith(ending):
-            return word[: -len(ending)] + instead
-    return {"mice": "mouse", "geese": "goose"}.get(word, word)
-
-
-# Skills: what a student does better once its instructions tell it to, in tasks with an exact answer.
-#
-# Three families: counting objects and sorting words, as in BIG-Bench Hard, and the notes of a small
-# question-answering system whose steps retrieve, draft and judge. An untold student makes the mistakes
-# that small models make there; each skill ends one of them.
+# Tasks with an exact answer: counting objects and sorting words, as in BIG-Bench Hard, and the notes of a small
+# question-answering system with three steps: retrieve, draft, judge. Uninstructed, the student makes the mistakes that
+# small models make there; each skill ends one of them.
 
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """One thing to be told: words that tell it, and how a critic asks for it."""
+    """One instruction: the words by which a student recognizes it, and the critic's request for it."""
 
     told: re.Pattern[str]
     wish: str
@@ -223,13 +440,13 @@ def _skill(told: str, wish: str) -> Skill:
 
 
 class Task(NamedTuple):
-    """A kind of message, what a student does with it, and the skills that may be told."""
+    """A kind of message, the function that solves it, and the skills that instructions can ask for."""
 
     asks: re.Pattern[str]
     solve: Callable[[str, Collection[str]], str]
     skills: dict[str, Skill]
     inputs: bool = False
-    """Whether the message holds what earlier steps of a system wrote."""
+    """True if the message contains the outputs of earlier steps of a system."""
 
 
 def task_of(message: str) -> Task | None:
@@ -238,7 +455,7 @@ def task_of(message: str) -> Task | None:
 
 
 def told_skills(task: Task, instructions: str) -> list[str]:
-    """Return the names of the skills that instructions tell."""
+    """Return the names of the skills that the instructions ask for."""
     return [name for name, skill in task.skills.items() if skill.told.search(instructions)]
 
 
@@ -372,273 +589,61 @@ TASKS: Final = (
 )
 
 
-# The grammar of cues: sentences that say which phrases in a message speak for which label.
-#
-# The student, who knows the labels, reads them from ordinary prose (`read_cues`). The critic claims
-# cues (`claim_sentence`); the optimizer reads its claims (`read_claims`) and writes them as cues
-# (`cue_sentence`).
+# Quantities and kinds of everyday things, for the counting task.
 
 
-_SENTENCE: Final = re.compile(r'(?:"[^"\n]*"|[^.;!?\n"]|")+')
-_QUOTED: Final = re.compile(r"[\"“`]([^\"”`\n]+)[\"”`]")
-# What may stand between a label and the phrases that speak for it, if the phrases are not quoted.
-_LIST: Final = re.compile(
-    r"(?::|\b(?:mentions?|contains?|includes?|says?|such as|like|words?|phrases?|about)\b)\s*:?\s*"
-    r"(?!.*(?::|\b(?:mentions?|contains?|includes?|such as)\b))(.+)$"
+def _words_of(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_NUMBERS: Final = _words_of(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 )
-_NEGATED: Final = r"(?:\bnot|\bnever|\brather than|\binstead of)\s+(?:as\s+)?[\"“`]?"
-_WRITTEN: Final = re.compile(r'\s*Answer "([^"\n]+)" when the message mentions: ([^.\n]*)\.')
-_CLAIM: Final = re.compile(r'phrases such as ((?:"[^"]+"(?:, )?)+) mean the [^".]* is "([^"]+)"')
-_DENIAL: Final = re.compile(r'should not say that ((?:"[^"]+"(?:, )?)+) mean the [^".]* is "([^"]+)"')
-_LONGEST: Final = 6
 
-
-@lru_cache(maxsize=256)
-def read_cues(prompt: str, labels: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Return the cue phrases that a prompt names for each label, as `normalize` writes them.
-
-    A sentence gives cues if it speaks of one label (those after "not" or "rather than" don't
-    count): the phrases that it quotes, else the list behind its colon or a word like "mentions".
-    A phrase has at most six words.
-
-    >>> read_cues('Answer "neutral" when the message mentions: schedule, inquiry.', ("neutral",))
-    {'neutral': (' schedule ', ' inquiry ')}
-    """
-    cues: dict[str, dict[str, None]] = {}
-    for sentence in _SENTENCE.findall(prompt):
-        meant = [label for label in labels if _means(sentence, label)]
-        if len(meant) == 1:
-            for phrase in _phrases(sentence, labels):
-                cues.setdefault(meant[0], {})[phrase] = None
-    return {label: tuple(phrases) for label, phrases in cues.items()}
-
-
-def _means(sentence: str, label: str) -> bool:
-    name = re.escape(label)
-    kept = re.sub(rf"{_NEGATED}{name}\b", "", sentence, flags=re.IGNORECASE)
-    return re.search(rf"(?<!\w){name}(?!\w)", kept, re.IGNORECASE) is not None
-
-
-def _phrases(sentence: str, labels: tuple[str, ...]) -> list[str]:
-    names = {normalize(label) for label in labels}
-    found = [normalize(phrase) for phrase in _QUOTED.findall(sentence)]
-    found = [phrase for phrase in found if phrase not in names]
-    if not found and (listed := _LIST.search(sentence)):
-        found = [normalize(part) for part in re.split(r",|\bor\b|\band\b", listed.group(1))]
-    # A part that holds the label is the end of the sentence: "… or dates, it is neutral".
-    found = [phrase for phrase in found if not any(name in phrase for name in names)]
-    return [phrase for phrase in found if 0 < len(phrase.split()) <= _LONGEST]
-
-
-@lru_cache(maxsize=256)
-def instructions_in(prompt: str, labels: tuple[str, ...]) -> int:
-    """Return how many instructions a prompt gives: its sentences, and each phrase of a cue but the first.
-
-    >>> instructions_in('Be kind. Answer "neutral" when the message mentions: date, price.', ("neutral",))
-    3
-    """
-    sentences = sum(any(c.isalnum() for c in sentence) for sentence in _SENTENCE.findall(prompt))
-    return sentences + sum(len(phrases) - 1 for phrases in read_cues(prompt, labels).values())
-
-
-def cue_sentence(label: str, phrases: Iterable[str]) -> str:
-    """Return the sentence that tells a student which phrases speak for `label`."""
-    return f'Answer "{label}" when the message mentions: {", ".join(phrases)}.'
-
-
-def split_cues(value: str) -> tuple[str, dict[str, list[str]]]:
-    """Return a text without its cue sentences, and the phrases of each label that they named."""
-    cues: dict[str, list[str]] = {}
-    for label, listed in _WRITTEN.findall(value):
-        cues.setdefault(label, []).extend(part for part in listed.split(", ") if part)
-    return _WRITTEN.sub("", value), cues
-
-
-def claim_sentence(noun: str, claims: Mapping[str, str]) -> str:
-    """Return the critic's sentence: phrases, which all mean the same label."""
-    quoted = ", ".join(f'"{phrase}"' for phrase in claims)
-    label = next(iter(claims.values()))
-    return f'The text should say that phrases such as {quoted} mean the {noun} is "{label}".'
-
-
-def read_claims(feedback: str) -> tuple[list[tuple[str, str]], str]:
-    """Return the (phrase, label) pairs that a feedback claims, and what it says beside them.
-
-    >>> read_claims('Phrases such as "vague" mean the sentiment is "negative".')[0]
-    [('vague', 'negative')]
-    """
-    pairs = [
-        (phrase, label)
-        for listed, label in _CLAIM.findall(_uncapital(feedback))
-        for phrase in _QUOTED.findall(listed)
-    ]
-    return pairs, "" if pairs else feedback.strip()
-
-
-def denial_sentence(noun: str, phrases: Iterable[str], label: str) -> str:
-    """Return the critic's sentence on cues of the text that misled: they don't mean the label."""
-    quoted = ", ".join(f'"{phrase}"' for phrase in phrases)
-    return f'The text should not say that {quoted} mean the {noun} is "{label}".'
-
-
-def read_denials(feedback: str) -> list[tuple[str, str]]:
-    """Return the (phrase, label) pairs that a feedback denies.
-
-    >>> read_denials(denial_sentence("sentiment", ["always"], "positive"))
-    [('always', 'positive')]
-    """
-    return [
-        (phrase, label) for listed, label in _DENIAL.findall(feedback) for phrase in _QUOTED.findall(listed)
-    ]
-
-
-def _uncapital(text: str) -> str:
-    return text.replace("Phrases such as", "phrases such as")
-
-
-# Reads the tagged blocks of the prompts that the critic and the optimizer are sent.
-
-
-_TAGS: Final = (
-    "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
-    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried"
-)
-_ESCAPED: Final = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")
-_QUOTED_VALUE: Final = r'"(?:[^"\\]|\\.)*"'
-_ATTRIBUTE: Final = re.compile(rf"(\w+)=({_QUOTED_VALUE})")
-
-
-class PromptBlock(NamedTuple):
-    """One `<tag name="…">` block: its attributes and its text, un-escaped."""
-
-    attributes: dict[str, str]
-    text: str
-
-
-def read_blocks(text: str, tag: str) -> list[PromptBlock]:
-    r"""Return the blocks of `tag` in their order; what is cut off before its end is not there.
-
-    >>> read_blocks('<feedback source="judge">\nshorter\n</feedback>', "feedback")
-    [PromptBlock(attributes={'source': 'judge'}, text='shorter')]
-    """
-    return [
-        PromptBlock(
-            {name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)},
-            unescape(body),
-        )
-        for head, body in _pattern(tag).findall(text)
-    ]
-
-
-def read_section(text: str, tag: str) -> str:
-    """Return what stands inside the section `tag`, blocks unread, or nothing if it is not there."""
-    found = _pattern(tag).search(text)
-    return found.group(2) if found else ""
-
-
-def samples_of(block: PromptBlock) -> int:
-    """Return from how many inputs a block says that it comes; from one if it doesn't say.
-
-    >>> samples_of(PromptBlock({"samples": "12"}, "shorter")), samples_of(PromptBlock({}, "shorter"))
-    (12, 1)
-    """
-    given = block.attributes.get("samples", "1")
-    return int(given) if given.isdecimal() else 1
-
-
-def unescape(text: str) -> str:
-    """Return `text` with the openings of tags that prompts made harmless restored."""
-    return _ESCAPED.sub("<", text)
-
-
-@cache
-def _pattern(tag: str) -> re.Pattern[str]:
-    return re.compile(rf"<{tag}((?: \w+={_QUOTED_VALUE})*)>\n(.*?)\n</{tag}>", re.DOTALL)
-
-
-# What a request shows: its texts, the form of the answer, and whom it asks.
-
-
-Kind = Literal["student", "critic", "optimizer", "judge", "reducer"]
-
-_KINDS: Final[dict[str, Kind]] = {
-    "afnio_feedback": "critic",
-    "afnio_value": "optimizer",
-    "afnio_judgement": "judge",
-    "afnio_reduction": "reducer",
+KINDS: Final[dict[str, frozenset[str]]] = {
+    "fruits": frozenset(
+        _words_of("""apple apricot banana blackberry blueberry cherry fig grape grapefruit kiwi lemon lime mango melon
+        nectarine orange papaya peach pear pineapple plum raspberry strawberry""")
+    ),
+    "vegetables": frozenset(
+        _words_of("""artichoke asparagus broccoli cabbage carrot cauliflower celery cucumber garlic leek lettuce onion
+        potato pumpkin radish spinach turnip yam zucchini""")
+    ),
+    "animals": frozenset(
+        _words_of("""bear bird cat chicken cow crocodile dog donkey duck fish frog goat goose hen horse lion mouse
+        monkey parrot pig rabbit rat sheep snail snake spider tiger turkey""")
+    ),
+    "musical instruments": frozenset(
+        _words_of("""accordion bassoon cello clarinet drum flute guitar harmonica harp oboe piano saxophone trombone
+        trumpet tuba violin viola""")
+    ),
 }
-# The forms that the critic and the optimizer are asked for in words, where no schema is sent.
-_FEEDBACK_FORM: Final = re.compile(r'\{\s*"feedback"\s*:\s*\[\s*\{\s*"variable"')
-_POINTS_FORM: Final = re.compile(r'\{\s*"points"\s*:\s*\[\s*\{\s*"point"')
-_VALUE_FORM: Final = re.compile(r'\{\s*"value"\s*:\s*"')
 
 
-def text_of(message: dict[str, Any]) -> str:
-    """Return the text of a message whose content is a string, a list of parts, or nothing.
+def quantity(part: str) -> int:
+    """Return the number of things that one entry of a list stands for; 1 without a number word.
 
-    >>> text_of({"role": "user", "content": [{"type": "text", "text": "hi"}]})
-    'hi'
+    >>> quantity(" four stoves"), quantity("a bed")
+    (4, 1)
     """
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    texts = [part.get("text") for part in content if isinstance(part, dict)]
-    return "\n".join(text for text in texts if isinstance(text, str))
+    words = re.findall(r"\w+", part.lower())
+    return next((_NUMBERS.index(word) for word in words if word in _NUMBERS), 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """The texts of a request: what it says to do, what was said last, and all that users said."""
+def is_of_kind(part: str, kind: str) -> bool:
+    """Return True if one entry of a list names a thing of that kind. Unknown kinds, such as objects, match everything.
 
-    instructions: str
-    message: str
-    prompt: str
-
-
-def read_conversation(request: dict[str, Any], context: int) -> Conversation:
-    """Return the texts of a request as an LM sees them that reads `context` characters of each."""
-    told: list[str] = []
-    said: list[str] = []
-    for message in request["messages"]:
-        texts = told if message.get("role") in ("system", "developer") else said
-        if message.get("role") != "assistant":
-            texts.append(text_of(message))
-    # Without a system message the first user message holds the instructions, maybe with the input.
-    instructions = "\n".join(told or said[:1])[:context]
-    return Conversation(instructions, (said[-1] if said else "")[:context], "\n".join(said)[:context])
-
-
-def schema_of(request: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
-    """Return the name of the schema that the answer must obey and the schema, or "" and None.
-
-    A plain `json_object` has the schema that asks for nothing but an object.
+    >>> is_of_kind("two blackberries", "fruits"), is_of_kind("a bed", "fruits"), is_of_kind("a bed", "objects")
+    (True, False, True)
     """
-    form = request.get("response_format")
-    if not isinstance(form, dict):
-        return "", None
-    if form.get("type") == "json_object":
-        return "", {"type": "object"}
-    asked = form.get("json_schema")
-    if not isinstance(asked, dict):
-        return "", None
-    name, schema = asked.get("name"), asked.get("schema")
-    return name if isinstance(name, str) else "", schema if isinstance(schema, dict) else None
+    known = KINDS.get(kind)
+    if known is None:
+        return True
+    return any(_singular(word) in known for word in re.findall(r"\w+", part.lower()))
 
 
-def kind_of(request: dict[str, Any]) -> Kind:
-    """Return whom a request asks: by its schema's name, else by the form that its prompt asks for.
-
-    >>> kind_of({"messages": [{"role": "system", "content": 'Answer {"value": "<text>"}.'}]})
-    'optimizer'
-    """
-    name, _ = schema_of(request)
-    if name:
-        return _KINDS.get(name, "student")
-    instructions = text_of(request["messages"][0])
-    if _FEEDBACK_FORM.search(instructions):
-        return "critic"
-    if _POINTS_FORM.search(instructions):
-        return "reducer"
-    return "optimizer" if _VALUE_FORM.search(instructions) else "student"
+def _singular(word: str) -> str:
+    for ending, instead in (("ies", "y"), ("oes", "o"), ("ches", "ch"), ("shes", "sh"), ("s", "")):
+        if word.endswith(ending):
+            return word[: -len(ending)] + instead
+    return {"mice": "mouse", "geese": "goose"}.get(word, word)

@@ -1,4 +1,10 @@
-"""The simulated language model, and a fixed one."""
+"""SimulatedLM: plays every role of a training run by rules, and FixedReply: one reply for everything.
+
+Tests, the demo and benchmarks of learning need a model that answers the same way every time, costs nothing, and gets
+better only if feedback really reaches its prompt. `SimulatedLM` looks up the role that a request is meant for and calls
+the function that plays it: `_student.answer`, or one of `_critic`. The last part of this file reads the prompts of
+TextGrad and GEPA, so that comparisons run against the same model.
+"""
 
 from __future__ import annotations
 
@@ -29,31 +35,29 @@ _VARIABLE: Final = re.compile(r'<variable id="([^"]+)"')
 
 
 class SimulatedLM:
-    """Plays student, critic, reducer, optimizer and judge by rules that read the request that they are sent.
+    """Plays student, critic, reducer, optimizer and judge by rules.
 
-    No rule knows a data set or keeps anything between requests: the same request gets the same
-    reply, and what was cut from a request has no effect. Scores reached with it are simulated: they
-    show that feedback travels through an engine, and say nothing about language models.
+    No rule knows a data set or remembers anything between requests: the same request gets the same reply, and text that
+    was cut from a request has no effect. Scores are simulated. They show that feedback travels through an engine, and
+    nothing about language models.
 
-    * The *student* counts the cues that its instructions name for each label (`cues.read_cues`).
-      Where they name none it takes courtesy at face value. In tasks with an exact answer it makes
-      the mistakes that nobody told it to avoid (`skills`). Other tasks get an echo, or a value of
-      the schema that was asked for.
-    * The *critic* names the phrases of the message that argue, by a lexicon of general English, for
-      the label that the feedback expected, or the skill that was missing; an input that was wrong
-      before the student saw it is blamed instead. Feedback without a label it passes on.
-    * The *reducer* merges the feedback of a group, equal claims once.
-    * The *optimizer* tallies the claims of all feedback and writes them as cue sentences.
+    * The *student* counts each label's cues in its instructions. Without cues it takes courtesy at face value. In tasks
+      with an exact answer it makes typical mistakes until its instructions rule them out. Otherwise it echoes the
+      message, or fills the schema.
+    * The *critic* names the phrases of the message that argue for the expected label, by a lexicon of general English,
+      or the missing skill. If an input was already wrong, it blames the step that wrote it. It passes on feedback
+      without a label.
+    * The *reducer* merges the feedback of a group and drops repetitions.
+    * The *optimizer* counts the claims in all feedback and writes them as cue sentences.
     * The *judge* compares prediction and target.
 
-    A model whose name starts with `simulated-limited` does all this as published models do: of many
-    feedback texts it uses fewer, of many instructions it follows fewer, a quarter of its criticism is
-    beside the point, and it lengthens what it rewrites (`reader`, docs/simulated-lm.md). Any other name
-    reads everything.
+    A model whose name starts with `simulated-limited` has the limits of published models. The more feedback, the
+    smaller the share it uses; the more instructions, the smaller the share it follows. A quarter of its criticism
+    misses the point, and its rewrites get longer (docs/simulated-lm.md). All other names notice everything.
 
     Args:
-        context: how many characters of the instructions and of the prompt it reads.
-        seed: of what a limited reader overlooks.
+        context: the number of characters that it reads of the instructions, and of the prompt.
+        seed: seed of the draws of a limited model.
 
     >>> lm = SimulatedLM()
     >>> lm({"messages": [{"role": "user", "content": "What is the sentiment of: thank you?"}]})
@@ -68,14 +72,14 @@ class SimulatedLM:
         """Return the text of the reply to a chat completion request.
 
         Args:
-            attempt: how many times it was sent; at temperature 0 it makes no difference.
+            attempt: how often the request has been sent, this time included; ignored at temperature 0.
         """
         conversation = read_conversation(request, self._context)
         reader = Attention.of(request, attempt, self._seed)
-        # Those who ask in prose ask for no form.
-        asked = None if request.get("response_format") else dialect_of(request["messages"])
+        # The peers' prompts describe the reply in prose and send no response_format.
+        asked = None if request.get("response_format") else _dialect_of(request["messages"])
         if asked is not None:
-            return reply_in_dialect(*asked, reader)
+            return _reply_in_dialect(*asked, reader)
         kind = kind_of(request)
         if kind == "critic":
             return criticize(conversation, reader)
@@ -90,9 +94,7 @@ class SimulatedLM:
 
 
 class FixedReply:
-    """Replies one text to everything, for benchmarks.
-
-    Critics and optimizers get a minimal valid object.
+    """Replies with one text to every student, for benchmarks; other roles get a minimal valid object.
 
     >>> FixedReply("ok")({"messages": [{"role": "user", "content": "hello"}]})
     'ok'
@@ -120,10 +122,8 @@ class FixedReply:
         return json.dumps({"value": value if self._comment in value else f"{value} {self._comment}"})
 
 
-# Dialects: how TextGrad and GEPA ask for criticism and for a new text, read so that both get the same rules.
-#
-# They ask in prose with tags or fences of their own; a real model understands all of them, and so does this
-# one: what a critic says and what a proposer does with it is decided in the same functions for everyone.
+# The prompts of TextGrad and GEPA. They ask for criticism and for new texts in prose, with their own tags and fences.
+# A real model understands them all. Here they are parsed, and answered by the same functions as Afnio's own prompts.
 
 
 _GEPA: Final = re.compile(
@@ -135,8 +135,8 @@ _INPUT: Final = re.compile(r"\*\*Prediction\(.*?\)\*\*: (.*?)\n\n\*\*Truth\(.*?\
 _NOUN: Final = re.compile(r'\{"(\w+)":')
 
 
-def dialect_of(messages: list[dict[str, Any]]) -> tuple[Kind, str] | None:
-    """Return whom a peer's request asks and the request's text, or None for a request in our own words."""
+def _dialect_of(messages: list[dict[str, Any]]) -> tuple[Kind, str] | None:
+    """Return the role and the text of a peer's request, or None for one of Afnio's own."""
     text = "\n".join(text_of(message) for message in messages)
     if "<OBJECTIVE_FUNCTION>" in text and "<VARIABLE>" in text:
         return "critic", text
@@ -145,8 +145,8 @@ def dialect_of(messages: list[dict[str, Any]]) -> tuple[Kind, str] | None:
     return ("optimizer", text) if len(messages) == 1 and _GEPA.search(text) else None
 
 
-def reply_in_dialect(kind: Kind, text: str, reader: Attention) -> str:
-    """Return what critic or proposer answer to a peer's prompt, in the form that the peer reads."""
+def _reply_in_dialect(kind: Kind, text: str, reader: Attention) -> str:
+    """Return the critic's or the proposer's reply to a peer's prompt, in the format that the peer parses."""
     if kind == "critic":
         return _textgrad_critic(text, reader)
     if "<IMPROVED_VARIABLE>" in text:
@@ -160,7 +160,7 @@ def _textgrad_critic(text: str, reader: Attention) -> str:
     if told:
         feedback = _tagged(text, "OBJECTIVE_FUNCTION")
         if expected_label(feedback) is None:
-            return "No change is needed."  # the objective is all there is, and it names no mistake
+            return "No change is needed."  # the objective alone names no mistake
         reply = _NOUN.search(_tagged(text, "LM_OUTPUT"))
         case = Case(_tagged(text, "LM_INPUT"), [feedback], reply[1] if reply else "answer")
         start, _, _ = value.partition(" (...) ")
@@ -174,11 +174,11 @@ def _textgrad_critic(text: str, reader: Attention) -> str:
 
 
 def _textgrad_value(text: str, reader: Attention) -> str:
-    # The glossary names the tags too; the request itself comes after it.
+    # `_tagged` takes the last match: the glossary before the request names the tags too.
     value = _tagged(text, "VARIABLE")
     start, gap, _ = value.partition(" (...) ")
     if gap:
-        # The prompt shows a long variable's first and last words only; the conversations show all of it.
+        # TextGrad shortens a long variable to its first and last words; the conversations show all of it.
         whole = _all_tagged(text, "LM_SYSTEM_PROMPT")
         value = next((found for found in whole if found.startswith(start)), value)
     useful = [said for said in _all_tagged(text, "FEEDBACK") if said and said != "No change is needed."]
@@ -210,7 +210,7 @@ def _tagged(text: str, tag: str) -> str:
 
 
 def _all_tagged(text: str, tag: str) -> list[str]:
-    # The prompts speak of their tags too ("in <FEEDBACK> tags"): only the last opening before a closing counts.
+    # Prompts also mention their tags ("in <FEEDBACK> tags"): match from the last opening before a closing tag.
     return [
         str(found).strip() for found in re.findall(rf"<{tag}>((?:(?!<{tag}>).)*?)</{tag}>", text, re.DOTALL)
     ]

@@ -1,7 +1,12 @@
-"""Reader: how much of what it is sent an LM takes in, and how often it is beside the point.
+"""The student: does the task by the cues and skills in its instructions, and naively without any.
 
-The rules and what they follow from are in docs/simulated-lm.md; the figures below were fixed before
-anything was measured with them.
+* `answer` picks the task: one with an exact answer (`solve`), a JSON value that matches a schema (`fill`), a label
+  (`classify`), or an echo of the message.
+* An uninstructed student takes courtesy at face value (`__read_naively`), so a complaint in polite words counts as
+  good mood. Cues in the prompt correct that, and this is what an optimizer can learn.
+* `Attention` limits how many instructions a student follows and how much feedback a critic or proposer uses, as real
+  models are limited. The rules and their sources are in docs/simulated-lm.md; the constants were fixed before
+  anything was measured with them.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, final
 
-from afnio.testing._draw import digest, draw
+from afnio.testing._draw import draw, request_digest
 from afnio.testing.simulated._language import (
     COMPLAINTS,
     COURTESY,
@@ -30,22 +35,22 @@ if TYPE_CHECKING:
 
 
 LIMITED: Final = "simulated-limited"
-"""How the name of a model starts that reads as real models do; every other name reads everything."""
+"""Models whose name starts with this have limited attention. All others notice everything."""
 WALL: Final = 50
-"""Feedback texts in one prompt from which on more of them teach less, not more."""
+"""Number of feedback texts in one prompt beyond which more of them teach less."""
 DENSITY: Final = 250.0
-"""Instructions in one prompt at which 1/e of them is followed."""
+"""Number of instructions in one prompt of which 1/e are followed."""
 BESIDE_THE_POINT: Final = 0.25
-"""Share of critics' comments that name something that has nothing to do with the mistake."""
+"""Share of a critic's comments that have nothing to do with the mistake."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What one request's reader notices; a perfect one notices everything.
+    """How much of one request an LM notices. The default notices everything.
 
-    Its chances are drawn for the request and the attempt, so the same request gets the same reply at
-    temperature 0, and each attempt its own at any other.
+    Chances are drawn from the request and the attempt. At temperature 0 the attempt doesn't count, so the same request
+    always gets the same reply.
     """
 
     limited: bool = False
@@ -55,31 +60,31 @@ class Attention:
 
     @classmethod
     def of(cls, request: dict[str, Any], attempt: int = 1, seed: int = 0) -> Self:
-        """Return the reader that the request's model name stands for."""
+        """Return the attention of the request's model."""
         if not str(request.get("model", "")).startswith(LIMITED):
             return cls()
         asked = json.dumps(request, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
         greedy = request.get("temperature", 1.0) == 0
-        return cls(True, digest(asked), 1 if greedy else attempt, seed)
+        return cls(True, request_digest(asked), 1 if greedy else attempt, seed)
 
     def uses(self, what: str, among: float) -> bool:
-        """Return whether a proposer or reducer makes use of one feedback among `among` of them."""
+        """Return True if a proposer or reducer uses one feedback out of `among`."""
         return not self.limited or self._chance(f"use {what}") < 1 / (1 + (among / WALL) ** 2)
 
     def follows(self, what: str, among: float) -> bool:
-        """Return whether a student follows one instruction among `among` of them."""
+        """Return True if a student follows one instruction out of `among`."""
         return not self.limited or self._chance(f"follow {what}") < math.exp(-among / DENSITY)
 
     def strays(self, what: str) -> bool:
-        """Return whether a critic's comment on `what` is beside the point."""
+        """Return True if a critic's comment on `what` misses the point."""
         return self.limited and self._chance(f"stray {what}") < BESIDE_THE_POINT
 
     def repeats(self, what: str) -> bool:
-        """Return whether a proposer says again what a rejected value said: every other time."""
+        """Return True if a proposer repeats a claim of a rejected value, which it does half of the time."""
         return not self.limited or self._chance(f"repeat {what}") < 0.5
 
     def pick(self, what: str, options: int) -> int:
-        """Return one of `options` numbers from 0; a perfect reader takes the first."""
+        """Return a number from 0 to `options` - 1; with perfect attention 0."""
         return int(self._chance(f"pick {what}") * options) if self.limited else 0
 
     def _chance(self, purpose: str) -> float:
@@ -89,19 +94,16 @@ class Attention:
 PERFECT: Final = Attention()
 
 
-# The student: does the task by what its instructions tell it to look for, else naively.
-
-
 SENTIMENTS: Final = ("positive", "neutral", "negative")
 _ANY_OBJECT: Final = {"type": "object"}
 _CLASSIFIES: Final = re.compile(r"\b(?:sentiment|classif\w+)\b", re.IGNORECASE)
-# A naive reader believes in a good mood from so many words on.
 _COURTEOUS: Final = 6
+"""Number of courteous words from which on an uninstructed student sees a good mood."""
 _SCHEMA_DEPTH: Final = 8
 
 
 def answer(conversation: Conversation, schema: dict[str, Any] | None, reader: Attention = PERFECT) -> str:
-    """Return the student's reply: JSON where a schema asks for it, else an answer, a label or an echo."""
+    """Return the student's reply: JSON if there is a schema, else an exact answer, a label or an echo."""
     message, instructions = conversation.message, conversation.instructions
     if schema is None and (solved := solve(message, instructions, reader)) is not None:
         return solved
@@ -111,19 +113,19 @@ def answer(conversation: Conversation, schema: dict[str, Any] | None, reader: At
             schema,
             message,
             lambda labels: classify(message, instructions, labels, reader),
-            holds=lambda name: holds(message, instructions, name, flags, reader),
+            holds=lambda name: _holds(message, instructions, name, flags, reader),
         )
         return json.dumps(value, ensure_ascii=False)
     classifies = _CLASSIFIES.search(instructions) is not None
     naming = classifies and classify(message, instructions, SENTIMENTS, reader)
-    text = naming or echo(message, instructions)
+    text = naming or _echo(message, instructions)
     if schema is None:
         return text
     return json.dumps({"sentiment" if classifies else "reply": text}, ensure_ascii=False)
 
 
 def solve(message: str, instructions: str, reader: Attention = PERFECT) -> str | None:
-    """Return the answer to a message that poses a task with an exact one, by the skills that were told."""
+    """Return the answer to a task with an exact one, by the skills in the instructions; None for other messages."""
     task = task_of(message)
     if task is None:
         return None
@@ -133,26 +135,26 @@ def solve(message: str, instructions: str, reader: Attention = PERFECT) -> str |
 
 
 def classify(message: str, instructions: str, labels: tuple[str, ...], reader: Attention = PERFECT) -> str:
-    """Return the label with the most cues in the message, of those that the instructions name.
+    """Return the label with the most cues in the message.
 
-    On a tie the naive reading decides if it is among the tied, else the first of `labels`.
+    A tie goes to the naive reading if it is among the tied labels, else to the first of them.
 
     >>> classify("We ask about prices.", 'Words like "prices" mean neutral.', SENTIMENTS)
     'neutral'
     """
     words = normalize(message)
-    naive = read_naively(words, labels)
-    found = cues_in(words, instructions, labels, reader)
+    naive = _read_naively(words, labels)
+    found = _cues_in(words, instructions, labels, reader)
     counts = {label: len(found[label]) for label in labels}
     most = max(counts.values())
     best = [label for label in labels if counts[label] == most]
     return naive if naive in best else best[0]
 
 
-def cues_in(
+def _cues_in(
     words: str, instructions: str, labels: tuple[str, ...], reader: Attention = PERFECT
 ) -> dict[str, list[str]]:
-    """Return the cues of each label that the words hold, those left out that the reader overlooks."""
+    """Return each label's cues that occur in `words`, without those that the student overlooks."""
     cues, among = read_cues(instructions, labels), instructions_in(instructions, labels)
     return {
         label: [c for c in cues.get(label, ()) if c in words and reader.follows(f"{label}/{c}", among)]
@@ -160,16 +162,16 @@ def cues_in(
     }
 
 
-def holds(
+def _holds(
     message: str, instructions: str, name: str, flags: tuple[str, ...], reader: Attention = PERFECT
 ) -> bool:
-    """Return whether a message is of the kind `name`: it says so, or has a cue of it."""
+    """Return True if a message is of the kind `name`: it contains the name or one of its cues."""
     words = normalize(message)
-    return normalize(name) in words or bool(cues_in(words, instructions, flags, reader).get(name))
+    return normalize(name) in words or bool(_cues_in(words, instructions, flags, reader).get(name))
 
 
 def _flags(schema: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the booleans that an object of the schema has."""
+    """Return the names of all booleans in the schema."""
     found: list[str] = []
 
     def visit(node: Any, name: str, depth: int) -> None:
@@ -184,10 +186,10 @@ def _flags(schema: dict[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def read_naively(words: str, labels: tuple[str, ...]) -> str:
-    """Return the label that a reader gives who takes courtesy at face value.
+def _read_naively(words: str, labels: tuple[str, ...]) -> str:
+    """Return the label of a student that takes courtesy at face value.
 
-    Other labels than sentiments: the first that stands in the message, else the first.
+    If the labels aren't sentiments: the first one that occurs in the message, else the first one.
     """
     if not set(SENTIMENTS) <= set(labels):
         return next((label for label in labels if normalize(label) in words), labels[0])
@@ -198,8 +200,8 @@ def read_naively(words: str, labels: tuple[str, ...]) -> str:
     return "positive" if courtesy >= _COURTEOUS else "neutral"
 
 
-def echo(message: str, instructions: str) -> str:
-    """Return the message, changed as the instructions ask, as far as rules can."""
+def _echo(message: str, instructions: str) -> str:
+    """Return the message: shortened, translated (in name only) or in capitals if the instructions ask for it."""
     text = " ".join(message.split()) or "(nothing was said)"
     wish = instructions.lower()
     if re.search(r"\b(?:short\w*|brief\w*|concise\w*)\b", wish):
@@ -211,7 +213,7 @@ def echo(message: str, instructions: str) -> str:
     return text
 
 
-# Values that satisfy a JSON schema, filled with what a message says where a rule can tell.
+# Values that match a JSON schema, filled from the message where a rule can do it.
 
 
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?")
@@ -225,10 +227,11 @@ def fill(
     name: str = "",
     holds: Callable[[str], bool] | None = None,
 ) -> Any:
-    """Return a value of `schema`; `choose` picks among the strings of an enum.
+    """Return a value that matches `schema`.
 
     Args:
-        holds: whether the boolean of that name is true; by default if the message has its words.
+        choose: picks one of the strings of an enum.
+        holds: returns the value of the boolean of that name; by default True if the name occurs in the message.
 
     >>> schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     >>> fill(schema, "I have 3 apples", lambda labels: labels[0])
@@ -286,7 +289,7 @@ class _Filler:
     def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
         properties = schema.get("properties") or {}
         required = schema.get("required") or []
-        # Past the depth only what is required: a schema may refer to itself.
+        # A schema may refer to itself: below the depth fill only the required properties.
         names = list(properties) if depth > 0 else [n for n in properties if n in required]
         names += [n for n in required if n not in properties]
         if depth < -_DEPTH:

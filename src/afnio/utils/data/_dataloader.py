@@ -1,4 +1,9 @@
-"""Batches of a dataset, epoch by epoch."""
+"""DataLoader: batches of a dataset, epoch by epoch, that can be resumed in the middle.
+
+The loader asks a sampler for indices, looks the samples up, groups them, and merges each group (`collate`). Its state
+is the epoch, the number of samples handed out, and the sampler's state at the epoch's start. To resume, the sampler
+repeats its epoch and the loader skips the samples that were handed out.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +32,23 @@ if TYPE_CHECKING:
 class DataLoader:
     """Yields the dataset in batches; each `for` over it is a new epoch.
 
-    The order comes from `sampler` (a `Sampler`, or any iterable of indices), else it is the
-    dataset's own or, with `shuffle=True`, a new one every epoch that `seed` makes repeatable. The
-    last batch may be smaller, unless `drop_last`. `batch_sampler` (a `BatchSampler`, or any iterable
-    of lists of indices) says which samples make up each batch instead. `collate_fn` takes the list of
-    samples of a batch. An `IterableDataset` sets its own order.
+    `state_dict()` has the position of the next batch. If several loops run over one loader, it is that of the loop that
+    began last. Resuming in the middle of an `IterableDataset` reads the samples before that and drops them.
 
-    `state_dict()` tells which batch comes next; when several loops run over one loader, it speaks of
-    the one that began last. Going on in the middle of an `IterableDataset` reads what comes before
-    and drops it.
+    Args:
+        dataset: samples by index, or an `IterableDataset`, which sets its own order.
+        batch_size: samples in a batch.
+        shuffle: draw a new order every epoch.
+        sampler: sets the order: a `Sampler`, or any iterable of indices.
+        drop_last: leave out a last batch that is smaller.
+        seed: makes the shuffled order repeatable; drawn from the run's seed by default.
+        collate_fn: merges the list of a batch's samples; `collate` by default.
+        batch_sampler: sets the batches: a `BatchSampler`, or any iterable of lists of indices. It replaces
+            `batch_size`, `shuffle`, `sampler` and `drop_last`.
+
+    Raises:
+        TypeError: for an argument or a dataset of the wrong type.
+        ValueError: for arguments that contradict each other.
 
     >>> list(DataLoader(["a", "b", "c"], batch_size=2))
     [['a', 'b'], ['c']]
@@ -68,7 +81,7 @@ class DataLoader:
         self._epoch_state: dict[str, Any] = {}
 
     def __len__(self) -> int:
-        """The number of batches in one epoch."""
+        """Return the number of batches in one epoch; TypeError if the source has no length."""
         if self.batch_sampler is not None:
             return batch_count(self.batch_sampler, "batch_sampler", 1, drop_last=False)
         source, name = (self.dataset, "dataset") if self.sampler is None else (self.sampler, "sampler")
@@ -77,13 +90,13 @@ class DataLoader:
     def __iter__(self) -> Iterator[Any]:
         epoch, start = self._cursor.begin()
         items = iter(self._items())
-        # The sampler's state at the epoch's start: skipping `start` items from there is right
-        # for every sampler, also for one that doesn't count its own position.
+        # Take the sampler's state at the epoch's start. Skipping from there is right even for samplers that don't count
+        # their position.
         self._epoch_state = self._sampler_state()
         return self._batches(epoch, islice(items, start, None))
 
     def _items(self) -> Iterable[Any]:
-        """What the cursor counts: batches of indices, indices, or samples that have none."""
+        """Return the items that the cursor counts: batches of indices, indices, or samples."""
         if self.batch_sampler is not None:
             return self.batch_sampler
         if self.sampler is not None:
@@ -105,30 +118,29 @@ class DataLoader:
         return [self.dataset[index] for index in batch]
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, how far it is (in samples; with a `batch_sampler` in batches), and the sampler's state."""
-        under_way = self._cursor.under_way
+        """Return the epoch, the position in samples (with `batch_sampler` in batches), and the sampler's state."""
+        running = self._cursor.running
         own = self._stateful()
         sampler = self._sampler_state()
-        if under_way:
+        if running:
             sampler = self._epoch_state if own is None else own.since(self._epoch_state)
         return {**self._cursor.state_dict(), "sampler": dict(sampler)}
 
     def since(self, begun: Mapping[str, Any]) -> dict[str, Any]:
-        """The state `begun`, with what the sampler has learned since it was taken."""
+        """Return the state `begun`, with everything that the sampler has learned since it was taken."""
         own = self._stateful()
         return dict(begun) if own is None else {**begun, "sampler": own.since(begun["sampler"])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the batch that came next when `state` was taken.
+        """Continue with the batch that came next when `state` was taken.
 
-        If that was the last batch of its epoch, the next loop over the loader is empty: it is the
-        rest of that epoch.
+        If no batch was left in that epoch, the next loop over the loader is empty: it is the rest of the epoch.
         """
         sampler = state.get("sampler")
         if not isinstance(sampler, Mapping):
             raise ValueError(  # noqa: TRY004 (a saved state's content, not an argument's type)
-                f"The state's [sampler] is [{sampler!r}], but has to be the sampler's state; "
-                "pass what state_dict() returned."
+                f"the state's 'sampler' must be the sampler's state (got {sampler!r}); "
+                "pass the dict that state_dict() returned"
             )
         self._cursor.load_state_dict(state)
         own = self._stateful()
@@ -147,41 +159,44 @@ class DataLoader:
 def _check_order(
     dataset: object, shuffle: bool, sampler: object, batch_sampler: object, batch_size: int, drop_last: bool
 ) -> None:
-    """Raise where two arguments set the order or the size of batches."""
+    """Raise if two arguments set the order or the batches, or if the dataset has no length."""
     if sampler is not None and shuffle:
         raise ValueError(
-            f"shuffle=[True] and sampler=[{type(sampler).__name__}] both set the order; "
-            "leave one of them out."
+            f"shuffle must be left out with a sampler, which sets the order (got sampler {type(sampler).__name__})"
         )
     given = {"batch_size": batch_size != 1, "shuffle": shuffle, "sampler": sampler is not None}
     given["drop_last"] = drop_last
     if batch_sampler is not None and any(given.values()):
         names = ", ".join(name for name, is_given in given.items() if is_given)
         raise ValueError(
-            f"batch_sampler=[{type(batch_sampler).__name__}] makes whole batches; leave out [{names}]."
+            f"{names} must be left out with a batch_sampler, which makes whole batches "
+            f"(got {type(batch_sampler).__name__})"
         )
     if isinstance(dataset, IterableDataset) and (shuffle or sampler is not None or batch_sampler is not None):
         raise ValueError(
-            f"The dataset [{type(dataset).__name__}] has no indices and sets its own order; leave out shuffle, "
-            "sampler and batch_sampler, or shuffle in its __iter__."
+            "shuffle, sampler and batch_sampler must be left out with an IterableDataset, which sets its own order "
+            f"(got {type(dataset).__name__}); shuffle in its __iter__"
         )
     if not isinstance(dataset, IterableDataset) and not isinstance(dataset, Sized):
         raise TypeError(
-            f"The dataset [{type(dataset).__name__}] has no length; subclass afnio.utils.data.IterableDataset "
-            "for samples that come one after the other."
+            f"the dataset must have a length (got {type(dataset).__name__}); subclass "
+            "afnio.utils.data.IterableDataset for a stream of samples"
         )
 
 
-# How samples become one batch.
+# Merging samples into a batch.
 
 
 def collate(samples: Sequence[Any]) -> Any:
     """Merge samples of the same structure into a batch of that structure.
 
-    Tuples (named ones too) and dicts are taken apart, at any depth. Where all samples hold a
-    `Variable`, the batch holds one `Variable` with a lane per sample; its role and
-    `requires_grad` are those of the first sample. A sample whose data is itself a list stays one
-    lane, with the list as its data. Everything else becomes a plain list.
+    Tuples (named ones too) and dicts are merged field by field, at any depth. `Variable`s become one `Variable` with a
+    lane for each sample, and with the role and `requires_grad` of the first. A sample whose data is itself a list stays
+    one lane with that list as its data. Everything else becomes a plain list.
+
+    Raises:
+        TypeError: if some Variables have single values and others have lists.
+        ValueError: if tuples differ in length, or dicts in keys.
 
     >>> from afnio import Variable
     >>> batch = collate([(Variable("a", role="text"), 1), (Variable("b", role="text"), 2)])
@@ -210,8 +225,8 @@ def _merge(samples: Sequence[Variable]) -> Variable:
     given = [value for value in data if value is not None]
     if len({isinstance(value, list) for value in given}) > 1:
         raise TypeError(
-            f"The samples with the role [{first.role}] mix single values and lists; give every "
-            "sample one value, or every sample a list, or pass your own collate_fn."
+            f"samples must all have a single value or all have a list (got both for the role {first.role!r}); "
+            "pass your own collate_fn to mix them"
         )
     return Variable(data=data, role=first.role, requires_grad=first.requires_grad)
 
@@ -220,8 +235,7 @@ def _columns(samples: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     lengths = sorted({len(sample) for sample in samples})
     if len(lengths) > 1:
         raise ValueError(
-            f"The samples are tuples of different lengths {lengths}; return tuples of one length "
-            "from the dataset, or pass your own collate_fn."
+            f"samples must be tuples of one length (got {lengths}); change the dataset, or pass your own collate_fn"
         )
     return list(zip(*samples, strict=True))
 
@@ -231,7 +245,7 @@ def _shared_keys(samples: Sequence[Mapping[Any, Any]]) -> list[Any]:
     for sample in samples:
         if sample.keys() != samples[0].keys():
             raise ValueError(
-                f"The samples are dicts with different keys, {keys} and {list(sample)}; return "
-                "the same keys for every sample, or pass your own collate_fn."
+                f"samples must be dicts with the same keys (got {keys} and {list(sample)}); change the dataset, or "
+                "pass your own collate_fn"
             )
     return keys

@@ -1,4 +1,4 @@
-"""The samples to train on, by index."""
+"""Dataset and IterableDataset: samples by index, and samples in a stream."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Dataset(ABC, Generic[T_co]):
 
     @abstractmethod
     def __getitem__(self, index: int) -> T_co:
-        """The sample at `index`."""
+        """Return the sample at `index`, from 0."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
 
     def __iter__(self) -> Iterator[T_co]:
-        """All samples in order; ends by the length, so `__getitem__` needn't raise IndexError."""
+        """Yield all samples in order. Ends at the length, so `__getitem__` needn't raise IndexError."""
         return (self[index] for index in range(len(self)))
 
 
 class IterableDataset(ABC, Generic[T_co]):
-    """Samples that come one after the other and have no index: a file that is read, a queue, a generator.
+    """A stream of samples without indices: a large file, a queue, a generator.
 
-    Each `for` over a loader begins a new epoch: it calls `__iter__` again. Where the length is known, a
-    subclass writes `__len__`, and the loader has one too.
+    Each `for` over a loader is a new epoch and calls `__iter__` again. If the length is known, write `__len__` too, and
+    the loader has a length.
 
     >>> class Countdown(IterableDataset[int]):
     ...     def __iter__(self):
@@ -52,4 +52,4 @@ class IterableDataset(ABC, Generic[T_co]):
 
     @abstractmethod
     def __iter__(self) -> Iterator[T_co]:
-        """The samples of one epoch."""
+        """Return the samples of one epoch."""
