@@ -18,9 +18,7 @@ from afnio.errors import BatchError, BlockingReadError, ScoreError
 from afnio.tellurio._queries import StoreReader
 from afnio.testing import ScriptedClient
 from afnio.trainer import Checkpoint, StopTraining, Trainer
-from afnio.trainer._checkpoints import LoopState
 from afnio.trainer._options import Outcome
-from afnio.trainer._progress import Board, Display
 from afnio.utils.data import DataLoader
 
 
@@ -190,26 +188,6 @@ def test_limits_of_batches_steps_and_epochs(agent: Agent, tmp_path: Path) -> Non
     assert (1, 3, "max_steps=3 reached") == (made.current_epoch, made.global_step, made.stopped)
     made = fitted(agent, trainer(tmp_path / "c", max_steps=2, max_epochs=9), loader(8), loader(4))
     assert "val" == made.history[-1]["kind"]
-
-
-def test_a_display_is_told_the_counts_of_the_validation(
-    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When a pass has been taken in, too: its own samples and batches, not those of the training beside it."""
-    states: list[LoopState] = []
-
-    class Watch:
-        def open(self, board: Board) -> None: ...
-        def line(self, text: str) -> None: ...
-        def close(self) -> None: ...
-        def update(self, state: LoopState) -> None:
-            states.append(state)
-
-    monkeypatch.setattr("afnio.trainer._trainer.make_progress", lambda enable: Display(Watch()))
-    fitted(agent, trainer(tmp_path, max_epochs=2, enable_agent_summary=False), loader(16), loader(6))
-    assert [("val", epoch, 6, 6, 2, 2) for epoch in (1, 2)] == [
-        (s.phase, s.epoch, s.samples, s.total, s.batch, s.batches) for s in states if s.moment == "validation"
-    ]
 
 
 def test_validation_within_an_epoch(agent: Agent, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def _params(path: str, name: str) -> Any:
 
 
 def _idle_cores() -> int:
-    # llama.cpp's threads spin while they wait for each other. If another process takes a core, one thread less is faster.
+    # llama.cpp's threads spin while they wait for each other. With a busy core, one thread less is faster.
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MAX_THREADS, ours - round(os.getloadavg()[0])))
 

@@ -36,7 +36,7 @@ from afnio.trainer._estimate import Estimate, rehearse
 from afnio.trainer._feed import length, limited, sample_count, seed_all
 from afnio.trainer._loop import FitLoop, RunLog, Schedule, Session
 from afnio.trainer._options import Outcome, Share, TrainerOptions, checked, seconds_of
-from afnio.trainer._progress import Progress, make_progress
+from afnio.trainer._progress import Progress
 from afnio.trainer._steps import STEPS, EvaluationPass, alone, run_blocking, task_group
 
 CHECKPOINTS: Final = "checkpoints"
@@ -311,7 +311,7 @@ class Trainer:
     async def _fit(
         self, agent: Module, train: Any, val: Any, ckpt_path: str | os.PathLike[str] | None
     ) -> None:
-        progress = make_progress(self.options.enable_progress_bar)
+        progress = Progress(self.options.enable_progress_bar)
         checkpoints = None
         if self.options.checkpointing:
             checkpoints = Checkpoints(
@@ -370,7 +370,7 @@ class Trainer:
         check_agent(agent, STEPS[phase])
         check_loader("dataloader" if phase == "predict" else f"{phase}_dataloader", loader)
         batches = limited(length(loader), self.options.limit(phase), f"limit_{phase}_batches")
-        progress = make_progress(self.options.enable_progress_bar)
+        progress = Progress(self.options.enable_progress_bar)
         started = time.monotonic()
 
         def tell(outcome: Outcome, done: int) -> None:
