@@ -66,7 +66,7 @@ def test_a_wide_terminal() -> None:
         screen.enter()
         lines = timeless(screen.until("fit of"))
         assert re.fullmatch(
-            r"fit of Agent  4 steps  _  \d+ calls  6 retried  3 failed  \S+ tokens  cost unknown", lines[-1]
+            r"fit of Agent  4 steps  _  \d+ calls  6 retried  4 failed  \S+ tokens  cost unknown", lines[-1]
         )
         assert not any(line.startswith(("val", "train")) for line in lines)
     assert re.search(rb"\x1b\[[\d;]*36", screen.raw), "it has colours"

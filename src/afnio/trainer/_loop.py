@@ -555,7 +555,7 @@ class Schedule:
             self.val_batches = limited(length(val_loader), options.limit("val"), "limit_val_batches")
         self.val_samples = sample_count(val_loader, self.val_batches)
         self.validates = val_loader is not None and self.val_batches != 0
-        self._interval = None if val_loader is None else self._validation_interval()
+        self.interval = None if val_loader is None else self._validation_interval()
 
     def _validation_interval(self) -> int | None:
         """Return after how many batches of an epoch validation is due within it."""
@@ -573,9 +573,9 @@ class Schedule:
 
     def is_validation_due(self, counters: Counters, batches: int) -> bool:
         """Whether validation is due within the epoch, after a step on so many batches."""
-        if self._interval is None or not self.validates:
+        if self.interval is None or not self.validates:
             return False
-        return counters.batch // self._interval > (counters.batch - batches) // self._interval
+        return counters.batch // self.interval > (counters.batch - batches) // self.interval
 
     def may_have_more_epochs(self, counters: Counters) -> bool:
         """Whether another epoch may follow the one that is ending."""
