@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if given.control and (given.base_url or given.lm != "simulated"):
         parser.error("--control is for the simulated LM, whose wall can be taken away")
     console, began = Console(width=max(110, Console().width)), time.monotonic()
-    with _endpoint(given, console) as endpoint:
+    with _endpoint(given) as endpoint:
         for note in endpoint.notes:
             console.print(note, highlight=False, markup=False)
         document: dict[str, Any] = {
@@ -118,10 +118,10 @@ def _told(outcome: Outcome) -> str:
     return f"{done}, {outcome.calls} calls, {outcome.seconds:.1f} s"
 
 
-def _endpoint(given: argparse.Namespace, console: Console) -> AbstractContextManager[Endpoint]:
+def _endpoint(given: argparse.Namespace) -> AbstractContextManager[Endpoint]:
     if given.base_url:
         return remote(given.base_url, given.model, given.critic)
-    return local(console, given.weights) if given.lm == "local" else simulated()
+    return local(given.weights) if given.lm == "local" else simulated()
 
 
 def _parser() -> argparse.ArgumentParser:

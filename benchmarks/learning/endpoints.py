@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from afnio.demo._endpoint import Endpoint
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Provider
@@ -34,11 +32,11 @@ def simulated(seed: int = 0) -> Iterator[Endpoint]:
 
 
 @contextmanager
-def local(console: Console, weights: Path | None = None) -> Iterator[Endpoint]:
+def local(weights: Path | None = None) -> Iterator[Endpoint]:
     """Run the demo's small real model, from another GGUF file if one is given."""
     from afnio.demo._endpoint import local_endpoint
 
-    with local_endpoint(console, weights) as endpoint:
+    with local_endpoint(weights) as endpoint:
         yield endpoint
 
 

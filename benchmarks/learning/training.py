@@ -11,10 +11,9 @@ from typing import Any
 import afnio
 from afnio import cognitive as cog
 from afnio.demo._endpoint import Endpoint
-from afnio.demo._job import DemoTally
 from afnio.errors import BatchError, ReplyError
 from afnio.optim import Demos, Optimizer, ParetoTGD
-from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.events import CallEnded, StepEnded, Usage, subscribed
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Item, Task
 
@@ -38,11 +37,11 @@ class Trial:
     batch: int
     most_steps: int | None = None
     agent: cog.Module = field(init=False)
-    tally: DemoTally = field(init=False)
+    tally: CallTotals = field(init=False)
 
     def __post_init__(self) -> None:
         self.agent = self.task.agent()
-        self.tally = DemoTally(lambda purpose: None, lambda why: None)
+        self.tally = CallTotals()
 
     def judged(self, items: Sequence[Item]) -> cog.Evaluation:
         """Launch the agent on `items` and return scores and feedback at once."""
@@ -70,9 +69,8 @@ class Trial:
                 with subscribed(self.tally), subscribed(_Watch(outcome, self.agent)):
                     self._train(make_optimizer(self), outcome)
             outcome.seconds = time.monotonic() - began
-            total = self.tally.total
-            outcome.calls, outcome.prompt_tokens = total.calls, total.prompt_tokens
-            outcome.completion_tokens = total.completion_tokens
+            outcome.calls, outcome.prompt_tokens = self.tally.calls, self.tally.usage.prompt_tokens
+            outcome.completion_tokens = self.tally.usage.completion_tokens
             outcome.prompts = {name: str(p.data) for name, p in self.agent.named_parameters()}
             outcome.scores = self.measured(self.task.test)
         return outcome
@@ -92,7 +90,7 @@ class Trial:
             optimizer.clear_grad()
             outcome.steps += 1
             outcome.lengths.append(sum(len(str(p.data)) for p in self.agent.parameters()))
-            spent = self.tally.total.calls
+            spent = self.tally.calls
             # Half a step more or less: on average the budget is met, whatever a step costs.
             if spent + spent / outcome.steps / 2 > self.budget or outcome.steps == self.most_steps:
                 return
@@ -119,6 +117,18 @@ def scores_of(evaluation: cog.Evaluation) -> list[float | None]:
     """Return a batch's scores; waits for them, and raises if the quorum doesn't hold."""
     _ = evaluation.score.data
     return [None if score is None else float(score) for score in evaluation.score.samples]
+
+
+class CallTotals:
+    """Adds up the calls that end while it is subscribed to the engine's events."""
+
+    def __init__(self) -> None:
+        self.calls, self.usage = 0, Usage()
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, CallEnded):
+            self.calls += 1
+            self.usage += event.usage
 
 
 class _Watch:

@@ -28,9 +28,9 @@ def running(folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Po
         text=True,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 0"):
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "  epoch 1/500" in line:
             break
     with process:
         yield process

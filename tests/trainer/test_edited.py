@@ -13,9 +13,9 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trainer.archive import packed, unpacked
 from trainer.deaths import fitted
 
-from afnio._archive import packed, unpacked
 from afnio.errors import CheckpointError
 from afnio.trainer import EarlyStopping
 

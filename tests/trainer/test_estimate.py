@@ -15,12 +15,9 @@ import afnio.cognitive as cog
 from afnio import Limits
 from afnio.autodiff import Variable
 from afnio.optim import TGD, Improves
-from afnio.runtime import Account
-from afnio.runtime._limits import give_limits
+from afnio.runtime import Price
 from afnio.testing import ScriptedClient
 from afnio.trainer import Estimate
-from afnio.trainer._estimate import EstimateItem, Workload, first_batch
-from afnio.utils.data import DataLoader
 
 
 def estimated(agent: Agent, made: Any, *loaders: Any, **options: Any) -> Estimate:
@@ -119,27 +116,30 @@ async def test_on_a_loop(tmp_path: Path) -> None:
     assert (15.0, 45.0) == found.seconds
 
 
-ACCOUNT = Account("https://estimates.example/v1", "x")
+@pytest.fixture
+def made_up(tmp_path: Path) -> Any:
+    """An estimate of two steps, to be given items by `item`."""
+    agent = Agent(ScriptedClient(replies))
+    return dataclasses.replace(estimated(agent, trainer(tmp_path, max_steps=2), loader(4)), chain=(2, 6))
 
 
-def item(low: int, high: int, price: Any = None, purpose: str = "forward") -> EstimateItem:
-    return EstimateItem("train", purpose, "m", ACCOUNT, low, high, 100.0, 10.0, price)
+def item(found: Estimate, low: int, high: int, dollars: int | None = None, **changes: Any) -> Any:
+    """An item of 100 tokens in and 10 out a call, at a price for a million of either."""
+    price = None if dollars is None else Price(*3 * [Decimal(dollars)])
+    return dataclasses.replace(
+        found.items[0], low=low, high=high, prompt_tokens=100.0, output_tokens=10.0, price=price, **changes
+    )
 
 
-def price(dollars: int) -> Any:
-    from afnio.runtime._spending import Price
-
-    return Price(Decimal(dollars), Decimal(dollars), Decimal(dollars))
-
-
-def test_cost_is_unknown_as_soon_as_one_price_is() -> None:
+def test_cost_is_unknown_as_soon_as_one_price_is(made_up: Estimate) -> None:
     """Never a sum that leaves something out."""
-    one = Estimate([item(100, 100, price(10)), item(0, 50, price(20), "backward")], 1, 2, (2, 6), 2.0)
+    items = [item(made_up, 100, 100, 10), item(made_up, 0, 50, 20, purpose="backward")]
+    one = dataclasses.replace(made_up, items=items)
     assert (Decimal("0.11"), Decimal("0.22")) == one.cost
     assert ((100, 150), (11_000, 16_500)) == (one.calls, one.tokens)
     assert (4.0, 12.0) == one.seconds
     assert "$0.1100 to $0.2200" in str(one)
-    unknown = dataclasses.replace(one, items=[*one.items, item(0, 1)])
+    unknown = dataclasses.replace(one, items=[*one.items, item(made_up, 0, 1)])
     assert unknown.cost is None
     assert "unknown" in str(unknown).splitlines()[-3]
 
@@ -153,29 +153,32 @@ def test_cost_is_unknown_as_soon_as_one_price_is() -> None:
         (Limits(max_in_flight=500), (4.0, 12.0)),
     ],
 )
-def test_limits_take_their_time(limits: Limits, seconds: tuple[float, float]) -> None:
-    """Whatever is slowest: the calls that wait for each other, or a limit."""
-    give_limits(ACCOUNT, limits)
-    assert seconds == Estimate([item(100, 150)], 1, 2, (2, 6), 2.0).seconds
+def test_limits_take_their_time(made_up: Estimate, limits: Limits, seconds: tuple[float, float]) -> None:
+    """The slowest counts: the calls that wait for each other, or a limit."""
+    account = ScriptedClient("ok", limits=limits).account
+    assert seconds == dataclasses.replace(made_up, items=[item(made_up, 100, 150, account=account)]).seconds
 
 
 @pytest.mark.parametrize(
     ("options", "work"),
     [
-        ({"max_epochs": 2}, (2, 20, 6, 12, 2)),
-        ({"max_steps": 4}, (2, 14, 4, 12, 2)),
-        ({"max_epochs": 1, "max_steps": 9}, (1, 10, 3, 6, 1)),
-        ({"max_epochs": 1, "accumulate_grad_batches": 2}, (1, 10, 2, 6, 1)),
-        ({"max_epochs": 1, "val_check_interval": 1}, (1, 10, 3, 18, 3)),
-        ({"max_epochs": 1, "val_check_interval": 0.5}, (1, 10, 3, 18, 3)),
-        ({"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0}, (2, 8, 2, 0, 0)),
-        ({"max_cost": 1.0}, (1, 10, 3, 6, 1)),
-        ({"fast_dev_run": True}, (1, 4, 1, 4, 1)),
+        ({"max_epochs": 2}, (2, 6, 20, 12)),
+        ({"max_steps": 4}, (2, 4, 14, 12)),
+        ({"max_epochs": 1, "max_steps": 9}, (1, 3, 10, 6)),
+        ({"max_epochs": 1, "accumulate_grad_batches": 2}, (1, 2, 10, 6)),
+        ({"max_epochs": 1, "val_check_interval": 1}, (1, 3, 10, 18)),
+        ({"max_epochs": 1, "val_check_interval": 0.5}, (1, 3, 10, 18)),
+        ({"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0}, (2, 2, 8, 0)),
+        ({"max_cost": 1.0}, (1, 3, 10, 6)),
+        ({"fast_dev_run": True}, (1, 1, 4, 4)),
     ],
 )
 def test_workloads(tmp_path: Path, options: dict[str, Any], work: tuple[int, ...]) -> None:
     """Ten samples in batches of four, six to validate on."""
-    assert work == Workload.of(trainer(tmp_path, **options).options, loader(10), loader(6))
+    found = estimated(Agent(ScriptedClient(replies)), trainer(tmp_path, **options), loader(10), loader(6))
+    calls = counts(found)
+    val = calls.get("val forward", (0, 0))
+    assert work == (found.epochs, found.steps, calls["train forward"][1], val[1])
 
 
 def test_loaders_that_do_not_say_how_long_they_are(tmp_path: Path) -> None:
@@ -186,24 +189,34 @@ def test_loaders_that_do_not_say_how_long_they_are(tmp_path: Path) -> None:
             while True:
                 yield ["m1"], ["m1"]
 
-    with pytest.raises(ValueError, match="limit_train_batches"):
-        Workload.of(trainer(tmp_path).options, Endless(), None)
-    limited = trainer(tmp_path, max_epochs=1, limit_train_batches=3)
     agent = Agent(ScriptedClient(replies))
+    with pytest.raises(ValueError, match="limit_train_batches"):
+        estimated(agent, trainer(tmp_path), Endless())
+    limited = trainer(tmp_path, max_epochs=1, limit_train_batches=3)
     assert 3 == estimated(agent, limited, Endless()).steps
 
 
-def test_one_batch_is_looked_at_and_none_is_gone() -> None:
+def test_one_batch_is_looked_at_and_none_is_gone(tmp_path: Path) -> None:
     """Of a dataset from all over it; of others the first."""
-    spread = DataLoader([f"{number}" for number in range(10)], batch_size=3, shuffle=True)
+    seen: list[Any] = []
+
+    class Watched(Agent):
+        async def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.append(batch[0])
+            return await super().training_step(batch, batch_idx)
+
+    agent, made = Watched(ScriptedClient(replies)), trainer(tmp_path, max_epochs=1)
+    spread = loader(10, 3, shuffle=True)
     before = spread.state_dict()
-    assert ["0", "3", "6"] == first_batch(spread)
+    estimated(agent, made, spread)
+    assert ["m0", "m3", "m6"] == seen[0]
     assert before == spread.state_dict()
-    assert [1, 2] == first_batch([[1, 2], [3]])
-    with pytest.raises(TypeError, match="only once"):
-        first_batch(iter([[1]]))
-    with pytest.raises(ValueError, match="no batch"):
-        first_batch([])
+    estimated(agent, made, [(["m1", "m2"], ["m1", "m2"]), (["m3"], ["m3"])])
+    assert ["m1", "m2"] == seen[1]
+    with pytest.raises(TypeError, match="iterated over twice"):
+        estimated(agent, trainer(tmp_path, limit_train_batches=1), iter([(["m1"], ["m1"])]))
+    with pytest.raises(ValueError, match="no batch|gave none"):
+        estimated(agent, made, [])
 
 
 def test_an_agent_without_a_step_is_told(tmp_path: Path) -> None:

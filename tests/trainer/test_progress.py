@@ -1,31 +1,31 @@
-"""The display as people see it: in a real terminal, a real notebook kernel, a pipe; and its silence."""
+"""The display as people see it: in a real terminal, a real notebook kernel, a pipe, a log; and its silence."""
 
 from __future__ import annotations
 
-import contextvars
 import io
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from rich.console import Console
+from rich.file_proxy import FileProxy
+from trainer.scenarios import Agent, fitted, loader, replies, trainer
 from trainer.screen import TESTS, Screen
-from trainer.show import PLAN, show, state
 
 import afnio
-from afnio.runtime.events import CallRetried, emit
 from afnio.testing import ScriptedClient
-from afnio.trainer._progress import Display, PlainScreen, fitting_screen, make_progress
 
-TIMES = re.compile(r"\d+:\d\d, \d+:\d\d left|\d+:\d\d(?= )|[\d.]+ samples/s")
-
-
-EPOCH = "train loss 0.4242, train accuracy 0.4242, val loss 0.6667, val accuracy 0.6667"
+TIMES = re.compile(r"\d+:\d\d, \d+:\d\d left  [\d.,]+ samples/s|\d+:\d\d(?=  |$)|(?<=time )\d+:\d\d")
+TRAIN, VAL = "train score 0.4000 (0.29 to 0.52)", "val score 0.7458 (0.62 to 0.84)"
+EPOCH = f"epoch 1/5, {TRAIN}, {VAL}, 2 samples failed, time _, cost unknown"
+BEGINNING = "fit Agent, 66 samples an epoch, 5 epochs, validation on 60"
 
 
 def timeless(lines: list[str]) -> list[str]:
@@ -33,66 +33,61 @@ def timeless(lines: list[str]) -> list[str]:
     return [re.sub(r" in [\d.]+ s:", ":", TIMES.sub("_", line)) for line in lines]
 
 
+def spread(facts: str) -> str:
+    return facts.replace(", ", "  ")
+
+
 def test_a_wide_terminal() -> None:
     """Live lines at the bottom; what the program prints and logs stays above them."""
     with Screen(120) as screen:
-        first = screen.until("cost $0.00 of $1.00")
-        assert [
-            "fit SentimentAnalyzer  66 samples an epoch  5 epochs  validation on 66  checkpoints in runs/checkpoints",
-            f"train  {'─' * 40} 0/66",
-            "0 calls  0 tokens  cost $0.00 of $1.00",
-        ] == [first[0], *first[2:]]
+        first = screen.until("cost $0.00")
+        assert [spread(BEGINNING), f"train  {'─' * 40} 0/66", "0 calls  0 tokens  cost $0.00"] == [
+            first[0],
+            *first[2:],
+        ]
         screen.enter()
         lines = timeless(screen.until("33/66", "too long"))
         assert [
             "printed by the program",
             "WARNING:program:logged by the program",
-            "SentimentAnalyzer  epoch 1/5  step 1  _",
-            f"train  {'━' * 20}{'─' * 20} 33/66  _  loss 0.4242  accuracy 0.4242  1 failed",
-            "32 calls  3 retried  1 failed  64 tokens  cost unknown of $1.00",
-            "a call failed: FinalModelError: 400 the message is too long",
-        ] == lines[1:]
+            "Agent  epoch 1/5  step 1  _",
+            f"train  {'━' * 20}{'─' * 20} 33/66  score 0.2812 (0.16 to 0.45)  1 failed",
+        ] == lines[1:5]
+        assert re.fullmatch(r"\d+ calls  3 retried  1 failed  \S+ tokens  cost unknown", lines[5])
+        assert "a call failed: FinalModelError: 400 the message is too long" == lines[6]
         screen.enter()
-        lines = timeless(screen.until("epoch 2/5", "slow down"))
+        lines = timeless(screen.until("epoch 2/5", "60/60"))
         assert [
-            f"epoch 1/5  {EPOCH}  samples failed 1  time 0:45".replace(", ", "  "),
-            "       cost unknown of $1.00",
-            "A message of the loop: the checkpoint [best] is of epoch 1 now.",
-            "SentimentAnalyzer  epoch 2/5  step 3  _  best val_loss 0.6667",
-            f"train  {'━' * 20}{'─' * 20} 33/66  _  loss 0.4242  accuracy 0.4242",
-            f"val    {'━' * 40} 66/66  loss 0.6667  accuracy 0.6667",
-            "65 calls  6 retried  1 failed  130 tokens  cost unknown of $1.00",
-            "a call is tried again: 429 Too Many Requests: slow down",
-        ] == lines[3:]
+            spread(EPOCH),
+            "Agent  epoch 2/5  step 3  _  best val score 0.7458",
+            f"train  {'━' * 20}{'─' * 20} 33/66  score 0.7500 (0.58 to 0.87)  1 failed",
+            f"val    {'━' * 40} 60/60  score 0.7458 (0.62 to 0.84)  1 failed",
+        ] == lines[3:7]
         screen.enter()
         lines = timeless(screen.until("fit of"))
         assert re.fullmatch(
-            r"fit of SentimentAnalyzer  3 steps  (_|1:0\d)  65 calls  6 retried  1 failed  130 tokens  "
-            r"cost unknown of \$1.00",
-            lines[-1],
+            r"fit of Agent  4 steps  _  \d+ calls  6 retried  4 failed  \S+ tokens  cost unknown", lines[-1]
         )
-        assert ["val", "train"] == [
-            name for name in ("val", "train") if not any(x.startswith(name) for x in lines)
-        ]
-    assert re.search(rb"\x1b\[[\d;]*3[26]", screen.raw), "it has colours"
+        assert not any(line.startswith(("val", "train")) for line in lines)
+    assert re.search(rb"\x1b\[[\d;]*36", screen.raw), "it has colours"
 
 
 def test_a_narrow_terminal_without_colours() -> None:
-    """Facts go below their bars, and NO_COLOR is heard."""
+    """Facts go below their bars, and NO_COLOR is respected."""
     with Screen(60, NO_COLOR="1") as screen:
-        for texts in (["0 calls"], ["33/66", "too long"], ["epoch 2/5", "slow"]):
+        for texts in (["0 calls"], ["33/66", "too long"], ["epoch 2/5", "60/60"]):
             lines = timeless(screen.until(*texts))
             screen.enter()
+        start = lines.index(next(line for line in lines if line.startswith("Agent  epoch 2/5")))
+        shown = lines[start:]
+        assert "best val score 0.7458" in shown[1]
         assert [
-            "SentimentAnalyzer  epoch 2/5  step 3  _",
-            "best val_loss 0.6667",
             f"train  {'━' * 10}{'─' * 10} 33/66",
-            "       _  loss 0.4242  accuracy 0.4242",
-            f"val    {'━' * 20} 66/66",
-            "       loss 0.6667  accuracy 0.6667",
-            "65 calls  6 retried  1 failed  130 tokens",
-            "cost unknown of $1.00",
-        ] == lines[-9:-1]
+            "       score 0.7500 (0.58 to 0.87)  1 failed",
+            f"val    {'━' * 20} 60/60",
+            "       score 0.7458 (0.62 to 0.84)  1 failed",
+        ] == shown[2:6]
+        assert max(map(len, shown)) <= 60
         screen.until("fit of")
     assert not re.search(rb"\x1b\[[\d;]*3\d", screen.raw)
 
@@ -104,21 +99,37 @@ def test_a_terminal_that_is_resized() -> None:
         screen.enter()
         screen.until("1 failed")
         screen.resize(60)
-        lines = screen.until("       2.4 samples/s", "too long")
+        lines = screen.until("       score 0.2812", "too long")
         assert 60 >= max(map(len, lines[-5:]))
-        for text in ("epoch 2/5", "fit of"):
-            screen.enter()
-            screen.until(text)
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"CI": "true"}])
 def test_a_terminal_that_cannot_redraw_gets_plain_lines(environment: dict[str, str]) -> None:
     """Without one escape."""
     with Screen(200, **environment) as screen:
-        for text in ("fit Sentiment", "printed", "epoch 1/5", "fit of"):
+        for text in ("fit Agent", "printed", "epoch 1/5", "fit of"):
             screen.until(text)
             screen.enter()
     assert b"\x1b" not in screen.raw
+
+
+def test_an_account_that_does_not_answer_is_shown() -> None:
+    """As long as it doesn't, in one line."""
+    with Screen(120, "--down") as screen:
+        screen.until("0 calls")
+        screen.enter()
+        screen.until("https://host does not answer, calls wait: refused by peer")
+
+
+def test_a_budget_with_prices_shows_cost_and_ceiling(tmp_path: Path) -> None:
+    """In dollars."""
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "m"\ninput = 1\noutput = 1\n')
+    with Screen(120, "--budget", AFNIO_PRICES=str(prices)) as screen:
+        screen.until("cost $0.00 of $1.00")
+        screen.enter()
+        lines = screen.until("33/66", "too long")
+        assert re.search(r"  cost \$0\.00\d+ of \$1\.00$", lines[-2])
 
 
 def test_a_pipe_gets_lines_with_the_time() -> None:
@@ -129,43 +140,26 @@ def test_a_pipe_gets_lines_with_the_time() -> None:
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     lines = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "@ ", line) for line in done.stderr.splitlines()]
-    assert [
-        "@ fit SentimentAnalyzer, 66 samples an epoch, 5 epochs, validation on 66, checkpoints in runs/checkpoints",
-        "WARNING:program:logged by the program",
-        f"@ epoch 1/5, {EPOCH}, samples failed 1, time 0:45, cost unknown of $1.00",
-        "@ A message of the loop: the checkpoint [best] is of epoch 1 now.",
-    ] == lines[:-1]
-    assert lines[-1].startswith("@ fit of SentimentAnalyzer, 3 steps, 1:0")
+    assert [f"@ {BEGINNING}", "WARNING:program:logged by the program", f"@ {EPOCH}"] == [
+        re.sub(r"time \d:\d\d", "time _", line) for line in lines[:3]
+    ]
+    # The end of the second epoch is kept too.
+    assert lines[3].startswith("@ epoch 2/5, train score")
+    assert lines[-1].startswith("@ fit of Agent, 4 steps, 0:0")
     assert "printed by the program\n" == done.stdout
-
-
-def test_a_budget_with_prices_shows_cost_and_ceiling(tmp_path: Path) -> None:
-    """In dollars, of the budget that holds."""
-    prices = tmp_path / "prices.toml"
-    prices.write_text('[[price]]\nmodel = "m"\ninput = 1000\noutput = 1000\n')
-    with Screen(120, "--budget", AFNIO_PRICES=str(prices)) as screen:
-        screen.until("cost $0.00 of $1.00")
-        screen.enter()
-        lines = screen.until("64 tokens  cost $0.0", "too long")
-        assert lines[-2].endswith(" of $1.00")
 
 
 CELLS = [
     """
 import sys; sys.path.insert(0, "TESTS")
-import afnio, time, threading
+import time, threading
 from trainer.show import show
-from afnio.trainer._progress import make_progress
 """,
+    "show(lambda: time.sleep(0.7))",
     """
-with afnio.budget():
-    show(make_progress(), lambda stage: time.sleep(0.7))
-""",
-    """
-with afnio.budget():
-    thread = threading.Thread(target=show, args=(make_progress(), lambda stage: None))
-    thread.start()
-    thread.join()
+thread = threading.Thread(target=show, args=(lambda: None,))
+thread.start()
+thread.join()
 """,
 ]
 
@@ -187,43 +181,112 @@ def test_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
         outputs = notebook.cells[index].outputs
         shown = [output.data for output in outputs if output.output_type == "display_data"]
         assert 1 == len(shown) == kinds.count((index, "display_data"))
-        html, text = shown[0]["text/html"], shown[0]["text/plain"].splitlines()
-        assert "<b>val loss</b>" in html
-        assert "the checkpoint [best] is of epoch 1 now" in html
-        assert text[1].startswith("epoch 1/5, train loss 0.4242")
-        assert text[-1].startswith("fit of SentimentAnalyzer, 3 steps")
+        text = shown[0]["text/plain"].splitlines()
+        assert spread(BEGINNING) == text[0]
+        assert text[1].startswith(spread(f"epoch 1/5, {TRAIN}, {VAL}"))
+        assert any(line.startswith("fit of Agent  4 steps") for line in text)
         printed = "".join(output.text for output in outputs if output.output_type == "stream")
         assert "printed by the program" in printed
     assert 3 <= kinds.count((1, "update_display_data"))
 
 
-def test_quiet_is_quiet(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    """When asked; what the loop says is logged then, as it says what went wrong."""
-    with afnio.budget():
-        show(make_progress(False), lambda stage: None)
-    assert ("printed by the program\n", "") == capfd.readouterr()
-    assert "the checkpoint [best] is of epoch 1 now" in caplog.text
+def lines_of(log: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines on standard error, which isn't a terminal here, without their dates."""
+    return [line[21:] for line in log.readouterr().err.splitlines()]
 
 
-def test_only_calls_of_the_run_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those of another one in this process, nor those after its end."""
-    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+def shown(folder: Path, **options: Any) -> Any:
+    return trainer(folder, enable_progress_bar=True, enable_agent_summary=False, **options)
 
-    def ask() -> None:
-        ScriptedClient("ok").chat(messages=[{"role": "user", "content": "hi"}], model="m")
 
-    one, other = Display(PlainScreen()), Display(PlainScreen())
-    mine, theirs = contextvars.copy_context(), contextvars.copy_context()
-    mine.run(one.start, PLAN)
-    theirs.run(other.start, PLAN)
-    mine.run(ask)
-    mine.run(ask)
-    theirs.run(ask)
-    mine.run(one.stop)
-    mine.run(ask)
-    other.stop()  # in another context than it was started in
-    assert ["2 calls", "1 calls"] == re.findall(r"\d calls", log.getvalue())
-    assert ["2 tok", "4 tok"] == sorted(re.findall(r"\d tok", log.getvalue()))
+def test_quiet_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """When asked."""
+    fitted(Agent(ScriptedClient(replies)), trainer(tmp_path, max_epochs=1), loader(4))
+    assert ("", "") == capfd.readouterr()
+
+
+def test_a_test_pass_has_its_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No epochs, no steps; failed samples count in no score."""
+    data = [("m0", "m0"), ("m4", "m4"), ("m1", "m1"), ("bad", "bad")]
+    shown(tmp_path).test(
+        Agent(ScriptedClient(replies)), [([text for text, _ in data], [gold for _, gold in data])]
+    )
+    begun, ended = lines_of(capsys)
+    assert "test Agent, 4 samples" == begun or begun == "test Agent"
+    assert re.fullmatch(
+        r"test of Agent, 4 samples, score 0\.6667 \(0\.21 to 0\.94\), 1 failed, 0:0\d, 3 calls, 1 failed, "
+        r"\d+ tokens, cost unknown",
+        ended,
+    )
+
+
+def test_without_validation_an_epoch_is_kept_at_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loader without a length has no total."""
+    batches = ((["m0"], ["m0"]) for _ in range(2))
+    made = shown(tmp_path, max_epochs=1, enable_checkpointing=False)
+    fitted(Agent(ScriptedClient(replies)), made, batches)
+    begun, epoch, ended = lines_of(capsys)
+    assert "fit Agent, 1 epoch" == begun
+    assert epoch.startswith("epoch 1/1, train score 1.0000 (0.34 to 1.00), time 0:0")
+    assert ended.startswith("fit of Agent, 2 steps, 0:0")
+
+
+def test_a_resumed_run_says_from_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And its replies come from the journal at most once."""
+    for epochs in (1, 2):
+        agent = Agent(ScriptedClient(replies))
+        fitted(agent, shown(tmp_path, max_epochs=epochs), loader(4), ckpt_path="last")
+    assert any(
+        "fit Agent, continuing from epoch 2, step 1, 4 samples an epoch" in line for line in lines_of(capsys)
+    )
+
+
+class Second(Agent):
+    """Asks a second model once a batch."""
+
+    async def test_step(self, batch: Any, batch_idx: int) -> Any:
+        messages = [{"role": "user", "content": [self.template]}]
+        await self.chat(self.client, messages, inputs={"text": "m0"}, model="n")
+        return self.loss(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "outer", "shown_cost"),
+    [
+        (Agent, {}, {}, r"\$0\.\d{4}"),
+        (Second, {}, {}, r"\$0\.\d{4} and 1 call of unknown cost"),
+        (Agent, {"max_cost": 0.5}, {"max_cost": 9}, r"\$0\.\d{4} of \$0\.5000"),
+        (Agent, {}, {"max_cost": 9}, r"\$0\.\d{4} of \$9\.00"),
+    ],
+)
+def test_cost_and_ceiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[Agent],
+    options: dict[str, Any], outer: dict[str, Any], shown_cost: str,
+) -> None:  # fmt: skip
+    """Of the budget that limits dollars."""
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "m"\ninput = 100\noutput = 100\n')
+    monkeypatch.setenv("AFNIO_PRICES", str(prices))
+    with afnio.budget(**outer):
+        shown(tmp_path, **options).test(kind(ScriptedClient(replies)), loader(4))
+    assert re.search(rf", cost {shown_cost}$", lines_of(capsys)[-1])
+
+
+def test_only_calls_of_the_run_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not those of another one in this process, nor those before it."""
+    agent = Agent(ScriptedClient(replies, latency=0.05))
+    agent(["m9"]).data
+    threads = [
+        threading.Thread(target=shown(tmp_path / str(count)).test, args=(agent, loader(count)))
+        for count in (3, 7)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ["3 calls", "7 calls"] == sorted(re.findall(r"\d+ calls", capsys.readouterr().err))
 
 
 class Broken(io.StringIO):
@@ -232,19 +295,18 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [None, Broken()])
-def test_a_log_that_is_gone_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch, stream: Any) -> None:
-    """Whether closed by the system or by the program."""
+def test_a_log_that_is_gone_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: Any
+) -> None:
+    """Closed by the system or by the program."""
     monkeypatch.setattr(sys, "stderr", stream)
-    stages: list[str] = []
-    with afnio.budget():
-        show(Display(PlainScreen()), stages.append)
-    assert ["started", "training", "epoch", "stopped"] == stages
+    assert 2 == fitted(Agent(ScriptedClient(replies)), shown(tmp_path, max_epochs=2), loader(4)).current_epoch
 
 
-def test_a_second_display_in_one_terminal_writes_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_display_in_one_terminal_writes_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Above the live lines of the first."""
-    from rich.console import Console
-    from rich.file_proxy import FileProxy
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -252,39 +314,35 @@ def test_a_second_display_in_one_terminal_writes_lines(monkeypatch: pytest.Monke
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    assert "TerminalScreen" == type(fitting_screen()).__name__
-    monkeypatch.setattr(sys, "stderr", FileProxy(Console(file=sys.stderr), sys.stderr))
-    assert "PlainScreen" == type(fitting_screen()).__name__
-
-
-def test_a_long_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log says how far it is, also while nothing ends; seldom in a long run."""
-    from afnio.trainer import _progress
-
-    log = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", log)
-    now = [1000.0]
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
-    screen = PlainScreen()
-    display = Display(screen)
-    monkeypatch.setattr(_progress, "Ticker", lambda tick, period: None)
-    display.start(PLAN)
-    display.update(state("train", "batch", 1, 33, 20.0, started=980.0))
-    emit(CallRetried("1", "https://host", "m", "forward", 1, "429", 30.0))
-    for seconds in range(1, 61):
-        now[0] = 1000.0 + seconds
-        screen._tick()
-    for seconds in range(20_000, 20_500):
-        now[0] = seconds
-        screen._tick()
-    display.stop()
-    lines = log.getvalue().splitlines()[1:-1]
-    assert 6 + 2 == len(lines)
-    assert "SentimentAnalyzer, epoch 1/5, step 1, 0:30, " in lines[0]
-    assert (
-        "; train 33/66, 1.6 samples/s, loss 0.4242, accuracy 0.4242; 0 calls, 1 retried, 0 tokens, cost unknown"
-        in lines[0]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", FileProxy(Console(file=terminal, width=200), terminal))
+    shown(tmp_path).test(Agent(ScriptedClient(replies)), loader(4))
+    assert re.search(
+        r"^\S+\d{4}-\S+ \S+  test of Agent|^\d{4}-\S+ \S+  test of Agent", terminal.getvalue(), re.MULTILINE
     )
-    assert lines[0].endswith("of $1.00; a call is tried again in 30.0 s: 429")
-    assert not lines[-1].endswith("429")
+
+
+def test_a_long_silence_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log says how far it is and what is left, also while nothing ends."""
+    monkeypatch.setattr("afnio.trainer._progress._SILENCE", (0.5, 0.5))
+    # Each batch is three calls in a row: with 0.3 s for a call, 3.6 s for four batches.
+    agent = Agent(
+        ScriptedClient(
+            lambda request: "wrong" if not request.params.get("response_format") else replies(request),
+            latency=0.3,
+        )
+    )
+    fitted(agent, shown(tmp_path, max_epochs=2, max_steps=8), loader(8))
+    lines = lines_of(capsys)
+    told = [
+        re.match(r"Agent, (?:fit|epoch (\d)/2, step (\d)/8), 0:0(\d)(?:, 0:0(\d) left)?", line)
+        for line in lines
+    ]
+    found = [match for match in told if match is not None]
+    assert len(found) >= 2
+    assert any(" in flight, " in line for line in lines)
+    last = found[-1]
+    assert last[4] is not None
+    assert 2 <= int(last[3]) + int(last[4]) <= 6

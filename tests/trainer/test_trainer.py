@@ -18,9 +18,6 @@ from afnio.errors import BatchError, BlockingReadError, ScoreError
 from afnio.tellurio._queries import StoreReader
 from afnio.testing import ScriptedClient
 from afnio.trainer import Checkpoint, StopTraining, Trainer
-from afnio.trainer._checkpoints import LoopState
-from afnio.trainer._options import Outcome
-from afnio.trainer._progress import Board, Display
 from afnio.utils.data import DataLoader
 
 
@@ -192,26 +189,6 @@ def test_limits_of_batches_steps_and_epochs(agent: Agent, tmp_path: Path) -> Non
     assert "val" == made.history[-1]["kind"]
 
 
-def test_a_display_is_told_the_counts_of_the_validation(
-    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When a pass has been taken in, too: its own samples and batches, not those of the training beside it."""
-    states: list[LoopState] = []
-
-    class Watch:
-        def open(self, board: Board) -> None: ...
-        def line(self, text: str) -> None: ...
-        def close(self) -> None: ...
-        def update(self, state: LoopState) -> None:
-            states.append(state)
-
-    monkeypatch.setattr("afnio.trainer._trainer.make_progress", lambda enable: Display(Watch()))
-    fitted(agent, trainer(tmp_path, max_epochs=2, enable_agent_summary=False), loader(16), loader(6))
-    assert [("val", epoch, 6, 6, 2, 2) for epoch in (1, 2)] == [
-        (s.phase, s.epoch, s.samples, s.total, s.batch, s.batches) for s in states if s.moment == "validation"
-    ]
-
-
 def test_validation_within_an_epoch(agent: Agent, tmp_path: Path) -> None:
     """After every second batch, with the parameters of that moment, and at the epoch's end."""
     made = fitted(agent, trainer(tmp_path, max_epochs=1, val_check_interval=2), loader(20), loader(4))
@@ -306,11 +283,9 @@ def points(made: Trainer, metric: str) -> list[tuple[int, float]]:
     """Return the epochs and values of a metric in a training's history."""
     prefix, _, name = metric.partition("_")
     kind = "epoch" if prefix == "train" else prefix
-    return [
-        (entry["epoch"], Outcome.from_json(entry).flat()[name])
-        for entry in made.history
-        if entry["kind"] == kind
-    ]
+    entries = [entry for entry in made.history if entry["kind"] == kind]
+    sums = [(entry["epoch"], *entry["metrics"][name]) for entry in entries]
+    return [(epoch, total / samples) for epoch, total, samples, _ in sums]
 
 
 def test_stop_training_ends_a_fit_between_steps(agent: Agent, tmp_path: Path) -> None:

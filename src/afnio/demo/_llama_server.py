@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 SLOTS: Final = 4
 SLOT_TOKENS: Final = 4096
-"""An optimizer reads the feedback on a whole batch, so a message's 350 tokens are not the measure."""
+"""Context of a slot. A message takes 350 tokens, but the optimizer reads the feedback on a whole batch."""
 MAX_THREADS: Final = 8
 HTTP_THREADS: Final = 64
-"""More than there are client connections: fewer leave some of them waiting for seconds."""
+"""More threads than client connections. With fewer, some connections wait for seconds."""
 READY_WITHIN: Final = 60.0
 
 
@@ -32,7 +32,7 @@ def serve(path: str, name: str) -> None:
     sys.stdout.flush()
     while os.read(0, 4096):
         pass
-    # Its native threads have no orderly end that could be waited for.
+    # llama.cpp's threads can't be stopped and joined.
     os._exit(0)
 
 
@@ -57,7 +57,7 @@ def _params(path: str, name: str) -> Any:
 
 
 def _idle_cores() -> int:
-    # Where another process wants a core too, llama.cpp's threads spin for each other: one less is faster.
+    # llama.cpp's threads spin while they wait for each other. With a busy core, one thread less is faster.
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MAX_THREADS, ours - round(os.getloadavg()[0])))
 

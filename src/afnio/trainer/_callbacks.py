@@ -1,4 +1,12 @@
-"""Callback: what a program hooks into the Trainer's loop."""
+"""Callbacks: a program's own code in the Trainer's loop.
+
+A callback is any object with some of the `on_…` methods of `Callback`, or a function that gets the Trainer after each
+epoch. `Callbacks` calls them in order, `def` hooks in a worker thread.
+An error in a callback is logged once. It ends the training only if the callback is `critical`: a broken plot must not
+cost a night of calls.
+
+`EarlyStopping` and `LengthWatch` are ready-made.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +33,13 @@ HOOKS: Final = (
 )  # fmt: skip
 
 
-class StopTraining(AfnioError):  # noqa: N818 - an end that was asked for, not a fault
+class StopTraining(AfnioError):  # noqa: N818 - a requested end, not an error
     """Raised by a callback or a step to end the fit after recording, without an error."""
 
 
 @contextmanager
 def stopping(trainer: Trainer) -> Iterator[None]:
-    """Have a `StopTraining` that is raised in the block stop the training of `trainer`."""
+    """Stop the training of `trainer` if the block raises `StopTraining`."""
     try:
         yield
     except StopTraining as error:
@@ -39,17 +47,17 @@ def stopping(trainer: Trainer) -> Iterator[None]:
 
 
 class Callback:
-    """A base to start from; any object with some of these methods will do, and they may be `async def`.
+    """A base class with all hooks. Any object with some of these methods works too; they may be `async def`.
 
     A hook gets the Trainer and the agent. `on_train_batch_start` gets the batch and its index too,
     `on_train_batch_end` the batch's metrics before these, `on_exception` the exception. Validation overlaps
-    with training: `on_validation_end` comes after the step that follows, unless `needs_validation`; a pass that was cut
-    short because too many samples failed has none.
+    with training: `on_validation_end` is called after the step that follows, unless `needs_validation`. It isn't called
+    for a pass that was cut short because too many samples failed.
 
     Attributes:
-        needs_validation: have the next step wait for the validation pass and this callback; for those that
+        needs_validation: if True, the next step waits for the validation pass and this callback. Set it if the callback
             may stop the training.
-        critical: let an error of this callback end the training. Others' errors are reported once.
+        critical: if True, an error of this callback ends the training. Others' errors are reported once.
     """
 
     needs_validation: bool = False
@@ -74,9 +82,9 @@ class Callback:
 
 @final
 class Callbacks:
-    """The callbacks of a Trainer, and the calls of their hooks in order.
+    """The callbacks of a Trainer. Calls their hooks in order.
 
-    A function among them is called with the Trainer at the end of each epoch, once its validation is there.
+    Functions are called with the Trainer at the end of each epoch, after its validation.
     """
 
     def __init__(self, callbacks: Any) -> None:
@@ -93,25 +101,25 @@ class Callbacks:
 
     @property
     def needs_validation(self) -> bool:
-        """Whether the next step has to wait for the validation pass under way."""
+        """True if the next step must wait for the validation pass in flight."""
         return any(getattr(callback, "needs_validation", False) is True for callback in self._all)
 
     async def call(self, hook: str, trainer: Trainer, agent: Module, *args: Any) -> None:
-        """Call one hook of all callbacks, in order; a `def` in a worker thread, where it may read."""
+        """Call one hook of all callbacks, in order. A `def` runs in a worker thread, where it may read values."""
         for number, callback in enumerate(self._all):
             function = getattr(callback, hook, None)
             if function is not None and getattr(type(callback), hook, None) is not getattr(Callback, hook):
                 await self._call(number, hook, callback, function, trainer, agent, *args)
 
     async def epoch_ended(self, trainer: Trainer) -> None:
-        """Call the functions."""
+        """Call the callbacks that are functions."""
         for number, callback in enumerate(self._all):
             if _is_function(callback):
                 await self._call(number, "epoch_ended", callback, callback, trainer)
 
     async def _call(self, number: int, hook: str, callback: Any, function: Any, *args: Any) -> None:
         try:
-            # Its own scope, so that what it launches moves no other address.
+            # A separate scope: calls of the callback must not shift the addresses of others in the journal.
             async with scope(name=f"callback {number} {hook}"):
                 if inspect.iscoroutinefunction(function):
                     await function(*args)
@@ -133,7 +141,7 @@ class Callbacks:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of those that have one, by place and class."""
+        """Return the states of the callbacks that have one, by position and class."""
         return {
             self._key(number): callback.state_dict()
             for number, callback in enumerate(self._all)
@@ -141,7 +149,7 @@ class Callbacks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give back what `state_dict` returned; callbacks that were added or removed since are passed over."""
+        """Restore the states of `state_dict`. Callbacks that were added or removed since then are skipped."""
         for number, callback in enumerate(self._all):
             load = getattr(callback, "load_state_dict", None)
             if callable(load) and self._key(number) in state:
@@ -159,14 +167,11 @@ def _name(callback: Callable[..., Any] | object) -> str:
     return str(getattr(callback, "__name__", type(callback).__name__))
 
 
-# Early stopping: end the training once a metric has stopped improving.
-
-
 @final
 class EarlyStopping(Callback):
     """Stop after `patience` validation passes in a row without a better value.
 
-    Only when the next pass could be the last one does the training wait for it.
+    The training waits for a validation pass only if that pass may be the last one.
 
     Args:
         monitor: the metric, such as "val_accuracy"; by default the Trainer's.
@@ -201,13 +206,13 @@ class EarlyStopping(Callback):
 
     @property
     def needs_validation(self) -> bool:  # type: ignore[override]
-        """Whether the next pass may end the training."""
+        """True if the next pass may end the training."""
         return self.stopping_threshold is not None or (
             self.best is not None and self.waited >= self.patience - 1
         )
 
     def on_validation_end(self, trainer: Trainer, agent: Module) -> None:
-        if trainer.stage != "fit":  # a pass on its own decides nothing
+        if trainer.stage != "fit":  # `trainer.validate` decides nothing
             return
         monitor, mode = self.monitor or trainer.monitor, self.mode or trainer.mode
         value = trainer.metrics.get(monitor)
@@ -222,7 +227,7 @@ class EarlyStopping(Callback):
         self._decide(trainer, value)
 
     def on_fit_start(self, trainer: Trainer, agent: Module) -> None:
-        """End at once what had ended: a training that is taken up again after its last pass."""
+        """End a resumed training immediately if it had ended before."""
         if self.best is not None:
             self._decide(trainer, self.best)
 
@@ -241,16 +246,13 @@ class EarlyStopping(Callback):
         self.best, self.waited = state["best"], state["waited"]
 
 
-# Length watch: say so, or stop, when a prompt grows too long.
-
-
 @final
 class LengthWatch(Callback):
     """Watch the length of every parameter after each step.
 
     Args:
-        max_tokens: the most that is fine, a token counted for every four bytes of UTF-8.
-        action: "warn" says so once for each parameter, "stop" ends the training.
+        max_tokens: the longest text that is fine, with a token counted for every four bytes of UTF-8.
+        action: "warn" logs a warning once for each parameter, "stop" ends the training.
 
     >>> LengthWatch(max_tokens=500).lengths
     {}
@@ -264,7 +266,7 @@ class LengthWatch(Callback):
         self.max_tokens = max_tokens
         self.action = action
         self.lengths: dict[str, int] = {}
-        self._told: list[str] = []
+        self._warned: list[str] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
@@ -279,12 +281,12 @@ class LengthWatch(Callback):
             )
             if self.action == "stop":
                 trainer.stop(text)
-            elif name not in self._told:
-                self._told.append(name)
+            elif name not in self._warned:
+                self._warned.append(name)
                 logging.getLogger("afnio").warning("%s", text)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lengths": dict(self.lengths), "told": list(self._told)}
+        return {"lengths": dict(self.lengths), "told": list(self._warned)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.lengths, self._told = dict(state["lengths"]), list(state["told"])
+        self.lengths, self._warned = dict(state["lengths"]), list(state["told"])

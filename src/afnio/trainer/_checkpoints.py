@@ -1,4 +1,16 @@
-"""Checkpoints: the folder of a run's checkpoints, `last`, `best` and `epoch-N`, written off the hot path."""
+"""Checkpoints: a run's state in files, `last`, `best` and `epoch-N`, written while the training continues.
+
+A `Checkpoint` is everything that a training needs to continue: texts, optimizers, positions, history. Its file is JSON
+in a zip, so people can read it, and opening one runs no code. It is replaced whole, so a kill at any point leaves the
+new file or the one before.
+
+`Checkpoints` owns the folder for one run. `save` only copies references: a worker thread encodes and writes. If the
+disk is slower than the training, checkpoints within an epoch are dropped in favour of newer ones; those of finished
+epochs never are. A full disk doesn't end a training: the write is reported and the next checkpoint tries again.
+
+`take_up` decides what happens to the files of an earlier run: continue from them, or move them to `earlier/N`. `Plan`
+and `LoopState` describe a run for displays, and `Counters` is how far it is.
+"""
 
 from __future__ import annotations
 
@@ -29,31 +41,21 @@ BEST: Final = "best"
 EPOCH: Final = "epoch-"
 
 
-class _SavedFile(NamedTuple):
-    """What waits to be written: a checkpoint, and the epoch that ended with it (None within one)."""
-
-    checkpoint: Checkpoint
-    epoch: int | None
-    written: anyio.Event
-
-
 @final
 class Checkpoints:
     """Keeps a folder of checkpoints for one run, as `async with`.
 
-    `save` returns at once: a worker thread encodes and writes, in order. While it is busy at most one
-    checkpoint of an unfinished epoch waits, the newest; those of finished epochs are never dropped. Leaving
-    the block waits until all is written. A write that fails is told once to `warn`, leaves the files as
-    they were, and is tried again with the next checkpoint. While the block lasts, no other trainer can use
-    the folder.
+    `save` returns immediately: a worker thread encodes and writes, in order. While it is busy, only the newest
+    checkpoint of an unfinished epoch waits; those of finished epochs are never dropped. Leaving the block waits until
+    everything is written. A write that fails is reported to `warn` once and leaves the files unchanged. The next
+    checkpoint tries again. Within the block, no other trainer can use the folder.
 
     Args:
-        folder: it is made where it is missing.
-        monitor: the metric that `best` is chosen by; without one there is no `best`, and the newest
-            epochs are kept.
-        mode: "max" where a larger value is better, else "min".
+        folder: created if it is missing.
+        monitor: the metric that `best` is chosen by. Without one there is no `best`, and the newest epochs are kept.
+        mode: "max" if a larger value is better, else "min".
         save_top_k: how many `epoch-N` are kept, the best ones; -1 for all.
-        warn: told in a sentence what went wrong; by default it is logged.
+        warn: called with a sentence on what went wrong; by default it is logged.
 
     Raises:
         CheckpointError: at the start of the block, if another trainer uses the folder or it can't be written.
@@ -88,7 +90,7 @@ class Checkpoints:
 
     @property
     def best_score(self) -> float | None:
-        """The monitored metric of `best`, None before there is one."""
+        """The monitored metric of `best`, or None before there is one."""
         return self._ranking.best
 
     def path_of(self, name: str | os.PathLike[str]) -> Path:
@@ -107,10 +109,10 @@ class Checkpoints:
         )
 
     def take_up(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`: the folder's epochs up to its own compete with those that come.
+        """Continue from `checkpoint`: the folder's epochs up to its own compete with the coming ones.
 
-        Files of later epochs belong to a course that is given up; they are left until they are replaced. `best`
-        becomes the best of the epochs that count: it may be of a later one, or missing where a kill came between.
+        Files of later epochs belong to an abandoned course. They stay until they are replaced. `best` becomes the best
+        of the epochs that count: it may have been that of a later one, or be missing after a kill in between.
         """
         reached = checkpoint.counters.get("epoch") or 0
         ranking, winner = self._ranking, None
@@ -130,23 +132,23 @@ class Checkpoints:
             replace(self.folder / BEST, (self.folder / winner).read_bytes())
 
     async def save(self, checkpoint: Checkpoint, *, epoch: int | None = None) -> None:
-        """Have `checkpoint` written as `last`, as it is now.
+        """Write a snapshot of `checkpoint` as `last`, in the background.
 
         Args:
-            epoch: the number of the epoch that has ended with it; it becomes `epoch-N` then, and `best` if
-                its monitored metric is better than all before.
+            epoch: the number of the epoch that has ended with it, or None. It becomes `epoch-N` too, and `best` if its
+                monitored metric is better than all before.
         """
         if self._tasks is None:
             raise RuntimeError("checkpoints are saved inside of their `async with` block")
         replaced = self._queue and self._queue[-1].epoch is None
-        # Who waits for the one that is replaced waits for the newer one.
+        # A `flush` that waits for the replaced one waits for the newer one instead.
         written = self._queue.pop().written if replaced else anyio.Event()
         self._queue.append(_SavedFile(checkpoint.snapshot(), epoch, written))
         self._newest = written
         self._wake.set()
 
     async def flush(self) -> None:
-        """Wait until all that was saved is on disk, or its failure was told."""
+        """Wait until everything saved is on disk, or its failure was reported."""
         if self._newest is not None:
             await self._newest.wait()
 
@@ -155,7 +157,7 @@ class Checkpoints:
         self._closed, self._newest = False, None
         self._wake, self._ended = anyio.Event(), anyio.Event()
         self._tasks = await anyio.create_task_group().__aenter__()
-        # A cancellation that came while the folder was opened is for the block, whose end closes it again.
+        # Shielded: a cancellation while the folder was opened must reach the block, whose end closes the folder.
         with anyio.CancelScope(shield=True):
             await self._tasks.start(self._write_all)
         return self
@@ -167,10 +169,10 @@ class Checkpoints:
         tasks, self._tasks = self._tasks, None
         self._closed = True
         self._wake.set()
-        # What was saved is kept when the run is interrupted, too.
+        # Shielded: an interrupted run writes its checkpoints too.
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
-        # Without the block's own error, which a task group would wrap in another one.
+        # Don't pass the block's error on: the task group would wrap it in a group.
         await tasks.__aexit__(None, None, None)
 
     # The writer
@@ -224,7 +226,7 @@ class Checkpoints:
             if entry.epoch is not None:
                 self._write_epoch(entry.epoch, entry.checkpoint, content)
             replace(self.folder / LAST, content)
-        except Exception as error:  # whatever it is, training goes on
+        except Exception as error:  # no error of a write ends the training
             self._tell(error)
         else:
             self._failure = ""
@@ -246,7 +248,7 @@ class Checkpoints:
             if best:
                 replace(self.folder / BEST, content)
         except BaseException:
-            self._ranking.best = before  # which it is still
+            self._ranking.best = before  # the file hasn't changed
             raise
         for number in gone:
             (self.folder / f"{EPOCH}{number}").unlink(missing_ok=True)
@@ -265,6 +267,14 @@ class Checkpoints:
             )
 
 
+class _SavedFile(NamedTuple):
+    """A checkpoint that waits to be written, and the epoch that ended with it, or None within an epoch."""
+
+    checkpoint: Checkpoint
+    epoch: int | None
+    written: anyio.Event
+
+
 def _names(folder: Path) -> list[str]:
     """Return the checkpoints in a folder."""
     if not folder.is_dir():
@@ -277,11 +287,11 @@ def _is_epoch(name: str) -> bool:
     return name.startswith(EPOCH) and name.removeprefix(EPOCH).isdecimal()
 
 
-# Checkpoint: everything that a training run needs to go on, in a file that people can read.
+# The file
 
 
 def current_versions() -> dict[str, str]:
-    """Return what writes a checkpoint here.
+    """Return the versions of Afnio and Python here.
 
     >>> sorted(current_versions())
     ['afnio', 'python']
@@ -293,7 +303,7 @@ def current_versions() -> dict[str, str]:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A run as it stood after some step.
+    """The state of a run after some step.
 
     The file is a zip of JSON documents: `parameters.json` with the agent's texts, `optimizer.json`,
     `loop.json`, `rng.json`, `ledger.json`, `callbacks.json`, `versions.json`.
@@ -301,12 +311,12 @@ class Checkpoint:
     Attributes:
         agent: the agent's state dict: Variables by name.
         optimizers: the state dict of each optimizer.
-        sampler: state of the training loader, or None where it has none.
-        rng: states of generators; whatever the loop puts there.
+        sampler: states of the loaders, or None if they have none.
+        rng: states of the random generators.
         counters: epoch, step, batch, samples.
-        metrics: the newest of each; `Checkpoints` finds the monitored one here.
-        history: metrics of each step, epoch and validation pass; what an entry holds is never changed.
-        ledger: what was spent, as JSON types.
+        metrics: the newest value of each; `Checkpoints` finds the monitored one here.
+        history: an entry for each step, epoch and validation pass. Entries are never changed.
+        ledger: the spending, as JSON types.
         callbacks: the state of each callback that has one.
         versions: of Afnio and Python that wrote it.
 
@@ -326,7 +336,7 @@ class Checkpoint:
     versions: dict[str, Any] = field(default_factory=current_versions)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the file whole or not at all, a kill at any point included; waits for values and the disk.
+        """Write the file whole or not at all, even if the process is killed. Waits for values and the disk.
 
         Raises:
             TypeError: for a value that JSON can't hold.
@@ -336,7 +346,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Return the checkpoint in a file of this format or of an older one; opening it runs no code of it.
+        """Return the checkpoint in a file of this format or an older one. This runs no code from the file.
 
         Raises:
             CheckpointError: for a file that is missing, damaged, newer, or something else, such as a pickle.
@@ -355,9 +365,9 @@ class Checkpoint:
         return cls(**fields_of(path, documents))
 
     def check(self, name: object) -> None:
-        """Raise a `CheckpointError` unless a training can go on from it; `name` is the file's.
+        """Raise a `CheckpointError` unless a training can continue from it. `name` is the file's.
 
-        What agent, optimizers, loaders and callbacks make of their states shows when they load them.
+        Agent, optimizers, loaders and callbacks check their own states when they load them.
         """
         try:
             Counters.of(self.counters)
@@ -376,18 +386,18 @@ class Checkpoint:
                 raise unusable(name, reason) from error
 
     def to_bytes(self) -> bytes:
-        """Return the file's content; equal checkpoints have equal bytes."""
+        """Return the file's content. Equal checkpoints have equal bytes."""
         return packed(documents_of({name: getattr(self, name) for name in self.__slots__}))
 
     def snapshot(self) -> Self:
-        """Return a copy that later training doesn't change; nothing is waited for."""
+        """Return a copy that later training doesn't change. Waits for nothing."""
         kept = {name: _kept(getattr(self, name)) for name in self.__slots__ if name != "history"}
-        # A long training has very many entries, and what an entry holds is never changed.
+        # A shallow copy of each entry is enough, because entries are never changed, and there may be very many.
         return type(self)(**kept, history=[dict(entry) for entry in self.history])
 
 
 def unusable(name: object, reason: object) -> CheckpointError:
-    """Return the error for a checkpoint that a training can't go on from."""
+    """Return the error for a checkpoint that a training can't continue from."""
     return CheckpointError(
         f"the training can't go on from the checkpoint [{name}] ({' '.join(str(reason).split())}); name another, or "
         "put it right"
@@ -407,7 +417,7 @@ def _check_entry(entry: Any) -> None:
 
 def _kept(value: Any) -> Any:
     if isinstance(value, Variable):
-        # Over the slots of now, whatever is assigned later.
+        # Keep the current slots: an assignment gives the Variable new ones.
         copy = type(value).over(list(value.cell()[0]), value.batch, value.role)
         copy._provenance = value.provenance
         return copy.requires_grad_(value.requires_grad)
@@ -419,7 +429,7 @@ def _kept(value: Any) -> Any:
     return value
 
 
-# Folder: the checkpoints of one run and the journal beside them; an earlier run's are put aside, never lost.
+# The files of an earlier run in the folder
 
 
 JOURNAL: Final = "calls.journal"
@@ -429,11 +439,11 @@ EARLIER: Final = "earlier"
 def take_up(
     folder: Path, checkpoints: Checkpoints | None, ckpt_path: str | os.PathLike[str] | None
 ) -> Checkpoint | None:
-    """Return the checkpoint to go on from, None to begin. An earlier run's files are put aside.
+    """Return the checkpoint to continue from, or None to begin. Files of another run are put aside, never lost.
 
     Args:
-        checkpoints: that will be written to `folder`, None where none are kept.
-        ckpt_path: "last", "best", "epoch-N" or a file; "last" begins where there is none yet.
+        checkpoints: those that will be written to `folder`, or None if none are kept.
+        ckpt_path: "last", "best", "epoch-N" or a file. "last" begins if there is none yet.
 
     Raises:
         CheckpointError: if there is none of that name, or it is damaged.
@@ -456,9 +466,9 @@ def take_up(
 
 
 def put_aside(folder: Path) -> Path | None:
-    """Move the files of the run that had `folder` to `earlier/1`, `earlier/2`, …; return where, if there were any.
+    """Move an earlier run's files from `folder` to `earlier/1`, `earlier/2`, …. Return the new folder, or None.
 
-    Its journal goes with its checkpoints: each can only be gone on with together with the other.
+    The journal moves with the checkpoints: a run can only be continued with both.
     """
     if not folder.is_dir():
         return None
@@ -469,7 +479,8 @@ def put_aside(folder: Path) -> Path | None:
     target = next(path for n in numbers if not (path := folder / EARLIER / str(n)).exists())
     for made in (target.parent, target):
         made.mkdir(mode=0o700, exist_ok=True)
-    for path in sorted(mine, key=lambda path: path.name != LAST):  # without `last` it is no run to go on with
+    # `last` goes first: after a kill in between, a folder without it isn't resumed by mistake.
+    for path in sorted(mine, key=lambda path: path.name != LAST):
         path.rename(target / path.name)
     return target
 
@@ -479,11 +490,11 @@ def _belongs(name: str) -> bool:
     return name in (LAST, BEST) or name.removeprefix(EPOCH).isdecimal() or journal
 
 
-# Ranking: which epochs' checkpoints are kept, and which is the best.
+# Which epochs' checkpoints are kept, and which is the best
 
 
 class Ranked(NamedTuple):
-    """An epoch and its monitored metric, None where it has none."""
+    """An epoch and its monitored metric, or None if it has none."""
 
     epoch: int
     score: float | None
@@ -491,11 +502,11 @@ class Ranked(NamedTuple):
 
 @final
 class Ranking:
-    """Ranks epochs by a metric; of equal ones the earlier is better.
+    """Ranks epochs by a metric. Of equal ones the earlier is better.
 
     Args:
-        monitor: the metric's name; without one nothing is best, and the newest epochs are kept.
-        mode: "max" where a larger value is better, else "min".
+        monitor: the metric's name. Without one nothing is best, and the newest epochs are kept.
+        mode: "max" if a larger value is better, else "min".
         top: how many epochs are kept; -1 for all.
 
     >>> ranking = Ranking("loss", "min", top=1)
@@ -517,16 +528,16 @@ class Ranking:
         self._kept: list[Ranked] = []
 
     def score(self, metrics: Mapping[str, Any]) -> float | None:
-        """Return the monitored one of `metrics`, None where it is missing or no number."""
+        """Return the monitored one of `metrics`, or None if it is missing or not a number."""
         value = None if self.monitor is None else metrics.get(self.monitor)
         return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
 
     def is_better(self, score: float | None) -> bool:
-        """Whether it beats the best so far."""
+        """Return True if `score` beats the best so far."""
         return score is not None and (self.best is None or self._worth(score) > self._worth(self.best))
 
     def add(self, epoch: int, score: float | None) -> list[int]:
-        """Take in an epoch and return those that are to go, perhaps itself; one added before is replaced."""
+        """Add or replace an epoch. Return the epochs to delete, perhaps itself."""
         if self.is_better(score):
             self.best = score
         epochs = [ranked for ranked in self._kept if ranked.epoch != epoch] + [Ranked(epoch, score)]
@@ -544,35 +555,35 @@ class Ranking:
         return -math.inf if score is None else self._sign * score
 
 
-# State: what the loop tells of itself, as plain data; for displays and callbacks.
+# How far a run is, as plain data
 
 
 Stage = Literal["fit", "validate", "test", "predict"]
-"""What the Trainer was asked to do."""
+"""The Trainer's method."""
 
 Phase = Literal["train", "val", "test", "predict"]
-"""What is under way; a fit has "train" and "val", which overlap."""
+"""The data in use. A fit has "train" and "val", which overlap."""
 
 Moment = Literal["batch", "validation", "epoch", "end"]
-"""Why a display is told: a batch has ended, a validation pass, an epoch, or all."""
+"""What has ended when the loop reports: a batch, a validation pass, an epoch, or everything."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What lies ahead, as known when it starts.
+    """What a run is about to do, as known at its start.
 
     Attributes:
-        stage: what the Trainer was asked to do.
-        agent: the agent's class.
-        epochs: how many there will be at most; None if only other limits end the run, and without training.
-        batches, samples: of one epoch of training, or of the pass; None where the loader has no length.
-        val_batches, val_samples: of one validation pass; None without validation, or where not known.
+        stage: the Trainer's method.
+        agent: the name of the agent's class.
+        epochs: epochs at most; None if only other limits end the run, and without training.
+        batches, samples: of one epoch of training, or of the pass; None if the loader has no length.
+        val_batches, val_samples: of one validation pass; None without validation, or if unknown.
         max_steps, max_time, max_cost: the limits: steps, seconds, dollars; None for none.
         monitor: the metric that the best checkpoint is chosen by, such as "val_loss".
-        mode: "max" where a larger value is better, else "min".
-        folder: where checkpoints go; None where none are kept.
-        resumed: the checkpoint that this goes on from, None for a start.
+        mode: "max" if a larger value is better, else "min".
+        folder: the folder of the checkpoints, or None if none are kept.
+        resumed: the place that the run continues from, or None for a start.
     """
 
     stage: Stage
@@ -594,21 +605,21 @@ class Plan:
 @final
 @dataclass(frozen=True, slots=True)
 class LoopState:
-    """How far the loop is.
+    """A report of the loop.
 
     Attributes:
-        phase: whose batch or pass this is about.
-        moment: why it is told.
+        phase: the phase that it is about.
+        moment: what has ended.
         epoch: the current one, from 1; 0 outside of training.
-        epochs: how many there will be at most, None if not known.
-        batch, batches: batches of this epoch or pass that have ended, of how many (None if not known).
+        epochs: epochs at most, or None if unknown.
+        batch, batches: batches of this epoch or pass that have ended, and their total (None if unknown).
         step: optimizer steps that have ended, over all epochs.
-        samples, total: samples of this epoch or pass that have ended, failed ones among them, of how many.
+        samples, total: samples of this epoch or pass that have ended, failed ones included, and their total.
         failed: those of them that failed.
         train: training metrics of the epoch so far, without prefix, such as "loss" and "accuracy".
-        val: metrics of the last validation pass (or of the pass under way in validate, test).
+        val: metrics of the last validation pass, or of the current pass in validate and test.
         best: the best value of the monitored metric so far.
-        seconds: of this call of the Trainer so far, by the monotonic clock.
+        seconds: since the Trainer's method was called, by the monotonic clock.
         started: that clock's reading (`time.monotonic()`) when the call began.
     """
 
@@ -629,22 +640,22 @@ class LoopState:
     best: float | None = None
 
 
-# Counters: how far a training is.
+# Counters
 
 
 @final
 @dataclass(slots=True)
 class Counters:
-    """How far a training is; what a checkpoint says of it.
+    """How far a training is. Checkpoints contain it.
 
     Attributes:
         epoch: epochs that have ended.
-        batch: batches of the epoch under way that were trained on.
+        batch: batches of the current epoch that were trained on.
         step: steps that have ended, over all epochs.
         samples: samples that were trained on.
         skipped: steps in a row that changed nothing because of an error.
-        validating: whether the parameters' validation was under way when the checkpoint was made.
-        scope: the address path that the training's launches start with, the same when it goes on.
+        validating: True if the parameters' validation was running when the checkpoint was made.
+        scope: the address path of the training's launches. A resumed training uses it again.
     """
 
     epoch: int = 0
@@ -660,10 +671,10 @@ class Counters:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
-        """Return the counters of a checkpoint; what an older one lacks is at its start.
+        """Return the counters of a checkpoint. A counter that an older file lacks starts at its default.
 
         Raises:
-            ValueError: for a value that is no counter's.
+            ValueError: for a value that a counter can't have.
         """
         known = {name: data[name] for name in cls.__slots__ if name in data}
         for name, value in known.items():

@@ -1,11 +1,19 @@
-"""Estimate: what a training will ask for, found by rehearsing one batch with made-up replies."""
+"""Estimate: what a training will ask for, found by rehearsing one batch with made-up replies.
+
+`rehearse` carries out one step and one validation batch. The clients answer with made-up replies and note each call:
+its purpose, its model, its tokens, and the sample it was for. `_items` extrapolates these calls to the whole training,
+whose size `_Workload` reads from the loaders and the Trainer's limits.
+
+The answers decide how much a training costs: feedback is written for wrong answers only. So an `Estimate` has two
+bounds, one for a training in which every answer is right and one in which every answer is wrong.
+"""
 
 from __future__ import annotations
 
 import io
 import math
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Sized
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -27,60 +35,34 @@ from afnio.runtime._settings import seed_source
 from afnio.runtime._spending import Price, cost
 from afnio.runtime._waiting import scope
 from afnio.runtime.events import Usage
-from afnio.trainer._feed import Fetched, length, limited, sample_count
+from afnio.trainer._feed import Fetched
+from afnio.trainer._loop import Schedule
 from afnio.trainer._options import TrainerOptions, batch_size, read, taken_apart
 from afnio.trainer._progress import clock, money
 from afnio.trainer._steps import StepEnd, call_step, settled, train_step
 from afnio.utils.data._dataloader import DataLoader
 
-MINUTE = 60.0
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class EstimateItem:
-    """The calls of one kind: for the same purpose, to the same model of the same account.
-
-    Attributes:
-        phase: train, or val.
-        low, high: calls of the whole training; low where every answer is right, high where every one is wrong.
-        prompt_tokens, output_tokens: of one call, on average.
-        price: None where nobody says.
-    """
-
-    phase: str
-    purpose: str
-    model: str
-    account: Account
-    low: int
-    high: int
-    prompt_tokens: float
-    output_tokens: float
-    price: Price | None
-
-    def usage(self, calls: int) -> Usage:
-        return Usage(round(calls * self.prompt_tokens), round(calls * self.output_tokens))
-
-    def cost(self, calls: int) -> Decimal | None:
-        """Dollars of so many of these calls; None where the price is unknown."""
-        return None if self.price is None else cost(self.price, self.usage(calls), max(calls, 1))
+_STEP: Final = "step"
+"""The stage and the purpose of an optimizer's own calls."""
+_QUORUM: Final = 1e-9
+"""The quorum of a rehearsal. Made-up replies may be useless to most samples."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a training asks for; nothing was called to find out. `str()` of it is a table.
+    """What a training asks for. Nothing was called to find out. `str()` of it is a table.
 
-    The low bound is that of a training in which every answer is right, so that nothing has to be made better;
-    the high one that in which every answer is wrong. Retries come on top, and the thoughts of models that
-    reason; a prompt that grows makes calls dearer. Tokens of prompts are counted by the clients
-    (`ChatClient.count_tokens`), those of replies are a guess from what is usual.
+    The low bound is for a training in which every answer is right, so that nothing is improved; the high one is for a
+    training in which every answer is wrong. Neither includes retries, the reasoning of models that reason, or prompts
+    that grow. Clients count the tokens of prompts (`ChatClient.count_tokens`); those of replies are typical lengths.
 
     Attributes:
-        steps: optimizer steps.
-        chain: calls that have to wait for each other, from the first step to the last one.
-        seconds_per_call: what the time is computed with.
-        note: what couldn't be rehearsed, and why.
+        items: the calls by phase, purpose and model.
+        epochs, steps: epochs, and optimizer steps over all of them.
+        chain: how many calls have to wait for each other, from the first step to the last one; low and high.
+        seconds_per_call: the seconds that a call is assumed to take.
+        note: what couldn't be rehearsed and why, or None.
     """
 
     items: Sequence[EstimateItem]
@@ -97,88 +79,82 @@ class Estimate:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """In and out together, low and high."""
-        low = sum(item.usage(item.low).total_tokens for item in self.items)
-        return low, sum(item.usage(item.high).total_tokens for item in self.items)
+        """Tokens in and out together, low and high."""
+        low, high = self._usage
+        return low.total_tokens, high.total_tokens
 
     @property
     def cost(self) -> tuple[Decimal, Decimal] | None:
-        """Dollars, low and high; None where the price of a model is unknown."""
-        low = [item.cost(item.low) for item in self.items]
-        high = [item.cost(item.high) for item in self.items]
-        known = [amount for amount in (*low, *high) if amount is not None]
-        if len(known) < len(low) + len(high):
+        """Dollars, low and high, or None if the price of a model is unknown."""
+        costs = [(item.cost(item.low), item.cost(item.high)) for item in self.items]
+        known = [(low, high) for low, high in costs if low is not None and high is not None]
+        if len(known) < len(costs):
             return None
-        return sum(known[: len(low)], Decimal(0)), sum(known[len(low) :], Decimal(0))
+        return sum((low for low, _ in known), Decimal(0)), sum((high for _, high in known), Decimal(0))
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Low and high: the calls that wait for each other, or what the accounts' limits let through."""
-        low, high = (
-            max(
-                length * self.seconds_per_call,
-                *(self._throttled(account, high=high) for account in self._accounts()),
-                0.0,
-            )
-            for length, high in zip(self.chain, (False, True), strict=True)
-        )
+        """Low and high: the time of the calls that wait for each other, or that of the slowest limit."""
+        low, high = [length * self.seconds_per_call for length in self.chain]
+        for account in {item.account for item in self.items}:
+            items = [item for item in self.items if item.account == account]
+            low = max(low, self._limited_seconds(account, [(item, item.low) for item in items]))
+            high = max(high, self._limited_seconds(account, [(item, item.high) for item in items]))
         return low, high
 
-    def _accounts(self) -> Iterable[Account]:
-        return dict.fromkeys(item.account for item in self.items)
-
-    def _throttled(self, account: Account, *, high: bool) -> float:
-        """Return the seconds that an account's calls take because of its limits."""
-        limits = given_limits(account)
+    def _limited_seconds(self, account: Account, calls: Sequence[tuple[EstimateItem, int]]) -> float:
+        """Return the seconds that calls of an account take because of its limits."""
+        limits, number = given_limits(account), sum(number for _, number in calls)
+        seconds = 0.0
         if limits is None:
-            return 0.0
-        calls = tokens = 0
-        for item in self.items:
-            if item.account == account:
-                number = item.high if high else item.low
-                calls += number
-                tokens += item.usage(number).total_tokens
-        times = [0.0]
+            return seconds
         if limits.max_in_flight is not None:
-            times.append(math.ceil(calls / limits.max_in_flight) * self.seconds_per_call)
+            seconds = math.ceil(number / limits.max_in_flight) * self.seconds_per_call
         if limits.requests_per_minute is not None:
-            times.append(calls / limits.requests_per_minute * MINUTE)
+            seconds = max(seconds, 60 * number / limits.requests_per_minute)
         if limits.tokens_per_minute is not None:
-            times.append(tokens / limits.tokens_per_minute * MINUTE)
-        return max(times)
+            tokens = sum(item.usage(number).total_tokens for item, number in calls)
+            seconds = max(seconds, 60 * tokens / limits.tokens_per_minute)
+        return seconds
+
+    @property
+    def _usage(self) -> tuple[Usage, Usage]:
+        low = sum((item.usage(item.low) for item in self.items), Usage())
+        return low, sum((item.usage(item.high) for item in self.items), Usage())
 
     def table(self) -> Table:
-        """Return the numbers as a table of rich's."""
+        """Return the numbers as a rich table."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for name in ("phase", "model"):
             table.add_column(name, overflow="fold")
         for name in ("calls", "tokens in", "tokens out", "cost"):
             table.add_column(name, justify="right", overflow="fold")
-        for item in self.items:
-            low, high = item.usage(item.low), item.usage(item.high)
-            table.add_row(
-                f"{item.phase} {item.purpose}",
-                item.model,
-                _span(item.low, item.high),
-                _span(low.prompt_tokens, high.prompt_tokens),
-                _span(low.completion_tokens, high.completion_tokens),
-                _dollars(item.cost(item.low), item.cost(item.high)),
-            )
-        total = self.cost
-        low, high = (sum((item.usage(n) for item, n in self._numbers(end)), Usage()) for end in (0, 1))
-        table.add_row(
-            "all",
-            "",
-            _span(*self.calls),
-            _span(low.prompt_tokens, high.prompt_tokens),
-            _span(low.completion_tokens, high.completion_tokens),
-            "unknown" if total is None else _dollars(*total),
-            style="bold",
-        )
-        return table
 
-    def _numbers(self, end: int) -> list[tuple[EstimateItem, int]]:
-        return [(item, (item.low, item.high)[end]) for item in self.items]
+        def add(
+            phase: str, model: str, calls: tuple[int, int], usage: tuple[Usage, Usage],
+            dollars: tuple[Decimal | None, Decimal | None], style: str = "",
+        ) -> None:  # fmt: skip
+            low, high = usage
+            tokens_in, tokens_out = (
+                (low.prompt_tokens, high.prompt_tokens),
+                (low.completion_tokens, high.completion_tokens),
+            )
+            table.add_row(
+                phase,
+                model,
+                _span(*calls),
+                _span(*tokens_in),
+                _span(*tokens_out),
+                _dollars(*dollars),
+                style=style,
+            )
+
+        for item in self.items:
+            usage = item.usage(item.low), item.usage(item.high)
+            dollars = item.cost(item.low), item.cost(item.high)
+            add(f"{item.phase} {item.purpose}", item.model, (item.low, item.high), usage, dollars)
+        add("all", "", self.calls, self._usage, self.cost or (None, None), "bold")
+        return table
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -189,10 +165,40 @@ class Estimate:
         lines = [
             *(line.rstrip() for line in text.getvalue().splitlines()),
             f"{epochs}, {self.steps:,} steps, {time} at {self.seconds_per_call:g} s a call.",
-            "Low: every answer is right. High: every answer is wrong. Retries and thoughts come on top.",
-            *([] if self.note is None else [self.note]),
+            "Low: every answer is right. High: every answer is wrong. Retries and reasoning come on top.",
         ]
-        return "\n".join(lines)
+        return "\n".join(lines if self.note is None else [*lines, self.note])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EstimateItem:
+    """The calls for the same purpose to the same model of the same account.
+
+    Attributes:
+        phase: "train" or "val".
+        low, high: calls of the whole training, if every answer is right and if every one is wrong.
+        prompt_tokens, output_tokens: of one call, on average.
+        price: None if it is unknown.
+    """
+
+    phase: str
+    purpose: str
+    model: str
+    account: Account
+    low: int
+    high: int
+    prompt_tokens: float
+    output_tokens: float
+    price: Price | None
+
+    def usage(self, calls: int) -> Usage:
+        """Return the tokens of `calls` of these calls."""
+        return Usage(round(calls * self.prompt_tokens), round(calls * self.output_tokens))
+
+    def cost(self, calls: int) -> Decimal | None:
+        """Return the dollars of `calls` of these calls, or None if the price is unknown."""
+        return None if self.price is None else cost(self.price, self.usage(calls), max(calls, 1))
 
 
 def _span(low: int, high: int) -> str:
@@ -205,34 +211,7 @@ def _dollars(low: Decimal | None, high: Decimal | None) -> str:
     return money(low) if low == high else f"{money(low)} to {money(high)}"
 
 
-# Rehearse: one batch of a training without a call, and what the whole training comes to by it.
-
-
-STEP: Final = "step"
-FEW: Final = 1e-9
-"""The quorum of a rehearsal: made-up replies may be no use to many samples."""
-
-
-class _Staged:
-    """An optimizer whose step's calls can be told from those of the samples: evaluations of its own, say."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.clear_grad = optimizer.clear_grad
-        self._step = optimizer.step
-
-    def step(self) -> Any:
-        token = stage.set(STEP)
-        try:
-            return self._step()
-        finally:
-            stage.reset(token)
-
-
-class _Kind(NamedTuple):
-    phase: str
-    purpose: str
-    model: str
-    account: Account
+# The rehearsal
 
 
 async def rehearse(
@@ -243,26 +222,32 @@ async def rehearse(
     val: Any,
     seconds_per_call: float,
 ) -> Estimate:
-    """Return what a training comes to, by the calls of one batch and of one validation batch.
+    """Return what a training asks for, from the calls of one training batch and one validation batch.
 
-    The steps of `agent` are carried out, with made-up replies; the parameters are afterwards as before.
+    The steps of `agent` run with made-up replies. Its parameters have their values and feedback back afterwards.
 
     Args:
         configure: makes the agent's optimizers.
-        train, val: the loaders, None without validation.
+        train, val: the loaders; `val` is None without validation.
+
+    Raises:
+        TypeError: for a loader that can be iterated over only once.
+        ValueError: for a loader without a length, if no option limits it, and for an empty one.
     """
-    work = Workload.of(options, train, val)
-    # In a thread, as a dataset may read files.
-    batch = await anyio.to_thread.run_sync(first_batch, train)
-    val_batch = await anyio.to_thread.run_sync(first_batch, val) if work.val_passes else None
+    work = _Workload.of(options, train, val)
+    # Load in a thread: a dataset may read files.
+    batch = await anyio.to_thread.run_sync(_first_batch, train)
+    val_batch = await anyio.to_thread.run_sync(_first_batch, val) if work.val_samples else None
     notes: list[str] = []
-    async with _as_before(agent):
+    async with _restored(agent):
+        # Draw no seeds from the user's generators: the training would differ from one without an estimate.
         with seed_source.override(lambda: 0):
             calls, size = await _train(agent, configure(agent), batch, notes)
-    val_calls, val_size = await _validation(agent, val_batch, notes) if work.val_passes else ([], 1)
-    if any(call.stage == STEP and _is_repair(call) for call in calls):
+    val_calls, val_size = await _validate(agent, val_batch, notes) if work.val_samples else ([], 1)
+    own = {call.purpose for call in calls if call.stage == _STEP}
+    if any(_is_repair(purpose) for purpose in own):
         notes.append("The optimizer refused made-up values; calls that weigh a value are not counted.")
-    if any(call.stage == STEP and call.purpose not in (STEP, "reduce") for call in calls):
+    if any(not _is_repair(purpose) and purpose not in (_STEP, "reduce") for purpose in own):
         notes.append("Made-up values are all alike: weighing real ones may take more calls.")
     items = [
         *await _items("train", calls, size, work.samples, work.steps),
@@ -275,8 +260,8 @@ async def rehearse(
 
 
 @asynccontextmanager
-async def _as_before(agent: Module) -> AsyncIterator[None]:
-    """Have the parameters hold their values and feedback after the block as before it."""
+async def _restored(agent: Module) -> AsyncIterator[None]:
+    """Restore the parameters' values and feedback after the block."""
     await settled(agent)
     before = [(p, p.own_slots, list(p.pending_gradients)) for p in agent.parameters()]
     try:
@@ -284,7 +269,7 @@ async def _as_before(agent: Module) -> AsyncIterator[None]:
     finally:
         await settled(agent)
         for parameter, slots, segments in before:
-            if not parameter.batch:  # no optimizer takes a batch
+            if not parameter.batch:  # optimizers don't accept batches, so a batch hasn't changed
                 parameter.advance(slots[0])
             parameter.clear_grad()
             parameter.pending_gradients.extend(segments)
@@ -293,23 +278,25 @@ async def _as_before(agent: Module) -> AsyncIterator[None]:
 async def _train(
     agent: Module, optimizers: Sequence[Optimizer], batch: Any, notes: list[str]
 ) -> tuple[list[Rehearsed], int]:
+    """Return the calls of one step, and the samples of its batch."""
     size = max(1, batch_size(batch))
     object.__setattr__(agent, "_optimizers", list(optimizers))
     try:
-        with rehearsing() as found, tolerate(FEW):
+        with rehearsing() as found, tolerate(_QUORUM):
             async with scope("estimate", rooted=True):
                 staged: Any = [_Staged(one) for one in optimizers]
                 await train_step(agent, staged, [Fetched(0, batch, size, None)], StepEnd(), "the step")
-    except Exception as error:  # whatever a step makes of made-up replies
+    except Exception as error:  # a user's step may fail in any way on made-up replies
         notes.append(_note("training_step", error))
     finally:
         agent.__dict__.pop("_optimizers", None)
     return found.calls, size
 
 
-async def _validation(agent: Module, batch: Any, notes: list[str]) -> tuple[list[Rehearsed], int]:
+async def _validate(agent: Module, batch: Any, notes: list[str]) -> tuple[list[Rehearsed], int]:
+    """Return the calls of one validation batch, and its samples."""
     size = max(1, batch_size(batch))
-    with rehearsing() as found, tolerate(FEW), mode(False), no_grad():
+    with rehearsing() as found, tolerate(_QUORUM), mode(False), no_grad():
         try:
             async with scope("estimate val", rooted=True):
                 output, logged = await call_step(agent.validation_step, batch, 0)
@@ -319,159 +306,125 @@ async def _validation(agent: Module, batch: Any, notes: list[str]) -> tuple[list
     return found.calls, size
 
 
+class _Staged:
+    """An optimizer that marks the calls of its step. Its evaluations would else count as the samples' calls."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.clear_grad = optimizer.clear_grad
+        self._step = optimizer.step
+
+    def step(self) -> Any:
+        token = stage.set(_STEP)
+        try:
+            return self._step()
+        finally:
+            stage.reset(token)
+
+
 def _note(step: str, error: Exception) -> str:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     text = " ".join(str(error).split())
     return (
-        f"{step} could not be rehearsed to its end, as made-up replies are no use to it "
+        f"{step} could not be rehearsed to its end, because made-up replies are no use to it "
         f"({type(error).__name__}: {text[:120]}); calls after that point are not counted."
     )
+
+
+# From the calls of a batch to those of a training
 
 
 async def _items(
     phase: str, calls: Sequence[Rehearsed], size: int, samples: int, steps: int
 ) -> list[EstimateItem]:
-    """Return the kinds of calls, counted up from `size` rehearsed samples."""
-    kinds: dict[_Kind, list[Rehearsed]] = defaultdict(list)
+    """Group calls by purpose and model, and extrapolate from `size` rehearsed samples to `samples` and `steps`."""
+    kinds: dict[tuple[str, str, Account], list[Rehearsed]] = defaultdict(list)
     for call in calls:
-        if not _is_repair(call):  # made-up replies need more of these than real ones
-            kinds[_Kind(phase, _label(call), call.model, call.account)].append(call)
+        if not _is_repair(call.purpose):  # made-up replies need more repairs than real ones
+            own = call.stage == _STEP != call.purpose
+            kinds[f"{_STEP} {call.purpose}" if own else call.purpose, call.model, call.account].append(call)
     items = []
-    for kind, of_kind in kinds.items():
-        low, high = _calls(of_kind, size, samples, steps)
-        prompt = sum(call.prompt_tokens for call in of_kind) / len(of_kind)
-        output = sum(call.output_tokens for call in of_kind) / len(of_kind)
-        # In a thread, as the first question reads a file or imports a package.
-        price = await anyio.to_thread.run_sync(price_of, kind.model, kind.account.url)
-        items.append(EstimateItem(*kind, low, high, prompt, output, price))
+    for (purpose, model, account), group in kinds.items():
+        # A right answer gets no feedback, so it makes no backward calls; a step without feedback makes none at all.
+        if group[0].stage == _STEP:
+            low, high = 0, steps * len(group)
+        elif group[0].purpose == "backward":
+            # Count the calls of the sample with the most: some made-up answers may be right by chance.
+            low, high = 0, samples * _longest(group)
+        else:
+            low = high = math.ceil(samples * len(group) / size)
+        prompt = sum(call.prompt_tokens for call in group) / len(group)
+        output = sum(call.output_tokens for call in group) / len(group)
+        # Look up in a thread: the first look-up reads a file or imports a package.
+        price = await anyio.to_thread.run_sync(price_of, model, account.url)
+        items.append(EstimateItem(phase, purpose, model, account, low, high, prompt, output, price))
     return items
 
 
-def _is_repair(call: Rehearsed) -> bool:
-    return call.purpose.endswith("repair")
-
-
-def _label(call: Rehearsed) -> str:
-    return f"{STEP} {call.purpose}" if call.stage == STEP != call.purpose else call.purpose
-
-
-def _calls(calls: Sequence[Rehearsed], size: int, samples: int, steps: int) -> tuple[int, int]:
-    """Return the calls of the whole training, low and high.
-
-    A sample that is answered rightly has no feedback, so it makes none of the calls backward, and a step
-    without feedback none at all.
-    """
-    if calls[0].stage == STEP:
-        return 0, steps * len(calls)
-    if calls[0].purpose == "backward":
-        # A made-up reply may be right by chance: that of the others says how many a wrong one makes.
-        return 0, samples * max(_by_lane(calls).values())
-    number = math.ceil(samples * len(calls) / size)
-    return number, number
-
-
 def _chain(calls: Sequence[Rehearsed]) -> tuple[int, int, int]:
-    """Return how many calls wait for each other in a batch: forward, backward, in the step.
+    """Return how many calls of a batch wait for each other: forward, backward, and in the step.
 
-    Those of one sample are taken to wait for each other, and those of a step if their purposes differ.
+    Calls of one sample are assumed to wait for each other, and those of a step if their purposes differ.
     """
-    real = [call for call in calls if not _is_repair(call)]
-    batch = [call for call in real if call.stage != STEP]
-    forward = [call for call in batch if call.purpose != "backward"]
-    backward = [call for call in batch if call.purpose == "backward"]
-    step = {call.purpose for call in real if call.stage == STEP}
-    return _longest(forward), _longest(backward), len(step)
+    real = [call for call in calls if not _is_repair(call.purpose)]
+    samples = [call for call in real if call.stage != _STEP]
+    return (
+        _longest([call for call in samples if call.purpose != "backward"]),
+        _longest([call for call in samples if call.purpose == "backward"]),
+        len({call.purpose for call in real if call.stage == _STEP}),
+    )
 
 
 def _longest(calls: Sequence[Rehearsed]) -> int:
-    return max(_by_lane(calls).values(), default=0)
+    """Return the most calls that one sample made."""
+    return max(Counter(call.lane for call in calls).values(), default=0)
 
 
-def _by_lane(calls: Sequence[Rehearsed]) -> dict[int | None, int]:
-    lanes: dict[int | None, int] = defaultdict(int)
-    for call in calls:
-        lanes[call.lane] += 1
-    return lanes
+def _is_repair(purpose: str) -> bool:
+    return purpose.endswith("repair")
 
 
-# Workload: how much a training has to do, as far as its loaders and limits say.
-
-
-class Workload(NamedTuple):
-    """What there is to do.
-
-    Attributes:
-        samples: that are trained on, over all epochs.
-        val_samples: that are validated on, over all passes.
-    """
+class _Workload(NamedTuple):
+    """How much a training has to do: samples and steps over all epochs, samples over all validation passes."""
 
     epochs: int
-    samples: int
     steps: int
+    samples: int
     val_samples: int
-    val_passes: int
 
     @classmethod
-    def of(cls, options: TrainerOptions, train: Any, val: Any) -> Workload:
-        """Return what a fit has to do; without a limit of epochs or steps, in one epoch.
-
-        Raises:
-            ValueError: for a loader that doesn't say how much it holds.
-        """
-        batches, samples = _extent("train", options, train)
+    def of(cls, options: TrainerOptions, train: Any, val: Any) -> _Workload:
+        """Return what a fit has to do; one epoch, if neither epochs nor steps are limited."""
+        schedule = Schedule(options, train, val)
+        batches, val_batches = schedule.batches, schedule.val_batches
+        if batches is None or (val is not None and val_batches is None):
+            phase = "train" if batches is None else "val"
+            raise ValueError(
+                f"the {phase} loader must have a length (it has no __len__); add one, or limit_{phase}_batches=…"
+            )
         steps = math.ceil(batches / options.accumulate_grad_batches)
-        epochs, total = options.epochs, options.max_steps
+        epochs, most = options.epochs, options.max_steps
         if epochs is None:
-            epochs = 1 if total is None else math.ceil(total / max(steps, 1))
-        whole = epochs * steps
-        taken = whole if total is None else min(total, whole)
+            epochs = 1 if most is None else math.ceil(most / max(steps, 1))
+        taken = epochs * steps if most is None else min(most, epochs * steps)
         epochs = min(epochs, math.ceil(taken / max(steps, 1)))
-        trained = math.ceil(samples * taken / max(steps, 1))
-        if val is None:
-            return cls(epochs, trained, taken, 0, 0)
-        _, val_samples = _extent("val", options, val)
-        passes = epochs * _passes(options.val_check_interval, batches) if val_samples else 0
-        return cls(epochs, trained, taken, passes * val_samples, passes)
+        samples = batches if schedule.samples is None else schedule.samples
+        val_samples = (val_batches or 0) if schedule.val_samples is None else schedule.val_samples
+        passes = epochs * max(1, math.ceil(batches / (schedule.interval or batches or 1)))
+        return cls(epochs, taken, math.ceil(samples * taken / max(steps, 1)), passes * val_samples)
 
 
-def _extent(phase: str, options: TrainerOptions, loader: Any) -> tuple[int, int]:
-    """Return the batches and samples of one go through a loader."""
-    name = f"limit_{phase}_batches"
-    batches = limited(length(loader), options.limit(phase), name)
-    if batches is None:
-        raise ValueError(
-            f"the {phase} loader doesn't say how many batches it has; give it a __len__, or {name}=…"
-        )
-    samples = sample_count(loader, batches)
-    return batches, batches if samples is None else samples
-
-
-def _passes(interval: float, batches: int) -> int:
-    """Return the validation passes of an epoch: one at its end, and those within it."""
-    if isinstance(interval, float):
-        if interval == 1.0:
-            return 1
-        interval = max(1, math.floor(batches * interval))
-    return max(1, math.ceil(batches / interval))
-
-
-def first_batch(loader: Any) -> Any:
-    """Return a batch as the loader would give it, and leave the loader as it is.
-
-    Raises:
-        TypeError: for an iterator, of which what is looked at would be gone.
-        ValueError: for a loader without a batch.
-    """
+def _first_batch(loader: Any) -> Any:
+    """Return a batch as the loader would give it, and leave the loader as it was."""
     if isinstance(loader, Iterator):
         raise TypeError(
-            f"an estimate looks at one batch, which {type(loader).__name__} can give only once; pass a loader "
-            "that can be iterated again, such as a DataLoader"
+            f"an estimate needs a loader that can be iterated over twice (got {type(loader).__name__}); pass one, such "
+            "as a DataLoader"
         )
     if isinstance(loader, DataLoader):
         dataset: Any = loader.dataset
         if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__") and len(dataset):
-            # From all over it: what comes first may be short or long.
+            # Take samples from the whole dataset: the first ones may be unusually short or long.
             size = min(loader.batch_size or 1, len(dataset))
             return loader.collate_fn([dataset[number * len(dataset) // size] for number in range(size)])
     state = loader.state_dict() if hasattr(loader, "state_dict") else None
@@ -479,4 +432,6 @@ def first_batch(loader: Any) -> Any:
         if state is not None:
             loader.load_state_dict(state)
         return batch
-    raise ValueError("the loader gave no batch; an estimate needs one to look at")
+    raise ValueError(
+        "an estimate needs a batch to look at (the loader gave none); pass a loader that isn't empty"
+    )

@@ -1,4 +1,11 @@
-"""Feed: the batches of a loader, loaded in a worker thread, one ahead of the training."""
+"""Feed: the batches of a loader, loaded in a worker thread, one ahead of the training.
+
+Loading one batch ahead hides slow files behind the step. It also means that the loader is further than the training.
+Each batch therefore carries the loader's state after it (`Fetched.state`). Checkpoints and `Feed.close` use that one.
+
+A loader may be a DataLoader, any iterable that can be iterated over once for each epoch, or one with `state_dict` and
+`load_state_dict`. A resumed training restores the state if there is one, else it skips the batches that were done.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +34,8 @@ class Fetched:
 
     Attributes:
         number: of the batch in its epoch, from 0; at the end, how many there were.
-        batch: the batch, `NO_BATCH` at the end of an epoch.
-        state: the loader's state after it, for a checkpoint; None where the loader has none.
+        batch: the batch, or `NO_BATCH` at the end of an epoch.
+        state: the loader's state after it, for a checkpoint; None if the loader has none.
     """
 
     number: int
@@ -38,19 +45,19 @@ class Fetched:
 
 
 def loader_state(loader: Any) -> dict[str, Any] | None:
-    """Return the state of a loader that has one; settles seeds that were not given."""
+    """Return the loader's state, or None. Asking for it fixes seeds that were not given."""
     state = getattr(loader, "state_dict", None)
     return dict(state()) if callable(state) else None
 
 
 def caught_up(loader: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return a state that was taken when a batch was loaded, with what the loader has learned since, as scores."""
+    """Return `state`, taken when a batch was loaded, with what the loader has learned since, such as scores."""
     since = getattr(loader, "since", None)
     return dict(since(state)) if state is not None and callable(since) else state
 
 
 def length(loader: Any) -> int | None:
-    """Return how many batches a loader gives, None where it doesn't say."""
+    """Return how many batches a loader gives, or None if it has no length."""
     try:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # a sampler without a length
@@ -58,7 +65,7 @@ def length(loader: Any) -> int | None:
 
 
 def sample_count(loader: Any, batches: int | None) -> int | None:
-    """Return how many samples so many batches of a loader have, None where it doesn't say."""
+    """Return how many samples `batches` batches of a loader have, or None if that is unknown."""
     total, per_batch = length(loader), getattr(loader, "batch_size", None)
     samples = getattr(loader, "sampler", None)
     if batches is None or not isinstance(per_batch, int) or not isinstance(samples, Sized):
@@ -88,15 +95,15 @@ def limited(total: int | None, limit: Share | None, name: str) -> int | None:
 
 @final
 class Feed:
-    """The batches of all epochs of a training, with the end of each; the next one loads meanwhile.
+    """The batches of all epochs of a training, with the end of each epoch. The next batch loads in the background.
 
     Args:
         loader: a DataLoader, or anything that can be iterated once for each epoch.
         limit: batches of an epoch at most.
-        start: the number of the first batch, where an epoch is taken up again.
-        skip: how many batches come before it that the loader would give again.
+        start: the number of the first batch, if an epoch is resumed.
+        skip: batches before it that the loader would give again.
         state: the loader's state at the start.
-        more: whether there is another epoch after the one that is ending.
+        more: returns True if another epoch may follow the one that is ending.
     """
 
     def __init__(
@@ -122,14 +129,14 @@ class Feed:
         self._state = state
 
     async def peek(self) -> Fetched | None:
-        """Return what `take` will give; None for the end of the epoch."""
+        """Return the batch that `take` will return, or None at the end of the epoch."""
         if self._next is None:
             pull, self._ahead = self._ahead or self._pull(), None
             self._next = await pull.result()
         return None if self._next.batch is NO_BATCH else self._next
 
     async def take(self) -> Fetched:
-        """Return the next batch, or the end of the epoch; and start to load what comes then."""
+        """Return the next batch, or the end of the epoch, and start to load the one after it."""
         await self.peek()
         fetched, self._next = self._next, None
         assert fetched is not None
@@ -139,7 +146,7 @@ class Feed:
         return fetched
 
     async def close(self) -> None:
-        """Stop, and have the loader stand where the training stands, not one batch ahead."""
+        """Stop, and move the loader back to where the training is, from one batch ahead."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             await ahead.wait()
@@ -164,10 +171,10 @@ class Feed:
 
 
 def restore(loader: Any, state: Mapping[str, Any] | None, batch: int, limit: int | None = None) -> int:
-    """Have a loader go on from a checkpoint; return how many batches it has to be made to pass over.
+    """Restore a loader from a checkpoint. Return how many batches must still be skipped.
 
     Args:
-        state: what the checkpoint says of it.
+        state: its state in the checkpoint, or None.
         batch: how many batches of the epoch were trained on.
         limit: batches of an epoch at most.
     """
@@ -176,21 +183,22 @@ def restore(loader: Any, state: Mapping[str, Any] | None, batch: int, limit: int
         return batch
     load({name: value for name, value in state.items() if name != "drained"})
     if not state.get("drained", True) or _is_left_early(loader, batch, limit):
-        # Beginning the epoch again leaves it behind, and the next one starts afresh. An iterator just goes on.
+        # Start the abandoned epoch and leave it, so that the next epoch starts from its beginning. An iterator has no
+        # epochs: it continues.
         items = iter(loader)
         if items is not loader and not isinstance(loader, DataLoader):
-            next(items, None)  # a generator begins with its first item
+            next(items, None)  # a generator doesn't run before its first item is asked for
     return 0
 
 
 def _is_left_early(loader: Any, batch: int, limit: int | None) -> bool:
-    """Whether a limit ends the epoch after so many batches, and the loader has more."""
+    """Return True if the limit has ended the epoch, and the loader has more batches."""
     total = length(loader)
     return limit is not None and 0 < limit <= batch and (total is None or limit < total)
 
 
 async def batches(items: Iterator[tuple[int, Any]]) -> AsyncIterator[tuple[int, Any]]:
-    """Yield one pass's batches with their numbers, each loaded in a worker thread."""
+    """Yield a pass's batches with their numbers. Each is loaded in a worker thread."""
     while True:
         item = await anyio.to_thread.run_sync(next, items, None, abandon_on_cancel=True)
         if item is None:
@@ -202,16 +210,16 @@ async def batches(items: Iterator[tuple[int, Any]]) -> AsyncIterator[tuple[int, 
 class Pass:
     """The batches of one pass, up to a limit, with their numbers.
 
-    A loader that the limit doesn't shorten is read to its own end, so that it knows of it. One that gives nothing
-    is asked again: it may have been restored at an epoch's end, and the rest of that epoch is empty.
+    A loader with fewer batches than the limit is read to its end, so that it starts a new epoch next. A loader that
+    gives nothing is iterated over again: if it was restored at an epoch's end, the rest of that epoch is empty.
 
     Args:
-        start: the number of the first batch, where a pass is taken up again.
-        skip: how many batches come before it that the loader would give again.
+        start: the number of the first batch, if a pass is resumed.
+        skip: batches before it that the loader would give again.
 
     Attributes:
-        end: how many batches there were, those before `start` among them; known at the end.
-        drained: whether the loader itself has ended the pass.
+        end: how many batches there were, those before `start` included; known at the end.
+        drained: True if the loader itself ended the pass, not the limit.
 
     >>> one = Pass("abc", 2)
     >>> list(one), one.drained
@@ -275,7 +283,7 @@ class _Pull:
         return self._fetched
 
 
-# Generators: the process's random generators, as plain data, so that a run goes on with them as they were.
+# The process's random generators, as plain data for checkpoints
 
 
 def seed_all(seed: int) -> None:
@@ -305,7 +313,7 @@ def generators_state() -> dict[str, Any]:
 
 
 def restore_generators(state: Mapping[str, Any]) -> None:
-    """Have the generators stand where `generators_state` found them."""
+    """Restore the state that `generators_state` returned."""
     if "python" in state:
         version, words, gauss = state["python"]
         random.setstate((version, tuple(array("I", bytes.fromhex(words))), gauss))

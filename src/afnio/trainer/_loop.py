@@ -1,8 +1,13 @@
 """Fit loop: epochs of steps, with validation and checkpoints beside them.
 
-What happens, and in which order it is recorded, depends on counts alone, never on how long anything takes:
-the result of a validation pass is taken in after the step that follows it, and stands in the history where
-the pass began.
+`FitLoop` drives a training. `FitState` is where the training is: agent, optimizers, loaders, counters, history. A
+checkpoint is a copy of it, and `FitLoop.restore` continues from one. `Schedule` decides when to validate and when to
+end. `Session` holds the journal, the budget, the quorum and the seeds around everything that a Trainer does, and
+`RunLog` writes to the run of `te.init`.
+
+A validation pass runs beside the step that follows it, so that the training doesn't wait. Even so, the order of events
+depends on counts alone, never on timing. The result of a pass is recorded after that next step, and it is inserted into
+the history where the pass began. Otherwise a training that is killed and resumed would end with another history.
 """
 
 from __future__ import annotations
@@ -62,12 +67,12 @@ if TYPE_CHECKING:
 
 
 MAX_SKIPPED: Final = 3
-"""Steps in a row that may fail: by then it is not some samples' bad luck."""
+"""Steps in a row whose failure ends the training. So many failures aren't some samples' fault."""
 
 
 @final
 class FitLoop:
-    """One training, from its start or from a checkpoint; `run` it once."""
+    """One training, from its start or from a checkpoint. Call `run` once."""
 
     def __init__(
         self,
@@ -102,12 +107,12 @@ class FitLoop:
     # Starting
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Stand where `checkpoint` was made."""
+        """Continue from `checkpoint` in `run`."""
         self._skip = self._state.restore(checkpoint, self.schedule.batches)
         self._resumed = True
 
     async def run(self, tasks: TaskGroup) -> None:
-        """Train until a limit is reached or somebody asks for the end; then all that began is recorded."""
+        """Train until a limit is reached or the end is requested, then record everything that began."""
         self._started, self._clock = anyio.current_time(), time.monotonic()
         state = self._state
         state.settle_loaders()
@@ -187,7 +192,7 @@ class FitLoop:
         self._tell_training("batch")
 
     def _ends_training(self, error: Exception) -> bool:
-        """Whether a step's error is an end that was asked for: then the step never was; else raise what is fatal."""
+        """Return True if the error ends the training without a failure; the step is undone then. Raise a fatal one."""
         budget, stop, journal = (
             found(error, BudgetExceeded),
             found(error, StopTraining),
@@ -203,7 +208,7 @@ class FitLoop:
         return True
 
     def _skipped(self, error: Exception, number: int) -> str:
-        """Return why a step was cut short; raise if it is nothing to go on after, or has happened too often."""
+        """Return why a step was cut short. Raise if the next one can't do better, or after too many in a row."""
         counters = self._state.counters
         counters.skipped += 1
         if not is_passing(error) or counters.skipped >= MAX_SKIPPED:
@@ -227,7 +232,7 @@ class FitLoop:
             await self._save(epoch=state.counters.epoch)
 
     async def _validate(self, tasks: TaskGroup) -> None:
-        """Begin a pass with the parameters as they are; the training goes on meanwhile."""
+        """Start a pass with the current parameters. The training continues beside it."""
         await self._save(validating=True)
         assert self._boundary is not None
         place = len(self._trainer.history)
@@ -244,14 +249,14 @@ class FitLoop:
             await self._save()
 
     async def _join(self) -> None:
-        """Wait for the validation pass under way, if any, and take its result in."""
+        """Wait for the validation pass in flight, if any, and record its result."""
         validation = self._validation
         if validation is None:
             return
         await validation.done.wait()
         self._validation = None
         if validation.outcome is None:
-            # Going on from here repeats it, and the step since, which the journal has.
+            # Resuming from here repeats the pass and the step since then. The journal has that step's replies.
             self._stop = str(validation.budget)
             self._state.go_back(validation.checkpoint)
             self._unvalidated = self._boundary = validation.checkpoint
@@ -259,7 +264,7 @@ class FitLoop:
         outcome, state, error = validation.outcome, self._state, validation.error
         if error is not None:
             if self._end() is not None and is_outage(error):
-                raise error  # no step is left to find out that the server is down; going on repeats the pass
+                raise error  # no later step would report that the server is down; resuming repeats the pass
             logging.getLogger("afnio").warning(
                 "validation after step %d was cut short: %s", validation.step, reason(error)
             )
@@ -277,11 +282,11 @@ class FitLoop:
     # Ends
 
     def _may_have_more_epochs(self) -> bool:
-        """Whether the first batch of another epoch is worth loading ahead."""
+        """Return True if the first batch of another epoch is worth loading ahead."""
         return self._stop is None and self.schedule.may_have_more_epochs(self._state.counters)
 
     def _end(self) -> str | None:
-        """Return why the training ends here, None if it goes on."""
+        """Return why the training ends here, or None if it continues."""
         if self._stop is not None:
             return self._stop
         seconds = anyio.current_time() - self._started
@@ -293,7 +298,7 @@ class FitLoop:
         if self._checkpoints is not None:
             await self._checkpoints.save(self._boundary, epoch=epoch)
 
-    # Telling
+    # Callbacks and the display
 
     async def _call(self, hook: str, *args: Any) -> None:
         with stopping(self._trainer):
@@ -330,20 +335,20 @@ class FitLoop:
         )  # fmt: skip
 
 
-# Fit state: where a training stands, in the agent, the loaders and the history; checkpoints hold it.
+# Where a training is
 
 
 @final
 class FitState:
-    """Where a training stands; what the Trainer shows of it (history, metrics, counts) is kept in step.
+    """Where a training is. Keeps the Trainer's history, metrics and counts in step.
 
     Args:
-        path: the address path that the training's launches start with, if no checkpoint says another.
+        path: the address path that the training's launches start with, unless a checkpoint has another.
 
     Attributes:
-        epoch: what the epoch under way came to so far.
-        val: what the last validation pass came to.
-        train_loader, val_loader: the states of the loaders that belong to it; None where they have none.
+        epoch: the outcome of the current epoch so far.
+        val: the outcome of the last validation pass.
+        train_loader, val_loader: the states of the loaders, or None if they have none.
     """
 
     def __init__(
@@ -369,7 +374,7 @@ class FitState:
     # Checkpoints
 
     def checkpoint(self, *, validating: bool = False) -> Checkpoint:
-        """Return what is needed to stand here again."""
+        """Return a copy of this state."""
         trainer = self._trainer
         return Checkpoint(
             agent=self._agent.state_dict(),
@@ -384,7 +389,7 @@ class FitState:
         )
 
     def restore(self, checkpoint: Checkpoint, limit: int | None) -> int:
-        """Stand where `checkpoint` was made; return how many batches the training loader has to pass over.
+        """Restore `checkpoint`. Return how many batches of the training loader must be skipped.
 
         Args:
             limit: batches of an epoch at most.
@@ -418,7 +423,7 @@ class FitState:
         return skip
 
     def go_back(self, checkpoint: Checkpoint) -> None:
-        """Undo what came after `checkpoint`, which this training made."""
+        """Undo everything since `checkpoint`, one that this training made."""
         self._load(checkpoint, Counters.of({**checkpoint.counters, "validating": False}))
 
     def _load(self, checkpoint: Checkpoint, counters: Counters) -> None:
@@ -440,7 +445,7 @@ class FitState:
                 self._note_best(self.val)
 
     def settle_loaders(self) -> None:
-        """Take the loaders' states, unless a checkpoint gave them; settles seeds before anything runs."""
+        """Store the loaders' states, unless a checkpoint had them. This fixes their seeds before anything runs."""
         if self.train_loader is None:
             self.train_loader = loader_state(self._train_loader)
         if self._val_loader is not None and self.val_loader is None:
@@ -449,15 +454,15 @@ class FitState:
     # What has ended
 
     def count_step(self, group: Sequence[Fetched], end: StepEnd, number: int, skipped: str | None) -> None:
-        """Take in a step.
+        """Record a step.
 
         Args:
-            skipped: why it was cut short, None if it wasn't.
+            skipped: why it was cut short, or None.
         """
         counters, outcome = self.counters, combined(end.outcomes)
         if skipped is None:
             counters.skipped = 0
-        elif len(end.outcomes) < len(group):  # what wasn't scored failed
+        elif len(end.outcomes) < len(group):  # batches without a score have failed
             rest = sum(fetched.size for fetched in group[len(end.outcomes) :])
             outcome += Outcome(samples=rest, failed=rest)
         counters.step = number
@@ -469,7 +474,7 @@ class FitState:
         self._record({**entry, **({} if skipped is None else {"error": skipped}), **outcome.to_json()})
 
     def count_epoch(self, ended: Fetched) -> None:
-        """Take in the end of an epoch; `epoch` is left as it came to."""
+        """Record the end of an epoch. `epoch` keeps its outcome."""
         counters = self.counters
         counters.epoch += 1
         counters.batch = 0
@@ -478,7 +483,7 @@ class FitState:
         self._record({**entry, **self.epoch.to_json()})
 
     def count_validation(self, validation: ValidationPass, outcome: Outcome) -> dict[str, float]:
-        """Take in a validation pass; return its metrics."""
+        """Record a validation pass and return its metrics."""
         trainer, state = self._trainer, loader_state(self._val_loader)
         self.val_loader = None if state is None else {**state, "drained": validation.drained}
         entry = {"kind": "val", "epoch": validation.epoch, "step": validation.step}
@@ -518,7 +523,7 @@ def _check_value(name: str, own: Any, given: Any) -> None:
 
 @contextmanager
 def _named(owner: str) -> Iterator[None]:
-    """Have an error in the block say whose state it was."""
+    """Turn an error in the block into a `CheckpointError` that names the owner of the state."""
     try:
         yield
     except Exception as error:
@@ -533,17 +538,18 @@ def _prefixed(prefix: str, flat: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}_{name}": value for name, value in flat.items()}
 
 
-# Schedule: when a fit validates and when it ends, by its options, its loaders and counts.
+# When a fit validates and when it ends
 
 
 @final
 class Schedule:
-    """When a fit validates and when it ends.
+    """When a fit validates and when it ends, from its options, its loaders and counts.
 
     Attributes:
-        batches, samples: of an epoch; None where the loader doesn't say.
-        val_batches, val_samples: of a validation pass; None without one too.
-        validates: whether there is anything to validate on.
+        batches, samples: of an epoch; None if the loader has no length.
+        val_batches, val_samples: of a validation pass; None if unknown, and without validation.
+        validates: True if there is anything to validate on.
+        interval: batches between two validations within an epoch; None to validate only at its end.
     """
 
     def __init__(self, options: TrainerOptions, train_loader: Any, val_loader: Any) -> None:
@@ -555,10 +561,10 @@ class Schedule:
             self.val_batches = limited(length(val_loader), options.limit("val"), "limit_val_batches")
         self.val_samples = sample_count(val_loader, self.val_batches)
         self.validates = val_loader is not None and self.val_batches != 0
-        self._interval = None if val_loader is None else self._validation_interval()
+        self.interval = None if val_loader is None else self._validation_interval()
 
     def _validation_interval(self) -> int | None:
-        """Return after how many batches of an epoch validation is due within it."""
+        """Return the batches between two validations within an epoch, or None."""
         interval = self._options.val_check_interval
         if not isinstance(interval, float):
             return interval
@@ -572,25 +578,25 @@ class Schedule:
         return max(1, math.floor(self.batches * interval))
 
     def is_validation_due(self, counters: Counters, batches: int) -> bool:
-        """Whether validation is due within the epoch, after a step on so many batches."""
-        if self._interval is None or not self.validates:
+        """Return True if validation is due within the epoch, after a step on `batches` batches."""
+        if self.interval is None or not self.validates:
             return False
-        return counters.batch // self._interval > (counters.batch - batches) // self._interval
+        return counters.batch // self.interval > (counters.batch - batches) // self.interval
 
     def may_have_more_epochs(self, counters: Counters) -> bool:
-        """Whether another epoch may follow the one that is ending."""
+        """Return True if another epoch may follow the one that is ending."""
         epochs, steps = self._options.epochs, self._options.max_steps
         if epochs is not None and counters.epoch + 1 >= epochs:
             return False
         return steps is None or counters.step < steps
 
     def end(self, counters: Counters, seconds: float, spent: Decimal, asked: str | None) -> str | None:
-        """Return why the training ends here, None if it goes on.
+        """Return why the training ends here, or None if it continues.
 
         Args:
             seconds: since it started.
             spent: dollars, as far as they are known.
-            asked: why somebody has asked for the end, None if nobody has.
+            asked: why a callback or the program requested the end, or None.
         """
         options = self._options
         if options.epochs is not None and counters.epoch >= options.epochs:
@@ -605,12 +611,12 @@ class Schedule:
         return None if early else asked
 
 
-# Session: what holds around everything that a Trainer does: journal, budget, quorum, seeds, and an address.
+# What holds around everything that a Trainer does
 
 
 @final
 class Session:
-    """What a Trainer's calls have in common: their budget, and the journal that a fit began."""
+    """The budget of all of a Trainer's calls, and the journal beside the checkpoints of its fit."""
 
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
@@ -621,17 +627,18 @@ class Session:
 
     @property
     def ledger(self) -> Ledger:
-        """What was spent; what the journals say was spent before counts."""
+        """What was spent, including what the journals recorded before."""
         return self._spending.ledger
 
     @asynccontextmanager
     async def entered(self, name: str, folder: Path | None, resumed: Checkpoint | None) -> AsyncIterator[str]:
-        """Hold in the block what the options say; gives the address path of what is launched there.
+        """Apply the options in the block. Yields the address path of the calls that are launched there.
 
         Args:
-            name: of what is done; the path's last element.
-            folder: where a fit keeps its checkpoints, and so its journal; later passes use the journal too.
-            resumed: the checkpoint that a fit goes on from, whose path it takes: the journal knows its calls by it.
+            name: of the method, the path's last element.
+            folder: the folder of a fit's checkpoints and journal, or None. Later passes use the same journal.
+            resumed: the checkpoint that a fit continues from, or None. The fit takes over its path, because the journal
+                finds the calls by it.
         """
         options = self._options
         async with AsyncExitStack() as stack:
@@ -658,8 +665,8 @@ class Session:
     async def _open(self, stack: AsyncExitStack, path: Path) -> None:
         opened = await stack.enter_async_context(journal(path))
         assert opened is not None
-        # Once: what it holds later was spent by this Trainer, which has counted it. And now, not with the first
-        # call: a training that goes on may be over already.
+        # Charge earlier spending once: this Trainer counts its own. Do it now, not with the first call: a resumed
+        # training may have nothing left to do.
         before = Ledger()
         if path not in self._journals:
             before = await anyio.to_thread.run_sync(earlier_ledger, opened)
@@ -672,18 +679,21 @@ def _drawing(seed: int) -> Callable[[], int]:
     return lambda: random.Random(f"{seed}/{next(numbers)}").getrandbits(63)
 
 
-# Run log: what the Trainer records in the active run of `te.init`, if there is one.
+# The run of `te.init`
 
 
 @final
 class RunLog:
-    """Logs entries of the history: steps at their number, epochs and validation at the epoch's."""
+    """Logs entries of the history in the active run, if there is one.
+
+    Steps are logged at their number, epochs and validation passes at the epoch's.
+    """
 
     def __init__(self) -> None:
         self._logged: WeakKeyDictionary[Run, int] = WeakKeyDictionary()
 
     def entry(self, entry: Mapping[str, Any], cost: float | None = None) -> None:
-        """Log one entry; `cost` in dollars so far, None where it isn't known."""
+        """Log one entry. `cost` is in dollars so far, or None if unknown."""
         run = active_run()
         if run is None:
             return
@@ -698,19 +708,19 @@ class RunLog:
         self._logged[run] = self._logged.get(run, 0) + 1
 
     def monitor(self, metric: str, mode: str) -> None:
-        """Record which metric says how well the training goes; readers show it first, with its best value."""
+        """Record the monitored metric. Readers of the run show it first, with its best value."""
         run = active_run()
         if run is not None:
             run.record(MONITOR, {"metric": metric, "mode": mode, "unit": "epoch"})
 
     def history(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Log what a checkpoint brought along, unless this run has it: a continued one begins empty."""
+        """Log the history of a checkpoint, except for entries that this run has: a continued run begins empty."""
         run = active_run()
         for entry in entries[0 if run is None else self._logged.get(run, 0) :]:
             self.entry(entry)
 
     def result(self, prefix: str, outcome: Outcome, cost: float | None) -> None:
-        """Log what a pass of its own found."""
+        """Log the outcome of `validate` or `test`."""
         run = active_run()
         if run is not None:
             found = {**outcome.flat(), **outcome.values}
@@ -720,7 +730,7 @@ class RunLog:
 
 
 def active_run() -> Run | None:
-    """Return the run that takes metrics here, None if there is none."""
+    """Return the run that is active and running, or None."""
     try:
         run = get_active_run()
     except ValueError:

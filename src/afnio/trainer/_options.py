@@ -1,4 +1,11 @@
-"""Options: what a Trainer was told, checked."""
+"""Options and outcomes: what a Trainer was asked to do, and what its steps gave.
+
+From the top: the Trainer's arguments with their checks; `Metric` and `Outcome`, sums over samples; `StepOutput`, which
+takes apart what a user's step returned; and the quorum, how many samples of a step or a pass may fail.
+
+Metrics are kept as sums, not as means of batches. Batches of 33, 33 and 2 samples would else count the two samples as a
+third of everything, and a failed sample would count as a wrong one.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +36,13 @@ from afnio.tellurio._compare import wilson
 Share: TypeAlias = int | float
 """A number of batches, or a fraction of them, 1.0 for all."""
 DEFAULT_EPOCHS: Final = 10
-"""Epochs of a fit that no limit ends otherwise."""
+"""Epochs of a fit without any limit."""
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerOptions:
-    """The arguments of a Trainer; see there."""
+    """The arguments of a Trainer, described there."""
 
     max_epochs: int | None
     min_epochs: int | None
@@ -62,7 +69,7 @@ class TrainerOptions:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs at most; None where only steps, time or money end the training."""
+        """Epochs at most, or None if only steps, time or money end the training."""
         if self.fast_dev_run:
             return 1
         others = (self.max_steps, self.max_time, self.max_cost)
@@ -81,7 +88,7 @@ class TrainerOptions:
 
 
 def checked(options: TrainerOptions) -> TrainerOptions:
-    """Return `options`, or raise for a value that can't work, at the line that gives it."""
+    """Return `options`. Raise in the constructor for a value that can't work, not hours later in a fit."""
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches"):
         _check_count(name, getattr(options, name), 1)
     for name in ("min_epochs", "min_steps"):
@@ -111,7 +118,7 @@ def checked(options: TrainerOptions) -> TrainerOptions:
 
 
 def seconds_of(max_time: Any) -> float | None:
-    """Return a time limit in seconds: of a number, a timedelta, a dict of its arguments, or "DD:HH:MM:SS".
+    """Return a time limit in seconds, given as a number, a timedelta, a dict of its arguments, or "DD:HH:MM:SS".
 
     >>> seconds_of("00:01:30:00"), seconds_of({"minutes": 2}), seconds_of(5)
     (5400.0, 120.0, 5.0)
@@ -150,7 +157,7 @@ def _check_share(name: str, value: Any, least: int) -> None:
         )
 
 
-# Metric: sums over samples, so that a mean over batches is the mean over their samples.
+# Metrics, as sums over samples
 
 
 @final
@@ -160,8 +167,8 @@ class Metric:
 
     Attributes:
         total: the sum over the samples.
-        samples: how many; failed and missing ones are not among them.
-        binary: whether each sample's value is known and 0 or 1, so that the mean is a proportion.
+        samples: how many have a value; failed and missing ones don't.
+        binary: True if each sample's value is known and 0 or 1, so that the mean is a proportion.
 
     >>> (Metric.of([1, 0, None, 1]) + Metric.of([True])).mean
     0.75
@@ -173,13 +180,13 @@ class Metric:
 
     @classmethod
     def of(cls, values: Iterable[Any]) -> Metric:
-        """Return the metric of samples' values; None is left out."""
+        """Return the metric of samples' values. None is left out."""
         present = [value for value in values if value is not None]
         return cls(sum(present), len(present), all(value in (0, 1) for value in present))
 
     @property
     def mean(self) -> float | None:
-        """The mean per sample, None without any."""
+        """The mean per sample, or None without samples."""
         return self.total / self.samples if self.samples else None
 
     @property
@@ -194,14 +201,14 @@ class Metric:
 @final
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a batch gave, or several together.
+    """The metrics and counts of a batch, or of several batches together.
 
     Attributes:
         metrics: by name; "loss" is the score.
-        values: what can't be averaged, by name; of several batches the last.
-        samples: how many there were, failed ones among them.
+        values: results that can't be averaged, by name; of several batches the last one's.
+        samples: how many there were, failed ones included.
         failed: how many failed. They count in no metric.
-        skipped: batches that gave nothing.
+        skipped: batches for which the step returned None.
     """
 
     metrics: Mapping[str, Metric] = field(default_factory=dict)
@@ -259,24 +266,24 @@ class Outcome:
 
 
 def combined(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return several outcomes as one, added in their order, as sums of floats depend on it."""
+    """Return the sum of several outcomes, added in order: a sum of floats depends on it."""
     return sum(outcomes, Outcome())
 
 
-# Step output: how what a step returned and logged is read.
+# Reading what a step returned and logged
 
 
 @final
 @dataclass(slots=True)
 class StepOutput:
-    """What a step returned, taken apart; nothing has been waited for.
+    """The parts of what a step returned. Their values may still be pending.
 
     Attributes:
         loss: a Variable or a number; None if the batch was skipped.
-        explanation: what sends feedback; None outside of training.
-        extras: further metrics, what the step logged among them.
-        errors: of the samples that failed; `read` puts them there.
-        lost: why the whole batch failed, None if it didn't.
+        explanation: the Variable that sends feedback; None outside of training.
+        extras: further metrics, those that the step logged included.
+        errors: of the samples that failed, filled in by `read`.
+        lost: the error with which the whole batch failed, or None.
     """
 
     loss: Any = None
@@ -291,7 +298,7 @@ def taken_apart(returned: Any, logged: Mapping[str, Any], step: str) -> StepOutp
     """Return the parts of what a step returned.
 
     Raises:
-        TypeError: for something that a step can't return.
+        TypeError, ValueError: for something that a step can't return.
     """
     if returned is None:
         return StepOutput(extras=dict(logged), skipped=True)
@@ -325,7 +332,7 @@ async def read(output: StepOutput, size: int) -> Outcome:
 
     Raises:
         BatchError: if too many samples failed.
-        BudgetExceeded, JournalError: if it ended samples; they are no failures of these.
+        BudgetExceeded, JournalError: if one of these ended samples. The samples have not failed then.
     """
     metrics: dict[str, Metric] = {}
     values: dict[str, Any] = {}
@@ -356,12 +363,12 @@ def is_number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a number as a Python number; a NumPy scalar would not fit into a checkpoint."""
+    """Return a number as a Python number, because a NumPy scalar can't be written to a checkpoint."""
     return value.item() if hasattr(value, "item") else value
 
 
 def batch_size(batch: Any) -> int:
-    """Return the samples of a batch: of the first Variable or list in it; 1 for anything else.
+    """Return how many samples a batch has: the length of the first Variable or list in it, else 1.
 
     >>> batch_size((Variable(["a", "b"]), [1, 2])), batch_size("a text")
     (2, 1)
@@ -376,7 +383,7 @@ def batch_size(batch: Any) -> int:
 
 
 async def _samples(given: Any) -> tuple[Sequence[Any] | None, Mapping[int, BaseException]]:
-    """Return a value for each sample and the errors of failed ones; None for what isn't one of a batch."""
+    """Return a value for each sample and the errors of failed ones; None if the value isn't a batch."""
     if not isinstance(given, Variable):
         return (list(given), {}) if isinstance(given, list) else (None, {})
     if isinstance(given, Score):
@@ -401,7 +408,7 @@ async def _value(given: Any) -> Any:
 
 
 async def _metric(given: Any, weight: int) -> tuple[Metric | None, Any]:
-    """Return a metric, or what can't be averaged."""
+    """Return a metric and None, or None and a value that can't be averaged."""
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Variable):
         given = given[0]  # another loss
     samples, _ = await _samples(given)
@@ -414,7 +421,7 @@ async def _metric(given: Any, weight: int) -> tuple[Metric | None, Any]:
 
 
 def _shown(value: Any) -> Any:
-    """Return what can't be averaged as a file can hold it; what JSON doesn't know as its text."""
+    """Return a value that JSON can hold: itself, or its `repr`."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
@@ -427,57 +434,24 @@ def _raise_fatal(errors: Mapping[int, BaseException]) -> None:
             raise error
 
 
-# Accuracy: a count of right answers, and how far the truth may lie from it.
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Right answers among those given.
-
-    Attributes:
-        failed: samples without a usable answer; a failure is not a wrong answer, so they are not in `total`.
-
-    >>> str(Accuracy(25, 68))
-    '25/68'
-    """
-
-    correct: int
-    total: int
-    failed: int = 0
-
-    @property
-    def share(self) -> float | None:
-        return self.correct / self.total if self.total else None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.correct, self.total)
-
-    def __add__(self, other: Accuracy) -> Accuracy:
-        return Accuracy(self.correct + other.correct, self.total + other.total, self.failed + other.failed)
-
-    def __str__(self) -> str:
-        return f"{self.correct}/{self.total}"
-
-
-# Quorum: how many samples of a step or a pass may fail, and what is said of more.
+# The quorum: how many samples of a step or a pass may fail
 
 
 E = TypeVar("E", bound=BaseException)
 
 FEEDBACK: Final = 0.5
-"""The quorum of a backward pass is at most this: feedback says where to go, and half of it says that too."""
+"""The highest quorum of a backward pass. Feedback gives a direction, and half of it gives the same one."""
 _ANY: Final = 1e-9
 _SHOWN: Final = 3
 
 
 def lenient(quorum: float | None) -> float:
-    """Return the quorum of a single node, where the samples of a whole step or pass are counted at its end."""
+    """Return the quorum of a single node. The samples of the whole step or pass are counted at its end."""
     return 1.0 if quorum is None else _ANY
 
 
 def may_fail(samples: int, quorum: float) -> int:
-    """Return how many of so many samples may fail; below a quorum of 1 it is at least one of several.
+    """Return how many of `samples` may fail. Below a quorum of 1, one of several always may.
 
     >>> may_fail(100, 0.9), may_fail(4, 0.9), may_fail(1, 0.9), may_fail(4, 1.0)
     (10, 1, 0, 0)
@@ -489,7 +463,7 @@ def may_fail(samples: int, quorum: float) -> int:
 
 
 def check_quorum(outcome: Outcome, quorum: float | None, errors: Sequence[BaseException], name: str) -> None:
-    """Raise a `BatchError` if more samples failed than may; `name` is of the step or pass."""
+    """Raise a `BatchError` if more samples failed than `quorum` allows. `name` is that of the step or pass."""
     allowed = may_fail(outcome.samples, 1.0 if quorum is None else quorum)
     if outcome.failed <= allowed:
         return
@@ -505,12 +479,12 @@ def check_quorum(outcome: Outcome, quorum: float | None, errors: Sequence[BaseEx
 
 
 def errors_of(error: BatchError) -> list[BaseException]:
-    """Return the error of each sample, equal ones too; the distinct ones if samples have none of their own."""
+    """Return the error of each failed sample, or the group's errors if they don't belong to samples."""
     return [*(error.errors.values() or error.exceptions)]
 
 
 def causes(errors: Sequence[BaseException]) -> str:
-    """Return the errors' texts, equal ones once with their number.
+    """Return the errors' texts; equal ones appear once, with their count.
 
     >>> causes([ValueError("no"), ValueError("no"), KeyError("a")])
     "2 x ValueError: no; KeyError: 'a'"
@@ -525,7 +499,7 @@ def causes(errors: Sequence[BaseException]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line why a step or a pass was cut short."""
+    """Return why a step or a pass was cut short, in one line."""
     if not isinstance(error, BaseExceptionGroup):
         return str(error) or type(error).__name__
     why = causes(error.exceptions)
@@ -533,14 +507,14 @@ def reason(error: BaseException) -> str:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the next step may do better: samples failed, a reply can't be used, a provider was away."""
+    """Return True if the next step may succeed: samples failed, a reply was unusable, a provider was away."""
     if type(error) is ExceptionGroup:
         return all(is_passing(each) for each in error.exceptions)
     return isinstance(error, BatchError | ReplyError | TransientModelError)
 
 
 def raise_fatal(error: BatchError) -> None:
-    """Raise the error of a budget or a journal in it, which is no failure of a sample."""
+    """Raise the error of a budget or a journal in `error`: it ends the training and isn't a sample's failure."""
     for kind in (BudgetExceeded, JournalError):
         fatal = found(error, kind)
         if fatal is not None:

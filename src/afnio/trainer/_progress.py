@@ -1,8 +1,23 @@
-"""Progress: what a run shows of itself while it goes on, in a terminal, a notebook or a log."""
+"""Progress: how far a run of the Trainer is, in a terminal, a notebook or a log.
+
+The loop calls `start`, `update` after each batch, epoch and validation pass, `message` for a line that stays, and
+`stop`. A `Progress` adds the calls to that, counted from the engine's events, and the dollars of the budget that
+applies. `Snapshot` is all of it at one moment, as text: the same text is redrawn at the bottom of a terminal, replaced
+in the output of a notebook's cell, and written as one line of a log.
+
+Three rules hold:
+
+* A display never ends a run. A terminal, pipe or kernel that is gone ends the display only.
+* A display costs next to nothing. It reads a few counters a few times a second, on its own thread, however many calls
+  there are. (`python -m benchmarks trainer` holds it, with checkpoints and tracking, to 5 % of the wall time.)
+* Unknown figures are called unknown. A model without a price doesn't cost $0, and a loader without a length has no
+  time left.
+
+The Trainer's key for the score is "loss", as in Lightning. People read "score" here: a larger one may be better.
+"""
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import math
 import os
@@ -11,14 +26,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from html import escape
 from typing import Any, Final, Protocol, final
 
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
@@ -35,575 +51,442 @@ from afnio.runtime.events import (
 )
 from afnio.trainer._checkpoints import LoopState, Phase, Plan
 
+_PHASES: Final[tuple[Phase, ...]] = ("train", "val", "test", "predict")
+_FIRST: Final[dict[str, Phase]] = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 
-class Progress(Protocol):
-    """What the loop tells a display. No method raises because of the display."""
+
+@final
+class Progress:
+    """The display of one run of the Trainer. No method raises because of the display.
+
+    Args:
+        enable: False shows nothing; messages are logged then, because they say what went wrong.
+
+    >>> Progress(enable=False).start(Plan("fit", "Agent"))
+    """
+
+    def __init__(self, enable: bool = True) -> None:
+        self._enabled = enable
+        self._lock = threading.Lock()  # the loop updates, and a display's thread reads
+        self._subscription = ExitStack()
+        self._screen: _Screen | None = None
 
     def start(self, plan: Plan) -> None:
-        """Begin; in the task that trains, as the calls that it launches from here on are counted."""
+        """Begin. Call this in the task that trains: the calls that it launches from here on are counted."""
+        if not self._enabled:
+            return
+        self._plan, self._calls, self._started = plan, _CallCounts(), time.monotonic()
+        self._states: dict[Phase, LoopState] = {}
+        self._newest: LoopState | None = None
+        self._unvalidated: LoopState | None = None  # the end of an epoch whose validation hasn't ended
+        self._samples, self._steps = _Rate(), _Rate()
+        if plan.resumed is None:  # a resumed run has done samples and steps before it started
+            self._samples.update(0.0, 0)
+            self._steps.update(0.0, 0)
+        self._budget = _shown_budget(current_budgets(), given=plan.max_cost is not None)
+        self._subscription.enter_context(subscribed(self._calls))
+        self._screen = _fitting_screen()
+        self._screen.open(self._beginning(), self.snapshot)
 
     def update(self, state: LoopState) -> None:
-        """Take in how far the loop is."""
+        """Show how far the loop is."""
+        if self._screen is None:
+            return
+        with self._lock:
+            self._take(state)
+            ended = self._ended_epoch(state)
+        if ended:
+            self._screen.line(ended)
 
     def message(self, text: str) -> None:
         """Show a line that stays."""
-
-    def stop(self) -> None:
-        """End, whatever has happened; the last word on calls and cost stays. More than once does no harm."""
-
-
-class Screen(Protocol):
-    """What draws a board: in a terminal, a notebook or a log."""
-
-    def open(self, board: Board) -> None: ...
-
-    def update(self, state: LoopState) -> None: ...
-
-    def line(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def make_progress(enable: bool = True) -> Progress:
-    """Return the display that fits where the program runs; it is chosen when it starts.
-
-    HTML that is updated in place in a notebook; live lines in a terminal; elsewhere (a pipe, a file, CI), and
-    where something else is live in the terminal already, plain lines with the time.
-
-    Args:
-        enable: False for none.
-
-    >>> make_progress(False).start(Plan("fit", "Agent"))
-    """
-    return Display() if enable else Quiet()
-
-
-@final
-class Quiet:
-    """Shows nothing of the progress; messages, which say what went wrong, are logged."""
-
-    def start(self, plan: Plan) -> None:
-        pass
-
-    def update(self, state: LoopState) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        logging.getLogger("afnio").warning("%s", text)
-
-    def stop(self) -> None:
-        pass
-
-
-@final
-class Display:
-    """Counts calls and has a screen show them.
-
-    Args:
-        screen: by default the one that fits where the program runs.
-    """
-
-    def __init__(self, screen: Screen | None = None) -> None:
-        self._given = screen
-        self._screen: Screen | None = None
-        self._context = ExitStack()
-
-    def start(self, plan: Plan) -> None:
-        traffic = Traffic()
-        self._context.enter_context(_counting(traffic))
-        self._screen = self._given or fitting_screen()
-        self._screen.open(Board(plan, traffic))
-
-    def update(self, state: LoopState) -> None:
-        if self._screen is not None:
-            self._screen.update(state)
-
-    def message(self, text: str) -> None:
         if self._screen is None:
-            Quiet().message(text)
+            logging.getLogger("afnio").warning("%s", text)
         else:
-            self._screen.line(text)
+            self._screen.line([text])
 
     def stop(self) -> None:
+        """End the display, with a last line on calls and cost. Safe to call twice."""
         screen, self._screen = self._screen, None
-        self._context.close()
+        with suppress(
+            ValueError
+        ):  # another context than `start` was called in: there is nothing to undo here
+            self._subscription.close()
         if screen is not None:
             screen.close()
+            if self._unvalidated is not None:
+                screen.line(self._epoch_line(self._unvalidated, None))
+            screen.line(self._ending())
 
-
-def fitting_screen() -> Screen:
-    """Return the screen that fits where the program runs."""
-    if notebook() is not None:
-        return NotebookScreen()
-    if is_live_terminal(sys.stderr):
-        return TerminalScreen()
-
-    return PlainScreen()
-
-
-def notebook() -> Any:
-    """Return the shell of the notebook kernel that this is, or None."""
-    ipython = sys.modules.get("IPython")
-    shell: Any = None if ipython is None else ipython.get_ipython()
-    return shell if hasattr(shell, "kernel") else None
-
-
-_PLAIN_TERMINALS: Final = ("", "dumb", "unknown")
-
-
-def is_live_terminal(stream: Any) -> bool:
-    """Whether lines on `stream` can be redrawn, and nobody else does that already."""
-    from rich.file_proxy import FileProxy
-
-    if isinstance(stream, FileProxy) or isinstance(sys.stdout, FileProxy) or os.environ.get("CI"):
-        return False
-    try:
-        live: bool = stream.isatty()
-        return live and os.environ.get("TERM", "") not in _PLAIN_TERMINALS
-    except (AttributeError, ValueError):  # none, or closed
-        return False
-
-
-@contextmanager
-def _counting(traffic: Traffic) -> Iterator[None]:
-    """Count the calls that are launched here, until the end."""
-    # A display that is stopped in another context than it was started in has nothing to undo there.
-    with suppress(ValueError), subscribed(traffic):
-        yield
-
-
-# Board: what a display of a run shows, as texts without a layout.
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ProgressRow:
-    """One phase: how many of its samples have ended, of how many (None if not known), and facts about it."""
-
-    name: str
-    done: int
-    total: int | None
-    facts: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> str:
-        return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """All that is to be seen at one moment."""
-
-    title: list[str]
-    rows: list[ProgressRow]
-    calls: list[str]
-    trouble: str | None
-
-
-@final
-class Board:
-    """Puts together what the loop tells, what the calls do and what they cost.
-
-    Cost and its ceiling are those of the innermost budget that holds where the board is made.
-    """
-
-    def __init__(self, plan: Plan, traffic: Traffic) -> None:
-        self.plan = plan
-        self.traffic = traffic
-        self._started = time.monotonic()
-        self._states: dict[Phase, LoopState] = {}
-        self._newest: LoopState | None = None
-        self._epoch: LoopState | None = None
-        """An epoch that has ended and waits for its validation."""
-        self._samples: dict[Phase, Pace] = {}
-        self._work, self._steps = Pace(), Pace()
-        if plan.resumed is None:
-            self._work.read(0.0, 0)
-            self._steps.read(0.0, 0)
-        self._budget = _governing(current_budgets(), given=plan.max_cost is not None)
-        self._lock = threading.Lock()
-
-    def take(self, state: LoopState) -> None:
-        """Take in how far the loop is."""
-        with self._lock:  # as frames are made on a display's own thread
-            self._take(state)
-
-    def frame(self) -> Frame:
-        """Return what is to be seen now."""
+    def snapshot(self) -> Snapshot:
+        """Return what to show now. Safe to call from any thread."""
         with self._lock:
-            # Who reads expects "val" below "train", whichever was told first.
-            order: list[Phase] = ["train", "val", "test", "predict"]
-            states = [self._states[phase] for phase in order if phase in self._states]
-            rows = [self._row(state) for state in states] or [
-                ProgressRow(self._first(), 0, self.plan.samples)
-            ]
-            return Frame(self._title(), rows, self.calls(), self.traffic.trouble)
+            rows = [self._row(self._states[phase]) for phase in _PHASES if phase in self._states]
+            if not rows:
+                rows = [_Row(_FIRST[self._plan.stage], 0, self._plan.samples)]
+            return Snapshot(self._title(), rows, self._call_facts(), self._calls.trouble, self._seconds)
+
+    # The loop's reports
 
     def _take(self, state: LoopState) -> None:
-        # By this clock, whichever the loop's is.
         self._started = time.monotonic() - state.seconds
-        before = self._states.get(state.phase)
-        self._newest = state
+        before, self._newest = self._states.get(state.phase), state
         if state.moment in ("validation", "end") and before is not None:
-            # Told between two epochs: only what is new in it, the counts are those of the pass that has ended.
+            # A report between two epochs: its counts are the next epoch's, and only the metrics are new.
             val = state.val if state.phase == "val" else before.val
             self._states[state.phase] = replace(before, val=val, best=state.best)
             return
         self._states[state.phase] = state
-        if state.phase not in self._samples:
-            self._samples[state.phase] = Pace()
-            if self.plan.resumed is None and state.phase != "val":
-                self._samples[state.phase].read(0.0, 0)
-        self._samples[state.phase].read(state.seconds, _position(state, state.total))
-        self._work.read(state.seconds, self._done())
-        self._steps.read(state.seconds, state.step)
+        self._samples.update(state.seconds, self._done())
+        self._steps.update(state.seconds, state.step)
 
-    def calls(self) -> list[str]:
-        """Return what the calls do and cost."""
-        traffic = self.traffic
-        runtime = current_runtime()
-        wire = on_wire(runtime)
-        waiting = max(0, runtime.calls_open - wire)
-        facts = [f"{traffic.calls:,} calls"]
-        facts += [
-            f"{count:,} {name}"
-            for name, count in (
-                ("from the journal", traffic.replayed),
-                ("in flight", wire),
-                ("waiting", waiting),
-                ("retried", traffic.retried),
-                ("failed", traffic.failed),
-            )
-            if count
+    def _ended_epoch(self, state: LoopState) -> list[str]:
+        """Return the line on an epoch that has ended with this report, validation included."""
+        if self._plan.stage != "fit":
+            return []
+        if state.moment == "epoch":
+            self._unvalidated = state
+            return [] if self._plan.val_batches else self._epoch_line(state, None)
+        epoch, val = self._unvalidated, self._states.get("val")
+        if (
+            state.moment == "validation"
+            and val is not None
+            and epoch is not None
+            and epoch.epoch == val.epoch
+        ):
+            return self._epoch_line(state, val)
+        return self._epoch_line(epoch, None) if state.moment == "end" and epoch is not None else []
+
+    def _done(self) -> int:
+        """Return the samples of all epochs and passes, those before a resumption included."""
+        states = self._states.values()
+        return sum(max(0, state.epoch - 1) * (state.total or 0) + state.samples for state in states)
+
+    def _total(self) -> int | None:
+        plan = self._plan
+        if plan.stage != "fit" or plan.samples is None:
+            return plan.samples
+        return None if plan.epochs is None else plan.epochs * (plan.samples + (plan.val_samples or 0))
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _left(self) -> float | None:
+        """Return the seconds until the first limit is reached, or None if no rate or limit is known."""
+        plan, newest, ends = self._plan, self._newest, []
+        if newest is not None:
+            total, since = self._total(), self._seconds - newest.seconds
+            if total is not None and self._samples.rate:
+                ends.append((total - self._done()) / self._samples.rate - since)
+            if plan.max_steps is not None and self._steps.rate:
+                ends.append((plan.max_steps - newest.step) / self._steps.rate - since)
+        if plan.max_time is not None:
+            ends.append(plan.max_time - self._seconds)
+        return max(0.0, min(ends)) if ends else None
+
+    # Text
+
+    def _title(self) -> list[str]:
+        plan, newest, train, left = self._plan, self._newest, self._states.get("train"), self._left()
+        facts = [plan.agent, plan.stage]
+        if train is not None:
+            facts = [plan.agent, f"epoch {_of(train.epoch, train.epochs)}"]
+            facts.append(f"step {_of(train.step, plan.max_steps)}")
+        facts.append(clock(self._seconds) + ("" if left is None else f", {clock(left)} left"))
+        if self._samples.rate:
+            facts.append(f"{self._samples.rate:,.1f} samples/s")
+        if newest is not None and newest.best is not None and plan.monitor:
+            phase, _, name = plan.monitor.partition("_")
+            facts.append(f"best {phase} {_read_as(name)} {number(newest.best)}".replace("  ", " "))
+        return facts
+
+    def _row(self, state: LoopState) -> _Row:
+        facts = _metrics(state.train if state.phase == "train" else state.val)
+        facts += [f"{state.failed:,} failed"] if state.failed else []
+        return _Row(state.phase, state.samples, state.total, facts)
+
+    def _epoch_line(self, now: LoopState, val: LoopState | None) -> list[str]:
+        train, self._unvalidated = self._unvalidated, None
+        assert train is not None
+        failed = train.failed + (0 if val is None else val.failed)
+        return [
+            f"epoch {_of(train.epoch, train.epochs)}",
+            *(f"train {fact}" for fact in _metrics(train.train)),
+            *(f"val {fact}" for fact in ([] if val is None else _metrics(val.val))),
+            *([f"{failed:,} samples failed"] if failed else []),
+            f"time {clock(now.seconds)}",
+            f"cost {self._cost()}",
         ]
-        return [*facts, f"{short(traffic.tokens)} tokens", f"cost {self.cost()}"]
 
-    def cost(self) -> str:
-        """Return the dollars so far and their ceiling; what is not known is said, never 0."""
-        cap = None if self.plan.max_cost is None else Decimal(str(self.plan.max_cost))
-        if cap is None and self._budget is not None:
-            cap = self._budget.caps.cost
-        ceiling = "" if cap is None else f" of {money(cap)}"
-        if self._budget is None:
-            return f"unknown{ceiling}"
-        total = self._budget.ledger.total
-        if total.unpriced and not total.known_cost:
-            return f"unknown{ceiling}"
-        unknown = f" and {total.unpriced:,} calls of unknown cost" if total.unpriced else ""
-        return f"{money(total.known_cost)}{unknown}{ceiling}"
-
-    def beginning(self) -> list[str]:
-        """Return what lies ahead."""
-        plan = self.plan
+    def _beginning(self) -> list[str]:
+        plan = self._plan
         facts = [f"{plan.stage} {plan.agent}"]
         if plan.resumed is not None:
-            facts.append(f"going on from {plan.resumed}")
+            facts.append(f"continuing from {plan.resumed}")
         if plan.samples is not None:
             facts.append(f"{plan.samples:,} samples" + (" an epoch" if plan.stage == "fit" else ""))
         if plan.epochs is not None:
-            facts.append(f"{plan.epochs:,} epochs" if plan.epochs != 1 else "1 epoch")
+            facts.append(_count(plan.epochs, "epoch"))
         if plan.val_samples is not None:
             facts.append(f"validation on {plan.val_samples:,}")
         if plan.folder is not None:
             facts.append(f"checkpoints in {plan.folder}")
         return facts
 
-    def ending(self) -> list[str]:
-        """Return the last word on the run."""
-        newest, facts = self._newest, [f"{self.plan.stage} of {self.plan.agent}"]
-        if newest is not None and self.plan.stage == "fit":
-            facts.append(f"{newest.step:,} steps" if newest.step != 1 else "1 step")
+    def _ending(self) -> list[str]:
+        newest, facts = self._newest, [f"{self._plan.stage} of {self._plan.agent}"]
+        if newest is not None and self._plan.stage == "fit":
+            facts.append(_count(newest.step, "step"))
         elif newest is not None:
-            facts.append(f"{newest.samples:,} samples")
-            facts += [f"{name} {text}" for name, text in metrics(newest.val, intervals=True).items()]
+            facts += [f"{newest.samples:,} samples", *_metrics(newest.val)]
             facts += [f"{newest.failed:,} failed"] if newest.failed else []
-        return [*facts, clock(self.seconds), *self.calls()]
+        return [*facts, clock(self._seconds), *self._call_facts()]
 
-    @property
-    def seconds(self) -> float:
-        """Since the Trainer was called."""
-        return time.monotonic() - self._started
+    def _call_facts(self) -> list[str]:
+        calls, runtime = self._calls, current_runtime()
+        wire = on_wire(runtime)
+        counts = {
+            "from the journal": calls.replayed,
+            "in flight": wire,
+            "waiting": max(0, runtime.calls_open - wire),
+            "retried": calls.retried,
+            "failed": calls.failed,
+        }
+        facts = [_count(calls.replied, "call"), *(f"{n:,} {name}" for name, n in counts.items() if n)]
+        return [*facts, f"{short(calls.tokens)} tokens", f"cost {self._cost()}"]
 
-    def ended(self, state: LoopState) -> dict[str, str] | None:
-        """Return what is to be kept of an epoch: texts by name, once its validation has ended too; else None."""
-        if self.plan.stage != "fit":
-            return None
-        val = self._states.get("val")
-        if state.moment == "epoch":
-            self._epoch = state
-            if self.plan.val_batches:
-                return None
-            return self._closed(state, None)
-        if state.moment == "validation" and val is not None and self._is_of_epoch(val):
-            return self._closed(state, val)
-        return self.rest() if state.moment == "end" else None
-
-    def rest(self) -> dict[str, str] | None:
-        """Return what is to be kept of an epoch whose validation never ended, if there is one."""
-        return None if self._epoch is None else self._closed(self._epoch, None)
-
-    def _is_of_epoch(self, val: LoopState) -> bool:
-        return self._epoch is not None and self._epoch.epoch == val.epoch
-
-    def _closed(self, now: LoopState, val: LoopState | None) -> dict[str, str]:
-        train, self._epoch = self._epoch, None
-        assert train is not None
-        facts = {"epoch": f"{train.epoch}" + (f"/{train.epochs}" if train.epochs else "")}
-        facts |= {f"train {name}": text for name, text in metrics(train.train).items()}
-        if val is not None:
-            facts |= {f"val {name}": text for name, text in metrics(val.val).items()}
-        failed = train.failed + (0 if val is None else val.failed)
-        if failed:
-            facts["samples failed"] = f"{failed:,}"
-        return {**facts, "time": clock(now.seconds), "cost": self.cost()}
-
-    def left(self) -> float | None:
-        """Return the seconds to the end, as things go; None where nobody knows."""
-        plan, newest = self.plan, self._newest
-        if newest is None:
-            return plan.max_time
-        ends: list[float] = []
-        total = self._total()
-        if total is not None and self._work.rate:
-            ends.append((total - self._done()) / self._work.rate)
-        if plan.max_steps is not None and self._steps.rate:
-            ends.append((plan.max_steps - newest.step) / self._steps.rate)
-        since = self.seconds - newest.seconds
-        ends = [end - since for end in ends]
-        if plan.max_time is not None:
-            ends.append(plan.max_time - self.seconds)
-        return max(0.0, min(ends)) if ends else None
-
-    def _title(self) -> list[str]:
-        newest = self._newest
-        facts: list[str] = [self.plan.stage]
-        train = self._states.get("train")
-        if train is not None:
-            facts = [f"epoch {train.epoch}" + (f"/{train.epochs}" if train.epochs else "")]
-            facts.append(f"step {train.step}" + (f"/{self.plan.max_steps}" if self.plan.max_steps else ""))
-        left = self.left()
-        facts.append(clock(self.seconds) + ("" if left is None else f", {clock(left)} left"))
-        if newest is not None and newest.best is not None and self.plan.monitor:
-            facts.append(f"best {self.plan.monitor} {number(newest.best)}")
-        return [self.plan.agent, *facts]
-
-    def _row(self, state: LoopState) -> ProgressRow:
-        rate = self._samples[state.phase].rate
-        facts = [] if rate is None or state.samples == state.total else [f"{rate:,.1f} samples/s"]
-        values = metrics(state.train if state.phase == "train" else state.val)
-        facts += [f"{name} {text}" for name, text in values.items()]
-        if state.failed:
-            facts.append(f"{state.failed:,} failed")
-        return ProgressRow(state.phase, state.samples, state.total, facts)
-
-    def _first(self) -> Phase:
-        names: dict[str, Phase] = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
-        return names[self.plan.stage]
-
-    def _done(self) -> int:
-        """Return the samples of all epochs until now, those before a resumption among them."""
-        return sum(_position(state, state.total) for state in self._states.values())
-
-    def _total(self) -> int | None:
-        plan = self.plan
-        if plan.samples is None:
-            return None
-        if plan.stage != "fit":
-            return plan.samples
-        return None if plan.epochs is None else plan.epochs * (plan.samples + (plan.val_samples or 0))
+    def _cost(self) -> str:
+        """Return the dollars so far and their ceiling."""
+        cap = None if self._plan.max_cost is None else Decimal(str(self._plan.max_cost))
+        if cap is None and self._budget is not None:
+            cap = self._budget.caps.cost
+        ceiling = "" if cap is None else f" of {money(cap)}"
+        total = None if self._budget is None else self._budget.ledger.total
+        if total is None or (total.unpriced and not total.known_cost):
+            return f"unknown{ceiling}"
+        unknown = f" and {_count(total.unpriced, 'call')} of unknown cost" if total.unpriced else ""
+        return f"{money(total.known_cost)}{unknown}{ceiling}"
 
 
-def _position(state: LoopState, total: int | None) -> int:
-    return max(0, state.epoch - 1) * (total or 0) + state.samples
-
-
-def _governing(budgets: tuple[Budget, ...], *, given: bool) -> Budget | None:
-    """Return the budget whose spending is shown: the innermost; where the plan limits none, one that does."""
+def _shown_budget(budgets: tuple[Budget, ...], *, given: bool) -> Budget | None:
+    """Return the innermost budget; without a limit given to the Trainer, the innermost one that limits dollars."""
     limiting = [] if given else [budget for budget in budgets if budget.caps.cost is not None]
     return next(reversed(limiting or list(budgets)), None)
 
 
-# Traffic: the calls of a run, counted from the engine's events.
+# A moment of a run, as text
 
 
-TROUBLE_LASTS: Final = 15.0
-"""Seconds for which a failed attempt is worth a line."""
+_GAP: Final = "  "
+_INDENT: Final = 7
+_BAR: Final = (10, 40)
+"""Columns of a bar, at least and at most."""
 
 
 @final
-class Traffic:
-    """Subscriber of events: called on the runtime's thread, where it only adds, and read on any other.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One phase: how many of its samples have ended, the total (None if unknown), and its metrics."""
+
+    name: str
+    done: int
+    total: int | None
+    facts: Sequence[str] = ()
+
+    @property
+    def count(self) -> str:
+        return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+
+    def head(self, width: int, marks: str) -> str:
+        """Return the phase's name, bar and count."""
+        if not self.total:
+            return f"{self.name:{_INDENT}}{self.count}"
+        columns = min(max(_BAR[0], width // 3), _BAR[1])
+        full = min(columns, columns * self.done // self.total)
+        return f"{self.name:{_INDENT}}{marks[0] * full}{marks[1] * (columns - full)} {self.count}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a display shows at one moment.
 
     Attributes:
-        calls: those that got a reply.
-        failed: those that got none in all of their attempts.
-        cancelled: those that nobody wanted any more.
-        retried: attempts that failed and were followed by another.
-        replayed: calls answered from the journal; they are none of the above.
-        tokens: in and out, as providers count them.
-
-    >>> from afnio.runtime.events import Usage
-    >>> traffic = Traffic()
-    >>> traffic(CallEnded("1/forward", "https://host", "m", "forward", 1, 0.5, 0.0, Usage(20, 4), None))
-    >>> traffic.calls, traffic.tokens
-    (1, 24)
+        title: the agent's class, epoch, step, time and time left, the best score.
+        rows: one for each phase.
+        calls: what the calls do and cost.
+        trouble: what is wrong with a provider at this moment, or None.
+        seconds: since the Trainer was called.
     """
 
-    __slots__ = ("_closed", "_trouble", "calls", "cancelled", "failed", "replayed", "retried", "tokens")
+    title: Sequence[str]
+    rows: Sequence[_Row]
+    calls: Sequence[str]
+    trouble: str | None = None
+    seconds: float = 0.0
+
+    def lines(self, width: int, marks: str = "━─") -> list[str]:
+        """Return lines of at most `width` columns, if no single fact is longer.
+
+        Args:
+            marks: the characters of a bar, for what is done and what is left.
+
+        >>> Snapshot(["Agent", "step 2"], [_Row("train", 5, 10, ["score 0.5"])], ["8 calls"]).lines(40, "#-")
+        ['Agent  step 2', 'train  ######------- 5/10  score 0.5', '8 calls']
+        """
+        lines = list(_wrapped(self.title, width, 0))
+        for row in self.rows:
+            head = row.head(width, marks)
+            whole = list(_wrapped([head, *row.facts], width, _INDENT))
+            lines += whole if len(whole) == 1 else [head, *_wrapped(row.facts, width, _INDENT, first=_INDENT)]
+        lines += _wrapped(self.calls, width, 0)
+        return [*lines, self.trouble] if self.trouble else lines
+
+    def __str__(self) -> str:
+        rows = [", ".join([f"{row.name} {row.count}", *row.facts]) for row in self.rows]
+        parts = [", ".join(self.title), *rows, ", ".join(self.calls)]
+        return "; ".join([*parts, self.trouble] if self.trouble else parts)
+
+
+def _wrapped(facts: Sequence[str], width: int, indent: int, first: int = 0) -> Iterator[str]:
+    """Yield lines of at most `width` columns, indented from the second one on. No fact is broken."""
+    line, empty = " " * first, True
+    for fact in facts:
+        gap = "" if empty else _GAP
+        if not empty and cell_len(line + gap + fact) > width:
+            yield line
+            line, gap = " " * indent, ""
+        line, empty = line + gap + fact, False
+    if not empty:
+        yield line
+
+
+# Counts
+
+
+_TROUBLE_LASTS: Final = 15.0
+"""Seconds for which a failed attempt is shown."""
+_READINGS: Final = 20
+
+
+@final
+class _CallCounts:
+    """Counts calls from the engine's events. It is called on the runtime's thread and read on any other.
+
+    Attributes:
+        replied: calls that got a reply.
+        failed: calls that got none in all of their attempts; cancelled ones aren't counted.
+        retried: attempts that failed and were followed by another.
+        replayed: calls answered from the journal, which count nowhere else.
+        tokens: in and out, as providers count them.
+    """
 
     def __init__(self) -> None:
-        self.calls = self.failed = self.cancelled = self.retried = self.replayed = self.tokens = 0
+        self.replied = self.failed = self.retried = self.replayed = self.tokens = 0
         self._trouble: tuple[float, str] | None = None
         self._closed: dict[str, str] = {}
 
     def __call__(self, event: Any) -> None:
-        if isinstance(event, CallEnded):
-            self.tokens += event.usage.total_tokens
-            if event.error is None:
-                self.calls += 1
-            elif event.error.startswith("Cancelled"):
-                self.cancelled += 1
-            else:
-                self.failed += 1
-                self._trouble = time.monotonic(), f"a call failed: {event.error}"
-        elif isinstance(event, CallRetried):
-            self.retried += 1
-            when = f" in {event.wait:.1f} s" if event.wait >= 0.1 else ""
-            self._trouble = time.monotonic(), f"a call is tried again{when}: {event.error}"
-        elif isinstance(event, CallReplayed):
-            self.replayed += 1
-        elif isinstance(event, CircuitOpened):
-            self._closed[event.account] = f"{event.account} does not answer, calls wait: {event.error}"
-        elif isinstance(event, CircuitClosed):
-            self._closed.pop(event.account, None)
+        match event:
+            case CallEnded(error=None):
+                self.replied += 1
+                self.tokens += event.usage.total_tokens
+            case CallEnded():
+                self.tokens += event.usage.total_tokens
+                if not str(event.error).startswith("Cancelled"):
+                    self.failed += 1
+                    self._trouble = time.monotonic(), f"a call failed: {event.error}"
+            case CallRetried():
+                self.retried += 1
+                when = f" in {event.wait:.1f} s" if event.wait >= 0.1 else ""
+                self._trouble = time.monotonic(), f"a call is tried again{when}: {event.error}"
+            case CallReplayed():
+                self.replayed += 1
+            case CircuitOpened():
+                self._closed[event.account] = f"{event.account} does not answer, calls wait: {event.error}"
+            case CircuitClosed():
+                self._closed.pop(event.account, None)
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with a provider just now, in one line, or None."""
-        for text in list(self._closed.values()):
-            return _line(text)
-        trouble = self._trouble
-        if trouble is not None and time.monotonic() - trouble[0] < TROUBLE_LASTS:
-            return _line(trouble[1])
-        return None
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-# Pace: how fast something gets on, from its last readings.
-
-
-READINGS: Final = 20
+        """An account that doesn't answer, or a recent failed attempt, in one line."""
+        texts = list(self._closed.values())
+        if self._trouble is not None and time.monotonic() - self._trouble[0] < _TROUBLE_LASTS:
+            texts.append(self._trouble[1])
+        return " ".join(texts[0].split()) if texts else None
 
 
 @final
-class Pace:
-    """The rate of a count, over its last readings: a run that slows down is seen to.
+class _Rate:
+    """The rate of a count over its last readings, so that a run that slows down shows it.
 
-    >>> pace = Pace()
-    >>> pace.read(0.0, 0), pace.read(2.0, 10), pace.read(4.0, 30)
+    >>> rate = _Rate()
+    >>> rate.update(0.0, 0), rate.update(2.0, 10), rate.update(4.0, 30)
     (None, None, None)
-    >>> pace.rate
+    >>> rate.rate
     7.5
     """
 
     def __init__(self) -> None:
-        self._readings: deque[tuple[float, float]] = deque(maxlen=READINGS)
+        self._readings: deque[tuple[float, float]] = deque(maxlen=_READINGS)
 
-    def read(self, seconds: float, count: float) -> None:
-        """Note that at `seconds` the count was `count`; one that has fallen starts anew."""
-        if self._readings and count < self._readings[-1][1]:
-            self._readings.clear()
+    def update(self, seconds: float, count: float) -> None:
         self._readings.append((seconds, count))
 
     @property
     def rate(self) -> float | None:
-        """Per second; None before anything has got on."""
+        """Per second, or None if nothing has been done between the readings."""
         if len(self._readings) < 2:
             return None
         (first, before), (last, after) = self._readings[0], self._readings[-1]
         return (after - before) / (last - first) if last > first and after > before else None
 
 
-# Ticker: a thread that does something again and again.
+# Numbers as people read them
 
 
-@final
-class Ticker:
-    """Calls `tick` every `period` seconds, in a thread of its own with the caller's context, until `stop`."""
-
-    def __init__(self, tick: Callable[[], object], period: float) -> None:
-        self._tick = tick
-        self._period = period
-        self._stopped = threading.Event()
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._run,), name="afnio progress", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread, and wait for it."""
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._period):
-            self._tick()
-
-
-# Quantities: numbers, durations, dollars and metrics as people read them.
-
-
-LONGEST_TEXT: Final = 24
+_LONGEST_TEXT: Final = 24
 """Characters of a metric that is a text."""
 
 
-def summary(facts: Mapping[str, str]) -> list[str]:
-    """Return named texts as facts.
+def _metrics(values: Mapping[str, Any]) -> list[str]:
+    """Return metrics as facts, the score first, proportions with their 95 % interval.
 
-    >>> summary({"epoch": "1/5", "val loss": "0.5000"})
-    ['epoch 1/5', 'val loss 0.5000']
-    """
-    return [f"{name} {text}" for name, text in facts.items()]
-
-
-def metrics(values: Mapping[str, Any], *, intervals: bool = False) -> dict[str, str]:
-    """Return metrics as texts: the loss first, then by name; sums, bounds and counts of failures are left out.
-
-    Args:
-        intervals: give the bounds of a proportion's 95 % interval with it.
-
-    >>> metrics({"accuracy": 0.75, "loss": 0.5, "loss_sum": 33.0, "note": "fine", "failed": 0.0})
-    {'loss': '0.5000', 'accuracy': '0.7500', 'note': 'fine'}
-    >>> metrics({"accuracy": 0.75, "accuracy_low": 0.63, "accuracy_high": 0.84}, intervals=True)
-    {'accuracy': '0.7500 (0.63 to 0.84)'}
+    >>> _metrics({"accuracy": 0.75, "loss": 0.5, "loss_sum": 33.0, "loss_low": 0.38, "loss_high": 0.62, "failed": 0.0})
+    ['score 0.5000 (0.38 to 0.62)', 'accuracy 0.7500']
     """
     companions = {f"{name}_{kind}" for name in values for kind in ("sum", "low", "high")}
-    names = sorted(set(values) - companions - {"failed"}, key=lambda name: (name != "loss", name))
-    texts = {name: number(values[name]) for name in names if values[name] is not None}
-    if not intervals:
-        return texts
-    return {name: text + _interval(values, name) for name, text in texts.items()}
+    facts = []
+    for name in sorted(set(values) - companions - {"failed"}, key=lambda name: (name != "loss", name)):
+        low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
+        interval = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+        if values[name] is not None:
+            facts.append(f"{_read_as(name)} {number(values[name])}{interval}")
+    return facts
 
 
-def _interval(values: Mapping[str, Any], name: str) -> str:
-    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    return "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+def _read_as(name: str) -> str:
+    return "score" if name == "loss" else name
+
+
+def _of(number: int, total: int | None) -> str:
+    return f"{number}/{total}" if total else f"{number}"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
 
 
 def number(value: Any) -> str:
-    """Return a number as people read it: four digits after the point where it is small.
+    """Return a metric's value: small numbers with four digits after the point, texts in one short line.
 
     >>> number(0.5), number(24.51234), number(66), number(1234567.0)
     ('0.5000', '24.51', '66', '1,234,567')
     """
     if isinstance(value, bool | int) or not isinstance(value, float):
         text = " ".join(str(value).split())
-        return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+        return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
     if not math.isfinite(value):
         return str(value)
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
@@ -621,7 +504,7 @@ def short(count: int) -> str:
 
 
 def money(amount: Decimal) -> str:
-    """Return dollars, to the cent where there are some.
+    """Return dollars, with four digits below one dollar.
 
     >>> [money(Decimal(text)) for text in ("0", "0.00001", "0.01234", "12.5")]
     ['$0.00', 'under $0.0001', '$0.0123', '$12.50']
@@ -642,328 +525,188 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-# Terminal progress: lines at the bottom of a terminal that are redrawn in place.
+# Where it is shown
 
 
-FRAMES: Final = 4
-"""Redraws in a second."""
-BAR: Final = (10, 40)
-"""Columns of a bar, at least and at most."""
-GAP: Final = "  "
-INDENT: Final = 7
+class _Screen(Protocol):
+    """A place to show snapshots. After `close` it still takes lines."""
+
+    def open(self, beginning: Sequence[str], snapshot: Callable[[], Snapshot]) -> None: ...
+
+    def line(self, facts: Sequence[str]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+_PLAIN_TERMINALS: Final = ("", "dumb", "unknown")
+
+
+def _fitting_screen() -> _Screen:
+    """Return the place that fits where the program runs: a notebook's cell, live lines, or log lines."""
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
+        return _Notebook()
+    # Rich's file proxies mean that another display redraws this terminal already.
+    taken = isinstance(sys.stderr, FileProxy) or isinstance(sys.stdout, FileProxy)
+    if taken or os.environ.get("CI") or os.environ.get("TERM", "") in _PLAIN_TERMINALS:
+        return _Log()
+    try:
+        return _Terminal() if sys.stderr.isatty() else _Log()
+    except (AttributeError, ValueError):  # there is no standard error, or it is closed
+        return _Log()
 
 
 @final
-class TerminalScreen:
-    """Draws on standard error with rich; prints and log lines of the program come out above it.
-
-    Standard output is left alone where it is no terminal.
-    """
+class _Terminal:
+    """Redraws the newest snapshot at the bottom of the terminal; prints and log lines appear above it."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-        self._board: Board | None = None
-        self._live: Live | None = None
-        self._handlers: list[tuple[Any, Any]] = []
+        unicode = (self._console.encoding or "").lower().startswith("utf")
+        self._marks = "━─" if unicode else "#-"
+        self._handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
 
-    def open(self, board: Board) -> None:
-        self._board = board
-        self._facts(board.beginning())
+    def open(self, beginning: Sequence[str], snapshot: Callable[[], Snapshot]) -> None:
+        self.line(beginning)
         streams = (sys.stdout, sys.stderr)
         self._live = _Live(
-            get_renderable=self._draw,
+            get_renderable=lambda: self._drawn(snapshot()),
             console=self._console,
             transient=True,
-            refresh_per_second=FRAMES,
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
             vertical_overflow="crop",
         )
         self._live.start(refresh=True)
-        self._redirect_logs(streams)
+        # Handlers made before hold the streams themselves. They would write into the live lines, not above them.
+        proxies = {id(old): new for old, new in zip(streams, (sys.stdout, sys.stderr), strict=True)}
+        for handler in _stream_handlers():
+            stream = handler.stream
+            if proxies.get(id(stream), stream) is not stream:
+                handler.setStream(proxies[id(stream)])
+                self._handlers.append((handler, stream))
 
-    def update(self, state: LoopState) -> None:
-        assert self._board is not None
-        self._board.take(state)
-        self._keep(self._board.ended(state))
-
-    def _keep(self, epoch: dict[str, str] | None) -> None:
-        if epoch is not None:
-            self._facts(summary(epoch))
-
-    def line(self, text: str) -> None:
-        self._print(Text(text))
-
-    def _facts(self, facts: Sequence[str]) -> None:
-        self._print(*flow([Text(facts[0])], facts[1:], self._console.width, INDENT))
-
-    def _print(self, *lines: Text) -> None:
-        with suppress(OSError, ValueError):  # a terminal that has gone ends the display, never the run
-            self._console.print(*lines, sep="\n")
+    def line(self, facts: Sequence[str]) -> None:
+        with suppress(OSError, ValueError):
+            for line in _wrapped(facts, self._console.width, _INDENT):
+                self._console.print(Text(line))
 
     def close(self) -> None:
         for handler, stream in self._handlers:
             handler.setStream(stream)
-        self._handlers = []
-        if self._live is not None:
-            with suppress(OSError, ValueError):
-                self._live.stop()
-            self._live = None
-        assert self._board is not None
-        self._keep(self._board.rest())
-        self._facts(self._board.ending())
+        with suppress(OSError, ValueError):
+            self._live.stop()
 
-    def _redirect_logs(self, streams: tuple[Any, Any]) -> None:
-        """Have log handlers that were made before write above the live lines, not into them."""
-        by_stream = dict(zip(map(id, streams), (sys.stdout, sys.stderr), strict=True))
-        for handler in _stream_handlers():
-            stream = handler.stream
-            if id(stream) in by_stream and by_stream[id(stream)] is not stream:
-                handler.setStream(by_stream[id(stream)])
-                self._handlers.append((handler, stream))
-
-    def _draw(self) -> Group:
-        assert self._board is not None
-        frame, width = self._board.frame(), self._console.width
-        lines = [*flow([Text(fact, "bold") for fact in frame.title[:1]], frame.title[1:], width, 0)]
-        ascii_only = not (self._console.encoding or "").lower().startswith("utf")
-        for row in frame.rows:
-            lines += _row(row, width, ascii_only)
-        lines += flow([Text(frame.calls[0])], frame.calls[1:], width, 0)
-        if frame.trouble:
-            lines += [Text(frame.trouble, "yellow", no_wrap=True, overflow="ellipsis")]
-        return Group(*lines)
+    def _drawn(self, snapshot: Snapshot) -> Text:
+        lines = snapshot.lines(self._console.width, self._marks)
+        drawn = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        drawn.stylize("bold", 0, len(snapshot.title[0]))
+        if self._marks[0] == "━":
+            drawn.highlight_regex("━+", "cyan")
+            drawn.highlight_regex("─+", "dim")
+        if snapshot.trouble:
+            drawn.stylize("yellow", len(drawn) - len(snapshot.trouble))
+        return drawn
 
 
 class _Live(Live):
-    """A live area that a lost terminal ends without noise."""
+    """Live lines whose refreshing thread survives a terminal that is gone."""
 
     def refresh(self) -> None:
         with suppress(OSError, ValueError):
             super().refresh()
 
 
-def flow(head: Sequence[Text], facts: Sequence[str], width: int, indent: int) -> Iterator[Text]:
-    """Yield lines of at most `width` columns: the head, then the facts, none of which is broken.
-
-    >>> [line.plain for line in flow([Text("train")], ["loss 0.5", "accuracy 0.75"], 16, 2)]
-    ['train  loss 0.5', '  accuracy 0.75']
-    """
-    line = Text(no_wrap=True, overflow="ellipsis")
-    for part in [*head, *map(Text, facts)]:
-        if line.cell_len > indent and line.cell_len + len(GAP) + part.cell_len > width:
-            yield line
-            line = Text(" " * indent, no_wrap=True, overflow="ellipsis")
-            line.append_text(part)
-        else:
-            line.append(GAP if line.cell_len else "")
-            line.append_text(part)
-    yield line
-
-
-def _row(row: ProgressRow, width: int, ascii_only: bool) -> list[Text]:
-    """Return a phase in one line, or its facts below its bar."""
-    head = _head(row, width, ascii_only)
-    lines = list(flow([head], row.facts, width, INDENT))
-    if len(lines) == 1:
-        return lines
-    return [head, *flow([Text(" " * (INDENT - len(GAP)))], row.facts, width, INDENT)]
-
-
-def _head(row: ProgressRow, width: int, ascii_only: bool) -> Text:
-    """Return a phase's name, bar and count."""
-    head = Text(f"{row.name:{INDENT}}")
-    count = f" {row.count}"
-    if row.total:
-        columns = min(max(BAR[0], width // 3), BAR[1])
-        full = min(columns, columns * row.done // row.total)
-        done, rest = ("#", "-") if ascii_only else ("━", "─")
-        head.append(done * full, "green" if full == columns else "cyan")
-        head.append(rest * (columns - full), "dim")
-    else:
-        count = count.lstrip()
-    return head.append(count)
-
-
-def _stream_handlers() -> list[Any]:
-    names = list(logging.root.manager.loggerDict)
-    loggers = [logging.root, *(logging.root.manager.loggerDict[name] for name in names)]
+def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {id(handler): handler for logger in loggers for handler in getattr(logger, "handlers", ())}
-    return [handler for handler in handlers.values() if isinstance(handler, logging.StreamHandler)]
+    return (handler for handler in handlers.values() if isinstance(handler, logging.StreamHandler))
 
 
-# Plain progress: lines with the time, for logs, pipes and CI.
-
-
-SHORTEST: Final = 10.0
-LONGEST_SILENCE: Final = 300.0
-"""Seconds between two lines on how far it is."""
-SHARE: Final = 0.02
-"""Of the time that a run has taken, for which the log is silent: a night is some hundred lines."""
+_SILENCE: Final = (10.0, 300.0)
+"""Seconds between two lines on how far a run is, at least and at most."""
+_SILENT_SHARE: Final = 0.02
+"""Share of a run's time between two such lines: a night makes some hundred."""
 
 
 @final
-class PlainScreen:
-    """Writes to standard error; one that is closed or full ends the lines, never the run."""
+class _Log:
+    """Writes lines with the time to standard error, for logs, pipes and CI."""
 
-    def __init__(self) -> None:
-        self._board: Board | None = None
-        self._ticker: Ticker | None = None
-        self._told = 0.0
+    def open(self, beginning: Sequence[str], snapshot: Callable[[], Snapshot]) -> None:
+        self.line(beginning)
+        self._snapshot = snapshot
+        self._ticker = _Ticker(self._tick, 1.0)
 
-    def open(self, board: Board) -> None:
-        self._board = board
-        self.line(", ".join(board.beginning()))
-        self._ticker = Ticker(self._tick, 1.0)
-
-    def update(self, state: LoopState) -> None:
-        assert self._board is not None
-        self._board.take(state)
-        self._keep(self._board.ended(state))
-
-    def _keep(self, epoch: dict[str, str] | None) -> None:
-        if epoch is not None:
-            self.line(", ".join(summary(epoch)))
-
-    def line(self, text: str) -> None:
-        self._told = time.monotonic()
-        now = datetime.now().astimezone()
-        stream = sys.stderr
+    def line(self, facts: Sequence[str]) -> None:
+        self._written = time.monotonic()
+        now, stream = datetime.now().astimezone(), sys.stderr
         with suppress(OSError, ValueError, AttributeError):
             encoding = stream.encoding or "utf-8"
-            shown = f"{now:%Y-%m-%d %H:%M:%S}  {text}\n".encode(encoding, "replace").decode(encoding)
-            stream.write(shown)
+            line = f"{now:%Y-%m-%d %H:%M:%S}  {', '.join(facts)}\n"
+            stream.write(line.encode(encoding, "replace").decode(encoding))
             stream.flush()
 
     def close(self) -> None:
-        assert self._board is not None
-        if self._ticker is not None:
-            self._ticker.stop()
-        self._keep(self._board.rest())
-        self.line(", ".join(self._board.ending()))
+        self._ticker.stop()
 
     def _tick(self) -> None:
-        assert self._board is not None
-        silent = time.monotonic() - self._told
-        if silent >= min(max(SHORTEST, SHARE * self._board.seconds), LONGEST_SILENCE):
-            self.line(one_line(self._board.frame()))
+        snapshot = self._snapshot()
+        least, most = _SILENCE
+        if time.monotonic() - self._written >= min(max(least, _SILENT_SHARE * snapshot.seconds), most):
+            self.line([str(snapshot)])
 
 
-def one_line(frame: Frame) -> str:
-    """Return all of a frame in one line."""
-    rows = [", ".join([f"{row.name} {row.count}", *row.facts]) for row in frame.rows]
-    parts = [", ".join(frame.title), *rows, ", ".join(frame.calls)]
-    return "; ".join(parts) + (f"; {frame.trouble}" if frame.trouble else "")
-
-
-# Notebook progress: HTML under the cell, updated in place; it needs no widgets.
-
-
-PERIOD: Final = 0.5
-"""Seconds between two updates."""
-KEPT: Final = 50
-"""Newest epochs and messages that are shown."""
-_CELL: Final = "font:inherit;padding:0 1.2em 0 0;text-align:left;white-space:nowrap"
+_WIDTH: Final = 110
+"""Columns of a notebook's output."""
+_KEPT: Final = 50
+"""The newest lines that a notebook's output keeps."""
 
 
 @final
-class NotebookScreen:
-    """One output of the cell, from its start on; what the program prints comes as further output below it.
+class _Notebook:
+    """One text in the cell's output, replaced in place. Prints of the program appear below it. It needs no widgets."""
 
-    Without HTML, such as in a text export, it is a text.
-    """
-
-    def __init__(self) -> None:
-        self._board: Board | None = None
-        self._handle: Any = None
-        self._ticker: Ticker | None = None
-        self._epochs: list[dict[str, str]] = []
-        self._lines: list[str] = []
-        self._shown = ""
-
-    def open(self, board: Board) -> None:
+    def open(self, beginning: Sequence[str], snapshot: Callable[[], Snapshot]) -> None:
         from IPython import display
 
         show: Any = display.display  # it has no types
-        self._board = board
-        self._lines.append(", ".join(board.beginning()))
+        self._beginning = list(_wrapped(beginning, _WIDTH, _INDENT))
+        self._lines: deque[str] = deque(maxlen=_KEPT)
+        self._snapshot: Callable[[], Snapshot] | None = snapshot
         self._handle = show(self._bundle(), raw=True, display_id=True)
-        self._ticker = Ticker(self._show, PERIOD)
+        self._ticker = _Ticker(self._show, 0.5)
 
-    def update(self, state: LoopState) -> None:
-        assert self._board is not None
-        self._board.take(state)
-        self._keep(self._board.ended(state))
-
-    def _keep(self, epoch: dict[str, str] | None) -> None:
-        if epoch is not None:
-            self._epochs = [*self._epochs, epoch][-KEPT:]
-
-    def line(self, text: str) -> None:
-        self._lines = [self._lines[0], *[*self._lines[1:], text][-KEPT:]]
+    def line(self, facts: Sequence[str]) -> None:
+        self._lines.extend(_wrapped(facts, _WIDTH, _INDENT))
+        self._show()
 
     def close(self) -> None:
-        if self._ticker is not None:
-            self._ticker.stop()
-        assert self._board is not None
-        self._keep(self._board.rest())
-        self.line(", ".join(self._board.ending()))
-        self._show(ended=True)
+        self._ticker.stop()
+        self._snapshot = None
 
-    def _show(self, *, ended: bool = False) -> None:
-        bundle = self._bundle(ended=ended)
-        if bundle["text/html"] != self._shown:
-            self._shown = bundle["text/html"]
-            with suppress(Exception):  # a kernel that shuts down ends the display, never the run
-                self._handle.update(bundle, raw=True)
+    def _show(self) -> None:
+        with suppress(Exception):  # the kernel is shutting down
+            self._handle.update(self._bundle(), raw=True)
 
-    def _bundle(self, *, ended: bool = False) -> dict[str, str]:
-        assert self._board is not None
-        frame = None if ended else self._board.frame()
-        text = [self._lines[0], *(", ".join(summary(epoch)) for epoch in self._epochs), *self._lines[1:]]
-        text += [] if frame is None else [one_line(frame)]
-        return {"text/html": html(frame, self._lines, self._epochs), "text/plain": "\n".join(text)}
+    def _bundle(self) -> dict[str, str]:
+        live = [] if self._snapshot is None else self._snapshot().lines(_WIDTH)
+        return {"text/plain": "\n".join([*self._beginning, *list(self._lines), *live])}
 
 
-def html(frame: Frame | None, lines: list[str], epochs: list[dict[str, str]]) -> str:
-    """Return all as HTML, every text escaped; `frame` is None once the run has ended.
+@final
+class _Ticker:
+    """A thread that calls `tick` every `period` seconds until `stop`, which waits for it."""
 
-    >>> html(None, ["a < b"], [])
-    '<div style="line-height:1.5"><div>a &lt; b</div></div>'
-    """
-    parts = [f"<div>{escape(lines[0])}</div>"]
-    parts += [_table(epochs)] if epochs else []
-    if frame is not None:
-        parts.append(f"<div><b>{escape(frame.title[0])}</b>&ensp;{_facts(frame.title[1:])}</div>")
-        parts += [
-            f"<table>{''.join(map(_notebook_row, frame.rows))}</table>",
-            f"<div>{_facts(frame.calls)}</div>",
-        ]
-        parts += [f"<div><i>{escape(frame.trouble)}</i></div>"] if frame.trouble else []
-    parts += [_notebook_line(line) for line in lines[1:]]
-    return f'<div style="line-height:1.5">{"".join(parts)}</div>'
+    def __init__(self, tick: Callable[[], object], period: float) -> None:
+        self._tick, self._period = tick, period
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="afnio progress", daemon=True)
+        self._thread.start()
 
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
 
-def _notebook_line(text: str) -> str:
-    if "\n" in text:  # a tree or a table
-        return f'<pre style="line-height:1.2">{escape(text)}</pre>'
-    return f"<div>{escape(text)}</div>"
-
-
-def _facts(facts: list[str]) -> str:
-    return "&ensp;".join(map(escape, facts))
-
-
-def _notebook_row(row: ProgressRow) -> str:
-    bar = "" if not row.total else f'<progress value="{row.done}" max="{row.total}"></progress>'
-    return f"<tr>{_cells([escape(row.name), bar, escape(row.count), _facts(row.facts)])}</tr>"
-
-
-def _table(epochs: list[dict[str, str]]) -> str:
-    names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
-    rows = [_cells([escape(epoch.get(name, "")) for name in names]) for epoch in epochs]
-    head = _cells([f"<b>{escape(name)}</b>" for name in names])
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in [head, *rows])}</table>"
-
-
-def _cells(contents: list[str]) -> str:
-    return "".join(f'<td style="{_CELL}">{content}</td>' for content in contents)
+    def _run(self) -> None:
+        while not self._stopped.wait(self._period):
+            self._tick()

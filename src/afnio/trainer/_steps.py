@@ -1,4 +1,14 @@
-"""Step: one optimizer step: its batches forward and backward, then the proposals."""
+"""Steps and passes: what runs between two entries of a training's history.
+
+* `train_step` is one optimizer step: its batches forward and backward side by side, then the proposals.
+* `EvaluationPass` is one pass over a loader with fixed parameters, as one pool of samples instead of batch after batch.
+* `ValidationPass` is such a pass beside the training, with the parameters of the moment at which it began.
+* `run_blocking` runs the Trainer's coroutines from synchronous code: a script, a thread, a notebook's cell.
+
+Samples fail: a content filter refuses one, a reply is unreadable. The quorum is therefore counted over a whole step or
+a whole pass, not at each node. While a step runs its nodes tolerate nearly any failure (`lenient`), and `check_quorum`
+decides at its end. In a batch of four, one failed sample would else end the step at the first node.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +55,10 @@ from afnio.trainer._options import (
 @final
 @dataclass(slots=True)
 class StepEnd:
-    """What a step came to; filled in as it goes, so that a step that fails says what it knows.
+    """The outcomes of a step, filled in while it runs, so that those of a step that fails are known too.
 
     Attributes:
-        outcomes: one for each batch whose scores are there.
+        outcomes: one for each batch whose scores have arrived.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
@@ -57,12 +67,13 @@ class StepEnd:
 async def train_step(
     agent: Module, optimizers: Sequence[Optimizer], group: Sequence[Fetched], end: StepEnd, name: str
 ) -> None:
-    """Carry out one step on a group of batches, whose forward and backward passes run side by side.
+    """Run one step on a group of batches. Their forward and backward passes run side by side.
 
-    How many samples may fail is counted over all of its batches. A step that does its own optimization has the
-    quorum at each of its nodes.
+    The quorum is counted over all of its batches. With `automatic_optimization = False` it holds at each node instead,
+    because the step itself goes backward in between.
 
     Args:
+        end: takes the outcomes.
         name: of the step, for errors.
 
     Raises:
@@ -81,7 +92,7 @@ async def train_step(
         quorum = current_quorum()
         with tolerate(lenient(quorum)):
             outputs = await _outputs(agent, group)
-        # Launched in the batches' order, which is the order of the feedback that a prompt gathers.
+        # Launch in the order of the batches: a prompt gathers its feedback in this order.
         with tolerate(1.0 if quorum is None else quorum if quorum == 1 else min(quorum, FEEDBACK)):
             passes = [
                 (output, _launched(explanation.backward))
@@ -108,12 +119,12 @@ async def train_step(
 
 
 async def settled(agent: Module) -> None:
-    """Wait until no parameter's value is pending; what failed has kept its value."""
+    """Wait until no parameter's value is pending. A parameter whose step failed has kept its value."""
     await wait_async([slot for parameter in agent.parameters() for slot in parameter.own_slots])
 
 
 async def call_step(function: Callable[..., Any], batch: Any, number: int) -> tuple[Any, dict[str, Any]]:
-    """Call a step, a `def` in a worker thread; return what it returned, and what it logged."""
+    """Call a user's step, a `def` in a worker thread. Return its result and what it logged."""
     logged: dict[str, Any] = {}
     token = recorder.set(logged.__setitem__)
     try:
@@ -143,12 +154,12 @@ async def _outputs(agent: Module, group: Sequence[Fetched]) -> list[StepOutput]:
 async def _output_or_loss(agent: Module, fetched: Fetched) -> StepOutput:
     try:
         return await _output(agent.training_step, fetched, "training_step")
-    except BatchError as error:  # of a step that reads
+    except BatchError as error:  # the step itself read values
         return StepOutput(lost=error)
 
 
 async def _outcome(output: StepOutput, size: int, quorum: float | None) -> Outcome:
-    """Wait for a batch's metrics; a batch that failed as a whole is noted in its output."""
+    """Wait for a batch's metrics. If the whole batch failed, note that in its output."""
     try:
         if output.lost is not None:
             raise output.lost
@@ -174,30 +185,30 @@ def _explanation(output: StepOutput) -> Variable | None:
 
 
 def _launched(launch: Callable[[], Pending[Any]]) -> Pending[Any]:
-    """Launch without a blocking wait, which a notebook would allow even while a loop runs."""
+    """Launch without a blocking wait. A notebook would allow one, and block the loop."""
     with sync_mode.override("error"):
         return launch()
 
 
-# Evaluation: one pass over a loader with parameters that stay, as one pool of samples.
+# A pass with fixed parameters
 
 
 LANES: Final = 4096
-"""Samples under way at most, about; a loader is not read further ahead than that."""
+"""About how many samples may be in flight. The loader isn't read further ahead than that."""
 THREADED: Final = 16
-"""Batches under way whose steps are a `def`, which may hold a worker thread each."""
+"""Batches in flight if the step is a `def`: each may hold a worker thread."""
 STEPS: Final = {"val": "validation_step", "test": "test_step", "predict": "predict_step"}
 NAMES: Final = {"val": "validation", "test": "test", "predict": "predict"}
 
 
 @final
 class EvaluationPass:
-    """One pass: every batch is launched as soon as it is loaded; results are in the loader's order.
+    """One pass. Each batch is launched as soon as it is loaded; results are in the loader's order.
 
-    How many samples may fail is counted over the whole pass, not for each batch.
+    The quorum is counted over the whole pass, not for each batch.
 
     Args:
-        on_batch: told the pass's outcome so far and how many batches that is, after each batch.
+        on_batch: called after each batch with the pass's outcome so far and the number of its batches.
     """
 
     def __init__(
@@ -221,16 +232,16 @@ class EvaluationPass:
 
     @property
     def so_far(self) -> Outcome:
-        """How many samples have ended and failed, without a score: what is left of a pass that was cut short."""
+        """The counts of samples that have ended and failed, without a score. A pass that was cut short keeps these."""
         return Outcome(samples=self._so_far.samples, failed=self._so_far.failed)
 
     @property
     def drained(self) -> bool:
-        """Whether the loader itself ended the pass, not a limit."""
+        """True if the loader itself ended the pass, not a limit."""
         return self._pass.drained
 
     async def run(self) -> Outcome:
-        """Carry the pass out.
+        """Run the pass.
 
         Raises:
             BatchError: if more of its samples failed than the quorum allows.
@@ -280,7 +291,7 @@ class EvaluationPass:
         return window if is_async(self._function) else min(window, THREADED)
 
 
-# Validation pass: a validation beside the training, of the parameters as they were when it began.
+# A validation pass beside the training
 
 
 @final
@@ -288,18 +299,19 @@ class ValidationPass:
     """A pass over the validation batches, with the parameters of the moment at which it began.
 
     Args:
-        counters: of that moment.
-        place: where in the history its result belongs.
-        checkpoint: of that moment.
+        counters: the training's counters at that moment.
+        place: the index in the history at which its result belongs.
+        checkpoint: the checkpoint of that moment.
 
     Attributes:
-        epoch: the one that it belongs to, from 1.
-        ends_epoch: whether an epoch had ended then.
-        outcome: what it came to; None while it is under way, and if money or time did not suffice (`budget`).
-        error: why it was cut short, None if it wasn't; then its outcome has no score.
+        epoch: the epoch that it belongs to, from 1.
+        ends_epoch: True if an epoch had just ended.
+        outcome: its result; None while it runs, and if a budget ended it.
+        error: why it was cut short, or None. If it was, its outcome has no score.
+        budget: the budget's error that ended it, or None.
         batches: how many have ended.
-        drained: whether the loader itself ended it, not a limit.
-        done: set at its end, whichever it is.
+        drained: True if the loader itself ended it, not a limit.
+        done: set at its end, after an error too.
     """
 
     def __init__(self, counters: Counters, place: int, checkpoint: Checkpoint) -> None:
@@ -317,7 +329,7 @@ class ValidationPass:
         self._name = f"{counters.scope}/val step {counters.step}"
 
     async def run(self, evaluation: EvaluationPass, values: Any) -> None:
-        """Carry it out, with `values` in the place of the parameters."""
+        """Run `evaluation` with `values` in place of the parameters."""
         try:
             async with AsyncExitStack() as stack:
                 stack.enter_context(bind(values))
@@ -335,7 +347,7 @@ class ValidationPass:
             self.done.set()
 
     def kept(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return the metrics that still hold: without those of the pass before, if this one was cut short."""
+        """Return the metrics that are still valid: if this pass was cut short, without those of the pass before."""
         return {name: metrics[name] for name in metrics if self.error is None or not name.startswith("val_")}
 
     def completed(
@@ -345,11 +357,11 @@ class ValidationPass:
         loader: Mapping[str, Any] | None,
         callbacks: dict[str, Any],
     ) -> Checkpoint:
-        """Return the checkpoint of its beginning with its result in it, as if it had taken no time.
+        """Return the checkpoint of its beginning with its result added, as if it had taken no time.
 
         Args:
-            history: of the training, its result in place.
-            metrics: what it found.
+            history: the training's, with this pass's result in place.
+            metrics: those of this pass.
             loader, callbacks: their states after it.
         """
         checkpoint = self.checkpoint
@@ -361,12 +373,12 @@ class ValidationPass:
         return checkpoint
 
 
-# Tasks: a task group whose error comes out as it was raised, not in a group around it.
+# Task groups that raise an error itself, not a group around it
 
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[TaskGroup]:
-    """Run tasks as `anyio.create_task_group` does; of several errors the first one is raised."""
+    """Run tasks like `anyio.create_task_group`. Raise the first error, without a group around it."""
     try:
         async with anyio.create_task_group() as tasks:
             yield tasks
@@ -374,11 +386,11 @@ async def task_group() -> AsyncIterator[TaskGroup]:
         error = alone(group)
     else:
         return
-    raise error  # here, so that the group is not its context
+    raise error  # outside of the except block, so that the group isn't its context
 
 
 def alone(error: BaseException) -> BaseException:
-    """Return the error in the groups that task groups made of it; a `BatchError` is no such group.
+    """Return the first error inside the groups that task groups made. A `BatchError` isn't such a group.
 
     >>> alone(ExceptionGroup("unhandled errors in a TaskGroup", [ValueError("no")]))
     ValueError('no')
@@ -397,17 +409,17 @@ def _on_a_loop() -> bool:
     return running_library() is not None
 
 
-# Entrance: how synchronous code runs the Trainer's coroutines to their end, wherever it stands.
+# Synchronous code that runs the Trainer's coroutines
 
 
 T = TypeVar("T")
 
 
 def run_blocking(main: Callable[[], Awaitable[T]], name: str) -> T:
-    """Run `main()` to its end and return its result: on a loop of its own, in a notebook in a thread.
+    """Run `main()` to its end and return its result, on a new loop; in a notebook, on one in a thread.
 
     Args:
-        name: of the method, for the error; its twin has an "a" before it.
+        name: of the method, for the error. Its asynchronous twin has an "a" before it.
 
     Raises:
         BlockingReadError: where it would block an event loop.
@@ -427,19 +439,18 @@ def run_blocking(main: Callable[[], Awaitable[T]], name: str) -> T:
 
 
 def _interruptible(main: Callable[[], Awaitable[T]]) -> T:
-    """Run `main()` so that the first Ctrl-C has it stop and record, and a second one ends the process."""
+    """Run `main()` so that the first Ctrl-C stops and records it, and a second one ends the process."""
     body = _Stoppable(main)
     pressed: list[int] = []
 
     def on_interrupt(number: int, frame: object) -> None:
         pressed.append(number)
         if len(pressed) > 1:
-            # What was acknowledged is on disk, and no file is ever half written. A display may have hidden
-            # the cursor.
+            # Acknowledged calls are on disk, and files are replaced whole. Show the cursor: a display may hide it.
             with suppress(OSError):
                 os.write(2, b"\x1b[?25h\nafnio: left at once\n" if os.isatty(2) else b"afnio: left at once\n")
             os._exit(130)
-        # From a thread, as the loop may be asleep and wakes only for others.
+        # From a thread: the loop may sleep, and only another thread wakes it.
         threading.Thread(target=body.stop, daemon=True).start()
 
     signal.signal(signal.SIGINT, on_interrupt)
@@ -466,7 +477,7 @@ class _Stoppable(Generic[T]):
         self.results: list[T] = []
 
     def stop(self) -> None:
-        self._stopped = True  # for `run`, where it has not begun
+        self._stopped = True  # in case `run` has not begun
         if self._wake is not None:
             self._wake()
 
@@ -487,7 +498,7 @@ class _Stoppable(Generic[T]):
 
 
 def _in_thread(main: Callable[[], Awaitable[T]]) -> T:
-    """Run `main()` in a thread, as the loop of this one is busy with the cell that called."""
+    """Run `main()` in a thread, because this thread's loop is busy with the cell that called."""
     body = _Stoppable(main)
     errors: list[BaseException] = []
 
@@ -501,7 +512,7 @@ def _in_thread(main: Callable[[], Awaitable[T]]) -> T:
     thread.start()
     try:
         thread.join()
-    except BaseException:  # the kernel was interrupted: what is under way is recorded before it goes on
+    except BaseException:  # the kernel was interrupted: let the training record itself before the cell ends
         body.stop()
         thread.join()
         raise

@@ -1,4 +1,12 @@
-"""Trainer: fit, validate, test and predict, in runs that can be left alone."""
+"""Trainer: fit, validate, test and predict, in runs that can be left alone.
+
+`Trainer` checks its arguments and its inputs, enters what holds around a run (`Session`), and hands a fit to `FitLoop`
+and a pass to `EvaluationPass`. Each method has an asynchronous twin, which has the code; the synchronous one runs the
+twin on a loop. A Trainer does one thing at a time.
+
+`AgentSummary`, below, is what a fit prints first: the agent's modules, the texts that it learns, and the models that it
+calls, with their limits and prices.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +44,7 @@ from afnio.trainer._estimate import Estimate, rehearse
 from afnio.trainer._feed import length, limited, sample_count, seed_all
 from afnio.trainer._loop import FitLoop, RunLog, Schedule, Session
 from afnio.trainer._options import Outcome, Share, TrainerOptions, checked, seconds_of
-from afnio.trainer._progress import Progress, make_progress
+from afnio.trainer._progress import Progress
 from afnio.trainer._steps import STEPS, EvaluationPass, alone, run_blocking, task_group
 
 CHECKPOINTS: Final = "checkpoints"
@@ -47,42 +55,41 @@ _STAGES: Final[dict[str, Stage]] = {"val": "validate", "test": "test", "predict"
 class Trainer:
     """Trains, validates and tests agents that have `training_step`, `validation_step` and so on.
 
-    Each method has an asynchronous twin, which is its body: `fit` and `afit`, `validate` and `avalidate`, `test`
-    and `atest`, `predict` and `apredict`. "loss" is the score, the mean per sample; whether a larger one is
-    better is for `mode` to say.
+    Each method has an asynchronous twin: `fit` and `afit`, `validate` and `avalidate`, `test` and `atest`, `predict`
+    and `apredict`. The key "loss" is the score, a mean per sample. `mode` says if a larger one is better.
 
-    Without a run of `te.init`, the calls of a `fit` are kept in a journal beside its checkpoints, so that
-    `fit(..., ckpt_path="last")` goes on anywhere and pays for no reply again.
+    Without a run of `te.init`, a `fit` keeps its calls in a journal beside its checkpoints. After a kill at any point,
+    `fit(..., ckpt_path="last")` continues and pays for no reply twice.
 
     Args:
-        max_epochs: passes over the training batches at most; 10, if nothing else limits the training.
-        min_epochs, min_steps: don't stop earlier because a callback asks for it.
+        max_epochs: passes over the training batches at most; 10 if nothing else limits the training.
+        min_epochs, min_steps: a callback can't stop the training earlier.
         max_steps: optimizer steps at most, over all epochs.
         max_time: of one `fit`: seconds, a timedelta, a dict of its arguments, or "DD:HH:MM:SS".
-        max_cost: dollars that this Trainer may spend, over all clients; what the journal says was spent counts.
+        max_cost: dollars that this Trainer may spend, over all clients. Spending in the journal counts.
         limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: batches of an epoch or
             pass at most, or a fraction up to 1.0.
-        val_check_interval: validate within an epoch too, after so many batches or each such fraction of it; `best`
-            is chosen among the ends of epochs.
-        accumulate_grad_batches: batches whose feedback one step uses; they run side by side.
-        quorum: the fraction of a step's or a pass's samples that must not fail; one of several always may, unless
-            it is 1.0 or None. Failed ones are left out. A step or validation pass with more is cut short and told;
-            three such steps in a row end the training.
+        val_check_interval: validate within an epoch too, after this number of batches or each such fraction of it.
+            `best` is chosen among the ends of epochs only.
+        accumulate_grad_batches: batches whose feedback one step uses. They run side by side.
+        quorum: the fraction of a step's or a pass's samples that must succeed. One of several may always fail, unless
+            this is 1.0 or None. Failed ones are left out. A step or validation pass with more failures is cut short
+            with a warning; three such steps in a row end the training.
         seed: seeds samplers, Python's generator and NumPy's.
         enable_checkpointing: write `checkpoints/last`, `best` and `epoch-N`.
         enable_progress_bar: show the progress: live in a terminal or a notebook, as lines in a log.
         enable_agent_summary: show the agent's modules, parameters and clients at the start of the progress.
-        default_root_dir: the folder of `checkpoints`; by default the working folder.
+        default_root_dir: the parent folder of `checkpoints`; by default the working folder.
         callbacks: objects with `on_…` methods, or functions that get the Trainer at the end of each epoch.
-        fast_dev_run: one batch of everything, to see whether it runs; nothing is kept.
+        fast_dev_run: run one batch of everything, to see if it works. Nothing is kept.
         monitor: the metric that `best` is chosen by; "val_loss", or "train_loss" without validation.
-        mode: "max" where a larger value is better, else "min".
+        mode: "max" if a larger value is better, else "min".
         save_top_k: how many `epoch-N` are kept, the best ones; -1 for all.
 
     Attributes:
-        metrics: the newest value of each, such as "train_loss", "val_accuracy".
+        metrics: the newest value of each, such as "train_loss" and "val_accuracy".
         history: an entry for each step, epoch and validation pass, with sums over samples.
-        current_epoch, global_step: how many have ended.
+        current_epoch, global_step: epochs and steps that have ended.
         best_score: the best value of the monitored validation metric.
         stopped: why the last fit ended.
 
@@ -120,12 +127,30 @@ class Trainer:
     ) -> None:
         self.options = checked(
             TrainerOptions(
-                max_epochs, min_epochs, max_steps, min_steps, seconds_of(max_time), max_cost, limit_train_batches,
-                limit_val_batches, limit_test_batches, limit_predict_batches, val_check_interval,
-                accumulate_grad_batches, quorum, seed, enable_checkpointing, enable_progress_bar,
-                enable_agent_summary, Path(default_root_dir or Path.cwd()), fast_dev_run, monitor, mode, save_top_k,
+                max_epochs=max_epochs,
+                min_epochs=min_epochs,
+                max_steps=max_steps,
+                min_steps=min_steps,
+                max_time=seconds_of(max_time),
+                max_cost=max_cost,
+                limit_train_batches=limit_train_batches,
+                limit_val_batches=limit_val_batches,
+                limit_test_batches=limit_test_batches,
+                limit_predict_batches=limit_predict_batches,
+                val_check_interval=val_check_interval,
+                accumulate_grad_batches=accumulate_grad_batches,
+                quorum=quorum,
+                seed=seed,
+                enable_checkpointing=enable_checkpointing,
+                enable_progress_bar=enable_progress_bar,
+                enable_agent_summary=enable_agent_summary,
+                root=Path(default_root_dir or Path.cwd()),
+                fast_dev_run=fast_dev_run,
+                monitor=monitor,
+                mode=mode,
+                save_top_k=save_top_k,
             )
-        )  # fmt: skip
+        )
         self.callbacks = Callbacks(callbacks)
         self.monitor = monitor or "val_loss"
         self.metrics: dict[str, float] = {}
@@ -146,30 +171,30 @@ class Trainer:
 
     @property
     def stage(self) -> str | None:
-        """What it is doing: "fit", "validate", "test", "predict"; None for nothing."""
+        """The method that is running: "fit", "validate", "test", "predict", or None."""
         return self._busy
 
     @property
     def folder(self) -> Path:
-        """Where checkpoints are."""
+        """The folder of the checkpoints."""
         return self.options.root / CHECKPOINTS
 
     @property
     def ledger(self) -> Ledger:
-        """What this Trainer spent, by phase, client and model; what its journals say was spent before counts."""
+        """This Trainer's spending by phase, client and model, including what its journals recorded before."""
         return self._session.ledger
 
     @property
     def total_cost(self) -> float | None:
-        """Dollars spent so far, None where some price is unknown."""
+        """Dollars spent so far, or None if a price is unknown."""
         cost = self.ledger.total.cost
         return None if cost is None else float(cost)
 
     def stop(self, reason: str = "stop was called") -> None:
-        """Have the training end after the step under way, once `min_epochs` and `min_steps` are reached."""
+        """End the training after the current step, once `min_epochs` and `min_steps` are reached."""
         self.asked_to_stop = self.asked_to_stop or reason
 
-    # What there is to do
+    # The methods
 
     @folding
     def fit(
@@ -180,7 +205,7 @@ class Trainer:
         ckpt_path: str | os.PathLike[str] | None = None,
         llm_clients: Sequence[Any] = (),
     ) -> None:
-        """Train `agent`; see `afit`, which this runs to its end, in a script, a thread or a notebook."""
+        """Train `agent`: run `afit` to its end, in a script, a thread or a notebook."""
         run_blocking(
             lambda: self.afit(agent, train_dataloader, val_dataloader, ckpt_path, llm_clients), "fit"
         )
@@ -197,12 +222,12 @@ class Trainer:
         """Train `agent`.
 
         Args:
-            val_dataloader: what is validated on, beside the training.
-            ckpt_path: go on from "last", "best" or a file; "last" begins where there is none yet.
-            llm_clients: not needed; the calls of all clients are counted.
+            val_dataloader: the batches to validate on, beside the training.
+            ckpt_path: continue from "last", "best" or a file. "last" begins if there is none yet.
+            llm_clients: ignored; the calls of all clients are counted.
 
         Raises:
-            CheckpointError: if the folder is in use or can't be written, or the file is no checkpoint.
+            CheckpointError: if the folder is in use or can't be written, or the file isn't a checkpoint.
         """
         check_agent(agent, "training_step", "configure_optimizers")
         if train_dataloader is None:
@@ -245,7 +270,7 @@ class Trainer:
     ) -> dict[str, float]:
         """Return the metrics of one pass, without gradients.
 
-        "loss" is the mean score per sample, "loss_sum" the total, "failed" how many samples have none; where
+        "loss" is the mean score per sample, "loss_sum" the total, and "failed" the number of samples without one. If
         each sample's value is 0 or 1, "loss_low" and "loss_high" are the bounds of Wilson's 95 % interval.
         """
         outcome, _ = await self._pass(agent, "test", test_dataloader)
@@ -290,11 +315,11 @@ class Trainer:
     ) -> Estimate:
         """Return what `fit` would ask for; print it for a table.
 
-        One step and one validation batch are carried out with made-up replies; whatever else the steps do is
-        done, too. Afterwards the agent and the loaders are as before.
+        One step and one validation batch run with made-up replies. Side effects of the steps happen. Afterwards the
+        agent and the loaders are in the same state as before.
 
         Args:
-            seconds_per_call: what a call takes, for the time.
+            seconds_per_call: the seconds that a call is assumed to take.
         """
         check_agent(agent, "training_step", "configure_optimizers")
         check_loader("train_dataloader", train_dataloader)
@@ -306,12 +331,12 @@ class Trainer:
                 agent, optimizers_of, self.options, train_dataloader, val_dataloader, seconds_per_call
             )
 
-    # How
+    # How a fit and a pass run
 
     async def _fit(
         self, agent: Module, train: Any, val: Any, ckpt_path: str | os.PathLike[str] | None
     ) -> None:
-        progress = make_progress(self.options.enable_progress_bar)
+        progress = Progress(self.options.enable_progress_bar)
         checkpoints = None
         if self.options.checkpointing:
             checkpoints = Checkpoints(
@@ -370,7 +395,7 @@ class Trainer:
         check_agent(agent, STEPS[phase])
         check_loader("dataloader" if phase == "predict" else f"{phase}_dataloader", loader)
         batches = limited(length(loader), self.options.limit(phase), f"limit_{phase}_batches")
-        progress = make_progress(self.options.enable_progress_bar)
+        progress = Progress(self.options.enable_progress_bar)
         started = time.monotonic()
 
         def tell(outcome: Outcome, done: int) -> None:
@@ -419,7 +444,7 @@ class Trainer:
         how = "was stopped" if not isinstance(error, Exception) else "failed"
         with suppress(
             OSError, ValueError, AttributeError
-        ):  # closed, or not there: it must not hide the error
+        ):  # standard error is closed or missing; that must not hide the error
             sys.stderr.write(
                 f"afnio: the training {how} after step {self.global_step}, in epoch {self.current_epoch + 1}; "
                 f'trainer.fit(..., ckpt_path="last") goes on from {self.folder} and pays for no reply again\n'
@@ -445,11 +470,11 @@ class Trainer:
             self._busy = None
 
 
-# Inputs: what a Trainer is given to work on, checked before anything is called.
+# Inputs, checked before anything is called
 
 
 def optimizers_of(agent: Module) -> list[Optimizer]:
-    """Return what `configure_optimizers` gives, as a list."""
+    """Return the agent's optimizers, from `configure_optimizers`, as a list."""
     given = agent.configure_optimizers()
     found = list(given) if isinstance(given, list | tuple) else [given]
     for optimizer in found:
@@ -470,26 +495,26 @@ def check_agent(agent: Any, *needed: str) -> None:
 
 
 def check_loader(name: str, loader: Any) -> None:
-    """Raise unless `loader` can be iterated over; `name` is what the caller calls it."""
+    """Raise unless `loader` can be iterated over. `name` is the caller's argument."""
     if not isinstance(loader, Iterable):
         raise TypeError(f"{name} must be a DataLoader, or something else to iterate over (got {loader!r})")
 
 
-# Summary: an agent at a glance: its modules, what it learns, whom it asks and for how much.
+# The summary of an agent
 
 
 WIDTH: Final = 110
-"""Columns of the text, where the terminal has no fewer."""
+"""Columns of the text, unless the terminal has fewer."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """A Parameter, or a Variable that is kept beside the parameters.
+    """A Parameter or a buffer.
 
     Attributes:
-        tokens: about how many it has, at four characters each; None while its value is pending.
-        learned: whether feedback is gathered for it.
+        tokens: about how many it has, at four characters each, or None while its value is pending.
+        learned: True if it gathers feedback.
         kind: Parameter or buffer.
     """
 
@@ -519,12 +544,12 @@ class SummaryNode:
 @final
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A client, what it is for, and what is known of its model.
+    """A client, its use, and its model.
 
     Attributes:
-        model: None where it is named at each call.
-        limits: those that were given for the account.
-        price: None where nobody says.
+        model: None if each call names its own.
+        limits: those that were given for the account, or None.
+        price: None if it is unknown.
     """
 
     used_for: str
@@ -538,7 +563,7 @@ class Asked:
 @final
 @dataclass(frozen=True, slots=True)
 class AgentSummary:
-    """The summary of an agent; `str()` of it is a text; rich can print it, too.
+    """The summary of an agent. `str()` of it is a text, and rich can print it.
 
     >>> import afnio.cognitive as cog
     >>> agent = cog.Module()
@@ -554,7 +579,7 @@ class AgentSummary:
     def of(cls, agent: Module, optimizers: Sequence[Optimizer] = ()) -> AgentSummary:
         """Return the summary of `agent`, of the backward model and of the optimizers' models.
 
-        It waits for nothing. Prices are looked up, which reads a file or imports a package the first time.
+        It waits for nothing. The first look-up of a price reads a file or imports a package.
         """
         seen: set[int] = set()
         return cls(_node("", agent, seen), [_asked(*found) for found in _clients(agent, optimizers)])
@@ -629,24 +654,24 @@ def _tokens(variable: Any) -> int | None:
 
 
 def _clients(agent: Module, optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, ChatClient, str | None]]:
-    """Yield clients with what they are for and their model: the agent's, who criticizes, who rewrites."""
+    """Yield clients with their use and model: the agent's own, the critic's, the optimizers'."""
     models = {
         name: config["model"] for name, config in agent.named_completion_configs() if config.get("model")
     }
-    # One model for all calls of the agent can't be told from the configurations of several.
+    # With several models, nothing connects a model to a client.
     only = next(iter(models.values())) if len(set(models.values())) == 1 else None
     for name, client in agent.named_models():
         yield name, client, only
     backward = _backward_model()
     if backward is not None:
         yield "backward", backward.client, backward.completion_args.get("model")
-    told: set[tuple[int, Any]] = set()
+    seen: set[tuple[int, Any]] = set()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             asked = group.get("model_client")
             model = (group.get("completion_args") or {}).get("model")
-            if isinstance(asked, ChatClient) and (id(asked), model) not in told:
-                told.add((id(asked), model))
+            if isinstance(asked, ChatClient) and (id(asked), model) not in seen:
+                seen.add((id(asked), model))
                 yield type(optimizer).__name__, asked, model
 
 
@@ -655,7 +680,7 @@ def _backward_model() -> ChatModel | None:
 
     try:
         return get_backward_model_client()
-    except RuntimeError:  # none has been set
+    except RuntimeError:  # there is none
         return None
 
 

@@ -1,0 +1,304 @@
+"""The tutorial's job: train the prompt of a sentiment classifier with the Trainer, then test it.
+
+The first prompt is tested and validated. The Trainer trains, validates after each epoch, and keeps the epoch that did
+best on the validation messages as its checkpoint `best`. If that prompt beats the first one on validation, it is tested
+too; else the first prompt is kept and its test counts for both. The test messages choose nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import afnio
+from afnio import cognitive as cog
+from afnio import tellurio as te
+from afnio.demo._endpoint import (
+    Endpoint,
+    RefusedError,
+    live_endpoint,
+    local_endpoint,
+    simulated_endpoint,
+)
+from afnio.errors import AfnioError, BatchError, ReplyError
+from afnio.optim import TGD
+from afnio.runtime import Ledger
+from afnio.tellurio._store import store_path
+from afnio.tellurio.studio._report import write_report
+from afnio.tellurio.studio._runs import home_folder
+from afnio.trainer import Trainer
+from afnio.utils.agents import SentimentAnalyzer
+from afnio.utils.data import DataLoader, WeightedRandomSampler
+from afnio.utils.datasets import FacilitySupport, Message
+
+NAMESPACE: Final = "demo"
+PROJECT: Final = "facility-support"
+PAGE: Final = Path("demo.html")
+CONSTRAINT: Final = (
+    "The improved variable must never include or reference the characters `{` or `}`. "
+    "Do not output them, mention them, or describe them in any way."
+)
+_FENCE: Final = re.compile(r"^```json\n|\n```$")
+
+
+class SentimentJob(SentimentAnalyzer):
+    """The tutorial's agent, with the steps that a Trainer asks for."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__()
+        self.endpoint = endpoint
+        self.loss_fn = cog.ExactMatchEvaluator()
+
+    async def training_step(self, batch: Any, batch_idx: int) -> cog.Evaluation:
+        messages, (_, sentiments, _) = batch
+        reply = self(self.endpoint.client, inputs={"message": messages}, **self.endpoint.forward)
+        return self.loss_fn(reply.map(read_sentiment), sentiments)
+
+    validation_step = test_step = training_step
+
+    def configure_optimizers(self) -> TGD:
+        constraint = afnio.Variable(CONSTRAINT, role="optimizer constraint")
+        return TGD(
+            self.parameters(),
+            model_client=self.endpoint.client,
+            constraints=[constraint],
+            momentum=3,
+            **self.endpoint.step,
+        )
+
+
+def read_sentiment(reply: str) -> str:
+    """Return the sentiment that a reply names.
+
+    Raises:
+        ReplyError: if the reply isn't a JSON object with the key "sentiment". The sample has failed then.
+
+    >>> read_sentiment('{"sentiment": "Neutral"}')
+    'neutral'
+    """
+    try:
+        return str(json.loads(_FENCE.sub("", reply))["sentiment"]).lower()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReplyError(
+            f'the reply must be a JSON object with the key "sentiment" (got {reply[:60]!r})'
+        ) from error
+
+
+class Loaders(NamedTuple):
+    """The loaders of FacilitySupport's three splits, or of the first messages of each."""
+
+    train: DataLoader
+    validation: DataLoader
+    test: DataLoader
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Self:
+        """Load the messages, downloading them if they aren't there.
+
+        Raises:
+            DownloadError: if no source has the file.
+        """
+        train, validation, test = (_head(split, options.messages) for split in ("train", "val", "test"))
+        with te.suppress_variable_notifications():
+            labels = [sentiment.data for _, (_, sentiment, _) in train]
+        # Draw each label equally often, as the tutorial does.
+        sampler = WeightedRandomSampler(
+            [len(labels) / labels.count(label) for label in labels], num_samples=len(train), seed=options.seed
+        )
+        size = options.batch_size
+        return cls(
+            DataLoader(train, sampler=sampler, batch_size=size),
+            DataLoader(validation, batch_size=size),
+            DataLoader(test, batch_size=size),
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(loader.dataset) for loader in self]  # type: ignore[arg-type]
+
+
+def _head(split: Any, count: int | None) -> Sequence[Message]:
+    data = FacilitySupport(split)
+    return [data[number] for number in range(min(len(data), count or len(data)))]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the job against the endpoint that the options ask for, and print what it found.
+
+    Raises:
+        RefusedError: before anything is called, if the demo may not start.
+        AfnioError: if the run fails.
+    """
+    if not os.access(Path.cwd(), os.W_OK | os.X_OK):
+        raise RefusedError(
+            f"the working folder must be writable (got {Path.cwd()}); start the demo elsewhere"
+        )
+    loaders = Loaders.of(options)
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(_endpoint(options))
+        for note in endpoint.notes:
+            print(note)
+        train, validation, test = loaders.sizes
+        print(f"FacilitySupport: {train} training, {validation} validation, {test} test messages.")
+        print(f"Endpoint: {endpoint.base_url}")
+        stack.enter_context(
+            afnio.set_backward_model_client(endpoint.client, completion_args=dict(endpoint.backward))
+        )
+        agent = SentimentJob(endpoint)
+        if options.live:
+            _ask(agent, loaders, _trainer(options, endpoint, Path()), agreed=options.yes)
+        # Continue a live run that was killed: its calls were paid for. The other endpoints cost nothing.
+        resume = None if options.live else False
+        tracked = stack.enter_context(
+            te.init(NAMESPACE, PROJECT, config={"lm": endpoint.kind}, resume=resume)
+        )
+        store = store_path(NAMESPACE, PROJECT)
+        print(f"Recorded as run {tracked.name} in {store}", flush=True)
+        trainer = _trainer(options, endpoint, store.with_suffix("") / tracked.id)
+        started = time.monotonic()
+        result = _train_and_test(agent, loaders, trainer, options.live)
+    _print_result(agent, result, trainer.ledger, time.monotonic() - started)
+    try:
+        print(f"The run as a page: {write_report(home_folder(), tracked.id, PAGE)}")
+    except (AfnioError, OSError) as error:
+        print(f"The run as a page could not be written: {error}")
+
+
+def _endpoint(options: argparse.Namespace) -> Any:
+    if options.live:
+        return live_endpoint(options)
+    return local_endpoint() if options.lm == "local" else simulated_endpoint()
+
+
+def _trainer(options: argparse.Namespace, endpoint: Endpoint, folder: Path) -> Trainer:
+    return Trainer(
+        max_epochs=options.epochs,
+        quorum=endpoint.quorum,
+        seed=options.seed,
+        enable_agent_summary=False,
+        default_root_dir=folder,
+    )
+
+
+class Result(NamedTuple):
+    """What the job found.
+
+    Attributes:
+        before, after: metrics of the first and of the chosen prompt on the test messages.
+        chosen: which prompt that is, and why.
+        tests: test messages.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    chosen: str
+    tests: int
+
+
+def _train_and_test(agent: SentimentJob, loaders: Loaders, trainer: Trainer, resume: bool) -> Result:
+    before = after = trainer.test(agent, loaders.test)
+    first, first_prompt = trainer.validate(agent, loaders.validation), agent.state_dict()
+    trainer.fit(agent, loaders.train, loaders.validation, ckpt_path="last" if resume else None)
+    if trainer.best_score is not None and trainer.best_score > first.get("loss", 0.0):
+        best = afnio.load(trainer.folder / "best")
+        agent.load_state_dict(best["agent_state_dict"])
+        chosen = f"after epoch {best['counters']['epoch']}, the best one on the validation messages"
+        after = trainer.test(agent, loaders.test)
+    else:
+        agent.load_state_dict(first_prompt)
+        chosen = "unchanged: no other did better on the validation messages"
+    te.log({"baseline": before.get("loss", 0.0), "final": after.get("loss", 0.0)})
+    return Result(before, after, chosen, loaders.sizes[2])
+
+
+def _print_result(agent: SentimentJob, result: Result, ledger: Ledger, seconds: float) -> None:
+    print(f"\nThe prompt, {result.chosen}:")
+    for line in str(agent.sentiment_task.data).splitlines():
+        print(f"  {line}")
+    print(f"\n{'phase':<9}{'calls':>6}{'tokens in':>12}{'tokens out':>12}")
+    for purpose in dict.fromkeys(item.purpose for item in ledger.items):
+        spent = Ledger({item: one for item, one in ledger.items.items() if item.purpose == purpose}).total
+        tokens = f"{spent.usage.prompt_tokens:>12,}{spent.usage.completion_tokens:>12,}"
+        print(f"{purpose:<9}{spent.calls:>6,}{tokens}")
+    cost = ledger.total.cost
+    print(
+        f"cost     {'unpriced' if cost is None else f'${cost:,.4f}'}{_simulated(agent)}, time {seconds:.1f} s\n"
+    )
+    for name, found in (("first", result.before), ("chosen", result.after)):
+        print(f"{name:<6} prompt, test messages: {described(found, result.tests)}")
+    before, after = (right(found, result.tests) for found in (result.before, result.after))
+    print(f"baseline {before} final {after}")
+
+
+def _simulated(agent: SentimentJob) -> str:
+    return " (simulated)" if agent.endpoint.kind == "simulated" else ""
+
+
+def right(found: dict[str, float], samples: int) -> str:
+    """Return the right answers among those given, from a pass's metrics.
+
+    >>> right({"loss_sum": 25.0, "failed": 2.0}, 70)
+    '25/68'
+    """
+    return f"{found.get('loss_sum', 0.0):.0f}/{samples - found['failed']:.0f}"
+
+
+def described(found: dict[str, float], samples: int) -> str:
+    """Return right answers, their share, its 95 % interval, and how many messages have no answer.
+
+    >>> described({"loss": 0.5, "loss_sum": 34.0, "loss_low": 0.384, "loss_high": 0.616, "failed": 2.0}, 70)
+    '34/68, 50.0 %, 95 % interval 38.4 to 61.6 %, 2 without an answer'
+    """
+    parts = [right(found, samples)]
+    if "loss_low" in found:
+        share, low, high = (100 * found[name] for name in ("loss", "loss_low", "loss_high"))
+        parts += [f"{share:.1f} %", f"95 % interval {low:.1f} to {high:.1f} %"]
+    if found["failed"]:
+        parts.append(f"{found['failed']:.0f} without an answer")
+    return ", ".join(parts)
+
+
+def _ask(agent: SentimentJob, loaders: Loaders, trainer: Trainer, *, agreed: bool) -> None:
+    """Show the estimate, and return only if the user wants to go on.
+
+    Raises:
+        RefusedError: if they don't, or can't be asked.
+    """
+    print("The training, between these bounds:")
+    print(trainer.estimate(agent, loaders.train, loaders.validation))
+    _, validation, test = loaders.sizes
+    print(f"Tests and the first validation: at most {2 * test + validation:,} forward calls more.")
+    for role, model in agent.endpoint.models.items():
+        print(f"{role}: {model}")
+    if agreed:
+        return
+    if not sys.stdin.isatty():
+        raise RefusedError(
+            "--live asks before it calls anything, and stdin isn't a terminal; pass --yes to agree beforehand"
+        )
+    try:
+        answer = input("Go on? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise RefusedError("nothing was called")
+
+
+def sentence(error: Exception) -> str | None:
+    """Return the sentence to show for an error that a user can act on, or None for a bug.
+
+    >>> sentence(ReplyError("no network"))
+    'no network'
+    """
+    if isinstance(error, BatchError):
+        failed = len(error.samples) or len(error.exceptions)
+        return f"{failed} samples failed, the first with: {error.exceptions[0]}"
+    return str(error) if isinstance(error, AfnioError | OSError) else None
