@@ -208,7 +208,7 @@ user = os.geteuid()
 if user == 0:
     os.seteuid(65534)
 try:
-    with reading.Reader(path) as reader:
+    with reading.StoreReader(path) as reader:
         print([run.name for run in reader.runs()])
 finally:
     os.seteuid(user)

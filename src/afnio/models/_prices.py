@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 import anyio.to_thread
 
 from afnio.runtime._budget import Budget, current_budgets
-from afnio.runtime._spending import Item, Ledger, Price, Spent, Tier, cost
+from afnio.runtime._spending import Ledger, Price, Spent, Tier, cost
 from afnio.runtime._waiting import active_journal
 
 if TYPE_CHECKING:
@@ -260,12 +260,12 @@ def earlier_ledger(journal: Journal) -> Ledger:
     """Return what a journal says was spent before it was opened; reads price files, so in a thread."""
 
     items = {}
-    for (purpose, model, account), spent in journal.spent_before.items():
-        items[Item(purpose, account, model)] = Spent.of(
-            price_of(model, account),
+    for item, spent in journal.spent_before.items.items():
+        items[item] = Spent.of(
+            price_of(item.model, item.client),
             spent.usage,
             calls=spent.calls,
-            attempts=spent.calls + spent.failed + spent.unknown,
+            attempts=spent.attempts,
             unknown=spent.unknown,
             reserved=spent.reserved,
         )
