@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -67,6 +68,28 @@ print(run.status)
 os.seteuid(user)
 os.chmod(folder, 0o755)
 os.rmdir(folder)
+"""
+
+
+NO_THREAD = """
+import os, threading
+import afnio.tellurio as te
+
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+
+run = te.init("me", "emails")
+run.flush()
+pid = os.fork()
+if not pid:
+    threading.Thread.start = refuse
+    run.log("loss", 1)
+    run.log("loss", 2)
+    run.flush()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+run.finish()
+print(run.status)
 """
 
 
@@ -195,3 +218,35 @@ def test_a_full_disk_costs_one_warning(read: Read) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
     assert read(FILE, "SELECT count(*) FROM runs") == [(1,)]
+
+
+def test_a_thread_that_cannot_start_costs_one_warning(read: Read) -> None:
+    """As at the interpreter's end, or in a child process: its values are dropped."""
+    done = subprocess.run([sys.executable, "-c", NO_THREAD], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("COMPLETED\n", 0)
+    assert done.stderr.count("can't start new thread") == len(done.stderr.splitlines()) == 1
+    assert read(FILE, "SELECT count(*) FROM metrics") == [(0,)]
+
+
+def test_events_that_the_disk_cannot_follow_are_left_out(
+    read: Read, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond a bound in bytes, with one warning. Values that the program logs are kept, and drops are counted."""
+    monkeypatch.setattr("afnio.tellurio._store.ROOM", 2_500)
+    with te.init("me", "emails") as run:
+        run.flush()
+        with closing(sqlite3.connect(FILE, isolation_level=None)) as slow:
+            slow.execute("BEGIN IMMEDIATE")
+            for number in range(10):
+                run.observe(f"event {number}")
+            run.log("loss", 1)
+            slow.execute("COMMIT")
+        run.flush()
+        run.observe("later")
+        run.flush()
+    events = [json.loads(payload) for (payload,) in read(FILE, "SELECT payload FROM events ORDER BY id")]
+    assert events == ["event 0", "event 1", "event 2", "later"]
+    assert read(FILE, "SELECT dropped FROM runs") == [(7,)]
+    assert read(FILE, "SELECT count(*) FROM metrics") == [(1,)]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "events are left out" in caplog.text

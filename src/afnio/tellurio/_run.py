@@ -41,7 +41,7 @@ from afnio.tellurio._recording import (
     as_text,
     encode,
 )
-from afnio.tellurio._store import Lease, NewRun, Store, lease_path, store_path
+from afnio.tellurio._store import NewRun, Store, lease_path, store_path, take_lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from afnio.runtime._journal import Journal
-    from afnio.tellurio._store import Lease
+    from afnio.runtime._files import LockFile
 
 
 MISSING: Final[Any] = object()
@@ -96,7 +95,7 @@ class Run:
         row: NewRun,
         journal: Journal | None,
         *,
-        lease: Lease,
+        lease: LockFile | None,
         sinks: SinkThread,
         continued: bool = False,
         process_wide: bool = False,
@@ -231,7 +230,8 @@ class Run:
         self._store.close(timeout)
         self._sinks.close(SINK_TIMEOUT if timeout is None else timeout)
         # Only now: a run that isn't over on the disk and has no lease was killed.
-        self._lease.release()
+        if self._lease is not None:
+            self._lease.release()
 
     def _end_with_process(self) -> None:
         # The interpreter keeps the exception that ended a script; a prompt keeps the last one of
@@ -409,7 +409,7 @@ def init(
     redaction = Redaction(redact)
     store = Store(store_path(namespace, project, dir), redaction)
     senders = SinkThread(sinks or (), redaction)
-    lease: Lease | None = None
+    lease: LockFile | None = None
     try:
         store.open()
         identity = program_identity(redaction)
@@ -430,7 +430,7 @@ def init(
                 datetime.now(UTC).timestamp(),
             )
             # The lease comes before the row: a row without one is a run that was killed.
-            lease = Lease(lease_path(store.path, row.id))
+            lease = take_lease(lease_path(store.path, row.id))
             row = row._replace(name=store.add_run(row))
             journal = _new_journal(store, row)
         run = Run(
@@ -463,7 +463,7 @@ def _new_seed() -> int:
 
 def _continued(
     store: Store, identity: str | None, resume: bool | str | None
-) -> tuple[NewRun, Journal | None, Lease] | None:
+) -> tuple[NewRun, Journal | None, LockFile | None] | None:
     """Return the run to continue, its journal and its lease; None where a new one is to start."""
     if resume is False or (resume is None and identity is None):
         return None
@@ -473,7 +473,7 @@ def _continued(
         raise ValueError(f"there is no run {wanted!r} in {store.path}; leave resume out to start one")
     for row in rows:
         try:
-            lease = Lease(lease_path(store.path, row.id))
+            lease = take_lease(lease_path(store.path, row.id))
         except LockHeldError as error:
             if wanted is not None:
                 raise _in_use(row, error.holder) from error
@@ -481,11 +481,13 @@ def _continued(
         try:
             journal = _continue(store, identity, row, wanted)
         except BaseException:
-            lease.release()
+            if lease is not None:
+                lease.release()
             raise
         if journal is not None:
             return row, journal, lease
-        lease.release()
+        if lease is not None:
+            lease.release()
     return None
 
 
