@@ -11,8 +11,7 @@ from tiny_training import reply, train
 
 import afnio
 import afnio.tellurio as te
-from afnio.cli._commands import main
-from afnio.demo import _job
+from afnio.cli import main
 from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient
 
@@ -40,7 +39,6 @@ def test_all_that_a_run_leaves_is_private(umask: None, tmp_path: Path) -> None:
     with afnio.journal("journals/deep/calls.journal"):
         ScriptedClient("x").chat(messages=[{"role": "user", "content": "hello"}], model="m")
         assert {} == modes(tmp_path)
-    _job.write({"prompt": "Be brief."})
     for command, out in (("runs export", "--out"), ("report", "-o")):
         for there in (False, True):
             file = tmp_path / f"{command} {there}"
@@ -50,7 +48,7 @@ def test_all_that_a_run_leaves_is_private(umask: None, tmp_path: Path) -> None:
             assert 0 == main([*command.split(), "first", out, str(file), "--dir", "runs/deep"])
             assert 0 < file.stat().st_size < 1_000_000
     assert {} == modes(tmp_path)
-    assert {"runs", "log", "journals", "demo.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"runs", "log", "journals"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_an_export_goes_to_a_device_too() -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import afnio.tellurio as te
-from afnio.tellurio._store import store_path
 
 if TYPE_CHECKING:
     from conftest import Read
@@ -97,9 +96,11 @@ def test_the_file_lies_in_the_working_folder_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AFNIO_HOME comes before it, and the argument before both."""
-    assert store_path("me", "emails") == FILE
+    with te.init("me", "emails"):
+        assert FILE.is_file()
     monkeypatch.setenv("AFNIO_HOME", str(tmp_path / "home"))
-    assert store_path("me", "emails") == tmp_path / "home" / "me" / "emails.db"
+    with te.init("me", "emails"):
+        assert (tmp_path / "home" / "me" / "emails.db").is_file()
     with te.init("me", "emails", dir=tmp_path / "own"):
         pass
     assert (tmp_path / "own" / "me" / "emails.db").is_file()
@@ -118,7 +119,8 @@ def test_the_file_lies_in_the_working_folder_by_default(
 )
 def test_names_become_safe_file_names(name: str, slug: str) -> None:
     """No separator, no leading dot, no endless name."""
-    assert store_path(name, name) == Path(".afnio") / slug / f"{slug}.db"
+    with te.init(name, name):
+        assert [Path(".afnio") / slug / f"{slug}.db"] == list(Path(".afnio").rglob("*.db"))
 
 
 def test_only_the_user_may_read_it() -> None:

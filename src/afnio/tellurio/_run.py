@@ -690,32 +690,16 @@ class SinkThread:
                 )
 
 
-# The switch for notifications about Variables, which only older programs need.
-
-
-_suppressed: ContextVar[bool] = ContextVar("afnio_notifications_suppressed", default=False)
-
-
 @contextmanager
 def suppress_variable_notifications() -> Iterator[None]:
-    """Do nothing but mark the block, in this context only.
+    """Do nothing; kept for programs written for older versions.
 
-    Creating and changing Variables notifies nobody here, so there is nothing to suppress; the
-    block is kept for programs that have it.
+    Creating and changing Variables notifies no one here, so there is nothing to suppress.
 
     >>> with suppress_variable_notifications():
     ...     pass
     """
-    token = _suppressed.set(True)
-    try:
-        yield
-    finally:
-        _suppressed.reset(token)
-
-
-def notifications_suppressed() -> bool:
-    """Whether the caller is inside such a block."""
-    return _suppressed.get()
+    yield
 
 
 # Identity: which program this is, so that it can continue the run that it had not finished.
