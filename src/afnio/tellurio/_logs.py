@@ -1,4 +1,8 @@
-"""Where the lines of the "afnio" logger go, for programs that want them on the console."""
+"""Show the lines of the "afnio" logger on the console.
+
+A library must not configure logging by itself. Nothing here runs unless the program calls
+`configure_logging`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,17 @@ HANDLER: Final = "afnio-console"
 
 
 def configure_logging(verbosity: str = "info") -> None:
-    """Show Afnio's own log lines from this level on, on standard error.
+    """Show Afnio's log lines of at least this level on standard error.
 
-    Only the logger "afnio" is touched, and only when this is called. Its lines then no longer go
-    to the root logger's handlers, which would show them twice. A second call replaces the first.
+    Only the logger "afnio" is changed. Its lines no longer reach the root logger's handlers, which would show
+    them twice. A second call replaces the first.
+
+    Args:
+        verbosity: "debug", "info", "warning", "error" or "critical".
+
+    Raises:
+        TypeError: the level isn't a string.
+        ValueError: it isn't one of these.
 
     >>> configure_logging("warning")  # doctest: +SKIP
     """
