@@ -243,7 +243,7 @@ def test_texts_and_tables_are_logged(read: Read) -> None:
         run.log_table("errors", ["text", "count"], [("a", 1), ("b", None)], step=7)
         with pytest.raises(ValueError, match=r"Row \[1\] of the table \[t\] has 1 values for 2"):
             run.log_table("t", ["a", "b"], [(1, 2), (1,)])
-        with pytest.raises(TypeError, match=r"text \[prompt\] is \[3\]"):
+        with pytest.raises(TypeError, match=r"text \[prompt\] must be a string \(got 3\)"):
             run.log_text("prompt", 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has ended"):
         run.log_text("prompt", "late")

@@ -11,8 +11,8 @@ import os
 import sys
 from typing import Final
 
-LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-HANDLER: Final = "afnio-console"
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+_HANDLER: Final = "afnio-console"
 
 
 def configure_logging(verbosity: str = "info") -> None:
@@ -31,13 +31,13 @@ def configure_logging(verbosity: str = "info") -> None:
     >>> configure_logging("warning")  # doctest: +SKIP
     """
     if not isinstance(verbosity, str):
-        raise TypeError(f"The verbosity is [{verbosity!r}], but has to be a string like 'info'.")
+        raise TypeError(f"the verbosity must be a string such as 'info' (got {verbosity!r})")
     level = verbosity.lower()
-    if level not in LEVELS:
-        raise ValueError(f"The verbosity is [{verbosity}], but has to be one of {list(LEVELS)}.")
+    if level not in _LEVELS:
+        raise ValueError(f"the verbosity must be one of {list(_LEVELS)} (got {verbosity!r})")
     logger = logging.getLogger("afnio")
     for handler in list(logger.handlers):
-        if handler.get_name() == HANDLER:
+        if handler.get_name() == _HANDLER:
             logger.removeHandler(handler)
     logger.addHandler(_console_handler())
     logger.setLevel(level.upper())
@@ -49,7 +49,7 @@ def _console_handler() -> logging.Handler:
 
     colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     handler = logging.StreamHandler(sys.stderr)
-    handler.set_name(HANDLER)
+    handler.set_name(_HANDLER)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[

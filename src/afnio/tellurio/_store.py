@@ -366,11 +366,11 @@ def store_path(namespace: str, project: str, folder: str | os.PathLike[str] | No
 def slug(kind: str, name: str) -> str:
     """Return the name in a form that is safe as a file's on every system."""
     if not isinstance(name, str):
-        raise TypeError(f"The {kind} is [{name!r}], but has to be a string.")
+        raise TypeError(f"the {kind} must be a string (got {name!r})")
     text = unicodedata.normalize("NFKC", name).lower()
     safe = re.sub(r"[^\w.-]+", "-", text)[:60].strip("-._")
     if not safe:
-        raise ValueError(f"The {kind} [{name}] has no letter or digit; give it one.")
+        raise ValueError(f"the {kind} must have a letter or a digit (got {name!r})")
     return safe
 
 
