@@ -12,7 +12,7 @@ from studio.made_store import make_training
 from studio.visitor import Studio, started
 
 from afnio.tellurio._schema import FIRST, connect
-from afnio.tellurio._store import Lease, lease_path
+from afnio.tellurio._store import lease_path, take_lease
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,8 @@ def test_a_run_whose_process_is_gone(studio: Studio, folder: Path) -> None:
     made = make_training(path, "lost-lynx", status="RUNNING")
     run = studio.run("lost-lynx")
     assert 'data-status="CRASHED"' in studio.page(run).text
-    lease = Lease(lease_path(path, made.id))
+    lease = take_lease(lease_path(path, made.id))
+    assert lease is not None
     assert 'data-status="RUNNING"' in studio.page(run).text
     lease.release()
     db = connect(path)

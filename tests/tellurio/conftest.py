@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from afnio.tellurio import _run
+import afnio.tellurio as te
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AFNIO_HOME", raising=False)
     yield
-    assert _run._started == []
+    with pytest.raises(ValueError, match="No run is active"):
+        te.get_active_run()
     assert not [thread for thread in threading.enumerate() if thread.name == "afnio-store"]
 
 

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.tellurio._recording import encode
+import afnio.tellurio as te
 
+if TYPE_CHECKING:
+    from conftest import Read
+
+FILE = Path(".afnio/me/emails.db")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
 )
 
 
-@given(VALUES)
-def test_every_json_value_comes_back(value: Any) -> None:
-    """And its text can be stored as UTF-8."""
-    text = encode("metric [x]", value)
-    text.encode()
-    assert json.loads(text) == value
+def test_every_json_value_comes_back(read: Read) -> None:
+    """Also texts with any character, and infinity."""
+    logged = []
+    with te.init("me", "emails") as run:
+
+        @given(VALUES)
+        def log(value: Any) -> None:
+            run.log("x", value)
+            logged.append(value)
+
+        log()
+    assert logged == [json.loads(text) for (text,) in read(FILE, "SELECT value FROM metrics ORDER BY id")]
 
 
 def test_the_offending_part_is_named() -> None:
     """Not the container around it."""
-    with pytest.raises(TypeError, match=r"metric \[x\] holds a \[bytes\]"):
-        encode("metric [x]", {"a": [b""]})
+    with (
+        te.init("me", "emails") as run,
+        pytest.raises(TypeError, match=r"metric \[x\] must be JSON \(got bytes in it\)"),
+    ):
+        run.log("x", {"a": [b""]})

@@ -11,7 +11,7 @@ from tiny_training import reply, train
 
 import afnio
 import afnio.tellurio as te
-from afnio.cli._commands import main
+from afnio.cli import main
 from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient
 

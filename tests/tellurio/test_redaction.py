@@ -12,7 +12,7 @@ import zlib
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 import pytest
@@ -22,13 +22,15 @@ from studio.visitor import Studio, started
 from tiny_training import reply, train
 
 import afnio.tellurio as te
+from afnio.cli import main
 from afnio.runtime.events import SampleScored
-from afnio.tellurio._queries import StoreReader
-from afnio.tellurio._recording import MASK, Redaction
-from afnio.tellurio.studio._report import write_report
 from afnio.testing import Provider, ScriptedClient
 
+if TYPE_CHECKING:
+    from conftest import Read
+
 FOLDER = Path(".afnio")
+FILE = FOLDER / "me" / "emails.db"
 KEY = "sk-proj-hunter2-0123456789"
 GIVEN = "sk-given-correcthorse-135792468"
 IN_URL = "sk-url-swordfish-987654321"
@@ -128,22 +130,21 @@ def train_with_keys() -> None:
     assert [] == [secret for secret in SECRETS if secret in done.stdout + done.stderr]
 
 
-def test_no_key_is_in_any_file_or_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_key_is_in_any_file_or_page(monkeypatch: pytest.MonkeyPatch, read: Read) -> None:
     """Not in the store, the journal, a Trainer's checkpoint, the log, the report or any page of the studio."""
     train_with_keys()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    report = write_report(FOLDER, "trained", Path("report.html"))
+    report = Path("report.html")
+    assert 0 == main(["report", "trained", "-o", str(report)])
     with started(FOLDER) as studio:
         pages = visited(studio)
     everything = contents(Path.cwd())
     names = {path.name for path in Path.cwd().rglob("*")}
     assert {"program.log", "emails.db", "last", "best", report.name} <= names
-    with StoreReader(FOLDER / "me" / "emails.db") as reader:
-        (run,) = reader.runs()
-        spent = reader.spending(run.id)
-        assert {"forward", "backward", "step"} <= set(spent)
-        assert any(one.failed for one in spent.values())
-        assert any(change.after != change.before for step in reader.steps(run.id) for change in step.changes)
+    purposes = {purpose for (purpose,) in read(FILE, "SELECT DISTINCT purpose FROM calls")}
+    assert {"forward", "backward", "step"} <= purposes
+    assert [] != read(FILE, "SELECT id FROM calls WHERE status = 'failed'")
+    assert [] != read(FILE, "SELECT id FROM changes WHERE before != after")
     kinds = {re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}|\d+", "N", path.partition("?")[0]) for path in pages}
     of_run = "/runs/me/emails/N"
     wanted = {of_run + rest for rest in ("", "/steps/N", "/samples", "/samples/N", "/calls", "/calls/N")}
@@ -233,17 +234,25 @@ def test_what_is_redacted_is_in_no_table() -> None:
     assert "word here" == run.description
 
 
-def test_a_redaction_that_fails_lets_nothing_through(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_redaction_that_fails_lets_nothing_through(caplog: pytest.LogCaptureFixture, read: Read) -> None:
     """The whole text is masked, and it is said once."""
 
     def fail(text: str) -> str:
         raise ValueError(text)
 
-    redaction = Redaction(fail)
-    assert {"a": MASK, "b": [MASK, 3]} == redaction.value({"a": "secret", "b": ["secret", 3]})
-    assert 1 == len(caplog.records)
-    assert "secret" not in caplog.text
-    assert MASK == Redaction(lambda text: None).text("secret")  # type: ignore[arg-type, return-value]
+    def nothing(text: str) -> str:
+        return None  # type: ignore[return-value]
+
+    for broken in (fail, nothing):
+        caplog.clear()
+        with te.init("me", "emails", redact=broken) as run:
+            run.log("x", {"a": "secret", "b": ["secret", 3]})
+            run.log_text("note", "secret")
+        assert 1 == len(caplog.records)
+        assert "secret" not in caplog.text
+    masked = '{"a": "[redacted]", "b": ["[redacted]", 3]}'
+    assert [(masked,)] * 2 == read(FILE, "SELECT value FROM metrics")
+    assert [("[redacted]",)] * 2 == read(FILE, "SELECT text FROM texts")
 
 
 def test_what_json_cannot_express_is_redacted_too() -> None:
@@ -268,10 +277,7 @@ def test_patterns_come_in_a_list() -> None:
         te.init("me", "emails", redact="secret")
 
 
-@given(
-    st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
-)
-def test_a_value_keeps_its_shape(value: Any) -> None:
+def test_a_value_keeps_its_shape() -> None:
     """Only texts change, wherever they are; without a redaction nothing does."""
 
     def shape(one: Any) -> Any:
@@ -281,5 +287,24 @@ def test_a_value_keeps_its_shape(value: Any) -> None:
             return {key: shape(item) for key, item in one.items()}
         return [shape(item) for item in one] if isinstance(one, list) else one
 
-    assert shape(value) == shape(Redaction(lambda text: text + "!").value(value))
-    assert value is Redaction(None).value(value)
+    logged, redacted, plain = [], [], []
+    values = st.recursive(
+        st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+    with (
+        te.init("me", "emails", sinks=[redacted.append], redact=lambda text: text + "!") as changing,
+        te.init("me", "emails", sinks=[plain.append]) as keeping,
+    ):
+
+        @given(values)
+        def log(value: Any) -> None:
+            changing.log("x", value)
+            keeping.log("x", value)
+            logged.append(value)
+
+        log()
+    seen = [event.value for event in redacted if isinstance(event, te.MetricLogged)]
+    assert [shape(value) for value in logged] == [shape(value) for value in seen]
+    assert all(text.endswith("!") for text in seen if isinstance(text, str))
+    kept = [event.value for event in plain if isinstance(event, te.MetricLogged)]
+    assert all(one is other for one, other in zip(logged, kept, strict=True))

@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from first_store import CALL, first_version
+from first_store import CALL, first_version, second_version
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import afnio.tellurio as te
-from afnio.tellurio._schema import SECOND, connect
 
 if TYPE_CHECKING:
     from conftest import Read
 
 FILE = Path(".afnio/me/emails.db")
+
+
+def record(path: Path) -> None:
+    """Record a run into a file."""
+    te.init(path.parent.name, path.stem, dir=path.parent.parent, resume=False).finish()
+
+
 RETRY = {**CALL, "attempt": 1, "error": "RateLimitedError: slow", "wait": 0.25}
 
 
@@ -49,10 +55,8 @@ def test_a_file_of_version_1_is_brought_to_this_one(read: Read) -> None:
 
 def test_calls_that_version_2_took_for_failed_were_cancelled(read: Read) -> None:
     """An error without a word was a cancellation."""
-    first_version(FILE, [])
+    second_version(FILE)
     with closing(sqlite3.connect(FILE, isolation_level=None)) as connection:
-        for statement in SECOND:
-            connection.execute(statement)
         for address, error in (("a", "CancelledError: "), ("b", "ModelError: no")):
             connection.execute(
                 "INSERT INTO calls (run_id, address, node, phase, purpose, account, model, status, attempts, seconds, "
@@ -60,18 +64,17 @@ def test_calls_that_version_2_took_for_failed_were_cancelled(read: Read) -> None
                 "messages) VALUES ('r', ?, ?, '', 'forward', 'h', 'm', 'failed', 1, 1, 0, 1, 2, 0, 0, 0, 0, ?, '')",
                 (address, address, error),
             )
-        connection.execute("PRAGMA user_version = 2")
-    connect(FILE).close()
+    record(FILE)
     rows = read(FILE, "SELECT address, status, error FROM calls ORDER BY address")
     assert rows == [("a", "cancelled", None), ("b", "failed", "ModelError: no")]
-    assert read(FILE, "SELECT waiting FROM runs") == [(0,)]
+    assert read(FILE, "SELECT waiting FROM runs WHERE id = 'r'") == [(0,)]
 
 
 def test_an_upgrade_has_the_tables_of_a_new_file(read: Read) -> None:
     """Statement for statement."""
     first_version(FILE, [])
-    connect(FILE).close()
-    connect(Path("new/me/new.db")).close()
+    record(FILE)
+    record(Path("new/me/new.db"))
     schema = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
     assert read(FILE, schema) == read(Path("new/me/new.db"), schema)
 
@@ -90,7 +93,7 @@ def test_no_event_of_version_1_stops_an_upgrade(
     """A program may have recorded anything under these kinds; what is no call stays an event."""
     path = tmp_path_factory.mktemp("upgrade") / "me" / "emails.db"
     first_version(path, [(kind, json.dumps(value)) for kind, value in events])
-    connect(path).close()
+    record(path)
     with closing(sqlite3.connect(path)) as connection:
         kept = connection.execute("SELECT count(*) FROM events").fetchone()[0]
         moved = connection.execute(
@@ -109,7 +112,7 @@ def test_threads_that_open_an_old_file_at_once_upgrade_it_once(read: Read) -> No
     def open_it() -> None:
         start.wait()
         try:
-            connect(FILE).close()
+            record(FILE)
         except BaseException as error:
             errors.append(error)
 

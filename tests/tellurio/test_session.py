@@ -118,12 +118,12 @@ def test_a_taken_name_gets_a_suffix() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"namespace": "///"}, ValueError, r"namespace \[///\] has no letter"),
-        ({"project": ".."}, ValueError, r"project \[..\] has no letter"),
-        ({"project": None}, TypeError, r"project is \[None\]"),
-        ({"name": 3}, TypeError, r"name is \[3\]"),
-        ({"description": 3}, TypeError, r"description is \[3\]"),
-        ({"config": {"client": object()}}, TypeError, r"config holds a \[object\]"),
+        ({"namespace": "///"}, ValueError, r"namespace must have a letter .*got '///'"),
+        ({"project": ".."}, ValueError, r"project must have a letter .*got '\.\.'"),
+        ({"project": None}, TypeError, r"project must be a string \(got None\)"),
+        ({"name": 3}, TypeError, r"name must be a string \(got 3\)"),
+        ({"description": 3}, TypeError, r"description must be a string \(got 3\)"),
+        ({"config": {"client": object()}}, TypeError, r"config must be JSON \(got object in it\)"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

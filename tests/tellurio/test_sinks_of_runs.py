@@ -73,7 +73,7 @@ def test_a_sink_that_fails_is_reported_once(caplog: pytest.LogCaptureFixture) ->
 
 def test_a_sink_that_is_no_function_is_refused() -> None:
     """Before anything is recorded."""
-    with pytest.raises(TypeError, match=r"a sink is a function of an event \(got 3\)"):
+    with pytest.raises(TypeError, match=r"a sink must be a function of an event \(got 3\)"):
         te.init("me", "emails", sinks=[3])  # type: ignore[list-item]
 
 

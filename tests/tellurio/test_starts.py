@@ -25,7 +25,6 @@ PROGRAM = """
 import os, sys
 import afnio.tellurio as te
 from afnio.runtime._journal import Journal
-from afnio.tellurio._store import Lease
 from afnio.tellurio._store import Store
 from afnio.testing import ScriptedClient
 
@@ -48,7 +47,7 @@ def stopping(home, name, before):
 match os.environ.get("STOP"):
     case "row is there": stopping(Journal, "open", before=True)
     case "journal is closed": stopping(Journal, "close", before=False)
-    case "row is COMPLETED": stopping(Lease, "release", before=True)
+    case "row is COMPLETED": stopping(Store, "close", before=False)
     case "run is found": stopping(Store, "find_runs", before=False)
 
 client = ScriptedClient("x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import afnio.tellurio as te
-from afnio.tellurio._store import store_path
 
 if TYPE_CHECKING:
     from conftest import Read
@@ -70,13 +70,37 @@ os.rmdir(folder)
 """
 
 
+NO_THREAD = """
+import os, threading
+import afnio.tellurio as te
+
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+
+run = te.init("me", "emails")
+run.flush()
+pid = os.fork()
+if not pid:
+    threading.Thread.start = refuse
+    run.log("loss", 1)
+    run.log("loss", 2)
+    run.flush()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+run.finish()
+print(run.status)
+"""
+
+
 def test_the_file_lies_in_the_working_folder_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AFNIO_HOME comes before it, and the argument before both."""
-    assert store_path("me", "emails") == FILE
+    with te.init("me", "emails"):
+        assert FILE.is_file()
     monkeypatch.setenv("AFNIO_HOME", str(tmp_path / "home"))
-    assert store_path("me", "emails") == tmp_path / "home" / "me" / "emails.db"
+    with te.init("me", "emails"):
+        assert (tmp_path / "home" / "me" / "emails.db").is_file()
     with te.init("me", "emails", dir=tmp_path / "own"):
         pass
     assert (tmp_path / "own" / "me" / "emails.db").is_file()
@@ -95,7 +119,8 @@ def test_the_file_lies_in_the_working_folder_by_default(
 )
 def test_names_become_safe_file_names(name: str, slug: str) -> None:
     """No separator, no leading dot, no endless name."""
-    assert store_path(name, name) == Path(".afnio") / slug / f"{slug}.db"
+    with te.init(name, name):
+        assert [Path(".afnio") / slug / f"{slug}.db"] == list(Path(".afnio").rglob("*.db"))
 
 
 def test_only_the_user_may_read_it() -> None:
@@ -195,3 +220,35 @@ def test_a_full_disk_costs_one_warning(read: Read) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
     assert read(FILE, "SELECT count(*) FROM runs") == [(1,)]
+
+
+def test_a_thread_that_cannot_start_costs_one_warning(read: Read) -> None:
+    """As at the interpreter's end, or in a child process: its values are dropped."""
+    done = subprocess.run([sys.executable, "-c", NO_THREAD], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("COMPLETED\n", 0)
+    assert done.stderr.count("can't start new thread") == len(done.stderr.splitlines()) == 1
+    assert read(FILE, "SELECT count(*) FROM metrics") == [(0,)]
+
+
+def test_events_that_the_disk_cannot_follow_are_left_out(
+    read: Read, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond a bound in bytes, with one warning. Values that the program logs are kept, and drops are counted."""
+    monkeypatch.setattr("afnio.tellurio._store.ROOM", 2_500)
+    with te.init("me", "emails") as run:
+        run.flush()
+        with closing(sqlite3.connect(FILE, isolation_level=None)) as slow:
+            slow.execute("BEGIN IMMEDIATE")
+            for number in range(10):
+                run.observe(f"event {number}")
+            run.log("loss", 1)
+            slow.execute("COMMIT")
+        run.flush()
+        run.observe("later")
+        run.flush()
+    events = [json.loads(payload) for (payload,) in read(FILE, "SELECT payload FROM events ORDER BY id")]
+    assert events == ["event 0", "event 1", "event 2", "later"]
+    assert read(FILE, "SELECT dropped FROM runs") == [(7,)]
+    assert read(FILE, "SELECT count(*) FROM metrics") == [(1,)]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "events are left out" in caplog.text

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from afnio.runtime._journal_file import JournalStat
+    from afnio.runtime._spending import Item, Spent
 
 
 def journal_main(argv: Sequence[str]) -> int:
@@ -51,7 +52,20 @@ def _as_dict(stat: JournalStat) -> dict[str, object]:
         "bytes": stat.size,
         "first": stat.first,
         "last": stat.last,
-        "spent": [{**item._asdict(), **asdict(spent)} for item, spent in sorted(stat.spent.items())],
+        "spent": [_spent_as_dict(item, spent) for item, spent in sorted(stat.spent.items.items())],
+    }
+
+
+def _spent_as_dict(item: Item, spent: Spent) -> dict[str, object]:
+    return {
+        "purpose": item.purpose,
+        "model": item.model,
+        "account": item.client,
+        "calls": spent.calls,
+        "failed": spent.attempts - spent.calls - spent.unknown,
+        "unknown": spent.unknown,
+        "usage": asdict(spent.usage),
+        "reserved": asdict(spent.reserved),
     }
 
 
@@ -63,7 +77,7 @@ def _as_text(stat: JournalStat) -> str:
             f"from {_date(stat.first)} to {_date(stat.last)}"
         ),
     ]
-    for item, spent in sorted(stat.spent.items()):
+    for item, spent in sorted(stat.spent.items.items()):
         unknown = f", {spent.unknown} attempts that may have been paid" if spent.unknown else ""
         lines.append(
             f"  {item.purpose:<16} {item.model:<24} {spent.calls:>7,} calls "

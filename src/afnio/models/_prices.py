@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 import anyio.to_thread
 
 from afnio.runtime._budget import Budget, current_budgets
-from afnio.runtime._spending import Item, Ledger, Price, Spent, Tier
+from afnio.runtime._spending import Ledger, Price, Spent, Tier
 from afnio.runtime._waiting import active_journal
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ async def _count_earlier_runs(budgets: tuple[Budget, ...], journal: Journal) -> 
 def earlier_ledger(journal: Journal) -> Ledger:
     """Return the spending that a journal recorded before it was opened. Call it in a thread: it looks prices up."""
     items = {}
-    for (purpose, model, account), spent in journal.spent_before.items():
-        items[Item(purpose, account, model)] = Spent.of(
-            price_of(model, account),
+    for item, spent in journal.spent_before.items.items():
+        items[item] = Spent.of(
+            price_of(item.model, item.client),
             spent.usage,
             calls=spent.calls,
-            attempts=spent.calls + spent.failed + spent.unknown,
+            attempts=spent.attempts,
             unknown=spent.unknown,
             reserved=spent.reserved,
         )

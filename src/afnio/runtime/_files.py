@@ -1,23 +1,36 @@
-"""LockFile: a file that one process holds at a time."""
+"""Lock files and private folders.
+
+A lock file answers two questions: is someone else using this journal, run or folder of checkpoints, and is
+the process that recorded this run still alive? A PID alone can't answer either. The process may be dead and
+its number taken by another program. `LockFile` therefore holds an OS lock on a file (`flock`), which the
+system releases when the process dies, even by SIGKILL. The PID in the file only serves the error message.
+`is_locked` looks at such a file without taking it.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 from afnio.errors import LockHeldError
+
+_ATTEMPTS: Final = 20
 
 
 @final
 class LockFile:
-    """An OS lock on a file that names its holder; the system frees it when the process dies, however it dies.
+    """An OS lock on a file, with the PID of its holder as the content.
+
+    The database or folder that it protects must be another file: closing any descriptor of a SQLite database
+    drops the locks that SQLite holds on it in the same process.
 
     Raises:
-        LockHeldError: somebody else holds it, another object of this process too.
-        OSError: there can be no such file, or its file system knows no locks.
+        LockHeldError: the lock is held by another process, or by another object of this one.
+        OSError: the file can't be created, or its file system has no locks.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -29,30 +42,57 @@ class LockFile:
         self.path = path
         self._pid = os.getpid()
         self._descriptor: int | None = None
-        # Before there is anything to inherit: a child that kept the descriptor would hold the lock for
-        # as long as it lives, after its parent's death too.
+        # Register this before opening the file. A child forked in between would inherit the descriptor and
+        # keep the lock until it exits, even if we die first.
         os.register_at_fork(after_in_child=_forgetter(self))
         self._descriptor = _locked(path)
 
     def release(self) -> None:
-        """Let go of it, in the process that took it; more than once does no harm."""
+        """Release the lock and remove the file. Safe to call twice; does nothing in a forked child."""
         if self._descriptor is not None and self._pid == os.getpid():
             descriptor, self._descriptor = self._descriptor, None
-            # While it is still held, so that it is this lock's file and nobody else's.
+            # Unlink before closing. Afterwards the path may be another process's lock.
             self.path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def forget(self) -> None:
-        """Close what a fork inherited, which leaves the parent's lock in place."""
+        """Close the descriptor that a fork inherited. The parent keeps the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
+def is_locked(path: Path) -> bool | None:
+    """Return True if some process holds this lock file, or None if the file system can't tell.
+
+    >>> is_locked(Path("nowhere"))
+    False
+    """
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _locked(path: Path) -> int:
     import fcntl
 
+    attempt = 0
     while True:
+        attempt += 1
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,11 +103,15 @@ def _locked(path: Path) -> int:
         except BlockingIOError as error:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise LockHeldError(path, holder) from error
+            # A process in `is_locked` has a shared lock for a moment. That isn't a holder.
+            if attempt >= _ATTEMPTS or is_locked(path):
+                raise LockHeldError(path, holder) from error
+            time.sleep(0.01)
+            continue
         except BaseException:
             os.close(descriptor)
             raise
-        # Its holder removed the file between our opening and our locking it: this is no lock at all.
+        # The previous holder unlinked the file after we opened it, so we locked nothing. Try again.
         os.close(descriptor)
 
 
@@ -79,12 +123,13 @@ def _is_still_at(path: Path, descriptor: int) -> bool:
 
 
 def _holder(descriptor: int) -> int | None:
+    # Empty for a moment, between the lock and the write.
     text = os.pread(descriptor, 20, 0)
     return int(text) if text.isdigit() else None
 
 
 def _forgetter(lock: LockFile) -> Callable[[], None]:
-    # The interpreter keeps what is registered for ever, so it must not keep the lock.
+    # A fork hook can't be unregistered, so don't let it keep the lock alive.
     reference = weakref.ref(lock)
 
     def forget() -> None:
@@ -95,13 +140,10 @@ def _forgetter(lock: LockFile) -> Callable[[], None]:
     return forget
 
 
-# Private folders: what Afnio writes of prompts and replies, nobody else may read.
-
-
 def make_private_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing, for this user alone, whatever the umask.
+    """Make a folder, and missing ones above it, for this user only (mode 0700).
 
-    `mkdir(parents=True)` would make those above it as the umask says.
+    Afnio's files contain prompts and replies. `mkdir(parents=True)` would give the parents the umask's mode.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

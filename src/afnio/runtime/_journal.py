@@ -1,4 +1,22 @@
-"""Lock: one process, and one journal object of it, holds a journal at a time."""
+"""The journal: every paid reply is on disk before the program sees it.
+
+A program that was killed is started again, runs from its beginning, and gets its old replies from the journal
+instead of the network. There is no other state to restore, so nothing can be restored wrongly. `_call` asks
+`Journal.take` before it sends a call, and after a reply it waits for `Journal.append` before it returns it.
+
+**How a record is found.** Every call has an address (its place in the program, such as
+"epoch 2/step 5/3/17/forward") and a key (a digest of everything that can change the reply). There are two modes:
+
+* `resume` repeats a run. An address gets the reply that it got before, if it asks the same. At the first call
+  of a scope that asks something else, the program must have changed; from there on, calls in that scope are
+  matched by key, wherever in the scope the reply was recorded.
+* `reuse` is a cache across runs. The n-th use of a key gets the n-th reply on record, so samples stay
+  independent.
+
+**Who may use the file.** One journal object of one process, which holds a lock file beside it. The caller
+never waits for the disk: a `SQLiteWriter` appends in its own thread. When the disk is full, that writer breaks
+permanently, and the program stops at the error with all earlier replies kept; see `_sqlite`.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +27,10 @@ import time
 import weakref
 from array import array
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self, final
+from typing import Any, Final, Literal, Protocol, Self, final
 
 from afnio.errors import (
     JournalClosedError,
@@ -24,184 +41,21 @@ from afnio.errors import (
 )
 from afnio.runtime import _journal_file
 from afnio.runtime._files import LockFile, make_private_folder
-from afnio.runtime._journal_file import (
-    Done,
-    JournalItem,
-    JournalReader,
-    JournalSpent,
-    JournalStat,
-    JournalWriter,
-    PendingRecord,
-    Record,
-)
+from afnio.runtime._journal_file import Done, JournalReader, JournalStat, PendingRecord, Record
+from afnio.runtime._spending import Ledger
+from afnio.runtime._sqlite import SQLiteWriter
 from afnio.runtime.events import Usage
-
-
-@final
-class Lock:
-    """A lock file beside a journal.
-
-    The database itself can't carry the lock: closing a descriptor of a file drops the locks that SQLite holds
-    on that file in the same process.
-
-    >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     lock = Lock(pathlib.Path(folder) / "calls.journal")
-    ...     lock.release()
-
-    Raises:
-        JournalLockedError: somebody else holds it.
-        JournalError: the folder can't be written, or its file system knows no locks.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.with_name(path.name + ".lock")
-        try:
-            self._file = LockFile(self.path)
-        except LockHeldError as error:
-            raise _refusal(path, error.holder) from error
-        except OSError as error:
-            raise JournalError(
-                f"The folder [{path.parent}] takes no lock file for the journal ({error}); "
-                "name a path in a local folder that you may write to."
-            ) from error
-
-    def release(self) -> None:
-        """Let go of the journal, in the process that took it; more than once does no harm."""
-        self._file.release()
-
-
-def _refusal(journal: Path, holder: int | None) -> JournalLockedError:
-    if holder == os.getpid():
-        message = f"The journal [{journal}] is open in this process already; close it first."
-    else:
-        who = "another process" if holder is None else f"the process [{holder}]"
-        message = f"The journal [{journal}] is in use by {who}; wait for its end, or name another path."
-    return JournalLockedError(message, holder)
-
-
-# Matching: which record answers a call.
-#
-# *Resume* repeats a run: a call gets the reply that its own address got, if it asks the same. Where the
-# program has changed, the rest of the scope takes what it asked before, wherever in the scope that was.
-# *Reuse* is a cache across runs: the n-th use of a request in a run gets the n-th reply on record.
-
-
-_NONE_LEFT: Final = array("q")
-
-
-@dataclass(frozen=True, slots=True)
-class ProgramChanged:
-    """An address asks for something else than it did when the journal was written.
-
-    Attributes:
-        recorded: key of the request on record.
-        asked: key of the request made now.
-    """
-
-    address: str
-    scope: str
-    recorded: str
-    asked: str
-
-    def __str__(self) -> str:
-        return (
-            f"The program has changed: at [{self.address}] it made the request [{self.recorded[:12]}], and now "
-            f"makes [{self.asked[:12]}]; from here on this scope takes recorded replies to equal requests."
-        )
-
-
-class Matching(Protocol):
-    """Chooses among the records that were there when the journal was opened; from one thread."""
-
-    def take(self, address: str, key: bytes, scope: str) -> Record | None: ...
-
-
-@final
-class Resume:
-    """Answers an address with its own record, each record once.
-
-    Of several records of one address and key the newest session's goes first: a changed program left its
-    own behind, and is resumed from them. `moved(address, scope, id, record)` is called for a reply that
-    another address gave up, to record that this address had it.
-    """
-
-    def __init__(
-        self,
-        reader: JournalReader,
-        changed: Callable[[ProgramChanged], object],
-        moved: Callable[[str, str, int, Record], object],
-    ) -> None:
-        self._reader = reader
-        self._used = bytearray(reader.last + 1)
-        self._tell_changed = changed
-        self._tell_moved = moved
-        self._changed: set[str] = set()
-        self._left: dict[tuple[str, bytes], array[int]] = {}
-
-    def take(self, address: str, key: bytes, scope: str) -> Record | None:
-        on_record = self._reader.at(address)
-        same = [found for found in on_record if found.key == key]
-        for found in same:
-            if not self._used[found.reply]:
-                record = self._reader.record(found)
-                self._used[found.reply] = True
-                return record
-        if on_record and not same and scope not in self._changed:
-            self._changed.add(scope)
-            self._tell_changed(ProgramChanged(address, scope, on_record[0].key.hex(), key.hex()))
-        return self._take_moved(address, key, scope) if scope in self._changed else None
-
-    def _take_moved(self, address: str, key: bytes, scope: str) -> Record | None:
-        left = self._left.get((scope, key))
-        if left is None:
-            left = self._left[scope, key] = _stack(self._reader.replies(key, scope))
-        while left:
-            number = left.pop()
-            if not self._used[number]:
-                record = self._reader.by_id(number)
-                self._used[number] = True
-                self._tell_moved(address, scope, number, record)
-                return record
-        return None
-
-
-@final
-class Reuse:
-    """Answers the n-th use of a key with the n-th reusable reply to it, whatever run that is of."""
-
-    def __init__(self, reader: JournalReader) -> None:
-        self._reader = reader
-        self._left: dict[bytes, array[int]] = {}
-
-    def take(self, address: str, key: bytes, scope: str) -> Record | None:
-        left = self._left.get(key)
-        if left is None:
-            left = _stack(self._reader.replies(key))
-            if not left:
-                return None
-        record = self._reader.by_id(left.pop()) if left else None
-        self._left[key] = left or _NONE_LEFT
-        return record
-
-
-def _stack(numbers: list[int]) -> array[int]:
-    return array("q", reversed(numbers))
-
-
-# Journal: the replies that were paid for, on disk before anybody sees them.
-
 
 Mode = Literal["resume", "reuse"]
 
 
 @final
 class Journal:
-    """An append-only file of calls, which answers calls from it; open it with `Journal.open`.
+    """An append-only file of calls that answers calls from it; open it with `Journal.open`.
 
-    `take`, `append` and `flush` belong to one thread, `close` to any. One journal object of one process
-    has the file; `Journal.stat` may be called by everybody at any time. A forked child can't use an
-    inherited journal, nor open that file while its parent has it.
+    `take`, `append` and `flush` belong to one thread, `close` to any. `Journal.stat` may be called from any
+    process at any time. A forked child can't use an inherited journal, nor open that file while its parent
+    has it.
 
     Attributes:
         path: the file, links resolved.
@@ -224,7 +78,7 @@ class Journal:
         self,
         path: Path,
         mode: Mode,
-        lock: Lock,
+        lock: LockFile,
         on_change: Callable[[ProgramChanged], object],
         version: int = _journal_file.VERSION,
     ) -> None:
@@ -236,8 +90,9 @@ class Journal:
         self._pid = os.getpid()
         self._reader = JournalReader(path)
         try:
-            self._earlier = self._reader.spent()
-            self._writer = JournalWriter(path, self._reader.session, lock.release)
+            self._earlier = self._reader.ledger()
+            # The writer's thread releases the lock: if a callback closes the journal, `close` returns first.
+            self._writer = _journal_file.open_writer(path, self._reader.session, lock.release)
         except BaseException:
             self._reader.close()
             raise
@@ -246,7 +101,7 @@ class Journal:
             if mode == "reuse"
             else Resume(self._reader, self._note_change, self._note_move)
         )
-        # Closes a journal that was dropped, and at the interpreter's exit one that was not closed.
+        # Closes a journal that was dropped, or that is still open at the interpreter's exit.
         self._end = weakref.finalize(self, _end, self._pid, self._reader, self._writer)
 
     @classmethod
@@ -257,15 +112,15 @@ class Journal:
         *,
         on_change: Callable[[ProgramChanged], object] | None = None,
     ) -> Self:
-        """Open the journal at `path`, creating it, and its folder, for this user alone.
+        """Open the journal at `path`. The file and its folder are created if missing, for this user only.
 
         Args:
             mode: "resume" to repeat a run, "reuse" for a cache across runs.
-            on_change: told once, within `take`, that the program has changed; else a warning is logged.
+            on_change: called once, within `take`, if the program has changed. Default: log a warning.
 
         Raises:
             JournalLockedError: it is open elsewhere.
-            JournalFormatError: the file is foreign, corrupt or of a newer Afnio; it is left as it is.
+            JournalFormatError: the file is foreign, corrupt or of a newer Afnio; it is left unchanged.
             JournalError: the folder or the file can't be read or written.
         """
         if mode not in ("resume", "reuse"):
@@ -275,7 +130,7 @@ class Journal:
             make_private_folder(file.parent)
         except OSError as error:
             raise _unusable(file, error) from error
-        lock = Lock(file)
+        lock = _lock(file)
         try:
             version = _prepare(file)
             return cls(file, mode, lock, on_change or _log_change, version)
@@ -290,24 +145,26 @@ class Journal:
 
     @property
     def broken(self) -> JournalError | None:
-        """The error since which nothing is recorded any more; then no new call should be sent.
+        """The error since which nothing is recorded, or None. After it, send no new call.
 
-        It stays until the journal is opened anew: replies are missing by then, so the program has to be
+        It stays until the journal is opened again: by then replies are missing, so the program must be
         started again anyway.
         """
-        return self._writer.broken
+        broken = self._writer.broken
+        assert broken is None or isinstance(broken, JournalError)
+        return broken
 
     def take(self, address: str, key: str, scope: str = "", plain_key: str | None = None) -> Record | None:
-        """Return the record that answers a call, or None if it has to be sent.
+        """Return the record that answers a call, or None if the call must be sent.
 
         Args:
             key: digest of the request, in hex.
-            scope: what may take replies from one another's addresses where the program has changed.
-            plain_key: the key as files of format 1 have it, where it differs. It is taken in resume mode
-                alone: the same program at the same place adds the same to its requests, others may not.
+            scope: addresses of one scope may take each other's replies once the program has changed.
+            plain_key: the key in files of format 1, if it differs. Used in resume mode only: the same program
+                at the same place adds the same headers to its requests, but another one may not.
 
         Raises:
-            JournalFormatError: the record turns out to be damaged.
+            JournalFormatError: the record is damaged.
         """
         self._check()
         if self._takes_plain_keys and plain_key is not None and self._reader.has(address, plain_key):
@@ -315,47 +172,42 @@ class Journal:
         return self._matching.take(address, bytes.fromhex(key), scope)
 
     def append(self, record: Record, done: Done, *, payload: Callable[[], bytes] | None = None) -> None:
-        """Have `record` written soon; never waits.
+        """Queue `record` to be written; never waits.
 
         Args:
-            done: called once, in the writer's thread: with None when the record is on disk, with the error
-                when it never will be.
-            payload: makes the payload, in the writer's thread; instead of the record's own.
+            done: called once, in the writer's thread: with None when the record is on disk, or with the error
+                that kept it out.
+            payload: makes the payload, in the writer's thread, in place of the record's own.
         """
         self._check()
         if not self._writer.put(PendingRecord(record, done, payload)):
             raise self._closed()
 
     @property
-    def spent_before(self) -> dict[JournalItem, JournalSpent]:
-        """What was spent by the runs before this opening."""
-        return dict(self._earlier)
+    def spent_before(self) -> Ledger:
+        """What earlier runs spent, when this journal was opened. The ledger has no prices."""
+        return self._earlier
 
-    def spent(self) -> dict[JournalItem, JournalSpent]:
-        """Return what the file says was spent: in earlier runs, and recorded in this one."""
-        spent = dict(self._earlier)
-        for item, more in dict(self._writer.spent).items():
-            spent[item] = spent.get(item, JournalSpent()) + more
-        return spent
+    def spent(self) -> Ledger:
+        """Return what was spent according to the file: in earlier runs and in this one. It has no prices."""
+        return JournalStat.of(self.path).spent
 
     def flush(self) -> None:
-        """Wait until all that was appended is on disk.
+        """Wait until everything appended is on disk.
 
         Raises:
             JournalError: some of it can't be written; the error of `broken`.
         """
         self._check()
-        settled: Future[None] = Future()
-        if not self._writer.put(settled):
+        if not self._writer.flush():
             raise self._closed()
-        wait([settled])
         if self.broken is not None:
             raise self.broken
 
     def close(self) -> None:
-        """Write what waits, end the thread, let go of the file; more than once does no harm."""
+        """Write what is queued, end the thread and release the file. Safe to call twice."""
         self._end()
-        # The end runs once; where a waiter's callback ran it, this waits for the thread all the same.
+        # The finalizer runs once. If a callback ran it, the thread still has to be waited for.
         self._writer.close()
 
     def __enter__(self) -> Self:
@@ -384,16 +236,28 @@ class Journal:
             self._on_change(notice)
 
     def _note_move(self, address: str, scope: str, source: int, record: Record) -> None:
-        # So that a later run finds the reply where this run had it.
+        # A later run then finds the reply at the address where this run had it.
         moved = replace(record, address=address, scope=scope, payload=b"", usage=Usage(), created=time.time())
-        self._writer.put(PendingRecord(moved, _nobody, source=source))
+        self._writer.put(PendingRecord(moved, _ignore, source=source))
+
+
+def _lock(journal: Path) -> LockFile:
+    try:
+        return LockFile(journal.with_name(journal.name + ".lock"))
+    except LockHeldError as error:
+        raise _in_use(journal, error.holder) from error
+    except OSError as error:
+        raise JournalError(
+            f"The folder [{journal.parent}] takes no lock file for the journal ({error}); "
+            "name a path in a local folder that you may write to."
+        ) from error
 
 
 def _prepare(path: Path) -> int:
-    """Create the file if it isn't there; return the version of its format."""
+    """Create the file if it is missing; return the version of its format."""
     try:
         if path.exists() and not path.is_file():
-            raise OSError("it is no file")
+            raise OSError("it isn't a file")
         if not path.exists() or path.stat().st_size == 0:
             _journal_file.create_file(path)
         elif not os.access(path, os.W_OK):
@@ -403,6 +267,32 @@ def _prepare(path: Path) -> int:
     return _journal_file.check_file(path)
 
 
+def _end(pid: int, reader: JournalReader, writer: SQLiteWriter[PendingRecord, Any]) -> None:
+    if pid != os.getpid():
+        return
+    # Close the reader first. The last connection folds the write-ahead log into the file, and the reader has
+    # no right to.
+    reader.close()
+    writer.close()
+
+
+def _log_change(notice: ProgramChanged) -> None:
+    logging.getLogger("afnio").warning("%s", notice)
+
+
+def _ignore(error: BaseException | None) -> None:
+    """No one waits for the record of a move."""
+
+
+def _in_use(journal: Path, holder: int | None) -> JournalLockedError:
+    if holder == os.getpid():
+        message = f"The journal [{journal}] is open in this process already; close it first."
+    else:
+        who = "another process" if holder is None else f"the process [{holder}]"
+        message = f"The journal [{journal}] is in use by {who}; wait for its end, or name another path."
+    return JournalLockedError(message, holder)
+
+
 def _unusable(path: Path, error: Exception) -> JournalError:
     return JournalError(
         f"The journal [{path}] can't be opened ({error}); see to the rights and the space of its folder, "
@@ -410,17 +300,109 @@ def _unusable(path: Path, error: Exception) -> JournalError:
     )
 
 
-def _log_change(notice: ProgramChanged) -> None:
-    logging.getLogger("afnio").warning("%s", notice)
+# --- Matching: which record answers a call ---
 
 
-def _nobody(error: BaseException | None) -> None:
-    """Nobody waits for the record of a move."""
+@dataclass(frozen=True, slots=True)
+class ProgramChanged:
+    """An address makes another request than it did when the journal was written.
+
+    Attributes:
+        recorded: key of the request on record.
+        asked: key of the request made now.
+    """
+
+    address: str
+    scope: str
+    recorded: str
+    asked: str
+
+    def __str__(self) -> str:
+        return (
+            f"The program has changed: at [{self.address}] it made the request [{self.recorded[:12]}], and now "
+            f"makes [{self.asked[:12]}]; from here on this scope takes recorded replies to equal requests."
+        )
 
 
-def _end(pid: int, reader: JournalReader, writer: JournalWriter) -> None:
-    if pid != os.getpid():
-        return
-    # The reader first: the last connection folds the log into the file, and the reader may not.
-    reader.close()
-    writer.close()
+class Matching(Protocol):
+    """Chooses among the records that were in the file at opening; used from one thread."""
+
+    def take(self, address: str, key: bytes, scope: str) -> Record | None: ...
+
+
+@final
+class Resume:
+    """Answers an address with its own record, each record once.
+
+    If several records match, use the newest session's: the program may have changed since the first one.
+
+    Args:
+        changed: called at the first call of a scope that asks something else.
+        moved: called with (address, scope, id, record) if an address takes another one's reply.
+    """
+
+    def __init__(
+        self,
+        reader: JournalReader,
+        changed: Callable[[ProgramChanged], object],
+        moved: Callable[[str, str, int, Record], object],
+    ) -> None:
+        self._reader = reader
+        self._used = bytearray(reader.last + 1)
+        self._on_change = changed
+        self._on_move = moved
+        self._changed: set[str] = set()
+        self._left: dict[tuple[str, bytes], array[int]] = {}
+
+    def take(self, address: str, key: bytes, scope: str) -> Record | None:
+        on_record = self._reader.at(address)
+        same = [found for found in on_record if found.key == key]
+        for found in same:
+            if not self._used[found.reply]:
+                record = self._reader.record(found)
+                self._used[found.reply] = True
+                return record
+        if on_record and not same and scope not in self._changed:
+            self._changed.add(scope)
+            self._on_change(ProgramChanged(address, scope, on_record[0].key.hex(), key.hex()))
+        return self._take_moved(address, key, scope) if scope in self._changed else None
+
+    def _take_moved(self, address: str, key: bytes, scope: str) -> Record | None:
+        left = self._left.get((scope, key))
+        if left is None:
+            left = self._left[scope, key] = _stack(self._reader.replies(key, scope))
+        while left:
+            number = left.pop()
+            if not self._used[number]:
+                record = self._reader.by_id(number)
+                self._used[number] = True
+                self._on_move(address, scope, number, record)
+                return record
+        return None
+
+
+@final
+class Reuse:
+    """Answers the n-th use of a key with the n-th reusable reply to it, from any run."""
+
+    def __init__(self, reader: JournalReader) -> None:
+        self._reader = reader
+        self._left: dict[bytes, array[int]] = {}
+
+    def take(self, address: str, key: bytes, scope: str) -> Record | None:
+        left = self._left.get(key)
+        if left is None:
+            left = _stack(self._reader.replies(key))
+            if not left:
+                return None
+        record = self._reader.by_id(left.pop()) if left else None
+        self._left[key] = left or _NONE_LEFT
+        return record
+
+
+_NONE_LEFT: Final = array("q")
+"""Shared by all keys that are used up, to save memory."""
+
+
+def _stack(numbers: list[int]) -> array[int]:
+    return array("q", reversed(numbers))

@@ -45,6 +45,5 @@ __getattr__, __dir__ = lazily(
         "afnio.tellurio._logs": "configure_logging",
         "afnio.tellurio._recording": "MetricLogged RunEnded RunStarted TableLogged TextLogged",
         "afnio.tellurio._run": "Run RunStatus get_active_run init log login suppress_variable_notifications",
-        "afnio.tellurio._schema": "StoreVersionError",
     },
 )

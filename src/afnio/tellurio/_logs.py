@@ -1,4 +1,8 @@
-"""Where the lines of the "afnio" logger go, for programs that want them on the console."""
+"""Show the lines of the "afnio" logger on the console.
+
+A library must not configure logging by itself. Nothing here runs unless the program calls
+`configure_logging`.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,33 @@ import os
 import sys
 from typing import Final
 
-LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-HANDLER: Final = "afnio-console"
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+_HANDLER: Final = "afnio-console"
 
 
 def configure_logging(verbosity: str = "info") -> None:
-    """Show Afnio's own log lines from this level on, on standard error.
+    """Show Afnio's log lines of at least this level on standard error.
 
-    Only the logger "afnio" is touched, and only when this is called. Its lines then no longer go
-    to the root logger's handlers, which would show them twice. A second call replaces the first.
+    Only the logger "afnio" is changed. Its lines no longer reach the root logger's handlers, which would show
+    them twice. A second call replaces the first.
+
+    Args:
+        verbosity: "debug", "info", "warning", "error" or "critical".
+
+    Raises:
+        TypeError: the level isn't a string.
+        ValueError: it isn't one of these.
 
     >>> configure_logging("warning")  # doctest: +SKIP
     """
     if not isinstance(verbosity, str):
-        raise TypeError(f"The verbosity is [{verbosity!r}], but has to be a string like 'info'.")
+        raise TypeError(f"the verbosity must be a string such as 'info' (got {verbosity!r})")
     level = verbosity.lower()
-    if level not in LEVELS:
-        raise ValueError(f"The verbosity is [{verbosity}], but has to be one of {list(LEVELS)}.")
+    if level not in _LEVELS:
+        raise ValueError(f"the verbosity must be one of {list(_LEVELS)} (got {verbosity!r})")
     logger = logging.getLogger("afnio")
     for handler in list(logger.handlers):
-        if handler.get_name() == HANDLER:
+        if handler.get_name() == _HANDLER:
             logger.removeHandler(handler)
     logger.addHandler(_console_handler())
     logger.setLevel(level.upper())
@@ -38,7 +49,7 @@ def _console_handler() -> logging.Handler:
 
     colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     handler = logging.StreamHandler(sys.stderr)
-    handler.set_name(HANDLER)
+    handler.set_name(_HANDLER)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[

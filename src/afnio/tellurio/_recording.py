@@ -1,4 +1,18 @@
-"""Recording: what the engine says of a run, as rows; in the writing thread."""
+"""Recording: events of the engine become rows of the store.
+
+`Recording.write` runs in the store's writing thread, inside a transaction. It does everything that would slow the
+program down: JSON, digests, compression, prices, and the user's `redact`. One class each looks after
+
+* calls, with their messages and replies (`CallRows`, `Bodies`). Prompts are long and repeat, so each message is
+  stored once in a run and found by its digest;
+* parameters (`ParameterHistory`). Events name a parameter by its role and value, which two may share;
+* samples (`SampleKeys`). The key of a sample is a digest of its own inputs, carried along the graph, so that the
+  same sample is recognized in every epoch and in another run, whatever the prompt was.
+
+An event that can't be written costs itself and one warning. Only an error of the file ends the recording.
+
+`Redaction` masks texts; `RunStarted` … `RunEnded` are the events that sinks get besides the engine's.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +75,13 @@ VALUES (?, ?, ?, ?, ?, ?, ?)"""
 INSERT_EVENT: Final = "INSERT INTO events (run_id, kind, payload, time) VALUES (?, ?, ?, ?)"
 
 LOST: Final = (sqlite3.OperationalError, sqlite3.InternalError)
-"""Errors of the file, after which nothing more can be written; others are about one event."""
+"""Errors of the file. All others concern one event only."""
 
 
 class Recording:
     """Writes a run's events into its tables, in the order in which they came.
 
-    An event that can't be written, such as one with a value that SQLite doesn't take, costs one warning.
+    An event that can't be written, such as one with an integer beyond 64 bits, costs one warning.
     """
 
     def __init__(self, run_id: str, redaction: Redaction) -> None:
@@ -85,7 +99,7 @@ class Recording:
             NodeLaunched: self._node,
             SampleScored: self._sample,
             StepEnded: self._step,
-            ScopeEnded: lambda connection, event, time: None,  # its launches say what it was
+            ScopeEnded: lambda connection, event, time: None,  # the launches in it are recorded
         }
 
     def write(self, connection: sqlite3.Connection, event: Any, time: float) -> None:
@@ -99,7 +113,7 @@ class Recording:
             if not self._failed:
                 self._failed = True
                 logging.getLogger("afnio").warning(
-                    "An event [%s] is not recorded (%s: %s); others of its kind are left out without a word.",
+                    "An event [%s] is not recorded (%s: %s); there is no warning for later ones.",
                     type(event).__name__,
                     type(error).__name__,
                     error,
@@ -138,11 +152,11 @@ class Recording:
         self._parameters.begin_step()
         for change in event.changes:
             self._change(connection, step_id, change)
-        told = [(change.role, self._text(change.after) or "") for change in event.changes]
+        changed = [(change.role, self._text(change.after) or "") for change in event.changes]
         for role, value in event.values:
             known = role, self._text(value) or ""
-            if known in told:
-                told.remove(known)
+            if known in changed:
+                changed.remove(known)
             else:
                 self._parameters.note(connection, self._steps, role, known[1], known[1])
         for candidate in event.candidates:
@@ -179,7 +193,7 @@ class Recording:
         return self._redaction.json(value)
 
 
-# Events of a run itself, which its sinks get besides those of `afnio.runtime.events`.
+# --- Events of the run itself, for its sinks ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +202,7 @@ class RunStarted:
 
     Attributes:
         date: seconds since 1970 UTC.
-        continued: whether an earlier process had begun it.
+        continued: True if an earlier process had started the run.
     """
 
     run_id: str
@@ -203,7 +217,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class MetricLogged:
-    """A value was logged; `step` is None where the store counts."""
+    """A value was logged; `step` is None if the store counts the steps."""
 
     name: str
     value: Any
@@ -212,7 +226,7 @@ class MetricLogged:
 
 @dataclass(frozen=True, slots=True)
 class TextLogged:
-    """A text was logged."""
+    """A text was logged; `step` as in `MetricLogged`."""
 
     name: str
     text: str
@@ -221,7 +235,7 @@ class TextLogged:
 
 @dataclass(frozen=True, slots=True)
 class TableLogged:
-    """A table was logged."""
+    """A table was logged; `step` as in `MetricLogged`."""
 
     name: str
     columns: Sequence[str]
@@ -231,15 +245,14 @@ class TableLogged:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """A run has ended; the last event that a sink gets."""
+    """A run has ended; the last event that a sink gets. `status` is one of `RunStatus`."""
 
     status: str
 
 
-# Call rows: language model calls with what was asked, answered and paid; in the writing thread.
+# --- Calls ---
 
-
-# What was paid at one address adds up: a call that failed may be made again when its run is continued.
+# A call that failed may be made again at the same address when its run is continued. Tokens and cost add up.
 INSERT_CALL: Final = """
 INSERT INTO calls (
     run_id, address, node, lane, phase, purpose, account, model, status, replayed, attempts, seconds, waited,
@@ -263,10 +276,10 @@ INSERT_RETRY: Final = """
 INSERT INTO retries (run_id, address, attempt, error, wait, time) VALUES (?, ?, ?, ?, ?, ?)"""
 
 CANCELLED: Final = ("CancelledError", "Cancelled")
-"""What asyncio and trio raise in a task that is cancelled."""
+"""Exceptions of asyncio and trio in a cancelled task."""
 
 RECENT: Final = 1_000
-"""Messages and replies that are known by their texts."""
+"""Messages and replies that are remembered by their texts."""
 
 
 class CallRows:
@@ -280,14 +293,14 @@ class CallRows:
 
     def end(self, connection: sqlite3.Connection, event: CallEnded, time: float) -> None:
         """Write a call that has ended."""
-        status, said = outcome(event.error)
+        status, error_text = outcome(event.error)
         known = float(event.cost) if event.cost is not None else _cost(event)
-        error = None if said is None else encodable(self._redaction.text(said))
+        error = None if error_text is None else encodable(self._redaction.text(error_text))
         effort = (event.attempts, event.seconds, event.waited, time - event.seconds - event.waited, time)
         self._insert(connection, event, (status, 0), effort, event.usage, known, error)
 
     def replay(self, connection: sqlite3.Connection, event: CallReplayed, time: float) -> None:
-        """Count an answer of the journal; its call has a row, unless the process was killed before."""
+        """Count an answer of the journal. Its call has a row, unless the process was killed before writing it."""
         if connection.execute(REPLAY, (self._run_id, event.address)).rowcount == 0:
             usage = event.reply.usage if event.reply is not None else Usage()
             self._insert(connection, event, ("replayed", 1), (0, 0.0, 0.0, time, time), usage, 0.0, None)
@@ -334,12 +347,12 @@ class CallRows:
         connection.execute(INSERT_CALL, row)
 
     def _body(self, connection: sqlite3.Connection, value: Any) -> int:
-        # Most messages of a batch are one: knowing it by its text spares making JSON of it and a digest.
+        # The messages of a batch are mostly the same. Comparing texts is cheaper than making JSON and a digest.
         content = value.get("content") if len(value) == 2 else None
         parts = tuple(value.items()) if isinstance(content, str) else None
         try:
             known = None if parts is None else self._recent.get(parts)
-        except TypeError:  # a part that can't be a key
+        except TypeError:  # a part that isn't hashable
             parts = known = None
         if known is None:
             known = self._bodies.number(connection, self._redaction.json(value))
@@ -351,19 +364,19 @@ class CallRows:
 
 
 def outcome(error: str | None) -> tuple[str, str | None]:
-    """Return a call's status and what went wrong; a call that was cancelled didn't fail.
+    """Return a call's status and its error; a call that was cancelled didn't fail.
 
     >>> outcome("CancelledError: "), outcome("ModelError: no")
     (('cancelled', None), ('failed', 'ModelError: no'))
     """
     if error is None:
         return "ok", None
-    kind, _, said = error.partition(": ")
-    return ("cancelled", said or None) if kind in CANCELLED else ("failed", error)
+    kind, _, reason = error.partition(": ")
+    return ("cancelled", reason or None) if kind in CANCELLED else ("failed", error)
 
 
 def _shown(reply: Any) -> dict[str, Any]:
-    """A reply as JSON types; its usage has columns of its own."""
+    """Return a reply as JSON types, without its usage, because that has its own columns."""
     if not hasattr(reply, "content"):
         return {"content": str(reply)}
     shown: dict[str, Any] = {"content": reply.content, "finish_reason": reply.finish_reason}
@@ -373,7 +386,7 @@ def _shown(reply: Any) -> dict[str, Any]:
 
 
 def _cost(event: CallEnded) -> float | None:
-    """Dollars by the prices that the user wrote down or that are known; None where nobody says."""
+    """Return dollars by the user's or the known prices; None if the price is unknown."""
     if event.reply is None:
         return None
     price = _price(event.model, event.account)
@@ -389,27 +402,26 @@ def _price(model: str, account: str) -> Price | None:
         return None
 
 
-# Bodies: messages and replies in the store, each once in a run, as prompts are long and repeat.
-
+# --- Messages and replies ---
 
 PACKED_FROM: Final = 256
 """Bytes from which a body is compressed."""
 KEPT_BODIES: Final = 20_000
-"""Bodies whose numbers are remembered; an older one is looked up."""
+"""Bodies whose row numbers are remembered. Others are looked up in the file."""
 
 FIND: Final = "SELECT id FROM bodies WHERE run_id = ? AND digest = ?"
 INSERT_BODY: Final = "INSERT OR IGNORE INTO bodies (run_id, digest, packed, body) VALUES (?, ?, ?, ?)"
 
 
 class Bodies:
-    """The bodies of one run, in the writing thread."""
+    """The messages and replies of one run."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._numbers: OrderedDict[bytes, int] = OrderedDict()
 
     def number(self, connection: sqlite3.Connection, text: str) -> int:
-        """Return the row that holds `text`, made if there is none."""
+        """Return the number of the row that holds `text`; insert it if there is none."""
         body = text.encode()
         digest = hashlib.blake2b(body, digest_size=16).digest()
         known = self._numbers.get(digest)
@@ -430,7 +442,7 @@ class Bodies:
 
 
 def unpacked(packed: int, body: bytes) -> str:
-    """The JSON of a row of `bodies`.
+    """Return the JSON of a row of `bodies`.
 
     >>> unpacked(1, zlib.compress(b'"hello"'))
     '"hello"'
@@ -438,8 +450,7 @@ def unpacked(packed: int, body: bytes) -> str:
     return (zlib.decompress(body) if packed else body).decode()
 
 
-# Parameter history: which parameter a change is about, and each value that it had.
-
+# --- Parameters ---
 
 INSERT_VERSION: Final = "INSERT INTO parameters (run_id, number, step, role, value) VALUES (?, ?, ?, ?, ?)"
 
@@ -452,10 +463,10 @@ class _Known:
 
 
 class ParameterHistory:
-    """Numbers a run's parameters in order of appearance and writes their values, in the writing thread.
+    """Numbers a run's parameters in order of appearance and writes their values.
 
-    A step says which role and which value it changed, so a parameter is known again by both; where the
-    program has assigned another value since, by its role.
+    An event has the role of a parameter and the value before the change, so a parameter is recognized by both. If
+    the program has assigned another value since, it is recognized by its role alone.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -464,11 +475,11 @@ class ParameterHistory:
         self._left: list[_Known] = []
 
     def begin_step(self) -> None:
-        """Begin a step, which changes each parameter at most once."""
+        """Begin a step. A step changes each parameter at most once."""
         self._left = list(self._known)
 
     def note(self, connection: sqlite3.Connection, step: int, role: str, before: str, after: str) -> int:
-        """Write the values that are new, and return the parameter's number."""
+        """Write the values that are new and return the parameter's number."""
         known = self._find(role, before)
         if known is None:
             known = _Known(len(self._known), role, before)
@@ -488,20 +499,19 @@ class ParameterHistory:
         return next((known for known in named if known.value == before), named[0] if named else None)
 
 
-# Sample keys: which samples of two runs are the same one, told by what they were made from.
-
+# --- Samples ---
 
 KEPT_KEYS: Final = 200_000
-"""Lanes that are remembered; the launches that need older ones have long been made."""
+"""Lanes that are remembered. No launch needs older ones."""
 
 Leaves = frozenset[bytes]
 
 
 class SampleKeys:
-    """For each launch and lane the digests of the sample's own leaves: its inputs and its target.
+    """For each launch and lane, the digests of the sample's own leaves: its inputs and its target.
 
-    What a batch shares, such as a prompt, is no part of them; neither is a parameter. So the key of a
-    sample is the same whatever the prompt is, and however many ops there are between.
+    Parameters and values that a batch shares, such as a prompt, aren't included. So a sample has the same key
+    with any prompt and any number of ops in between.
     """
 
     def __init__(self) -> None:
@@ -509,7 +519,7 @@ class SampleKeys:
         self._kept = 0
 
     def add(self, event: NodeLaunched) -> None:
-        """Remember what a launch was given."""
+        """Remember the leaves of a launch's inputs."""
         if event.kind == "backward":
             return
         lanes: list[Leaves] = [frozenset()] * (1 if event.lanes is None else event.lanes)
@@ -519,7 +529,7 @@ class SampleKeys:
                 found = [_leaf(value) for value in entry.values]
             elif entry.producer is not None:
                 found = self._leaves.get(entry.producer)
-            # One value for many lanes is shared by them.
+            # One value for many lanes is shared, so it doesn't identify a sample.
             if found is not None and len(found) == len(lanes):
                 lanes = [mine | theirs for mine, theirs in zip(lanes, found, strict=True)]
         self._leaves[event.address] = lanes
@@ -528,7 +538,7 @@ class SampleKeys:
             self._kept -= len(self._leaves.popitem(last=False)[1])
 
     def key(self, node: str, lane: int | None) -> str | None:
-        """The key of a launch's lane, None where it had no leaves of its own, or is long past."""
+        """Return the key of a launch's lane; None if it had no leaves, or is forgotten."""
         lanes = self._leaves.get(node)
         leaves = None if lanes is None else lanes[lane or 0]
         return hashlib.blake2b(b"".join(sorted(leaves)), digest_size=8).hexdigest() if leaves else None
@@ -540,15 +550,14 @@ def _leaf(value: object) -> Leaves:
     return frozenset((hashlib.blake2b(as_text(value).encode(), digest_size=8).digest(),))
 
 
-# Provenance: which code, which versions and which machine a run is of; never environment variables.
-
+# --- Code, versions and machine of a run. Environment variables are never recorded: they hold keys. ---
 
 PACKAGES: Final = ("afnio", "aiohttp", "anyio", "openai", "pydantic", "genai-prices")
 GIT_TIMEOUT: Final = 5.0
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit that `folder` is at, with "+" if files differ from it; None where there is none.
+    """Return the commit of `folder`, with "+" if files differ from it; None without git.
 
     >>> git_commit(Path("/")) is None
     True
@@ -564,7 +573,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def versions() -> str:
-    """Versions of Python and of the packages that calls go through, as JSON."""
+    """Return the versions of Python and of the packages that calls go through, as JSON."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -575,7 +584,7 @@ def versions() -> str:
 
 
 def platform_facts() -> str:
-    """The system, the machine and its processors, as JSON."""
+    """Return the system, the machine and its processors, as JSON."""
     facts = {
         "system": platform.system(),
         "release": platform.release(),
@@ -587,7 +596,7 @@ def platform_facts() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    # Looking must not write: without this `status` refreshes the index.
+    # Without this `git status` would write to the index.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     done = subprocess.run(  # noqa: S603 (fixed arguments)
         ["git", *arguments],  # noqa: S607 (the user's own git)
@@ -601,15 +610,18 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-# Values as the store keeps them.
+# --- JSON and text ---
 
-
-# Made once: making an encoder takes longer than most of the values that it gets.
+# Reused, because making an encoder takes longer than encoding most values.
 _LENIENT = json.JSONEncoder(default=str, ensure_ascii=False)
 
 
 def encode(what: str, value: Any) -> str:
-    """The value as JSON, taken now, so that later changes don't reach the record.
+    """Return the value as JSON, now, so that later changes to it aren't recorded.
+
+    Raises:
+        TypeError: JSON can't express the value.
+
 
     >>> encode("metric [loss]", {"sum": 0.5})
     '{"sum": 0.5}'
@@ -617,19 +629,21 @@ def encode(what: str, value: Any) -> str:
 
     def refuse(part: Any) -> Any:
         raise TypeError(
-            f"The {what} holds a [{type(part).__name__}], which JSON can't express; pass numbers, "
-            "strings, lists and dicts, e.g. `.data` of a Variable."
+            f"the {what} must be JSON (got {type(part).__name__} in it); pass numbers, strings, lists and "
+            "dicts, such as the `data` of a Variable"
         )
 
     try:
         text = json.dumps(value, default=refuse, ensure_ascii=False)
     except ValueError as error:
-        raise TypeError(f"The {what} is a [{type(value).__name__}] that contains itself.") from error
+        raise TypeError(
+            f"the {what} must be JSON (got {type(value).__name__} that contains itself)"
+        ) from error
     return encodable(text)
 
 
 def lenient(value: Any, text: Callable[[Any], str] = str) -> str:
-    """Any value as JSON; what JSON can't express as its `text`.
+    """Return any value as JSON; parts that JSON can't express become `text(part)`.
 
     >>> lenient({"at": (1, {2})})
     '{"at": [1, "{2}"]}'
@@ -639,7 +653,7 @@ def lenient(value: Any, text: Callable[[Any], str] = str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A text as it is, any other value as JSON.
+    """Return a text unchanged and any other value as JSON.
 
     >>> as_text("yes"), as_text(1.5)
     ('yes', '1.5')
@@ -648,17 +662,16 @@ def as_text(value: Any) -> str:
 
 
 def encodable(text: str) -> str:
-    """The text, with an escape for half a surrogate pair, as broken model replies hold: it has no UTF-8."""
+    """Escape lone surrogates. Broken model replies contain them, and they have no UTF-8."""
     if text.isascii():
         return text
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-# Redaction: what a user wants kept out of texts, taken out before anything is written.
-
+# --- Redaction ---
 
 Redact: TypeAlias = Callable[[str], str] | Iterable[str | re.Pattern[str]]
-"""A function of a text that returns what may be written, or patterns whose matches become `[redacted]`."""
+"""A function that returns the text that may be written, or patterns whose matches become `[redacted]`."""
 
 MASK: Final = "[redacted]"
 
@@ -666,8 +679,8 @@ MASK: Final = "[redacted]"
 class Redaction:
     """Applies the user's `redact` to every text in a value.
 
-    A function that fails takes the whole text out, and is reported once: a text that it was to look at
-    must not slip through.
+    If the function fails, the whole text is masked, and the failure is reported once. Otherwise the secret that it
+    should have removed would be written.
 
     >>> redaction = Redaction([r"sk-\\w+"])
     >>> redaction.value({"prompt": ["use sk-123", 4]})
@@ -679,7 +692,7 @@ class Redaction:
         self._failed = False
 
     def text(self, text: str) -> str:
-        """The text as it may be written."""
+        """Return the text that may be written."""
         if self._function is None:
             return text
         try:
@@ -696,14 +709,14 @@ class Redaction:
         return redacted
 
     def value(self, value: Any) -> Any:
-        """The value with every text in it as it may be written: of lists, dicts, events, requests, replies.
+        """Return the value with every text in it redacted: in lists, dicts, events, requests and replies.
 
-        The keys of a dict are names, and stay.
+        The keys of a dict are names and stay unchanged.
         """
         return value if self._function is None else self._value(value)
 
     def json(self, value: Any) -> str:
-        """The value as JSON as it may be written; what JSON can't express is a text as well.
+        """Return the redacted value as JSON. The text of a part that JSON can't express is redacted too.
 
         >>> print(Redaction(["sk-1"]).json([{"sk-1"}]))
         ["{'[redacted]'}"]
@@ -736,7 +749,7 @@ class Redaction:
 
 
 PLAIN: Final = frozenset({"address", "node", "account", "model", "purpose", "kind", "line", "run_id"})
-"""Fields of events that are no texts of the user's, and by which rows are found."""
+"""Fields of events by which rows are found. They aren't texts of the user."""
 
 
 def _function(redact: Redact | None) -> Callable[[str], str] | None:
@@ -754,18 +767,17 @@ def _function(redact: Redact | None) -> Callable[[str], str] | None:
     return mask
 
 
-# Phase: which part of a program an address belongs to.
-
+# --- Phases ---
 
 _BATCH: Final = re.compile(r"/batch \d+$")
 
 IN_PHASE: Final = "(phase = ? OR phase > ? AND phase < ?)"
-"""SQL for rows of a phase and of its batches; takes what `of_phase` returns."""
+"""SQL for the rows of a phase and its batches; its parameters come from `of_phase`."""
 
 
 @lru_cache(maxsize=1024)
 def phase_of(address: str) -> str:
-    """The scopes of an address, without the run's own.
+    """Return the scopes of an address, without the run's own.
 
     >>> phase_of("run/epoch 1/step 3/7/12/forward"), phase_of("run/4/chat"), phase_of("/4")
     ('epoch 1/step 3', '', '')
@@ -775,7 +787,7 @@ def phase_of(address: str) -> str:
 
 
 def evaluation_of(phase: str) -> str:
-    """The phase that a batch of an evaluation belongs to; another phase is its own.
+    """Return the evaluation that a batch belongs to. Other phases are returned unchanged.
 
     >>> evaluation_of("fit/val step 2/batch 1"), evaluation_of("epoch 1/step 3")
     ('fit/val step 2', 'epoch 1/step 3')
@@ -784,5 +796,5 @@ def evaluation_of(phase: str) -> str:
 
 
 def of_phase(phase: str) -> list[str]:
-    """The values of `IN_PHASE`: a phase, and the bounds between which the names of its batches are."""
+    """Return the parameters of `IN_PHASE`: the phase, and bounds for the names of its batches."""
     return [phase, f"{phase}/batch ", f"{phase}/batch!"]

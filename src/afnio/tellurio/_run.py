@@ -1,4 +1,19 @@
-"""A run: one execution of a program, with its metrics and events."""
+"""A run: one execution of a program, recorded in its project's file.
+
+`init` starts a run, or continues one that was killed. As a `with` block the run is the active one of the block:
+its `observe` is the block's recorder of engine events, its journal answers the block's calls, and its seed feeds
+everything that draws at random without a seed. Called plainly, it becomes the default of the whole process.
+
+Three things live and end with a run:
+
+* the **store** (`_store`), which writes metrics and events in its own thread and never raises for the disk;
+* the **journal**, with which a killed program is continued: it is started again, repeats what it did, and its
+  paid calls are answered from the file. `_program_identity` recognizes the program;
+* the **lease**, a lock file by which other processes see that this run is alive. It is taken before the run's
+  row is written and released after the row has its end, so a RUNNING row without a lease is a killed run.
+
+Sinks get the same events as the store, from a `SinkThread` that a slow sink can't use to slow the program down.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +56,7 @@ from afnio.tellurio._recording import (
     as_text,
     encode,
 )
-from afnio.tellurio._store import Lease, NewRun, Store, lease_path, store_path
+from afnio.tellurio._store import NewRun, Store, lease_path, store_path, take_lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,21 +64,20 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from afnio.runtime._journal import Journal
-    from afnio.tellurio._store import Lease
+    from afnio.runtime._files import LockFile
 
 
-MISSING: Final[Any] = object()
+_MISSING: Final[Any] = object()
 
-EXIT_TIMEOUT: Final = 10.0
-"""Seconds that the interpreter's exit waits for the disk."""
+_EXIT_TIMEOUT: Final = 10.0
+"""Seconds that the interpreter waits for the disk at its exit."""
 
-SINK_TIMEOUT: Final = 30.0
-"""Seconds that a run's end waits for its sinks."""
+_SINK_TIMEOUT: Final = 30.0
+"""Seconds that a run waits for its sinks at its end."""
 
 
 class RunStatus(StrEnum):
-    """How a run stands, or how it ended."""
+    """The state of a run."""
 
     RUNNING = "RUNNING"
     COMPLETED = "COMPLETED"
@@ -72,22 +86,30 @@ class RunStatus(StrEnum):
 
     @classmethod
     def after(cls, exception: type[BaseException] | None) -> RunStatus:
-        """The status of a run whose program ended with this exception, or with none."""
+        """Return the status of a run whose program ended with this exception, or without one."""
         if exception is None:
             return cls.COMPLETED
         return cls.FAILED if issubclass(exception, Exception) else cls.CRASHED
 
 
 class Run:
-    """A run under way, as `init` returns it; records into its project's file.
+    """A run that `init` has started; records into its project's file.
 
-    As a context manager it is the active run of the block, owns what is launched there as
-    `afnio.scope` does, and ends with it: COMPLETED, FAILED after an exception, CRASHED after an
-    interrupt or an exit. What the engine does there is recorded: calls, samples, steps and the
-    feedback behind them. Recording doesn't wait for the disk; `flush` does.
+    As a context manager it is the active run of the block. It owns everything launched there, as `afnio.scope`
+    does, and ends with the block: COMPLETED, FAILED after an exception, CRASHED after an interrupt or an exit.
+    Calls, samples, steps and the feedback behind them are recorded there. Recording doesn't wait for the disk;
+    `flush` does.
 
-    One that is `process_wide` is, as long as its block is open, also the run of all that is in no other
-    run's block, such as a server's requests. What those launch it records, but doesn't own.
+    While the block of a `process_wide` run is open, it is also the run of code outside any run's block, such as
+    a server's requests. It records what they launch, but doesn't own it.
+
+    Attributes:
+        id: unique, and the argument of `init(resume=…)`.
+        status: see `RunStatus`.
+        seed: all seeds of the run are derived from it.
+        journal: the file that answers calls when the run is continued; None if it couldn't be opened.
+        date_created: of the first start, in UTC.
+        date_updated: of the last record, in UTC.
     """
 
     def __init__(
@@ -96,7 +118,7 @@ class Run:
         row: NewRun,
         journal: Journal | None,
         *,
-        lease: Lease,
+        lease: LockFile | None,
         sinks: SinkThread,
         continued: bool = False,
         process_wide: bool = False,
@@ -127,7 +149,7 @@ class Run:
         atexit.register(self._end_with_process)
 
     def draw_seed(self) -> int:
-        """Return the run's next seed; the n-th is the same whenever the run is continued."""
+        """Return the next seed. The n-th is the same each time the run is continued."""
         return random.Random(f"{self.seed}/{next(self._seeds)}").getrandbits(63)
 
     def __repr__(self) -> str:
@@ -137,8 +159,13 @@ class Run:
     def log(self, name: str, value: Any, step: int | None = None) -> None: ...
     @overload
     def log(self, name: Mapping[str, Any], *, step: int | None = None) -> None: ...
-    def log(self, name: str | Mapping[str, Any], value: Any = MISSING, step: int | None = None) -> None:
-        """Record a metric's value, or several at one step; without a step, at the metric's next."""
+    def log(self, name: str | Mapping[str, Any], value: Any = _MISSING, step: int | None = None) -> None:
+        """Record a metric's value, or several at one step. Without a step, each metric counts its own.
+
+        Raises:
+            TypeError: JSON can't express the value.
+            ValueError: the run has ended.
+        """
         self._check_running()
         _check_step(step)
         pairs = _pairs(name, value)
@@ -151,11 +178,11 @@ class Run:
             self._sinks.put(MetricLogged(metric, part, step))
 
     def log_text(self, name: str, text: str, step: int | None = None) -> None:
-        """Record a text, such as a prompt or a reply worth keeping; without a step, at its name's next."""
+        """Record a text, such as a prompt or a reply worth keeping. Without a step, each name counts its own."""
         self._check_running()
         _check_step(step)
-        check_text("text's name", name)
-        check_text(f"text [{name}]", text)
+        _check_text("text's name", name)
+        _check_text(f"text [{name}]", text)
         values = {"text": as_text(self._store.redaction.text(text))}
         self._store.add_logged("texts", self.id, name, step, values, self._touch())
         self._sinks.put(TextLogged(name, text, step))
@@ -163,17 +190,17 @@ class Run:
     def log_table(
         self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int | None = None
     ) -> None:
-        """Record a table of any JSON values; without a step, at its name's next.
+        """Record a table of JSON values. Without a step, each name counts its own.
 
         Raises:
-            ValueError: for a row whose length isn't that of `columns`.
+            ValueError: a row doesn't have as many values as there are columns.
         """
         self._check_running()
         _check_step(step)
-        check_text("table's name", name)
+        _check_text("table's name", name)
         names, lines = list(columns), [list(row) for row in rows]
         for column in names:
-            check_text(f"name of a column of table [{name}]", column)
+            _check_text(f"name of a column of table [{name}]", column)
         for number, line in enumerate(lines):
             if len(line) != len(names):
                 raise ValueError(
@@ -194,8 +221,8 @@ class Run:
             )
 
     def record(self, kind: str, payload: Mapping[str, Any]) -> None:
-        """Record an event; one that arrives after the run's end is dropped."""
-        check_text("event's kind", kind)
+        """Record an event as JSON. After the run's end it is dropped."""
+        _check_text("event's kind", kind)
         if self.status is RunStatus.RUNNING:
             text = encode(f"event [{kind}]", self._store.redaction.value(dict(payload)))
             self._store.add_event(self.id, kind, text, self._touch())
@@ -207,10 +234,9 @@ class Run:
             self._store.flush()
 
     def finish(self, status: RunStatus | str = RunStatus.COMPLETED) -> None:
-        """End the run; once it has ended, nothing changes its status.
+        """End the run. Its status never changes after that.
 
-        In a forked child the run goes on in the parent, so only what the child recorded is
-        written.
+        In a forked child this only writes what the child recorded: the run continues in the parent.
         """
         status = RunStatus(status)
         if status is RunStatus.RUNNING:
@@ -218,7 +244,7 @@ class Run:
         self._end(status)
 
     def _end(self, status: RunStatus, timeout: float | None = None) -> None:
-        remove(self)
+        _remove(self)
         atexit.unregister(self._end_with_process)
         if self.journal is not None and os.getpid() == self._pid:
             self.journal.close()
@@ -229,16 +255,17 @@ class Run:
                 self._store.update_run(self.id, status, date)
                 self._sinks.put(RunEnded(str(status)))
         self._store.close(timeout)
-        self._sinks.close(SINK_TIMEOUT if timeout is None else timeout)
-        # Only now: a run that isn't over on the disk and has no lease was killed.
-        self._lease.release()
+        self._sinks.close(_SINK_TIMEOUT if timeout is None else timeout)
+        # Last: to other processes, a row without an end and without a lease is a killed run.
+        if self._lease is not None:
+            self._lease.release()
 
     def _end_with_process(self) -> None:
-        # The interpreter keeps the exception that ended a script; a prompt keeps the last one of
-        # the session there, which says nothing about the run.
+        # For a script, `last_type` is the exception that ended it. At a prompt it is just the last one that
+        # was printed.
         at_prompt = hasattr(sys, "ps1")
         exception = None if at_prompt else getattr(sys, "last_type", None)
-        self._end(RunStatus.after(exception), EXIT_TIMEOUT)
+        self._end(RunStatus.after(exception), _EXIT_TIMEOUT)
 
     def _touch(self) -> float:
         self.date_updated = datetime.now(UTC)
@@ -248,12 +275,12 @@ class Run:
         if self._token is not None or self.status is not RunStatus.RUNNING:
             raise RuntimeError(f"The run [{self.name}] can't be entered again; start another with te.init.")
         if not self.process_wide:
-            remove(self)
-        self._token = enter(self)
+            _remove(self)
+        self._token = _enter(self)
         self._context.enter_context(recorder.override(self.observe))
         self._context.enter_context(seed_source.override(self.draw_seed))
         self._context.enter_context(active_journal.override(self.journal))
-        # The run owns what is launched in its block, and gives it an address of its own.
+        # The run owns everything launched in its block, and its addresses start with "run".
         self._scope.__enter__()
         return self
 
@@ -272,7 +299,7 @@ class Run:
         finally:
             self._leave()
             self.finish(status)
-            self._tell_how_to_go_on()
+            self._print_how_to_continue()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -293,17 +320,17 @@ class Run:
             raise
         finally:
             self._leave()
-            # Shielded: a cancelled program's run has to end as well.
+            # Shielded: the run must also end if the program was cancelled.
             with CancelScope(shield=True):
                 await to_thread.run_sync(self.finish, status)
-            self._tell_how_to_go_on()
+            self._print_how_to_continue()
 
     def _leave(self) -> None:
         assert self._token is not None
         self._context.close()
-        leave(self._token)
+        _leave(self._token)
 
-    def _tell_how_to_go_on(self) -> None:
+    def _print_how_to_continue(self) -> None:
         if self.status is RunStatus.FAILED and self.journal is not None:
             line = f'te.init("{self.namespace}", "{self.project}", resume="{self.id}")'
             sys.stderr.write(
@@ -311,44 +338,43 @@ class Run:
             )
 
     def observe(self, event: Any) -> None:
-        """Record what the engine says; on the runtime's thread, so without waiting."""
+        """Record an event of the engine; called on the runtime's thread, so it doesn't wait."""
         if self.status is RunStatus.RUNNING:
             self._store.record(event, time.time())
             self._sinks.put(event)
 
 
-def check_text(what: str, value: str) -> None:
-    """Raise for a value that is no string."""
+def _check_text(what: str, value: str) -> None:
+    """Raise TypeError if the value isn't a string."""
     if not isinstance(value, str):
-        raise TypeError(f"The {what} is [{value!r}], but has to be a string.")
+        raise TypeError(f"the {what} must be a string (got {value!r})")
 
 
 def _check_step(step: int | None) -> None:
     if step is None:
         return
     if not isinstance(step, int) or isinstance(step, bool):
-        raise TypeError(f"The step is [{step!r}], but has to be a whole number or None.")
+        raise TypeError(f"the step must be a whole number or None (got {step!r})")
     if not 0 <= step < 2**63:
-        raise ValueError(f"The step is [{step}], but has to be from 0 to 2**63 - 1.")
+        raise ValueError(f"the step must be from 0 to 2**63 - 1 (got {step})")
 
 
 def _pairs(name: str | Mapping[str, Any], value: Any) -> list[tuple[str, Any]]:
     if isinstance(name, str):
-        if value is MISSING:
-            raise TypeError(f"The metric [{name}] has no value; write log({name!r}, value).")
+        if value is _MISSING:
+            raise TypeError(f"the metric {name!r} must have a value; write log({name!r}, value)")
         return [(name, value)]
-    if value is not MISSING:
-        raise TypeError("Several metrics were given, and a value; write log({...}, step=...).")
+    if value is not _MISSING:
+        raise TypeError("a mapping of metrics must be given without a value; write log({...}, step=...)")
     for metric in name:
-        check_text("metric's name", metric)
+        _check_text("metric's name", metric)
     return list(name.items())
 
 
-# The entry points of tracking: start a run, log into the active one.
+# --- Starting and continuing a run ---
 
-
-ADJECTIVES: Final = ("amber", "brisk", "calm", "gentle", "keen", "patient", "quiet", "swift")
-ANIMALS: Final = ("badger", "crane", "falcon", "heron", "lynx", "otter", "raven", "tern")
+_ADJECTIVES: Final = ("amber", "brisk", "calm", "gentle", "keen", "patient", "quiet", "swift")
+_ANIMALS: Final = ("badger", "crane", "falcon", "heron", "lynx", "otter", "raven", "tern")
 
 
 def init(
@@ -363,33 +389,39 @@ def init(
     redact: Redact | None = None,
     process_wide: bool = False,
 ) -> Run:
-    """Start a run, recorded in `.afnio/<namespace>/<project>.db` of the working folder, or continue one.
+    """Start a run, or continue one that was killed. It is recorded in `.afnio/<namespace>/<project>.db`.
 
-    AFNIO_HOME names another folder in place of `.afnio`, and `dir` overrides both. Called plainly,
-    the run is the process's until `finish` or the interpreter's exit; with `with` or `async with`
-    it is the block's, unless it is `process_wide`. A name that is taken gets a numeric suffix. A folder
-    that can't be written costs one warning; a file of a newer Afnio is refused.
+    Called plainly, the run is the process's until `finish` or the interpreter's exit. With `with` or
+    `async with` it is the block's, unless it is `process_wide`. A name that is taken gets a numeric suffix. A
+    folder that can't be written costs one warning.
 
-    A run keeps a journal of its calls. A program that was killed or interrupted and is started again,
-    in the same folder with the same arguments, continues its run: it repeats what it did, and the
-    journal answers the calls that were paid for. A run whose block has ended is over: a program that is
-    killed after that starts a new one, unless `resume` names the old one.
+    A run keeps a journal of its calls. A program that was killed or interrupted and is started again in the
+    same folder with the same arguments continues its run: it repeats what it did, and the journal answers the
+    calls that were paid for. A run whose block has ended is over: a program that is killed after that starts a
+    new one, unless `resume` names the old one.
 
-    Seeds that nobody gives, such as a sampler's, come from the run and are the same when it is
-    continued. AFNIO_SEED sets where a new run's seeds start.
+    Seeds that the program doesn't set, such as a sampler's, come from the run, and are the same when it is
+    continued. AFNIO_SEED sets the seed of a new run.
 
-    Prompts and replies are kept in clear, in files that only this user may read (mode 0600).
+    Prompts and replies are stored in clear text, in files that only this user may read (mode 0600).
 
     Args:
-        sinks: functions that get every event of the run, as in `afnio.runtime.events` and
-            `afnio.tellurio._recording`, in one thread and in order; one that fails is reported once.
-        redact: a function of a text that returns what may be written of it, or a list of patterns whose
-            matches are masked. It is applied to every text that the store and the sinks get; not to the
-            journal, whose replies have to be whole for a run to be continued.
-        resume: False starts a new run in any case; a run's id continues that one.
-        process_wide: for a server's lifespan: as a block, the run is the whole process's until the block's end,
-            as requests don't run in that block. It starts anew unless `resume` names one, and its journal
-            keeps what the block launches alone: requests can't be repeated.
+        config: any JSON object, such as the program's options.
+        sinks: functions that get every event of the run (`afnio.runtime.events`, and `RunStarted`,
+            `MetricLogged`, … of this package), in one thread and in order. A failing sink is reported once.
+        dir: the folder in place of `.afnio`; default: the environment variable AFNIO_HOME.
+        resume: False always starts a new run; a run's id continues that one.
+        redact: a function that returns the text that may be written, or a list of patterns whose matches are
+            masked. Applied to all texts for the store and the sinks. Not applied to the journal, because a run
+            can only be continued from whole replies.
+        process_wide: for a server's lifespan. Requests don't run in the block, so until its end the run is the
+            whole process's. It is a new run unless `resume` names one, and its journal keeps only the block's
+            own launches: requests can't be repeated.
+
+    Raises:
+        StoreVersionError: a newer Afnio wrote the project's file.
+        JournalLockedError: the run named by `resume` is running in another process.
+        ValueError: `resume` names no run, or a name has no letter or digit.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -400,26 +432,26 @@ def init(
     """
     if resume is True:
         raise ValueError(
-            "resume is False, or the id of the run to continue; leave it out to continue the last"
+            "resume must be False or the id of a run (got True); leave it out to continue the last run"
         )
     if name is not None:
-        check_text("name", name)
-    check_text("description", description or "")
+        _check_text("name", name)
+    _check_text("description", description or "")
     settings = encode("config", dict(config or {}))
     redaction = Redaction(redact)
     store = Store(store_path(namespace, project, dir), redaction)
     senders = SinkThread(sinks or (), redaction)
-    lease: Lease | None = None
+    lease: LockFile | None = None
     try:
         store.open()
-        identity = program_identity(redaction)
+        identity = _program_identity(redaction)
         found = _continued(store, identity, False if process_wide and resume is None else resume)
         if found is not None:
             row, journal, lease = found
         else:
             row = NewRun(
                 str(uuid.uuid4()),
-                name or f"{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}",
+                name or f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_ANIMALS)}",
                 description,
                 namespace,
                 project,
@@ -429,8 +461,8 @@ def init(
                 _new_seed(),
                 datetime.now(UTC).timestamp(),
             )
-            # The lease comes before the row: a row without one is a run that was killed.
-            lease = Lease(lease_path(store.path, row.id))
+            # Take the lease before writing the row: a row without one is taken for a killed run.
+            lease = take_lease(lease_path(store.path, row.id))
             row = row._replace(name=store.add_run(row))
             journal = _new_journal(store, row)
         run = Run(
@@ -448,7 +480,7 @@ def init(
         if lease is not None:
             lease.release()
         raise
-    start(run)
+    _start(run)
     return run
 
 
@@ -463,8 +495,8 @@ def _new_seed() -> int:
 
 def _continued(
     store: Store, identity: str | None, resume: bool | str | None
-) -> tuple[NewRun, Journal | None, Lease] | None:
-    """Return the run to continue, its journal and its lease; None where a new one is to start."""
+) -> tuple[NewRun, Journal | None, LockFile | None] | None:
+    """Return the run to continue, its journal and its lease; None to start a new one."""
     if resume is False or (resume is None and identity is None):
         return None
     wanted = resume if isinstance(resume, str) else None
@@ -473,24 +505,26 @@ def _continued(
         raise ValueError(f"there is no run {wanted!r} in {store.path}; leave resume out to start one")
     for row in rows:
         try:
-            lease = Lease(lease_path(store.path, row.id))
+            lease = take_lease(lease_path(store.path, row.id))
         except LockHeldError as error:
             if wanted is not None:
                 raise _in_use(row, error.holder) from error
-            continue  # it is under way, or just ending
+            continue  # it is running, or just ending
         try:
             journal = _continue(store, identity, row, wanted)
         except BaseException:
-            lease.release()
+            if lease is not None:
+                lease.release()
             raise
         if journal is not None:
             return row, journal, lease
-        lease.release()
+        if lease is not None:
+            lease.release()
     return None
 
 
 def _continue(store: Store, identity: str | None, row: NewRun, wanted: str | None) -> Journal | None:
-    """Set a run going whose lease we hold; None if it has ended since it was looked up, or is another's."""
+    """Continue a run whose lease we hold; None if it has ended since it was looked up, or its journal is taken."""
     if row.id not in [found.id for found in store.find_runs(identity or "", wanted)]:
         return None
     try:
@@ -498,7 +532,7 @@ def _continue(store: Store, identity: str | None, row: NewRun, wanted: str | Non
     except JournalLockedError:
         if wanted is not None:
             raise
-        return None  # a process has it that could take no lease
+        return None  # its process is alive, but couldn't take a lease
     store.continue_run(row.id, time.time())
     started = datetime.fromtimestamp(row.date, UTC).astimezone()
     replies = Journal.stat(journal.path).records
@@ -533,15 +567,15 @@ def _journal_path(store: Store, row: NewRun) -> Path:
 def log(name: str, value: Any, step: int | None = None) -> None: ...
 @overload
 def log(name: Mapping[str, Any], *, step: int | None = None) -> None: ...
-def log(name: Any, value: Any = MISSING, step: int | None = None) -> None:
+def log(name: Any, value: Any = _MISSING, step: int | None = None) -> None:
     """Record a metric in the active run: `log("loss", 0.3)`, or `log({"loss": 0.3}, step=5)`."""
     get_active_run().log(name, value, step)
 
 
 def login(api_key: str | None = None, relogin: bool = False) -> dict[str, str]:
-    """Return the local user; there is nothing to log in to, for runs are kept in local files.
+    """Return the local user. There is nothing to log in to: runs are kept in local files.
 
-    The arguments are there for programs that pass them; nothing is read from, kept or sent.
+    The arguments are ignored; some older programs pass them.
     """
     logging.getLogger("afnio").info(
         "There is nothing to log in to: runs are kept in local files, and no key is needed."
@@ -554,16 +588,19 @@ def login(api_key: str | None = None, relogin: bool = False) -> dict[str, str]:
     return {"username": username}
 
 
-# Which run is the active one: the block's, else the process's.
+# --- The active run ---
 
-
-# The runs started by a plain `init` that haven't ended; the last is the process default.
+# Runs started by a plain `init` that haven't ended. The last is the process default.
 _started: list[Run] = []
 _entered: ContextVar[Run | None] = ContextVar("afnio_run", default=None)
 
 
 def get_active_run() -> Run:
-    """The run of the innermost `with te.init(...)`, else the last one started plainly."""
+    """Return the run of the innermost `with te.init(...)`, else the last one started plainly.
+
+    Raises:
+        ValueError: no run is active.
+    """
     run = _entered.get()
     if run is not None:
         return run
@@ -576,52 +613,51 @@ def get_active_run() -> Run:
         ) from None
 
 
-def start(run: Run) -> None:
+def _start(run: Run) -> None:
     """Make `run` the process default."""
     _started.append(run)
     _use_as_default(run)
 
 
-def remove(run: Run) -> None:
-    """Make `run` no process default any more; the one started before it takes its place."""
+def _remove(run: Run) -> None:
+    """Withdraw `run` as the process default; the one started before it takes its place."""
     if run in _started:
         _started.remove(run)
         _use_as_default(_started[-1] if _started else None)
 
 
-def enter(run: Run) -> Token[Run | None]:
-    """Make `run` the active one of this context, until `leave`."""
+def _enter(run: Run) -> Token[Run | None]:
+    """Make `run` the active one of this context until `_leave`."""
     return _entered.set(run)
 
 
-def leave(token: Token[Run | None]) -> None:
-    """Undo an `enter`."""
+def _leave(token: Token[Run | None]) -> None:
+    """Undo an `_enter`."""
     _entered.reset(token)
 
 
 def _use_as_default(run: Run | None) -> None:
-    """Have the calls, the events and the seeds of the process, outside of any block, go to this run."""
+    """Route calls, events and seeds outside any block to this run."""
     recorder.default = None if run is None else run.observe
-    # Requests come in another order each time: a journal could only answer one from another's past.
+    # Requests arrive in a different order each time, so the journal would answer one with another's reply.
     active_journal.default = None if run is None or run.process_wide else run.journal
     seed_source.default = None if run is None else run.draw_seed
 
 
-# Sink thread: hands a run's events to the user's sinks, in order, off the event loop.
-
+# --- Sinks ---
 
 Sink: TypeAlias = Callable[[Any], object]
-"""Gets every event of a run. If it has a `close()`, that is called after the last one; if it has an
-`at(time, event)`, that is called instead, with nanoseconds since 1970."""
+"""A function that gets every event of a run. If it has an `at(time, event)`, that is called in its place, with
+nanoseconds since 1970 UTC. If it has a `close()`, that is called after the last event."""
 
 ROOM: Final = 20_000
-"""Events that may wait for slow sinks; what comes then is left out for them, but for the run's end."""
+"""Events that may wait for slow sinks. More are dropped, except the run's end."""
 
 
 class SinkThread:
     """Calls each sink with each event, one after the other, in one thread.
 
-    A sink that fails is reported once and goes on being called; it stops neither the others nor the run.
+    A failing sink is reported once and still called for later events. It affects neither the others nor the run.
 
     >>> seen = []
     >>> thread = SinkThread([seen.append], Redaction(None))
@@ -634,7 +670,7 @@ class SinkThread:
     def __init__(self, sinks: Sequence[Sink], redaction: Redaction) -> None:
         for sink in sinks:
             if not callable(sink):
-                raise TypeError(f"a sink is a function of an event (got {sink!r})")
+                raise TypeError(f"a sink must be a function of an event (got {sink!r})")
         self._sinks = list(sinks)
         self._redaction = redaction
         self._failed: set[int] = set()
@@ -647,10 +683,10 @@ class SinkThread:
             self._thread.start()
 
     def put(self, event: Any) -> None:
-        """Have the sinks called soon; never waits. In a forked child they aren't."""
+        """Queue an event for the sinks; never waits. Does nothing in a forked child."""
         if self._thread is None or self._pid != os.getpid():
             return
-        # How the run ended is told in any case, or a sink would take it for completed.
+        # Never drop the end: a sink would take a failed run for a completed one.
         if self._queue.qsize() < ROOM or isinstance(event, RunEnded):
             self._queue.put((time.time_ns(), event))
         elif not self._dropped:
@@ -660,7 +696,7 @@ class SinkThread:
             )
 
     def close(self, timeout: float | None = None) -> None:
-        """Wait until the sinks had everything, and close them."""
+        """Wait until the sinks have got everything, then close them."""
         if self._thread is not None and self._pid == os.getpid():
             thread, self._thread = self._thread, None
             self._queue.put(None)
@@ -684,50 +720,33 @@ class SinkThread:
             if number not in self._failed:
                 self._failed.add(number)
                 logging.getLogger("afnio").exception(
-                    "the sink %r failed; it goes on being called, and this is said once", self._sinks[number]
+                    "the sink %r failed; it is still called, and this is reported once", self._sinks[number]
                 )
-
-
-# The switch for notifications about Variables, which only older programs need.
-
-
-_suppressed: ContextVar[bool] = ContextVar("afnio_notifications_suppressed", default=False)
 
 
 @contextmanager
 def suppress_variable_notifications() -> Iterator[None]:
-    """Do nothing but mark the block, in this context only.
+    """Do nothing; kept for programs written for older versions.
 
-    Creating and changing Variables notifies nobody here, so there is nothing to suppress; the
-    block is kept for programs that have it.
+    Creating and changing Variables notifies no one here, so there is nothing to suppress.
 
     >>> with suppress_variable_notifications():
     ...     pass
     """
-    token = _suppressed.set(True)
-    try:
-        yield
-    finally:
-        _suppressed.reset(token)
+    yield
 
 
-def notifications_suppressed() -> bool:
-    """Whether the caller is inside such a block."""
-    return _suppressed.get()
+# --- Recognizing the program ---
+
+_ROUNDS: Final = 200_000
+"""Rounds of PBKDF2, about 50 ms, so that a short password can't be found from its digest by trial."""
 
 
-# Identity: which program this is, so that it can continue the run that it had not finished.
+def _program_identity(redaction: Redaction) -> str | None:
+    """Return folder, script and arguments of this program as JSON; None at a prompt or in a notebook.
 
-
-ROUNDS: Final = 200_000
-"""About 50 ms, so that a short password can't be found by trying many against a digest."""
-
-
-def program_identity(redaction: Redaction) -> str | None:
-    """Return folder, script and arguments of this program as JSON; None where a person types it in.
-
-    Arguments that are keys are masked, and `redaction` is applied; a digest still tells programs with other
-    arguments apart. A prompt's or a notebook's commands are no program that could be repeated from its start.
+    Commands typed by a person can't be repeated from their start, so such a run is never continued. Arguments
+    that look like keys are masked, and `redaction` is applied. A digest still distinguishes them.
     """
     main = sys.modules.get("__main__")
     script = getattr(main, "__file__", None)
@@ -740,4 +759,4 @@ def program_identity(redaction: Redaction) -> str | None:
 
 
 def _digest(program: str) -> str:
-    return hashlib.pbkdf2_hmac("sha256", program.encode(), b"afnio", ROUNDS).hex()
+    return hashlib.pbkdf2_hmac("sha256", program.encode(), b"afnio", _ROUNDS).hex()

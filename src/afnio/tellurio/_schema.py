@@ -1,6 +1,92 @@
-"""Opening a project's file: made if it isn't there, brought to this version if it is older.
+"""The tables of a run store, and opening it for writing.
 
-What the tables hold is in `tables`.
+A project's file outlives the version of Afnio that made it. So each version is a list of statements that turn a
+file of the version before into one of this: `FIRST`, `SECOND`, `THIRD`. A new file gets them all, an older one
+those that it lacks, in place and in one transaction, so that no reader sees half an upgrade. `upgrade` does the
+same for a copy in memory. A file of a newer version is refused, because this Afnio can't know which rules its
+rows follow.
+
+To change the tables, add a list, raise `VERSION`, and describe the columns below.
+
+Times are seconds since 1970 UTC. JSON is UTF-8 text. `run_id` is `runs.id` everywhere. All other ids are SQLite's
+own row numbers: they grow in the order of writing, and pages are keyed by them.
+
+An **address** is the place in the program where something was launched (`run/epoch 1/step 3/7`): the names of
+the scopes, then the number of the launch in its scope. A call's address continues with the part, the lane and
+the purpose (`run/epoch 1/step 3/7/12/forward`), so `address >= :node || '/' AND address < :node || '0'` selects
+the calls of a node. A **phase** is the scopes' part alone, without the run's own (`epoch 1/step 3`, `val`, `''`).
+A **lane** is the index of a sample in its batch, or NULL if there is only one value.
+
+`runs`: one row per run.
+    status              RUNNING, COMPLETED, FAILED or CRASHED as last written; a killed process leaves RUNNING,
+                        see `live_status` in `_store`
+    config              JSON object
+    identity            JSON [folder, script, arguments] of the program, with a digest of all three as a fourth if
+                        some of the arguments are masked; '' at a prompt or in a notebook
+    seed                start of the run's seeds
+    host, pid           of the process that records it
+    date_created, date_updated
+    git_commit          hash of the working folder's commit, with "+" if files differ from it; NULL without git
+    versions            JSON object: Python, Afnio and the packages that calls go through
+    platform            JSON object: system, machine, processors
+    in_flight           calls on the wire when this was last written
+    waiting             calls that were queued then
+    dropped             events that weren't recorded because the disk was too slow
+`metrics`: values of `run.log`.         name, step, value (JSON), time
+`texts`: texts of `run.log_text`.       name, step, text, time
+`tables`: tables of `run.log_table`.    name, step, columns (JSON list), rows (JSON list of lists), time
+`steps`: optimizer steps, in the order in which they ended.
+    number              1, 2, … in the run
+    address, optimizer  place of the launch; class of the optimizer
+    error               why parameters kept their values, NULL if none failed
+`parameters`: each value that a parameter had; a step that changed nothing adds none.
+    number              of the parameter in this run, in order of appearance
+    step                `steps.number` of the step that made the value, 0 for the initial one
+    role, value
+`changes`: the effect of a step on one parameter.
+    step_id             `steps.id`
+    parameter           `parameters.number`
+    role, before, after, gradients (how many), rejected (why a proposal was refused, else NULL)
+`evidence`: the feedback that the proposer was shown, in order.
+    change_id           `changes.id`
+    number              0, 1, …
+    text
+    samples             JSON list of objects, the samples behind it: "sample" is the lane, "node" the evaluator's
+                        address (if known), "prediction", "score", and whatever else the evaluator kept
+`candidates`: values that were weighed against others.
+    step_id, number, parents (JSON list of numbers), vals (JSON list), scores (JSON list), verdict
+`nodes`: launches that belong to a graph.
+    address, name (of the op), line ("file:line"), kind (forward, evaluator or backward), lanes (NULL for a
+    scalar), phase
+    parents             JSON list: for each input the address of the node that made it, null for a leaf;
+                        of a backward pass the forward node behind each of its parts "node 0", "node 1", …
+`samples`: verdicts of evaluators, per sample. A sample that failed on its way has no row, but its call has.
+    node, lane, phase
+    key                 digest of the sample's own inputs, equal each time the same sample is evaluated, with any
+                        prompt; NULL if the op had none
+    prediction, target  texts; another value as JSON
+    score               number; NULL if it isn't one
+    note                a score that isn't a number, as JSON
+    explanation, success (1 if it sends no feedback)
+`calls`: language model calls that ended. Each address has one row, with its last reply.
+    address, node (address of its launch), lane, phase, purpose
+    account (base URL without credentials), model
+    status              ok, failed, cancelled (the program gave it up), or replayed (answered by the journal, and
+                        not recorded before)
+    replayed            how often the journal answered it
+    attempts, seconds (on the wire), waited (in the queue), started, ended
+    prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens
+    cost                dollars, NULL if the model's price is unknown
+    error
+    params              `bodies.id` of the request's other parameters
+    messages            `bodies.id` of each message, a text "3,17,4"
+    reply               `bodies.id`
+`bodies`: JSON of messages and replies, each once in a run.
+    digest              of the JSON's bytes
+    packed              1 if `body` is compressed by zlib
+    body                the JSON, UTF-8
+`retries`: attempts that failed and were followed by another: address, attempt, error, wait (seconds), time
+`events`: all other events: kind, payload (JSON), time
 """
 
 from __future__ import annotations
@@ -18,13 +104,14 @@ if TYPE_CHECKING:
 
 
 BUSY_TIMEOUT: Final = 30.0
-"""Seconds that one process waits for another one's transaction."""
+"""Seconds to wait for the transaction of another process."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a project's file for writing, creating it and its folders for this user alone.
+    """Open a project's file for writing; create it and its folders, for this user only, or upgrade it.
 
-    A file of an older version is brought to this one in place, in one transaction.
+    Raises:
+        StoreVersionError: a newer Afnio wrote the file.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,14 +121,14 @@ def connect(path: Path) -> sqlite3.Connection:
     (3,)
     """
     make_private_folder(path.parent)
-    # SQLite gives its side files the mode of the database, so the file has to be private first.
+    # Create the file first: SQLite gives its side files the mode of the database.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
         if version_of(connection, path) < VERSION:
             _upgrade(connection, path)
         _use_wal(connection)
-        # A power cut may lose the last moments of a log but never breaks the file.
+        # A power cut may lose the last transactions, but never damages the file.
         connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
         connection.close()
@@ -53,7 +140,7 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
     """Return the file's version, 0 for a new one.
 
     Raises:
-        StoreVersionError: if a newer Afnio wrote it.
+        StoreVersionError: a newer Afnio wrote it.
     """
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
@@ -65,7 +152,7 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def upgrade(connection: sqlite3.Connection, version: int) -> None:
-    """Bring a file of `version` to this one; within the caller's transaction."""
+    """Upgrade a file of `version` to this one, in the caller's transaction."""
     for statements in UPGRADES[version:]:
         for statement in statements:
             connection.execute(statement)
@@ -75,7 +162,7 @@ def upgrade(connection: sqlite3.Connection, version: int) -> None:
 def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        upgrade(connection, version_of(connection, path))  # another process may have been faster
+        upgrade(connection, version_of(connection, path))  # another process may have upgraded it meanwhile
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
@@ -83,8 +170,8 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    # SQLite doesn't apply the busy timeout to this switch, so two processes that start together
-    # would fail without these attempts.
+    # SQLite doesn't apply the busy timeout to this switch. Without the loop, one of two processes that start
+    # together would fail.
     deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
@@ -97,96 +184,13 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             return
 
 
-# Tables: what a project's file holds, and how a file of an older version becomes one of this.
-#
-# Times are seconds since 1970 UTC. JSON is UTF-8 text. `run_id` is `runs.id` everywhere; the other ids are
-# SQLite's own numbers, growing in the order of writing, and are what pages are keyed by.
-#
-# **Addresses** say where in the program something was launched (`run/epoch 1/step 3/7`): the scopes' names,
-# then the number of the launch in its scope. A call's address goes on with the part, the lane and the purpose
-# (`run/epoch 1/step 3/7/12/forward`), so `address >= :node || '/' AND address < :node || '0'` are the calls of
-# a node. A **phase** is the scopes' part alone, without the run's own (`epoch 1/step 3`, `val`, `''`). A
-# **lane** is the index of a sample in its batch, NULL where there is one value only.
-#
-# `runs`: one for each run.
-#     status              RUNNING, COMPLETED, FAILED or CRASHED as it was last written; a killed process
-#                         leaves RUNNING, which `tellurio.reader` tells from a living one by the run's lease
-#     config              JSON object
-#     identity            JSON [folder, script, arguments] of the program, '' where a person typed it in; with a
-#                         digest of all three as a fourth where keys among the arguments are masked
-#     seed                where its seeds start
-#     host, pid           who records it
-#     date_created, date_updated
-#     git_commit          hash of the working folder's commit, with "+" if files differ from it; NULL without
-#     versions            JSON object: Python, Afnio and the packages it calls by
-#     platform            JSON object: system, machine, processors
-#     in_flight           calls that its process had on the wire when this was last written
-#     waiting             calls that had still to be sent then
-#     dropped             events that weren't recorded, as the disk couldn't follow
-# `metrics`: values of `run.log`.         name, step, value (JSON), time
-# `texts`: texts of `run.log_text`.       name, step, text, time
-# `tables`: tables of `run.log_table`.    name, step, columns (JSON list), rows (JSON list of lists), time
-# `steps`: optimizer steps, in the order in which they ended.
-#     number              1, 2, … in the run
-#     address, optimizer  where it was launched; the optimizer's class
-#     error               why parameters kept their values, NULL if none failed
-# `parameters`: each value that a parameter had; a step that changed nothing adds none.
-#     number              the parameter's own in this run, in order of appearance
-#     step                `steps.number` of the step that made it, 0 for what it started from
-#     role, value
-# `changes`: what a step did to one parameter.
-#     step_id             `steps.id`
-#     parameter           `parameters.number`
-#     role, before, after, gradients (how many), rejected (why a proposal was not taken, else NULL)
-# `evidence`: the feedback that the proposer was shown, in order.
-#     change_id           `changes.id`
-#     number              0, 1, …
-#     text
-#     samples             JSON list of objects: the samples behind it: "sample" is the lane, "node" the
-#                         evaluator's address (where known), "prediction", "score", and what the evaluator kept
-# `candidates`: values that were weighed against others.
-#     step_id, number, parents (JSON list of numbers), vals (JSON list), scores (JSON list), verdict
-# `nodes`: launches that belong to a graph.
-#     address, name (of the op), line ("file:line"), kind (forward, evaluator or backward), lanes (NULL for a
-#     scalar), phase
-#     parents             JSON list: for each input the address of the node that made it, null for a leaf;
-#                         of a backward pass the forward node behind each of its parts "node 0", "node 1", …
-# `samples`: what evaluators said of each sample; one that failed on its way has no row, but its call has.
-#     node, lane, phase
-#     key                 digest of the sample's own inputs, equal wherever the same sample is evaluated again,
-#                         whatever the prompts; NULL where the op had none
-#     prediction, target  texts; another value as JSON
-#     score               number; NULL if it is none, then `note` has it as JSON
-#     note                score that is no number, as JSON
-#     explanation, success (1 where it sends no feedback)
-# `calls`: language model calls that ended; one address has one row, whose reply is the last one.
-#     address, node (address of its launch), lane, phase, purpose
-#     account (base URL without credentials), model
-#     status              ok, failed, cancelled (given up by the program), or replayed (answered by the journal and
-#                         recorded nowhere before)
-#     replayed            how often the journal answered it
-#     attempts, seconds (on the wire), waited (in the queue), started, ended
-#     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens
-#     cost                dollars, NULL where nobody says what the model costs
-#     error
-#     params              `bodies.id` of the request's other parameters
-#     messages            `bodies.id` of each message, a text "3,17,4"
-#     reply               `bodies.id`
-# `bodies`: JSON of messages and replies, each once in a run.
-#     digest              of the JSON's bytes
-#     packed              1 if `body` is compressed by zlib
-#     body                the JSON, UTF-8
-# `retries`: attempts that failed and were followed by another: address, attempt, error, wait (seconds), time
-# `events`: everything else: kind, payload (JSON), time
-
-
 VERSION: Final = 3
 
 _RUN: Final = "run_id TEXT NOT NULL REFERENCES runs (id)"
 
 
 def _of(path: str) -> str:
-    """SQL for a part of an event's payload; NULL where it isn't JSON, as a payload with NaN is not."""
+    """Return SQL for a part of an event's payload; NULL if it isn't JSON (NaN isn't)."""
     return f"CASE WHEN json_valid(payload) THEN json_extract(payload, '$.{path}') END"
 
 
@@ -224,7 +228,7 @@ FIRST: Final = (
     )""",
     "CREATE INDEX events_by_kind ON events (run_id, kind)",
 )
-"""What version 1 had."""
+"""The tables of version 1."""
 
 SECOND: Final = (
     "ALTER TABLE runs ADD COLUMN git_commit TEXT",
@@ -309,7 +313,7 @@ SECOND: Final = (
         time REAL NOT NULL
     )""",
     "CREATE INDEX retries_by_address ON retries (run_id, address)",
-    # Version 1 kept calls and retries as events.
+    # Version 1 recorded calls and retries as events.
     f"""INSERT OR IGNORE INTO calls (
         run_id, address, node, phase, purpose, account, model, status, attempts, seconds, waited, started, ended,
         prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, error, messages
@@ -328,20 +332,20 @@ SECOND: Final = (
     f"""DELETE FROM events WHERE kind = 'retry' AND EXISTS (
         SELECT 1 FROM retries WHERE retries.run_id = events.run_id AND address = {_of("address")})""",
 )
-"""What version 2 adds to version 1."""
+"""From version 1 to 2."""
 
 THIRD: Final = (
     "ALTER TABLE runs ADD COLUMN waiting INTEGER NOT NULL DEFAULT 0",
     # Version 2 counted calls that were cancelled among those that failed.
     "UPDATE calls SET status = 'cancelled', error = NULL WHERE status = 'failed' AND error = 'CancelledError: '",
 )
-"""What version 3 adds to version 2."""
+"""From version 2 to 3."""
 
 UPGRADES: Final = (FIRST, SECOND, THIRD)
-"""For each version the statements that make it of the one before."""
+"""The statements for each version, starting from an empty file."""
 
 OF_A_RUN: Final = (
     "evidence", "changes", "candidates", "parameters", "steps", "samples", "nodes", "metrics", "texts", "tables",
     "events", "retries", "calls", "bodies",
 )  # fmt: skip
-"""The tables with rows of a run, those that others refer to last."""
+"""Tables with a `run_id`. A table comes before those that it refers to, so rows can be deleted in this order."""

@@ -20,9 +20,9 @@ Script = Callable[..., Any]
 
 PRELUDE = """
 import itertools, os, sys, threading
-from afnio.errors import JournalError
+from afnio.errors import JournalError, JournalForkedError, JournalLockedError
 from afnio.runtime._journal import Journal
-from afnio.runtime._journal_file import JournalForkedError, JournalLockedError, Record
+from afnio.runtime._journal_file import Record
 path = sys.argv[1]
 def reply(address, payload=b"", **fields):
     return Record(**{"address": address, "scope": "", "key": "aa", "model": "m", "purpose": "forward",

@@ -16,7 +16,8 @@ import pytest
 
 from afnio.errors import JournalClosedError, JournalError
 from afnio.runtime._journal import Journal
-from afnio.runtime._journal_file import JournalItem, JournalSpent, Record
+from afnio.runtime._journal_file import Record
+from afnio.runtime._spending import Item, Spent
 from afnio.runtime.events import Usage
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def test_failing_waiter_is_logged(path: Path, reply: Reply, caplog: pytest.LogCa
         journal.append(reply("1"), broken)
         journal.append(reply("2"), told.append)
     assert [None] == told
-    assert "whoever waits for [1] failed" in caplog.text
+    assert "a callback of a record failed" in caplog.text
 
 
 def test_nothing_new_is_taken(path: Path, reply: Reply) -> None:
@@ -165,17 +166,17 @@ def test_spent_adds_up_all_kinds(path: Path, reply: Reply) -> None:
         journal.append(reply("4", model="n", purpose="judge", account="a"), lambda error: None)
     with Journal.open(path) as journal:
         before = {
-            JournalItem("forward", "m", ""): JournalSpent(1, 1, 1, Usage(17, 5), Usage(8, 90)),
-            JournalItem("judge", "n", "a"): JournalSpent(calls=1),
+            Item("forward", "", "m"): Spent(1, 3, 1, Usage(17, 5), Usage(8, 90), unpriced=2),
+            Item("judge", "a", "n"): Spent(calls=1, attempts=1, unpriced=1),
         }
-        assert before == journal.spent()
+        assert before == journal.spent().items == journal.spent_before.items
         assert journal.take("1", "aa") is not None
         assert journal.take("2", "aa") is None
         assert journal.take("3", "aa") is None
         journal.append(reply("2", usage=Usage(1, 1)), lambda error: None)
         journal.flush()
-        assert journal.spent()[JournalItem("forward", "m", "")].usage == Usage(18, 6)
-        assert journal.spent() == dict(Journal.stat(path).spent)
+        assert journal.spent().items[Item("forward", "", "m")].usage == Usage(18, 6)
+        assert journal.spent() == Journal.stat(path).spent
 
 
 def test_shared_reply_is_paid_once(path: Path, reply: Reply) -> None:
@@ -184,7 +185,8 @@ def test_shared_reply_is_paid_once(path: Path, reply: Reply) -> None:
         journal.append(reply("1", b"same", usage=Usage(3, 4)), lambda error: None)
         journal.append(reply("2", b"same", usage=Usage(3, 4), kind="shared"), lambda error: None)
     with Journal.open(path) as journal:
-        assert {JournalItem("forward", "m", ""): JournalSpent(calls=1, usage=Usage(3, 4))} == journal.spent()
+        spent = Spent(calls=1, attempts=1, usage=Usage(3, 4), unpriced=1)
+        assert {Item("forward", "", "m"): spent} == journal.spent().items
         assert [b"same"] * 2 == [journal.take(address, "aa").payload for address in ("1", "2")]
     with Journal.open(path, "reuse") as journal:
         assert [True, False] == [journal.take("1", "aa") is not None for _ in range(2)]
@@ -224,7 +226,7 @@ def test_close_leaves_one_file(path: Path, reply: Reply) -> None:
         with pytest.raises(JournalClosedError, match=r"calls.journal\] is closed; open it again"):
             use()
     assert journal.broken is None
-    assert journal.spent()[JournalItem("forward", "m", "")].calls == 1
+    assert journal.spent().items[Item("forward", "", "m")].calls == 1
 
 
 def test_closed_by_a_waiter(path: Path, reply: Reply) -> None:

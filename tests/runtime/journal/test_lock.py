@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from afnio.errors import JournalError, JournalForkedError, JournalLockedError
-from afnio.runtime._journal import Journal, Lock
+from afnio.runtime._journal import Journal
 
 if TYPE_CHECKING:
     from conftest import Reply, Script
@@ -51,33 +51,12 @@ def test_second_object_is_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_holder_without_a_name(path: Path) -> None:
-    """Between locking and writing the pid there is none to tell."""
-    lock = Lock(path)
-    lock.path.write_text("")
-    with pytest.raises(JournalLockedError, match="in use by another process;") as caught:
-        Lock(path)
-    assert caught.value.pid is None
-    lock.release()
-    lock.release()
-
-
-def test_file_removed_by_its_holder_is_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opened it before that, and locked it after, tries again with the new one."""
-    first = Lock(path)
-    real = os.open
-
-    def late(*args: object, **kwargs: object) -> int:
-        descriptor = real(*args, **kwargs)
-        first.release()
-        return descriptor
-
-    monkeypatch.setattr(os, "open", late)
-    second = Lock(path)
-    monkeypatch.undo()
-    with pytest.raises(JournalLockedError):
-        Lock(path)
-    second.release()
-    assert not second.path.exists()
+    """Between locking and writing the pid there is none to report."""
+    with Journal.open(path):
+        path.with_name("calls.journal.lock").write_text("")
+        with pytest.raises(JournalLockedError, match="in use by another process;") as caught:
+            Journal.open(path)
+        assert caught.value.pid is None
 
 
 def test_no_folder_for_the_lock(tmp_path: Path) -> None:
@@ -87,8 +66,9 @@ def test_no_folder_for_the_lock(tmp_path: Path) -> None:
         JournalError, match=r"journal \[.*/file/calls\] can't be opened .* or name another path"
     ):
         Journal.open(tmp_path / "file" / "calls")
-    with pytest.raises(JournalError, match=r"folder \[.*/file\] takes no lock file"):
-        Lock(tmp_path / "file" / "calls")
+    (tmp_path / "calls.lock").mkdir()
+    with pytest.raises(JournalError, match=r"folder \[.*\] takes no lock file"):
+        Journal.open(tmp_path / "calls")
 
 
 def test_forked_child_cannot_use_it(path: Path, script: Script) -> None:

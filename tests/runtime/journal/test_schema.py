@@ -131,7 +131,7 @@ def test_empty_file_becomes_a_journal(path: Path, reply: Reply) -> None:
 
 
 def test_folder_is_no_journal(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match=r"can't be opened \(it is no file\); see to the rights"):
+    with pytest.raises(JournalError, match=r"can't be opened \(it isn't a file\); see to the rights"):
         Journal.open(tmp_path)
     with pytest.raises(JournalError, match=r"missing\] can't be read \(unable to open"):
         Journal.stat(tmp_path / "missing")

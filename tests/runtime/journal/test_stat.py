@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afnio.runtime._journal import Journal
-from afnio.runtime._journal_file import JournalItem, JournalSpent
+from afnio.runtime._spending import Item, Spent
 from afnio.runtime.events import Usage
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ def test_summary(path: Path, reply: Reply) -> None:
         journal.append(reply("3", created=12.5, model="n"), lambda error: None)
     summary = Journal.stat(str(path))
     expected = {
-        JournalItem("forward", "m", ""): JournalSpent(1, 0, 1, Usage(1, 2), Usage(3, 4)),
-        JournalItem("forward", "n", ""): JournalSpent(calls=1),
+        Item("forward", "", "m"): Spent(1, 2, 1, Usage(1, 2), Usage(3, 4), unpriced=2),
+        Item("forward", "", "n"): Spent(calls=1, attempts=1, unpriced=1),
     }
-    assert expected == summary.spent
-    assert JournalSpent(2, 0, 1, Usage(1, 2), Usage(3, 4)) == summary.total
+    assert expected == summary.spent.items
+    assert Spent(2, 3, 1, Usage(1, 2), Usage(3, 4), unpriced=3) == summary.total
     assert (path, 2, 3, 10.0, 12.5) == (
         summary.path, summary.version, summary.records, summary.first, summary.last,
     )  # fmt: skip
@@ -37,7 +37,7 @@ def test_summary(path: Path, reply: Reply) -> None:
 def test_empty(path: Path) -> None:
     Journal.open(path).close()
     summary = Journal.stat(path)
-    assert (0, {}, None, None) == (summary.records, summary.spent, summary.first, summary.last)
+    assert (0, {}, None, None) == (summary.records, summary.spent.items, summary.first, summary.last)
 
 
 def test_while_another_process_writes(path: Path, script: Script) -> None:
