@@ -10,9 +10,9 @@ import pytest
 from studio.made_store import MadeRun
 
 from afnio.cli import main
-from afnio.tellurio._queries import Scores, StoreReader
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio.studio._compare import compare_page, compared
-from afnio.tellurio.studio._runs import Shelf, Tallies, find_run
+from afnio.tellurio.studio._runs import Tallies
 
 
 def scored(path: Path, name: str, samples: Sequence[tuple[str, str | None, float | None]]) -> None:
@@ -38,10 +38,10 @@ def test_the_page_and_the_command_give_the_same_figures(
     assert 0 == main(["runs", "compare", "before", "after", "--json", "--dir", str(tmp_path)])
     said = json.loads(capsys.readouterr().out)
 
-    shelf, tallies = Shelf("acme", "mails", path), Tallies()
-    with StoreReader(path) as reader, reader.moment() as db:
-        rows = [find_run(reader, shelf, name) for name in ("before", "after")]
-        page = compare_page([compared(reader, db, row, tallies) for row in rows if row is not None])
+    tallies = Tallies()
+    with StoreReader(path) as reader, reader.moment():
+        rows = [reader.run(name) for name in ("before", "after")]
+        page = compare_page([compared(reader, row, tallies) for row in rows if row is not None])
     ((_, lines),) = page["paired"]
     kinds = {one["kind"]: one for one in said["phases"]}
     shown = {title: paired._asdict() for title, paired in lines}
@@ -53,10 +53,3 @@ def test_the_page_and_the_command_give_the_same_figures(
     assert (4, 2, 0) == lines[0][1][:3]
     assert ("epoch 1/val", 2) == (lines[-1][0], lines[-1][1].samples)
     assert [3, 4] == kinds["epoch/val"]["samples"]
-
-
-def test_many_equal_samples_take_no_longer_than_others() -> None:
-    """Each has its place; none is found by going through those before it."""
-    found = Scores(("val", "same", float(n % 2)) for n in range(100_000))
-    assert 100_000 == len(found.phases["val"]) == len(found.last)
-    assert 1.0 == found.last["same", 99_999]

@@ -15,7 +15,6 @@ from studio.visitor import Studio, started
 
 from afnio.cli import main
 from afnio.runtime.events import StepEnded
-from afnio.tellurio.studio._report import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -45,6 +44,12 @@ def said(capsys: pytest.CaptureFixture[str], home: Path, *arguments: str) -> str
     return capsys.readouterr().out
 
 
+def report_of(recorded: Recorded, run: str) -> str:
+    path = recorded.home / f"{run}.html"
+    assert 0 == main(["report", run, "-o", str(path), "--dir", str(recorded.home)])
+    return path.read_text()
+
+
 def words(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
@@ -64,7 +69,7 @@ def test_the_monitored_metric_is_the_score(recorded: Recorded, capsys: pytest.Ca
     page = recorded.studio.page(recorded.studio.run("best-second")).text
     curves = json.loads(page.partition('id="curves">')[2].partition("</script>")[0])
     assert ["val_loss", "test_loss", "train_loss"] == [line["name"] for line in curves["metrics"][:3]]
-    report = write_report(recorded.home, "best-second", recorded.home / "report.html").read_text()
+    report = report_of(recorded, "best-second")
     for html in (page, report):
         assert "val_loss 0.750 best 1 at epoch 2" in words(html)
         # First and last value: the test before and after the training.
@@ -168,7 +173,7 @@ def test_cancelled_calls_did_not_fail(recorded: Recorded, capsys: pytest.Capture
         page = recorded.studio.page(f"{address}/calls?status={outcome}").text
         assert count == page.count('class="row-link"')
         assert "CancelledError" not in page
-    report = words(write_report(recorded.home, "given-up", recorded.home / "given-up.html").read_text())
+    report = words(report_of(recorded, "given-up"))
     assert "no luck" in report.partition("Calls that failed")[2]
     assert "CancelledError" not in report
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import afnio.tellurio as te
-from afnio.tellurio._queries import MONITOR, Headline, StoreReader
+from afnio.tellurio._queries import MONITOR, StoreReader
+from afnio.tellurio._records import Headline
 
 FILE = Path(".afnio/me/emails.db")
 

@@ -227,8 +227,8 @@ def provider_main(argv: Sequence[str]) -> int:
 def report_main(argv: Sequence[str]) -> int:
     """Write the report and return the process's exit code."""
     from afnio.errors import AfnioError
+    from afnio.tellurio._queries import home_folder
     from afnio.tellurio.studio._report import write_report
-    from afnio.tellurio.studio._runs import home_folder
 
     parser = argparse.ArgumentParser(
         prog="afnio report",
@@ -253,8 +253,8 @@ def report_main(argv: Sequence[str]) -> int:
 def studio_main(argv: Sequence[str]) -> int:
     """Serve the studio until Ctrl-C, and return the process's exit code."""
     from afnio.errors import StudioError
+    from afnio.tellurio._queries import home_folder
     from afnio.tellurio.studio._app import serve
-    from afnio.tellurio.studio._runs import home_folder
 
     parser = argparse.ArgumentParser(
         prog="afnio studio",

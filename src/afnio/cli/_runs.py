@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from afnio.errors import StoreProblemError
-from afnio.tellurio._compare import compare
-from afnio.tellurio._queries import MISSING, RunRecord, Spending, StoreReader, choose, kept, loaded, ranked
-from afnio.tellurio.studio._runs import home_folder, shelves
+from afnio.tellurio._compare import Scores, compare
+from afnio.tellurio._queries import MISSING, StoreReader, choose, home_folder, stores
+from afnio.tellurio._records import RunRecord, Spending, loaded, ranked
 
 EXAMPLES: Final = """\
 examples:
@@ -216,6 +216,7 @@ def summary(chosen: Chosen) -> dict[str, Any]:
 def details(chosen: Chosen) -> dict[str, Any]:
     """What `show` says of a run."""
     reader, run = chosen
+    evidence, candidates = reader.evidence_counts(run.id), reader.candidate_counts(run.id)
     return {
         **summary(chosen),
         "versions": run.versions,
@@ -225,21 +226,18 @@ def details(chosen: Chosen) -> dict[str, Any]:
         "waiting": run.waiting,
         "dropped": run.dropped,
         "purposes": {purpose: asdict(spent) for purpose, spent in reader.spending(run.id).items()},
-        "phases": reader.phases(run.id),
+        "phases": {phase.phase: phase.samples for phase in reader.phases(run.id)},
         "parameters": [asdict(one) for one in reader.parameters(run.id)],
         "steps": [
             {
                 "number": step.number,
                 "optimizer": step.optimizer,
                 "error": step.error,
-                "changed": [change.role for change in step.changes if change.before != change.after],
+                "changed": step.changed,
                 "rejected": {change.role: change.rejected for change in step.changes if change.rejected},
-                "kept": [
-                    {"roles": roles, "reason": reason}
-                    for roles, reason in kept((change.role, change.rejected) for change in step.changes)
-                ],
-                "evidence": sum(len(change.evidence) for change in step.changes),
-                "candidates": len(step.candidates),
+                "kept": [{"roles": roles, "reason": reason} for roles, reason in step.kept],
+                "evidence": sum(evidence.get(change.id, 0) for change in step.changes),
+                "candidates": candidates.get(step.id, 0),
             }
             for step in reader.steps(run.id)
         ],
@@ -248,7 +246,7 @@ def details(chosen: Chosen) -> dict[str, Any]:
 
 def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
     """Two runs side by side, and the paired differences of what both evaluated."""
-    found = compare(first.reader.scores(first.run.id), second.reader.scores(second.run.id))
+    found = compare(*(Scores(one.reader.scores(one.run.id)) for one in (first, second)))
     return {
         "first": summary(first),
         "second": summary(second),
@@ -364,16 +362,15 @@ def printable(text: str) -> str:
 
 
 def _totals(spending: Mapping[str, Spending]) -> dict[str, Any]:
-    parts = list(spending.values())
-    known = [spent.cost for spent in parts if spent.cost is not None]
+    total = sum(spending.values(), Spending())
     return {
-        "calls": sum(spent.calls for spent in parts),
-        "failed": sum(spent.failed for spent in parts),
-        "cancelled": sum(spent.cancelled for spent in parts),
-        "replayed": sum(spent.replayed for spent in parts),
-        "tokens": sum(spent.prompt_tokens + spent.completion_tokens for spent in parts),
-        "cost": sum(known) if known else None,
-        "unpriced": sum(spent.unpriced for spent in parts),
+        "calls": total.calls,
+        "failed": total.failed,
+        "cancelled": total.cancelled,
+        "replayed": total.replayed,
+        "tokens": total.prompt_tokens + total.completion_tokens,
+        "cost": total.cost,
+        "unpriced": total.unpriced,
     }
 
 
@@ -478,9 +475,9 @@ class Runs:
 
     def all(self) -> Iterator[Chosen]:
         """Yield each run, project by project, newest first."""
-        for shelf in shelves(self.home):
+        for store in stores(self.home):
             try:
-                reader = self._files.enter_context(StoreReader(shelf.path))
+                reader = self._files.enter_context(StoreReader(store))
                 runs = reader.runs()
             except StoreProblemError as error:
                 self.unreadable += 1

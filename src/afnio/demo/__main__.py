@@ -91,8 +91,8 @@ def run(options: DemoOptions, console: Console) -> None:
 
 def page(run: str) -> str:
     """Write the run as a page and return the line that names it, or says why there is none."""
+    from afnio.tellurio._queries import home_folder
     from afnio.tellurio.studio._report import write_report
-    from afnio.tellurio.studio._runs import home_folder
 
     try:
         return f"The run as a page: {write_report(home_folder(), run, PAGE)}"
