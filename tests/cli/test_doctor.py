@@ -133,8 +133,8 @@ async def test_what_an_endpoint_lacks_is_a_note(env: dict[str, str]) -> None:
     async with Provider(lm=lambda request: "hello") as provider:
         done = await doctor(env, provider.base_url, "--calls", "1")
         assert 0 == done.returncode
-        assert "note    json_schema  is not kept to: the reply is no JSON object" in done.stdout
-        assert "note    limits       the endpoint names none" in done.stdout
+        assert "note    json_schema  is not supported: the reply isn't a JSON object" in done.stdout
+        assert "note    limits       the endpoint reports none" in done.stdout
 
 
 async def test_an_endpoint_that_fails(env: dict[str, str]) -> None:
@@ -172,7 +172,7 @@ async def test_a_key_is_checked_kept_found_and_taken_out(env: dict[str, str]) ->
         code, shown = await anyio.to_thread.run_sync(in_terminal, ["login", "--base-url", url], env, KEY)
         assert 0 == code, shown
         assert f"API key for {url}: " in shown
-        assert f"{url} takes the key (1 models)" in shown
+        assert f"{url} accepts the key (1 models)" in shown
         assert KEY not in shown
         assert {f"afnio {url}": KEY} == kept_in(env)
         found = await doctor(env, url, "--calls", "1")
@@ -181,7 +181,7 @@ async def test_a_key_is_checked_kept_found_and_taken_out(env: dict[str, str]) ->
         assert 1 == (await doctor(env, url)).returncode
         del env["OPENAI_API_KEY"]
         gone = await anyio.to_thread.run_sync(lambda: run("login", "--base-url", url, "--remove", env=env))
-        assert (0, f"the key for {url} was taken out\n") == (gone.returncode, gone.stdout)
+        assert (0, f"the key for {url} was removed\n") == (gone.returncode, gone.stdout)
         assert 1 == (await doctor(env, url)).returncode
 
 

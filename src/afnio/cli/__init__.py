@@ -1,4 +1,4 @@
-"""The command line: `afnio`. Each command is a file, imported when it is asked for."""
+"""The command line: `afnio`."""
 
 from afnio.cli._commands import main
 
