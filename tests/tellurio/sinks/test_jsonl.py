@@ -111,7 +111,7 @@ def test_a_slow_sink_holds_up_nobody(
     slow.close()
     assert 5 <= len(slow.taken) < 10
     assert {"afnio-Listed"} == slow.threads
-    assert 1 == sum("Listed misses events (it is 5 events behind" in r.message for r in caplog.records)
+    assert 1 == sum("Listed has lost events (it is 5 events behind" in r.message for r in caplog.records)
     slow(1)
     slow.close()
     assert 1 not in slow.taken
@@ -128,4 +128,4 @@ def test_a_failing_sink_is_told_of_once(caplog: pytest.LogCaptureFixture) -> Non
     broken("last")
     broken.close()
     assert ["last"] == broken.taken
-    assert 1 == sum("Listed misses events (OSError: disk full)" in r.message for r in caplog.records)
+    assert 1 == sum("Listed has lost events (OSError: disk full)" in r.message for r in caplog.records)

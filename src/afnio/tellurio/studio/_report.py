@@ -28,7 +28,7 @@ from afnio.tellurio.studio._step import lineage_page, step_page
 from afnio.tellurio.studio._text import FOLDER, render
 
 SAMPLES: Final = 100
-"""Samples that were not right, the newest ones."""
+"""Samples that went wrong, the newest ones."""
 FAILURES: Final = 20
 """Calls that failed, the newest ones."""
 
