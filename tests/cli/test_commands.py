@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import afnio
-from afnio.cli._commands import COMMANDS
+from afnio.cli import COMMANDS
 from afnio.testing import ScriptedClient
 
 AFNIO = [str(Path(sys.executable).parent / "afnio")]

@@ -43,7 +43,7 @@ def test_the_list_filters_and_compares(browser: Browser, studio: Studio) -> None
         page.check("[aria-label='Compare swift-tern']")
         compare.click()
         page.wait_for_url("**/compare**")
-        assert page.locator("main p").first.inner_text().startswith("The baseline is calm-heron;")
+        assert page.locator("main p").first.inner_text().startswith("The baseline is calm-heron.")
         # 24 validation and 8 training samples are in both runs.
         first = texts(page, "tbody tr")[0]
         assert re.search(r"Last evaluation of each sample 32 \d+ \d+ .* to ", first), first
@@ -174,7 +174,7 @@ def test_a_sample_and_its_calls(browser: Browser, studio: Studio) -> None:
         page.locator(".row-link").first.click()
         page.wait_for_url("**/samples/*")
         assert ["chat_completion", "exact_match_evaluator", "chat_completion"] == texts(page, ".way .name")
-        assert 4 == page.locator("h2:has-text('The same sample') + .scroll tbody tr").count()
+        assert 4 == page.locator("h2:has-text('All evaluations') + .scroll tbody tr").count()
         forward, back = page.locator(".calls-inline a").all()
         forward.click()
         drawer = page.locator("#drawer[open]")
