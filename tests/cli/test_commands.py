@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import afnio
-from afnio.cli._commands import COMMANDS
+from afnio.cli import COMMANDS
 from afnio.testing import ScriptedClient
 
 AFNIO = [str(Path(sys.executable).parent / "afnio")]
@@ -50,12 +50,12 @@ def test_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
     missing = str(tmp_path / "nowhere")
     listed = run("runs", "list", "--dir", missing)
     assert (0, "") == (listed.returncode, listed.stderr)
-    assert f"No runs in {missing}: there is no such folder" in listed.stdout
+    assert f"No runs in {missing}: the folder doesn't exist" in listed.stdout
     assert "--dir" in listed.stdout
     for command in (["runs", "show"], ["report"]):
         done = run(*command, "calm", "--dir", missing)
         assert (1, "") == (done.returncode, done.stdout)
-        assert "there is no such folder" in done.stderr
+        assert "the folder doesn't exist" in done.stderr
     assert run("runs", "list", "--dir", str(tmp_path)).stdout == f"No runs in {tmp_path}.\n"
 
 

@@ -112,7 +112,7 @@ def test_compare_pairs_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert (3, 3, 0, 1.0) == (paired["samples"], paired["won"], paired["lost"], paired["difference"])
     assert paired["low"] < 1.0 <= paired["high"]
     text = runs(capsys, "compare", "first", "second")
-    assert "3 samples of both: 3 won, 0 lost, +1.000" in text
+    assert "3 samples in both: 3 won, 0 lost, +1.000" in text
 
 
 def test_rm_deletes_a_run_with_its_journal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +137,7 @@ def test_rm_deletes_a_run_with_its_journal(capsys: pytest.CaptureFixture[str]) -
 def test_rm_leaves_a_run_alone_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     """Whose program would go on writing."""
     with te.init("me", "emails", name="going"):
-        assert "is under way" in runs(capsys, "rm", "going", "--yes", code=1)
+        assert "is still running" in runs(capsys, "rm", "going", "--yes", code=1)
 
 
 def test_export_has_everything(capsys: pytest.CaptureFixture[str]) -> None:

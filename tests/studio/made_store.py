@@ -8,10 +8,13 @@ import random
 import socket
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from afnio.tellurio._schema import connect
+from afnio import tellurio as te
 
 START = 1_760_000_000.0
 
@@ -39,6 +42,20 @@ FEEDBACK = (
 LABELS = ("positive", "neutral", "negative")
 
 
+@cache
+def empty_store() -> bytes:
+    """Return a store's file without runs: one that Afnio made, with its only run deleted."""
+    with TemporaryDirectory() as folder:
+        with te.init("me", "empty", name="none", dir=folder, resume=False):
+            pass
+        path = Path(folder) / "me" / "empty.db"
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                db.execute(f"DELETE FROM {table}")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return path.read_bytes()
+
+
 class MadeRun:
     """Writes one run's rows through a connection; everything is committed when the block ends."""
 
@@ -46,7 +63,10 @@ class MadeRun:
         self.path = path
         self.id = str(hashlib.sha256(name.encode()).hexdigest())[:32]
         self.name = name
-        self.db = connect(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_bytes(empty_store())
+        self.db = sqlite3.connect(path, isolation_level=None)
         self.time = START
         config = {"model": "gpt-4.1-nano", "batch_size": 8, "seed": 7, "name": name}
         self.insert(
@@ -340,4 +360,4 @@ def make_large(path: Path, calls: int = 100_000, name: str = "vast-crane") -> Ma
 
 
 def connection_of(run: MadeRun) -> sqlite3.Connection:
-    return connect(run.path)
+    return sqlite3.connect(run.path, isolation_level=None)

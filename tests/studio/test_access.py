@@ -10,8 +10,7 @@ import psutil
 import pytest
 from studio.visitor import Answer, Studio
 
-from afnio.errors import StudioError
-from afnio.tellurio.studio._app import listen
+from afnio.cli import main
 
 
 @pytest.fixture(scope="module", name="studio")
@@ -121,10 +120,8 @@ def test_two_studios(studio: Studio, start: Callable[..., Studio], tmp_path: Pat
     assert nothing(other.get(f"/?token={studio.token}"), 401)
 
 
-def test_a_port_that_is_taken() -> None:
-    """Is told in a sentence that says what to do."""
-    with (
-        socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(StudioError, match="leave --port out"),
-    ):
-        listen(taken.getsockname()[1])
+def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error is one sentence with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert 1 == main(["studio", "--dir", str(tmp_path), "--port", str(taken.getsockname()[1])])
+    assert "omit --port to use a free one" in capsys.readouterr().err

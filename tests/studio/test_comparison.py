@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from studio.made_store import MadeRun
+from studio.visitor import started
 
 from afnio.cli import main
-from afnio.tellurio._queries import Scores, StoreReader
-from afnio.tellurio.studio._compare import compare_page, compared
-from afnio.tellurio.studio._runs import Shelf, Tallies, find_run
 
 
 def scored(path: Path, name: str, samples: Sequence[tuple[str, str | None, float | None]]) -> None:
@@ -38,25 +37,21 @@ def test_the_page_and_the_command_give_the_same_figures(
     assert 0 == main(["runs", "compare", "before", "after", "--json", "--dir", str(tmp_path)])
     said = json.loads(capsys.readouterr().out)
 
-    shelf, tallies = Shelf("acme", "mails", path), Tallies()
-    with StoreReader(path) as reader, reader.moment() as db:
-        rows = [find_run(reader, shelf, name) for name in ("before", "after")]
-        page = compare_page([compared(reader, db, row, tallies) for row in rows if row is not None])
-    ((_, lines),) = page["paired"]
+    with started(tmp_path) as studio:
+        keys = [studio.run(name).removeprefix("/runs/") for name in ("before", "after")]
+        page = studio.page(f"/compare?run={keys[0]}&run={keys[1]}").text
+    rows = re.findall(r"<tr><td>([^<]+)</td>" + 4 * r'<td class="n[^"]*">([^<]+)</td>', page)
+    shown = {title: figures for title, *figures in rows}
     kinds = {one["kind"]: one for one in said["phases"]}
-    shown = {title: paired._asdict() for title, paired in lines}
-    assert said["last"] == shown["Last evaluation of each sample"]
-    assert kinds["epoch/val"]["paired"] == shown["epoch 1/val vs epoch 2/val"]
-    assert kinds["epoch/step"]["paired"] == shown["epoch 1/step 1"]
+    for title, paired in (
+        ("Last evaluation of each sample", said["last"]),
+        ("epoch 1/val vs epoch 2/val", kinds["epoch/val"]["paired"]),
+        ("epoch 1/step 1", kinds["epoch/step"]["paired"]),
+    ):
+        difference = f"+{paired['difference']:.3f}" if paired["difference"] else "±0"
+        assert [*(str(paired[name]) for name in ("samples", "won", "lost")), difference] == shown[title]
     # "a" and the first "twin" are won; the second one was right before.
-    assert (3, 2, 0) == lines[1][1][:3]
-    assert (4, 2, 0) == lines[0][1][:3]
-    assert ("epoch 1/val", 2) == (lines[-1][0], lines[-1][1].samples)
+    assert ["3", "2", "0"] == shown["epoch 1/val vs epoch 2/val"][:3]
+    assert ["4", "2", "0"] == shown["Last evaluation of each sample"][:3]
+    assert "2" == shown["epoch 1/val"][0]
     assert [3, 4] == kinds["epoch/val"]["samples"]
-
-
-def test_many_equal_samples_take_no_longer_than_others() -> None:
-    """Each has its place; none is found by going through those before it."""
-    found = Scores(("val", "same", float(n % 2)) for n in range(100_000))
-    assert 100_000 == len(found.phases["val"]) == len(found.last)
-    assert 1.0 == found.last["same", 99_999]

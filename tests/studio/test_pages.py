@@ -35,7 +35,7 @@ def test_the_list_filters_and_compares(browser: Browser, studio: Studio) -> None
         page.wait_for_url("**status=FAILED**")
         assert ["swift-tern"] == texts(page, ".row-link")
         page.goto(f"{studio.base}/?q=nothing+like+it")
-        assert "No run fits" in page.locator(".empty").inner_text()
+        assert "No run matches" in page.locator(".empty").inner_text()
         page.goto(f"{studio.base}/?q=mails+sentiment&project=acme/mails")
         compare = page.locator("[data-compare]")
         assert compare.is_disabled()
@@ -43,7 +43,7 @@ def test_the_list_filters_and_compares(browser: Browser, studio: Studio) -> None
         page.check("[aria-label='Compare swift-tern']")
         compare.click()
         page.wait_for_url("**/compare**")
-        assert page.locator("main p").first.inner_text().startswith("The baseline is calm-heron;")
+        assert page.locator("main p").first.inner_text().startswith("The baseline is calm-heron.")
         # 24 validation and 8 training samples are in both runs.
         first = texts(page, "tbody tr")[0]
         assert re.search(r"Last evaluation of each sample 32 \d+ \d+ .* to ", first), first
@@ -149,9 +149,9 @@ def test_a_step_tells_what_changed_why_and_what_it_did(browser: Browser, studio:
         assert [thanks] == by_sentence["Words of thanks at the end don't make it positive."]
         assert capital == by_sentence["Answer with one lower-case word."][0]
         assert overall == next(found for said, found in by_sentence.items() if "overall" in said)[0]
-        assert "match by overlap" in page.locator(".evidence .by").first.inner_text()
+        assert "shared words" in page.locator(".evidence .by").first.inner_text()
         outcome = texts(page, "h2:has-text('won and lost') ~ p")[0]
-        assert re.match(r"[1-9]\d* won [1-9]\d* lost \d+ as before of 24 samples", outcome), outcome
+        assert re.match(r"[1-9]\d* won [1-9]\d* lost \d+ unchanged of 24 samples", outcome), outcome
         # Sample 0 is wrong after the second step and right after the third, sample 1 the other way round.
         rows = texts(page, ".outcome tbody tr")
         assert any(re.match(r"epoch 3/val 0 0 → 1", row) for row in rows)
@@ -159,7 +159,7 @@ def test_a_step_tells_what_changed_why_and_what_it_did(browser: Browser, studio:
         page.locator(".samples-behind a").first.click()
         page.wait_for_url("**/samples/*")
         assert "training" not in page.title()
-        became = page.locator("h2:has-text('What became') ~ blockquote a").first
+        became = page.locator("h2:has-text('Steps that used') ~ blockquote a").first
         became.click()
         page.wait_for_url("**/steps/*")
 
@@ -174,7 +174,7 @@ def test_a_sample_and_its_calls(browser: Browser, studio: Studio) -> None:
         page.locator(".row-link").first.click()
         page.wait_for_url("**/samples/*")
         assert ["chat_completion", "exact_match_evaluator", "chat_completion"] == texts(page, ".way .name")
-        assert 4 == page.locator("h2:has-text('The same sample') + .scroll tbody tr").count()
+        assert 4 == page.locator("h2:has-text('All evaluations') + .scroll tbody tr").count()
         forward, back = page.locator(".calls-inline a").all()
         forward.click()
         drawer = page.locator("#drawer[open]")

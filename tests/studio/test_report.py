@@ -12,9 +12,7 @@ import pytest
 from studio.browser import Browser
 from studio.made_store import MadeRun, make_training
 
-from afnio.cli._runs import Runs
-from afnio.errors import ChoiceError
-from afnio.tellurio.studio._report import find, write_report
+from afnio.cli import main
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Request
@@ -36,30 +34,37 @@ def test_the_command(home: Path, tmp_path: Path) -> None:
     assert ["calm-heron.html"] == [entry.name for entry in tmp_path.iterdir()]
 
 
-def test_a_name_of_two_runs(tmp_path: Path) -> None:
-    """Is refused with their whole names, which work."""
+def written(home: Path, wanted: str, path: Path) -> str:
+    """Write a report by the command and return its text."""
+    assert 0 == main(["report", wanted, "-o", str(path), "--dir", str(home)])
+    return path.read_text()
+
+
+def test_a_name_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error lists their full names, and a full name works."""
     for project in ("one", "two"):
         make_training(tmp_path / "acme" / f"{project}.db")
-    with pytest.raises(ChoiceError, match="acme/one/calm-heron, acme/two/calm-heron"):
-        find(tmp_path, "calm-heron")
-    assert "two" == find(tmp_path, "acme/two/calm-heron")[1].project
+    assert 1 == main(["report", "calm-heron", "--dir", str(tmp_path)])
+    assert "acme/one/calm-heron, acme/two/calm-heron" in capsys.readouterr().err
+    assert "acme / two" in written(tmp_path, "acme/two/calm-heron", tmp_path / "report.html")
 
 
-def test_the_beginning_of_an_id_is_enough(tmp_path: Path) -> None:
-    """As in `afnio runs`: a word means the same run in every command."""
-    make_training(tmp_path / "acme" / "one.db")
-    run = find(tmp_path, "calm-heron")[1]
-    assert run.id == find(tmp_path, run.id[:6])[1].id
-    with Runs(str(tmp_path)) as runs:
-        assert run.id == runs.choose(run.id[:6]).run.id == runs.choose(run.key).run.id
+def test_the_beginning_of_an_id_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A word means the same run in `afnio report` and `afnio runs`, also as the studio writes it."""
+    run = make_training(tmp_path / "acme" / "one.db")
+    assert run.id in written(tmp_path, run.id[:6], tmp_path / "report.html")
+    capsys.readouterr()
+    for word in (run.id[:6], f"acme/one/{run.id}"):
+        assert 0 == main(["runs", "show", word, "--dir", str(tmp_path)])
+        assert run.id in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_it_needs_nothing_else(browser: Browser, home: Path, tmp_path: Path) -> None:
     """Opened from the disk it draws its curves and asks for nothing; hostile texts are texts there, too."""
     for name in ("calm-heron", "<img src=x onerror=alert(1)>"):
-        path = write_report(home, name, tmp_path / "report.html")
-        text = path.read_text()
+        path = tmp_path / "report.html"
+        text = written(home, name, path)
         assert not re.search(r'(src|href)="(?!#)', text)
         asked: list[str] = []
 
@@ -90,7 +95,7 @@ def test_it_opens_with_what_happened(tmp_path: Path) -> None:
             run.metric(name, 0, value)
         for number, (before, after) in enumerate([("a", "b"), ("b", "c"), ("c", "c"), ("c", "c")], 1):
             run.step(number, before, after, [])
-    text = write_report(tmp_path, "slow-crane", tmp_path / "report.html").read_text()
+    text = written(tmp_path, "slow-crane", tmp_path / "report.html")
     assert ["2"] == re.findall(r'id="step-(\d)" class="step">\s*<details open>', text)
     body = " ".join(re.sub(r"<[^>]+>", " ", text.partition("<main")[2]).split())
     assert "baseline – 0.250" in body

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from first_store import CALL, first_version
 from studio.made_store import make_training
 from studio.visitor import Studio, started
-
-from afnio.tellurio._schema import FIRST, connect
-from afnio.tellurio._store import lease_path, take_lease
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_a_store_that_is_being_written(studio: Studio, store: Path) -> None:
     """Shows what is committed, and doesn't wait for the writer."""
-    writer = connect(store)
+    writer = sqlite3.connect(store, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE runs SET name = 'half-written'")
     assert "calm-heron" in studio.page("/").text
@@ -65,29 +65,9 @@ def test_a_store_that_is_being_written(studio: Studio, store: Path) -> None:
 def test_a_store_of_version_one(studio: Studio, folder: Path) -> None:
     """Is read as if it were new, its calls too, and stays as it is."""
     path = folder / "me" / "old.db"
-    path.parent.mkdir(exist_ok=True)
-    db = sqlite3.connect(path)
-    for statement in FIRST:
-        db.execute(statement)
-    row = ("id", "old-raven", None, "me", "old", "COMPLETED", "{}", "", 1, "here", 1, 0.0, 1.0)
-    db.execute(f"INSERT INTO runs VALUES ({','.join('?' * 13)})", row)
-    call = {
-        "address": "run/1/0/forward",
-        "purpose": "forward",
-        "account": "a",
-        "model": "old-model",
-        "error": None,
-    }
-    call |= {"attempts": 1, "seconds": 0.5, "waited": 0.0}
-    call["usage"] = dict.fromkeys(
-        ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"), 7
-    )
-    db.execute("INSERT INTO events VALUES (1, 'id', 'call', ?, 1.0)", (json.dumps(call),))
-    db.execute("PRAGMA user_version = 1")
-    db.commit()
-    db.close()
+    first_version(path, [("call", json.dumps({**CALL, "model": "old-model"}))])
     before = path.read_bytes()
-    run = studio.run("old-raven")
+    run = studio.run("old")
     assert "forward" in studio.page(run).text
     assert "old-model" in studio.page(f"{run}/calls/1").text
     assert before == path.read_bytes()
@@ -139,18 +119,28 @@ def test_a_damaged_store(studio: Studio, store: Path) -> None:
     assert 200 == studio.page("/").status
 
 
+RECORDING = """
+import sys
+import afnio.tellurio as te
+run = te.init("me", "lost", name="lost-lynx", dir=sys.argv[1], resume=False)
+run.flush()
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
 def test_a_run_whose_process_is_gone(studio: Studio, folder: Path) -> None:
-    """Has crashed; one whose lease is held is running; one that was removed isn't found."""
-    path = folder / "me" / "lost.db"
-    made = make_training(path, "lost-lynx", status="RUNNING")
-    run = studio.run("lost-lynx")
+    """Has crashed; one whose process is alive is running; one that was removed isn't found."""
+    command = [sys.executable, "-c", RECORDING, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "ready\n" == process.stdout.readline()
+        run = studio.run("lost-lynx")
+        assert 'data-status="RUNNING"' in studio.page(run).text
+        process.kill()
     assert 'data-status="CRASHED"' in studio.page(run).text
-    lease = take_lease(lease_path(path, made.id))
-    assert lease is not None
-    assert 'data-status="RUNNING"' in studio.page(run).text
-    lease.release()
-    db = connect(path)
-    db.execute("PRAGMA foreign_keys = OFF")
+    path = folder / "me" / "lost.db"
+    db = sqlite3.connect(path, isolation_level=None)
     db.execute("DELETE FROM runs")
     db.close()
     assert 404 == studio.page(run).status

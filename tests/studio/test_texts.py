@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from studio.made_store import START, MadeRun
 
-from afnio.tellurio._compare import paired_interval
+from afnio.tellurio._compare import Scores, paired_interval
 from afnio.tellurio._queries import StoreReader
-from afnio.tellurio.studio._runs import Shelf, Tallies, find_run
+from afnio.tellurio.studio._runs import Tallies
 from afnio.tellurio.studio._step import changed_sentences
 from afnio.tellurio.studio._text import INVISIBLE, environment, plain, seconds, visible, word_diff
 
@@ -118,29 +118,36 @@ def test_a_paired_interval_without_samples_is_none() -> None:
     """And one of different lengths is a mistake."""
     assert paired_interval([], []).low is None
     assert paired_interval([0.3], [0.5]).low is None
-    with pytest.raises(ValueError, match="equal numbers"):
+    with pytest.raises(ValueError, match="the same length"):
         paired_interval([1.0], [])
+
+
+def test_many_equal_samples_take_no_longer_than_others() -> None:
+    """Each has its place, without a search among those before it."""
+    found = Scores(("val", "same", float(n % 2)) for n in range(100_000))
+    assert 100_000 == len(found.phases["val"]) == len(found.last)
+    assert 1.0 == found.last["same", 99_999]
 
 
 def test_a_tally_that_follows_is_the_same_as_one_from_the_start(tmp_path: Path) -> None:
     """Counted in parts or at once; a run that is started anew is counted anew."""
     path = tmp_path / "acme" / "mails.db"
     run = MadeRun(path, "one", status="COMPLETED")
-    shelf, follower = Shelf("acme", "mails", path), Tallies()
+    follower = Tallies()
     for number in range(3):
         run.db.execute("BEGIN")
         for call in range(5):
             error = "503" if call == number else None
             run.call(f"run/{number}", "", call, "forward", [], "yes", error=error, cost=None if call else 0.5)
         run.db.execute("COMMIT")
-        with StoreReader(path) as reader, reader.moment() as db:
-            found = find_run(reader, shelf, run.id)
+        with StoreReader(path) as reader, reader.moment():
+            found = reader.run(run.id)
             assert found is not None
-            part, whole = follower.of(db, found), Tallies().of(db, found)
+            part, whole = follower.of(reader, found), Tallies().of(reader, found)
         assert whole == part
     assert (15, 3, 1.5) == (part.total.calls, part.total.failed, part.total.cost)
     assert START > part.curves["time"][-1]
     run.db.execute("DELETE FROM calls WHERE id > 5")
-    with StoreReader(path) as reader, reader.moment() as db:
-        assert 5 == follower.of(db, found).total.calls
+    with StoreReader(path) as reader, reader.moment():
+        assert 5 == follower.of(reader, found).total.calls
     run.db.close()

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import afnio.tellurio as te
-from afnio.tellurio._queries import MONITOR, Headline, StoreReader
-
-FILE = Path(".afnio/me/emails.db")
+from afnio.cli import main
 
 
-def headline(*logged: dict[str, Any], monitor: dict[str, Any] | None = None) -> Headline | None:
+def headline(
+    capsys: pytest.CaptureFixture[str], *logged: dict[str, Any], monitor: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Log metrics and return the headline that `afnio runs list` shows."""
     with te.init("me", "emails", resume=False) as run:
         if monitor is not None:
-            run.record(MONITOR, monitor)
+            run.record("monitor", monitor)
         for values in logged:
             run.log(values)
-    with StoreReader(FILE) as reader:
-        return reader.headline(run.id)
+    assert 0 == main(["runs", "list", "--json"])
+    found: dict[str, Any] | None = json.loads(capsys.readouterr().out)[0]["headline"]
+    return found
+
+
+def plain(metric: str, value: float) -> dict[str, Any]:
+    return {"metric": metric, "value": value, "mode": None, "best": None, "step": None, "unit": "step"}
 
 
 @pytest.mark.parametrize(
@@ -34,25 +40,26 @@ def headline(*logged: dict[str, Any], monitor: dict[str, Any] | None = None) -> 
         (["failed", "val_loss_sum", "high"], None),
     ],
 )
-def test_what_only_accompanies_a_metric_is_never_it(names: list[str], expected: str | None) -> None:
+def test_what_only_accompanies_a_metric_is_never_it(
+    capsys: pytest.CaptureFixture[str], names: list[str], expected: str | None
+) -> None:
     """Counts of failures, sums and bounds; with nothing monitored the names decide, and nothing is the best."""
-    found = headline(dict.fromkeys(names, 0.5))
-    assert (None if expected is None else Headline(expected, 0.5)) == found
+    found = headline(capsys, dict.fromkeys(names, 0.5))
+    assert (None if expected is None else plain(expected, 0.5)) == found
 
 
-def test_the_monitored_metric_has_a_best_value() -> None:
+def test_the_monitored_metric_has_a_best_value(capsys: pytest.CaptureFixture[str]) -> None:
     """The first of equals, with its step, in the direction that was named."""
     logged = [{"val_loss": 0.1, "cost": value} for value in (0.5, 0.2, 0.4, 0.2, math.nan)]
-    least = headline(*logged, monitor={"metric": "cost", "mode": "min", "unit": "epoch"})
-    assert Headline("cost", 0.2, "min", 0.2, 1, "epoch") == least
-    most = headline(*logged, monitor={"metric": "cost", "mode": "max"})
-    assert Headline("cost", 0.2, "max", 0.5, 0, "step") == most
+    least = headline(capsys, *logged, monitor={"metric": "cost", "mode": "min", "unit": "epoch"})
+    assert {**plain("cost", 0.2), "mode": "min", "best": 0.2, "step": 1, "unit": "epoch"} == least
+    most = headline(capsys, *logged, monitor={"metric": "cost", "mode": "max"})
+    assert {**plain("cost", 0.2), "mode": "max", "best": 0.5, "step": 0} == most
 
 
-def test_a_monitored_metric_without_a_number_is_passed_over() -> None:
-    """As one that a run never logged; a run without metrics has no headline."""
-    assert Headline("val_loss", 0.1) == headline({"val_loss": 0.1}, monitor={"metric": "f1", "mode": "max"})
-    assert Headline("val_loss", 0.1) == headline(
-        {"val_loss": 0.1, "f1": "?"}, monitor={"metric": "f1", "mode": "max"}
-    )
-    assert headline() is None
+def test_a_monitored_metric_without_a_number_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    """Like one that the run never logged; a run without metrics has no headline."""
+    monitor = {"metric": "f1", "mode": "max"}
+    assert plain("val_loss", 0.1) == headline(capsys, {"val_loss": 0.1}, monitor=monitor)
+    assert plain("val_loss", 0.1) == headline(capsys, {"val_loss": 0.1, "f1": "?"}, monitor=monitor)
+    assert headline(capsys) is None

@@ -19,7 +19,7 @@ from tiny_training import FIRST, SECOND, TEXTS, reply, train
 import afnio.tellurio as te
 from afnio.errors import StoreProblemError
 from afnio.tellurio import _store
-from afnio.tellurio._compare import compare
+from afnio.tellurio._compare import PhaseComparison, Scores, compare
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._schema import connect
 from afnio.testing import ScriptedClient
@@ -51,18 +51,21 @@ def test_a_training_can_be_read_back() -> None:
     with StoreReader(FILE) as reader:
         (found,) = reader.runs()
         assert ("me/emails/first", "COMPLETED", FILE) == (found.path, found.status, found.store)
-        assert [2.0, 3.0] == [one.value for one in reader.metrics(run.id, "score")]
+        assert [(1, 2.0), (2, 3.0)] == reader.metric_points(run.id, "score")
         assert [("score", 2, 3.0)] == [(one.name, one.step, one.value) for one in reader.last_metrics(run.id)]
         assert ["score"] == reader.metric_names(run.id)
         first = reader.calls(run.id)[1]
         texts = reader.call_texts(first.id)
         assert [FIRST, TEXTS[1]] == [message["content"] for message in texts.messages]
         assert ("yes", None) == (texts.reply["content"], texts.params)
-        assert {"val": 3, "epoch 1/step 1": 3, "val#2": 3} == reader.phases(run.id)
+        assert [("val", 3), ("epoch 1/step 1", 3), ("val#2", 3)] == [
+            (one.phase, one.samples) for one in reader.phases(run.id)
+        ]
         assert [0, 1, 0] != [sample.score for sample in reader.samples(run.id, phase="val")]
         (step,) = reader.steps(run.id)
         (change,) = step.changes
-        assert (FIRST, SECOND, "say yes or no") == (change.before, change.after, change.evidence[0].text)
+        assert (FIRST, SECOND) == (change.before, change.after)
+        assert "say yes or no" == reader.evidence(run.id, change)[0].text
         assert [(0, FIRST), (1, SECOND)] == [(one.step, one.value) for one in reader.parameters(run.id)]
         spending = reader.spending(run.id)
         assert {"forward": 9, "backward": 1, "step": 1} == {name: one.calls for name, one in spending.items()}
@@ -76,7 +79,7 @@ def test_pages_go_on_after_the_last_one() -> None:
     run = trained("first")
     with StoreReader(FILE) as reader:
         seen, after = [], 0
-        while page := reader.calls(run.id, after, 4):
+        while page := reader.calls(run.id, after=after, limit=4):
             seen += [call.id for call in page]
             after = page[-1].id
         assert sorted(set(seen)) == seen
@@ -89,18 +92,29 @@ def test_pages_go_on_after_the_last_one() -> None:
         assert 9 == len(rows)
 
 
+def kinds(reader: StoreReader, first: te.Run, second: te.Run) -> dict[str, PhaseComparison]:
+    before, after = (Scores(reader.scores(run.id)) for run in (first, second))
+    return {one.kind: one for one in compare(before, after).kinds}
+
+
 def test_two_runs_are_compared_sample_by_sample() -> None:
     """The last phase of each kind: the prompt got better in both, so nothing is won or lost."""
     first, second = trained("first"), trained("second")
     with StoreReader(FILE) as reader:
-        found = {one.kind: one for one in compare(reader.scores(first.id), reader.scores(second.id)).kinds}
+        found = {
+            one.kind: one
+            for one in compare(Scores(reader.scores(first.id)), Scores(reader.scores(second.id))).kinds
+        }
         assert ("val#2", "val#2", (3, 3)) == (found["val"].first, found["val"].second, found["val"].samples)
         assert (3, 0, 0) == found["val"].paired[:3]
         assert {"val", "epoch/step"} == set(found)
         with sqlite3.connect(FILE) as db:
             db.execute("UPDATE samples SET score = 0 WHERE run_id = ? AND phase = 'val#2'", (first.id,))
         db.close()
-        found = {one.kind: one for one in compare(reader.scores(first.id), reader.scores(second.id)).kinds}
+        found = {
+            one.kind: one
+            for one in compare(Scores(reader.scores(first.id)), Scores(reader.scores(second.id))).kinds
+        }
         assert (3, 3, 0, 1.0) == found["val"].paired[:4]
         assert (0.0, 1.0) == found["val"].means
 
@@ -135,7 +149,7 @@ def test_a_store_is_read_while_it_is_written() -> None:
         for value in range(5):
             run.log("loss", value)
             run.flush()
-            assert value + 1 == len(reader.metrics(run.id, "loss"))
+            assert value + 1 == len(reader.metric_points(run.id, "loss"))
         assert "RUNNING" == reader.runs()[0].status
 
 
@@ -245,6 +259,6 @@ def test_a_page_of_many_calls_is_quick() -> None:
         for after in range(0, 100_000, 5_000):
             for options in ({}, {"purpose": "backward"}, {"node": "run/70"}, {"status": "failed"}):
                 began = time.perf_counter()
-                reader.calls("r", after, 100, **options)  # type: ignore[arg-type]
+                reader.calls("r", after=after, limit=100, **options)  # type: ignore[arg-type]
                 seconds.append(time.perf_counter() - began)
     assert sorted(seconds)[int(0.95 * len(seconds))] <= 0.15

@@ -1,5 +1,5 @@
-"""The command line: `afnio`. Each command is a file, imported when it is asked for."""
+"""The command line: `afnio`."""
 
-from afnio.cli._commands import main
+from afnio.cli._commands import COMMANDS, main
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]

@@ -1,4 +1,8 @@
-"""Commands: what `afnio` can do, and which file does it."""
+"""The commands of `afnio` and where each is implemented.
+
+The table has names, not functions: a command's module is imported when the command is used, so `afnio --help` stays
+quick. To add a command, write `main(argv) -> exit code` in a file of this package and add a line to `COMMANDS`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from typing import Final, NamedTuple
 
 
 class Command(NamedTuple):
-    """A command: where its `main(argv) -> exit code` is, and what help says of it.
+    """A command and its help.
 
     Attributes:
-        main: "module:function", called with the arguments after the command's name.
-        help: what it does, in a few words.
-        example: what to type.
+        main: "module:function". The function takes the arguments after the command's name and returns the exit code.
+        help: what the command does, in a few words.
+        example: a command line to try.
         shows: what the example does.
     """
 
@@ -30,75 +34,75 @@ class Command(NamedTuple):
 COMMANDS: Final = {
     "demo": Command(
         "afnio.demo.__main__:main",
-        "run the tutorial's job",
+        "optimize a prompt in a minute, without a key",
         "afnio demo",
-        "the tutorial's job against a simulated LM",
+        "run the tutorial's job with a simulated LM",
     ),
     "doctor": Command(
         "afnio.cli._doctor:doctor_main",
-        "check whether Afnio can work here",
+        "check this machine and an endpoint",
         "afnio doctor --json",
-        "environment, endpoint, limits, json_schema, latency",
+        "check the environment, endpoint, latency and limits",
     ),
     "journal": Command(
         "afnio.cli._other:journal_main",
-        "look at a journal",
+        "summarize a journal file",
         "afnio journal stat .afnio/me/project/RUN.journal",
-        "what a run's journal holds, and what it cost",
+        "show how many replies a journal has and what they cost",
     ),
     "login": Command(
         "afnio.cli._other:login_main",
-        "keep a provider's key in the system's keyring (optional)",
+        "save an API key in the system's keyring (optional)",
         "afnio login",
-        "asks for OpenAI's key and checks it first",
+        "ask for OpenAI's key, check it and save it",
     ),
     "prompts": Command(
         "afnio.cli._other:prompts_main",
         "print every prompt that Afnio sends",
         "afnio prompts tgd.system",
-        "the optimizer's instructions, with their version",
+        "print the optimizer's instructions and their version",
     ),
     "provider": Command(
         "afnio.cli._other:provider_main",
-        "serve a provider for tests",
+        "serve a fake provider for tests",
         "afnio provider --latency 0.2 --port 8000",
-        "serve an OpenAI-compatible provider",
+        "serve an OpenAI-compatible API with 0.2 s latency",
     ),
     "report": Command(
         "afnio.cli._other:report_main",
-        "write one run as one HTML file",
+        "write a run to an HTML file",
         "afnio report calm-heron -o report.html",
-        "a run's prompts, samples and curves in a file",
+        "write prompts, samples and curves of a run to a file",
     ),
     "runs": Command(
         "afnio.cli._runs:runs_main",
         "list, show, compare, delete and export runs",
         "afnio runs list",
-        "the runs of the local stores",
+        "list the runs recorded on this machine",
     ),
     "studio": Command(
         "afnio.cli._other:studio_main",
-        "look at runs in a browser",
+        "show runs in a browser",
         "afnio studio --port 8800",
-        "runs as pages on 127.0.0.1",
+        "serve pages of runs on 127.0.0.1:8800",
     ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the process's exit code: 0 done, 1 failed, 2 wrong arguments."""
+    """Run a command and return the exit code: 0 for success, 1 for failure, 2 for wrong arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         _parser().print_help()
         return 0
     if arguments[0] not in COMMANDS:
-        _parser().parse_args(arguments)  # prints help, the version or what is wrong, and exits
+        _parser().parse_args(arguments)  # prints help, the version or an error, and exits
     module, _, function = COMMANDS[arguments[0]].main.partition(":")
     run: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
     try:
         return run(arguments[1:]) or 0
     except BrokenPipeError:
-        # As in `afnio … | head`: whoever reads has enough. Else the interpreter would complain at its exit.
+        # The reader of a pipe has left, as in `afnio … | head`. Redirect stdout, or flushing it at exit fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -109,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="afnio",
         description="Optimize agents whose parameters are text.",
-        epilog="\n".join(["`afnio COMMAND --help` explains a command.", "", "examples:", *examples]),
+        epilog="\n".join(["Run `afnio COMMAND --help` for help on a command.", "", "examples:", *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"afnio {metadata.version('afnio')}")

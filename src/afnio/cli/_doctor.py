@@ -1,4 +1,9 @@
-"""`afnio doctor`: whether Afnio can work here: environment, endpoint, limits, json_schema, latency."""
+"""`afnio doctor`: check that Afnio can work on this machine and with an endpoint.
+
+It looks at the installation and the folder of runs, then sends the endpoint a few short calls and reports its
+latency, whether it follows a JSON schema, and the rate limits in its headers. A finding is "ok", "note" (works, but
+read this) or "failed"; one failed finding makes the exit code 1.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +49,7 @@ Verdict = Literal["ok", "note", "failed"]
 
 
 class Finding(NamedTuple):
-    """What was looked at, how it is, and its figures."""
+    """A check and its result; `figures` are for `--json`."""
 
     what: str
     verdict: Verdict
@@ -53,13 +58,14 @@ class Finding(NamedTuple):
 
 
 def doctor_main(argv: Sequence[str]) -> int:
-    """Run the command; 0 if Afnio can work here, 1 if not."""
+    """Run the command. Return 0 if every check passed, otherwise 1."""
     parser = argparse.ArgumentParser(
-        prog="afnio doctor", description="Look at the environment and ask the endpoint a few short questions."
+        prog="afnio doctor",
+        description="Check this machine, and send an endpoint a few short calls. Providers may bill them.",
     )
-    parser.add_argument("--base-url", help="the endpoint (default: OPENAI_BASE_URL, else OpenAI's own)")
-    parser.add_argument("--model", help="the model (default: a small one that the endpoint names)")
-    parser.add_argument("--calls", type=int, default=3, help="calls for the latency (default: 3)")
+    parser.add_argument("--base-url", help="the endpoint (default: OPENAI_BASE_URL, or OpenAI's)")
+    parser.add_argument("--model", help="the model (default: a small one from the endpoint's list)")
+    parser.add_argument("--calls", type=int, default=3, help="calls to measure the latency with (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     if options.calls < 1:
@@ -108,7 +114,7 @@ def _folder() -> Finding:
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if os.access(nearest, os.W_OK):
         return Finding("runs", "ok", f"go to {folder}", {"folder": str(folder)})
-    text = f"can't be written to {folder}; set AFNIO_HOME to a folder that you may write to"
+    text = f"can't be written to {folder}; set AFNIO_HOME to a folder that you can write to"
     return Finding("runs", "note", text, {"folder": str(folder)})
 
 
@@ -132,12 +138,12 @@ async def _endpoint(base_url: str | None, model: str | None, calls: int) -> list
 
 def _chosen(models: Sequence[str]) -> str:
     if not models:
-        raise ValueError("the endpoint names no model; name one with --model")
+        raise ValueError("the endpoint lists no models; choose one with --model")
     return next((name for name in PREFERRED if name in models), models[0])
 
 
 async def _asked(client: AsyncOpenAI, model: str, calls: int) -> list[Finding]:
-    """Ask a few times, one after the other; raises what the first call raises, without trying again."""
+    """Send a few calls, one after the other. A failed call isn't retried: its error is what the user needs to see."""
     from afnio.models._client import Once
     from afnio.runtime.events import LimitsLearnt, subscribed
 
@@ -155,7 +161,7 @@ async def _asked(client: AsyncOpenAI, model: str, calls: int) -> list[Finding]:
     latency = Finding(
         "latency",
         "ok",
-        f"{middle:.2f} s in the middle of {calls} calls, {worst:.2f} s at most",
+        f"median {middle:.2f} s, slowest {worst:.2f} s, of {calls} calls",
         {"median": middle, "worst": worst, "calls": calls},
     )
     return [latency, schema, _limits(learnt)]
@@ -168,23 +174,23 @@ async def _schema(once: Any, model: str) -> Finding:
     try:
         reply = await once.achat(messages=question, model=model, response_format=SCHEMA)
         held = isinstance(json.loads(reply.content or "").get("answer"), str)
-        why = "" if held else "the reply has another form"
+        why = "" if held else "the reply doesn't match the schema"
     except ModelError as error:
         held, why = False, f"refused ({error.status})"
     except (ValueError, AttributeError):
-        held, why = False, "the reply is no JSON object"
+        held, why = False, "the reply isn't a JSON object"
     if held:
-        return Finding("json_schema", "ok", "is taken and kept to", {"supported": True})
-    text = f"is not kept to: {why}; Afnio then asks for JSON in words"
+        return Finding("json_schema", "ok", "is supported", {"supported": True})
+    text = f"is not supported: {why}; Afnio will ask for JSON in the prompt instead"
     return Finding("json_schema", "note", text, {"supported": False})
 
 
 def _limits(learnt: Sequence[Any]) -> Finding:
     if not learnt:
-        text = "the endpoint names none; give yours: limits=afnio.Limits(…)"
+        text = "the endpoint reports none; pass yours: limits=afnio.Limits(…)"
         return Finding("limits", "note", text, {"requests": None, "tokens": None})
     requests, tokens = learnt[-1].requests, learnt[-1].tokens
     parts = [f"{value:,.0f} {name}" for name, value in (("requests", requests), ("tokens", tokens)) if value]
     return Finding(
-        "limits", "ok", f"{' and '.join(parts)} a minute", {"requests": requests, "tokens": tokens}
+        "limits", "ok", f"{' and '.join(parts)} per minute", {"requests": requests, "tokens": tokens}
     )

@@ -1,4 +1,7 @@
-"""`afnio journal`: look at a journal."""
+"""The small commands: `journal`, `login`, `prompts`, `provider`, `report` and `studio`.
+
+Each parses its arguments, calls the package that does the work, and turns errors into one line on standard error.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,20 @@ if TYPE_CHECKING:
     from afnio.runtime._spending import Item, Spent
 
 
+# afnio journal
+
+
 def journal_main(argv: Sequence[str]) -> int:
-    """Run the command and return the process's exit code."""
-    parser = argparse.ArgumentParser(prog="afnio journal", description="Look at a journal.")
+    """Summarize a journal, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="afnio journal",
+        description="Summarize a journal: the file of replies that a killed run is resumed from.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    stat = commands.add_parser("stat", help="what it holds and what was spent, also while it is written")
-    stat.add_argument("path", help="the journal's file")
+    stat = commands.add_parser(
+        "stat", help="show how many replies it has and what they cost; works while it is being written"
+    )
+    stat.add_argument("path", help="the journal file")
     stat.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     return _stat(options.path, as_json=options.json)
@@ -78,7 +89,7 @@ def _as_text(stat: JournalStat) -> str:
         ),
     ]
     for item, spent in sorted(stat.spent.items.items()):
-        unknown = f", {spent.unknown} attempts that may have been paid" if spent.unknown else ""
+        unknown = f", {spent.unknown} attempts that may have been billed" if spent.unknown else ""
         lines.append(
             f"  {item.purpose:<16} {item.model:<24} {spent.calls:>7,} calls "
             f"{spent.usage.prompt_tokens:>10,} in {spent.usage.completion_tokens:>9,} out{unknown}"
@@ -92,29 +103,28 @@ def _date(seconds: float | None) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-# `afnio login`: keep a provider's key in the operating system's keyring.
-
+# afnio login
 
 EPILOG = """\
-Nothing needs this: a key in OPENAI_API_KEY, or given as api_key=…, goes before.
+You don't need this to use Afnio. A key in OPENAI_API_KEY, or passed as api_key=…, takes precedence.
 
 examples:
-  afnio login                                    asks for the key, checks it, keeps it
-  afnio login --base-url https://host/v1 < FILE  of another endpoint, from a file
-  afnio login --remove                           takes it out again
+  afnio login                                    ask for the key, check it and save it
+  afnio login --base-url https://host/v1 < FILE  read another endpoint's key from a file
+  afnio login --remove                           remove the key from the keyring
 """
 
 
 def login_main(argv: Sequence[str]) -> int:
-    """Run the command and return the process's exit code."""
+    """Save or remove a key, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="afnio login",
-        description="Check a provider's key and keep it in this machine's keyring, where Afnio's clients find it.",
+        description="Check an API key and save it in this machine's keyring, where Afnio's clients find it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--base-url", help="the endpoint (default: OPENAI_BASE_URL, else OpenAI's own)")
-    parser.add_argument("--remove", action="store_true", help="take the key out of the keyring")
+    parser.add_argument("--base-url", help="the endpoint (default: OPENAI_BASE_URL, or OpenAI's)")
+    parser.add_argument("--remove", action="store_true", help="remove the key from the keyring")
     options = parser.parse_args(argv)
     from afnio.errors import AfnioError
 
@@ -124,7 +134,7 @@ def login_main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"afnio: {error}\n")
         return 1
     except (KeyboardInterrupt, EOFError):
-        sys.stderr.write("\nafnio: nothing was kept\n")
+        sys.stderr.write("\nafnio: nothing was saved\n")
         return 130
 
 
@@ -134,19 +144,19 @@ def _keep(base_url: str | None) -> int:
     from afnio.runtime._callables import run
 
     url = endpoint_url(base_url)
-    openai.forget(url)  # before anybody types a key: is there a keyring at all?
+    openai.forget(url)  # fails without a keyring, before the user has typed a key
     key = getpass.getpass(f"API key for {url}: ") if sys.stdin.isatty() else sys.stdin.readline()
     key = key.strip()
     if not key:
-        sys.stderr.write("afnio: no key was given; nothing was kept\n")
+        sys.stderr.write("afnio: no key was given; nothing was saved\n")
         return 1
     models = run(AsyncOpenAI(api_key=key, base_url=url).list_models())
     openai.keep(url, key)
     sys.stdout.write(
-        f"{url} takes the key ({len(models)} models); it is in the keyring of {getpass.getuser()}\n"
+        f"{url} accepts the key ({len(models)} models); it is saved in {getpass.getuser()}'s keyring\n"
     )
     if os.environ.get("OPENAI_API_KEY"):
-        sys.stdout.write("OPENAI_API_KEY is set and goes before it\n")
+        sys.stdout.write("OPENAI_API_KEY is set and takes precedence\n")
     return 0
 
 
@@ -156,19 +166,18 @@ def _remove(base_url: str | None) -> int:
 
     url = endpoint_url(base_url)
     gone = openai.forget(url)
-    sys.stdout.write(f"the key for {url} was taken out\n" if gone else f"there was no key for {url}\n")
+    sys.stdout.write(f"the key for {url} was removed\n" if gone else f"there was no key for {url}\n")
     return 0
 
 
-# `afnio prompts`: every prompt that Afnio itself sends.
-
+# afnio prompts
 
 PACKAGES: Final = ("afnio.cognitive", "afnio.optim")
-"""Those with a file `prompts`, where all of their prompts are."""
+"""The packages with prompts; each has all of them in its `_prompts`."""
 
 
 class ListedPrompt(NamedTuple):
-    """A prompt, or the response format that goes with one (a JSON schema)."""
+    """A prompt, or a response format (a JSON schema)."""
 
     name: str
     package: str
@@ -177,13 +186,13 @@ class ListedPrompt(NamedTuple):
 
 
 def prompts_main(argv: Sequence[str]) -> int:
-    """Run the command and return the process's exit code."""
+    """Print prompts, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="afnio prompts",
-        description="Print every prompt that Afnio sends on its own account, and the formats it asks for.",
+        description="Print the prompts that Afnio itself sends (as critic, optimizer or judge) and its JSON schemas.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
-    parser.add_argument("--list", action="store_true", help="names and versions without the texts")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="print only these")
+    parser.add_argument("--list", action="store_true", help="print names and versions only")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     options = parser.parse_args(argv)
     prompts = all_prompts()
@@ -208,7 +217,7 @@ def prompts_main(argv: Sequence[str]) -> int:
 
 
 def all_prompts() -> list[ListedPrompt]:
-    """Return the prompts in the order of their files.
+    """Return all prompts and formats, package by package.
 
     >>> [prompt.package for prompt in all_prompts() if prompt.name == "tgd.system"]
     ['afnio.optim']
@@ -216,7 +225,7 @@ def all_prompts() -> list[ListedPrompt]:
     found = []
     for package in PACKAGES:
         module = importlib.import_module(f"{package}._prompts")
-        # Under the names that `replace_prompts` takes, then the formats.
+        # The prompts have the names that `replace_prompts` takes. The formats are the module's other constants.
         found += [ListedPrompt(name, package, module.VERSION, text) for name, text in module.TEXTS.items()]
         for name, value in vars(module).items():
             if name.isupper() and not name.startswith("_") and isinstance(value, dict) and name != "TEXTS":
@@ -224,33 +233,38 @@ def all_prompts() -> list[ListedPrompt]:
     return found
 
 
-# `afnio provider`: serve a provider for tests.
+# afnio provider
 
 
 def provider_main(argv: Sequence[str]) -> int:
-    """Serve until the input ends, and return the process's exit code."""
+    """Serve until standard input ends, and return the exit code."""
     from afnio.testing.provider.__main__ import main as serve
 
     serve(argv, prog="afnio provider")
     return 0
 
 
-# `afnio report`: one run as one HTML file.
+# afnio report
 
 
 def report_main(argv: Sequence[str]) -> int:
-    """Write the report and return the process's exit code."""
+    """Write the report, and return the exit code."""
     from afnio.errors import AfnioError
+    from afnio.tellurio._queries import home_folder
     from afnio.tellurio.studio._report import write_report
-    from afnio.tellurio.studio._runs import home_folder
 
     parser = argparse.ArgumentParser(
         prog="afnio report",
-        description="Write one run as one HTML file, with its prompts, samples and curves, that needs no server.",
+        description="Write a run to one HTML file with its prompts, samples and curves. It needs no server.",
     )
     parser.add_argument("run", help="a name, an id, namespace/project/name, or the beginning of one")
-    parser.add_argument("-o", "--output", type=Path, help="the file (default: named after the run, here)")
-    parser.add_argument("--dir", type=Path, help="folder of the stores (default: AFNIO_HOME, else .afnio)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="the file to write (default: the run's name, in the working directory)",
+    )
+    parser.add_argument("--dir", type=Path, help="the folder of runs (default: AFNIO_HOME, or .afnio)")
     options = parser.parse_args(argv)
     try:
         path = write_report(home_folder(options.dir), options.run, options.output)
@@ -261,21 +275,21 @@ def report_main(argv: Sequence[str]) -> int:
     return 0
 
 
-# `afnio studio`: look at runs in a browser.
+# afnio studio
 
 
 def studio_main(argv: Sequence[str]) -> int:
-    """Serve the studio until Ctrl-C, and return the process's exit code."""
+    """Serve the studio until Ctrl-C, and return the exit code."""
     from afnio.errors import StudioError
+    from afnio.tellurio._queries import home_folder
     from afnio.tellurio.studio._app import serve
-    from afnio.tellurio.studio._runs import home_folder
 
     parser = argparse.ArgumentParser(
         prog="afnio studio",
-        description="Show runs as pages on 127.0.0.1, to whoever has the address that is printed first.",
+        description="Serve pages of runs on 127.0.0.1. Open the printed address; its token keeps others out.",
     )
-    parser.add_argument("--port", type=_port, default=0, help="port on 127.0.0.1 (default: a free one)")
-    parser.add_argument("--dir", type=Path, help="folder of the stores (default: AFNIO_HOME, else .afnio)")
+    parser.add_argument("--port", type=_port, default=0, help="the port (default: a free one)")
+    parser.add_argument("--dir", type=Path, help="the folder of runs (default: AFNIO_HOME, or .afnio)")
     options = parser.parse_args(argv)
     home = home_folder(options.dir)
     if not home.is_dir():

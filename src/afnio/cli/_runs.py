@@ -1,4 +1,11 @@
-"""`afnio runs`: list, show, compare, remove and export the runs of the local stores."""
+"""`afnio runs`: list, show, compare, delete and export runs.
+
+Each command makes its answer as plain data first (`summary`, `details`, `compared`). `--json` prints the data;
+otherwise `list_text`, `show_text` or `compare_text` lays it out for reading. So both always show the same figures.
+
+Names, prompts and errors come from others and may contain terminal escapes. Everything printed for reading goes through
+`printable`; JSON escapes them itself.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +21,22 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from afnio.errors import StoreProblemError
-from afnio.tellurio._compare import compare
-from afnio.tellurio._queries import MISSING, RunRecord, Spending, StoreReader, choose, kept, loaded, ranked
-from afnio.tellurio.studio._runs import home_folder, shelves
+from afnio.tellurio._compare import Scores, compare
+from afnio.tellurio._queries import MISSING, StoreReader, choose, home_folder, stores
+from afnio.tellurio._records import RunRecord, Spending, loaded, ranked
 
 EXAMPLES: Final = """\
 examples:
-  afnio runs list --project me/emails     what there is, newest first
-  afnio runs list --json | jq '.[0].id'   the same for programs
-  afnio runs show calm-heron              one run: metrics, calls and costs, prompts, steps
-  afnio runs compare calm-heron keen-lynx paired differences on the samples that both evaluated
+  afnio runs list --project me/emails      the runs of a project, newest first
+  afnio runs list --json | jq '.[0].id'    the same, as JSON
+  afnio runs show calm-heron               a run's metrics, calls, costs, steps and prompts
+  afnio runs compare calm-heron keen-lynx  compare two runs on the samples that both evaluated
   afnio runs export calm-heron > run.jsonl
-                                          all that is recorded, one JSON object on each line
-  afnio runs rm calm-heron --yes          delete it, with its journal
+                                           everything recorded, one JSON object per line
+  afnio runs rm calm-heron --yes           delete a run and its journal
 
-A RUN is a name, an id, namespace/project/name, or the beginning of one if no other run begins so. `rm` wants names in
-full.
+RUN is a name, an id, namespace/project/name, or the beginning of one if only one run begins like that. `rm` doesn't
+accept the beginning of a name.
 """
 
 RUN: Final = "a name, an id, namespace/project/name, or the beginning of one"
@@ -40,7 +47,7 @@ def runs_main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     from afnio.errors import AfnioError
 
-    commands: dict[str, Callable[[Any, argparse.Namespace], int]] = {
+    commands: dict[str, Callable[[Runs, argparse.Namespace], int]] = {
         "list": _list,
         "show": _show,
         "compare": _compare,
@@ -60,40 +67,46 @@ def runs_main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="afnio runs",
-        description="Look at the runs of the local stores.",
+        description="List, show, compare, delete and export the runs recorded on this machine.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--dir", metavar="FOLDER", help="the stores' folder (default: AFNIO_HOME, else .afnio)"
-    )
+    common.add_argument("--dir", metavar="FOLDER", help="the folder of runs (default: AFNIO_HOME, or .afnio)")
     as_json = argparse.ArgumentParser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", parents=[common, as_json], help="the runs, newest first")
-    listing.add_argument("--project", metavar="NAMESPACE/PROJECT", help="only those of one project")
+    listing = commands.add_parser("list", parents=[common, as_json], help="list runs, newest first")
+    listing.add_argument("--project", metavar="NAMESPACE/PROJECT", help="only runs of this project")
     listing.add_argument(
-        "--status", type=str.upper, help="only those that are RUNNING, COMPLETED, FAILED, CRASHED"
+        "--status",
+        type=str.upper,
+        metavar="STATUS",
+        help="only runs with this status: RUNNING, COMPLETED, FAILED or CRASHED",
     )
-    show = commands.add_parser("show", parents=[common, as_json], help="one run")
+    show = commands.add_parser("show", parents=[common, as_json], help="show one run")
     show.add_argument("run", metavar="RUN", help=RUN)
-    compare = commands.add_parser("compare", parents=[common, as_json], help="two runs, sample by sample")
+    compare = commands.add_parser(
+        "compare", parents=[common, as_json], help="compare two runs, sample by sample"
+    )
     compare.add_argument("first", metavar="RUN", help="the baseline")
-    compare.add_argument("second", metavar="RUN", help="what is compared with it")
+    compare.add_argument("second", metavar="RUN", help="the run to compare with it")
     remove = commands.add_parser("rm", parents=[common], help="delete runs and their journals")
     remove.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a name in full, an id, or namespace/project/name"
+        "runs", metavar="RUN", nargs="+", help="a full name, an id, or namespace/project/name"
     )
-    remove.add_argument("--yes", action="store_true", help="don't ask")
-    export = commands.add_parser("export", parents=[common], help="all of a run as JSON lines")
+    remove.add_argument("--yes", action="store_true", help="don't ask for confirmation")
+    export = commands.add_parser(
+        "export", parents=[common], help="print everything recorded of a run, as JSON lines"
+    )
     export.add_argument("run", metavar="RUN", help=RUN)
-    export.add_argument("--out", metavar="FILE", help="where to, with mode 0600 (default: standard output)")
+    export.add_argument(
+        "--out", metavar="FILE", help="a file that only you can read (default: standard output)"
+    )
     return parser
 
 
-def _list(runs: Any, options: argparse.Namespace) -> int:
-
+def _list(runs: Runs, options: argparse.Namespace) -> int:
     wanted = [
         one
         for one in runs.all()
@@ -106,34 +119,32 @@ def _list(runs: Any, options: argparse.Namespace) -> int:
     return 1 if runs.unreadable else 0
 
 
-def _show(runs: Any, options: argparse.Namespace) -> int:
-
+def _show(runs: Runs, options: argparse.Namespace) -> int:
     found = details(runs.choose(options.run))
     _print(_json(found) if options.json else show_text(found))
     return 0
 
 
-def _compare(runs: Any, options: argparse.Namespace) -> int:
-
+def _compare(runs: Runs, options: argparse.Namespace) -> int:
     found = compared(runs.choose(options.first), runs.choose(options.second))
     _print(_json(found) if options.json else compare_text(found))
     return 0
 
 
-def _remove(runs: Any, options: argparse.Namespace) -> int:
+def _remove(runs: Runs, options: argparse.Namespace) -> int:
     import sqlite3
 
     from afnio.tellurio._store import remove_run
 
     chosen = [runs.choose(word, whole=True) for word in options.runs]
-    going_on = [one.run.path for one in chosen if one.run.status == "RUNNING"]
-    if going_on:
-        sys.stderr.write(f"afnio: [{going_on[0]}] is under way; end its program first.\n")
+    running = [one.run.path for one in chosen if one.run.is_running]
+    if running:
+        sys.stderr.write(f"afnio: [{running[0]}] is still running; end its program first.\n")
         return 1
     names = ", ".join(one.run.path for one in chosen)
     if not options.yes:
         if not sys.stdin.isatty():
-            sys.stderr.write(f"afnio: this would delete {names}; add --yes.\n")
+            sys.stderr.write(f"afnio: this would delete {names}; add --yes to confirm.\n")
             return 2
         if input(f"Delete {names}? [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
@@ -148,7 +159,7 @@ def _remove(runs: Any, options: argparse.Namespace) -> int:
     return 0
 
 
-def _export(runs: Any, options: argparse.Namespace) -> int:
+def _export(runs: Runs, options: argparse.Namespace) -> int:
     import os
     import stat
 
@@ -159,7 +170,7 @@ def _export(runs: Any, options: argparse.Namespace) -> int:
         return 0
     descriptor = os.open(options.out, os.O_WRONLY | os.O_CREAT, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # one that was there before has the mode it had
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # an existing file keeps its old mode otherwise
             os.fchmod(descriptor, 0o600)
             file.truncate()
         file.writelines(f"{line}\n" for line in lines(chosen))
@@ -167,7 +178,7 @@ def _export(runs: Any, options: argparse.Namespace) -> int:
 
 
 def _json(found: Any) -> str:
-    """The data as JSON that every reader takes: it has no NaN, and nothing that a terminal would obey."""
+    """Return JSON that every parser accepts. It is ASCII, and NaN and infinities, which JSON doesn't have, are null."""
     return json.dumps(_finite(found), indent=1, allow_nan=False)
 
 
@@ -183,15 +194,11 @@ def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-# Run text: runs as data for JSON and as lines for people.
-
-
-SHOWN_METRICS: Final = 3
-SHOWN_TEXT: Final = 2_000
+# Runs as data.
 
 
 def summary(chosen: Chosen) -> dict[str, Any]:
-    """What a list says of a run."""
+    """Return a run as `list` shows it."""
     reader, run = chosen
     metrics = {one.name: one.value for one in reader.last_metrics(run.id)}
     headline = reader.headline(run.id)
@@ -214,8 +221,9 @@ def summary(chosen: Chosen) -> dict[str, Any]:
 
 
 def details(chosen: Chosen) -> dict[str, Any]:
-    """What `show` says of a run."""
+    """Return a run as `show` shows it."""
     reader, run = chosen
+    evidence, candidates = reader.evidence_counts(run.id), reader.candidate_counts(run.id)
     return {
         **summary(chosen),
         "versions": run.versions,
@@ -225,21 +233,18 @@ def details(chosen: Chosen) -> dict[str, Any]:
         "waiting": run.waiting,
         "dropped": run.dropped,
         "purposes": {purpose: asdict(spent) for purpose, spent in reader.spending(run.id).items()},
-        "phases": reader.phases(run.id),
+        "phases": {phase.phase: phase.samples for phase in reader.phases(run.id)},
         "parameters": [asdict(one) for one in reader.parameters(run.id)],
         "steps": [
             {
                 "number": step.number,
                 "optimizer": step.optimizer,
                 "error": step.error,
-                "changed": [change.role for change in step.changes if change.before != change.after],
+                "changed": step.changed,
                 "rejected": {change.role: change.rejected for change in step.changes if change.rejected},
-                "kept": [
-                    {"roles": roles, "reason": reason}
-                    for roles, reason in kept((change.role, change.rejected) for change in step.changes)
-                ],
-                "evidence": sum(len(change.evidence) for change in step.changes),
-                "candidates": len(step.candidates),
+                "kept": [{"roles": roles, "reason": reason} for roles, reason in step.kept],
+                "evidence": sum(evidence.get(change.id, 0) for change in step.changes),
+                "candidates": candidates.get(step.id, 0),
             }
             for step in reader.steps(run.id)
         ],
@@ -247,14 +252,22 @@ def details(chosen: Chosen) -> dict[str, Any]:
 
 
 def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
-    """Two runs side by side, and the paired differences of what both evaluated."""
-    found = compare(first.reader.scores(first.run.id), second.reader.scores(second.run.id))
+    """Return two runs, and the paired differences over the samples that both evaluated."""
+    found = compare(*(Scores(one.reader.scores(one.run.id)) for one in (first, second)))
     return {
         "first": summary(first),
         "second": summary(second),
         "last": found.last._asdict(),
         "phases": [{**asdict(one), "paired": one.paired._asdict()} for one in found.kinds],
     }
+
+
+# Runs as text.
+
+SHOWN_METRICS: Final = 3
+"""Metrics of a run in a list."""
+SHOWN_TEXT: Final = 2_000
+"""Characters of a parameter's value."""
 
 
 def list_text(runs: Sequence[Mapping[str, Any]], home: Path) -> str:
@@ -293,10 +306,11 @@ def show_text(run: Mapping[str, Any]) -> str:
     if run["description"]:
         lines.append(f"  about     {printable(run['description'])}")
     if run["config"]:
-        settings = ", ".join(f"{name}={value!r}" for name, value in run["config"].items())
+        config = run["config"] if isinstance(run["config"], dict) else {"(unreadable)": run["config"]}
+        settings = ", ".join(f"{name}={value!r}" for name, value in config.items())
         lines.append(f"  config    {printable(settings)}")
     if run["dropped"]:
-        lines.append(f"  left out  {run['dropped']:,} events, as the disk couldn't follow")
+        lines.append(f"  missing   {run['dropped']:,} events, because the disk was too slow")
     lines += [
         f"  {printable(name):<30} {_metric(run, name)}{_interval(run['metrics'], name)}"
         for name in _shown(run)
@@ -339,9 +353,9 @@ def compare_text(found: Mapping[str, Any]) -> str:
         for name in shared
     ]
     if not found["last"]["samples"]:
-        lines.append("  no sample was evaluated in both runs, so no scores can be paired")
+        lines.append("  no sample was evaluated in both runs, so their scores can't be paired")
     elif not found["phases"]:
-        lines.append("  no phase of one run was evaluated in the other one too")
+        lines.append("  the runs have no kind of phase in common")
     for phase in found["phases"]:
         lines.append(
             printable(f"  {phase['first'] or 'no phase'} vs {phase['second'] or 'no phase'}")
@@ -353,7 +367,7 @@ def compare_text(found: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with what could play tricks on a terminal made visible; lines stay lines.
+    """Return text with control and invisible characters as escapes, so that it can't control the terminal.
 
     >>> printable("a\\x1b[2Jb\\u202ec")
     'a\\\\x1b[2Jb\\\\u202ec'
@@ -364,21 +378,20 @@ def printable(text: str) -> str:
 
 
 def _totals(spending: Mapping[str, Spending]) -> dict[str, Any]:
-    parts = list(spending.values())
-    known = [spent.cost for spent in parts if spent.cost is not None]
+    total = sum(spending.values(), Spending())
     return {
-        "calls": sum(spent.calls for spent in parts),
-        "failed": sum(spent.failed for spent in parts),
-        "cancelled": sum(spent.cancelled for spent in parts),
-        "replayed": sum(spent.replayed for spent in parts),
-        "tokens": sum(spent.prompt_tokens + spent.completion_tokens for spent in parts),
-        "cost": sum(known) if known else None,
-        "unpriced": sum(spent.unpriced for spent in parts),
+        "calls": total.calls,
+        "failed": total.failed,
+        "cancelled": total.cancelled,
+        "replayed": total.replayed,
+        "tokens": total.prompt_tokens + total.completion_tokens,
+        "cost": total.cost,
+        "unpriced": total.unpriced,
     }
 
 
 def _shown(run: Mapping[str, Any]) -> list[str]:
-    """The metrics that a person is told of, the headline first."""
+    """Return the names of the metrics to show, the headline first."""
     headline = run["headline"]
     return ranked(run["metrics"], None if headline is None else headline["metric"])
 
@@ -400,7 +413,7 @@ def _paired(paired: Mapping[str, Any]) -> str:
     if paired["low"] is not None:
         interval = f"{paired['low']:+.3f} to {paired['high']:+.3f} (95 %)"
     return (
-        f"{paired['samples']} samples of both: {paired['won']} won, {paired['lost']} lost, "
+        f"{paired['samples']} samples in both: {paired['won']} won, {paired['lost']} lost, "
         f"{paired['difference']:+.3f}, {interval}"
     )
 
@@ -424,8 +437,7 @@ def _date(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-# Run export: all that is recorded of a run, one JSON object on each line.
-
+# Everything recorded of a run.
 
 TABLES: Final = (
     "metrics", "texts", "tables", "parameters", "steps", "changes", "evidence", "candidates", "nodes",
@@ -435,7 +447,7 @@ JSON_COLUMNS: Final = frozenset({"columns", "rows", "parents", "vals", "scores",
 
 
 def lines(chosen: Chosen) -> Iterator[str]:
-    """Yield the run, then the rows of its tables: {"table": …, …}; calls have their texts in them."""
+    """Yield JSON objects {"table": …, …}: the run, then the rows of its tables, calls with their texts."""
     reader, run = chosen
     yield _line({"table": "runs", **asdict(run), "store": str(run.store)})
     for table in TABLES:
@@ -451,24 +463,24 @@ def lines(chosen: Chosen) -> Iterator[str]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    # Escaped, so that no character of a prompt can end a line or harm a terminal.
+    # ASCII only, so no character of a prompt can end a line or control the terminal.
     return json.dumps(row)
 
 
-# Run choice: the runs of a folder of stores, for commands that a word on the command line tells which.
+# Finding runs.
 
 
 class Chosen(NamedTuple):
-    """A run and the open file that it is in."""
+    """A run, and the open store that it is in."""
 
     reader: StoreReader
     run: RunRecord
 
 
 class Runs:
-    """Every run under a folder of stores; a block closes their files.
+    """The runs under a folder of stores. A context manager, because it keeps the stores open.
 
-    A store that can't be read costs a line on standard error, and the others are there.
+    A store that can't be read is reported on standard error and skipped.
     """
 
     def __init__(self, folder: str | None) -> None:
@@ -477,10 +489,10 @@ class Runs:
         self._files = ExitStack()
 
     def all(self) -> Iterator[Chosen]:
-        """Yield each run, project by project, newest first."""
-        for shelf in shelves(self.home):
+        """Yield all runs, project by project, newest first."""
+        for store in stores(self.home):
             try:
-                reader = self._files.enter_context(StoreReader(shelf.path))
+                reader = self._files.enter_context(StoreReader(store))
                 runs = reader.runs()
             except StoreProblemError as error:
                 self.unreadable += 1
@@ -490,10 +502,10 @@ class Runs:
                 yield Chosen(reader, run)
 
     def choose(self, word: str, *, whole: bool = False) -> Chosen:
-        """Return the run that a word means; see `afnio.tellurio._queries.choose`.
+        """Return the run that a word means, by the rules of `afnio.tellurio._queries.choose`.
 
         Raises:
-            ChoiceError: if there is none, or if several are meant.
+            ChoiceError: if the word means no run, or several.
         """
         everything = list(self.all())
         run = choose(word, [one.run for one in everything], self.home, whole=whole)

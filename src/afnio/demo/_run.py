@@ -31,9 +31,9 @@ from afnio.demo._endpoint import (
 from afnio.errors import AfnioError, BatchError, ReplyError
 from afnio.optim import TGD
 from afnio.runtime import Ledger
+from afnio.tellurio._queries import home_folder
 from afnio.tellurio._store import store_path
 from afnio.tellurio.studio._report import write_report
-from afnio.tellurio.studio._runs import home_folder
 from afnio.trainer import Trainer
 from afnio.utils.agents import SentimentAnalyzer
 from afnio.utils.data import DataLoader, WeightedRandomSampler

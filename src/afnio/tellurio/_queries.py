@@ -1,41 +1,234 @@
-"""Reader: a project's file, read only, whether or not it is being written, and whatever version it is of."""
+"""Reading runs: every query of the command line, the studio and the report.
+
+A project's runs are in one SQLite file, and a folder of stores has one file for each project
+(`.afnio/<namespace>/<project>.db`). `StoreReader` opens such a file for reading. Its methods return the records of
+`_records`, one method for each question ("the calls of this run, newest first, that failed"), and no other module
+reads a store by SQL. So a figure can't differ between a page, a report and `--json`.
+
+Reading never disturbs a run that is being recorded: the file is in WAL mode, where readers and the writer don't block
+each other. A page asks many questions while the run goes on. `moment` makes all of them see the file as it was at one
+time, or a page might show a step whose samples it has just counted without it.
+
+Lists are paged by row id, not by OFFSET: the next page starts after the last id of this one, so it is as fast at the
+end of a million calls as at the start, and rows added in between shift nothing.
+
+The folder comes first (which stores there are, and which run a word on the command line means), then the reader, by
+subject: runs, metrics, calls, samples and graphs, steps and parameters, candidates, and what the program logged.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import re
+import os
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 from afnio.errors import ChoiceError
-from afnio.tellurio._recording import IN_PHASE, evaluation_of, of_phase, unpacked
+from afnio.tellurio._recording import IN_PHASE, of_phase, unpacked
+from afnio.tellurio._records import (
+    CallRecord,
+    CallTexts,
+    CandidateRecord,
+    ChangeRecord,
+    Choice,
+    EventRecord,
+    EvidenceRecord,
+    FeedbackUse,
+    Headline,
+    MetricRecord,
+    NodeRecord,
+    ParameterLength,
+    ParameterRecord,
+    PhaseRecord,
+    RetryRecord,
+    RunRecord,
+    SampleRecord,
+    ScoredSample,
+    SecondOfCalls,
+    Spending,
+    StepRecord,
+    TableRecord,
+    TextRecord,
+    columns_of,
+    loaded,
+    loaded_list,
+    ranked,
+)
 from afnio.tellurio._store import live_status, open_to_read, problem_of
 
 PAGE: Final = 100
+"""Rows of one page of calls or samples."""
 
-SPENDING: Final = """
-SELECT purpose, count(*), sum(status = 'failed'), sum(status = 'cancelled'), sum(replayed > 0), sum(attempts),
-    sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(cost),
-    sum(cost IS NULL AND status = 'ok'), sum(seconds)
-FROM calls WHERE run_id = ? GROUP BY purpose ORDER BY purpose"""
+MONITOR: Final = "monitor"
+"""Kind of the event that names the monitored metric: {"metric": name, "mode": "max" or "min", "unit": "epoch"}."""
+
+MOST_VALUES: Final = 100_000
+"""The most values of a metric among which the best one is searched."""
+
+MOST_BODIES: Final = 32_000
+"""The most messages of one call that are read; SQLite allows 32,766 values in one statement."""
+
+
+# The folder of stores.
+
+NAMED: Final = 10
+"""The most runs that an error lists."""
+PREFIX: Final = 4
+"""The fewest characters of an id that may stand for the whole id."""
+
+MISSING: Final = "the folder doesn't exist; run this where your program runs, pass --dir, or set AFNIO_HOME."
+
+
+def home_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of stores: `given`, else AFNIO_HOME, else `.afnio` in the working directory.
+
+    >>> home_folder("runs").as_posix()
+    'runs'
+    """
+    return Path(given or os.environ.get("AFNIO_HOME") or ".afnio")
+
+
+def stores(home: Path) -> list[Path]:
+    """Return the files of the stores under `home`, by namespace and project; none if there is no such folder.
+
+    >>> stores(Path("nowhere"))
+    []
+    """
+    return [path for path in sorted(home.glob("*/*.db")) if path.is_file()]
+
+
+def find_store(home: Path, namespace: str, project: str) -> Path | None:
+    """Return the file of a project, or None. The names are compared, never joined to a path, so `..` finds nothing.
+
+    >>> find_store(Path("nowhere"), "..", "passwords") is None
+    True
+    """
+    return next(
+        (path for path in stores(home) if (path.parent.name, path.stem) == (namespace, project)), None
+    )
+
+
+def choose(word: str, runs: Sequence[RunRecord], home: Path, *, whole: bool = False) -> RunRecord:
+    """Return the run that a user means by a word.
+
+    Tried in this order: its id or namespace/project/name, its name, the beginning of either.
+
+    Args:
+        runs: all runs under `home`.
+        whole: don't accept the beginning of a name. Used for deleting, where a mistaken match can't be undone.
+
+    Raises:
+        ChoiceError: if the word means no run, or several.
+    """
+    for meant in (
+        [run for run in runs if word in (run.id, run.path, run.key)],
+        [run for run in runs if word == run.name],
+        [run for run in runs if _begins(run, word, whole=whole)],
+    ):
+        if len(meant) == 1:
+            return meant[0]
+        if meant:
+            names = ", ".join(run.path for run in meant[:NAMED])
+            raise ChoiceError(f"[{word}] means {len(meant)} runs ({names}); write namespace/project/name.")
+    names = ", ".join(run.name for run in runs[:NAMED])
+    if not names:
+        reason = "it has no runs." if home.exists() else MISSING
+        raise ChoiceError(f"There is no run [{word}] in [{home}]: {reason}")
+    raise ChoiceError(
+        f"There is no run [{word}] in [{home}]; there are: {names} (`afnio runs list` shows all)."
+    )
+
+
+def _begins(run: RunRecord, word: str, *, whole: bool) -> bool:
+    if len(word) >= PREFIX and run.id.startswith(word):
+        return True
+    return bool(word) and not whole and (run.name.startswith(word) or run.path.startswith(word))
+
+
+# SQL that several methods share, or that is too long to read inside one.
+
+TOTALS: Final = """
+    count(*), sum(status = 'failed'), sum(status = 'cancelled'), sum(replayed > 0), sum(attempts),
+    sum(max(attempts - 1, 0)), sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(cost),
+    sum(cost IS NULL AND status = 'ok'), sum(seconds)"""
+"""The fields of `Spending`, in order. Every total of calls in Afnio is added up by this and by `Spending.__add__`."""
+
+BY_PURPOSE: Final = f"SELECT purpose, {TOTALS} FROM calls WHERE run_id = ? GROUP BY purpose ORDER BY purpose"
+BY_SECOND: Final = f"""
+SELECT CAST(ended AS INTEGER) AS second, purpose, max(id), {TOTALS}
+FROM calls WHERE run_id = ? AND id > ? GROUP BY second, purpose"""
+
 LAST_METRICS: Final = """
 SELECT name, step, value, time FROM metrics m WHERE run_id = ?1 AND id = (
     SELECT id FROM metrics WHERE run_id = ?1 AND name = m.name ORDER BY step DESC, id DESC LIMIT 1
 ) ORDER BY name"""
 
+PHASES: Final = """
+SELECT phase, count(*), count(score), coalesce(sum(score = 0 OR score = 1), 0), coalesce(sum(score), 0)
+FROM samples WHERE run_id = ? GROUP BY phase ORDER BY min(id)"""
+
+SAMPLE_OF_CALL: Final = """
+SELECT id FROM samples WHERE run_id = ?1 AND phase = ?2 AND lane IS ?3 AND node IN (
+    SELECT address FROM nodes WHERE run_id = ?1 AND (address = ?4 OR instr(parents, ?5) > 0) LIMIT 20) LIMIT 1"""
+
+FEEDBACK_USES: Final = """
+SELECT s.number, e.text, e.samples FROM evidence e JOIN changes c ON c.id = e.change_id JOIN steps s ON s.id = c.step_id
+WHERE e.run_id = ? AND instr(e.samples, ?) > 0 ORDER BY e.id LIMIT 200"""
+
+# A launch reads the prompt when it is made, so the evaluator's launch time tells which prompt a sample saw. The
+# evaluations that a step makes of its candidates are left out: they used the candidates' values, not the parameters'.
+# In an aggregate query with one max() or min(), SQLite takes the other columns from that row.
+EVALUATIONS: Final = """
+SELECT s.key, s.id, s.score, {extreme}(n.time)
+FROM nodes n CROSS JOIN samples s ON s.run_id = n.run_id AND s.node = n.address
+WHERE n.run_id = :run AND n.kind = 'evaluator' AND n.time {side} :at AND s.key IS NOT NULL AND s.score IS NOT NULL
+    AND n.address NOT IN (SELECT value FROM json_each(:trials))
+GROUP BY s.key"""
+LAST_BEFORE: Final = EVALUATIONS.format(extreme="max", side="<=")
+FIRST_AFTER: Final = EVALUATIONS.format(extreme="min", side=">")
+STEPS_WITH_CANDIDATES: Final = """
+SELECT address FROM steps WHERE run_id = ?1 AND id IN (SELECT step_id FROM candidates WHERE run_id = ?1)"""
+
+CHANGES: Final = f"""
+SELECT {", ".join(f"c.{name}" for name in columns_of(ChangeRecord))} FROM changes c JOIN steps s ON s.id = c.step_id
+WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.number BETWEEN ?2 AND ?3 ORDER BY c.id"""
+
+LAST_PARAMETERS: Final = """
+AND step = (SELECT max(step) FROM parameters WHERE run_id = p.run_id AND number = p.number)"""
+
+CANDIDATES: Final = """
+SELECT s.number, c.number, c.parents, c.vals, c.scores, c.verdict
+FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ?1"""
+HELD: Final = f"""{CANDIDATES} AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number BETWEEN ?3 AND ?4
+AND (c.verdict IN ('start', 'incumbent') OR c.verdict LIKE 'accepted%') ORDER BY c.id"""
+"""The candidates that the parameters may have held."""
+LAST_START: Final = """
+SELECT max(s.number) FROM candidates c JOIN steps s ON s.id = c.step_id
+WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number <= ?3 AND c.verdict IN ('start', 'incumbent')"""
+OPTIMIZER_CHANGES: Final = """
+SELECT s.number, c.before, c.after FROM changes c JOIN steps s ON s.id = c.step_id
+WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number BETWEEN ?3 AND ?4 AND c.before != c.after
+ORDER BY c.id"""
+
+LONG_TEXTS: Final = {
+    "change": ("changes", ("before", "after")),
+    "sample": ("samples", ("prediction", "target", "explanation")),
+    "logged": ("texts", ("text",)),
+}
+"""For each kind of text that can be asked for by address: its table and columns."""
+
 
 class StoreReader:
-    """A project's file, opened for reading; a block closes it.
+    """A project's file, opened for reading. Use it as a context manager, or close it.
 
-    Every answer is of one moment, and in a block of `moment` all of them are of the same. A file of an older
-    version is read through a copy in memory that is brought to this version; it stays as it is.
+    A file of an older version is read through a copy in memory that is upgraded to this version. The file itself is
+    left unchanged.
 
     >>> import tempfile, afnio.tellurio as te
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -46,161 +239,13 @@ class StoreReader:
     [('first', 'COMPLETED', 0.5)]
 
     Raises:
-        StoreProblemError: here or later, where it is missing, damaged, locked or of a newer version.
+        StoreProblemError: by the constructor or any method, if the file is missing, damaged, locked or of a newer
+            version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = open_to_read(path)
-
-    def runs(self) -> list[RunRecord]:
-        """All runs, newest first."""
-        rows = self._all("SELECT * FROM runs ORDER BY date_created DESC, rowid DESC")
-        return [self._run(row) for row in rows]
-
-    def run(self, wanted: str) -> RunRecord | None:
-        """The run of this id, else of this name; None where there is none."""
-        query = "SELECT * FROM runs WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC LIMIT 1"
-        rows = self._all(query, wanted)
-        return self._run(rows[0]) if rows else None
-
-    def metric_names(self, run_id: str) -> list[str]:
-        return [row[0] for row in self._all("SELECT DISTINCT name FROM metrics WHERE run_id = ?", run_id)]
-
-    def metrics(self, run_id: str, name: str) -> list[MetricRecord]:
-        """A metric's values in order of their steps."""
-        where = "WHERE run_id = ? AND name = ? ORDER BY step, id"
-        rows = self._all(f"SELECT name, step, value, time FROM metrics {where}", run_id, name)
-        return [MetricRecord(row[0], row[1], loaded(row[2]), row[3]) for row in rows]
-
-    def last_metrics(self, run_id: str) -> list[MetricRecord]:
-        """The last value of each metric."""
-        rows = self._all(LAST_METRICS, run_id)
-        return [MetricRecord(row[0], row[1], loaded(row[2]), row[3]) for row in rows]
-
-    def headline(self, run_id: str) -> Headline | None:
-        """The metric that sums the run up; None where it has none."""
-        try:
-            return headline(self._db, run_id)
-        except sqlite3.Error as error:
-            raise problem_of(self.path, error) from error
-
-    def spending(self, run_id: str) -> dict[str, Spending]:
-        """The calls added up, for each purpose."""
-        return {row[0]: Spending(*row[1:]) for row in map(tuple, self._all(SPENDING, run_id))}
-
-    def calls(
-        self,
-        run_id: str,
-        after: int = 0,
-        limit: int = PAGE,
-        *,
-        purpose: str | None = None,
-        status: str | None = None,
-        node: str | None = None,
-    ) -> list[CallRecord]:
-        """A page of calls in the order in which they ended; the next one is `after` the last one's id.
-
-        Args:
-            node: only those of the launch with this address.
-        """
-        given: list[Any] = [run_id, after]
-        where = ""
-        if purpose is not None:
-            where, given = f"{where} AND purpose = ?", [*given, purpose]
-        if status is not None:
-            where, given = f"{where} AND status = ?", [*given, status]
-        if node is not None:
-            where, given = f"{where} AND address >= ? AND address < ?", [*given, f"{node}/", f"{node}0"]
-        columns = ", ".join(_names(CallRecord))
-        rows = self._all(
-            f"SELECT {columns} FROM calls WHERE run_id = ? AND id > ?{where} ORDER BY id LIMIT ?",
-            *given,
-            limit,
-        )
-        return [CallRecord(*row) for row in rows]
-
-    def call_texts(self, call_id: int) -> CallTexts:
-        """What a call asked and was answered."""
-        rows = self._all("SELECT messages, params, reply FROM calls WHERE id = ?", call_id)
-        if not rows:
-            raise LookupError(f"There is no call [{call_id}] in [{self.path}].")
-        messages, params, reply = rows[0]
-        return CallTexts(
-            [self._body(int(number)) for number in messages.split(",") if number],
-            self._body(params),
-            self._body(reply),
-        )
-
-    def phases(self, run_id: str) -> dict[str, int]:
-        """How many samples each phase has, in the order in which they began."""
-        rows = self._all(
-            "SELECT phase, count(*) FROM samples WHERE run_id = ? GROUP BY phase ORDER BY min(id)", run_id
-        )
-        return {row[0]: row[1] for row in rows}
-
-    def samples(
-        self, run_id: str, after: int = 0, limit: int = PAGE, *, phase: str | None = None
-    ) -> list[SampleRecord]:
-        """A page of samples, as `calls`.
-
-        Args:
-            phase: only those of this phase, and of its batches ("val/batch 1", …) where it has some.
-        """
-        columns = ", ".join(_names(SampleRecord))
-        given: list[Any] = [run_id, after]
-        where = ""
-        if phase is not None:
-            where = f" AND {IN_PHASE}"
-            given += of_phase(phase)
-        rows = self._all(
-            f"SELECT {columns} FROM samples WHERE run_id = ? AND id > ?{where} ORDER BY id LIMIT ?",
-            *given,
-            limit,
-        )
-        return [SampleRecord(*[*tuple(row)[:-1], bool(row["success"])]) for row in rows]
-
-    def scores(self, run_id: str) -> Scores:
-        """What the samples scored that have keys, for a comparison."""
-        where = "WHERE run_id = ? AND key IS NOT NULL AND score IS NOT NULL ORDER BY id"
-        return Scores(self._all(f"SELECT phase, key, score FROM samples {where}", run_id))
-
-    def steps(self, run_id: str) -> list[StepRecord]:
-        """The optimizer's steps with what each changed, and why."""
-        columns = "id, number, address, optimizer, error, time"
-        rows = self._all(f"SELECT {columns} FROM steps WHERE run_id = ? ORDER BY number", run_id)
-        return [
-            StepRecord(*[*row, self._changes(run_id, row[0]), self._candidates(run_id, row[0])])
-            for row in rows
-        ]
-
-    def parameters(self, run_id: str) -> list[ParameterRecord]:
-        """Each value that a parameter had, parameter by parameter."""
-        columns = ", ".join(_names(ParameterRecord))
-        where = "WHERE run_id = ? ORDER BY number, step, id"
-        return [
-            ParameterRecord(*row) for row in self._all(f"SELECT {columns} FROM parameters {where}", run_id)
-        ]
-
-    def rows(self, table: str, run_id: str) -> Iterator[dict[str, Any]]:
-        """Every row of a table of the run's, as the file has it; a page at a time."""
-        last = 0
-        while page := self._all(
-            f"SELECT * FROM {table} WHERE run_id = ? AND id > ? ORDER BY id LIMIT 1000", run_id, last
-        ):
-            yield from (dict(row) for row in page)
-            last = page[-1]["id"]
-
-    @contextmanager
-    def moment(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for queries of one's own; all that the block reads is of one moment."""
-        try:
-            self._db.execute("BEGIN")
-            yield self._db
-        except sqlite3.DatabaseError as error:
-            raise problem_of(self.path, error) from error
-        finally:
-            self._db.rollback()
 
     def close(self) -> None:
         self._db.close()
@@ -216,524 +261,515 @@ class StoreReader:
     ) -> None:
         self.close()
 
-    def _changes(self, run_id: str, step_id: int) -> list[ChangeRecord]:
-        columns = "id, parameter, role, before, after, gradients, rejected"
-        where = "WHERE run_id = ? AND step_id = ? ORDER BY id"
-        rows = self._all(f"SELECT {columns} FROM changes {where}", run_id, step_id)
-        return [ChangeRecord(*[*tuple(row)[1:], self._evidence(run_id, row[0])]) for row in rows]
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """Make everything that the block reads come from one snapshot of the file."""
+        self._all("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.rollback()
 
-    def _evidence(self, run_id: str, change_id: int) -> list[EvidenceRecord]:
-        where = "WHERE run_id = ? AND change_id = ? ORDER BY number"
-        rows = self._all(f"SELECT text, samples FROM evidence {where}", run_id, change_id)
-        return [EvidenceRecord(row[0], loaded(row[1])) for row in rows]
+    # Runs.
 
-    def _candidates(self, run_id: str, step_id: int) -> list[CandidateRecord]:
-        columns = "number, parents, vals, scores, verdict"
-        where = "WHERE run_id = ? AND step_id = ? ORDER BY id"
-        rows = self._all(f"SELECT {columns} FROM candidates {where}", run_id, step_id)
+    def runs(self) -> list[RunRecord]:
+        """All runs, newest first."""
         return [
-            CandidateRecord(row[0], loaded(row[1]), loaded(row[2]), loaded(row[3]), row[4]) for row in rows
+            self._run(row) for row in self._all("SELECT * FROM runs ORDER BY date_created DESC, rowid DESC")
         ]
 
-    def _body(self, number: int | None) -> Any:
-        rows = [] if number is None else self._all("SELECT packed, body FROM bodies WHERE id = ?", number)
-        return loaded(unpacked(*rows[0])) if rows else None
+    def run(self, wanted: str) -> RunRecord | None:
+        """The run with this id, or else with this name; None if there is none."""
+        query = "SELECT * FROM runs WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC LIMIT 1"
+        row = self._first(query, wanted)
+        return None if row is None else self._run(row)
+
+    def newest(self, table: str, run_id: str) -> int:
+        """The highest row id that a run has in a table, or 0. A cheap way to see that there is something new."""
+        return self._value(f"SELECT max(id) FROM {table} WHERE run_id = ?", run_id) or 0
+
+    def rows(self, table: str, run_id: str) -> Iterator[dict[str, Any]]:
+        """Every row that a run has in a table, unparsed. Reads 1,000 rows at a time, so memory stays small."""
+        last = 0
+        query = f"SELECT * FROM {table} WHERE run_id = ? AND id > ? ORDER BY id LIMIT 1000"
+        while page := self._all(query, run_id, last):
+            yield from (dict(row) for row in page)
+            last = page[-1]["id"]
 
     def _run(self, row: sqlite3.Row) -> RunRecord:
         status = live_status(
             self.path, row["id"], row["status"], row["host"], row["pid"], leased=row["versions"] != "{}"
         )
         parsed = {name: loaded(row[name]) for name in ("config", "identity", "versions", "platform")}
-        plain = {name: row[name] for name in _names(RunRecord) if name not in (*parsed, "store", "status")}
-        return RunRecord(store=self.path, status=status, **parsed, **plain)
+        others = set(columns_of(RunRecord)) - {*parsed, "store", "status"}
+        return RunRecord(store=self.path, status=status, **parsed, **{name: row[name] for name in others})
 
-    def _all(self, sql: str, *values: Any) -> list[Any]:
+    # Metrics.
+
+    def metric_names(self, run_id: str) -> list[str]:
+        """The metrics worth showing, most telling first (see `ranked`)."""
+        return self._ranked(run_id, self._monitor(run_id))
+
+    def last_metrics(self, run_id: str) -> list[MetricRecord]:
+        """The last value of each metric."""
+        rows = self._all(LAST_METRICS, run_id)
+        return [MetricRecord(row[0], row[1], loaded(row[2]), row[3]) for row in rows]
+
+    def metric_points(self, run_id: str, name: str, most: int = 2000) -> list[tuple[int, float]]:
+        """The last `most` steps and values of a metric in order of steps, without values that aren't numbers."""
+        rows = self._all(
+            "SELECT step, value FROM metrics WHERE run_id = ? AND name = ? ORDER BY step DESC, id DESC LIMIT ?",
+            run_id, name, most,
+        )  # fmt: skip
+        points = ((step, as_number(text)) for step, text in reversed(rows))
+        return [(step, value) for step, value in points if value is not None]
+
+    def metric_ends(self, run_id: str, name: str) -> tuple[float | None, float | None]:
+        """The first and the last value of a metric. If there is only one value, it's the last."""
+        where = "FROM metrics WHERE run_id = ? AND name = ?"
+        first = self._first(f"SELECT id, value {where} ORDER BY step, id LIMIT 1", run_id, name)
+        last = self._first(f"SELECT id, value {where} ORDER BY step DESC, id DESC LIMIT 1", run_id, name)
+        if first is None or last is None:
+            return None, None
+        return None if first["id"] == last["id"] else as_number(first["value"]), as_number(last["value"])
+
+    def headline(self, run_id: str) -> Headline | None:
+        """The metric that sums the run up; None if no metric has a number."""
+        monitor = self._monitor(run_id)
+        for name in self._ranked(run_id, monitor):
+            mode = monitor.get("mode") if name == monitor.get("metric") else None
+            if mode not in ("max", "min"):
+                if points := self.metric_points(run_id, name):
+                    return Headline(name, points[-1][1])
+                continue
+            points = self.metric_points(run_id, name, MOST_VALUES)
+            if points:
+                sign = 1 if mode == "max" else -1
+                step, best = max(points, key=lambda point: sign * point[1])
+                return Headline(name, points[-1][1], mode, best, step, str(monitor.get("unit", "step")))
+        return None
+
+    def _ranked(self, run_id: str, monitor: dict[str, Any]) -> list[str]:
+        rows = self._all("SELECT DISTINCT name FROM metrics WHERE run_id = ?", run_id)
+        return ranked([row[0] for row in rows], monitor.get("metric"))
+
+    def _monitor(self, run_id: str) -> dict[str, Any]:
+        # Each fit of a run writes one. The last one counts.
+        query = "SELECT payload FROM events WHERE run_id = ? AND kind = ? ORDER BY id DESC LIMIT 1"
+        found = loaded(self._value(query, run_id, MONITOR))
+        return found if isinstance(found, dict) else {}
+
+    # Calls.
+
+    def spending(self, run_id: str) -> dict[str, Spending]:
+        """The totals of a run's calls, by purpose."""
+        return {row[0]: Spending(*row[1:]) for row in map(tuple, self._all(BY_PURPOSE, run_id))}
+
+    def spending_by_second(self, run_id: str, after: int = 0) -> list[SecondOfCalls]:
+        """The totals of the calls with ids above `after`, by the second in which they ended and by purpose."""
+        rows = map(tuple, self._all(BY_SECOND, run_id, after))
+        return [SecondOfCalls(row[0], row[1], row[2], Spending(*row[3:])) for row in rows]
+
+    def calls(
+        self,
+        run_id: str,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = PAGE,
+        newest: bool = False,
+        purpose: str | None = None,
+        status: str | None = None,
+        phase: str | None = None,
+        node: str | None = None,
+        words: Sequence[str] = (),
+    ) -> list[CallRecord]:
+        """A page of calls in the order in which they ended.
+
+        Args:
+            after, before: only calls with ids above or below these.
+            newest: start with the last one.
+            status: "ok", "failed", "cancelled" or "replayed"; or "retried", for more than one attempt.
+            phase: only calls of this phase and of its batches.
+            node: only calls of the launch with this address.
+            words: each must be in the address, the model or the error.
+        """
+        given = [_is("purpose", purpose), _in_phase(phase), _of_node(node)]
+        given += [("attempts > 1", []) if status == "retried" else _is("status", status)]
+        given += _with_words(words, "address", "model", "error")
+        rows = self._page("calls", CallRecord, run_id, given, after, before, limit, newest=newest)
+        return [CallRecord(*row) for row in rows]
+
+    def calls_of_sample(self, run_id: str, node: str, lane: int | None) -> list[CallRecord]:
+        """The first 50 calls of a launch for one sample, with those that it made for all samples together."""
+        given = [_of_node(node), ("(lane IS ? OR lane IS NULL)", [lane])]
+        return [CallRecord(*row) for row in self._page("calls", CallRecord, run_id, given, limit=50)]
+
+    def call(self, run_id: str, number: int) -> CallRecord | None:
+        """The call with this id; None if the run has no such call."""
+        rows = self._page("calls", CallRecord, run_id, [("id = ?", [number])])
+        return CallRecord(*rows[0]) if rows else None
+
+    def purposes(self, run_id: str) -> list[str]:
+        """The purposes of a run's calls, in order of their names; at most 30."""
+        return sorted(
+            row[0]
+            for row in self._all("SELECT DISTINCT purpose FROM calls WHERE run_id = ? LIMIT 30", run_id)
+        )
+
+    def call_texts(self, call_id: int) -> CallTexts:
+        """The messages, parameters and reply of a call."""
+        row = self._first("SELECT messages, params, reply FROM calls WHERE id = ?", call_id)
+        if row is None:
+            raise LookupError(f"There is no call [{call_id}] in [{self.path}].")
+        messages = [int(number) for number in row["messages"].split(",") if number.strip().isdecimal()]
+        found = self._bodies([*messages, row["params"], row["reply"]])
+        return CallTexts(
+            [found.get(number) for number in messages], found.get(row["params"]), found.get(row["reply"])
+        )
+
+    def retries(self, run_id: str, address: str) -> list[RetryRecord]:
+        """The first 50 failed attempts of a call."""
+        where = "WHERE run_id = ? AND address = ? ORDER BY id LIMIT 50"
+        return [
+            RetryRecord(*row)
+            for row in self._all(f"SELECT attempt, error, wait FROM retries {where}", run_id, address)
+        ]
+
+    def sample_of_call(self, run_id: str, call: CallRecord) -> int | None:
+        """The id of the sample that a call was made for; None if it isn't known."""
+        if call.lane is None:
+            return None
+        found: int | None = self._value(
+            SAMPLE_OF_CALL, run_id, call.phase, call.lane, call.node, json.dumps(call.node)
+        )
+        return found
+
+    def _bodies(self, numbers: Sequence[int | None]) -> dict[int | None, Any]:
+        wanted = list(dict.fromkeys(number for number in numbers if number is not None))[:MOST_BODIES]
+        marks = ",".join("?" * len(wanted))
+        rows = self._all(f"SELECT id, packed, body FROM bodies WHERE id IN ({marks})", *wanted)
+        return {row["id"]: _body(row["packed"], row["body"]) for row in rows}
+
+    # Samples, and the graphs that they went through.
+
+    def phases(self, run_id: str) -> list[PhaseRecord]:
+        """The phases of a run with their samples added up, in the order in which they began."""
+        return [PhaseRecord(*row) for row in self._all(PHASES, run_id)]
+
+    def samples(
+        self,
+        run_id: str,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = PAGE,
+        newest: bool = False,
+        phase: str | None = None,
+        success: bool | None = None,
+        key: str | None = None,
+        words: Sequence[str] = (),
+    ) -> list[SampleRecord]:
+        """A page of samples in the order in which they were evaluated; for the arguments see `calls`.
+
+        Args:
+            success: only samples that were right (True) or that send feedback (False).
+            key: only evaluations of this sample.
+            words: each must be in the prediction, the target or the explanation.
+        """
+        given = [_is("key", key), _is("success", success), _in_phase(phase)]
+        given += _with_words(words, "prediction", "target", "explanation")
+        rows = self._page("samples", SampleRecord, run_id, given, after, before, limit, newest=newest)
+        return [_sample(row) for row in rows]
+
+    def sample(self, run_id: str, number: int) -> SampleRecord | None:
+        """The sample with this id; None if the run has no such sample."""
+        rows = self._page("samples", SampleRecord, run_id, [("id = ?", [number])])
+        return _sample(rows[0]) if rows else None
+
+    def sample_at(self, run_id: str, node: Any, lane: Any) -> SampleRecord | None:
+        """The sample that an evaluator's launch saw in a lane; None if there is none."""
+        given = [("node = ?", [node]), ("lane IS ?", [lane])]
+        rows = self._page("samples", SampleRecord, run_id, given, limit=1)
+        return _sample(rows[0]) if rows else None
+
+    def scores(self, run_id: str) -> list[tuple[str, str, float]]:
+        """Phase, key and score of each sample that has a key and a score, in the order of evaluation."""
+        where = "WHERE run_id = ? AND key IS NOT NULL AND score IS NOT NULL ORDER BY id"
+        return self._all(f"SELECT phase, key, score FROM samples {where}", run_id)
+
+    def scores_around(self, run_id: str, time: float) -> tuple[dict[str, ScoredSample], list[ScoredSample]]:
+        """For each sample its last evaluation up to a time, by key, and its first evaluation after it."""
+        asked = {"run": run_id, "at": time, "trials": json.dumps(self._trials(run_id))}
+        before = [ScoredSample(*row) for row in self._all(LAST_BEFORE, named=asked)]
+        return {one.key: one for one in before}, [
+            ScoredSample(*row) for row in self._all(FIRST_AFTER, named=asked)
+        ]
+
+    def node(self, run_id: str, address: str) -> NodeRecord | None:
+        """The launch with this address; None if it isn't part of a recorded graph."""
+        rows = self._page("nodes", NodeRecord, run_id, [("address = ?", [address])], limit=1)
+        return _node(rows[0]) if rows else None
+
+    def backward_passes(self, run_id: str, node: NodeRecord) -> list[NodeRecord]:
+        """The first 10 backward passes that went through a node."""
+        given = [("kind = 'backward'", []), ("instr(parents, ?) > 0", [node.address])]
+        rows = self._page("nodes", NodeRecord, run_id, given, node.id, limit=10)
+        return [found for row in rows if node.address in (found := _node(row)).parents]
+
+    def _trials(self, run_id: str) -> list[str]:
+        """The addresses of the evaluations that steps made of their candidates."""
+        steps = {row[0] for row in self._all(STEPS_WITH_CANDIDATES, run_id)}
+        if not steps:
+            return []
+        nodes = self._all("SELECT address FROM nodes WHERE run_id = ? AND kind = 'evaluator'", run_id)
+        return [row[0] for row in nodes if _is_within(row[0], steps)]
+
+    # Steps and parameters.
+
+    def step_count(self, run_id: str) -> int:
+        """How many steps a run has. Steps are numbered from 1, so this is also the last one's number."""
+        return self._value("SELECT count(*) FROM steps WHERE run_id = ?", run_id) or 0
+
+    def step_times(self, run_id: str) -> list[float]:
+        """When the steps ended, in ascending order."""
+        return [row[0] for row in self._all("SELECT time FROM steps WHERE run_id = ? ORDER BY time", run_id)]
+
+    def steps(self, run_id: str, after: int = 0, limit: int = -1) -> list[StepRecord]:
+        """The steps with numbers above `after`, with their changes; -1 returns all of them."""
+        rows = self._all(
+            "SELECT id, number, address, optimizer, error, time FROM steps WHERE run_id = ? AND number > ? "
+            "ORDER BY number LIMIT ?",
+            run_id, after, limit,
+        )  # fmt: skip
+        if not rows:
+            return []
+        changes: dict[int, list[ChangeRecord]] = {row["id"]: [] for row in rows}
+        for row in self._all(CHANGES, run_id, rows[0]["number"], rows[-1]["number"]):
+            changes[row["step_id"]].append(ChangeRecord(*row))
+        return [StepRecord(*[*row, changes[row["id"]]]) for row in rows]
+
+    def step(self, run_id: str, number: int) -> StepRecord | None:
+        """The step with this number; None if the run has no such step."""
+        found = self.steps(run_id, number - 1, 1)
+        return found[0] if found and found[0].number == number else None
+
+    def evidence(self, run_id: str, change: ChangeRecord, limit: int = PAGE) -> list[EvidenceRecord]:
+        """The feedback that a change was proposed from."""
+        where = "WHERE run_id = ? AND change_id = ? ORDER BY number LIMIT ?"
+        rows = self._all(f"SELECT number, text, samples FROM evidence {where}", run_id, change.id, limit)
+        return [EvidenceRecord(row[0], row[1], loaded_list(row[2])) for row in rows]
+
+    def evidence_counts(self, run_id: str) -> dict[int, int]:
+        """How much feedback each change was proposed from, by the change's id."""
+        return dict(
+            self._all("SELECT change_id, count(*) FROM evidence WHERE run_id = ? GROUP BY change_id", run_id)
+        )
+
+    def feedback_uses(self, run_id: str, sample: SampleRecord) -> list[FeedbackUse]:
+        """The first 20 pieces of feedback on a sample that a proposer was shown."""
+
+        def is_about_it(one: Any) -> bool:
+            return (
+                isinstance(one, dict) and one.get("node") == sample.node and one.get("sample") == sample.lane
+            )
+
+        rows = self._all(FEEDBACK_USES, run_id, f'"{sample.node}"')
+        return [
+            FeedbackUse(row["number"], row["text"])
+            for row in rows
+            if any(map(is_about_it, loaded_list(row["samples"])))
+        ][:20]
+
+    def parameters(self, run_id: str, *, last: bool = False, limit: int = -1) -> list[ParameterRecord]:
+        """Every value of every parameter, parameter by parameter; with `last` only the final values."""
+        columns = ", ".join(columns_of(ParameterRecord))
+        where = f"WHERE run_id = ? {LAST_PARAMETERS if last else ''} ORDER BY number, step, id LIMIT ?"
+        rows = self._all(f"SELECT {columns} FROM parameters p {where}", run_id, limit)
+        return [ParameterRecord(*row) for row in rows]
+
+    def lengths(self, run_id: str) -> list[ParameterLength]:
+        """The lengths of every value of every parameter, without reading the values."""
+        columns = "number, role, step, length(value)"
+        rows = self._all(f"SELECT {columns} FROM parameters WHERE run_id = ? ORDER BY number, step", run_id)
+        return [ParameterLength(*row) for row in rows]
+
+    # Candidates.
+
+    def candidates(self, run_id: str, limit: int) -> list[CandidateRecord]:
+        """The last `limit` candidates that steps weighed, oldest first. One that was weighed again comes again."""
+        rows = self._all(f"{CANDIDATES} ORDER BY c.id DESC LIMIT ?2", run_id, limit)
+        return [_candidate(row) for row in reversed(rows)]
+
+    def candidate_counts(self, run_id: str) -> dict[int, int]:
+        """How many candidates each step weighed, by the step's id."""
+        return dict(
+            self._all("SELECT step_id, count(*) FROM candidates WHERE run_id = ? GROUP BY step_id", run_id)
+        )
+
+    def last_choice(self, run_id: str) -> Choice | None:
+        """The choice of the last step that weighed candidates; None if it isn't known."""
+        query = "SELECT max(s.number) FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ?"
+        last = self._value(query, run_id)
+        return None if last is None else self.choice(run_id, last)
+
+    def choice(self, run_id: str, step: int) -> Choice | None:
+        """The candidates that the parameters held before and after a step.
+
+        None if the step weighed no candidates, or if the record doesn't tell.
+
+        Steps don't record this directly. A step records the candidate that it found in the parameters if it is its
+        optimizer's first, or if the optimizer is `Improves`. From the last such step on, the changes are replayed:
+        each replaces a value, and the values identify the candidate.
+        """
+        optimizer = self._value("SELECT optimizer FROM steps WHERE run_id = ? AND number = ?", run_id, step)
+        first = self._value(LAST_START, run_id, optimizer, step)
+        if first is None:
+            return None
+        span = (run_id, optimizer, first, step)
+        known: dict[tuple[str, ...], CandidateRecord] = {}
+        before: tuple[str, ...] = ()
+        for found in map(_candidate, self._all(HELD, *span)):
+            known[found.texts] = found
+            if not found.accepted:
+                before = found.texts
+        changes: dict[int, list[tuple[str, str]]] = {}
+        for number, old, new in self._all(OPTIMIZER_CHANGES, *span):
+            changes.setdefault(number, []).append((old, new))
+        for number in sorted(changes):
+            if number < step:
+                before = _changed(before, changes[number]) or before
+        after = _changed(before, changes.get(step, []))
+        if after is None or before not in known or after not in known:
+            return None
+        return Choice(known[before], known[after])
+
+    # What the program logged, and all that has no table of its own.
+
+    def texts(self, run_id: str) -> list[TextRecord]:
+        """The last text of each name; at most 20."""
+        query = "SELECT id, name, max(step), text FROM texts WHERE run_id = ? GROUP BY name LIMIT 20"
+        return [TextRecord(*row) for row in self._all(query, run_id)]
+
+    def tables(self, run_id: str) -> list[TableRecord]:
+        """The last table of each name; at most 10."""
+        query = "SELECT name, max(step), columns, rows FROM tables WHERE run_id = ? GROUP BY name LIMIT 10"
+        rows = self._all(query, run_id)
+        return [TableRecord(row[0], row[1], loaded_list(row[2]), loaded_list(row[3])) for row in rows]
+
+    def events(self, run_id: str) -> list[EventRecord]:
+        """The last 20 events, newest first, without the one that names the monitored metric."""
+        where = "WHERE run_id = ? AND kind != ? ORDER BY id DESC LIMIT 20"
+        return [
+            EventRecord(*row)
+            for row in self._all(f"SELECT kind, payload, time FROM events {where}", run_id, MONITOR)
+        ]
+
+    def long_text(self, run_id: str, kind: str, number: int, part: str) -> str | None:
+        """A text of a change, a sample or a logged text, by its row's id and its column; None if there is none."""
+        table, columns = LONG_TEXTS.get(kind, ("", ()))
+        if part not in columns:
+            return None
+        found = self._value(f"SELECT {part} FROM {table} WHERE run_id = ? AND id = ?", run_id, number)
+        return None if found is None else str(found)
+
+    # Running a query.
+
+    def _page(
+        self,
+        table: str,
+        record: type,
+        run_id: str,
+        conditions: Sequence[Condition | None],
+        after: int = 0,
+        before: int | None = None,
+        limit: int = PAGE,
+        *,
+        newest: bool = False,
+    ) -> list[Any]:
+        """Rows of a run that meet all conditions. Names are this module's; everything asked for is bound."""
+        bounds = [("id > ?", [after]) if after else None, _is("id", before, "<")]
+        given = [one for one in (("run_id = ?", [run_id]), *bounds, *conditions) if one is not None]
+        where = " AND ".join(sql for sql, _ in given)
+        order = "DESC" if newest else "ASC"
+        query = (
+            f"SELECT {', '.join(columns_of(record))} FROM {table} WHERE {where} ORDER BY id {order} LIMIT ?"
+        )
+        return self._all(query, *[value for _, values in given for value in values], limit)
+
+    def _value(self, sql: str, *values: Any) -> Any:
+        row = self._first(sql, *values)
+        return None if row is None else row[0]
+
+    def _first(self, sql: str, *values: Any) -> Any:
+        rows = self._all(sql, *values)
+        return rows[0] if rows else None
+
+    def _all(self, sql: str, *values: Any, named: dict[str, Any] | None = None) -> list[Any]:
         try:
-            return self._db.execute(sql, values).fetchall()
+            return self._db.execute(sql, named or values).fetchall()
         except sqlite3.Error as error:
             raise problem_of(self.path, error) from error
 
 
-def loaded(text: str | None) -> Any:
-    """What JSON holds; a text that isn't JSON, as one that was redacted may not be, as it is."""
-    if not text:
-        return None
+Condition = tuple[str, list[Any]]
+"""SQL and the values that it takes."""
+
+
+def _is(column: str, value: Any, sign: str = "=") -> Condition | None:
+    return None if value is None else (f"{column} {sign} ?", [value])
+
+
+def _in_phase(phase: str | None) -> Condition | None:
+    return None if phase is None else (IN_PHASE, [*of_phase(phase)])
+
+
+def _of_node(node: str | None) -> Condition | None:
+    # A call's address continues its node's after a slash, and "0" is the character after "/". A LIKE would take the
+    # wildcards in user-chosen names.
+    return None if node is None else ("address >= ? AND address < ?", [f"{node}/", f"{node}0"])
+
+
+def _with_words(words: Sequence[str], *columns: str) -> list[Condition | None]:
+    anywhere = " OR ".join(f"instr(lower({column}), ?)" for column in columns)
+    return [(f"({anywhere})", [word.lower()] * len(columns)) for word in words]
+
+
+def _sample(row: sqlite3.Row) -> SampleRecord:
+    *values, success = row
+    return SampleRecord(*[*values, bool(success)])
+
+
+def _node(row: sqlite3.Row) -> NodeRecord:
+    *values, parents, phase = row
+    return NodeRecord(*[*values, loaded_list(parents), phase])
+
+
+def _candidate(row: sqlite3.Row) -> CandidateRecord:
+    step, number, parents, values, scores, verdict = row
+    numbers = [score if isinstance(score, int | float) else None for score in loaded_list(scores)]
+    return CandidateRecord(step, number, loaded_list(parents), loaded_list(values), numbers, verdict)
+
+
+def _body(packed: int, body: bytes) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _names(record: type) -> list[str]:
-    return [field.name for field in fields(record)]
-
-
-# Records: what a reader of the store gets, as plain typed data. Times are seconds since 1970 UTC.
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """One run; `status` is as it is now, so a killed one has CRASHED."""
-
-    store: Path
-    id: str
-    name: str
-    description: str | None
-    namespace: str
-    project: str
-    status: str
-    config: Any
-    identity: Any
-    seed: int
-    host: str
-    pid: int
-    date_created: float
-    date_updated: float
-    git_commit: str | None
-    versions: Mapping[str, str]
-    platform: Mapping[str, Any]
-    in_flight: int
-    waiting: int
-    dropped: int
-
-    @property
-    def path(self) -> str:
-        """What names it among all runs: namespace/project/name."""
-        return f"{self.namespace}/{self.project}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class MetricRecord:
-    """One value of a metric."""
-
-    name: str
-    step: int
-    value: Any
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
-class Spending:
-    """Calls added up; `cost` in dollars, None where nobody says what they cost, `unpriced` how many those are.
-
-    `cancelled` calls were given up by the program, as when a candidate can't win any more; they didn't fail.
-    """
-
-    calls: int
-    failed: int
-    cancelled: int
-    replayed: int
-    attempts: int
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    cost: float | None
-    unpriced: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class CallRecord:
-    """One call without its texts; `id` is what pages are keyed by."""
-
-    id: int
-    address: str
-    node: str
-    lane: int | None
-    phase: str
-    purpose: str
-    account: str
-    model: str
-    status: str
-    replayed: int
-    attempts: int
-    seconds: float
-    waited: float
-    started: float
-    ended: float
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    reasoning_tokens: int
-    cost: float | None
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class CallTexts:
-    """What a call asked and what it was answered, as JSON values."""
-
-    messages: list[Any]
-    params: Any
-    reply: Any
-
-
-@dataclass(frozen=True, slots=True)
-class SampleRecord:
-    """What an evaluator said of one sample."""
-
-    id: int
-    node: str
-    lane: int | None
-    phase: str
-    key: str | None
-    prediction: str | None
-    target: str | None
-    score: float | None
-    note: str | None
-    explanation: str | None
-    success: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EvidenceRecord:
-    """One feedback that a proposer was shown, and the samples behind it."""
-
-    text: str
-    samples: list[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeRecord:
-    """What a step did to one parameter."""
-
-    parameter: int
-    role: str
-    before: str
-    after: str
-    gradients: int
-    rejected: str | None
-    evidence: list[EvidenceRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateRecord:
-    """Values that a step weighed against others."""
-
-    number: int
-    parents: list[int]
-    values: list[Any]
-    scores: list[float | None]
-    verdict: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One step of an optimizer."""
-
-    id: int
-    number: int
-    address: str
-    optimizer: str
-    error: str | None
-    time: float
-    changes: list[ChangeRecord]
-    candidates: list[CandidateRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterRecord:
-    """One value that a parameter had, from step `step` on; 0 is what it started from."""
-
-    number: int
-    step: int
-    role: str
-    value: str
-
-
-def kept(changes: Iterable[tuple[str, str | None]]) -> list[tuple[list[str], str]]:
-    """Why a step kept the values of parameters: each reason once, with the roles that it is about.
-
-    >>> kept([("task", None), ("style", "it got longer"), ("tone", "it got longer")])
-    [(['style', 'tone'], 'it got longer')]
-
-    Args:
-        changes: for each parameter its role, and why its proposal was not taken, None where it was.
-    """
-    reasons: dict[str, list[str]] = {}
-    for role, reason in changes:
-        if reason:
-            reasons.setdefault(reason, []).append(role)
-    return [(roles, reason) for reason, roles in reasons.items()]
-
-
-# Scores: what a run's samples scored, phase by phase, so that those of another run can be held against them.
-
-
-_NUMBER: Final = re.compile(r"(?:#| )\d+")
-
-Sample = tuple[str, int]
-"""A sample's key, and which of those with that key it is: equal samples are told apart by their order."""
-
-
-class Scores:
-    """The scores of one run.
-
-    >>> found = Scores([("val", "a", 0.0), ("val#2/batch 1", "a", 1.0), ("val#2/batch 2", "b", 0.5)])
-    >>> found.phases
-    {'val': {('a', 0): 0.0}, 'val#2': {('a', 0): 1.0, ('b', 0): 0.5}}
-    >>> found.last, found.kinds()
-    ({('a', 0): 1.0, ('b', 0): 0.5}, {'val': 'val#2'})
-
-    Args:
-        rows: phase, key and score of each sample, in the order in which they were evaluated.
-
-    Attributes:
-        phases: the scores by phase, in the order in which those began; the batches of one evaluation are one phase.
-        last: the last score of each sample, whatever the phase.
-    """
-
-    def __init__(self, rows: Iterable[tuple[str, str, float]]) -> None:
-        self.phases: dict[str, dict[Sample, float]] = {}
-        self.last: dict[Sample, float] = {}
-        known: dict[str, tuple[dict[Sample, float], Counter[str]]] = {}
-        for phase, key, score in rows:
-            if phase not in known:
-                name = evaluation_of(phase)
-                scores = self.phases.setdefault(name, {})
-                known[phase] = known.setdefault(name, (scores, Counter()))
-            scores, seen = known[phase]
-            sample = key, seen[key]
-            seen[key] += 1
-            scores[sample] = self.last[sample] = score
-
-    def kinds(self) -> dict[str, str]:
-        """For each kind of phase the one that began last."""
-        return {kind_of(phase): phase for phase in self.phases}
-
-
-def kind_of(phase: str) -> str:
-    """A phase without the numbers of its epochs, steps and repetitions.
-
-    >>> kind_of("epoch 3/val#2")
-    'epoch/val'
-    """
-    return _NUMBER.sub("", phase)
-
-
-# Metrics: which of a run's metrics matter, their values in order, and the one that sums the run up.
-
-
-MONITOR: Final = "monitor"
-"""Kind of the event that names the monitored metric: {"metric": name, "mode": "max" or "min", "unit": "epoch"}."""
-
-FAVOURITES: Final = ("validation", "val_", "test", "accuracy", "score", "final", "reward", "loss")
-"""Parts of the names of metrics that come first where nothing is monitored."""
-
-MOST: Final = 100_000
-"""Values among which the best one is looked for."""
-
-_COMPANION: Final = re.compile(r"(?:^|_)(?:failed|sum|low|high)(?:_step)?$")
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """The metric that sums a run up.
-
-    Attributes:
-        value: the last one.
-        mode: "max" or "min"; None where nobody says which is better, and then there is no best.
-        best: the best value, the first of equals.
-        step: the step of the best value.
-        unit: what the metric's steps count, "step" or "epoch".
-    """
-
-    metric: str
-    value: float
-    mode: str | None = None
-    best: float | None = None
-    step: int | None = None
-    unit: str = "step"
-
-
-def is_companion(name: str) -> bool:
-    """Whether a metric only accompanies another: a count of failures, a sum, or a bound of an interval.
-
-    >>> [name for name in ("val_loss", "val_loss_low", "train_failed_step", "loss_sum") if is_companion(name)]
-    ['val_loss_low', 'train_failed_step', 'loss_sum']
-    """
-    return _COMPANION.search(name) is not None
-
-
-def ranked(names: Iterable[str], monitored: str | None = None) -> list[str]:
-    """Return the metrics worth showing: the monitored one, then those that say how well a run does.
-
-    >>> ranked(["val_failed", "train_loss", "val_loss", "val_loss_sum"])
-    ['val_loss', 'train_loss']
-    """
-
-    def rank(name: str) -> tuple[bool, int, str]:
-        places = [place for place, part in enumerate(FAVOURITES) if part in name.lower()]
-        return name != monitored, min(places, default=len(FAVOURITES)), name
-
-    return sorted((name for name in names if name == monitored or not is_companion(name)), key=rank)
-
-
-def metric_names(db: sqlite3.Connection, run: str) -> list[str]:
-    """Return the names of a run's metrics in the order of `ranked`."""
-    names = [row["name"] for row in db.execute("SELECT DISTINCT name FROM metrics WHERE run_id = ?", (run,))]
-    return ranked(names, _monitor(db, run).get("metric"))
-
-
-def metric_points(db: sqlite3.Connection, run: str, name: str, most: int = 2000) -> list[tuple[int, float]]:
-    """Return the steps and values of a metric in order of steps, its last `most` values; only numbers count."""
-    rows = db.execute(
-        "SELECT step, value FROM metrics WHERE run_id = ? AND name = ? ORDER BY step DESC, id DESC LIMIT ?",
-        (run, name, most),
-    ).fetchall()
-    points = ((row["step"], as_number(row["value"])) for row in reversed(rows))
-    return [(step, value) for step, value in points if value is not None]
-
-
-def metric_ends(db: sqlite3.Connection, run: str, name: str) -> tuple[float | None, float | None]:
-    """Return the first and the last value of a metric; of one value alone there is no first."""
-    first = db.execute(
-        "SELECT id, value FROM metrics WHERE run_id = ? AND name = ? ORDER BY step, id LIMIT 1", (run, name)
-    ).fetchone()
-    last = db.execute(
-        "SELECT id, value FROM metrics WHERE run_id = ? AND name = ? ORDER BY step DESC, id DESC LIMIT 1",
-        (run, name),
-    ).fetchone()
-    if last is None:
-        return None, None
-    return (None if first["id"] == last["id"] else as_number(first["value"])), as_number(last["value"])
-
-
-def headline(db: sqlite3.Connection, run: str) -> Headline | None:
-    """Return the metric that sums a run up; None where it has no metric with a number."""
-    monitor = _monitor(db, run)
-    for name in metric_names(db, run):
-        mode = monitor.get("mode") if name == monitor.get("metric") else None
-        known = mode in ("max", "min")
-        points = metric_points(db, run, name, MOST) if known else metric_points(db, run, name)
-        if not points:
-            continue
-        last = points[-1][1]
-        if not known:
-            return Headline(name, last)
-        sign = 1 if mode == "max" else -1
-        step, best = max(points, key=lambda point: sign * point[1])
-        return Headline(name, last, mode, best, step, str(monitor.get("unit", "step")))
-    return None
+        return loaded(unpacked(packed, body))
+    except (zlib.error, UnicodeDecodeError):
+        return "(this text is damaged in the store)"
 
 
 def as_number(text: str) -> float | None:
-    """Return the number that a JSON text holds, None where it is something else.
+    """Return the number in a JSON text, or None if it's anything else, including NaN and infinities.
 
     >>> as_number("0.5"), as_number('"good"'), as_number("NaN")
     (0.5, None, None)
     """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    value = loaded(text)
     if isinstance(value, bool):
         return float(value)
     if not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
-
-
-def _monitor(db: sqlite3.Connection, run: str) -> dict[str, Any]:
-    # A run with several fits has several of these; the last one counts.
-    row = db.execute(
-        "SELECT payload FROM events WHERE run_id = ? AND kind = ? ORDER BY id DESC LIMIT 1", (run, MONITOR)
-    ).fetchone()
-    try:
-        found = json.loads(row["payload"]) if row is not None else None
-    except (ValueError, RecursionError):
-        found = None
-    return found if isinstance(found, dict) else {}
-
-
-# Candidates: which of them the parameters held, and what a step that weighed some won and lost by its choice.
-
-
-START: Final = ("start", "incumbent")
-"""Verdicts of the candidate that a step found in the parameters."""
-
-KEPT: Final = "(c.verdict IN ('start', 'incumbent') OR c.verdict LIKE 'accepted%')"
-
-TRIALS: Final = (
-    "SELECT address FROM steps WHERE run_id = ?1 AND id IN (SELECT step_id FROM candidates WHERE run_id = ?1)"
-)
-CANDIDATES: Final = f"""
-SELECT c.number, c.vals, c.scores, c.verdict, s.number AS step FROM candidates c JOIN steps s ON s.id = c.step_id
-WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number BETWEEN ?3 AND ?4 AND {KEPT} ORDER BY c.id"""
-BEGINNING: Final = """
-SELECT max(s.number) FROM candidates c JOIN steps s ON s.id = c.step_id
-WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number <= ?3 AND c.verdict IN ('start', 'incumbent')"""
-CHANGES: Final = """
-SELECT c.before, c.after, s.number AS step FROM changes c JOIN steps s ON s.id = c.step_id
-WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number BETWEEN ?3 AND ?4 AND c.before != c.after
-ORDER BY c.id"""
-
-Values = tuple[Any, ...]
-
-
-class RecordedCandidate(NamedTuple):
-    """A candidate and its scores, one for each held-out sample."""
-
-    number: int
-    values: Values
-    scores: list[float | None]
-
-
-class Choice(NamedTuple):
-    """The candidates that the parameters held before and after a step; the same one where it kept its values."""
-
-    before: RecordedCandidate
-    after: RecordedCandidate
-
-    @property
-    def pairs(self) -> list[tuple[float, float]]:
-        """The scores of both on the samples that both have."""
-        # Samples come in one order, so a candidate that was accepted early has the first of them.
-        both = zip(self.before.scores, self.after.scores, strict=False)
-        return [(one, other) for one, other in both if one is not None and other is not None]
-
-
-def choice(db: sqlite3.Connection, run: str, step: int) -> Choice | None:
-    """Return what a step chose; None where it weighed no candidates, or where that isn't known.
-
-    A step records the candidate that it found in the parameters when it is the first or, with `Improves`,
-    always. From there on the changes say what the parameters held.
-    """
-    optimizer = db.execute(
-        "SELECT optimizer FROM steps WHERE run_id = ? AND number = ?", (run, step)
-    ).fetchone()
-    if optimizer is None:
-        return None
-    first = db.execute(BEGINNING, (run, optimizer["optimizer"], step)).fetchone()[0]
-    if first is None:
-        return None
-    span = (run, optimizer["optimizer"], first, step)
-    known: dict[Values, RecordedCandidate] = {}
-    before: Values = ()
-    for row in db.execute(CANDIDATES, span):
-        found = RecordedCandidate(row["number"], _values(row["vals"]), _scores(row["scores"]))
-        known[found.values] = found
-        if row["verdict"] in START:
-            before = found.values
-    changes: dict[int, list[tuple[Any, Any]]] = {}
-    for row in db.execute(CHANGES, span):
-        changes.setdefault(row["step"], []).append((row["before"], row["after"]))
-    for number in sorted(changes):
-        if number < step:
-            before = _changed(before, changes[number]) or before
-    after = _changed(before, changes.get(step, []))
-    if after is None or before not in known or after not in known:
-        return None
-    return Choice(known[before], known[after])
-
-
-def trial_nodes(db: sqlite3.Connection, run: str) -> list[str]:
-    """Return the addresses of the evaluations that a step made of its candidates, whose values nobody else saw."""
-    steps = {row["address"] for row in db.execute(TRIALS, (run,))}
-    if not steps:
-        return []
-    nodes = db.execute("SELECT address FROM nodes WHERE run_id = ? AND kind = 'evaluator'", (run,))
-    return [row["address"] for row in nodes if _is_within(row["address"], steps)]
 
 
 def _is_within(address: str, steps: set[str]) -> bool:
@@ -744,8 +780,8 @@ def _is_within(address: str, steps: set[str]) -> bool:
     return False
 
 
-def _changed(values: Values, changes: list[tuple[Any, Any]]) -> Values | None:
-    """Return the values after a step's changes; None where these are about others."""
+def _changed(values: tuple[str, ...], changes: Sequence[tuple[str, str]]) -> tuple[str, ...] | None:
+    """Return the values after a step's changes; None if the changes are about other values."""
     found, left = list(values), set(range(len(values)))
     for before, after in changes:
         place = next((one for one in sorted(left) if found[one] == before), None)
@@ -754,77 +790,3 @@ def _changed(values: Values, changes: list[tuple[Any, Any]]) -> Values | None:
         found[place] = after
         left.remove(place)
     return tuple(found)
-
-
-def _values(text: str) -> Values:
-    return tuple(value if isinstance(value, str) else json.dumps(value) for value in _list(text))
-
-
-def _scores(text: str) -> list[float | None]:
-    return [score if isinstance(score, int | float) else None for score in _list(text)]
-
-
-def _list(text: str) -> list[Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    return found if isinstance(found, list) else []
-
-
-# Run choice: which run a word means that a user writes.
-
-
-NAMED: Final = 10
-"""Runs that an error names, at most."""
-PREFIX: Final = 4
-"""Characters of an id that may stand for it, at least."""
-
-
-MISSING: Final = (
-    "there is no such folder; run this where your program runs, name the folder with --dir, or set "
-    "AFNIO_HOME."
-)
-"""What a person is told whose folder of stores isn't there."""
-
-
-def choose(word: str, runs: Sequence[RunRecord], home: Path, *, whole: bool = False) -> RunRecord:
-    """Return the run of this id, this namespace/project/name or this name, else the one whose name or id begins so.
-
-    Args:
-        runs: all that there are.
-        home: where they are, for the error.
-        whole: a name has to be given in full, because the run of another name must not be taken for it.
-
-    Raises:
-        ChoiceError: if there is none, or if several are meant.
-    """
-    for meant in (
-        [run for run in runs if word in (run.id, run.path, _key(run))],
-        [run for run in runs if word == run.name],
-        [run for run in runs if _begins(run, word, whole=whole)],
-    ):
-        if len(meant) == 1:
-            return meant[0]
-        if meant:
-            names = ", ".join(run.path for run in meant[:NAMED])
-            raise ChoiceError(f"[{word}] means {len(meant)} runs ({names}); write namespace/project/name.")
-    names = ", ".join(run.name for run in runs[:NAMED])
-    if not names:
-        raise ChoiceError(
-            f"There is no run [{word}] in [{home}]: {'it has no runs.' if home.exists() else MISSING}"
-        )
-    raise ChoiceError(
-        f"There is no run [{word}] in [{home}]; there are: {names} (`afnio runs list` shows all)."
-    )
-
-
-def _begins(run: RunRecord, word: str, *, whole: bool) -> bool:
-    if len(word) >= PREFIX and run.id.startswith(word):
-        return True
-    return bool(word) and not whole and (run.name.startswith(word) or run.path.startswith(word))
-
-
-def _key(run: RunRecord) -> str:
-    """What names it in the studio's addresses."""
-    return f"{run.store.parent.name}/{run.store.stem}/{run.id}"

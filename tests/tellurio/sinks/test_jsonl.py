@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,7 @@ from tiny_training import FIRST, SECOND, reply, train
 import afnio
 import afnio.cognitive as cog
 import afnio.tellurio as te
-from afnio.runtime.events import subscribed
 from afnio.tellurio.sinks import JsonlSink
-from afnio.tellurio.sinks import _sink as sink_file
-from afnio.tellurio.sinks._sink import Moment, Sink
 from afnio.testing import ScriptedClient
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "model": "m"}
@@ -80,52 +77,45 @@ def test_lines_are_added_to_a_file(tmp_path: Path) -> None:
             assert number == len(lines(path))
 
 
-class Listed(Sink):
-    """Keeps what it takes; fails on what it is told to."""
-
-    def __init__(self, fail: bool = False) -> None:
-        self.taken: list[Any] = []
-        self.threads: set[str] = set()
-        self.ready = threading.Event()
-        self.fail = fail
-        super().__init__()
-
-    def take(self, moments: Sequence[Moment]) -> None:
-        self.ready.wait(10)
-        self.threads.add(threading.current_thread().name)
-        if self.fail:
-            raise OSError("disk full")
-        self.taken += [moment.event for moment in moments]
+def pipe_to_read(path: Path) -> int:
+    """Make a named pipe and open its reading end, so that a sink can open the other one."""
+    os.mkfifo(path)
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
 
-def test_a_slow_sink_holds_up_nobody(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Calls go on while it waits; beyond its backlog events are left out, and a warning says so once."""
-    monkeypatch.setattr(sink_file, "BACKLOG", 5)
-    slow = Listed()
-    with subscribed(slow):
-        for _ in range(10):
-            ScriptedClient("x").chat(**ASK)
-    slow.ready.set()
-    slow.close()
-    assert 5 <= len(slow.taken) < 10
-    assert {"afnio-Listed"} == slow.threads
-    assert 1 == sum("Listed misses events (it is 5 events behind" in r.message for r in caplog.records)
-    slow(1)
-    slow.close()
-    assert 1 not in slow.taken
+def test_a_slow_sink_holds_up_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While nobody reads the pipe, events are queued; those beyond the backlog are dropped, with one warning."""
+    path, count = tmp_path / "pipe", 120_000
+    reader = pipe_to_read(path)
+    sink = JsonlSink(path)
+    for number in range(count):
+        sink(number)
+    os.set_blocking(reader, True)
+    found: list[bytes] = []
+    with open(reader, "rb") as pipe:
+        drain = threading.Thread(target=lambda: found.extend(pipe))
+        drain.start()
+        sink.close()
+        sink("too late")
+        drain.join()
+    values = [json.loads(line)["value"] for line in found]
+    assert 100_000 <= len(values) < count
+    assert list(range(100_000)) == values[:100_000]
+    assert 1 == sum("JsonlSink has lost events (it is 100,000 events" in r.message for r in caplog.records)
 
 
-def test_a_failing_sink_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """It goes on being handed events, and neither `flush` nor `close` hangs."""
-    broken = Listed(fail=True)
-    broken.ready.set()
+def test_a_failing_sink_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It gets later events all the same, and neither `flush` nor `close` hangs."""
+    path = tmp_path / "pipe"
+    reader = pipe_to_read(path)
+    sink = JsonlSink(path)
+    os.close(reader)
     for number in range(3):
-        broken(number)
-        broken.flush()
-    broken.fail = False
-    broken("last")
-    broken.close()
-    assert ["last"] == broken.taken
-    assert 1 == sum("Listed misses events (OSError: disk full)" in r.message for r in caplog.records)
+        sink(number)
+        sink.flush()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink("last")
+    sink.close()
+    with open(reader, "rb") as pipe:
+        assert "last" == json.loads(pipe.readlines()[-1])["value"]
+    assert 1 == sum("JsonlSink has lost events (BrokenPipeError" in r.message for r in caplog.records)

@@ -169,7 +169,7 @@ def test_a_store_that_is_out_of_reach_costs_a_warning(
     with te.init("me", "emails", dir=tmp_path, sinks=[sink], resume=False) as run:
         te.log("loss", 1)
     assert "COMPLETED" == run.status
-    assert 1 == sum("MlflowSink misses events" in record.message for record in caplog.records)
+    assert 1 == sum("MlflowSink has lost events" in record.message for record in caplog.records)
 
 
 async def test_without_a_run_the_calls_of_a_block(store: Any, request: pytest.FixtureRequest) -> None:

@@ -23,7 +23,6 @@ import afnio
 import afnio.cognitive as cog
 from afnio.errors import TransientModelError
 from afnio.models import ChatRequest
-from afnio.runtime import _retries
 from afnio.tellurio.sinks.opentelemetry import OpenTelemetrySink
 from afnio.testing import ScriptedClient
 
@@ -154,9 +153,8 @@ async def test_attributes_of_a_call(spans: Spans) -> None:
     assert {"trial"} == {span.name for span in spans.all if span.parent is None}
 
 
-async def test_retries_and_failures(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retries_and_failures(spans: Spans) -> None:
     """An attempt each, with its error; the call that failed for good is an error too."""
-    monkeypatch.setattr(_retries, "BACKOFF_FIRST", 0.001)
     client = ScriptedClient([TransientModelError("busy"), "ok", ValueError("broken")])
     ask = {"messages": [{"role": "user", "content": "hi"}], "model": "m"}
     with OpenTelemetrySink(spans.provider):

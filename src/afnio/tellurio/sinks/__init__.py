@@ -1,9 +1,9 @@
-"""Sinks: plain callables on the event stream that tell other systems what a run does.
+"""Sinks: send a run's events to other systems.
 
-`te.init(..., sinks=[...])` gives a run's events to sinks. A sink takes one event at a time, on whichever
-thread it happens, and returns at once; these hand it to a thread of their own. `flush()` waits until all of
-it is told, `close()` ends the sink. As a block a sink hears what is launched in the block, or with
-`process_wide=True` all that the process launches meanwhile, and closes at its end.
+`te.init(..., sinks=[...])` calls each sink with each event of the run, on the thread where the event happened. A sink
+is any function of one event and must return quickly, so these put the event into a queue and work it off in a thread.
+`flush()` waits until the queue is empty, `close()` ends the sink. Without a run, use a sink as a context manager: it
+gets the events of what is launched in the block, or with `process_wide=True` those of the whole process.
 
 * `afnio.tellurio.sinks.jsonl.JsonlSink`: one JSON object for each event, in a file.
 * `afnio.tellurio.sinks.opentelemetry.OpenTelemetrySink`: spans, with `afnio[opentelemetry]`.

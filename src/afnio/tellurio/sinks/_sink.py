@@ -1,4 +1,9 @@
-"""Sink: an event stream's end in a thread of its own, so that a slow system doesn't hold up the engine."""
+"""The base class of sinks, and the sink that writes JSON lines.
+
+Events happen on the runtime's loop. If a sink wrote to a disk or a server there, every call would wait for it. `Sink`
+puts events into a queue instead, and its thread passes them to `take` in batches. If the other system is too slow for
+the queue, events are dropped with one warning; the run is never slowed down.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +26,31 @@ from afnio.runtime.events import subscribe, subscribed
 from afnio.tellurio._recording import RunEnded
 
 BATCH: Final = 1_000
-"""Events that are handed over at once, at most."""
+"""The most events in one batch."""
 BACKLOG: Final = 100_000
-"""Events that may wait; more are dropped, but for the run's end, with one warning, as memory is not endless."""
+"""The most events in the queue. Beyond that they are dropped, except the end of the run, to bound the memory used."""
 
 
 class Moment(NamedTuple):
-    """An event and when it came, in nanoseconds since 1970."""
+    """An event and its time in nanoseconds since 1970 UTC."""
 
     time: int
     event: Any
 
 
 class Sink(ABC):
-    """Base of sinks: write `take`, which gets events in batches, in order, on the sink's thread.
+    """Base class of sinks. Subclasses implement `take`.
 
-    An exception of `take` costs one warning; events go on being handed over. A forked child's events are not
-    told, as the thread is the parent's.
+    If `take` raises, the sink logs one warning and continues with the next batch. In a forked child the sink ignores
+    events, because its thread only exists in the parent.
 
     Args:
-        process_wide: as a block, hear everything that the process launches while the block is open, not only
-            what is launched in it.
+        process_wide: as a context manager, take the events of the whole process while the block is open, not
+            only of what is launched in the block.
     """
 
     def __init__(self, *, process_wide: bool = False) -> None:
-        # Its put never waits.
+        # SimpleQueue.put() never blocks and is reentrant.
         self._queue: SimpleQueue[Moment | threading.Event | None] = SimpleQueue()
         self._warned = False
         self._closed = False
@@ -57,26 +62,26 @@ class Sink(ABC):
 
     @abstractmethod
     def take(self, moments: Sequence[Moment]) -> None:
-        """Tell of some events."""
+        """Send a batch of events, in order. Called on the sink's thread."""
 
     def end(self) -> None:  # noqa: B027 - most have nothing to end
-        """Let go of what the sink holds, on its thread, after the last event."""
+        """Release files or connections. Called once on the sink's thread, after the last batch."""
 
     def __call__(self, event: Any) -> None:
-        """Have `event` told; never waits."""
+        """Queue an event that happened now. Never blocks."""
         self.at(time.time_ns(), event)
 
     def at(self, moment: int, event: Any) -> None:
-        """Have `event` told, which came at `moment`, in nanoseconds since 1970."""
+        """Queue an event that happened at `moment`, in nanoseconds since 1970 UTC. Never blocks."""
         if self._closed or self._pid != os.getpid():
             return
         if self._queue.qsize() >= BACKLOG and not isinstance(event, RunEnded):
-            self._warn(f"it is {BACKLOG:,} events behind, so some are left out")
+            self._warn(f"it is {BACKLOG:,} events behind")
             return
         self._queue.put(Moment(moment, event))
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until all that came so far is told."""
+        """Wait until the events queued so far are sent, at most `timeout` seconds."""
         reached = threading.Event()
         self._queue.put(reached)
         while self._thread.is_alive() and not reached.wait(0.5 if timeout is None else timeout):
@@ -84,7 +89,7 @@ class Sink(ABC):
                 return
 
     def close(self, timeout: float | None = None) -> None:
-        """Tell what is waiting and end the sink; events after that are dropped."""
+        """Send the queued events and end the sink. Later events are dropped. Waits at most `timeout` seconds."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
@@ -144,11 +149,8 @@ class Sink(ABC):
         if not self._warned:
             self._warned = True
             logging.getLogger("afnio").warning(
-                "%s misses events (%s); further ones are left out without a word", type(self).__name__, reason
+                "%s has lost events (%s); further losses aren't reported", type(self).__name__, reason
             )
-
-
-# JsonlSink: the event stream as a file with one JSON object on each line.
 
 
 TEXTS: Final = frozenset(
@@ -159,12 +161,12 @@ TEXTS: Final = frozenset(
 
 @final
 class JsonlSink(Sink):
-    """Appends `{"time": …, "event": "CallEnded", …}` for each event; time in seconds since 1970.
+    """Appends a line `{"time": …, "event": "CallEnded", …}` for each event; the time is in seconds since 1970 UTC.
 
     Args:
-        path: the file, made with mode 0600, and its folder with 0700, where there is none.
-        content: whether prompts, replies and samples are written too.
-        process_wide: as a block, hear the whole process.
+        path: the file. It is created with mode 0600, and its folder with 0700.
+        content: also write prompts, replies and samples.
+        process_wide: see `Sink`.
 
     >>> import json, tempfile, afnio
     >>> from pathlib import Path
@@ -207,7 +209,7 @@ class JsonlSink(Sink):
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` as JSON has it: models by their fields, what it doesn't know as text."""
+    """Make `value` JSON-serializable: models become dicts, unknown types become strings."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "model_dump"):

@@ -1,7 +1,8 @@
-"""MlflowSink: a run as an MLflow run with a trace for each sample. Needs `afnio[mlflow]`.
+"""The sink for MLflow: a run with its metrics and texts, and a trace for each sample. Needs `afnio[mlflow]`.
 
-MLflow keeps a trace in memory until its outermost span ends and shows it as one page, so that a trace is
-what one sample did in one batch: sample → node → call → attempt. Its tag `afnio.scope` says in which step.
+MLflow keeps a trace in memory until its outermost span ends, and shows it on one page. One trace for a whole run
+would be too large for both. So each sample in each batch has its own trace (sample → node → call → attempt), and the
+trace's tag `afnio.scope` is the step that it belongs to. The spans come from the same `SpanTree` as OpenTelemetry's.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ TYPES: Final[Mapping[Kind, str]] = {
     "attempt": "TASK",
 }
 METRICS: Final = 1_000
-"""Metrics that one request to MLflow takes."""
+"""The most metrics that MLflow accepts in one request."""
 
 
 @final
 class MlflowSink(Sink):
-    """Metrics, config, texts and traces, written in batches by a thread of its own.
+    """Sends metrics, config, texts and traces to MLflow in batches.
 
-    `te.init("me", "project", sinks=[MlflowSink("sqlite:///mlflow.db")])` makes a run of the same name; a run
-    that is continued goes on in the one it had.
+    `te.init("me", "project", sinks=[MlflowSink("sqlite:///mlflow.db")])` creates an MLflow run of the same
+    name. If the run is a continued one, its MLflow run is continued too.
 
     Args:
-        tracking_uri: as MLflow takes it; by default MLflow's own. MLflow has one for its traces in the
-            whole process, which this sets.
-        experiment: by default MLFLOW_EXPERIMENT_NAME, else the run's project.
-        traces: whether samples are traced.
-        content: whether calls show prompts and replies.
-        process_wide: as a block, hear the whole process.
+        tracking_uri: MLflow's tracking URI; by default the one that MLflow is set to. It is set for the whole process,
+            because MLflow's traces have no other way to get it.
+        experiment: MLflow's experiment; by default MLFLOW_EXPERIMENT_NAME, or else the run's project.
+        traces: trace samples.
+        content: put prompts and replies into the traces.
+        process_wide: see `afnio.tellurio.sinks._sink.Sink`.
 
     Raises:
         AfnioError: if MLflow is not installed.
@@ -75,7 +76,7 @@ class MlflowSink(Sink):
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run, once there is one."""
+        """MLflow's id of the run; None until the first event."""
         return self._record.run_id
 
     def take(self, moments: Sequence[Moment]) -> None:
@@ -94,7 +95,7 @@ class MlflowSink(Sink):
 
 
 class _MlflowRun:
-    """The MLflow run; made when it is first needed."""
+    """The MLflow run. It is created with the first event."""
 
     def __init__(self, client: Any, experiment: str | None) -> None:
         self._client = client
@@ -113,7 +114,7 @@ class _MlflowRun:
         }
 
     def take(self, moment: Moment) -> bool:
-        """Take an event of the run itself; returns whether it was one."""
+        """Send an event if it is about the run itself. Return True if it was."""
         taker = self._takers.get(type(moment.event))
         if taker is not None:
             taker(moment.event, moment.time // 1_000_000)
@@ -122,7 +123,7 @@ class _MlflowRun:
         return taker is not None
 
     def flush(self) -> None:
-        """Write the metrics that came since."""
+        """Send the metrics collected since the last flush."""
         metrics, self._metrics = self._metrics, []
         for start in range(0, len(metrics), METRICS):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS])
@@ -153,11 +154,11 @@ class _MlflowRun:
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in event.config.items()
         }
-        params = [Param(name, value[:6000]) for name, value in values.items()]  # MLflow takes no longer ones
+        params = [Param(name, value[:6000]) for name, value in values.items()]  # MLflow's limit
         self._client.log_batch(self.run_id, params=params)
 
     def _find(self, event: RunStarted) -> bool:
-        """Go on in the MLflow run that an earlier process made."""
+        """Find and continue the MLflow run of an earlier process. Return True if there is one."""
         experiment = self._client.get_experiment_by_name(self._wanted(event.project))
         if experiment is None:
             return False
@@ -193,14 +194,14 @@ class _MlflowRun:
 
 
 class _Place(NamedTuple):
-    """A span, or a scope that has none: only what is below one has a trace."""
+    """A span; or a scope, which has none, because traces begin below it."""
 
     scope: str
     span: LiveSpan | None
 
 
 class _MlflowSpans:
-    """Makes spans in MLflow's traces."""
+    """Creates MLflow's spans."""
 
     def __init__(self, run: _MlflowRun, *, content: bool) -> None:
         self._run = run

@@ -1,4 +1,13 @@
-"""OpenTelemetrySink: what a run does as OpenTelemetry spans. Needs `afnio[opentelemetry]`."""
+"""The sink for OpenTelemetry: a run as a tree of spans. Needs `afnio[opentelemetry]`.
+
+The tree is run → scope (epoch, step, …) → sample → node → call → attempt. Events carry no spans, only addresses such
+as `run/epoch 1/step 3/7/12/forward`. `SpanTree` works out the tree from these: the scopes are the address's
+beginning, then comes the launch and the part. So the tree is right, though thousands of calls run at the same time in
+any order.
+
+`SpanTree` doesn't know OpenTelemetry. It creates spans through the protocol `Spans`, so that MLflow's sink can use it
+too. The attributes of calls follow OpenTelemetry's conventions for generative AI.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +36,24 @@ if TYPE_CHECKING:
 
 
 SCOPE: Final = "afnio"
-"""The instrumentation scope of the spans."""
+"""The name of the instrumentation scope."""
 
 
 @final
 class OpenTelemetrySink(Sink):
-    """Spans: run → scope (epoch, step, …) → sample → node → call → attempt, with the GenAI attributes.
+    """Sends spans (run → scope → sample → node → call → attempt) to an OpenTelemetry tracer.
 
-    The outermost span is a child of the span that is current where the sink is made, if there is one.
-    Spans of samples and nodes end with their scope, at the latest with the sink.
+    If there is a current span when the sink is created, it becomes the parent of the outermost span. Spans of samples
+    and nodes end with their scope, or with the sink.
 
     Args:
-        tracer_provider: whose tracer is used; by default the process's.
-        name: of the outermost span.
-        content: whether the spans of calls carry prompts and replies.
-        process_wide: as a block, hear the whole process.
+        tracer_provider: by default the process's.
+        name: the name of the outermost span.
+        content: put prompts and replies into the spans of calls.
+        process_wide: see `afnio.tellurio.sinks._sink.Sink`.
+
+    Raises:
+        AfnioError: if OpenTelemetry is not installed.
 
     >>> from opentelemetry.sdk.trace import TracerProvider
     >>> from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -81,7 +93,7 @@ class OpenTelemetrySink(Sink):
 
 
 class _OpenTelemetrySpans:
-    """Makes spans with a tracer."""
+    """Creates OpenTelemetry's spans."""
 
     def __init__(self, tracer_provider: TracerProvider | None) -> None:
         from opentelemetry import context, trace
@@ -107,23 +119,19 @@ class _OpenTelemetrySpans:
         span.end(end)
 
 
-# SpanTree: spans from the event stream, nested by the addresses that the events carry.
-#
-# run → scope (epoch, step, …) → sample → node → call → attempt. Nothing but addresses says what belongs
-# where, so it is right however many calls are under way side by side.
-
+# The tree of spans.
 
 KEPT_OPEN: Final = 10_000
-"""Samples and nodes whose spans are open at once, at most; beyond, the oldest end where they last did something."""
+"""How many sample and node spans may be open. Beyond that, the oldest are closed at the time of their last event."""
 KEPT_LAUNCHES: Final = 50_000
-"""Launches that are remembered; what belongs to older ones has long been told."""
+"""How many launches are remembered. Calls of older ones have ended long ago."""
 
 Kind = Literal["run", "scope", "sample", "node", "call", "attempt"]
 S = TypeVar("S")
 
 
 class Spans(Protocol[S]):
-    """What makes spans somewhere; times in nanoseconds since 1970."""
+    """Creates and ends spans in some system. Times are in nanoseconds since 1970 UTC."""
 
     def open(self, kind: Kind, name: str, parent: S | None, start: int, attributes: Attributes) -> S: ...
     def close(self, span: S, end: int, attributes: Attributes, error: str | None) -> None: ...
@@ -132,7 +140,7 @@ class Spans(Protocol[S]):
 @final
 @dataclass(slots=True, eq=False)
 class _Open(Generic[S]):
-    """A span that has not ended, and when something last happened in it."""
+    """A span that hasn't ended; `last` is the time of its last event."""
 
     span: S
     parent: _Open[S] | None
@@ -143,7 +151,10 @@ class _Open(Generic[S]):
 
 
 class _Launched(NamedTuple):
-    """What is remembered of a launch: its parts are those of a backward pass, by the ops they belong to."""
+    """A launch: its op, its batch (by the address of the batch's first launch) and its start.
+
+    A backward pass has a part for each op that it goes through; `parts` has the op and the batch of each.
+    """
 
     name: str
     group: str
@@ -153,12 +164,12 @@ class _Launched(NamedTuple):
 
 @final
 class SpanTree(Generic[S]):
-    """Takes events in order and opens and ends spans.
+    """Turns events into spans.
 
     Args:
-        spans: where they are made.
-        name: of the outermost span.
-        content: whether calls show what was asked and answered.
+        spans: creates the spans.
+        name: the name of the outermost span.
+        content: put prompts and replies into the spans of calls.
     """
 
     def __init__(self, spans: Spans[S], name: str, *, content: bool) -> None:
@@ -172,7 +183,7 @@ class SpanTree(Generic[S]):
         self._failed: dict[str, list[tuple[int, CallRetried]]] = {}
 
     def take(self, moment: Moment) -> None:
-        """Tell of one event."""
+        """Open, update or end the spans that an event is about."""
         time, event = moment
         if isinstance(event, RunStarted):
             self._outermost(time).attributes |= {RUN: event.run_id, RUN_NAME: event.name}
@@ -194,14 +205,14 @@ class SpanTree(Generic[S]):
             self._end_scope(event.address)
 
     def finish(self) -> None:
-        """End all spans, inner ones first, each where it last did something."""
+        """End all spans, inner ones first, each at the time of its last event."""
         for key in reversed(list(self._open)):
             self._close(key)
         if self._root is not None:
             root, self._root = self._root, None
             self._spans.close(root.span, root.last, root.attributes, root.error)
 
-    # Events
+    # One method for each kind of event.
 
     def _launch(self, event: NodeLaunched, time: int) -> None:
         group = event.address
@@ -216,7 +227,7 @@ class SpanTree(Generic[S]):
             self._launches.popitem(last=False)
 
     def _group(self, event: NodeLaunched) -> str:
-        """Return which batch the launch works on, by the address of the first launch that did."""
+        """Return the batch that a launch works on: its producers' one, or the one with the same input values."""
         for entry in event.inputs:
             producer = self._launches.get(entry.producer or "")
             if producer is not None:
@@ -269,7 +280,7 @@ class SpanTree(Generic[S]):
         node.error = event.error
         _touch(node, time)
         self._close((event.address, "", None))
-        # The next step's samples are others, even if a batch has the same texts.
+        # Don't carry samples over to the next step, even if the texts are the same.
         self._batches = {}
 
     def _end_scope(self, path: str) -> None:
@@ -280,10 +291,10 @@ class SpanTree(Generic[S]):
         for address in [address for address in self._launches if address.startswith(inside)]:
             del self._launches[address]
 
-    # Places
+    # Finding or opening the span of an address.
 
     def _node(self, address: str, part: str, lane: int | None, purpose: str, start: int) -> _Open[S]:
-        """Return the span of a launch's lane; of a launch that isn't told of, of all of it."""
+        """Return the span of one lane of a launch. If no event announced the launch, its lanes share one span."""
         launched = self._launches.get(address)
         if launched is None:
             launched, part = _Launched(purpose, address, start), ""
@@ -308,7 +319,7 @@ class SpanTree(Generic[S]):
         return self._opened(key, "node", name, parent, scope, start, attributes)
 
     def _place(self, path: str, start: int) -> _Open[S]:
-        """Return the span that a launch in the scope `path` belongs to: a scope's, or a node's that launched it."""
+        """Return the parent of a launch in the scope `path`: the scope's span, or that of a node that launched it."""
         if path in ("", "run"):
             return self._outermost(start)
         if path in self._launches:
@@ -361,11 +372,10 @@ def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1e9)
 
 
-# The names of attributes on spans: OpenTelemetry's for generative AI, and Afnio's own.
+# The attributes of spans: OpenTelemetry's for generative AI, then Afnio's own.
 #
-# Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (in development there, so all of its names are
-# here and nowhere else).
-
+# Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/. The conventions are still changing, so their names
+# are only written here.
 
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
@@ -411,7 +421,7 @@ Attributes = dict[str, Any]
 
 
 def of_call(event: CallEnded | CallReplayed, *, content: bool) -> Attributes:
-    """Return the attributes of a call's span; what was asked and answered only if `content` is wanted."""
+    """Return the attributes of a call's span, with prompt and reply if `content` is set."""
     url = urlsplit(event.account)
     found: Attributes = {
         OPERATION: "chat",
@@ -478,5 +488,5 @@ def _dumped(value: Any) -> str:
 
 
 def _provider(host: str) -> str:
-    """Return the name that the convention has for who serves at `host`; endpoints like OpenAI's count as it."""
+    """Return the convention's name for the provider at `host`. OpenAI-compatible endpoints count as OpenAI."""
     return "azure.ai.openai" if host.endswith(".openai.azure.com") else "openai"

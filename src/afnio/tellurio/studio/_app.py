@@ -1,4 +1,13 @@
-"""The studio's addresses, and what they answer with."""
+"""The studio's web application and its server.
+
+`serve` listens on 127.0.0.1 and prints an address with a random token. `Gate` is in front of everything: it lets
+requests through that come from this machine's user and refuses the rest. The routes then open the store, read one
+snapshot, and render a page. A live run's page also listens to `live_events`, which looks at the store twice a second
+and sends the figures that changed.
+
+Nothing here writes. Prompts and replies are hostile text: templates escape them, and the headers forbid every script
+that isn't the studio's own.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +33,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from afnio.errors import StoreProblemError, StudioError
-from afnio.tellurio._queries import StoreReader
+from afnio.tellurio._queries import StoreReader, find_store
+from afnio.tellurio._records import RunRecord
 from afnio.tellurio.studio._compare import MOST_RUNS, Compared, compare_page, compared
 from afnio.tellurio.studio._run import figures, run_page
-from afnio.tellurio.studio._runs import RunRow, Shelf, Tallies, find_run, find_shelf, runs_page
+from afnio.tellurio.studio._runs import Tallies, runs_page
 from afnio.tellurio.studio._sample import call_page, calls_page, sample_page, samples_page, whole_text
 from afnio.tellurio.studio._step import candidate_page, lineage_page, step_page
 from afnio.tellurio.studio._text import (
@@ -43,9 +53,6 @@ from afnio.tellurio.studio._text import (
 )
 
 if TYPE_CHECKING:
-    import sqlite3
-    from pathlib import Path
-
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,18 +63,19 @@ RUN: Final = "/runs/{namespace}/{project}/{run}"
 
 
 class RowConvertor(IntegerConvertor):
-    """Numbers of up to 18 digits, which SQLite has room for; at a longer one nothing is."""
+    """A row id in an address: up to 18 digits, which fit into SQLite's 64 bits. Longer ones are not found."""
 
     regex = "[0-9]{1,18}"
 
 
 register_url_convertor("row", RowConvertor())
 
-Page = Callable[["sqlite3.Connection", RunRow], "dict[str, Any] | None"]
+Page = Callable[[StoreReader, RunRecord], dict[str, Any] | None]
+"""Makes a page of a run; None if the run doesn't have what was asked for."""
 
 
 def build(home: Path, token: str, cookie: str) -> ASGIApp:
-    """Return the studio of the stores under `home`, which answers who has the token."""
+    """Return the application for the stores under `home`. It answers only requests that know the token."""
     app = Starlette(
         routes=[
             Route("/", runs),
@@ -91,7 +99,9 @@ def build(home: Path, token: str, cookie: str) -> ASGIApp:
     return Gate(app, token, cookie)
 
 
-# These functions are `def`: Starlette runs them in worker threads, where SQLite may take its time.
+# The routes are plain functions, so Starlette runs them in worker threads: a slow query doesn't block other pages.
+
+
 def runs(request: Request) -> Response:
     """All runs."""
     context = runs_page(request.app.state.home, request.app.state.tallies, dict(request.query_params))
@@ -102,35 +112,35 @@ def run(request: Request) -> Response:
     """One run."""
     number = query_number(request.query_params, "after")
     tallies = request.app.state.tallies
-    return _of_run(request, "run.html", lambda db, found: run_page(db, found, tallies, after=number))
+    return _of_run(request, "run.html", lambda reader, found: run_page(reader, found, tallies, after=number))
 
 
 def step(request: Request) -> Response:
     """One step."""
-    return _of_run(request, "step.html", lambda db, found: step_page(db, found, _number(request)))
+    return _of_run(request, "step.html", lambda reader, found: step_page(reader, found, _number(request)))
 
 
 def samples(request: Request) -> Response:
     """A page of samples."""
     asked = dict(request.query_params)
-    return _of_run(request, "samples.html", lambda db, found: samples_page(db, found, asked))
+    return _of_run(request, "samples.html", lambda reader, found: samples_page(reader, found, asked))
 
 
 def sample(request: Request) -> Response:
     """One sample."""
-    return _of_run(request, "sample.html", lambda db, found: sample_page(db, found, _number(request)))
+    return _of_run(request, "sample.html", lambda reader, found: sample_page(reader, found, _number(request)))
 
 
 def calls(request: Request) -> Response:
     """A page of calls."""
     asked = dict(request.query_params)
-    return _of_run(request, "calls.html", lambda db, found: calls_page(db, found, asked))
+    return _of_run(request, "calls.html", lambda reader, found: calls_page(reader, found, asked))
 
 
 def call(request: Request) -> Response:
-    """One call: alone, or in the drawer of the page that asks."""
+    """One call: a page, or its part for the drawer."""
     return _of_run(
-        request, _framed(request, "call"), lambda db, found: call_page(db, found, _number(request))
+        request, _framed(request, "call"), lambda reader, found: call_page(reader, found, _number(request))
     )
 
 
@@ -140,18 +150,18 @@ def lineage(request: Request) -> Response:
 
 
 def candidate(request: Request) -> Response:
-    """One candidate: alone, or in the drawer."""
+    """One candidate: a page, or its part for the drawer."""
     template = _framed(request, "candidate")
-    return _of_run(request, template, lambda db, found: candidate_page(db, found, _number(request)))
+    return _of_run(request, template, lambda reader, found: candidate_page(reader, found, _number(request)))
 
 
 def text(request: Request) -> Response:
-    """A part of a long text: from a character on, all of it if that is asked for."""
+    """A part of a long text, from a character on: an excerpt, or all the rest."""
     path, asked = request.path_params, request.query_params
     start = query_number(asked, "from")
 
-    def page(db: sqlite3.Connection, found: RunRow) -> dict[str, Any] | None:
-        whole = whole_text(db, found.id, path["kind"], path["number"], path["part"])
+    def page(reader: StoreReader, found: RunRecord) -> dict[str, Any] | None:
+        whole = whole_text(reader, found.id, path["kind"], path["number"], path["part"])
         if whole is None:
             return None
         size = len(whole) if asked.get("size") == "all" else EXCERPT
@@ -161,30 +171,29 @@ def text(request: Request) -> Response:
 
 
 def compare(request: Request) -> Response:
-    """Runs side by side, the first of them the one that the others are compared with."""
+    """Runs side by side. The first one is the baseline."""
     keys = list(dict.fromkeys(request.query_params.getlist("run")))[:MOST_RUNS]
     found: list[Compared] = []
     for key in keys:
         namespace, _, rest = key.partition("/")
         project, _, wanted = rest.partition("/")
-        shelf = _shelf(request, namespace, project)
-        with StoreReader(shelf.path) as reader, reader.moment() as db:
-            found.append(compared(reader, db, _run(reader, shelf, wanted), request.app.state.tallies))
+        with StoreReader(_store(request, namespace, project)) as reader, reader.moment():
+            found.append(compared(reader, _run(reader, wanted), request.app.state.tallies))
     if len(found) < 2:
-        raise HTTPException(400, "A comparison needs two runs: mark them in the list of runs.")
+        raise HTTPException(400, "A comparison needs two runs. Select them in the list of runs.")
     return _html("compare.html", **compare_page(found))
 
 
 def stream(request: Request) -> Response:
-    """What changes while a run is live, as server-sent events."""
+    """A live run's figures as server-sent events."""
     path = request.path_params
-    shelf = _shelf(request, path["namespace"], path["project"])
-    events = live_events(shelf, path["run"], request.app.state.tallies)
+    store = _store(request, path["namespace"], path["project"])
+    events = live_events(store, path["run"], request.app.state.tallies)
     return StreamingResponse(events, media_type="text/event-stream")
 
 
 async def problem(request: Request, error: Exception) -> Response:
-    """What isn't there, or can't be read, on a page."""
+    """A page about what went wrong: nothing at this address, or a store that can't be read."""
     if isinstance(error, StoreProblemError):
         return _html("problem.html", 503, title="This store can't be read", reason=str(error))
     assert isinstance(error, HTTPException)
@@ -196,23 +205,23 @@ async def problem(request: Request, error: Exception) -> Response:
 
 def _of_run(request: Request, template: str, page: Page) -> Response:
     path = request.path_params
-    shelf = _shelf(request, path["namespace"], path["project"])
-    with StoreReader(shelf.path) as reader, reader.moment() as db:
-        context = page(db, _run(reader, shelf, path["run"]))
+    store = _store(request, path["namespace"], path["project"])
+    with StoreReader(store) as reader, reader.moment():
+        context = page(reader, _run(reader, path["run"]))
     if context is None:
         raise HTTPException(404)
     return _html(template, **context)
 
 
-def _shelf(request: Request, namespace: str, project: str) -> Shelf:
-    shelf = find_shelf(request.app.state.home, namespace, project)
-    if shelf is None:
+def _store(request: Request, namespace: str, project: str) -> Path:
+    store = find_store(request.app.state.home, namespace, project)
+    if store is None:
         raise HTTPException(404)
-    return shelf
+    return store
 
 
-def _run(reader: StoreReader, shelf: Shelf, wanted: str) -> RunRow:
-    found = find_run(reader, shelf, wanted)
+def _run(reader: StoreReader, wanted: str) -> RunRecord:
+    found = reader.run(wanted)
     if found is None:
         raise HTTPException(404)
     return found
@@ -224,7 +233,7 @@ def _number(request: Request) -> int:
 
 
 def _framed(request: Request, name: str) -> str:
-    """Return the template of a part alone where htmx asks for it, else of a page around it."""
+    """Return the name of a template: of the part alone if htmx asks for it, otherwise of a page around it."""
     return f"{name}_part.html" if request.headers.get("hx-request") else f"{name}.html"
 
 
@@ -232,13 +241,12 @@ def _html(template: str, status: int = 200, **context: Any) -> Response:
     return HTMLResponse(render(template, **context), status)
 
 
-# Gate: who may read the studio's pages, and what their browser may do with them.
-
+# The gate. Any program and any website on this machine can send requests to 127.0.0.1, so being there proves nothing.
 
 HOSTS: Final = ("127.0.0.1", "localhost")
-"""Names under which this machine reaches itself; any other came by DNS rebinding, or by mistake."""
+"""Hosts that a browser on this machine uses. With DNS rebinding, a website's own name would be here instead."""
 
-# Prompts and replies are hostile text. Escaping keeps them text; this keeps a hole in it harmless.
+# Templates escape prompts and replies. If one ever forgets to, this policy keeps their scripts from running.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -256,22 +264,23 @@ HEADERS: Final = {
 
 
 class Refusal(NamedTuple):
-    """What a request that gets nothing is told; it names neither a run nor a file."""
+    """An answer to a request that isn't allowed. It names neither a run nor a file."""
 
     status: int
     reason: str
 
 
 class Gate:
-    """Lets through what this machine's user asks for, and says the same few words to everybody else.
+    """Middleware that only lets this machine's user through.
 
-    The token comes in the address once, is moved to a cookie, and is out of the address bar from then on.
+    A request must have the token that was printed at the start. It comes in the address once. The answer moves it to a
+    cookie and redirects, so that the token doesn't stay in the address bar, in history or in bookmarks.
     """
 
     def __init__(self, app: ASGIApp, token: str, cookie: str) -> None:
         self._app = app
         self._token = token.encode()
-        # Cookies don't know ports: two studios of one browser need two names.
+        # Cookies are shared between ports, so two studios in one browser need different names.
         self._cookie = cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -279,7 +288,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # no web sockets here; the server answers 403
+            return  # no web sockets; the server answers 403
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -292,7 +301,7 @@ class Gate:
         await app(scope, receive, send_with_headers)
 
     def _answer(self, scope: Scope) -> Response | None:
-        """Return what to say instead of a page; None where the page is allowed."""
+        """Return the answer that replaces the page; None if the request is allowed."""
         headers = Headers(scope=scope)
         refusal = refused_by_method(scope["method"]) or refused_by_origin(headers)
         if refusal is not None:
@@ -303,14 +312,16 @@ class Gate:
             return self._move_token(scope["path"], query)
         if self._is_token(_cookie(headers, self._cookie)):
             return None
-        return PlainTextResponse("Open the address that `afnio studio` printed; it holds the token.\n", 401)
+        return PlainTextResponse(
+            "Open the address that `afnio studio` printed; it contains the token.\n", 401
+        )
 
     def _is_token(self, text: str) -> bool:
         return secrets.compare_digest(text.encode("utf-8", "replace"), self._token)
 
     def _move_token(self, path: str, query: list[tuple[str, str]]) -> Response:
         rest = urlencode([(name, value) for name, value in query if name != "token"])
-        # A path that starts with two slashes would be another host.
+        # A browser would read //name as another host.
         place = "/" + path.lstrip("/\\")
         response = RedirectResponse(f"{place}?{rest}" if rest else place, 303)
         response.set_cookie(self._cookie, self._token.decode(), path="/", httponly=True, samesite="strict")
@@ -318,14 +329,14 @@ class Gate:
 
 
 def refused_by_method(method: str) -> Refusal | None:
-    """Refuse whatever could change something: the studio only reads."""
+    """Refuse methods that could change something."""
     if method in ("GET", "HEAD"):
         return None
-    return Refusal(405, "The studio only reads; GET and HEAD are all it answers.")
+    return Refusal(405, "The studio only reads, so it only answers GET and HEAD.")
 
 
 def refused_by_origin(headers: Headers) -> Refusal | None:
-    """Refuse a host that isn't this machine (DNS rebinding), and pages of another origin."""
+    """Refuse hosts other than this machine (DNS rebinding) and requests made by other websites."""
     host = headers.get("host", "")
     name, _, port = host.partition(":")
     if name not in HOSTS or not (port == "" or port.isdecimal()):
@@ -333,7 +344,9 @@ def refused_by_origin(headers: Headers) -> Refusal | None:
     origin = headers.get("origin")
     site = headers.get("sec-fetch-site", "none")
     if (origin is not None and origin != f"http://{host}") or site not in ("none", "same-origin"):
-        return Refusal(403, "Asked for by another site; paste the address into the address bar instead.")
+        return Refusal(
+            403, "This request came from another site; paste the address into the address bar instead."
+        )
     return None
 
 
@@ -348,42 +361,41 @@ def _cookie(headers: Headers, name: str) -> str:
     return ""
 
 
-# Live: what changes on a run's page while it goes on, as server-sent events.
-
+# Live updates.
 
 PERIOD: Final = 0.5
 """Seconds between two looks at the store."""
 BEAT: Final = 15.0
-"""Seconds after which a stream without news says that it is still there."""
+"""Seconds without news after which a comment is sent, so that the connection isn't taken for dead."""
 
 
-async def live_events(shelf: Shelf, run: str, tallies: Tallies) -> AsyncIterator[str]:
-    """Yield an event whenever the run's figures differ from those before, until it has ended or is gone."""
-    before, told = "", anyio.current_time()
+async def live_events(store: Path, run: str, tallies: Tallies) -> AsyncIterator[str]:
+    """Yield a server-sent event whenever the run's figures have changed, until it has ended or was removed."""
+    before, sent = "", anyio.current_time()
     yield "retry: 2000\n\n"
     while True:
-        found = await to_thread.run_sync(_look, shelf, run, tallies, abandon_on_cancel=True)
+        found = await to_thread.run_sync(_look, store, run, tallies, abandon_on_cancel=True)
         text = json.dumps(found)
         if text != before:
-            before, told = text, anyio.current_time()
+            before, sent = text, anyio.current_time()
             yield f"data: {text}\n\n"
-        elif anyio.current_time() - told > BEAT:
-            told = anyio.current_time()
+        elif anyio.current_time() - sent > BEAT:
+            sent = anyio.current_time()
             yield ": still here\n\n"
         if found.get("ended"):
             return
         await anyio.sleep(PERIOD)
 
 
-def _look(shelf: Shelf, run: str, tallies: Tallies) -> dict[str, Any]:
+def _look(store: Path, run: str, tallies: Tallies) -> dict[str, Any]:
     try:
-        with StoreReader(shelf.path) as reader, reader.moment() as db:
-            found = find_run(reader, shelf, run)
+        with StoreReader(store) as reader, reader.moment():
+            found = reader.run(run)
             if found is None:
                 return {"problem": "This run has been removed.", "ended": True}
-            fresh = figures(db, found, tallies)
+            fresh = figures(reader, found, tallies)
     except StoreProblemError as error:
-        # Another process may hold the store for a moment; what is damaged stays so.
+        # A lock passes, so keep looking. A damaged file stays damaged.
         return {"problem": str(error), "ended": not error.passing}
     return {
         "numbers": shown(fresh["live"]),
@@ -395,7 +407,7 @@ def _look(shelf: Shelf, run: str, tallies: Tallies) -> dict[str, Any]:
 
 
 def shown(numbers: dict[str, Any]) -> dict[str, str]:
-    """Return the live numbers as the page writes them; the same texts as in the templates.
+    """Format the live numbers as the templates do, so that an update doesn't look different from a reload.
 
     >>> shown({"calls": 1200, "cost": None, "metric": 0.5, "status": "RUNNING"})
     {'calls': '1,200', 'cost': 'unpriced', 'metric': '0.500', 'status': 'RUNNING'}
@@ -414,21 +426,20 @@ def shown(numbers: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-# Server: the studio on a port of 127.0.0.1, until Ctrl-C.
-
+# The server.
 
 ADDRESS: Final = "127.0.0.1"
 NEEDED: Final = ("starlette", "uvicorn", "jinja2")
 GRACE: Final = 1
-"""Seconds that open pages have at the end; their streams would go on for ever."""
+"""Seconds that open connections get at the end. A live run's stream would never close by itself."""
 
 
 def serve(home: Path, port: int = 0) -> None:
-    """Serve the stores under `home` until interrupted; the first line printed is the address, with its token.
+    """Serve the stores under `home` until interrupted. The first line printed is the address with its token.
 
     Args:
-        home: the folder with the stores, usually `.afnio`; it may come to be later.
-        port: 0 takes a free one.
+        home: the folder of stores, usually `.afnio`. It needn't exist yet.
+        port: 0 for a free one.
 
     Raises:
         StudioError: if packages are missing or the port is taken.
@@ -442,9 +453,9 @@ def serve(home: Path, port: int = 0) -> None:
     listener = listen(port)
     token = secrets.token_urlsafe(32)
     number = listener.getsockname()[1]
-    # It listens already: what connects before the imports below are done, waits for them.
+    # The socket is already listening, so a browser may connect now; it waits until uvicorn is imported.
     sys.stdout.write(f"http://{ADDRESS}:{number}/?token={token}\n")
-    sys.stdout.write(f"Shows the runs in {home}, to this machine only. Ctrl-C ends it.\n")
+    sys.stdout.write(f"Showing the runs in {home}, to this machine only. Press Ctrl-C to stop.\n")
     sys.stdout.flush()
     try:
         _serve(home, token, listener)
@@ -453,7 +464,7 @@ def serve(home: Path, port: int = 0) -> None:
 
 
 def listen(port: int) -> socket.socket:
-    """Return a socket that listens on this machine alone.
+    """Return a socket that only this machine can connect to.
 
     >>> with listen(0) as listener:
     ...     listener.getsockname()[0]
@@ -462,9 +473,7 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server((ADDRESS, port))
     except (OSError, OverflowError) as error:
-        raise StudioError(
-            f"port [{port}] can't be used ({error}); leave --port out for a free one"
-        ) from error
+        raise StudioError(f"port [{port}] can't be used ({error}); omit --port to use a free one") from error
 
 
 def _serve(home: Path, token: str, listener: socket.socket) -> None:
@@ -474,7 +483,7 @@ def _serve(home: Path, token: str, listener: socket.socket) -> None:
     config = uvicorn.Config(
         build(home, token, f"afnio_studio_{number}"),
         log_level="warning",
-        access_log=False,  # the first address holds the token
+        access_log=False,  # it would print the token
         server_header=False,
         ws="none",
         lifespan="off",

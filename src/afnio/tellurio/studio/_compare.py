@@ -1,55 +1,58 @@
-"""The page that compares runs: figures side by side, curves over each other, and paired intervals."""
+"""The page that compares runs: paired differences, curves in one chart, and figures side by side.
+
+The first run is the baseline, and each of the others is compared with it. The differences are those of `afnio runs
+compare`, from the same function.
+"""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from afnio.tellurio._compare import Paired, PhaseComparison, compare
-from afnio.tellurio._queries import Headline, Scores, StoreReader, headline, metric_names, metric_points
-from afnio.tellurio.studio._runs import RunRow, Sums, Tallies, best_text, flattened
+from afnio.tellurio._compare import Paired, PhaseComparison, Scores, compare
+from afnio.tellurio._queries import StoreReader
+from afnio.tellurio._records import Headline, RunRecord, Spending
+from afnio.tellurio.studio._runs import Tallies, best_text, flattened, mapping
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain
 
 MOST_RUNS: Final = 6
-"""Runs that are compared at once."""
+"""Runs in one comparison."""
 METRICS: Final = 12
-
-PROMPTS: Final = """
-SELECT role, value FROM parameters p WHERE run_id = ?1 AND step = (
-    SELECT max(step) FROM parameters WHERE run_id = ?1 AND number = p.number) ORDER BY number LIMIT 20"""
+"""Metrics of a run that are compared, the most telling ones."""
+CHARTS: Final = 4
+PARAMETERS: Final = 20
 
 
 class Compared(NamedTuple):
     """One run's part in a comparison."""
 
-    run: RunRow
-    total: Sums
+    run: RunRecord
+    total: Spending
     metrics: dict[str, list[tuple[int, float]]]
     scores: Scores
     prompts: dict[str, str]
     headline: Headline | None
 
 
-def compared(reader: StoreReader, db: sqlite3.Connection, run: RunRow, tallies: Tallies) -> Compared:
-    """Return what a comparison needs of one run."""
+def compared(reader: StoreReader, run: RunRecord, tallies: Tallies) -> Compared:
+    """Read one run's part in a comparison."""
     return Compared(
         run,
-        tallies.of(db, run).total,
-        {name: metric_points(db, run.id, name) for name in metric_names(db, run.id)[:METRICS]},
-        reader.scores(run.id),
-        {row["role"]: row["value"] for row in db.execute(PROMPTS, (run.id,))},
-        headline(db, run.id),
+        tallies.of(reader, run).total,
+        {name: reader.metric_points(run.id, name) for name in reader.metric_names(run.id)[:METRICS]},
+        Scores(reader.scores(run.id)),
+        {one.role: one.value for one in reader.parameters(run.id, last=True, limit=PARAMETERS)},
+        reader.headline(run.id),
     )
 
 
 def compare_page(runs: Sequence[Compared]) -> dict[str, Any]:
-    """Return what the page shows: the first run is the baseline, which the others are compared with."""
+    """Return the page. The first run is the baseline."""
     base, rest = runs[0], runs[1:]
     names = list(dict.fromkeys(name for one in runs for name in one.metrics if one.metrics[name]))
-    settings = [dict(flattened(one.run.config)) if one.run.config else {} for one in runs]
+    settings = [dict(flattened(config)) if (config := mapping(one.run.config)) else {} for one in runs]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     return {
         "runs": runs,
@@ -72,7 +75,7 @@ def _query(base: Compared, runs: Sequence[Compared]) -> str:
 
 
 def summary(one: Compared, name: str) -> dict[str, Any] | None:
-    """Return a metric's last value, and the best one where it is the run's headline; None where it has none."""
+    """Return a metric's last value, and its best one if it is the run's headline; None if the run doesn't have it."""
     points = one.metrics.get(name)
     if not points:
         return None
@@ -81,20 +84,20 @@ def summary(one: Compared, name: str) -> dict[str, Any] | None:
 
 
 def pairs(base: Compared, other: Compared) -> list[tuple[str, Paired]]:
-    """Return the paired differences over the samples that both have: in all, and in the phases of both."""
+    """Return the paired differences of two runs with their titles: over all samples in both, then phase by phase."""
     found = compare(base.scores, other.scores)
     phases = [(title(one), one.paired) for one in (*found.kinds, *found.same) if one.paired.samples]
     return [("Last evaluation of each sample", found.last), *phases]
 
 
 def title(phases: PhaseComparison) -> str:
-    """Return what a line calls two phases: both where they differ."""
+    """Return the title of two phases: both names if they differ."""
     names = dict.fromkeys(name or "no phase" for name in (phases.first, phases.second))
     return " vs ".join(names)
 
 
 def prompts(base: Compared, other: Compared) -> list[tuple[str, list[Shown]]]:
-    """Return, for each parameter of both runs that ended differently, the difference."""
+    """Return the differences of the parameters that are in both runs and ended with other values."""
     return [
         (role, shown_diff(base.prompts[role], value))
         for role, value in other.prompts.items()
@@ -103,7 +106,7 @@ def prompts(base: Compared, other: Compared) -> list[tuple[str, list[Shown]]]:
 
 
 def curves(runs: Sequence[Compared], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a chart for each metric that several runs have, else for the first one."""
+    """Return a chart for each metric that several runs have; if there is none, one for the first metric."""
     several = [name for name in names if sum(name in one.metrics for one in runs) > 1] or list(names[:1])
     return [
         {
@@ -114,5 +117,5 @@ def curves(runs: Sequence[Compared], names: Sequence[str]) -> list[dict[str, Any
                 if one.metrics.get(name)
             ],
         }
-        for name in several[:4]
+        for name in several[:CHARTS]
     ]

@@ -1,10 +1,14 @@
-"""Report: one run as one HTML file that needs nothing else, neither a server nor a network."""
+"""The report: one run as one HTML file that needs neither a server nor a network.
+
+It has the studio's pages one after the other: metrics, steps with their diffs and feedback, the lineage, and the
+samples and calls that went wrong, the newest of each. Styles and scripts are in the file itself. Its policy names
+their hashes, so nothing else in the file can run as a script, whatever a prompt contains.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,39 +19,40 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from afnio.errors import StoreProblemError
-from afnio.tellurio._queries import RunRecord, StoreReader, choose
-from afnio.tellurio.studio._run import run_page, step_rows
-from afnio.tellurio.studio._runs import RunRow, Shelf, Tallies, row_of, shelves
+from afnio.tellurio._queries import StoreReader, choose, stores
+from afnio.tellurio._records import RunRecord
+from afnio.tellurio.studio._run import STEPS, run_page, step_rows
+from afnio.tellurio.studio._runs import Tallies
 from afnio.tellurio.studio._sample import call_page
 from afnio.tellurio.studio._step import lineage_page, step_page
 from afnio.tellurio.studio._text import FOLDER, render
 
-STEPS: Final = 50
-"""Steps that are told, the last."""
 SAMPLES: Final = 100
+"""Samples that went wrong, the newest ones."""
 FAILURES: Final = 20
+"""Calls that failed, the newest ones."""
 
 STYLES: Final = ("vendor/uplot.min.css", "studio.css")
 SCRIPTS: Final = ("theme.js", "vendor/uplot.min.js", "charts.js", "studio.js")
 
 
 def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
-    """Write the report of a run and return the file: `path`, else one named after the run, here.
+    """Write the report of a run and return its file.
 
-    The file holds prompts and replies, so it is this user's alone; a reader sees the whole or what was
-    there before.
+    Only the current user can read the file: it contains prompts and replies. It is replaced atomically.
 
     Args:
-        home: the folder with the stores.
-        wanted: the run's id or the beginning of it, its name, or `namespace/project/name`.
+        home: the folder of stores.
+        wanted: a name, an id, `namespace/project/name`, or the beginning of one.
+        path: the file to write; by default a file named after the run, in the working directory.
 
     Raises:
         ChoiceError: if there isn't exactly one such run.
         StoreProblemError: if its store can't be read.
     """
-    shelf, run = find(home, wanted)
-    with StoreReader(shelf.path) as reader, reader.moment() as db:
-        text = report(db, run)
+    run = find(home, wanted)
+    with StoreReader(run.store) as reader, reader.moment():
+        text = report(reader, run)
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in run.name).strip("-.")
     target = path or Path(f"{safe[:60] or 'run'}.html")
     descriptor, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=target.parent)
@@ -61,17 +66,25 @@ def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
     return target
 
 
-def find(home: Path, wanted: str) -> tuple[Shelf, RunRow]:
-    """Return the one run that is meant, by the rules of `afnio runs`."""
-    found = list(_runs(home))
-    run = choose(wanted, [one for _, one in found], home)
-    return next((shelf, row_of(shelf, one)) for shelf, one in found if one is run)
+def find(home: Path, wanted: str) -> RunRecord:
+    """Return the run that a user means, by the rules of `afnio runs`."""
+    return choose(wanted, list(_runs(home)), home)
 
 
-def report(db: sqlite3.Connection, run: RunRow) -> str:
+def _runs(home: Path) -> Iterator[RunRecord]:
+    for store in stores(home):
+        try:
+            with StoreReader(store) as reader:
+                runs = reader.runs()
+        except StoreProblemError:
+            continue  # the damaged store may be another project's; keep looking
+        yield from runs
+
+
+def report(reader: StoreReader, run: RunRecord) -> str:
     """Return the report's HTML."""
-    page = run_page(db, run, Tallies())
-    page["steps"] = step_rows(db, run.id, max(0, page["step_count"] - STEPS))
+    page = run_page(reader, run, Tallies())
+    page["steps"] = step_rows(reader, run.id, max(0, page["step_count"] - STEPS))
     styles = [Markup((FOLDER / "static" / name).read_text(encoding="utf-8")) for name in STYLES]  # noqa: S704
     scripts = [Markup((FOLDER / "static" / name).read_text(encoding="utf-8")) for name in SCRIPTS]  # noqa: S704
     return render(
@@ -82,17 +95,17 @@ def report(db: sqlite3.Connection, run: RunRow) -> str:
         scripts=scripts,
         written=time.time(),
         version=metadata.version("afnio"),
-        step_pages=[found for step in page["steps"] if (found := step_page(db, run, step.number))],
-        # What the reader wants to see first is what a step did, so the last one that did something is open.
+        step_pages=[found for step in page["steps"] if (found := step_page(reader, run, step.number))],
+        # Open the last step that changed a text: a reader wants to see first what the run has achieved.
         opened=max((step.number for step in page["steps"] if step.changed), default=None),
-        tree=lineage_page(db, run) if page["has_candidates"] else None,
-        samples=_samples(db, run.id),
-        failures=_failures(db, run),
+        tree=lineage_page(reader, run) if reader.newest("candidates", run.id) else None,
+        samples=reader.samples(run.id, newest=True, success=False, limit=SAMPLES),
+        failures=_failures(reader, run),
     )
 
 
 def policy(styles: list[Markup], scripts: list[Markup]) -> str:
-    """Return the policy under which these styles and scripts run, and nothing that a text may smuggle in."""
+    """Return a content security policy that allows exactly these styles and scripts."""
 
     def hashes(texts: list[Markup]) -> str:
         digests = (hashlib.sha256(text.encode()).digest() for text in texts)
@@ -104,26 +117,6 @@ def policy(styles: list[Markup], scripts: list[Markup]) -> str:
     )
 
 
-def _runs(home: Path) -> Iterator[tuple[Shelf, RunRecord]]:
-    for shelf in shelves(home):
-        try:
-            with StoreReader(shelf.path) as reader:
-                runs = reader.runs()
-        except StoreProblemError:
-            continue  # it may be another one's store that is damaged
-        yield from ((shelf, run) for run in runs)
-
-
-def _samples(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
-    rows = db.execute(
-        "SELECT * FROM samples WHERE run_id = ? AND success = 0 ORDER BY id DESC LIMIT ?", (run, SAMPLES)
-    )
-    return [dict(row) for row in rows.fetchall()]
-
-
-def _failures(db: sqlite3.Connection, run: RunRow) -> list[dict[str, Any]]:
-    rows = db.execute(
-        "SELECT id FROM calls WHERE run_id = ? AND status = 'failed' ORDER BY id DESC LIMIT ?",
-        (run.id, FAILURES),
-    ).fetchall()
-    return [found for row in rows if (found := call_page(db, run, row["id"]))]
+def _failures(reader: StoreReader, run: RunRecord) -> list[dict[str, Any]]:
+    calls = reader.calls(run.id, newest=True, status="failed", limit=FAILURES)
+    return [found for call in calls if (found := call_page(reader, run, call.id))]

@@ -1,52 +1,109 @@
-"""The page of one step: what it changed, on which evidence, and which samples it won and lost."""
+"""The pages of one step and of the candidates that steps weighed.
+
+A step's page answers "what did it change, why, and did it help?":
+
+* Each change is a word diff, with the feedback that the proposer was shown. Optimizers don't record which feedback
+  became which sentence. `changed_sentences` guesses it by the words that they share, and the page presents it as a
+  guess.
+* Whether it helped is counted in two ways. If the step chose between candidates, both were scored on the same
+  held-out samples, and these scores decide. Otherwise each sample's last evaluation before the step is held against
+  its first one after it. If other steps ended in between, the difference may be due to them, so those samples are
+  counted apart.
+
+The lineage draws which candidate was made from which.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import sqlite3
 from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
-from afnio.tellurio._queries import Choice, choice, trial_nodes
-from afnio.tellurio.studio._runs import RunRow, loaded
+from afnio.tellurio._queries import StoreReader
+from afnio.tellurio._records import CandidateRecord, ChangeRecord, Choice, RunRecord, ScoredSample
 from afnio.tellurio.studio._text import Piece, word_diff
 
 EVIDENCE: Final = 200
-"""Evidence of one change that is shown and matched."""
+"""The most pieces of feedback on one change that are shown and matched."""
+BEHIND: Final = 20
+"""The most samples behind one piece of feedback."""
 SHOWN: Final = 20_000
-"""Characters of one piece of a diff that are shown; the whole text has a page of its own."""
+"""The most characters of one piece of a diff; the whole text has its own page."""
 FOLDED: Final = 700
-"""Unchanged characters from which the middle of a piece is folded away."""
+"""An unchanged piece with more characters than this is folded in the middle."""
 EDGE: Final = 200
+"""Characters that stay visible at each end of a folded piece."""
 SENTENCES: Final = 60
-"""Changed sentences of one text that are held against the feedback."""
+"""The most changed sentences of one text that are shown with their feedback."""
 OUTCOMES: Final = 100
-"""Samples won, and samples lost, that are listed."""
+"""The most samples that are listed as won, and as lost."""
 MOST_CHARACTERS: Final = 200_000
-"""Characters of a text that sentences are looked for in."""
+"""Characters of a text that are searched for changed sentences."""
 
-# When a sample's answer was launched tells which prompt it saw: a launch captures what is there. Evaluations of a
-# step's candidates are no part of this, as they saw values of their own.
-# The other columns are those of the row with the highest or the lowest time, as SQLite has it.
-SEEN: Final = """
-SELECT s.key AS key, s.id AS id, s.score AS score, {extreme}(n.time) AS time
-FROM nodes n CROSS JOIN samples s ON s.run_id = n.run_id AND s.node = n.address
-WHERE n.run_id = :run AND n.kind = 'evaluator' AND n.time {side} :at AND s.key IS NOT NULL AND s.score IS NOT NULL
-    AND n.address NOT IN (SELECT value FROM json_each(:trials))
-GROUP BY s.key"""
-BEFORE: Final = SEEN.format(extreme="max", side="<=")
-AFTER: Final = SEEN.format(extreme="min", side=">")
-SAMPLE: Final = "SELECT prediction, target, phase, lane FROM samples WHERE id = ?"
+
+def step_page(reader: StoreReader, run: RunRecord, number: int) -> dict[str, Any] | None:
+    """Return the page of a step; None if the run has no such step."""
+    step = reader.step(run.id, number)
+    if step is None:
+        return None
+    return {
+        "run": run,
+        "step": step,
+        "last": reader.step_count(run.id),
+        "candidates": reader.candidate_counts(run.id).get(step.id, 0),
+        "changes": [_change(reader, run, change) for change in step.changes],
+        "choice": _choice(reader.choice(run.id, number)),
+        **outcomes(reader, run.id, step.time),
+    }
+
+
+def _change(reader: StoreReader, run: RunRecord, change: ChangeRecord) -> dict[str, Any]:
+    evidence: list[dict[str, Any]] = [
+        {"number": one.number, "text": one.text, "samples": _behind(reader, run.id, one.samples)}
+        for one in reader.evidence(run.id, change, EVIDENCE)
+    ]
+    sentences: Sequence[ChangedSentence] = ()
+    if change.before != change.after:
+        texts = [one["text"][:SHOWN] for one in evidence]
+        sentences = changed_sentences(change.before[:MOST_CHARACTERS], change.after[:MOST_CHARACTERS], texts)
+    used = {match.number for sentence in sentences for match in sentence.matches}
+    return {
+        "id": change.id,
+        "role": change.role,
+        "rejected": change.rejected,
+        "pieces": shown_diff(change.before, change.after),
+        "unchanged": change.before == change.after,
+        "evidence": evidence,
+        "sentences": sentences[:SENTENCES],
+        "unmatched": [one for place, one in enumerate(evidence) if place not in used],
+    }
+
+
+def _behind(reader: StoreReader, run: str, samples: list[Any]) -> list[dict[str, Any]]:
+    """Return the samples behind a piece of feedback.
+
+    The feedback names each by its evaluator's address and its lane. The sample's own row, if it's there, knows more.
+    """
+    found = []
+    for sample in samples[:BEHIND]:
+        if not isinstance(sample, dict):
+            continue
+        row = reader.sample_at(run, sample.get("node"), sample.get("sample"))
+        known = {} if row is None else {name: part for name, part in asdict(row).items() if part is not None}
+        given = {"id": None, "lane": sample.get("sample")}
+        given |= {name: sample.get(name) for name in ("prediction", "target")}
+        found.append({**given, **known})
+    return found
 
 
 class Shown(NamedTuple):
-    """A piece of a diff as a page shows it: its beginning, how much is folded away, its end, what is cut off."""
+    """A piece of a diff as a page shows it: its beginning, a middle to unfold, its end, and how much is left out."""
 
     kind: str
     head: str
@@ -55,31 +112,8 @@ class Shown(NamedTuple):
     cut: int
 
 
-def step_page(db: sqlite3.Connection, run: RunRow, number: int) -> dict[str, Any] | None:
-    """Return what a step's page shows; None where the run has no such step."""
-    step = db.execute("SELECT * FROM steps WHERE run_id = ? AND number = ?", (run.id, number)).fetchone()
-    if step is None:
-        return None
-    rows = db.execute(
-        "SELECT * FROM changes WHERE run_id = ? AND step_id = ? ORDER BY id", (run.id, step["id"])
-    )
-    last = db.execute("SELECT max(number) FROM steps WHERE run_id = ?", (run.id,)).fetchone()[0]
-    candidates = db.execute(
-        "SELECT count(*) FROM candidates WHERE run_id = ? AND step_id = ?", (run.id, step["id"])
-    ).fetchone()[0]
-    return {
-        "run": run,
-        "step": dict(step),
-        "last": last,
-        "candidates": candidates,
-        "changes": [_change(db, run, row) for row in rows.fetchall()],
-        "choice": _choice(choice(db, run.id, number)),
-        **outcomes(db, run.id, step["time"]),
-    }
-
-
 def shown_diff(before: str, after: str) -> list[Shown]:
-    """Return the pieces of a diff as a page shows them: long unchanged ones folded, very long ones cut.
+    """Return a diff with long unchanged pieces folded, and very long pieces cut.
 
     >>> shown_diff("a b", "a c")[0]
     Shown(kind='same', head='a ', folded='', tail='', cut=0)
@@ -91,7 +125,7 @@ def shown_diff(before: str, after: str) -> list[Shown]:
 def _shown(piece: Piece, place: int, count: int) -> Shown:
     text = piece.text
     if piece.kind == "same" and len(text) > FOLDED:
-        # At the text's own ends there is no change to give a context to.
+        # The visible ends are context for the changes next to them. At the text's own ends there is no change.
         head = "" if place == 0 else text[:EDGE]
         tail = "" if place == count - 1 else text[-EDGE:]
         middle = text[len(head) : len(text) - len(tail)]
@@ -99,92 +133,60 @@ def _shown(piece: Piece, place: int, count: int) -> Shown:
     return Shown(piece.kind, text[:SHOWN], "", "", max(0, len(text) - SHOWN))
 
 
-def _change(db: sqlite3.Connection, run: RunRow, row: sqlite3.Row) -> dict[str, Any]:
-    evidence = [
-        {
-            "number": one["number"],
-            "text": one["text"],
-            "samples": _behind(db, run.id, loaded(one["samples"], [])),
-        }
-        for one in db.execute(
-            "SELECT number, text, samples FROM evidence WHERE run_id = ? AND change_id = ? ORDER BY number LIMIT ?",
-            (run.id, row["id"], EVIDENCE),
-        ).fetchall()
-    ]
-    sentences: Sequence[ChangedSentence] = ()
-    if row["before"] != row["after"]:
-        texts = [one["text"][:SHOWN] for one in evidence]
-        sentences = changed_sentences(row["before"][:MOST_CHARACTERS], row["after"][:MOST_CHARACTERS], texts)
-    used = {match.number for sentence in sentences for match in sentence.matches}
-    return {
-        **dict(row),
-        "pieces": shown_diff(row["before"], row["after"]),
-        "unchanged": row["before"] == row["after"],
-        "evidence": evidence,
-        "sentences": sentences[:SENTENCES],
-        "unmatched": [one for place, one in enumerate(evidence) if place not in used],
-    }
+# Won and lost.
+
+Pair = tuple[int, ScoredSample, ScoredSample]
+"""How many other steps ended between two evaluations of a sample, and the evaluations."""
 
 
-def _behind(db: sqlite3.Connection, run: str, samples: Any) -> list[dict[str, Any]]:
-    """Return the samples behind a piece of evidence, with the row of each that still has one."""
-    found = []
-    for sample in samples[:20] if isinstance(samples, list) else []:
-        if not isinstance(sample, dict):
-            continue
-        row = db.execute(
-            "SELECT id, prediction, target, score, lane, phase FROM samples "
-            "WHERE run_id = ? AND node = ? AND lane IS ?",
-            (run, sample.get("node"), sample.get("sample")),
-        ).fetchone()
-        said = {
-            "prediction": sample.get("prediction"),
-            "target": sample.get("target"),
-            "score": sample.get("score"),
-        }
-        known = dict(row) if row is not None else {"id": None, "lane": sample.get("sample"), "phase": ""}
-        found.append(
-            {**said, **{name: value for name, value in known.items() if value is not None}, "id": known["id"]}
-        )
-    return found
-
-
-def outcomes(db: sqlite3.Connection, run: str, at: float) -> dict[str, Any]:
-    """Return how samples did before and after a time: for each the last evaluation before and the first after."""
-    asked = {"run": run, "at": at, "trials": json.dumps(trial_nodes(db, run))}
-    before = {row["key"]: row for row in db.execute(BEFORE, asked)}
-    times = [
-        row["time"] for row in db.execute("SELECT time FROM steps WHERE run_id = ? ORDER BY time", (run,))
-    ]
-    pairs = []
-    for row in db.execute(AFTER, asked):
-        first = before.get(row["key"])
+def outcomes(reader: StoreReader, run: str, at: float) -> dict[str, Any]:
+    """Return how samples did before and after a time: those with no other step in between, and the rest."""
+    before, after = reader.scores_around(run, at)
+    times = reader.step_times(run)
+    pairs: list[Pair] = []
+    for second in after:
+        first = before.get(second.key)
         if first is not None:
-            between = bisect(times, row["time"]) - bisect(times, first["time"]) - 1
-            pairs.append((max(0, between), row["id"], first, row))
-    pairs.sort(key=lambda pair: pair[:2])
+            between = bisect(times, second.time) - bisect(times, first.time) - 1
+            pairs.append((max(0, between), first, second))
+    pairs.sort(key=lambda pair: (pair[0], pair[2].id))
     direct = sum(pair[0] == 0 for pair in pairs)
-    return {"direct": _counted(db, pairs[:direct]), "apart": _counted(db, pairs[direct:])}
+    return {"direct": _counted(reader, run, pairs[:direct]), "apart": _counted(reader, run, pairs[direct:])}
 
 
-Pair = tuple[int, int, sqlite3.Row, sqlite3.Row]
-
-
-def _counted(db: sqlite3.Connection, pairs: Sequence[Pair]) -> dict[str, Any]:
-    won = [pair for pair in pairs if pair[3]["score"] > pair[2]["score"]]
-    lost = [pair for pair in pairs if pair[3]["score"] < pair[2]["score"]]
+def _counted(reader: StoreReader, run: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+    won = [pair for pair in pairs if pair[2].score > pair[1].score]
+    lost = [pair for pair in pairs if pair[2].score < pair[1].score]
     return {
         "pairs": len(pairs),
-        "won": [_told(db, pair) for pair in won[:OUTCOMES]],
+        "won": [_outcome(reader, run, pair) for pair in won[:OUTCOMES]],
         "won_count": len(won),
-        "lost": [_told(db, pair) for pair in lost[:OUTCOMES]],
+        "lost": [_outcome(reader, run, pair) for pair in lost[:OUTCOMES]],
         "lost_count": len(lost),
         "same_count": len(pairs) - len(won) - len(lost),
     }
 
 
+def _outcome(reader: StoreReader, run: str, pair: Pair) -> dict[str, Any]:
+    between, first, second = pair
+    before, after = reader.sample(run, first.id), reader.sample(run, second.id)
+    assert before is not None  # both are of the moment that the pair was read in
+    assert after is not None
+    return {
+        "before": first.score,
+        "after": second.score,
+        "before_prediction": before.prediction,
+        "after_prediction": after.prediction,
+        "after_id": second.id,
+        "after_phase": after.phase,
+        "lane": after.lane,
+        "target": after.target,
+        "between": between,
+    }
+
+
 def _choice(found: Choice | None) -> dict[str, Any] | None:
-    """Return what the chosen candidate won and lost on the held-out samples; None where nothing was chosen."""
+    """Return what a step's choice won and lost on the held-out samples; None if it chose nothing."""
     if found is None:
         return None
     pairs = found.pairs
@@ -192,7 +194,7 @@ def _choice(found: Choice | None) -> dict[str, Any] | None:
     return {
         "before": found.before.number,
         "after": found.after.number,
-        "kept": found.before.values == found.after.values,
+        "kept": found.before.texts == found.after.texts,
         "pairs": len(pairs),
         "won_count": won,
         "lost_count": lost,
@@ -201,40 +203,18 @@ def _choice(found: Choice | None) -> dict[str, Any] | None:
     }
 
 
-def _told(db: sqlite3.Connection, pair: Pair) -> dict[str, Any]:
-    between, _, first, second = pair
-    before = db.execute(SAMPLE, (first["id"],)).fetchone()
-    after = db.execute(SAMPLE, (second["id"],)).fetchone()
-    return {
-        "before": first["score"],
-        "after": second["score"],
-        "before_prediction": before["prediction"],
-        "after_prediction": after["prediction"],
-        "after_id": second["id"],
-        "after_phase": after["phase"],
-        "lane": after["lane"],
-        "target": after["target"],
-        "between": between,
-    }
-
-
-# Which feedback a changed sentence came from, guessed by the words that both share.
-#
-# No optimizer says which of its evidence became which sentence, so this is a match by overlap and is
-# shown as one.
-
+# Which feedback a changed sentence may have come from.
 
 FEWEST: Final = 2
-"""Words that have to be shared, one of them new in the text: one alone is chance."""
+"""Words that a sentence and its feedback must share. One is chance."""
 LEAST: Final = 0.2
-"""Share of the sentence's weight that has to be shared."""
+"""Share of the sentence's weight that the shared words must have."""
 ALIKE: Final = 0.5
-"""How alike an old sentence has to be for a new one to count as its new wording."""
+"""Similarity (0 to 1) from which a new sentence counts as an old one in other words."""
 MOST_SENTENCES: Final = 400
-"""Old sentences that a new one is held against."""
-
+"""Old sentences that a new one is compared with."""
 LONGEST: Final = 1_000
-"""Characters of a sentence that are looked at for that."""
+"""Characters of a sentence that are compared."""
 
 _END: Final = re.compile(r"(?<=[.!?])\s+|\n+")
 _WORD: Final = re.compile(r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*")
@@ -249,7 +229,7 @@ _COMMON: Final = frozenset(
 
 
 class Match(NamedTuple):
-    """One feedback that shares words with a sentence: its number, the words, and their share of the weight."""
+    """A piece of feedback that shares words with a sentence, by its number; `share` is the weight of the words."""
 
     number: int
     words: tuple[str, ...]
@@ -257,10 +237,10 @@ class Match(NamedTuple):
 
 
 class ChangedSentence(NamedTuple):
-    """A sentence of the new text that the old one didn't have, and the feedback that sounds like it.
+    """A sentence that only the new text has, and the feedback that it may have come from.
 
     Attributes:
-        pieces: the sentence, what is new in it marked; all of it, where no old sentence is like it.
+        pieces: the sentence with its new words marked; all of them, if no old sentence is similar.
     """
 
     text: str
@@ -269,9 +249,9 @@ class ChangedSentence(NamedTuple):
 
 
 def changed_sentences(before: str, after: str, evidence: Sequence[str]) -> list[ChangedSentence]:
-    """Return what is new in `after`, sentence by sentence, with the evidence that shares its words.
+    """Return the sentences that only `after` has, each with the feedback that shares words with it.
 
-    Rare words weigh more than those that all evidence has in common.
+    A word weighs more if less of the feedback has it, and less if the old text had it already.
 
     >>> [found] = changed_sentences("Be kind.", "Be kind. Label thanks positive.", ["thanks are positive"])
     >>> found.text, found.matches[0].words
@@ -291,7 +271,7 @@ def changed_sentences(before: str, after: str, evidence: Sequence[str]) -> list[
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text; a line's end ends one.
+    """Split a text into sentences. The end of a line ends a sentence too.
 
     >>> sentences("Be brief. Use 1.5 lines!\\nAlways")
     ['Be brief.', 'Use 1.5 lines!', 'Always']
@@ -300,7 +280,7 @@ def sentences(text: str) -> list[str]:
 
 
 def content_words(text: str) -> frozenset[str]:
-    """Return the words that carry meaning, in lower case."""
+    """Return the words of a text without "the", "and" and the like, in lower case."""
     return frozenset(_WORD.findall(text.lower())) - _COMMON
 
 
@@ -314,7 +294,7 @@ def _marked(text: str, old: Sequence[str]) -> tuple[Piece, ...]:
 def _matches(
     sentence: frozenset[str], evidence: Sequence[frozenset[str]], weights: dict[str, float], old: set[str]
 ) -> tuple[Match, ...]:
-    # Words that the old text had already say little about where a new sentence comes from.
+    # A word that the old text had already tells little about where the new sentence came from.
     heavy = {word: weights.get(word, 1.0) * (0.3 if word in old else 1.0) for word in sentence}
     whole = sum(heavy.values()) or 1.0
     fresh = sentence - old
@@ -331,25 +311,22 @@ def _normal(sentence: str) -> str:
     return " ".join(sentence.lower().split())
 
 
-# Lineage: which candidate a pool optimizer made from which, as a tree drawn on the server.
-
-
-LAST: Final = "SELECT max(s.number) FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ?"
+# Lineage: which candidate was made from which, as a tree drawn on the server.
 
 MOST_CANDIDATES: Final = 500
-"""Candidates that are drawn, the newest."""
+"""The most candidates that are drawn, the newest ones."""
 ACROSS: Final = 46
 DOWN: Final = 62
 MARGIN: Final = 28
 
 
 class LineageNode(NamedTuple):
-    """A candidate and its place in the drawing; `mean` is its mean score, None where nothing was scored."""
+    """A candidate and its place in the drawing; `mean` is its mean score, or None if it has none."""
 
     number: int
     parents: list[int]
     step: int
-    values: list[str]
+    values: tuple[str, ...]
     mean: float | None
     scored: int
     verdict: str
@@ -358,14 +335,14 @@ class LineageNode(NamedTuple):
     y: float
 
 
-def lineage_page(db: sqlite3.Connection, run: RunRow) -> dict[str, Any]:
-    """Return the candidates of a run, what each was made from, and where it is drawn."""
-    members = _placed(_rows(db, run.id))
+def lineage_page(reader: StoreReader, run: RunRecord) -> dict[str, Any]:
+    """Return the candidates of a run as a tree, with the line that leads to the best one."""
+    members = _placed(_weighed(reader, run.id))
     by_number = {member.number: member for member in members}
     edges = [
         (by_number[parent], member) for member in members for parent in member.parents if parent in by_number
     ]
-    best = _best(db, run.id, members)
+    best = _best(reader, run.id, members)
     line = _ancestors(best, by_number)
     return {
         "run": run,
@@ -377,14 +354,14 @@ def lineage_page(db: sqlite3.Connection, run: RunRow) -> dict[str, Any]:
     }
 
 
-def candidate_page(db: sqlite3.Connection, run: RunRow, number: int) -> dict[str, Any] | None:
+def candidate_page(reader: StoreReader, run: RunRecord, number: int) -> dict[str, Any] | None:
     """Return one candidate, its values as differences from its first parent's."""
-    members = {member.number: member for member in _placed(_rows(db, run.id))}
+    members = {member.number: member for member in _placed(_weighed(reader, run.id))}
     member = members.get(number)
     if member is None:
         return None
     parent = members.get(member.parents[0]) if member.parents else None
-    before = parent.values if parent else []
+    before = parent.values if parent else ()
     return {
         "run": run,
         "member": member,
@@ -396,59 +373,50 @@ def candidate_page(db: sqlite3.Connection, run: RunRow, number: int) -> dict[str
     }
 
 
-def _best(db: sqlite3.Connection, run: str, members: list[LineageNode]) -> LineageNode | None:
-    """Return the candidate whose values the parameters hold at the end; where that isn't known, the best accepted."""
-    last = db.execute(LAST, (run,)).fetchone()[0]
-    found = None if last is None else choice(db, run, last)
+def _best(reader: StoreReader, run: str, members: list[LineageNode]) -> LineageNode | None:
+    """Return the candidate that the parameters hold at the end; if that isn't known, the best accepted one."""
+    found = reader.last_choice(run)
     if found is not None:
         return next((member for member in members if member.number == found.after.number), None)
     accepted = [member for member in members if member.accepted and member.mean is not None]
     return max(accepted, key=lambda member: (member.mean or 0.0, -member.number), default=None)
 
 
-def _rows(db: sqlite3.Connection, run: str) -> list[dict[str, Any]]:
-    rows = db.execute(
-        "SELECT c.*, s.number AS step FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ? "
-        "ORDER BY c.id DESC LIMIT ?",
-        (run, MOST_CANDIDATES),
-    ).fetchall()
-    # An accepted candidate counts as it was accepted, though later steps weigh others against it; another that is
-    # weighed again, as it was weighed last. Either belongs to the step that made it.
-    found: dict[int, dict[str, Any]] = {}
-    for row in reversed(rows):
-        known = found.get(row["number"])
+def _weighed(reader: StoreReader, run: str) -> list[CandidateRecord]:
+    """Return each candidate once, by number, though several steps may have weighed it."""
+    found: dict[int, CandidateRecord] = {}
+    for one in reader.candidates(run, MOST_CANDIDATES):
+        known = found.get(one.number)
         if known is None:
-            found[row["number"]] = dict(row)
-        elif not known["verdict"].startswith("accepted"):
-            found[row["number"]] = {**dict(row), "step": known["step"], "parents": known["parents"]}
+            found[one.number] = one
+        elif not known.accepted:
+            # Take the newest verdict. An accepted candidate keeps the one that accepted it: later steps weigh others
+            # against it, perhaps on fewer samples. The step that made it stays the first one in any case.
+            found[one.number] = replace(one, step=known.step, parents=known.parents)
     return [found[number] for number in sorted(found)]
 
 
-def _placed(rows: list[dict[str, Any]]) -> list[LineageNode]:
+def _placed(candidates: list[CandidateRecord]) -> list[LineageNode]:
     depths: dict[int, int] = {}
     width: dict[int, int] = {}
     members = []
-    for row in rows:
-        # A parent's number is lower than its child's; a row that says otherwise is no loop here.
-        parents = [
-            parent
-            for parent in loaded(row["parents"], [])
-            if isinstance(parent, int) and parent < row["number"]
-        ]
+    for one in candidates:
+        # A parent's number is lower than its child's. Ignore others, so that a damaged row can't make a loop.
+        parents = [parent for parent in one.parents if isinstance(parent, int) and parent < one.number]
         depth = 1 + max((depths[parent] for parent in parents if parent in depths), default=-1)
         place = width.get(depth, 0)
-        depths[row["number"]], width[depth] = depth, place + 1
-        scores = [score for score in loaded(row["scores"], []) if isinstance(score, int | float)]
+        depths[one.number], width[depth] = depth, place + 1
+        scores = [score for score in one.scores if score is not None]
         members.append(
             LineageNode(
-                number=row["number"],
+                number=one.number,
                 parents=parents,
-                step=row["step"],
-                values=[value if isinstance(value, str) else str(value) for value in loaded(row["vals"], [])],
+                step=one.step,
+                values=one.texts,
                 mean=fmean(scores) if scores else None,
                 scored=len(scores),
-                verdict=row["verdict"],
-                accepted=row["verdict"].startswith("accepted"),
+                verdict=one.verdict,
+                accepted=one.accepted,
                 x=MARGIN + place * ACROSS,
                 y=MARGIN + depth * DOWN,
             )
@@ -457,7 +425,7 @@ def _placed(rows: list[dict[str, Any]]) -> list[LineageNode]:
 
 
 def _ancestors(best: LineageNode | None, by_number: dict[int, LineageNode]) -> set[int]:
-    """Return the numbers of a candidate and of all that it comes from."""
+    """Return the numbers of a candidate and of all candidates that it comes from."""
     found: set[int] = set()
     waiting = [best.number] if best else []
     while waiting:

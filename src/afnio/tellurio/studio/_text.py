@@ -1,4 +1,11 @@
-"""Rendering: the templates, with every text escaped and made visible on its way into them."""
+"""Rendering: templates, the formats of figures, and what makes strangers' text safe to show.
+
+Prompts, replies and names come from models and from users' data, and may try to deceive or attack whoever reads them.
+Jinja escapes every value. In addition, characters that are invisible or reorder text are shown by their numbers: in
+element text by the filter `visible`, and everywhere else (attributes, titles) by the environment's `finalize`.
+
+Long texts are cut to excerpts, and diffs fall back from words to lines, so that no page takes long to make.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +29,12 @@ MINUS: Final = "\N{MINUS SIGN}"
 
 @cache
 def environment() -> Environment:
-    """Return the templates' environment; one is enough, as it changes nothing."""
+    """Return the environment of the templates. It has no state, so one is enough."""
     found = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
-        # Whatever a template writes, in an attribute as in text, hides and reorders nothing.
+        # For every value in a template, also in attributes, where the filters may have been forgotten.
         finalize=_harmless,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -51,12 +58,12 @@ def environment() -> Environment:
 
 
 def render(template: str, **context: Any) -> str:
-    """Return a template filled in."""
+    """Render a template."""
     return environment().get_template(template).render(**context)
 
 
 def number(value: float | None) -> str:
-    """Return a count with thousands apart, or a dash.
+    """Format a count, with commas between thousands; None is a dash.
 
     >>> number(100000)
     '100,000'
@@ -65,7 +72,7 @@ def number(value: float | None) -> str:
 
 
 def score(value: float | None) -> str:
-    """Return a score or a metric, with three digits behind the point where it has any.
+    """Format a score or a metric: three decimals, or none for a whole or a large number.
 
     >>> score(0.72058), score(3.0), score(123456.7)
     ('0.721', '3', '123,457')
@@ -80,7 +87,7 @@ def score(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Return a share in percent.
+    """Format a share as a percentage.
 
     >>> percent(0.3676)
     '36.8 %'
@@ -89,7 +96,7 @@ def percent(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """Return a difference with its sign.
+    """Format a difference with its sign.
 
     >>> signed(0.25), signed(0)
     ('+0.250', '±0')
@@ -102,7 +109,7 @@ def signed(value: float | None) -> str:
 
 
 def dollars(value: float | None) -> str:
-    """Return a cost; one that nobody knows is not 0.
+    """Format a cost. An unknown one isn't 0, so it is written out.
 
     >>> dollars(None), dollars(0.0123), dollars(12.5)
     ('unpriced', '$0.0123', '$12.50')
@@ -113,14 +120,14 @@ def dollars(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Return a duration in the unit that suits it.
+    """Format a duration in a suitable unit.
 
     >>> seconds(0.0421), seconds(12.34), seconds(3725)
     ('42 ms', '12.3 s', '1 h 2 min')
     """
     if value is None:
         return DASH
-    # The bounds are where the shorter form would round up to one of the longer.
+    # Rounding must not give "1000 ms" or "60.0 s", so the bounds are a little lower than a second and a minute.
     if value < 0.9995:
         return f"{1000 * value:.0f} ms"
     if value < 59.95:
@@ -132,14 +139,14 @@ def seconds(value: float | None) -> str:
 
 
 def moment(value: float | None) -> str:
-    """Return a time (seconds since 1970 UTC) as this machine's clock shows it."""
+    """Format a time (seconds since 1970 UTC) in the local time zone."""
     if value is None:
         return DASH
     return f"{datetime.fromtimestamp(value, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def ago(value: float | None, now: float | None = None) -> str:
-    """Return how long ago a time was, roughly.
+    """Format how long ago a time was, roughly.
 
     >>> ago(0, now=7300)
     '2 h ago'
@@ -154,7 +161,7 @@ def ago(value: float | None, now: float | None = None) -> str:
 
 
 def place(line: str) -> str:
-    """Return a place in code with the end of its path only; the folders before say little and are long.
+    """Shorten a line of code, "path:number", to the last folder and the file.
 
     >>> place("/home/me/project/agents/mail.py:12")
     'agents/mail.py:12'
@@ -166,10 +173,9 @@ def _harmless(value: Any) -> Any:
     return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-# Text that others wrote, made safe to look at: escaped, with what is invisible made visible, and cut.
+# Strangers' text.
 
-
-# What reorders text, hides in it or can't be encoded. Joiners of emoji and Persian words stay as they are.
+# Characters that reorder text, are invisible, or can't be encoded. Joiners are allowed: emoji and Persian need them.
 INVISIBLE: Final = re.compile(
     "[\u0000-\u0008\u000b-\u001f\u007f-\u009f"  # control characters but tab and newline
     "\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u206f\ufeff"  # bidi marks and such
@@ -177,11 +183,11 @@ INVISIBLE: Final = re.compile(
 )
 
 EXCERPT: Final = 20_000
-"""Characters of one text that a page shows at first, and the most that one "show more" adds."""
+"""Characters of a text that a page shows at first, and that each "Show more" adds."""
 
 
 class Excerpt(NamedTuple):
-    """A part of a text, from character `start` on; `total` is the length of the whole."""
+    """A part of a text that begins at character `start`; `total` is the length of the whole text."""
 
     text: str
     start: int
@@ -197,7 +203,7 @@ class Excerpt(NamedTuple):
 
 
 def excerpt(text: str, start: int = 0, size: int = EXCERPT) -> Excerpt:
-    """Return `size` characters of `text` from `start` on.
+    """Return `size` characters of a text from `start` on.
 
     >>> excerpt("abcdef", 2, 3).rest
     1
@@ -207,7 +213,7 @@ def excerpt(text: str, start: int = 0, size: int = EXCERPT) -> Excerpt:
 
 
 def visible(text: str) -> Markup:
-    """Return `text` escaped, each character that would hide or reorder something shown by its number.
+    """Escape a text for HTML, with invisible and reordering characters shown by their numbers.
 
     >>> print(visible("<b>\u202egnp"))
     &lt;b&gt;<span class="control" title="RIGHT-TO-LEFT OVERRIDE">U+202E</span>gnp
@@ -222,7 +228,7 @@ def visible(text: str) -> Markup:
 
 
 def plain(text: str) -> str:
-    """Return `text` for places without markup, such as attributes and titles: the same, without spans.
+    """Return a text with such characters shown by their numbers, for attributes and titles, where no markup can be.
 
     >>> plain("a\u202eb")
     'a[U+202E]b'
@@ -236,29 +242,28 @@ def _mark(character: str) -> Markup:
     return Markup('<span class="control" title="{}">{}</span>').format(name, number)
 
 
-# Word diff: what was taken out of a text and what was put in, word by word.
-
+# Word diffs.
 
 Kind = Literal["same", "gone", "new"]
 
 MOST_WORDS: Final = 3_000
-"""Words on each side that are compared one by one; difflib's time grows with their product."""
+"""The most words on each side that are compared one by one. The time grows with the product of both numbers."""
 
 _WORDS: Final = re.compile(r"\w+|[^\S\n]+|\n|[^\w\s]")
 
 
 class Piece(NamedTuple):
-    """A run of characters and what happened to it."""
+    """A part of a diff: characters that both texts have, or only the old (gone), or only the new."""
 
     kind: Kind
     text: str
 
 
 def word_diff(before: str, after: str) -> list[Piece]:
-    """Return both texts as one: joined without `new` it is `before`, joined without `gone` it is `after`.
+    """Return the differences between two texts, word by word.
 
-    Long texts are compared by lines first; where too many words are left between two common lines,
-    the whole block counts as changed.
+    The pieces without the new ones make `before`, and without the gone ones `after`. Long texts are compared by lines
+    first. If there are too many words between two common lines, the whole block counts as changed.
 
     >>> word_diff("Be brief.", "Be very brief.")
     [Piece(kind='same', text='Be'), Piece(kind='new', text=' very'), Piece(kind='same', text=' brief.')]
@@ -283,7 +288,7 @@ def _by_lines(before: str, after: str) -> list[Piece]:
 
 
 def _blocks(gone: str, added: str) -> list[Piece]:
-    """Compare two blocks: what they share at their ends is the same, between them words if few enough."""
+    """Compare two blocks: first their common beginning and end, then the words in between if there aren't too many."""
     old, new = _WORDS.findall(gone), _WORDS.findall(added)
     head = _common(old, new)
     tail = _common(old[head:][::-1], new[head:][::-1])
@@ -307,7 +312,7 @@ def _compare(old: Sequence[str], new: Sequence[str]) -> list[Piece]:
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Join changes that only a space or less keeps apart: "two changed words" reads better than two changes."""
+    """Join changes with nothing but spaces between them: one change of two words is easier to read than two of one."""
     joined: list[Piece] = []
     gone = new = ""
     for number, piece in enumerate(pieces):
@@ -339,15 +344,12 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
     return min(len(one), len(other))
 
 
-# Query number: a whole number that an address asks for.
-
-
 LARGEST: Final = 2**63 - 1
-"""SQLite's numbers have 64 bits; larger ones in an address are nobody's."""
+"""SQLite's integers have 64 bits."""
 
 
 def query_number(asked: Mapping[str, str], name: str) -> int:
-    """Return the number that a query has by this name; 0 where it has none.
+    """Return a number from an address's query; 0 if it isn't there or isn't a whole number.
 
     >>> query_number({"from": "20"}, "from"), query_number({"from": "-1"}, "from"), query_number({}, "from")
     (20, 0, 0)
@@ -355,22 +357,21 @@ def query_number(asked: Mapping[str, str], name: str) -> int:
     text = asked.get(name, "")
     if not text.isdecimal():
         return 0
-    # Python refuses to read thousands of digits.
+    # int() refuses texts with thousands of digits.
     return min(int(text), LARGEST) if len(text) < 20 else LARGEST
 
 
-# Sparkline: a metric's course as the points of one small line.
-
+# Sparklines: a metric as one small line.
 
 WIDTH: Final = 96
 HEIGHT: Final = 22
 MARGIN: Final = 2
 MOST_POINTS: Final = 48
-"""Points of one line; more of them would be closer than a pixel's half."""
+"""Points of a line. More would be less than two pixels apart."""
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Return an SVG polyline's points; empty where there are fewer than two numbers to join.
+    """Return the points of an SVG polyline; "" if there are fewer than two numbers.
 
     >>> sparkline([0, 1])
     '2.0,20.0 94.0,2.0'
@@ -380,7 +381,7 @@ def sparkline(values: Sequence[float]) -> str:
         return ""
     low, high = min(numbers), max(numbers)
     span = (high - low) or 1.0
-    # A course that never moves is a line in the middle.
+    # Draw a constant metric in the middle.
     floor = low if high > low else low - 0.5
     across = (WIDTH - 2 * MARGIN) / (len(numbers) - 1)
     down = HEIGHT - 2 * MARGIN
@@ -391,7 +392,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def thinned(values: Sequence[float], most: int) -> list[float]:
-    """Return at most `most` of the values, evenly spread, the first and the last among them.
+    """Return at most `most` of the values, evenly spaced, including the first and the last.
 
     >>> thinned(list(range(10)), 4)
     [0, 3, 6, 9]
