@@ -359,7 +359,7 @@ def test_the_state_goes_through_a_file_and_the_next_step_is_the_same():
     restored.accept._seed = 99  # what the state says holds
     restored.load_state_dict(afnio.load(file))
     assert went_on == run(other, restored, None)
-    with pytest.raises(ValueError, match="has an accept state and this optimizer has accept=None"):
+    with pytest.raises(ValueError, match="must fit this optimizer's accept=None .got an accept state"):
         file.seek(0)
         TGD([other.prompt], ScriptedClient("x"), model="m").load_state_dict(afnio.load(file))
 

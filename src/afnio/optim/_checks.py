@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from afnio.autodiff._variable import Variable
 from afnio.runtime._callables import call_in_node
-from afnio.runtime._kernel import Job
+from afnio.runtime._kernel import current_job
 
 _PLACEHOLDER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 
@@ -35,7 +35,6 @@ def objections(before: str, after: str) -> list[str]:
 
 
 async def check(
-    job: Job,
     parameter: Variable,
     before: str,
     after: str,
@@ -76,8 +75,8 @@ async def check(
             words=leak_words,
         )
         # A large batch's examples are a lot of text; those of a few samples take less time than a thread.
-        reasons += await call_in_node(job, look) if len(examples) > FEW else look()
-    return [*reasons, *await refusals(job, after, getattr(parameter, "validators", ()))]
+        reasons += await call_in_node(current_job(), look) if len(examples) > FEW else look()
+    return [*reasons, *await refusals(after, getattr(parameter, "validators", ()))]
 
 
 def words_in(tokens: int) -> int:
@@ -220,29 +219,29 @@ def _runs(words: Run, length: int) -> Iterator[Run]:
 # Validators: what a Parameter's author demands of a proposed value.
 
 
-async def refusals(job: Job, value: str, validators: Sequence[Any]) -> list[str]:
+async def refusals(value: str, validators: Sequence[Any]) -> list[str]:
     """Return why validators refuse `value`, in words for the proposer; in their order.
 
     Callables run as in a node: a `def` in a worker thread, an `async def` on the runtime's loop. One that raises
     anything but ValueError is broken, and the step fails.
     """
-    found = [await _refusal(job, value, validator) for validator in validators]
+    found = [await _refusal(value, validator) for validator in validators]
     return [reason for reason in found if reason is not None]
 
 
-async def _refusal(job: Job, value: str, validator: Any) -> str | None:
+async def _refusal(value: str, validator: Any) -> str | None:
     if isinstance(validator, re.Pattern):
         # In a thread: a pattern that backtracks must not stall the loop.
-        found = await call_in_node(job, validator.search, value)
+        found = await call_in_node(current_job(), validator.search, value)
         return None if found else f"it must match the pattern {validator.pattern!r}"
     if isinstance(validator, Mapping):
-        reason: str | None = await call_in_node(job, _against_schema, value, validator)
+        reason: str | None = await call_in_node(current_job(), _against_schema, value, validator)
         return reason
     if isinstance(validator, type) and issubclass(validator, BaseModel):
-        reason = await call_in_node(job, _against_model, value, validator)
+        reason = await call_in_node(current_job(), _against_model, value, validator)
         return None if reason is None else str(reason)
     try:
-        answer = await call_in_node(job, validator, value)
+        answer = await call_in_node(current_job(), validator, value)
     except ValueError as error:
         return str(error) or f"{_name(validator)} refuses it"
     if answer is None or answer is True:

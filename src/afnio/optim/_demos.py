@@ -11,15 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, final
 
-from afnio.autodiff._data import Data, Segment
+from afnio.autodiff._data import Data
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._evaluators import Score
 from afnio.cognitive._reduction import similarity, sketch
 from afnio.optim._checks import FEW, check
-from afnio.optim._optimizer import Change, Decision, Evidence, Optimizer, Update
+from afnio.optim._optimizer import Change, Decision, Evidence, Gathered, Optimizer, accepted, for_each
 from afnio.runtime._callables import call_in_node
-from afnio.runtime._kernel import Failure, Job, Slot
-from afnio.runtime._waiting import wait_async
+from afnio.runtime._kernel import Failure, Slot, current_job
 
 POOL: Final = 256
 """Examples that are kept to choose from, the best; of equals the first."""
@@ -118,54 +117,36 @@ class Demos(Optimizer):
             raise ValueError(f"the batches have different lengths ({', '.join(map(str, sorted(sizes)))})")
         self._runs.append(run)
 
-    def _updates(self) -> list[Update]:
+    def _gathered(self) -> dict[int, Gathered]:
+        """Return the observed runs, and feedback if its targets are wanted. Reading them fills the pools."""
         runs, self._runs = self._runs, []
-        updates: list[Update] = []
-        for parameter, group in self._members():
-            segments = parameter.segments[:] if group["labeled"] else []
-            if not parameter.requires_grad or not (runs or segments):
-                continue
+        found: dict[int, Gathered] = {}
+        for position, (parameter, options) in enumerate(self._members()):
+            segments = parameter.segments[:] if options["labeled"] else []
+            if parameter.requires_grad and (runs or segments):
+                waits = [*(slot for run in runs for slot in run.slots()), *(s.slot for s in segments)]
+                found[position] = Gathered(waits, partial(self._learn, parameter, runs, segments, options))
+        return found
 
-            async def propose(
-                job: Job,
-                value: Any,
-                parameter: Variable = parameter,
-                group: Mapping[str, Any] = group,
-                segments: Sequence[Any] = segments,
-            ) -> Change:
-                self._learn(parameter, runs, parameter.gradients_of(segments), group)
-                return await self.propose(job, parameter, value, [], group)
+    async def _improve(self, position: int, value: Any, gathered: Gathered) -> Change:
+        parameter, options = self._members()[position]
+        return await self.propose(parameter, value, gathered.read(), options)
 
-            waits = [slot for run in runs for slot in run.slots()]
-            updates.append(Update(parameter, [*waits, *(segment.slot for segment in segments)], propose))
-        return updates
-
-    async def _decide(
-        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[Segment]]
-    ) -> Decision:
-        """Do after an async closure what `step` does without one."""
-        updates = {id(update.parameter): update for update in self._updates()}
-        await wait_async([slot for update in updates.values() for slot in update.waits])
-        after, changes = list(values), []
-        for number, (parameter, _) in enumerate(self._members()):
-            update = updates.get(id(parameter))
-            if update is not None:
-                change = await update.propose(job, values[number])
-                changes.append(change)
-                after[number] = change.after
-        return Decision(tuple(after), tuple(changes))
+    async def _decide(self, values: tuple[Any, ...], gathered: Mapping[int, Gathered]) -> Decision:
+        found = await for_each(gathered, lambda at: self._improve(at, values[at], gathered[at]))
+        return accepted(values, *found)
 
     def _learn(
         self,
         parameter: Variable,
         runs: Sequence[_Run],
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
-    ) -> None:
-        """Put new examples into the parameter's pool, each input once, with its best score."""
-        found = [example for run in runs for example in run.examples(group["threshold"])]
-        if group["labeled"]:
-            found += [e for gradient in gradients for e in _labeled(gradient.provenance, group["threshold"])]
+        segments: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> list[Variable]:
+        """Add examples to the parameter's pool, each input once, with its best score. Return the feedback."""
+        gradients = parameter.gradients_of(segments)
+        found = [example for run in runs for example in run.examples(options["threshold"])]
+        found += [e for gradient in gradients for e in _labeled(gradient.provenance, options["threshold"])]
         state = self.state[parameter]
         pool: dict[str, dict[str, Any]] = {repr(e["inputs"]): e for e in state.get("pool", [])}
         for example in found:
@@ -176,26 +157,22 @@ class Demos(Optimizer):
         best = sorted(pool.values(), key=lambda example: -example["score"])[:POOL]
         kept = {id(example) for example in best}
         state["pool"] = [example for example in pool.values() if id(example) in kept]
+        return gradients
 
     async def propose(
-        self,
-        job: Job,
-        parameter: Variable,
-        value: Any,
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> Change:
         if not isinstance(value, str):
             raise TypeError(f"examples are appended to a text (the value of {parameter.role!r} is {value!r})")
         pool = self.state[parameter].get("pool", [])
         # What the author wrote stays, also where it looks like ours.
         bare = _SECTION.sub("", value) if self.state[parameter].get("appended") else value
-        choose = partial(chosen_of, pool, group["k"], group["max_tokens"])
+        choose = partial(chosen_of, pool, options["k"], options["max_tokens"])
         # A full pool of long examples takes longer than the loop may stand still.
-        chosen = await call_in_node(job, choose) if len(pool) > FEW else choose()
+        chosen = await call_in_node(current_job(), choose) if len(pool) > FEW else choose()
         while True:
             after = _with_examples(bare, chosen) if chosen else value
-            reasons = await check(job, parameter, value, after, count_tokens=tokens_in)
+            reasons = await check(parameter, value, after, count_tokens=tokens_in)
             if not reasons or len(chosen) < 2:
                 break
             chosen = chosen[:-1]  # the parameter's own limits may be narrower

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, final
 
 from afnio.autodiff._variable import Variable, gradient
@@ -31,9 +32,9 @@ from afnio.errors import ReplyError
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import check_completion_args
 from afnio.optim._checks import WORDS, check, words_in
-from afnio.optim._optimizer import Acceptance, Change, Evidence, Optimizer, Propose, Update, launch_step
+from afnio.optim._optimizer import Acceptance, Change, Evidence, Gathered, Optimizer, launch_step
 from afnio.optim._prompts import TGD_SCHEMA, tgd_sections, wording
-from afnio.runtime._kernel import Job, Launch
+from afnio.runtime._kernel import Launch, current_job
 from afnio.runtime._settings import draw_seed
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending
@@ -117,66 +118,48 @@ class TGD(Optimizer):
         return super().step(closure)
 
     async def reduce(
-        self,
-        job: Job,
-        parameter: Variable,
-        value: Any,
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
-    ) -> Sequence[Variable]:
-        return await reduced(job, parameter, value, gradients, group)
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
+    ) -> Reduced:
+        return await reduce(
+            gradients,
+            ChatModel(options["model_client"], options["completion_args"]),
+            role=parameter.role,
+            value=str(value),
+            max_tokens=options["feedback_tokens"],
+            per_failure=options["per_failure"],
+        )
 
     async def propose(
-        self,
-        job: Job,
-        parameter: Variable,
-        value: Any,
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> Change:
         rejected = self.state[parameter].get("rejected", ())
         return await rewrite(
-            job, parameter, value, gradients, self._history(parameter, group), group, rejected
+            parameter, value, gradients, self._history(parameter, options), options, rejected
         )
 
-    def _history(self, parameter: Variable, group: Mapping[str, Any]) -> list[Any]:
+    def _history(self, parameter: Variable, options: Mapping[str, Any]) -> list[Any]:
         state = self.state[parameter]
-        past = window(state.setdefault("momentum_buffer", []), group["momentum"])
-        count = group["momentum_samples"]
+        past = window(state.setdefault("momentum_buffer", []), options["momentum"])
+        count = options["momentum_samples"]
         if count is None or len(past) <= count:
             return past
         sizes = state["momentum_sizes"][-len(past) :]
-        draw = random.Random(f"{group['momentum_seed']}/{state['momentum_steps']}")
-        return sampled(past, sizes, count, group["momentum_decay"], draw)
+        draw = random.Random(f"{options['momentum_seed']}/{state['momentum_steps']}")
+        return sampled(past, sizes, count, options["momentum_decay"], draw)
 
     def remember(
-        self, parameter: Variable, value: Any, gradients: Sequence[Variable], group: Mapping[str, Any]
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> None:
         state = self.state[parameter]
         buffer = state.setdefault("momentum_buffer", [])
-        remember(buffer, Variable(value, parameter.role), gradients, group["momentum"])
-        if group["momentum_samples"] is not None:
-            # As long as the buffer, also where a group began to sample later.
+        remember(buffer, Variable(value, parameter.role), gradients, options["momentum"])
+        if options["momentum_samples"] is not None:
+            # As long as the buffer, also where a options began to sample later.
             sizes = [len(said) for _, said in buffer[:-1]]
             known = state.get("momentum_sizes", [])[-len(sizes) :] if sizes else []
             sizes[len(sizes) - len(known) :] = known
             state["momentum_sizes"] = [*sizes, gathered_of(gradients)][-len(buffer) :]
             state["momentum_steps"] = state.get("momentum_steps", 0) + 1
-
-
-async def reduced(
-    job: Job, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
-) -> Reduced:
-    """Return the feedback as TGD's proposer is shown it."""
-    return await reduce(
-        job,
-        gradients,
-        ChatModel(options["model_client"], options["completion_args"]),
-        role=parameter.role,
-        value=str(value),
-        budget=options["feedback_tokens"],
-        per_failure=options["per_failure"],
-    )
 
 
 def listed(constraints: Any) -> list[str | Variable]:
@@ -285,7 +268,6 @@ _OBJECT: Final = re.compile(r'(?:```\w*\s*)?\{\s*(?:"|\}|$)')
 
 
 async def rewrite(
-    job: Job,
     parameter: Variable,
     value: Any,
     gradients: Sequence[Variable],
@@ -310,14 +292,13 @@ async def rewrite(
     evidence = evidence_of(gradients)
 
     async def asked(messages: list[dict[str, Any]]) -> tuple[str, str, list[str]]:
-        reply = str(await complete_json(model, job, messages, TGD_SCHEMA, "step"))
+        reply = str(await complete_json(model, current_job(), messages, TGD_SCHEMA, "step"))
         proposed = value_in(reply)
         if (
             "&lt;" not in value
         ):  # tags in the value were escaped for the prompt, and the model repeats them so
             proposed = unescape(proposed)
         reasons = await check(
-            job,
             parameter,
             value,
             proposed,
@@ -477,28 +458,26 @@ class Reduced(list[Variable]):
 
 
 async def reduce(
-    job: Job,
     gradients: Sequence[Variable],
     model: ChatModel,
     *,
     role: str = "",
     value: str = "",
-    budget: int | None = BUDGET,
+    max_tokens: int | None = BUDGET,
     per_failure: int | None = None,
     quorum: float = QUORUM,
 ) -> Reduced:
-    """Return the gradients so that they fit `budget` tokens; without a call if they do already.
+    """Return the gradients so that they fit `max_tokens` tokens; without a call if they do already.
 
     For the `reduce` of any optimizer. Similar failures are put together and summed up in a concurrent tree; each
     gradient that it returns says one thing, and its provenance is that of all the gradients behind it. See
     `afnio.cognitive._reduction` for how.
 
     Args:
-        job: the step's; its calls get that address and priority, and the purpose "reduce".
         gradients: of one parameter, each one text.
         model: who sums up.
         role, value: of the parameter.
-        budget: tokens of feedback that one prompt may show; None never reduces.
+        max_tokens: tokens of feedback that one prompt may show; None never reduces.
         per_failure: of a cluster of similar failures take so many at most; None takes all.
         quorum: the fraction of the gradients that must have been read where calls fail.
 
@@ -508,9 +487,9 @@ async def reduce(
     >>> import afnio
     >>> from afnio.testing import ScriptedClient
     >>> class Joined(afnio.optim.Optimizer):
-    ...     async def propose(self, job, parameter, value, gradients, group):
-    ...         model = afnio.models.ChatModel(group["client"], {"model": "any"})
-    ...         points = await afnio.optim.reduce(job, gradients, model, value=value, budget=300)
+    ...     async def propose(self, parameter, value, gradients, options):
+    ...         model = afnio.models.ChatModel(options["client"], {"model": "any"})
+    ...         points = await afnio.optim.reduce(gradients, model, value=value, max_tokens=300)
     ...         after = " ".join([value, *(point.data for point in points)])
     ...         return afnio.optim.Change(parameter.role, value, after, len(gradients))
     >>> prompt = afnio.Parameter("Answer.")
@@ -523,13 +502,13 @@ async def reduce(
     """
     texts = [str(entry.data) for entry in gradients]
     reduction = await reduce_feedback(
-        job,
+        current_job(),
         texts,
         [entry.provenance for entry in gradients],
         model,
         role=role,
         value=value,
-        budget=budget,
+        budget=max_tokens,
         per_failure=per_failure,
         quorum=quorum,
     )
@@ -581,36 +560,21 @@ def tgd(
             f"params, grads and momentum_buffer_list need equal lengths (got {len(params)}, {len(grads)}, "
             f"{len(momentum_buffer_list)})"
         )
-    options = {
-        "model_client": model_client,
-        "messages": messages,
-        "inputs": inputs,
-        "constraints": listed(constraints),
-        "momentum": momentum,
-        "momentum_samples": None,
-        "momentum_decay": 1.0,
-        "feedback_tokens": feedback_tokens,
-        "per_failure": per_failure,
-        "leak_words": leak_words,
-        "completion_args": completion_args,
-    }
-    check_options(options)
-    launch = Launch("tgd")
-    updates = [
-        Update(parameter, [], _proposer(parameter, list(gradients), buffer, options))
-        for parameter, gradients, buffer in zip(params, grads, momentum_buffer_list, strict=True)
-        if gradients
-    ]
-    return Pending(launch_step(launch, "tgd", updates), list).wait_if_allowed()
-
-
-def _proposer(
-    parameter: Variable, gradients: list[Variable], buffer: list[Any], options: Mapping[str, Any]
-) -> Propose:
-    async def propose(job: Job, value: Any) -> Change:
-        shown = await reduced(job, parameter, value, gradients, options)
-        change = await rewrite(job, parameter, value, shown, window(buffer, options["momentum"]), options)
-        remember(buffer, Variable(value, parameter.role), shown, options["momentum"])
-        return change
-
-    return propose
+    # In a group, because a plain list of parameters must not be empty, and here there may be nothing to do.
+    optimizer = TGD(
+        [{"params": list(params)}],
+        model_client,
+        messages,
+        inputs,
+        constraints,
+        momentum,
+        feedback_tokens=feedback_tokens,
+        per_failure=per_failure,
+        leak_words=leak_words,
+        **completion_args,
+    )
+    for parameter, buffer in zip(params, momentum_buffer_list, strict=True):
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    given = {at: Gathered((), partial(list, gradients)) for at, gradients in enumerate(grads) if gradients}
+    slot = launch_step(Launch("tgd"), "tgd", params, optimizer.lanes(given))
+    return Pending(slot, list).wait_if_allowed()

@@ -16,12 +16,12 @@ from afnio.autodiff._backward import launch_grad, resolve
 from afnio.autodiff._data import plain
 from afnio.autodiff._variable import Variable, bind, enable_grad, no_grad
 from afnio.errors import ScoreError
-from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, Round, proposals
+from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, StepInputs, proposals
 from afnio.optim._tgd import Reduced, gathered_of
 from afnio.optim.search._races import Race, Verdict
 from afnio.runtime._admission import Crowd, crowd
 from afnio.runtime._callables import is_async, to_thread, tolerate
-from afnio.runtime._kernel import Job, current_scope, within
+from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import Priority, draw_seed, prioritised
 from afnio.runtime._waiting import scope
 from afnio.utils.data._dataloader import DataLoader, collate
@@ -110,8 +110,8 @@ class Improves(Acceptance):
         if self._seed is None:
             self._seed = draw_seed()
 
-    async def decide(self, job: Job, work: Round) -> Decision:
-        name = digest(work.values)
+    async def decide(self, inputs: StepInputs) -> Decision:
+        name = digest(inputs.values)
         incumbent = self._incumbent
         if incumbent.digest is None:
             incumbent = _Incumbent(incumbent.number, name, {}, [])
@@ -123,25 +123,24 @@ class Improves(Acceptance):
         race = Race(sizes, candidates=self._k, confidence=self._confidence, quorum=self._quorum)
         numbers = range(self._next, self._next + self._k)
         trial = Trial(
-            job, work, race, evaluate=self._evaluate, holdout=self._holdout, blocks=blocks, numbers=numbers,
-            feedback=lambda candidate: self._shown(work, candidate), known=incumbent.scores,
+            inputs, race, evaluate=self._evaluate, holdout=self._holdout, blocks=blocks, numbers=numbers,
+            feedback=lambda candidate: self._shown(inputs, candidate), known=incumbent.scores,
             tried=incumbent.tried, quorum=self._quorum,
         )  # fmt: skip
-        with within(job.scope):
-            await trial.run()
+        await trial.run()
         self._draws += 1
         self._next += self._k
-        return self._conclude(work, incumbent, blocks, numbers, race, trial)
+        return self._conclude(inputs, incumbent, blocks, numbers, race, trial)
 
     def _take_number(self) -> int:
         self._next += 1
         return self._next - 1
 
-    def _shown(self, work: Round, candidate: int) -> Mapping[int, Sequence[Variable]]:
+    def _shown(self, inputs: StepInputs, candidate: int) -> Mapping[int, Sequence[Variable]]:
         """Return the feedback that a candidate is made from."""
         shown: dict[int, Sequence[Variable]] = {}
-        for position, gradients in work.feedback.items():
-            group = work.groups[position]
+        for position, gradients in inputs.feedback.items():
+            group = inputs.options[position]
             arguments = {**group, **(group.get("completion_args") or {})}
             shown[position] = gradients
             repeats = arguments.get("temperature") == 0 or arguments.get("seed") is not None
@@ -156,7 +155,7 @@ class Improves(Acceptance):
 
     def _conclude(
         self,
-        work: Round,
+        inputs: StepInputs,
         incumbent: _Incumbent,
         blocks: Sequence[EvaluationBlock],
         numbers: Sequence[int],
@@ -170,14 +169,14 @@ class Improves(Acceptance):
         winner, errors = race.winner, _errors(verdicts)
         told = [_told(verdict, winner, number, numbers) for number, verdict in enumerate(verdicts)]
         scores = tuple(score for unit in units for score in incumbent.scores.get(unit, [None]))
-        candidates = [Candidate(incumbent.number, (), work.values, scores, "incumbent")] + [
+        candidates = [Candidate(incumbent.number, (), inputs.values, scores, "incumbent")] + [
             Candidate(number, (incumbent.number,), values, verdict.scores, words)
             for number, values, verdict, words in zip(numbers, trial.values, verdicts, told, strict=True)
         ]
         if errors:
             self._incumbent = incumbent
-            return Decision(work.values, (), tuple(candidates), errors)
-        rejected = _rejected(work.values, trial.values, verdicts)
+            return Decision(inputs.values, (), tuple(candidates), errors)
+        rejected = _rejected(inputs.values, trial.values, verdicts)
         if winner is None:
             reason = self._reason(verdicts)
             logging.getLogger("afnio").warning("the step changed nothing: %s", reason)
@@ -185,8 +184,8 @@ class Improves(Acceptance):
                 if verdict.outcome in ("rejected", "dropped"):
                     incumbent.tried = [*incumbent.tried, digest(values)][-TRIED:]
             self._incumbent = incumbent
-            changes = _unchanged(work, trial.changes, reason)
-            return Decision(work.values, changes, tuple(candidates), (), rejected)
+            changes = _unchanged(inputs, trial.changes, reason)
+            return Decision(inputs.values, changes, tuple(candidates), (), rejected)
         values = trial.values[winner]
         seen = [unit for block in blocks[: verdicts[winner].blocks] for unit in block.units]
         self._incumbent = _Incumbent(numbers[winner], digest(values), {}, [])
@@ -278,12 +277,14 @@ def _rejected(
     )
 
 
-def _unchanged(work: Round, proposed: Sequence[Mapping[int, Change]], reason: str) -> tuple[Change, ...]:
+def _unchanged(
+    inputs: StepInputs, proposed: Sequence[Mapping[int, Change]], reason: str
+) -> tuple[Change, ...]:
     changes: list[Change] = []
-    for position, gradients in work.feedback.items():
+    for position, gradients in inputs.feedback.items():
         first = next((found[position] for found in proposed if position in found), None)
         evidence = () if first is None else first.evidence
-        value, role = work.values[position], work.parameters[position].role
+        value, role = inputs.values[position], inputs.parameters[position].role
         changes.append(Change(role, value, value, gathered_of(gradients), reason, evidence))
     return tuple(changes)
 
@@ -377,8 +378,7 @@ class Trial:
 
     def __init__(
         self,
-        job: Job,
-        work: Round,
+        inputs: StepInputs,
         race: Race,
         *,
         evaluate: Evaluate,
@@ -390,12 +390,12 @@ class Trial:
         tried: Sequence[str],
         quorum: float,
     ) -> None:
-        self._job, self._work, self._race = job, work, race
+        self._inputs, self._race = inputs, race
         self._evaluate, self._holdout, self._quorum = evaluate, holdout, quorum
         self._blocks, self._numbers, self._feedback = blocks, numbers, feedback
         self._tried = tried
         self.incumbent: UnitScores = {unit: list(scores) for unit, scores in known.items()}
-        self.values: list[tuple[Any, ...]] = [work.values for _ in numbers]
+        self.values: list[tuple[Any, ...]] = [inputs.values for _ in numbers]
         self.changes: list[dict[int, Change]] = [{} for _ in numbers]
         self.scores: list[UnitScores] = [{} for _ in numbers]
         self._proposed = [anyio.Event() for _ in numbers]
@@ -418,7 +418,7 @@ class Trial:
     @property
     def compared(self) -> bool:
         """Whether any candidate was worth an evaluation; otherwise the incumbent's is given up."""
-        return any(values != self._work.values for values in self.values)
+        return any(values != self._inputs.values for values in self.values)
 
     async def _measure_incumbent(self) -> None:
         """Evaluate the incumbent while the proposals are on their way, where it hasn't been already."""
@@ -432,7 +432,7 @@ class Trial:
         found: Sequence[float | None] | BaseException
         try:
             if missing:
-                measured = await self._scores(self._work.values, missing, number, Priority.VALIDATION)
+                measured = await self._scores(self._inputs.values, missing, number, Priority.VALIDATION)
                 self.incumbent.update(measured)
             found = [score for unit in block.units for score in self.incumbent[unit]]
         except Exception as error:
@@ -471,16 +471,14 @@ class Trial:
                 tasks.start_soon(self._evaluate_block, candidate, number, urgency)
 
     async def _propose(self, candidate: int) -> None:
-        found = await proposals(self._job, self._work, self._feedback(candidate))
-        errors = [change for change in found.values() if not isinstance(change, Change)]
-        if errors:
-            raise errors[0]
-        changes = {number: change for number, change in found.items() if isinstance(change, Change)}
-        values = list(self._work.values)
+        changes, failed = await proposals(self._inputs, self._feedback(candidate))
+        for error in failed.values():
+            raise error
+        values = list(self._inputs.values)
         for position, change in changes.items():
             values[position] = change.after
         self.changes[candidate] = changes
-        if tuple(values) == self._work.values:
+        if tuple(values) == self._inputs.values:
             reasons = [change.rejected for change in changes.values() if change.rejected]
             raise NotTriedError(reasons[0] if reasons else "it is the current value")
         if digest(values) in self._tried:
@@ -489,7 +487,7 @@ class Trial:
 
     def _compare_with_earlier(self, candidate: int) -> None:
         mine = self.values[candidate]
-        if mine != self._work.values and mine in self.values[:candidate]:
+        if mine != self._inputs.values and mine in self.values[:candidate]:
             earlier = self._numbers[self.values.index(mine)]
             self._race.fail(candidate, NotTriedError(f"it equals candidate {earlier}"))
 
@@ -509,7 +507,7 @@ class Trial:
         self, values: Sequence[Any], units: Sequence[int], number: int, urgency: Priority
     ) -> UnitScores:
         batch = self._holdout.batch(units)
-        name, bound = f"block {number}", self._work.bound(values)
+        name, bound = f"block {number}", self._inputs.bound(values)
         scores = await scores_of(
             self._evaluate, batch, bound, name=name, urgency=urgency, quorum=self._quorum
         )

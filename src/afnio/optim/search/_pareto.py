@@ -17,11 +17,10 @@ import anyio
 from afnio.autodiff._variable import Variable
 from afnio.errors import ScoreError
 from afnio.models._client import ChatClient
-from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, Round, for_each
+from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, StepInputs, for_each
 from afnio.optim._tgd import TGD, Messages, gathered_of
 from afnio.optim.search._improves import Evaluate, Holdout, learnt_from, scores_of
 from afnio.runtime._callables import quorum_holds
-from afnio.runtime._kernel import Job, within
 from afnio.runtime._settings import Priority, draw_seed
 from afnio.runtime._waiting import scope
 
@@ -293,13 +292,13 @@ class ParetoSearch(Acceptance):
         if self._seed is None:
             self._seed = draw_seed()
 
-    async def decide(self, job: Job, work: Round) -> Decision:
+    async def decide(self, inputs: StepInputs) -> Decision:
         workshop = Workshop(
-            job, work, self._evaluate, self._train, self._validation,
+            inputs, self._evaluate, self._train, self._validation,
             block_size=self._block_size, quorum=self._quorum, credit=self._credit,
         )  # fmt: skip
-        current = self.pool.find(work.values)
-        start = PoolMember(self._next, (), work.values, ()) if current is None else None
+        current = self.pool.find(inputs.values)
+        start = PoolMember(self._next, (), inputs.values, ()) if current is None else None
         draw = random.Random(f"{self._seed}/round/{self._rounds}")
         offspring = self._offspring(workshop, draw, current or start)
         validated: list[dict[int, Scores]] = []
@@ -309,10 +308,9 @@ class ParetoSearch(Acceptance):
             async with scope(name="start"):
                 validated.append(await workshop.validate(start.values, "validation"))
 
-        with within(job.scope):
-            works = [child.grow for child in offspring]
-            await side_by_side(works if start is None else [validate_start, *works])
-        return self._conclude(work, offspring, start, validated)
+        tasks = [child.grow for child in offspring]
+        await side_by_side(tasks if start is None else [validate_start, *tasks])
+        return self._conclude(inputs, offspring, start, validated)
 
     def _offspring(
         self, workshop: Workshop, draw: random.Random, current: PoolMember | None
@@ -320,7 +318,7 @@ class ParetoSearch(Acceptance):
         """Decide, before anything is asked, who has children and on what they are tried."""
         assert current is not None
         offspring: list[Offspring] = []
-        feedback = workshop.work.feedback
+        feedback = workshop.inputs.feedback
         turns = dict(self._turns)
         # Feedback that a training loop has gathered is about the current values; it is used first.
         count = self._proposals + bool(feedback)
@@ -367,7 +365,7 @@ class ParetoSearch(Acceptance):
 
     def _conclude(
         self,
-        work: Round,
+        inputs: StepInputs,
         offspring: Sequence[Offspring],
         start: PoolMember | None,
         validated: Sequence[Mapping[int, Scores]],
@@ -377,14 +375,14 @@ class ParetoSearch(Acceptance):
             scores = self._flat(validated[0])
             if all(score is None for score in scores):
                 error = RuntimeError("no validation sample of the start has a score")
-                return Decision(work.values, (), (), (error,))
-            self.pool.add(PoolMember(self._next, (), work.values, scores))
-            candidates.append(Candidate(self._next, (), work.values, scores, "start"))
+                return Decision(inputs.values, (), (), (error,))
+            self.pool.add(PoolMember(self._next, (), inputs.values, scores))
+            candidates.append(Candidate(self._next, (), inputs.values, scores, "start"))
             self._next += 1
         self._grew = start is not None and len(self.pool.members) > 1
         by_position: dict[int, Change] = {}
         for child in offspring:
-            candidates.append(self._judged(child, work))
+            candidates.append(self._judged(child, inputs))
             for position, change in child.changes.items():
                 by_position.setdefault(position, change)
         self._rounds += 1
@@ -400,13 +398,13 @@ class ParetoSearch(Acceptance):
         if not self._grew and not errors:
             told = "; ".join(dict.fromkeys(child.verdict for child in offspring))
             logging.getLogger("afnio").info("the step added no candidate to the pool: %s", told)
-        return Decision(values, self._changes(work, by_position, values), tuple(candidates), errors)
+        return Decision(values, self._changes(inputs, by_position, values), tuple(candidates), errors)
 
-    def _judged(self, child: Offspring, work: Round) -> Candidate:
+    def _judged(self, child: Offspring, inputs: StepInputs) -> Candidate:
         """Add a child to the pool if it was validated, and return what to tell of it."""
         number, verdict = self._next, child.verdict
         self._next += 1
-        values = child.values or work.values
+        values = child.values or inputs.values
         scores: tuple[float | None, ...] = tuple(child.tried)
         if isinstance(child, Merged):
             self._merges_left -= 1
@@ -426,11 +424,11 @@ class ParetoSearch(Acceptance):
         return tuple(score for unit in sorted(scores) for score in scores[unit])
 
     def _changes(
-        self, work: Round, proposed: Mapping[int, Change], values: Sequence[Any]
+        self, inputs: StepInputs, proposed: Mapping[int, Change], values: Sequence[Any]
     ) -> tuple[Change, ...]:
         changes: list[Change] = []
-        for position, (before, after) in enumerate(zip(work.values, values, strict=True)):
-            change, role = proposed.get(position), work.parameters[position].role
+        for position, (before, after) in enumerate(zip(inputs.values, values, strict=True)):
+            change, role = proposed.get(position), inputs.parameters[position].role
             gradients, evidence = (0, ()) if change is None else (change.gradients, change.evidence)
             if before != after:
                 changes.append(Change(role, before, after, gradients, None, evidence))
@@ -472,12 +470,11 @@ Scores = list[float | None]
 
 @final
 class Workshop:
-    """What all offspring of a step share: the agent's `evaluate`, the data, the step's work."""
+    """What all offspring of a step share: the agent's `evaluate`, the data, the step's inputs."""
 
     def __init__(
         self,
-        job: Job,
-        work: Round,
+        inputs: StepInputs,
         evaluate: Evaluate,
         train: Holdout,
         validation: Holdout,
@@ -486,7 +483,7 @@ class Workshop:
         quorum: float,
         credit: Credit,
     ) -> None:
-        self.job, self.work, self.credit = job, work, credit
+        self.inputs, self.credit = inputs, credit
         self.train, self.validation = train, validation
         self._evaluate, self._block_size, self._quorum = evaluate, block_size, quorum
 
@@ -497,7 +494,7 @@ class Workshop:
         return await learnt_from(
             self._evaluate,
             self.train.batch(units),
-            self.work.bound(values),
+            self.inputs.bound(values),
             name=name,
             urgency=Priority.TRAINING,
             quorum=self._quorum,
@@ -531,7 +528,7 @@ class Workshop:
         return await scores_of(
             self._evaluate,
             data.batch(units),
-            self.work.bound(values),
+            self.inputs.bound(values),
             name=name,
             urgency=urgency,
             quorum=self._quorum,
@@ -612,7 +609,9 @@ class Mutation(Offspring):
         workshop, before = self._workshop, self._parent.values
         if self._feedback is None:
             scores, gradients = await workshop.learn(before, self._units, "parent")
-            found = {n: g for n, g in enumerate(gradients) if g and workshop.work.parameters[n].requires_grad}
+            found = {
+                n: g for n, g in enumerate(gradients) if g and workshop.inputs.parameters[n].requires_grad
+            }
             reduced = await self._reduced(found)
         else:
             reduced = dict(self._feedback)
@@ -621,18 +620,12 @@ class Mutation(Offspring):
             self.verdict = "not made: no sample of the minibatch had feedback"
             return
         positions = self._credited(reduced)
-        proposed = await for_each(
-            workshop.job,
-            "proposal",
-            positions,
-            lambda job, at: workshop.work.propose(job, at, reduced[at], before[at]),
+        self.changes, failed = await for_each(
+            positions, lambda at: workshop.inputs.propose(at, reduced[at], before[at])
         )
-        values = list(before)
-        for position, change in proposed.items():
-            if isinstance(change, BaseException):
-                raise change
-            self.changes[position] = change
-            values[position] = change.after
+        for error in failed.values():
+            raise error
+        values = [self.changes[at].after if at in self.changes else value for at, value in enumerate(before)]
         if tuple(values) == before or self._known(values):
             reasons = [change.rejected for change in self.changes.values() if change.rejected]
             self.verdict = f"not tried: {reasons[0] if reasons else 'it is in the pool'}"
@@ -641,14 +634,11 @@ class Mutation(Offspring):
         await self._prove(scores)
 
     async def _reduced(self, found: Mapping[int, Sequence[Variable]]) -> dict[int, Sequence[Variable]]:
-        work, before = self._workshop.work, self._parent.values
-        reduced = await for_each(
-            self._workshop.job, "reduce", found, lambda job, at: work.reduce(job, at, found[at], before[at])
-        )
-        for outcome in reduced.values():
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return {at: outcome for at, outcome in reduced.items() if not isinstance(outcome, BaseException)}
+        inputs, before = self._workshop.inputs, self._parent.values
+        reduced, failed = await for_each(found, lambda at: inputs.reduce(at, found[at], before[at]))
+        for error in failed.values():
+            raise error
+        return reduced
 
     def _credited(self, reduced: Mapping[int, Sequence[Variable]]) -> list[int]:
         """Return the parameters to rewrite, among those that feedback reached."""
