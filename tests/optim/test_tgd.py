@@ -238,7 +238,7 @@ def test_a_number_is_not_rewritten():
     """TGD is for texts."""
     parameter = cog.Parameter(3, role="count")
     parameter.append_grad(afnio.Variable("more"))
-    with pytest.raises(TypeError, match="TGD rewrites texts .the value of 'count' is 3"):
+    with pytest.raises(TypeError, match="must be a text .got 3 for 'count'"):
         TGD([parameter], ScriptedClient("4"), model="m").step()
     assert 3 == parameter.data
 
@@ -256,9 +256,9 @@ def test_a_number_is_not_rewritten():
         (
             {"constraints": "be short"},
             TypeError,
-            "constraints is a list of texts or Variables (got 'be short')",
+            "constraints must be a list of texts or Variables (got 'be short')",
         ),
-        ({"constraints": [3]}, TypeError, "a constraint is a text or a Variable (got 3)"),
+        ({"constraints": [3]}, TypeError, "a constraint must be a text or a Variable (got 3)"),
         ({"model": None}, TypeError, "a call needs a model name (got None)"),
         ({"n": 3}, ValueError, "n=3 replies to one request are not supported"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, TypeError, "which is no Variable; wrap it"),
