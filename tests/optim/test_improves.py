@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from roles import kind, prompt, shown
+from roles import kind, prompt, read_blocks, shown
 from virtual import virtual_runtime
 
 import afnio
@@ -20,7 +20,6 @@ from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import TGD, Improves
 from afnio.runtime.events import CallEnded, StepEnded, subscribed
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated._language import read_blocks
 from afnio.utils.data import DataLoader
 
 
@@ -444,7 +443,10 @@ def test_options_that_cannot_work_are_refused(options, words):
 
 @pytest.mark.parametrize(
     ("result", "words"),
-    [(0.5, "evaluate must return the score of each sample"), (["a"], "a sample's score is a number or None")],
+    [
+        (0.5, "evaluate must return the score of each sample"),
+        (["a"], "a sample's score must be a number or None"),
+    ],
 )
 def test_what_evaluate_returns_is_checked(result, words):
     """A mean alone can't be paired."""

@@ -83,7 +83,7 @@ def test_a_plain_function_runs_in_a_thread():
 @pytest.mark.parametrize(
     ("validator", "error", "words"),
     [
-        (lambda value: 3, TypeError, "returned 3; it returns None, True, False, or a text"),
+        (lambda value: 3, TypeError, "must return None, True, False, or a text with the reason .got 3"),
         (lambda value: 1 / 0, ZeroDivisionError, "division by zero"),
     ],
 )
