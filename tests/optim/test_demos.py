@@ -241,7 +241,7 @@ def test_groups_and_state():
         (
             lambda: Demos([prompt()]).observe({"q": ["a", "b"]}, ["a"], [1, 1]),
             ValueError,
-            "the batches have different lengths (1, 2)",
+            "batches must have equal lengths (got 1, 2)",
         ),
     ],
 )
