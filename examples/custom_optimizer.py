@@ -1,7 +1,7 @@
-"""An optimizer of your own: it keeps a list of lessons in the prompt, the latest few, without a model call.
+"""Your own optimizer: it keeps a list of lessons in the prompt, the latest few, without a model call.
 
-`propose` is all that it takes: gathering feedback, chaining steps, keeping the old value on failure and
-telling what happened are the base's.
+Only `propose` is needed. The base class gathers feedback, chains steps, keeps the old value on failure and reports
+what happened.
 """
 
 from __future__ import annotations
