@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from afnio.optim.search._races import Race, each_alpha, p_value
+from afnio.optim.search import Race, each_alpha, p_value
 from afnio.runtime._admission import CONGESTED
 
 CONFIDENCE = 0.8

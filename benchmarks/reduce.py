@@ -6,13 +6,14 @@ import argparse
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afnio.autodiff import Variable
+from afnio.cognitive import Parameter
 from afnio.models import ChatModel, ChatRequest
-from afnio.optim import Reduced, reduce
-from afnio.runtime import Launch, Limits, Pending, Slot
+from afnio.optim import Change, Optimizer, Reduced, reduce
+from afnio.runtime import Limits
 from afnio.testing import ScriptedClient
 from benchmarks.report import Claim, median, show
 
@@ -72,24 +73,24 @@ def summary(request: ChatRequest) -> dict[str, Any]:
     return {"points": [{"point": point, "sources": [int(name) for name in _IDS.findall(asked)]}]}
 
 
+class Reducing(Optimizer):
+    """Reduces the feedback and keeps the result."""
+
+    async def propose(
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
+    ) -> Change:
+        self.found = await reduce(gradients, options["model"], role="prompt", value=value)
+        return Change(parameter.role, value, value, len(gradients))
+
+
 def _measured(texts: Sequence[str], latency: float) -> tuple[float, float, Reduced]:
     client = ScriptedClient(summary, latency=latency, limits=Limits(max_in_flight=len(texts)))
-    gradients = [Variable(text) for text in texts]
+    prompt = Parameter("Answer.", role="prompt")
+    prompt.grad = [Variable(text) for text in texts]
+    optimizer = Reducing([prompt], {"model": ChatModel(client, {"model": "m"})})
     wall, cpu = time.perf_counter(), time.process_time()
-    found = _launched(gradients, ChatModel(client, {"model": "m"})).wait()
-    return time.perf_counter() - wall, time.process_time() - cpu, found
-
-
-def _launched(gradients: Sequence[Variable], model: ChatModel) -> Pending[Reduced]:
-    launch = Launch("benchmark")
-    slot = Slot(launch)
-
-    async def body(job: Any, values: list[Any]) -> list[Reduced]:
-        return [await reduce(job, gradients, model, role="prompt", value="Answer.")]
-
-    launch.add(body, [], [slot])
-    launch.start()
-    return Pending(slot, lambda reduced: reduced)
+    optimizer.step().wait()
+    return time.perf_counter() - wall, time.process_time() - cpu, optimizer.found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An op of your own: the label out of a reply that says more, with feedback that knows about it."""
+"""Your own op: it extracts the label from a longer reply, and its feedback explains that."""
 
 from __future__ import annotations
 

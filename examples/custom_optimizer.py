@@ -1,7 +1,7 @@
-"""An optimizer of your own: it keeps a list of lessons in the prompt, the latest few, without a model call.
+"""Your own optimizer: it keeps a list of lessons in the prompt, the latest few, without a model call.
 
-`propose` is all that it takes: gathering feedback, chaining steps, keeping the old value on failure and
-telling what happened are the base's.
+Only `propose` is needed. The base class gathers feedback, chains steps, keeps the old value on failure and reports
+what happened.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from offline import MODEL, endpoint
 import afnio
 import afnio.cognitive as cog
 from afnio.optim import Change, Optimizer
-from afnio.runtime import Job
 
 
 class Lessons(Optimizer):
@@ -27,11 +26,10 @@ class Lessons(Optimizer):
 
     async def propose(
         self,
-        job: Job,
         parameter: afnio.Variable,
         value: Any,
         gradients: Sequence[afnio.Variable],
-        group: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> Change:
         state = self.state[parameter]
         first = state.setdefault("first", value)
@@ -40,7 +38,7 @@ class Lessons(Optimizer):
             text = " ".join(str(gradient.data).split())
             if text not in lessons:
                 lessons.append(text)
-        del lessons[: -group["keep"]]
+        del lessons[: -options["keep"]]
         after = "\n".join([first, "Lessons so far:", *(f"- {lesson}" for lesson in lessons)])
         return Change(parameter.role, value, after, len(gradients))
 

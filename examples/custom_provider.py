@@ -1,7 +1,7 @@
-"""A provider of your own: `send` is one attempt; limits, retries, budgets and the journal are the engine's.
+"""Your own provider: `send` is one attempt. The engine adds limits, retries, budgets and the journal.
 
-This one is a model in the process that counts words, and that is overloaded now and then. One that talks
-to a service would open its session on the runtime's loop, in `send`.
+This one is a model in the process that counts words, and that is overloaded now and then. A provider that talks to a
+service would open its session on the runtime's loop, in `send`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class WordCounter(ChatClient):
     """Answers "positive", "negative" or "neutral" by the words of the last message."""
 
     def __init__(self, key: str = "none", limits: afnio.Limits | None = None) -> None:
-        # A base URL without credentials, and a digest that tells keys apart: they say whose limits these are.
+        # A base URL without credentials, and a digest of the key. Calls with the same two share their limits.
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         super().__init__(Account("words://in-process", digest), limits=limits)
         self.refused = 0

@@ -1,8 +1,8 @@
 """All three targets of FacilitySupport at once: sentiment, urgency and categories, with two prompts to learn.
 
-Two calls are made for each message, side by side. Each of the three scores sends its own feedback, to the prompt that
-answered; both prompts are rewritten in the same step. Set OPENAI_BASE_URL to run it against any OpenAI-compatible
-server. A run that was killed goes on when the program is started again.
+Each message takes two concurrent calls. Each of the three scores sends its own feedback to the prompt that answered,
+and both prompts are rewritten in the same step. Set OPENAI_BASE_URL to run it against any OpenAI-compatible server. A
+run that was killed continues when the program is started again.
 """
 
 import json
@@ -113,7 +113,7 @@ def main():
     afnio.set_backward_model_client("openai/gpt-5", completion_args={"max_completion_tokens": 32000})
     agent = FacilityAgent(AsyncOpenAI())
     trainer = Trainer(max_epochs=3, seed=42)
-    trainer.fit(agent, loaders["train"], loaders["val"], ckpt_path="last")  # a killed one goes on
+    trainer.fit(agent, loaders["train"], loaders["val"], ckpt_path="last")  # continues a killed run
     found = trainer.test(agent, loaders["test"])
     for name in ("sentiment", "urgency", "categories"):
         print(f"{name}: {found[name]:.1%}")

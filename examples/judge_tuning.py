@@ -1,9 +1,9 @@
 """Tuning a judge: its prompt learns to agree with people, with `eval_mode=False`.
 
-A judge's feedback usually goes to what it judged. With `eval_mode=False` it goes to the judge's own texts,
-and what it should have said is the feedback that the pass starts from.
+A judge's feedback usually goes to the text it judged. With `eval_mode=False` it goes to the judge's own prompt, and the
+backward pass starts from the verdict that the judge should have given.
 
-Offline a script plays the judge: lenient, unless its prompt speaks of courtesy.
+Offline a script plays the judge: lenient, unless its prompt mentions courtesy.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         judge = cog.LMJudgeEvaluator()
         for _ in range(2):
             optimizer.clear_grad()
-            # Without a reduction score and explanation stay batches, and each sample gets its own feedback.
+            # Without a reduction, score and explanation stay batches, and each sample gets its own feedback.
             score, explanation = judge(
                 client,
                 messages,
@@ -62,7 +62,7 @@ def main() -> None:
             )
             agreed = [bool(said) == good for said, (_, good) in zip(score.data, ANSWERS, strict=True)]
             print(f"agrees with people on {sum(agreed)}/{len(ANSWERS)}")
-            # One feedback for each sample, None where the judge was right: nothing is called for those.
+            # One feedback for each sample, or None if the judge was right. Those samples cost no call.
             wishes = [
                 None
                 if right

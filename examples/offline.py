@@ -1,10 +1,10 @@
-"""Whom the examples ask: your endpoint if the environment names one, else the bundled simulated LM.
+"""The endpoint of the examples: yours if the environment names one, else the bundled simulated LM.
 
     OPENAI_API_KEY=… python examples/own_data.py                     OpenAI
     OPENAI_BASE_URL=http://127.0.0.1:8000/v1 … OPENAI_API_KEY=any     any compatible server
     python examples/own_data.py                                       offline
 
-AFNIO_MODEL names the model; with the simulated LM any name will do.
+AFNIO_MODEL names the model. The simulated LM accepts any name.
 """
 
 from __future__ import annotations

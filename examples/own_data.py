@@ -1,4 +1,4 @@
-"""Your own data: a CSV with a column for what goes in and one for what should come out.
+"""Your own data: a CSV with one column for the inputs and one for the expected outputs.
 
 Trains on twelve rows and tests on eight. Run it as `python examples/own_data.py`; see offline.py.
 """

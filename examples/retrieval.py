@@ -1,8 +1,8 @@
-"""A retrieval pipeline with three learnable prompts: what to look for, how to answer, and what is right.
+"""A retrieval pipeline with three learnable prompts: what to look for, how to answer, and how to judge.
 
-Each question is rewritten as a search, the search finds a passage, the passage answers the question. The
-stages of one question wait for one another, those of different questions don't. The simulated LM blames
-the prompt that answers; a real model may blame the others too.
+Each question is rewritten as a search, the search finds a passage, and the passage answers the question. The stages of
+one question wait for each other, those of different questions don't. The simulated LM blames the prompt that answers. A
+real model may blame the others too.
 """
 
 from __future__ import annotations

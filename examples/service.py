@@ -1,10 +1,10 @@
 """A web service that answers with an agent while the agent is trained, under the same limits.
 
-    uvicorn service:app            in this folder; see offline.py for whom it asks
+    uvicorn service:app            in this folder; see offline.py for the endpoint
     curl 'http://127.0.0.1:8000/answer?text=I+am+thrilled'
 
-Serving goes before training, however many training calls wait. A client that goes away takes its call with
-it. Requests see the prompt of the last step that ended, so that none waits for a step.
+Serving goes before training, regardless of how many training calls wait. If a client disconnects, its call is
+cancelled. Requests use the prompt of the last step that ended, so none waits for a step.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Service:
         with Path(__file__).with_name("messages.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         chosen = [rows[number % len(rows)] for number in range(SAMPLES)]
-        # Numbered, so that each is a call of its own.
+        # Numbered, so that each is a separate call.
         texts = [f"{row['message']} ({number})" for number, row in enumerate(chosen)]
         optimizer = afnio.optim.TGD([self.prompt], self.client, model=MODEL)
         with afnio.priority("training"):

@@ -1,9 +1,9 @@
 """An agent with tools: it asks the model, calls the tool that the model names, and stops after a few rounds.
 
-The loop is an `async def forward`, as it must read a reply to know whether to go on. Questions run side by
-side; each round's call is a node of the graph, so that feedback reaches the prompt through all of them.
+The loop is an `async def forward`, because it must read a reply before it can decide to continue. Questions run
+concurrently. Each round's call is a node of the graph, so feedback reaches the prompt through all of them.
 
-Offline a small script plays the model, as the simulated LM calls no tools.
+Offline a small script plays the model, because the simulated LM doesn't call tools.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ToolAgent(cog.Module):
         inputs: dict[str, Any] = {"question": question}
         for turn in range(ROUNDS):
             last = turn == ROUNDS - 1
-            tools = {} if last else {"tools": TOOLS}  # without tools it has to answer
+            tools = {} if last else {"tools": TOOLS}  # without tools it must answer
             reply = await self.chat(client, messages, inputs=dict(inputs), model=MODEL, **tools)
             if not reply.response.tool_calls:
                 break
@@ -119,7 +119,7 @@ async def _together(agent: ToolAgent, client: ChatClient, questions: list[str]) 
     replies: dict[int, afnio.Variable] = {}
 
     async def ask(number: int, question: str) -> None:
-        # Side by side in one task group: a scope of its own gives each the same address in every run.
+        # They run in one task group. A scope for each gives it the same address in every run.
         async with afnio.scope(name=f"question {number}"):
             replies[number] = await agent(client, question)
 

@@ -1,7 +1,7 @@
 """The tutorial's task with the ready-made loop: classify the sentiment of emails, and learn the prompt.
 
-Set OPENAI_BASE_URL to run it against any OpenAI-compatible server. A run that was killed goes on when the program is
-started again, and pays for no reply twice.
+Set OPENAI_BASE_URL to run it against any OpenAI-compatible server. A run that was killed continues when the
+program is started again, and doesn't pay for any reply twice.
 """
 
 import json
@@ -84,7 +84,7 @@ def main():
     with te.init("username", "My Project"):
         before = trainer.test(agent=agent, test_dataloader=test_dataloader)
         trainer.fit(agent=agent, train_dataloader=train_dataloader, val_dataloader=val_dataloader)
-        # The prompt that did best on the validation messages; the test messages decide nothing.
+        # Use the prompt that did best on the validation messages. The test messages decide nothing.
         agent.load_state_dict(afnio.load(trainer.folder / "best")["agent_state_dict"])
         after = trainer.test(agent=agent, test_dataloader=test_dataloader)
 

@@ -28,13 +28,12 @@ class Numbered(TGD):
 
     async def propose(
         self,
-        job: Any,
         parameter: afnio.Variable,
         value: Any,
         gradients: Sequence[afnio.Variable],
-        group: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> Change:
-        change = await super().propose(job, parameter, value, gradients, group)
+        change = await super().propose(parameter, value, gradients, options)
         self.count += 1
         return replace(change, after=f"{change.after} {self.count}")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from afnio.optim._checks import objections
+import afnio
+from afnio.optim import tgd
+from afnio.testing import ScriptedClient
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,10 @@ from afnio.optim._checks import objections
 )
 def test_placeholders_are_kept_and_values_are_not_empty(before, after, reasons):
     """Each lost placeholder is named once."""
-    found = objections(before, after)
+    parameter = afnio.Parameter(before, role="prompt")
+    client = ScriptedClient(lambda request: {"value": after})
+    (change,) = tgd([parameter], [[afnio.Variable("Do better.")]], [[]], client, model="m").wait()
+    found = change.rejected.split("; ") if change.rejected else []
     assert len(reasons) == len(found)
+    assert (before if reasons else after) == parameter.data
     assert all(reason in text for reason, text in zip(reasons, found, strict=True))

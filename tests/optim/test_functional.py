@@ -58,7 +58,7 @@ def test_a_failure_keeps_the_value():
 
 def test_lengths_and_options_are_checked():
     """At the call."""
-    with pytest.raises(ValueError, match="need equal lengths .got 1, 0, 0"):
+    with pytest.raises(ValueError, match="must have equal lengths .got 1, 0, 0"):
         tgd([cog.Parameter("a")], [], [], ScriptedClient(), model="m")
     with pytest.raises(TypeError, match="model_client must be a model client"):
         tgd([], [], [], "gpt-5", model="m")

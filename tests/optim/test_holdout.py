@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from afnio.optim.search._improves import Holdout
+from afnio.optim.search import Holdout
 from afnio.utils.data import DataLoader, Dataset
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from roles import kind, prompt, shown
+from roles import kind, prompt, read_blocks, shown
 from virtual import virtual_runtime
 
 import afnio
@@ -20,7 +20,6 @@ from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import TGD, Improves
 from afnio.runtime.events import CallEnded, StepEnded, subscribed
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated._language import read_blocks
 from afnio.utils.data import DataLoader
 
 
@@ -359,7 +358,7 @@ def test_the_state_goes_through_a_file_and_the_next_step_is_the_same():
     restored.accept._seed = 99  # what the state says holds
     restored.load_state_dict(afnio.load(file))
     assert went_on == run(other, restored, None)
-    with pytest.raises(ValueError, match="has an accept state and this optimizer has accept=None"):
+    with pytest.raises(ValueError, match="must fit this optimizer's accept=None .got an accept state"):
         file.seek(0)
         TGD([other.prompt], ScriptedClient("x"), model="m").load_state_dict(afnio.load(file))
 
@@ -444,7 +443,10 @@ def test_options_that_cannot_work_are_refused(options, words):
 
 @pytest.mark.parametrize(
     ("result", "words"),
-    [(0.5, "evaluate must return the score of each sample"), (["a"], "a sample's score is a number or None")],
+    [
+        (0.5, "evaluate must return the score of each sample"),
+        (["a"], "a sample's score must be a number or None"),
+    ],
 )
 def test_what_evaluate_returns_is_checked(result, words):
     """A mean alone can't be paired."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from afnio.optim import leaks
-from afnio.optim._prompts import TGD_SYSTEM
+from afnio.optim import leaks, prompts
+
+TGD_SYSTEM = prompts()["tgd.system"].text
 
 LETTER = (
     "I hope this message finds you well. The heating in the east gymnasium has been out of order since Monday, "

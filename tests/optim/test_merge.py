@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from afnio.optim.search._pareto import Pool, PoolMember, possible_merges, trial_samples
+from afnio.optim.search import Pool, PoolMember, possible_merges, trial_samples
 
 
 def pool_of(*members):

@@ -23,13 +23,13 @@ class Append(Optimizer):
         super().__init__(params, {"sep": sep})
         self.proposed = []
 
-    async def propose(self, job, parameter, value, gradients, group):
+    async def propose(self, parameter, value, gradients, options):
         await anyio.lowlevel.checkpoint()
         texts = [gradient.data for gradient in gradients]
         self.proposed.append((value, texts))
         if "error" in texts:
             raise ValueError(f"no proposal for {value}")
-        after = group["sep"].join([value, *texts])
+        after = options["sep"].join([value, *texts])
         self.state[parameter]["steps"] = [*self.state[parameter].get("steps", []), len(texts)]
         return Change(parameter.role, value, after, len(texts))
 
@@ -119,7 +119,7 @@ async def test_a_cancelled_step_keeps_the_value(learned):
     parameter = learned("a", "x")
 
     class Slow(Append):
-        async def propose(self, job, parameter, value, gradients, group):
+        async def propose(self, parameter, value, gradients, options):
             await anyio.sleep_forever()
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -156,18 +156,18 @@ def test_groups_have_options_of_their_own(learned):
 @pytest.mark.parametrize(
     ("params", "error", "words"),
     [
-        (lambda: cog.Parameter("a"), TypeError, "takes an iterable of Parameters; put the one in a list"),
-        (list, ValueError, "needs at least one parameter (got none); does the agent have any?"),
-        (lambda: ["a"], TypeError, "an optimizer takes Parameters (got 'a')"),
-        (lambda: [{"params": ["a"]}], TypeError, "an optimizer takes Parameters (got 'a')"),
-        (lambda: [{"sep": "a"}], TypeError, "a group is a dict with 'params' and options"),
+        (lambda: cog.Parameter("a"), TypeError, "params must be an iterable of Parameters (got "),
+        (list, ValueError, "params must have at least one parameter (got none)"),
+        (lambda: ["a"], TypeError, "params must be Parameters (got 'a')"),
+        (lambda: [{"params": ["a"]}], TypeError, "params must be Parameters (got 'a')"),
+        (lambda: [{"sep": "a"}], TypeError, "a group must be a dict with 'params' and options"),
         (lambda: [cog.Parameter("a") + afnio.Variable("b")], ValueError, "a parameter must be a leaf"),
-        (lambda: [cog.Parameter(["a"])], ValueError, "a parameter is one text, not a batch"),
-        (lambda: [cog.Parameter("a")] * 2, ValueError, "is in a group of this optimizer already"),
+        (lambda: [cog.Parameter(["a"])], ValueError, "a parameter must be one text, not a batch"),
+        (lambda: [cog.Parameter("a")] * 2, ValueError, "a parameter must be in one group only"),
         (
             lambda: [{"params": [cog.Parameter("a")], "step": 1}],
             ValueError,
-            "no option 'step' (the options: sep)",
+            "a group's options must be among sep (got 'step')",
         ),
     ],
 )
@@ -194,7 +194,7 @@ def test_state_goes_to_another_optimizer(learned):
     other = Append([{"params": [cog.Parameter("c")]}, {"params": [cog.Parameter("d")]}])
     other.load_state_dict(state)
     assert expected == other.state_dict()
-    with pytest.raises(ValueError, match=r"groups of \[1, 1\] parameters and this optimizer of \[1\]"):
+    with pytest.raises(ValueError, match=r"groups of \[1\] parameters, as this optimizer \(got \[1, 1\]\)"):
         Append([cog.Parameter("e")]).load_state_dict(state)
 
 
@@ -274,12 +274,12 @@ def test_feedback_is_reduced_once_a_step(learned, kind):
     seen = []
 
     class Reducing(Append):
-        async def reduce(self, job, parameter, value, gradients, group):
+        async def reduce(self, parameter, value, gradients, options):
             if gradients[0].data == "fail":
                 raise ValueError("can't be reduced")
             return gradients[:1]
 
-        def remember(self, parameter, value, gradients, group):
+        def remember(self, parameter, value, gradients, options):
             seen.append([gradient.data for gradient in gradients])
 
     async def closure():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afnio.optim.search._races import chance, differences, each_alpha, p_value
+from afnio.optim.search import chance, differences, each_alpha, p_value
 
 SMALL = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=1, max_size=9)
 

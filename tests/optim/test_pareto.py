@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afnio.optim.search._pareto import Pool, PoolMember
+from afnio.optim.search import Pool, PoolMember
 
 
 def pool_of(*scores, parents=()):

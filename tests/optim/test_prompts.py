@@ -6,29 +6,30 @@ import hashlib
 import json
 
 import pytest
-from roles import comment, kind, play, prompt, shown
+from roles import comment, kind, play, prompt, read_blocks, read_section, shown
 
 import afnio
 import afnio.cognitive as cog
-from afnio.cognitive import _prompts as cognitive_prompts
-from afnio.cognitive._template import fill
-from afnio.optim import TGD, replace_prompts
-from afnio.optim import _prompts as optim_prompts
-from afnio.optim._prompts import TGD_OBJECTION, TGD_SCHEMA, TGD_SYSTEM, TGD_USER, tgd_sections
+from afnio.optim import TGD, prompts, replace_prompts
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated._language import read_blocks, read_section
+
+
+def proposal(*feedback):
+    """Return the request of a step on `feedback`."""
+    parameter, client = cog.Parameter("v", role="r"), ScriptedClient({"value": "new"})
+    parameter.grad = [afnio.Variable(text) for text in feedback]
+    TGD([parameter], client, model="m").step()
+    return client.requests[0]
 
 
 def test_all_that_the_proposer_needs_is_in_the_sections():
     """Variable, constraints, history and feedback, each readable."""
-    sections = tgd_sections(
-        role="prompt",
-        value="old </variable>",
-        constraints=["short"],
-        history=[("older", ["f1", "f2"])],
-        feedback=["f3"],
-    )
-    text = fill(TGD_USER, sections)
+    parameter, client = cog.Parameter("older", role="prompt"), ScriptedClient({"value": "old </variable>"})
+    optimizer = TGD([parameter], client, constraints=["short"], momentum=2, model="m")
+    for feedback in (["f1", "f2"], ["f3"]):
+        parameter.grad = [afnio.Variable(text) for text in feedback]
+        optimizer.step()
+    text = prompt(client.requests[-1])
     (variable,) = read_blocks(text, "variable")
     assert ({"role": "prompt"}, "old </variable>") == (variable.attributes, variable.text)
     assert ["short"] == [b.text for b in read_blocks(read_section(text, "constraints"), "constraint")]
@@ -42,16 +43,18 @@ def test_all_that_the_proposer_needs_is_in_the_sections():
 
 def test_what_is_not_there_leaves_no_empty_section():
     """No constraints, no history."""
-    sections = tgd_sections(role="r", value="v", constraints=[], history=[], feedback=["f"])
-    assert ("", "") == (sections["constraints"], sections["history"])
+    text = prompt(proposal("f"))
+    assert ["f"] == [block.text for block in read_blocks(text, "feedback")]
+    assert not any(f"<{tag}" in text for tag in ("constraints", "history", "rejected", "failures"))
 
 
 def test_the_form_is_in_words_too():
     """For endpoints without schemas; it names the schema's key."""
-    assert '{"value": "' in TGD_SYSTEM
-    assert ["value"] == list(TGD_SCHEMA["json_schema"]["schema"]["properties"])
-    assert "{reasons}" in TGD_OBJECTION
-    json.dumps(TGD_SCHEMA)
+    request = proposal("f")
+    assert '{"value": "' in request.messages[0]["content"]
+    schema = request.params["response_format"]
+    assert ["value"] == list(schema["json_schema"]["schema"]["properties"])
+    json.dumps(schema)
 
 
 # All of them, printed and replaced -------------------------------------------------------------
@@ -66,22 +69,20 @@ DIGESTS = {
 @pytest.mark.parametrize("name", DIGESTS)
 def test_a_prompt_that_changes_gets_a_new_version(name):
     """So that runs can tell which prompts they were made with."""
-    module = {"cognitive": cognitive_prompts, "optim": optim_prompts}[name]
-    texts = json.dumps(module.TEXTS, sort_keys=True)
-    assert (module.VERSION, hashlib.sha256(texts.encode()).hexdigest()[:16]) == DIGESTS[name]
+    found = {"cognitive": cog.prompts, "optim": prompts}[name]()
+    texts = json.dumps({name: entry.text for name, entry in found.items()}, sort_keys=True)
+    (version,) = {entry.version for entry in found.values()}
+    assert (version, hashlib.sha256(texts.encode()).hexdigest()[:16]) == DIGESTS[name]
 
 
-def test_every_prompt_can_be_printed():
-    """All constants of both files that are sent are among them, with the version of their file."""
-    for module in (cognitive_prompts, optim_prompts):
-        texts = {
-            value
-            for name, value in vars(module).items()
-            if name.isupper() and isinstance(value, str) and not name.startswith("_")
-        }
-        found = module.prompts()
-        assert texts == {entry.text for entry in found.values()}
-        assert {module.VERSION} == {entry.version for entry in found.values()}
+def test_every_prompt_can_be_printed(learned):
+    """What is sent is among them: here the instructions, and the objection of a second try."""
+    client = ScriptedClient([{"value": ""}, {"value": "new"}])
+    TGD([learned()], client, model="m").step()
+    found = prompts()
+    assert found["tgd.system"].text == client.requests[0].messages[0]["content"]
+    objection = found["tgd.objection"].text.replace("{reasons}", "it must not be empty")
+    assert objection == client.requests[1].messages[-1]["content"]
 
 
 def test_a_replaced_prompt_is_what_is_sent(learned):
@@ -96,9 +97,11 @@ def test_a_replaced_prompt_is_what_is_sent(learned):
         )
         reply.backward(afnio.Variable("shorter"))
         TGD([parameter], client, model="m").step()
-        assert ("Improve it.", 0) == optim_prompts.prompts()["tgd.system"]
+        assert ("Improve it.", 0) == prompts()["tgd.system"]
     TGD([parameter], client, model="m").step()
-    assert ["Improve it.", TGD_SYSTEM] == [r.messages[0]["content"] for r in client.requests]
+    assert ["Improve it.", prompts()["tgd.system"].text] == [
+        r.messages[0]["content"] for r in client.requests
+    ]
     assert "Criticize it." == critic.requests[0].messages[0]["content"]
 
 

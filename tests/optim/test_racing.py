@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afnio.optim.search._races import Race
+from afnio.optim.search import Race
 
 SIZES = [16, 16, 16, 16]
 
@@ -104,7 +104,7 @@ def test_scores_of_another_number_of_samples_are_refused():
     found = race(k=1)
     found.add_incumbent(0, [1.0] * 16)
     found.add(0, 0, [1.0] * 15)
-    assert "gave 15 scores of a batch and 16 of the same one before" in str(found.verdict(0))
+    assert "as many scores as for the same batch before, 16 (got 15)" in str(found.verdict(0))
 
 
 def test_nothing_better_changes_nothing():

@@ -15,9 +15,9 @@ class Shown(Optimizer):
     def __init__(self, params, client, **options):
         super().__init__(params, {"client": client, "options": options})
 
-    async def propose(self, job, parameter, value, gradients, group):
-        model = ChatModel(group["client"], {"model": "m"})
-        self.shown = await reduce(job, gradients, model, role=parameter.role, value=value, **group["options"])
+    async def propose(self, parameter, value, gradients, options):
+        model = ChatModel(options["client"], {"model": "m"})
+        self.shown = await reduce(gradients, model, role=parameter.role, value=value, **options["options"])
         return Change(parameter.role, value, value, len(gradients))
 
 
@@ -58,7 +58,7 @@ def test_what_fits_are_the_gradients_themselves():
 
 def test_equal_feedback_has_the_provenance_of_all():
     """One text for forty samples."""
-    found = shown(learned(40), ScriptedClient(), budget=300)
+    found = shown(learned(40), ScriptedClient(), max_tokens=300)
     (gradient,) = found
     assert ("The reply was far too long for them.", "feedback to prompt") == (gradient.data, gradient.role)
     assert list(range(40)) == [entry["sample"] for entry in gradient.provenance]
@@ -72,7 +72,7 @@ def test_a_point_has_the_provenance_of_its_sources():
         gradient.data = f"{gradient.provenance[0]['sample']} {gradient.data} " * 2
         parameter.append_grad(gradient)
     client = ScriptedClient({"points": [{"point": "Be brief.", "sources": [3, 1]}]})
-    (gradient,) = shown(parameter, client, budget=300)
+    (gradient,) = shown(parameter, client, max_tokens=300)
     samples = [entry["sample"] for entry in gradient.provenance]
     assert ("Be brief.", 2 * len(client.requests), sorted(samples)) == (gradient.data, len(samples), samples)
     assert ["reduce"] == list(client.get_usage()["phases"])
@@ -90,6 +90,6 @@ def test_as_many_points_as_gradients_are_still_the_points():
             ]
         }
     )
-    found = shown(parameter, client, budget=300)
+    found = shown(parameter, client, max_tokens=300)
     assert ["Be brief.", "Be kind."] == [gradient.data for gradient in found]
     assert (2, 2) == (found.gathered, found.reduction.calls)

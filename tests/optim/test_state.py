@@ -52,7 +52,7 @@ def test_reduced_feedback_that_an_optimizer_keeps_goes_through_a_file(learned):
     """As a plain list of its gradients."""
 
     class Keeping(TGD):
-        def remember(self, parameter, value, gradients, group):
+        def remember(self, parameter, value, gradients, options):
             self.state[parameter]["last"] = gradients
 
     optimizer = Keeping([learned("v0", "g0")], ScriptedClient({"value": "v1"}), model="m")

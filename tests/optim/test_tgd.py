@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 
 import anyio
 import pytest
-from roles import kind, prompt, shown
+from roles import kind, prompt, read_blocks, read_section, shown
 
 import afnio
 import afnio.cognitive as cog
-from afnio.autodiff._variable import gradient
+import afnio.tellurio as te
 from afnio.errors import FinalModelError, ReplyError, TemplateError
-from afnio.optim import TGD
-from afnio.optim._prompts import TGD_SYSTEM
-from afnio.optim._tgd import value_in
-from afnio.runtime._settings import seed_source
+from afnio.optim import TGD, prompts
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
-from afnio.testing.simulated._language import read_blocks, read_section
 
 
 def rewrite(request):
@@ -143,9 +140,11 @@ def test_own_messages_and_inputs(learned):
         ('{"value": "a \\"b\\" {c}"}', 'a "b" {c}'),
     ],
 )
-def test_a_value_is_found_in_what_models_write(reply, value):
+def test_a_value_is_found_in_what_models_write(learned, reply, value):
     """JSON in a fence or between words; a plain text is the value itself."""
-    assert value == value_in(reply)
+    parameter = learned("old")
+    TGD([parameter], ScriptedClient(reply), model="m").step()
+    assert value == parameter.data
 
 
 @pytest.mark.parametrize(
@@ -238,7 +237,7 @@ def test_a_number_is_not_rewritten():
     """TGD is for texts."""
     parameter = cog.Parameter(3, role="count")
     parameter.append_grad(afnio.Variable("more"))
-    with pytest.raises(TypeError, match="TGD rewrites texts .the value of 'count' is 3"):
+    with pytest.raises(TypeError, match="must be a text .got 3 for 'count'"):
         TGD([parameter], ScriptedClient("4"), model="m").step()
     assert 3 == parameter.data
 
@@ -256,9 +255,9 @@ def test_a_number_is_not_rewritten():
         (
             {"constraints": "be short"},
             TypeError,
-            "constraints is a list of texts or Variables (got 'be short')",
+            "constraints must be a list of texts or Variables (got 'be short')",
         ),
-        ({"constraints": [3]}, TypeError, "a constraint is a text or a Variable (got 3)"),
+        ({"constraints": [3]}, TypeError, "a constraint must be a text or a Variable (got 3)"),
         ({"model": None}, TypeError, "a call needs a model name (got None)"),
         ({"n": 3}, ValueError, "n=3 replies to one request are not supported"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, TypeError, "must be Variables (got"),
@@ -392,7 +391,11 @@ def test_the_meta_prompt_does_not_leak(learned, own):
         "You are the editor of this newspaper and will rewrite its rules for letters: {variable} {feedback}"
     )
     messages = [{"role": "user", "content": [afnio.Variable(text)]}] if own else None
-    told = "the editor of this newspaper and will rewrite its rules for letters" if own else TGD_SYSTEM[:80]
+    told = (
+        "the editor of this newspaper and will rewrite its rules for letters"
+        if own
+        else prompts()["tgd.system"].text[:80]
+    )
     client = ScriptedClient([{"value": f"Be brief. {told}"}, {"value": "Be brief."}])
     parameter = learned("old")
     TGD([parameter], client, messages=messages, model="m").step()
@@ -462,11 +465,21 @@ def test_a_failed_summary_is_told_to_the_proposer(learned, caplog):
 def test_a_cap_for_each_failure(learned):
     """What is left out is named with its number."""
     parameter = learned("old", "other")
-    for number in range(9):
-        said = gradient(
-            f"feedback {number}", "prompt", [{"sample": number, "prediction": "a", "target": "b"}]
-        )
-        parameter.append_grad(said)
+    critic = ScriptedClient(
+        lambda request: {
+            "feedback": [
+                {"variable": "v1", "text": f"feedback {re.search('word([0-9])', str(request.messages))[1]}"}
+            ]
+        }
+    )
+    messages = [
+        {"role": "system", "content": [parameter]},
+        {"role": "user", "content": [afnio.Variable("{x}")]},
+    ]
+    with afnio.set_backward_model_client(critic, completion_args={"model": "m"}):
+        inputs = {"x": [f"word{number}" for number in range(9)]}
+        reply = cog.chat_completion(ScriptedClient(lambda request: "a"), messages, inputs, model="m")
+        cog.exact_match_evaluator(reply, ["b"] * 9)[1].backward()
     client = ScriptedClient(rewrite)
     TGD([parameter], client, per_failure=2, model="m").step()
     (request,) = client.requests
@@ -561,11 +574,15 @@ def test_without_a_decay_only_the_last_is_drawn(learned):
     assert [[], ["v0"], ["v1"], ["v2"]] == histories
 
 
-def test_the_draws_come_from_the_runs_seed(learned):
+def test_the_draws_come_from_the_runs_seed(learned, tmp_path, monkeypatch):
     """Settled by the first step, and part of the state."""
-    with seed_source.override(lambda: 42):
-        _, optimizer, parameter = walked(learned, 3, momentum=3, momentum_samples=1)
-    assert 42 == optimizer.state_dict()["param_groups"][0]["momentum_seed"]
+    seeds = []
+    for start in ("42", "42", "7"):
+        monkeypatch.setenv("AFNIO_SEED", start)
+        with te.init("me", "p", dir=tmp_path / "runs", resume=False):
+            _, optimizer, parameter = walked(learned, 3, momentum=3, momentum_samples=1)
+        seeds.append(optimizer.state_dict()["param_groups"][0]["momentum_seed"])
+    assert seeds[0] == seeds[1] != seeds[2]
     assert ([1, 1, 1], 3) == (
         optimizer.state[parameter]["momentum_sizes"],
         optimizer.state[parameter]["momentum_steps"],

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 import afnio
 import afnio.cognitive as cog
-from afnio.optim._checks import refusals
-from afnio.runtime import Launch, Pending, Slot
+from afnio.optim import tgd
+from afnio.testing import ScriptedClient
 
 SCHEMA = {"type": "object", "properties": {"tone": {"enum": ["kind", "dry"]}}, "required": ["tone"]}
 
@@ -37,15 +37,12 @@ async def calm(value):
 
 
 def refused(value, *validators):
-    launch = Launch("test")
-    slot = Slot(launch)
-
-    async def body(job, values):
-        return [await refusals(job, value, validators)]
-
-    launch.add(body, [], [slot])
-    launch.start()
-    return Pending(slot, lambda found: found).wait()
+    """Return why a proposed value isn't taken; nothing if it is."""
+    parameter = cog.Parameter("old", role="r", validators=list(validators))
+    client = ScriptedClient(lambda request: {"value": value})
+    (change,) = tgd([parameter], [[afnio.Variable("Do better.")]], [[]], client, model="m").wait()
+    assert change.rejected or parameter.data == value
+    return change.rejected.split("; ") if change.rejected else []
 
 
 @pytest.mark.parametrize(
@@ -86,7 +83,7 @@ def test_a_plain_function_runs_in_a_thread():
 @pytest.mark.parametrize(
     ("validator", "error", "words"),
     [
-        (lambda value: 3, TypeError, "returned 3; it returns None, True, False, or a text"),
+        (lambda value: 3, TypeError, "must return None, True, False, or a text with the reason .got 3"),
         (lambda value: 1 / 0, ZeroDivisionError, "division by zero"),
     ],
 )

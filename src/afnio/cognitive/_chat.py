@@ -70,7 +70,7 @@ class ChatCompletion(Function):
         messages, values = args
         check_texts(values)
         sent = rendered(messages, values)
-        reply = await kwargs["model"].complete(job, sent, "forward")
+        reply = await kwargs["model"].complete(sent, "forward", job=job)
         ctx.reply = reply
         if any(ctx.wanted):
             ctx.sent = sent

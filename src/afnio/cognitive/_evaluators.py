@@ -227,7 +227,7 @@ async def _phrased(job: Job, ctx: Context, texts: Sequence[str]) -> LaneFeedback
         {"role": "system", "content": wording("phrase.system")},
         {"role": "user", "content": "\n".join(block("feedback", text) for text in texts)},
     ]
-    reply = await get_backward_model_client().complete(job, messages, "backward")
+    reply = await get_backward_model_client().complete(messages, "backward", job=job)
     return _to_prediction(ctx, str(reply))
 
 

@@ -25,7 +25,7 @@ from afnio.errors import FinalModelError, TransientModelError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
-from afnio.runtime._kernel import Job, Launch, Slot
+from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, check_blocking
@@ -238,11 +238,20 @@ class ChatModel:
     completion_args: Mapping[str, Any]
 
     async def complete(
-        self, job: Job, messages: Sequence[Message], purpose: str, **defaults: Any
+        self, messages: Sequence[Message], purpose: str, *, job: Job | None = None, **defaults: Any
     ) -> ChatResponse:
-        """Make one call for a lane's job. The model's own arguments override `defaults`."""
+        """Make one call, on the runtime's loop.
+
+        Args:
+            purpose: the call's name in addresses, usage and traces, such as "step".
+            job: the lane that the call belongs to. By default that of the running `Optimizer.propose` or `reduce`.
+            **defaults: arguments that the model's own override.
+
+        Raises:
+            RuntimeError: without a job, outside an optimizer's methods.
+        """
         request = ChatRequest.build(messages, **{**defaults, **self.completion_args})
-        return await self.client.complete(job, request, purpose)
+        return await self.client.complete(job or current_job(), request, purpose)
 
     def count_tokens(self, text: str) -> int:
         """Return the client's estimate of the tokens of `text`, without those that a message adds."""

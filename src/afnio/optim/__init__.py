@@ -5,7 +5,15 @@ from __future__ import annotations
 from afnio._public import show_in
 from afnio.optim._checks import leaks
 from afnio.optim._demos import Demos
-from afnio.optim._optimizer import Acceptance, Candidate, Change, Evidence, Optimizer
+from afnio.optim._optimizer import (
+    Acceptance,
+    Candidate,
+    Change,
+    Decision,
+    Evidence,
+    Optimizer,
+    StepInputs,
+)
 from afnio.optim._prompts import prompts, replace_prompts
 from afnio.optim._tgd import TGD, Reduced, reduce, tgd
 from afnio.optim.search._improves import Improves
@@ -15,12 +23,14 @@ __all__ = [
     "Acceptance",
     "Candidate",
     "Change",
+    "Decision",
     "Demos",
     "Evidence",
     "Improves",
     "Optimizer",
     "ParetoTGD",
     "Reduced",
+    "StepInputs",
     "TGD",
     "leaks",
     "prompts",

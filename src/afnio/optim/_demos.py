@@ -1,7 +1,11 @@
-"""Demos: few-shot examples, bootstrapped into a parameter from runs that scored.
+"""Demos: few-shot examples in a prompt, taken from the program's own runs that scored well.
+
+`observe` notes a batch's inputs, predictions and scores, without waiting for them. The next `step` adds the runs above
+the threshold to a pool, chooses a few that differ, and replaces the section of examples at the end of the parameter's
+text.
 
 Source: Khattab et al., "DSPy: Compiling Declarative Language Model Calls into Self-Improving Pipelines",
-arXiv:2310.03714 (BootstrapFewShot), without its compile step: examples are gathered while the program runs.
+arXiv:2310.03714 (BootstrapFewShot). There is no compile step: examples are gathered while the program runs.
 """
 
 from __future__ import annotations
@@ -11,18 +15,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, final
 
-from afnio.autodiff._data import Data, PendingGradients
+from afnio.autodiff._data import Data
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._evaluators import Score
 from afnio.cognitive._reduction import similarity, sketch
 from afnio.optim._checks import FEW, check
-from afnio.optim._optimizer import Change, Decision, Evidence, Optimizer, Update
+from afnio.optim._optimizer import Change, Decision, Evidence, Gathered, Optimizer, accepted, for_each
 from afnio.runtime._callables import call_in_node
-from afnio.runtime._kernel import Failure, Job, Slot
-from afnio.runtime._waiting import wait_async
+from afnio.runtime._kernel import Failure, Slot, current_job
 
 POOL: Final = 256
-"""Examples that are kept to choose from, the best; of equals the first."""
+"""Number of examples to choose from: the best by score, of equals the first."""
 _SECTION: Final = re.compile(r"\n*<examples>\n(?:(?!<examples>).)*\n</examples>\s*\Z", re.DOTALL)
 _TAG: Final = re.compile(r"<(?=/?(?:examples|example|input|output)\b)")
 _PLACEHOLDER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -30,10 +33,10 @@ _PLACEHOLDER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 @final
 class Demos(Optimizer):
-    """Appends the best of the runs that it was told of to its parameters, as examples.
+    """Appends the best observed runs to its parameters, as examples. It makes no calls.
 
-    It asks no model. Tell it what a batch gave, then `step()`; in a Trainer's `training_step` as in a loop of your
-    own. It works beside another optimizer, on the same text or, better, on one of its own:
+    Call `observe` with a batch and its scores, then `step()`, in a Trainer's `training_step` or in your own loop. It
+    works beside another optimizer, on the same text or, better, on its own parameter:
 
         examples = afnio.Parameter("", role="examples")       # in the agent's system message
         demos = optim.Demos([examples], k=4)
@@ -41,21 +44,23 @@ class Demos(Optimizer):
         demos.observe({"message": x}, pred, score)            # never waits; a batch or one sample
         demos.step()
 
-    With a teacher, observe the same agent run with the teacher's client (under `no_grad`): its good replies become
-    the student's examples. With `labeled`, also samples whose feedback tells a target become examples with that as the
-    output, so what went wrong is shown as it should have been.
+    To use a teacher, observe the same agent run with the teacher's client (under `no_grad`). Its good replies become
+    the student's examples. With `labeled`, samples whose feedback has a target become examples too, with the target as
+    the output, so a mistake is shown as it should have been.
 
-    Examples are chosen anew in each step, in the same order in each run: outputs take turns, rarest so far
-    first; of those the example least like the chosen ones; then the higher score; then the first. They replace the
-    section that an earlier step appended, and nothing else of the text. An input's own `{placeholders}` and tags
-    are made harmless.
+    Each step chooses again, by the same rules in every run: outputs take turns, the rarest so far first; then the
+    example least similar to the chosen ones; then the higher score; then the first. The examples replace the section
+    that an earlier step appended, and nothing else. Placeholders and tags in an input are escaped.
 
     Args:
-        params: Parameters, or dicts of them with options of their own.
-        k: how many examples, at most.
-        max_tokens: how long all of them together may be, a token being four bytes.
-        threshold: the score from which a run becomes an example.
-        labeled: make examples of failed samples with their targets.
+        params: Parameters, or dicts with "params" and options for that group.
+        k: The number of examples at most.
+        max_tokens: The length of all examples together, at four bytes per token.
+        threshold: The score from which a run becomes an example.
+        labeled: Make examples of failed samples from their targets.
+
+    Raises:
+        TypeError, ValueError: for options that can't work.
 
     >>> import afnio
     >>> examples = afnio.Parameter("Name the sentiment.", role="prompt")
@@ -96,18 +101,18 @@ class Demos(Optimizer):
         super().add_param_group(group)
 
     def observe(self, inputs: Mapping[str, Variable | Data], prediction: Variable | Data, score: Any) -> None:
-        """Note what a batch, or one sample, was given and what came of it; the next `step` uses it.
+        """Note the inputs, replies and scores of a batch or of one sample, for the next `step`.
 
-        It takes values as they are at this line, pending ones too, and never waits. What failed or is missing is
-        left out.
+        Values may be pending: this never waits. Samples that fail or are missing are left out.
 
         Args:
-            inputs: by name; what is one text is shared by all samples.
-            prediction: what the agent replied.
-            score: of each sample: an evaluator's `score`, or numbers.
+            inputs: Texts or batches by name. All samples share a single text.
+            prediction: The agent's replies.
+            score: The samples' scores: an evaluator's `score`, or numbers.
 
         Raises:
-            ValueError: for batches of unequal length.
+            TypeError: for inputs that aren't a dict with entries.
+            ValueError: for batches of different lengths.
         """
         if not isinstance(inputs, Mapping) or not inputs:
             raise TypeError(f"inputs must be a dict of names and values, at least one (got {inputs!r})")
@@ -115,90 +120,68 @@ class Demos(Optimizer):
         run = _Run(cells, _slots(prediction), _slots(score))
         sizes = {len(slots) for slots, batch in (*cells.values(), run.prediction, run.score) if batch}
         if len(sizes) > 1:
-            raise ValueError(f"the batches have different lengths ({', '.join(map(str, sorted(sizes)))})")
+            raise ValueError(f"batches must have equal lengths (got {', '.join(map(str, sorted(sizes)))})")
         self._runs.append(run)
 
-    def _updates(self) -> list[Update]:
+    def _gathered(self) -> dict[int, Gathered]:
+        """Return the observed runs, and feedback if its targets are wanted. Reading them fills the pools."""
         runs, self._runs = self._runs, []
-        updates: list[Update] = []
-        for parameter, group in self._members():
-            segments = parameter.pending_gradients[:] if group["labeled"] else []
-            if not parameter.requires_grad or not (runs or segments):
-                continue
+        found: dict[int, Gathered] = {}
+        for position, (parameter, options) in enumerate(self._members()):
+            segments = parameter.pending_gradients[:] if options["labeled"] else []
+            if parameter.requires_grad and (runs or segments):
+                waits = [*(slot for run in runs for slot in run.slots()), *(s.slot for s in segments)]
+                found[position] = Gathered(waits, partial(self._learn, parameter, runs, segments, options))
+        return found
 
-            async def propose(
-                job: Job,
-                value: Any,
-                parameter: Variable = parameter,
-                group: Mapping[str, Any] = group,
-                segments: Sequence[Any] = segments,
-            ) -> Change:
-                self._learn(parameter, runs, parameter.gradients_of(segments), group)
-                return await self.propose(job, parameter, value, [], group)
+    async def _improve(self, position: int, value: Any, gathered: Gathered) -> Change:
+        parameter, options = self._members()[position]
+        return await self.propose(parameter, value, gathered.read(), options)
 
-            waits = [slot for run in runs for slot in run.slots()]
-            updates.append(Update(parameter, [*waits, *(segment.slot for segment in segments)], propose))
-        return updates
-
-    async def _decide(
-        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[PendingGradients]]
-    ) -> Decision:
-        """Do after an async closure what `step` does without one."""
-        updates = {id(update.parameter): update for update in self._updates()}
-        await wait_async([slot for update in updates.values() for slot in update.waits])
-        after, changes = list(values), []
-        for number, (parameter, _) in enumerate(self._members()):
-            update = updates.get(id(parameter))
-            if update is not None:
-                change = await update.propose(job, values[number])
-                changes.append(change)
-                after[number] = change.after
-        return Decision(tuple(after), tuple(changes))
+    async def _decide(self, values: tuple[Any, ...], gathered: Mapping[int, Gathered]) -> Decision:
+        found = await for_each(gathered, lambda at: self._improve(at, values[at], gathered[at]))
+        return accepted(values, *found)
 
     def _learn(
         self,
         parameter: Variable,
         runs: Sequence[_Run],
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
-    ) -> None:
-        """Put new examples into the parameter's pool, each input once, with its best score."""
-        found = [example for run in runs for example in run.examples(group["threshold"])]
-        if group["labeled"]:
-            found += [e for gradient in gradients for e in _labeled(gradient.provenance, group["threshold"])]
+        segments: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> list[Variable]:
+        """Add examples to the parameter's pool, each input once, with its best score. Return the feedback."""
+        gradients = parameter.gradients_of(segments)
+        found = [example for run in runs for example in run.examples(options["threshold"])]
+        found += [e for gradient in gradients for e in _labeled(gradient.provenance, options["threshold"])]
         state = self.state[parameter]
         pool: dict[str, dict[str, Any]] = {repr(e["inputs"]): e for e in state.get("pool", [])}
         for example in found:
             known = pool.get(repr(example["inputs"]))
             if known is None or example["score"] > known["score"]:
                 pool[repr(example["inputs"])] = example
-        # Sorting is stable: of equals the first stay.
+        # Sorting is stable, so of equals the first stay.
         best = sorted(pool.values(), key=lambda example: -example["score"])[:POOL]
         kept = {id(example) for example in best}
         state["pool"] = [example for example in pool.values() if id(example) in kept]
+        return gradients
 
     async def propose(
-        self,
-        job: Job,
-        parameter: Variable,
-        value: Any,
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> Change:
         if not isinstance(value, str):
-            raise TypeError(f"examples are appended to a text (the value of {parameter.role!r} is {value!r})")
+            raise TypeError(f"a value with examples must be a text (got {value!r} for {parameter.role!r})")
         pool = self.state[parameter].get("pool", [])
-        # What the author wrote stays, also where it looks like ours.
+        # Remove only a section that a step appended. The author may have written one that looks the same.
         bare = _SECTION.sub("", value) if self.state[parameter].get("appended") else value
-        choose = partial(chosen_of, pool, group["k"], group["max_tokens"])
-        # A full pool of long examples takes longer than the loop may stand still.
-        chosen = await call_in_node(job, choose) if len(pool) > FEW else choose()
+        choose = partial(chosen_of, pool, options["k"], options["max_tokens"])
+        # Choosing from a full pool of long examples would stall the loop.
+        chosen = await call_in_node(current_job(), choose) if len(pool) > FEW else choose()
         while True:
             after = _with_examples(bare, chosen) if chosen else value
-            reasons = await check(job, parameter, value, after, count_tokens=tokens_in)
+            reasons = await check(parameter, value, after, count_tokens=tokens_in)
             if not reasons or len(chosen) < 2:
                 break
-            chosen = chosen[:-1]  # the parameter's own limits may be narrower
+            chosen = chosen[:-1]  # the parameter's max_tokens or validators may be stricter
         evidence = tuple(Evidence(_shown(example), (example,)) for example in chosen)
         if reasons:
             return Change(parameter.role, value, value, len(pool), "; ".join(reasons), evidence)
@@ -207,7 +190,7 @@ class Demos(Optimizer):
 
 
 class _Run(NamedTuple):
-    """What `observe` noted: slots of each, and whether they are a batch."""
+    """One call of `observe`: the slots of each value, and whether it is a batch."""
 
     inputs: dict[str, tuple[list[Slot], bool]]
     prediction: tuple[list[Slot], bool]
@@ -217,7 +200,7 @@ class _Run(NamedTuple):
         return [slot for slots, _ in (*self.inputs.values(), self.prediction, self.score) for slot in slots]
 
     def examples(self, threshold: float) -> list[dict[str, Any]]:
-        """Return the samples that scored; when all slots are done."""
+        """Return the samples that scored at least `threshold`. All slots must be done."""
         size = max(len(slots) for slots, _ in (*self.inputs.values(), self.prediction, self.score))
         found: list[dict[str, Any]] = []
         for lane in range(size):
@@ -243,13 +226,13 @@ def _at(cell: tuple[list[Slot], bool], lane: int) -> Any:
     slots, batch = cell
     outcome = slots[lane if batch else 0].outcome
     if isinstance(outcome, Failure):
-        outcome.mark_read()  # an infrastructure failure is no example, and no news
+        outcome.mark_read()  # a failed sample isn't an example, and its own scope raises the error
         return None
     return outcome
 
 
 def _labeled(trail: Sequence[Any], score: float) -> list[dict[str, Any]]:
-    """Return samples with what was expected of them as examples; labels count as runs that just scored."""
+    """Return the samples that have a target as examples, with the lowest score that counts."""
     return [
         {
             "inputs": {name: str(value) for name, value in entry["inputs"].items()},
@@ -262,7 +245,7 @@ def _labeled(trail: Sequence[Any], score: float) -> list[dict[str, Any]]:
 
 
 def chosen_of(pool: Sequence[Mapping[str, Any]], k: int, max_tokens: int) -> list[Mapping[str, Any]]:
-    """Return at most `k` examples within `max_tokens`, different in output and wording.
+    """Return at most `k` examples within `max_tokens` that differ in output and wording.
 
     >>> pool = [{"inputs": {"x": x}, "output": y, "score": 1.0} for x, y in (("a", "1"), ("b", "1"), ("c", "2"))]
     >>> [example["inputs"]["x"] for example in chosen_of(pool, 2, 100)]
@@ -270,9 +253,9 @@ def chosen_of(pool: Sequence[Mapping[str, Any]], k: int, max_tokens: int) -> lis
     """
     left = list(pool)
     chosen: list[Mapping[str, Any]] = []
-    room = max_tokens
+    space = max_tokens
     sketches = [sketch(_words(example)) for example in left]
-    alike = [0.0] * len(left)  # each example's likeness to the chosen one that it is most like
+    alike = [0.0] * len(left)  # each example's similarity to the most similar chosen one
     used: dict[str, int] = {}
     while left and len(chosen) < k:
         keys = [(used.get(e["output"], 0), alike[n], -e["score"], n) for n, e in enumerate(left)]
@@ -280,9 +263,9 @@ def chosen_of(pool: Sequence[Mapping[str, Any]], k: int, max_tokens: int) -> lis
         example, mine = left.pop(number), sketches.pop(number)
         alike.pop(number)
         size = tokens_in(_shown(example))
-        if size > room:
+        if size > space:
             continue
-        room -= size
+        space -= size
         chosen.append(example)
         used[example["output"]] = used.get(example["output"], 0) + 1
         alike = [max(a, similarity(mine, other)) for a, other in zip(alike, sketches, strict=True)]
@@ -290,7 +273,7 @@ def chosen_of(pool: Sequence[Mapping[str, Any]], k: int, max_tokens: int) -> lis
 
 
 def tokens_in(text: str) -> int:
-    """Return about how many tokens a text is: one for every four bytes, as clients estimate it."""
+    """Return the approximate number of tokens in a text: one for every four bytes, as clients estimate."""
     return -(-len(text.encode("utf-8", "replace")) // 4)
 
 
@@ -309,7 +292,7 @@ def _shown(example: Mapping[str, Any]) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Return `text` so that it fills no placeholder and closes no tag.
+    """Escape `text` so that it neither fills a placeholder nor closes a tag.
 
     >>> _harmless("{name} </output>")
     '{ name } &lt;/output>'

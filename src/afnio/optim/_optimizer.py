@@ -1,4 +1,25 @@
-"""Change, Evidence, Candidate: what a step found and did, as plain data for logs, stores and displays."""
+"""Optimizers: parameters in groups, and a step that gives them better values.
+
+A step reads the feedback that a backward pass left in `parameter.grad`, asks `propose` for a better value, and assigns
+it. It is a launch like any op. `step()` returns immediately, and from that line on the parameters are pending.
+Whatever reads them, such as the next batch's forward pass, waits for the step and for nothing else.
+
+How a step runs:
+
+* `step()` notes the feedback that is there, in program order. A `clear_grad()` on the next line takes nothing from it.
+* Without `accept`, each parameter with feedback is a job. The job waits for that parameter's value and feedback, calls
+  `reduce`, `propose` and `remember`, and fills in the new value. A slow proposal for one parameter doesn't hold up
+  the others.
+* With `accept`, a candidate is a value for every parameter, so a single job waits for all of them and decides
+  (`Acceptance.decide`). The same holds after an async closure, because it may give feedback to any parameter.
+* A last job collects the changes, emits `StepEnded` and resolves the step's `Pending`.
+
+A step never leaves a parameter without a value. If a job fails or is cancelled, its parameters keep the values they
+had, and only the `Pending` raises. Otherwise one failed proposal would fail every forward pass after it.
+
+Users' methods get no engine object. They run inside their job (`working`), where `ChatModel.complete` and
+`optim.reduce` find the address by which the journal answers a repeated run.
+"""
 
 from __future__ import annotations
 
@@ -8,87 +29,57 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar, final
 
-from afnio.autodiff._data import PendingGradients
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import LaunchCancelledError, distinct, reason
 from afnio.runtime._callables import is_async
-from afnio.runtime._kernel import Body, Failure, Job, Launch, Outcomes, Recover, Slot, note_place, within
+from afnio.runtime._kernel import (
+    PENDING,
+    Body,
+    Failure,
+    Job,
+    Launch,
+    Outcomes,
+    Recover,
+    Slot,
+    current_job,
+    note_place,
+    working,
+)
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, wait, wait_async
 from afnio.runtime.events import StepEnded, emit
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One feedback that a proposer was shown.
-
-    Attributes:
-        text: what it says.
-        trail: the samples that stand behind it, plain data as in `Variable.provenance`.
-    """
-
-    text: str
-    trail: tuple[Mapping[str, Any], ...] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a step did to one parameter.
-
-    Attributes:
-        role: the parameter's role.
-        before, after: its values.
-        gradients: how many it had.
-        rejected: why a proposal was not taken, None if it was, or if there was none.
-        evidence: the feedback as the proposer was shown it, after reduction.
-    """
-
-    role: str
-    before: Any
-    after: Any
-    gradients: int
-    rejected: str | None = None
-    evidence: tuple[Evidence, ...] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Values for all parameters of an optimizer that were weighed against others.
-
-    Attributes:
-        number: the candidate's own, unique within the optimizer; 0 is what it started from.
-        parents: the numbers of those that it was made from.
-        values: one for each parameter, in the optimizer's order.
-        scores: one for each sample that it was evaluated on, None where that failed or was cancelled.
-        verdict: accepted, or why not.
-    """
-
-    number: int
-    parents: tuple[int, ...]
-    values: tuple[Any, ...]
-    scores: tuple[float | None, ...]
-    verdict: str
-
-
-# Optimizer: parameters in groups, and a step that replaces their values by better ones.
-
+T = TypeVar("T")
 
 REMEMBERED: Final = 8
-"""Rejected proposals that a parameter's state keeps for the next prompt."""
+"""Number of rejected proposals that a parameter's state keeps for the next prompt."""
 
 
 class Optimizer(ABC):
-    """Base of optimizers: write `propose`, which gets one parameter's value and gradients.
+    """Base class of optimizers. A subclass writes `propose`, which gets one parameter's value and feedback.
 
     Args:
-        params: Parameters, or dicts with "params" and options of their own.
-        defaults: the options of groups that don't give them.
-        accept: what decides whether proposals become values; without it all do.
+        params: Parameters, or dicts with "params" and options for that group.
+        defaults: Options of groups that don't set them.
+        accept: Decides which proposals become values. By default all do.
+
+    Raises:
+        TypeError: for anything but Parameters.
+        ValueError: for no parameters, for one that is given twice, and for outputs of ops.
+
+    >>> import afnio
+    >>> class Append(Optimizer):
+    ...     async def propose(self, parameter, value, gradients, options):
+    ...         after = options["sep"].join([value, *(gradient.data for gradient in gradients)])
+    ...         return Change(parameter.role, value, after, len(gradients))
+    >>> prompt = afnio.Parameter("Answer.", role="prompt")
+    >>> prompt.append_grad(afnio.Variable("Be brief."))
+    >>> _ = Append([prompt], {"sep": " "}).step()
+    >>> prompt.data
+    'Answer. Be brief.'
     """
 
     def __init__(
@@ -98,7 +89,7 @@ class Optimizer(ABC):
         accept: Acceptance | None = None,
     ) -> None:
         if isinstance(params, Variable):
-            raise TypeError("an optimizer takes an iterable of Parameters; put the one in a list")
+            raise TypeError(f"params must be an iterable of Parameters (got {params!r}); put it in a list")
         if accept is not None and not isinstance(accept, Acceptance):
             raise TypeError(f"accept must be an Acceptance such as optim.Improves(...) (got {accept!r})")
         self.defaults = defaults
@@ -108,89 +99,81 @@ class Optimizer(ABC):
         self._last: Slot | None = None
         given = list(params)
         if not given:
-            raise ValueError("an optimizer needs at least one parameter (got none); does the agent have any?")
+            raise ValueError(
+                "params must have at least one parameter (got none); check that the agent has parameters"
+            )
         groups: list[Any] = given if isinstance(given[0], dict) else [{"params": given}]
         for group in groups:
             self.add_param_group(group)
 
     @abstractmethod
     async def propose(
-        self,
-        job: Job,
-        parameter: Variable,
-        value: Any,
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> Change:
-        """Return what to do with one parameter; on the runtime's loop, for all parameters at once.
+        """Return the change to one parameter. All parameters are asked at the same time, on the runtime's loop.
 
-        With `accept` it may be called several times in a step, so what is to be kept of the step belongs in
-        `remember`. `self.state[parameter].get("rejected")` has the proposals that were tried and not taken,
-        the last ones last: dicts with "value", "score" and "against", the mean scores of the proposal and of the
-        value that it was to replace.
+        With `accept` a step may call it several times, so write what later steps need in `remember`.
+        `self.state[parameter].get("rejected")` lists the proposals that were tried and not accepted, oldest first:
+        dicts with "value", and "score" and "against", the mean scores of the proposal and of the value it was meant
+        to replace.
 
         Args:
-            value: its value when the step was launched.
-            gradients: the feedback that it had then, or some of it; at least one.
-            group: the options of its group.
+            value: The parameter's value. Don't read `parameter.data`, which is pending until the step ends.
+            gradients: Feedback from the step's launch, or some of it; at least one.
+            options: The options of the parameter's group.
         """
 
     async def reduce(
-        self,
-        job: Job,
-        parameter: Variable,
-        value: Any,
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> Sequence[Variable]:
-        """Return the gradients as `propose` and `remember` get them; called once a step, with all of them."""
+        """Return the gradients that `propose` and `remember` get. Called once per step, with all of them."""
         return gradients
 
-    def remember(  # noqa: B027 - most have nothing to keep
-        self, parameter: Variable, value: Any, gradients: Sequence[Variable], group: Mapping[str, Any]
+    def remember(  # noqa: B027 - most optimizers have nothing to keep
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> None:
-        """Keep in `state` what later steps need of this one; called once a step, with all of the feedback."""
+        """Update `state` after a step that succeeded. Called once per step, with all of its (reduced) feedback."""
 
     def add_param_group(self, group: dict[str, Any]) -> None:
-        """Add parameters with options of their own."""
+        """Add parameters, with options for them."""
         if not isinstance(group, dict) or "params" not in group:
-            raise TypeError(f"a group is a dict with 'params' and options (got {group!r})")
+            raise TypeError(f"a group must be a dict with 'params' and options (got {group!r})")
         unknown = [name for name in group if name not in self.defaults and name != "params"]
         if unknown:
             known_options = ", ".join(self.defaults)
-            raise ValueError(f"a group has no option {unknown[0]!r} (the options: {known_options})")
+            raise ValueError(f"a group's options must be among {known_options} (got {unknown[0]!r})")
         params = [group["params"]] if isinstance(group["params"], Variable) else list(group["params"])
         known = {id(p) for existing in self.param_groups for p in existing["params"]}
         for parameter in params:
             if not isinstance(parameter, Variable):
-                raise TypeError(f"an optimizer takes Parameters (got {parameter!r})")
+                raise TypeError(f"params must be Parameters (got {parameter!r})")
             if not parameter.is_leaf:
                 raise ValueError(f"a parameter must be a leaf (got {parameter!r}, the output of an op)")
             if parameter.batch:
-                raise ValueError(f"a parameter is one text, not a batch (got {parameter!r})")
+                raise ValueError(f"a parameter must be one text, not a batch (got {parameter!r})")
             if id(parameter) in known:
-                raise ValueError(f"{parameter!r} is in a group of this optimizer already")
+                raise ValueError(f"a parameter must be in one group only (got {parameter!r} twice)")
             known.add(id(parameter))
         self.param_groups.append({**self.defaults, **group, "params": params})
 
     def clear_grad(self) -> None:
-        """Drop the gathered feedback of every parameter; what is still on its way goes nowhere."""
+        """Drop the feedback of every parameter. Feedback still in flight is dropped when it arrives."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.clear_grad()
 
     @folding
     def step(self, closure: Callable[[], Any] | None = None) -> Pending[Any]:
-        """Replace each parameter by what `propose` makes of its feedback.
+        """Replace each parameter that has feedback by the value that `propose` returns.
 
-        It captures values and feedback and launches; from then on the parameters' values are pending. If
-        a proposal fails, is cancelled or rejected, the parameter keeps its value and only the returned
-        `Pending` raises. It waits where a blocking wait is allowed; on an event loop await the `Pending`.
+        Launches and returns. The parameters are pending until their new values are there. If a proposal fails, is
+        cancelled or is rejected, its parameter keeps its value and the others step. Waits for the end where a
+        blocking wait is allowed; on an event loop, await the `Pending`.
 
         Args:
-            closure: called first, to compute the loss and its feedback; its result is the handle's result. A `def`
-                runs on this line; an `async def` is awaited on the runtime's loop once the values of earlier
-                steps are there, and sees those.
+            closure: Computes the loss and its feedback; called before the step, which returns its result. A `def` runs
+                on this line. An `async def` runs on the runtime's loop once earlier steps have ended, and reads
+                their values.
         """
         if self.accept is not None:
             self.accept.begin()
@@ -205,111 +188,92 @@ class Optimizer(ABC):
                     deferred = lambda: returned  # noqa: E731
         launch = Launch(f"{type(self).__name__}.step")
         if deferred is None and self.accept is None:
-            updates = self._updates()
-            updated = {id(update.parameter) for update in updates}
-            others = [parameter for parameter, _ in self._members() if id(parameter) not in updated]
-            self._last = launch_step(launch, type(self).__name__, updates, others)
+            lanes = self.lanes(self._gathered())
         else:
-            self._last = self._launch_joint(launch, deferred, result)
+            lanes = [self._joint_lane(deferred, result)]
+        parameters = [parameter for parameter, _ in self._members()]
+        self._last = launch_step(launch, type(self).__name__, parameters, lanes)
         return Pending(self._last, lambda _: result[0]).wait_if_allowed()
 
-    def _updates(self) -> list[Update]:
-        updates: list[Update] = []
-        for parameter, group in self._members():
-            segments = parameter.pending_gradients[:]
-            if parameter.requires_grad and segments:
-                propose = self._proposer(parameter, segments, group)
-                updates.append(Update(parameter, [segment.slot for segment in segments], propose))
-        return updates
+    def _gathered(self) -> dict[int, Gathered]:
+        """Return the feedback there is now, by position of the parameter. Frozen parameters are left out."""
+        return {
+            position: Gathered([s.slot for s in segments], partial(parameter.gradients_of, segments))
+            for position, (parameter, _) in enumerate(self._members())
+            if parameter.requires_grad and (segments := parameter.pending_gradients[:])
+        }
 
-    def _proposer(
-        self, parameter: Variable, segments: Sequence[PendingGradients], group: Mapping[str, Any]
-    ) -> Propose:
-        async def propose(job: Job, value: Any) -> Change:
-            gradients = parameter.gradients_of(segments)
-            if not gradients:
-                return Change(parameter.role, value, value, 0)
-            reduced = await self.reduce(job, parameter, value, gradients, group)
-            change = await self.propose(job, parameter, value, reduced, group)
-            self.remember(parameter, value, reduced, group)
-            return change
-
-        return propose
-
-    def _launch_joint(
-        self, launch: Launch, deferred: Callable[[], Awaitable[Any]] | None, result: list[Any]
-    ) -> Slot:
-        """Launch a step whose values are decided together, after `deferred` if it is given."""
-        parameters = [parameter for parameter, _ in self._members()]
-        segments = {} if deferred is not None else self._segments()
-        all_of_them = deferred is not None or (self.accept is not None and not self.accept.needs_feedback)
-        advancing = [
-            p for n, p in enumerate(parameters) if p.requires_grad and (all_of_them or n in segments)
+    def lanes(self, gathered: Mapping[int, Gathered]) -> list[StepLane]:
+        """Return one lane for each parameter with feedback, so that none waits for another."""
+        return [
+            StepLane(f"parameter {number}", [position], [position], found.waits, self._alone(position, found))
+            for number, (position, found) in enumerate(gathered.items())
         ]
 
-        async def decide(job: Job, values: tuple[Any, ...]) -> Decision:
-            captured = segments
+    def _alone(self, position: int, gathered: Gathered) -> Decide:
+        async def decide(values: tuple[Any, ...]) -> Decision:
+            change = await self._improve(position, values[0], gathered)
+            return Decision((change.after,), (change,))
+
+        return decide
+
+    async def _improve(self, position: int, value: Any, gathered: Gathered) -> Change:
+        """Make and accept one parameter's proposal."""
+        parameter, options = self._members()[position]
+        gradients = gathered.read()
+        if not gradients:
+            return Change(parameter.role, value, value, 0)
+        reduced = await self.reduce(parameter, value, gradients, options)
+        change = await self.propose(parameter, value, reduced, options)
+        self.remember(parameter, value, reduced, options)
+        return change
+
+    def _joint_lane(self, deferred: Callable[[], Awaitable[Any]] | None, result: list[Any]) -> StepLane:
+        """Return the lane that decides for all parameters together, after `deferred` if it is given."""
+        parameters = [parameter for parameter, _ in self._members()]
+        gathered = {} if deferred is not None else self._gathered()
+        any_may_change = deferred is not None or (self.accept is not None and not self.accept.needs_feedback)
+        advances = [
+            n for n, p in enumerate(parameters) if p.requires_grad and (any_may_change or n in gathered)
+        ]
+
+        async def decide(values: tuple[Any, ...]) -> Decision:
+            found: Mapping[int, Gathered] = gathered
             if deferred is not None:
-                with within(job.scope), bind(dict(zip(parameters, values, strict=True))):
+                with bind(dict(zip(parameters, values, strict=True))):
                     result[0] = await deferred()
-                captured = self._segments()
-                await wait_async([s.slot for found in captured.values() for s in found])
-            return await self._decide(job, values, captured)
+                found = self._gathered()
+                await wait_async([slot for entry in found.values() for slot in entry.waits])
+            return await self._decide(values, found)
 
-        waits = [segment.slot for found in segments.values() for segment in found]
-        return launch_joint_step(launch, type(self).__name__, parameters, advancing, waits, decide)
+        waits = [slot for entry in gathered.values() for slot in entry.waits]
+        return StepLane("all", range(len(parameters)), advances, waits, decide)
 
-    def _segments(self) -> dict[int, list[PendingGradients]]:
-        """Return the feedback of the parameters that gather it, by their numbers."""
-        members = enumerate(self._members())
-        return {n: p.pending_gradients[:] for n, (p, _) in members if p.requires_grad and p.pending_gradients}
-
-    async def _decide(
-        self, job: Job, values: tuple[Any, ...], segments: Mapping[int, Sequence[PendingGradients]]
-    ) -> Decision:
+    async def _decide(self, values: tuple[Any, ...], gathered: Mapping[int, Gathered]) -> Decision:
+        """Reduce the feedback, let `accept` decide, and keep what later steps need."""
         members = self._members()
-        feedback: dict[int, Sequence[Variable]] = {
-            n: members[n][0].gradients_of(found) for n, found in segments.items()
-        }
-        feedback = {number: gradients for number, gradients in feedback.items() if gradients}
-
-        async def reduce(
-            job: Job, position: int, gradients: Sequence[Variable], value: Any
-        ) -> Sequence[Variable]:
-            parameter, group = members[position]
-            return await self.reduce(job, parameter, value, gradients, group)
-
-        async def propose(job: Job, position: int, gradients: Sequence[Variable], value: Any) -> Change:
-            parameter, group = members[position]
-            return await self.propose(job, parameter, value, gradients, group)
-
-        with within(job.scope):
-            reduced = await for_each(
-                job, "reduce", feedback, lambda inner, at: reduce(inner, at, feedback[at], values[at])
-            )
-        errors = tuple(found for found in reduced.values() if isinstance(found, BaseException))
-        feedback = {n: found for n, found in reduced.items() if not isinstance(found, BaseException)}
+        found = {at: gradients for at, entry in gathered.items() if (gradients := entry.read())}
+        parameters, options = tuple(p for p, _ in members), tuple(group for _, group in members)
+        inputs = StepInputs(parameters, values, found, options, self)
+        feedback, failed = await for_each(found, lambda at: inputs.reduce(at, found[at], values[at]))
+        errors = tuple(failed.values())
         if not feedback and (errors or self.accept is None or self.accept.needs_feedback):
-            return Decision(values, (), (), errors)
-        parameters = tuple(parameter for parameter, _ in members)
-        work = Round(parameters, values, feedback, propose, reduce, tuple(group for _, group in members))
-        decision = await (self.accept or Always()).decide(job, work)
-        failed = (feedback if decision.errors else ()) if decision.failed is None else decision.failed
+            return Decision(values, errors=errors)
+        decision = await (self.accept or AcceptAll()).decide(replace(inputs, feedback=feedback))
+        kept = (feedback if decision.errors else ()) if decision.failed is None else decision.failed
         for position, gradients in feedback.items():
-            if position not in failed:
-                parameter, group = members[position]
-                self.remember(parameter, values[position], gradients, group)
-        decision = replace(decision, errors=(*errors, *decision.errors))
+            if position not in kept:
+                self.remember(parameters[position], values[position], gradients, options[position])
         for position, tried in decision.rejected:
             memory = self.state[parameters[position]].setdefault("rejected", [])
             memory[:] = [*(past for past in memory if past["value"] != tried["value"]), tried][-REMEMBERED:]
-        return decision
+        return replace(decision, errors=(*errors, *decision.errors))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return groups, state and what `accept` knows, parameters by number; waits for a step under way.
+        """Return groups, state and the state of `accept`, with parameters by number. Waits for the last step.
 
-        What can't be written down (model clients, which hold keys, functions) is left out, however deep it is
-        nested; `load_state_dict` keeps what is there.
+        Values that can't be saved (model clients, which hold keys, and functions) are left out at any depth.
+        `load_state_dict` keeps those that the optimizer has.
         """
         if self._last is not None:
             wait([self._last])
@@ -326,37 +290,37 @@ class Optimizer(ABC):
         return saved if self.accept is None else {**saved, "accept": self.accept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take options and state that `state_dict` returned.
+        """Restore options and state from `state_dict()`.
 
         Raises:
-            ValueError: if the groups differ in number or size, or one of both has an `accept` and the other none.
+            ValueError: if the groups differ in number or size, or only one of the two has an `accept`.
         """
         groups = state_dict["param_groups"]
         sizes = [len(group["params"]) for group in groups]
         own = [len(group["params"]) for group in self.param_groups]
         if sizes != own:
-            raise ValueError(f"the state has groups of {sizes} parameters and this optimizer of {own}")
+            raise ValueError(
+                f"the state must have groups of {own} parameters, as this optimizer (got {sizes})"
+            )
         if ("accept" in state_dict) != (self.accept is not None):
             has = "an accept state" if "accept" in state_dict else "no accept state"
-            raise ValueError(f"the state has {has} and this optimizer has accept={self.accept!r}")
+            raise ValueError(f"the state must fit this optimizer's accept={self.accept!r} (got {has})")
         for group, saved in zip(self.param_groups, groups, strict=True):
             options = {name: value for name, value in saved.items() if name != "params"}
             group.update(restored({name: group.get(name) for name in options}, options))
-        by_number = {number: p for p, number in self._parameters_by_number()}
+        members = self._members()
         self.state.clear()
         for number, entries in state_dict["state"].items():
-            self.state[by_number[int(number)]] = copied(entries)
+            self.state[members[int(number)][0]] = copied(entries)
         if self.accept is not None:
             self.accept.load_state_dict(state_dict["accept"])
 
     def _members(self) -> list[tuple[Variable, dict[str, Any]]]:
+        """Return every parameter with its group. A parameter's position in this list is its number."""
         return [(parameter, group) for group in self.param_groups for parameter in group["params"]]
 
-    def _parameters_by_number(self) -> list[tuple[Variable, int]]:
-        return [(parameter, number) for number, (parameter, _) in enumerate(self._members())]
-
     def _numbers(self) -> dict[int, int]:
-        return {id(parameter): number for parameter, number in self._parameters_by_number()}
+        return {id(parameter): number for number, (parameter, _) in enumerate(self._members())}
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -366,43 +330,137 @@ class Optimizer(ABC):
         return "\n".join([*lines, ")"])
 
 
-# Step: how new values reach the parameters, each on its own or all together.
-
-
-T = TypeVar("T")
-
-Propose = Callable[[Job, Any], Awaitable[Change]]
-"""What makes a parameter's next value: called with the step's job and the value so far."""
-
-
-class Update(NamedTuple):
-    """What a step does to one parameter: once its value and `waits` are there, `propose` its next value."""
-
-    parameter: Variable
-    waits: Sequence[Slot]
-    propose: Propose
+# The result of a step, as plain data for logs, stores and displays.
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Round:
-    """What a step that decides for all parameters together has to work with.
+class Change:
+    """What a step did to one parameter.
 
     Attributes:
-        parameters: all of the optimizer's, in its order.
-        values: theirs at the step's launch.
-        feedback: the gradients of those that have some, by position, reduced.
-        propose: asks for a better value of the parameter at a position, from gradients and the value they are about.
-        reduce: what the optimizer makes of many gradients before they are shown.
-        groups: the options of each parameter.
+        role: The parameter's role.
+        before, after: Its values. They are equal if it wasn't changed.
+        gradients: The number of gradients it had.
+        rejected: Why a proposal was rejected. None if it was accepted or there was none.
+        evidence: The feedback that the proposer read, after reduction.
+    """
+
+    role: str
+    before: Any
+    after: Any
+    gradients: int
+    rejected: str | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One feedback text that a proposer read.
+
+    Attributes:
+        text: The feedback.
+        trail: The samples it comes from, plain data as in `Variable.provenance`.
+    """
+
+    text: str
+    trail: tuple[Mapping[str, Any], ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A value for each parameter of an optimizer, compared with other candidates.
+
+    Attributes:
+        number: Unique within the optimizer. 0 is the start.
+        parents: The numbers of the candidates it was made from.
+        values: One for each parameter, in the optimizer's order.
+        scores: One for each sample it was evaluated on. None if the sample failed or was cancelled.
+        verdict: "accepted", or the reason why it wasn't.
+    """
+
+    number: int
+    parents: tuple[int, ...]
+    values: tuple[Any, ...]
+    scores: tuple[float | None, ...]
+    verdict: str
+
+
+# Acceptance: which proposals become values.
+
+
+class Acceptance(ABC):
+    """Decides which proposals become values. `Improves` is one.
+
+    An acceptance belongs to one optimizer, and its state is saved in the optimizer's `state_dict`.
+    """
+
+    needs_feedback = True
+    """False if it has something to decide in a step without feedback, such as a search that gets its own."""
+
+    def begin(self) -> None:  # noqa: B027 - most need nothing
+        """Prepare for a step. Called when it is launched, in program order, so draw random seeds here."""
+
+    @abstractmethod
+    async def decide(self, inputs: StepInputs) -> Decision:
+        """Ask for proposals and return the new values. Runs on the runtime's loop."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state to save, as JSON can hold it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Restore the state that `state_dict` returned."""
+
+
+@final
+class AcceptAll(Acceptance):
+    """Accepts every proposal."""
+
+    async def decide(self, inputs: StepInputs) -> Decision:
+        return accepted(inputs.values, *await proposals(inputs, inputs.feedback))
+
+
+def accepted(
+    values: Sequence[Any], changes: Mapping[int, Change], failed: Mapping[int, BaseException]
+) -> Decision:
+    """Return the decision to take all `changes`, by position. Parameters that `failed` keep their values."""
+    after = tuple(changes[at].after if at in changes else value for at, value in enumerate(values))
+    return Decision(after, tuple(changes.values()), (), tuple(failed.values()), failed=tuple(failed))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """The input of a step that decides for all parameters together.
+
+    Attributes:
+        parameters: All parameters, in the optimizer's order.
+        values: Their values before the step.
+        feedback: The reduced gradients of the parameters that have some, by position.
+        options: The options of each parameter's group.
+        optimizer: The optimizer that proposes.
     """
 
     parameters: tuple[Variable, ...]
     values: tuple[Any, ...]
     feedback: Mapping[int, Sequence[Variable]]
-    propose: Callable[[Job, int, Sequence[Variable], Any], Awaitable[Change]]
-    reduce: Callable[[Job, int, Sequence[Variable], Any], Awaitable[Sequence[Variable]]]
-    groups: tuple[Mapping[str, Any], ...]
+    options: tuple[Mapping[str, Any], ...]
+    optimizer: Optimizer
+
+    async def propose(self, position: int, gradients: Sequence[Variable], value: Any) -> Change:
+        """Ask for a better value than `value`, which the gradients are about."""
+        return await self.optimizer.propose(
+            self.parameters[position], value, gradients, self.options[position]
+        )
+
+    async def reduce(self, position: int, gradients: Sequence[Variable], value: Any) -> Sequence[Variable]:
+        """Cut gradients about `value` down to what a proposer can read."""
+        return await self.optimizer.reduce(
+            self.parameters[position], value, gradients, self.options[position]
+        )
 
     def bound(self, values: Sequence[Any]) -> dict[Variable, Any]:
         """Return `values` by parameter, for `bind`."""
@@ -412,15 +470,15 @@ class Round:
 @final
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a joint step decided.
+    """The result of a lane of a step.
 
     Attributes:
-        values: for all parameters, in their order.
-        changes: for those that had feedback.
-        candidates: what was weighed.
-        rejected: by position, proposals that did not help: dicts with "value", "score", "against".
-        errors: what kept it from more; the step raises them.
-        failed: positions of the parameters that these errors are about; None is all of them.
+        values: One for each parameter that the lane reads, in order.
+        changes: One for each parameter that had feedback.
+        candidates: The candidates that were compared.
+        errors: Errors for the step to raise.
+        rejected: Proposals that didn't help, by position: dicts with "value", "score" and "against".
+        failed: Positions of the parameters that `errors` are about. None means all.
     """
 
     values: tuple[Any, ...]
@@ -431,217 +489,162 @@ class Decision:
     failed: tuple[int, ...] | None = None
 
 
-class Acceptance(ABC):
-    """What decides whether proposals become values; `Improves` is one.
-
-    One belongs to one optimizer, whose `state_dict` holds its state.
-    """
-
-    needs_feedback = True
-    """Whether a step without any feedback has nothing to decide."""
-
-    def begin(self) -> None:  # noqa: B027 - most need nothing
-        """Prepare for a step; called at its launch, in program order. Random seeds are settled here."""
-
-    @abstractmethod
-    async def decide(self, job: Job, work: Round) -> Decision:
-        """Have proposals made and return what to do, on the runtime's loop; `job.scope` is the step's."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on in the same way, as JSON could hold it."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Go on where `state` was taken."""
-
-
-@final
-class Always(Acceptance):
-    """Every proposal becomes the value."""
-
-    async def decide(self, job: Job, work: Round) -> Decision:
-        with within(job.scope):
-            found = await proposals(job, work, work.feedback)
-        values = list(work.values)
-        for position, change in found.items():
-            if isinstance(change, Change):
-                values[position] = change.after
-        changes = tuple(change for change in found.values() if isinstance(change, Change))
-        failed = {position: change for position, change in found.items() if not isinstance(change, Change)}
-        return Decision(tuple(values), changes, (), tuple(failed.values()), failed=tuple(failed))
-
-
 async def proposals(
-    job: Job, work: Round, feedback: Mapping[int, Sequence[Variable]]
-) -> dict[int, Change | BaseException]:
-    """Ask for one proposal for each position in `feedback`, side by side; in the current scope."""
-    return await for_each(
-        job, "proposal", feedback, lambda inner, at: work.propose(inner, at, feedback[at], work.values[at])
-    )
+    inputs: StepInputs, feedback: Mapping[int, Sequence[Variable]]
+) -> tuple[dict[int, Change], dict[int, BaseException]]:
+    """Ask for one proposal for each position in `feedback`, concurrently. See `for_each`."""
+    return await for_each(feedback, lambda at: inputs.propose(at, feedback[at], inputs.values[at]))
 
 
 async def for_each(
-    job: Job, name: str, positions: Iterable[int], do: Callable[[Job, int], Awaitable[T]]
-) -> dict[int, T | BaseException]:
-    """Do something for parameters, side by side, in the current scope; return results or errors by position.
+    positions: Iterable[int], do: Callable[[int], Awaitable[T]]
+) -> tuple[dict[int, T], dict[int, BaseException]]:
+    """Do something for several parameters concurrently. Return the results and the errors, by position.
 
-    Each has a job and an address of its own there, so what it asks is numbered alike in every run.
+    Each position is a job in the current scope, with its own address. So calls are numbered by parameter, not by
+    which one asked first, and a journal finds them in the next run.
     """
-    launch = Launch(name)
-    launch.line = job.launch.line
+    outer = current_job().launch
+    launch = Launch(outer.name)
+    launch.line = outer.line
     slots: dict[int, Slot] = {}
     for position in positions:
         slots[position] = Slot(launch)
         launch.add(_doing(do, position), [], [slots[position]], part=f"parameter {position}")
     launch.start()
     await wait_async(slots.values())
-    found: dict[int, T | BaseException] = {}
+    done: dict[int, T] = {}
+    failed: dict[int, BaseException] = {}
     for position, slot in slots.items():
         if isinstance(slot.outcome, Failure):
             slot.outcome.mark_read()
-            found[position] = slot.outcome.error
+            failed[position] = slot.outcome.error
         else:
-            (found[position],) = slot.outcome
-    return found
+            (done[position],) = slot.outcome
+    return done, failed
 
 
-def _doing(do: Callable[[Job, int], Awaitable[T]], position: int) -> Body:
+def _doing(do: Callable[[int], Awaitable[T]], position: int) -> Body:
     async def body(job: Job, outcomes: list[Any]) -> Outcomes:
-        return [(await do(job, position),)]
+        with working(job):
+            return [(await do(position),)]
 
     return body
 
 
-def launch_step(
-    launch: Launch, name: str, updates: Sequence[Update], others: Sequence[Variable] = ()
-) -> Slot:
-    """Start a step and return the slot of its end: the changes, or the errors of what kept its value.
+# The launch of a step.
 
-    A parameter whose update fails or is cancelled takes the value that it had.
 
-    Args:
-        others: parameters of the same optimizer without an update, to be told of.
+Decide = Callable[[tuple[Any, ...]], Awaitable["Decision"]]
+"""Returns a lane's decision from the values that it reads."""
+
+
+class Gathered(NamedTuple):
+    """Feedback on one parameter: the slots that it is in, and how to read it once they are done."""
+
+    waits: Sequence[Slot]
+    read: Callable[[], Sequence[Variable]]
+
+
+class StepLane(NamedTuple):
+    """One job of a step. Parameters are given by position.
+
+    Attributes:
+        part: The job's name in addresses. Journals find calls by it.
+        reads: Parameters whose values `decide` gets.
+        advances: Parameters that may change, among those that it reads. They are pending from the launch on.
+        waits: Slots that must be done before, beside the values.
+        decide: Returns the new values.
     """
-    values = [Slot(launch) for _ in updates]
-    statuses = [Slot(launch) for _ in updates]
-    known = [(update.parameter.role, value) for update, value in zip(updates, values, strict=True)]
-    known += [(parameter.role, parameter.own_slots[0]) for parameter in others]
-    done = Slot(launch)
-    for number, (update, value, status) in enumerate(zip(updates, values, statuses, strict=True)):
-        (previous,) = update.parameter.own_slots
+
+    part: str
+    reads: Sequence[int]
+    advances: Sequence[int]
+    waits: Sequence[Slot]
+    decide: Decide
+
+
+def launch_step(launch: Launch, name: str, parameters: Sequence[Variable], lanes: Sequence[StepLane]) -> Slot:
+    """Start a step. Return the slot of its end: the changes, or a failure with the lanes' errors."""
+    values: dict[int, Slot] = {}
+    ends: list[Slot] = []
+    for lane in lanes:
+        previous = {position: parameters[position].own_slots[0] for position in lane.reads}
+        outputs = {position: Slot(launch) for position in lane.advances}
+        end = Slot(launch)
         launch.add(
-            _proposing(update.propose),
-            [previous, *update.waits],
-            [value, status],
-            part=f"parameter {number}",
+            _deciding(lane),
+            [*previous.values(), *lane.waits],
+            [*outputs.values(), end],
+            part=lane.part,
             gather=True,
-            recover=_keeping(previous),
+            recover=_keeping([previous[position] for position in outputs]),
         )
-    launch.add(_finishing(name, known), statuses, [done], part="end", gather=True)
-    _advance(launch, [update.parameter for update in updates], values)
-    return done
-
-
-def launch_joint_step(
-    launch: Launch,
-    name: str,
-    parameters: Sequence[Variable],
-    advancing: Sequence[Variable],
-    waits: Sequence[Slot],
-    decide: Callable[[Job, tuple[Any, ...]], Awaitable[Decision]],
-) -> Slot:
-    """Start a step that decides for all parameters at once, and return the slot of its end.
-
-    Args:
-        parameters: those whose values `decide` is given, in order.
-        advancing: those of them that may change; they are pending from now on.
-        waits: what else has to be there before.
-    """
-    previous = [parameter.own_slots[0] for parameter in parameters]
-    places = [number for number, p in enumerate(parameters) if any(p is other for other in advancing)]
+        values.update(outputs)
+        ends.append(end)
+    known = [(p.role, values.get(at, p.own_slots[0])) for at, p in enumerate(parameters)]
     done = Slot(launch)
-    values = [Slot(launch) for _ in places]
-
-    async def body(job: Job, outcomes: list[Any]) -> Outcomes:
-        decision = await decide(job, tuple(outcomes[: len(previous)]))
-        known = tuple((p.role, value) for p, value in zip(parameters, decision.values, strict=True))
-        end = _end(job, name, decision.changes, decision.errors, known, decision.candidates)
-        return [*(decision.values[place] for place in places), end]
-
-    def keep(job: Job, error: BaseException) -> Outcomes:
-        emit(StepEnded(job.launch.address, name, (), str(error)))
-        failure = Failure(error, read=isinstance(error, LaunchCancelledError))
-        job.launch.scope.owner.note(failure)
-        return [*(previous[place].outcome for place in places), failure]
-
-    launch.add(body, [*previous, *waits], [*values, done], part="all", gather=True, recover=keep)
-    _advance(launch, [parameters[place] for place in places], values)
+    finish = partial(_finish, name, known, ends)
+    launch.add(finish, ends, [done], part="end", gather=True, recover=finish)
+    launch.holders = [weakref.ref(parameters[position]) for position in values]
+    # Nothing below may raise: a parameter must not wait for a step that never starts.
+    for position, value in values.items():
+        parameters[position].advance(value)
+    launch.start()
     return done
 
 
-def _advance(launch: Launch, parameters: Sequence[Variable], values: Sequence[Slot]) -> None:
-    launch.holders = [weakref.ref(parameter) for parameter in parameters]
-    # Nothing after this line raises: no parameter is left waiting for a step that never ran.
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.advance(value)
-    launch.start()
-
-
-def _proposing(propose: Propose) -> Body:
+def _deciding(lane: StepLane) -> Body:
     async def body(job: Job, outcomes: list[Any]) -> Outcomes:
-        change = await propose(job, outcomes[0])
-        return [change.after, change]
+        with working(job):
+            decision = await lane.decide(tuple(outcomes[: len(lane.reads)]))
+        after = dict(zip(lane.reads, decision.values, strict=True))
+        return [*(after[position] for position in lane.advances), decision]
 
     return body
 
 
-def _keeping(previous: Slot) -> Recover:
+def _keeping(previous: Sequence[Slot]) -> Recover:
     def keep(job: Job, error: BaseException) -> Outcomes:
-        return [previous.outcome, Failure(error, read=isinstance(error, LaunchCancelledError))]
+        return [*(slot.outcome for slot in previous), Failure(error, read=True)]
 
     return keep
 
 
-def _finishing(name: str, known: Sequence[tuple[str, Slot]]) -> Body:
-    def finish(job: Job, outcomes: list[Any]) -> Outcomes:
-        changes = tuple(outcome for outcome in outcomes if isinstance(outcome, Change))
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-        for failure in failures:
-            failure.mark_read()
-        values = tuple(
-            (role, slot.outcome)
-            for role, slot in known
-            if slot.done and not isinstance(slot.outcome, Failure)
-        )
-        return [_end(job, name, changes, [failure.error for failure in failures], values)]
-
-    return finish
-
-
-def _end(
-    job: Job,
-    name: str,
-    changes: tuple[Change, ...],
-    errors: Sequence[BaseException],
-    values: tuple[tuple[str, Any], ...],
-    candidates: tuple[Candidate, ...] = (),
-) -> Any:
-    """Tell how a step ended, and return what its end's slot gets."""
+def _finish(
+    name: str, known: Sequence[tuple[str, Slot]], ends: Sequence[Slot], job: Job, _: object
+) -> Outcomes:
+    """End a step, after its last lane; also one that was cancelled."""
+    changes: list[Change] = []
+    candidates: list[Candidate] = []
+    errors: list[BaseException] = []
+    for end in ends:
+        if isinstance(end.outcome, Decision):
+            changes += end.outcome.changes
+            candidates += end.outcome.candidates
+            errors += end.outcome.errors
+        elif isinstance(end.outcome, Failure):
+            errors.append(end.outcome.error)
+    values = tuple(
+        (role, slot.outcome)
+        for role, slot in known
+        if slot.outcome is not PENDING and not isinstance(slot.outcome, Failure)
+    )
     errors = distinct(errors)
     error: BaseException | None = errors[0] if errors else None
     if len(errors) > 1:
         error = BaseExceptionGroup(f"parameters kept their values, first with {reason(errors[0])}", errors)
-    told = None if error is None else str(error)
-    emit(StepEnded(job.launch.address, name, changes, told, candidates, values))
+    message = None if error is None else str(error)
+    emit(StepEnded(job.launch.address, name, tuple(changes), message, tuple(candidates), values))
     if error is None:
-        return changes
+        return [tuple(changes)]
     note_place(error, job.launch, None)
     failure = Failure(error, read=isinstance(error, LaunchCancelledError))
     job.launch.scope.owner.note(failure)
-    return failure
+    return [failure]
 
 
-# State: what of an optimizer's options and state can be written down, and how it comes back.
+# The state of an optimizer: which options and entries can be saved, and how they are restored.
 
 
 _PLAIN: Final = (str, int, float, bool, type(None), Variable)
@@ -649,16 +652,16 @@ _PLAIN: Final = (str, int, float, bool, type(None), Variable)
 
 @final
 class _Left:
-    """Marks what is left out."""
+    """Marks a value that can't be saved."""
 
 
 _LEFT: Final = _Left()
 
 
 def savable(value: Any) -> Any:
-    """Return `value` without what can't be written down: model clients, which hold keys, functions, objects.
+    """Return `value` without the parts that can't be saved: model clients, which hold keys, functions, objects.
 
-    Entries of dicts are left out; elements of lists and tuples become None, so that the others keep their places.
+    Entries of dicts are left out. Elements of lists and tuples become None, so that the others keep their places.
 
     >>> savable({"model": "m", "tools": [print, {"fn": len, "n": 1}]})
     {'model': 'm', 'tools': [None, {'n': 1}]}
@@ -679,7 +682,7 @@ def _savable(value: Any) -> Any:
 
 
 def restored(own: Any, saved: Any) -> Any:
-    """Return `saved` with what `savable` left out taken from `own`.
+    """Return `saved`, with the parts that `savable` left out taken from `own`.
 
     >>> restored({"tools": [print, {"fn": len, "n": 1}]}, {"tools": [None, {"n": 2}]}) == {
     ...     "tools": [print, {"fn": len, "n": 2}]}
@@ -696,10 +699,10 @@ def restored(own: Any, saved: Any) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """Return state whose lists, tuples and dicts later steps don't change; Variables in it are never assigned."""
+    """Return a copy of `value` whose lists, tuples and dicts later steps don't change. Variables are shared."""
     if isinstance(value, dict):
         return {name: copied(entry) for name, entry in value.items()}
-    if isinstance(value, list):  # also what is more than a list, such as `Reduced`
+    if isinstance(value, list):  # subclasses too, such as `Reduced`, become plain lists
         return [copied(entry) for entry in value]
     if isinstance(value, tuple):
         return tuple(copied(entry) for entry in value)

@@ -1,4 +1,9 @@
-"""Every prompt that the optimizers send to a language model, in one versioned place."""
+"""Every prompt that the optimizers send to a language model, with its version.
+
+Raise `VERSION` when a text changes: runs and stored requests then show which prompts they were made with. `prompts`
+lists the texts, `replace_prompts` replaces them, and `tgd_sections` fills in the data. Data is put between tags and
+escaped, so instructions in it stay data.
+"""
 
 from __future__ import annotations
 
@@ -55,24 +60,24 @@ def tgd_sections(
     failures: list[tuple[str, int]] | None = None,
     left_out: int = 0,
 ) -> dict[str, str]:
-    """Return the filled parts of a proposal prompt by the placeholder names that templates may use.
+    """Return the filled parts of a proposal prompt, by placeholder.
 
     Args:
-        history: earlier values, each with the feedback on it.
-        rejected: values that did not help, each with its mean score and that of the current one.
-        samples: for each feedback from how many inputs it comes, where it was summed up.
-        failures: the names of similar failures, each with how many inputs had it.
-        left_out: inputs whose feedback is not there.
+        history: Earlier values, each with its feedback.
+        rejected: Values that didn't help, each with its mean score and that of the current value.
+        samples: The number of inputs behind each feedback, if it was summed up.
+        failures: Names of similar failures, each with the number of inputs that had it.
+        left_out: The number of inputs whose feedback isn't shown.
     """
     steps = [
         "\n".join(["<step>", block("value", past), *(block("feedback", text) for text in texts), "</step>"])
         for past, texts in history
     ]
     counts = [{"samples": str(count)} for count in samples] if samples else [{}] * len(feedback)
-    said = [block("feedback", text, **count) for text, count in zip(feedback, counts, strict=True)]
+    texts = [block("feedback", text, **count) for text, count in zip(feedback, counts, strict=True)]
     named = [block("failure", name, samples=str(count)) for name, count in failures or ()]
     note = wording("tgd.left_out").replace("{count}", str(left_out)) if left_out else ""
-    told = [_section("failures", named), _section("feedbacks", said), note]
+    parts = [_section("failures", named), _section("feedbacks", texts), note]
     tried = [
         block("tried", past, score=f"{score:.3g}", current=f"{against:.3g}")
         for past, score, against in rejected or ()
@@ -83,7 +88,7 @@ def tgd_sections(
         "constraints": _section("constraints", [block("constraint", text) for text in constraints]),
         "history": _section("history", steps),
         "rejected": _section("rejected", tried),
-        "feedback": "\n".join(part for part in told if part),
+        "feedback": "\n".join(part for part in parts if part),
     }
 
 
@@ -114,7 +119,7 @@ TEXTS: Final = {
 
 
 def prompts() -> dict[str, Prompt]:
-    """Return every prompt of the optimizers by name, as it is sent here, with its version.
+    """Return every prompt of the optimizers by name, with its version. Replaced ones have version 0.
 
     >>> print(prompts()["tgd.objection"].text)
     That value can't be taken: {reasons}.
@@ -124,19 +129,22 @@ def prompts() -> dict[str, Prompt]:
 
 
 def wording(name: str) -> str:
-    """Return what is sent here for a prompt of the optimizers."""
+    """Return a prompt of the optimizers, or its replacement."""
     return worded(name, TEXTS[name])
 
 
 @final
 class replace_prompts(Replacement):  # noqa: N801
-    """Send texts of your own in the place of prompts, those of the critic and the judge too.
+    """Replace prompts by your own, including those of the critic and the judge.
 
-    As a `with` block it holds for what is launched in the block; as a plain call for the process.
+    A `with` block replaces them for launches in the block, a plain call for the process.
 
     Args:
-        texts: by the names that `afnio.optim._prompts.prompts()` and `afnio.cognitive._prompts.prompts()` list; each
-            must have the placeholders of what it replaces.
+        texts: Texts by the names in `afnio.optim.prompts()` and `afnio.cognitive.prompts()`. Each must have the
+            placeholders of the prompt it replaces.
+
+    Raises:
+        ValueError: for an unknown name or a missing placeholder.
 
     >>> with replace_prompts({"tgd.objection": "Not yet: {reasons}. Again, please."}):
     ...     prompts()["tgd.objection"]

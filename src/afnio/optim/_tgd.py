@@ -1,6 +1,17 @@
-"""TGD: textual gradient descent, a rewrite of each parameter by a model that reads its feedback.
+"""TGD, textual gradient descent: a model rewrites each parameter after reading its feedback.
 
 Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", arXiv:2406.07496.
+
+For one parameter, a step does this:
+
+1. `reduce` cuts the feedback down to `feedback_tokens`. Feedback that fits is shown as it is, without a call.
+2. `rewrite` fills the prompt (`afnio.optim.prompts`): the text, its constraints, the feedback, earlier values with
+   their feedback (momentum), and proposals that were tried and rejected.
+3. The model answers with a new text. If the checks object (a lost placeholder, too long, copied from a sample, a
+   validator), the model gets their reasons and a second try. If that fails too, the parameter keeps its value.
+4. `remember` adds the old value and its feedback to the momentum buffer.
+
+`tgd` is one such step as a function. Its caller holds the gradients and buffers.
 """
 
 from __future__ import annotations
@@ -12,10 +23,10 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, final
 
 from afnio.autodiff._variable import Variable, gradient
-from afnio.autodiff._variable import gradient as gradient_of
 from afnio.cognitive._prompts import unescape
 from afnio.cognitive._reduction import (
     BUDGET,
@@ -31,41 +42,56 @@ from afnio.errors import ReplyError
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import check_completion_args
 from afnio.optim._checks import WORDS, check, words_in
-from afnio.optim._optimizer import Acceptance, Change, Evidence, Optimizer, Propose, Update, launch_step
+from afnio.optim._optimizer import Acceptance, Change, Evidence, Gathered, Optimizer, launch_step
 from afnio.optim._prompts import TGD_SCHEMA, tgd_sections, wording
-from afnio.runtime._kernel import Job, Launch
+from afnio.runtime._kernel import Launch, current_job
 from afnio.runtime._settings import draw_seed
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending
 
-LEAST_FEEDBACK: Final = 200
-"""Tokens of feedback that a prompt must be allowed to show: below, no summary would say anything."""
-
 Messages = Sequence[Mapping[str, Any]]
+
+SECTIONS: Final = ("role", "variable", "constraints", "history", "rejected", "feedback")
+"""Placeholders that `messages` may use, beside those of `inputs`."""
+LEAST_FEEDBACK: Final = 200
+"""Lowest `feedback_tokens`. A summary in fewer tokens would have no content."""
+_LEAST: Final = {"momentum_samples": 1, "feedback_tokens": LEAST_FEEDBACK, "per_failure": 1, "leak_words": 4}
 
 
 class TGD(Optimizer):
     """Textual gradient descent.
 
     Args:
-        params: Parameters, or dicts of them with options of their own.
-        model_client: who rewrites.
-        messages: a prompt of your own; its texts may use `{role}`, `{variable}`, `{constraints}`,
-            `{history}`, `{rejected}`, `{feedback}`, and the names of `inputs`.
-        inputs: values for further placeholders of `messages`.
-        constraints: what every value must obey, in words.
-        momentum: how many of the last updates the proposer is shown, this one counted.
-        momentum_samples: of the updates before this one draw so many instead of showing all (sampled momentum,
-            see `afnio.optim._tgd`); newer ones and those with less feedback are likelier.
-        momentum_decay: how much less an update weighs in that than the one after it.
-        momentum_seed: of those draws; from the run by default.
-        feedback_tokens: how much feedback one prompt shows. More is summed up first (`optim.reduce`), by this model;
-            None shows all, however long.
-        per_failure: of similar failures take so much feedback at most, and say of how many; None takes all.
-        leak_words: words in a row that a value may not repeat of the instructions or of training examples, see
-            `afnio.optim._checks`; None looks for none.
-        accept: what decides whether a proposal becomes the value, such as `optim.Improves(...)`; all do by default.
-        **completion_args: `model`, and whatever else the provider takes.
+        params: Parameters, or dicts with "params" and options for that group.
+        model_client: The client that proposes.
+        messages: Your own prompt. Its texts may use `{role}`, `{variable}`, `{constraints}`, `{history}`,
+            `{rejected}`, `{feedback}`, and the names of `inputs`.
+        inputs: Values for further placeholders of `messages`.
+        constraints: Rules in words that every value must obey.
+        momentum: The number of updates that the proposer sees, this one included.
+        momentum_samples: Draw this many of the earlier updates instead of showing all (sampled momentum,
+            arXiv:2506.00400). Newer ones and those with less feedback are likelier.
+        momentum_decay: The weight of an update in that draw, relative to the update after it; from 0 to 1.
+        momentum_seed: Seed of those draws. By default it comes from the run.
+        feedback_tokens: Tokens of feedback that one prompt shows. More is summed up first (`optim.reduce`), by the same
+            model. None shows all.
+        per_failure: Feedback texts taken from each kind of similar failure. None takes all.
+        leak_words: Length in words from which a passage counts as copied from the instructions or from training
+            samples (`optim.leaks`). None doesn't look for copies.
+        accept: Decides whether a proposal becomes the value, such as `optim.Improves(...)`. By default all do.
+        **completion_args: `model`, and any other argument of the provider.
+
+    Raises:
+        TypeError, ValueError: for options that can't work.
+
+    >>> import afnio
+    >>> from afnio.testing import ScriptedClient
+    >>> prompt = afnio.Parameter("Answer the question.", role="system prompt")
+    >>> prompt.append_grad(afnio.Variable("The reply was too long."))
+    >>> optimizer = TGD([prompt], ScriptedClient({"value": "Answer in one sentence."}), model="m")
+    >>> _ = optimizer.step()
+    >>> prompt.data
+    'Answer in one sentence.'
     """
 
     def __init__(
@@ -90,7 +116,7 @@ class TGD(Optimizer):
             "model_client": model_client,
             "messages": messages,
             "inputs": inputs,
-            "constraints": listed(constraints),
+            "constraints": _listed(constraints),
             "momentum": momentum,
             "momentum_samples": momentum_samples,
             "momentum_decay": momentum_decay,
@@ -104,93 +130,77 @@ class TGD(Optimizer):
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         if isinstance(group, dict) and "constraints" in group:
-            group = {**group, "constraints": listed(group["constraints"])}
-        check_options({**self.defaults, **group} if isinstance(group, dict) else self.defaults)
+            group = {**group, "constraints": _listed(group["constraints"])}
+        _check_options({**self.defaults, **group} if isinstance(group, dict) else self.defaults)
         super().add_param_group(group)
 
     @folding
     def step(self, closure: Callable[[], Any] | None = None) -> Pending[Any]:
         for group in self.param_groups:
             if group["momentum_samples"] is not None and group["momentum_seed"] is None:
-                # Here, in program order, so that a repeated run draws the same.
+                # Draw the seed here, in program order, so that a repeated run gets the same one.
                 group["momentum_seed"] = draw_seed()
         return super().step(closure)
 
     async def reduce(
-        self,
-        job: Job,
-        parameter: Variable,
-        value: Any,
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
-    ) -> Sequence[Variable]:
-        return await reduced(job, parameter, value, gradients, group)
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
+    ) -> Reduced:
+        return await reduce(
+            gradients,
+            ChatModel(options["model_client"], options["completion_args"]),
+            role=parameter.role,
+            value=str(value),
+            max_tokens=options["feedback_tokens"],
+            per_failure=options["per_failure"],
+        )
 
     async def propose(
-        self,
-        job: Job,
-        parameter: Variable,
-        value: Any,
-        gradients: Sequence[Variable],
-        group: Mapping[str, Any],
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> Change:
         rejected = self.state[parameter].get("rejected", ())
         return await rewrite(
-            job, parameter, value, gradients, self._history(parameter, group), group, rejected
+            parameter, value, gradients, self._history(parameter, options), options, rejected
         )
 
-    def _history(self, parameter: Variable, group: Mapping[str, Any]) -> list[Any]:
+    def _history(self, parameter: Variable, options: Mapping[str, Any]) -> list[Any]:
         state = self.state[parameter]
-        past = window(state.setdefault("momentum_buffer", []), group["momentum"])
-        count = group["momentum_samples"]
+        momentum, count = options["momentum"], options["momentum_samples"]
+        # The current update counts as one of the `momentum` ones.
+        past = list(state.setdefault("momentum_buffer", []))[-(momentum - 1) :] if momentum > 1 else []
         if count is None or len(past) <= count:
             return past
         sizes = state["momentum_sizes"][-len(past) :]
-        draw = random.Random(f"{group['momentum_seed']}/{state['momentum_steps']}")
-        return sampled(past, sizes, count, group["momentum_decay"], draw)
+        draw = random.Random(f"{options['momentum_seed']}/{state['momentum_steps']}")
+        return _sampled(past, sizes, count, options["momentum_decay"], draw)
 
     def remember(
-        self, parameter: Variable, value: Any, gradients: Sequence[Variable], group: Mapping[str, Any]
+        self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> None:
-        state = self.state[parameter]
+        state, momentum = self.state[parameter], options["momentum"]
         buffer = state.setdefault("momentum_buffer", [])
-        remember(buffer, Variable(value, parameter.role), gradients, group["momentum"])
-        if group["momentum_samples"] is not None:
-            # As long as the buffer, also where a group began to sample later.
-            sizes = [len(said) for _, said in buffer[:-1]]
+        if momentum > 0:
+            buffer.append((Variable(value, parameter.role), [_lighter(gradient) for gradient in gradients]))
+            del buffer[:-momentum]
+        if options["momentum_samples"] is not None:
+            # Sizes are kept as many as updates, even if a group begins to sample later than at its first step.
+            sizes = [len(feedback) for _, feedback in buffer[:-1]]
             known = state.get("momentum_sizes", [])[-len(sizes) :] if sizes else []
             sizes[len(sizes) - len(known) :] = known
             state["momentum_sizes"] = [*sizes, gathered_of(gradients)][-len(buffer) :]
             state["momentum_steps"] = state.get("momentum_steps", 0) + 1
 
 
-async def reduced(
-    job: Job, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
-) -> Reduced:
-    """Return the feedback as TGD's proposer is shown it."""
-    return await reduce(
-        job,
-        gradients,
-        ChatModel(options["model_client"], options["completion_args"]),
-        role=parameter.role,
-        value=str(value),
-        budget=options["feedback_tokens"],
-        per_failure=options["per_failure"],
-    )
-
-
-def listed(constraints: Any) -> list[str | Variable]:
-    """Return constraints as a list, refusing one text, whose letters would become the constraints."""
+def _listed(constraints: Any) -> list[str | Variable]:
+    """Return constraints as a list. A single text is refused, because its letters would become the constraints."""
     if isinstance(constraints, str | Variable):
-        raise TypeError(f"constraints is a list of texts or Variables (got {constraints!r}); write [...]")
+        raise TypeError(
+            f"constraints must be a list of texts or Variables (got {constraints!r}); write [...]"
+        )
     return list(constraints or ())
 
 
-_LEAST: Final = {"momentum_samples": 1, "feedback_tokens": LEAST_FEEDBACK, "per_failure": 1, "leak_words": 4}
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise for options that can't work, at the line that gives them."""
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise for options that can't work, on the line that gives them."""
     if not isinstance(options["model_client"], ChatClient):
         raise TypeError(f"model_client must be a model client (got {options['model_client']!r})")
     momentum = options["momentum"]
@@ -205,7 +215,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"momentum_decay must be from 0 to 1 (got {decay!r})")
     for constraint in options["constraints"]:
         if not isinstance(constraint, str | Variable):
-            raise TypeError(f"a constraint is a text or a Variable (got {constraint!r})")
+            raise TypeError(f"a constraint must be a text or a Variable (got {constraint!r})")
     check_completion_args(**options["completion_args"])
     if options["messages"] is not None:
         check_messages(options["messages"])
@@ -214,110 +224,138 @@ def check_options(options: Mapping[str, Any]) -> None:
         check_inputs(options["messages"], [*inputs, *(name for name in SECTIONS if f"{{{name}}}" in used)])
 
 
-# Momentum: which earlier values, with their feedback, a proposer is reminded of.
-#
-# Sampled momentum is after Ding et al., "Scaling Textual Gradients via Sampling-Based Momentum" (TSGD-M,
-# arXiv:2506.00400): instead of all of the last values a few are drawn, without replacement, by the Gumbel-top-k
-# trick. There the weights are decayed minibatch accuracies. Here a value weighs decay^age / (1 + n) for the n
-# gradients that it received: samples that succeeded send none, so with batches of one size n counts its
-# failures, and no call is made to find out.
+# Reducing feedback, for any optimizer.
 
 
-Buffer = list[Any]
-"""Of the last updates `(value before, [gradients])`, oldest first."""
+async def reduce(
+    gradients: Sequence[Variable],
+    model: ChatModel,
+    *,
+    role: str = "",
+    value: str = "",
+    max_tokens: int | None = BUDGET,
+    per_failure: int | None = None,
+    quorum: float = QUORUM,
+) -> Reduced:
+    """Sum up gradients that have more than `max_tokens` tokens. Return them unchanged if they fit.
 
-
-def remember(buffer: Buffer, before: Variable, gradients: Sequence[Variable], momentum: int) -> None:
-    """Add one update to the window of the last `momentum` ones, in place."""
-    if momentum > 0:
-        buffer.append((before, [_lighter(gradient) for gradient in gradients]))
-        del buffer[:-momentum]
-
-
-def window(buffer: Sequence[Any], momentum: int) -> list[Any]:
-    """Return the updates before this one, of a window in which this one counts."""
-    return list(buffer)[-(momentum - 1) :] if momentum > 1 else []
-
-
-def sampled(
-    past: Sequence[Any], sizes: Sequence[int], count: int, decay: float, draw: random.Random
-) -> list[Any]:
-    """Return `count` of the past updates, oldest first.
+    Similar failures are grouped, and a concurrent tree of calls sums the groups up. Each gradient that it returns makes
+    one point, with the provenance of all the gradients behind it. Use it in an optimizer's `propose` or `reduce`: its
+    calls get the step's address and priority, and the purpose "reduce".
 
     Args:
-        sizes: how many gradients each received.
-        decay: how much less an update weighs than the one after it, from 0 to 1.
+        gradients: Gradients of one parameter, each one text.
+        model: The model that sums up.
+        role, value: Those of the parameter, for the prompt.
+        max_tokens: Tokens of feedback to return at most. None never sums up.
+        per_failure: Gradients taken from each group of similar failures. None takes all.
+        quorum: The fraction of the gradients that must have been read if calls fail.
 
-    >>> sampled(["old", "bad", "new"], [1, 900, 1], 2, 0.9, random.Random(0))
-    ['old', 'new']
+    Raises:
+        BatchError: if calls failed and fewer gradients than the quorum are left.
+
+    >>> import afnio
+    >>> from afnio.testing import ScriptedClient
+    >>> class Joined(afnio.optim.Optimizer):
+    ...     async def propose(self, parameter, value, gradients, options):
+    ...         model = afnio.models.ChatModel(options["client"], {"model": "any"})
+    ...         points = await afnio.optim.reduce(gradients, model, value=value, max_tokens=300)
+    ...         after = " ".join([value, *(point.data for point in points)])
+    ...         return afnio.optim.Change(parameter.role, value, after, len(gradients))
+    >>> prompt = afnio.Parameter("Answer.")
+    >>> for number in range(60):
+    ...     prompt.append_grad(afnio.Variable(f"Reply {number} was too long."))
+    >>> client = ScriptedClient({"points": [{"point": "Be brief.", "sources": [1, 2, 3]}]})
+    >>> _ = Joined([prompt], {"client": client}).step()
+    >>> prompt.data
+    'Answer. Be brief.'
     """
-    keys = []
-    for place, size in enumerate(sizes):
-        age = len(past) - 1 - place
-        weight = age * math.log(decay) if decay else (0.0 if age == 0 else -math.inf)
-        gumbel = -math.log(-math.log(draw.random() or 5e-324))
-        keys.append((weight - math.log1p(size) + gumbel, place))
-    return [past[place] for _, place in sorted(heapq.nlargest(count, keys), key=lambda key: key[1])]
-
-
-def _lighter(gradient: Variable) -> Variable:
-    """Return a gradient without its samples' inputs, which no later step needs and every checkpoint would hold."""
-    trail = gradient.provenance
-    if not any(isinstance(entry, dict) and "inputs" in entry for entry in trail):
-        return gradient
-    role = gradient.role.removeprefix("feedback to ")
-    return gradient_of(
-        gradient.data, role, [{k: v for k, v in entry.items() if k != "inputs"} for entry in trail]
+    texts = [str(entry.data) for entry in gradients]
+    reduction = await reduce_feedback(
+        current_job(),
+        texts,
+        [entry.provenance for entry in gradients],
+        model,
+        role=role,
+        value=value,
+        max_tokens=max_tokens,
+        per_failure=per_failure,
+        quorum=quorum,
     )
+    points: list[Variable] = []
+    for point in reduction.points:
+        first = point.sources[0]
+        if len(point.sources) == 1 and point.text == texts[first]:
+            points.append(gradients[first])  # unchanged, so keep the object
+        else:
+            trail = [entry for source in point.sources for entry in gradients[source].provenance]
+            points.append(gradient(point.text, role, trail))
+    return Reduced(points, len(gradients), reduction)
 
 
-# Rewrite: one proposal for one text, made from its feedback, checked, and repaired once.
+@final
+class Reduced(list[Variable]):
+    """Gradients after `reduce`: a list of them, each with the provenance of the gradients behind it.
+
+    Attributes:
+        gathered: The number of gradients before.
+        reduction: How they were reduced. Its points name the gradients behind each, by number.
+    """
+
+    def __init__(self, gradients: Iterable[Variable], gathered: int, reduction: Reduction) -> None:
+        super().__init__(gradients)
+        self.gathered = gathered
+        self.reduction = reduction
+
+    def part(self, numbers: Sequence[int]) -> Reduced:
+        """Return the gradients with these numbers, as if only the gradients behind them had been there."""
+        points = tuple(self.reduction.points[number] for number in numbers)
+        behind = {source for point in points for source in point.sources}
+        reduction = replace(self.reduction, points=points)
+        return Reduced([self[number] for number in numbers], len(behind), reduction)
 
 
-SECTIONS: Final = ("role", "variable", "constraints", "history", "rejected", "feedback")
-"""Placeholders that `messages` may use beside those of `inputs`."""
+def gathered_of(gradients: Sequence[Variable]) -> int:
+    """Return how many gradients there were before they were reduced."""
+    return gradients.gathered if isinstance(gradients, Reduced) else len(gradients)
 
-History = Sequence[tuple[Any, Sequence[Any]]]
-"""Earlier values, oldest first, each with the feedback that it received."""
 
-_OBJECT: Final = re.compile(r'(?:```\w*\s*)?\{\s*(?:"|\}|$)')
-"""How a JSON object starts, and a prompt with a placeholder doesn't."""
+# Rewriting one text: the prompt, the reply, and a second try if the checks object.
 
 
 async def rewrite(
-    job: Job,
     parameter: Variable,
     value: Any,
     gradients: Sequence[Variable],
-    history: History,
+    history: Sequence[tuple[Any, Sequence[Any]]],
     options: Mapping[str, Any],
     rejected: Sequence[Mapping[str, Any]] = (),
 ) -> Change:
-    """Ask for a better value; a proposal that the checks refuse is repaired once, else the value stays.
+    """Ask the model for a better value. If the checks object twice, the change keeps the value and has the reasons.
 
     Args:
-        gradients: as they are to be shown; what `reduce` returned.
-        options: those of `TGD`.
-        rejected: proposals that did not help before: "value", "score", "against".
+        gradients: The feedback to show, reduced.
+        history: Earlier values, oldest first, each with its feedback.
+        options: Those of `TGD`.
+        rejected: Proposals that didn't help: dicts with "value", "score" and "against".
     """
     role = parameter.role
     if not isinstance(value, str):
-        raise TypeError(f"TGD rewrites texts (the value of {role!r} is {value!r})")
+        raise TypeError(f"a value that TGD rewrites must be a text (got {value!r} for {role!r})")
     model = ChatModel(options["model_client"], options["completion_args"])
     constraints = _constraints(parameter, options)
     messages = _messages(role, value, gradients, history, options, rejected, constraints, model)
     count = gathered_of(gradients)
-    evidence = evidence_of(gradients)
+    evidence = tuple(Evidence(str(entry.data), entry.provenance) for entry in gradients)
 
-    async def asked(messages: list[dict[str, Any]]) -> tuple[str, str, list[str]]:
-        reply = str(await complete_json(model, job, messages, TGD_SCHEMA, "step"))
+    async def ask(messages: list[dict[str, Any]]) -> tuple[str, str, list[str]]:
+        reply = str(await complete_json(model, current_job(), messages, TGD_SCHEMA, "step"))
         proposed = value_in(reply)
-        if (
-            "&lt;" not in value
-        ):  # tags in the value were escaped for the prompt, and the model repeats them so
+        # The prompt escapes tags in the value, and models repeat them escaped. Undo that, unless the value itself
+        # has escaped tags.
+        if "&lt;" not in value:
             proposed = unescape(proposed)
         reasons = await check(
-            job,
             parameter,
             value,
             proposed,
@@ -329,11 +367,11 @@ async def rewrite(
         )
         return proposed, reply, reasons
 
-    proposed, reply, reasons = await asked(messages)
+    proposed, reply, reasons = await ask(messages)
     if reasons:
         objection = wording("tgd.objection").replace("{reasons}", "; ".join(reasons))
         again = [{"role": "assistant", "content": reply}, {"role": "user", "content": objection}]
-        proposed, _, reasons = await asked([*messages, *again])
+        proposed, _, reasons = await ask([*messages, *again])
     if reasons:
         logging.getLogger("afnio").warning(
             "the proposal for %r was not taken, as %s; the parameter keeps its value",
@@ -345,7 +383,7 @@ async def rewrite(
 
 
 def _constraints(parameter: Variable, options: Mapping[str, Any]) -> list[str]:
-    constraints = [text_of(constraint) for constraint in options["constraints"]]
+    constraints = [_text_of(constraint) for constraint in options["constraints"]]
     most = getattr(parameter, "max_tokens", None)
     if most is not None:
         constraints.append(f"At most {most} tokens, about {words_in(most)} words.")
@@ -353,10 +391,10 @@ def _constraints(parameter: Variable, options: Mapping[str, Any]) -> list[str]:
 
 
 def _instructions(options: Mapping[str, Any]) -> list[str]:
-    """Return what the proposer is told, without the data that is filled in."""
+    """Return the instructions in the prompt, without the data that is filled in."""
     if options["messages"] is None:
         return [wording("tgd.system"), wording("tgd.objection")]
-    texts = [text_of(part) for message in options["messages"] for part in message["content"]]
+    texts = [_text_of(part) for message in options["messages"] for part in message["content"]]
     return [*texts, wording("tgd.objection")]
 
 
@@ -364,38 +402,39 @@ def _messages(
     role: str,
     value: str,
     gradients: Sequence[Variable],
-    history: History,
+    history: Sequence[tuple[Any, Sequence[Any]]],
     options: Mapping[str, Any],
     rejected: Sequence[Mapping[str, Any]],
     constraints: list[str],
     model: ChatModel,
 ) -> list[dict[str, Any]]:
-    budget = options["feedback_tokens"]
-    share = None if budget is None else budget // max(len(history), 1)
+    limit = options["feedback_tokens"]
+    share = None if limit is None else limit // max(len(history), 1)
     sections = tgd_sections(
         role=role,
         value=value,
         constraints=constraints,
         history=[
-            (text_of(past), _fitting([text_of(g) for g in said], share, model)) for past, said in history
+            (_text_of(past), _fitting([_text_of(g) for g in feedback], share, model))
+            for past, feedback in history
         ],
         rejected=[(str(past["value"]), past["score"], past["against"]) for past in rejected],
-        feedback=[text_of(gradient) for gradient in gradients],
+        feedback=[_text_of(gradient) for gradient in gradients],
         **_summary(gradients),
     )
     if options["messages"] is None:
         user = "\n".join(part for line in wording("tgd.user").splitlines() if (part := fill(line, sections)))
         return [{"role": "system", "content": wording("tgd.system")}, {"role": "user", "content": user}]
-    inputs = {name: text_of(entry) for name, entry in (options["inputs"] or {}).items()}
+    inputs = {name: _text_of(entry) for name, entry in (options["inputs"] or {}).items()}
     plain = [
-        {"role": message["role"], "content": [text_of(part) for part in message["content"]]}
+        {"role": message["role"], "content": [_text_of(part) for part in message["content"]]}
         for message in options["messages"]
     ]
     return rendered(plain, {**sections, **inputs})
 
 
 def _summary(gradients: Sequence[Variable]) -> dict[str, Any]:
-    """Return what a prompt says of feedback that was summed up; nothing where all of it is shown."""
+    """Return the counts that a prompt shows beside summed up feedback. Empty if all feedback is shown."""
     if not isinstance(gradients, Reduced):
         return {}
     reduction = gradients.reduction
@@ -408,11 +447,14 @@ def _summary(gradients: Sequence[Variable]) -> dict[str, Any]:
     }
 
 
-def _fitting(texts: list[str], budget: int | None, model: ChatModel) -> list[str]:
-    """Return the first texts that fit, at least one: of summed up feedback what most samples stand behind."""
-    if budget is None:
+def _fitting(texts: list[str], limit: int | None, model: ChatModel) -> list[str]:
+    """Return the first texts that fit `limit` tokens, at least one.
+
+    Summed up feedback is ordered by the number of samples behind it, so the first texts are the weightiest.
+    """
+    if limit is None:
         return texts
-    left, kept = budget, 0
+    left, kept = limit, 0
     for text in texts:
         left -= model.count_tokens(text)
         if left < 0 and kept:
@@ -421,8 +463,12 @@ def _fitting(texts: list[str], budget: int | None, model: ChatModel) -> list[str
     return texts[:kept]
 
 
+_OBJECT: Final = re.compile(r'(?:```\w*\s*)?\{\s*(?:"|\}|$)')
+"""The start of a JSON object. A prompt that starts with a placeholder doesn't match."""
+
+
 def value_in(reply: str) -> str:
-    """Return the value that an optimizer's reply proposes; a reply in plain words is the value itself.
+    """Return the value that a reply proposes. A reply that isn't JSON is the value itself.
 
     >>> value_in('Here it is: {"value": "Be brief."}'), value_in("{question} Be brief.")
     ('Be brief.', '{question} Be brief.')
@@ -446,115 +492,51 @@ def value_in(reply: str) -> str:
     return value
 
 
-def text_of(value: Any) -> str:
-    """Return the text of a Variable, or of anything else."""
+def _text_of(value: Any) -> str:
     return str(value.data) if isinstance(value, Variable) else str(value)
 
 
-# Reduce: gathered gradients, cut down to what a proposer can read.
+# Momentum: the earlier values that a proposer sees, with their feedback.
+#
+# Sampled momentum is after Ding et al., "Scaling Textual Gradients via Sampling-Based Momentum" (TSGD-M,
+# arXiv:2506.00400). A few of the earlier values are drawn, without replacement, by the Gumbel-top-k trick. The paper
+# weights them by decayed minibatch accuracy. Here a value weighs decay^age / (1 + n) for the n gradients that it
+# received. Samples that succeed send no gradient, so with batches of one size n counts the failures, without a call to
+# find out.
 
 
-@final
-class Reduced(list[Variable]):
-    """Gradients as a proposer is shown them; a list of them, each with the provenance of all that is behind it.
-
-    Attributes:
-        gathered: how many gradients there were before.
-        reduction: what was done to them: its points name, by number, the gradients that stand behind each.
-    """
-
-    def __init__(self, gradients: Iterable[Variable], gathered: int, reduction: Reduction) -> None:
-        super().__init__(gradients)
-        self.gathered = gathered
-        self.reduction = reduction
-
-    def part(self, numbers: Sequence[int]) -> Reduced:
-        """Return the gradients of those numbers, as if only what is behind them had been gathered."""
-        points = tuple(self.reduction.points[number] for number in numbers)
-        behind = {source for point in points for source in point.sources}
-        reduction = replace(self.reduction, points=points)
-        return Reduced([self[number] for number in numbers], len(behind), reduction)
-
-
-async def reduce(
-    job: Job,
-    gradients: Sequence[Variable],
-    model: ChatModel,
-    *,
-    role: str = "",
-    value: str = "",
-    budget: int | None = BUDGET,
-    per_failure: int | None = None,
-    quorum: float = QUORUM,
-) -> Reduced:
-    """Return the gradients so that they fit `budget` tokens; without a call if they do already.
-
-    For the `reduce` of any optimizer. Similar failures are put together and summed up in a concurrent tree; each
-    gradient that it returns says one thing, and its provenance is that of all the gradients behind it. See
-    `afnio.cognitive._reduction` for how.
+def _sampled(
+    past: Sequence[Any], sizes: Sequence[int], count: int, decay: float, draw: random.Random
+) -> list[Any]:
+    """Draw `count` of the past updates. Return them oldest first.
 
     Args:
-        job: the step's; its calls get that address and priority, and the purpose "reduce".
-        gradients: of one parameter, each one text.
-        model: who sums up.
-        role, value: of the parameter.
-        budget: tokens of feedback that one prompt may show; None never reduces.
-        per_failure: of a cluster of similar failures take so many at most; None takes all.
-        quorum: the fraction of the gradients that must have been read where calls fail.
+        sizes: The number of gradients that each received.
+        decay: The weight of an update relative to the one after it, from 0 to 1.
 
-    Raises:
-        BatchError: if calls failed and less than the quorum is left.
-
-    >>> import afnio
-    >>> from afnio.testing import ScriptedClient
-    >>> class Joined(afnio.optim.Optimizer):
-    ...     async def propose(self, job, parameter, value, gradients, group):
-    ...         model = afnio.models.ChatModel(group["client"], {"model": "any"})
-    ...         points = await afnio.optim.reduce(job, gradients, model, value=value, budget=300)
-    ...         after = " ".join([value, *(point.data for point in points)])
-    ...         return afnio.optim.Change(parameter.role, value, after, len(gradients))
-    >>> prompt = afnio.Parameter("Answer.")
-    >>> for number in range(60):
-    ...     prompt.append_grad(afnio.Variable(f"Reply {number} was too long."))
-    >>> client = ScriptedClient({"points": [{"point": "Be brief.", "sources": [1, 2, 3]}]})
-    >>> _ = Joined([prompt], {"client": client}).step()
-    >>> prompt.data
-    'Answer. Be brief.'
+    >>> _sampled(["old", "bad", "new"], [1, 900, 1], 2, 0.9, random.Random(0))
+    ['old', 'new']
     """
-    texts = [str(entry.data) for entry in gradients]
-    reduction = await reduce_feedback(
-        job,
-        texts,
-        [entry.provenance for entry in gradients],
-        model,
-        role=role,
-        value=value,
-        max_tokens=budget,
-        per_failure=per_failure,
-        quorum=quorum,
-    )
-    points: list[Variable] = []
-    for point in reduction.points:
-        first = point.sources[0]
-        if len(point.sources) == 1 and point.text == texts[first]:
-            points.append(gradients[first])  # nothing was put together
-        else:
-            trail = [entry for source in point.sources for entry in gradients[source].provenance]
-            points.append(gradient(point.text, role, trail))
-    return Reduced(points, len(gradients), reduction)
+    keys = []
+    for place, size in enumerate(sizes):
+        age = len(past) - 1 - place
+        weight = age * math.log(decay) if decay else (0.0 if age == 0 else -math.inf)
+        gumbel = -math.log(-math.log(draw.random() or 5e-324))
+        keys.append((weight - math.log1p(size) + gumbel, place))
+    return [past[place] for _, place in sorted(heapq.nlargest(count, keys), key=lambda key: key[1])]
 
 
-def gathered_of(gradients: Sequence[Variable]) -> int:
-    """Return how many gradients there were before they were reduced."""
-    return gradients.gathered if isinstance(gradients, Reduced) else len(gradients)
+def _lighter(entry: Variable) -> Variable:
+    """Return a gradient without its samples' inputs. No later step reads them, and every checkpoint would hold them."""
+    trail = entry.provenance
+    if not any(isinstance(sample, dict) and "inputs" in sample for sample in trail):
+        return entry
+    role = entry.role.removeprefix("feedback to ")
+    lighter = [{name: value for name, value in sample.items() if name != "inputs"} for sample in trail]
+    return gradient(entry.data, role, lighter)
 
 
-def evidence_of(gradients: Sequence[Variable]) -> tuple[Evidence, ...]:
-    """Return what a proposer was shown, with the samples behind it, for `Change.evidence`."""
-    return tuple(Evidence(str(entry.data), entry.provenance) for entry in gradients)
-
-
-# Optimizers as functions.
+# One step as a function.
 
 
 def tgd(
@@ -572,45 +554,41 @@ def tgd(
     leak_words: int | None = WORDS,
     **completion_args: Any,
 ) -> Pending[list[Change]]:
-    """Rewrite `params` in place by `grads`, one list for each, and refill their momentum buffers in place.
+    """Rewrite `params` in place, each by its list in `grads`, and update their momentum buffers in place.
 
-    See `afnio.optim.TGD` for the arguments. It launches, and waits where a blocking wait is allowed.
+    See `afnio.optim.TGD` for the other arguments. Launches, and waits where a blocking wait is allowed.
+
+    Raises:
+        ValueError: if `params`, `grads` and `momentum_buffer_list` differ in length.
+
+    >>> import afnio
+    >>> from afnio.testing import ScriptedClient
+    >>> prompt = afnio.Parameter("Answer.", role="prompt")
+    >>> client = ScriptedClient({"value": "Answer briefly."})
+    >>> (change,) = tgd([prompt], [[afnio.Variable("Too long.")]], [[]], client, model="m").wait()
+    >>> change.before, prompt.data
+    ('Answer.', 'Answer briefly.')
     """
     if not len(params) == len(grads) == len(momentum_buffer_list):
         raise ValueError(
-            f"params, grads and momentum_buffer_list need equal lengths (got {len(params)}, {len(grads)}, "
+            f"params, grads and momentum_buffer_list must have equal lengths (got {len(params)}, {len(grads)}, "
             f"{len(momentum_buffer_list)})"
         )
-    options = {
-        "model_client": model_client,
-        "messages": messages,
-        "inputs": inputs,
-        "constraints": listed(constraints),
-        "momentum": momentum,
-        "momentum_samples": None,
-        "momentum_decay": 1.0,
-        "feedback_tokens": feedback_tokens,
-        "per_failure": per_failure,
-        "leak_words": leak_words,
-        "completion_args": completion_args,
-    }
-    check_options(options)
-    launch = Launch("tgd")
-    updates = [
-        Update(parameter, [], _proposer(parameter, list(gradients), buffer, options))
-        for parameter, gradients, buffer in zip(params, grads, momentum_buffer_list, strict=True)
-        if gradients
-    ]
-    return Pending(launch_step(launch, "tgd", updates), list).wait_if_allowed()
-
-
-def _proposer(
-    parameter: Variable, gradients: list[Variable], buffer: list[Any], options: Mapping[str, Any]
-) -> Propose:
-    async def propose(job: Job, value: Any) -> Change:
-        shown = await reduced(job, parameter, value, gradients, options)
-        change = await rewrite(job, parameter, value, shown, window(buffer, options["momentum"]), options)
-        remember(buffer, Variable(value, parameter.role), shown, options["momentum"])
-        return change
-
-    return propose
+    # Given as a group, because a plain list of parameters must not be empty, and here there may be nothing to do.
+    optimizer = TGD(
+        [{"params": list(params)}],
+        model_client,
+        messages,
+        inputs,
+        constraints,
+        momentum,
+        feedback_tokens=feedback_tokens,
+        per_failure=per_failure,
+        leak_words=leak_words,
+        **completion_args,
+    )
+    for parameter, buffer in zip(params, momentum_buffer_list, strict=True):
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    given = {at: Gathered((), partial(list, gradients)) for at, gradients in enumerate(grads) if gradients}
+    end = launch_step(Launch("tgd"), "tgd", params, optimizer.lanes(given))
+    return Pending(end, list).wait_if_allowed()

@@ -345,6 +345,35 @@ def within(inner: Scope) -> Iterator[None]:
         active_scope.reset(token)
 
 
+_job: ContextVar[Job | None] = ContextVar("afnio_job", default=None)
+
+
+def current_job() -> Job:
+    """Return the job that the calls made here belong to.
+
+    Raises:
+        RuntimeError: outside `working`.
+    """
+    job = _job.get()
+    if job is None:
+        raise RuntimeError(
+            "a model call must be made inside a job, such as an optimizer's propose() or reduce() (got none); "
+            "elsewhere use client.chat or client.achat"
+        )
+    return job
+
+
+@contextmanager
+def working(job: Job) -> Iterator[None]:
+    """Make `job` the owner of calls and launches in the block, so users' code needn't pass it along."""
+    token = _job.set(job)
+    try:
+        with within(job.scope):
+            yield
+    finally:
+        _job.reset(token)
+
+
 # Launch and Job
 
 

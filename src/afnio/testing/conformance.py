@@ -1,4 +1,9 @@
-"""Conformance: what every optimizer has to do right, checked with a scripted model and no network."""
+"""Conformance checks for optimizers, with a scripted model and without a network.
+
+Proposing is the easy part of an optimizer. The checks are about the rest: a proposal that fails or is cancelled keeps
+the value, steps that are launched in a row follow each other, a saved state continues exactly, and a journal answers a
+repeated run. Each check is a function whose docstring states what must hold; `optimizer_conformance` runs them all.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ from afnio.testing._scripted import ScriptedClient
 
 MakeOptimizer = Callable[[list[Any], ChatClient], Optimizer]
 SECONDS: Final = 30.0
-"""How long a step may take that has to end by itself."""
+"""Time limit of a step that must end by itself."""
 
 
 def optimizer_conformance(
@@ -36,24 +41,29 @@ def optimizer_conformance(
     reply: Callable[[ChatRequest], Any] | None = None,
     skip: Collection[str] = (),
 ) -> list[str]:
-    """Check an optimizer, and return the names of the checks that it passed.
+    """Check an optimizer. Return the names of the checks that it passed.
 
-    Checked are: no feedback, no call and no change; feedback, one for each of many samples, gives texts that can
-    be read and learnt from further; groups; a proposal that fails, or is cancelled, keeps the values; steps that are
-    launched one after the other, and two optimizers on one parameter; closures, `def` and `async def`; a state that
-    went through a file goes on as the original does; a journal gives the same values without a call.
+    * no_feedback: without feedback there is no call and no change.
+    * feedback: feedback from many samples gives texts that can be learned further.
+    * groups: parameters in groups, without feedback, and frozen.
+    * failing, cancelled: a proposal that fails or is cancelled keeps the values.
+    * chained: steps launched in a row, and two optimizers on one parameter.
+    * closure: closures, `def` and `async def`.
+    * state: a state that was saved and loaded continues as the original.
+    * resume: a journal gives the same values without a call.
 
-    Call it in a plain test function; it runs event loops of its own.
+    Call it in a plain test function, because it runs its own event loops.
 
     Args:
-        make_optimizer: called with parameters, or groups of them, and the client that proposes; returns the
-            optimizer with everything else that it needs. Seeds have to be fixed.
-        reply: what the client replies; must depend on the request alone. By default {"value": a text} that is made
-            from the request.
-        skip: names of checks to leave out.
+        make_optimizer: Called with parameters, or groups of them, and the client that proposes. Returns the optimizer.
+            Fix all seeds.
+        reply: Returns the client's reply. It must depend on the request alone. By default it returns {"value": text}
+            with a text made from the request.
+        skip: Names of checks to leave out.
 
     Raises:
-        AssertionError: with the name of the check that failed and what was wrong.
+        AssertionError: with the name of the check that failed and the reason.
+        ValueError: for an unknown name in `skip`.
 
     >>> import afnio
     >>> passed = optimizer_conformance(lambda params, client: afnio.optim.TGD(params, client, model="m"))
@@ -62,7 +72,7 @@ def optimizer_conformance(
     """
     unknown = [name for name in skip if name not in CHECKS]
     if unknown:
-        raise ValueError(f"there is no check {unknown[0]!r} (the checks: {', '.join(CHECKS)})")
+        raise ValueError(f"skip must name checks among {', '.join(CHECKS)} (got {unknown[0]!r})")
     bench = _Bench(make_optimizer, reply or _reply)
     passed: list[str] = []
     for name, check in CHECKS.items():
@@ -79,7 +89,7 @@ def optimizer_conformance(
 
 @final
 class _Bench:
-    """Makes what the checks need."""
+    """Makes the parameters, clients and optimizers for the checks."""
 
     def __init__(self, make: MakeOptimizer, reply: Callable[[ChatRequest], Any]) -> None:
         self._make, self.reply = make, reply
@@ -96,19 +106,19 @@ class _Bench:
     def optimizer(self, params: Sequence[Any], client: ChatClient) -> Optimizer:
         optimizer = self._make(list(params), client)
         expect(
-            isinstance(optimizer, Optimizer), f"make_optimizer returned {optimizer!r}, which is no Optimizer"
+            isinstance(optimizer, Optimizer), f"make_optimizer must return an Optimizer (got {optimizer!r})"
         )
         return optimizer
 
 
-def teach(parameter: Parameter, count: int, said: str = "sample {} went wrong") -> None:
-    """Give a parameter so many gradients."""
+def teach(parameter: Parameter, count: int, text: str = "sample {} went wrong") -> None:
+    """Give a parameter `count` gradients."""
     for number in range(count):
-        parameter.append_grad(Variable(said.format(number), role=f"feedback to {parameter.role}"))
+        parameter.append_grad(Variable(text.format(number), role=f"feedback to {parameter.role}"))
 
 
 def expect(condition: bool, otherwise: str) -> None:
-    """Raise what is wrong."""
+    """Raise an AssertionError unless `condition` holds."""
     if not condition:
         raise AssertionError(otherwise)
 
@@ -136,12 +146,12 @@ def _readable(parameters: Sequence[Parameter]) -> list[Any]:
 
 
 def _searches(optimizer: Optimizer) -> bool:
-    """Whether it finds its own feedback, so that a step without any has something to do."""
+    """Return True if it gets its own feedback, so a step without any has something to do."""
     return optimizer.accept is not None and not optimizer.accept.needs_feedback
 
 
 def no_feedback(bench: _Bench) -> None:
-    """No sample failed: nothing changes and nobody is asked."""
+    """No sample failed: nothing changes, and no call is made."""
     parameters, client = bench.parameters(2), bench.client()
     optimizer = bench.optimizer(parameters, client)
     if _searches(optimizer):
@@ -152,21 +162,21 @@ def no_feedback(bench: _Bench) -> None:
 
 
 def feedback(bench: _Bench) -> None:
-    """Every sample failed: the proposer is asked, values stay texts, and the feedback stays until it is cleared."""
+    """Every sample failed: the proposer is called, values stay texts, and feedback stays until it is cleared."""
     parameters, client = bench.parameters(2, 64), bench.client()
     optimizer = bench.optimizer(parameters, client)
     work = optimizer.step()
     work.wait()
     expect(work.done, "the step's Pending isn't done after wait()")
     _readable(parameters)
-    expect(bool(client.requests), "a step with feedback asked nobody")
+    expect(bool(client.requests), "a step with feedback made no call")
     expect([len(p.grad) for p in parameters] == [64, 64], "a step changed the gradients of its parameters")
     optimizer.clear_grad()
     expect([len(p.grad) for p in parameters] == [0, 0], "clear_grad left gradients")
 
 
 def groups(bench: _Bench) -> None:
-    """Parameters in groups, of which one has no feedback, or one that is frozen."""
+    """Parameters in groups, one without feedback and one frozen."""
     parameters, client = bench.parameters(4, 2), bench.client()
     parameters[1].clear_grad()
     parameters[2].requires_grad_(False)
@@ -180,7 +190,7 @@ def groups(bench: _Bench) -> None:
 
 
 def failing(bench: _Bench) -> None:
-    """A proposer that fails: only the Pending raises; once it answers again, so does the step."""
+    """A proposer that fails: only the Pending raises. Once it answers again, steps succeed."""
     parameters, down = bench.parameters(2, 2), [True]
 
     def script(request: ChatRequest) -> Any:
@@ -201,7 +211,7 @@ def failing(bench: _Bench) -> None:
 
 
 def cancelled(bench: _Bench) -> None:
-    """A step that is cancelled while it waits for the proposer keeps the values, and leaves no call."""
+    """A step that is cancelled while it waits for the proposer keeps the values, and its calls end."""
 
     async def main() -> None:
         asked, ended = threading.Event(), threading.Semaphore(0)
@@ -219,7 +229,7 @@ def cancelled(bench: _Bench) -> None:
             async with scope(name="to be cancelled"):
                 optimizer.step()
                 arrived = await anyio.to_thread.run_sync(asked.wait, SECONDS)
-                expect(arrived, "a step with feedback asked nobody")
+                expect(arrived, "a step with feedback made no call")
                 raise _StopTest
         except _StopTest:
             pass
@@ -228,18 +238,18 @@ def cancelled(bench: _Bench) -> None:
                 await parameter
         for _ in client.requests:
             left = await anyio.to_thread.run_sync(lambda: ended.acquire(timeout=SECONDS))
-            expect(left, "a call of a cancelled step goes on")
+            expect(left, "a call of a cancelled step continues")
         expect(_readable(parameters) == ["text 0", "text 1"], "a cancelled step changed a value")
 
     run(main())
 
 
-class _StopTest(Exception):  # noqa: N818 - no error: it ends the block
+class _StopTest(Exception):  # noqa: N818 - not an error: it ends the block
     pass
 
 
 def chained(bench: _Bench) -> None:
-    """Steps that are launched without waiting follow each other, also those of two optimizers on one parameter."""
+    """Steps that are launched without waiting follow each other, even of two optimizers on one parameter."""
 
     async def main() -> None:
         parameters, client = bench.parameters(2, 2), bench.client()
@@ -255,7 +265,7 @@ def chained(bench: _Bench) -> None:
 
 
 def closure(bench: _Bench) -> None:
-    """It is called once, before, and its result is the step's; `async def` too."""
+    """A closure is called once, before the step, which returns its result. An `async def` too."""
     (parameter,), calls = bench.parameters(1), list[str]()
     optimizer = bench.optimizer([parameter], bench.client())
 
@@ -272,13 +282,13 @@ def closure(bench: _Bench) -> None:
 
     for given in (plain, deferred):
         found = optimizer.step(given).wait()
-        expect(found == "loss", f"step(closure) gave {found!r} and not what the closure returned")
+        expect(found == "loss", f"step(closure) returned {found!r} and not the closure's result")
     expect(len(calls) == 2, f"two closures were called {len(calls)} times")
     _readable([parameter])
 
 
 def state(bench: _Bench) -> None:
-    """A state that went through a file goes on as the original does."""
+    """A state that was saved to a file and loaded continues as the original."""
     originals, copies = bench.parameters(2, 3), bench.parameters(2)
     one = bench.optimizer(originals, bench.client())
     one.step().wait()
@@ -293,7 +303,7 @@ def state(bench: _Bench) -> None:
         for optimizer, parameters in ((one, originals), (other, copies)):
             optimizer.clear_grad()
             for parameter in parameters:
-                teach(parameter, 2, f"round {number}, sample {{}}")
+                teach(parameter, 2, f"step {number}, sample {{}}")
             optimizer.step().wait()
         mine, theirs = _readable(originals), _readable(copies)
         expect(
@@ -305,7 +315,7 @@ def state(bench: _Bench) -> None:
 def resume(bench: _Bench) -> None:
     """A journal gives the same values and state, with a proposer that is down."""
     found: list[tuple[Any, str]] = []
-    dead = bench.client(FinalModelError("nobody must be asked", status=401))
+    dead = bench.client(FinalModelError("no call must be made", status=401))
     with tempfile.TemporaryDirectory() as folder:
         for client in (bench.client(), dead):
             parameters = bench.parameters(2)
@@ -314,7 +324,7 @@ def resume(bench: _Bench) -> None:
                 for number in range(3):
                     optimizer.clear_grad()
                     for parameter in parameters:
-                        teach(parameter, 2, f"round {number}, sample {{}}")
+                        teach(parameter, 2, f"step {number}, sample {{}}")
                     optimizer.step().wait()
             found.append((_readable(parameters), _plain(optimizer.state_dict())))
     expect(not dead.requests, f"{len(dead.requests)} calls were not answered from the journal")
@@ -324,7 +334,7 @@ def resume(bench: _Bench) -> None:
 
 
 def _plain(value: Any) -> str:
-    """Return a state as text, its Variables by what they hold."""
+    """Return a state as JSON, with Variables by their values."""
     return json.dumps(value, default=lambda entry: entry.data if isinstance(entry, Variable) else repr(entry))
 
 

@@ -1,1 +1,25 @@
-"""Optimizers that try several candidates before they change a prompt."""
+"""Parts of searches that compare several candidates before a prompt changes, for an `Acceptance` of your own."""
+
+from __future__ import annotations
+
+from afnio._public import show_in
+from afnio.optim.search._improves import Holdout
+from afnio.optim.search._pareto import Merge, Pool, PoolMember, possible_merges, trial_samples
+from afnio.optim.search._races import Race, Verdict, chance, differences, each_alpha, p_value
+
+__all__ = [
+    "Holdout",
+    "Merge",
+    "Pool",
+    "PoolMember",
+    "Race",
+    "Verdict",
+    "chance",
+    "differences",
+    "each_alpha",
+    "p_value",
+    "possible_merges",
+    "trial_samples",
+]
+
+show_in(__name__, globals(), __all__)

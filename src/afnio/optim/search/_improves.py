@@ -1,4 +1,17 @@
-"""Improves: a step changes something only if that is better on samples that were not trained on."""
+"""Improves: a step changes a prompt only if that is better on held-out samples, by more than noise.
+
+A proposal that answers the feedback of one batch may do worse on every other batch, and prompts that grow by a sentence
+per step end up worse than they began. `Improves` compares proposals with the current value first.
+
+One step, in `Trial`:
+
+* The incumbent is evaluated while `k` candidates are proposed. Its scores are kept until it is replaced.
+* Each candidate is evaluated block by block. After each block `Race` gives a verdict on it: continue, drop, accept.
+* The evaluations of a dropped candidate are cancelled, with their calls.
+
+`Race` judges blocks by their number, not by when they arrived, so a repeated run accepts the same candidate. Only the
+number of calls depends on timing.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +29,12 @@ from afnio.autodiff._backward import launch_grad, resolve
 from afnio.autodiff._data import plain
 from afnio.autodiff._variable import Variable, bind, enable_grad, no_grad
 from afnio.errors import ScoreError
-from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, Round, proposals
+from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, StepInputs, proposals
 from afnio.optim._tgd import Reduced, gathered_of
 from afnio.optim.search._races import Race, Verdict
 from afnio.runtime._admission import Congestion, congestion
 from afnio.runtime._callables import is_async, to_thread, tolerate
-from afnio.runtime._kernel import Job, current_scope, within
+from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import Priority, draw_seed, prioritised
 from afnio.runtime._waiting import scope
 from afnio.utils.data._dataloader import DataLoader, collate
@@ -34,34 +47,36 @@ TRIED = 64
 class Improves(Acceptance):
     """Accept a proposal only if it beats the current value on held-out samples by more than noise.
 
-    A step proposes `k` candidates side by side, each for all parameters, and evaluates them side by side on one
-    minibatch of held-out samples, with `afnio.bind`; the incumbent is evaluated while they are proposed, and its
-    scores are kept for as long as it stays. Scores are paired by sample. After each block of samples a candidate
-    that has less than a tenth of a chance to be accepted is dropped and its calls are cancelled; decisions rest on
-    blocks in the order of their numbers, never on who answered first. On all samples a candidate is accepted if
-    a one-sided sign-flip test finds it better; of several, the one that gained most becomes the value. If none is,
-    the values stay, the proposals are remembered for the next prompt, and the step says so.
+    A step proposes `k` candidates concurrently, each with a value for all parameters, and evaluates them concurrently
+    on one minibatch of held-out samples, with `afnio.bind`. Scores are paired by sample. After each block of samples,
+    a candidate with less than a 10 % chance of being accepted is dropped and its calls are cancelled. On all samples
+    a candidate is accepted if a one-sided sign-flip test finds it better. Of several accepted ones, the one that gained
+    most becomes the value. If none is accepted, the values stay, the step's changes give the reason, and the next
+    prompt shows the proposals as tried.
 
-    Candidates differ because a model at a temperature answers differently each time. Where `temperature=0` or a
-    `seed` is asked for, equal requests get equal replies, so the first candidate is made from all of the feedback
-    and each other from a random half of it.
+    Candidates differ because a model at a temperature answers differently each time. With `temperature=0` or a `seed`,
+    equal requests get equal replies. Then the first candidate is made from all of the feedback, and each other one
+    from a random half of it.
 
-    Racing is after CAPO (Zehle et al., 2025, arXiv:2504.16005), without its barrier after each block and with a
-    test that supposes no distribution. Who survives the first block gets the others at once, at speculative priority,
-    if the account has room for what it is asked; where calls queue, each block waits for the verdict on the one
-    before. So a gate takes two latencies where there is room, and saves calls where there is none.
+    Racing is after CAPO (Zehle et al., 2025, arXiv:2504.16005), without its barrier after each block and with a test
+    that doesn't assume a distribution. If the account has free capacity, a candidate that survives its first block
+    gets all others immediately, at speculative priority. If calls queue, each block waits for the verdict on the one
+    before. So a step takes two latencies on a free account, and saves calls on a busy one.
 
     Args:
-        evaluate: called with a batch, runs the agent and returns `(score, …)`: what an evaluator returns, or
-            a list of numbers, None for samples that failed. `def` (it may read) or `async def`.
-        data: samples that are not trained on: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset
-            and `collate_fn` are used. `evaluate` gets them in batches, as a `DataLoader` makes them.
-        k: candidates.
-        minibatch_size: samples on which they are compared, drawn anew for each step.
-        block_size: samples after which a candidate may be dropped.
-        confidence: probability that a step changes nothing if no candidate is better (Šidák, over the k).
-        quorum: fraction of the samples that must have both scores; failed ones are left out, never wrong.
-        seed: of the draws; from the run by default.
+        evaluate: Called with a batch. Runs the agent and returns an evaluator's `(score, …)`, or a list of numbers with
+            None for samples that failed. A `def` may read values; an `async def` awaits them.
+        data: Held-out samples: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn`
+            are used. `evaluate` gets them in batches, as a `DataLoader` makes them.
+        k: The number of candidates.
+        minibatch_size: The number of samples to compare on, drawn again for each step.
+        block_size: The number of samples after which a candidate may be dropped.
+        confidence: The probability that a step changes nothing if no candidate is better (Šidák, over the k).
+        quorum: The fraction of the samples that must have both scores. Failed samples are left out of the comparison.
+        seed: Seed of the draws. By default it comes from the run.
+
+    Raises:
+        TypeError, ValueError: for arguments that can't work.
 
     >>> import afnio, afnio.cognitive as cog
     >>> from afnio.testing import ScriptedClient
@@ -110,12 +125,12 @@ class Improves(Acceptance):
         if self._seed is None:
             self._seed = draw_seed()
 
-    async def decide(self, job: Job, work: Round) -> Decision:
-        name = digest(work.values)
+    async def decide(self, inputs: StepInputs) -> Decision:
+        name = digest(inputs.values)
         incumbent = self._incumbent
         if incumbent.digest is None:
             incumbent = _Incumbent(incumbent.number, name, {}, [])
-        elif incumbent.digest != name:  # assigned from outside: what is known is about another value
+        elif incumbent.digest != name:  # assigned from outside, so the known scores are another value's
             incumbent = _Incumbent(self._take_number(), name, {}, [])
         draw = random.Random(f"{self._seed}/{self._draws}")
         blocks = self._holdout.draw(draw, samples=self._minibatch_size, block_size=self._block_size)
@@ -123,25 +138,24 @@ class Improves(Acceptance):
         race = Race(sizes, candidates=self._k, confidence=self._confidence, quorum=self._quorum)
         numbers = range(self._next, self._next + self._k)
         trial = Trial(
-            job, work, race, evaluate=self._evaluate, holdout=self._holdout, blocks=blocks, numbers=numbers,
-            feedback=lambda candidate: self._shown(work, candidate), known=incumbent.scores,
+            inputs, race, evaluate=self._evaluate, holdout=self._holdout, blocks=blocks, numbers=numbers,
+            feedback=lambda candidate: self._shown(inputs, candidate), known=incumbent.scores,
             tried=incumbent.tried, quorum=self._quorum,
         )  # fmt: skip
-        with within(job.scope):
-            await trial.run()
+        await trial.run()
         self._draws += 1
         self._next += self._k
-        return self._conclude(work, incumbent, blocks, numbers, race, trial)
+        return self._conclude(inputs, incumbent, blocks, numbers, race, trial)
 
     def _take_number(self) -> int:
         self._next += 1
         return self._next - 1
 
-    def _shown(self, work: Round, candidate: int) -> Mapping[int, Sequence[Variable]]:
-        """Return the feedback that a candidate is made from."""
+    def _shown(self, inputs: StepInputs, candidate: int) -> Mapping[int, Sequence[Variable]]:
+        """Return the feedback for a candidate's proposals, by position."""
         shown: dict[int, Sequence[Variable]] = {}
-        for position, gradients in work.feedback.items():
-            group = work.groups[position]
+        for position, gradients in inputs.feedback.items():
+            group = inputs.options[position]
             arguments = {**group, **(group.get("completion_args") or {})}
             shown[position] = gradients
             repeats = arguments.get("temperature") == 0 or arguments.get("seed") is not None
@@ -156,7 +170,7 @@ class Improves(Acceptance):
 
     def _conclude(
         self,
-        work: Round,
+        inputs: StepInputs,
         incumbent: _Incumbent,
         blocks: Sequence[EvaluationBlock],
         numbers: Sequence[int],
@@ -168,16 +182,16 @@ class Improves(Acceptance):
         if trial.compared:
             incumbent.keep({unit: trial.incumbent.get(unit, [None]) for unit in units})
         winner, errors = race.winner, _errors(verdicts)
-        told = [_told(verdict, winner, number, numbers) for number, verdict in enumerate(verdicts)]
+        words = [_words(verdict, winner, number, numbers) for number, verdict in enumerate(verdicts)]
         scores = tuple(score for unit in units for score in incumbent.scores.get(unit, [None]))
-        candidates = [Candidate(incumbent.number, (), work.values, scores, "incumbent")] + [
-            Candidate(number, (incumbent.number,), values, verdict.scores, words)
-            for number, values, verdict, words in zip(numbers, trial.values, verdicts, told, strict=True)
+        candidates = [Candidate(incumbent.number, (), inputs.values, scores, "incumbent")] + [
+            Candidate(number, (incumbent.number,), values, verdict.scores, text)
+            for number, values, verdict, text in zip(numbers, trial.values, verdicts, words, strict=True)
         ]
         if errors:
             self._incumbent = incumbent
-            return Decision(work.values, (), tuple(candidates), errors)
-        rejected = _rejected(work.values, trial.values, verdicts)
+            return Decision(inputs.values, (), tuple(candidates), errors)
+        rejected = _rejected(inputs.values, trial.values, verdicts)
         if winner is None:
             reason = self._reason(verdicts)
             logging.getLogger("afnio").warning("the step changed nothing: %s", reason)
@@ -185,8 +199,8 @@ class Improves(Acceptance):
                 if verdict.outcome in ("rejected", "dropped"):
                     incumbent.tried = [*incumbent.tried, digest(values)][-TRIED:]
             self._incumbent = incumbent
-            changes = _unchanged(work, trial.changes, reason)
-            return Decision(work.values, changes, tuple(candidates), (), rejected)
+            changes = _unchanged(inputs, trial.changes, reason)
+            return Decision(inputs.values, changes, tuple(candidates), (), rejected)
         values = trial.values[winner]
         seen = [unit for block in blocks[: verdicts[winner].blocks] for unit in block.units]
         self._incumbent = _Incumbent(numbers[winner], digest(values), {}, [])
@@ -227,7 +241,7 @@ class Improves(Acceptance):
 
 @final
 class _Incumbent:
-    """What is known of the values that candidates have to beat."""
+    """The values that candidates must beat, with their scores by held-out sample and the candidates they beat."""
 
     def __init__(self, number: int, digest: str | None, scores: UnitScores, tried: list[str]) -> None:
         self.number = number
@@ -236,14 +250,14 @@ class _Incumbent:
         self.tried = tried
 
     def keep(self, scores: Mapping[int, list[float | None]]) -> None:
-        """Keep scores, so that they are not paid for again; failed samples get another chance."""
+        """Add scores, so that they aren't paid for again. Leave out failed samples, which get another chance."""
         self.scores = {**self.scores, **{u: s for u, s in scores.items() if None not in s}}
 
 
 def _errors(verdicts: Sequence[Verdict]) -> tuple[BaseException, ...]:
-    """Return what the step raises: the candidates' errors, if that is all that came of it; equal ones once."""
+    """Return the errors for the step to raise: those of the candidates if all failed, equal ones once."""
     wrong = [verdict.error for verdict in verdicts if isinstance(verdict.error, ScoreError)]
-    if wrong:  # an argument of the evaluator's: none of the comparisons means anything
+    if wrong:  # the evaluator's max_score is wrong, so no comparison means anything
         return (wrong[0],)
     if any(verdict.outcome != "failed" for verdict in verdicts):
         return ()
@@ -257,7 +271,7 @@ def _errors(verdicts: Sequence[Verdict]) -> tuple[BaseException, ...]:
     return tuple(errors)
 
 
-def _told(verdict: Verdict, winner: int | None, candidate: int, numbers: Sequence[int]) -> str:
+def _words(verdict: Verdict, winner: int | None, candidate: int, numbers: Sequence[int]) -> str:
     if isinstance(verdict.error, NotTriedError):
         return f"not tried: {verdict.error}"
     if verdict.outcome == "accepted" and winner is not None and winner != candidate:
@@ -268,7 +282,7 @@ def _told(verdict: Verdict, winner: int | None, candidate: int, numbers: Sequenc
 def _rejected(
     before: Sequence[Any], tried: Sequence[Sequence[Any]], verdicts: Sequence[Verdict]
 ) -> tuple[tuple[int, Mapping[str, Any]], ...]:
-    """Return the proposals that did not help, by position."""
+    """Return the proposals that didn't help, by position."""
     return tuple(
         (position, {"value": value, "score": verdict.mean, "against": verdict.against})
         for values, verdict in zip(tried, verdicts, strict=True)
@@ -278,32 +292,37 @@ def _rejected(
     )
 
 
-def _unchanged(work: Round, proposed: Sequence[Mapping[int, Change]], reason: str) -> tuple[Change, ...]:
+def _unchanged(
+    inputs: StepInputs, proposed: Sequence[Mapping[int, Change]], reason: str
+) -> tuple[Change, ...]:
     changes: list[Change] = []
-    for position, gradients in work.feedback.items():
+    for position, gradients in inputs.feedback.items():
         first = next((found[position] for found in proposed if position in found), None)
         evidence = () if first is None else first.evidence
-        value, role = work.values[position], work.parameters[position].role
+        value, role = inputs.values[position], inputs.parameters[position].role
         changes.append(Change(role, value, value, gathered_of(gradients), reason, evidence))
     return tuple(changes)
 
 
-# Holdout: samples that are not trained on, drawn in blocks from a dataset, a loader or a list.
+# Held-out samples, drawn in blocks from a dataset, a loader or a list.
 
 
 class EvaluationBlock(NamedTuple):
-    """Samples that are evaluated together, by number."""
+    """The numbers of samples that are evaluated together."""
 
     units: tuple[int, ...]
 
 
 @final
 class Holdout:
-    """Where held-out samples come from.
+    """Held-out samples.
 
     Args:
-        data: a `Dataset` or a list of samples; or a `DataLoader`, of which the dataset and `collate_fn` are
-            taken, not the order.
+        data: A `Dataset` or a list of samples. Of a `DataLoader`, the dataset and `collate_fn` are used, not its order.
+
+    Raises:
+        TypeError: for data without a length, such as an iterator, which could be read only once.
+        ValueError: for no samples.
 
     >>> holdout = Holdout([("a", 1), ("b", 2), ("c", 3)])
     >>> [holdout.batch(block.units) for block in holdout.blocks(range(3), 2)]
@@ -315,70 +334,75 @@ class Holdout:
         if isinstance(data, DataLoader):
             self._collate, data = data.collate_fn, data.dataset
         if isinstance(data, str) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-            raise TypeError(f"held-out data is a Dataset, a DataLoader or a list of samples (got {data!r})")
+            raise TypeError(
+                f"held-out data must be a Dataset, a DataLoader or a list of samples (got {data!r})"
+            )
         if len(data) == 0:
-            raise ValueError("held-out data is empty (got 0 samples); nothing could be compared on it")
+            raise ValueError(
+                "held-out data must have at least one sample (got 0); nothing can be compared on none"
+            )
         self._data: Sequence[Any] = data
 
     def __len__(self) -> int:
         return len(self._data)
 
     def draw(self, generator: random.Random, *, samples: int, block_size: int) -> list[EvaluationBlock]:
-        """Return blocks of `block_size` with `samples` in all, or all that there are, in random order."""
+        """Draw `samples` samples, or all if there are fewer. Return them in blocks of `block_size`."""
         return self.blocks(generator.sample(range(len(self)), min(samples, len(self))), block_size)
 
     def blocks(self, units: Sequence[int], block_size: int) -> list[EvaluationBlock]:
-        """Return `units` in blocks, in their order."""
+        """Return `units` in blocks, in the given order."""
         return [
             EvaluationBlock(tuple(units[start : start + block_size]))
             for start in range(0, len(units), block_size)
         ]
 
     def batch(self, units: Sequence[int]) -> Any:
-        """Return what `evaluate` gets for `units`."""
+        """Return the batch of `units`, collated for `evaluate`."""
         return self._collate([self._data[unit] for unit in units])
 
     def by_unit(self, units: Sequence[int], scores: Sequence[float | None]) -> dict[int, list[float | None]]:
-        """Return the scores that `evaluate` gave the batch of `units`, for each unit.
+        """Return the scores of the batch of `units`, by unit.
 
         Raises:
-            ValueError: if there isn't one for each sample.
+            ValueError: if `evaluate` didn't return one for each sample.
         """
         if len(scores) != len(units):
             raise ValueError(
-                f"evaluate returned {len(scores)} scores for a batch of {len(units)} samples; it needs one for each, "
-                "None for one that failed"
+                f"evaluate must return one score for each of {len(units)} samples (got {len(scores)}); "
+                "return None for a sample that failed"
             )
         return {unit: [score] for unit, score in zip(units, scores, strict=True)}
 
 
-# Trial: one step's candidates, proposed and evaluated side by side until their race is over.
+# One step: candidates are proposed and evaluated concurrently until their race is over.
 
 
 UnitScores = dict[int, list[float | None]]
-"""Scores by number of the held-out sample; a list of one."""
+"""Scores by number of the held-out sample, each a list of one."""
 
 
 @final
 class NotTriedError(Exception):
-    """A candidate that there is no reason to evaluate."""
+    """A candidate that needn't be evaluated, such as one that equals the current value."""
 
 
 @final
 class Trial:
-    """What is under way in one step; on the runtime's loop, in the step's scope.
+    """One step: the tasks that propose and evaluate candidates, and what they have found so far.
 
     Args:
-        numbers: of the candidates.
-        feedback: what the proposer of the n-th candidate is shown, by position of the parameter.
-        known: the incumbent's scores of units that were evaluated before.
-        tried: digests of candidates that were rejected before.
+        inputs: The step's parameters, values and feedback.
+        race: Judges the candidates.
+        numbers: The candidates' numbers.
+        feedback: Returns the feedback for the n-th candidate's proposals, by position of the parameter.
+        known: The incumbent's scores from earlier steps, by unit.
+        tried: Digests of candidates that were rejected earlier.
     """
 
     def __init__(
         self,
-        job: Job,
-        work: Round,
+        inputs: StepInputs,
         race: Race,
         *,
         evaluate: Evaluate,
@@ -390,12 +414,12 @@ class Trial:
         tried: Sequence[str],
         quorum: float,
     ) -> None:
-        self._job, self._work, self._race = job, work, race
+        self._inputs, self._race = inputs, race
         self._evaluate, self._holdout, self._quorum = evaluate, holdout, quorum
         self._blocks, self._numbers, self._feedback = blocks, numbers, feedback
         self._tried = tried
         self.incumbent: UnitScores = {unit: list(scores) for unit, scores in known.items()}
-        self.values: list[tuple[Any, ...]] = [work.values for _ in numbers]
+        self.values: list[tuple[Any, ...]] = [inputs.values for _ in numbers]
         self.changes: list[dict[int, Change]] = [{} for _ in numbers]
         self.scores: list[UnitScores] = [{} for _ in numbers]
         self._proposed = [anyio.Event() for _ in numbers]
@@ -405,7 +429,7 @@ class Trial:
         self._measuring = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Propose and evaluate until it is decided who wins; failures are the candidates' verdicts."""
+        """Propose and evaluate until the race is over. A failure is the verdict on its candidate, not raised."""
         counting = congestion.set(self._congestion)
         try:
             async with anyio.create_task_group() as tasks:
@@ -417,11 +441,11 @@ class Trial:
 
     @property
     def compared(self) -> bool:
-        """Whether any candidate was worth an evaluation; otherwise the incumbent's is given up."""
-        return any(values != self._work.values for values in self.values)
+        """True if a candidate differs from the incumbent. Otherwise the incumbent needn't be evaluated either."""
+        return any(values != self._inputs.values for values in self.values)
 
     async def _measure_incumbent(self) -> None:
-        """Evaluate the incumbent while the proposals are on their way, where it hasn't been already."""
+        """Evaluate the incumbent while candidates are proposed, on the samples without a known score."""
         with self._measuring:
             async with scope(name="incumbent"), anyio.create_task_group() as tasks:
                 for number, block in enumerate(self._blocks):
@@ -432,7 +456,7 @@ class Trial:
         found: Sequence[float | None] | BaseException
         try:
             if missing:
-                measured = await self._scores(self._work.values, missing, number, Priority.VALIDATION)
+                measured = await self._scores(self._inputs.values, missing, number, Priority.VALIDATION)
                 self.incumbent.update(measured)
             found = [score for unit in block.units for score in self.incumbent[unit]]
         except Exception as error:
@@ -448,7 +472,7 @@ class Trial:
                 except Exception as error:
                     self._race.fail(candidate, error)
                 self._proposed[candidate].set()
-                # Of equal candidates the first is evaluated; which is the first must not depend on who was quicker.
+                # Of equal candidates, evaluate the first by number. The quickest would differ from run to run.
                 for earlier in self._proposed[:candidate]:
                     await earlier.wait()
                 self._compare_with_earlier(candidate)
@@ -456,10 +480,10 @@ class Trial:
                 await self._race_on(candidate)
 
     async def _race_on(self, candidate: int) -> None:
-        """Evaluate block by block; once there is room for all that the account is asked, all others at once.
+        """Evaluate block by block, or all blocks after the first concurrently if the account has free capacity.
 
-        The first block rules out most. Where calls queue, the next block waits until the candidate has survived the
-        one before: what is not sent need not be cancelled, and others use the room.
+        The first block rules out most candidates. If calls queue, the next block waits until the candidate has survived
+        the block before. Calls that aren't sent needn't be cancelled, and others can use the capacity.
         """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._evaluate_block, candidate, 0, Priority.VALIDATION)
@@ -471,16 +495,14 @@ class Trial:
                 tasks.start_soon(self._evaluate_block, candidate, number, urgency)
 
     async def _propose(self, candidate: int) -> None:
-        found = await proposals(self._job, self._work, self._feedback(candidate))
-        errors = [change for change in found.values() if not isinstance(change, Change)]
-        if errors:
-            raise errors[0]
-        changes = {number: change for number, change in found.items() if isinstance(change, Change)}
-        values = list(self._work.values)
+        changes, failed = await proposals(self._inputs, self._feedback(candidate))
+        for error in failed.values():
+            raise error
+        values = list(self._inputs.values)
         for position, change in changes.items():
             values[position] = change.after
         self.changes[candidate] = changes
-        if tuple(values) == self._work.values:
+        if tuple(values) == self._inputs.values:
             reasons = [change.rejected for change in changes.values() if change.rejected]
             raise NotTriedError(reasons[0] if reasons else "it is the current value")
         if digest(values) in self._tried:
@@ -489,7 +511,7 @@ class Trial:
 
     def _compare_with_earlier(self, candidate: int) -> None:
         mine = self.values[candidate]
-        if mine != self._work.values and mine in self.values[:candidate]:
+        if mine != self._inputs.values and mine in self.values[:candidate]:
             earlier = self._numbers[self.values.index(mine)]
             self._race.fail(candidate, NotTriedError(f"it equals candidate {earlier}"))
 
@@ -509,14 +531,14 @@ class Trial:
         self, values: Sequence[Any], units: Sequence[int], number: int, urgency: Priority
     ) -> UnitScores:
         batch = self._holdout.batch(units)
-        name, bound = f"block {number}", self._work.bound(values)
+        name, bound = f"block {number}", self._inputs.bound(values)
         scores = await scores_of(
             self._evaluate, batch, bound, name=name, urgency=urgency, quorum=self._quorum
         )
         return self._holdout.by_unit(units, scores)
 
     def _settle(self) -> None:
-        """Let survivors go on and cancel what can't matter any more, with its calls."""
+        """Release the next block of survivors, and cancel evaluations that can't change the result any more."""
         for candidate, cancel in enumerate(self._cancels):
             for passed in self._passed[candidate][: self._race.survived(candidate)]:
                 passed.set()
@@ -527,11 +549,11 @@ class Trial:
             self._measuring.cancel()
 
 
-# Evaluation: run `evaluate` on a batch with other values in the parameters, and read the samples' scores.
+# Evaluation: run `evaluate` on a batch with other values bound to the parameters, and read the scores.
 
 
 Evaluate = Callable[[Any], Any]
-"""Called with a batch; returns its score, or a tuple that begins with it. `def` or `async def`."""
+"""Called with a batch. Returns its score, or a tuple that starts with it. `def` or `async def`."""
 
 
 async def scores_of(
@@ -543,18 +565,18 @@ async def scores_of(
     urgency: Priority,
     quorum: float,
 ) -> list[float | None]:
-    """Return the score of each sample of `batch` with `values` in place of the parameters' own.
+    """Return the score of each sample of `batch`, with `values` bound to the parameters. None if a sample failed.
 
     Args:
-        name: of the scope that owns all that it launches; who cancels this call cancels that, and only that.
-        urgency: of its calls.
-        quorum: the fraction of the samples that must not fail; those that do score None.
+        name: Name of the scope for everything that `evaluate` launches. Cancelling this call cancels that scope.
+        urgency: Priority of its calls.
+        quorum: The fraction of the samples that must not fail.
     """
     async with scope(name=name):
         owner = current_scope()
         with bind(values), no_grad(), tolerate(quorum), prioritised(urgency):
             scores = await sample_scores(await called(evaluate, batch))
-        owner.unread()  # a failed sample counts as missing; nobody has to be told again when the scope is left
+        owner.unread()  # a failed sample counts as missing, so don't raise its error when the scope is left
     return scores
 
 
@@ -567,9 +589,9 @@ async def learnt_from(
     urgency: Priority,
     quorum: float,
 ) -> tuple[list[float | None], list[list[Variable]]]:
-    """Return the samples' scores and, for each Variable in `values`, its gradients, which its `grad` doesn't get.
+    """Return the samples' scores, and the gradients of each Variable in `values`. Their `grad` stays unchanged.
 
-    See `scores_of` for the arguments; `evaluate` returns `(score, explanation)`.
+    See `scores_of` for the arguments. `evaluate` must return `(score, explanation)`.
     """
     async with scope(name=name):
         owner = current_scope()
@@ -588,13 +610,13 @@ async def learnt_from(
 
 
 async def called(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a user's function: on this loop if it is `async def`, else in a worker thread, where it may read."""
+    """Call a user's function: an `async def` on this loop, a `def` in a worker thread, where it may read values."""
     result = await function(*args) if is_async(function) else await to_thread(function, *args)
     return await result if inspect.iscoroutine(result) else result
 
 
 async def sample_scores(result: Any) -> list[float | None]:
-    """Return the samples' scores of what `evaluate` returned; waits for them."""
+    """Return the samples' scores from the result of `evaluate`. Waits for them."""
     score = result[0] if isinstance(result, tuple) and result else result
     if isinstance(score, Variable):
         await resolve(score)
@@ -612,11 +634,11 @@ async def sample_scores(result: Any) -> list[float | None]:
 def _number(sample: Any) -> float:
     sample = plain(sample)
     if not isinstance(sample, bool | int | float):
-        raise TypeError(f"a sample's score is a number or None (got {sample!r})")
+        raise TypeError(f"a sample's score must be a number or None (got {sample!r})")
     return float(sample)
 
 
 def digest(values: Sequence[Any]) -> str:
-    """Return a name for parameters' values that is the same in the next run."""
+    """Return a hash of parameters' values that is the same in every run."""
     text = json.dumps(list(values), ensure_ascii=False, default=repr)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -1,4 +1,16 @@
-"""ParetoTGD: a search over candidates of all parameters, on textual gradients."""
+"""ParetoTGD: a search over a pool of candidates, on textual gradients.
+
+A single line of descent keeps one prompt, so a change that helps on some samples and hurts on others is lost. A pool
+keeps both. Its Pareto front has the members that are the best on at least one validation sample, and new candidates are
+made from those: a `Mutation` rewrites one parent's prompt by its feedback, and a `Merged` child takes each parameter
+from one of two parents. `ParetoSearch` decides which children a step makes, `Pool` keeps the members, and `ParetoTGD`
+is the optimizer around them.
+
+All random draws of a step happen before its first call, from a seed, the step's number and the pool. So a repeated run
+makes the same children whatever order the replies arrive in.
+
+Source: Agrawal et al., "GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning", arXiv:2507.19457.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +29,10 @@ import anyio
 from afnio.autodiff._variable import Variable
 from afnio.errors import ScoreError
 from afnio.models._client import ChatClient
-from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, Round, for_each
+from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, StepInputs, for_each
 from afnio.optim._tgd import TGD, Messages, gathered_of
 from afnio.optim.search._improves import Evaluate, Holdout, learnt_from, scores_of
 from afnio.runtime._callables import quorum_holds
-from afnio.runtime._kernel import Job, within
 from afnio.runtime._settings import Priority, draw_seed
 from afnio.runtime._waiting import scope
 
@@ -30,37 +41,48 @@ from afnio.runtime._waiting import scope
 class ParetoTGD(TGD):
     """Textual gradient descent over a pool of candidates, after GEPA (Agrawal et al., arXiv:2507.19457).
 
-    Each step makes several proposals at once. For each a parent is drawn from the Pareto front of the scores on the
-    validation samples, in proportion to the samples on which it is among the best; a minibatch of training
-    samples runs forward and backward with the parent's values; a parameter that feedback reached is rewritten by
-    it; if the child does strictly better on the same minibatch, it is evaluated on all validation samples and joins
-    the pool. After a step that found something, the next one also tries a merge of two members of the front: each
-    parameter from the one that changed it since their common ancestor. After each step the parameters hold the
-    best member.
+    Each step makes several proposals concurrently:
 
-    Use it like any optimizer: `step()` needs no feedback, as it runs `evaluate` itself. What a loop or a closure
-    has gathered in `grad` makes one proposal more, from the current values; so it works in a Trainer too.
+    1. Draw a parent from the Pareto front of the scores on the validation samples, in proportion to the number of
+       samples on which it is among the best.
+    2. Run a minibatch of training samples forward and backward with the parent's values.
+    3. Rewrite a parameter that feedback reached.
+    4. If the child does strictly better on the same minibatch, evaluate it on all validation samples and add it to the
+       pool.
 
-    Differences from GEPA: feedback is textual gradients, so each parameter is rewritten by what reached it and
-    not by whole traces; which one is rewritten is drawn by its share of the feedback (`credit="round_robin"` takes
-    turns as GEPA does, among those that have some); proposals of a step run at once, from one front, and so
-    does a merge; failed samples are left out of every comparison instead of scoring 0; a merge requires that each
-    parent changed something that the other left alone, and is tried on up to 15 samples instead of 5.
+    After a step that added a member, the next step also tries a merge of two members of the front, with each parameter
+    from the one that changed it since their common ancestor. After each step the parameters hold the best member.
+
+    Use it like any optimizer. `step()` needs no feedback, because it runs `evaluate` itself. Feedback that a loop or a
+    closure has gathered in `grad` makes one more proposal, from the current values, so it works in a Trainer too.
+
+    Differences from GEPA:
+
+    * Feedback is textual gradients, so a parameter is rewritten by the feedback that reached it, not by whole traces.
+    * The parameter to rewrite is drawn by its share of the feedback. `credit="round_robin"` takes turns as GEPA does,
+      among parameters with feedback.
+    * The proposals of a step, and a merge, run concurrently, from one front.
+    * Failed samples are left out of every comparison instead of scoring 0.
+    * A merge requires that each parent changed a parameter that the other left alone. It is tried on up to 15 samples
+      instead of 5.
 
     Args:
-        params, model_client, messages, inputs, constraints: as for `TGD`.
-        evaluate: called with a batch, runs the agent and returns `(score, explanation)` of an evaluator, its graph
-            recorded; `def` (it may read) or `async def`.
-        train, validation: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn` are
+        params, model_client, messages, inputs, constraints: As for `TGD`.
+        evaluate: Called with a batch. Runs the agent and returns an evaluator's `(score, explanation)`, with its graph
+            recorded. A `def` may read values; an `async def` awaits them.
+        train, validation: A `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn` are
             used. `evaluate` gets samples in batches, as a `DataLoader` makes them.
-        proposals: how many a step makes at once.
-        minibatch_size: training samples of a proposal.
-        credit: which parameter a proposal rewrites: "share", "round_robin", or "all".
-        merges: how many are tried at most.
-        block_size: validation samples that are evaluated together.
-        quorum: fraction of the samples that must not fail.
-        search_seed: of all its draws; from the run by default.
-        **completion_args: `model`, and whatever else `TGD` or the provider takes, such as a `seed` of the replies.
+        proposals: The number of proposals per step.
+        minibatch_size: The number of training samples for a proposal.
+        credit: Which parameter a proposal rewrites: "share", "round_robin", or "all".
+        merges: The number of merges to try at most.
+        block_size: The number of validation samples that are evaluated together.
+        quorum: The fraction of the samples that must not fail.
+        search_seed: Seed of all draws. By default it comes from the run.
+        **completion_args: `model`, and any other argument of `TGD` or the provider, such as a `seed` of the replies.
+
+    Raises:
+        TypeError, ValueError: for arguments that can't work.
 
     >>> import afnio
     >>> from afnio.testing import ScriptedClient
@@ -114,15 +136,12 @@ class ParetoTGD(TGD):
 
     @property
     def front(self) -> list[PoolMember]:
-        """The members that are among the best on some validation sample, without superfluous ones."""
+        """The members that are among the best on some validation sample, without superfluous members."""
         pool = self._search.pool
         return [pool[number] for number in pool.front] if pool.members else []
 
 
-# Pool: candidates with their scores on every validation sample, and those that are best on some.
-#
-# Source: Agrawal et al., "GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning",
-# arXiv:2507.19457, algorithm 2.
+# The pool: candidates with their scores on every validation sample (algorithm 2 of the paper).
 
 
 @final
@@ -131,10 +150,10 @@ class PoolMember:
     """A candidate in the pool.
 
     Attributes:
-        number: unique within the optimizer.
-        parents: the members that it was made from; none for a start.
-        values: one for each parameter.
-        scores: one for each validation sample, None where it failed.
+        number: Unique within the optimizer.
+        parents: The numbers of the members it was made from. Empty for a start.
+        values: One for each parameter.
+        scores: One for each validation sample. None if the sample failed.
     """
 
     number: int
@@ -144,14 +163,14 @@ class PoolMember:
 
     @property
     def mean(self) -> float:
-        """Over the samples that didn't fail."""
+        """The mean score of the samples that didn't fail."""
         present = [score for score in self.scores if score is not None]
         return math.fsum(present) / len(present) if present else -math.inf
 
 
 @final
 class Pool:
-    """All candidates that made it through validation, oldest first.
+    """All validated candidates, oldest first.
 
     >>> pool = Pool()
     >>> pool.add(PoolMember(0, (), ("a",), (1.0, 0.0, 0.0)))
@@ -181,10 +200,10 @@ class Pool:
 
     @property
     def front(self) -> dict[int, int]:
-        """For the members that no others make superfluous, on how many samples each is among the best.
+        """The numbers of the front's members, each with the number of samples on which it is among the best.
 
-        A member is superfluous if on each sample on which it is among the best another one is too that is not
-        superfluous itself; members with low means are tried first.
+        A member is superfluous, and left out, if on every sample on which it is among the best another member is too.
+        That other member must not be superfluous itself. Members with low means are tried first.
         """
         leaders = self._leaders()
         kept = dict.fromkeys(member.number for member in self.members)
@@ -192,12 +211,12 @@ class Pool:
             mine = [found for found in leaders if member.number in found]
             if all(any(other in kept for other in found if other != member.number) for found in mine):
                 del kept[member.number]
-        if not kept:  # no validation sample has a score of anybody
+        if not kept:  # no validation sample has any score
             kept = {self.best.number: None}
         return {number: sum(number in found for found in leaders) for number in kept}
 
     def _leaders(self) -> list[list[int]]:
-        """Return for each sample who is best on it."""
+        """Return the numbers of the best members on each sample. Leave out samples without a score."""
         leaders: list[list[int]] = []
         for sample in range(len(self.members[0].scores)):
             scores = [(m.number, score) for m in self.members if (score := m.scores[sample]) is not None]
@@ -206,13 +225,13 @@ class Pool:
         return [found for found in leaders if found]
 
     def parent(self, draw: random.Random) -> PoolMember:
-        """Draw a member of the front, in proportion to the samples on which it is among the best."""
+        """Draw a member of the front, in proportion to the number of samples on which it is among the best."""
         front = self.front
         numbers = list(front)
         return self[draw.choices(numbers, [front[number] or 1 for number in numbers])[0]]
 
     def ancestors(self, number: int) -> list[int]:
-        """Return a member's parents and theirs, oldest first."""
+        """Return the numbers of all ancestors of a member, oldest first."""
         found: dict[int, None] = {}
         ahead = list(self[number].parents)
         while ahead:
@@ -223,7 +242,7 @@ class Pool:
         return sorted(found)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return all members as JSON could hold them."""
+        """Return all members, as JSON can hold them."""
         return [
             {
                 "number": m.number,
@@ -241,12 +260,12 @@ class Pool:
         ]
 
 
-# ParetoSearch: a pool of candidates that grows by mutations and merges, several at once.
+# The search: which children a step makes, and which join the pool.
 
 
 @final
 class ParetoSearch(Acceptance):
-    """The search of `ParetoTGD`; see there for the arguments."""
+    """The acceptance of `ParetoTGD`, which documents the arguments."""
 
     needs_feedback = False
 
@@ -281,7 +300,7 @@ class ParetoSearch(Acceptance):
         self._proposals, self._minibatch_size, self._credit = proposals, minibatch_size, credit
         self._block_size, self._quorum, self._seed = block_size, quorum, seed
         self.pool = Pool()
-        self._rounds = 0
+        self._steps = 0
         self._drawn = 0
         self._next = 0
         self._merges_left = merges
@@ -293,49 +312,48 @@ class ParetoSearch(Acceptance):
         if self._seed is None:
             self._seed = draw_seed()
 
-    async def decide(self, job: Job, work: Round) -> Decision:
-        workshop = Workshop(
-            job, work, self._evaluate, self._train, self._validation,
+    async def decide(self, inputs: StepInputs) -> Decision:
+        context = SearchContext(
+            inputs, self._evaluate, self._train, self._validation,
             block_size=self._block_size, quorum=self._quorum, credit=self._credit,
         )  # fmt: skip
-        current = self.pool.find(work.values)
-        start = PoolMember(self._next, (), work.values, ()) if current is None else None
-        draw = random.Random(f"{self._seed}/round/{self._rounds}")
-        offspring = self._offspring(workshop, draw, current or start)
+        current = self.pool.find(inputs.values)
+        start = PoolMember(self._next, (), inputs.values, ()) if current is None else None
+        draw = random.Random(f"{self._seed}/round/{self._steps}")
+        children = self._children(context, draw, current or start)
         validated: list[dict[int, Scores]] = []
 
         async def validate_start() -> None:
             assert start is not None
             async with scope(name="start"):
-                validated.append(await workshop.validate(start.values, "validation"))
+                validated.append(await context.validate(start.values, "validation"))
 
-        with within(job.scope):
-            works = [child.grow for child in offspring]
-            await side_by_side(works if start is None else [validate_start, *works])
-        return self._conclude(work, offspring, start, validated)
+        tasks = [child.grow for child in children]
+        await side_by_side(tasks if start is None else [validate_start, *tasks])
+        return self._conclude(inputs, children, start, validated)
 
-    def _offspring(
-        self, workshop: Workshop, draw: random.Random, current: PoolMember | None
-    ) -> list[Offspring]:
-        """Decide, before anything is asked, who has children and on what they are tried."""
+    def _children(
+        self, context: SearchContext, draw: random.Random, current: PoolMember | None
+    ) -> list[Child]:
+        """Draw the parents and minibatches of all children, before the first call."""
         assert current is not None
-        offspring: list[Offspring] = []
-        feedback = workshop.work.feedback
+        children: list[Child] = []
+        feedback = context.inputs.feedback
         turns = dict(self._turns)
-        # Feedback that a training loop has gathered is about the current values; it is used first.
+        # Feedback that a training loop has gathered is about the current values. Use it for the first proposal.
         count = self._proposals + bool(feedback)
         for number in range(count):
             gathered = feedback if feedback and number == 0 else None
             parent = current if gathered or not self.pool.members else self.pool.parent(draw)
             turn = turns[parent.number] = turns.get(parent.number, -1) + 1
-            offspring.append(
+            children.append(
                 Mutation(
-                    workshop,
+                    context,
                     f"proposal {number}",
                     parent,
                     self._minibatch(self._drawn + number * self._stride),
                     turn=turn,
-                    draw=random.Random(f"{self._seed}/credit/{self._rounds}/{number}"),
+                    draw=random.Random(f"{self._seed}/credit/{self._steps}/{number}"),
                     feedback=gathered,
                     known=lambda values: self.pool.find(values) is not None,
                 )
@@ -347,8 +365,8 @@ class ParetoSearch(Acceptance):
                 unit: ([merge.one.scores[unit]], [merge.other.scores[unit]])
                 for unit in trial_samples(merge, draw)
             }
-            offspring.append(Merged(workshop, "merge", merge, theirs))
-        return offspring
+            children.append(Merged(context, "merge", merge, theirs))
+        return children
 
     @property
     def _stride(self) -> int:
@@ -356,7 +374,7 @@ class ParetoSearch(Acceptance):
         return min(self._minibatch_size, len(self._train))
 
     def _minibatch(self, start: int) -> list[int]:
-        """Return the training samples from `start` on, in an order shuffled anew each epoch."""
+        """Return the training samples from `start` on. Each epoch has another order."""
         units, size = [], len(self._train)
         for position in range(start, start + self._stride):
             epoch, place = divmod(position, size)
@@ -367,8 +385,8 @@ class ParetoSearch(Acceptance):
 
     def _conclude(
         self,
-        work: Round,
-        offspring: Sequence[Offspring],
+        inputs: StepInputs,
+        children: Sequence[Child],
         start: PoolMember | None,
         validated: Sequence[Mapping[int, Scores]],
     ) -> Decision:
@@ -377,36 +395,36 @@ class ParetoSearch(Acceptance):
             scores = self._flat(validated[0])
             if all(score is None for score in scores):
                 error = RuntimeError("no validation sample of the start has a score")
-                return Decision(work.values, (), (), (error,))
-            self.pool.add(PoolMember(self._next, (), work.values, scores))
-            candidates.append(Candidate(self._next, (), work.values, scores, "start"))
+                return Decision(inputs.values, (), (), (error,))
+            self.pool.add(PoolMember(self._next, (), inputs.values, scores))
+            candidates.append(Candidate(self._next, (), inputs.values, scores, "start"))
             self._next += 1
         self._grew = start is not None and len(self.pool.members) > 1
         by_position: dict[int, Change] = {}
-        for child in offspring:
-            candidates.append(self._judged(child, work))
+        for child in children:
+            candidates.append(self._judged(child, inputs))
             for position, change in child.changes.items():
                 by_position.setdefault(position, change)
-        self._rounds += 1
-        self._drawn += self._stride * sum(isinstance(child, Mutation) for child in offspring)
-        for child in offspring:
+        self._steps += 1
+        self._drawn += self._stride * sum(isinstance(child, Mutation) for child in children)
+        for child in children:
             if isinstance(child, Mutation):
                 (parent,) = child.parents
                 self._turns[parent] = self._turns.get(parent, -1) + 1
-        errors = tuple(child.error for child in offspring if child.error is not None)
+        errors = tuple(child.error for child in children if child.error is not None)
         values = self.pool.best.values
-        if len(errors) < len(offspring):
+        if len(errors) < len(children):
             errors = tuple(error for error in errors if isinstance(error, ScoreError))[:1]
         if not self._grew and not errors:
-            told = "; ".join(dict.fromkeys(child.verdict for child in offspring))
-            logging.getLogger("afnio").info("the step added no candidate to the pool: %s", told)
-        return Decision(values, self._changes(work, by_position, values), tuple(candidates), errors)
+            verdicts = "; ".join(dict.fromkeys(child.verdict for child in children))
+            logging.getLogger("afnio").info("the step added no candidate to the pool: %s", verdicts)
+        return Decision(values, self._changes(inputs, by_position, values), tuple(candidates), errors)
 
-    def _judged(self, child: Offspring, work: Round) -> Candidate:
-        """Add a child to the pool if it was validated, and return what to tell of it."""
+    def _judged(self, child: Child, inputs: StepInputs) -> Candidate:
+        """Add a child to the pool if it was validated. Return it as plain data, with its verdict."""
         number, verdict = self._next, child.verdict
         self._next += 1
-        values = child.values or work.values
+        values = child.values or inputs.values
         scores: tuple[float | None, ...] = tuple(child.tried)
         if isinstance(child, Merged):
             self._merges_left -= 1
@@ -426,11 +444,11 @@ class ParetoSearch(Acceptance):
         return tuple(score for unit in sorted(scores) for score in scores[unit])
 
     def _changes(
-        self, work: Round, proposed: Mapping[int, Change], values: Sequence[Any]
+        self, inputs: StepInputs, proposed: Mapping[int, Change], values: Sequence[Any]
     ) -> tuple[Change, ...]:
         changes: list[Change] = []
-        for position, (before, after) in enumerate(zip(work.values, values, strict=True)):
-            change, role = proposed.get(position), work.parameters[position].role
+        for position, (before, after) in enumerate(zip(inputs.values, values, strict=True)):
+            change, role = proposed.get(position), inputs.parameters[position].role
             gradients, evidence = (0, ()) if change is None else (change.gradients, change.evidence)
             if before != after:
                 changes.append(Change(role, before, after, gradients, None, evidence))
@@ -442,7 +460,7 @@ class ParetoSearch(Acceptance):
     def state_dict(self) -> dict[str, Any]:
         return {
             "seed": self._seed,
-            "rounds": self._rounds,
+            "rounds": self._steps,
             "drawn": self._drawn,
             "next": self._next,
             "merges_left": self._merges_left,
@@ -453,7 +471,7 @@ class ParetoSearch(Acceptance):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._seed, self._rounds, self._drawn = state["seed"], state["rounds"], state["drawn"]
+        self._seed, self._steps, self._drawn = state["seed"], state["rounds"], state["drawn"]
         self._next, self._merges_left, self._grew = state["next"], state["merges_left"], state["grew"]
         self._merged = [list(key) for key in state["merged"]]
         self._turns = {int(number): turn for number, turn in state["turns"].items()}
@@ -463,7 +481,7 @@ class ParetoSearch(Acceptance):
         return f"ParetoSearch(proposals={self._proposals}, pool={len(self.pool.members)})"
 
 
-# Offspring: how one new candidate comes about, from a parent's feedback or from two parents, and is tried.
+# A child: a new candidate, from one parent's feedback or from two parents, and its trial.
 
 
 Credit = Literal["share", "round_robin", "all"]
@@ -471,13 +489,12 @@ Scores = list[float | None]
 
 
 @final
-class Workshop:
-    """What all offspring of a step share: the agent's `evaluate`, the data, the step's work."""
+class SearchContext:
+    """What the children of a step share: its inputs, the agent's `evaluate`, and the data."""
 
     def __init__(
         self,
-        job: Job,
-        work: Round,
+        inputs: StepInputs,
         evaluate: Evaluate,
         train: Holdout,
         validation: Holdout,
@@ -486,31 +503,31 @@ class Workshop:
         quorum: float,
         credit: Credit,
     ) -> None:
-        self.job, self.work, self.credit = job, work, credit
+        self.inputs, self.credit = inputs, credit
         self.train, self.validation = train, validation
         self._evaluate, self._block_size, self._quorum = evaluate, block_size, quorum
 
     async def learn(
         self, values: Sequence[Any], units: Sequence[int], name: str
     ) -> tuple[Scores, list[list[Variable]]]:
-        """Run a minibatch of training samples forward and backward; its scores, and each parameter's gradients."""
+        """Run training samples forward and backward. Return their scores, and the gradients of each parameter."""
         return await learnt_from(
             self._evaluate,
             self.train.batch(units),
-            self.work.bound(values),
+            self.inputs.bound(values),
             name=name,
             urgency=Priority.TRAINING,
             quorum=self._quorum,
         )
 
     async def score(self, values: Sequence[Any], units: Sequence[int], name: str) -> Scores:
-        """Return the scores of a minibatch of training samples."""
+        """Return the scores of training samples."""
         return await self._scores(self.train, values, units, name, Priority.TRAINING)
 
     async def validate(
         self, values: Sequence[Any], name: str, units: Sequence[int] | None = None
     ) -> dict[int, Scores]:
-        """Return the scores of all validation samples, or of those of `units`, by unit."""
+        """Return the scores of all validation samples, or of `units`, by unit."""
         blocks = self.validation.blocks(
             range(len(self.validation)) if units is None else units, self._block_size
         )
@@ -531,32 +548,32 @@ class Workshop:
         return await scores_of(
             self._evaluate,
             data.batch(units),
-            self.work.bound(values),
+            self.inputs.bound(values),
             name=name,
             urgency=urgency,
             quorum=self._quorum,
         )
 
     def enough(self, pairs: int, samples: int) -> bool:
-        """Whether so many samples with both scores allow a comparison."""
+        """Return True if `pairs` of the samples are enough for a comparison."""
         return pairs > 0 and quorum_holds(pairs, samples, self._quorum)
 
 
-class Offspring(ABC):
-    """A candidate in the making: `grow` it, then look at what became of it.
+class Child(ABC):
+    """A candidate in the making. `grow` it, then read its attributes.
 
     Attributes:
-        parents: the numbers of the members that it comes from.
-        values: one for each parameter, None if it came to none that is worth a trial.
-        tried: the scores of the samples that it had to prove itself on.
-        validated: the scores of all validation samples, by unit, if it got so far.
-        verdict: what became of it, in words.
-        error: what made it fail.
-        changes: what the proposer did, by position.
+        parents: The numbers of the members it comes from.
+        values: One for each parameter. None if there is nothing new to try.
+        tried: The scores of the samples of its trial.
+        validated: The scores of all validation samples, by unit. None if it failed its trial.
+        verdict: The result, in words.
+        error: The error that made it fail.
+        changes: The proposer's changes, by position.
     """
 
-    def __init__(self, workshop: Workshop, name: str, parents: tuple[int, ...]) -> None:
-        self._workshop, self._name = workshop, name
+    def __init__(self, context: SearchContext, name: str, parents: tuple[int, ...]) -> None:
+        self._context, self._name = context, name
         self.parents = parents
         self.values: tuple[Any, ...] | None = None
         self.validated: dict[int, Scores] | None = None
@@ -566,7 +583,7 @@ class Offspring(ABC):
         self.changes: dict[int, Change] = {}
 
     async def grow(self) -> None:
-        """Do it all, in a scope of its own; an error becomes the verdict."""
+        """Make and try it, in its own scope. An error becomes the verdict."""
         try:
             async with scope(name=self._name):
                 await self._grow()
@@ -575,25 +592,25 @@ class Offspring(ABC):
 
     @abstractmethod
     async def _grow(self) -> None:
-        """Make the values and have them prove themselves."""
+        """Make the values and try them."""
 
 
 @final
-class Mutation(Offspring):
-    """A child of one parent, with parameters rewritten by the feedback that the parent got on a minibatch.
+class Mutation(Child):
+    """A child of one parent, with parameters rewritten by the parent's feedback on a minibatch.
 
     Args:
-        parent: whose values are improved.
-        units: training samples of the minibatch.
-        turn: how often the parent had a child before, for taking turns among its parameters.
-        draw: for the choice of the parameter.
-        feedback: gradients that the parent has already, by position; then the minibatch only decides.
-        known: whether values are in the pool.
+        parent: The member to improve.
+        units: The training samples of the minibatch.
+        turn: How many children the parent had before, for taking turns among its parameters.
+        draw: Draws the parameter.
+        feedback: Gradients that the parent has already, by position. The minibatch is then used for the trial only.
+        known: Returns True if values are in the pool.
     """
 
     def __init__(
         self,
-        workshop: Workshop,
+        context: SearchContext,
         name: str,
         parent: PoolMember,
         units: Sequence[int],
@@ -603,36 +620,32 @@ class Mutation(Offspring):
         feedback: Mapping[int, Sequence[Variable]] | None,
         known: Callable[[Sequence[Any]], bool],
     ) -> None:
-        super().__init__(workshop, name, (parent.number,))
+        super().__init__(context, name, (parent.number,))
         self._parent, self._units = parent, units
         self._turn, self._draw = turn, draw
         self._feedback, self._known = feedback, known
 
     async def _grow(self) -> None:
-        workshop, before = self._workshop, self._parent.values
+        context, before = self._context, self._parent.values
         if self._feedback is None:
-            scores, gradients = await workshop.learn(before, self._units, "parent")
-            found = {n: g for n, g in enumerate(gradients) if g and workshop.work.parameters[n].requires_grad}
+            scores, gradients = await context.learn(before, self._units, "parent")
+            found = {
+                n: g for n, g in enumerate(gradients) if g and context.inputs.parameters[n].requires_grad
+            }
             reduced = await self._reduced(found)
         else:
             reduced = dict(self._feedback)
-            scores = await workshop.score(before, self._units, "parent")
+            scores = await context.score(before, self._units, "parent")
         if not reduced:
             self.verdict = "not made: no sample of the minibatch had feedback"
             return
         positions = self._credited(reduced)
-        proposed = await for_each(
-            workshop.job,
-            "proposal",
-            positions,
-            lambda job, at: workshop.work.propose(job, at, reduced[at], before[at]),
+        self.changes, failed = await for_each(
+            positions, lambda at: context.inputs.propose(at, reduced[at], before[at])
         )
-        values = list(before)
-        for position, change in proposed.items():
-            if isinstance(change, BaseException):
-                raise change
-            self.changes[position] = change
-            values[position] = change.after
+        for error in failed.values():
+            raise error
+        values = [self.changes[at].after if at in self.changes else value for at, value in enumerate(before)]
         if tuple(values) == before or self._known(values):
             reasons = [change.rejected for change in self.changes.values() if change.rejected]
             self.verdict = f"not tried: {reasons[0] if reasons else 'it is in the pool'}"
@@ -641,62 +654,58 @@ class Mutation(Offspring):
         await self._prove(scores)
 
     async def _reduced(self, found: Mapping[int, Sequence[Variable]]) -> dict[int, Sequence[Variable]]:
-        work, before = self._workshop.work, self._parent.values
-        reduced = await for_each(
-            self._workshop.job, "reduce", found, lambda job, at: work.reduce(job, at, found[at], before[at])
-        )
-        for outcome in reduced.values():
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return {at: outcome for at, outcome in reduced.items() if not isinstance(outcome, BaseException)}
+        inputs, before = self._context.inputs, self._parent.values
+        reduced, failed = await for_each(found, lambda at: inputs.reduce(at, found[at], before[at]))
+        for error in failed.values():
+            raise error
+        return reduced
 
     def _credited(self, reduced: Mapping[int, Sequence[Variable]]) -> list[int]:
-        """Return the parameters to rewrite, among those that feedback reached."""
+        """Return the positions of the parameters to rewrite, among those with feedback."""
         positions = sorted(reduced)
-        if self._workshop.credit == "all":
+        if self._context.credit == "all":
             return positions
-        if self._workshop.credit == "round_robin":
+        if self._context.credit == "round_robin":
             return [positions[self._turn % len(positions)]]
         return self._draw.choices(positions, [gathered_of(reduced[position]) for position in positions])
 
     async def _prove(self, scores: Scores) -> None:
-        """Accept on strict improvement on the parent's minibatch, then validate."""
+        """Compare with the parent on its minibatch. Validate if strictly better."""
         assert self.values is not None
-        workshop = self._workshop
-        self.tried = await workshop.score(self.values, self._units, "child")
+        context = self._context
+        self.tried = await context.score(self.values, self._units, "child")
         pairs = [(a, b) for a, b in zip(self.tried, scores, strict=True) if a is not None and b is not None]
         mine, theirs = math.fsum(a for a, _ in pairs), math.fsum(b for _, b in pairs)
-        if not workshop.enough(len(pairs), len(scores)):
+        if not context.enough(len(pairs), len(scores)):
             raise RuntimeError(
                 f"only {len(pairs)} of {len(scores)} samples of the minibatch have both scores"
             )
         if mine <= theirs:
             self.verdict = f"rejected: {mine:g} against {theirs:g} on a minibatch of {len(pairs)}"
             return
-        self.validated = await workshop.validate(self.values, "validation")
+        self.validated = await context.validate(self.values, "validation")
         self.verdict = f"accepted: {mine:g} against {theirs:g} on a minibatch of {len(pairs)}"
 
 
 @final
-class Merged(Offspring):
-    """A child of two parents.
+class Merged(Child):
+    """A child of two parents. Its trial is on validation samples, where it must do as well as the better parent.
 
     Args:
-        units: validation samples on which it has to do as well as the better of its parents.
-        theirs: for each of those units, the scores of one parent and of the other.
+        theirs: The scores of one parent and of the other, for each validation sample of the trial.
     """
 
     def __init__(
-        self, workshop: Workshop, name: str, merge: Merge, theirs: Mapping[int, tuple[Scores, Scores]]
+        self, context: SearchContext, name: str, merge: Merge, theirs: Mapping[int, tuple[Scores, Scores]]
     ) -> None:
-        super().__init__(workshop, name, (merge.one.number, merge.other.number))
+        super().__init__(context, name, (merge.one.number, merge.other.number))
         self.merge, self._theirs = merge, theirs
         self.values = merge.values
 
     async def _grow(self) -> None:
         assert self.values is not None
-        workshop, units = self._workshop, list(self._theirs)
-        found = await workshop.validate(self.values, "trial", units)
+        context, units = self._context, list(self._theirs)
+        found = await context.validate(self.values, "trial", units)
         self.tried = [score for unit in units for score in found[unit]]
         rows = [
             row
@@ -704,7 +713,7 @@ class Merged(Offspring):
             for row in zip(found[unit], *self._theirs[unit], strict=True)
             if None not in row
         ]
-        if not workshop.enough(len(rows), len(self.tried)):
+        if not context.enough(len(rows), len(self.tried)):
             raise RuntimeError(f"only {len(rows)} of {len(self.tried)} samples have the scores of all three")
         mine, one, other = (
             math.fsum(score for score in column if score is not None) for column in zip(*rows, strict=True)
@@ -712,16 +721,16 @@ class Merged(Offspring):
         if mine < max(one, other):
             self.verdict = f"rejected: {mine:g} against {max(one, other):g} on {len(rows)} samples"
             return
-        rest = [unit for unit in range(len(workshop.validation)) if unit not in found]
+        rest = [unit for unit in range(len(context.validation)) if unit not in found]
         self.validated = {
             **found,
-            **(await workshop.validate(self.values, "validation", rest) if rest else {}),
+            **(await context.validate(self.values, "validation", rest) if rest else {}),
         }
         self.verdict = f"accepted: {mine:g} against {max(one, other):g} on {len(rows)} samples"
 
 
 async def side_by_side(works: Sequence[Callable[[], Any]]) -> None:
-    """Do all; the first error in order is raised bare, once the others are cancelled."""
+    """Run all concurrently. If some fail, cancel the others and raise the first error by position, without a group."""
     errors: dict[int, Exception] = {}
 
     async def one(number: int) -> None:
@@ -738,19 +747,18 @@ async def side_by_side(works: Sequence[Callable[[], Any]]) -> None:
         raise errors[min(errors)]
 
 
-# Merge: one candidate out of two whose ancestor is the same, each parameter from the one that changed it.
-#
-# Source: Agrawal et al., arXiv:2507.19457, appendix on system-aware merge.
+# Merges: one candidate out of two with a common ancestor, each parameter from the one that changed it (the paper's
+# appendix on system-aware merge).
 
 
 SAMPLES: Final = 15
-"""Validation samples on which a merged candidate has to hold its own before it gets all of them."""
+"""Validation samples of a merged candidate's trial, before it gets all of them."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Two members of the front, their common ancestor, and the values that come of them."""
+    """Two members of the front, their common ancestor, and the merged values."""
 
     one: PoolMember
     other: PoolMember
@@ -763,10 +771,10 @@ class Merge:
 
 
 def possible_merges(pool: Pool, tried: Sequence[Sequence[int]]) -> list[Merge]:
-    """Return the merges that could help, those `tried` left out.
+    """Return the merges that could help, without those in `tried`.
 
-    Neither is the other's ancestor, their ancestor scores no better than either, each changed a parameter that the
-    other left alone, and the result is not in the pool.
+    Neither parent is the other's ancestor. Their common ancestor scores no better than either. Each changed a parameter
+    that the other left alone. The merged values aren't in the pool.
     """
     found: list[Merge] = []
     known = [tuple(key) for key in tried]
@@ -800,8 +808,9 @@ def _merged(one: PoolMember, other: PoolMember, ancestor: PoolMember) -> Merge |
 
 
 def trial_samples(merge: Merge, draw: random.Random, count: int = SAMPLES) -> list[int]:
-    """Draw samples on which to try a merge: as many where one is better, where the other is, and where none is.
+    """Draw samples for a merge's trial: a third each where one parent is better, where the other is, where none is.
 
+    >>> import random
     >>> one, other = PoolMember(1, (0,), ("x",), (1, 1, 0, 0, 1)), PoolMember(2, (0,), ("y",), (0, 0, 1, 1, 1))
     >>> sorted(trial_samples(Merge(one, other, one, ("z",)), random.Random(0), count=3))[-1]
     4

@@ -1,7 +1,11 @@
-"""Racing: candidates against the incumbent in blocks of samples; who can't win any more is out early.
+"""Races: candidates against an incumbent, in blocks of samples. A candidate that can't win any more is out early.
 
-Blocks may arrive in any order. A candidate is decided on its own blocks 1..b, in the order of their numbers, so
-which candidate wins doesn't depend on who answered first; only how many calls were made until then does.
+Blocks may arrive in any order. A candidate is judged on its own blocks 1..b, in the order of their numbers. So the
+winner doesn't depend on which block arrived first; only the number of calls does.
+
+`Race` compares several candidates, `RaceComparison` one, and the functions at the end are the statistics. A pair is the
+score of one sample under the candidate minus its score under the incumbent. Samples differ far more in difficulty than
+candidates do in quality, and differences cancel the difficulty.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from typing import Final, Literal, final
 from afnio.runtime._callables import quorum_holds
 
 FUTILE: Final = 0.10
-"""Chance of being accepted below which a candidate is out."""
+"""A candidate with a lower chance of being accepted is dropped."""
 SURE: Final = 0.99
-"""Chance from which one is accepted without the rest, if no other can be."""
+"""A candidate with at least this chance is accepted without its last blocks, if no other can win."""
 
 Scores = Sequence[float | None]
 
@@ -26,16 +30,16 @@ Scores = Sequence[float | None]
 @final
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one candidate.
+    """The result of one candidate.
 
     Attributes:
         outcome: "accepted" (significantly better, though another may have won), "rejected" on all samples,
             "dropped" on the first blocks, or "failed".
-        blocks: how many it rests on.
-        mean, against: mean scores of the candidate and of the incumbent on the samples that both have.
-        p: of the sign-flip test.
-        scores: of those blocks; None for failed samples.
-        error: what made it fail.
+        blocks: The number of blocks it rests on.
+        mean, against: Mean scores of the candidate and of the incumbent, on the samples that both have a score of.
+        p: The p-value of the sign-flip test.
+        scores: The candidate's scores of those blocks. None for failed samples.
+        error: The error that made it fail.
     """
 
     outcome: Literal["accepted", "rejected", "dropped", "failed"]
@@ -62,9 +66,9 @@ class RaceComparison:
     """One candidate against the incumbent, block by block.
 
     Args:
-        sizes: samples in each block.
-        alpha: level of the test on all of them.
-        quorum: fraction of the samples that both need a score of.
+        sizes: The number of samples in each block.
+        alpha: Level of the test on all of them.
+        quorum: The fraction of the samples that both must have a score of.
     """
 
     def __init__(self, sizes: Sequence[int], alpha: float, quorum: float) -> None:
@@ -76,22 +80,22 @@ class RaceComparison:
         self._ours: list[float | None] = []
         self._theirs: list[float | None] = []
         self.survived = 0
-        """Blocks after which it is still in the race."""
+        """The number of blocks that it has survived."""
         self.sure: Verdict | None = None
         self.verdict: Verdict | None = None
 
     def add(self, block: int, candidate: Scores | BaseException) -> None:
-        """Take the candidate's scores of one block, or why there are none."""
+        """Add the candidate's scores of one block, or the error that there is instead."""
         self._candidate.setdefault(block, candidate)
         self._advance()
 
     def add_incumbent(self, block: int, incumbent: Scores | BaseException) -> None:
-        """Take the incumbent's scores of one block, or why there are none."""
+        """Add the incumbent's scores of one block, or the error that there is instead."""
         self._incumbent.setdefault(block, incumbent)
         self._advance()
 
     def fail(self, error: BaseException) -> None:
-        """Take the candidate out, as there is none."""
+        """Take the candidate out, because it couldn't be made."""
         self.verdict = self.verdict or Verdict("failed", 0, error=error)
 
     def _advance(self) -> None:
@@ -104,7 +108,7 @@ class RaceComparison:
                 return
             if len(ours) != len(theirs):
                 error = ValueError(
-                    f"evaluate gave {len(ours)} scores of a batch and {len(theirs)} of the same one before"
+                    f"evaluate must return as many scores as for the same batch before, {len(theirs)} (got {len(ours)})"
                 )
                 self.verdict = Verdict("failed", self.survived, scores=tuple(self._ours), error=error)
                 return
@@ -125,7 +129,7 @@ class RaceComparison:
             accepted = self.sure is not None or p_value(pairs) <= self._alpha
             self.verdict = self._verdict("accepted" if accepted else "rejected", pairs)
             return
-        # Samples that failed so far will stay failed; the others are expected.
+        # Samples that failed so far stay failed. Expect scores of all others.
         planned = len(pairs) + sum(self._sizes[self.survived :])
         probable = chance(pairs, planned, self._alpha)
         if self.sure is None and probable < FUTILE:
@@ -151,10 +155,10 @@ class Race:
     """Several candidates against one incumbent.
 
     Args:
-        sizes: samples in each block.
-        candidates: how many.
-        confidence: with which nothing is accepted if no candidate is better.
-        quorum: fraction of the samples that a candidate and the incumbent both need a score of.
+        sizes: The number of samples in each block.
+        candidates: The number of candidates.
+        confidence: The probability that none is accepted if none is better.
+        quorum: The fraction of the samples that a candidate and the incumbent both must have a score of.
 
     >>> race = Race([4, 4], candidates=2, confidence=0.8, quorum=0.9)
     >>> for block in range(2):
@@ -172,34 +176,34 @@ class Race:
         self._comparisons = [RaceComparison(sizes, alpha, quorum) for _ in range(candidates)]
 
     def add_incumbent(self, block: int, scores: Scores | BaseException) -> None:
-        """Take the incumbent's scores of one block, or why there are none."""
+        """Add the incumbent's scores of one block, or the error that there is instead."""
         for comparison in self._comparisons:
             comparison.add_incumbent(block, scores)
 
     def add(self, candidate: int, block: int, scores: Scores | BaseException) -> None:
-        """Take a candidate's scores of one block, or why there are none."""
+        """Add a candidate's scores of one block, or the error that there is instead."""
         self._comparisons[candidate].add(block, scores)
 
     def fail(self, candidate: int, error: BaseException) -> None:
-        """Take a candidate out, as there is none."""
+        """Take a candidate out, because it couldn't be made."""
         self._comparisons[candidate].fail(error)
 
     def running(self, candidate: int) -> bool:
-        """Whether more of its blocks may matter."""
+        """Return True if more of its blocks may change the result."""
         return self._comparisons[candidate].verdict is None and not self.over
 
     def survived(self, candidate: int) -> int:
-        """Blocks after which it is still in the race."""
+        """Return the number of blocks that it has survived."""
         return self._comparisons[candidate].survived
 
     @property
     def over(self) -> bool:
-        """Whether no block more can change who wins."""
+        """True if no further block can change which candidate wins."""
         return all(c.verdict is not None for c in self._comparisons) or self._lone() is not None
 
     @property
     def winner(self) -> int | None:
-        """Once it is over: the accepted candidate with the largest gain, the first of equals."""
+        """The accepted candidate with the largest gain, the first of equals. Final once the race is over."""
         accepted = [
             number
             for number in range(len(self._comparisons))
@@ -212,7 +216,10 @@ class Race:
         return -math.inf if verdict is None or math.isnan(verdict.gain) else verdict.gain
 
     def verdict(self, candidate: int) -> Verdict | None:
-        """Return what became of it; of one that nobody rivals what was sure first, however far it got."""
+        """Return a candidate's verdict, if there is one. The last one left gets the verdict from when it was sure.
+
+        Blocks after that may or may not have arrived before the race was over, so they must not count.
+        """
         lone = self._lone()
         return lone if lone is not None and self._may_win() == [candidate] else self._decided(candidate)
 
@@ -231,21 +238,18 @@ class Race:
         return self._comparisons[left[0]].sure if len(left) == 1 else None
 
 
-# Paired: statistics on two texts' scores of the same samples.
-#
-# A pair is the score of one sample under the candidate minus its score under the incumbent. Samples differ in how
-# hard they are far more than candidates do in how good they are; the differences leave that out.
+# Statistics on two texts' scores of the same samples.
 
 
 EXACT: Final = 12
-"""Differences that aren't 0, up to which all signs are tried one by one."""
+"""Up to this many differences other than 0, all signs are enumerated."""
 EFFECT: Final = 0.5
-"""How large effects are before anything is seen, as the standard deviation of (mean difference / its spread)."""
+"""The prior's standard deviation of the effect size (mean difference / spread of the differences)."""
 _NORMAL: Final = NormalDist()
 
 
 def differences(candidate: Sequence[float | None], incumbent: Sequence[float | None]) -> list[float]:
-    """Return one difference for each sample that both have a score of; a failed one is no wrong answer.
+    """Return the differences of samples that both have a score of. A failed sample isn't a wrong answer.
 
     >>> differences([1, None, 0], [0, 1, 0])
     [1.0, 0.0]
@@ -255,11 +259,11 @@ def differences(candidate: Sequence[float | None], incumbent: Sequence[float | N
 
 
 def p_value(pairs: Sequence[float]) -> float:
-    """Return the probability of a mean at least so high if each difference had either sign by chance.
+    """Return the probability of a mean at least as high if each difference had either sign by chance.
 
-    The sign-flip test: it supposes nothing of how scores are distributed. It is exact where all differences
-    that aren't 0 are of one size (right and wrong answers; then it is McNemar's test, one-sided) and where
-    there are at most 12 of them; for more it takes the normal approximation.
+    This is the sign-flip test. It doesn't assume a distribution of scores. It is exact if all differences other than 0
+    have one size (right and wrong answers: then it is McNemar's test, one-sided), and if there are at most 12 of them.
+    For more it uses the normal approximation.
 
     >>> p_value([1, 1, 1, 1, 0, 0]), p_value([0, 0])
     (0.0625, 1.0)
@@ -273,7 +277,7 @@ def p_value(pairs: Sequence[float]) -> float:
         tail = sum(math.comb(len(sizes), number) for number in range(wins, len(sizes) + 1))
         return tail / float(2 ** len(sizes))
     if len(sizes) <= EXACT:
-        # Sums of the same numbers in another order differ in their last bits.
+        # Sums of the same numbers in another order differ in their last bits, so allow for that.
         least = total - 1e-9 * max(sizes)
         flips = itertools.product(*((size, -size) for size in sizes))
         return sum(math.fsum(signed) >= least for signed in flips) / float(2 ** len(sizes))
@@ -281,11 +285,11 @@ def p_value(pairs: Sequence[float]) -> float:
 
 
 def chance(pairs: Sequence[float], planned: int, alpha: float) -> float:
-    """Return how probable it is that `planned` pairs, of which `pairs` are the first, will have p ≤ `alpha`.
+    """Return the probability that `planned` pairs, of which `pairs` are the first, will have p ≤ `alpha`.
 
-    The predictive probability of a normal model with known spread. The effect's prior has mean 0 and a
-    standard deviation of half the spread of the differences: weak, so that two blocks outweigh it. (Spiegelhalter,
-    Freedman, Blackburn, 1986, on stopping trials early.)
+    This is the predictive probability of a normal model with known spread (Spiegelhalter, Freedman, Blackburn, 1986,
+    on stopping trials early). The effect's prior has mean 0 and a standard deviation of half the spread of the
+    differences. That is weak: two blocks outweigh it.
 
     >>> chance([0.0] * 16, 64, 0.05)
     0.0
@@ -299,19 +303,19 @@ def chance(pairs: Sequence[float], planned: int, alpha: float) -> float:
     if not sizes:
         return 0.0
     largest = max(sizes)
-    # One pair more than was seen, of the largest size, so that few differences don't look like certainty.
+    # Add one pair of the largest size. Without it, a few equal differences would look like certainty.
     spread = (math.fsum(size * size for size in sizes) + largest * largest) / (seen + 1)
     total, weight = math.fsum(pairs), seen * EFFECT * EFFECT
     effect = weight / (weight + 1) * total / seen
     doubt = EFFECT * EFFECT * spread / (weight + 1)
     needed = _NORMAL.inv_cdf(1 - alpha) * math.sqrt(planned * spread)
-    if largest == min(sizes):  # the sum moves in steps, of which the exact test wants a whole one more
+    if largest == min(sizes):  # the sum moves in steps, and the exact test needs one step more
         needed += largest
     return _NORMAL.cdf((total + left * effect - needed) / math.sqrt(left * spread + left * left * doubt))
 
 
 def each_alpha(confidence: float, candidates: int) -> float:
-    """Return the level for each of `candidates`, so that all stay out together with `confidence` (Šidák).
+    """Return the level for each of `candidates` at which all stay out with probability `confidence` (Šidák).
 
     >>> round(each_alpha(0.8, 4), 3)
     0.054

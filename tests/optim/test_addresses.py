@@ -1,0 +1,104 @@
+"""The addresses of a step's calls: a journal finds the replies by them, so they must not change."""
+
+from __future__ import annotations
+
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.models import ChatModel
+from afnio.optim import TGD, Change, Improves, Optimizer, tgd
+from afnio.runtime.events import CallEnded, subscribed
+from afnio.testing import ScriptedClient
+
+
+def addresses(run):
+    """Return the addresses of the calls that `run` makes, below the scope around it."""
+    found = []
+    with (
+        subscribed(lambda e: found.append(e.address.partition("/")[2]) if isinstance(e, CallEnded) else None),
+        afnio.scope(name="run"),
+    ):
+        run()
+    return sorted(found)
+
+
+def reply(request):
+    if "points" in str(request.params):
+        return {"points": [{"point": "Be brief.", "sources": [1]}]}
+    return {"value": "new"}
+
+
+@pytest.fixture
+def parameters(learned):
+    return [learned("a", "x", role="one"), cog.Parameter("b", role="two"), learned("c", "y", role="three")]
+
+
+def test_a_step_numbers_the_parameters_with_feedback(parameters):
+    """Of three parameters here the first and the last."""
+    optimizer = TGD(parameters, ScriptedClient(reply), model="m")
+    assert ["1/parameter 0/step", "1/parameter 1/step"] == addresses(lambda: optimizer.step().wait())
+
+
+def test_the_function_has_the_addresses_of_the_class(parameters):
+    """It is one step of it."""
+    grads = [parameter.grad for parameter in parameters]
+    client = ScriptedClient(reply)
+    found = addresses(lambda: tgd(parameters, grads, [[], [], []], client, model="m").wait())
+    assert ["1/parameter 0/step", "1/parameter 1/step"] == found
+
+
+def test_reductions_are_below_their_parameter(learned):
+    """By level and group of the tree."""
+    texts = [f"{n} " + " ".join(f"word{n}-{k}" for k in range(60)) for n in range(3)]
+    optimizer = TGD([learned("a", *texts)], ScriptedClient(reply), feedback_tokens=300, model="m")
+    found = addresses(lambda: optimizer.step().wait())
+    assert "1/parameter 0/step" == found.pop()
+    assert {"1/parameter 0/1/level 0"} == {address.rsplit("/", 2)[0] for address in found}
+
+
+def test_candidates_are_numbered(parameters):
+    """And a joint step numbers all parameters, with feedback or not."""
+    accept = Improves(lambda batch: [0.0] * len(batch), ["s"] * 4, k=2, seed=0)
+    optimizer = TGD(parameters, ScriptedClient(reply), accept=accept, model="m")
+    assert [
+        f"1/all/candidate {candidate}/1/parameter {number}/step" for candidate in (1, 2) for number in (0, 2)
+    ] == addresses(lambda: optimizer.step().wait())
+
+
+def test_an_async_closure_makes_the_step_joint(parameters):
+    """As it may give feedback to any parameter."""
+
+    async def closure():
+        return None
+
+    optimizer = TGD(parameters, ScriptedClient(reply), model="m")
+    found = addresses(lambda: optimizer.step(closure).wait())
+    assert [f"1/all/2/parameter {number}/step" for number in (0, 2)] == found
+
+
+def test_calls_of_ones_own_are_numbered_by_purpose(learned):
+    """Of a model or of an op; nobody hands over a job."""
+
+    class Mine(Optimizer):
+        async def propose(self, parameter, value, gradients, options):
+            model = ChatModel(options["client"], {"model": "m"})
+            messages = [{"role": "user", "content": "Improve."}]
+            for purpose in ("step", "step", "look"):
+                await model.complete(messages, purpose)
+            await cog.chat_completion(
+                options["client"], messages=[{"role": "user", "content": [afnio.Variable("Hi")]}], model="m"
+            )
+            return Change(parameter.role, value, value, len(gradients))
+
+    optimizer = Mine([learned()], {"client": ScriptedClient("ok")})
+    found = addresses(lambda: optimizer.step().wait())
+    assert [f"1/parameter 0/{call}" for call in ("1/forward", "look", "step", "step#2")] == found
+
+
+async def test_a_model_is_not_called_outside_a_job():
+    """The error names what to use instead."""
+    with pytest.raises(RuntimeError, match=r"inside a job, .*use client\.chat"):
+        await ChatModel(ScriptedClient("ok"), {"model": "m"}).complete(
+            [{"role": "user", "content": "Hi"}], "step"
+        )
