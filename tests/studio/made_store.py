@@ -360,4 +360,4 @@ def make_large(path: Path, calls: int = 100_000, name: str = "vast-crane") -> Ma
 
 
 def connection_of(run: MadeRun) -> sqlite3.Connection:
-    return connect(run.path)
+    return sqlite3.connect(run.path, isolation_level=None)
