@@ -208,3 +208,13 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == caught.value.code
     assert "afnio runs compare calm-heron keen-lynx" in capsys.readouterr().out
     assert "usage" in runs(capsys, "show", code=2)
+
+
+def test_a_config_that_redaction_broke_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """It isn't JSON any more, so what is left is shown as a text."""
+    with te.init("me", "emails", name="first"):
+        pass
+    with closing(sqlite3.connect(".afnio/me/emails.db", isolation_level=None)) as db:
+        db.execute("UPDATE runs SET config = '{lr: ***'")
+    assert "{lr: ***" in runs(capsys, "show", "first")
+    assert "{lr: ***" == json.loads(runs(capsys, "show", "first", "--json"))["config"]

@@ -51,7 +51,7 @@ Verdict = Literal["ok", "note", "failed"]
 class Finding(NamedTuple):
     """A check and its result; `figures` are for `--json`."""
 
-    what: str
+    check: str
     verdict: Verdict
     text: str
     figures: dict[str, Any]
@@ -75,11 +75,11 @@ def doctor_main(argv: Sequence[str]) -> int:
     findings = [_environment(), _folder(), *run(_endpoint(options.base_url, options.model, options.calls))]
     healthy = all(finding.verdict != "failed" for finding in findings)
     if options.json:
-        checks = {f.what: {"verdict": f.verdict, "text": f.text, **f.figures} for f in findings}
+        checks = {f.check: {"verdict": f.verdict, "text": f.text, **f.figures} for f in findings}
         sys.stdout.write(json.dumps({"healthy": healthy, "checks": checks}, indent=1) + "\n")
     else:
         for finding in findings:
-            sys.stdout.write(f"{finding.verdict:<7} {finding.what:<12} {finding.text}\n")
+            sys.stdout.write(f"{finding.verdict:<7} {finding.check:<12} {finding.text}\n")
     return 0 if healthy else 1
 
 

@@ -6,7 +6,7 @@ A project's runs are in one SQLite file, and a folder of stores has one file for
 reads a store by SQL. So a figure can't differ between a page, a report and `--json`.
 
 Reading never disturbs a run that is being recorded: the file is in WAL mode, where readers and the writer don't block
-each other. A page asks many questions while the run goes on. `moment` makes all of them see the file as it was at one
+each other. A page asks many questions while the run continues. `moment` makes all of them see the file as it was at one
 time, or a page might show a step whose samples it has just counted without it.
 
 Lists are paged by row id, not by OFFSET: the next page starts after the last id of this one, so it is as fast at the
