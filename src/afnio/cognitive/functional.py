@@ -83,7 +83,14 @@ def exact_match_evaluator(
     reduction_fn_purpose: str | None = "summation",
     feedback: FeedbackBy = "rules",
 ) -> Evaluation:
-    """Return 1 per sample that equals its target, else 0, reduced; and the explanation."""
+    """Return 1 per sample that equals its target, else 0, reduced; and the explanation.
+
+    The arguments are those of `deterministic_evaluator`.
+
+    >>> score, explanation = exact_match_evaluator(Variable(["Rome", "rome"]), "Rome")
+    >>> score.data, score.samples
+    (1, [1, 0])
+    """
     evaluation: Evaluation = ExactMatch.apply(
         prediction,
         _as_target(target),
@@ -111,15 +118,15 @@ def deterministic_evaluator(
     A sample is right, and sends no feedback, if its score is True or `max_score`.
 
     Args:
-        prediction: what is scored, one sample or a batch.
-        target: what is expected, one for all samples or one for each; None if there is nothing to compare with.
+        prediction: the value to score, one sample or a batch.
+        target: the expected value, one for all samples or one for each; None if there is nothing to compare with.
         eval_fn: gets the plain values of one sample and returns its score; `def` or `async def`.
-        eval_fn_purpose: what it measures, a short noun such as "similarity".
-        success_fn: decides instead of `max_score` whether a sample is right; it gets a list with that sample's score
+        eval_fn_purpose: a short noun for its measure, such as "similarity".
+        success_fn: decides instead of `max_score` if a sample is right; it gets a list with that sample's score
             alone, such as `lambda scores: scores[0] >= 0.9`.
         reduction_fn: gets the list of the samples' scores and returns the batch's; None leaves a score for each.
-        reduction_fn_purpose: what the reduction is, a short noun such as "mean".
-        feedback: who writes it, "rules" from prediction, target and score, or "lm", the backward model.
+        reduction_fn_purpose: a short noun for the reduction, such as "mean".
+        feedback: "rules" writes it from prediction, target and score; "lm" asks the backward model to phrase it.
         max_score: the score of a right sample; `math.inf` if no score makes one right.
 
     Raises:
@@ -165,15 +172,15 @@ def lm_judge_evaluator(
 
     Args:
         forward_model_client: the judge.
-        messages: the judge's prompt; `{prediction}` and `{target}` are filled for each sample. The form of the
-            answer, an object with "score" and "explanation", is asked for by itself.
-        prediction: what is judged, one sample or a batch.
-        target: what is expected, one for all samples or one for each; None if the prompt names none.
-        inputs: what fills the other placeholders of the messages.
-        success_fn: decides instead of `max_score` whether a sample is right; it gets a list with that sample's score
+        messages: the judge's prompt; `{prediction}` and `{target}` are filled for each sample. The request for an
+            answer as an object with "score" and "explanation" is appended.
+        prediction: the value to judge, one sample or a batch.
+        target: the expected value, one for all samples or one for each; None if the prompt names none.
+        inputs: the values of the other placeholders of the messages.
+        success_fn: decides instead of `max_score` if a sample is right; it gets a list with that sample's score
             alone, such as `lambda scores: scores[0] >= 8`.
         reduction_fn: gets the list of the samples' scores and returns the batch's; None leaves a score for each.
-        reduction_fn_purpose: what the reduction is, a short noun such as "mean".
+        reduction_fn_purpose: a short noun for the reduction, such as "mean".
         eval_mode: feedback goes to the prediction; if False to the judge's own texts instead.
         max_score: the score of a right sample, 10 for a judge that gives up to 10; `math.inf` if no score makes one
             right.
