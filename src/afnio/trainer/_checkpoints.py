@@ -320,6 +320,7 @@ class Checkpoint:
         callbacks: the state of each callback that has one.
         versions: of Afnio and Python that wrote it.
 
+    >>> from afnio import Variable
     >>> Checkpoint(agent={"task": Variable("Be brief.")}, counters={"epoch": 3}).counters["epoch"]
     3
     """

@@ -245,6 +245,7 @@ class Progress:
 
     def _call_facts(self) -> list[str]:
         calls, runtime = self._calls, current_runtime()
+        # Read from the admitters, so of the whole process: an event for each start would cost every call.
         wire = on_wire(runtime)
         counts = {
             "from the journal": calls.replayed,
