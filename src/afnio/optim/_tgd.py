@@ -4,7 +4,7 @@ Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", ar
 
 For one parameter, a step does this:
 
-1. `reduce` cuts the feedback down to `feedback_tokens`. Feedback that fits is shown as it is, without a call.
+1. `reduce` cuts the feedback down to `feedback_tokens`. Feedback that fits is shown unchanged, without a call.
 2. `rewrite` fills the prompt (`afnio.optim.prompts`): the text, its constraints, the feedback, earlier values with
    their feedback (momentum), and proposals that were tried and rejected.
 3. The model answers with a new text. If the checks object (a lost placeholder, too long, copied from a sample, a
