@@ -590,5 +590,5 @@ def tgd(
     for parameter, buffer in zip(params, momentum_buffer_list, strict=True):
         optimizer.state[parameter]["momentum_buffer"] = buffer
     given = {at: Gathered((), partial(list, gradients)) for at, gradients in enumerate(grads) if gradients}
-    end = launch_step(Launch("tgd"), "tgd", params, optimizer.lanes(given))
+    end = launch_step(Launch("tgd"), "tgd", params, optimizer._lanes(given))
     return Pending(end, list).wait_if_allowed()
