@@ -1,4 +1,4 @@
-"""All three targets of FacilitySupport at once: sentiment, urgency and categories, with two prompts to learn.
+"""All three targets of FacilitySupport in one agent: sentiment, urgency and categories, with two prompts to learn.
 
 Each message takes two concurrent calls. Each of the three scores sends its own feedback to the prompt that answered,
 and both prompts are rewritten in the same step. Set OPENAI_BASE_URL to run it against any OpenAI-compatible server. A

@@ -27,7 +27,7 @@ ANSWERS = [
 
 
 def play(request: ChatRequest) -> dict[str, object]:
-    """Play a judge that finds everything good until it is told to look at courtesy."""
+    """Play a judge that accepts every reply until its prompt mentions courtesy."""
     system, answer = (str(request.messages[number]["content"]).lower() for number in (0, -1))
     polite = "thank" in answer or "sorry" in answer
     strict = "thank" in system or "courte" in system or "polite" in system

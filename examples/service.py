@@ -48,7 +48,7 @@ class Service:
         return cog.chat_completion(self.client, messages, {"text": texts}, model=MODEL)
 
     async def train(self) -> None:
-        """Take a few steps; each ends whatever the service is asked meanwhile."""
+        """Make a few training steps, while the service answers requests."""
         with Path(__file__).with_name("messages.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         chosen = [rows[number % len(rows)] for number in range(SAMPLES)]
@@ -102,7 +102,7 @@ async def _until_gone(request: Request, scope: anyio.CancelScope) -> None:
 
 @app.get("/state")
 async def state(request: Request) -> dict[str, int]:
-    """What is under way, and how many training steps have been taken."""
+    """Return the calls in flight and the number of training steps."""
     runtime = current_runtime()
     steps = request.app.state.service.steps
     return {"launches": len(runtime.launches), "calls": runtime.calls_open, "steps": steps}

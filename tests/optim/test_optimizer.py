@@ -122,12 +122,19 @@ async def test_a_cancelled_step_keeps_the_value(learned):
         async def propose(self, parameter, value, gradients, options):
             await anyio.sleep_forever()
 
-    with pytest.raises(RuntimeError, match="stop"):
+    events = []
+    with (
+        subscribed(lambda e: events.append(e) if isinstance(e, StepEnded) else None),
+        pytest.raises(RuntimeError, match="stop"),
+    ):
         async with afnio.scope():
             Slow([parameter]).step()
             raise RuntimeError("stop")
     await parameter
     assert "a" == parameter.data
+    (ended,) = events
+    assert ((), (("prompt", "a"),)) == (ended.changes, ended.values)
+    assert ended.error is not None
 
 
 def test_the_closure_is_called_first_and_its_result_returned(learned):

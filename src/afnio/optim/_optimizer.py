@@ -188,7 +188,7 @@ class Optimizer(ABC):
                     deferred = lambda: returned  # noqa: E731
         launch = Launch(f"{type(self).__name__}.step")
         if deferred is None and self.accept is None:
-            lanes = self.lanes(self._gathered())
+            lanes = self._lanes(self._gathered())
         else:
             lanes = [self._joint_lane(deferred, result)]
         parameters = [parameter for parameter, _ in self._members()]
@@ -203,7 +203,7 @@ class Optimizer(ABC):
             if parameter.requires_grad and (segments := parameter.pending_gradients[:])
         }
 
-    def lanes(self, gathered: Mapping[int, Gathered]) -> list[StepLane]:
+    def _lanes(self, gathered: Mapping[int, Gathered]) -> list[StepLane]:
         """Return one lane for each parameter with feedback, so that none waits for another."""
         return [
             StepLane(f"parameter {number}", [position], [position], found.waits, self._alone(position, found))

@@ -4,7 +4,7 @@ Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", ar
 
 For one parameter, a step does this:
 
-1. `reduce` cuts the feedback down to `feedback_tokens`. Feedback that fits is shown as it is, without a call.
+1. `reduce` cuts the feedback down to `feedback_tokens`. Feedback that fits is shown unchanged, without a call.
 2. `rewrite` fills the prompt (`afnio.optim.prompts`): the text, its constraints, the feedback, earlier values with
    their feedback (momentum), and proposals that were tried and rejected.
 3. The model answers with a new text. If the checks object (a lost placeholder, too long, copied from a sample, a
@@ -590,5 +590,5 @@ def tgd(
     for parameter, buffer in zip(params, momentum_buffer_list, strict=True):
         optimizer.state[parameter]["momentum_buffer"] = buffer
     given = {at: Gathered((), partial(list, gradients)) for at, gradients in enumerate(grads) if gradients}
-    end = launch_step(Launch("tgd"), "tgd", params, optimizer.lanes(given))
+    end = launch_step(Launch("tgd"), "tgd", params, optimizer._lanes(given))
     return Pending(end, list).wait_if_allowed()

@@ -7,7 +7,7 @@ from one of two parents. `ParetoSearch` decides which children a step makes, `Po
 is the optimizer around them.
 
 All random draws of a step happen before its first call, from a seed, the step's number and the pool. So a repeated run
-makes the same children whatever order the replies arrive in.
+makes the same children, regardless of the order in which replies arrive.
 
 Source: Agrawal et al., "GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning", arXiv:2507.19457.
 """
