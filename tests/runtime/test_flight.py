@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -318,7 +319,7 @@ def test_each_subscriber_hears_a_shared_call_once() -> None:
     """Retries and learnt limits too, of whichever caller it listens to; the process's subscribers as well."""
     limits = RateLimits(requests=LimitReading(100, 99, 60.0))
     busy = TransientModelError("busy", retry_after=5.0, limits=limits)
-    client = ScriptedClient([busy, REPLY.model_copy(update={"limits": limits})], latency=1.0)
+    client = ScriptedClient([busy, replace(REPLY, limits=limits)], latency=1.0)
     heard: dict[str, list[Any]] = {"a": [], "b": [], "all": []}
 
     async def listening(name: str) -> str:
