@@ -247,7 +247,7 @@ PERIOD: Final = 600.0
 """Seconds that calls and retries are counted over."""
 
 
-SHARE: Final = 1.0
+RETRY_SHARE: Final = 1.0
 """Retries for each call."""
 
 
@@ -285,7 +285,7 @@ class RetryBudget:
     def spend(self, now: float) -> bool:
         """Take one retry. Return False if there is none left."""
         current = self._slice(now)
-        if self.retries >= SHARE * self.calls + SPARE:
+        if self.retries >= RETRY_SHARE * self.calls + SPARE:
             return False
         current[1] += 1
         self.retries += 1

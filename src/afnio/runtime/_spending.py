@@ -105,7 +105,7 @@ def _decimals(fields: Mapping[str, Any]) -> tuple[Decimal, Decimal, Decimal]:
 # What an attempt may cost, and what budgets allow.
 
 
-SHARE: Final = 0.95
+RESERVE_SHARE: Final = 0.95
 """Share of the replies that a reserve covers; more than admission's, because money is at stake."""
 
 
