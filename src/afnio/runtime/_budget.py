@@ -1,4 +1,15 @@
-"""Balance: what one budget allows, has spent and has promised, and who waits for it."""
+"""Budgets: the most that the calls of a block may spend, in attempts, tokens, dollars and seconds.
+
+Checking a limit after each reply is too late: a thousand calls may be on the wire by then. So a budget works like a
+bank account with holds. Before an attempt is sent, the most that it may use up is *reserved* in every budget around
+it. When it ends, the reservation turns into what it really used (`Charge`), and the rest is free again.
+
+An attempt that doesn't fit now, but may fit when others end, waits in the line of the budget that lacks something. The
+lines are ordered by ticket, and a waiting call holds nothing, so calls of nested budgets can't deadlock. One that can
+never fit raises `BudgetExceeded` with the figures.
+
+Everything below `Budget` runs on the runtime's loop. Only the blocks and the ledger are used from other threads.
+"""
 
 from __future__ import annotations
 
@@ -18,163 +29,37 @@ import anyio
 from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
-from afnio.runtime._spending import SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
+from afnio.runtime._spending import RESERVE_SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
 from afnio.runtime.events import Usage
 
-
-@final
-class BudgetWaiter:
-    """An attempt that waits for room, in the line of one of its budgets.
-
-    Attributes:
-        balance: whose line it stands in; None once it has been answered or has gone.
-        error: why it will never have room, or None.
-    """
-
-    __slots__ = ("balance", "error", "event", "reservation")
-
-    def __init__(self, reservation: Reservation) -> None:
-        self.reservation = reservation
-        self.event = anyio.Event()
-        self.balance: Balance | None = None
-        self.error: Exception | None = None
-
-    def answer(self, error: Exception | None) -> None:
-        self.balance = None
-        self.error = error
-        self.event.set()
-
-    def leaves(self) -> bool:
-        """Try again; return whether it leaves its line, answered or for that of another budget."""
-        try:
-            refusing = self.reservation.take()
-        except Exception as error:
-            self.answer(error)
-            return True
-        if refusing is self.balance:
-            return False
-        if refusing is None:
-            self.answer(None)
-        else:
-            refusing.queue(self)
-        return True
-
-    def go(self) -> None:
-        """Leave the line; those behind may fit where this one did not."""
-        balance, self.balance = self.balance, None
-        if balance is not None:
-            balance.admit()
-
-    def __lt__(self, other: BudgetWaiter) -> bool:
-        return self.reservation.ticket < other.reservation.ticket
-
-
-@final
-class Balance:
-    """The sums of one budget and the line before it; on the runtime's loop.
-
-    Attempts of other budgets nested in this one pass by a waiter that waits elsewhere; who waits here is
-    passed by nobody that came later, so a large request is not starved by small ones.
-    """
-
-    def __init__(self, caps: Caps) -> None:
-        self.caps = caps
-        self.before = Amount()
-        self.spent = Amount()
-        self.promised = Amount()
-        self.open = 0
-        """Reservations that hold something: what they give back may be room for others."""
-        self._line: list[BudgetWaiter] = []
-
-    def lacks(self, need: Amount) -> str | None:
-        """Return the field that has no room for `need` now, or None."""
-        return next(self.caps.exceeded(self.before + self.spent + self.promised + need), None)
-
-    def never(self, need: Amount, least: Amount) -> str | None:
-        """Return the field that will have no room, whatever is given back, or None.
-
-        Args:
-            least: what is needed for certain, where `need` contains a guess.
-        """
-        lacking = next(self.caps.exceeded(self.before + self.spent + least), None)
-        if lacking is None and not self.open:
-            return self.lacks(need)
-        return lacking
-
-    def promise(self, need: Amount) -> None:
-        self.open += 1
-        self.promised += need
-
-    def send(self) -> None:
-        """Turn one promised call into a spent one."""
-        self.promised -= Amount(calls=1)
-        self.spent += Amount(calls=1)
-
-    def give_back(self, promised: Amount, spent: Amount) -> None:
-        """Close one reservation: `spent` of it is gone, the rest is room again."""
-        self.open -= 1
-        self.promised -= promised
-        self.spent += spent
-
-    def earlier(self, ticket: int) -> bool:
-        """Whether somebody with an earlier ticket waits here."""
-        return bool(self._line) and self._line[0].reservation.ticket < ticket
-
-    def queue(self, waiter: BudgetWaiter) -> None:
-        waiter.balance = self
-        heapq.heappush(self._line, waiter)
-
-    def admit(self) -> None:
-        """Answer those at the head of the line for whom there is room, or never will be."""
-        while self._line:
-            waiter = self._line[0]
-            if waiter.balance is self and not waiter.leaves():
-                return
-            heapq.heappop(self._line)
-
-
-# Budget: the most that what is launched in a block may spend.
-
-
 _NO_LEDGER: Final = Ledger()
+
+
 _NO_SPENT: Final = Spent()
-
-
-class _Block(NamedTuple):
-    """The budgets that govern a block, outermost first, and the block around it."""
-
-    budgets: tuple[Budget, ...]
-    outer: _Block | None
-
-
-_block: ContextVar[_Block | None] = ContextVar("afnio_budgets", default=None)
-# Changed by append and remove alone, which are atomic, so it needs no lock.
-_process_wide: list[Budget] = []
 
 
 @final
 class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budget"]):
     """Limit what is launched in the block, over all clients, as `with` or `async with`.
 
-    An attempt is sent only if what it may use up still fits; what doesn't fit waits for attempts under way
-    to settle, and raises `BudgetExceeded` once they can't free enough. Retries are attempts, replies from
-    a journal are free. With a maximum of output tokens in each request the limit is never passed; without,
-    by no more than what was in flight. Blocks nest, and each must agree. What was launched in the block is
-    governed by it also when it runs later; leaving the block waits for nothing.
+    An attempt is sent only if the most that it may use up still fits. One that doesn't fit waits for the attempts in
+    flight, and raises `BudgetExceeded` if they can't free enough. Retries count as attempts; replies from a journal
+    are free. The limit is never exceeded if each request has a maximum of output tokens. Without one it may be
+    exceeded by what was in flight. Blocks nest, and all of them must agree. A call belongs to the block that it was
+    launched in, even if it runs later. Leaving the block waits for nothing.
 
     Args:
         max_calls: attempts on the wire.
-        max_tokens: input and output together; an attempt whose tokens nobody knows counts at its reserve.
-        max_cost: dollars; a model without a price is refused, never counted as free.
-        max_seconds: from the first entry into a block on; then calls under way are cut off, which count
-            at their reserve, and no attempt is sent.
-        spent_before: what counts as spent from the start, such as by the run that this one continues.
-        process_wide: limit every call of the process that begins while the block is open, wherever it is
-            made, such as by a server's requests, which don't run in the block of its lifespan. Other
-            budgets count as nested in it.
+        max_tokens: input and output together. An attempt whose tokens are unknown counts at its reserve.
+        max_cost: dollars. A model without a price is refused, not counted as free.
+        max_seconds: from the first entry into a block. Then calls in flight are cut off (they count at their
+            reserve), and nothing more is sent.
+        spent_before: counts as spent from the start, for example what the continued run has spent.
+        process_wide: limit every call of the process that begins while the block is open. A server needs it,
+            because its requests don't run in the block of its lifespan. Other budgets count as nested in it.
 
     Raises:
-        ValueError: for a limit that is no number of 0 or more.
+        ValueError: if a limit isn't a number of 0 or more.
 
     >>> with Budget(max_calls=100, max_cost=0.50) as spending:
     ...     pass
@@ -209,17 +94,17 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
 
     @property
     def ledger(self) -> Ledger:
-        """What was spent until now, what was charged among it; from any thread, at any time."""
-        return self._before + Ledger(self._items.copy())  # copied at once, as the loop's thread goes on
+        """Everything spent so far, including what was charged. Can be read from any thread."""
+        return self._before + Ledger(self._items.copy())  # copy: the loop's thread adds to it
 
     def charge(self, ledger: Ledger, source: object = None) -> None:
         """Count `ledger` as spent; from one thread at a time.
 
         Args:
-            source: where it comes from, such as a journal, so that `has_charged` can tell.
+            source: where it comes from, such as a journal; `has_charged` looks for it.
 
         Raises:
-            UnknownPriceError: where dollars are limited and part of `ledger` has no price.
+            UnknownPriceError: if dollars are limited and part of `ledger` has no price.
         """
         if self.caps.cost is not None:
             for item, spent in ledger.items.items():
@@ -231,28 +116,28 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
             self._sources.append(source)
 
     def has_charged(self, source: object) -> bool:
-        """Whether what `source` says was spent is counted already."""
+        """Return True if `source` was charged already."""
         return any(known is source for known in self._sources)
 
     # On the runtime's loop
 
     @property
     def deadline(self) -> float:
-        """When its calls have to end, by the loop's clock; infinite without `max_seconds`."""
+        """The loop's time at which its calls must end; infinite without `max_seconds`."""
         if self.max_seconds is None or self._entered is None:
             return math.inf
         if self._deadline is None:
-            # The block may be entered on a thread without a loop, by whose clock the rest is timed.
+            # The block may have been entered on a thread without a loop, so its entry was timed by another clock.
             gone = time.monotonic() - self._entered
             self._deadline = anyio.current_time() + self.max_seconds - gone
         return self._deadline
 
     def check(self, estimate: AttemptEstimate, need: Amount, least: Amount) -> None:
-        """Raise if `need` will never fit, whatever the attempts under way give back.
+        """Raise if `need` will never fit, even if the attempts in flight give everything back.
 
         Raises:
-            BudgetExceeded: when the time is over or a limit leaves no room.
-            UnknownPriceError: where dollars are limited and the model has no price.
+            BudgetExceeded: if the time is over or a limit is too low.
+            UnknownPriceError: if dollars are limited and the model has no price.
         """
         if self._pid != os.getpid():
             self._renew()
@@ -276,7 +161,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         self._items[item] = self._items.get(item, _NO_SPENT) + spent
 
     def _renew(self) -> None:
-        """After a fork: what was under way is the parent's, what was spent counts for both."""
+        """Start again after a fork: what was in flight is the parent's, what was spent counts for both."""
         spent, before = self.balance.spent, self.balance.before
         self.balance = Balance(self.caps)
         self.balance.spent, self.balance.before = spent, before
@@ -306,7 +191,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         if self.process_wide:
             _process_wide.remove(self)
             return
-        # Not by a token, which would have to be kept for each task that is in the block.
+        # Not by a context variable's token: several tasks may be in the block, and each would need its own.
         block = _block.get()
         assert block is not None, "a budget's block is left in the context that it was entered in"
         _block.set(block.outer)
@@ -334,6 +219,20 @@ def current_budgets() -> tuple[Budget, ...]:
     return (*dict.fromkeys(_process_wide), *budgets) if _process_wide else budgets
 
 
+class _Block(NamedTuple):
+    """The budgets that govern a block, outermost first, and the block around it."""
+
+    budgets: tuple[Budget, ...]
+    outer: _Block | None
+
+
+_block: ContextVar[_Block | None] = ContextVar("afnio_budgets", default=None)
+
+
+# Needs no lock: append and remove are atomic, and nothing else changes it.
+_process_wide: list[Budget] = []
+
+
 def _number(name: str, value: Any) -> Decimal | None:
     if value is None:
         return None
@@ -353,16 +252,335 @@ def _whole(name: str, value: Any) -> int | None:
     return None if number is None else int(number)
 
 
-# Refusal: what an exceeded budget says.
+# What one call holds of its budgets, attempt by attempt.
 
 
-_AGAIN: Final = "and run again, as a journal replays what was paid for"
+class Charge(Enum):
+    """How much of its reserve an attempt costs once it has ended. `AttemptOutcome` in `_call.py` decides."""
+
+    USED = auto()
+    """The tokens that its reply counted, or the reserve if it counted none."""
+    RESERVE = auto()
+    """All that was reserved, because it may have been billed."""
+    NOTHING = auto()
+    """It certainly wasn't billed. That it was made still counts."""
+
+
+_NO_USAGE: Final = Usage()
+
+
+_NOTHING: Final = Amount()
+
+
+_tickets = itertools.count()
+
+
+@final
+class Reservation(AbstractContextManager["Reservation"]):
+    """What one call holds of the budgets around it.
+
+    For each attempt: `hold` before admission, `attempt` when it goes on the wire, then `settle`. A call that
+    waits for its next attempt holds nothing, so calls can't wait for one another in a circle. It keeps its
+    ticket, so it goes before later ones. Leaving the block gives back what was never sent, and charges what
+    was cut off at its reserve.
+    """
+
+    __slots__ = ("_estimate", "_item", "_lengths", "_need", "_state", "_usage", "budgets", "ticket")
+
+    def __init__(
+        self, estimate: AttemptEstimate, lengths: OutputEstimate, budgets: tuple[Budget, ...]
+    ) -> None:
+        self.budgets = budgets
+        self.ticket = next(_tickets)
+        self._estimate = estimate
+        self._lengths = lengths
+        self._item = Item(estimate.purpose, estimate.client, estimate.model)
+        self._state = _State.IDLE
+        self._usage = _NO_USAGE
+        self._need = _NOTHING
+
+    @property
+    def deadline(self) -> float:
+        """The loop's time at which the call must end; infinite without `max_seconds`."""
+        return min((budget.deadline for budget in self.budgets), default=math.inf)
+
+    @property
+    def held(self) -> bool:
+        """True if an attempt is reserved and not yet sent."""
+        return self._state is _State.HELD
+
+    async def hold(self) -> None:
+        """Reserve the next attempt in every budget, or wait until it fits. Do nothing if it is held already.
+
+        Raises:
+            BudgetExceeded: if it will never fit, or the time is over.
+            UnknownPriceError: if dollars are limited and the model has no price.
+        """
+        refusing = None if self._state is _State.HELD else self.take()
+        if refusing is None:
+            return
+        waiter = BudgetWaiter(self)
+        refusing.queue(waiter)
+        try:
+            with anyio.CancelScope(deadline=self.deadline):
+                await waiter.event.wait()
+        except BaseException:
+            if self._state is _State.HELD:
+                self.release()
+            waiter.go()
+            raise
+        if waiter.error is not None:
+            raise waiter.error
+        if not waiter.event.is_set():
+            waiter.go()
+            raise time_over(self.budgets)
+
+    def take(self) -> Balance | None:
+        """Reserve in every budget, or in none, and return the first one that it doesn't fit now."""
+        assert self._state is not _State.SENT, "an attempt ends before the next one is reserved"
+        if self.budgets:
+            usage = self._estimate.usage(self._lengths)
+            need, least = self._estimate.amount(usage), self._estimate.amount(self._estimate.least)
+            for budget in self.budgets:
+                budget.check(self._estimate, need, least)
+            for budget in self.budgets:
+                if budget.balance.earlier(self.ticket) or budget.balance.lacks(need):
+                    return budget.balance
+            for budget in self.budgets:
+                budget.balance.promise(need)
+            self._usage, self._need = usage, need
+        self._state = _State.HELD
+        return None
+
+    def attempt(self) -> None:
+        """Count the attempt, because it is sent now.
+
+        Raises:
+            BudgetExceeded: if the time ran out since it was held.
+        """
+        for budget in self.budgets:
+            budget.check_time()
+        self.send()
+
+    def send(self) -> None:
+        """Count the attempt without a look at the clock."""
+        assert self._state is _State.HELD, "an attempt is held before it is sent"
+        self._state = _State.SENT
+        for budget in self.budgets:
+            budget.balance.send()
+            budget.record(self._item, Spent(attempts=1))
+        self._admit()  # others may have waited for this call to be given back; now they know that it won't be
+
+    def split(self) -> dict[Budget, Reservation]:
+        """Return what is held as a separate reservation for each budget, so that they can end one by one."""
+        assert self._state is _State.HELD, "only what is held is handed over"
+        self._state = _State.IDLE
+        parts = {budget: Reservation(self._estimate, self._lengths, (budget,)) for budget in self.budgets}
+        for part in parts.values():
+            part._state, part._usage, part._need = _State.HELD, self._usage, self._need
+        return parts
+
+    def learn(self, usage: Usage) -> None:
+        """Note how long a reply was, for the estimates of later ones."""
+        if usage.total_tokens:
+            self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
+
+    def settle(self, charge: Charge, usage: Usage = _NO_USAGE) -> None:
+        """End an attempt that was sent.
+
+        Args:
+            usage: the tokens that its reply counted.
+        """
+        if charge is Charge.NOTHING:
+            self._end(_NO_USAGE, Spent())
+            return
+        price, calls = self._estimate.price, int(charge is Charge.USED)
+        if calls and usage.total_tokens:
+            self._end(usage, Spent.of(price, usage, calls=1))
+        else:
+            self._end(self._usage, Spent.of(price, unknown=1, reserved=self._usage) + Spent(calls))
+
+    def release(self) -> None:
+        """Give back what was held for an attempt that wasn't sent."""
+        assert self._state is _State.HELD, "only what is held is released"
+        self._state = _State.IDLE
+        for budget in self.budgets:
+            budget.balance.give_back(self._need, _NOTHING)
+        self._admit()
+
+    def _end(self, usage: Usage, record: Spent) -> None:
+        assert self._state is _State.SENT, "only an attempt that was sent ends"
+        self._state = _State.IDLE
+        if not self.budgets:
+            return
+        promised = self._need._replace(calls=0)
+        spent = self._estimate.amount(usage)._replace(calls=0)
+        for budget in self.budgets:
+            budget.balance.give_back(promised, spent)
+            budget.record(self._item, record)
+        self._admit()
+
+    def _admit(self) -> None:
+        for budget in self.budgets:
+            budget.balance.admit()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._state is _State.HELD:
+            self.release()
+        elif self._state is _State.SENT:
+            self.settle(Charge.RESERVE)
+
+
+class _State(Enum):
+    IDLE = auto()
+    """Holds nothing: not yet, between two attempts, or at the end."""
+    HELD = auto()
+    SENT = auto()
+
+
+async def reserve(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
+    """Reserve one attempt in the budgets of this context, or wait until it fits.
+
+    Raises:
+        BudgetExceeded: if it will never fit, or the time is over.
+        UnknownPriceError: if dollars are limited and the model has no price.
+    """
+    reservation = reservation_of(runtime, estimate)
+    await reservation.hold()
+    return reservation
+
+
+def reservation_of(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
+    """Return a reservation that holds nothing yet."""
+    return Reservation(
+        estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(RESERVE_SHARE)), current_budgets()
+    )
+
+
+# The sums of one budget, and the calls that wait for it.
+
+
+@final
+class Balance:
+    """What one budget allows, has spent and has promised, and the line of attempts that wait for it.
+
+    A later attempt doesn't overtake one that waits in this line, so small requests don't starve a large one. It may
+    overtake one that waits in the line of a nested budget.
+    """
+
+    def __init__(self, caps: Caps) -> None:
+        self.caps = caps
+        self.before = Amount()
+        self.spent = Amount()
+        self.promised = Amount()
+        self.open = 0
+        """Reservations that hold something. What they give back may let others in."""
+        self._line: list[BudgetWaiter] = []
+
+    def lacks(self, need: Amount) -> str | None:
+        """Return the field that `need` would exceed now, or None."""
+        return next(self.caps.exceeded(self.before + self.spent + self.promised + need), None)
+
+    def never(self, need: Amount, least: Amount) -> str | None:
+        """Return the field that `need` would exceed even if every reservation was given back, or None.
+
+        Args:
+            least: the part of `need` that isn't a guess.
+        """
+        lacking = next(self.caps.exceeded(self.before + self.spent + least), None)
+        if lacking is None and not self.open:
+            return self.lacks(need)
+        return lacking
+
+    def promise(self, need: Amount) -> None:
+        self.open += 1
+        self.promised += need
+
+    def send(self) -> None:
+        """Turn one promised call into a spent one."""
+        self.promised -= Amount(calls=1)
+        self.spent += Amount(calls=1)
+
+    def give_back(self, promised: Amount, spent: Amount) -> None:
+        """Close one reservation: `spent` of it is gone, the rest is free again."""
+        self.open -= 1
+        self.promised -= promised
+        self.spent += spent
+
+    def earlier(self, ticket: int) -> bool:
+        """Return True if an attempt with an earlier ticket waits here."""
+        return bool(self._line) and self._line[0].reservation.ticket < ticket
+
+    def queue(self, waiter: BudgetWaiter) -> None:
+        waiter.balance = self
+        heapq.heappush(self._line, waiter)
+
+    def admit(self) -> None:
+        """Answer the attempts at the head of the line that fit now, or never will."""
+        while self._line:
+            waiter = self._line[0]
+            if waiter.balance is self and not waiter.leaves():
+                return
+            heapq.heappop(self._line)
+
+
+@final
+class BudgetWaiter:
+    """An attempt that waits in the line of one of its budgets.
+
+    Attributes:
+        balance: the budget it waits for; None after it was answered or has left.
+        error: why it will never fit, or None.
+    """
+
+    __slots__ = ("balance", "error", "event", "reservation")
+
+    def __init__(self, reservation: Reservation) -> None:
+        self.reservation = reservation
+        self.event = anyio.Event()
+        self.balance: Balance | None = None
+        self.error: Exception | None = None
+
+    def answer(self, error: Exception | None) -> None:
+        self.balance = None
+        self.error = error
+        self.event.set()
+
+    def leaves(self) -> bool:
+        """Try again. Return True if it leaves this line: it was answered, or waits for another budget now."""
+        try:
+            refusing = self.reservation.take()
+        except Exception as error:
+            self.answer(error)
+            return True
+        if refusing is self.balance:
+            return False
+        if refusing is None:
+            self.answer(None)
+        else:
+            refusing.queue(self)
+        return True
+
+    def go(self) -> None:
+        """Leave the line. The ones behind may fit where this one did not."""
+        balance, self.balance = self.balance, None
+        if balance is not None:
+            balance.admit()
+
+    def __lt__(self, other: BudgetWaiter) -> bool:
+        return self.reservation.ticket < other.reservation.ticket
+
+
+# Errors.
+
+
+_AGAIN: Final = "and run again: a journal replays what was paid for"
 
 
 def out_of_room(
     balance: Balance, ledger: Ledger, field: str, estimate: AttemptEstimate, need: Amount
 ) -> BudgetExceeded:
-    """Return the error of a budget whose `field` has no room for `need`."""
+    """Return the error of a budget whose `field` would be exceeded by `need`."""
     value, needed = getattr(balance.caps, field), getattr(need, field)
     spent = getattr(balance.before + balance.spent, field)
     reserved = getattr(balance.promised, field)
@@ -395,211 +613,10 @@ def out_of_time(seconds: float, passed: float, ledger: Ledger) -> BudgetExceeded
     )
 
 
-def _shown(field: str, number: Any) -> str:
-    return dollars(number) if field == "cost" else f"{number:,} {field}"
-
-
-# Reservation: what one call holds of its budgets, attempt by attempt.
-
-
-class Charge(Enum):
-    """What an attempt that was sent costs a budget; `Outcome` in `_call.py` decides."""
-
-    USED = auto()
-    """The tokens that its reply counted, or the reserve if it counted none."""
-    RESERVE = auto()
-    """All that was reserved, because it may have been billed."""
-    NOTHING = auto()
-    """It certainly wasn't billed. That it was made still counts."""
-
-
-_NO_USAGE: Final = Usage()
-_NOTHING: Final = Amount()
-_tickets = itertools.count()
-
-
-class _State(Enum):
-    IDLE = auto()
-    """Holds nothing: not yet, between two attempts, or at the end."""
-    HELD = auto()
-    SENT = auto()
-
-
-@final
-class Reservation(AbstractContextManager["Reservation"]):
-    """One call's share of the budgets of its context; on the runtime's loop.
-
-    For each attempt: `hold` before admission, `attempt` when it goes on the wire, then `settle`. A call that
-    waits for its next attempt holds nothing, so calls can't wait for one another in a circle. It keeps its
-    ticket, so it goes before later ones. Leaving the block gives back what was never sent, and charges what
-    was cut off at its reserve.
-    """
-
-    __slots__ = ("_estimate", "_item", "_lengths", "_need", "_state", "_usage", "budgets", "ticket")
-
-    def __init__(
-        self, estimate: AttemptEstimate, lengths: OutputEstimate, budgets: tuple[Budget, ...]
-    ) -> None:
-        self.budgets = budgets
-        self.ticket = next(_tickets)
-        self._estimate = estimate
-        self._lengths = lengths
-        self._item = Item(estimate.purpose, estimate.client, estimate.model)
-        self._state = _State.IDLE
-        self._usage = _NO_USAGE
-        self._need = _NOTHING
-
-    @property
-    def deadline(self) -> float:
-        """When the call has to end, by the loop's clock; infinite without `max_seconds`."""
-        return min((budget.deadline for budget in self.budgets), default=math.inf)
-
-    @property
-    def held(self) -> bool:
-        """Whether an attempt is reserved and not yet sent."""
-        return self._state is _State.HELD
-
-    async def hold(self) -> None:
-        """Reserve the next attempt in every budget, waiting for room; at once if it is held already.
-
-        Raises:
-            BudgetExceeded: when there will be no room, or the time is over.
-            UnknownPriceError: where dollars are limited and the model has no price.
-        """
-        refusing = None if self._state is _State.HELD else self.take()
-        if refusing is None:
-            return
-        waiter = BudgetWaiter(self)
-        refusing.queue(waiter)
-        try:
-            with anyio.CancelScope(deadline=self.deadline):
-                await waiter.event.wait()
-        except BaseException:
-            if self._state is _State.HELD:
-                self.release()
-            waiter.go()
-            raise
-        if waiter.error is not None:
-            raise waiter.error
-        if not waiter.event.is_set():
-            waiter.go()
-            raise time_over(self.budgets)
-
-    def take(self) -> Balance | None:
-        """Reserve in every budget, or in none and return the one that has no room now."""
-        assert self._state is not _State.SENT, "an attempt ends before the next one is reserved"
-        if self.budgets:
-            usage = self._estimate.usage(self._lengths)
-            need, least = self._estimate.amount(usage), self._estimate.amount(self._estimate.least)
-            for budget in self.budgets:
-                budget.check(self._estimate, need, least)
-            for budget in self.budgets:
-                if budget.balance.earlier(self.ticket) or budget.balance.lacks(need):
-                    return budget.balance
-            for budget in self.budgets:
-                budget.balance.promise(need)
-            self._usage, self._need = usage, need
-        self._state = _State.HELD
-        return None
-
-    def attempt(self) -> None:
-        """Count the attempt, which goes on the wire now.
-
-        Raises:
-            BudgetExceeded: when the time ran out since it was held.
-        """
-        for budget in self.budgets:
-            budget.check_time()
-        self.send()
-
-    def send(self) -> None:
-        """Count the attempt, whatever the time is."""
-        assert self._state is _State.HELD, "an attempt is held before it is sent"
-        self._state = _State.SENT
-        for budget in self.budgets:
-            budget.balance.send()
-            budget.record(self._item, Spent(attempts=1))
-        self._admit()  # a call that is spent for good may be what others waited for
-
-    def split(self) -> dict[Budget, Reservation]:
-        """Hand over what is held, to a reservation for each budget, so that they can end one by one."""
-        assert self._state is _State.HELD, "only what is held is handed over"
-        self._state = _State.IDLE
-        parts = {budget: Reservation(self._estimate, self._lengths, (budget,)) for budget in self.budgets}
-        for part in parts.values():
-            part._state, part._usage, part._need = _State.HELD, self._usage, self._need
-        return parts
-
-    def learn(self, usage: Usage) -> None:
-        """Note how long a reply was, for the estimates of later ones."""
-        if usage.total_tokens:
-            self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
-
-    def settle(self, charge: Charge, usage: Usage = _NO_USAGE) -> None:
-        """End an attempt that was sent.
-
-        Args:
-            usage: the tokens that its reply counted.
-        """
-        if charge is Charge.NOTHING:
-            self._end(_NO_USAGE, Spent())
-            return
-        price, calls = self._estimate.price, int(charge is Charge.USED)
-        if calls and usage.total_tokens:
-            self._end(usage, Spent.of(price, usage, calls=1))
-        else:
-            self._end(self._usage, Spent.of(price, unknown=1, reserved=self._usage) + Spent(calls))
-
-    def release(self) -> None:
-        """Give back what was held for an attempt that was not sent."""
-        assert self._state is _State.HELD, "only what is held is released"
-        self._state = _State.IDLE
-        for budget in self.budgets:
-            budget.balance.give_back(self._need, _NOTHING)
-        self._admit()
-
-    def _end(self, usage: Usage, record: Spent) -> None:
-        assert self._state is _State.SENT, "only an attempt that was sent ends"
-        self._state = _State.IDLE
-        if not self.budgets:
-            return
-        promised = self._need._replace(calls=0)
-        spent = self._estimate.amount(usage)._replace(calls=0)
-        for budget in self.budgets:
-            budget.balance.give_back(promised, spent)
-            budget.record(self._item, record)
-        self._admit()
-
-    def _admit(self) -> None:
-        for budget in self.budgets:
-            budget.balance.admit()
-
-    def __exit__(self, *exc: object) -> None:
-        if self._state is _State.HELD:
-            self.release()
-        elif self._state is _State.SENT:
-            self.settle(Charge.RESERVE)
-
-
 def time_over(budgets: tuple[Budget, ...]) -> BudgetExceeded:
     """Return the error of the budget whose time ends first."""
     return min(budgets, key=lambda budget: budget.deadline).time_over()
 
 
-async def reserve(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
-    """Reserve one attempt in the budgets of this context, waiting for room; on the runtime's loop.
-
-    Raises:
-        BudgetExceeded: when there will be no room, or the time is over.
-        UnknownPriceError: where dollars are limited and the model has no price.
-    """
-    reservation = reservation_of(runtime, estimate)
-    await reservation.hold()
-    return reservation
-
-
-def reservation_of(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
-    """Return a reservation that holds nothing yet."""
-    return Reservation(
-        estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(SHARE)), current_budgets()
-    )
+def _shown(field: str, number: Any) -> str:
+    return dollars(number) if field == "cost" else f"{number:,} {field}"

@@ -1,7 +1,18 @@
-"""Call: the path that every language model call takes, whoever makes it.
+"""Calls: the one path that every language model call takes.
 
-identify → journal? → reserve budget → single-flight → admission (priority, in flight, requests/min,
-tokens/min) → attempt (deadline) → classify → retry | fail | record → settle budget and admission
+    journal → flight → budget → admission → attempt → outcome → retry, or reply → journal
+
+`perform` asks the journal first; a recorded reply costs nothing. A call that may share its reply with equal ones (its
+temperature is 0, or the journal reuses replies) joins their `Flight`. The others go alone, as a `Solo`. Both are
+`Trip`s: `send` repeats their attempts until one is answered or they are used up.
+
+Each attempt waits twice. It waits for money in the line of a budget (`_budget.py`), then for its turn in the queue of
+the account (`_admission.py`). The orders of the two differ, so they can't be one wait. How the attempt *ended* is
+decided once, by the table `AttemptOutcome`. Budgets, the account's limits and its health all settle by the same row.
+
+What happens on a 429, for example: `AttemptOutcome.LIMITED` charges no money and gives the request and its tokens back.
+Admission pauses the account and finds its pace (`Refusals` in `_retries.py`). `RETRIES` sends the call again, for an
+hour at most, and counts none of that as a failed attempt.
 """
 
 from __future__ import annotations
@@ -70,38 +81,26 @@ R = TypeVar("R", bound="Reply")
 
 
 @dataclass(frozen=True, slots=True)
-class Codec(Generic[R]):
-    """What the engine does with replies: how they become bytes in a journal and come back."""
-
-    encode: Callable[[R], bytes]
-    decode: Callable[[bytes], R]
-    reusable: Callable[[R], bool]
-    """Whether another address may be answered with it: not a refusal, not a truncation."""
-    recount: Callable[[R, Usage], R]
-    """Returns the reply with other counts of tokens."""
-
-
-@dataclass(frozen=True, slots=True)
 class Call(Generic[R]):
-    """One language model call: who asks whom for what.
+    """One language model call.
 
     Attributes:
         address: where in the program it was launched: scope path, launch, part, lane, purpose.
         scope: the scope path alone.
         key: digest of everything that can change the reply.
-        plain_key: the key as journals of format 1 have it, without what the client adds to the request; None
-            where it adds nothing.
-        deterministic: whether the caller asked for temperature 0, so that equal calls may share a reply.
-        attempt: sends it once; raises a `TransientModelError` where another attempt may help.
+        plain_key: the key in journals of format 1, which left out what the client adds to requests; None if it
+            adds nothing.
+        deterministic: True if the temperature is 0, so that equal calls may share a reply.
+        attempt: sends it once; raises a `TransientModelError` if another attempt may help.
         depth: how many launches had to end before it could be made; deeper calls go first.
-        prompt_tokens: what it sends, counted or estimated.
-        max_output: tokens that its reply may have at most, where it says.
-        price: what its tokens cost, None where nobody says.
-        site: where the program makes calls like it; their replies are taken to be alike in length.
-        request: what is asked, for events.
+        prompt_tokens: of the request, counted or estimated.
+        max_output: the tokens that the reply may have, or None without a limit.
+        price: of its tokens, or None if unknown.
+        site: the place in the program; replies to calls of one site are assumed to be alike in length.
+        request: for events.
         node, lane: the launch and the sample that it is made for, for events.
-        count: told the purpose and the usage of a reply that was paid for; once for a reply that calls with
-            an equal `count` share.
+        count: called with the purpose and the usage of a reply that was paid for, and once for calls that share a
+            reply if their `count` is equal.
     """
 
     address: str
@@ -128,21 +127,33 @@ class Call(Generic[R]):
 
     @property
     def estimate(self) -> AttemptEstimate:
-        """What an attempt may use up, for budgets."""
+        """The most that an attempt may use up, for budgets."""
         return AttemptEstimate(
             self.model, self.account.url, self.purpose, self.prompt_tokens, self.max_output, self.price
         )
 
 
-async def perform(runtime: Runtime, call: Call[R]) -> R:
-    """Carry `call` out, or have it answered by the journal or an equal call; on the runtime's loop.
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[R]):
+    """How replies become bytes in a journal and come back."""
 
-    Once it returns, the reply is on disk if there is a journal: what was acknowledged is not lost.
+    encode: Callable[[R], bytes]
+    decode: Callable[[bytes], R]
+    reusable: Callable[[R], bool]
+    """Returns True if the reply may answer another address: it wasn't refused or cut off."""
+    recount: Callable[[R, Usage], R]
+    """Returns the reply with other counts of tokens."""
+
+
+async def perform(runtime: Runtime, call: Call[R]) -> R:
+    """Make `call`, or answer it from the journal or by an equal call; on the runtime's loop.
+
+    With a journal, the reply is on disk when this returns. A crash loses nothing that a caller has seen.
 
     Raises:
-        ModelError: when it failed for good or its attempts are used up.
-        BudgetExceeded: when a budget of its context leaves no room, or its time is over.
-        JournalError: when the journal can't record any more, so that nothing new is sent.
+        ModelError: if it failed for good or its attempts are used up.
+        BudgetExceeded: if it doesn't fit a budget of its context, or the budget's time is over.
+        JournalError: if the journal can't record any more; then nothing is sent.
     """
     journal = active_journal.get()
     if journal is not None:
@@ -174,7 +185,7 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
 def record_reply(
     runtime: Runtime, journal: Journal, call: Call[R], reply: R, seconds: float, kind: Kind = "reply"
 ) -> anyio.Event:
-    """Have a reply recorded; return what is set once it is on disk, or can't be recorded."""
+    """Record a reply. The event that is returned is set once it is on disk, or can't be recorded."""
     from afnio.runtime._journal_file import Record
 
     record = Record(
@@ -194,17 +205,36 @@ def record_reply(
     return written
 
 
+def note_unknown(journal: Journal, call: Call[Any]) -> None:
+    """Record an attempt whose end is unknown in a journal, at the most that it may have used."""
+    if journal.broken is not None:
+        return
+    from afnio.runtime._journal_file import Record
+
+    usage = Usage(call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
+    record = Record(
+        address=call.address, scope=call.scope, key=call.key, model=call.model, purpose=call.purpose,
+        account=call.account.url, usage=usage, kind="unknown", reusable=False,
+    )  # fmt: skip
+    with suppress(JournalError):  # closed meanwhile; the caller gets the error of its call
+        journal.append(record, lambda error: None)
+
+
+# How attempts end.
+
+
 _UNSURE: Final = frozenset({408, 499, 502, 504, 524})
 """Statuses of a gateway that stopped waiting. The model behind it may have worked, and be paid for, all the same."""
 
 
 @unique
-class Outcome(Enum):
-    """How an attempt ended, and what that means for everybody who counts.
+class AttemptOutcome(Enum):
+    """How an attempt ended, and what that means for everything that counts attempts.
 
-    Money is for budgets. The request and its tokens are for the account's windows: providers count most of what
-    they let in, and nothing of what they turn away. The sign is for the account's health. The journal keeps an
-    attempt that was cut off, so that a run that continues this one knows that it may have been paid for.
+    *Money* is for budgets. *Request* and *tokens* are for the account's limits: providers count most of what they let
+    in, and nothing that they turn away. *Sign* is for the account's health: its circuit breaker, concurrency and pace.
+    *Journal* is True if the attempt is recorded, so that a run that continues this one knows that it may have been
+    paid for.
     """
 
     # fmt: off
@@ -230,10 +260,10 @@ class Outcome(Enum):
         self.journaled = journaled
 
     @classmethod
-    def of(cls, error: ModelError) -> Outcome:
+    def of(cls, error: ModelError) -> AttemptOutcome:
         """Return the outcome of an attempt that raised `error`.
 
-        >>> Outcome.of(ModelError("overloaded", status=503)).name
+        >>> AttemptOutcome.of(ModelError("overloaded", status=503)).name
         'FAILED'
         """
         if isinstance(error, RateLimitedError):
@@ -246,25 +276,21 @@ class Outcome(Enum):
         return cls.REJECTED if status < 500 else cls.FAILED
 
 
-# Trip: the attempts of one call, whoever waits for it and pays for it.
-
-
-MOST_TOKENS: Final = 100_000_000
-"""A higher count is impossible for one reply: the largest contexts are a tenth of it."""
-
-_noted: Final[set[Account]] = set()
+# The attempts of one call.
 
 
 class Trip(ABC, Generic[R]):
-    """One call on its way: how often it was tried, and for how long. Subclasses know whom it concerns.
+    """One call, from attempt to attempt. Subclasses know who waits and pays for it.
 
     Attributes:
-        call: what admission sees of it.
-        attempts, on_wire: how many there were, and their seconds together.
+        call: as admission sees it.
+        attempts, on_wire: their number, and their seconds together.
         last: seconds of the last one.
         outcome: how the last one ended.
-        patience: seconds that the attempt under way may take.
-        wire: the scope of the attempt under way.
+        failures, refused_since: see `Repeated` in `_retries.py`.
+        known_failure: the error of an attempt that was already made; the next one raises it instead of sending.
+        patience: seconds that the current attempt may take.
+        wire: the scope of the current attempt.
     """
 
     wire: anyio.CancelScope
@@ -275,7 +301,7 @@ class Trip(ABC, Generic[R]):
         self.attempts = 0
         self.on_wire = 0.0
         self.last = 0.0
-        self.outcome = Outcome.UNSENT
+        self.outcome = AttemptOutcome.UNSENT
         self.failures = 0
         self.refused_since: float | None = None
         self.known_failure: TransientModelError | None = None
@@ -288,11 +314,11 @@ class Trip(ABC, Generic[R]):
 
     @abstractmethod
     async def hold(self) -> None:
-        """Reserve the next attempt; at once if it is held already."""
+        """Reserve money for the next attempt."""
 
     @abstractmethod
     def depart(self) -> None:
-        """Count the attempt, which goes on the wire now, and give it its deadline."""
+        """Count the attempt, because it is sent now, and set its deadline."""
 
     @property
     def health(self) -> AccountHealth:
@@ -308,16 +334,89 @@ class Trip(ABC, Generic[R]):
 
     @abstractmethod
     def retry(self, state: RetryCallState) -> None:
-        """Tell that there will be another attempt."""
+        """Notify subscribers that there will be another attempt."""
 
     @abstractmethod
     def end(self, reply: R | None, error: BaseException | None) -> None:
-        """Tell how it ended."""
+        """Notify subscribers how it ended."""
+
+
+async def send(trip: Trip[R]) -> R:
+    """Send a call until it has a reply or has failed for good."""
+    trip.runtime.calls_open += 1
+    try:
+        try:
+            # The first attempt bypasses tenacity: it would cost 25 to 35 µs a call, a quarter of a call's CPU time.
+            reply = await _attempt(trip)
+        except TransientModelError as error:
+            trip.known_failure = error
+            reply = await RETRIES(_attempt, trip)
+    except BaseException as error:
+        if trip.attempts > 1 and isinstance(error, ModelError):
+            error.add_note(f"after {trip.attempts} attempts in {trip.seconds:.1f} s")
+        trip.end(None, error)
+        raise
+    finally:
+        trip.runtime.calls_open -= 1
+    trip.end(reply, None)
+    return reply
+
+
+async def _attempt(trip: Trip[R]) -> R:
+    """Make one attempt that counts. A probe of an open circuit that fails doesn't: it goes back to the queue."""
+    if trip.known_failure is not None:
+        failed, trip.known_failure = trip.known_failure, None
+        raise failed
+    first = trip.attempts == 0
+    while True:
+        await trip.hold()
+        account = admitter(trip.runtime, trip.call.account)
+        permit = await account.enter(trip.call, first=first)
+        trip.outcome = AttemptOutcome.UNSENT
+        try:
+            reply = await _send_once(trip)
+        except BaseException as error:
+            limits = error.limits if isinstance(error, ModelError) else None
+            account.leave(permit, trip.outcome, limits=limits, error=error)
+            if not permit.spared:
+                raise
+            first = False
+        else:
+            account.leave(permit, trip.outcome, usage=reply.usage, limits=reply.limits)
+            return reply
+
+
+async def _send_once(trip: Trip[R]) -> R:
+    """Send the call, note the outcome, and charge it."""
+    trip.depart()  # raises if a budget's time ran out in the queue
+    trip.attempts += 1
+    trip.outcome = AttemptOutcome.CUT_OFF  # until it is known how it ended
+    reply: R | None = None
+    sent = time.monotonic()
+    try:
+        with trip.wire:
+            reply = _counted(trip.call, await trip.attempt())
+            trip.outcome = AttemptOutcome.REPLIED
+            return reply
+        trip.outcome = AttemptOutcome.NO_REPLY
+        raise no_reply(trip.call, trip.patience)
+    except ModelError as error:
+        if trip.outcome is AttemptOutcome.CUT_OFF:
+            trip.outcome = AttemptOutcome.of(error)
+        raise
+    finally:
+        trip.settle(reply)
+        trip.last = time.monotonic() - sent
+        trip.on_wire += trip.last
+
+
+def no_reply(call: Call[Any], seconds: float) -> TransientModelError:
+    return TransientModelError(f"{call.account.url} gave no reply within {seconds:g} s ({call.model})")
 
 
 @final
 class Solo(Trip[R]):
-    """A call that one caller waits for, in the caller's own context."""
+    """A call that one caller waits for, in the caller's context."""
 
     def __init__(self, runtime: Runtime, call: Call[R]) -> None:
         super().__init__(runtime, call)
@@ -329,7 +428,7 @@ class Solo(Trip[R]):
         """Send the call until it has a reply, has failed for good, or a budget's time is over.
 
         Args:
-            failed: why the first attempt, which was made elsewhere, has failed.
+            failed: the error of a first attempt that was made in a flight.
         """
         self.attempts, self.known_failure = int(failed is not None), failed
         with self._reservation:
@@ -366,94 +465,6 @@ class Solo(Trip[R]):
             emit(ended(self.call, self, reply, error))
 
 
-async def send(trip: Trip[R]) -> R:
-    """Send a call until it has a reply or has failed for good."""
-    trip.runtime.calls_open += 1
-    try:
-        try:
-            # Outside of tenacity, which costs 20 to 30 µs a call, a quarter of all that a call costs.
-            reply = await _attempt(trip)
-        except TransientModelError as error:
-            trip.known_failure = error
-            reply = await RETRIES(_attempt, trip)
-    except BaseException as error:
-        if trip.attempts > 1 and isinstance(error, ModelError):
-            error.add_note(f"after {trip.attempts} attempts in {trip.seconds:.1f} s")
-        trip.end(None, error)
-        raise
-    finally:
-        trip.runtime.calls_open -= 1
-    trip.end(reply, None)
-    return reply
-
-
-async def _attempt(trip: Trip[R]) -> R:
-    """Make one attempt that counts: one that only probes a circuit and fails goes back to the queue."""
-    if trip.known_failure is not None:
-        failed, trip.known_failure = trip.known_failure, None
-        raise failed
-    first = trip.attempts == 0
-    while True:
-        await trip.hold()
-        account = admitter(trip.runtime, trip.call.account)
-        permit = await account.enter(trip.call, first=first)
-        trip.outcome = Outcome.UNSENT
-        try:
-            reply = await _send_once(trip)
-        except BaseException as error:
-            limits = error.limits if isinstance(error, ModelError) else None
-            account.leave(permit, trip.outcome, limits=limits, error=error)
-            if not permit.spared:
-                raise
-            first = False
-        else:
-            account.leave(permit, trip.outcome, usage=reply.usage, limits=reply.limits)
-            return reply
-
-
-async def _send_once(trip: Trip[R]) -> R:
-    """Send the call, note the outcome, and charge it."""
-    trip.depart()  # raises if a budget's time ran out in the queue; then nothing is sent
-    trip.attempts += 1
-    trip.outcome = Outcome.CUT_OFF  # unless it gets further
-    reply: R | None = None
-    sent = time.monotonic()
-    try:
-        with trip.wire:
-            reply = _counted(trip.call, await trip.attempt())
-            trip.outcome = Outcome.REPLIED
-            return reply
-        trip.outcome = Outcome.NO_REPLY
-        raise no_reply(trip.call, trip.patience)
-    except ModelError as error:
-        if trip.outcome is Outcome.CUT_OFF:
-            trip.outcome = Outcome.of(error)
-        raise
-    finally:
-        trip.settle(reply)
-        trip.last = time.monotonic() - sent
-        trip.on_wire += trip.last
-
-
-def no_reply(call: Call[Any], seconds: float) -> TransientModelError:
-    return TransientModelError(f"{call.account.url} gave no reply within {seconds:g} s ({call.model})")
-
-
-def note_unknown(journal: Journal, call: Call[Any]) -> None:
-    """Have a journal's ledger count an attempt that nobody knows the end of, at what it may have used."""
-    if journal.broken is not None:
-        return
-    from afnio.runtime._journal_file import Record
-
-    usage = Usage(call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
-    record = Record(
-        address=call.address, scope=call.scope, key=call.key, model=call.model, purpose=call.purpose,
-        account=call.account.url, usage=usage, kind="unknown", reusable=False,
-    )  # fmt: skip
-    with suppress(JournalError):  # closed since; the caller is to get the error of its call
-        journal.append(record, lambda error: None)
-
-
 def retried(call: Call[Any], trip: Trip[Any], state: RetryCallState) -> CallRetried:
     error = state.outcome.exception() if state.outcome is not None else None
     return CallRetried(
@@ -488,11 +499,21 @@ def ended(call: Call[R], trip: Trip[R], reply: R | None, error: BaseException | 
     )
 
 
-def _counted(call: Call[R], reply: R) -> R:
-    """Return the reply with possible token counts, the only ones that budgets, journals and events ever see.
+# Token counts, which providers get wrong.
 
-    An impossible count is replaced by what was expected of the call: 0 would make the reply free, and a huge
-    number would end every budget.
+
+MOST_TOKENS: Final = 100_000_000
+"""Counts above it are impossible: the largest contexts are a tenth of it."""
+
+
+_noted: Final[set[Account]] = set()
+
+
+def _counted(call: Call[R], reply: R) -> R:
+    """Return the reply with impossible token counts corrected, before budgets, journals and events see them.
+
+    An impossible count is replaced by the expected one: 0 would make the reply free, and a huge number would end
+    every budget.
     """
     usage = reply.usage
     counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
@@ -520,51 +541,41 @@ def _count(tokens: Any, otherwise: int) -> int:
     return whole if 0 <= whole <= MOST_TOKENS else otherwise
 
 
-# Flight: one call on its way that several callers wait for (single-flight).
+# Single flight: equal calls at the same time are sent once.
 #
-# A flight belongs to none of them: it runs in a context of its own, at the urgency of the most urgent and with
-# the deadline of the most patient. Each rider keeps its own budgets, journal, subscribers and deadline, and
-# reserves before it boards. Whatever counts money (a budget, a journal, a client, a subscriber) counts an
-# attempt once, however many of its riders share it.
+# A flight belongs to none of its callers. It runs in its own task and context, with the priority of the most urgent
+# caller and the deadline of the most patient one. Each caller (a rider) keeps its own budgets, journal, subscribers and
+# deadline, and reserves money before it boards. Everything that counts money (a budget, a journal, a client, a
+# subscriber) counts a shared attempt once, however many riders it has among them.
 
 
-class Overdue(Exception):  # noqa: N818 - it never leaves the engine
-    """A rider's own deadline has passed while others wait on."""
+async def share(runtime: Runtime, call: Call[R], journal: Journal | None) -> R:
+    """Return the reply to `call`; equal calls at the same time are sent once.
 
+    A more urgent caller that joins raises the call's priority to its own. A caller that is cancelled doesn't cancel
+    it for the others; the last one to leave does.
 
-@final
-class Rider(Generic[R]):
-    """One caller that waits for a flight, and what is its own.
-
-    Attributes:
-        reservation: reserves in those of its budgets that no other rider has brought.
-        ends: when its budgets' time is over.
-        patience: the scope of its waiting.
-        holding: the scope of its waiting for room in its budgets, or None.
-        turn: set when there is something for it to do: to reserve anew, or to leave with the outcome.
-        landed: whether there is an outcome: `reply` or `error`.
-        written: set once the reply is in its journal.
+    Raises:
+        Overdue: if the call's own deadline has passed while others wait longer. The caller sends it alone then.
     """
-
-    patience: anyio.CancelScope
-    turn: anyio.Event
-
-    def __init__(self, runtime: Runtime, call: Call[R], journal: Journal | None) -> None:
-        self.call = call
-        self.journal = journal
-        self.budgets = current_budgets()
-        # Two that are equal are one: the same method of the same object.
-        self.audience = {_hashable(subscriber): subscriber for subscriber in audience()}
-        self.congestion = congestion.get()
-        self.reservation = reservation_of(runtime, call.estimate)
-        self.ends = self.reservation.deadline
-        self.holding: anyio.CancelScope | None = None
-        self.started = time.monotonic()
-        self.boarded_at = 0.0
-        self.landed = False
-        self.reply: R | None = None
-        self.error: BaseException | None = None
-        self.written: anyio.Event | None = None
+    flights = runtime.resource(_Flights, _Flights).by_key
+    key = (call.account, call.key)
+    rider = Rider(runtime, call, journal)
+    while not rider.landed:
+        flight = flights.get(key)
+        if flight is None:
+            flight = flights[key] = Flight(runtime, call, key, flights)
+            flight.task = runtime.spawn(flight.run(), Context())
+        await flight.carry(rider)
+    if rider.error is not None:
+        try:
+            raise rider.error
+        finally:
+            del rider  # breaks a cycle: its error's traceback leads back to this frame
+    if rider.written is not None:
+        await rider.written.wait()
+    assert rider.reply is not None
+    return rider.reply
 
 
 @final
@@ -582,14 +593,14 @@ class _Flights:
 
 @final
 class Flight(Trip[R]):
-    """A call in a task of its own; its riders come and go.
+    """A call that several callers share. It runs in its own task while they come and go.
 
-    A rider is on board from when its budgets have room, waits on the ground between two attempts, and then
-    reserves anew. It doesn't share what its budgets have no room for.
+    A rider boards once its budgets can pay for the attempt. Between two attempts it waits on the ground, and must
+    reserve again. One that can't pay doesn't get the reply.
 
     Attributes:
-        over: whether nobody can board any more.
-        task: in which it runs.
+        over: True if no rider can board any more.
+        task: the task it runs in.
     """
 
     def __init__(self, runtime: Runtime, call: Call[R], key: Hashable, flights: dict[Hashable, Any]) -> None:
@@ -602,9 +613,9 @@ class Flight(Trip[R]):
         self._aboard: dict[Rider[R], None] = {}
         self._grounded: dict[Rider[R], None] = {}
         self._boarded: anyio.Event | None = None
-        self._ready = False  # somebody has reserved the attempt that is queued or on the wire
+        self._ready = False  # a rider has reserved the attempt that is queued or on the wire
         self._sent_at: float | None = None
-        # What counts the attempt under way, and for how many of those on board.
+        # The budgets and journals of the riders on board, each with the number of riders that brought it.
         self._held: dict[Budget, Reservation] = {}
         self._payers: Counter[Budget] = Counter()
         self._journals: Counter[Journal] = Counter()
@@ -628,11 +639,11 @@ class Flight(Trip[R]):
     # For riders
 
     async def carry(self, rider: Rider[R]) -> None:
-        """Have `rider` wait until it has an outcome, or the flight is over without it.
+        """Wait until `rider` has an outcome, or the flight is over without it.
 
         Raises:
-            BudgetExceeded: when its budgets leave no room, or their time is over.
-            Overdue: when its own deadline has passed, and others wait on.
+            BudgetExceeded: if its budgets can't pay, or their time is over.
+            Overdue: if its own deadline has passed, and others wait longer.
         """
         self._riders[rider] = None
         if rider.audience:
@@ -640,13 +651,13 @@ class Flight(Trip[R]):
         try:
             with anyio.CancelScope(deadline=rider.ends) as rider.patience:
                 while not rider.landed and not self.over:
-                    if await self._has_room(rider):
+                    if await self._reserve(rider):
                         self._board(rider)
                         await rider.turn.wait()
             if rider.patience.cancelled_caught and not rider.landed:
                 if loop_time() < rider.ends:
                     raise Overdue
-                self._charge_leaver(rider)  # before the error says what was spent
+                self._charge_leaver(rider)  # first, because the error quotes what was spent
                 raise time_over(rider.budgets)
         except Overdue:
             self._leave(rider, None)
@@ -656,8 +667,8 @@ class Flight(Trip[R]):
             raise
         self._leave(rider, None)
 
-    async def _has_room(self, rider: Rider[R]) -> bool:
-        """Reserve in those budgets of `rider` that nobody on board has brought; False if the flight is over."""
+    async def _reserve(self, rider: Rider[R]) -> bool:
+        """Reserve in those budgets of `rider` that no rider on board has brought. Return False if it is too late."""
         reservation = rider.reservation
         while True:
             missing = self._missing(rider)
@@ -673,7 +684,7 @@ class Flight(Trip[R]):
             if reservation.held:
                 if missing == self._missing(rider):
                     return True
-                reservation.release()  # others have come or gone while it waited
+                reservation.release()  # riders have come or gone in the meantime
 
     def _missing(self, rider: Rider[R]) -> tuple[Budget, ...]:
         return tuple(budget for budget in rider.budgets if not self._payers[budget])
@@ -698,16 +709,16 @@ class Flight(Trip[R]):
                 self._set_deadline(rider)
         if self._boarded is not None:
             self._boarded.set()
-        if brought:  # those who wait for room in the same budgets need none
+        if brought:  # others that wait for the same budgets needn't pay any more
             for other in self._riders:
                 if other.holding is not None and not brought.keys().isdisjoint(other.reservation.budgets):
                     other.holding.cancel()
 
     def _leave(self, rider: Rider[R], error: BaseException | None) -> None:
-        """Let `rider` go; the last one to leave cancels the flight.
+        """Let `rider` go. The last one to leave cancels the flight.
 
         Args:
-            error: what those are told who hear of no rider that is left; nothing is told of None.
+            error: reported to the subscribers that listen to none of the riders who stay; None isn't reported.
         """
         if rider in self._riders:
             self._charge_leaver(rider)
@@ -724,7 +735,7 @@ class Flight(Trip[R]):
                 self.task.cancel()
 
     def _charge_leaver(self, rider: Rider[R]) -> None:
-        """Charge what nobody who stays on board pays for."""
+        """Charge the budgets and journals that no rider on board shares with `rider`."""
         if rider not in self._aboard:
             return
         del self._aboard[rider]
@@ -750,7 +761,7 @@ class Flight(Trip[R]):
         self.over = True
         if self._flights.get(self._key) is self:
             del self._flights[self._key]
-        for rider in self._riders:  # those who wait for room go on to the next flight
+        for rider in self._riders:  # those that still wait for their budgets start the next flight
             if rider.holding is not None:
                 rider.holding.cancel()
 
@@ -764,7 +775,7 @@ class Flight(Trip[R]):
             self._set_deadline(rider)
 
     def _set_deadline(self, rider: Rider[R]) -> None:
-        """Have a rider leave at its own deadline, if the attempt goes on after it."""
+        """Let a rider leave at its own deadline if the attempt lasts longer."""
         own = rider.boarded_at + rider.call.deadline
         rider.patience.deadline = min(rider.ends, own if own < self.wire.deadline else math.inf)
 
@@ -775,7 +786,7 @@ class Flight(Trip[R]):
         grounded, self._grounded = self._grounded, {}
         for rider in grounded:
             rider.turn.set()
-        if grounded:  # whose budgets have room boards in this turn of the loop
+        if grounded:  # those whose budgets can pay board within this turn of the loop
             await anyio.lowlevel.checkpoint()
         while not self._aboard:
             self._boarded = anyio.Event()
@@ -795,7 +806,7 @@ class Flight(Trip[R]):
         self._set_deadlines()
 
     def attempt(self) -> Any:
-        # Another client's transport may have a deadline of its own.
+        # Send it by the most patient rider's client: the transports have deadlines, too.
         return max(self._aboard, key=lambda rider: rider.call.deadline).call.attempt()
 
     def settle(self, reply: R | None) -> None:
@@ -820,7 +831,7 @@ class Flight(Trip[R]):
                 note_unknown(rider.journal, rider.call)
 
     def _ground(self) -> None:
-        """Have those on board wait for the next attempt, which they reserve anew."""
+        """Move the riders to the ground. They must reserve again for the next attempt."""
         self._ready, self._sent_at = False, None
         self._held.clear()
         self._payers.clear()
@@ -851,8 +862,7 @@ class Flight(Trip[R]):
         self._aboard.clear()
 
     def _count(self, rider: Rider[R], reply: R, counted: set[Hashable]) -> None:
-        """Have the rider's client and journal count the reply, unless they have done so for another rider."""
-
+        """Count the reply for the rider's client and journal, unless they counted it for another rider."""
         call, journal = rider.call, rider.journal
         if call.count is not None and call.count not in counted:
             call.count(call.purpose, reply.usage)
@@ -871,42 +881,52 @@ class Flight(Trip[R]):
         counted.update((call.count, journal))
 
     def _tell(self, riders: Iterable[Rider[R]], event: Callable[[Call[R]], Any]) -> None:
-        """Tell whoever listens to the riders: of the first one that each of them listens to."""
-        told: set[Hashable] = set()
+        """Notify each subscriber of the first of `riders` that it listens to."""
+        notified: set[Hashable] = set()
         for rider in riders:
             for listener, subscriber in rider.audience.items():
-                if listener not in told:
-                    told.add(listener)
+                if listener not in notified:
+                    notified.add(listener)
                     tell(subscriber, event(rider.call))
 
 
-async def share(runtime: Runtime, call: Call[R], journal: Journal | None) -> R:
-    """Return the reply to `call`; equal calls at the same time are sent once.
+@final
+class Rider(Generic[R]):
+    """One caller of a flight.
 
-    A more urgent caller that joins makes the call under way as urgent as it is itself. A caller that is
-    cancelled leaves the others their reply; the last one to leave cancels the call.
-
-    Raises:
-        Overdue: when the call's own deadline has passed while others wait on, so that it goes on alone.
+    Attributes:
+        reservation: reserves in those of its budgets that no other rider has brought.
+        ends: the time at which its budgets' time is over.
+        patience: the scope in which it waits.
+        holding: the scope in which it waits for its budgets, or None.
+        turn: set when it must reserve again, or leave with the outcome.
+        landed: True if there is an outcome: `reply` or `error`.
+        written: set once the reply is in its journal.
     """
-    flights = runtime.resource(_Flights, _Flights).by_key
-    key = (call.account, call.key)
-    rider = Rider(runtime, call, journal)
-    while not rider.landed:
-        flight = flights.get(key)
-        if flight is None:
-            flight = flights[key] = Flight(runtime, call, key, flights)
-            flight.task = runtime.spawn(flight.run(), Context())
-        await flight.carry(rider)
-    if rider.error is not None:
-        try:
-            raise rider.error
-        finally:
-            del rider  # its error's traceback would lead back to it
-    if rider.written is not None:
-        await rider.written.wait()
-    assert rider.reply is not None
-    return rider.reply
+
+    patience: anyio.CancelScope
+    turn: anyio.Event
+
+    def __init__(self, runtime: Runtime, call: Call[R], journal: Journal | None) -> None:
+        self.call = call
+        self.journal = journal
+        self.budgets = current_budgets()
+        # Equal subscribers count as one: they are the same method of the same object.
+        self.audience = {_hashable(subscriber): subscriber for subscriber in audience()}
+        self.congestion = congestion.get()
+        self.reservation = reservation_of(runtime, call.estimate)
+        self.ends = self.reservation.deadline
+        self.holding: anyio.CancelScope | None = None
+        self.started = time.monotonic()
+        self.boarded_at = 0.0
+        self.landed = False
+        self.reply: R | None = None
+        self.error: BaseException | None = None
+        self.written: anyio.Event | None = None
+
+
+class Overdue(Exception):  # noqa: N818 - it never leaves the engine
+    """A rider's own deadline has passed while others wait longer."""
 
 
 def _hashable(subscriber: Subscriber) -> Hashable:
@@ -918,7 +938,7 @@ def _hashable(subscriber: Subscriber) -> Hashable:
 
 
 def _own(error: BaseException) -> BaseException:
-    """Return a copy of a shared error: each caller's is noted with where it was launched."""
+    """Return a copy of a shared error, because each caller adds a note on where its call was launched."""
     try:
         own = copy.copy(error)
     except Exception:
