@@ -9,7 +9,7 @@ from typing import Self
 from afnio.errors import ModelError
 from afnio.runtime import RateLimits
 from afnio.runtime._admission import Admitter, Permit
-from afnio.runtime._call import Outcome
+from afnio.runtime._call import AttemptOutcome
 from afnio.runtime._settings import CallPriority, Priority
 from afnio.runtime.events import Usage
 
@@ -52,8 +52,8 @@ class Attempt(AbstractAsyncContextManager["Attempt"]):
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
-            self._admit.leave(self.permit, Outcome.REPLIED, usage=self._usage, limits=self._limits)
+            self._admit.leave(self.permit, AttemptOutcome.REPLIED, usage=self._usage, limits=self._limits)
         elif isinstance(error, ModelError):
-            self._admit.leave(self.permit, Outcome.of(error), limits=error.limits, error=error)
+            self._admit.leave(self.permit, AttemptOutcome.of(error), limits=error.limits, error=error)
         else:
-            self._admit.leave(self.permit, Outcome.CUT_OFF, error=error)
+            self._admit.leave(self.permit, AttemptOutcome.CUT_OFF, error=error)

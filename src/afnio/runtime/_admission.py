@@ -12,7 +12,7 @@ Nothing here suspends between the choice of a call and the booking. `enter` admi
 empty; else an event wakes it. Whatever may let a call go (a reply, a timer, a new limit) runs `_admit`.
 
 How fast an account may go is in `_limits.py`, how it recovers from failures in `_retries.py`. What each ending of an
-attempt means for the account is the table `Outcome` in `_call.py`.
+attempt means for the account is the table `AttemptOutcome` in `_call.py`.
 """
 
 from __future__ import annotations
@@ -541,7 +541,7 @@ class Demand(Protocol):
 
 
 class Ending(Protocol):
-    """How an attempt ended, for its account: a row of `Outcome` in `_call.py`."""
+    """How an attempt ended, for its account: a row of `AttemptOutcome` in `_call.py`."""
 
     @property
     def request_counts(self) -> bool: ...

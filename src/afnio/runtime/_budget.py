@@ -29,7 +29,7 @@ import anyio
 from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
-from afnio.runtime._spending import SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
+from afnio.runtime._spending import RESERVE_SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
 from afnio.runtime.events import Usage
 
 _NO_LEDGER: Final = Ledger()
@@ -256,7 +256,7 @@ def _whole(name: str, value: Any) -> int | None:
 
 
 class Charge(Enum):
-    """How much of its reserve an attempt costs once it has ended. `Outcome` in `_call.py` decides."""
+    """How much of its reserve an attempt costs once it has ended. `AttemptOutcome` in `_call.py` decides."""
 
     USED = auto()
     """The tokens that its reply counted, or the reserve if it counted none."""
@@ -453,7 +453,7 @@ async def reserve(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
 def reservation_of(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
     """Return a reservation that holds nothing yet."""
     return Reservation(
-        estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(SHARE)), current_budgets()
+        estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(RESERVE_SHARE)), current_budgets()
     )
 
 

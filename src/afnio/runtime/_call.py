@@ -8,9 +8,9 @@ temperature is 0, or the journal reuses replies) joins their `Flight`. The other
 
 Each attempt waits twice. It waits for money in the line of a budget (`_budget.py`), then for its turn in the queue of
 the account (`_admission.py`). The orders of the two differ, so they can't be one wait. How the attempt *ended* is
-decided once, by the table `Outcome`. Budgets, the account's limits and its health all settle by the same row.
+decided once, by the table `AttemptOutcome`. Budgets, the account's limits and its health all settle by the same row.
 
-What happens on a 429, for example: `Outcome.LIMITED` charges no money and gives the request and its tokens back.
+What happens on a 429, for example: `AttemptOutcome.LIMITED` charges no money and gives the request and its tokens back.
 Admission pauses the account and finds its pace (`Refusals` in `_retries.py`). `RETRIES` sends the call again, for an
 hour at most, and counts none of that as a failed attempt.
 """
@@ -228,7 +228,7 @@ _UNSURE: Final = frozenset({408, 499, 502, 504, 524})
 
 
 @unique
-class Outcome(Enum):
+class AttemptOutcome(Enum):
     """How an attempt ended, and what that means for everything that counts attempts.
 
     *Money* is for budgets. *Request* and *tokens* are for the account's limits: providers count most of what they let
@@ -260,10 +260,10 @@ class Outcome(Enum):
         self.journaled = journaled
 
     @classmethod
-    def of(cls, error: ModelError) -> Outcome:
+    def of(cls, error: ModelError) -> AttemptOutcome:
         """Return the outcome of an attempt that raised `error`.
 
-        >>> Outcome.of(ModelError("overloaded", status=503)).name
+        >>> AttemptOutcome.of(ModelError("overloaded", status=503)).name
         'FAILED'
         """
         if isinstance(error, RateLimitedError):
@@ -301,7 +301,7 @@ class Trip(ABC, Generic[R]):
         self.attempts = 0
         self.on_wire = 0.0
         self.last = 0.0
-        self.outcome = Outcome.UNSENT
+        self.outcome = AttemptOutcome.UNSENT
         self.failures = 0
         self.refused_since: float | None = None
         self.known_failure: TransientModelError | None = None
@@ -372,7 +372,7 @@ async def _attempt(trip: Trip[R]) -> R:
         await trip.hold()
         account = admitter(trip.runtime, trip.call.account)
         permit = await account.enter(trip.call, first=first)
-        trip.outcome = Outcome.UNSENT
+        trip.outcome = AttemptOutcome.UNSENT
         try:
             reply = await _send_once(trip)
         except BaseException as error:
@@ -390,19 +390,19 @@ async def _send_once(trip: Trip[R]) -> R:
     """Send the call, note the outcome, and charge it."""
     trip.depart()  # raises if a budget's time ran out in the queue
     trip.attempts += 1
-    trip.outcome = Outcome.CUT_OFF  # until it is known how it ended
+    trip.outcome = AttemptOutcome.CUT_OFF  # until it is known how it ended
     reply: R | None = None
     sent = time.monotonic()
     try:
         with trip.wire:
             reply = _counted(trip.call, await trip.attempt())
-            trip.outcome = Outcome.REPLIED
+            trip.outcome = AttemptOutcome.REPLIED
             return reply
-        trip.outcome = Outcome.NO_REPLY
+        trip.outcome = AttemptOutcome.NO_REPLY
         raise no_reply(trip.call, trip.patience)
     except ModelError as error:
-        if trip.outcome is Outcome.CUT_OFF:
-            trip.outcome = Outcome.of(error)
+        if trip.outcome is AttemptOutcome.CUT_OFF:
+            trip.outcome = AttemptOutcome.of(error)
         raise
     finally:
         trip.settle(reply)

@@ -1,4 +1,18 @@
-"""Limits: what an account may be asked for at once and within a minute."""
+"""Limits: how much an account may be asked for within a window, given by the user or learnt from the provider.
+
+An account has up to two limits, on requests and on tokens. Each may be known in two ways:
+
+* The user gives it (`Limits`). Then it sets the pace.
+* The provider's responses report it (`RateLimits`), for each model. Then it sets the pace unless the user gave one, and
+  in any case nothing is sent that the provider has no capacity for: it would be refused.
+
+`Allowance` combines them for an account or a model. It is a calculator without tasks or timers: `wait` returns the
+seconds until a request may go, `take` books it, and `settle` or `refund` corrects the booking when it is known what the
+request used. The caller (`Admitter`) passes the time and does the waiting.
+
+The promise of `Pacer` and `TokenBucket` is about *every* window, wherever it begins. A plain bucket as large as the
+limit breaks it: a full burst, and all that flows in meanwhile, are twice the limit in one window.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +25,21 @@ from dataclasses import dataclass
 from typing import Final, final
 
 NO_LIMIT: Final = 10**12
-"""From here on a limit is none: people write such numbers for "unlimited"."""
+"""Limits from this number on are ignored: people write such numbers for "unlimited"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of an account; those given on one client hold for every client of the account.
+    """Limits of an account. Given on one client, they hold for every client of the account.
 
-    What is not given is learnt from the headers of the provider's replies, where it sends such. A trillion or
-    more a minute is no limit.
+    Without a limit, the engine learns it from the provider's responses. A trillion or more a minute counts as no limit.
 
     Attributes:
-        max_in_flight: requests on the wire at once, at most; used at once and never exceeded. Without
-            it the engine starts at 64 and finds the level that the provider takes.
-        requests_per_minute: requests sent within any 60 seconds, at most; attempts count, not calls.
-        tokens_per_minute: tokens within any 60 seconds, at most, as providers count them when they admit
-            a request: those of the prompt and, where it says, the most that the reply may have.
+        max_in_flight: the most requests in flight at the same time. Without it, the engine starts at 64 and finds
+            the number that the provider takes.
+        requests_per_minute: the most requests within any 60 seconds. Attempts count, not calls.
+        tokens_per_minute: the most tokens within any 60 seconds, as providers count them when they admit a request:
+            the prompt, and the maximum of the reply if the request has one.
 
     >>> Limits(max_in_flight=256, requests_per_minute=500).requests_per_minute
     500
@@ -61,11 +74,13 @@ class Account:
 
 
 _given: Final[dict[Account, Limits]] = {}
+
+
 _warned: Final[set[Account]] = set()
 
 
 def give_limits(account: Account, limits: Limits) -> None:
-    """Have `limits` hold for all clients of the account, from its next call on; from any thread."""
+    """Set the limits for all clients of the account, from its next call on; from any thread."""
     before = _given.get(account)
     _given[account] = limits
     if before is not None and before != limits and account not in _warned:
@@ -79,58 +94,234 @@ def give_limits(account: Account, limits: Limits) -> None:
 
 
 def given_limits(account: Account) -> Limits | None:
-    """Return the limits that a client gave last for the account."""
+    """Return the limits that were given last for the account, or None."""
     return _given.get(account)
-
-
-# Told: warnings about an account that are logged once.
 
 
 _warned_of: Final[set[tuple[str, str]]] = set()
 
 
 def warn_once(url: str, kind: str, text: str, *figures: object) -> None:
-    """Log a warning about the account at `url`, the first time that one of its kind comes up.
+    """Log a warning about the account at `url`, once for each kind of warning.
 
     Args:
-        text: begins with the URL's `%s`; `figures` fill in the rest.
+        text: begins with `%s` for the URL; `figures` fill in the rest.
     """
     if (url, kind) not in _warned_of:
         _warned_of.add((url, kind))
         logging.getLogger("afnio").warning(text, url, *figures)
 
 
-# Pacer: requests spread evenly over a window, so that no window ever holds more than its limit.
+# What may be sent.
+
+
+LONG: Final = 900.0
+"""Windows of this many seconds or more aren't paced. A user with a day's requests left wants them now, not evenly over
+the day. What the provider reports as left holds all the same."""
+
+
+@final
+class Allowance:
+    """What an account, or one of its models, may still send.
+
+    Attributes:
+        pacer, bucket: set the pace, of requests and of tokens; None without a known limit.
+        requests, tokens: the limits that the provider reported last, or None.
+    """
+
+    def __init__(self) -> None:
+        self.pacer: Pacer | None = None
+        self.bucket: TokenBucket | None = None
+        self.requests: ServerLimit | None = None
+        self.tokens: ServerLimit | None = None
+        self.requests_sent = 0
+        self.tokens_sent = 0.0
+
+    @classmethod
+    def given(cls, limits: Limits, now: float) -> Allowance:
+        """Return an unused allowance under limits that the user gave."""
+        made = cls()
+        if limits.requests_per_minute is not None and limits.requests_per_minute < NO_LIMIT:
+            made.pacer = Pacer(limits.requests_per_minute)
+        if limits.tokens_per_minute is not None and limits.tokens_per_minute < NO_LIMIT:
+            made.bucket = TokenBucket(limits.tokens_per_minute, now=now)
+        return made
+
+    @property
+    def paced(self) -> bool:
+        return self.pacer is not None or self.bucket is not None
+
+    def wait(self, tokens: float, now: float) -> float:
+        """Return the seconds until a request of `tokens` may go, 0 if it may now."""
+        wait = 0.0
+        if self.pacer is not None:
+            wait = self.pacer.wait(now)
+        if self.bucket is not None:
+            wait = max(wait, self.bucket.wait(tokens, now))
+        if self.requests is not None:
+            wait = max(wait, self.requests.wait(1, now))
+        if self.tokens is not None:
+            wait = max(wait, self.tokens.wait(tokens, now))
+        return wait
+
+    def take(self, tokens: float, now: float) -> Grant:
+        """Take a request of `tokens`, after `wait` returned 0."""
+        self.requests_sent += 1
+        self.tokens_sent += tokens
+        if self.pacer is not None:
+            self.pacer.take(now)
+        if self.requests is not None:
+            self.requests.take(1)
+        if self.tokens is not None:
+            self.tokens.take(tokens)
+        return Grant(self, tokens, now)
+
+    def settle(self, grant: Grant, tokens: float, now: float) -> None:
+        """Correct the tokens of a request to those that it used."""
+        if self.tokens is not None:
+            self.tokens.take(tokens - grant.tokens)
+        self._correct(grant, tokens, now)
+
+    def refund(self, grant: Grant, now: float, *, counted: bool) -> None:
+        """Give back the tokens of a request that failed, and the request if the provider didn't count it.
+
+        The model of the provider's bucket isn't corrected: only its next response can tell what it counted.
+        """
+        self.requests_sent -= not counted
+        self._correct(grant, 0.0, now)
+
+    def _correct(self, grant: Grant, tokens: float, now: float) -> None:
+        if grant.bucket is not None and grant.reservation is not None:
+            grant.bucket.settle(grant.reservation, tokens, now)
+        self.tokens_sent += tokens - grant.tokens
+        grant.tokens = tokens
+
+    def update(
+        self,
+        grant: Grant,
+        reported: RateLimits,
+        now: float,
+        limits: Limits | None,
+    ) -> bool:
+        """Learn from the limits that a response reported. Return True if the pace has changed.
+
+        Args:
+            grant: what its request took.
+            limits: given by the user; they set the pace, regardless of the responses.
+        """
+        changed = False
+        if reported.requests is not None:
+            since = self.requests_sent - grant.requests
+            self.requests, new = _updated(self.requests, reported.requests, grant.at, since, now)
+            if new and (limits is None or limits.requests_per_minute is None):
+                self._pace_requests(self.requests, now)
+                changed = True
+        if reported.tokens is not None:
+            used = self.tokens_sent - grant.tokens_before
+            self.tokens, new = _updated(self.tokens, reported.tokens, grant.at, used, now)
+            if new and (limits is None or limits.tokens_per_minute is None):
+                self._pace_tokens(self.tokens, now)
+                changed = True
+        return changed
+
+    def _pace_requests(self, server: ServerLimit, now: float) -> None:
+        if server.window > LONG:
+            self.pacer = None
+        elif self.pacer is not None and self.pacer.limit == server.limit:
+            self.pacer.retune(server.limit, server.window)
+        else:
+            # As if the used part of the window had been paced, so that no window holds more than the limit.
+            self.pacer = Pacer(server.limit, server.window, now=now, used=server.used)
+
+    def _pace_tokens(self, server: ServerLimit, now: float) -> None:
+        if server.window > LONG:
+            self.bucket = None
+        elif self.bucket is not None and self.bucket.limit == server.limit:
+            self.bucket.retune(server.limit, server.window)
+        else:
+            self.bucket = TokenBucket(server.limit, server.window, now=now, used=server.used)
+
+    def absorb(self, other: Allowance, now: float, limits: Limits | None) -> None:
+        """Merge `other` into this one, because the provider counts their models together."""
+        mine, theirs = self.requests, other.requests
+        if mine is not None and theirs is not None:
+            mine.take(max(0.0, mine.level(now) - theirs.level(now)))
+            if limits is None or limits.requests_per_minute is None:
+                self._pace_requests(mine, now)
+        mine, theirs = self.tokens, other.tokens
+        if mine is not None and theirs is not None:
+            mine.take(max(0.0, mine.level(now) - theirs.level(now)))
+            if limits is None or limits.tokens_per_minute is None:
+                self._pace_tokens(mine, now)
+
+    def yield_to(self, limits: Limits) -> None:
+        """Leave the pace to limits that the user gave."""
+        if limits.requests_per_minute is not None:
+            self.pacer = None
+        if limits.tokens_per_minute is not None:
+            self.bucket = None
+
+
+@final
+class Grant:
+    """What one request took from an allowance, and the totals up to and including it."""
+
+    __slots__ = ("allowance", "at", "bucket", "requests", "reservation", "tokens", "tokens_before")
+
+    def __init__(self, allowance: Allowance, tokens: float, at: float) -> None:
+        self.allowance = allowance
+        self.at = at
+        self.tokens = tokens
+        self.requests = allowance.requests_sent
+        self.tokens_before = allowance.tokens_sent
+        self.bucket: TokenBucket | None = allowance.bucket
+        self.reservation: Booking | None = None if self.bucket is None else self.bucket.reserve(tokens, at)
+
+
+def _updated(
+    server: ServerLimit | None, reading: LimitReading, sent_at: float, sent_since: float, now: float
+) -> tuple[ServerLimit, bool]:
+    if server is None:
+        return ServerLimit(reading, sent_at, sent_since, now), True
+    return server, server.update(reading, sent_at, sent_since, now)
+
+
+# Pacing.
 
 
 MARGIN: Final = 0.985
 """Share of a limit that is used: what is sent evenly arrives a little unevenly."""
+
+
 BURST: Final = 0.01
-"""Seconds of requests that may go at once, for timers that come late."""
+"""Seconds' worth of requests that may go together, because timers come late."""
+
+
 START_UP: Final = 1.0
 """Seconds without bursts at the start, while connections are made and the loop is busy with new launches:
 what goes then arrives late, just before what goes after it."""
+
+
 START_UP_PACE: Final = 0.9
 """Share of the pace in that time: the first calls of a large launch were seen to arrive 70 ms late."""
+
+
 _TICK: Final = 1e-4
-"""Seconds to wait at least, where rounding says that it isn't quite time yet."""
+"""The shortest wait, for times that rounding puts just before the due time."""
 
 
 @final
 class Pacer:
-    """Paces requests by a leaky bucket with a small burst.
+    """Spreads requests evenly over the window, by a leaky bucket with a small burst.
 
-    A leaky bucket as large as the limit would let twice the limit through in one window: a full burst and
-    all that leaks while it lasts.
-
-    It is a plain bucket and not aiolimiter's, which is only awaited: admission must know how long each of its
-    limits would make a call wait before it chooses one, and can't suspend between the choice and the sending.
+    The bucket isn't aiolimiter's, which can only be awaited: admission must know how long each limit would make each
+    head of its queue wait *before* it chooses one, and can't suspend between choosing and sending.
 
     Args:
         limit: requests in one window.
         window: seconds.
         now: time of the loop.
-        used: requests of the window that are gone already. The next one waits as if they had been paced, too.
+        used: requests of the window that are used up already. The next one waits as if they had been paced.
 
     >>> pacer = Pacer(60)
     >>> pacer.take(0.0)
@@ -190,39 +381,23 @@ class Pacer:
         return max(0.0, self._level - (now - self._last) / self._interval)
 
 
-# TokenBucket: tokens are reserved before a request goes and settled when it is known what it used.
-
-
 _SLACK: Final = 1e-6
 """Tokens that count as nothing: the level is a float."""
 
 
 @final
-class Booking:
-    """Tokens that one request has reserved, then those that it used."""
-
-    __slots__ = ("at", "logged", "tokens")
-
-    def __init__(self, tokens: float, at: float) -> None:
-        self.tokens = tokens
-        self.at = at
-        self.logged = True
-
-
-@final
 class TokenBucket:
-    """A bucket of tokens that refills evenly, and a log that holds the limit in every window.
+    """A bucket of tokens that refills evenly, and a log of the last window.
 
-    The bucket is small, so that requests are paced; one that is larger than the bucket goes when it is
-    full and leaves a debt. The log is what makes the guarantee: the requests of any window fit the limit.
-    One that is larger than the limit goes alone. Who asks first must be served first: while the head of the
-    queue waits, nobody else may reserve.
+    The bucket is small, so that requests are paced. A request that is larger than the bucket goes when it is full, and
+    leaves a debt. The log makes the guarantee: the requests of any window fit the limit. A request that is larger than
+    the limit goes alone. The caller must serve requests in order: while one waits, no other may reserve.
 
     Args:
         limit: tokens in one window.
         window: seconds.
         now: time of the loop.
-        used: tokens of the window that are gone already.
+        used: tokens of the window that are used up already.
 
     >>> bucket = TokenBucket(6000, now=0.0)
     >>> first = bucket.reserve(985, now=0.0)
@@ -259,7 +434,7 @@ class TokenBucket:
         return wait
 
     def reserve(self, tokens: float, now: float) -> Booking:
-        """Take `tokens`, for which there is room."""
+        """Take `tokens`, after `wait` returned 0."""
         self._level = self._refilled(now) - tokens
         self._at = now
         if self._started is None:
@@ -277,7 +452,7 @@ class TokenBucket:
         """Correct a reservation to what was used: 0 for a request that was refused."""
         more = used - reservation.tokens
         reservation.tokens = used
-        # A refund may lift the level above the bucket's size: capped, tokens would be lost for ever.
+        # Don't cap it: a refund may lift the level above the bucket's size, and those tokens would be lost.
         self._level = self._refilled(now) - more
         self._at = now
         if reservation.logged:
@@ -314,46 +489,46 @@ class TokenBucket:
         return wait
 
 
-# ServerLimit: what a provider's replies say about one of its limits, and what should be left of it by now.
+@final
+class Booking:
+    """Tokens that one request has reserved, then those that it used."""
+
+    __slots__ = ("at", "logged", "tokens")
+
+    def __init__(self, tokens: float, at: float) -> None:
+        self.tokens = tokens
+        self.at = at
+        self.logged = True
+
+
+# Limits that a provider reports.
 
 
 MINUTE: Final = 60.0
+
+
 _NOISE: Final = 1.2
-"""How far apart two estimates of one window may be before it can't refill evenly."""
+"""The ratio of two estimates of a window from which on it can't be one that refills evenly."""
+
+
 _SHARED: Final = 0.05
-"""Share of a limit that must have gone to others within a window before they are believed in."""
+"""Share of a limit that others must have used within a window to count as proof of them."""
 
 
 _APART: Final = 3
-"""How many times as much must be used in one reading as in another to tell a bucket from a fixed window."""
+"""Ratio of the used amounts of two readings that can tell a bucket from a fixed window."""
+
+
 _SHORTEST: Final = 1e-3
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class LimitReading:
-    """One limit as the headers of one reply have it.
-
-    Attributes:
-        limit: the most that one window takes.
-        remaining: what is left of it, with the request itself counted.
-        reset: seconds until all of it is back; None where the reply doesn't say.
-        precision: seconds that `reset` may be off, as it is rounded.
-    """
-
-    limit: int
-    remaining: int
-    reset: float | None = None
-    precision: float = 0.0
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class RateLimits:
-    """What one response reports about the limits of its account and model, None for what it leaves out.
+    """The limits that one response reports for its account and model; None for those it doesn't report.
 
-    A client puts it into `ChatResponse.limits` or `ModelError.limits`. Without limits given by the user, the
-    engine paces by it, and sends nothing that the provider would refuse.
+    A client puts them into `ChatResponse.limits` or `ModelError.limits`. The engine paces later calls by them unless
+    the user gave limits, and sends nothing that the provider would refuse.
 
     >>> RateLimits(requests=LimitReading(limit=500, remaining=499, reset=0.12))
     RateLimits(requests=LimitReading(limit=500, remaining=499, reset=0.12, precision=0.0), tokens=None)
@@ -364,16 +539,118 @@ class RateLimits:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class LimitReading:
+    """One limit as one response reports it.
+
+    Attributes:
+        limit: the most requests, or tokens, in one window.
+        remaining: how many are left, after this request.
+        reset: seconds until all of them are back, or None if unknown.
+        precision: seconds by which `reset` may be off because it is rounded.
+    """
+
+    limit: int
+    remaining: int
+    reset: float | None = None
+    precision: float = 0.0
+
+
+@final
+class ServerLimit:
+    """A model of the provider's bucket: the last reading, less what was sent since then, plus the refill.
+
+    Attributes:
+        used: the most that may be used up of the current window.
+
+    >>> limit = ServerLimit(LimitReading(limit=60, remaining=1, reset=59.0), sent_at=0.0, sent_since=0, now=0.0)
+    >>> limit.take(1)
+    >>> limit.wait(1, now=0.0)
+    1.0
+    """
+
+    def __init__(self, reading: LimitReading, sent_at: float, sent_since: float, now: float) -> None:
+        self.limit = reading.limit
+        self.length = WindowLength()
+        self.window = MINUTE
+        self._level = self._alone = float(reading.limit)
+        self._at = now
+        self._others = 0.0
+        self._others_since = now
+        self._warned_of = 0.0
+        self.used = 0.0
+        self.update(reading, sent_at, sent_since, now)
+
+    @property
+    def rate(self) -> float:
+        """Requests, or tokens, that flow back in a second."""
+        return self.limit / self.window
+
+    @property
+    def shared(self) -> bool:
+        """True if other processes draw on this limit, too."""
+        return self._others > max(5, _SHARED * self.limit)
+
+    def level(self, now: float) -> float:
+        """Return what should be left."""
+        return min(self.limit, self._level + (now - self._at) * self.rate)
+
+    def wait(self, cost: float, now: float) -> float:
+        """Return the seconds until the provider should admit `cost`."""
+        missing = min(cost, self.limit) - self.level(now)
+        return missing / self.rate if missing > 1e-6 else 0.0
+
+    def take(self, cost: float) -> None:
+        self._level -= cost
+        self._alone -= cost
+
+    def update(self, reading: LimitReading, sent_at: float, sent_since: float, now: float) -> bool:
+        """Learn from a reading. Return True if the limit or its window has changed.
+
+        Args:
+            sent_at: the time at which its request was sent. The provider counted it at about that time.
+            sent_since: requests, or tokens, sent since then.
+        """
+        before = self.rate
+        self._level, self._alone = self.level(now), min(self.limit, self._alone + (now - self._at) * before)
+        self._at = now
+        self.length.update(reading)
+        self.limit, self.window = reading.limit, self.length.seconds
+        refilled = (now - sent_at) * self.rate
+        # Only correct downwards: a reading is old when it arrives.
+        left = min(reading.limit, max(0.0, reading.remaining + refilled - sent_since))
+        self._level = min(self._level, left)
+        self._notice_others(reading.remaining + refilled, now)
+        used: float = reading.limit - reading.remaining
+        if reading.reset is not None:
+            # If a fixed window ends soon, no more than that time is lost.
+            used = min(used, (reading.reset + reading.precision) * self.rate)
+        self.used = min(reading.limit, used + sent_since)
+        changed = abs(self.rate - self._warned_of) > 0.005 * self._warned_of
+        if changed:
+            self._warned_of = self.rate
+            self._others = 0.0
+        return changed
+
+    def _notice_others(self, most_left: float, now: float) -> None:
+        """Compare what is left with what would be left if this process were the only one."""
+        if now - self._others_since > self.window:
+            self._others, self._others_since = 0.0, now
+        if self._alone > most_left:
+            self._others += self._alone - most_left
+            self._alone = most_left
+
+
+@final
 class WindowLength:
-    """How long a provider's window is, which no header says.
+    """Estimates the length of a provider's window. No header reports it.
 
-    A bucket that refills evenly needs `used / limit` of a window until it is full; so each reading bounds
-    the window from both sides, as `remaining` is rounded down. A minute is believed where the bounds allow
-    it. Where readings contradict one another nothing refills evenly: then a window is as long as the
-    longest reset.
+    A bucket that refills evenly needs `used / limit` of a window until it is full. `remaining` is rounded down, so each
+    reading bounds the window from both sides. If the bounds allow a minute, it is a minute. If they contradict one
+    another, nothing refills evenly: it is a fixed window, as long as the longest reset.
 
-    It takes readings that differ to tell the two: after one request of 1,000, "full in a minute" may be a
-    bucket of 17 hours. Until then the window is as short as it can be: a minute, or the longest reset.
+    Only readings that differ can tell the two apart. After one request of 1,000, "full in a minute" may be a bucket of
+    17 hours. Until then the window is assumed to be as short as it can be: a minute, or the longest reset.
 
     >>> window = WindowLength()
     >>> window.update(LimitReading(limit=10_000, remaining=9_999, reset=8.64))
@@ -409,280 +686,27 @@ class WindowLength:
         return min(max(MINUTE, least), max(self._most, _SHORTEST))
 
 
-@final
-class ServerLimit:
-    """A model of the provider's own bucket: what it said last, less what was sent since, plus the refill.
-
-    >>> limit = ServerLimit(LimitReading(limit=60, remaining=1, reset=59.0), sent_at=0.0, sent_since=0, now=0.0)
-    >>> limit.take(1)
-    >>> limit.wait(1, now=0.0)
-    1.0
-    """
-
-    def __init__(self, reading: LimitReading, sent_at: float, sent_since: float, now: float) -> None:
-        self.limit = reading.limit
-        self.length = WindowLength()
-        self.window = MINUTE
-        self._level = self._alone = float(reading.limit)
-        self._at = now
-        self._others = 0.0
-        self._others_since = now
-        self._warned_of = 0.0
-        self.used = 0.0
-        self.update(reading, sent_at, sent_since, now)
-
-    # `used`: what may be gone of the window, at most.
-
-    @property
-    def rate(self) -> float:
-        """What flows back in a second."""
-        return self.limit / self.window
-
-    @property
-    def shared(self) -> bool:
-        """Whether somebody else draws on this limit."""
-        return self._others > max(5, _SHARED * self.limit)
-
-    def level(self, now: float) -> float:
-        """Return what should be left."""
-        return min(self.limit, self._level + (now - self._at) * self.rate)
-
-    def wait(self, cost: float, now: float) -> float:
-        """Return the seconds until the provider should admit `cost`."""
-        missing = min(cost, self.limit) - self.level(now)
-        return missing / self.rate if missing > 1e-6 else 0.0
-
-    def take(self, cost: float) -> None:
-        self._level -= cost
-        self._alone -= cost
-
-    def update(self, reading: LimitReading, sent_at: float, sent_since: float, now: float) -> bool:
-        """Take in the reading of a reply; returns whether the limit or its window is another than before.
-
-        Args:
-            sent_at: when its request was sent; the provider counted at about that time.
-            sent_since: what has been sent since then.
-        """
-        before = self.rate
-        self._level, self._alone = self.level(now), min(self.limit, self._alone + (now - self._at) * before)
-        self._at = now
-        self.length.update(reading)
-        self.limit, self.window = reading.limit, self.length.seconds
-        refilled = (now - sent_at) * self.rate
-        # Downwards only: a reading is old when it comes.
-        left = min(reading.limit, max(0.0, reading.remaining + refilled - sent_since))
-        self._level = min(self._level, left)
-        self._notice_others(reading.remaining + refilled, now)
-        used: float = reading.limit - reading.remaining
-        if reading.reset is not None:
-            # Of a fixed window that ends soon only that time is lost.
-            used = min(used, (reading.reset + reading.precision) * self.rate)
-        self.used = min(reading.limit, used + sent_since)
-        changed = abs(self.rate - self._warned_of) > 0.005 * self._warned_of
-        if changed:
-            self._warned_of = self.rate
-            self._others = 0.0
-        return changed
-
-    def _notice_others(self, most_left: float, now: float) -> None:
-        """Compare what is left at most with what would be if nobody else sent anything."""
-        if now - self._others_since > self.window:
-            self._others, self._others_since = 0.0, now
-        if self._alone > most_left:
-            self._others += self._alone - most_left
-            self._alone = most_left
-
-
-# Allowance: what an account, or one model of it, may still send of requests and of tokens.
-
-
-LONG: Final = 900.0
-"""Seconds from which on a provider's window isn't paced. Who has a day's requests left wants them now, not evenly
-over the day; what the provider says is left holds all the same."""
-
-
-@final
-class Grant:
-    """What one request took of an allowance, and how much had been taken with it."""
-
-    __slots__ = ("allowance", "at", "bucket", "requests", "reservation", "tokens", "tokens_before")
-
-    def __init__(self, allowance: Allowance, tokens: float, at: float) -> None:
-        self.allowance = allowance
-        self.at = at
-        self.tokens = tokens
-        self.requests = allowance.requests_sent
-        self.tokens_before = allowance.tokens_sent
-        self.bucket: TokenBucket | None = allowance.bucket
-        self.reservation: Booking | None = None if self.bucket is None else self.bucket.reserve(tokens, at)
-
-
-@final
-class Allowance:
-    """Requests and tokens under limits that were given, or that the provider's replies tell.
-
-    Given limits set the pace. What a reply says is left holds in any case: a request that the provider
-    has no room for would only be refused.
-    """
-
-    def __init__(self) -> None:
-        self.pacer: Pacer | None = None
-        self.bucket: TokenBucket | None = None
-        self.requests: ServerLimit | None = None
-        self.tokens: ServerLimit | None = None
-        self.requests_sent = 0
-        self.tokens_sent = 0.0
-
-    @classmethod
-    def given(cls, limits: Limits, now: float) -> Allowance:
-        """Return an allowance under explicit limits, nothing of them used."""
-        made = cls()
-        if limits.requests_per_minute is not None and limits.requests_per_minute < NO_LIMIT:
-            made.pacer = Pacer(limits.requests_per_minute)
-        if limits.tokens_per_minute is not None and limits.tokens_per_minute < NO_LIMIT:
-            made.bucket = TokenBucket(limits.tokens_per_minute, now=now)
-        return made
-
-    @property
-    def paced(self) -> bool:
-        return self.pacer is not None or self.bucket is not None
-
-    def wait(self, tokens: float, now: float) -> float:
-        """Return the seconds until a request of `tokens` may go, 0 if it may now."""
-        wait = 0.0
-        if self.pacer is not None:
-            wait = self.pacer.wait(now)
-        if self.bucket is not None:
-            wait = max(wait, self.bucket.wait(tokens, now))
-        if self.requests is not None:
-            wait = max(wait, self.requests.wait(1, now))
-        if self.tokens is not None:
-            wait = max(wait, self.tokens.wait(tokens, now))
-        return wait
-
-    def take(self, tokens: float, now: float) -> Grant:
-        """Take a request of `tokens`, which fits."""
-        self.requests_sent += 1
-        self.tokens_sent += tokens
-        if self.pacer is not None:
-            self.pacer.take(now)
-        if self.requests is not None:
-            self.requests.take(1)
-        if self.tokens is not None:
-            self.tokens.take(tokens)
-        return Grant(self, tokens, now)
-
-    def settle(self, grant: Grant, tokens: float, now: float) -> None:
-        """Correct the tokens of a request to those that it used."""
-        if self.tokens is not None:
-            self.tokens.take(tokens - grant.tokens)
-        self._correct(grant, tokens, now)
-
-    def refund(self, grant: Grant, now: float, *, counted: bool) -> None:
-        """Give back the tokens of a request that failed; and the request, if the provider didn't count it.
-
-        What the provider has left is as its reply says, not as we would have it.
-        """
-        self.requests_sent -= not counted
-        self._correct(grant, 0.0, now)
-
-    def _correct(self, grant: Grant, tokens: float, now: float) -> None:
-        if grant.bucket is not None and grant.reservation is not None:
-            grant.bucket.settle(grant.reservation, tokens, now)
-        self.tokens_sent += tokens - grant.tokens
-        grant.tokens = tokens
-
-    def update(
-        self,
-        grant: Grant,
-        reported: RateLimits,
-        now: float,
-        limits: Limits | None,
-    ) -> bool:
-        """Take in what a reply says is left; returns whether the pace is another than before.
-
-        Args:
-            grant: what its request took.
-            limits: explicit limits; they set the pace, whatever the replies say.
-        """
-        changed = False
-        if reported.requests is not None:
-            since = self.requests_sent - grant.requests
-            self.requests, new = _updated(self.requests, reported.requests, grant.at, since, now)
-            if new and (limits is None or limits.requests_per_minute is None):
-                self._pace_requests(self.requests, now)
-                changed = True
-        if reported.tokens is not None:
-            used = self.tokens_sent - grant.tokens_before
-            self.tokens, new = _updated(self.tokens, reported.tokens, grant.at, used, now)
-            if new and (limits is None or limits.tokens_per_minute is None):
-                self._pace_tokens(self.tokens, now)
-                changed = True
-        return changed
-
-    def _pace_requests(self, server: ServerLimit, now: float) -> None:
-        if server.window > LONG:
-            self.pacer = None
-        elif self.pacer is not None and self.pacer.limit == server.limit:
-            self.pacer.retune(server.limit, server.window)
-        else:
-            # As if what is used of the window had been paced, too: so no window holds more than the limit.
-            self.pacer = Pacer(server.limit, server.window, now=now, used=server.used)
-
-    def _pace_tokens(self, server: ServerLimit, now: float) -> None:
-        if server.window > LONG:
-            self.bucket = None
-        elif self.bucket is not None and self.bucket.limit == server.limit:
-            self.bucket.retune(server.limit, server.window)
-        else:
-            self.bucket = TokenBucket(server.limit, server.window, now=now, used=server.used)
-
-    def absorb(self, other: Allowance, now: float, limits: Limits | None) -> None:
-        """Take over what `other` has sent, where the provider counts the two together."""
-        mine, theirs = self.requests, other.requests
-        if mine is not None and theirs is not None:
-            mine.take(max(0.0, mine.level(now) - theirs.level(now)))
-            if limits is None or limits.requests_per_minute is None:
-                self._pace_requests(mine, now)
-        mine, theirs = self.tokens, other.tokens
-        if mine is not None and theirs is not None:
-            mine.take(max(0.0, mine.level(now) - theirs.level(now)))
-            if limits is None or limits.tokens_per_minute is None:
-                self._pace_tokens(mine, now)
-
-    def yield_to(self, limits: Limits) -> None:
-        """Leave the pace to explicit limits."""
-        if limits.requests_per_minute is not None:
-            self.pacer = None
-        if limits.tokens_per_minute is not None:
-            self.bucket = None
-
-
-def _updated(
-    server: ServerLimit | None, reading: LimitReading, sent_at: float, sent_since: float, now: float
-) -> tuple[ServerLimit, bool]:
-    if server is None:
-        return ServerLimit(reading, sent_at, sent_since, now), True
-    return server, server.update(reading, sent_at, sent_since, now)
-
-
-# OutputEstimate: how long replies get, learnt from those that came.
+# The length of replies.
 
 
 DEFAULT_OUTPUT: Final = 512
-"""Tokens expected of a reply before one like it has come."""
+"""Tokens expected of a reply before there was one like it."""
+
+
 KEPT: Final = 256
-"""Newest replies that the estimate is made from."""
+"""Number of newest replies that the estimate is made from."""
 
 
 @final
 class OutputEstimate:
     """A running percentile of the output tokens of each purpose and model, and of each node of a program.
 
-    A node that has had no reply yet is taken for a usual one of its purpose.
+    A node without replies is assumed to be like the others of its purpose.
 
-    A mean would be too little for every second reply; the most ever seen would hold back tokens that
-    nobody uses.
+    A mean would be too little for every second reply. The maximum would hold back tokens that are hardly ever used.
+
+    Args:
+        share: of the replies that the estimate covers. Admission uses 0.9; budgets use more, because money is at stake.
 
     >>> estimate = OutputEstimate()
     >>> estimate.tokens("forward", "m")
@@ -704,7 +728,7 @@ class OutputEstimate:
         """Learn from one reply.
 
         Args:
-            site: what tells the program's nodes apart and is the same from step to step.
+            site: identifies the node in the program; the same from step to step.
         """
         for known in (None,) if site is None else (None, site):
             newest, ordered = self._seen.setdefault((purpose, model, known), (deque(), []))

@@ -1,4 +1,17 @@
-"""Retry: the one place that repeats an attempt."""
+"""Retries, and how an account recovers from refusals and failures.
+
+A call whose attempt failed is tried again, with a growing, random delay (`RETRIES`). That is right for one failure and
+wrong for many: a thousand calls that all retry against a broken server keep it broken, and one that is over its limit
+refuses all of them. So the account has its own state, and its calls wait in the queue instead:
+
+* `Refusals`: after a 429 the whole account pauses, is tried by one call, and finds the pace that the provider takes.
+* `Circuit`: an account that fails again and again is tried by one call at a time (circuit breaker).
+* `RetryBudget`: retries must not become more than the calls themselves.
+* `Concurrency`: how many requests may be in flight, found by trying.
+
+`AccountHealth` holds the circuit and the retry budget of an account, and logs what happens to them. `Admitter` in
+`_admission.py` asks all of them before it sends anything.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +38,20 @@ from afnio.runtime.events import CircuitClosed, CircuitOpened, emit
 
 ATTEMPTS: Final = 8
 """At 20 % faults five attempts lose some call in 11 % of runs of 350 calls, eight in 0.1 %."""
+
+
 REFUSED_FOR: Final = 3600.0
 """Seconds of nothing but refusals after which a call fails: a quota by the hour is waited for, one by the day isn't."""
+
+
 BACKOFF_FIRST: Final = 0.5
+
+
 BACKOFF_MAX: Final = 30.0
+
+
 FIRST_CONTACT_MAX: Final = 2.0
-"""The longest backoff towards a host that was never reached, so that a wrong URL is told within five seconds."""
-
-
-def backoff(state: RetryCallState) -> float:
-    """Return seconds to wait: full jitter (AWS, 2015), on top of what the provider asked for.
-
-    Callers that were all told the same `retry-after` would otherwise come back as one herd.
-    """
-    error = state.outcome.exception() if state.outcome is not None else None
-    longest = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX
-    ceiling = min(longest, BACKOFF_FIRST * 2 ** min(state.attempt_number - 1, 10))
-    asked = error.retry_after if isinstance(error, ModelError) else None
-    return (asked or 0.0) + random.uniform(0, ceiling)
+"""The longest backoff towards a host that was never reached, so that a wrong URL is reported within five seconds."""
 
 
 class Repeated(Protocol):
@@ -84,6 +93,18 @@ def _used_up(state: RetryCallState) -> bool:
     return call.failures >= most or (error is not None and not call.health.grant_retry(error, loop_time()))
 
 
+def backoff(state: RetryCallState) -> float:
+    """Return seconds to wait: full jitter (AWS, 2015), on top of what the provider asked for.
+
+    Without jitter, callers that got the same `retry-after` would come back as one herd.
+    """
+    error = state.outcome.exception() if state.outcome is not None else None
+    longest = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX
+    ceiling = min(longest, BACKOFF_FIRST * 2 ** min(state.attempt_number - 1, 10))
+    asked = error.retry_after if isinstance(error, ModelError) else None
+    return (asked or 0.0) + random.uniform(0, ceiling)
+
+
 async def _announce(state: RetryCallState) -> None:
     call: Repeated = state.args[0]
     call.retry(state)
@@ -101,25 +122,139 @@ RETRIES: Final = AsyncRetrying(
 )
 """Repeats attempts: `await RETRIES(attempt, call)`. Transient errors are tried again, every other one is raised.
 
-One object for all calls, which is only ever called. Made for each call it would leave a reference cycle; iterated,
-it would mix calls up, because it keeps the state of an iteration in itself.
+Always call this object. A policy made for each call would leave a reference cycle. Iterating this one would mix up
+concurrent calls, because it keeps the state of an iteration in itself.
 """
 
 
 def is_first_contact(error: BaseException | None) -> bool:
-    """Whether a host can't be reached that never was; `AccountHealth` gives it some seconds."""
+    """Return True if the host has never been reached. `AccountHealth` gives up on it after some seconds."""
     return isinstance(error, UnreachableError) and error.first_contact
 
 
-# RetryBudget: how many retries an account may cost, so that an outage isn't met with a storm.
+# The health of one account.
+
+
+FIRST_CONTACT: Final = 2.5
+"""Seconds after which the next attempt is the last one to a host that was never reached."""
+
+
+ANEW: Final = 60.0
+"""Seconds without an attempt after which a host that was never reached gets the same time again."""
+
+
+LINES: Final = 10
+"""Log lines about the retries of one account in a minute: an outage of thousands of calls must not fill the log."""
+
+
+_logger = logging.getLogger("afnio")
+
+
+@final
+class AccountHealth:
+    """The circuit and the retry budget of one account, and its log lines.
+
+    >>> health = AccountHealth("http://localhost:8000/v1")
+    >>> health.answered(0, now=0.0)
+    >>> health.circuit.answered
+    True
+    """
+
+    def __init__(self, url: str) -> None:
+        self.circuit = Circuit()
+        self.retries = RetryBudget()
+        self._url = url
+        self._lines = AsyncLimiter(LINES, 60.0)
+        self._warned = False
+        self._reached = False
+        self._unreached: tuple[float, float] | None = None  # since when, and at last when
+
+    def answered(self, number: int, now: float) -> None:
+        """Count an answer to a request. A refusal is one, too: the account is alive."""
+        self._reached = True
+        seconds = self.circuit.succeeded(number, now)
+        if seconds is not None:
+            _logger.warning("%s answers again, after %.0f s", self._url, seconds)
+            emit(CircuitClosed(self._url, seconds))
+
+    def failed(
+        self, number: int, error: TransientModelError, now: float, *, probe: bool
+    ) -> ProviderDownError | None:
+        """Count a failure. Return the error for all waiting calls if the account is given up."""
+        if not isinstance(error, UnreachableError):
+            self._reached = True
+        elif not self._reached:
+            error.first_contact = True
+            if self._never_reached(now):
+                return ProviderDownError(str(error))
+        circuit = self.circuit
+        if circuit.failed(number, now, probe=probe):
+            failed, sent = circuit.opened_by
+            _logger.warning(
+                "%d of %d requests sent one after another to %s have failed (%s); its calls wait, and one at a "
+                "time tries it",
+                failed,
+                sent,
+                self._url,
+                error,
+            )
+            emit(CircuitOpened(self._url, failed, str(error)))
+        if not (probe and circuit.given_up(now)):
+            return None
+        assert circuit.opened_at is not None
+        return ProviderDownError(
+            f"{self._url} has answered nothing for {(now - circuit.opened_at) / 60:.0f} minutes: "
+            f"{circuit.failures} requests failed, at last with [{error}]; start again when it works",
+            status=error.status,
+        )
+
+    def _never_reached(self, now: float) -> bool:
+        """Return True if a host that was never reached is given up: a wrong URL, or a server that isn't running."""
+        since, last = self._unreached or (now, now)
+        if now - last > ANEW:
+            since = now
+        self._unreached = since, now
+        return now - since >= FIRST_CONTACT
+
+    async def log_retry(self, error: BaseException | None, seconds: float) -> None:
+        """Log a retry, or skip the line if there were `LINES` in the last minute: a call never waits for its line."""
+        if self._lines.has_capacity():
+            await self._lines.acquire()
+            _logger.info("%s; trying again in %.1f s", error, seconds)
+
+    def grant_retry(self, error: BaseException, now: float) -> bool:
+        """Take one retry from the budget. If there is none, a note on the error says so."""
+        if not self._warned and not self.circuit.answered:
+            # On the first failure: with a wrong URL the user shouldn't wait a minute for all attempts.
+            how = "for some seconds" if is_first_contact(error) else f"(1 of {ATTEMPTS})"
+            _logger.warning("%s; trying again %s", error, how)
+        self._warned = True
+        if is_first_contact(error):
+            return True
+        if self.retries.spend(now):
+            return True
+        error.add_note(
+            f"not tried again: {self._url} had [{self.retries.retries}] retries in ten minutes, which is all "
+            f"that [{self.retries.calls}] calls and {SPARE} more allow"
+        )
+        return False
+
+
+# The retry budget.
 
 
 PERIOD: Final = 600.0
 """Seconds that calls and retries are counted over."""
-SHARE: Final = 1.0
+
+
+RETRY_SHARE: Final = 1.0
 """Retries for each call."""
+
+
 SPARE: Final = 50
 """Retries on top, for accounts with few calls."""
+
+
 _SLICES: Final = 60
 
 
@@ -148,9 +283,9 @@ class RetryBudget:
         self.calls += 1
 
     def spend(self, now: float) -> bool:
-        """Take one retry; returns whether there was one."""
+        """Take one retry. Return False if there is none left."""
         current = self._slice(now)
-        if self.retries >= SHARE * self.calls + SPARE:
+        if self.retries >= RETRY_SHARE * self.calls + SPARE:
             return False
         current[1] += 1
         self.retries += 1
@@ -168,33 +303,51 @@ class RetryBudget:
         return found
 
 
-# Refusals: when an account that refuses requests is tried again, and the pace that it turns out to take.
+# Refusals, and the pace that is learnt from them.
 
 
 LOOKBACK: Final = 60.0
 """Seconds before a refusal whose requests are evidence of what the account takes."""
+
+
 STRAY: Final = 5
+
+
 STRAY_SHARE: Final = 0.3
-"""Refusals that are taken for chance: so many, and so large a share of what was sent. Slowing down for random ones
-would help nobody, and never end."""
+"""Refusals that are taken for chance: this number, and this share of what was sent. Slowing down for random refusals
+would not reduce them, so the account would get slower and slower."""
+
+
 PACED_SHARE: Final = 0.1
 """The same share while a learnt pace holds: then there is a limit."""
+
+
 CONFIRMED: Final = 3
-"""Refused probes, one after another, that are not."""
+"""Refused probes, one after another, that prove a limit."""
+
+
 FIRST_PAUSE: Final = 0.25
-"""Seconds after a refusal that doesn't say how long to wait; each refused probe doubles it."""
+"""Seconds to wait after a refusal without `retry-after`; each refused probe doubles them."""
+
+
 LAST_PAUSE: Final = 5.0
+
+
 PACE_GROWTH: Final = 1.5
 """A learnt pace grows by this in each span of time that it was learnt from."""
+
+
 FORGOTTEN: Final = 5
 """Spans after which it is forgotten."""
+
+
 _LEAST: Final = 5
-"""Requests that a span is taken to hold at least, as fewer say little."""
+"""Requests that a span is taken to hold at least: fewer are too few to measure a pace."""
 
 
 @final
 class _Second:
-    """What was sent within one second, and how much of it was refused."""
+    """Requests sent within one second, and how many of them were refused."""
 
     __slots__ = ("first", "refused", "sent")
 
@@ -205,23 +358,22 @@ class _Second:
 
 @final
 class Refusals:
-    """Probes an account that refuses requests, and learns its pace where nobody says what it is.
+    """Probes an account that refuses requests, and learns its pace if no header reports it.
 
-    After a refusal nothing is sent for a while, then one request, a probe. When it is answered, or isn't
-    refused in twice the time that the last refusal took, the account is open again. A reply may take
-    minutes, a refusal doesn't.
+    After a refusal nothing is sent for a while, then one request, a probe. The account is open again if the probe is
+    answered, or isn't refused within twice the time that the last refusal took: a reply may take minutes, a refusal
+    doesn't.
 
-    A few refusals are chance. Where there are more, what the account let in between the first request and
-    the probe that got through, divided by that time, is what it takes, whatever its window is: 300 requests
-    in the first second and none in the next 59 are 300 a minute. That becomes the pace. As it may be too
-    slow, because the limit has changed or others have gone, it grows until the account refuses again, and
-    is forgotten if that doesn't happen.
+    A few refusals are chance. If there are more, the pace is the number of requests that were let in between the first
+    one and the successful probe, divided by that time. This needs no knowledge of the window: 300 requests in the
+    first second and none in the next 59 are 300 a minute. The pace may be too slow later, when the limit has changed
+    or other clients have gone. So it grows until the account refuses again, and is forgotten if it doesn't.
 
-    Requests are counted by the time at which they were sent. By the time of arrival refusals would look
-    more than they are, since they overtake replies.
+    Requests are counted at the time at which they were sent. Refusals overtake replies, so counted on arrival there
+    would seem to be more of them.
 
     Args:
-        learnt: told what the account takes: requests, and in how many seconds.
+        learnt: called with the pace: requests, and in how many seconds.
     """
 
     def __init__(self, learnt: Callable[[int, float], None]) -> None:
@@ -241,7 +393,7 @@ class Refusals:
 
     @property
     def shut(self) -> bool:
-        """Whether the account refuses one probe after another."""
+        """True if the account refuses one probe after another."""
         return self._refused_probes >= CONFIRMED
 
     def wait(self, now: float) -> float:
@@ -278,12 +430,12 @@ class Refusals:
         second.sent += 1
 
     def answered(self, number: int, now: float) -> None:
-        """Take in that a request was not refused."""
+        """Note that a request was not refused."""
         if self._refusing and number > self._paused_after:
             self._open(now)
 
     def refused(self, number: int, sent_at: float, retry_after: float | None, now: float) -> float:
-        """Count a refusal; returns the seconds for which nothing should be sent."""
+        """Count a refusal. Return the seconds for which nothing should be sent."""
         second = self._seconds.get(int(sent_at))
         if second is not None:
             second.refused += 1
@@ -315,31 +467,39 @@ class Refusals:
         self._learnt(sent - refused, span)
 
 
-# Circuit: an account that fails again and again is left alone, and tried by one call at a time.
+# The circuit breaker.
 
 
 BLOCK: Final = 22
 """Requests that were sent one after another and are judged together."""
+
+
 OPENS_AFTER: Final = 20
 """Failures among them."""
+
+
 FIRST_PROBE: Final = 1.0
 """Seconds until the first probe; each failed probe doubles it."""
+
+
 LAST_PROBE: Final = 30.0
 """Seconds between probes at most."""
+
+
 GIVES_UP: Final = 600.0
-"""Seconds of failed probes after which those who wait fail."""
+"""Seconds of failed probes after which the waiting calls fail."""
 
 
 @final
 class Circuit:
-    """A circuit breaker (Nygard, Release It!, 2007): closed, open, half open while a probe is under way.
+    """A circuit breaker (Nygard, Release It!, 2007): closed, open, half open while a probe is in flight.
 
-    It opens when 20 of 22 requests have failed that were sent one after another. The order of sending
-    counts, not that of arrival: failures are often quicker than replies, so that a fifth of 256 requests
-    may fail before the first of the others is answered.
+    It opens when 20 of 22 requests that were sent one after another have failed. The order of sending counts, not that
+    of arrival: failures are often quicker than replies, so a fifth of 256 requests may fail before the first of the
+    others is answered.
 
-    Failures are transient errors that are no rate limits: those mean that the account is alive. An
-    account that has never answered has no circuit, as a wrong URL must not be waited for.
+    Failures are transient errors except rate limits, which mean that the account is alive. An account that has never
+    answered has no circuit: calls shouldn't wait for a wrong URL.
 
     Requests are known by a number that grows with each one sent.
 
@@ -366,19 +526,19 @@ class Circuit:
         self._pause = FIRST_PROBE
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a call may go; infinite until the probe under way has ended."""
+        """Return the seconds until a call may go; infinite while a probe is in flight."""
         if self.opened_at is None:
             return 0.0
         return math.inf if self._probing else max(0.0, self._next_probe - now)
 
     def send(self, number: int) -> bool:
-        """Let a call go; returns whether it is a probe."""
+        """Count a call that is sent. Return True if it is a probe."""
         self._sent = number
         self._probing = self.opened_at is not None
         return self._probing
 
     def succeeded(self, number: int, now: float) -> float | None:
-        """Close the circuit; returns the seconds for which it was open, None if it wasn't."""
+        """Close the circuit. Return the seconds for which it was open, or None if it was closed."""
         opened_at, self.opened_at = self.opened_at, None
         self.answered = True
         self.failures = 0
@@ -386,13 +546,13 @@ class Circuit:
         self._pause = FIRST_PROBE
         block = number // BLOCK
         if block > self._newest_answered:
-            # What was sent before it says nothing any more, however late it fails.
+            # Forget what was sent before it: a request that fails late proves nothing about now.
             self._newest_answered = block
             self._blocks = {late: failed for late, failed in self._blocks.items() if late >= block}
         return None if opened_at is None else now - opened_at
 
     def failed(self, number: int, now: float, *, probe: bool) -> bool:
-        """Count a failure; returns whether it opened the circuit."""
+        """Count a failure. Return True if it opened the circuit."""
         self.failures += 1
         if probe:
             self._probing = False
@@ -411,138 +571,43 @@ class Circuit:
         return True
 
     def released(self, *, probe: bool) -> None:
-        """End a call that says nothing, as it was cancelled or refused; the next one may probe."""
+        """End a call that proves nothing, because it was cancelled. The next one may probe."""
         if probe:
             self._probing = False
 
     def given_up(self, now: float) -> bool:
-        """Whether probes have failed for so long that nobody should wait any more."""
+        """Return True if probes have failed for too long to keep calls waiting."""
         return self.opened_at is not None and now - self.opened_at >= GIVES_UP
 
 
-# AccountHealth: whether an account answers, and how often its calls may be tried again.
-
-
-FIRST_CONTACT: Final = 2.5
-"""Seconds after which the next attempt is the last one to a host that was never reached."""
-LINES: Final = 10
-"""Log lines about the retries of one account in a minute: an outage of thousands of calls must not fill the log."""
-ANEW: Final = 60.0
-"""Seconds without an attempt after which a host that was never reached gets as many again."""
-
-_logger = logging.getLogger("afnio")
-
-
-@final
-class AccountHealth:
-    """The circuit and the retry budget of one account, and what its user is told of them.
-
-    >>> health = AccountHealth("http://localhost:8000/v1")
-    >>> health.answered(0, now=0.0)
-    >>> health.circuit.answered
-    True
-    """
-
-    def __init__(self, url: str) -> None:
-        self.circuit = Circuit()
-        self.retries = RetryBudget()
-        self._url = url
-        self._lines = AsyncLimiter(LINES, 60.0)
-        self._told = False
-        self._reached = False
-        self._unreached: tuple[float, float] | None = None  # since when, and at last when
-
-    def answered(self, number: int, now: float) -> None:
-        """Count an answer to a request, be it a refusal: the account is alive."""
-        self._reached = True
-        seconds = self.circuit.succeeded(number, now)
-        if seconds is not None:
-            _logger.warning("%s answers again, after %.0f s", self._url, seconds)
-            emit(CircuitClosed(self._url, seconds))
-
-    def failed(
-        self, number: int, error: TransientModelError, now: float, *, probe: bool
-    ) -> ProviderDownError | None:
-        """Count a failure; returns the error of those who wait, where they shouldn't any longer."""
-        if not isinstance(error, UnreachableError):
-            self._reached = True
-        elif not self._reached:
-            error.first_contact = True
-            if self._never_reached(now):
-                return ProviderDownError(str(error))
-        circuit = self.circuit
-        if circuit.failed(number, now, probe=probe):
-            failed, sent = circuit.opened_by
-            _logger.warning(
-                "%d of %d requests sent one after another to %s have failed (%s); its calls wait, and one at a "
-                "time tries it",
-                failed,
-                sent,
-                self._url,
-                error,
-            )
-            emit(CircuitOpened(self._url, failed, str(error)))
-        if not (probe and circuit.given_up(now)):
-            return None
-        assert circuit.opened_at is not None
-        return ProviderDownError(
-            f"{self._url} has answered nothing for {(now - circuit.opened_at) / 60:.0f} minutes: "
-            f"{circuit.failures} requests failed, at last with [{error}]; start again when it works",
-            status=error.status,
-        )
-
-    def _never_reached(self, now: float) -> bool:
-        """Whether a host that was never reached is given up: a wrong URL, or a server that doesn't run."""
-        since, last = self._unreached or (now, now)
-        if now - last > ANEW:
-            since = now
-        self._unreached = since, now
-        return now - since >= FIRST_CONTACT
-
-    async def log_retry(self, error: BaseException | None, seconds: float) -> None:
-        """Log a retry, unless the log has had enough of them: the call must not wait for its line."""
-        if self._lines.has_capacity():
-            await self._lines.acquire()
-            _logger.info("%s; trying again in %.1f s", error, seconds)
-
-    def grant_retry(self, error: BaseException, now: float) -> bool:
-        """Take one retry from the budget; an error that gets none says why."""
-        if not self._told and not self.circuit.answered:
-            # At once, as a wrong URL is not worth the minute that all attempts take.
-            how = "for some seconds" if is_first_contact(error) else f"(1 of {ATTEMPTS})"
-            _logger.warning("%s; trying again %s", error, how)
-        self._told = True
-        if is_first_contact(error):
-            return True
-        if self.retries.spend(now):
-            return True
-        error.add_note(
-            f"not tried again: {self._url} had [{self.retries.retries}] retries in ten minutes, which is all "
-            f"that [{self.retries.calls}] calls and {SPARE} more allow"
-        )
-        return False
-
-
-# Concurrency: how many requests an account takes at once, found by trying.
-#
-# Additive increase, multiplicative decrease (Chiu and Jain, 1989) with the slow start of TCP: double per
-# clean round until the first rate limit, then grow by a twentieth; one cut to 0.8 of it for each episode of
-# rate limits. It grows only where the limit was really used, as unused headroom proves nothing. (The
-# saturation gate is inspect_ai's; latency isn't used: a busy client alone can double it.)
+# Concurrency: additive increase, multiplicative decrease (Chiu and Jain, 1989) with the slow start of TCP. The limit
+# doubles per clean round until the first rate limit, and grows by a twentieth after it. Each episode of rate limits
+# cuts it to 0.8. It grows only while the limit is really used, because unused headroom proves nothing. (The saturation
+# gate is inspect_ai's. Latency isn't used: a busy client alone can double it.)
 
 
 START: Final = 64
+
+
 CEILING: Final = 1024
+
+
 CUT: Final = 0.8
+
+
 GROWTH: Final = 1.05
+
+
 SATURATION: Final = 0.8
+
+
 COOLDOWN: Final = 15.0
 """Seconds after a cut in which further rate limits belong to the same episode."""
 
 
 @final
 class Concurrency:
-    """The number of requests that may be on the wire.
+    """The number of requests that an account may have in flight, found by trying.
 
     >>> fixed = Concurrency(8)
     >>> fixed.limit
@@ -558,7 +623,7 @@ class Concurrency:
         self._quiet_until = 0.0
 
     def set_ceiling(self, ceiling: int) -> None:
-        """Use `ceiling` at once."""
+        """Use `ceiling` from now on, without approaching it step by step."""
         self.ceiling = self.limit = ceiling
 
     def sent(self, in_flight: int) -> None:

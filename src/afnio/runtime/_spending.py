@@ -1,4 +1,9 @@
-"""Price: what a model's tokens cost, and where that is written."""
+"""Spending: prices, amounts and ledgers, as plain values.
+
+`Price` turns the tokens of a call into exact dollars. `AttemptEstimate` is the most that one attempt may use up before
+anything is known about its reply; budgets reserve it. `Spent` sums up attempts, and `Ledger` keeps one `Spent` for each
+phase, client and model. Unknown prices stay unknown (`cost` is None): counted as 0 they would look free.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,13 @@ from afnio.runtime._limits import OutputEstimate
 from afnio.runtime.events import Usage
 
 _EXACT: Final = Context(prec=60)
-"""A context of our own: launches inherit the user's, and its precision may be three digits."""
+"""Don't use the current decimal context: launches inherit the user's, and its precision may be three digits."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Prices of a request whose prompt has more than `above` tokens; they hold for all of its tokens."""
+    """Prices of all tokens of a request whose prompt has more than `above` tokens."""
 
     above: int
     input: Decimal
@@ -33,12 +38,12 @@ class Price:
     """Dollars per million tokens.
 
     Attributes:
-        input: of prompt tokens that the provider didn't have in its cache.
-        cached: of prompt tokens that it had.
-        output: of completion tokens, those of reasoning among them.
-        source: who says so: a file's path, "genai-prices", ….
+        input: of prompt tokens that weren't in the provider's cache.
+        cached: of prompt tokens that were.
+        output: of completion tokens, including reasoning.
+        source: of the price: a file's path, "genai-prices", ….
         version: of that table, kept with each cost, so that old costs never change.
-        tiers: dearer prices of long prompts, ascending.
+        tiers: higher prices of long prompts, ascending.
     """
 
     input: Decimal
@@ -49,7 +54,7 @@ class Price:
     tiers: tuple[Tier, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the price as JSON types; decimals as text, as a float would not be exact."""
+        """Return the price as JSON types. Decimals become text, because floats wouldn't be exact."""
         rates: dict[str, Any] = _rates(self)
         tiers = [{"above": tier.above, **_rates(tier)} for tier in self.tiers]
         return {**rates, "source": self.source, "version": self.version, "tiers": tiers}
@@ -81,7 +86,7 @@ def cost(price: Price, usage: Usage, calls: int = 1) -> Decimal:
 
 
 def plus(one: Decimal, other: Decimal) -> Decimal:
-    """Return the exact sum, whatever the caller's decimal context."""
+    """Return the exact sum, regardless of the caller's decimal context."""
     return _EXACT.add(one, other)
 
 
@@ -97,7 +102,49 @@ def _decimals(fields: Mapping[str, Any]) -> tuple[Decimal, Decimal, Decimal]:
     return Decimal(fields["input"]), Decimal(fields["cached"]), Decimal(fields["output"])
 
 
-# Amount: what budgets count, and the caps on it.
+# What an attempt may cost, and what budgets allow.
+
+
+RESERVE_SHARE: Final = 0.95
+"""Share of the replies that a reserve covers; more than admission's, because money is at stake."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AttemptEstimate:
+    """The most that one attempt may use up.
+
+    Attributes:
+        client: URL of the account, as ledgers show it.
+        prompt_tokens: counted, or estimated from above. A prompt that turns out longer is counted in full.
+        max_output_tokens: what the request allows, or None; then the running 95th percentile of the
+            output of this purpose and model is reserved, `DEFAULT_OUTPUT` before there is any.
+        price: None if unknown. A budget with `max_cost` refuses the call then.
+    """
+
+    model: str
+    client: str
+    purpose: str
+    prompt_tokens: int
+    max_output_tokens: int | None = None
+    price: Price | None = None
+
+    def usage(self, lengths: OutputEstimate) -> Usage:
+        """Return what an attempt is reserved for."""
+        output = self.max_output_tokens
+        return Usage(
+            self.prompt_tokens, lengths.tokens(self.purpose, self.model) if output is None else output
+        )
+
+    @property
+    def least(self) -> Usage:
+        """The part of it that doesn't depend on a guess about the reply."""
+        return Usage(self.prompt_tokens, self.max_output_tokens or 0)
+
+    def amount(self, usage: Usage) -> Amount:
+        """Return `usage` as one call of this price."""
+        dollars = Decimal(0) if self.price is None else cost(self.price, usage)
+        return Amount(1, usage.prompt_tokens + usage.completion_tokens, dollars)
 
 
 @final
@@ -121,7 +168,7 @@ class Amount(NamedTuple):
 
 @final
 class Caps(NamedTuple):
-    """The most that may be spent; None where there is no limit."""
+    """The most that may be spent, or None without a limit."""
 
     calls: int | None = None
     tokens: int | None = None
@@ -141,7 +188,7 @@ class Caps(NamedTuple):
             yield "cost"
 
 
-# Ledger: what was spent, for each phase, client and model.
+# What attempts have cost.
 
 
 COLUMNS: Final = (
@@ -149,12 +196,15 @@ COLUMNS: Final = (
 )  # fmt: skip
 """Headings of `Ledger.rows`."""
 
+
 _SCHEMA: Final = 1
+
+
 _NO_TOKENS: Final = Usage()
 
 
 class Item(NamedTuple):
-    """What a ledger tells apart; `client` is the label of an account."""
+    """A row of a ledger; `client` is the URL of an account."""
 
     purpose: str
     client: str
@@ -167,9 +217,9 @@ class Spent:
     """A sum over attempts.
 
     Attributes:
-        calls: those that got a reply.
-        attempts: requests on the wire, retries and failures among them.
-        unknown: attempts whose tokens nobody knows: timed out, cut off, or answered without counts.
+        calls: that got a reply.
+        attempts: requests sent, including retries and failures.
+        unknown: attempts whose tokens are unknown: timed out, cut off, or answered without counts.
         usage: tokens as the provider counted them.
         reserved: tokens that the unknown attempts may have used; they count as spent.
         known_cost: dollars of the attempts whose price is known, the unknown ones at their reserve.
@@ -209,12 +259,12 @@ class Spent:
 
     @property
     def cost(self) -> Decimal | None:
-        """Dollars, None where some price is unknown."""
+        """Dollars, or None if some price is unknown."""
         return None if self.unpriced else self.known_cost
 
     @property
     def amount(self) -> Amount:
-        """What a budget counts of it."""
+        """The part of it that budgets limit."""
         total = self.usage + self.reserved
         return Amount(self.attempts, total.prompt_tokens + total.completion_tokens, self.known_cost)
 
@@ -283,7 +333,7 @@ class Ledger:
         """Return the ledger that `to_json` wrote.
 
         Raises:
-            ValueError: for a text that is no ledger, or of a newer Afnio.
+            ValueError: if the text isn't a ledger, or a newer Afnio wrote it.
         """
         try:
             parsed = json.loads(text)
@@ -322,7 +372,7 @@ def _cells(spent: Spent) -> tuple[str, ...]:
         tokens.prompt_tokens, tokens.cached_tokens, tokens.completion_tokens,
     )  # fmt: skip
     known = dollars(spent.known_cost)
-    if spent.unpriced:  # a sum that leaves something out says so
+    if spent.unpriced:  # the sum leaves them out, so it must show them
         known = f"{known} + {spent.unpriced} unpriced" if spent.known_cost else f"{spent.unpriced} unpriced"
     return (*(f"{number:,}" for number in numbers), known)
 
@@ -355,48 +405,3 @@ def _spent(entry: Mapping[str, Any]) -> Spent:
         entry["unpriced"],
         tuple(Price.from_dict(price) for price in entry["prices"]),
     )
-
-
-# Estimate: what a call may use up, before anybody knows what it will.
-
-
-SHARE: Final = 0.95
-"""Share of the replies that a budget's reserve covers; more than admission's, as money is at stake."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class AttemptEstimate:
-    """Who asks whom, and the most tokens that one attempt may use up.
-
-    Attributes:
-        client: label of the account, as ledgers show it.
-        prompt_tokens: counted, or estimated from above; a prompt that turns out longer is counted in full.
-        max_output_tokens: what the request allows, or None; then the running 95th percentile of the
-            output of this purpose and model is reserved, `DEFAULT_OUTPUT` before there is any.
-        price: None where it is unknown; a budget with `max_cost` refuses the call then.
-    """
-
-    model: str
-    client: str
-    purpose: str
-    prompt_tokens: int
-    max_output_tokens: int | None = None
-    price: Price | None = None
-
-    def usage(self, lengths: OutputEstimate) -> Usage:
-        """Return what an attempt is reserved for."""
-        output = self.max_output_tokens
-        return Usage(
-            self.prompt_tokens, lengths.tokens(self.purpose, self.model) if output is None else output
-        )
-
-    @property
-    def least(self) -> Usage:
-        """What an attempt needs whatever the guess about its output is."""
-        return Usage(self.prompt_tokens, self.max_output_tokens or 0)
-
-    def amount(self, usage: Usage) -> Amount:
-        """Return `usage` as one call of this price."""
-        dollars = Decimal(0) if self.price is None else cost(self.price, usage)
-        return Amount(1, usage.prompt_tokens + usage.completion_tokens, dollars)

@@ -22,7 +22,7 @@ from afnio.errors import (
 )
 from afnio.runtime import Budget, Launch, Ledger, Slot, budget, current_runtime
 from afnio.runtime._budget import Charge, Reservation, current_budgets, reserve
-from afnio.runtime._call import Outcome
+from afnio.runtime._call import AttemptOutcome
 from afnio.runtime._limits import DEFAULT_OUTPUT
 from afnio.runtime._spending import AttemptEstimate, Spent
 from afnio.runtime._waiting import wait
@@ -207,10 +207,10 @@ async def test_each_attempt_is_a_call(runtime: Any) -> None:
     """Refused attempts give their tokens back, not their calls; the call that fails for good is known."""
     with budget(max_calls=2, max_tokens=20) as spending:
         reservation = await sent(runtime, estimate())
-        reservation.settle(Outcome.of(RateLimitedError("slow down", status=429)).money)
+        reservation.settle(AttemptOutcome.of(RateLimitedError("slow down", status=429)).money)
         await reservation.hold()
         reservation.attempt()
-        reservation.settle(Outcome.of(FinalModelError("no", status=400)).money)
+        reservation.settle(AttemptOutcome.of(FinalModelError("no", status=400)).money)
         with pytest.raises(BudgetExceeded, match="max_calls=2"):
             await reservation.hold()
     assert Spent(attempts=2) == spending.ledger.total
@@ -228,7 +228,7 @@ async def test_unknown_attempts_count_at_their_reserve(runtime: Any, error: Exce
     """Where nobody knows whether an attempt was billed, it counts as if it had used all."""
     with budget(max_tokens=39) as spending:
         reservation = await sent(runtime, estimate())
-        reservation.settle(Outcome.of(error).money)
+        reservation.settle(AttemptOutcome.of(error).money)
         with pytest.raises(BudgetExceeded, match="20 tokens spent"):
             await reservation.hold()
     total = spending.ledger.total
