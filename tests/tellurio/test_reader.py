@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     with closing(sqlite3.connect("empty.db")) as db:
         db.execute("CREATE TABLE t (a)")
         db.commit()
-    assert "no run store" in problem(Path("empty.db"))
+    assert "isn't a run store" in problem(Path("empty.db"))
     with closing(sqlite3.connect("newer.db")) as db:
         db.execute("PRAGMA user_version = 99")
     assert "install a newer one" in problem(Path("newer.db"))

@@ -641,7 +641,7 @@ def unreadable(path: Path, error: Exception) -> JournalError:
 def corrupt(path: Path, reason: str) -> JournalFormatError:
     """Return the error for a damaged file."""
     return JournalFormatError(
-        f"The journal [{path}] is corrupt ({reason}) and was left as it is; "
+        f"The journal [{path}] is corrupt ({reason}) and was left unchanged; "
         "restore a copy of it, or name another path."
     )
 

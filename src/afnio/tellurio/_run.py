@@ -30,17 +30,20 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, overload
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias, overload
 
 from afnio.errors import JournalError, JournalLockedError, LockHeldError
 from afnio.models._masking import mask_arguments
+from afnio.runtime._files import LockFile
 from afnio.runtime._journal import Journal
 from afnio.runtime._settings import seed_source
 from afnio.runtime._waiting import active_journal, scope
@@ -57,15 +60,6 @@ from afnio.tellurio._recording import (
     encode,
 )
 from afnio.tellurio._store import NewRun, Store, lease_path, store_path, take_lease
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from contextvars import Token
-    from pathlib import Path
-    from types import TracebackType
-
-    from afnio.runtime._files import LockFile
-
 
 _MISSING: Final[Any] = object()
 

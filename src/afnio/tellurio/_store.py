@@ -3,7 +3,8 @@
 `Store` writes one run. Every method but `flush`, `close`, `add_run` and `find_runs` only puts a function into
 the queue of a `SQLiteWriter`, so recording never makes the program wait for the disk. Recording is a side
 effect, and a training run that has cost money must not end because of it: a disk that refuses costs one
-warning, and from then on nothing is recorded. Only a file of a newer Afnio is refused with an error, at once.
+warning, and from then on nothing is recorded. Only a file of a newer Afnio is refused with an error,
+when the run starts.
 
 Events of the engine come faster than a slow disk can take them. About 64 MB of them may wait; more are dropped
 and counted in `runs.dropped`. Values that the program logs itself are never dropped.
@@ -290,8 +291,8 @@ class Store:
         self.dropped += 1
         if self.dropped == 1:
             logging.getLogger("afnio").warning(
-                "The run store [%s] is written more slowly than the run goes on, so events are left out; what "
-                "the program logs itself is kept.",
+                "The run store [%s] is written more slowly than events arrive, so some events are left out; values "
+                "that the program logs are kept.",
                 self.path,
             )
 
@@ -487,7 +488,8 @@ def _of_this_version(connection: sqlite3.Connection, path: Path) -> sqlite3.Conn
     version = version_of(connection, path)
     if version == 0:
         raise StoreProblemError(
-            f"The file [{path}] is no run store, or one that is just being made.", passing=True
+            f"The file [{path}] isn't a run store, or is being created right now; try again in a moment.",
+            passing=True,
         )
     if version < VERSION:
         copy = sqlite3.connect(":memory:", check_same_thread=False)
