@@ -1,4 +1,8 @@
-"""Conformance: what every optimizer has to do right, checked with a scripted model and no network."""
+"""Checks that every optimizer must pass, with a scripted model and without a network.
+
+A training loop cancels optimizers, saves them, resumes them from a journal, and shares their parameters with others.
+Each check does one of these to yours and names what went wrong.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ from afnio.testing._scripted import ScriptedClient
 
 MakeOptimizer = Callable[[list[Any], ChatClient], Optimizer]
 SECONDS: Final = 30.0
-"""How long a step may take that has to end by itself."""
+"""Time limit of a step that must end by itself."""
 
 
 def optimizer_conformance(
@@ -38,22 +42,23 @@ def optimizer_conformance(
 ) -> list[str]:
     """Check an optimizer, and return the names of the checks that it passed.
 
-    Checked are: no feedback, no call and no change; feedback, one for each of many samples, gives texts that can
-    be read and learnt from further; groups; a proposal that fails, or is cancelled, keeps the values; steps that are
-    launched one after the other, and two optimizers on one parameter; closures, `def` and `async def`; a state that
-    went through a file goes on as the original does; a journal gives the same values without a call.
+    The checks: without feedback there is no call and no change; feedback from many samples gives usable texts; groups
+    of parameters work; a failed or cancelled proposal keeps the values; steps can be launched without waiting, and two
+    optimizers can share a parameter; closures work, `def` and `async def`; a state that was saved and loaded continues
+    like the original; a journal gives the same values without a call.
 
-    Call it in a plain test function; it runs event loops of its own.
+    Call it in a plain test function, not an async one: it runs its own event loops.
 
     Args:
         make_optimizer: called with parameters, or groups of them, and the client that proposes; returns the
-            optimizer with everything else that it needs. Seeds have to be fixed.
-        reply: what the client replies; must depend on the request alone. By default {"value": a text} that is made
-            from the request.
+            optimizer. Fix its seeds.
+        reply: maps a request to the client's reply, and must depend on the request alone; by default {"value": …} with
+            a text made from the request.
         skip: names of checks to leave out.
 
     Raises:
-        AssertionError: with the name of the check that failed and what was wrong.
+        AssertionError: if a check fails, with its name and the reason.
+        ValueError: for an unknown name in `skip`.
 
     >>> import afnio
     >>> passed = optimizer_conformance(lambda params, client: afnio.optim.TGD(params, client, model="m"))
@@ -62,7 +67,7 @@ def optimizer_conformance(
     """
     unknown = [name for name in skip if name not in CHECKS]
     if unknown:
-        raise ValueError(f"there is no check {unknown[0]!r} (the checks: {', '.join(CHECKS)})")
+        raise ValueError(f"skip must name some of {', '.join(CHECKS)} (got {unknown[0]!r})")
     bench = _Bench(make_optimizer, reply or _reply)
     passed: list[str] = []
     for name, check in CHECKS.items():
@@ -79,7 +84,7 @@ def optimizer_conformance(
 
 @final
 class _Bench:
-    """Makes what the checks need."""
+    """Makes the parameters, clients and optimizers of the checks."""
 
     def __init__(self, make: MakeOptimizer, reply: Callable[[ChatRequest], Any]) -> None:
         self._make, self.reply = make, reply
@@ -96,19 +101,19 @@ class _Bench:
     def optimizer(self, params: Sequence[Any], client: ChatClient) -> Optimizer:
         optimizer = self._make(list(params), client)
         expect(
-            isinstance(optimizer, Optimizer), f"make_optimizer returned {optimizer!r}, which is no Optimizer"
+            isinstance(optimizer, Optimizer), f"make_optimizer must return an Optimizer (got {optimizer!r})"
         )
         return optimizer
 
 
 def teach(parameter: Parameter, count: int, said: str = "sample {} went wrong") -> None:
-    """Give a parameter so many gradients."""
+    """Give a parameter `count` gradients."""
     for number in range(count):
         parameter.append_grad(Variable(said.format(number), role=f"feedback to {parameter.role}"))
 
 
 def expect(condition: bool, otherwise: str) -> None:
-    """Raise what is wrong."""
+    """Raise AssertionError with the text `otherwise` unless the condition holds."""
     if not condition:
         raise AssertionError(otherwise)
 
@@ -136,12 +141,12 @@ def _readable(parameters: Sequence[Parameter]) -> list[Any]:
 
 
 def _searches(optimizer: Optimizer) -> bool:
-    """Whether it finds its own feedback, so that a step without any has something to do."""
+    """Return True if the optimizer finds feedback by itself, so that a step without any does something."""
     return optimizer.accept is not None and not optimizer.accept.needs_feedback
 
 
 def no_feedback(bench: _Bench) -> None:
-    """No sample failed: nothing changes and nobody is asked."""
+    """No sample failed: no value changes, and no call is made."""
     parameters, client = bench.parameters(2), bench.client()
     optimizer = bench.optimizer(parameters, client)
     if _searches(optimizer):
@@ -152,21 +157,21 @@ def no_feedback(bench: _Bench) -> None:
 
 
 def feedback(bench: _Bench) -> None:
-    """Every sample failed: the proposer is asked, values stay texts, and the feedback stays until it is cleared."""
+    """Every sample failed: the proposer is called, values stay texts, and the feedback stays until it is cleared."""
     parameters, client = bench.parameters(2, 64), bench.client()
     optimizer = bench.optimizer(parameters, client)
     work = optimizer.step()
     work.wait()
     expect(work.done, "the step's Pending isn't done after wait()")
     _readable(parameters)
-    expect(bool(client.requests), "a step with feedback asked nobody")
+    expect(bool(client.requests), "a step with feedback made no call")
     expect([len(p.grad) for p in parameters] == [64, 64], "a step changed the gradients of its parameters")
     optimizer.clear_grad()
     expect([len(p.grad) for p in parameters] == [0, 0], "clear_grad left gradients")
 
 
 def groups(bench: _Bench) -> None:
-    """Parameters in groups, of which one has no feedback, or one that is frozen."""
+    """Parameters in groups; one has no feedback, and one is frozen."""
     parameters, client = bench.parameters(4, 2), bench.client()
     parameters[1].clear_grad()
     parameters[2].requires_grad_(False)
@@ -180,7 +185,7 @@ def groups(bench: _Bench) -> None:
 
 
 def failing(bench: _Bench) -> None:
-    """A proposer that fails: only the Pending raises; once it answers again, so does the step."""
+    """The proposer fails: the Pending raises and the values stay. When it answers again, a step works again."""
     parameters, down = bench.parameters(2, 2), [True]
 
     def script(request: ChatRequest) -> Any:
@@ -201,7 +206,7 @@ def failing(bench: _Bench) -> None:
 
 
 def cancelled(bench: _Bench) -> None:
-    """A step that is cancelled while it waits for the proposer keeps the values, and leaves no call."""
+    """A step that is cancelled while it waits for the proposer keeps the values and ends its calls."""
 
     async def main() -> None:
         asked, ended = threading.Event(), threading.Semaphore(0)
@@ -219,7 +224,7 @@ def cancelled(bench: _Bench) -> None:
             async with scope(name="to be cancelled"):
                 optimizer.step()
                 arrived = await anyio.to_thread.run_sync(asked.wait, SECONDS)
-                expect(arrived, "a step with feedback asked nobody")
+                expect(arrived, "a step with feedback made no call")
                 raise _StopTest
         except _StopTest:
             pass
@@ -228,18 +233,18 @@ def cancelled(bench: _Bench) -> None:
                 await parameter
         for _ in client.requests:
             left = await anyio.to_thread.run_sync(lambda: ended.acquire(timeout=SECONDS))
-            expect(left, "a call of a cancelled step goes on")
+            expect(left, "a call of a cancelled step continues")
         expect(_readable(parameters) == ["text 0", "text 1"], "a cancelled step changed a value")
 
     run(main())
 
 
-class _StopTest(Exception):  # noqa: N818 - no error: it ends the block
+class _StopTest(Exception):  # noqa: N818 - not an error: it ends the block
     pass
 
 
 def chained(bench: _Bench) -> None:
-    """Steps that are launched without waiting follow each other, also those of two optimizers on one parameter."""
+    """Steps launched without waiting run in order, even those of two optimizers on one parameter."""
 
     async def main() -> None:
         parameters, client = bench.parameters(2, 2), bench.client()
@@ -255,7 +260,7 @@ def chained(bench: _Bench) -> None:
 
 
 def closure(bench: _Bench) -> None:
-    """It is called once, before, and its result is the step's; `async def` too."""
+    """A closure is called once, before the step, and its result is the step's; `async def` too."""
     (parameter,), calls = bench.parameters(1), list[str]()
     optimizer = bench.optimizer([parameter], bench.client())
 
@@ -278,7 +283,7 @@ def closure(bench: _Bench) -> None:
 
 
 def state(bench: _Bench) -> None:
-    """A state that went through a file goes on as the original does."""
+    """A state that was saved and loaded continues like the original."""
     originals, copies = bench.parameters(2, 3), bench.parameters(2)
     one = bench.optimizer(originals, bench.client())
     one.step().wait()
@@ -303,9 +308,9 @@ def state(bench: _Bench) -> None:
 
 
 def resume(bench: _Bench) -> None:
-    """A journal gives the same values and state, with a proposer that is down."""
+    """A journal gives the same values and state while the proposer is down."""
     found: list[tuple[Any, str]] = []
-    dead = bench.client(FinalModelError("nobody must be asked", status=401))
+    dead = bench.client(FinalModelError("the journal must answer this call", status=401))
     with tempfile.TemporaryDirectory() as folder:
         for client in (bench.client(), dead):
             parameters = bench.parameters(2)
@@ -324,7 +329,7 @@ def resume(bench: _Bench) -> None:
 
 
 def _plain(value: Any) -> str:
-    """Return a state as text, its Variables by what they hold."""
+    """Return a state as text, with the data of its Variables."""
     return json.dumps(value, default=lambda entry: entry.data if isinstance(entry, Variable) else repr(entry))
 
 
