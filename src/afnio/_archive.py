@@ -98,9 +98,7 @@ def _content(f: str | os.PathLike[str] | IO[bytes]) -> tuple[str, bytes]:
 def _state(name: str, document: Any) -> Any:
     found = document.get("format") if isinstance(document, dict) else None
     if found != STATE_FORMAT:
-        raise ValueError(
-            f"{name} has format {found!r} and this Afnio reads {STATE_FORMAT}; update Afnio to open it"
-        )
+        raise ValueError(f"{name} must have format {STATE_FORMAT} (got {found!r}); update Afnio to open it")
     try:
         return decoded(document["state"])
     except (KeyError, TypeError, ValueError) as error:
@@ -109,7 +107,7 @@ def _state(name: str, document: Any) -> Any:
 
 def _foreign(name: str, error: object) -> ValueError:
     return ValueError(
-        f"{name} is no state that afnio.save wrote, or it is damaged ({error}); pickles are not opened"
+        f"{name} must be an undamaged file that afnio.save wrote ({error}); pickles are not opened"
     )
 
 
@@ -302,8 +300,8 @@ def fields_of(name: object, documents: Mapping[str, Any]) -> dict[str, Any]:
     found = versions.get("format")
     if not isinstance(found, int) or isinstance(found, bool) or found > CHECKPOINT_FORMAT:
         raise CheckpointError(
-            f"the checkpoint [{name}] has format [{found}] of Afnio [{versions.get('afnio')}], and this "
-            f"Afnio reads up to [{CHECKPOINT_FORMAT}]; update Afnio to open it"
+            f"the checkpoint {name} must have format {CHECKPOINT_FORMAT} or older "
+            f"(got {found!r} of Afnio {versions.get('afnio')}); update Afnio to open it"
         )
     fields: dict[str, Any] = {
         _VERSIONS: {key: versions[key] for key in versions if key not in ("kind", "format", "digests")}
@@ -346,6 +344,6 @@ def _digest(document: Any) -> str:
 def foreign(name: object, reason: object) -> CheckpointError:
     """Return the error for a file that isn't a checkpoint."""
     return CheckpointError(
-        f"[{name}] is no checkpoint that a Trainer wrote, or it is damaged ({' '.join(str(reason).split())}); pickles "
+        f"{name} must be an undamaged checkpoint that a Trainer wrote ({' '.join(str(reason).split())}); pickles "
         "are not opened, name another file"
     )

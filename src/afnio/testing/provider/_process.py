@@ -1,4 +1,4 @@
-"""A provider in a process of its own: its options as command-line arguments, and the parent's side of it.
+"""A provider in a separate process: its options as command-line arguments, and the parent's side of it.
 
 The process prints one JSON line with its `base_url`, and ends when its standard input ends: so it can't outlive the
 program that started it, even if that is killed.

@@ -10,7 +10,8 @@ client meets all of that through its own sockets. A request takes this path:
 3. The account's `Quota` admits it, or it gets a 429 with the time to wait.
 4. After the latency the LM replies, or the fault is sent in place of the reply (`Fault.send`).
 
-`Provider.process()` runs the same in a process of its own (see `_process`), so that its CPU time isn't the client's.
+`Provider.process()` runs the same in a separate process (see `_process`), so that its CPU time isn't the client's. One
+core serves about 5,000 requests a second, more than twice the rate of the fastest client in benchmarks/calls.py.
 """
 
 from __future__ import annotations
@@ -130,7 +131,6 @@ class Provider:
         Raises:
             RuntimeError: on entering the block, if the process doesn't start.
         """
-
         options = ProviderOptions(
             latency=Latency.of(latency),
             api_key=api_key,
@@ -150,7 +150,11 @@ class Provider:
             self._application(), access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=4096).start()
+        try:
+            await web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=4096).start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
         self._port = self._runner.addresses[0][1]
         return self
 
@@ -218,7 +222,7 @@ class Provider:
         try:
             factor = float(json.loads(await _body(request))["scale"])
         except (ValueError, TypeError, KeyError):
-            raise ApiError(400, 'The body names no factor; send {"scale": 0.5}.') from None
+            raise ApiError(400, 'The body must have a factor; send {"scale": 0.5}.') from None
         quota = self._service.scale_quota(factor)
         return _json({"requests": quota.requests, "tokens": quota.tokens, "window": quota.window})
 
@@ -240,22 +244,24 @@ async def _errors_as_json(
     """Send errors in the API's form, aiohttp's own (404, 405, 413) too."""
     try:
         if request.path.startswith("/openai/") and not request.query.get("api-version"):
-            raise ApiError(404, f"Resource not found [{request.path}]; add ?api-version=….")
+            raise ApiError(404, f"The Azure path {request.path} must have a version; add ?api-version=….")
         return await handler(request)
     except ApiError as error:
         return error.response()
     except web.HTTPException as error:
         sent = f"{request.method} {request.path}"
         reason = {
-            404: f"Invalid URL [{sent}].",
-            405: f"Not allowed [{sent}]; use {error.headers.get('allow')}.",
+            404: f"Invalid URL ({sent}).",
+            405: f"Method not allowed ({sent}); use {error.headers.get('allow')}.",
         }
         return ApiError(error.status, reason.get(error.status, error.text or error.reason)).response()
 
 
 async def _body(request: web.Request) -> bytes:
     if (request.content_length or 0) > MAX_BODY:  # before waiting for the bytes
-        raise ApiError(413, f"The request body exceeds [{MAX_BODY}] bytes; send less.")
+        raise ApiError(
+            413, f"The request body must have at most {MAX_BODY} bytes (got {request.content_length})."
+        )
     return await request.read()
 
 
@@ -324,7 +330,7 @@ class ChatService:
         kind = self._plan.fate(self._seed, name, chat.attempt) if self._plan.shares else None
         early = kind is not None and kind.at_the_gate
         if self.accounts is not None:
-            chat.headers = self._admit(self.accounts, chat, name, key, 0 if early else cost)
+            chat.headers = self._admit(self.accounts, chat, name, key, None if early else cost)
         delay = self._constant
         if delay is None:
             delay = self._latency.seconds(self._seed, name, chat.attempt)
@@ -335,7 +341,7 @@ class ChatService:
                 return response(200, json.dumps(self._complete(chat)).encode(), chat.headers)
             fault = self._make(kind, chat)
         except Exception as error:  # the user's `lm` may raise anything; its client gets a 500
-            message = f"The lm raised [{error!r}]."
+            message = f"The lm raised {error!r}."
             raise ApiError(500, message, kind="server_error", headers=chat.headers) from error
         return await self._fail(fault, kind.name, chat, sent)
 
@@ -359,11 +365,13 @@ class ChatService:
         attempt = self.ledger.read(name, cost, _now()) - self._refused.get(name, 0)
         return _Chat(request, index, asked, attempt), name, cost
 
-    def _admit(self, accounts: Accounts, chat: _Chat, name: str, key: str, cost: int) -> dict[str, str]:
-        """Take `cost` tokens and one request from the account's quota and return its headers; 0 takes nothing."""
+    def _admit(
+        self, accounts: Accounts, chat: _Chat, name: str, key: str, cost: int | None
+    ) -> dict[str, str]:
+        """Take a request and `cost` tokens (None: take nothing) from the account's quota; return its headers."""
         balance, now = accounts.balance(key, chat.request["model"]), _now()
         try:
-            if cost:
+            if cost is not None:
                 balance.admit(cost, now)
         except QuotaError as refusal:
             self._refused[name] = self._refused.get(name, 0) + 1
@@ -418,21 +426,21 @@ def read_request(body: bytes, models: Collection[str] | None) -> dict[str, Any]:
     try:
         request = json.loads(body)
     except (ValueError, RecursionError):
-        raise ApiError(400, "The request body is not valid JSON; send one JSON object.") from None
+        raise ApiError(400, "The body must be valid JSON; send one object.") from None
     if not isinstance(request, dict):
-        raise ApiError(400, f"The body is a JSON [{type(request).__name__}]; send an object.")
+        raise ApiError(400, f"The body must be a JSON object (got a {type(request).__name__}).")
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "The request has no [messages]; send a list of at least one message.")
+        raise ApiError(400, "messages must be a list of at least one message.")
     if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
-        raise ApiError(400, "An entry of [messages] has no role; send objects with role and content.")
+        raise ApiError(400, "Each of messages must have a role; send objects with role and content.")
     if request.get("stream"):
-        raise ApiError(400, "This provider cannot stream; leave out [stream] or set it to false.")
+        raise ApiError(400, "stream must be false or left out; this provider can't stream.")
     model = request.get("model")
     if not isinstance(model, str) or not model:
-        raise ApiError(400, "The request has no [model]; name one.")
+        raise ApiError(400, "model must be the name of a model.")
     if models is not None and model not in models:
-        raise ApiError(404, f"The model [{model}] does not exist.", code="model_not_found")
+        raise ApiError(404, f"The model {model!r} does not exist.", code="model_not_found")
     return request
 
 

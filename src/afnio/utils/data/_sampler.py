@@ -347,7 +347,7 @@ class PrioritizedSampler(_SeededSampler):
         for score in (*(scores or ()), *(drawn_by or ())):
             _check_score(score)
             _check_fraction("score", score)
-        scored = natural_number({"scored": 0, **state}, "scored")
+        scored = _natural_number({"scored": 0, **state}, "scored")
         super().load_state_dict(state)
         assert isinstance(scores, list)
         self.scores = list(scores)
@@ -439,12 +439,12 @@ class Cursor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to the position of `state`; the next `begin` continues there."""
-        self.epoch = natural_number(state, "epoch")
-        self.position = natural_number(state, "position")
+        self.epoch = _natural_number(state, "epoch")
+        self.position = _natural_number(state, "position")
         self.running = False
 
 
-def natural_number(state: Mapping[str, Any], key: str) -> int:
+def _natural_number(state: Mapping[str, Any], key: str) -> int:
     """Return the number under `key` of a saved state; ValueError unless it is one from 0."""
     value = state.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= sys.maxsize:
