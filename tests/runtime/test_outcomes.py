@@ -9,11 +9,18 @@ import anyio
 import pytest
 from budgets import PRICE, FakeRuntime
 
-from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
-from afnio.runtime import Account, Limits, budget
+from afnio.errors import (
+    BudgetExceeded,
+    FinalModelError,
+    ModelError,
+    RateLimitedError,
+    TransientModelError,
+    UnreachableError,
+)
+from afnio.runtime import Account, Budget, Limits, budget
 from afnio.runtime import _retries as retries
 from afnio.runtime._admission import Admitter, admitter
-from afnio.runtime._call import Call, Codec, perform
+from afnio.runtime._call import Call, Codec, Solo, perform
 from afnio.runtime._limits import give_limits
 from afnio.runtime._spending import Spent
 from afnio.runtime.events import Usage
@@ -99,6 +106,7 @@ FREE, KEPT = 0, PROMPT + OUTPUT
     ("error", "expected"),
     [
         (RateLimitedError("slow", status=429), ("free", 0, FREE, "alive")),
+        (RateLimitedError("slow"), ("free", 0, FREE, "alive")),  # a client without statuses
         (final(429), ("free", 1, FREE, "alive")),  # the account is out of quota
         *[(final(status), ("free", 1, FREE, "alive")) for status in (400, 401, 403, 404, 413, 422)],
         *[(transient(status), ("free", 1, FREE, "failing")) for status in (409, 425)],
@@ -183,3 +191,27 @@ async def test_cut_off(ending: str, expected: tuple[Any, ...]) -> None:
         with pytest.raises(ModelError if ending == "deadline" else BaseException):
             await perform(runtime, call)  # type: ignore[arg-type]
     assert expected == (money(spending.ledger.total), *counted(admit), health(admit))
+
+
+@pytest.mark.looptime
+async def test_a_budget_whose_time_ends_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was admitted too late isn't sent, and costs nothing."""
+
+    async def attempt() -> Reply:
+        raise AssertionError("not reached")
+
+    runtime, call = Runtime(), made(attempt, "late")
+    monkeypatch.setattr(Budget, "check_time", out_of_time)
+    with budget() as spending, pytest.raises(BudgetExceeded):
+        await Solo(runtime, call).send()  # type: ignore[arg-type]
+    admit = admitter(runtime, call.account)  # type: ignore[arg-type]
+    assert ("not sent", 0, FREE, "neither") == (money(spending.ledger.total), *counted(admit), health(admit))
+    assert (0, 0) == (admit.in_flight, spending.balance.open)
+
+
+def out_of_time(spending: Budget) -> None:
+    """Raise in the second check: the first one is made before the call queues."""
+    if spending.balance.open:
+        raise BudgetExceeded(
+            "late", limit="max_seconds", value=1, spent=1, reserved=0, ledger=spending.ledger
+        )
