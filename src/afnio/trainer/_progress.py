@@ -123,7 +123,7 @@ class Progress:
         with self._lock:
             rows = [self._row(self._states[phase]) for phase in _PHASES if phase in self._states]
             if not rows:
-                rows = [_Row(_FIRST[self._plan.stage], 0, self._plan.samples)]
+                rows = [_ProgressLine(_FIRST[self._plan.stage], 0, self._plan.samples)]
             return Snapshot(self._title(), rows, self._call_facts(), self._calls.trouble, self._seconds)
 
     # The loop's reports
@@ -201,10 +201,10 @@ class Progress:
             facts.append(f"best {phase} {_read_as(name)} {number(newest.best)}".replace("  ", " "))
         return facts
 
-    def _row(self, state: LoopState) -> _Row:
+    def _row(self, state: LoopState) -> _ProgressLine:
         facts = _metrics(state.train if state.phase == "train" else state.val)
         facts += [f"{state.failed:,} failed"] if state.failed else []
-        return _Row(state.phase, state.samples, state.total, facts)
+        return _ProgressLine(state.phase, state.samples, state.total, facts)
 
     def _epoch_line(self, now: LoopState, val: LoopState | None) -> list[str]:
         train, self._unvalidated = self._unvalidated, None
@@ -287,7 +287,7 @@ _BAR: Final = (10, 40)
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _ProgressLine:
     """One phase: how many of its samples have ended, the total (None if unknown), and its metrics."""
 
     name: str
@@ -322,7 +322,7 @@ class Snapshot:
     """
 
     title: Sequence[str]
-    rows: Sequence[_Row]
+    rows: Sequence[_ProgressLine]
     calls: Sequence[str]
     trouble: str | None = None
     seconds: float = 0.0
