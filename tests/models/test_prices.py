@@ -41,6 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     _prices._price_of.cache_clear()
+    _prices._looked_up.clear()
     return tmp_path
 
 

@@ -89,8 +89,16 @@ async def governed_price(model: str, url: str) -> Price | None:
     journal = active_journal.get()
     if journal is not None:
         await _count_earlier_runs(budgets, journal)
-    # In a thread: the first lookup reads a file or imports a package.
-    return await anyio.to_thread.run_sync(price_of, model, url)
+    asked = (os.environ.get(ENVIRONMENT), model, url)
+    if asked not in _looked_up:
+        # In a thread: the first lookup reads a file or imports a package. Later ones need no thread, and so
+        # leave the calls of a batch in their order.
+        _looked_up[asked] = await anyio.to_thread.run_sync(price_of, model, url)
+    return _looked_up[asked]
+
+
+_looked_up: dict[tuple[str | None, str, str], Price | None] = {}
+"""Answers of `price_of`, for the runtime's thread."""
 
 
 async def _count_earlier_runs(budgets: tuple[Budget, ...], journal: Journal) -> None:

@@ -89,6 +89,7 @@ def test_unknown_price(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from afnio.models import _prices
 
     _prices._price_of.cache_clear()
+    _prices._looked_up.clear()
     client = ScriptedClient(reply())
     with afnio.budget(max_cost=1.0), pytest.raises(UnknownPriceError, match="AFNIO_PRICES"):
         client.chat(**ASK)
@@ -97,11 +98,13 @@ def test_unknown_price(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file.write_text('[[price]]\nmodel = "m"\ninput = 1000\noutput = 2000\n')
     monkeypatch.setenv("AFNIO_PRICES", str(file))
     _prices._price_of.cache_clear()
+    _prices._looked_up.clear()
     with afnio.budget(max_cost=0.08) as budget, pytest.raises(BudgetExceeded, match=r"max_cost=0\.08"):
         for _ in range(9):
             client.chat(**ASK, max_completion_tokens=10)
     assert 0.0 < float(budget.ledger.total.cost or 0) <= 0.08
     _prices._price_of.cache_clear()
+    _prices._looked_up.clear()
 
 
 def test_a_resumed_run_has_what_is_left(tmp_path: Path) -> None:
@@ -177,9 +180,11 @@ def test_time_ends_calls_that_queue(temperature: int) -> None:
         return ""
 
     client = ScriptedClient(play, limits=afnio.Limits(max_in_flight=1))
+    messages = [{"role": "user", "content": [afnio.Variable("{x}")]}]
+    words = ["busy", "wire", "queue"]
+    with afnio.budget():  # looks the price up, so that the lanes below go in their order
+        ScriptedClient("yes").chat(**ASK)
     with virtual_runtime() as clock, afnio.budget(max_seconds=3) as budget:
-        messages = [{"role": "user", "content": [afnio.Variable("{x}")]}]
-        words = ["busy", "wire", "queue"]
         pred = cog.chat_completion(client, messages, {"x": words}, model="m", temperature=temperature)
         assert [BudgetExceeded] * 3 == [type(error) for error in pred.errors.values()]
         assert clock.now < 3.5
