@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from afnio.cli._commands import COMMANDS
+from afnio.cli import COMMANDS
 from afnio.testing import Provider
 
 ROOT = Path(__file__).parents[2]

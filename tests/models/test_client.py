@@ -150,9 +150,11 @@ def test_the_scripted_client_says_when_its_script_is_short_or_wrong():
     """As an error of the call."""
     client = ScriptedClient(["a"])
     client.chat(messages=HELLO, model="m")
-    with pytest.raises(FinalModelError, match="the script has no reply for request 2; give it one more"):
+    with pytest.raises(FinalModelError, match=r"have a reply for each request \(got request 2\); add one"):
+        FinalModelError, match="a script must have a reply for each request \\(got request 2\\); add one"
+    ):
         client.chat(messages=HELLO, model="m")
-    with pytest.raises(TypeError, match="a script replies texts, dicts"):
+    with pytest.raises(TypeError, match="a scripted reply must be a text, a dict"):
         ScriptedClient(lambda request: 3).chat(messages=HELLO, model="m")
     assert '{"é": 1}' == ScriptedClient({"é": 1}).chat(messages=HELLO, model="m").content
 

@@ -103,7 +103,7 @@ async def test_a_wrong_key_is_final():
 async def test_an_unknown_model_is_final():
     """With the name in the sentence."""
     async with Provider(models=["other"]) as provider:
-        with pytest.raises(FinalModelError, match=r"answered 404: The model \[m\] does not exist") as caught:
+        with pytest.raises(FinalModelError, match=r"answered 404: The model 'm' does not exist") as caught:
             await ask(client(provider))
         assert isinstance(caught.value.__cause__, openai.NotFoundError)
 

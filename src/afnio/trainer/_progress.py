@@ -333,7 +333,7 @@ class Snapshot:
         Args:
             marks: the characters of a bar, for what is done and what is left.
 
-        >>> Snapshot(["Agent", "step 2"], [_Row("train", 5, 10, ["score 0.5"])], ["8 calls"]).lines(40, "#-")
+        >>> Snapshot(["Agent", "step 2"], [_ProgressLine("train", 5, 10, ["score 0.5"])], ["8 calls"]).lines(40, "#-")
         ['Agent  step 2', 'train  ######------- 5/10  score 0.5', '8 calls']
         """
         lines = list(_wrapped(self.title, width, 0))
