@@ -1,4 +1,4 @@
-"""FencedExamples: the reference shows docstrings' `>>>` examples as code; bare, Markdown takes them for quotations."""
+"""Show docstrings' `>>>` examples as code in the reference. Without fences, Markdown reads them as quotations."""
 
 from __future__ import annotations
 

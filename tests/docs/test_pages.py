@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib
 import inspect
 import os
+import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import afnio
 from afnio.cli import COMMANDS
 from afnio.testing import Provider
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+NOT_IN_THE_REFERENCE = {"afnio.cli.main"}  # docs/command-line.md describes it
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if FENCE.search(path.read_text())]
 
 
@@ -91,6 +97,29 @@ def test_pages_name_every_command_extra_example_and_benchmark() -> None:
         if isinstance(node, ast.Assign) and "PARTS" == ast.unparse(node.targets[0])
     ]
     assert sorted(key.value for key in known) == sorted(parts)
+
+
+def test_reference_has_every_public_name() -> None:
+    """Each class and function of a package's `__all__` is in the reference, so that users find it."""
+    directives = "\n".join(path.read_text() for path in sorted((DOCS / "reference").glob("*.md")))
+    shown = [pkgutil.resolve_name(name) for name in re.findall(r"^::: ([\w.]+)", directives, re.MULTILINE)]
+    missing = {
+        f"{package.__name__}.{name}"
+        for package in _public_packages()
+        for name in package.__all__
+        if inspect.isclass(value := getattr(package, name)) or inspect.isfunction(value)
+        if not any(value is one or value is vars(one).get(name) for one in shown if hasattr(one, "__dict__"))
+    }
+    assert NOT_IN_THE_REFERENCE == missing
+
+
+def _public_packages() -> Iterator[ModuleType]:
+    yield afnio
+    for found in pkgutil.walk_packages(afnio.__path__, "afnio."):
+        if not any(part.startswith("_") for part in found.name.split(".")):
+            module = importlib.import_module(found.name)
+            if hasattr(module, "__all__"):
+                yield module
 
 
 def _code(text: str) -> list[str]:
