@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, final
@@ -204,11 +205,9 @@ def response_format(value: Any) -> dict[str, Any] | None:
 
 def is_pydantic_model(value: Any) -> TypeGuard[type[BaseModel]]:
     """Return True for a subclass of pydantic's BaseModel."""
-    if not isinstance(value, type):
-        return False
-    from pydantic import BaseModel  # 0.1 s, unless the program has imported it to define its model
-
-    return issubclass(value, BaseModel)
+    # A program with such a class has imported pydantic. Importing it here would cost the others 0.1 s.
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(value, type) and issubclass(value, pydantic.BaseModel)
 
 
 def _strict(schema: Any) -> Any:

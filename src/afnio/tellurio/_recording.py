@@ -36,8 +36,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from pydantic import BaseModel
-
+from afnio.models._messages import is_pydantic_model
 from afnio.models._prices import price_of
 from afnio.runtime._spending import Price, cost
 from afnio.runtime.events import (
@@ -738,7 +737,7 @@ class Redaction:
         if isinstance(value, tuple):
             parts = [self._value(item) for item in value]
             return value._make(parts) if hasattr(value, "_make") else tuple(parts)
-        if isinstance(value, BaseModel):
+        if is_pydantic_model(type(value)):
             return value.model_copy(update={name: self._value(item) for name, item in value})
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = [field.name for field in dataclasses.fields(value) if field.init]
