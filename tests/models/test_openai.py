@@ -536,7 +536,7 @@ def test_a_base_url_that_can_not_be_asked_is_refused(base_url, words):
 )
 def test_a_host_may_be_odd(base_url):
     """An IPv6 address, an absolute name, one with an underscore, one that is not ASCII."""
-    AsyncOpenAI(api_key=KEY, base_url=base_url)
+    assert "/v1" == AsyncOpenAI(api_key=KEY, base_url=base_url).base_url[-3:]
 
 
 @pytest.mark.parametrize("given", [0, -1, 1.5, True, None])

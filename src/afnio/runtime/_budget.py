@@ -33,8 +33,6 @@ from afnio.runtime._spending import RESERVE_SHARE, Amount, AttemptEstimate, Caps
 from afnio.runtime.events import Usage
 
 _NO_LEDGER: Final = Ledger()
-
-
 _NO_SPENT: Final = Spent()
 
 
@@ -267,11 +265,7 @@ class Charge(Enum):
 
 
 _NO_USAGE: Final = Usage()
-
-
 _NOTHING: Final = Amount()
-
-
 _tickets = itertools.count()
 
 

@@ -504,8 +504,6 @@ def ended(call: Call[R], trip: Trip[R], reply: R | None, error: BaseException | 
 
 MOST_TOKENS: Final = 100_000_000
 """Counts above it are impossible: the largest contexts are a tenth of it."""
-
-
 _noted: Final[set[Account]] = set()
 
 

@@ -74,8 +74,6 @@ class Account:
 
 
 _given: Final[dict[Account, Limits]] = {}
-
-
 _warned: Final[set[Account]] = set()
 
 
@@ -291,21 +289,13 @@ def _updated(
 
 MARGIN: Final = 0.985
 """Share of a limit that is used: what is sent evenly arrives a little unevenly."""
-
-
 BURST: Final = 0.01
 """Seconds' worth of requests that may go together, because timers come late."""
-
-
 START_UP: Final = 1.0
 """Seconds without bursts at the start, while connections are made and the loop is busy with new launches:
 what goes then arrives late, just before what goes after it."""
-
-
 START_UP_PACE: Final = 0.9
 """Share of the pace in that time: the first calls of a large launch were seen to arrive 70 ms late."""
-
-
 _TICK: Final = 1e-4
 """The shortest wait, for times that rounding puts just before the due time."""
 
@@ -505,20 +495,12 @@ class Booking:
 
 
 MINUTE: Final = 60.0
-
-
 _NOISE: Final = 1.2
 """The ratio of two estimates of a window from which on it can't be one that refills evenly."""
-
-
 _SHARED: Final = 0.05
 """Share of a limit that others must have used within a window to count as proof of them."""
-
-
 _APART: Final = 3
 """Ratio of the used amounts of two readings that can tell a bucket from a fixed window."""
-
-
 _SHORTEST: Final = 1e-3
 
 
@@ -691,8 +673,6 @@ class WindowLength:
 
 DEFAULT_OUTPUT: Final = 512
 """Tokens expected of a reply before there was one like it."""
-
-
 KEPT: Final = 256
 """Number of newest replies that the estimate is made from."""
 

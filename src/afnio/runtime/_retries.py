@@ -38,18 +38,10 @@ from afnio.runtime.events import CircuitClosed, CircuitOpened, emit
 
 ATTEMPTS: Final = 8
 """At 20 % faults five attempts lose some call in 11 % of runs of 350 calls, eight in 0.1 %."""
-
-
 REFUSED_FOR: Final = 3600.0
 """Seconds of nothing but refusals after which a call fails: a quota by the hour is waited for, one by the day isn't."""
-
-
 BACKOFF_FIRST: Final = 0.5
-
-
 BACKOFF_MAX: Final = 30.0
-
-
 FIRST_CONTACT_MAX: Final = 2.0
 """The longest backoff towards a host that was never reached, so that a wrong URL is reported within five seconds."""
 
@@ -137,16 +129,10 @@ def is_first_contact(error: BaseException | None) -> bool:
 
 FIRST_CONTACT: Final = 2.5
 """Seconds after which the next attempt is the last one to a host that was never reached."""
-
-
 ANEW: Final = 60.0
 """Seconds without an attempt after which a host that was never reached gets the same time again."""
-
-
 LINES: Final = 10
 """Log lines about the retries of one account in a minute: an outage of thousands of calls must not fill the log."""
-
-
 _logger = logging.getLogger("afnio")
 
 
@@ -245,16 +231,10 @@ class AccountHealth:
 
 PERIOD: Final = 600.0
 """Seconds that calls and retries are counted over."""
-
-
 RETRY_SHARE: Final = 1.0
 """Retries for each call."""
-
-
 SPARE: Final = 50
 """Retries on top, for accounts with few calls."""
-
-
 _SLICES: Final = 60
 
 
@@ -308,39 +288,21 @@ class RetryBudget:
 
 LOOKBACK: Final = 60.0
 """Seconds before a refusal whose requests are evidence of what the account takes."""
-
-
 STRAY: Final = 5
-
-
 STRAY_SHARE: Final = 0.3
 """Refusals that are taken for chance: this number, and this share of what was sent. Slowing down for random refusals
 would not reduce them, so the account would get slower and slower."""
-
-
 PACED_SHARE: Final = 0.1
 """The same share while a learnt pace holds: then there is a limit."""
-
-
 CONFIRMED: Final = 3
 """Refused probes, one after another, that prove a limit."""
-
-
 FIRST_PAUSE: Final = 0.25
 """Seconds to wait after a refusal without `retry-after`; each refused probe doubles them."""
-
-
 LAST_PAUSE: Final = 5.0
-
-
 PACE_GROWTH: Final = 1.5
 """A learnt pace grows by this in each span of time that it was learnt from."""
-
-
 FORGOTTEN: Final = 5
 """Spans after which it is forgotten."""
-
-
 _LEAST: Final = 5
 """Requests that a span is taken to hold at least: fewer are too few to measure a pace."""
 
@@ -472,20 +434,12 @@ class Refusals:
 
 BLOCK: Final = 22
 """Requests that were sent one after another and are judged together."""
-
-
 OPENS_AFTER: Final = 20
 """Failures among them."""
-
-
 FIRST_PROBE: Final = 1.0
 """Seconds until the first probe; each failed probe doubles it."""
-
-
 LAST_PROBE: Final = 30.0
 """Seconds between probes at most."""
-
-
 GIVES_UP: Final = 600.0
 """Seconds of failed probes after which the waiting calls fail."""
 
@@ -587,20 +541,10 @@ class Circuit:
 
 
 START: Final = 64
-
-
 CEILING: Final = 1024
-
-
 CUT: Final = 0.8
-
-
 GROWTH: Final = 1.05
-
-
 SATURATION: Final = 0.8
-
-
 COOLDOWN: Final = 15.0
 """Seconds after a cut in which further rate limits belong to the same episode."""
 

@@ -195,11 +195,7 @@ COLUMNS: Final = (
     "phase", "client", "model", "calls", "attempts", "unknown", "tokens in", "cached", "tokens out", "cost",
 )  # fmt: skip
 """Headings of `Ledger.rows`."""
-
-
 _SCHEMA: Final = 1
-
-
 _NO_TOKENS: Final = Usage()
 
 

@@ -92,8 +92,6 @@ class Attention:
 
 
 PERFECT: Final = Attention()
-
-
 SENTIMENTS: Final = ("positive", "neutral", "negative")
 _ANY_OBJECT: Final = {"type": "object"}
 _CLASSIFIES: Final = re.compile(r"\b(?:sentiment|classif\w+)\b", re.IGNORECASE)
