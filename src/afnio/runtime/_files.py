@@ -4,7 +4,8 @@ A commit that survives a power cut waits for the disk: 0.1 to 10 ms, whether it 
 hundred. So a program must not commit each row by itself, and an event loop must not commit at all. With
 `SQLiteWriter` any thread puts items into a queue without waiting. One thread owns the connection, takes
 everything that has gathered meanwhile, and writes it in one transaction. The slower the disk, the larger
-the groups: throughput adapts by itself. Databases do the same under this name (MySQL's binary log, PostgreSQL's `commit_delay`).
+the groups: throughput adapts by itself. Databases do the same under this name (MySQL's binary log,
+PostgreSQL's `commit_delay`).
 
 Two files are written this way, and they differ only in the arguments:
 

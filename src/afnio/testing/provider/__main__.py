@@ -11,8 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from afnio.testing.provider._process import ProviderOptions
-from afnio.testing.provider._provider import Provider
+from afnio.testing.provider._provider import Provider, ProviderOptions
 from afnio.testing.simulated._lm import FixedReply, SimulatedLM
 
 if TYPE_CHECKING:
