@@ -14,7 +14,7 @@ client meets all of that through its own sockets. A request takes this path:
 5,000 requests a second, more than twice the rate of the fastest client in benchmarks/calls.py. `ProviderOptions` are
 its options as command-line arguments, and `ProviderProcess` is the parent's side of it:
 
-    python -m afnio.testing.provider --latency lognormal:0.2,1.0 --faults transient:0.2 --seed 7
+    afnio provider --latency lognormal:0.2,1.0 --faults transient:0.2 --seed 7
 
 The process prints one JSON line with its `base_url`, and ends when its standard input ends: so it can't outlive the
 program that started it, even if that is killed.
@@ -24,9 +24,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
+import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,7 +43,7 @@ from aiohttp import web
 from afnio.testing.provider._faults import ApiError, Fault, FaultPlan, Latency, Occasion, response
 from afnio.testing.provider._quota import Accounts, ProviderLedger, Quota, QuotaError
 from afnio.testing.simulated._language import kind_of, text_of
-from afnio.testing.simulated._lm import SimulatedLM
+from afnio.testing.simulated._lm import FixedReply, SimulatedLM
 from afnio.testing.simulated._student import request_digest
 
 if TYPE_CHECKING:
@@ -496,11 +500,14 @@ def completion(
     return body, given
 
 
+# The same in a separate process: the parent's side, the options as arguments, and the process itself.
+
+
 MINUTE: Final = 60.0
 
 
 class ProviderProcess:
-    """Runs `python -m afnio.testing.provider` while its `with` block lasts.
+    """Runs `afnio provider` while its `with` block lasts.
 
     >>> from afnio.testing.provider._provider import ProviderOptions
     >>> with ProviderProcess(ProviderOptions(reply="ok")) as provider:
@@ -509,7 +516,7 @@ class ProviderProcess:
     """
 
     def __init__(self, options: ProviderOptions) -> None:
-        self._command = [sys.executable, "-m", "afnio.testing.provider", *options.arguments()]
+        self._command = [sys.executable, "-m", "afnio.cli", "provider", *options.arguments()]
         self._process: subprocess.Popen[bytes] | None = None
         self.base_url = ""
 
@@ -729,3 +736,59 @@ def _quota(args: argparse.Namespace) -> Quota | None:
         headers=not args.no_quota_headers,
         retry_after=args.quota_retry_after,
     )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve a provider with these command-line arguments until standard input ends or Ctrl-C."""
+    options = ProviderOptions.parse(argv, "afnio provider")
+    _raise_file_limit()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(_provider(options)))
+
+
+def _provider(options: ProviderOptions) -> Provider:
+    context = {} if options.context is None else {"context": options.context}
+    lm = FixedReply(options.reply) if options.reply is not None else SimulatedLM(**context, seed=options.seed)
+    return Provider(
+        port=options.port,
+        latency=options.latency,
+        api_key=options.api_key,
+        lm=lm,
+        faults=options.faults,
+        quota=options.quota,
+        seed=options.seed,
+        window=options.window,
+    )
+
+
+async def _serve(provider: Provider) -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        with contextlib.suppress(RuntimeError):  # the loop may have ended first
+            loop.call_soon_threadsafe(ended.set)
+
+    async with provider:
+        sys.stdout.write(json.dumps({"base_url": provider.base_url}) + "\n")
+        sys.stdout.flush()
+        if _stdin_can_end():
+            threading.Thread(target=watch, name="stdin", daemon=True).start()
+        await ended.wait()
+
+
+def _stdin_can_end() -> bool:
+    """Return whether standard input is a parent's pipe or a terminal, not the /dev/null of a service."""
+    try:
+        return os.isatty(0) or not stat.S_ISCHR(os.fstat(0).st_mode)
+    except OSError:
+        return False
+
+
+def _raise_file_limit() -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
