@@ -16,7 +16,6 @@ from afnio.tellurio import MetricLogged, RunEnded, RunStarted, TableLogged, Text
 from afnio.tellurio.sinks import Moment, Sink
 from afnio.testing import ScriptedClient
 
-
 ROOM = 20_000
 """Events of a run that may wait for its sinks."""
 BACKLOG = 100_000
