@@ -17,6 +17,7 @@ from afnio.cognitive._layers import (
 )
 from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential, Training
 from afnio.cognitive._prompts import prompts
+from afnio.cognitive._stream import RowResult, Stream
 from afnio.cognitive._template import Parameter
 from afnio.cognitive.functional import (
     add,
@@ -40,9 +41,11 @@ __all__ = [
     "ModuleDict",
     "ModuleList",
     "Parameter",
+    "RowResult",
     "Score",
     "Sequential",
     "Split",
+    "Stream",
     "Sum",
     "Training",
     "add",
