@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 import anyio
 import anyio.lowlevel
 
-from afnio.autodiff._variable import Variable, no_grad
+from afnio.autodiff._graph import no_grad
+from afnio.autodiff._variable import Variable
 from afnio.errors import BudgetExceeded, JournalError, LaunchCancelledError, RuntimeClosedError
 from afnio.runtime._callables import is_async
 from afnio.runtime._kernel import Failure, Job, Launch, Scope, Slot, Watcher, current_scope, within
@@ -99,7 +100,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         self._numbers = itertools.count(start)
         self._rows: Iterator[Any] | None = None
         self._exhausted = False
-        self._pending: dict[int, _Row] = {}  # in the order of the rows
+        self._pending: dict[int, _PendingRow] = {}  # in the order of the rows
         self._line: _InOrder | _AsTheyCome = _InOrder(self) if ordered else _AsTheyCome(self)
         self._tasks: anyio.abc.TaskGroup | None = None
         self._source_error: BaseException | None = None
@@ -239,7 +240,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
                 output = self._call(row)
             except Exception as error:
                 output = _Failed(error)
-        launched = _Row(index, row, scope, output)
+        launched = _PendingRow(index, row, scope, output)
         self._pending[index] = launched
         self._line.add(launched)
 
@@ -261,7 +262,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         launch.start()
         return slot
 
-    def _take(self, row: _Row) -> RowResult[Any]:
+    def _take(self, row: _PendingRow) -> RowResult[Any]:
         del self._pending[row.index]
         self._room.set()
         try:
@@ -275,7 +276,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
 
 
 @final
-class _Row:
+class _PendingRow:
     """A row that is pending, and what its launches fill."""
 
     __slots__ = ("index", "output", "row", "scope", "slots")
@@ -303,10 +304,10 @@ class _InOrder:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def add(self, row: _Row) -> None:
+    def add(self, row: _PendingRow) -> None:
         return
 
-    def ready(self) -> _Row | None:
+    def ready(self) -> _PendingRow | None:
         first = next(iter(self._stream._pending.values()))
         return first if first.done else None
 
@@ -323,22 +324,22 @@ class _AsTheyCome:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._done: deque[_Row] = deque()
+        self._done: deque[_PendingRow] = deque()
         self._wake: Callable[[], object] | None = None
 
-    def add(self, row: _Row) -> None:
+    def add(self, row: _PendingRow) -> None:
         if row.done:
             self._done.append(row)
         else:
             self._stream._runtime.post(Watcher(row.slots, lambda: self._finished(row), row.scope).start)
 
-    def _finished(self, row: _Row) -> None:
+    def _finished(self, row: _PendingRow) -> None:
         self._done.append(row)
         wake, self._wake = self._wake, None
         if wake is not None:
             wake()
 
-    def ready(self) -> _Row | None:
+    def ready(self) -> _PendingRow | None:
         while self._done:
             row = self._done.popleft()
             if row.index in self._stream._pending:  # else it was cancelled
