@@ -165,11 +165,9 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
                 if not waited:
                     await anyio.lowlevel.checkpoint()
                 return self._take(row)
-            if self._source_error is not None:
-                error, self._source_error = self._source_error, None
-                raise error
             if not self._pending and self._exhausted:
-                raise StopAsyncIteration
+                error, self._source_error = self._source_error, None
+                raise StopAsyncIteration if error is None else error
             wake, park = parking()
             self._arrived = wake
             if self._pending:
