@@ -8,6 +8,7 @@ from afnio.cognitive._chat import Completion
 from afnio.cognitive._evaluators import Evaluation, Score
 from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential, Training
 from afnio.cognitive._prompts import prompts
+from afnio.cognitive._stream import RowResult, Stream
 from afnio.cognitive._template import Parameter
 from afnio.cognitive.functional import (
     Add,
@@ -38,9 +39,11 @@ __all__ = [
     "ModuleDict",
     "ModuleList",
     "Parameter",
+    "RowResult",
     "Score",
     "Sequential",
     "Split",
+    "Stream",
     "Sum",
     "Training",
     "add",
