@@ -32,21 +32,20 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import urlsplit
 
 from afnio.errors import GatewayError
-from afnio.models._exchange import Exchange, Opened, Origin, send_by_aiohttp
+from afnio.models._exchange import CallOrigin, Exchange, Opened, send_by_aiohttp
 from afnio.models._raw import NO_RETRY, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
-from afnio.runtime._admission import Admitter
 from afnio.runtime._budget import Budget
-from afnio.runtime._kernel import Job, Launch, Slot, current_runtime
+from afnio.runtime._kernel import Job, Launch, Slot
 from afnio.runtime._limits import Account, Limits, give_limits, give_total_limits
 from afnio.runtime._settings import Priority, prioritised
 from afnio.runtime._waiting import Pending, active_journal
@@ -291,14 +290,20 @@ class Gateway:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if "upgrade" in request.headers.get("connection", "").lower():
-            return _refuse(501, "the gateway passes on HTTP requests only; connect WebSockets to the provider itself")
+            return _refuse(
+                501, "the gateway passes on HTTP requests only; connect WebSockets to the provider itself"
+            )
         path = self._admitted(request)
         if path is None:
-            return _refuse(401, f"the gateway's token is missing or wrong; send it as {TOKEN}, or in the base URL")
+            return _refuse(
+                401, f"the gateway's token is missing or wrong; send it as {TOKEN}, or in the base URL"
+            )
         target = self._target(path)
         if target is None:
             served = ", ".join(_path(name, url) for name, url in self._options.upstreams.items())
-            return _refuse(404, f"the gateway serves {served} (got {request.path}); check the client's base URL")
+            return _refuse(
+                404, f"the gateway serves {served} (got {request.path}); check the client's base URL"
+            )
         try:
             priority = _priority(request.headers.get(PRIORITY))
         except ValueError as error:
@@ -375,12 +380,14 @@ class Gateway:
             return errand
         errand = Errand(raw, self._origin(raw), name)
         context = self._context.copy()
-        errand.task = context.run(asyncio.get_running_loop().create_task, errand.run(priority), context=context)
+        errand.task = context.run(
+            asyncio.get_running_loop().create_task, errand.run(priority), context=context
+        )
         self._errands[errand] = None
         errand.task.add_done_callback(lambda task: self._ended(errand))
         return errand
 
-    def _origin(self, raw: RawRequest) -> Origin:
+    def _origin(self, raw: RawRequest) -> CallOrigin:
         scope = f"gateway/{raw.account.key_digest}"
         address = f"{scope}/http:{raw.key[:16]}"
         if self._journal is not None:
@@ -389,7 +396,7 @@ class Gateway:
             self._uses[name] = use = self._uses.get(name, 0) + 1
             if use > 1:
                 address += f"#{use}"
-        return Origin(address=address, scope=scope, site=raw.dialect.name)
+        return CallOrigin(address=address, scope=scope, site=raw.dialect.name)
 
     def _ended(self, errand: Errand) -> None:
         self._errands.pop(errand, None)
@@ -443,7 +450,9 @@ class Gateway:
                 if head.done():
                     break
                 if response is None:
-                    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+                    response = web.StreamResponse(
+                        headers={"content-type": "text/event-stream; charset=utf-8"}
+                    )
                     await response.prepare(request)
                 await response.write(b": waiting\n\n")
         finally:
@@ -489,7 +498,9 @@ class Gateway:
                 request.method, target, headers=headers, data=body or None, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _refuse(502, f"the gateway can't reach {urlsplit(target).hostname} ({type(error).__name__})")
+            return _refuse(
+                502, f"the gateway can't reach {urlsplit(target).hostname} ({type(error).__name__})"
+            )
         async with answer:
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in _OWN}
             response = web.StreamResponse(status=answer.status, headers=kept)
@@ -539,7 +550,7 @@ class Errand:
 
     task: asyncio.Task[None]
 
-    def __init__(self, raw: RawRequest, origin: Origin, name: tuple[Account, str]) -> None:
+    def __init__(self, raw: RawRequest, origin: CallOrigin, name: tuple[Account, str]) -> None:
         self.name = name
         self.on_wire = self.delivering = self.cancelled = False
         self.takes_comments = raw.stream and (raw.dialect.name != "generateContent" or "alt=sse" in raw.url)
@@ -628,8 +639,10 @@ class Metrics:
     """The figures of the gateway, in the text form of Prometheus."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
         from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+        disable_created_metrics()  # a second series for each figure, of no use here
 
         self.content_type = CONTENT_TYPE_LATEST
         self._registry = CollectorRegistry()

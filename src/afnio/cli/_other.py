@@ -56,11 +56,21 @@ def gateway_main(argv: Sequence[str]) -> int:
     parser.add_argument("--rpm", type=_positive, metavar="N", help="requests a minute of each key")
     parser.add_argument("--tpm", type=_positive, metavar="N", help="tokens a minute of each key")
     parser.add_argument("--max-in-flight", type=_positive, metavar="N", help="requests in flight of each key")
-    parser.add_argument("--total-rpm", type=_positive, metavar="N", help="requests a minute of all keys together")
-    parser.add_argument("--total-tpm", type=_positive, metavar="N", help="tokens a minute of all keys together")
-    parser.add_argument("--budget", type=float, metavar="DOLLARS", help="the most to spend; a journal's past counts")
-    parser.add_argument("--journal", type=Path, metavar="FILE", help="record replies, to answer again after a restart")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine only)")
+    parser.add_argument(
+        "--total-rpm", type=_positive, metavar="N", help="requests a minute of all keys together"
+    )
+    parser.add_argument(
+        "--total-tpm", type=_positive, metavar="N", help="tokens a minute of all keys together"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="DOLLARS", help="the most to spend; a journal's past counts"
+    )
+    parser.add_argument(
+        "--journal", type=Path, metavar="FILE", help="record replies, to answer again after a restart"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on (default: this machine only)"
+    )
     parser.add_argument("--port", type=_port, default=8400, help="the port, 0 for a free one (default: 8400)")
     parser.add_argument(
         "--token",
@@ -109,13 +119,19 @@ def _upstreams(given: Sequence[str]) -> dict[str, str]:
             name, url = "", entry
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--upstream must be a URL with http or https (got {url!r}); pass the provider's base URL")
+            raise ValueError(
+                f"--upstream must be a URL with http or https (got {url!r}); pass the provider's base URL"
+            )
         if parts.username or parts.query:
             raise ValueError("--upstream must not hold credentials or a query; clients send their own keys")
         if name in found:
-            raise ValueError(f"--upstream was given twice for the path /{name}; name one of them, as NAME=URL")
+            raise ValueError(
+                f"--upstream was given twice for the path /{name}; name one of them, as NAME=URL"
+            )
         if name == "afnio":
-            raise ValueError("--upstream can't be named afnio, the path of the gateway's own pages; choose another name")
+            raise ValueError(
+                "--upstream can't be named afnio, which is the path of the gateway's pages; choose another name"
+            )
         found[name] = url.rstrip("/")
     return found
 
