@@ -35,7 +35,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import urlsplit
@@ -639,13 +638,21 @@ class Metrics:
     """The figures of the gateway, in the text form of Prometheus."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+        from prometheus_client import (
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            ProcessCollector,
+            disable_created_metrics,
+        )
         from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-        disable_created_metrics()  # a second series for each figure, of no use here
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each figure, of no use here
 
         self.content_type = CONTENT_TYPE_LATEST
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self._models: set[str] = set()
 
         def counter(name: str, text: str, *labels: str) -> Any:
@@ -693,7 +700,7 @@ class Metrics:
         self._open.set(open_calls)
         self._on_wire.set(on_wire)
         if budget is not None:
-            self._spent.set(float(budget.ledger.cost or Decimal(0)))
+            self._spent.set(float(budget.ledger.total.cost or 0))
 
     def text(self) -> bytes:
         from prometheus_client import generate_latest
