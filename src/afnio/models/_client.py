@@ -332,7 +332,7 @@ class Rehearsed:
     """A call that a rehearsed program made.
 
     Attributes:
-        stage: the value of `stage` at its launch.
+        stage: a label of `Trainer.estimate`, which tells an optimizer's own calls apart; empty in other rehearsals.
         lane: the sample's index, or None if there is only one value.
         prompt_tokens: the client's estimate.
         output_tokens: the length of the made-up reply.
