@@ -73,7 +73,7 @@ PARTS = {
     "astray": Part(("sentiment", "urgency"), RIVALS, (600,), 30, critic="astray"),
     "time": Part(
         tuple(LABELS),
-        (*EQUAL, "GEPA, 64 in flight", "TextGrad, 64 in flight"),
+        (*EQUAL, "TGD 32, 1,000 characters", "GEPA, 64 in flight", "TextGrad, 64 in flight"),
         (600,),
         5,
         latencies=(1.0, 0.2),
