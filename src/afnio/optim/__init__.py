@@ -11,6 +11,7 @@ from afnio.optim._optimizer import (
     Change,
     Decision,
     Evidence,
+    Lineage,
     Optimizer,
     StepInputs,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Demos",
     "Evidence",
     "Improves",
+    "Lineage",
     "Optimizer",
     "ParetoTGD",
     "Reduced",
