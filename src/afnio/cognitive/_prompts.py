@@ -227,7 +227,7 @@ def critic_schema(names: tuple[str, ...]) -> dict[str, Any]:
 
 _TAGS = (
     "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
-    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried"
+    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried|block|mistakes|mistake|places|place|edit"
 )
 _TAG = re.compile(rf"<(?=/?(?:{_TAGS})\b)")
 _ESCAPED = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from afnio.models._client import ChatClient, ChatModel
@@ -54,6 +55,16 @@ def get_backward_model_client() -> ChatModel:
             'afnio.set_backward_model_client("openai/<model>") before backward()'
         )
     return model
+
+
+def backward_model() -> ChatModel | None:
+    """Return the backward model of this context, or None."""
+    return _model.get()
+
+
+def backward_by(model: ChatModel) -> AbstractContextManager[ChatModel | None]:
+    """Let `model` write the feedback of the block's context."""
+    return _model.override(model)
 
 
 def _backward_model(
