@@ -23,7 +23,8 @@ class Outcome:
         critic: "astray" where the critic is always beside the point, else "".
         latency: seconds that each call took at least.
         scores: of the final prompts on the test split.
-        path: for time to quality: after each step the seconds since the start, the calls, the share right on the probe.
+        rounds: how many calls had to wait for one another, at most. Only meaningful with a latency.
+        path: for time to quality: after each step the seconds and calls since the start, the rounds, the share right.
         calls: LM calls of the training, its validations counted, the test not.
         cost: dollars; None where nobody says what a call costs.
         prompts: the final text of each parameter.
@@ -49,7 +50,8 @@ class Outcome:
     lengths: list[int] = field(default_factory=list)
     gradients: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
-    path: list[tuple[float, int, float]] = field(default_factory=list)
+    rounds: int = 0
+    path: list[tuple[float, int, int, float]] = field(default_factory=list)
     note: str = ""
 
     @property

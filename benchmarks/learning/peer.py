@@ -80,7 +80,8 @@ def _outcome(trial: Trial, found: dict[str, Any]) -> Outcome:
     }
     outcome.lengths = [sum(map(len, outcome.prompts.values()))]
     outcome.scores = trial.tested(outcome.prompts)
-    trial.look_back([(second, calls, prompts) for second, calls, prompts in found["path"]], outcome)
+    outcome.rounds = found["rounds"]
+    trial.look_back(found["path"], outcome)
     return outcome
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.learning import quality
 from benchmarks.learning.intervals import KIND, difference
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.runs import read
@@ -35,6 +36,9 @@ def tables(outcomes: Sequence[Outcome]) -> Iterator[str]:
         what += [f"{latency:g} s latency"] if latency else []
         yield f"\n**{', '.join(what)}**\n"
         yield from table(runs, starts.get(task))
+        if latency:
+            yield ""
+            yield from rows_of(quality.COLUMNS, quality.rows(runs, latency))
     yield f"\nIntervals: {KIND}; `*` where they leave out 0."
 
 

@@ -42,7 +42,7 @@ class Trial:
     traced: bool = False
     agent: cog.Module = field(init=False)
     tally: CallTotals = field(init=False)
-    path: list[tuple[float, int, dict[str, str]]] = field(init=False, default_factory=list)
+    path: list[tuple[float, int, int, dict[str, str]]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.agent = self.task.agent()
@@ -67,15 +67,15 @@ class Trial:
         """Return the outcome of a run that hasn't begun."""
         return Outcome(self.method, self.task.name, self.seed, budget=self.budget)
 
-    def look_back(self, path: Sequence[tuple[float, int, dict[str, str]]], outcome: Outcome) -> None:
+    def look_back(self, path: Sequence[tuple[float, int, int, dict[str, str]]], outcome: Outcome) -> None:
         """Test the prompts of each step; they were remembered, so that this took no time then."""
         known: dict[tuple[str, ...], float] = {}
-        for seconds, calls, prompts in path:
+        for seconds, calls, rounds, prompts in path:
             texts = tuple(prompts.values())
             if texts not in known:
                 scores = [score for score in self.tested(prompts) if score is not None]
                 known[texts] = round(sum(scores) / max(len(scores), 1), 4)
-            outcome.path.append((round(seconds, 2), calls, known[texts]))
+            outcome.path.append((round(seconds, 2), calls, rounds, known[texts]))
 
     def run(self, make_optimizer: MakeOptimizer | None) -> Outcome:
         """Train within the budget, then look at the test split, once."""
@@ -94,6 +94,7 @@ class Trial:
                     self._train(make_optimizer(self), outcome, began)
             outcome.seconds = time.monotonic() - began
             outcome.calls, outcome.prompt_tokens = self.tally.calls, self.tally.usage.prompt_tokens
+            outcome.rounds = self.tally.rounds
             outcome.completion_tokens = self.tally.usage.completion_tokens
             outcome.prompts = self._prompts()
         outcome.scores = self.tested(outcome.prompts)
@@ -105,7 +106,8 @@ class Trial:
 
     def _remember(self, began: float) -> None:
         if self.traced:
-            self.path.append((time.monotonic() - began, self.tally.calls, self._prompts()))
+            done = (time.monotonic() - began, self.tally.calls, self.tally.rounds)
+            self.path.append((*done, self._prompts()))
 
     def _train(self, optimizer: Optimizer, outcome: Outcome, began: float) -> None:
         if isinstance(optimizer, Demos):
@@ -153,15 +155,23 @@ def scores_of(evaluation: cog.Evaluation) -> list[float | None]:
 
 
 class CallTotals:
-    """Adds up the calls that end while it is subscribed to the engine's events."""
+    """Adds up the calls that end while it is subscribed to the engine's events.
+
+    Attributes:
+        rounds: the most calls that waited for one another: each began after the one before had ended.
+    """
 
     def __init__(self) -> None:
         self.calls, self.usage = 0, Usage()
+        self.rounds, self._round_ended = 0, 0.0
 
     def __call__(self, event: Any) -> None:
         if isinstance(event, CallEnded):
             self.calls += 1
             self.usage += event.usage
+            now = time.monotonic()
+            if now - event.seconds >= self._round_ended:  # it had to wait for another call
+                self.rounds, self._round_ended = self.rounds + 1, now
 
 
 class _Watch:

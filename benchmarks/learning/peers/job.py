@@ -23,7 +23,8 @@ class Job:
         self.client = OpenAI(base_url=self.spec["base_url"], api_key=self.spec["api_key"], max_retries=5)
         self.calls = self.prompt_tokens = self.completion_tokens = 0
         self.note = ""
-        self.path: list[tuple[float, int, dict[str, str]]] = []
+        self.path: list[tuple[float, int, int, dict[str, str]]] = []
+        self.rounds, self.round_ended = 0, 0.0
         self.lock = threading.Lock()
         self.began = time.monotonic()
 
@@ -33,8 +34,11 @@ class Job:
 
     def ask(self, messages: list[dict[str, str]], arguments: dict[str, Any]) -> str:
         """Return the reply of one counted call."""
+        started = time.monotonic()
         reply = self.client.chat.completions.create(messages=messages, **arguments)
         with self.lock:
+            if started >= self.round_ended:  # it had to wait for another call
+                self.rounds, self.round_ended = self.rounds + 1, time.monotonic()
             self.calls += 1
             if reply.usage is not None:
                 self.prompt_tokens += reply.usage.prompt_tokens
@@ -97,7 +101,7 @@ class Job:
     def remember(self, prompts: dict[str, str]) -> None:
         """Note what the training would return if it ended now."""
         if self.spec["traced"]:
-            self.path.append((time.monotonic() - self.began, self.calls, dict(prompts)))
+            self.path.append((time.monotonic() - self.began, self.calls, self.rounds, dict(prompts)))
 
     def result(self, prompts: dict[str, str]) -> dict[str, Any]:
         """Return the prompts that the training ended with and what it took."""
@@ -105,6 +109,7 @@ class Job:
             "prompts": prompts,
             "note": self.note,
             "path": self.path,
+            "rounds": self.rounds,
             "calls": self.calls,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
