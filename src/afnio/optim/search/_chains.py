@@ -396,7 +396,9 @@ class Rows(NamedTuple):
 
 
 def rows_for(stream: RowStream, sizes: Sizes, *, forwards: int) -> Rows:
-    """Take the samples of a step. If there are too few, a quarter of all is kept for the race and chains share theirs.
+    """Take the samples of a step.
+
+    If there are too few, chains share theirs. If there are too few for one chain, a quarter of all is kept for the race.
 
     Args:
         forwards: How many small steps of each chain run samples.
@@ -406,7 +408,7 @@ def rows_for(stream: RowStream, sizes: Sizes, *, forwards: int) -> Rows:
     (2, [3, 3, 3, 3])
     """
     wanted = sizes.chains * forwards * sizes.minibatch
-    race = min(sizes.race, max(stream.count - wanted, max(1, stream.count // 4)))
+    race = min(sizes.race, max(stream.count - forwards * sizes.minibatch, stream.count // 4, 1))
     fresh = stream.take(race)
     chains: list[list[list[int]]] = []
     shared = stream.count - len(fresh) < wanted
@@ -1101,7 +1103,7 @@ class ChainStep:
             math.fsum(score for score in column if score is not None) for column in zip(*columns, strict=True)
         ]
         sums = sums or [0.0] * len(able)
-        order = sorted(range(len(able)), key=lambda number: (-sums[number], number))
+        order = sorted(range(len(able)), key=lambda number: (-sums[number], able[number].place))
         best = able[order[0]]
         for number in order:
             entry = able[number]
