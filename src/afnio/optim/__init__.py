@@ -17,6 +17,7 @@ from afnio.optim._optimizer import (
 )
 from afnio.optim._prompts import prompts, replace_prompts
 from afnio.optim._tgd import TGD, Reduced, reduce, tgd
+from afnio.optim.search._chains import EditTGD
 from afnio.optim.search._improves import Improves
 from afnio.optim.search._pareto import ParetoTGD
 
@@ -26,6 +27,7 @@ __all__ = [
     "Change",
     "Decision",
     "Demos",
+    "EditTGD",
     "Evidence",
     "Improves",
     "Lineage",

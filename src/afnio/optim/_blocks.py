@@ -287,21 +287,21 @@ def union(drafts: Sequence[Draft]) -> Union:
     return Union(tuple(agreed), contested)
 
 
-def composed(start: str, edits: Sequence[Edit], limit: int | None) -> tuple[Draft, list[Edit]]:
-    """Return `start` with edits, and those that were left out because the text would be longer than `limit`.
+def fitted(draft: Draft, edits: Sequence[Edit], limit: int | None) -> tuple[Draft, list[Edit], list[Edit]]:
+    """Return a draft with edits, the edits, and those left out because the text would be longer than `limit`.
 
-    Edits with few samples behind them are left out first. Deletions stay.
+    Edits with few samples behind them are left out first, of equals the last one. Deletions stay.
 
-    >>> draft, left = composed("A.", [Edit("add", 1, "B.", (1,)), Edit("add", 1, "C.", (2, 3))], 6)
+    >>> draft, _, left = fitted(Draft.of("One."), [Edit("add", 1, "Two.", (1,)), Edit("add", 1, "Six.", (2, 3))], 9)
     >>> draft.text, [edit.text for edit in left]
-    ('A.\\nC.', ['B.'])
+    ('One.\\nSix.', ['Two.'])
     """
-    kept, left = list(edits), []
+    kept, left = list(edits), list[Edit]()
     while True:
-        draft = Draft.of(start).edited(kept)
+        after = draft.edited(kept)
         longer = [edit for edit in kept if edit.op != "delete"]
-        if limit is None or len(draft.text) <= limit or not longer:
-            return draft, left
+        if limit is None or len(after.text) <= max(limit, len(draft.text)) or not longer:
+            return after, kept, left
         least = min(reversed(longer), key=lambda edit: len(edit.samples))
         kept.remove(least)
         left.append(least)

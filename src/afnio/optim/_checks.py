@@ -119,7 +119,6 @@ _WORD: Final = re.compile(r"\w+")
 _TAGS: Final = re.compile(
     r"</?(?:feedbacks|constraints|failures|rejected|history|tried|mistakes|mistake|places|place)\b[^>\n]{0,80}>"
 )
-)
 
 Run = tuple[str, ...]
 
