@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from afnio.optim import TGD, Demos, Improves, ParetoTGD
+from afnio.optim import TGD, Demos, EditTGD, Improves, ParetoTGD
 from afnio.utils.data import DataLoader, Dataset
 from benchmarks.learning.curve import SHORT
 from benchmarks.learning.tasks import Item
@@ -73,6 +74,19 @@ def pareto(trial: Trial) -> ParetoTGD:
     )
 
 
+def edits(trial: Trial, **options: Any) -> EditTGD:
+    """Return chains of small steps, raced on fresh samples; it runs the agent itself."""
+    return EditTGD(
+        trial.agent.parameters(),
+        trial.endpoint.client,
+        trial.judged,
+        DataLoader(Items(trial.task.train), collate_fn=list),
+        quorum=trial.endpoint.quorum,
+        search_seed=trial.seed,
+        **{"budget": trial.budget, **trial.endpoint.step, **options},
+    )
+
+
 def demos(trial: Trial) -> Demos:
     """Return what appends examples of the training split with their targets; it asks no model."""
     return Demos(trial.agent.parameters(), k=3, max_tokens=EXAMPLES)
@@ -98,6 +112,9 @@ def short(trial: Trial) -> TGD:
     return tgd(trial, constraints=["Use at most 1000 characters."])
 
 
+WIDTHS = (3, 6, 12, 24)
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """How one method trains.
@@ -117,6 +134,9 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "baseline": Method(None),
+    "EditTGD, no gate": Method(edits),
+    "EditTGD, inner 1": Method(partial(edits, inner=1)),
+    **{f"EditTGD, {lr} chains": Method(partial(edits, lr=lr)) for lr in WIDTHS},
     "TGD": Method(tgd),
     "TGD 4, 1,000 characters": Method(short, 4),
     "TGD 32, 1,000 characters": Method(short, 32),

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from afnio.demo._endpoint import Endpoint
 from benchmarks.learning.endpoints import drawn_for
-from benchmarks.learning.methods import BATCH, METHODS
+from benchmarks.learning.methods import BATCH, METHODS, WIDTHS
 from benchmarks.learning.outcome import Key, Outcome
 from benchmarks.learning.peer import PEERS, run_peer
 from benchmarks.learning.runs import RunFile
@@ -21,6 +21,7 @@ from benchmarks.learning.training import Trial
 from benchmarks.peers.environment import PeerError
 
 EQUAL = (
+    "EditTGD, no gate",
     "TGD",
     "TGD 4, 1,000 characters",
     "TGD + Improves",
@@ -30,7 +31,7 @@ EQUAL = (
     "GEPA, minibatch 8",
     "GEPA, 4 proposals",
 )
-RIVALS = ("TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
+RIVALS = ("EditTGD, no gate", "TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
 PASSES = ("TGD 4, pass of 256", "TGD 256, pass of 256")
 _TOGETHER = 10
 BY_SAMPLES = 0
@@ -71,9 +72,16 @@ PARTS = {
     "pass": Part(tuple(LABELS), PASSES, (BY_SAMPLES,), 20),
     "faults": Part(FAULTY, RIVALS, (600,), 20),
     "astray": Part(("sentiment", "urgency"), RIVALS, (600,), 30, critic="astray"),
+    "width": Part(tuple(LABELS), [f"EditTGD, {lr} chains" for lr in WIDTHS], (4800,), 10),
     "time": Part(
         tuple(LABELS),
-        (*EQUAL, "TGD 32, 1,000 characters", "GEPA, 64 in flight", "TextGrad, 64 in flight"),
+        (
+            *EQUAL,
+            "EditTGD, inner 1",
+            "TGD 32, 1,000 characters",
+            "GEPA, 64 in flight",
+            "TextGrad, 64 in flight",
+        ),
         (600,),
         5,
         latencies=(1.0, 0.2),

@@ -12,7 +12,7 @@ import afnio
 from afnio import cognitive as cog
 from afnio.demo._endpoint import Endpoint
 from afnio.errors import BatchError, ReplyError
-from afnio.optim import Demos, Optimizer, ParetoTGD
+from afnio.optim import Demos, EditTGD, Optimizer, ParetoTGD
 from afnio.runtime.events import CallEnded, StepEnded, Usage, subscribed
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Item, Task
@@ -115,7 +115,7 @@ class Trial:
             return
         for batch in batches(self.task.train, self.batch, self.seed):
             try:
-                if not isinstance(optimizer, ParetoTGD):  # which draws its own batches
+                if not isinstance(optimizer, ParetoTGD | EditTGD):  # which draw their own batches
                     self.judged(batch).explanation.backward()
                 optimizer.step()
             except (BatchError, ReplyError) as error:
