@@ -278,7 +278,7 @@ def places(text: str, value: str) -> list[tuple[int, int]]:
     """Return where the variable `value` stands in a message: one place, or those of a filled template's pieces.
 
     >>> places("You are Ann. Answer in Italian, please.", "You are {name}. Answer in Italian")
-    [(0, 8), (11, 31)]
+    [(0, 8), (11, 30)]
     """
     value = value.strip()
     if not value:
@@ -403,7 +403,7 @@ def fitted(
     for number in left:
         call = calls[number]
         said = [
-            Said(old.role, "".join(part.text if part.kept else cut(part, cap) for part in message))
+            Said(old.role, "".join(part.text if part.kept else _cut(part.text, part.tokens, cap) for part in message))
             for old, message in zip((*call.messages, *call.reply), pieces[number], strict=True)
         ]
         call.messages, call.reply = said[: len(call.messages)], said[len(call.messages) :]
@@ -426,12 +426,15 @@ def level(tokens: Sequence[int], room: int) -> int:
     return max(tokens, default=room)
 
 
-def cut(piece: _Piece, most: int) -> str:
+def shortened(text: str, most: int, count: Callable[[str], int]) -> str:
     """Return a text cut in its middle to about `most` tokens."""
-    if piece.tokens <= most:
-        return piece.text
-    text = piece.text
-    half = max(len(text) * most // piece.tokens // 2, 1)
+    return _cut(text, count(text), most)
+
+
+def _cut(text: str, tokens: int, most: int) -> str:
+    if tokens <= most:
+        return text
+    half = max(len(text) * most // tokens // 2, 1)
     left_out = len(text) - 2 * half
     if left_out <= 0:
         return text
