@@ -38,6 +38,7 @@ from afnio.runtime import priority as priority
 from afnio.runtime import run as run
 from afnio.runtime import scope as scope
 from afnio.runtime import set_sync_mode as set_sync_mode
+from afnio.runtime import set_threads as set_threads
 from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
 
@@ -81,6 +82,7 @@ __all__ = [
     "set_backward_model_client",
     "set_grad_enabled",
     "set_sync_mode",
+    "set_threads",
     "tellurio",
     "testing",
     "to_thread",
