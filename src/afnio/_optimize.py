@@ -40,9 +40,10 @@ import anyio.to_thread
 
 from afnio import cognitive as cog
 from afnio._result import Example, Gain, Result, from_json, score_of, to_json, verdict_of
-from afnio._rows import LEAST, Carried, Row, digest, in_words, read_rows, split_rows
+from afnio._rows import LEAST, Row, digest, in_words, read_rows, split_rows
 from afnio.autodiff._function import Arguments, Context
 from afnio.autodiff._variable import Variable, bind, no_grad
+from afnio.cognitive._agent import _traced as traced_within
 from afnio.cognitive._evaluators import Evaluation, Evaluator, record, succeeded
 from afnio.cognitive._module import mode
 from afnio.cognitive._prompts import deterministic_feedback
@@ -58,6 +59,7 @@ from afnio.errors import (
 from afnio.models._backward_model import chat_model, set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
+from afnio.models._trace import Trace
 from afnio.optim import TGD, Optimizer
 from afnio.optim.search._races import p_value
 from afnio.runtime._budget import Budget
@@ -130,8 +132,9 @@ def optimize(
             `result.agent` is the better one.
         rows: `(inputs, expected)` each, or dicts with "inputs" and "expected" (MLflow's "expectations" will do), or
             dicts of inputs with the key "expected". Inputs are one value, or a dict of arguments by name.
-        metric: `metric(output, expected)`, and by name `inputs` if it has such a parameter. Returns True or False, a
-            number, or `(score, feedback)` with a sentence for the critic; larger is better. `def` or `async def`.
+        metric: `metric(output, expected)`; if it has parameters of these names it also gets the row's `inputs`, and
+            `trace`, the list of the model calls behind the output. Returns True or False, a number, or
+            `(score, feedback)` with a sentence for the critic; larger is better. `def` or `async def`.
         prompts: the function's prompts by name.
         critic: the model that reads mistakes and rewrites prompts: "openai/gpt-5", or `(client, model)`.
         budget: the most to spend: dollars, or `afnio.budget(max_calls=…)` and so on. It pays for everything, the test
@@ -149,19 +152,20 @@ def optimize(
         BatchError: if more than a tenth of the rows crash.
         UnknownPriceError: if dollars are limited and a model has no price.
 
-    >>> import tempfile
+    >>> import afnio, tempfile
     >>> from afnio.testing import ScriptedClient
-    >>> client = ScriptedClient(lambda request: {"value": "Say hi.", "criticism": "Say hi."})
+    >>> client = ScriptedClient({"value": "Say hi.", "feedback": [{"variable": "v1", "text": "Say hi."}]})
     >>> async def greet(name, system):
     ...     return "hi" if system == "Say hi." else "hello"
+    >>> rows = [(f"Ann {number}", "hi") for number in range(96)]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     result = optimize(greet, [(f"Ann {n}", "hi") for n in range(96)], lambda output, expected: output == expected,
-    ...         prompts={"system": "Greet."}, critic=(client, "any"), budget=afnio.budget(max_calls=500), dir=folder)
+    ...     result = optimize(greet, rows, lambda output, expected: output == expected, prompts={"system": "Greet."},
+    ...                       critic=(client, "any"), budget=afnio.budget(max_calls=500), dir=folder)
     >>> result.prompts, result.verdict
-    ({'system': 'Say hi.'}, 'Better: +100.0 points (95 %: 88.8 to 100.0) on 32 test rows.')
+    ({'system': 'Say hi.'}, 'Better: +100.0 points (95 %: 91.5 to 100.0) on 32 test rows.')
     """
     task = Optimization(
-        Subject.of(agent, prompts),
+        Subject.of(agent, prompts, wanted_by(metric)),
         metric,
         rows=rows,
         valset=valset,
@@ -231,8 +235,12 @@ class Subject:
             parameter.validators = (*parameter.validators, functools.partial(_not_longer, self.limits[name]))
 
     @classmethod
-    def of(cls, agent: Any, prompts: Mapping[str, str] | None) -> Subject:
+    def of(cls, agent: Any, prompts: Mapping[str, str] | None, wanted: Sequence[str]) -> Subject:
         if isinstance(agent, cog.Module):
+            if "trace" in wanted and not isinstance(agent, cog.Agent):
+                raise TypeError(
+                    "a metric can have the trace of a function's calls only; leave `trace` out for a Module"
+                )
             return cls._of_module(agent, prompts)
         if isinstance(agent, type) or not callable(agent):
             raise TypeError(f"agent must be a function or a cognitive.Module (got {agent!r})")
@@ -243,10 +251,8 @@ class Subject:
         for name, text in prompts.items():
             if not isinstance(name, str) or not isinstance(text, str):
                 raise TypeError(f"prompts must be texts by name (got {name!r}: {text!r})")
-        check_prompts(agent, prompts)
-        title = getattr(agent, "__qualname__", type(agent).__qualname__).rpartition("<locals>.")[2]
-        module = cog.Agent(_by_row(agent, title), prompts=dict(prompts))
-        return cls(module, title, lambda texts: functools.partial(agent, **texts), agent)
+        module = cog.Agent(traced(agent) if "trace" in wanted else agent, prompts=dict(prompts))
+        return cls(module, module.extra_repr(), lambda texts: functools.partial(agent, **texts), agent)
 
     @classmethod
     def _of_module(cls, agent: cog.Module, prompts: Any) -> Subject:
@@ -293,33 +299,10 @@ class Subject:
 
     def __call__(self, rows: Sequence[Row]) -> Any:
         """Launch the agent on rows; returns its output, or a coroutine of it."""
-        if self.function is not None:
-            return self.module(Variable([Carried.of(row.text, row) for row in rows], role="input"))
-        if rows[0].args:
-            return self.module(_lanes([row.args[0] for row in rows]))
-        return self.module(**{key: _lanes([row.kwargs[key] for row in rows]) for key in rows[0].kwargs})
-
-
-def _by_row(function: Callable[..., Any], title: str) -> Callable[..., Any]:
-    """Return `function` as one that takes a row in place of its inputs, and returns texts and numbers only."""
-
-    async def on_loop(row: Carried, **prompts: str) -> Any:
-        return _carried(await function(*row.value.args, **row.value.kwargs, **prompts))
-
-    def in_thread(row: Carried, **prompts: str) -> Any:
-        return _carried(function(*row.value.args, **row.value.kwargs, **prompts))
-
-    called: Callable[..., Any] = on_loop if is_async(function) else in_thread
-    called.__name__ = called.__qualname__ = title
-    return called
-
-
-def _carried(output: Any) -> Any:
-    return (
-        output
-        if output is None or type(output) in (str, int, float, bool)
-        else Carried.of(in_words(output), output)
-    )
+        args = [_lanes([row.args[0] for row in rows])] if rows[0].args else []
+        return self.module(
+            *args, **{key: _lanes([row.kwargs[key] for row in rows]) for key in rows[0].kwargs}
+        )
 
 
 def _lanes(values: list[Any]) -> Any:
@@ -330,21 +313,38 @@ def _lanes(values: list[Any]) -> Any:
         return values
 
 
-def check_prompts(function: Callable[..., Any], prompts: Mapping[str, str]) -> None:
-    """Raise unless `function` takes all prompts by name."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        return
-    takes = [one.name for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    for name in prompts:
-        if name not in takes:
-            raise TypeError(
-                f"the agent must take each prompt by name (got prompts={{{name!r}: …}}, and it takes "
-                f"{', '.join(takes) or 'nothing'}); add a parameter `{name}`"
-            )
+@final
+class Traced(str):
+    """An output as a text that brings the trace of its calls to the metric."""
+
+    __slots__ = ("trace", "value")
+    value: Any
+    trace: Trace
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` with its trace at its output, for a metric that wants it."""
+
+    def joined(output: Any, trace: Trace) -> Any:
+        if output is None:
+            return None
+        text = Traced(in_words(output))
+        text.value, text.trace = output, trace
+        return text
+
+    @functools.wraps(function)
+    async def on_loop(*args: Any, **kwargs: Any) -> Any:
+        with traced_within(record=True) as trace:
+            output = await function(*args, **kwargs)
+        return joined(output, trace)
+
+    @functools.wraps(function)
+    def in_thread(*args: Any, **kwargs: Any) -> Any:
+        with traced_within(record=True) as trace:
+            output = function(*args, **kwargs)
+        return joined(output, trace)
+
+    return on_loop if is_async(function) else in_thread
 
 
 def _not_longer(most: int, text: str) -> str | None:
@@ -401,10 +401,10 @@ class Scorer:
             MetricError: for a score that isn't a number.
         """
         row = self.rows[lane]
-        value = output.value if isinstance(output, Carried) else output
-        self.outputs[lane] = in_words(output)
-        asked = {"inputs": row.inputs, "output": value, "expected": row.expected}
-        given = {name: asked[name] for name in self._wants}
+        value = output.value if isinstance(output, Traced) else output
+        self.outputs[lane] = in_words(value)
+        others = {"inputs": row.inputs, "trace": output.trace.calls if isinstance(output, Traced) else []}
+        given = {name: others[name] for name in self._wants}
         call: Any = functools.partial(self._metric, value, row.expected, **given)
         returned = await call_in_node(job, call)
         feedback = None
@@ -443,7 +443,9 @@ def wanted_by(metric: Callable[..., Any]) -> list[str]:
     except (TypeError, ValueError):  # a builtin
         return []
     others = parameters[2:]
-    names = [one.name for one in others if one.name == "inputs" and one.kind is not one.POSITIONAL_ONLY]
+    names = [
+        one.name for one in others if one.name in ("inputs", "trace") and one.kind is not one.POSITIONAL_ONLY
+    ]
     needed = [
         one.name
         for one in others
@@ -454,7 +456,7 @@ def wanted_by(metric: Callable[..., Any]) -> list[str]:
     variadic = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     if needed or (len(parameters) < 2 and not variadic):
         raise TypeError(
-            f"metric must take (output, expected), and by name inputs if it wants them (got "
+            f"metric must take (output, expected), and by name inputs and trace if it wants them (got "
             f"{inspect.signature(metric)})"
         )
     return names
@@ -482,7 +484,7 @@ class RowMetric(Evaluator):
         lane = ctx.lane or 0
         score, feedback = await scorer(job, lane, output)
         expected = in_words(scorer.rows[lane].expected)
-        prediction = str(output) if isinstance(output, str) else output
+        prediction = output if type(output) in (int, float, bool) else scorer.outputs[lane]
         return record(
             ctx,
             prediction=prediction,
@@ -521,7 +523,6 @@ def beats(before: Sequence[float], after: Sequence[float]) -> bool:
 # The optimization
 
 
-@final
 class Learner(cog.Module):
     """The subject in the form that the Trainer trains."""
 
@@ -666,8 +667,11 @@ class Optimization:
         if self.subject.function is None:
             yield
             return
-        from afnio import bridge
-
+        try:
+            from afnio import bridge
+        except ImportError:
+            yield
+            return
         with bridge.installed():
             yield
 
@@ -724,7 +728,7 @@ class Optimization:
         sampler = RandomSampler(train, num_samples=min(ROUND, len(train)), seed=self.seed)
         with inner:
             await trainer.afit(
-                Learner(self),
+                type(self.subject.title, (Learner,), {})(self),  # the name that the progress shows
                 DataLoader(train, sampler=sampler, batch_size=BATCH, collate_fn=list),
                 DataLoader(self.splits.watch, batch_size=len(self.splits.watch), collate_fn=list),
             )

@@ -124,7 +124,7 @@ class Gain:
         """Compare scores of the same rows, in the same order.
 
         >>> print(Gain.of([0, 0, 1, 1] * 10, [1, 1, 1, 1] * 10, graded=False))
-        +50.0 points (31.8 to 63.4; 20 rows better, 0 worse)
+        +50.0 points (31.1 to 64.1; 20 rows better, 0 worse)
         """
         found = paired_interval(before, after)
         return cls(found.difference, found.low, found.high, found.samples, found.won, found.lost, graded)

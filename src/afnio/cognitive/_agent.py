@@ -136,7 +136,9 @@ def agent(
 
 def _checked_prompts(prompts: Any) -> Mapping[str, str | Parameter]:
     if not isinstance(prompts, Mapping):
-        raise TypeError(f'prompts must be a dict of names and texts (got {prompts!r}); write {{"system": "…"}}')
+        raise TypeError(
+            f'prompts must be a dict of names and texts (got {prompts!r}); write {{"system": "…"}}'
+        )
     for name, prompt in prompts.items():
         if not isinstance(prompt, str | Parameter):
             raise TypeError(f"a prompt must be a text or a Parameter (got {prompt!r} for {name!r})")

@@ -355,9 +355,7 @@ def trace_messages(
     for variable in variables:
         named = {"name": variable.name} if variable.name else {}
         seen = {"seen_in": " ".join(map(str, variable.seen_in))} if variable.seen_in else {}
-        parts.append(
-            block("variable", variable.value, id=variable.id, **named, role=variable.role, **seen)
-        )
+        parts.append(block("variable", variable.value, id=variable.id, **named, role=variable.role, **seen))
     parts.append("</variables>")
     if inputs:
         given = [block("agent_input", text, name=name) for name, text in inputs.items()]
