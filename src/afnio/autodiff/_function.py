@@ -130,7 +130,9 @@ class Function:
 
     @staticmethod
     def backward(ctx: Any, *feedback: Any) -> Any:
-        raise NotImplementedError("write a static backward(ctx, *feedback), or leave it out: a critic is called then")
+        raise NotImplementedError(
+            "write a static backward(ctx, *feedback), or leave it out: a critic is called then"
+        )
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:

@@ -101,7 +101,9 @@ async def criticize_trace(
     returned = written(output)
     messages = trace_messages(
         variables=[
-            Prompted(name, ctx.input_roles[index], names.get(index, ""), seen_in(calls, texts[index]), texts[index])
+            Prompted(
+                name, ctx.input_roles[index], names.get(index, ""), seen_in(calls, texts[index]), texts[index]
+            )
             for name, index in ids.items()
         ],
         inputs=_unseen(given, calls, model.count_tokens),

@@ -355,9 +355,7 @@ def trace_messages(
     for variable in variables:
         named = {"name": variable.name} if variable.name else {}
         seen = {"seen_in": " ".join(map(str, variable.seen_in))} if variable.seen_in else {}
-        parts.append(
-            block("variable", variable.value, id=variable.id, **named, role=variable.role, **seen)
-        )
+        parts.append(block("variable", variable.value, id=variable.id, **named, role=variable.role, **seen))
     parts.append("</variables>")
     if inputs:
         given = [block("agent_input", text, name=name) for name, text in inputs.items()]
@@ -372,7 +370,7 @@ def trace_messages(
         if call.form is not None and call.form not in forms:
             forms.append(call.form)
             parts.append(block("reply_format", json.dumps(call.form, ensure_ascii=False)))
-        parts += [block("reply", said.text) for said in call.reply]
+        parts += [block("reply", said.text) for said in call.reply] or ["(no reply)"]
         parts.append("</call>")
     parts += ["</trace>", block("agent_output", output)]
     parts += [block("edited_reply", text) for text in edited]

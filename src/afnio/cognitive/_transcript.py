@@ -355,7 +355,9 @@ def _collapsed(new: Sequence[tuple[tuple[str, str], Said]], shown: set[tuple[str
     found: list[Said] = []
     for repeated, run in groupby(new, lambda one: one[0] in shown and len(one[1].text) >= _REPEATED):
         messages = [said for _, said in run]
-        found += [Said("history", f"({len(messages)} messages that earlier calls show)")] if repeated else messages
+        found += (
+            [Said("history", f"({len(messages)} messages that earlier calls show)")] if repeated else messages
+        )
     return found
 
 
@@ -403,7 +405,10 @@ def fitted(
     for number in left:
         call = calls[number]
         said = [
-            Said(old.role, "".join(part.text if part.kept else _cut(part.text, part.tokens, cap) for part in message))
+            Said(
+                old.role,
+                "".join(part.text if part.kept else _cut(part.text, part.tokens, cap) for part in message),
+            )
             for old, message in zip((*call.messages, *call.reply), pieces[number], strict=True)
         ]
         call.messages, call.reply = said[: len(call.messages)], said[len(call.messages) :]

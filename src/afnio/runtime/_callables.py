@@ -69,7 +69,9 @@ class set_threads(Assignment[int | None]):  # noqa: N801
 
     def __init__(self, most: int | None) -> None:
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
-            raise ValueError(f"the number of threads must be at least 1 (got {most!r}); None follows max_in_flight")
+            raise ValueError(
+                f"the number of threads must be at least 1 (got {most!r}); None follows max_in_flight"
+            )
         super().__init__(_most_threads, most)
 
 
@@ -169,9 +171,7 @@ async def call_in_node(
             inside_node.reset(token)
 
 
-async def _on_loop(
-    job: Job, start: Callable[[], Coroutine[Any, Any, Any]], home: CallerLoop | None
-) -> Any:
+async def _on_loop(job: Job, start: Callable[[], Coroutine[Any, Any, Any]], home: CallerLoop | None) -> Any:
     """Run a coroutine on the caller's loop, or here."""
     if home is not None:
         return await home.run(start)
@@ -196,7 +196,9 @@ def _other_loops_error(error: BaseException) -> BaseException | None:
         if current is None:
             return None
         text = text_of(current)
-        if isinstance(current, RuntimeError) and ("a different event loop" in text or "a different loop" in text):
+        if isinstance(current, RuntimeError) and (
+            "a different event loop" in text or "a different loop" in text
+        ):
             return current
         current = current.__cause__ or current.__context__
     return None
