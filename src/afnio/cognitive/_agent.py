@@ -228,17 +228,20 @@ class Signed:
             return list(inputs), named
         args, kwargs = list(inputs), dict(named)
         positional = [p for p in self._signature.parameters.values() if p.kind in _POSITIONAL]
+        free = [p.name for p in positional if p.name not in self._prompts and p.name not in named]
         if any(parameter.name in self._prompts for parameter in positional[: len(args)]):
-            # A prompt stands before an input. From there on the inputs are passed by name.
-            free = [p.name for p in positional if p.name not in self._prompts and p.name not in named]
+            # A prompt stands before an input, so the inputs are passed by name.
             only = sum(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in positional)
-            kwargs |= zip(free[only:], args[only:], strict=False)
-            args = args[:only] if len(args) <= len(free) else args
+            kwargs |= dict(zip(free[only:], args[only:], strict=False))
+            args = args[:only] + args[len(free) :]
         try:
             self._signature.bind(*args, **kwargs, **dict.fromkeys(self._prompts))
         except TypeError as error:
+            why = (
+                f"{len(inputs)} inputs for {len(free)} parameters" if len(inputs) > len(free) else str(error)
+            )
             raise TypeError(
-                f"the inputs must fit {self.name}{self._signature} (got {error}); its prompts, "
+                f"the inputs must fit {self.name}{self._signature} (got {why}); its prompts, "
                 f"{', '.join(self._prompts) or 'none'}, are passed by name"
             ) from None
         return args, kwargs

@@ -370,7 +370,7 @@ def trace_messages(
         if call.form is not None and call.form not in forms:
             forms.append(call.form)
             parts.append(block("reply_format", json.dumps(call.form, ensure_ascii=False)))
-        parts += [block("reply", said.text) for said in call.reply]
+        parts += [block("reply", said.text) for said in call.reply] or ["(no reply)"]
         parts.append("</call>")
     parts += ["</trace>", block("agent_output", output)]
     parts += [block("edited_reply", text) for text in edited]

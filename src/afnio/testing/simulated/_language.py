@@ -141,11 +141,13 @@ def read_blocks(text: str, tag: str) -> list[PromptBlock]:
     >>> read_blocks('<feedback source="judge">\nshorter\n</feedback>', "feedback")
     [PromptBlock(attributes={'source': 'judge'}, text='shorter')]
     """
+    return [PromptBlock(attributes, unescape(body)) for attributes, body in read_sections(text, tag)]
+
+
+def read_sections(text: str, tag: str) -> list[tuple[dict[str, str], str]]:
+    """Return the attributes and the raw text of each section `tag`: blocks that contain blocks."""
     return [
-        PromptBlock(
-            {name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)},
-            unescape(body),
-        )
+        ({name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)}, body)
         for head, body in _pattern(tag).findall(text)
     ]
 
