@@ -15,6 +15,7 @@ from afnio import optim as optim
 from afnio import utils as utils
 from afnio._archive import load as load
 from afnio._archive import save as save
+from afnio._public import show_in
 from afnio.autodiff import GradientEdge as GradientEdge
 from afnio.autodiff import Node as Node
 from afnio.autodiff import Variable as Variable
@@ -37,6 +38,7 @@ from afnio.runtime import priority as priority
 from afnio.runtime import run as run
 from afnio.runtime import scope as scope
 from afnio.runtime import set_sync_mode as set_sync_mode
+from afnio.runtime import set_threads as set_threads
 from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
+    from afnio._optimize import optimize as optimize
+    from afnio._result import Result as Result
 
 __version__ = "0.4.0"
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "Node",
     "Parameter",
     "Pending",
+    "Result",
     "Variable",
     "autodiff",
     "bind",
@@ -68,6 +73,7 @@ __all__ = [
     "models",
     "no_grad",
     "optim",
+    "optimize",
     "priority",
     "resolve",
     "run",
@@ -76,6 +82,7 @@ __all__ = [
     "set_backward_model_client",
     "set_grad_enabled",
     "set_sync_mode",
+    "set_threads",
     "tellurio",
     "testing",
     "to_thread",
@@ -85,10 +92,17 @@ __all__ = [
 ]
 
 
+_HOMES = {"optimize": "afnio._optimize", "Result": "afnio._result"}
+
+
 def __getattr__(name: str) -> Any:
     # What only some programs need is imported at its first use.
-    if name in ("tellurio", "testing", "trainer"):
-        from importlib import import_module
+    from importlib import import_module
 
+    if name in ("tellurio", "testing", "trainer"):
         return import_module(f"afnio.{name}")
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        show_in(__name__, globals(), [name])
+        return value
     raise AttributeError(f"module 'afnio' has no attribute {name!r}")

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeVar, cast
 
 from afnio.autodiff._data import Data, PendingGradients, cast_leaves, checked, leaves, shape
 from afnio.autodiff._graph import AccumulateGrad, Hook, Hooks, Node, RemovableHandle, checked_hook
@@ -406,17 +406,24 @@ class Variable:
 
     # New Variables
 
-    def map(self, fn: Callable[[Any], Any], role: str | None = None) -> Variable:
+    def map(
+        self,
+        fn: Callable[[Any], Any],
+        role: str | None = None,
+        *,
+        loop: Literal["runtime", "caller"] = "runtime",
+    ) -> Variable:
         """Return a Variable with `fn` of each sample, computed when the sample arrives; feedback passes through.
 
-        `fn` gets a plain value; a `def` runs in a worker thread, an `async def` on the runtime's loop.
+        `fn` gets a plain value; a `def` runs in a worker thread, an `async def` on the runtime's loop, or with
+        `loop="caller"` on the loop that calls `map`.
 
         >>> Variable(["A", "B"]).map(str.lower).data
         ['a', 'b']
         """
         from afnio.autodiff._function import Map
 
-        mapped: Variable = Map.apply(self, fn=fn, role=self._role if role is None else role)
+        mapped: Variable = Map.apply(self, fn=fn, role=self._role if role is None else role, loop=loop)
         return mapped
 
     def detach(self) -> Variable:

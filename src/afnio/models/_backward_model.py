@@ -39,7 +39,7 @@ class set_backward_model_client(Assignment[ChatModel | None]):  # noqa: N801
         client_args: Mapping[str, Any] | None = None,
         completion_args: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(_model, _backward_model(model_path, client_args or {}, completion_args or {}))
+        super().__init__(_model, chat_model(model_path, client_args or {}, completion_args or {}))
 
 
 def get_backward_model_client() -> ChatModel:
@@ -67,9 +67,10 @@ def backward_by(model: ChatModel) -> AbstractContextManager[ChatModel | None]:
     return _model.override(model)
 
 
-def _backward_model(
+def chat_model(
     path: str | ChatClient, client_args: Mapping[str, Any], completion_args: Mapping[str, Any]
 ) -> ChatModel:
+    """Return the model that a "provider/model", or a client with its arguments, stands for."""
     if isinstance(path, ChatClient):
         if not completion_args.get("model"):
             raise ValueError(

@@ -21,9 +21,10 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NoReturn, Self, final
 
-from afnio.errors import FinalModelError, TransientModelError
+from afnio.errors import AfnioError, FinalModelError, TransientModelError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
+from afnio.models._trace import CHAT_PATH, current_trace
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
@@ -118,6 +119,20 @@ class ChatClient(ABC):
             BudgetExceeded: if a budget can't pay for it.
             JournalError: if the journal can't record it.
         """
+        trace = current_trace.get()
+        if trace is None:
+            return await self._complete(job, request, purpose)
+        traced = trace.begin(CHAT_PATH, request.body, request.model, purpose)
+        try:
+            response = await self._complete(job, request, purpose)
+        except AfnioError as error:
+            trace.note(error)
+            raise
+        if traced is not None:
+            traced.reply = response.body
+        return response
+
+    async def _complete(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
         rehearsed = rehearsal.get()
         if rehearsed is not None:
             return rehearsed.answer(self, job, request, purpose)

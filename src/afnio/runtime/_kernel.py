@@ -66,7 +66,7 @@ from afnio.errors import (
     RuntimeClosedError,
     TooManyPendingError,
 )
-from afnio.runtime._loop import Cancelled, LoopThread, Task, adopted, current_task
+from afnio.runtime._loop import CallerLoop, Cancelled, LoopThread, Task, adopted, current_task
 from afnio.runtime._tracebacks import Line, caller_line, fold
 from afnio.runtime.events import emit
 
@@ -398,8 +398,8 @@ class Launch:
     """
 
     __slots__ = (
-        "__weakref__", "address", "cancelled", "context", "depth", "event", "holders", "jobs", "left", "line", "name",
-        "runtime", "scope",
+        "__weakref__", "address", "cancelled", "context", "depth", "event", "holders", "home", "jobs", "left", "line",
+        "name", "runtime", "scope",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -424,6 +424,8 @@ class Launch:
         self.cancelled = False
         # The event to emit at its start.
         self.event: Any = None
+        # The loop that its `async def` callables run on; None is the runtime's.
+        self.home: CallerLoop | None = None
 
     def add(
         self,
