@@ -170,8 +170,8 @@ def optimize(
         rows=rows,
         valset=valset,
         testset=testset,
-        critic=_critic(critic),
-        budget=_budget(budget),
+        critic=critic_of(critic),
+        budget=budget_of(budget),
         name=name,
         folder=dir,
         seed=0 if seed is None else seed,
@@ -180,23 +180,24 @@ def optimize(
     )
     if may_block():
         return run_blocking(task.run, "optimize", gently=task.stop)
-    return cast("Result", _Unawaited(task.run))
+    return cast("Result", Unawaited(task.run, "optimize"))
 
 
 @final
-class _Unawaited:
-    """What `optimize` returns on a running event loop: await it."""
+class Unawaited:
+    """What `optimize` and `headroom` return on a running event loop: await it."""
 
-    def __init__(self, run: Callable[[], Any]) -> None:
+    def __init__(self, run: Callable[[], Any], function: str) -> None:
         self._run = run
+        self._function = function
 
-    def __await__(self) -> Generator[Any, None, Result]:
-        return cast("Generator[Any, None, Result]", self._run().__await__())
+    def __await__(self) -> Generator[Any, None, Any]:
+        return cast("Generator[Any, None, Any]", self._run().__await__())
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"afnio.optimize(…) must be awaited on an event loop before .{name} can be read; write "
-            "`result = await afnio.optimize(…)`"
+            f"afnio.{self._function}(…) must be awaited on an event loop before .{name} can be read; write "
+            f"`result = await afnio.{self._function}(…)`"
         )
 
 
@@ -272,6 +273,10 @@ class Subject:
             return copied
 
         return cls(module, type(agent).__qualname__, restored, None)
+
+    def copied(self) -> Subject:
+        """Return the same agent with prompts of its own."""
+        return Subject(copy.deepcopy(self.module), self.title, self.restored, self.function)
 
     @property
     def texts(self) -> dict[str, str]:
@@ -351,7 +356,7 @@ def _not_longer(most: int, text: str) -> str | None:
     return None if len(text) <= most else f"it must have at most {most:,} characters (it has {len(text):,})"
 
 
-def _critic(given: Any) -> ChatModel:
+def critic_of(given: Any) -> ChatModel:
     if isinstance(given, ChatModel):
         return given
     client, arguments = given, None
@@ -363,7 +368,7 @@ def _critic(given: Any) -> ChatModel:
     return chat_model(client, {}, arguments or {})
 
 
-def _budget(given: Any) -> Budget:
+def budget_of(given: Any) -> Budget:
     if isinstance(given, Budget):
         return given
     if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not given > 0:
@@ -556,8 +561,94 @@ class Scores:
         return sum(known) / len(known) if known else -math.inf
 
 
+class Scoring:
+    """Scores rows with an agent and a metric: what every part that looks at rows shares."""
+
+    def __init__(self, subject: Subject, metric: Callable[..., Any], perfect: float) -> None:
+        wanted_by(metric)
+        if isinstance(perfect, bool) or not isinstance(perfect, int | float) or math.isnan(perfect):
+            raise TypeError(f"perfect must be a number, the score of a right row (got {perfect!r})")
+        self.subject, self.metric, self.perfect = subject, metric, perfect
+
+    async def evaluated(self, rows: Sequence[Row]) -> tuple[Evaluation, Scorer]:
+        """Launch the agent and the metric on rows."""
+        scorer = Scorer(self.metric, rows, self.perfect)
+        output = self.subject(rows)
+        if inspect.isawaitable(output) and not isinstance(output, Variable):
+            output = await output
+        evaluation = RowMetric.apply(
+            output,
+            scorer=scorer,
+            purpose=scorer.name,
+            feedback_by="rules",
+            reduction_fn=None,
+            reduction_fn_purpose=None,
+        )
+        return evaluation, scorer
+
+    async def scored(
+        self, name: str, rows: Sequence[Row], *versions: Mapping[str, str], tolerant: bool = False
+    ) -> list[Scores]:
+        """Score rows with each version of the prompts, side by side.
+
+        Args:
+            tolerant: rows may crash.
+
+        Raises:
+            BatchError: if more than a tenth of the rows crashed.
+        """
+        results = [Scores() for _ in versions]
+
+        async def one(number: int, texts: Mapping[str, str]) -> None:
+            parameters = self.subject.parameters
+            values = {parameters[key]: Variable(text, parameters[key].role) for key, text in texts.items()}
+            async with scope(name=f"{name} {number + 1}"):
+                with bind(values):
+                    results[number] = await self.read(*await self.evaluated(rows))
+
+        async with scope(name=name):
+            with no_grad(), mode(False), tolerate(1e-9):
+                async with task_group() as tasks:
+                    for number, texts in enumerate(versions):
+                        tasks.start_soon(one, number, texts)
+        for result in results:
+            if not tolerant:
+                check_crashes(result.errors, len(rows))
+        return results
+
+    async def read(self, evaluation: Evaluation, scorer: Scorer) -> Scores:
+        """Wait for the scores of an evaluation."""
+        slots = evaluation.score.sample_slots
+        await wait_async(slots)
+        result = Scores()
+        for lane, slot in enumerate(slots):
+            outcome = slot.outcome
+            if isinstance(outcome, Failure):
+                outcome.mark_read()
+                result.errors.append(outcome.error)
+            failed = isinstance(outcome, Failure) or outcome is None
+            result.scores.append(None if failed else float(outcome))
+            result.outputs.append(scorer.outputs.get(lane))
+        for error in result.errors:
+            raise_fatal(error)
+        return result
+
+    @contextmanager
+    def bridge(self) -> Iterator[None]:
+        if self.subject.function is None:
+            yield
+            return
+        try:
+            from afnio import bridge
+        except ImportError:
+            yield
+            return
+        with bridge.installed():
+            yield
+
+
 @final
-class Optimization:
+class Optimization(Scoring):
     """One optimization. `run` it once; `stop` ends the training early, from any thread."""
 
     def __init__(
@@ -580,9 +671,7 @@ class Optimization:
             raise TypeError(f"seed must be a whole number (got {seed!r})")
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ValueError(f"patience must be a number of rounds, 1 or more (got {patience!r})")
-        if isinstance(perfect, bool) or not isinstance(perfect, int | float) or math.isnan(perfect):
-            raise TypeError(f"perfect must be a number, the score of a right row (got {perfect!r})")
-        wanted_by(metric)
+        super().__init__(subject, metric, perfect)
         given = [
             read_rows(one or (), part)
             for one, part in ((rows, "rows"), (valset, "valset"), (testset, "testset"))
@@ -590,8 +679,8 @@ class Optimization:
         for part in given:
             if part:
                 subject.check(part[0])
-        self.subject, self.metric, self.critic, self.budget = subject, metric, critic, budget
-        self.perfect, self.patience, self.seed, self.folder = perfect, patience, seed, folder
+        self.critic, self.budget = critic, budget
+        self.patience, self.seed, self.folder = patience, seed, folder
         self.splits = split_rows(*given, seed)
         self.start = subject.texts
         self.project = name or subject.title
@@ -638,7 +727,7 @@ class Optimization:
             stack.enter_context(
                 set_backward_model_client(self.critic.client, completion_args=self.critic.completion_args)
             )
-            stack.enter_context(self._bridge())
+            stack.enter_context(self.bridge())
             spending = stack.enter_context(Budget())
             stack.enter_context(self.budget)
             if run.journal is not None:
@@ -662,19 +751,6 @@ class Optimization:
         run.record(_RESULT, to_json(result))
         run.flush()
 
-    @contextmanager
-    def _bridge(self) -> Iterator[None]:
-        if self.subject.function is None:
-            yield
-            return
-        try:
-            from afnio import bridge
-        except ImportError:
-            yield
-            return
-        with bridge.installed():
-            yield
-
     # The story
 
     async def _optimized(self, run: Run, spending: Budget, measured: Amount | None, started: float) -> Result:
@@ -692,7 +768,7 @@ class Optimization:
             self._check_price, self.critic.completion_args.get("model"), self.critic.client
         )
         try:
-            scores = (await self._scored("first", first, self.start))[0]
+            scores = (await self.scored("first", first, self.start))[0]
         except UnknownPriceError as error:
             raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
         except BudgetExceeded as error:
@@ -702,7 +778,7 @@ class Optimization:
             run.record(_MEASURED, {"amount": [str(one) for one in measured], "rows": 1})
             await anyio.to_thread.run_sync(run.flush)
         self._check_budget(measured)
-        rest = (await self._scored("start", watch[BATCH:], self.start))[0] if watch[BATCH:] else Scores()
+        rest = (await self.scored("start", watch[BATCH:], self.start))[0] if watch[BATCH:] else Scores()
         return Scores([*scores.scores, *rest.scores], [*scores.outputs, *rest.outputs]), measured
 
     async def _train(self, rounds: Rounds, measured: Amount) -> None:
@@ -741,7 +817,7 @@ class Optimization:
         candidate = rounds.candidate
         if candidate is None or candidate == self.start:
             return self.start, ()
-        old, new = await self._scored("gate", self.splits.gate, self.start, candidate)
+        old, new = await self.scored("gate", self.splits.gate, self.start, candidate)
         before, after = paired(old, new)
         return (candidate if beats(before, after) else self.start), (old, new)
 
@@ -749,10 +825,10 @@ class Optimization:
         """Return the scores of the last look: of the start prompts, and of the chosen ones if they are others."""
         versions = [self.start] if chosen == self.start else [self.start, chosen]
         if self.splits.test:
-            return tuple(await self._scored("test", self.splits.test, *versions))
+            return tuple(await self.scored("test", self.splits.test, *versions))
         if gate:
             return gate[: len(versions)]
-        return tuple(await self._scored("gate", self.splits.gate, *versions))
+        return tuple(await self.scored("gate", self.splits.gate, *versions))
 
     def _result(
         self,
@@ -796,65 +872,6 @@ class Optimization:
             examples=_examples(rows, looked),
             make_agent=self.subject.restored,
         )
-
-    # Scoring
-
-    async def evaluated(self, rows: Sequence[Row]) -> tuple[Evaluation, Scorer]:
-        """Launch the agent and the metric on rows."""
-        scorer = Scorer(self.metric, rows, self.perfect)
-        output = self.subject(rows)
-        if inspect.isawaitable(output) and not isinstance(output, Variable):
-            output = await output
-        evaluation = RowMetric.apply(
-            output,
-            scorer=scorer,
-            purpose=scorer.name,
-            feedback_by="rules",
-            reduction_fn=None,
-            reduction_fn_purpose=None,
-        )
-        return evaluation, scorer
-
-    async def _scored(self, name: str, rows: Sequence[Row], *versions: Mapping[str, str]) -> list[Scores]:
-        """Score rows with each version of the prompts, side by side.
-
-        Raises:
-            BatchError: if more than a tenth of the rows crashed.
-        """
-        results = [Scores() for _ in versions]
-
-        async def one(number: int, texts: Mapping[str, str]) -> None:
-            parameters = self.subject.parameters
-            values = {parameters[key]: Variable(text, parameters[key].role) for key, text in texts.items()}
-            async with scope(name=f"{name} {number + 1}"):
-                with bind(values):
-                    results[number] = await self._scores_of(rows)
-
-        async with scope(name=name):
-            with no_grad(), mode(False), tolerate(1e-9):
-                async with task_group() as tasks:
-                    for number, texts in enumerate(versions):
-                        tasks.start_soon(one, number, texts)
-        for result in results:
-            check_crashes(result.errors, len(rows))
-        return results
-
-    async def _scores_of(self, rows: Sequence[Row]) -> Scores:
-        evaluation, scorer = await self.evaluated(rows)
-        slots = evaluation.score.sample_slots
-        await wait_async(slots)
-        result = Scores()
-        for lane, slot in enumerate(slots):
-            outcome = slot.outcome
-            if isinstance(outcome, Failure):
-                outcome.mark_read()
-                result.errors.append(outcome.error)
-            failed = isinstance(outcome, Failure) or outcome is None
-            result.scores.append(None if failed else float(outcome))
-            result.outputs.append(scorer.outputs.get(lane))
-        for error in result.errors:
-            raise_fatal(error)
-        return result
 
     # Money
 
