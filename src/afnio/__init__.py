@@ -15,7 +15,6 @@ from afnio import optim as optim
 from afnio import utils as utils
 from afnio._archive import load as load
 from afnio._archive import save as save
-from afnio._public import show_in
 from afnio.autodiff import GradientEdge as GradientEdge
 from afnio.autodiff import Node as Node
 from afnio.autodiff import Variable as Variable
@@ -107,6 +106,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # What only some programs need is imported at its first use.
     from importlib import import_module
+
+    from afnio._public import show_in
 
     if name in ("tellurio", "testing", "trainer"):
         return import_module(f"afnio.{name}")

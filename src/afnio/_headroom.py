@@ -23,18 +23,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast, final
 
 from afnio import cognitive as cog
-from afnio._optimize import (
-    Scores,
-    Scoring,
-    Subject,
-    Unawaited,
-    budget_of,
-    critic_of,
-    paired,
-    wanted_by,
-)
+from afnio._optimize import Unawaited, budget_of, critic_of
 from afnio._result import Gain, in_time
 from afnio._rows import Row, in_words, read_rows
+from afnio._subject import Scored, Scoring, Subject, paired, wanted_by
 from afnio.errors import BatchError, ModelError, reason
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
@@ -283,7 +275,7 @@ class HeadroomTest(Scoring):
         gain = None
         is_found = False
         if new is not None:
-            before, after = paired(*(Scores(one.scores) for one in (old, new)))
+            before, after = paired(*(Scored(one.scores) for one in (old, new)))
             gain = Gain.of(before, after, graded=any(score not in (0, 1) for score in (*before, *after)))
             pairs = [b - a for a, b in zip(before, after, strict=True)]
             is_found = sum(pairs) > 0 and p_value(pairs) <= LEVEL
@@ -314,11 +306,11 @@ class HeadroomTest(Scoring):
     async def _pass(self, name: str, rows: Sequence[Row], *versions: Mapping[str, str]) -> list[Passed]:
         """Score rows with each version of the prompts, side by side."""
         looked = (
-            await self.scored(name, rows, *versions, tolerant=True) if rows else [Scores() for _ in versions]
+            await self.scored(name, rows, *versions, tolerant=True) if rows else [Scored() for _ in versions]
         )
         return [self._judged(rows, one) for one in looked]
 
-    def _judged(self, rows: Sequence[Row], looked: Scores) -> Passed:
+    def _judged(self, rows: Sequence[Row], looked: Scored) -> Passed:
         """Tell rows whose calls failed from rows whose replies the agent or the metric couldn't read."""
         failed = [error for error in looked.errors if found(error, ModelError) is not None]
         if len(failed) > len(rows) / 10:
@@ -336,7 +328,7 @@ class HeadroomTest(Scoring):
             passed.form.append(is_wrong and (score is None or _is_form(output, row, labels)))
         return passed
 
-    def _labels(self, rows: Sequence[Row], looked: Scores) -> frozenset[str]:
+    def _labels(self, rows: Sequence[Row], looked: Scored) -> frozenset[str]:
         """Return the answers that are expected, if they are few and all right outputs are among them; else none."""
         expected = frozenset(in_words(row.expected).strip() for row in self.rows)
         right = [

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, variance
@@ -272,9 +272,9 @@ class Result:
         """True if `prompts` differ from the old ones."""
         return dict(self.prompts) != dict(self.start)
 
-    def __await__(self) -> Any:
+    def __await__(self) -> Generator[Any, None, Self]:
+        yield from ()
         return self
-        yield  # makes this a generator, so that awaiting returns at once
 
     def __repr__(self) -> str:
         return f"<Result: {self.verdict}>"
@@ -402,7 +402,10 @@ def to_json(result: Result) -> dict[str, Any]:
             **{one.name: getattr(found, one.name) for one in fields(found)},
         }
     data["examples"] = [[getattr(one, part.name) for part in fields(one)] for one in result.examples]
-    return json.loads(json.dumps({**data, "prompts": dict(result.prompts), "start": dict(result.start)}))
+    plain: dict[str, Any] = json.loads(
+        json.dumps({**data, "prompts": dict(result.prompts), "start": dict(result.start)})
+    )
+    return plain
 
 
 def from_json(data: Mapping[str, Any], **others: Any) -> Result:
