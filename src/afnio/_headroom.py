@@ -277,8 +277,8 @@ class HeadroomTest(Scoring):
         if new is not None:
             before, after = paired(*(Scored(one.scores) for one in (old, new)))
             gain = Gain.of(before, after, graded=any(score not in (0, 1) for score in (*before, *after)))
-            pairs = [b - a for a, b in zip(before, after, strict=True)]
-            is_found = sum(pairs) > 0 and p_value(pairs) <= LEVEL
+            changes = [b - a for a, b in zip(before, after, strict=True)]
+            is_found = sum(changes) > 0 and p_value(changes) <= LEVEL
         return {
             **about,
             "found": is_found,

@@ -177,8 +177,8 @@ class Recording:
     def _change(self, connection: sqlite3.Connection, step_id: int | None, change: Change) -> None:
         before, after = self._text(change.before) or "", self._text(change.after) or ""
         number = self._parameters.note(connection, self._steps, change.role, before, after)
-        about = (number, change.role, before, after, change.gradients, self._text(change.rejected))
-        about = (*about, self._json(change.dropped))
+        why = (self._text(change.rejected), self._json(change.dropped))
+        about = (number, change.role, before, after, change.gradients, *why)
         change_id = connection.execute(INSERT_CHANGE, (self._run_id, step_id, *about)).lastrowid
         rows = [
             (self._run_id, change_id, place, self._text(evidence.text), self._json(evidence.trail))
