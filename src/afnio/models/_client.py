@@ -247,7 +247,6 @@ def _tokens(usage: Usage) -> dict[str, int]:
     }
 
 
-@final
 @dataclass(frozen=True, slots=True)
 class ChatModel:
     """A client, and the arguments of its calls.

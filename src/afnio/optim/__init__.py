@@ -11,11 +11,13 @@ from afnio.optim._optimizer import (
     Change,
     Decision,
     Evidence,
+    Lineage,
     Optimizer,
     StepInputs,
 )
 from afnio.optim._prompts import prompts, replace_prompts
 from afnio.optim._tgd import TGD, Reduced, reduce, tgd
+from afnio.optim.search._chains import EditTGD
 from afnio.optim.search._improves import Improves
 from afnio.optim.search._pareto import ParetoTGD
 
@@ -25,8 +27,10 @@ __all__ = [
     "Change",
     "Decision",
     "Demos",
+    "EditTGD",
     "Evidence",
     "Improves",
+    "Lineage",
     "Optimizer",
     "ParetoTGD",
     "Reduced",

@@ -66,7 +66,7 @@ from afnio.errors import (
     RuntimeClosedError,
     TooManyPendingError,
 )
-from afnio.runtime._loop import Cancelled, LoopThread, Task, adopted, current_task
+from afnio.runtime._loop import CallerLoop, Cancelled, LoopThread, Task, adopted, current_task
 from afnio.runtime._tracebacks import Line, caller_line, fold
 from afnio.runtime.events import emit
 
@@ -413,8 +413,8 @@ class Launch:
     """
 
     __slots__ = (
-        "__weakref__", "address", "cancelled", "context", "depth", "event", "holders", "jobs", "left", "line", "name",
-        "runtime", "scope",
+        "__weakref__", "address", "cancelled", "context", "depth", "event", "holders", "home", "jobs", "left", "line",
+        "name", "runtime", "scope",
     )  # fmt: skip
 
     def __init__(self, name: str, *, address: str | None = None, line: Line | None = None) -> None:
@@ -439,6 +439,8 @@ class Launch:
         self.cancelled = False
         # The event to emit at its start.
         self.event: Any = None
+        # The loop that its `async def` callables run on; None is the runtime's.
+        self.home: CallerLoop | None = None
 
     def add(
         self,

@@ -16,10 +16,12 @@ import gc
 import logging
 import sys
 import threading
+import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
-from typing import Any, Final
+from contextvars import Context, copy_context
+from typing import Any, Final, final
 
 from afnio.errors import RuntimeClosedError
 
@@ -231,3 +233,222 @@ def _trio_parking() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]
             return
 
     return wake, event.wait
+
+
+# Coroutines on a caller's loop
+
+
+_LOOK: Final = 1.0
+"""Seconds between looks at whether a caller's loop is still there. One that was closed in the meantime calls nothing
+back."""
+_PATIENCE: Final = 5.0
+"""Seconds that a cancelled coroutine has for its end on a caller's loop, which may be busy."""
+
+
+class CallerLoop(ABC):
+    """A caller's running loop, on which the runtime's thread runs coroutines of the user's.
+
+    An app's client often belongs to the loop that it was first used on. On any other one it raises "is bound to a
+    different event loop", and may break on its own loop as well.
+    """
+
+    def __init__(self) -> None:
+        self.awaited: weakref.WeakSet[Any] = weakref.WeakSet()
+        """The launches that run callables here. A read that blocks this loop would wait for itself."""
+
+    async def run(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Return the result of the coroutine that `start` makes; on the runtime's thread.
+
+        Raises:
+            RuntimeError: if the loop has ended.
+        """
+        home = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = home.create_future()
+
+        def wake() -> None:
+            home.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+
+        errand = Errand(start, wake)
+        self._call(self._begin, errand, copy_context())
+        try:
+            while not errand.done:
+                await asyncio.wait([ended], timeout=_LOOK)
+                if not errand.done and self._ended():
+                    raise RuntimeError(_GONE)
+        except Cancelled:
+            await self._stop(errand)
+            raise
+        return errand.result()
+
+    async def _stop(self, errand: Errand) -> None:
+        """Cancel the coroutine and wait for its end, for a while."""
+        try:
+            self._call(lambda: errand.stop())  # `_begin`, which comes first, replaces `stop`
+        except RuntimeError:
+            return  # the loop has ended, and the coroutine with it
+        deadline = loop_time() + _PATIENCE
+        while not errand.done and loop_time() < deadline and not self._ended():
+            await asyncio.sleep(0.01)
+
+    @abstractmethod
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        """Call `function` on the loop, soon; RuntimeError if it has ended."""
+
+    @abstractmethod
+    def _begin(self, errand: Errand, context: Context) -> None:
+        """Start the errand, on the loop."""
+
+    @abstractmethod
+    def _ended(self) -> bool: ...
+
+
+_GONE: Final = (
+    "the loop that launched this callable has ended before it (loop='caller'); await what you launch before the loop "
+    "ends, or leave loop out"
+)
+
+
+@final
+class Errand:
+    """A coroutine on another loop: what starts it, how it ended, and who wants to know."""
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, Any]], wake: Callable[[], None]) -> None:
+        self.start = start
+        self.done = False
+        self.stop: Callable[[], object] = self._never_start
+        self._wake = wake
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.unwanted = False
+
+    def _never_start(self) -> None:
+        self.unwanted = True
+        self.end(error=Cancelled())
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        self._value, self._error, self.done = value, error, True
+        self._wake()
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+@final
+class _AsyncioCaller(CallerLoop):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = weakref.ref(loop)
+        self._tasks: set[Task] = set()  # the loop itself holds its tasks weakly
+
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        loop = self._loop()
+        try:
+            if loop is None:
+                raise RuntimeError
+            loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            raise RuntimeError(_GONE) from None
+
+    def _begin(self, errand: Errand, context: Context) -> None:
+        if errand.unwanted:
+            return
+
+        async def body() -> None:
+            # A SystemExit that leaves a task ends the loop.
+            try:
+                errand.end(await errand.start())
+            except Cancelled:
+                errand.end(error=RuntimeError(_GONE))
+                raise
+            except BaseException as error:
+                errand.end(error=error)
+
+        task = asyncio.get_running_loop().create_task(body(), context=context)
+        errand.stop = task.cancel
+        # A task that is cancelled before its first step never enters `body`.
+        task.add_done_callback(lambda task: errand.done or errand.end(error=RuntimeError(_GONE)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _ended(self) -> bool:
+        loop = self._loop()
+        return loop is None or loop.is_closed()
+
+
+@final
+class _TrioCaller(CallerLoop):
+    def __init__(self, token: Any) -> None:
+        super().__init__()
+        self._token = token
+
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        import trio
+
+        try:
+            self._token.run_sync_soon(function, *args)
+        except trio.RunFinishedError:
+            raise RuntimeError(_GONE) from None
+
+    def _begin(self, errand: Errand, context: Context) -> None:
+        import trio
+
+        if errand.unwanted:
+            return
+        scope = trio.CancelScope()
+        errand.stop = scope.cancel
+
+        async def body() -> None:
+            # A system task's error would end trio's run.
+            try:
+                with scope:
+                    value = await errand.start()
+                errand.end(error=RuntimeError(_GONE)) if scope.cancelled_caught else errand.end(value)
+            except trio.Cancelled:  # the run ends
+                errand.end(error=RuntimeError(_GONE))
+                raise
+            except BaseException as error:
+                errand.end(error=error)
+
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is not None:
+            context.run(sniffio.current_async_library_cvar.set, "trio")
+        trio.lowlevel.spawn_system_task(body, context=context)
+
+    def _ended(self) -> bool:
+        try:
+            self._call(int)
+        except RuntimeError:
+            return True
+        return False
+
+
+_asyncio_callers: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CallerLoop]] = (
+    weakref.WeakKeyDictionary()
+)
+_trio_callers: Final[weakref.WeakKeyDictionary[Any, CallerLoop]] = weakref.WeakKeyDictionary()
+
+
+def running_caller(*, make: bool) -> CallerLoop | None:
+    """Return the loop that runs on this thread, as a caller's.
+
+    Args:
+        make: make it if it isn't known; otherwise None is returned for one that no launch has named.
+    """
+    library = running_library()
+    if library is None:
+        return None
+    if library == "asyncio":
+        loop = asyncio.get_running_loop()
+        known = _asyncio_callers.get(loop)
+        if known is None and make:
+            known = _asyncio_callers[loop] = _AsyncioCaller(loop)
+        return known
+    import trio
+
+    token = trio.lowlevel.current_trio_token()
+    known = _trio_callers.get(token)
+    if known is None and make:
+        known = _trio_callers[token] = _TrioCaller(token)
+    return known

@@ -50,7 +50,7 @@ from afnio.runtime._kernel import (
     current_scope,
     on_runtime_thread,
 )
-from afnio.runtime._loop import parking, running_library
+from afnio.runtime._loop import parking, running_caller, running_library
 from afnio.runtime._settings import Assignment, Setting
 from afnio.runtime._tracebacks import folding
 from afnio.runtime.events import ScopeEnded, emit, listening
@@ -162,6 +162,12 @@ def _objection() -> str | None:
     library = running_library()
     if library is None:
         return None
+    caller = running_caller(make=False)
+    if caller is not None and any(launch.left for launch in list(caller.awaited)):
+        return (
+            "this read would block the loop that callables of loop='caller' run on, and so wait for itself; write "
+            "`await value`"
+        )
     mode = sync_mode.get()
     if mode in ("allow", "warn") or (mode == "auto" and _in_notebook()):
         return None
