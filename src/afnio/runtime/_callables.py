@@ -291,11 +291,12 @@ class LoopWatch:
                 self._last = code
                 if before is code and code not in self._warned:
                     self._warned.add(code)
+                    line = inner or frame
                     logging.getLogger("afnio").warning(
                         "%s (%s:%d) has blocked the runtime's loop for %.1f s, now at %s:%d, and every call of the "
                         "process waits; make it a `def`, which runs in a worker thread, or await what blocks",
                         code.co_qualname, code.co_filename, code.co_firstlineno, seconds,
-                        inner.f_code.co_filename, inner.f_lineno,
+                        line.f_code.co_filename, line.f_lineno,
                     )  # fmt: skip
                 return
             frame = frame.f_back
@@ -315,7 +316,7 @@ def _code_of(function: Any) -> CodeType | None:
         function = function.func
     function = inspect.unwrap(getattr(function, "__func__", function))
     if not hasattr(function, "__code__"):
-        function = getattr(type(function), "__call__", None)
+        function = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked up, not tested for
     found = getattr(function, "__code__", None)
     return found if isinstance(found, CodeType) else None
 
