@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import afnio
@@ -28,7 +29,7 @@ class OwnLoop:
 
     async def ask(self, text: str) -> str:
         self.thread = self.thread or threading.get_ident()
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         if threading.get_ident() != self.thread:
             raise RuntimeError("<asyncio.locks.Event object at 0x1> is bound to a different event loop")
         return text.upper()
@@ -166,7 +167,7 @@ def test_a_loop_that_ends_first_ends_its_callables(entrance: str) -> None:
 
     async def main() -> afnio.Variable:
         started = afnio.Variable("a").map(wait, loop="caller")
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return started
 
     left = ENTRANCES[entrance](main())

@@ -34,7 +34,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
-
 from afnio.runtime._budget import Budget, current_budgets
 from afnio.runtime._callables import look_up
 from afnio.runtime._spending import Ledger, Price, Spent, Tier

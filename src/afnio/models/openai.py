@@ -24,7 +24,6 @@ from contextlib import aclosing
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
-
 from afnio.errors import FinalModelError, KeyStoreError, ModelError, TransientModelError
 from afnio.models._client import ChatClient
 from afnio.models._masking import mask, secrets_in_headers, secrets_in_url
