@@ -42,6 +42,7 @@ from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
 
 if TYPE_CHECKING:
+    from afnio import bridge as bridge
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
@@ -57,6 +58,7 @@ __all__ = [
     "Variable",
     "autodiff",
     "bind",
+    "bridge",
     "budget",
     "cognitive",
     "enable_grad",
@@ -89,7 +91,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # What only some programs need is imported at its first use.
-    if name in ("tellurio", "testing", "trainer"):
+    if name in ("bridge", "tellurio", "testing", "trainer"):
         from importlib import import_module
 
         return import_module(f"afnio.{name}")

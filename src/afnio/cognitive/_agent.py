@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, final
 
-from afnio.autodiff._data import checked, plain
 from afnio.autodiff._function import Arguments, Context, Function, Later, Loop, Place, checked_loop
-from afnio.autodiff._variable import Variable
+from afnio.autodiff._variable import Variable, checked, plain
 from afnio.cognitive._critic import criticize_trace
 from afnio.cognitive._module import Module
 from afnio.cognitive._template import Parameter
