@@ -51,7 +51,7 @@ from afnio._subject import (
     raise_fatal,
     wanted_by,
 )
-from afnio.autodiff._variable import Variable, bind, no_grad
+from afnio.autodiff import Variable, bind, no_grad
 from afnio.cognitive._evaluators import Evaluation
 from afnio.cognitive._module import mode
 from afnio.errors import (
@@ -381,11 +381,8 @@ class Optimization:
         if self.subject.function is None:
             yield
             return
-        try:
-            from afnio import bridge
-        except ImportError:
-            yield
-            return
+        from afnio import bridge
+
         with bridge.installed():
             yield
 
