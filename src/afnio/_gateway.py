@@ -228,8 +228,8 @@ class Gateway:
         self._stopping = False
         self._limited: set[Account] = set()
         self._uses: dict[tuple[Account, bytes], int] = {}
-        self._errands: dict[Errand, None] = {}
-        self._left: dict[tuple[Account, str], deque[Errand]] = {}
+        self._calls: dict[GatewayCall, None] = {}
+        self._left: dict[tuple[Account, str], deque[GatewayCall]] = {}
         self._live: dict[tuple[Account, str], int] = {}
 
     # Its life
@@ -261,17 +261,17 @@ class Gateway:
         self._stopping = True
         for site in list(self._runner.sites):
             await site.stop()
-        for errand in list(self._errands):
-            if not errand.on_wire:
-                errand.cancel()
-        while self._errands:
-            await asyncio.wait([errand.task for errand in self._errands])
+        for call in list(self._calls):
+            if not call.on_wire:
+                call.cancel()
+        while self._calls:
+            await asyncio.wait([call.task for call in self._calls])
         await self._runner.cleanup()
         await self._session.close()
 
     @property
     def on_wire(self) -> int:
-        return sum(errand.on_wire for errand in list(self._errands))
+        return sum(call.on_wire for call in list(self._calls))
 
     def greeting(self) -> str:
         host, port = self._listener.getsockname()[:2]
@@ -320,17 +320,17 @@ class Gateway:
             return _refuse(503, "the gateway is stopping; send the request again", retry=True)
         if not self._limit(raw.account):
             return _refuse(503, f"the gateway knows {MOST_KEYS:,} keys already; restart it to forget them")
-        errand = await self._errand(raw, priority, again=_is_retry(headers))
-        self._count_live(errand, 1)
+        call = await self._call_for(raw, priority, again=_is_retry(headers))
+        self._count_live(call, 1)
         try:
             if raw.stream:
-                return await self._answer_stream(request, errand)
-            return await self._answer(errand)
+                return await self._answer_stream(request, call)
+            return await self._answer(call)
         except BaseException:
-            self._leave(errand)
+            self._leave(call)
             raise
         finally:
-            self._count_live(errand, -1)
+            self._count_live(call, -1)
 
     def _admitted(self, request: web.Request) -> str | None:
         """Return the path without the token, or None if a token is needed and isn't there."""
@@ -364,7 +364,7 @@ class Gateway:
                 give_limits(account, self._options.limits)
         return True
 
-    async def _errand(self, raw: RawRequest, priority: Priority, *, again: bool) -> Errand:
+    async def _call_for(self, raw: RawRequest, priority: Priority, *, again: bool) -> GatewayCall:
         """Return the call for a request: one that its client has left, or a new one."""
         name = (raw.account, raw.key)
         if again and not self._left.get(name) and self._live.get(name):
@@ -372,19 +372,17 @@ class Gateway:
             await asyncio.sleep(RETRY_GRACE)
         left = self._left.get(name)
         if left:
-            errand = left.popleft()
+            call = left.popleft()
             if not left:
                 del self._left[name]
-            errand.rejoin()
-            return errand
-        errand = Errand(raw, self._origin(raw), name)
+            call.rejoin()
+            return call
+        call = GatewayCall(raw, self._origin(raw), name)
         context = self._context.copy()
-        errand.task = context.run(
-            asyncio.get_running_loop().create_task, errand.run(priority), context=context
-        )
-        self._errands[errand] = None
-        errand.task.add_done_callback(lambda task: self._ended(errand))
-        return errand
+        call.task = context.run(asyncio.get_running_loop().create_task, call.run(priority), context=context)
+        self._calls[call] = None
+        call.task.add_done_callback(lambda task: self._ended(call))
+        return call
 
     def _origin(self, raw: RawRequest) -> CallOrigin:
         scope = f"gateway/{raw.account.key_digest}"
@@ -397,55 +395,55 @@ class Gateway:
                 address += f"#{use}"
         return CallOrigin(address=address, scope=scope, site=raw.dialect.name)
 
-    def _ended(self, errand: Errand) -> None:
-        self._errands.pop(errand, None)
-        if not errand.task.cancelled() and (error := errand.task.exception()) is not None:
-            errand.exchange.abort(error)
+    def _ended(self, call: GatewayCall) -> None:
+        self._calls.pop(call, None)
+        if not call.task.cancelled() and (error := call.task.exception()) is not None:
+            call.exchange.abort(error)
 
-    def _leave(self, errand: Errand) -> None:
+    def _leave(self, call: GatewayCall) -> None:
         """Its client has gone. Keep the call for a while, unless a part of its reply was delivered already."""
-        if errand.delivering:
-            errand.exchange.pipe.leave()
+        if call.delivering:
+            call.exchange.pipe.leave()
             return
-        self._left.setdefault(errand.name, deque()).append(errand)
-        errand.leave(lambda: self._give_up(errand))
+        self._left.setdefault(call.name, deque()).append(call)
+        call.leave(lambda: self._give_up(call))
 
-    def _give_up(self, errand: Errand) -> None:
-        left = self._left.get(errand.name)
-        if left is not None and errand in left:
-            left.remove(errand)
+    def _give_up(self, call: GatewayCall) -> None:
+        left = self._left.get(call.name)
+        if left is not None and call in left:
+            left.remove(call)
             if not left:
-                del self._left[errand.name]
-        errand.give_up()
+                del self._left[call.name]
+        call.give_up()
 
-    def _count_live(self, errand: Errand, step: int) -> None:
-        count = self._live.get(errand.name, 0) + step
+    def _count_live(self, call: GatewayCall, step: int) -> None:
+        count = self._live.get(call.name, 0) + step
         if count:
-            self._live[errand.name] = count
+            self._live[call.name] = count
         else:
-            self._live.pop(errand.name, None)
+            self._live.pop(call.name, None)
 
     # Responses
 
-    async def _answer(self, errand: Errand) -> web.Response:
+    async def _answer(self, call: GatewayCall) -> web.Response:
         from aiohttp import web
 
-        pipe = errand.exchange.pipe
+        pipe = call.exchange.pipe
         head = await pipe.head()
-        if errand.cancelled and self._stopping:
+        if call.cancelled and self._stopping:
             return _refuse(503, "the gateway is stopping; send the request again", retry=True)
         body = b"".join([piece async for piece in pipe])
         return web.Response(status=head.status, headers=head.headers, body=body)
 
-    async def _answer_stream(self, request: web.Request, errand: Errand) -> web.StreamResponse:
+    async def _answer_stream(self, request: web.Request, call: GatewayCall) -> web.StreamResponse:
         from aiohttp import web
 
-        pipe = errand.exchange.pipe
+        pipe = call.exchange.pipe
         head = asyncio.ensure_future(pipe.head())
         response: web.StreamResponse | None = None
         try:
             while not head.done():
-                await asyncio.wait([head], timeout=COMMENT if errand.takes_comments else None)
+                await asyncio.wait([head], timeout=COMMENT if call.takes_comments else None)
                 if head.done():
                     break
                 if response is None:
@@ -457,20 +455,20 @@ class Gateway:
         finally:
             head.cancel()
         status, headers = head.result()
-        if errand.cancelled and self._stopping and response is None:
+        if call.cancelled and self._stopping and response is None:
             return _refuse(503, "the gateway is stopping; send the request again", retry=True)
         if response is None:
             response = web.StreamResponse(status=status, headers=headers)
-            errand.delivering = True
+            call.delivering = True
             await response.prepare(request)
         elif status != 200:
             # The head has gone out, so the error is an event.
             body = b"".join([piece async for piece in pipe])
-            named = b"event: error\n" if errand.exchange.request.dialect.name == "messages" else b""
+            named = b"event: error\n" if call.exchange.request.dialect.name == "messages" else b""
             await response.write(named + b"data: " + b" ".join(body.split(b"\n")) + b"\n\n")
             await response.write_eof()
             return response
-        errand.delivering = True
+        call.delivering = True
         try:
             async for piece in pipe:
                 await response.write(piece)
@@ -531,12 +529,12 @@ class Gateway:
         given = request.query.get("token") or request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self._token.encode()):
             return _refuse(401, "this page needs the gateway's token; send it as `Authorization: Bearer …`")
-        self._metrics.measure(len(self._errands), self.on_wire, self._budget)
+        self._metrics.measure(len(self._calls), self.on_wire, self._budget)
         return web.Response(body=self._metrics.text(), headers={"content-type": self._metrics.content_type})
 
 
 @final
-class Errand:
+class GatewayCall:
     """One call of the gateway, which may outlive the request that began it.
 
     Attributes:
@@ -596,7 +594,7 @@ class Errand:
 
 @final
 class _Watched:
-    """A response that notifies its errand if reading it fails."""
+    """A response that notifies its call if reading it fails."""
 
     def __init__(self, opened: Opened, failed: Callable[[], object]) -> None:
         self._opened = opened

@@ -45,7 +45,7 @@ Later = Callable[[], Awaitable[LaneFeedback]]
 
 
 class Critic(Protocol):
-    """Writes the feedback of Functions without a `backward`. `afnio.cognitive` brings it: this package knows no models."""
+    """Writes the feedback of Functions without a `backward`. `afnio.cognitive` brings it, as it knows models."""
 
     def check(self) -> None:
         """Raise for anything that a backward pass will lack."""
@@ -425,8 +425,13 @@ def _names(cls: type[Function], arguments: Arguments) -> dict[int, str]:
     positional = list(inspect.signature(cls.forward).parameters)[1 : 1 + len(arguments.args)]
     names = [*positional, *[""] * (len(arguments.args) - len(positional)), *arguments.kwargs]
     found: dict[int, str] = {}
-    arguments.places(lambda position, index: found.setdefault(index, names[position]))
-    return {index: name for index, name in found.items() if name}
+
+    def visit(position: int, index: int) -> None:
+        if names[position]:
+            found.setdefault(index, names[position])
+
+    arguments.places(visit)
+    return found
 
 
 def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedback | str | None]:

@@ -305,8 +305,8 @@ class Called(Function):
             if not trace.launched and not signed.warned:
                 signed.warned = True
                 logging.getLogger("afnio").warning(
-                    "%s made no language model call that Afnio sees, so its critic reads the prompts, the input and the "
-                    "output alone; give its SDK a client of afnio.bridge",
+                    "%s made no language model call that Afnio sees, so its critic reads prompts, inputs and output "
+                    "alone; give its SDK a client of afnio.bridge",
                     signed.name,
                 )
         if output is None:
