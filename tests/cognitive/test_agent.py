@@ -259,6 +259,23 @@ def test_a_long_trace_is_cut_but_neither_prompt_nor_end() -> None:
     assert "r" * 2_000 in text.rpartition("</call>")[0]
 
 
+def test_of_many_calls_those_in_the_middle_are_left_out() -> None:
+    asked = critic(play(critic=comment("do")))
+    client = ScriptedClient("ok")
+
+    async def answer(question: str, system: str) -> str:
+        for number in range(500):
+            await say(client, system, f"Call {number}: {'long ' * 200}")
+        return "done"
+
+    cog.Agent(answer, prompts={"system": "Go."})("q").backward(afnio.Variable("wrong"))
+    text = prompt(asked.requests[0])
+    assert "Call 0:" in text
+    assert "Call 499:" in text
+    assert "(left out: calls " in text
+    assert len(text) < 4 * 16_000 * 3
+
+
 def test_a_function_without_calls_works_and_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
     asked = critic(play(critic=comment("louder")))
     agent = cog.Agent(lambda text, mark: text + mark, prompts={"mark": "!"})
@@ -266,7 +283,8 @@ def test_a_function_without_calls_works_and_is_warned_about_once(caplog: pytest.
     assert ["louder"] * 2 == [g.data for g in agent.mark.grad]
     assert 1 == caplog.text.count("made no language model call")
     request = asked.requests[0]
-    assert (["a"], ["a!"]) == (shown(request, "agent_input"), shown(request, "agent_output"))
+    (text,) = shown(request, "agent_input")
+    assert [f"{text}!"] == shown(request, "agent_output")
 
 
 def test_nothing_is_recorded_if_nothing_wants_feedback(caplog: pytest.LogCaptureFixture) -> None:
