@@ -26,12 +26,12 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from contextvars import Context, ContextVar, Token, copy_context
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, TypeVar, final
 
 import anyio
 import anyio.to_thread
@@ -54,6 +54,7 @@ from afnio.runtime._waiting import wait_async
 __all__ = ["client", "installed", "register", "sync_client", "transport", "url"]
 
 HttpModule = Literal["httpx2", "httpx"]
+T = TypeVar("T")
 
 _OF_TRANSPORTS: Final = (
     "proxy",
@@ -317,8 +318,14 @@ class _Bridge:
         other = self._others.pop(_loop(), None)
         if other is not None:
             await other.aclose()
+        if isinstance(self._inner, self._library.AsyncBaseTransport):
+            await _on_runtime(self._inner.aclose)
+        elif self._inner is not None:
+            self._inner.close()
 
     def close(self) -> None:
+        if isinstance(self._inner, self._library.BaseTransport):
+            self._inner.close()
         if self._blocking is not None:
             self._blocking.close()
             self._blocking = None
@@ -465,31 +472,41 @@ class _InnerResponse:
 
 
 async def _by_inner(library: Any, inner: Any, request: Any) -> Any:
-    """Send a request that isn't for a model by an inner transport, on the runtime's loop, where its connections are."""
+    """Send a request that isn't for a model by an inner transport."""
     content = await request.aread()
     sent = library.Request(
         request.method, request.url, headers=request.headers, content=content, extensions=request.extensions
     )
+
+    async def send() -> tuple[Any, bytes]:
+        if not isinstance(inner, library.AsyncBaseTransport):
+            response = await anyio.to_thread.run_sync(inner.handle_request, sent)
+            return response, b"".join(response.stream)
+        response = await inner.handle_async_request(sent)
+        try:
+            return response, b"".join([piece async for piece in response.stream])
+        finally:
+            await response.aclose()
+
+    response, data = await _on_runtime(send)
+    return library.Response(response.status_code, headers=response.headers, stream=library.ByteStream(data))
+
+
+async def _on_runtime(function: Callable[[], Awaitable[T]]) -> T:
+    """Await `function()` on the runtime's loop: an inner transport's connections belong to it."""
     launch = Launch("http", address="http")
     slot = Slot(launch)
 
     async def body(job: Job, values: list[Any]) -> list[Any]:
-        if not isinstance(inner, library.AsyncBaseTransport):
-            response = await anyio.to_thread.run_sync(inner.handle_request, sent)
-            return [(response, b"".join(response.stream))]
-        response = await inner.handle_async_request(sent)
-        try:
-            return [(response, b"".join([piece async for piece in response.stream]))]
-        finally:
-            await response.aclose()
+        return [(await function(),)]
 
     launch.add(body, [], [slot])
     launch.start()
     await wait_async([slot])
     if isinstance(slot.outcome, Failure):
         raise slot.outcome.raised()
-    response, data = slot.outcome
-    return library.Response(response.status_code, headers=response.headers, stream=library.ByteStream(data))
+    result: T = slot.outcome[0]
+    return result
 
 
 # Clients that the code makes itself
