@@ -27,14 +27,23 @@ class Sizes(NamedTuple):
     first: int
     keep: int
 
-    def scaled(self, by: float) -> Sizes:
-        """Return smaller sizes. The depth of a chain and the number that is kept stay."""
-        return self._replace(
-            chains=max(1, round(self.chains * by)),
-            minibatch=max(min(self.minibatch, 3), round(self.minibatch * by)),
-            race=max(min(self.race, 6), round(self.race * by)),
-            first=max(min(self.first, 3), round(self.first * by)),
-        )
+    def smaller(self, wanted: Sizes) -> Sizes | None:
+        """Return the next smaller sizes: less of what has shrunk least so far. None at the smallest.
+
+        Three mistakes are the fewest that a proposer can generalise from, and six samples the fewest that a race can
+        rank anything on. Chains get shorter only when nothing else is left.
+        """
+        options = [
+            (getattr(self, name) - 1) / getattr(wanted, name)
+            if getattr(self, name) > min(getattr(wanted, name), least)
+            else 0.0
+            for name, least in _SMALLEST.items()
+        ]
+        if not any(options):
+            return self._replace(inner=self.inner - 1) if self.inner > 1 else None
+        name = list(_SMALLEST)[options.index(max(options))]
+        made = self._replace(**{name: getattr(self, name) - 1})
+        return made._replace(first=max(min(wanted.first, 3), round(wanted.first * made.race / wanted.race)))
 
     def cost(self, sample: SampleCost) -> int:
         """Return the calls of a step, if half of the samples need a critic and a place is contested."""
@@ -47,6 +56,9 @@ class Sizes(NamedTuple):
             0, self.race - self.first
         )
         return self.chains * self.inner * small + several * sample.prompts + raced * sample.forward
+
+
+_SMALLEST: Final = {"race": 6, "minibatch": 3, "chains": 1}
 
 
 class SampleCost(NamedTuple):
@@ -64,34 +76,33 @@ class SampleCost(NamedTuple):
 
 
 def affordable(wanted: Sizes, sample: SampleCost, calls: int, reserve: int) -> Sizes:
-    """Return the largest sizes that the budget pays for.
+    """Return the largest sizes whose step costs no more than its share of the budget.
+
+    If none does, the smallest ones, as long as the budget pays for one step of them.
 
     Raises:
-        ValueError: if it can't pay for the smallest step.
+        ValueError: if it doesn't.
 
     >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 1_200, 0)
     Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
-    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 300, 0).cost(SampleCost(1, 0, 1))
-    75
+    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 600, 0).cost(SampleCost(1, 0, 1))
+    147
+    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(3, 2, 3), 60, 20)
+    Traceback (most recent call last):
+    ValueError: the budget must pay for one step of 51 calls and a reserve of 20 (got 60); raise it, or lower race
     """
-    share = WIDE_SHARE if wanted.chains > WIDE else SHARE
     left = calls - reserve
-    for hundredths in range(100, 9, -5):
-        sizes = wanted.scaled(hundredths / 100)
-        if sizes.cost(sample) <= left * share:
-            return sizes
-    for inner in range(wanted.inner - 1, 0, -1):
-        sizes = wanted.scaled(0.1)._replace(inner=inner)
-        if sizes.cost(sample) <= left * share:
-            return sizes
-    least = sizes if wanted.inner > 1 else wanted.scaled(0.1)
-    if least.cost(sample) > left:
+    share = WIDE_SHARE if wanted.chains > WIDE else SHARE
+    sizes = wanted
+    while sizes.cost(sample) > left * share and (smaller := sizes.smaller(wanted)) is not None:
+        sizes = smaller
+    if sizes.cost(sample) > left:
         held = f" and a reserve of {reserve:,}" if reserve else ""
         raise ValueError(
-            f"the budget must pay for one step of {least.cost(sample):,} calls{held} (got {calls:,}); raise it, or "
-            "lower inner, minibatch or race"
+            f"the budget must pay for one step of {sizes.cost(sample):,} calls{held} (got {calls:,}); raise it, or "
+            "lower race"
         )
-    return least
+    return sizes
 
 
 # Rows: the order in which training samples are used.
