@@ -22,7 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from afnio.autodiff._variable import Variable, bind, enable_grad
+from afnio.autodiff._graph import enable_grad
+from afnio.autodiff._variable import Variable, bind
 from afnio.models._client import rehearsal, rehearsing
 from afnio.optim._optimizer import Candidate, Change, Decision, Optimizer, StepLane, launch_step
 from afnio.optim.search._improves import Evaluate, Holdout, called, sample_scores, scores_of

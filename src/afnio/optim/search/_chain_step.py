@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any, Final, NamedTuple, final
 
 from afnio.autodiff._backward import launch_grad
-from afnio.autodiff._variable import Variable, bind, enable_grad, no_grad
+from afnio.autodiff._graph import enable_grad, no_grad
+from afnio.autodiff._variable import Variable, bind
 from afnio.errors import BudgetExceeded, JournalError, ScoreError
 from afnio.models._backward_model import backward_by, backward_model
 from afnio.optim._blocks import Draft, Edit, blocks_of, is_editable, union, without_block
