@@ -37,6 +37,14 @@ _ENDS: Final = (BudgetExceeded, JournalError, ScoreError)
 """Errors that end a step: no part of it could be judged after them."""
 
 
+def _raise_end(error: BaseException) -> None:
+    """Raise the first error that ends a step, if `error` is one or is a group with one."""
+    if isinstance(error, _ENDS):
+        raise error
+    for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        _raise_end(inner)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class ChainSetup:
@@ -306,9 +314,8 @@ class ChainStep:
             try:
                 async with scope(name=entry.name):
                     await self._chain(entry, drafts[number], rows.chains[number], given[number])
-            except _ENDS:
-                raise
             except Exception as error:
+                _raise_end(error)
                 entry.error = error
             entry.values = tuple(draft.text for draft in drafts[number])
             entry.edits = [draft.edits for draft in drafts[number]]
@@ -406,8 +413,9 @@ class ChainStep:
         async with scope(name="union"):
             made, failed = await for_each(positions, merge)
         for error in failed.values():
-            if isinstance(error, _ENDS) or not isinstance(error, Exception):
+            if not isinstance(error, Exception):
                 raise error
+            _raise_end(error)
             joint.error, joint.note = error, f"failed: {error}"
         values = list(self._values)
         for position, proposal in made.items():
@@ -447,9 +455,8 @@ class ChainStep:
                     scores, explanation = await self._runner.forward(
                         entry.values, units, "samples", Priority.VALIDATION, graph=graph
                     )
-            except _ENDS:
-                raise
             except Exception as error:
+                _raise_end(error)
                 entry.error = error
                 scores, explanation = [None] * len(units), None
             entry.scores += scores
