@@ -12,20 +12,15 @@ here.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from typing import Any, Final
+from typing import Any
 
 from afnio.errors import RuntimeClosedError
-
-_DEFAULT_THRESHOLDS: Final = ((700, 10, 10), (2000, 10, 0), (2000, 10, 10))
-"""CPython's own, from 3.11 to 3.14."""
-_RARE_THRESHOLDS: Final = (50_000, 20, 100)
 
 Task = asyncio.Task[Any]
 Cancelled = asyncio.CancelledError
@@ -109,7 +104,6 @@ class LoopThread:
                 logging.getLogger("afnio").exception("a callback of the runtime failed")
 
     def _run(self) -> None:
-        _collect_rarely()
         asyncio.set_event_loop(self._loop)
         try:
             # Not run_forever: anyio ties its worker threads to the root task. Without one it would start and stop a
@@ -128,17 +122,6 @@ class LoopThread:
 
     async def _wait_for_end(self) -> None:
         await self._stopped
-
-
-def _collect_rarely() -> None:
-    """Raise the thresholds of the cyclic garbage collector, unless the program has set its own.
-
-    A thousand calls in flight are hundreds of thousands of live objects. At the default thresholds, full collections
-    of 100 ms each took a third of the CPU time, on the loop's thread. The engine itself leaves no cycles behind
-    (tests check that), so rare collections free as much.
-    """
-    if gc.get_threshold() in _DEFAULT_THRESHOLDS:
-        gc.set_threshold(*_RARE_THRESHOLDS)
 
 
 async def _cancel_tasks() -> None:
