@@ -12,7 +12,7 @@ SETUP = """
 import gc, os, threading
 import afnio
 from afnio.runtime import _kernel
-from afnio.runtime._collector import MOST, RARE
+from afnio.runtime._loop import MOST, RARE
 
 before = gc.get_threshold()
 
@@ -112,7 +112,7 @@ def test_garbage_of_the_program_is_bounded() -> None:
     """Cycles that the program leaves behind are collected while thousands of calls are open."""
     script(
         """
-        from afnio.runtime._collector import Collector
+        from afnio.runtime._loop import Collector
         import weakref
         busy = Collector()
         busy.follow(1_000_000)

@@ -66,8 +66,7 @@ from afnio.errors import (
     RuntimeClosedError,
     TooManyPendingError,
 )
-from afnio.runtime._collector import Collector
-from afnio.runtime._loop import Cancelled, LoopThread, Task, adopted, current_task
+from afnio.runtime._loop import Cancelled, Collector, LoopThread, Task, adopted, current_task
 from afnio.runtime._tracebacks import Line, caller_line, fold
 from afnio.runtime.events import emit
 
