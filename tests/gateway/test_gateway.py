@@ -248,7 +248,12 @@ async def test_token() -> None:
 @pytest.mark.parametrize(
     ("path", "headers", "status", "sentence"),
     [
-        ("/one/chat/completions", {"x-afnio-priority": "now"}, 400, "x-afnio-priority must be one of serving"),
+        (
+            "/one/chat/completions",
+            {"x-afnio-priority": "now"},
+            400,
+            "x-afnio-priority must be one of serving",
+        ),
         ("/v2/chat/completions", {}, 404, "the gateway serves /one (got /v2/chat/completions)"),
         ("/one/realtime", {"Connection": "Upgrade", "Upgrade": "websocket"}, 501, "connect WebSockets"),
     ],
