@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import accept, calls, launch, quota, report, scale, step, tail, trainer
+from benchmarks import accept, calls, launch, quota, report, scale, step, tail, tls, trainer
+from benchmarks.endpoint import endpoint
 from benchmarks.peers import environment
 from benchmarks.race import MIXES
 
@@ -36,7 +37,28 @@ def test_calls(results: Callable[[str], dict[str, Any]]) -> None:
         assert 10 < row["calls/s"] <= 8 / 0.02
         assert row["p50 ms"] >= 20
         assert 0 < row["CPU ms/call"] < 100
-    assert [claim.what for claim in claims] == ["CPU ms/call at 8"]
+        assert row["range"] == " to ".join([report.shown(row["x AsyncOpenAI"])] * 2)
+    assert [claim.what for claim in claims] == ["afnio, no journal: CPU ms/call at 8"]
+
+
+def test_calls_over_tls(results: Callable[[str], dict[str, Any]]) -> None:
+    with endpoint() as server:
+        cold = [claim for claim in tls.pools(server, {8: 1}, latency=0.02) if "cold" in claim.what]
+        tls.bodies(server, {20: 4}, repeats=1, waves=2, latency=0.02)
+        tls.memory(server, 20)
+    plain, secure = results("calls-tls")["rows"]
+    assert (plain["by"], secure["by"], plain["resumed"], plain["x HTTP"]) == ("HTTP", "HTTPS", 0, 1.0)
+    assert 1 < secure["connections"] <= 1 + 8
+    assert secure["resumed"] == secure["connections"] - 1
+    assert cold == [], "the first 1,000 are what the claim is about"
+    rows = results("calls-bodies")["rows"]
+    assert [(row["kB"], row["by"], row["journal"]) for row in rows] == [
+        (20, "HTTP", "no"),
+        (20, "HTTPS", "no"),
+        (20, "HTTPS", "yes"),
+    ]
+    memory = {row["by"]: row["kB/call"] for row in results("calls-memory")["rows"]}
+    assert 5 < memory["HTTP"] < memory["HTTPS"] < 1000
 
 
 def test_step(results: Callable[[str], dict[str, Any]]) -> None:
