@@ -60,14 +60,15 @@ def pools(
     """Measure cold and warm pools.
 
     Args:
-        rounds: how often at each level of calls in flight. A level of one round is measured with the journal only.
+        rounds: how often at each level of calls in flight. A level of one round is measured with the journal only,
+            and with one wave.
         waves: the calls of a warm pool, as a multiple of those in flight.
     """
     rows: list[list[Any]] = []
     claims: list[Claim] = []
     for level, repeats in rounds.items():
         callers = CALLERS if repeats > 1 else CALLERS[:2]
-        calls = waves * level
+        calls = (waves if repeats > 1 else 1) * level
         found = _take_turns(
             server, callers, repeats, latency=latency, calls=calls, in_flight=level, cold=True
         )
@@ -124,6 +125,7 @@ def bodies(
             why=f"by HTTP it is {_cell(rows, size, 'HTTP', 'CPU ms/call'):.2g} ms; the rest is TLS",
         )
         for size, row in large.items()
+        if size == 200
     ]
     notes = [
         SERVED,

@@ -41,10 +41,12 @@ class Connections(aiohttp.TCPConnector):
     Args:
         limit: the largest number of connections.
         keepalive_timeout: seconds until an idle connection is closed.
+        tls: whether a context is needed: it reads all of the system's certificates, for some milliseconds.
     """
 
-    def __init__(self, *, limit: int, keepalive_timeout: float) -> None:
-        super().__init__(limit=limit, keepalive_timeout=keepalive_timeout, ssl=resuming_context())
+    def __init__(self, *, limit: int, keepalive_timeout: float, tls: bool) -> None:
+        context = resuming_context() if tls else True
+        super().__init__(limit=limit, keepalive_timeout=keepalive_timeout, ssl=context)
         # Connections that are open, and those that may be opened now, less the calls that have one or wait for one.
         self._spare = OPENING
         self._open: set[ResponseHandler] = set()

@@ -132,16 +132,20 @@ class Answer(NamedTuple):
 
 @final
 class AiohttpTransport:
-    """An aiohttp session on the runtime's loop. The clients of an account share one."""
+    """An aiohttp session on the runtime's loop. The clients of an account share one.
 
-    def __init__(self) -> None:
+    Args:
+        tls: whether the account's URL begins with https.
+    """
+
+    def __init__(self, *, tls: bool) -> None:
         import aiohttp
 
         from afnio.models._connections import Connections
 
         self._reader = ReplyReader()
         self._session = aiohttp.ClientSession(
-            connector=Connections(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE),
+            connector=Connections(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE, tls=tls),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -149,7 +153,7 @@ class AiohttpTransport:
 
     @classmethod
     def shared(cls, account: Account) -> AiohttpTransport:
-        return current_runtime().resource((cls, account), cls)
+        return current_runtime().resource((cls, account), lambda: cls(tls=account.url.startswith("https:")))
 
     async def post(self, url: str, headers: Mapping[str, str], data: bytes, most: int = MAX_REPLY) -> Answer:
         """Send `data`, a JSON text, and return the response with any status. Redirects aren't followed.
