@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from afnio.models._client import ChatClient, ChatModel
@@ -39,7 +40,8 @@ class set_backward_model_client(Assignment[ChatModel | None]):  # noqa: N801
         client_args: Mapping[str, Any] | None = None,
         completion_args: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(_model, _backward_model(model_path, client_args or {}, completion_args or {}))
+        given = client_args or {}, completion_args or {}
+        super().__init__(_model, None if model_path is None else chat_model(model_path, *given))
 
 
 def get_backward_model_client() -> ChatModel:
@@ -57,11 +59,20 @@ def get_backward_model_client() -> ChatModel:
     return model
 
 
-def _backward_model(
-    path: str | ChatClient | None, client_args: Mapping[str, Any], completion_args: Mapping[str, Any]
-) -> ChatModel | None:
-    if path is None:
-        return None
+def backward_model() -> ChatModel | None:
+    """Return the backward model of this context, or None."""
+    return _model.get()
+
+
+def backward_by(model: ChatModel) -> AbstractContextManager[ChatModel | None]:
+    """Let `model` write the feedback of the block's context."""
+    return _model.override(model)
+
+
+def chat_model(
+    path: str | ChatClient, client_args: Mapping[str, Any], completion_args: Mapping[str, Any]
+) -> ChatModel:
+    """Return the model that a "provider/model", or a client with its arguments, stands for."""
     if isinstance(path, ChatClient):
         if not completion_args.get("model"):
             raise ValueError(

@@ -62,7 +62,8 @@ class Trainer:
     `fit(..., ckpt_path="last")` continues and pays for no reply twice.
 
     Args:
-        max_epochs: passes over the training batches at most; 10 if nothing else limits the training.
+        max_epochs: passes over the training batches at most; -1 for any number, until something else ends the
+            training. By default 10 if nothing else limits it.
         min_epochs, min_steps: a callback can't stop the training earlier.
         max_steps: optimizer steps at most, over all epochs.
         max_time: of one `fit`: seconds, a timedelta, a dict of its arguments, or "DD:HH:MM:SS".
