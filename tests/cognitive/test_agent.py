@@ -179,7 +179,7 @@ def test_inputs_that_do_not_fit_are_an_error_at_the_call() -> None:
 def test_none_is_a_missing_sample_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     agent = cog.Agent(lambda text: None if text == "b" else text, prompts={})
     assert ["a", None] == agent(["a", "b"]).data
-    assert "returned None for sample 1, so that sample is missing" in caplog.text
+    assert "returned None for sample 1; a sample with None is missing" in caplog.text
 
 
 def test_a_failed_sample_names_the_function() -> None:
