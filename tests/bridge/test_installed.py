@@ -10,8 +10,8 @@ from contextvars import copy_context
 from types import ModuleType
 from typing import Any
 
-import anyio.to_thread
 import anthropic
+import anyio.to_thread
 import httpx
 import httpx2
 import openai

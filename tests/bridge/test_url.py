@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +65,10 @@ async def test_streams_errors_and_other_requests(endpoint: Endpoint) -> None:
 
 async def test_a_budget_reaches_the_subprocess(endpoint: Endpoint) -> None:
     with afnio.budget(max_calls=0):
-        async with bridge.url(f"{endpoint.url}/v1") as base_url, openai.AsyncOpenAI(
-            api_key="k", base_url=base_url
-        ) as client:
+        async with (
+            bridge.url(f"{endpoint.url}/v1") as base_url,
+            openai.AsyncOpenAI(api_key="k", base_url=base_url) as client,
+        ):
             with pytest.raises(openai.APIStatusError, match="max_calls=0"):
                 await client.responses.create(model="m", input="x")
     assert [] == endpoint.asked
@@ -90,16 +88,10 @@ async def test_the_address_ends_with_its_block(endpoint: Endpoint) -> None:
     async with bridge.url(f"{endpoint.url}/v1") as base_url:
         pass
 
-    def ask() -> int:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{base_url}/chat/completions", b"{}"))
-        except urllib.error.HTTPError as error:
-            with error:
-                assert "its block has ended" in json.load(error)["error"]["message"]
-                return error.code
-        return 200
-
-    assert 404 == await anyio.to_thread.run_sync(ask)
+    async with httpx2.AsyncClient() as client:
+        reply = await client.post(f"{base_url}/chat/completions", json={"model": "m"})
+    assert 404 == reply.status_code
+    assert "its block has ended" in reply.json()["error"]["message"]
 
 
 async def test_another_token_is_refused(endpoint: Endpoint) -> None:
@@ -110,9 +102,10 @@ async def test_another_token_is_refused(endpoint: Endpoint) -> None:
 
 async def test_a_client_that_goes_cancels_its_call(endpoint: Endpoint) -> None:
     endpoint.latency = 60
-    async with bridge.url(f"{endpoint.url}/v1") as base_url, openai.AsyncOpenAI(
-        api_key="k", base_url=base_url
-    ) as client:
+    async with (
+        bridge.url(f"{endpoint.url}/v1") as base_url,
+        openai.AsyncOpenAI(api_key="k", base_url=base_url) as client,
+    ):
         with anyio.move_on_after(0.3):
             await client.responses.create(model="m", input="x")
         with anyio.fail_after(5):
@@ -131,7 +124,7 @@ def test_a_with_on_the_runtimes_loop() -> None:
             return text
 
     with pytest.raises(afnio.errors.BatchError, match="write `async with` in an async def"):
-        afnio.Variable(["a"]).map(agent).data  # noqa: B018
+        afnio.Variable(["a"]).map(agent).data
     assert BlockingReadError
 
 
