@@ -7,7 +7,20 @@ import time
 
 from rich.console import Console
 
-from benchmarks import accept, calls, journal, launch, quota, reduce, scale, step, tail, tracking, trainer
+from benchmarks import (
+    accept,
+    bridge,
+    calls,
+    journal,
+    launch,
+    quota,
+    reduce,
+    scale,
+    step,
+    tail,
+    tracking,
+    trainer,
+)
 from benchmarks.report import Claim, show_claims
 
 DURABLE = 10_000.0
@@ -24,6 +37,7 @@ def write(*, full: bool) -> list[Claim]:
 PARTS = {
     "launch": launch.main,
     "calls": calls.main,
+    "bridge": bridge.main,
     "step": step.main,
     "trainer": trainer.main,
     "accept": accept.main,

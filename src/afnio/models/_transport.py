@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -203,10 +204,12 @@ class AiohttpTransport:
         import aiohttp
         from yarl import URL
 
+        # A long body is written piece by piece, so that it doesn't block the loop.
+        content = data if len(data) <= LARGE else io.BytesIO(data)
         try:
             response = await self._session.post(
                 URL(url, encoded=True),
-                data=data,
+                data=content,
                 headers=headers,
                 proxy=self._proxy(shown),
                 allow_redirects=False,
