@@ -379,7 +379,7 @@ class TraceCritic:
 def _traced(*, record: bool) -> Iterator[Trace]:
     """Trace the block. What an agent inside of another one does is part of both traces."""
     outer = current_trace.get()
-    with tracing(record or (outer is not None and outer.record)) as trace:
+    with tracing(record or (outer is not None and outer.record), purpose="forward") as trace:
         try:
             yield trace
         finally:

@@ -266,7 +266,7 @@ def _collapsed(new: Sequence[tuple[tuple[str, str], Said]], shown: set[tuple[str
 
 @final
 @dataclass(slots=True)
-class _Piece:
+class _Shown:
     """A part of a message that is cut, or kept, as a whole."""
 
     text: str
@@ -349,14 +349,14 @@ def _cut(text: str, tokens: int, most: int) -> str:
     return f"{text[:half]}\n[… {left_out} characters are left out …]\n{text[-half:]}"
 
 
-def _pieces(said: Said, values: Sequence[str]) -> list[_Piece]:
+def _pieces(said: Said, values: Sequence[str]) -> list[_Shown]:
     """Split a message at the places where one of `values` stands."""
     spans = sorted(span for value in values for span in places(said.text, value))
     pieces, end = [], 0
     for start, stop in spans:
         if start >= end:
-            pieces += [_Piece(said.text[end:start], False), _Piece(said.text[start:stop], True)]
+            pieces += [_Shown(said.text[end:start], False), _Shown(said.text[start:stop], True)]
         elif stop > end:
-            pieces.append(_Piece(said.text[end:stop], True))
+            pieces.append(_Shown(said.text[end:stop], True))
         end = max(end, stop)
-    return [piece for piece in [*pieces, _Piece(said.text[end:], False)] if piece.text] or [_Piece("", True)]
+    return [piece for piece in [*pieces, _Shown(said.text[end:], False)] if piece.text] or [_Shown("", True)]

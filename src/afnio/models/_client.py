@@ -249,7 +249,6 @@ def _tokens(usage: Usage) -> dict[str, int]:
     }
 
 
-@final
 @dataclass(frozen=True, slots=True)
 class ChatModel:
     """A client, and the arguments of its calls.
@@ -334,7 +333,7 @@ class Rehearsed:
     """A call that a rehearsed program made.
 
     Attributes:
-        stage: the value of `stage` at its launch.
+        stage: a label of `Trainer.estimate`, which tells an optimizer's own calls apart; empty in other rehearsals.
         lane: the sample's index, or None if there is only one value.
         prompt_tokens: the client's estimate.
         output_tokens: the length of the made-up reply.
