@@ -175,14 +175,16 @@ class ChatClient(ABC):
     @final
     @folding
     def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
-        """Make one call and wait for its reply.
+        """Make one call and wait for its reply. A `def` that an op runs in a worker thread may call it, too.
 
         Raises:
             BlockingReadError: on an event loop; write `await client.achat(…)` there.
             ModelError: if the call failed permanently.
         """
-        check_blocking()  # before the launch, so that a mistake costs nothing
-        return self._launch(messages, model, completion_args).wait()
+        check_blocking(call=True)  # before the launch, so that a mistake costs nothing
+        pending = self._launch(messages, model, completion_args)
+        pending.wait_for_call()
+        return pending.wait()
 
     @final
     @folding
