@@ -59,7 +59,7 @@ class Connections(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as in aiohttp
     ) -> Connection:
         """Return an idle connection, or open one. It waits while too many are being opened."""
-        if self._spare > 0 and not self._queue:
+        if self._spare > 0:  # then the queue is empty
             self._spare -= 1
         else:
             await self._turn()
@@ -80,9 +80,7 @@ class Connections(aiohttp.TCPConnector):
         try:
             await waiting
         except asyncio.CancelledError:
-            if waiting.cancelled():
-                self._queue.remove(waiting)
-            else:  # its turn had come
+            if not waiting.cancelled():  # its turn had come
                 self._add()
             raise
 
@@ -90,8 +88,10 @@ class Connections(aiohttp.TCPConnector):
         """Let a call go on: a connection was given back or opened, or a call has given up."""
         self._spare += 1
         while self._spare > 0 and self._queue:
-            self._spare -= 1
-            self._queue.popleft().set_result(None)
+            waiting = self._queue.popleft()
+            if not waiting.done():  # or its call was cancelled
+                self._spare -= 1
+                waiting.set_result(None)
 
     def _opened(self, protocol: ResponseHandler) -> None:
         closed = protocol.closed
