@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument(
         "parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default"
     )
-    parser.add_argument("--full", action="store_true", help="all sizes, more repeats; about half an hour")
+    parser.add_argument("--full", action="store_true", help="all sizes, more repeats; about 40 minutes")
     given = parser.parse_args()
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
