@@ -46,12 +46,15 @@ if TYPE_CHECKING:
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
+    from afnio._headroom import Headroom as Headroom
+    from afnio._headroom import headroom as headroom
     from afnio._optimize import optimize as optimize
     from afnio._result import Result as Result
 
 __version__ = "0.4.0"
 __all__ = [
     "GradientEdge",
+    "Headroom",
     "Limits",
     "MultiTurnMessages",
     "Node",
@@ -68,6 +71,7 @@ __all__ = [
     "errors",
     "functional",
     "get_backward_model_client",
+    "headroom",
     "is_grad_enabled",
     "journal",
     "load",
@@ -93,7 +97,12 @@ __all__ = [
 ]
 
 
-_HOMES = {"optimize": "afnio._optimize", "Result": "afnio._result"}
+_HOMES = {
+    "headroom": "afnio._headroom",
+    "Headroom": "afnio._headroom",
+    "optimize": "afnio._optimize",
+    "Result": "afnio._result",
+}
 
 
 def __getattr__(name: str) -> Any:

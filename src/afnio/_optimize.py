@@ -26,8 +26,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -42,18 +42,12 @@ from afnio._result import Example, Gain, Result, from_json, score_of, to_json, v
 from afnio._rows import LEAST, Row, digest, in_words, read_rows, split_rows
 from afnio._subject import (
     QUORUM,
-    RowMetric,
     Scored,
-    Scorer,
+    Scoring,
     Subject,
-    check_crashes,
     paired,
-    raise_fatal,
     wanted_by,
 )
-from afnio.autodiff import Variable, bind, no_grad
-from afnio.cognitive._evaluators import Evaluation
-from afnio.cognitive._module import mode
 from afnio.errors import (
     BudgetExceeded,
     UnknownPriceError,
@@ -64,15 +58,13 @@ from afnio.models._prices import earlier_ledger, price_of
 from afnio.optim import TGD, Optimizer
 from afnio.optim.search._races import p_value
 from afnio.runtime._budget import Budget
-from afnio.runtime._callables import tolerate
-from afnio.runtime._kernel import Failure
 from afnio.runtime._spending import Amount
-from afnio.runtime._waiting import active_journal, may_block, scope, wait_async
+from afnio.runtime._waiting import active_journal, may_block
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
 from afnio.trainer._callbacks import Callback
-from afnio.trainer._steps import run_blocking, task_group
+from afnio.trainer._steps import run_blocking
 from afnio.trainer._trainer import Trainer
 from afnio.utils.data import DataLoader
 from afnio.utils.data._sampler import RandomSampler
@@ -165,8 +157,8 @@ def optimize(
         rows=rows,
         valset=valset,
         testset=testset,
-        critic=_critic(critic),
-        budget=_budget(budget),
+        critic=critic_of(critic),
+        budget=budget_of(budget),
         name=name,
         folder=dir,
         seed=0 if seed is None else seed,
@@ -175,27 +167,28 @@ def optimize(
     )
     if may_block():
         return run_blocking(task.run, "optimize", gently=task.stop)
-    return cast("Result", _Unawaited(task.run))
+    return cast("Result", Unawaited(task.run, "optimize"))
 
 
 @final
-class _Unawaited:
-    """What `optimize` returns on a running event loop: await it."""
+class Unawaited:
+    """What `optimize` and `headroom` return on a running event loop: await it."""
 
-    def __init__(self, run: Callable[[], Any]) -> None:
+    def __init__(self, run: Callable[[], Any], function: str) -> None:
         self._run = run
+        self._function = function
 
-    def __await__(self) -> Generator[Any, None, Result]:
-        return cast("Generator[Any, None, Result]", self._run().__await__())
+    def __await__(self) -> Generator[Any, None, Any]:
+        return cast("Generator[Any, None, Any]", self._run().__await__())
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"afnio.optimize(…) must be awaited on an event loop before .{name} can be read; write "
-            "`result = await afnio.optimize(…)`"
+            f"afnio.{self._function}(…) must be awaited on an event loop before .{name} can be read; write "
+            f"`result = await afnio.{self._function}(…)`"
         )
 
 
-def _critic(given: Any) -> ChatModel:
+def critic_of(given: Any) -> ChatModel:
     if isinstance(given, ChatModel):
         return given
     client, arguments = given, None
@@ -207,7 +200,7 @@ def _critic(given: Any) -> ChatModel:
     return chat_model(client, {}, arguments or {})
 
 
-def _budget(given: Any) -> Budget:
+def budget_of(given: Any) -> Budget:
     if isinstance(given, Budget):
         return given
     if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not given > 0:
@@ -264,7 +257,7 @@ class Learner(cog.Module):
 
 
 @final
-class Optimization:
+class Optimization(Scoring):
     """One optimization. `run` it once; `stop` ends the training early, from any thread."""
 
     def __init__(
@@ -287,9 +280,7 @@ class Optimization:
             raise TypeError(f"seed must be a whole number (got {seed!r})")
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ValueError(f"patience must be a number of rounds, 1 or more (got {patience!r})")
-        if isinstance(perfect, bool) or not isinstance(perfect, int | float) or math.isnan(perfect):
-            raise TypeError(f"perfect must be a number, the score of a right row (got {perfect!r})")
-        wanted_by(metric)
+        super().__init__(subject, metric, perfect)
         data, chosen, tested = (
             read_rows(one or (), part)
             for one, part in ((rows, "rows"), (valset, "valset"), (testset, "testset"))
@@ -298,8 +289,8 @@ class Optimization:
         for part in given:
             if part:
                 subject.check(part[0])
-        self.subject, self.metric, self.critic, self.budget = subject, metric, critic, budget
-        self.perfect, self.patience, self.seed, self.folder = perfect, patience, seed, folder
+        self.critic, self.budget = critic, budget
+        self.patience, self.seed, self.folder = patience, seed, folder
         self.splits = split_rows(data, chosen, tested, seed)
         self.start = subject.texts
         self.project = name or subject.title
@@ -353,7 +344,7 @@ class Optimization:
             stack.enter_context(
                 set_backward_model_client(self.critic.client, completion_args=self.critic.completion_args)
             )
-            stack.enter_context(self._bridge())
+            stack.enter_context(self.bridge())
             spending = stack.enter_context(Budget())
             stack.enter_context(self.budget)
             if run.journal is not None:
@@ -377,16 +368,6 @@ class Optimization:
         run.record(_RESULT, to_json(result))
         run.flush()
 
-    @contextmanager
-    def _bridge(self) -> Iterator[None]:
-        if self.subject.function is None:
-            yield
-            return
-        from afnio import bridge
-
-        with bridge.installed():
-            yield
-
     # The story
 
     async def _optimized(self, run: Run, spending: Budget, measured: Amount | None, started: float) -> Result:
@@ -404,7 +385,7 @@ class Optimization:
             self._check_price, self.critic.completion_args.get("model"), self.critic.client
         )
         try:
-            scores = (await self._scored("first", first, self.start))[0]
+            scores = (await self.scored("first", first, self.start))[0]
         except UnknownPriceError as error:
             raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
         except BudgetExceeded as error:
@@ -414,7 +395,7 @@ class Optimization:
             run.record(_MEASURED, {"amount": [str(one) for one in measured], "rows": 1})
             await anyio.to_thread.run_sync(run.flush)
         self._check_budget(measured)
-        rest = (await self._scored("start", watch[BATCH:], self.start))[0] if watch[BATCH:] else Scored()
+        rest = (await self.scored("start", watch[BATCH:], self.start))[0] if watch[BATCH:] else Scored()
         return Scored([*scores.scores, *rest.scores], [*scores.outputs, *rest.outputs]), measured
 
     async def _train(self, rounds: Rounds, measured: Amount) -> None:
@@ -453,7 +434,7 @@ class Optimization:
         candidate = rounds.candidate
         if candidate is None or candidate == self.start:
             return self.start, ()
-        old, new = await self._scored("gate", self.splits.gate, self.start, candidate)
+        old, new = await self.scored("gate", self.splits.gate, self.start, candidate)
         before, after = paired(old, new)
         return (candidate if beats(before, after) else self.start), (old, new)
 
@@ -461,10 +442,10 @@ class Optimization:
         """Return the scores of the last look: of the start prompts, and of the chosen ones if they are others."""
         versions = [self.start] if chosen == self.start else [self.start, chosen]
         if self.splits.test:
-            return tuple(await self._scored("test", self.splits.test, *versions))
+            return tuple(await self.scored("test", self.splits.test, *versions))
         if gate:
             return gate[: len(versions)]
-        return tuple(await self._scored("gate", self.splits.gate, *versions))
+        return tuple(await self.scored("gate", self.splits.gate, *versions))
 
     def _result(
         self,
@@ -508,67 +489,6 @@ class Optimization:
             examples=_examples(rows, looked),
             make_agent=self.subject.restored,
         )
-
-    # Scoring
-
-    async def evaluated(self, rows: Sequence[Row]) -> tuple[Evaluation, Scorer]:
-        """Launch the agent and the metric on rows."""
-        scorer = Scorer(self.metric, rows, self.perfect)
-        output = self.subject(rows)
-        if inspect.isawaitable(output) and not isinstance(output, Variable):
-            output = await output
-        evaluation = RowMetric.apply(
-            output,
-            scorer=scorer,
-            purpose=scorer.name,
-            feedback_by="rules",
-            reduction_fn=None,
-            reduction_fn_purpose=None,
-        )
-        return evaluation, scorer
-
-    async def _scored(self, name: str, rows: Sequence[Row], *versions: Mapping[str, str]) -> list[Scored]:
-        """Score rows with each version of the prompts, side by side.
-
-        Raises:
-            BatchError: if more than a tenth of the rows crashed.
-        """
-        results = [Scored() for _ in versions]
-
-        async def one(number: int, texts: Mapping[str, str]) -> None:
-            parameters = self.subject.parameters
-            values: dict[Variable, Any] = {
-                parameters[key]: Variable(text, parameters[key].role) for key, text in texts.items()
-            }
-            async with scope(name=f"{name} {number + 1}"):
-                with bind(values):
-                    results[number] = await self._scores_of(rows)
-
-        async with scope(name=name):
-            with no_grad(), mode(False), tolerate(1e-9):
-                async with task_group() as tasks:
-                    for number, texts in enumerate(versions):
-                        tasks.start_soon(one, number, texts)
-        for result in results:
-            check_crashes(result.errors, len(rows))
-        return results
-
-    async def _scores_of(self, rows: Sequence[Row]) -> Scored:
-        evaluation, scorer = await self.evaluated(rows)
-        slots = evaluation.score.sample_slots
-        await wait_async(slots)
-        result = Scored()
-        for lane, slot in enumerate(slots):
-            outcome = slot.outcome
-            if isinstance(outcome, Failure):
-                outcome.mark_read()
-                result.errors.append(outcome.error)
-            failed = isinstance(outcome, Failure) or outcome is None
-            result.scores.append(None if failed else float(outcome))
-            result.outputs.append(scorer.outputs.get(lane))
-        for error in result.errors:
-            raise_fatal(error)
-        return result
 
     # Money
 

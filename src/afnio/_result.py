@@ -299,7 +299,9 @@ class Result:
             if self.cost >= 1
             else f"${self.cost:.4f}"
         )
-        spent = f"{_count(self.calls, 'call')}, {_count(self.tokens, 'token')}, {cost}, {_time(self.minutes)}"
+        spent = (
+            f"{_count(self.calls, 'call')}, {_count(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
+        )
         used = ", ".join(f"{number} {part}" for part, number in self.splits.items() if number)
         rows += [("rows", used)] if used else []
         if self.failed:
@@ -384,7 +386,8 @@ class Result:
         return max((score for one in self.examples for score in one.scores if score is not None), default=1.0)
 
 
-def _time(minutes: float) -> str:
+def in_time(minutes: float) -> str:
+    """Return minutes as people say them."""
     return f"{60 * minutes:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
 
 

@@ -12,16 +12,19 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from afnio import cognitive as cog
 from afnio._rows import Row, in_words
 from afnio.autodiff._function import Arguments, Context
-from afnio.autodiff._variable import Variable
+from afnio.autodiff._graph import no_grad
+from afnio.autodiff._variable import Variable, bind
 from afnio.cognitive._agent import _traced as traced_within
-from afnio.cognitive._evaluators import Evaluator, record, succeeded
+from afnio.cognitive._evaluators import Evaluation, Evaluator, record, succeeded
+from afnio.cognitive._module import mode
 from afnio.cognitive._prompts import deterministic_feedback
 from afnio.errors import (
     BatchError,
@@ -33,9 +36,11 @@ from afnio.errors import (
     reason,
 )
 from afnio.models._trace import Trace
-from afnio.runtime._callables import call_in_node, is_async
-from afnio.runtime._kernel import Job, Outcomes
+from afnio.runtime._callables import call_in_node, is_async, tolerate
+from afnio.runtime._kernel import Failure, Job, Outcomes
+from afnio.runtime._waiting import scope, wait_async
 from afnio.trainer._options import found, may_fail
+from afnio.trainer._steps import task_group
 
 MOST_CHARACTERS: Final = 1_000
 """A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better."""
@@ -112,6 +117,10 @@ class Subject:
             return copied
 
         return cls(module, type(agent).__qualname__, restored, None)
+
+    def copied(self) -> Subject:
+        """Return the same agent with prompts of its own."""
+        return Subject(copy.deepcopy(self.module), self.title, self.restored, self.function)
 
     @property
     def texts(self) -> dict[str, str]:
@@ -353,3 +362,91 @@ def raise_fatal(error: BaseException) -> None:
         fatal = found(error, kind)
         if fatal is not None:
             raise fatal
+
+
+class Scoring:
+    """Scores rows with an agent and a metric: what every part that looks at rows shares."""
+
+    def __init__(self, subject: Subject, metric: Callable[..., Any], perfect: float) -> None:
+        if isinstance(perfect, bool) or not isinstance(perfect, int | float) or math.isnan(perfect):
+            raise TypeError(f"perfect must be a number, the score of a right row (got {perfect!r})")
+        wanted_by(metric)
+        self.subject, self.metric, self.perfect = subject, metric, perfect
+
+    async def evaluated(self, rows: Sequence[Row]) -> tuple[Evaluation, Scorer]:
+        """Launch the agent and the metric on rows."""
+        scorer = Scorer(self.metric, rows, self.perfect)
+        output = self.subject(rows)
+        if inspect.isawaitable(output) and not isinstance(output, Variable):
+            output = await output
+        evaluation = RowMetric.apply(
+            output,
+            scorer=scorer,
+            purpose=scorer.name,
+            feedback_by="rules",
+            reduction_fn=None,
+            reduction_fn_purpose=None,
+        )
+        return evaluation, scorer
+
+    async def scored(
+        self, name: str, rows: Sequence[Row], *versions: Mapping[str, str], tolerant: bool = False
+    ) -> list[Scored]:
+        """Score rows with each version of the prompts, side by side.
+
+        Args:
+            tolerant: rows may crash.
+
+        Raises:
+            BatchError: if more than a tenth of the rows crashed.
+        """
+        results = [Scored() for _ in versions]
+
+        async def one(number: int, texts: Mapping[str, str]) -> None:
+            parameters = self.subject.parameters
+            values: dict[Variable, Any] = {
+                parameters[key]: Variable(text, parameters[key].role) for key, text in texts.items()
+            }
+            async with scope(name=f"{name} {number + 1}"):
+                with bind(values):
+                    results[number] = await self.read(*await self.evaluated(rows))
+
+        async with scope(name=name):
+            with no_grad(), mode(False), tolerate(1e-9):
+                async with task_group() as tasks:
+                    for number, texts in enumerate(versions):
+                        tasks.start_soon(one, number, texts)
+        for result in results if not tolerant else ():
+            check_crashes(result.errors, len(rows))
+        return results
+
+    async def read(self, evaluation: Evaluation, scorer: Scorer) -> Scored:
+        """Wait for the scores of an evaluation."""
+        slots = evaluation.score.sample_slots
+        await wait_async(slots)
+        result = Scored()
+        for lane, slot in enumerate(slots):
+            outcome = slot.outcome
+            if isinstance(outcome, Failure):
+                outcome.mark_read()
+                result.errors.append(outcome.error)
+            failed = isinstance(outcome, Failure) or outcome is None
+            result.scores.append(None if failed else float(outcome))
+            result.outputs.append(scorer.outputs.get(lane))
+        for error in result.errors:
+            raise_fatal(error)
+        return result
+
+    @contextmanager
+    def bridge(self) -> Iterator[None]:
+        """Take in the calls that a function makes with an SDK of its own."""
+        if self.subject.function is None:
+            yield
+            return
+        try:
+            from afnio import bridge
+        except ImportError:
+            yield
+            return
+        with bridge.installed():
+            yield

@@ -249,8 +249,8 @@ def critic_schema(names: tuple[str, ...]) -> dict[str, Any]:
 
 _TAGS = (
     "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
-    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried|trace|call"
-    "|agent_inputs|agent_input|agent_output"
+    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried|block|mistakes|mistake|places|place|edit"
+    "|trace|call|agent_inputs|agent_input|agent_output"
 )
 _TAG = re.compile(rf"<(?=/?(?:{_TAGS})\b)")
 _ESCAPED = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")

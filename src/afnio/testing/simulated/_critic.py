@@ -141,7 +141,7 @@ def _read_calls(trace: str) -> list[ShownCall]:
         messages = before[: int(shared) if shared.isdecimal() else 0]
         messages += [(m.attributes.get("role", ""), m.text) for m in read_blocks(body, "message")]
         formats = read_blocks(body, "reply_format")
-        noun = _noun(formats) if formats else noun
+        noun = noun_of(formats) if formats else noun
         calls.append(ShownCall(number, messages, noun))
         whole[number] = [*messages, *(("assistant", reply.text) for reply in read_blocks(body, "reply"))]
     return calls
@@ -491,7 +491,7 @@ def rewrite(
     whole = "\n".join([head, *lines, *_sentences(cues)])
     if reader.limited and any(_exceeds(whole, *limit) for limit in _limits(constraints)):
         # Over the limit: drop the notes about feedback first, those of earlier steps too.
-        lines = [line for line in [*head.split("\n"), *lines] if not _RETOLD.fullmatch(line)]
+        lines = [line for line in [*head.split("\n"), *lines] if not is_note(line)]
         head = lines.pop(0) if lines else ""
     return _fit("\n".join([head, *lines]), cues, constraints)
 
@@ -596,6 +596,11 @@ def _sentences(cues: Cues) -> list[str]:
     return [cue_sentence(label, phrases) for label, phrases in cues.items() if phrases]
 
 
+def is_note(line: str) -> bool:
+    """Return True if a line is a limited proposer's note about one feedback."""
+    return _RETOLD.fullmatch(line) is not None
+
+
 def _limits(constraints: list[str]) -> list[tuple[str, str]]:
     return [found for text in constraints for found in _LIMIT.findall(text)]
 
@@ -608,3 +613,8 @@ def _banned_characters(constraint: str) -> list[str]:
 
 def _exceeds(text: str, count: str, unit: str) -> bool:
     return (len(text) if unit.lower() == "character" else len(text.split())) > int(count)
+
+
+# What the editor shares.
+
+noun_of, read_feedback, limits_of, over = _noun, _read_feedback, _limits, _exceeds
