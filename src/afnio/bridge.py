@@ -512,6 +512,7 @@ class installed(AbstractContextManager[None]):  # noqa: N801
     A client with a transport of its own (a mock, retries) keeps it: the engine sends its attempts by that.
 
     Args:
+        limits: those of every account that is used in the block.
         threads: True to take in requests from threads without a context as well. They belong to the block, so they
             have its limits, journal and budgets, and no lane.
 
@@ -519,7 +520,8 @@ class installed(AbstractContextManager[None]):  # noqa: N801
     ...     pass
     """
 
-    def __init__(self, *, threads: bool = False) -> None:
+    def __init__(self, limits: Limits | None = None, *, threads: bool = False) -> None:
+        self.limits = limits
         self.threads = threads
         self.open = False
         self.context: Context | None = None
@@ -574,15 +576,15 @@ def _patch_class(library: ModuleType, kind: Any) -> None:
             return found
         block = _block.get()
         if block is not None and block.open:
-            return _routed(library, found, None)
+            return _routed(library, found, block, None)
         return _escaped(library, found)
 
     kind._transport_for_url = routed
 
 
-def _routed(library: ModuleType, found: Any, context: Context | None) -> Any:
+def _routed(library: ModuleType, found: Any, block: installed, context: Context | None) -> Any:
     inner = None if _is_plain(found) else found
-    return _transport_class(library)(inner=inner, beside=found, context=context)
+    return _transport_class(library)(limits=block.limits, inner=inner, beside=found, context=context)
 
 
 def _is_plain(found: Any) -> bool:
@@ -598,7 +600,7 @@ def _escaped(library: ModuleType, found: Any) -> Any:
     """Return the transport for a request that no block's context covers."""
     block = next((block for block in reversed(_open_blocks) if block.threads), None)
     if block is not None:
-        return _routed(library, found, block.context)
+        return _routed(library, found, block, block.context)
     line = user_line()
     if (line.file, line.number) not in _warned:
         _warned.add((line.file, line.number))
