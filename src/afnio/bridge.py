@@ -79,8 +79,8 @@ def client(limits: Limits | None = None, module: HttpModule = "httpx2", **option
 
     Args:
         limits: those of every account that it is used with. The newest ones apply to all clients of an account.
-        module: the HTTP library that the SDK wants: "httpx2" for openai 3 and anthropic, "httpx" for openai 2,
-            LangChain and google-genai (`HttpOptions(httpx_async_client=…)`).
+        module: the HTTP library that the SDK wants: "httpx2" for openai 3, anthropic and google-genai 3
+            (`HttpOptions(httpx_async_client=…)`), "httpx" for openai 2, LangChain and older ones.
         **options: any other option of the library's `AsyncClient`. Its timeout counts from when a request is on the
             wire, and not while it waits for its turn.
 
@@ -617,5 +617,5 @@ def _warn_of_aiohttp() -> None:
         _warned.add("aiohttp")
         _logger.warning(
             "google-genai's async client uses aiohttp, whose requests don't go through the engine; pass it "
-            "HttpOptions(httpx_async_client=afnio.bridge.client(module='httpx'))"
+            "HttpOptions(httpx_async_client=afnio.bridge.client())"
         )

@@ -123,7 +123,7 @@ def langgraph(url: str) -> Callable[..., Any]:
 def genai(url: str) -> Callable[..., Any]:
     from google.genai import Client, types
 
-    options = types.HttpOptions(base_url=url, httpx_client=bridge.sync_client(limits=LIMITS, module="httpx"))
+    options = types.HttpOptions(base_url=url, httpx_client=bridge.sync_client(limits=LIMITS))
     client = Client(api_key=KEY, http_options=options)
 
     def agent(text: str) -> str:
@@ -135,7 +135,7 @@ def genai(url: str) -> Callable[..., Any]:
 def genai_async(url: str) -> Callable[..., Any]:
     from google.genai import Client, types
 
-    options = types.HttpOptions(base_url=url, httpx_async_client=bridge.client(limits=LIMITS, module="httpx"))
+    options = types.HttpOptions(base_url=url, httpx_async_client=bridge.client(limits=LIMITS))
     client = Client(api_key=KEY, http_options=options)
 
     async def agent(text: str) -> str:
