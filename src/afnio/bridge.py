@@ -46,7 +46,7 @@ from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.models._trace import in_attempt
 from afnio.models._transport import MAX_REPLY, unreachable
-from afnio.runtime._kernel import Failure, Job, Launch, Slot, on_runtime_thread
+from afnio.runtime._kernel import Failure, Job, Launch, Slot, current_runtime, on_runtime_thread
 from afnio.runtime._limits import Limits, give_limits
 from afnio.runtime._loop import running_loop
 from afnio.runtime._waiting import wait_async
@@ -205,6 +205,7 @@ class _Bridge:
         inner: see `transport`.
         beside: where other requests go, instead of an own client for each loop.
         context: the block's context, for requests from a thread that has none.
+        escaped: True to send requests for a model on, too, with a warning.
     """
 
     _library: Any
@@ -217,8 +218,10 @@ class _Bridge:
         inner: Any = None,
         beside: Any = None,
         context: Context | None = None,
+        escaped: bool = False,
     ) -> None:
         self._limits = limits
+        self._escaped = escaped
         self._inner = inner
         self._beside = beside
         self._context = context
@@ -231,7 +234,7 @@ class _Bridge:
         raw = None
         if self._is_candidate(request):
             raw = RawRequest.read(request.method, str(request.url), request.headers, await request.aread())
-        if raw is None:
+        if raw is None or self._escapes():
             return await self._pass_on(request)
         bridged = self._launch(raw, request)
         pipe = bridged.exchange.pipe
@@ -248,7 +251,7 @@ class _Bridge:
         raw = None
         if self._is_candidate(request):
             raw = RawRequest.read(request.method, str(request.url), request.headers, request.read())
-        if raw is None:
+        if raw is None or self._escapes():
             return self._pass_on_blocking(request)
         if on_runtime_thread():
             refused = _on_therunning_loop()
@@ -275,6 +278,19 @@ class _Bridge:
             and not in_attempt.get()
         )
 
+    def _escapes(self) -> bool:
+        if self._escaped:
+            line = user_line()
+            if (line.file, line.number) not in _warned:
+                _warned.add((line.file, line.number))
+                _logger.warning(
+                    "a request to a model at %s doesn't go through the engine, because its thread has no context; run "
+                    "the thread's function by contextvars.copy_context().run, or use "
+                    "afnio.bridge.installed(threads=True)",
+                    line,
+                )
+        return self._escaped
+
     def _launch(self, raw: RawRequest, request: Any) -> Bridged:
         if self._limits is not None and raw.account not in self._limited:
             self._limited.add(raw.account)
@@ -292,9 +308,12 @@ class _Bridge:
             return await self._beside.handle_async_request(request)
         if self._inner is not None and not in_attempt.get():
             return await _by_inner(self._library, self._inner, request)
-        other = self._others.get(running_loop())
-        if other is None:
-            other = self._others[running_loop()] = self._library.AsyncClient()
+        if on_runtime_thread():  # a native client with one of ours; closed with the runtime
+            other = current_runtime().resource((_Bridge, self._library), self._library.AsyncClient)
+        else:
+            other = self._others.get(running_loop())
+            if other is None:
+                other = self._others[running_loop()] = self._library.AsyncClient()
         token = in_attempt.set(True)  # under `installed` it would come back here
         try:
             return await other.send(request, stream=True)
@@ -577,7 +596,10 @@ def _patch_class(library: ModuleType, kind: Any) -> None:
         block = _block.get()
         if block is not None and block.open:
             return _routed(library, found, block, None)
-        return _escaped(library, found)
+        block = next((block for block in reversed(_open_blocks) if block.threads), None)
+        if block is not None:
+            return _routed(library, found, block, block.context)
+        return _transport_class(library)(beside=found, escaped=True)
 
     kind._transport_for_url = routed
 
@@ -594,22 +616,6 @@ def _is_plain(found: Any) -> bool:
     return (library in ("httpx", "httpx2") and kind.__name__ in ("HTTPTransport", "AsyncHTTPTransport")) or (
         library == "litellm"
     )
-
-
-def _escaped(library: ModuleType, found: Any) -> Any:
-    """Return the transport for a request that no block's context covers."""
-    block = next((block for block in reversed(_open_blocks) if block.threads), None)
-    if block is not None:
-        return _routed(library, found, block, block.context)
-    line = user_line()
-    if (line.file, line.number) not in _warned:
-        _warned.add((line.file, line.number))
-        _logger.warning(
-            "a request to a model at %s doesn't go through the engine, because its thread has no context; run the "
-            "thread's function by contextvars.copy_context().run, or use afnio.bridge.installed(threads=True)",
-            line,
-        )
-    return found
 
 
 def _warn_of_aiohttp() -> None:
