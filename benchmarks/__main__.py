@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes under five minutes."""
+"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes about seven minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ import time
 
 from rich.console import Console
 
-from benchmarks import accept, calls, journal, launch, quota, reduce, scale, step, tail, tracking, trainer
+from benchmarks import (
+    accept,
+    calls,
+    gateway,
+    journal,
+    launch,
+    quota,
+    reduce,
+    scale,
+    step,
+    tail,
+    tracking,
+    trainer,
+)
 from benchmarks.report import Claim, show_claims
 
 DURABLE = 10_000.0
@@ -30,6 +43,7 @@ PARTS = {
     "reduce": reduce.main,
     "tail": tail.main,
     "quota": quota.main,
+    "gateway": gateway.main,
     "scale": scale.main,
     "journal": write,
     "tracking": tracking.main,

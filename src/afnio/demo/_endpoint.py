@@ -404,6 +404,9 @@ def _held_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+# The process that serves the local model: `python -m afnio.demo._endpoint MODEL.gguf NAME`
+
+
 SLOTS: Final = 4
 SLOT_TOKENS: Final = 4096
 """Context of a slot. A message takes 350 tokens, but the optimizer reads the feedback on a whole batch."""

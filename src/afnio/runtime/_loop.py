@@ -14,18 +14,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import sys
 import threading
+import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
-from typing import Any, Final
+from contextlib import suppress
+from contextvars import Context, copy_context
+from typing import Any, Final, final
 
 from afnio.errors import RuntimeClosedError
-
-_DEFAULT_THRESHOLDS: Final = ((700, 10, 10), (2000, 10, 0), (2000, 10, 10))
-"""CPython's own, from 3.11 to 3.14."""
-_RARE_THRESHOLDS: Final = (50_000, 20, 100)
 
 Task = asyncio.Task[Any]
 Cancelled = asyncio.CancelledError
@@ -109,7 +109,6 @@ class LoopThread:
                 logging.getLogger("afnio").exception("a callback of the runtime failed")
 
     def _run(self) -> None:
-        _collect_rarely()
         asyncio.set_event_loop(self._loop)
         try:
             # Not run_forever: anyio ties its worker threads to the root task. Without one it would start and stop a
@@ -128,17 +127,6 @@ class LoopThread:
 
     async def _wait_for_end(self) -> None:
         await self._stopped
-
-
-def _collect_rarely() -> None:
-    """Raise the thresholds of the cyclic garbage collector, unless the program has set its own.
-
-    A thousand calls in flight are hundreds of thousands of live objects. At the default thresholds, full collections
-    of 100 ms each took a third of the CPU time, on the loop's thread. The engine itself leaves no cycles behind
-    (tests check that), so rare collections free as much.
-    """
-    if gc.get_threshold() in _DEFAULT_THRESHOLDS:
-        gc.set_threshold(*_RARE_THRESHOLDS)
 
 
 async def _cancel_tasks() -> None:
@@ -231,3 +219,329 @@ def _trio_parking() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]
             return
 
     return wake, event.wait
+
+
+# Coroutines on a caller's loop
+
+
+_LOOK: Final = 1.0
+"""Seconds between looks at whether a caller's loop is still there. One that was closed in the meantime calls nothing
+back."""
+_PATIENCE: Final = 5.0
+"""Seconds that a cancelled coroutine has for its end on a caller's loop, which may be busy."""
+
+
+class CallerLoop(ABC):
+    """A caller's running loop, on which the runtime's thread runs coroutines of the user's.
+
+    An app's client often belongs to the loop that it was first used on. On any other one it raises "is bound to a
+    different event loop", and may break on its own loop as well.
+    """
+
+    def __init__(self) -> None:
+        self.awaited: weakref.WeakSet[Any] = weakref.WeakSet()
+        """The launches that run callables here. A read that blocks this loop would wait for itself."""
+
+    async def run(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Return the result of the coroutine that `start` makes; on the runtime's thread.
+
+        Raises:
+            RuntimeError: if the loop has ended.
+        """
+        home = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = home.create_future()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the runtime has ended
+                home.call_soon_threadsafe(ended.cancel)
+
+        errand = Errand(start, wake)
+        self._call(self._begin, errand, copy_context())
+        try:
+            while not errand.done:
+                await asyncio.wait([ended], timeout=_LOOK)
+                if not errand.done and self._ended():
+                    raise RuntimeError(_GONE)
+        except Cancelled:
+            with suppress(RuntimeError):  # that loop has ended, and the coroutine with it
+                self._call(errand.stop)
+                # It ends before its lane does, unless its loop is busy for long.
+                await asyncio.wait([ended], timeout=_PATIENCE)
+            raise
+        return errand.result()
+
+    @abstractmethod
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        """Call `function` on the loop, soon; RuntimeError if it has ended."""
+
+    @abstractmethod
+    def _begin(self, errand: Errand, context: Context) -> None:
+        """Start the errand, on the loop."""
+
+    @abstractmethod
+    def _ended(self) -> bool: ...
+
+
+_GONE: Final = (
+    "the loop that launched this callable has ended before it (loop='caller'); await what you launch before the loop "
+    "ends, or leave loop out"
+)
+
+
+@final
+class Errand:
+    """A coroutine on another loop.
+
+    Attributes:
+        start: makes it.
+        cancel: cancels it, once it runs.
+        done, stopped: whether it has ended, and whether it should.
+    """
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, Any]], wake: Callable[[], None]) -> None:
+        self.start = start
+        self.cancel: Callable[[], object] | None = None
+        self.done = False
+        self.stopped = False
+        self._wake = wake
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def stop(self) -> None:
+        """End it, on its loop, even if it has not begun."""
+        self.stopped = True
+        if self.cancel is not None:
+            self.cancel()
+        else:
+            self.end(error=Cancelled())
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        """Keep its result, and wake who waits for it. Only the first end counts."""
+        if not self.done:
+            self._value, self._error, self.done = value, error, True
+            self._wake()
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+@final
+class _AsyncioCaller(CallerLoop):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = weakref.ref(loop)
+        self._tasks: set[Task] = set()  # the loop itself holds its tasks weakly
+
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        loop = self._loop()
+        try:
+            if loop is None:
+                raise RuntimeError
+            loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            raise RuntimeError(_GONE) from None
+
+    def _begin(self, errand: Errand, context: Context) -> None:
+        if errand.stopped:
+            return
+
+        async def body() -> None:
+            # A SystemExit that leaves a task ends the loop.
+            try:
+                errand.end(await errand.start())
+            except Cancelled:
+                errand.end(error=RuntimeError(_GONE))
+                raise
+            except BaseException as error:
+                errand.end(error=error)
+
+        task = asyncio.get_running_loop().create_task(body(), context=context)
+        errand.cancel = task.cancel
+        # A task that is cancelled before its first step never enters `body`.
+        task.add_done_callback(lambda task: errand.end(error=RuntimeError(_GONE)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _ended(self) -> bool:
+        loop = self._loop()
+        return loop is None or loop.is_closed()
+
+
+@final
+class _TrioCaller(CallerLoop):
+    def __init__(self, token: Any) -> None:
+        super().__init__()
+        self._token = weakref.ref(token)
+
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        import trio
+
+        token = self._token()
+        try:
+            if token is None:
+                raise trio.RunFinishedError
+            token.run_sync_soon(function, *args)
+        except trio.RunFinishedError:
+            raise RuntimeError(_GONE) from None
+
+    def _begin(self, errand: Errand, context: Context) -> None:
+        import trio
+
+        if errand.stopped:
+            return
+        scope = trio.CancelScope()
+        errand.cancel = scope.cancel
+
+        async def body() -> None:
+            # A system task's error would end trio's run.
+            try:
+                with scope:
+                    errand.end(await errand.start())
+                if scope.cancelled_caught:
+                    errand.end(error=RuntimeError(_GONE))
+            except trio.Cancelled:  # the run ends
+                errand.end(error=RuntimeError(_GONE))
+                raise
+            except BaseException as error:
+                errand.end(error=error)
+
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is not None:
+            context.run(sniffio.current_async_library_cvar.set, "trio")
+        trio.lowlevel.spawn_system_task(body, context=context)
+
+    def _ended(self) -> bool:
+        try:
+            self._call(int)
+        except RuntimeError:
+            return True
+        return False
+
+
+_asyncio_callers: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CallerLoop]] = (
+    weakref.WeakKeyDictionary()
+)
+_trio_callers: Final[weakref.WeakKeyDictionary[Any, CallerLoop]] = weakref.WeakKeyDictionary()
+
+
+def running_caller(*, make: bool) -> CallerLoop | None:
+    """Return the loop that runs on this thread, as a caller's.
+
+    Args:
+        make: make it if it isn't known; otherwise None is returned for one that no launch has named.
+    """
+    library = running_library()
+    if library is None:
+        return None
+    if library == "asyncio":
+        loop = asyncio.get_running_loop()
+        known = _asyncio_callers.get(loop)
+        if known is None and make:
+            known = _asyncio_callers[loop] = _AsyncioCaller(loop)
+        return known
+    import trio
+
+    token = trio.lowlevel.current_trio_token()
+    known = _trio_callers.get(token)
+    if known is None and make:
+        known = _trio_callers[token] = _TrioCaller(token)
+    return known
+
+
+# The garbage collector
+#
+# CPython starts a collection after a number of allocations, less the objects freed meanwhile: 700 to 2,000. A call in
+# flight keeps some 250 containers alive, so a burst of calls would cause hundreds of collections that find nothing.
+# Full ones took a third of the CPU time at 1,000 calls in flight. The engine itself leaves no cycles behind; tests
+# check that.
+#
+# The thresholds belong to the whole process, so three rules hold:
+#
+# * Thresholds that the program has set are left alone. Whether it has is decided anew at each change, because a library
+#   may set its own for a while.
+# * They are restored when the last runtime ends, and in a forked child.
+# * Garbage of the program can't pile up: the first threshold grows with the open calls, up to `MOST` times, and the
+#   older generations are collected as often as without calls.
+
+
+Thresholds = tuple[int, int, int]
+
+_PYTHONS_OWN: Final = ((700, 10, 10), (2000, 10, 0), (2000, 10, 10))
+"""CPython's own, from 3.11 to 3.14."""
+RARE: Final = (50_000, 20, 100)
+"""The thresholds while there is a runtime."""
+CALLS: Final = 200
+"""Open calls for which `RARE` is enough."""
+MOST: Final = 8
+"""The most by which the first threshold grows: 400,000 objects, which one collection visits in about 40 ms."""
+
+
+@final
+class Collector:
+    """The share of one runtime in the process's thresholds.
+
+    Attributes:
+        low, high: the numbers of open calls between which nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._set(1)
+
+    def follow(self, calls: int) -> None:
+        """Fit the thresholds to the number of open calls. Call it when that number leaves `low` to `high`."""
+        factor = 1
+        while factor < MOST and calls > factor * CALLS:
+            factor *= 2
+        self._set(factor)
+
+    def close(self) -> None:
+        """Restore the thresholds, unless there is another runtime."""
+        with _guard:
+            _factors.pop(self, None)
+            _apply()
+
+    def _set(self, factor: int) -> None:
+        self.high = factor * CALLS if factor < MOST else 1 << 62
+        # Half of the next lower step, so that calls that come and go around a step don't change anything.
+        self.low = factor * CALLS // 4 if factor > 1 else -1
+        with _guard:
+            _factors[self] = factor
+            _apply()
+
+
+_guard = threading.Lock()
+_factors: Final[dict[Collector, int]] = {}
+_found: Thresholds | None = None
+"""The thresholds that Python had before ours, or None while ours don't hold."""
+_ours: Thresholds | None = None
+
+
+def _apply() -> None:
+    """Set the thresholds for the busiest runtime, or those that were found if there is none."""
+    global _found, _ours
+    current = gc.get_threshold()
+    if _found is None and current in _PYTHONS_OWN and _factors:
+        _found = _ours = current
+    if current != _ours or _found is None:
+        return  # the program has set its own
+    factor = max(_factors.values(), default=0)
+    wanted = (RARE[0] * factor, RARE[1] // factor, RARE[2]) if factor else _found
+    if wanted != current:
+        gc.set_threshold(*wanted)
+        _ours = wanted
+    if not factor:
+        _found = _ours = None
+
+
+def _begin_child() -> None:
+    """Restore the thresholds in a forked child, which has none of its parent's runtimes."""
+    global _guard
+    _guard = threading.Lock()  # a thread of the parent may have held it during the fork
+    _factors.clear()
+    _apply()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)

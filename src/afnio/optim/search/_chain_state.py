@@ -18,7 +18,7 @@ from afnio.optim.search._sizes import RowStream, SampleCost, Sizes
 
 
 @dataclass(slots=True)
-class BlockRecord:
+class BlockScore:
     """What is known about one block; `Lineage` is what users see of it."""
 
     step: int = 0
@@ -103,7 +103,7 @@ class SearchState:
     sizes: Sizes | None = None
     step_cost: int | None = None
     stream: RowStream | None = None
-    records: list[dict[str, BlockRecord]] = field(default_factory=list)
+    records: list[dict[str, BlockScore]] = field(default_factory=list)
     tested: list[dict[str, int]] = field(default_factory=list)
     lost: list[list[LostEdit]] = field(default_factory=list)
     carried: list[list[Mistake]] = field(default_factory=list)
@@ -125,7 +125,7 @@ class SearchState:
         self.hold(texts)
         for records, text in zip(self.records, texts, strict=True):
             for block in blocks_of(text):
-                records.setdefault(block.text, BlockRecord())
+                records.setdefault(block.text, BlockScore())
 
     def hold(self, texts: Sequence[str]) -> None:
         """Note the values that the parameters hold now."""
@@ -185,7 +185,7 @@ class SearchState:
             None if rows is None else RowStream(count, seed, rows["epoch"], rows["waiting"]),
             [
                 {
-                    text: BlockRecord(**{**entry, "samples": tuple(entry["samples"])})
+                    text: BlockScore(**{**entry, "samples": tuple(entry["samples"])})
                     for text, entry in known.items()
                 }
                 for known in state["records"]
@@ -199,7 +199,7 @@ class SearchState:
         )
 
 
-_NEW: Final = BlockRecord()
+_NEW: Final = BlockScore()
 _RECORD: Final = ("step", "samples", "replaces", "races", "wins", "losses", "ties", "total", "squares")
 _LOST: Final = ("op", "text", "score", "against")
 _MISTAKE: Final = ("unit", "text", "trail", "quoted")

@@ -24,7 +24,7 @@ from afnio.optim._blocks import Draft, Edit, blocks_of, is_editable, union, with
 from afnio.optim._checks import objections
 from afnio.optim._edits import LostEdit, Mistake, Proposal, Quoting, merge_edits, propose_edits
 from afnio.optim._optimizer import Candidate, Change, Decision, Evidence, StepInputs, for_each
-from afnio.optim.search._chain_state import LOST, LOST_SHOWN, BlockRecord, SearchState
+from afnio.optim.search._chain_state import LOST, LOST_SHOWN, BlockScore, SearchState
 from afnio.optim.search._improves import Evaluate, Holdout, called, sample_scores
 from afnio.optim.search._pareto import side_by_side
 from afnio.optim.search._sizes import Rows, Sizes, rows_for
@@ -608,7 +608,7 @@ class ChainStep:
                 for block in blocks_of(edit.text):
                     known = records.get(block.text)
                     if known is None:
-                        records[block.text] = BlockRecord(self._number, edit.samples, replaced)
+                        records[block.text] = BlockScore(self._number, edit.samples, replaced)
                     elif known.step == self._number:
                         known.samples = tuple(dict.fromkeys((*known.samples, *edit.samples)))
 
@@ -635,7 +635,7 @@ class ChainStep:
                             math.fsum(groups[0]) / len(groups[0]) - math.fsum(groups[1]) / len(groups[1])
                         )
                 if differences:
-                    records.setdefault(text, BlockRecord(self._number)).add(differences)
+                    records.setdefault(text, BlockScore(self._number)).add(differences)
 
     def _lose(self, result: RacedEntries) -> None:
         """Remember the edits whose candidates all scored clearly less than the current text.

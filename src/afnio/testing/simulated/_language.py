@@ -125,6 +125,7 @@ def kind_of(request: dict[str, Any]) -> Kind:
 _TAGS: Final = (
     "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
     "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried|block|mistakes|mistake|places|place|edit"
+    "|trace|call|agent_inputs|agent_input|agent_output"
 )
 _ESCAPED: Final = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")
 _QUOTED_VALUE: Final = r'"(?:[^"\\]|\\.)*"'
@@ -144,11 +145,13 @@ def read_blocks(text: str, tag: str) -> list[PromptBlock]:
     >>> read_blocks('<feedback source="judge">\nshorter\n</feedback>', "feedback")
     [PromptBlock(attributes={'source': 'judge'}, text='shorter')]
     """
+    return [PromptBlock(attributes, unescape(body)) for attributes, body in read_sections(text, tag)]
+
+
+def read_sections(text: str, tag: str) -> list[tuple[dict[str, str], str]]:
+    """Return the attributes and the raw text of each section `tag`: blocks that contain blocks."""
     return [
-        PromptBlock(
-            {name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)},
-            unescape(body),
-        )
+        ({name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)}, body)
         for head, body in _pattern(tag).findall(text)
     ]
 
