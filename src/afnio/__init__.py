@@ -42,6 +42,7 @@ from afnio.runtime import to_thread as to_thread
 from afnio.runtime import tolerate as tolerate
 
 if TYPE_CHECKING:
+    from afnio import bridge as bridge
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
@@ -63,6 +64,7 @@ __all__ = [
     "Variable",
     "autodiff",
     "bind",
+    "bridge",
     "budget",
     "cognitive",
     "enable_grad",
@@ -109,7 +111,7 @@ def __getattr__(name: str) -> Any:
 
     from afnio._public import show_in
 
-    if name in ("tellurio", "testing", "trainer"):
+    if name in ("bridge", "tellurio", "testing", "trainer"):
         return import_module(f"afnio.{name}")
     if name in _HOMES:
         value = globals()[name] = getattr(import_module(_HOMES[name]), name)

@@ -173,7 +173,10 @@ class ModelError(AfnioError):
         status: HTTP status, or None if there was no response.
         limits: what the response's headers reported about the account's limits, or None. A refusal's
             headers teach the engine the limits as well as a reply's do.
+        response: what the provider sent, for calls through the bridge or the gateway. They hand it on.
     """
+
+    response: Any = None
 
     def __init__(
         self,

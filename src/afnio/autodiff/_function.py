@@ -28,9 +28,8 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol, final
 
-from afnio.autodiff._data import Feedback, checked
-from afnio.autodiff._graph import Edge, Node
-from afnio.autodiff._variable import Cell, Origin, Variable, is_grad_enabled
+from afnio.autodiff._graph import Edge, Feedback, Node, is_grad_enabled
+from afnio.autodiff._variable import Cell, Origin, Variable, checked
 from afnio.runtime._callables import batch_failure, call_in_node, caller_loop, current_quorum
 from afnio.runtime._kernel import PENDING, Job, Launch, Outcomes, Slot, inherited
 from afnio.runtime._tracebacks import caller_line, folding
@@ -46,7 +45,7 @@ Later = Callable[[], Awaitable[LaneFeedback]]
 
 
 class Critic(Protocol):
-    """Writes the feedback of Functions without a `backward`. `afnio.cognitive` brings it: this package knows no models."""
+    """Writes the feedback of Functions without a `backward`. `afnio.cognitive` brings it, as it knows models."""
 
     def check(self) -> None:
         """Raise for anything that a backward pass will lack."""
@@ -426,8 +425,13 @@ def _names(cls: type[Function], arguments: Arguments) -> dict[int, str]:
     positional = list(inspect.signature(cls.forward).parameters)[1 : 1 + len(arguments.args)]
     names = [*positional, *[""] * (len(arguments.args) - len(positional)), *arguments.kwargs]
     found: dict[int, str] = {}
-    arguments.places(lambda position, index: found.setdefault(index, names[position]))
-    return {index: name for index, name in found.items() if name}
+
+    def visit(position: int, index: int) -> None:
+        if names[position]:
+            found.setdefault(index, names[position])
+
+    arguments.places(visit)
+    return found
 
 
 def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedback | str | None]:

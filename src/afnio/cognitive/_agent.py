@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, final
 
-from afnio.autodiff._data import checked, plain
 from afnio.autodiff._function import Arguments, Context, Function, Later, Loop, Place, checked_loop
-from afnio.autodiff._variable import Variable
+from afnio.autodiff._variable import Variable, checked, plain
 from afnio.cognitive._critic import criticize_trace
 from afnio.cognitive._module import Module
 from afnio.cognitive._template import Parameter
@@ -306,8 +305,8 @@ class Called(Function):
             if not trace.launched and not signed.warned:
                 signed.warned = True
                 logging.getLogger("afnio").warning(
-                    "%s made no language model call that Afnio sees, so its critic reads the prompts, the input and the "
-                    "output alone; give its SDK a client of afnio.bridge",
+                    "%s made no language model call that Afnio sees, so its critic reads prompts, inputs and output "
+                    "alone; give its SDK a client of afnio.bridge",
                     signed.name,
                 )
         if output is None:

@@ -16,8 +16,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from afnio.autodiff._data import Feedback
 from afnio.autodiff._function import Context, LaneFeedback
+from afnio.autodiff._graph import Feedback
 from afnio.cognitive._prompts import Prompted, critic_messages, critic_schema, trace_messages, wording
 from afnio.cognitive._reduction import ask, reduce_feedback
 from afnio.cognitive._template import as_text

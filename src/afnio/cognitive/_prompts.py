@@ -42,9 +42,10 @@ with one entry for each variable id, in the order given."""
 
 TRACE_SYSTEM: Final = """\
 You are the critic of a system whose texts are improved by feedback.
-An agent was run once on an input. It may have called language models: <trace> has these calls in order, each with the \
-messages that were new in it, the tools on offer and the reply. A call that begins_like an earlier one was sent the first \
-"shared" messages of that call again, its reply included. Then its <agent_output> was judged: that is the feedback.
+An agent was run once on an input. It may have called language models: <trace> has these calls in order, each with \
+the messages that were new in it, the tools on offer and the reply. A call that begins_like an earlier one was sent \
+the first "shared" messages of that call again, its reply included. Then its <agent_output> was judged: that is the \
+feedback.
 For each text listed under <variables>, say what about that text led to the feedback and how the text \
 should change, so that outputs for similar inputs get better. Do not write the new text itself.
 Rules:

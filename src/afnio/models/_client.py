@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn, Self, final
 from afnio.errors import AfnioError, FinalModelError, TransientModelError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
-from afnio.models._trace import CHAT_PATH, current_trace
+from afnio.models._trace import CHAT_PATH, current_trace, in_attempt
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
@@ -147,7 +147,7 @@ class ChatClient(ABC):
             account=self.account,
             model=request.model,
             purpose=purpose,
-            attempt=lambda: self.send(request),
+            attempt=lambda: self._attempt(request),
             deadline=self.timeout,
             depth=job.launch.depth,
             prompt_tokens=self.count_tokens(request),
@@ -160,6 +160,13 @@ class ChatClient(ABC):
             count=self._count,
         )
         return await perform(runtime, call)
+
+    async def _attempt(self, request: ChatRequest) -> ChatResponse:
+        token = in_attempt.set(True)
+        try:
+            return await self.send(request)
+        finally:
+            in_attempt.reset(token)
 
     def _count(self, purpose: str, usage: Usage) -> None:
         calls, total = self._counted.get(purpose, (0, Usage()))
@@ -348,26 +355,49 @@ class Rehearsal:
 
     def answer(self, client: ChatClient, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
         """Record a call and make up its reply: JSON if the request has a schema, else text."""
+        wanted = request.params.get("response_format") or {}
+        return self.make_up(
+            model=request.model,
+            account=client.account,
+            purpose=purpose,
+            lane=job.lane,
+            prompt_tokens=client.count_tokens(request),
+            max_output=request.max_output,
+            schema=(wanted.get("json_schema") or {}).get("schema"),
+            any_json=wanted.get("type") == "json_object",
+        )
+
+    def make_up(
+        self,
+        *,
+        model: str,
+        account: Account,
+        purpose: str,
+        lane: int | None,
+        prompt_tokens: int,
+        max_output: int | None,
+        schema: Mapping[str, Any] | None,
+        any_json: bool = False,
+    ) -> ChatResponse:
+        """Record a call by its facts, and make up its reply.
+
+        Args:
+            any_json: True if the reply must be JSON without a schema.
+        """
         length = LENGTHS.get(purpose)
         # Number the replies: equal ones would count once as feedback.
         text = f"made-up reply {len(self.calls) + 1}"
-        wanted = request.params.get("response_format") or {}
-        schema = (wanted.get("json_schema") or {}).get("schema")
         if schema is not None:
             content = json.dumps(instance(schema, _filled(text, length or SHORT)))
-        elif wanted.get("type") == "json_object":
+        elif any_json:
             content = "{}"
         else:
             content = _filled(text, length or USUAL)
         tokens = max(1, len(content) // CHARACTERS_PER_TOKEN)
-        tokens = min(tokens, request.max_output or tokens)
-        usage = Usage(client.count_tokens(request), tokens)
-        self.calls.append(
-            Rehearsed(
-                stage.get(), purpose, request.model, client.account, job.lane, usage.prompt_tokens, tokens
-            )
-        )
-        return ChatResponse(content=content, finish_reason="stop", model=request.model, usage=usage)
+        tokens = min(tokens, max_output or tokens)
+        usage = Usage(prompt_tokens, tokens)
+        self.calls.append(Rehearsed(stage.get(), purpose, model, account, lane, prompt_tokens, tokens))
+        return ChatResponse(content=content, finish_reason="stop", model=model, usage=usage)
 
 
 stage: Final[ContextVar[str]] = ContextVar("afnio_rehearsal_stage", default="")

@@ -61,6 +61,7 @@ class Trace:
 
     Attributes:
         record: False to count the calls only. Then `calls` stays empty.
+        purpose: the purpose of bridged calls, in usage and events.
         calls: in the order of their launch.
         launched: how many there were.
         ended_by: the first error that ended a call of the lane for good, or None: a `BudgetExceeded` of a budget
@@ -68,6 +69,7 @@ class Trace:
     """
 
     record: bool = True
+    purpose: str = "chat"
     calls: list[TracedCall] = field(default_factory=list)
     launched: int = 0
     ended_by: BaseException | None = None
@@ -101,13 +103,18 @@ class Trace:
 current_trace: Final[ContextVar[Trace | None]] = ContextVar("afnio_trace", default=None)
 """The trace of the calls that are launched in this context, or None."""
 
+in_attempt: Final[ContextVar[bool]] = ContextVar("afnio_in_attempt", default=False)
+"""True while the engine sends an attempt. The HTTP client that it uses may be the bridge's, or a patched one: it must
+not make a call of it once more."""
+
 
 @contextmanager
-def tracing(record: bool = True) -> Iterator[Trace]:
+def tracing(record: bool = True, *, purpose: str = "chat") -> Iterator[Trace]:
     """Trace the calls that are launched in the block.
 
     Args:
         record: False to count the calls only.
+        purpose: the purpose of bridged calls. Native ones have their own.
 
     >>> from afnio.testing import ScriptedClient
     >>> with tracing() as trace:
@@ -115,7 +122,7 @@ def tracing(record: bool = True) -> Iterator[Trace]:
     >>> trace.calls[0].reply["choices"][0]["message"]["content"]
     'Hello'
     """
-    trace = Trace(record)
+    trace = Trace(record, purpose)
     token = current_trace.set(trace)
     try:
         yield trace

@@ -190,6 +190,31 @@ class AiohttpTransport:
                 f"the connection to {url} ended early ({error or type(error).__name__})"
             ) from error
 
+    async def open(self, url: str, headers: Mapping[str, str], data: bytes, shown: str) -> OpenAnswer:
+        """Send `data` and return the response as soon as its headers are there. Redirects aren't followed.
+
+        Args:
+            url: percent-encoded. It may contain a key.
+            shown: the URL without credentials, for errors.
+
+        Raises:
+            ModelError: as `post`.
+        """
+        import aiohttp
+        from yarl import URL
+
+        try:
+            response = await self._session.post(
+                URL(url, encoded=True),
+                data=data,
+                headers=headers,
+                proxy=self._proxy(shown),
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise _failure(error, shown) from None  # its text may contain the URL
+        return OpenAnswer(response, self._reader, shown)
+
     def _proxy(self, url: str) -> str | None:
         """Return the environment's proxy for `url`, or None. Looked up once for each URL.
 
@@ -204,6 +229,61 @@ class AiohttpTransport:
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+@final
+class OpenAnswer:
+    """A response whose body is still to be read. Use it in an `async with`, which frees the connection."""
+
+    def __init__(self, response: aiohttp.ClientResponse, reader: ReplyReader, url: str) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self._response = response
+        self._reader = reader
+        self._url = url
+
+    async def __aenter__(self) -> OpenAnswer:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        content = self._response.content
+        if content.is_eof() or content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()  # the rest would have to be read before the connection could be used again
+
+    async def read(self) -> bytes:
+        """Return the next piece of the body, b"" at its end."""
+        import aiohttp
+
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _failure(error, self._url) from None
+
+    async def read_all(self, most: int = MAX_REPLY) -> bytes:
+        """Return the body, or the start of an error's body."""
+        content = self._response.content
+        if content.is_eof() and content.total_bytes <= min(most, LARGE):
+            return await self.read()
+        return await self._reader.read(self.read, self.status, most, self._url)
+
+
+def _failure(error: Exception, url: str) -> ModelError:
+    """Return the error for a request that got no reply. It quotes nothing that may contain a key."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return unreachable(url, _reason(error))
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return unreachable(url, f"no connection within {CONNECT_TIMEOUT:g} s")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return TransientModelError(f"the proxy answered {error.status} when asked for {url}")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return TransientModelError(f"{url} sent a response that isn't HTTP")
+    if isinstance(error, ValueError):
+        return FinalModelError(f"the request to {url} can't be sent ({type(error).__name__})")
+    return TransientModelError(f"the connection to {url} ended early ({type(error).__name__})")
 
 
 def unreachable(url: str, why: object) -> UnreachableError:

@@ -25,6 +25,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast, final
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 
 from afnio.errors import BatchError, RuntimeClosedError, ScoreError, likeness, reason, text_of
 from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Slot, on_runtime_thread, within
@@ -41,6 +42,8 @@ NODE_THREADS: Final = 32
 """The worker threads of node callables, where neither `set_threads` nor a limit on calls in flight says more."""
 STEP_THREADS: Final = 32
 """The most worker threads that `to_thread` uses."""
+LOOKUP_THREADS: Final = 8
+"""The most worker threads for what the engine looks up before a call."""
 QUICK: Final[Sequence[Any]] = (sum, len, min, max, abs, round, any, all, sorted, str, int, float, bool)
 """Callables that run on the loop itself: a thread would cost more than they do."""
 
@@ -108,6 +111,21 @@ class _Threads:
 
 def _threads(runtime: Runtime) -> _Threads:
     return runtime.resource(_Threads, _Threads)
+
+
+_lookups: Final[RunVar[anyio.CapacityLimiter]] = RunVar("afnio_lookups")
+
+
+async def look_up(function: Callable[..., T], *args: Any) -> T:
+    """Run a short function of the engine's, such as the look-up of a price, in a worker thread.
+
+    Every call waits for these. In anyio's own limiter they would queue behind the blocking work of an app.
+    """
+    limiter = _lookups.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(LOOKUP_THREADS)
+        _lookups.set(limiter)
+    return await anyio.to_thread.run_sync(function, *args, limiter=limiter)
 
 
 # Callables of nodes
@@ -291,11 +309,12 @@ class LoopWatch:
                 self._last = code
                 if before is code and code not in self._warned:
                     self._warned.add(code)
+                    line = inner or frame
                     logging.getLogger("afnio").warning(
                         "%s (%s:%d) has blocked the runtime's loop for %.1f s, now at %s:%d, and every call of the "
                         "process waits; make it a `def`, which runs in a worker thread, or await what blocks",
                         code.co_qualname, code.co_filename, code.co_firstlineno, seconds,
-                        inner.f_code.co_filename, inner.f_lineno,
+                        line.f_code.co_filename, line.f_lineno,
                     )  # fmt: skip
                 return
             frame = frame.f_back
@@ -315,7 +334,7 @@ def _code_of(function: Any) -> CodeType | None:
         function = function.func
     function = inspect.unwrap(getattr(function, "__func__", function))
     if not hasattr(function, "__code__"):
-        function = getattr(type(function), "__call__", None)
+        function = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked up, not tested for
     found = getattr(function, "__code__", None)
     return found if isinstance(found, CodeType) else None
 

@@ -101,6 +101,22 @@ def most_in_flight() -> int:
     return max((limits.max_in_flight or 0 for limits in list(_given.values())), default=0)
 
 
+_total: Limits | None = None
+
+
+def give_total_limits(limits: Limits | None) -> None:
+    """Set limits for all accounts of the process together, beside those of each; None lifts them. From any thread.
+
+    For a gateway, which sends for the keys of others. `max_in_flight` isn't used.
+    """
+    global _total
+    _total = limits
+
+
+def total_limits() -> Limits | None:
+    return _total
+
+
 _warned_of: Final[set[tuple[str, str]]] = set()
 
 

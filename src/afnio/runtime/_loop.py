@@ -20,6 +20,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Any, Final, final
 
@@ -266,7 +267,8 @@ class CallerLoop(ABC):
         ended: asyncio.Future[None] = home.create_future()
 
         def wake() -> None:
-            home.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+            with suppress(RuntimeError):  # the runtime has ended
+                home.call_soon_threadsafe(ended.cancel)
 
         errand = Errand(start, wake)
         self._call(self._begin, errand, copy_context())
@@ -276,19 +278,12 @@ class CallerLoop(ABC):
                 if not errand.done and self._ended():
                     raise RuntimeError(_GONE)
         except Cancelled:
-            await self._stop(errand)
+            with suppress(RuntimeError):  # that loop has ended, and the coroutine with it
+                self._call(errand.stop)
+                # It ends before its lane does, unless its loop is busy for long.
+                await asyncio.wait([ended], timeout=_PATIENCE)
             raise
         return errand.result()
-
-    async def _stop(self, errand: Errand) -> None:
-        """Cancel the coroutine and wait for its end, for a while."""
-        try:
-            self._call(lambda: errand.stop())  # `_begin`, which comes first, replaces `stop`
-        except RuntimeError:
-            return  # the loop has ended, and the coroutine with it
-        deadline = loop_time() + _PATIENCE
-        while not errand.done and loop_time() < deadline and not self._ended():
-            await asyncio.sleep(0.01)
 
     @abstractmethod
     def _call(self, function: Callable[..., object], *args: Any) -> None:
@@ -310,24 +305,36 @@ _GONE: Final = (
 
 @final
 class Errand:
-    """A coroutine on another loop: what starts it, how it ended, and who wants to know."""
+    """A coroutine on another loop.
+
+    Attributes:
+        start: makes it.
+        cancel: cancels it, once it runs.
+        done, stopped: whether it has ended, and whether it should.
+    """
 
     def __init__(self, start: Callable[[], Coroutine[Any, Any, Any]], wake: Callable[[], None]) -> None:
         self.start = start
+        self.cancel: Callable[[], object] | None = None
         self.done = False
-        self.stop: Callable[[], object] = self._never_start
+        self.stopped = False
         self._wake = wake
         self._value: Any = None
         self._error: BaseException | None = None
-        self.unwanted = False
 
-    def _never_start(self) -> None:
-        self.unwanted = True
-        self.end(error=Cancelled())
+    def stop(self) -> None:
+        """End it, on its loop, even if it has not begun."""
+        self.stopped = True
+        if self.cancel is not None:
+            self.cancel()
+        else:
+            self.end(error=Cancelled())
 
     def end(self, value: Any = None, error: BaseException | None = None) -> None:
-        self._value, self._error, self.done = value, error, True
-        self._wake()
+        """Keep its result, and wake who waits for it. Only the first end counts."""
+        if not self.done:
+            self._value, self._error, self.done = value, error, True
+            self._wake()
 
     def result(self) -> Any:
         if self._error is not None:
@@ -352,7 +359,7 @@ class _AsyncioCaller(CallerLoop):
             raise RuntimeError(_GONE) from None
 
     def _begin(self, errand: Errand, context: Context) -> None:
-        if errand.unwanted:
+        if errand.stopped:
             return
 
         async def body() -> None:
@@ -366,9 +373,9 @@ class _AsyncioCaller(CallerLoop):
                 errand.end(error=error)
 
         task = asyncio.get_running_loop().create_task(body(), context=context)
-        errand.stop = task.cancel
+        errand.cancel = task.cancel
         # A task that is cancelled before its first step never enters `body`.
-        task.add_done_callback(lambda task: errand.done or errand.end(error=RuntimeError(_GONE)))
+        task.add_done_callback(lambda task: errand.end(error=RuntimeError(_GONE)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -381,30 +388,34 @@ class _AsyncioCaller(CallerLoop):
 class _TrioCaller(CallerLoop):
     def __init__(self, token: Any) -> None:
         super().__init__()
-        self._token = token
+        self._token = weakref.ref(token)
 
     def _call(self, function: Callable[..., object], *args: Any) -> None:
         import trio
 
+        token = self._token()
         try:
-            self._token.run_sync_soon(function, *args)
+            if token is None:
+                raise trio.RunFinishedError
+            token.run_sync_soon(function, *args)
         except trio.RunFinishedError:
             raise RuntimeError(_GONE) from None
 
     def _begin(self, errand: Errand, context: Context) -> None:
         import trio
 
-        if errand.unwanted:
+        if errand.stopped:
             return
         scope = trio.CancelScope()
-        errand.stop = scope.cancel
+        errand.cancel = scope.cancel
 
         async def body() -> None:
             # A system task's error would end trio's run.
             try:
                 with scope:
-                    value = await errand.start()
-                errand.end(error=RuntimeError(_GONE)) if scope.cancelled_caught else errand.end(value)
+                    errand.end(await errand.start())
+                if scope.cancelled_caught:
+                    errand.end(error=RuntimeError(_GONE))
             except trio.Cancelled:  # the run ends
                 errand.end(error=RuntimeError(_GONE))
                 raise

@@ -100,8 +100,12 @@ def check_blocking() -> None:
         warnings.warn("a read blocks the running event loop until the value is done", stacklevel=5)
 
 
-def wait(slots: Iterable[Slot]) -> None:
+def wait(slots: Iterable[Slot], *, check: bool = True) -> None:
     """Block this thread until `slots` are done.
+
+    Args:
+        check: False for slots that no callable of a node has to fill, such as those of one call. Waiting for them
+            is safe everywhere but on the runtime's thread.
 
     Raises:
         BlockingReadError: if the wait would block an event loop or deadlock.
@@ -110,7 +114,8 @@ def wait(slots: Iterable[Slot]) -> None:
     if not pending:
         return
     runtime, scope = _runtime_of(pending)
-    check_blocking()
+    if check:
+        check_blocking()
     event = threading.Event()
     watcher = Watcher(pending, event.set, scope)
     runtime.post(watcher.start)
@@ -286,6 +291,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
         parent = current_scope()
         name = self._name if self._rooted and self._name is not None else parent.child_path(self._name)
         self._scope = Scope(name, runtime=parent.runtime, max_pending=self._max_pending)
+        self._scope.job = parent.job
         self._token = active_scope.set(self._scope)
         return self._scope
 
