@@ -299,7 +299,9 @@ class Result:
             if self.cost >= 1
             else f"${self.cost:.4f}"
         )
-        spent = f"{_count(self.calls, 'call')}, {_count(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
+        spent = (
+            f"{_count(self.calls, 'call')}, {_count(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
+        )
         used = ", ".join(f"{number} {part}" for part, number in self.splits.items() if number)
         rows += [("rows", used)] if used else []
         if self.failed:

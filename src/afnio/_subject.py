@@ -20,7 +20,8 @@ from typing import Any, Final, final
 from afnio import cognitive as cog
 from afnio._rows import Row, in_words
 from afnio.autodiff._function import Arguments, Context
-from afnio.autodiff._variable import Variable, bind, no_grad
+from afnio.autodiff._graph import no_grad
+from afnio.autodiff._variable import Variable, bind
 from afnio.cognitive._agent import _traced as traced_within
 from afnio.cognitive._evaluators import Evaluation, Evaluator, record, succeeded
 from afnio.cognitive._module import mode

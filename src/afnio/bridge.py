@@ -26,12 +26,12 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from contextvars import Context, ContextVar, Token, copy_context
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, TypeVar, final
 
 import anyio
 import anyio.to_thread
@@ -45,15 +45,16 @@ from afnio.models._loopback import url
 from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.models._trace import in_attempt
-from afnio.models._transport import unreachable
+from afnio.models._transport import MAX_REPLY, unreachable
 from afnio.runtime._kernel import Failure, Job, Launch, Slot, on_runtime_thread
 from afnio.runtime._limits import Limits, give_limits
-from afnio.runtime._loop import running_library
+from afnio.runtime._loop import running_loop
 from afnio.runtime._waiting import wait_async
 
 __all__ = ["client", "installed", "register", "sync_client", "transport", "url"]
 
 HttpModule = Literal["httpx2", "httpx"]
+T = TypeVar("T")
 
 _OF_TRANSPORTS: Final = (
     "proxy",
@@ -250,7 +251,7 @@ class _Bridge:
         if raw is None:
             return self._pass_on_blocking(request)
         if on_runtime_thread():
-            refused = _on_the_loop()
+            refused = _on_therunning_loop()
             return self._library.Response(refused.status, headers=refused.headers, content=refused.body)
         bridged = self._launch(raw, request)
         pipe = bridged.exchange.pipe
@@ -291,9 +292,9 @@ class _Bridge:
             return await self._beside.handle_async_request(request)
         if self._inner is not None and not in_attempt.get():
             return await _by_inner(self._library, self._inner, request)
-        other = self._others.get(_loop())
+        other = self._others.get(running_loop())
         if other is None:
-            other = self._others[_loop()] = self._library.AsyncClient()
+            other = self._others[running_loop()] = self._library.AsyncClient()
         token = in_attempt.set(True)  # under `installed` it would come back here
         try:
             return await other.send(request, stream=True)
@@ -314,11 +315,17 @@ class _Bridge:
             in_attempt.reset(token)
 
     async def aclose(self) -> None:
-        other = self._others.pop(_loop(), None)
+        other = self._others.pop(running_loop(), None)
         if other is not None:
             await other.aclose()
+        if isinstance(self._inner, self._library.AsyncBaseTransport):
+            await _on_runtime(self._inner.aclose)
+        elif self._inner is not None:
+            self._inner.close()
 
     def close(self) -> None:
+        if isinstance(self._inner, self._library.BaseTransport):
+            self._inner.close()
         if self._blocking is not None:
             self._blocking.close()
             self._blocking = None
@@ -358,7 +365,7 @@ def _stream_class(library: ModuleType) -> type[Any]:
     return AfnioStream
 
 
-def _on_the_loop() -> RawReply:
+def _on_therunning_loop() -> RawReply:
     line = user_line()
     return own_reply(
         400,
@@ -366,17 +373,6 @@ def _on_the_loop() -> RawReply:
         f"({line}); use the SDK's asynchronous client with afnio.bridge.client(), or make the callable a `def`",
         "blocking_client",
     )
-
-
-def _loop() -> Any:
-    """Return the running event loop, or what stands for it on trio."""
-    if running_library() == "trio":
-        import trio
-
-        return trio.lowlevel.current_root_task()
-    import asyncio
-
-    return asyncio.get_running_loop()
 
 
 # Inner transports
@@ -459,37 +455,47 @@ class _InnerResponse:
         while piece := await self.read():
             pieces.append(piece)
             size += len(piece)
-            if size > 64 << 20:
-                raise FinalModelError(f"{self._shown} sent a reply of more than {64 << 20:,} bytes")
+            if size > MAX_REPLY:
+                raise FinalModelError(f"{self._shown} sent a reply of more than {MAX_REPLY:,} bytes")
         return b"".join(pieces)
 
 
 async def _by_inner(library: Any, inner: Any, request: Any) -> Any:
-    """Send a request that isn't for a model by an inner transport, on the runtime's loop, where its connections are."""
+    """Send a request that isn't for a model by an inner transport."""
     content = await request.aread()
     sent = library.Request(
         request.method, request.url, headers=request.headers, content=content, extensions=request.extensions
     )
+
+    async def send() -> tuple[Any, bytes]:
+        if not isinstance(inner, library.AsyncBaseTransport):
+            response = await anyio.to_thread.run_sync(inner.handle_request, sent)
+            return response, b"".join(response.stream)
+        response = await inner.handle_async_request(sent)
+        try:
+            return response, b"".join([piece async for piece in response.stream])
+        finally:
+            await response.aclose()
+
+    response, data = await _on_runtime(send)
+    return library.Response(response.status_code, headers=response.headers, stream=library.ByteStream(data))
+
+
+async def _on_runtime(function: Callable[[], Awaitable[T]]) -> T:
+    """Await `function()` on the runtime's loop: an inner transport's connections belong to it."""
     launch = Launch("http", address="http")
     slot = Slot(launch)
 
     async def body(job: Job, values: list[Any]) -> list[Any]:
-        if not isinstance(inner, library.AsyncBaseTransport):
-            response = await anyio.to_thread.run_sync(inner.handle_request, sent)
-            return [(response, b"".join(response.stream))]
-        response = await inner.handle_async_request(sent)
-        try:
-            return [(response, b"".join([piece async for piece in response.stream]))]
-        finally:
-            await response.aclose()
+        return [(await function(),)]
 
     launch.add(body, [], [slot])
     launch.start()
     await wait_async([slot])
     if isinstance(slot.outcome, Failure):
         raise slot.outcome.raised()
-    response, data = slot.outcome
-    return library.Response(response.status_code, headers=response.headers, stream=library.ByteStream(data))
+    result: T = slot.outcome[0]
+    return result
 
 
 # Clients that the code makes itself

@@ -31,6 +31,7 @@ AfnioError
 ├── StoreVersionError      a newer Afnio wrote the run store
 ├── ChoiceError            a name matches no run, or several
 ├── StudioError            the studio can't start
+├── GatewayError           the gateway can't start
 └── DownloadError          a dataset's file can't be downloaded
 BatchError (ExceptionGroup)  the failed samples of one batch
 
@@ -257,6 +258,10 @@ class ChoiceError(AfnioError):
 
 class StudioError(AfnioError):
     """The studio can't start."""
+
+
+class GatewayError(AfnioError):
+    """The gateway can't start."""
 
 
 class DownloadError(AfnioError, RuntimeError):

@@ -27,6 +27,9 @@ class FakeRuntime:
         self.calls_open = 0
         self._resources: dict[Any, Any] = {}
 
+    def count_open(self, change: int) -> None:
+        self.calls_open += change
+
     def resource(self, key: Any, make: Callable[[], Any]) -> Any:
         return self._resources.setdefault(key, make())
 

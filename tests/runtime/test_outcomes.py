@@ -37,7 +37,8 @@ class Reply:
 
 
 class Runtime(FakeRuntime):
-    calls_open = 0
+    def count_open(self, change: int) -> None:
+        return
 
 
 def transient(status: int | None) -> ModelError:

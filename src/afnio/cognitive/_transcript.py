@@ -3,8 +3,8 @@
 A trace has requests and replies in the JSON of four APIs: chat completions, Responses, Anthropic's messages and
 Gemini's `generateContent`. Four steps make a text of them that a critic can read:
 
-1. `read_call` turns each call into plain messages (`Said`), whatever its API. A tool call becomes a line of JSON, a
-   tool's result a message of the role "tool", an image a placeholder.
+1. `read_call` turns each call into plain messages (`Said`), by the dialect of its API. A tool call becomes a line of
+   JSON, a tool's result a message of the role "tool", an image a placeholder.
 2. `seen_in` finds the calls that a variable stands in.
 3. `unrepeated` leaves out what an earlier call has shown. Each call of a tool loop repeats its whole history: 20 calls
    with results of 8 kB are 1.6 MB, of which 160 kB are new.
@@ -19,18 +19,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from typing import Any, Final, NamedTuple, final
 
+from afnio.models._dialects import Dialect, dialect_named, dicts, mapping, text_of
 from afnio.models._trace import TracedCall
 
 MOST_TOKENS: Final = 16_000
 """Tokens of a trace that one critic reads."""
 _FEWEST: Final = 24
 """Tokens that a cut message keeps at least. Calls in the middle are left out before messages get shorter."""
+_PER_CALL: Final = 20
+_PER_MESSAGE: Final = 12
+"""Tokens of the tags around a call and a message."""
 _DEEP: Final = 8
-"""Levels of content in content that are read."""
+"""Levels of a tool's declaration that are read."""
 _REPEATED: Final = 40
 """Characters from which a message counts as a repetition. Shorter ones, such as "go on", may really be said twice."""
 
@@ -75,144 +80,53 @@ class ReadCall:
 def read_call(call: TracedCall) -> ReadCall:
     """Return a call in plain form.
 
-    It goes by the shape of request and reply and not by the path, because a path may be one that a user registered.
-
     >>> found = read_call(TracedCall("messages", {"system": "Be brief.", "messages": []}, "claude", "chat"))
     >>> found.messages
     [Said(role='system', text='Be brief.')]
     """
-    asked: Mapping[str, Any] = call.request
-    system = asked.get("system") or asked.get("instructions")
-    system = system or asked.get("systemInstruction") or asked.get("system_instruction")
-    messages = list(_said("system", system)) if system else []
-    known = next((asked[key] for key in ("messages", "contents", "input") if key in asked), None)
-    if known is None and not messages:
-        known = _json(asked)  # a path that a user registered
-    for item in known if isinstance(known, list) else [known]:
-        messages += _said("user", item)
-    offered = _listed(asked.get("tools"))
+    dialect = dialect_named(call.path)
+    messages = [said for message in dialect.messages(call.request) for said in _said(message)]
+    offered = _listed(call.request.get("tools"))
     tools = [name for tool in offered for name in _tool_names(tool)]
     described = "\n".join(text for tool in offered for text in _texts_in(tool))
-    return ReadCall(call.model, messages, _read_reply(call.reply), tools, described, _form_of(asked))
+    reply = [] if call.reply is None else list(_replied(dialect, call.reply))
+    return ReadCall(call.model, messages, reply, tools, described, dialect.schema(call.request))
 
 
-def _read_reply(reply: Any) -> list[Said]:
-    if not isinstance(reply, Mapping):
-        return []
-    if "choices" in reply:
-        found = [choice.get("message") for choice in _listed(reply["choices"]) if isinstance(choice, Mapping)]
-    elif "candidates" in reply:
-        found = [one.get("content") for one in _listed(reply["candidates"]) if isinstance(one, Mapping)]
-    elif "output" in reply:
-        found = _listed(reply["output"])
-    else:
-        found = [reply if "content" in reply else _json(reply)]
-    return [said for item in found for said in _said("assistant", item)]
-
-
-def _said(role: str, item: Any, level: int = 0) -> Iterator[Said]:
-    """Yield the messages in one item of a request or a reply. A result of a tool is a message of its own."""
-    if item is None or level > _DEEP:
+def _replied(dialect: Dialect, reply: Mapping[str, Any]) -> Iterator[Said]:
+    error = reply.get("error")
+    if error:
+        yield Said("assistant", f"[error: {_clean(_text(error))}]")
         return
-    if isinstance(item, list):
-        for part in item:
-            yield from _said(role, part, level + 1)
-        return
-    if not isinstance(item, Mapping):
-        yield Said(role, _clean(item if isinstance(item, str) else _json(item)))
-        return
-    named = item.get("role")
-    if isinstance(named, str):
-        role = {"model": "assistant", "function": "tool", "developer": "system"}.get(named, named)
-    if role == "tool" or item.get("type") == "function_call_output":
-        yield Said("tool", _clean(_flat(_body(item), level)))
-        return
-    body = _body(item) if _is_message(item) else [item]
-    spoken: list[str] = []
-    for part in body if isinstance(body, list) else [body]:
-        result = _result_in(part)
-        if result is not None:
-            if spoken:
-                yield Said(role, "\n".join(spoken))
-                spoken = []
-            yield Said("tool", _clean(_flat(result, level)))
-        elif text := _flat(part, level):
-            spoken.append(_clean(text))
-    spoken += [_clean(_tool_call(one)) for one in _listed(item.get("tool_calls"))]
-    if isinstance(item.get("function_call"), Mapping):
-        spoken.append(_clean(_tool_call(item["function_call"])))
-    if spoken:
-        yield Said(_tool_caller(role, item), "\n".join(spoken))
+    response = dialect.response(reply)
+    if response.content:
+        yield Said("assistant", _clean(response.content))
+    for call in response.tool_calls:
+        yield Said("assistant", _tool_call(call.name, call.arguments))
 
 
-def _is_message(item: Mapping[str, Any]) -> bool:
-    return "content" in item or "parts" in item or "role" in item
+def _said(message: Mapping[str, Any]) -> Iterator[Said]:
+    """Yield the text of a chat completion's message, and each of its tool calls.
+
+    Apart, because APIs group them in different ways: a reply must be found again in the history of the next call.
+    """
+    role = _clean(_text(message.get("role")))
+    role = {"developer": "system", "function": "tool"}.get(role, role)
+    calls = [call.get("function") or call.get("custom") for call in dicts(message.get("tool_calls"))]
+    content = message.get("content")
+    text = text_of(content)
+    if text or not calls:
+        yield Said(role, _clean(text if text is not None else _text(content) if content else ""))
+    for called in map(mapping, calls):
+        yield Said(role, _tool_call(called.get("name"), called.get("arguments", called.get("input"))))
 
 
-def _body(item: Mapping[str, Any]) -> Any:
-    return next((item[key] for key in ("content", "parts", "output", "refusal") if item.get(key)), None)
-
-
-def _tool_caller(role: str, item: Mapping[str, Any]) -> str:
-    """Return the role of an item. In the Responses API the input has tool calls without a role: the model made them."""
-    return "assistant" if str(item.get("type", "")).endswith("_call") else role
-
-
-def _flat(content: Any, level: int = 0) -> str:
-    """Return content, in all its parts, as one text."""
-    if content is None or level > _DEEP:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "\n".join(text for part in content if (text := _flat(part, level + 1)))
-    if not isinstance(content, Mapping):
-        return _json(content)
-    for key in ("text", "refusal"):
-        if isinstance(content.get(key), str):
-            return "" if content.get("thought") else str(content[key])
-    kind = str(content.get("type", ""))
-    if kind in ("thinking", "redacted_thinking", "reasoning"):
-        return ""  # how the model got there, which isn't sent to anyone
-    if kind in ("tool_use", "function_call", "server_tool_use") or "functionCall" in content:
-        return _tool_call(content.get("functionCall", content))
-    if "content" in content:
-        return _flat(content["content"], level + 1)
-    for medium in ("image", "audio", "video", "file", "document"):
-        if medium in kind:
-            return f"[{medium}]"
-    data = content.get("inlineData") or content.get("inline_data") or content.get("fileData")
-    if isinstance(data, Mapping):
-        named = data.get("mimeType") or data.get("mime_type") or "file"
-        return f"[{str(named).partition('/')[0]}]"
-    return f"[{kind}]" if kind else _json(content)
-
-
-def _result_in(part: Any) -> Any:
-    """Return the result of a tool that a part of a message brings, or None."""
-    if not isinstance(part, Mapping):
-        return None
-    if str(part.get("type", "")).endswith("tool_result"):
-        return part.get("content") or "(nothing)"
-    answer = part.get("functionResponse") or part.get("function_response")
-    if isinstance(answer, Mapping):
-        return _json(answer.get("response"))
-    return None
-
-
-def _tool_call(call: Any) -> str:
-    """Return a tool call as a line of JSON, in the form in which native replies are shown."""
-    if not isinstance(call, Mapping):
-        return _json(call)
-    inner = call.get("function") or call.get("custom")
-    called = inner if isinstance(inner, Mapping) else call
-    arguments = next((called[key] for key in ("arguments", "input", "args") if key in called), "")
-    return _json(
-        {
-            "tool": called.get("name"),
-            "arguments": arguments if isinstance(arguments, str) else _json(arguments),
-        }
-    )
+def _tool_call(name: Any, arguments: Any) -> str:
+    """Return a tool call as a line of JSON, in the form in which the critic of a native call is shown it."""
+    if isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)  # frameworks write it anew, with other spaces and escapes
+    return _clean(_text({"tool": name, "arguments": _text(arguments)}))
 
 
 def _tool_names(tool: Any) -> list[str]:
@@ -220,14 +134,16 @@ def _tool_names(tool: Any) -> list[str]:
         return []
     declared = _listed(tool.get("functionDeclarations") or tool.get("function_declarations"))
     if declared:
-        return [name for one in declared for name in _tool_names(one)]
+        return [
+            name for one in declared if isinstance(one, Mapping) for name in _tool_names({**one, "type": ""})
+        ]
     function = tool.get("function")
     name = function.get("name") if isinstance(function, Mapping) else tool.get("name") or tool.get("type")
     return [_clean(name)] if isinstance(name, str) else []
 
 
 def _texts_in(value: Any, level: int = 0) -> Iterator[str]:
-    """Yield the descriptions in the declaration of a tool."""
+    """Yield the texts in the declaration of a tool."""
     if level > _DEEP:
         return
     for inner in value.values() if isinstance(value, Mapping) else _listed(value):
@@ -237,28 +153,12 @@ def _texts_in(value: Any, level: int = 0) -> Iterator[str]:
             yield from _texts_in(inner, level + 1)
 
 
-def _form_of(asked: Mapping[str, Any]) -> Any:
-    """Return the format that a request asks for, None without one."""
-    if isinstance(asked.get("response_format"), Mapping):
-        return asked["response_format"]
-    for holder, key in (
-        ("text", "format"),
-        ("generationConfig", "responseSchema"),
-        ("generationConfig", "responseJsonSchema"),
-        ("output_config", "format"),
-    ):
-        inner = asked.get(holder)
-        if isinstance(inner, Mapping) and isinstance(inner.get(key), Mapping):
-            return inner[key]
-    return asked.get("output_format")
-
-
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _clean(text: str) -> str:
@@ -366,7 +266,7 @@ def _collapsed(new: Sequence[tuple[tuple[str, str], Said]], shown: set[tuple[str
 
 @final
 @dataclass(slots=True)
-class _Piece:
+class _Shown:
     """A part of a message that is cut, or kept, as a whole."""
 
     text: str
@@ -395,11 +295,14 @@ def fitted(
     left, skipped = list(range(len(calls))), []
     while True:
         parts = [part for number in left for message in pieces[number] for part in message]
-        room = most - sum(part.tokens for part in parts if part.kept)
+        tags = sum(_PER_CALL + _PER_MESSAGE * len(pieces[number]) for number in left)
+        room = most - tags - sum(part.tokens for part in parts if part.kept)
         cap = level([part.tokens for part in parts if not part.kept], room)
         if cap >= _FEWEST or len(left) < 4:
             break
-        skipped.append(left.pop(len(left) // 2))
+        middle, some = len(left) // 2, max(1, len(left) // 20)
+        skipped += left[middle : middle + some]
+        del left[middle : middle + some]
     cap = max(cap, _FEWEST)
     short = []
     for number in left:
@@ -446,14 +349,14 @@ def _cut(text: str, tokens: int, most: int) -> str:
     return f"{text[:half]}\n[… {left_out} characters are left out …]\n{text[-half:]}"
 
 
-def _pieces(said: Said, values: Sequence[str]) -> list[_Piece]:
+def _pieces(said: Said, values: Sequence[str]) -> list[_Shown]:
     """Split a message at the places where one of `values` stands."""
     spans = sorted(span for value in values for span in places(said.text, value))
     pieces, end = [], 0
     for start, stop in spans:
         if start >= end:
-            pieces += [_Piece(said.text[end:start], False), _Piece(said.text[start:stop], True)]
+            pieces += [_Shown(said.text[end:start], False), _Shown(said.text[start:stop], True)]
         elif stop > end:
-            pieces.append(_Piece(said.text[end:stop], True))
+            pieces.append(_Shown(said.text[end:stop], True))
         end = max(end, stop)
-    return [piece for piece in [*pieces, _Piece(said.text[end:], False)] if piece.text] or [_Piece("", True)]
+    return [piece for piece in [*pieces, _Shown(said.text[end:], False)] if piece.text] or [_Shown("", True)]

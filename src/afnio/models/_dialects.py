@@ -712,7 +712,7 @@ class Gemini(Dialect):
 
 
 def _parts_text(content: Json) -> str:
-    return "".join(text(part.get("text")) for part in dicts(content.get("parts")) if not part.get("thought"))
+    return "".join(_part_text(part) for part in dicts(content.get("parts")) if not part.get("thought"))
 
 
 def _from_parts(content: Json) -> Iterator[dict[str, Any]]:
@@ -885,7 +885,7 @@ def whole(value: Any) -> int:
 
 
 def text_of(content: Any) -> str | None:
-    """Return the text of a message's content: a string, or parts with text."""
+    """Return the text of a message's content: a string, or parts with text. An image is a placeholder."""
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, Mapping):
@@ -893,7 +893,21 @@ def text_of(content: Any) -> str | None:
     if not isinstance(content, list):
         return None
     parts = [part if isinstance(part, str) else mapping(part) for part in content]
-    return "".join(part if isinstance(part, str) else text(part.get("text")) for part in parts)
+    return "".join(part if isinstance(part, str) else _part_text(part) for part in parts)
+
+
+def _part_text(part: Json) -> str:
+    if isinstance(part.get("text"), str):
+        return str(part["text"])
+    if isinstance(part.get("refusal"), str):
+        return str(part["refusal"])
+    data = mapping(part.get("inlineData") or part.get("inline_data") or part.get("fileData"))
+    kind = f"{text(part.get('type'))} {text(data.get('mimeType') or data.get('mime_type'))}"
+    medium = next((name for name in _MEDIA if name in kind), "file" if data else "")
+    return f"[{medium}]" if medium else ""
+
+
+_MEDIA: Final = ("image", "audio", "video", "document", "file")
 
 
 def tool_call(identifier: Any, name: Any, arguments: Any) -> ToolCall:

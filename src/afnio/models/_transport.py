@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
@@ -131,14 +133,20 @@ class Answer(NamedTuple):
 
 @final
 class AiohttpTransport:
-    """An aiohttp session on the runtime's loop. The clients of an account share one."""
+    """An aiohttp session on the runtime's loop. The clients of an account share one.
 
-    def __init__(self) -> None:
+    Args:
+        tls: whether the account's URL begins with https.
+    """
+
+    def __init__(self, *, tls: bool) -> None:
         import aiohttp
+
+        from afnio.models._connections import Connections
 
         self._reader = ReplyReader()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE),
+            connector=Connections(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE, tls=tls),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -146,12 +154,13 @@ class AiohttpTransport:
 
     @classmethod
     def shared(cls, account: Account) -> AiohttpTransport:
-        return current_runtime().resource((cls, account), cls)
+        return current_runtime().resource((cls, account), lambda: cls(tls=account.url.startswith("https:")))
 
     async def post(self, url: str, headers: Mapping[str, str], data: bytes, most: int = MAX_REPLY) -> Answer:
         """Send `data`, a JSON text, and return the response with any status. Redirects aren't followed.
 
         Args:
+            headers: as `prepared` returns them.
             most: the reply's limit in bytes, after decompression.
 
         Raises:
@@ -162,17 +171,20 @@ class AiohttpTransport:
         import aiohttp
 
         try:
-            async with self._session.post(
+            response = await self._session.post(
                 url, data=data, headers=headers, proxy=self._proxy(url), allow_redirects=False
-            ) as response:
+            )
+            try:
                 content = response.content
                 if content.is_eof() and content.total_bytes <= min(most, LARGE):  # it came with the headers
                     body = await content.readany()
                 else:
                     body = await self._reader.read(content.readany, response.status, most, url)
                 return Answer(response.status, response.headers, body)
+            finally:
+                response.release()  # closes the connection unless all of the body was read
         except aiohttp.ClientConnectorError as error:
-            raise unreachable(url, _reason(error)) from error
+            raise unreachable(url, *_reason(error)) from error
         except aiohttp.ServerTimeoutError as error:
             raise unreachable(url, f"no connection within {CONNECT_TIMEOUT:g} s") from error
         except aiohttp.ClientHttpProxyError as error:
@@ -203,10 +215,12 @@ class AiohttpTransport:
         import aiohttp
         from yarl import URL
 
+        # A long body is written piece by piece, so that it doesn't block the loop.
+        content = data if len(data) <= LARGE else io.BytesIO(data)
         try:
             response = await self._session.post(
                 URL(url, encoded=True),
-                data=data,
+                data=content,
                 headers=headers,
                 proxy=self._proxy(shown),
                 allow_redirects=False,
@@ -229,6 +243,13 @@ class AiohttpTransport:
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+def prepared(headers: Mapping[str, object]) -> Mapping[str, str]:
+    """Return those headers that have a value, in aiohttp's own form: it would convert them for each request."""
+    from multidict import CIMultiDict, istr
+
+    return CIMultiDict((istr(name), value) for name, value in headers.items() if isinstance(value, str))
 
 
 @final
@@ -274,7 +295,7 @@ def _failure(error: Exception, url: str) -> ModelError:
     import aiohttp
 
     if isinstance(error, aiohttp.ClientConnectorError):
-        return unreachable(url, _reason(error))
+        return unreachable(url, *_reason(error))
     if isinstance(error, aiohttp.ServerTimeoutError):
         return unreachable(url, f"no connection within {CONNECT_TIMEOUT:g} s")
     if isinstance(error, aiohttp.ClientHttpProxyError):
@@ -286,15 +307,35 @@ def _failure(error: Exception, url: str) -> ModelError:
     return TransientModelError(f"the connection to {url} ended early ({type(error).__name__})")
 
 
-def unreachable(url: str, why: object) -> UnreachableError:
+def unreachable(
+    url: str, why: object, advice: str = "check base_url and that the server runs"
+) -> UnreachableError:
     """Return the error for a host that can't be reached, for the reason `why`."""
-    return UnreachableError(f"can't reach {url} ({why}); check base_url and that the server runs")
+    return UnreachableError(f"can't reach {url} ({why}); {advice}")
 
 
-def _reason(error: aiohttp.ClientConnectorError) -> str:
-    cause = error.os_error
+_TRUST: Final = "set SSL_CERT_FILE to the certificate of its authority, before the first call"
+_CLOCK: Final = "renew the server's certificate, or set this machine's clock"
+_NAME: Final = "use a host in base_url that the certificate is for"
+_CERTIFICATES: Final = {
+    **dict.fromkeys((18, 19, 20, 21), _TRUST),
+    **dict.fromkeys((9, 10), _CLOCK),
+    **dict.fromkeys((62, 64), _NAME),
+}
+"""What to do about a certificate, for OpenSSL's codes of the reasons why it is refused (X509_V_ERR_…)."""
+
+
+def _reason(error: aiohttp.ClientConnectorError) -> tuple[str, str] | tuple[str]:
+    """Return why there is no connection, and what to do about it if that isn't the usual."""
+    cause, where = error.os_error, f"{error.host}:{error.port}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        advice = _CERTIFICATES.get(cause.verify_code, "check the server's certificate")
+        return f"{where}: its certificate is refused: {cause.verify_message.rstrip('.')}", advice
+    if isinstance(cause, ssl.SSLError):
+        reason = (cause.reason or str(cause)).replace("_", " ").lower()
+        return f"{where}: no TLS: {reason}", "check that the server speaks TLS, or use http:// in base_url"
     why = "connection refused" if cause.errno == errno.ECONNREFUSED else cause.strerror or cause
-    return f"{error.host}:{error.port}: {why}"
+    return (f"{where}: {why}",)
 
 
 # Bounds on the SDK's own transport

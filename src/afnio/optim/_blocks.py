@@ -24,10 +24,10 @@ Op = Literal["add", "replace", "delete"]
 _WHOLE: Final = re.compile(
     r"^```.*?^```[^\n]*$|^<(examples|example)>\n.*?^</\1>[^\n]*$", re.DOTALL | re.MULTILINE
 )
-# A sentence ends at a full stop before a space, but not after an abbreviation, an initial or the number of a list.
+# A sentence ends at a full stop before a space, but not after an abbreviation or the number of a list.
 _ENDS: Final = re.compile(r"(?<=[.!?…])[\"”')\]]*[ \t]+(?=\S)|[ \t]*\n\s*")
 _OPEN: Final = re.compile(
-    r"(?:^|[\s(])(?:\d{1,3}|[A-Za-z]|e\.g|i\.e|etc|vs|cf|Mr|Mrs|Ms|Dr|No|Nos|approx|incl|resp)\.$"
+    r"^\s*\(?(?:\d{1,3}|[A-Za-z])\.$|(?:^|[\s(])(?:e\.g|i\.e|etc|vs|cf|Mr|Mrs|Ms|Dr|Nos?|approx|incl|resp)\.$"
 )
 
 

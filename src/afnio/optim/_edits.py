@@ -396,19 +396,27 @@ def _room(editor: _Editor, found: Union, limit: int | None) -> list[str]:
 
 
 def _only_there(edits: Sequence[Edit], found: Union) -> list[Edit]:
-    """Return the edits of contested places, each with the samples of that place's edits that it took words from."""
+    """Return the edits of contested places, each with the samples of those of the place's edits that went into it."""
     kept: list[Edit] = []
     for edit in edits:
         rivals = found.contested.get(edit.block, ())
         if not rivals:
             continue
-        words = set(edit.text.split())
-        sources = [
-            rival for rival in rivals if rival.op == "delete" or words & set(rival.text.split())
-        ] or rivals
+        shares = [_share(rival.text, edit.text) for rival in rivals]
+        sources = [r for r, share in zip(rivals, shares, strict=True) if share >= min(_TAKEN, max(shares))]
         samples = tuple(dict.fromkeys(number for rival in sources for number in rival.samples))
         kept.append(replace(edit, samples=samples))
     return kept
+
+
+_TAKEN: Final = 0.6
+"""The share of an edit's words from which it counts as taken into a merged text."""
+
+
+def _share(part: str, whole: str) -> float:
+    """Return the share of a text's words that another one has. 1 for no words: a deletion is behind every outcome."""
+    words = set(part.split())
+    return len(words & set(whole.split())) / len(words) if words else 1.0
 
 
 def by_support(found: Union) -> list[Edit]:

@@ -66,7 +66,7 @@ from afnio.errors import (
     RuntimeClosedError,
     TooManyPendingError,
 )
-from afnio.runtime._loop import CallerLoop, Cancelled, LoopThread, Task, adopted, current_task
+from afnio.runtime._loop import CallerLoop, Cancelled, Collector, LoopThread, Task, adopted, current_task
 from afnio.runtime._tracebacks import Line, caller_line, fold
 from afnio.runtime.events import emit
 
@@ -702,7 +702,8 @@ class Runtime:
         self._ready: deque[Job] = deque()
         self._pumping = False
         self._closing: Task | None = None
-        self._loop = LoopThread("afnio-runtime", self._bury_all)
+        self._collector = Collector()
+        self._loop = LoopThread("afnio-runtime", self._at_end)
 
     # From any thread
 
@@ -786,6 +787,12 @@ class Runtime:
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context) -> Task:
         """Run `coroutine` as a task. The calling resource owns it and must cancel it in its `aclose`."""
         return self._loop.spawn(coroutine, context)
+
+    def count_open(self, change: int) -> None:
+        """Count a call that begins (1) or ends (-1)."""
+        self.calls_open += change
+        if not self._collector.low <= self.calls_open <= self._collector.high:
+            self._collector.follow(self.calls_open)
 
     def bury(self, launch: Launch, error: BaseException) -> None:
         """Fail the unfinished jobs of a launch, because the thread that would run them has ended."""
@@ -882,8 +889,9 @@ class Runtime:
         ended.wait(CLOSE_TIMEOUT)
         self._loop.stop(CLOSE_TIMEOUT)
 
-    def _bury_all(self) -> None:
+    def _at_end(self) -> None:
         """Fail what is still pending when the thread ends. Its readers would otherwise wait forever."""
+        self._collector.close()
         error = RuntimeClosedError("the runtime was closed before this value was there; launch it again")
         for launch in list(self.launches):
             self.bury(launch, error)

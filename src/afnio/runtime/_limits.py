@@ -96,11 +96,6 @@ def given_limits(account: Account) -> Limits | None:
     return _given.get(account)
 
 
-def most_in_flight() -> int:
-    """Return the largest `max_in_flight` that was given for any account; 0 without one."""
-    return max((limits.max_in_flight or 0 for limits in list(_given.values())), default=0)
-
-
 _total: Limits | None = None
 
 
@@ -115,6 +110,11 @@ def give_total_limits(limits: Limits | None) -> None:
 
 def total_limits() -> Limits | None:
     return _total
+
+
+def most_in_flight() -> int:
+    """Return the largest `max_in_flight` that was given for any account; 0 without one."""
+    return max((limits.max_in_flight or 0 for limits in list(_given.values())), default=0)
 
 
 _warned_of: Final[set[tuple[str, str]]] = set()

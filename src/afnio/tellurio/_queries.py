@@ -228,6 +228,9 @@ LONG_TEXTS: Final = {
 class StoreReader:
     """A project's file, opened for reading. Use it as a context manager, or close it.
 
+    Methods return dataclasses and named tuples; `dataclasses.asdict` makes rows of them. Reading never disturbs a
+    program that is writing the file.
+
     A file of an older version is read through a copy in memory that is upgraded to this version. The file itself is
     left unchanged.
 
@@ -235,7 +238,7 @@ class StoreReader:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with te.init("me", "emails", name="first", dir=folder) as run:
     ...         run.log("loss", 0.5)
-    ...     with StoreReader(Path(folder) / "me" / "emails.db") as reader:
+    ...     with te.StoreReader(f"{folder}/me/emails.db") as reader:
     ...         [(found.name, found.status, reader.last_metrics(found.id)[0].value) for found in reader.runs()]
     [('first', 'COMPLETED', 0.5)]
 
@@ -244,9 +247,9 @@ class StoreReader:
             version.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._db = open_to_read(path)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._db = open_to_read(self.path)
 
     def close(self) -> None:
         self._db.close()

@@ -237,7 +237,7 @@ class Racer(NamedTuple):
     scored: int
 
 
-class Race(NamedTuple):
+class RaceTable(NamedTuple):
     """The table of a race. `samples` are the numbers of its columns, `left_out` how many more there are of either."""
 
     samples: tuple[int, ...]
@@ -245,7 +245,7 @@ class Race(NamedTuple):
     left_out: tuple[int, int]
 
 
-def race_table(candidates: Sequence[CandidateRecord]) -> Race | None:
+def race_table(candidates: Sequence[CandidateRecord]) -> RaceTable | None:
     """Return the table of the candidates that one step weighed; None if it doesn't tell on which samples.
 
     >>> one = CandidateRecord(1, 0, [], ["a"], [1.0, 0.0], "incumbent", "incumbent", [7, 3])
@@ -265,7 +265,7 @@ def race_table(candidates: Sequence[CandidateRecord]) -> Race | None:
         known = [score for score in one.scores if score is not None]
         row = tuple(scores.get(number) for number in shown)
         racers.append(Racer(one.number, one.name, one.verdict, one.accepted, row, sum(known), len(known)))
-    return Race(tuple(shown), tuple(racers), (len(ran) - len(racers), len(numbers) - len(shown)))
+    return RaceTable(tuple(shown), tuple(racers), (len(ran) - len(racers), len(numbers) - len(shown)))
 
 
 # Which feedback a changed sentence may have come from.

@@ -331,6 +331,9 @@ class _Filler:
         return text.ljust(schema.get("minLength", 0), ".")
 
 
+# Random numbers that depend on a request and its attempt, and not on the order of arrival.
+
+
 _STEPS: Final = 2**52
 """Number of different draws. With more, the float closest to 1 would be rounded to 1."""
 
