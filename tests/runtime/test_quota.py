@@ -13,6 +13,7 @@ from windows import worst_window
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime import LimitReading, Limits, RateLimits
 from afnio.runtime._admission import Admitter
+from afnio.runtime._limits import Allowance
 from afnio.runtime._loop import loop_time
 from afnio.runtime._settings import Priority
 from afnio.runtime.events import Usage
@@ -128,6 +129,27 @@ async def test_larger_than_the_limit() -> None:
     (small, large, last) = (time for time, _ in sent)
     assert large - small >= MINUTE
     assert last - large >= 5_000 / 1_000 * MINUTE
+
+
+@pytest.mark.looptime
+async def test_total_of_all_accounts() -> None:
+    """Accounts under one total never exceed it together, use it up, and take turns."""
+    total = Allowance.given(Limits(requests_per_minute=600), loop_time())
+    accounts = [Admitter() for _ in range(3)]
+    shares: list[Sent] = [[], [], []]
+
+    async def keep(number: int) -> None:
+        accounts[number].total = total
+        shares[number] += await spend(accounts[number], [Demand() for _ in range(500)])
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(3):
+            tasks.start_soon(keep, number)
+    requests = [(time, 1.0) for share in shares for time, _ in share]
+    assert worst_window(requests, MINUTE) <= 600
+    assert used(requests) >= 0.97 * 600
+    first_minute = [sum(time < MINUTE for time, _ in share) for share in shares]
+    assert max(first_minute) <= 1.1 * min(first_minute)
 
 
 @pytest.mark.looptime

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from afnio.runtime._sqlite import SQLiteWriter
+from afnio.runtime._files import SQLiteWriter
 
 Start = Callable[..., "Kept"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -17,9 +18,8 @@ import pytest
 import afnio
 import afnio.cognitive as cog
 import afnio.tellurio as te
+from afnio.cli import main
 from afnio.errors import BudgetExceeded
-from afnio.runtime._journal import Journal
-from afnio.tellurio._queries import StoreReader
 from afnio.tellurio.sinks import JsonlSink
 from afnio.testing import ScriptedClient
 
@@ -54,10 +54,27 @@ def elsewhere(work: Callable[[], Any] = ask) -> Any:
     return found[0]
 
 
+def printed(*command: str) -> str:
+    """What a command of `afnio` prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert 0 == main(command)
+    return out.getvalue()
+
+
+def runs() -> dict[str, Any]:
+    """The runs by their names."""
+    return {run["name"]: run for run in json.loads(printed("runs", "list", "--json"))}
+
+
 def calls() -> dict[str, int]:
     """How many calls each run has."""
-    with StoreReader(FILE) as reader:
-        return {run.name: len(list(reader.rows("calls", run.id))) for run in reader.runs()}
+    return {name: run["calls"] for name, run in runs().items()}
+
+
+def exported(name: str, table: str) -> list[dict[str, Any]]:
+    """What a run has recorded in a table."""
+    lines = map(json.loads, printed("runs", "export", name).splitlines())
+    return [line for line in lines if line["table"] == table]
 
 
 def test_requests_count_in_the_run_the_budget_and_the_sinks_of_a_lifespan() -> None:
@@ -97,9 +114,7 @@ def test_requests_count_in_the_run_the_budget_and_the_sinks_of_a_lifespan() -> N
     assert 4 == len([line for line in lines if line["event"] == "CallEnded"])
     assert (3, 3) == (spent[0].ledger.total.calls, spent[0].ledger.total.attempts)
     assert {"served": 4} == calls()
-    with StoreReader(FILE) as reader:
-        (run,) = reader.runs()
-        assert ("COMPLETED", 4) == (run.status, len(list(reader.rows("metrics", run.id))))
+    assert ("COMPLETED", 4) == (runs()["served"]["status"], len(exported("served", "metrics")))
     assert "hi" == elsewhere()
     assert {"served": 4} == calls()
 
@@ -213,7 +228,8 @@ with te.init("me", "service", resume=os.environ.get("RUN"), process_wide=True) a
 """
     sent, run_id = program(source).stdout.split()
     assert "2" == sent
-    assert 1 == Journal.stat(FILE.with_suffix("") / f"{run_id}.journal").records
+    journal = FILE.with_suffix("") / f"{run_id}.journal"
+    assert 1 == json.loads(printed("journal", "stat", str(journal), "--json"))["records"]
     assert "2" == program(source).stdout.split()[0]
     assert 2 == len(calls())
     with pytest.MonkeyPatch.context() as patch:
@@ -246,8 +262,6 @@ with (
 """
     )
     assert ("7\n3\n", "", 0) == (done.stdout, done.stderr, done.returncode)
-    with StoreReader(FILE) as reader:
-        (run,) = reader.runs()
-        assert "COMPLETED" == run.status
-        assert 5 == sum(row["attempts"] for row in reader.rows("calls", run.id))
+    assert "COMPLETED" == runs()["served"]["status"]
+    assert 5 == sum(call["attempts"] for call in exported("served", "calls"))
     assert 3 == len([line for line in Path("events.jsonl").read_text().splitlines() if "CallEnded" in line])

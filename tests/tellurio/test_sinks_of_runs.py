@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,14 @@ from tiny_training import reply, train
 
 import afnio.tellurio as te
 from afnio.runtime.events import CallEnded, NodeLaunched, SampleScored, StepEnded
-from afnio.tellurio import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged, _run
-from afnio.tellurio._recording import Redaction
-from afnio.tellurio.sinks import _sink
+from afnio.tellurio import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
+from afnio.tellurio.sinks import Moment, Sink
 from afnio.testing import ScriptedClient
+
+ROOM = 20_000
+"""Events of a run that may wait for its sinks."""
+BACKLOG = 100_000
+"""Events that may wait in a `Sink`."""
 
 
 class Kept(list[Any]):
@@ -77,11 +82,8 @@ def test_a_sink_that_is_no_function_is_refused() -> None:
         te.init("me", "emails", sinks=[3])  # type: ignore[list-item]
 
 
-def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
     """With one warning; memory is bounded."""
-    monkeypatch.setattr(_run, "ROOM", 10)
     go_on, seen = threading.Event(), []
 
     def slow(event: Any) -> None:
@@ -89,25 +91,23 @@ def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(
         seen.append(event)
 
     with te.init("me", "emails", sinks=[slow]) as run:
-        for value in range(100):
+        for value in range(ROOM + 100):
             run.log("loss", value)
         go_on.set()
-    assert 10 <= len(seen) <= 13
+    assert ROOM <= len(seen) <= ROOM + 3
     assert ["too slow" in record.message for record in caplog.records] == [True]
 
 
-def test_a_slow_sink_is_told_how_the_run_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_sink_is_told_how_the_run_ended() -> None:
     """Whatever is left out: a sink that isn't told would take a run that failed for completed."""
-    monkeypatch.setattr(_run, "ROOM", 10)
-    monkeypatch.setattr(_sink, "BACKLOG", 5)
     go_on, taken = threading.Event(), threading.Semaphore(0)
 
-    class Slow(_sink.Sink):
+    class Slow(Sink):
         def __init__(self) -> None:
             self.seen: list[Any] = []
             super().__init__()
 
-        def take(self, moments: Sequence[_sink.Moment]) -> None:
+        def take(self, moments: Sequence[Moment]) -> None:
             taken.release()
             go_on.wait()
             self.seen += [moment.event for moment in moments]
@@ -119,18 +119,29 @@ def test_a_slow_sink_is_told_how_the_run_ended(monkeypatch: pytest.MonkeyPatch) 
         go_on.wait()
         kept(event)
 
-    thread = _run.SinkThread([held], Redaction(None))
-    for put in (slow, thread.put):
-        put(MetricLogged("loss", 0, None))
-        assert taken.acquire(timeout=10)  # so that the rest finds the sink busy and its queue empty
-        for value in range(1, 100):
-            put(MetricLogged("loss", value, None))
-        put(RunEnded("FAILED"))
-    go_on.set()
+    def fail() -> None:
+        with te.init("me", "emails", sinks=[held]) as run:
+            assert taken.acquire(timeout=10)  # so that the rest finds the sink busy and its queue empty
+            for value in range(ROOM + 100):
+                run.log("loss", value)
+            threading.Thread(target=free, args=(run,)).start()
+            raise OSError("no data")
+
+    def free(run: te.Run) -> None:
+        while run.status == "RUNNING":
+            time.sleep(0.001)
+        go_on.set()
+
+    slow(MetricLogged("loss", 0, None))
+    assert taken.acquire(timeout=10)
+    for value in range(1, BACKLOG + 100):
+        slow(MetricLogged("loss", value, None))
+    slow(RunEnded("FAILED"))
+    with pytest.raises(OSError, match="no data"):
+        fail()
     slow.close()
-    thread.close()
     assert RunEnded("FAILED") == kept[-1] == slow.seen[-1]
-    assert (1 + 5 + 1, 1 + 10 + 1) == (len(slow.seen), len(kept))
+    assert (1 + BACKLOG + 1, 1 + ROOM + 1) == (len(slow.seen), len(kept))
 
 
 def test_sinks_get_redacted_texts() -> None:

@@ -92,7 +92,7 @@ def test_wrong_arguments_end_with_a_sentence(arguments, said, capsys):
 def test_a_service_without_standard_input_serves_on():
     """With /dev/null there is no parent whose end could be noticed."""
     with subprocess.Popen(
-        [sys.executable, "-m", "afnio.testing.provider"],
+        [sys.executable, "-m", "afnio.cli", "provider"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     ) as served:

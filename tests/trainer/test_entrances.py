@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -24,7 +23,6 @@ from trainer.scenarios import Agent, ReadingAgent, afitted, fitted, loader, told
 
 from afnio.errors import CheckpointError
 from afnio.testing import ScriptedClient
-from afnio.trainer import _steps
 
 TESTS = Path(__file__).parents[1]
 
@@ -68,19 +66,21 @@ async def test_two_trainers_beside_each_other(tmp_path: Path, expected: Any) -> 
     assert [expected, expected] == found
 
 
-def test_a_stop_before_the_loop_runs_is_kept() -> None:
-    """As a Ctrl-C while the loop is being made: the coroutine ends at its first wait."""
-    waited: list[str] = []
+def test_a_ctrl_c_while_the_loop_is_made_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training has not begun by then: it ends at its first wait, and sends nothing."""
+    run_loop, agent = anyio.run, Agent(ScriptedClient(scenarios.replies))
 
-    async def main() -> None:
-        waited.append("begun")
-        await anyio.lowlevel.checkpoint()
-        waited.append("went on")
+    def interrupted(*given: Any, **options: Any) -> Any:
+        before = set(threading.enumerate())
+        signal.raise_signal(signal.SIGINT)
+        for helper in set(threading.enumerate()) - before:
+            helper.join()
+        return run_loop(*given, **options)
 
-    body = _steps._Stoppable(main)
-    body.stop()
-    anyio.run(body.run)
-    assert (["begun"], []) == (waited, body.results)
+    monkeypatch.setattr(anyio, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(agent, trainer(tmp_path, max_epochs=2), loader(10), loader(6))
+    assert [] == agent.client.requests
 
 
 def test_threads(tmp_path: Path, expected: Any) -> None:

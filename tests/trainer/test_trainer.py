@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from trainer.scenarios import Agent, ReadingAgent, afitted, fitted, items, loade
 import afnio
 import afnio.cognitive as cog
 from afnio import tellurio as te
+from afnio.cli import main
 from afnio.errors import BatchError, BlockingReadError, ScoreError
-from afnio.tellurio._queries import StoreReader
 from afnio.testing import ScriptedClient
 from afnio.trainer import Checkpoint, StopTraining, Trainer
 from afnio.utils.data import DataLoader
@@ -263,20 +264,25 @@ def test_metrics_go_to_the_active_run(agent: Agent, tmp_path: Path) -> None:
     [({}, 4, ("val_loss", "max")), ({}, 0, ("train_loss", "max")), ({"mode": "min"}, 4, ("val_loss", "min"))],
 )
 def test_the_run_knows_what_is_monitored(
-    agent: Agent, tmp_path: Path, options: dict[str, Any], val: int, expected: tuple[str, str]
+    agent: Agent,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+    val: int,
+    expected: tuple[str, str],
 ) -> None:
     """So that whoever reads it shows that metric, with its best value and the epoch of that."""
     with te.init("me", "p", dir=tmp_path / "runs", resume=False) as run:
         made = trainer(tmp_path, max_epochs=2, **options)
         fitted(agent, made, loader(4), loader(val) if val else None)
-    with StoreReader(tmp_path / "runs" / "me" / "p.db") as reader:
-        found = reader.headline(run.id)
-    assert found is not None
-    assert (*expected, "epoch") == (found.metric, found.mode, found.unit)
-    assert made.metrics[found.metric] == found.value
-    values = [value for _, value in points(made, found.metric)]
-    assert (max if found.mode == "max" else min)(values) == found.best
-    assert 1 + values.index(found.best) == found.step
+    capsys.readouterr()
+    assert 0 == main(["runs", "show", run.id, "--dir", str(tmp_path / "runs"), "--json"])
+    found = json.loads(capsys.readouterr().out)["headline"]
+    assert (*expected, "epoch") == (found["metric"], found["mode"], found["unit"])
+    assert made.metrics[found["metric"]] == found["value"]
+    values = [value for _, value in points(made, found["metric"])]
+    assert (max if found["mode"] == "max" else min)(values) == found["best"]
+    assert 1 + values.index(found["best"]) == found["step"]
 
 
 def points(made: Trainer, metric: str) -> list[tuple[int, float]]:

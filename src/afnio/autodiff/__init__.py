@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from afnio._public import show_in
 from afnio.autodiff._backward import backward, grad, resolve
-from afnio.autodiff._data import Feedback
 from afnio.autodiff._function import Add, Context, Function, Map, Split, Sum
-from afnio.autodiff._graph import GradientEdge, Node
-from afnio.autodiff._variable import Variable, bind, enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from afnio.autodiff._graph import (
+    Feedback,
+    GradientEdge,
+    Node,
+    enable_grad,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from afnio.autodiff._variable import Variable, bind
 
 __all__ = [
     "Add",

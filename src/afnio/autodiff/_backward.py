@@ -23,9 +23,19 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, final
 
-from afnio.autodiff._data import Feedback, PendingGradients
 from afnio.autodiff._function import Context, Function, LaneFeedback, Later, resolved, set_sweep_event
-from afnio.autodiff._graph import AccumulateGrad, Edge, GradientEdge, Hook, Hooks, Node, claim, unclaim
+from afnio.autodiff._graph import (
+    AccumulateGrad,
+    Edge,
+    Feedback,
+    GradientEdge,
+    Hook,
+    Hooks,
+    Node,
+    PendingGradients,
+    claim,
+    unclaim,
+)
 from afnio.autodiff._variable import Variable, gradient
 from afnio.errors import BudgetExceeded, GraphError, JournalError, distinct, reason
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum

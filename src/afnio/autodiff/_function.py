@@ -27,9 +27,8 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, final
 
-from afnio.autodiff._data import Feedback, checked
-from afnio.autodiff._graph import Edge, Node
-from afnio.autodiff._variable import Cell, Origin, Variable, is_grad_enabled
+from afnio.autodiff._graph import Edge, Feedback, Node, is_grad_enabled
+from afnio.autodiff._variable import Cell, Origin, Variable, checked
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
 from afnio.runtime._kernel import PENDING, Job, Launch, Outcomes, Slot, inherited
 from afnio.runtime._tracebacks import caller_line, folding

@@ -1,4 +1,4 @@
-"""The graph: the nodes that ops leave behind, the edges between them, and hooks.
+"""The graph: the nodes that ops leave behind, the edges between them, hooks, feedback, and the grad mode.
 
 The graph points backward, from each op to its inputs, and is kept alive by the Variables at its end: drop the loss and
 the graph is gone. Nodes refer to slots, never to Variables, except `AccumulateGrad`, the node of a leaf: a leaf must
@@ -7,15 +7,21 @@ survive until its feedback arrives.
 A backward pass frees the nodes that it goes through, unless it keeps the graph. Two passes may start at the same time
 in two threads, so a pass first claims all of its nodes (`claim`): the second one raises at its own line, before it has
 started anything.
+
+`no_grad` and its relatives decide, per context, if ops record the graph.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast, final
 
 from afnio.errors import GraphError
 
@@ -257,3 +263,187 @@ class RemovableHandle:
         traceback: TracebackType | None,
     ) -> None:
         self.remove()
+
+
+# Feedback, and the gradients that it becomes.
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One consumer's feedback on one lane of a value.
+
+    Attributes:
+        text: the feedback; empty from a root without a seed, where the evaluator writes the first words itself.
+        seen: the value that the consumer judged, if known.
+        provenance: where it comes from, as plain data (ids, texts, scores). A node or a Variable in it would keep
+            the graph alive.
+        led_in: True if the text already explains that it is about a whole, not a part.
+    """
+
+    text: str
+    seen: Any = None
+    provenance: tuple[Mapping[str, Any], ...] = ()
+    led_in: bool = False
+
+
+@final
+class PendingGradients:
+    """The gradients that one backward pass adds to a Variable's `grad`; pending until the whole pass has ended.
+
+    The slot's value is a list of `(data, provenance)`, one for each gradient. The data is a text, or for a batch a
+    list aligned to its lanes.
+    """
+
+    __slots__ = ("slot",)
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+
+
+# The grad mode. It is local to a context, so `no_grad` in one task doesn't touch another one.
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_enabled: Final[ContextVar[bool]] = ContextVar("afnio_grad_enabled", default=True)
+
+
+def is_grad_enabled() -> bool:
+    """Return True if ops that are launched in this context record the graph."""
+    return _enabled.get()
+
+
+class _GradMode:
+    """A context manager, and a decorator for functions, coroutines and generators of both kinds."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._mode = enabled
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_enabled.set(self._mode))
+
+    def __exit__(self, *exc: object) -> None:
+        _enabled.reset(self._tokens.pop())
+
+    def __call__(self, function: F) -> F:
+        mode = self._mode
+        wrapper: Any
+        if inspect.isasyncgenfunction(function):
+            wrapper = _async_generator(function, mode)
+        elif inspect.isgeneratorfunction(function):
+            wrapper = _generator(function, mode)
+        elif inspect.iscoroutinefunction(function):
+
+            async def coroutine(*args: Any, **kwargs: Any) -> Any:
+                with _GradMode(mode):
+                    return await function(*args, **kwargs)
+
+            wrapper = coroutine
+        else:
+
+            def plain(*args: Any, **kwargs: Any) -> Any:
+                with _GradMode(mode):
+                    return function(*args, **kwargs)
+
+            wrapper = plain
+        return cast("F", functools.wraps(function)(wrapper))
+
+
+class no_grad(_GradMode):  # noqa: N801
+    """Record no graph in the block, or in the decorated function.
+
+    >>> import afnio
+    >>> prompt = afnio.Variable("a", requires_grad=True)
+    >>> with no_grad():
+    ...     (prompt + afnio.Variable("b")).requires_grad
+    False
+    """
+
+    def __init__(self) -> None:
+        super().__init__(enabled=False)
+
+
+class enable_grad(_GradMode):  # noqa: N801
+    """Record the graph in the block, or in the decorated function, inside `no_grad` too."""
+
+    def __init__(self) -> None:
+        super().__init__(enabled=True)
+
+
+class set_grad_enabled(_GradMode):  # noqa: N801
+    """Turn recording on or off for this context; as a `with` block, until its end.
+
+    >>> with set_grad_enabled(False):
+    ...     is_grad_enabled()
+    False
+    """
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__(mode)
+        self._plain: Token[bool] | None = _enabled.set(mode)
+
+    def __enter__(self) -> None:
+        # `set_grad_enabled(mode)` has set the mode when it was called; the block's end restores the one before.
+        if self._plain is not None:
+            self._tokens.append(self._plain)
+            self._plain = None
+        else:
+            super().__enter__()
+
+    def __call__(self, function: F) -> F:
+        if self._plain is not None:
+            _enabled.reset(self._plain)
+            self._plain = None
+        return super().__call__(function)
+
+
+def _generator(function: Callable[..., Any], mode: bool) -> Callable[..., Generator[Any, Any, Any]]:
+    # Set the mode only while the generator's own code runs: a `with` block around it would leak to the consumer at
+    # every yield.
+    def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        inner = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(next, inner)
+        while True:
+            try:
+                with _GradMode(mode):
+                    value = step()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                sent = yield value
+            except GeneratorExit:
+                with _GradMode(mode):
+                    inner.close()
+                raise
+            except BaseException as error:
+                step = functools.partial(inner.throw, error)
+            else:
+                step = functools.partial(inner.send, sent)
+
+    return generator
+
+
+def _async_generator(function: Callable[..., Any], mode: bool) -> Callable[..., AsyncGenerator[Any, Any]]:
+    async def generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        inner = function(*args, **kwargs)
+        step: Callable[[], Any] = inner.__anext__
+        while True:
+            try:
+                with _GradMode(mode):
+                    value = await step()
+            except StopAsyncIteration:
+                return
+            try:
+                sent = yield value
+            except GeneratorExit:
+                with _GradMode(mode):
+                    await inner.aclose()
+                raise
+            except BaseException as error:
+                step = functools.partial(inner.athrow, error)
+            else:
+                step = functools.partial(inner.asend, sent)
+
+    return generator

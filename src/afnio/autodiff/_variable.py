@@ -1,4 +1,4 @@
-"""Variables: the values that ops compute with, `bind`, and the grad mode.
+"""Variables: the values that ops compute with, the data that they may hold, and `bind`.
 
 A Variable is a mutable face over immutable values. The values are in slots of the engine, one for each lane, and a slot
 is written once. A launch captures the slots (`Variable.cell`), not the Variable. So a prompt can be assigned or
@@ -7,23 +7,36 @@ stepped while earlier launches still run: they keep the value that they were lau
 Reading `data` waits. Everything that Python would do with a value by accident (`bool(x)`, `len(x)`, iteration) raises
 instead, because it would be a hidden wait: `if reply:` would run a batch one sample after the other.
 
+Leaves are strings or numbers (int, float, bool); None marks a missing sample. Numbers of other libraries, such as
+NumPy's, become Python's own. A list is a batch: its elements are lanes, and deeper lists are data of one lane. The
+restriction pays off at the other end: every value can be written to a journal, a checkpoint or a prompt, and is equal
+to itself after it has been read back. A value of any other type raises where it's assigned, not when it's saved.
+
 `bind` lays other values over Variables for one context, so that a candidate prompt can be tried while others use the
-same agent. `no_grad` and its relatives decide, also per context, if ops record the graph.
+same agent.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
+import operator
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
+from contextvars import ContextVar
+from enum import Enum
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, final
 
-from afnio.autodiff._data import Data, PendingGradients, cast_leaves, checked, leaves, shape
-from afnio.autodiff._graph import AccumulateGrad, Hook, Hooks, Node, RemovableHandle, checked_hook
+from afnio.autodiff._graph import (
+    AccumulateGrad,
+    Hook,
+    Hooks,
+    Node,
+    PendingGradients,
+    RemovableHandle,
+    checked_hook,
+)
 from afnio.errors import GraphError
 from afnio.runtime._callables import batch_failure, current_quorum
 from afnio.runtime._kernel import PENDING, Failure, Slot
@@ -35,6 +48,9 @@ if TYPE_CHECKING:
     from afnio.runtime._tracebacks import Line
 
 
+Leaf = str | int | float | bool | None
+Data = Any
+"""A leaf, or a list of leaves or lists. (Type checkers reject most user code against the recursive type.)"""
 Cell = tuple["list[Slot]", bool]
 """The slots of a value, one for each lane, and if they are a batch."""
 MAX_SHOWN = 40
@@ -541,6 +557,123 @@ def _short(value: Any) -> str:
     return repr(value)
 
 
+# Which data a Variable may hold.
+
+
+@final
+class _Jagged:
+    """The length of an axis whose lists differ in length."""
+
+    def __repr__(self) -> str:
+        return "j"
+
+
+JAGGED: Final = _Jagged()
+_OWN: Final = (str, int, float, bool, type(None))
+
+
+def checked(data: Any) -> Data:
+    """Check that a Variable can hold `data` and return it. Ints become floats if there are floats among them.
+
+    Raises:
+        TypeError: for a tuple, a mix of strings and numbers, or a leaf of another type.
+
+    >>> checked([1, 2.5, None])
+    [1.0, 2.5, None]
+    """
+    if isinstance(data, str) or data is None:
+        return data
+    if not isinstance(data, list):
+        return _checked_leaf(plain(data))
+    if any(type(leaf) not in _OWN for leaf in leaves(data)):
+        data = cast_leaves(data, plain)
+    kinds = {kind for leaf in leaves(data) if (kind := _kind(leaf)) is not None}
+    if str in kinds and len(kinds) > 1:
+        raise TypeError(
+            f"a Variable holds strings or numbers, not both (got {_quoted(data)}); convert them first"
+        )
+    return cast_leaves(data, float) if float in kinds and len(kinds) > 1 else list(data)
+
+
+def plain(number: Any) -> Any:
+    """Return a number of another library, such as NumPy, as Python's own; anything else unchanged.
+
+    >>> from fractions import Fraction
+    >>> plain(Fraction(1, 4)), plain("a")
+    (0.25, 'a')
+    """
+    if type(number) in _OWN or isinstance(number, str | list | Enum | type):
+        return number
+    if hasattr(number, "shape") and hasattr(number, "item"):
+        if number.shape != ():
+            return number
+        number = number.item()
+    if type(number) in _OWN:
+        return number
+    if hasattr(number, "__index__"):
+        return operator.index(number)
+    return float(number) if isinstance(number, Real) else number
+
+
+def leaves(data: Data) -> Iterator[Leaf]:
+    """Yield the leaves of `data`, depth first."""
+    if isinstance(data, list):
+        for item in data:
+            yield from leaves(item)
+    else:
+        yield data
+
+
+def cast_leaves(data: Data, dtype: Callable[[Any], Leaf]) -> Data:
+    """Return `data` with every leaf but None replaced by `dtype(leaf)`."""
+    if isinstance(data, list):
+        return [cast_leaves(item, dtype) for item in data]
+    return None if data is None else dtype(data)
+
+
+def shape(data: Data) -> tuple[Any, ...]:
+    """Return the length of each axis, `JAGGED` for an axis whose lists differ in length.
+
+    >>> shape([[1, 2], [3]])
+    (2, j)
+    """
+    axes: list[Any] = []
+    level = [data]
+    while any(isinstance(item, list) for item in level):
+        lists = [item for item in level if isinstance(item, list)]
+        lengths = {len(item) for item in lists}
+        even = len(lengths) == 1 and len(lists) == len(level)
+        axes.append(lengths.pop() if even else JAGGED)
+        level = [inner for item in lists for inner in item]
+    return tuple(axes)
+
+
+def _kind(leaf: Any) -> type | None:
+    if leaf is None:
+        return None
+    if isinstance(leaf, str):
+        return str
+    _checked_leaf(leaf)
+    return float if isinstance(leaf, float) else int
+
+
+def _checked_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, tuple):
+        raise TypeError(f"a Variable holds no tuples (got {_quoted(leaf)}); use list({_quoted(leaf)})")
+    # Reject str and int enums: they would silently turn into plain texts and numbers.
+    if type(leaf) not in (int, float, bool) and not isinstance(leaf, str):
+        raise TypeError(
+            f"a Variable holds strings, numbers, None or lists of them (got {_quoted(leaf)}, "
+            f"a {type(leaf).__name__}); convert it first"
+        )
+    return leaf
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 # Other values for one context.
 
 
@@ -572,151 +705,3 @@ def bind(values: Mapping[Variable, Any]) -> Iterator[None]:
         yield
     finally:
         bindings.reset(token)
-
-
-# The grad mode. It is local to a context, so `no_grad` in one task doesn't touch another one.
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_enabled: Final[ContextVar[bool]] = ContextVar("afnio_grad_enabled", default=True)
-
-
-def is_grad_enabled() -> bool:
-    """Return True if ops that are launched in this context record the graph."""
-    return _enabled.get()
-
-
-class _GradMode:
-    """A context manager, and a decorator for functions, coroutines and generators of both kinds."""
-
-    def __init__(self, enabled: bool) -> None:
-        self._mode = enabled
-        self._tokens: list[Token[bool]] = []
-
-    def __enter__(self) -> None:
-        self._tokens.append(_enabled.set(self._mode))
-
-    def __exit__(self, *exc: object) -> None:
-        _enabled.reset(self._tokens.pop())
-
-    def __call__(self, function: F) -> F:
-        mode = self._mode
-        wrapper: Any
-        if inspect.isasyncgenfunction(function):
-            wrapper = _async_generator(function, mode)
-        elif inspect.isgeneratorfunction(function):
-            wrapper = _generator(function, mode)
-        elif inspect.iscoroutinefunction(function):
-
-            async def coroutine(*args: Any, **kwargs: Any) -> Any:
-                with _GradMode(mode):
-                    return await function(*args, **kwargs)
-
-            wrapper = coroutine
-        else:
-
-            def plain(*args: Any, **kwargs: Any) -> Any:
-                with _GradMode(mode):
-                    return function(*args, **kwargs)
-
-            wrapper = plain
-        return cast("F", functools.wraps(function)(wrapper))
-
-
-class no_grad(_GradMode):  # noqa: N801
-    """Record no graph in the block, or in the decorated function.
-
-    >>> import afnio
-    >>> prompt = afnio.Variable("a", requires_grad=True)
-    >>> with no_grad():
-    ...     (prompt + afnio.Variable("b")).requires_grad
-    False
-    """
-
-    def __init__(self) -> None:
-        super().__init__(enabled=False)
-
-
-class enable_grad(_GradMode):  # noqa: N801
-    """Record the graph in the block, or in the decorated function, inside `no_grad` too."""
-
-    def __init__(self) -> None:
-        super().__init__(enabled=True)
-
-
-class set_grad_enabled(_GradMode):  # noqa: N801
-    """Turn recording on or off for this context; as a `with` block, until its end.
-
-    >>> with set_grad_enabled(False):
-    ...     is_grad_enabled()
-    False
-    """
-
-    def __init__(self, mode: bool) -> None:
-        super().__init__(mode)
-        self._plain: Token[bool] | None = _enabled.set(mode)
-
-    def __enter__(self) -> None:
-        # `set_grad_enabled(mode)` has set the mode when it was called; the block's end restores the one before.
-        if self._plain is not None:
-            self._tokens.append(self._plain)
-            self._plain = None
-        else:
-            super().__enter__()
-
-    def __call__(self, function: F) -> F:
-        if self._plain is not None:
-            _enabled.reset(self._plain)
-            self._plain = None
-        return super().__call__(function)
-
-
-def _generator(function: Callable[..., Any], mode: bool) -> Callable[..., Generator[Any, Any, Any]]:
-    # Set the mode only while the generator's own code runs: a `with` block around it would leak to the consumer at
-    # every yield.
-    def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        inner = function(*args, **kwargs)
-        step: Callable[[], Any] = functools.partial(next, inner)
-        while True:
-            try:
-                with _GradMode(mode):
-                    value = step()
-            except StopIteration as stop:
-                return stop.value
-            try:
-                sent = yield value
-            except GeneratorExit:
-                with _GradMode(mode):
-                    inner.close()
-                raise
-            except BaseException as error:
-                step = functools.partial(inner.throw, error)
-            else:
-                step = functools.partial(inner.send, sent)
-
-    return generator
-
-
-def _async_generator(function: Callable[..., Any], mode: bool) -> Callable[..., AsyncGenerator[Any, Any]]:
-    async def generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        inner = function(*args, **kwargs)
-        step: Callable[[], Any] = inner.__anext__
-        while True:
-            try:
-                with _GradMode(mode):
-                    value = await step()
-            except StopAsyncIteration:
-                return
-            try:
-                sent = yield value
-            except GeneratorExit:
-                with _GradMode(mode):
-                    await inner.aclose()
-                raise
-            except BaseException as error:
-                step = functools.partial(inner.athrow, error)
-            else:
-                step = functools.partial(inner.asend, sent)
-
-    return generator

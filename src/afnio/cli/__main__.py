@@ -1,8 +1,127 @@
-"""`python -m afnio.cli`."""
+"""The commands of `afnio`, also as `python -m afnio.cli`, and where each is implemented.
 
+The table has names, not functions: a command's module is imported when the command is used, so `afnio --help` stays
+quick. To add a command, write `main(argv) -> exit code` in a file of this package and add a line to `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
 import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Final, NamedTuple
 
-from afnio.cli import main
+
+class Command(NamedTuple):
+    """A command and its help.
+
+    Attributes:
+        main: "module:function". The function takes the arguments after the command's name and returns the exit code.
+        help: what the command does, in a few words.
+        example: a command line to try.
+        shows: what the example does.
+    """
+
+    main: str
+    help: str
+    example: str
+    shows: str
+
+
+COMMANDS: Final = {
+    "demo": Command(
+        "afnio.demo.__main__:main",
+        "optimize a prompt in a minute, without a key",
+        "afnio demo",
+        "run the tutorial's job with a simulated LM",
+    ),
+    "doctor": Command(
+        "afnio.cli._doctor:doctor_main",
+        "check this machine and an endpoint",
+        "afnio doctor --json",
+        "check the environment, endpoint, latency and limits",
+    ),
+    "journal": Command(
+        "afnio.cli._other:journal_main",
+        "summarize a journal file",
+        "afnio journal stat .afnio/me/project/RUN.journal",
+        "show how many replies a journal has and what they cost",
+    ),
+    "login": Command(
+        "afnio.cli._other:login_main",
+        "save an API key in the system's keyring (optional)",
+        "afnio login",
+        "ask for OpenAI's key, check it and save it",
+    ),
+    "prompts": Command(
+        "afnio.cli._other:prompts_main",
+        "print every prompt that Afnio sends",
+        "afnio prompts tgd.system",
+        "print the optimizer's instructions and their version",
+    ),
+    "provider": Command(
+        "afnio.cli._other:provider_main",
+        "serve a fake provider for tests",
+        "afnio provider --latency 0.2 --port 8000",
+        "serve an OpenAI-compatible API with 0.2 s latency",
+    ),
+    "report": Command(
+        "afnio.cli._other:report_main",
+        "write a run to an HTML file",
+        "afnio report calm-heron -o report.html",
+        "write prompts, samples and curves of a run to a file",
+    ),
+    "runs": Command(
+        "afnio.cli._runs:runs_main",
+        "list, show, compare, delete and export runs",
+        "afnio runs list",
+        "list the runs recorded on this machine",
+    ),
+    "studio": Command(
+        "afnio.cli._other:studio_main",
+        "show runs in a browser",
+        "afnio studio --port 8800",
+        "serve pages of runs on 127.0.0.1:8800",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0 for success, 1 for failure, 2 for wrong arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        _parser().print_help()
+        return 0
+    if arguments[0] not in COMMANDS:
+        _parser().parse_args(arguments)  # prints help, the version or an error, and exits
+    module, _, function = COMMANDS[arguments[0]].main.partition(":")
+    run: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
+    try:
+        return run(arguments[1:]) or 0
+    except BrokenPipeError:
+        # The reader of a pipe has left, as in `afnio … | head`. Redirect stdout, or flushing it at exit fails again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(len(command.example) for command in COMMANDS.values())
+    examples = [f"  {command.example:<{width}}  {command.shows}" for command in COMMANDS.values()]
+    parser = argparse.ArgumentParser(
+        prog="afnio",
+        description="Optimize agents whose parameters are text.",
+        epilog="\n".join(["Run `afnio COMMAND --help` for help on a command.", "", "examples:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"afnio {metadata.version('afnio')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help)
+    return parser
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -238,9 +238,9 @@ def all_prompts() -> list[ListedPrompt]:
 
 def provider_main(argv: Sequence[str]) -> int:
     """Serve until standard input ends, and return the exit code."""
-    from afnio.testing.provider.__main__ import main as serve
+    from afnio.testing.provider._provider import main as serve
 
-    serve(argv, prog="afnio provider")
+    serve(argv)
     return 0
 
 

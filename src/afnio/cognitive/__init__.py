@@ -6,7 +6,11 @@ from afnio._public import show_in
 from afnio.cognitive import functional
 from afnio.cognitive._chat import Completion
 from afnio.cognitive._evaluators import Evaluation, Score
-from afnio.cognitive._layers import (
+from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential, Training
+from afnio.cognitive._prompts import prompts
+from afnio.cognitive._stream import RowResult, Stream
+from afnio.cognitive._template import Parameter
+from afnio.cognitive.functional import (
     Add,
     ChatCompletion,
     DeterministicEvaluator,
@@ -14,11 +18,6 @@ from afnio.cognitive._layers import (
     LMJudgeEvaluator,
     Split,
     Sum,
-)
-from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential, Training
-from afnio.cognitive._prompts import prompts
-from afnio.cognitive._template import Parameter
-from afnio.cognitive.functional import (
     add,
     chat_completion,
     deterministic_evaluator,
@@ -40,9 +39,11 @@ __all__ = [
     "ModuleDict",
     "ModuleList",
     "Parameter",
+    "RowResult",
     "Score",
     "Sequential",
     "Split",
+    "Stream",
     "Sum",
     "Training",
     "add",

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afnio.autodiff._data import Feedback
 from afnio.autodiff._function import Context, LaneFeedback
+from afnio.autodiff._graph import Feedback
 from afnio.cognitive._prompts import critic_messages, critic_schema, wording
 from afnio.cognitive._reduction import ask, reduce_feedback
 from afnio.cognitive._template import as_text

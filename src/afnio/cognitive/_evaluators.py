@@ -22,9 +22,9 @@ from functools import partial
 from numbers import Real
 from typing import Any, Literal, NamedTuple, final
 
-from afnio.autodiff._data import Feedback, checked
 from afnio.autodiff._function import Arguments, Context, Function, LaneFeedback, Later, Op
-from afnio.autodiff._variable import Variable
+from afnio.autodiff._graph import Feedback
+from afnio.autodiff._variable import Variable, checked
 from afnio.cognitive._chat import check_texts
 from afnio.cognitive._critic import criticize
 from afnio.cognitive._prompts import JUDGE_SCHEMA, block, deterministic_feedback, wording

@@ -12,13 +12,24 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import (
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    ValuesView,
+)
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, final, overload
 
 from afnio.autodiff._graph import Hook, Hooks, RemovableHandle, checked_hook
 from afnio.autodiff._variable import Variable
+from afnio.cognitive._stream import Stream
 from afnio.cognitive._template import Parameter, check_messages
 from afnio.models._client import ChatClient
 from afnio.runtime._callables import is_async
@@ -344,6 +355,42 @@ class Module(Members, Training):
         'AB'
         """
         return self._hooks.add_post(hook, prepend=prepend, with_kwargs=with_kwargs, always_call=always_call)
+
+    def stream(
+        self,
+        rows: Iterable[Any] | AsyncIterable[Any],
+        *args: Any,
+        max_pending: int = 1_000,
+        ordered: bool = True,
+        start: int = 0,
+        **kwargs: Any,
+    ) -> Stream:
+        """Call the agent for each row, and yield a `RowResult` for each, with bounded memory.
+
+        Use it with `for`, or with `async for` on an event loop. No graph is recorded. A row is launched by itself, at
+        an address of its number, so a program that was killed continues with its journal.
+
+        Args:
+            rows: any iterable, also a generator, or an async iterable (within `async with`). A tuple is several
+                arguments of `forward`, a dict its keywords, any other row is one argument.
+            *args, **kwargs: further arguments of `forward`, the same for all rows; `args` come before the row's.
+            max_pending: the most rows that are launched and not yet taken.
+            ordered: True for results in the order of the rows, False for the order in which they are done.
+            start: the number of the first row to launch; those before it are read and skipped.
+
+        Raises:
+            BudgetExceeded, JournalError: while iterating; no further row could succeed. Its note says where to start
+                again. Other errors of a row are in its result.
+            TypeError, ValueError: for rows that aren't iterable, or numbers out of range.
+
+        >>> from afnio import Variable
+        >>> class Shout(Module):
+        ...     def forward(self, text):
+        ...         return Variable(text).map(str.upper)
+        >>> [result.value for result in Shout().stream(["a", "b"])]
+        ['A', 'B']
+        """
+        return Stream(self, rows, args, kwargs, max_pending=max_pending, ordered=ordered, start=start)
 
     # Traversal
 

@@ -1,16 +1,20 @@
-"""The ops of agents as functions: fill and ask a model, evaluate, add and split.
+"""The ops of agents, as functions and as modules: fill and ask a model, evaluate, add and split.
 
 Each function checks its arguments at the caller's line, launches an op and returns Variables without waiting
-(`split` alone waits). The classes of the same names in `afnio.cognitive` take their signatures from here.
+(`split` alone waits).
+
+The modules are for agents that keep ops as attributes and for hooks. Each has the signature and the documentation of
+one function, and no state. `forward = staticmethod(function)` writes that signature once: type checkers read the types
+of `module(...)` from it.
 """
 
 from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
-from afnio.autodiff._function import Add, Split, Sum
+from afnio.autodiff import _function as ops
 from afnio.autodiff._variable import Variable
 from afnio.cognitive import _chat
 from afnio.cognitive._chat import Completion, input_variables, prepared
@@ -23,19 +27,20 @@ from afnio.cognitive._evaluators import (
     ReductionFn,
     SuccessFn,
 )
+from afnio.cognitive._module import Module
 from afnio.cognitive._template import Messages, check_inputs
 from afnio.models._client import ChatClient
 
 
 def add(x: Variable, y: Variable) -> Variable:
     """Return `x + y` per sample: a sum of numbers, or two texts one after the other."""
-    total: Variable = Add.apply(x, y)
+    total: Variable = ops.Add.apply(x, y)
     return total
 
 
 def sum(x: Sequence[Variable]) -> Variable:
     """Return the sum of numbers per sample, or texts each in its `<ITEM>`."""
-    total: Variable = Sum.apply(x)
+    total: Variable = ops.Sum.apply(x)
     return total
 
 
@@ -43,7 +48,7 @@ def split(
     x: Variable, sep: str | Variable | None = None, maxsplit: int | Variable = -1
 ) -> tuple[Variable, ...]:
     """Return the parts of each text; waits for it, as only its value shows how many there are."""
-    return Split.apply(x, sep, maxsplit)
+    return ops.Split.apply(x, sep, maxsplit)
 
 
 def chat_completion(
@@ -214,3 +219,64 @@ def lm_judge_evaluator(
 
 def _as_target(target: Any) -> Variable:
     return target if isinstance(target, Variable) else Variable(target, role="target")
+
+
+@final
+class Add(Module):
+    """The sum of two Variables per sample; see `afnio.cognitive.add`."""
+
+    forward = staticmethod(add)
+
+
+@final
+class Sum(Module):
+    """The sum of many Variables per sample; see `afnio.cognitive.sum`."""
+
+    forward = staticmethod(sum)
+
+
+@final
+class Split(Module):
+    """The parts of each text; waits for it. See `afnio.cognitive.split`."""
+
+    forward = staticmethod(split)
+
+
+@final
+class ChatCompletion(Module):
+    """A model's reply to the filled messages, one for each sample; see `afnio.cognitive.chat_completion`."""
+
+    forward = staticmethod(chat_completion)
+
+
+@final
+class ExactMatchEvaluator(Module):
+    """1 per sample that equals its target, else 0; see `afnio.cognitive.exact_match_evaluator`.
+
+    >>> from afnio import Variable
+    >>> score, explanation = ExactMatchEvaluator()(Variable(["a", "b"]), ["a", "c"])
+    >>> score.data, score.samples
+    (1, [1, 0])
+    """
+
+    forward = staticmethod(exact_match_evaluator)
+
+
+@final
+class DeterministicEvaluator(Module):
+    """The score that a function of yours gives each sample; see `afnio.cognitive.deterministic_evaluator`.
+
+    A sample is right, and sends no feedback, if its score is True or `max_score`, or if `success_fn` decides so.
+    """
+
+    forward = staticmethod(deterministic_evaluator)
+
+
+@final
+class LMJudgeEvaluator(Module):
+    """The score that a model gives each sample; see `afnio.cognitive.lm_judge_evaluator`.
+
+    A sample is right, and sends no feedback, if its score is True or `max_score`, or if `success_fn` decides so.
+    """
+
+    forward = staticmethod(lm_judge_evaluator)

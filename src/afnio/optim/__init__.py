@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from afnio._public import show_in
+from afnio.optim import lr_scheduler
 from afnio.optim._checks import leaks
 from afnio.optim._demos import Demos
+from afnio.optim._gate import Gate, GateVerdict
 from afnio.optim._optimizer import (
     Acceptance,
     Candidate,
@@ -29,6 +31,8 @@ __all__ = [
     "Demos",
     "EditTGD",
     "Evidence",
+    "Gate",
+    "GateVerdict",
     "Improves",
     "Lineage",
     "Optimizer",
@@ -37,6 +41,7 @@ __all__ = [
     "StepInputs",
     "TGD",
     "leaks",
+    "lr_scheduler",
     "prompts",
     "reduce",
     "replace_prompts",

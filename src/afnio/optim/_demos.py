@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, final
 
-from afnio.autodiff._data import Data
-from afnio.autodiff._variable import Variable
+from afnio.autodiff._variable import Data, Variable
 from afnio.cognitive._evaluators import Score
 from afnio.cognitive._reduction import similarity, sketch
 from afnio.optim._checks import FEW, check

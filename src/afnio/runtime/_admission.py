@@ -42,6 +42,7 @@ from afnio.runtime._limits import (
     RateLimits,
     ServerLimit,
     given_limits,
+    total_limits,
     warn_once,
 )
 from afnio.runtime._loop import call_later, loop_time
@@ -63,6 +64,7 @@ class Admitter:
         health: the circuit breaker and the retry budget.
         refusals: the pace that was learnt from 429s.
         output: how long replies are.
+        total: what all accounts together may still send, or None without such a limit.
     """
 
     def __init__(self, account: Account | None = None) -> None:
@@ -72,6 +74,7 @@ class Admitter:
         self.health = AccountHealth(self.url)
         self.refusals = Refusals(self._learnt)
         self.output = OutputEstimate()
+        self.total: Allowance | None = None
         self._queue = CallQueue()
         self._sent = 0
         self._paused_until: float | None = None
@@ -111,7 +114,7 @@ class Admitter:
             self.health.retries.count_call(now)
         if not self._queue and self._held(now) <= 0:
             cost = self._cost(demand)
-            if self._given.wait(cost, now) <= 0 and self._allowance(demand.model).wait(cost, now) <= 0:
+            if self._wait(cost, now) <= 0 and self._allowance(demand.model).wait(cost, now) <= 0:
                 self._take(permit, now)
                 count_call(waits=False)
                 return permit
@@ -232,7 +235,7 @@ class Admitter:
         for entry in self._queue.heads():
             demand = entry.permit.demand
             cost = self._cost(demand)
-            wait = self._given.wait(cost, now)
+            wait = self._wait(cost, now)
             if wait > 0:
                 return None, min(soonest, wait)
             wait = self._allowance(demand.model).wait(cost, now)
@@ -252,6 +255,8 @@ class Admitter:
         permit.grants = [self._allowance(demand.model).take(cost, now)]
         if self._given.paced:
             permit.grants.append(self._given.take(cost, now))
+        if self.total is not None:
+            permit.grants.append(self.total.take(cost, now))
 
     def _wake_in(self, seconds: float, now: float) -> None:
         due = now + max(seconds, _TICK)
@@ -271,6 +276,11 @@ class Admitter:
         if found is None:
             found = self._models[model] = Allowance()
         return found
+
+    def _wait(self, cost: int, now: float) -> float:
+        """Return the seconds until the limits that don't depend on the model allow a request, 0 if they do now."""
+        wait = self._given.wait(cost, now)
+        return wait if self.total is None else max(wait, self.total.wait(cost, now))
 
     def _cost(self, demand: Demand) -> int:
         """Return the tokens to reserve: the prompt and the reply at its limit, or at its usual length without one."""
@@ -371,7 +381,23 @@ def admitter(runtime: Runtime, account: Account) -> Admitter:
     limits = given_limits(account)
     if limits is not None:
         found.apply(limits)
+    total = total_limits()
+    # Each account waits for the total by its own timer. The accounts take turns: the one that comes too late sets its
+    # timer after those of the others.
+    found.total = (
+        None if total is None else runtime.resource((Allowance, total), partial(_Total, total)).allowance
+    )
     return found
+
+
+class _Total:
+    """What all accounts of a runtime may still send."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.allowance = Allowance.given(limits, loop_time())
+
+    async def aclose(self) -> None:
+        return
 
 
 def on_wire(runtime: Runtime) -> int:

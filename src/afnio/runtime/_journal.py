@@ -15,7 +15,7 @@ instead of the network. There is no other state to restore, so nothing can be re
 
 **Who may use the file.** One journal object of one process, which holds a lock file beside it. The caller
 never waits for the disk: a `SQLiteWriter` appends in its own thread. When the disk is full, that writer breaks
-permanently, and the program stops at the error with all earlier replies kept; see `_sqlite`.
+permanently, and the program stops at the error with all earlier replies kept; see `_files`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ from afnio.errors import (
     LockHeldError,
 )
 from afnio.runtime import _journal_file
-from afnio.runtime._files import LockFile, make_private_folder
+from afnio.runtime._files import LockFile, SQLiteWriter, make_private_folder
 from afnio.runtime._journal_file import Done, JournalReader, JournalStat, PendingRecord, Record
 from afnio.runtime._spending import Ledger
-from afnio.runtime._sqlite import SQLiteWriter
 from afnio.runtime.events import Usage
 
 Mode = Literal["resume", "reuse"]

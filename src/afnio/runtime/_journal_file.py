@@ -39,8 +39,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, final
 
 from afnio.errors import JournalError, JournalFormatError
+from afnio.runtime._files import SQLiteWriter
 from afnio.runtime._spending import Item, Ledger, Spent
-from afnio.runtime._sqlite import SQLiteWriter
 from afnio.runtime.events import Usage
 
 Kind = Literal["reply", "shared", "failed", "unknown"]

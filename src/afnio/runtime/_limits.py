@@ -96,6 +96,22 @@ def given_limits(account: Account) -> Limits | None:
     return _given.get(account)
 
 
+_total: Limits | None = None
+
+
+def give_total_limits(limits: Limits | None) -> None:
+    """Set limits for all accounts of the process together, beside those of each; None lifts them. From any thread.
+
+    For a gateway, which sends for the keys of others. `max_in_flight` isn't used.
+    """
+    global _total
+    _total = limits
+
+
+def total_limits() -> Limits | None:
+    return _total
+
+
 _warned_of: Final[set[tuple[str, str]]] = set()
 
 

@@ -34,9 +34,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from afnio.errors import StoreProblemError, StoreVersionError
 from afnio.runtime._admission import calls_on_wire
-from afnio.runtime._files import LockFile, is_locked, make_private_folder
+from afnio.runtime._files import LockFile, SQLiteWriter, is_locked, make_private_folder
 from afnio.runtime._kernel import calls_under_way
-from afnio.runtime._sqlite import SQLiteWriter
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
 from afnio.tellurio._recording import Recording, Redaction, encode, git_commit, platform_facts, versions
 from afnio.tellurio._schema import OF_A_RUN, VERSION, connect, upgrade, version_of

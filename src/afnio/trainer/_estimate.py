@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from afnio.autodiff._variable import no_grad
+from afnio.autodiff._graph import no_grad
 from afnio.cognitive._module import Module, mode
 from afnio.models._client import Rehearsed, rehearsing, stage
 from afnio.models._prices import price_of

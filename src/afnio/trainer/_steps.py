@@ -26,7 +26,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from afnio.autodiff._backward import resolve
-from afnio.autodiff._variable import Variable, bind, no_grad
+from afnio.autodiff._graph import no_grad
+from afnio.autodiff._variable import Variable, bind
 from afnio.cognitive._module import Module, mode, recorder
 from afnio.errors import BatchError, BlockingReadError, BudgetExceeded
 from afnio.optim._optimizer import Optimizer

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, final
 import anyio
 
 from afnio.autodiff._backward import launch_grad, resolve
-from afnio.autodiff._data import plain
-from afnio.autodiff._variable import Variable, bind, enable_grad, no_grad
+from afnio.autodiff._graph import enable_grad, no_grad
+from afnio.autodiff._variable import Variable, bind, plain
 from afnio.errors import ScoreError
 from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, StepInputs, proposals
 from afnio.optim._tgd import Reduced, gathered_of

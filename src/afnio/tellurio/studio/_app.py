@@ -35,9 +35,16 @@ from starlette.staticfiles import StaticFiles
 from afnio.errors import StoreProblemError, StudioError
 from afnio.tellurio._queries import StoreReader, find_store
 from afnio.tellurio._records import RunRecord
-from afnio.tellurio.studio._compare import MOST_RUNS, Compared, compare_page, compared
-from afnio.tellurio.studio._run import figures, run_page
-from afnio.tellurio.studio._runs import Tallies, runs_page
+from afnio.tellurio.studio._runs import (
+    MOST_RUNS,
+    Compared,
+    Tallies,
+    compare_page,
+    compared,
+    figures,
+    run_page,
+    runs_page,
+)
 from afnio.tellurio.studio._sample import call_page, calls_page, sample_page, samples_page, whole_text
 from afnio.tellurio.studio._step import candidate_page, lineage_page, step_page
 from afnio.tellurio.studio._text import (

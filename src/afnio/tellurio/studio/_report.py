@@ -21,8 +21,7 @@ from markupsafe import Markup
 from afnio.errors import StoreProblemError
 from afnio.tellurio._queries import StoreReader, choose, stores
 from afnio.tellurio._records import RunRecord
-from afnio.tellurio.studio._run import STEPS, run_page, step_rows
-from afnio.tellurio.studio._runs import Tallies
+from afnio.tellurio.studio._runs import STEPS, Tallies, run_page, step_rows
 from afnio.tellurio.studio._sample import call_page
 from afnio.tellurio.studio._step import lineage_page, step_page
 from afnio.tellurio.studio._text import FOLDER, render

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 from afnio._public import lazily
 
 if TYPE_CHECKING:
-    from afnio.testing._draw import request_digest
     from afnio.testing.provider._faults import Fault, FaultPlan, Latency
-    from afnio.testing.provider._process import ProviderOptions, ProviderProcess
-    from afnio.testing.provider._provider import Provider
+    from afnio.testing.provider._provider import Provider, ProviderOptions, ProviderProcess
     from afnio.testing.provider._quota import (
         AccountBalance,
         Accounts,
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
         WorstWindow,
         duration,
     )
+    from afnio.testing.simulated._student import request_digest
 
 __all__ = [
     "AccountBalance",
@@ -51,11 +50,10 @@ __getattr__, __dir__ = lazily(
     __name__,
     globals(),
     {
-        "afnio.testing._draw": "request_digest",
         "afnio.testing.provider._faults": "Fault FaultPlan Latency",
-        "afnio.testing.provider._process": "ProviderOptions ProviderProcess",
-        "afnio.testing.provider._provider": "Provider",
+        "afnio.testing.provider._provider": "Provider ProviderOptions ProviderProcess",
         "afnio.testing.provider._quota": """AccountBalance Accounts Bucket ProviderLedger Quota QuotaError
             SlidingWindow WorstWindow duration""",
+        "afnio.testing.simulated._student": "request_digest",
     },
 )

@@ -26,8 +26,8 @@ from typing import Any, ClassVar, Final, Literal, Self, final, get_args
 
 from aiohttp import web
 
-from afnio.testing._draw import draw
 from afnio.testing.provider._quota import duration
+from afnio.testing.simulated._student import draw
 
 _SLACK: Final = 1e-9
 """How far a sum of shares may exceed 1, because floats don't add up exactly."""

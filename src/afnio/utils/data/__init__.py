@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from afnio._public import show_in
-from afnio.utils.data._dataloader import DataLoader, collate
-from afnio.utils.data._dataset import Dataset, IterableDataset
+from afnio.utils.data._dataloader import DataLoader, Dataset, IterableDataset, collate
 from afnio.utils.data._sampler import (
     BatchSampler,
     PrioritizedSampler,
