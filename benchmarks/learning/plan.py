@@ -21,6 +21,7 @@ from benchmarks.learning.training import Trial
 from benchmarks.peers.environment import PeerError
 
 EQUAL = (
+    "EditTGD",
     "EditTGD, no gate",
     "TGD",
     "TGD 4, 1,000 characters",
@@ -31,7 +32,7 @@ EQUAL = (
     "GEPA, minibatch 8",
     "GEPA, 4 proposals",
 )
-RIVALS = ("EditTGD, no gate", "TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
+RIVALS = ("EditTGD", "EditTGD, no gate", "TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
 PASSES = ("TGD 4, pass of 256", "TGD 256, pass of 256")
 _TOGETHER = 10
 BY_SAMPLES = 0
@@ -71,7 +72,9 @@ PARTS = {
     "hard": Part(HARD, EQUAL, (600,), 20),
     "pass": Part(tuple(LABELS), PASSES, (BY_SAMPLES,), 20),
     "faults": Part(FAULTY, RIVALS, (600,), 20),
-    "astray": Part(("sentiment", "urgency"), RIVALS, (600,), 30, critic="astray"),
+    "astray": Part(
+        ("sentiment", "urgency"), (*RIVALS, "TGD 4, 1,000 characters, gate"), (600,), 30, critic="astray"
+    ),
     "width": Part(tuple(LABELS), [f"EditTGD, {lr} chains" for lr in WIDTHS], (4800,), 10),
     "time": Part(
         tuple(LABELS),
@@ -162,6 +165,7 @@ class Runner:
             None if samples is None else samples // batch,
             probe,
             latency > 0,
+            method is not None and method.gated,
         )
 
 
