@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from afnio.optim import TGD, Demos, EditTGD, Improves, ParetoTGD
+from afnio.optim._prompts import EDITS_SCHEMA
 from afnio.utils.data import DataLoader
 from benchmarks.learning.curve import SHORT
 from benchmarks.learning.training import Items, MakeOptimizer, Trial
@@ -70,8 +72,21 @@ def edits(trial: Trial, **options: Any) -> EditTGD:
         quorum=trial.endpoint.quorum,
         search_seed=trial.seed,
         reserve=trial.reserve,
-        **{"budget": trial.budget, **trial.endpoint.step, **options},
+        **{"budget": trial.budget, **_editing(trial), **options},
     )
+
+
+def _editing(trial: Trial) -> dict[str, Any]:
+    """Return the proposer's arguments. A model that doesn't know when to stop gets a format with limits."""
+    arguments = dict(trial.endpoint.step)
+    if arguments.pop("response_format", None) is not None:
+        form = copy.deepcopy(EDITS_SCHEMA)
+        edits = form["json_schema"]["schema"]["properties"]["edits"]
+        fields = edits["items"]["properties"]
+        edits["minItems"], edits["maxItems"] = 1, 2
+        fields["text"]["maxLength"], fields["samples"]["maxItems"] = 240, 4
+        arguments["response_format"] = form
+    return arguments
 
 
 def demos(trial: Trial) -> Demos:
