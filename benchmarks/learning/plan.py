@@ -32,6 +32,14 @@ EQUAL = (
     "GEPA, minibatch 8",
     "GEPA, 4 proposals",
 )
+FAST = (
+    "EditTGD, inner 1",
+    "EditTGD, 12 chains",
+    "EditTGD, 12 chains, inner 1",
+    "TGD 32, 1,000 characters",
+    "TGD 64, 1,000 characters",
+)
+"""For time to quality alone."""
 RIVALS = ("EditTGD", "EditTGD, no gate", "TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
 PASSES = ("TGD 4, pass of 256", "TGD 256, pass of 256")
 _TOGETHER = 10
@@ -80,8 +88,7 @@ PARTS = {
         tuple(LABELS),
         (
             *EQUAL,
-            "EditTGD, inner 1",
-            "TGD 32, 1,000 characters",
+            *FAST,
             "GEPA, 64 in flight",
             "TextGrad, 64 in flight",
         ),
