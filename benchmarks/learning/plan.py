@@ -6,7 +6,7 @@ A run is known by its key, so parts may share runs, and a part that was interrup
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -120,7 +120,9 @@ class Runner:
         """Yield the outcome of each missing run as it ends; a peer that can't be had has one that says why."""
         missing = [key for key in dict.fromkeys(keys) if key not in self.file.found]
         for latency, some in groupby(missing, key=lambda key: key[5]):
-            with self.endpoint(latency) as endpoint, self.endpoint(0.0) as probe:
+            with ExitStack() as stack:
+                endpoint = stack.enter_context(self.endpoint(latency))
+                probe = endpoint if latency == 0 else stack.enter_context(self.endpoint(0.0))
                 for name, same in groupby(some, key=lambda key: key[0]):
                     yield from self._method(name, list(same), endpoint, probe)
 
