@@ -7,7 +7,7 @@ With headroom: the start prompts of all tasks. Without: four kinds in which no p
 * `ignored`: the agent doesn't use its prompt; its answers are right as often as at the start of the task.
 * `coin`: the expected answers are drawn at random, so nothing in a message tells them.
 * `solved`: a prompt with which every answer is right.
-* `trained`: prompts that a training with 1,200 calls ended with (from the runs' file). They may have a point or two left.
+* `trained`: prompts that a training with 1,200 calls ended with, from the runs. They may have a point or two left.
 """
 
 from __future__ import annotations

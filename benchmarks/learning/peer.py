@@ -61,9 +61,7 @@ def run_peer(method: PeerMethod, trials: Sequence[Trial]) -> Iterator[Outcome]:
         paths = [Path(folder) / f"job{number}.json" for number in range(len(trials))]
         for path, trial in zip(paths, trials, strict=True):
             path.write_text(json.dumps(_spec(trial, method)))
-        deadline = (
-            DEADLINE if trials[0].probe is None and trials[0].endpoint.kind == "simulated" else PATIENCE
-        )
+        deadline = DEADLINE if trials[0].endpoint.kind == "simulated" and not trials[0].traced else PATIENCE
         found = method.peer.stream([str(path) for path in paths], FOLDER, deadline * len(trials))
         for trial, run in zip(trials, found, strict=True):
             yield _outcome(trial, run)
