@@ -11,7 +11,7 @@ from typing import Any
 
 from afnio import cognitive as cog
 from benchmarks.child import DEADLINE
-from benchmarks.learning.agents import Clerk
+from benchmarks.learning.agents import Clerk, Hopper
 from benchmarks.learning.endpoints import api_key_of
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.training import Trial
@@ -112,6 +112,12 @@ def _steps(agent: cog.Module) -> list[dict[str, Any]]:
             (agent.judge, agent.drafted, ["question", "retrieved", "draft"], "answer"),
         ]
         names = ["retrieve", "draft", "judge"]
+    elif isinstance(agent, Hopper):
+        parts = [
+            (agent.find, agent.facts, ["question", "facts"], "found"),
+            (agent.answer, agent.found, ["question", "facts", "found"], "answer"),
+        ]
+        names = ["find", "answer"]
     else:
         parts, names = [(agent.prompt, agent.template, ["message"], "answer")], ["prompt"]
     return [

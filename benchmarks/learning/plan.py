@@ -16,7 +16,7 @@ from benchmarks.learning.methods import BATCH, METHODS, WIDTHS
 from benchmarks.learning.outcome import Key, Outcome
 from benchmarks.learning.peer import PEERS, run_peer
 from benchmarks.learning.runs import RunFile
-from benchmarks.learning.tasks import FAULTY, HARD, LABELS, NAMES, Task, load
+from benchmarks.learning.tasks import FAULTY, HARD, LABELS, LIVE, NAMES, Task, load
 from benchmarks.learning.training import Trial
 from benchmarks.peers.environment import PeerError
 
@@ -76,6 +76,7 @@ class Part:
 
 
 PARTS = {
+    "live": Part(LIVE, ("EditTGD", "TGD 4, 1,000 characters", "GEPA"), (300,), 3),
     "equal": Part(NAMES, EQUAL, (600, 300, 1200), 20),
     "hard": Part(HARD, EQUAL, (600,), 20),
     "pass": Part(tuple(LABELS), PASSES, (BY_SAMPLES,), 20),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from afnio.testing import Provider
 from benchmarks import report
 from benchmarks.learning import __main__ as command
 from benchmarks.learning import curve, intervals, quality, tasks, training
@@ -227,3 +229,29 @@ def test_splits_may_have_sizes_of_their_own(results: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         run("--subset", "8,4")
     assert "one number or three" in capsys.readouterr().err
+
+
+def test_a_live_benchmark_says_what_it_will_take_first(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And makes no call unless the user wants it. The estimate is no less than what was taken."""
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "simulated*"\ninput = 1.0\noutput = 2.0\n')
+    monkeypatch.setenv("AFNIO_PRICES", str(prices))
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    with Provider.process(api_key="k") as process:
+        asked = (
+            f"--live --base-url {process.base_url} --model simulated --task counting --subset 6 --calls 40 "
+            "--seeds 1 --method TGD"
+        ).split()
+        assert command.main(asked) == []
+        assert process.stats()["requests"] == 0
+        said = capsys.readouterr().out
+        found = command.main([*asked, "--yes"])
+        calls = process.stats()["requests"]
+    dollars = re.search(r"\| all \| (\d+) \| [\d,]+ \| (\d+\.\d\d) \|", said)
+    assert dollars is not None, said
+    assert calls <= int(dollars[1]) + 20
+    assert [run.method for run in found] == ["baseline", "TGD"]
+    assert "| TGD | 1 |" in capsys.readouterr().out
