@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes under five minutes."""
+"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes about seven minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ import time
 
 from rich.console import Console
 
-from benchmarks import accept, calls, journal, launch, quota, reduce, scale, step, tail, tracking, trainer
+from benchmarks import (
+    accept,
+    bridge,
+    calls,
+    gateway,
+    journal,
+    launch,
+    quota,
+    reduce,
+    scale,
+    step,
+    tail,
+    tracking,
+    trainer,
+)
 from benchmarks.report import Claim, show_claims
 
 DURABLE = 10_000.0
@@ -24,12 +38,14 @@ def write(*, full: bool) -> list[Claim]:
 PARTS = {
     "launch": launch.main,
     "calls": calls.main,
+    "bridge": bridge.main,
     "step": step.main,
     "trainer": trainer.main,
     "accept": accept.main,
     "reduce": reduce.main,
     "tail": tail.main,
     "quota": quota.main,
+    "gateway": gateway.main,
     "scale": scale.main,
     "journal": write,
     "tracking": tracking.main,
@@ -41,7 +57,7 @@ def main() -> None:
     parser.add_argument(
         "parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default"
     )
-    parser.add_argument("--full", action="store_true", help="all sizes, more repeats; about half an hour")
+    parser.add_argument("--full", action="store_true", help="all sizes, more repeats; about 40 minutes")
     given = parser.parse_args()
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:

@@ -8,6 +8,7 @@ The module's script calls `serve(measure)`: it prints what `measure(**options)` 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -24,9 +25,11 @@ class ChildError(Exception):
     """A child ended without a result."""
 
 
-def run(module: str, **options: Any) -> dict[str, Any]:
-    """Run one of our modules in a fresh process and return what it measured."""
-    return read([sys.executable, "-m", module, json.dumps(options)], cwd=ROOT)
+def run(module: str, env: Mapping[str, str] | None = None, **options: Any) -> dict[str, Any]:
+    """Run one of our modules in a fresh process, with `env` added to its environment; return what it measured."""
+    return read(
+        [sys.executable, "-m", module, json.dumps(options)], cwd=ROOT, env={**os.environ, **(env or {})}
+    )
 
 
 def read(

@@ -78,7 +78,7 @@ def _row(unit: str, calls: int, in_window: int) -> list[Any]:
         calls,
         limit,
         stats["worst_window"][unit],
-        _used(stats["windows"], unit, limit),
+        used_share(stats["windows"], unit, limit),
         stats["sent_429"],
         wall,
         cpu / calls * 1e3,
@@ -94,7 +94,7 @@ def _ask(client: AsyncOpenAI, calls: int) -> None:
     assert reply.data == [REPLY] * calls
 
 
-def _used(windows: list[dict[str, Any]], unit: str, limit: int) -> float | None:
+def used_share(windows: list[dict[str, Any]], unit: str, limit: int) -> float | None:
     """Return the share of the quota that the windows between the first and the last one used."""
     inner = windows[1:-1]
     if not inner:

@@ -75,6 +75,11 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
+def interval(values: Sequence[float]) -> str:
+    """Return the lowest and the highest of some rounds."""
+    return f"{shown(min(values))} to {shown(max(values))}"
+
+
 def shown(value: Any) -> str:
     """Return a cell: three digits of a float, all digits of a large one."""
     if value is None:

@@ -12,7 +12,7 @@ import pytest
 # Imported here, as it looks for referrers then, and sees none that are frozen.
 from hypothesis import HealthCheck, settings
 
-from afnio.models import _backward_model
+import afnio
 from afnio.runtime import current_runtime
 
 # How fast a busy machine draws and runs examples says nothing about what they test.
@@ -34,9 +34,8 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(autouse=True)
 def quiet_runtime(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Check that a test leaves no launch, no call and no backward model behind."""
-    before = _backward_model._model.default
     yield
-    _backward_model._model.default = before
+    afnio.set_backward_model_client(None)
     runtime = current_runtime()
     settle(runtime)
     assert list(runtime.launches) == []

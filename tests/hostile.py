@@ -107,8 +107,6 @@ class HostileServer:
     def __init__(self, ways: dict[str, Way]) -> None:
         self._ways = ways
         self.seen: Counter[str] = Counter()
-        self.hung_up = asyncio.Event()
-        """Whether a client that was left hanging has gone."""
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
@@ -155,7 +153,6 @@ class HostileServer:
             await asyncio.sleep(PACE)
         if way.then == "hang":
             await reader.read()
-            self.hung_up.set()
         elif way.then == "reset":
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

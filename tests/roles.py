@@ -13,6 +13,7 @@ _KINDS = {
     "afnio_feedback": "critic",
     "afnio_reduction": "reducer",
     "afnio_value": "optimizer",
+    "afnio_edits": "editor",
     "afnio_judgement": "judge",
 }
 

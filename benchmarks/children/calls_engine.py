@@ -18,7 +18,16 @@ from benchmarks.children.texts import MODEL, REPLY, SYSTEM, message
 from benchmarks.report import RESULTS, timed
 
 
-def measure(base_url: str, calls: int, in_flight: int, journal: bool = False) -> dict[str, Any]:
+def measure(
+    base_url: str, calls: int, in_flight: int, journal: bool = False, size: int = 0, cold: bool = False
+) -> dict[str, Any]:
+    """Measure `calls` calls.
+
+    Args:
+        size: characters of each user's message, at least.
+        cold: measure the first `in_flight` calls too, which find one open connection, and open the rest of the pool
+            before the others are measured.
+    """
     client = AsyncOpenAI(base_url=base_url, api_key="any", limits=afnio.Limits(max_in_flight=in_flight))
     prompt = cog.Parameter(SYSTEM, role="system prompt")
     template = afnio.Variable("{message}", role="template")
@@ -34,15 +43,21 @@ def measure(base_url: str, calls: int, in_flight: int, journal: bool = False) ->
         if isinstance(event, CallEnded):
             seconds.append(event.seconds)
 
-    texts = [message(number) for number in range(calls)]
+    texts = [message(number, size) for number in range(calls)]
+    first = [message(calls + number, size) for number in range(2 * in_flight if cold else 0)]
+    opening = {}
     RESULTS.mkdir(exist_ok=True)
     # Not in the system's own folder for such files, which may be memory.
     with TemporaryDirectory(dir=RESULTS) as folder, journalled(Path(folder), journal):
         ask(["warm"])  # imports, thread
+        if first:
+            opened = timed(lambda: ask(first[:in_flight]))
+            opening = dict(zip(["cold wall", "cold cpu"], opened, strict=True))
+            ask(first[in_flight:])
         subscribe(note)
         with Collecting() as collecting:
             wall, cpu = timed(lambda: ask(texts))
-    return {"wall": wall, "cpu": cpu, "gc": collecting.seconds, "p50": median(seconds)}
+    return {"wall": wall, "cpu": cpu, "gc": collecting.seconds, "p50": median(seconds), **opening}
 
 
 def journalled(folder: Path, on: bool) -> AbstractContextManager[object]:

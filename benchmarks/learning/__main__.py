@@ -1,139 +1,108 @@
-"""Measure learning: `python -m benchmarks.learning [--task …] [--method …] [--lm simulated|local]`."""
+"""Measure learning: `python -m benchmarks.learning [--part …] [--task …] [--method …] [--lm simulated|local]`."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from afnio.demo._endpoint import Endpoint
-from benchmarks import report
 from benchmarks.learning.curve import SAMPLES, SIZES, curve
 from benchmarks.learning.endpoints import local, remote, simulated
-from benchmarks.learning.methods import BATCH, CONTROL, METHODS, OTHERS, WAYS
+from benchmarks.learning.methods import BATCH, CONTROL, METHODS, WAYS
 from benchmarks.learning.outcome import Outcome
-from benchmarks.learning.peer import PEERS, run_peer
-from benchmarks.learning.report import credit, save, table
-from benchmarks.learning.tasks import NAMES, Task, load
-from benchmarks.learning.training import Trial
-from benchmarks.peers.environment import PeerError
+from benchmarks.learning.peer import PEERS
+from benchmarks.learning.plan import PARTS, Part, Runner
+from benchmarks.learning.report import tables
+from benchmarks.learning.runs import RunFile
+from benchmarks.learning.tasks import FAULTY, HARD, NAMES, load
 
 CALLS = 600
-CREDIT = ["at fault", "method", "runs that blamed it most", "share of all feedback"]
+METHOD_NAMES = [*METHODS, *PEERS]
+DEFAULT = ("TGD", "TGD + Improves", "ParetoTGD", "TextGrad", "GEPA")
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> list[Outcome]:
+    """Do the runs that are missing, print the tables of all that were asked for, and return them."""
     parser = _parser()
     given = parser.parse_args(argv)
     if given.control and (given.base_url or given.lm != "simulated"):
         parser.error("--control is for the simulated LM, whose wall can be taken away")
     console, began = Console(width=max(110, Console().width)), time.monotonic()
-    with _endpoint(given) as endpoint:
-        for note in endpoint.notes:
-            console.print(note, highlight=False, markup=False)
-        document: dict[str, Any] = {
-            "machine": report.machine(),
-            "lm": endpoint.kind,
-            "simulated": endpoint.kind == "simulated",
-            "models": endpoint.models,
-            "budget_calls": given.calls,
-            "batch": given.batch,
-            "seeds": given.seeds,
-            "tasks": {},
-        }
-        blamed: list[list[Any]] = []
-        for name in given.task or NAMES:
-            task = load(name).subset(given.subset)
-            outcomes: list[Outcome] = []
-            for outcome in _compare(task, endpoint, given, began):
-                outcomes.append(outcome)
-                console.print(_told(outcome), style="dim", highlight=False, markup=False)
-                # What was paid for is kept, whatever becomes of the rest.
-                document["tasks"][name] = {"runs": [o.as_dict() for o in outcomes]}
-                save(given.results or endpoint.kind, document)
-            rows = table(endpoint.kind, name, outcomes, endpoint.notes)
-            document["tasks"][name]["rows"] = rows
-            if task.at_fault is not None:
-                blamed += credit(outcomes, task.at_fault)
-        if blamed:
-            report.show(f"learning-{endpoint.kind}-credit", CREDIT, blamed, endpoint.notes)
-            document["credit"] = blamed
-        if given.curve:
+    part = _part(given)
+    file = RunFile(given.results or given.part or ("live" if given.base_url else given.lm))
+    runner = Runner(
+        file,
+        lambda latency: _endpoint(given, latency),
+        given.batch,
+        given.subset,
+        lambda: given.minutes is not None and time.monotonic() - began > 60 * given.minutes,
+    )
+    keys = list(dict.fromkeys(part.keys()))
+    number, of = given.shard
+    done = [key for index, key in enumerate(keys) if index % of == number]
+    for outcome in runner.run(done):
+        console.print(_told(outcome), style="dim", highlight=False, markup=False)
+    found = [file.found[key] for key in keys if key in file.found]
+    if of == 1:
+        for line in tables(found):
+            print(line)
+    if given.curve:
+        with _endpoint(given, 0.0) as endpoint:
             task = load(given.curve).subset(given.subset)
             ways = {**WAYS, **CONTROL} if given.control else WAYS
             sizes = [size for size in given.sizes if size <= given.samples]
-            document["curve"] = curve(
-                task, endpoint, ways, seeds=given.seeds, sizes=sizes, samples=given.samples
-            )
-    document["seconds"] = round(time.monotonic() - began, 1)
-    console.print(
-        f"{document['seconds']:.0f} s; everything is in {save(given.results or endpoint.kind, document)}",
-        highlight=False,
+            curve(task, endpoint, ways, seeds=part.seeds, sizes=sizes, samples=given.samples)
+    console.print(f"{time.monotonic() - began:.0f} s; the runs are in {file.path}", highlight=False)
+    return found
+
+
+def _part(given: argparse.Namespace) -> Part:
+    """Return the part that was named, or one of the command line's tasks, methods, calls and seeds."""
+    part = PARTS[given.part] if given.part else Part(NAMES, DEFAULT, (CALLS,), 5)
+    return replace(
+        part,
+        tasks=given.task or part.tasks,
+        methods=given.method or part.methods,
+        calls=given.calls or part.calls,
+        seeds=given.seeds or part.seeds,
+        latencies=given.latency or part.latencies,
     )
-    return document
-
-
-def _compare(task: Task, endpoint: Endpoint, given: argparse.Namespace, began: float) -> Iterator[Outcome]:
-    """Yield the runs of all methods; a peer that can't be run has one without scores, which says why."""
-
-    def trials(name: str, seeds: int) -> list[Trial]:
-        return [Trial(name, task, endpoint, seed, given.calls, given.batch) for seed in range(seeds)]
-
-    def late() -> bool:
-        return given.minutes is not None and time.monotonic() - began > 60 * given.minutes
-
-    wanted = given.method or [*METHODS, *PEERS]
-    # The first prompt at temperature 0 says the same for every seed.
-    yield trials("baseline", 1)[0].run(None)
-    ours = {**METHODS, **OTHERS}
-    for name in wanted:
-        for trial in trials(name, given.seeds) if ours.get(name) is not None else ():
-            if late():
-                yield Outcome(name, task.name, trial.seed, note=f"not begun within {given.minutes:g} minutes")
-            else:
-                yield trial.run(ours[name])
-    yield from _peers({name: trials(name, given.seeds) for name in wanted if name in PEERS})
-
-
-def _peers(runs: Mapping[str, Sequence[Trial]]) -> Iterator[Outcome]:
-    # Each waits for its calls one by one, so they may wait side by side.
-    with ThreadPoolExecutor(max(1, len(runs))) as pool:
-        running = {name: pool.submit(run_peer, PEERS[name], trials) for name, trials in runs.items()}
-    for name, future in running.items():
-        try:
-            yield from future.result()
-        except PeerError as error:
-            yield Outcome(name, runs[name][0].task.name, 0, note=f"it was not run: {error}")
 
 
 def _told(outcome: Outcome) -> str:
     """Return a run in a line."""
-    done = f"{outcome.task}, {outcome.method}, seed {outcome.seed}: {outcome.correct:g}/{outcome.answered}"
-    return f"{done}, {outcome.calls} calls, {outcome.seconds:.1f} s"
+    what = f"{outcome.task}, {outcome.method}, {outcome.budget} calls, seed {outcome.seed}"
+    if not outcome.scores:
+        return f"{what}: {outcome.note}"
+    reached = f"{outcome.correct:g}/{outcome.answered}"
+    return f"{what}: {reached}, {outcome.calls} calls, {outcome.seconds:.1f} s"
 
 
-def _endpoint(given: argparse.Namespace) -> AbstractContextManager[Endpoint]:
+def _endpoint(given: argparse.Namespace, latency: float) -> AbstractContextManager[Endpoint]:
     if given.base_url:
         return remote(given.base_url, given.model, given.critic)
-    return local(given.weights) if given.lm == "local" else simulated()
+    return local(given.weights) if given.lm == "local" else simulated(latency=latency)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     add = parser.add_argument
-    add("--task", action="append", choices=NAMES, help="repeat for several; all by default")
-    add("--method", action="append", choices=[*METHODS, *OTHERS, *PEERS], help="repeat for several")
-    add("--seeds", type=int, default=5, help="default: %(default)s")
+    add("--part", choices=PARTS, help="a part of the published benchmark; what follows narrows it down")
+    add("--task", action="append", choices=[*NAMES, *HARD, *FAULTY], help="repeat for several")
+    add("--method", action="append", choices=METHOD_NAMES, help="repeat for several")
+    add("--seeds", type=int, help="default: the part's, or 5")
+    add("--latency", type=float, action="append", metavar="S", help="seconds that a simulated call takes")
+    add("--shard", type=_shard, default=(0, 1), metavar="I/N", help="do every Nth run, from the Ith on")
     add(
         "--subset", type=_sizes, metavar="N[,N,N]", help="at most so many items of training, validation, test"
     )
-    add("--calls", type=int, default=CALLS, help="LM calls of one training (default: %(default)s)")
+    add("--calls", type=int, action="append", help="LM calls of one training; repeat for several (600)")
     add("--minutes", type=float, metavar="M", help="after so many begin no further run")
     add("--batch", type=int, default=BATCH, help="samples of one step (default: %(default)s)")
     add("--curve", choices=NAMES, nargs="?", const="sentiment", help="the batch curve as well, on that task")
@@ -151,11 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--lm", choices=("simulated", "local"), default="simulated", help="default: %(default)s")
     add("--weights", type=Path, help="another GGUF file for the local model")
-    add("--results", metavar="NAME", help="results/learning-NAME.json instead of the endpoint's kind")
+    add("--results", metavar="NAME", help="results/learning/NAME.jsonl instead of the part's or the LM's")
     add("--base-url", help="any OpenAI-compatible endpoint instead; its key in OPENAI_API_KEY")
     add("--model", default="gpt-4.1-nano", help="the student there (default: %(default)s)")
     add("--critic", help="critic and optimizer there (default: the student)")
     return parser
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+        raise argparse.ArgumentTypeError(f"I/N with I below N (got {text!r})")
+    return int(number), int(of)
 
 
 def _sizes(text: str) -> list[int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ KEY = "simulated"
 
 
 @contextmanager
-def simulated(seed: int = 0) -> Iterator[Endpoint]:
+def simulated(seed: int = 0, latency: float = 0.0) -> Iterator[Endpoint]:
     """Run the bundled provider; its model reads as real ones do (docs/simulated-lm.md)."""
-    with Provider.process(api_key=KEY, seed=seed) as process:
+    with Provider.process(api_key=KEY, seed=seed, latency=latency) as process:
         yield Endpoint(
             kind="simulated",
             client=AsyncOpenAI(base_url=process.base_url, api_key=KEY),
@@ -54,6 +56,23 @@ def remote(base_url: str, model: str, critic: str | None) -> Iterator[Endpoint]:
         notes=(f"{model} is the student, {critic or model} critic and optimizer.",),
         quorum=0.9,
     )
+
+
+def drawn_for(endpoint: Endpoint, run: str, critic: str = "") -> Endpoint:
+    """Return the endpoint with random draws of this run's own, so that it can be repeated alone.
+
+    The simulated LM draws by the request; a `seed` in the requests of critic and optimizer makes them other requests.
+
+    Args:
+        critic: appended to the name of the critic's and the optimizer's model.
+    """
+    if endpoint.kind != "simulated":
+        return endpoint
+    own = {
+        "model": f"{endpoint.backward['model']}-{critic}" if critic else endpoint.backward["model"],
+        "seed": zlib.crc32(run.encode()) >> 1,
+    }
+    return replace(endpoint, backward={**endpoint.backward, **own}, step={**endpoint.step, **own})
 
 
 def api_key_of(endpoint: Endpoint) -> str:

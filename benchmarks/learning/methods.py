@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from afnio.optim import TGD, Demos, Improves, ParetoTGD
+from afnio.optim import TGD, Demos, EditTGD, Improves, ParetoTGD
 from afnio.utils.data import DataLoader, Dataset
 from benchmarks.learning.curve import SHORT
 from benchmarks.learning.tasks import Item
@@ -65,9 +67,23 @@ def pareto(trial: Trial) -> ParetoTGD:
         trial.judged,
         train,
         held_out,
+        proposals=CANDIDATES,
         quorum=trial.endpoint.quorum,
         search_seed=trial.seed,
         **trial.endpoint.step,
+    )
+
+
+def edits(trial: Trial, **options: Any) -> EditTGD:
+    """Return chains of small steps, raced on fresh samples; it runs the agent itself."""
+    return EditTGD(
+        trial.agent.parameters(),
+        trial.endpoint.client,
+        trial.judged,
+        DataLoader(Items(trial.task.train), collate_fn=list),
+        quorum=trial.endpoint.quorum,
+        search_seed=trial.seed,
+        **{"budget": trial.budget, **trial.endpoint.step, **options},
     )
 
 
@@ -91,14 +107,45 @@ def unlimited(trial: Trial) -> TGD:
     return tgd(trial, feedback_tokens=None, constraints=[SHORT], model="simulated")
 
 
-METHODS: dict[str, MakeOptimizer | None] = {
-    "baseline": None,
-    "TGD": tgd,
-    "TGD + Improves": improves,
-    "ParetoTGD": pareto,
+def short(trial: Trial) -> TGD:
+    """Return descent in small steps whose prompts stay below 1,000 characters."""
+    return tgd(trial, constraints=["Use at most 1000 characters."])
+
+
+WIDTHS = (3, 6, 12, 24)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How one method trains.
+
+    Attributes:
+        make: makes its optimizer; None trains nothing.
+        batch: samples of a step; None for the benchmark's default.
+        samples: the training ends after so many samples instead of by its calls.
+        pooled: it trains on the validation split too.
+    """
+
+    make: MakeOptimizer | None
+    batch: int | None = None
+    samples: int | None = None
+    pooled: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "baseline": Method(None),
+    "EditTGD, no gate": Method(edits),
+    "EditTGD, inner 1": Method(partial(edits, inner=1)),
+    **{f"EditTGD, {lr} chains": Method(partial(edits, lr=lr)) for lr in WIDTHS},
+    "TGD": Method(tgd),
+    "TGD 4, 1,000 characters": Method(short, 4),
+    "TGD 32, 1,000 characters": Method(short, 32),
+    "TGD + Improves": Method(improves),
+    "ParetoTGD": Method(pareto),
+    "Demos": Method(demos),
+    "TGD 4, pass of 256": Method(short, 4, 256, pooled=True),
+    "TGD 256, pass of 256": Method(short, 256, 256, pooled=True),
 }
-OTHERS: dict[str, MakeOptimizer] = {"Demos": demos}
-"""Only where they are named."""
 WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated, "reduction": reduced}
 """How the feedback of a batch is put together, for the curve."""
 CONTROL: dict[str, MakeOptimizer] = {"no wall": unlimited}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import afnio
 from afnio import cognitive as cog
 from benchmarks.child import DEADLINE
 from benchmarks.learning.agents import Clerk
@@ -18,17 +18,41 @@ from benchmarks.learning.training import Trial
 from benchmarks.peers.environment import Peer
 
 FOLDER = Path(__file__).parent / "peers"
-PEERS = {
-    "TextGrad": Peer("TextGrad", ("textgrad",), "textgrad_learn.py"),
-    "GEPA": Peer("GEPA", ("gepa", "openai"), "gepa_learn.py"),
-}
+_TEXTGRAD = Peer("TextGrad", ("textgrad",), "textgrad_learn.py")
+_GEPA = Peer("GEPA", ("gepa", "openai"), "gepa_learn.py")
 
 PATIENCE = 7200.0
-"""Seconds that a peer may take with a real model."""
+"""Seconds that a peer may take with a real model, or with latencies."""
+THREADS = 8
+"""In flight while a peer evaluates; what it optimizes with is up to the peer."""
 
 
-def run_peer(peer: Peer, trials: Sequence[Trial]) -> list[Outcome]:
-    """Train with a peer, one trial after the other in one process, then look at the test split, once each.
+@dataclass(frozen=True, slots=True)
+class PeerMethod:
+    """A peer with some of its options.
+
+    Attributes:
+        options: of its training; see its script.
+        threads: in flight while it evaluates.
+    """
+
+    peer: Peer
+    options: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = THREADS
+
+
+PEERS = {
+    "TextGrad": PeerMethod(_TEXTGRAD),
+    "GEPA": PeerMethod(_GEPA),
+    "GEPA, minibatch 8": PeerMethod(_GEPA, {"minibatch": 8}),
+    "GEPA, 4 proposals": PeerMethod(_GEPA, {"proposals": 4}, 32),
+    "GEPA, 64 in flight": PeerMethod(_GEPA, {}, 64),
+    "TextGrad, 64 in flight": PeerMethod(_TEXTGRAD, {}, 64),
+}
+
+
+def run_peer(method: PeerMethod, trials: Sequence[Trial]) -> Iterator[Outcome]:
+    """Train with a peer, one trial after the other in one process; look at the test split once after each.
 
     Raises:
         PeerError: with the reason, if it can't be had or its script failed.
@@ -36,14 +60,17 @@ def run_peer(peer: Peer, trials: Sequence[Trial]) -> list[Outcome]:
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"job{number}.json" for number in range(len(trials))]
         for path, trial in zip(paths, trials, strict=True):
-            path.write_text(json.dumps(_spec(trial)))
-        deadline = DEADLINE if trials[0].endpoint.kind == "simulated" else PATIENCE
-        found = peer.run([str(path) for path in paths], FOLDER, deadline)["runs"]
-    return [_outcome(trial, run) for trial, run in zip(trials, found, strict=True)]
+            path.write_text(json.dumps(_spec(trial, method)))
+        deadline = (
+            DEADLINE if trials[0].probe is None and trials[0].endpoint.kind == "simulated" else PATIENCE
+        )
+        found = method.peer.stream([str(path) for path in paths], FOLDER, deadline * len(trials))
+        for trial, run in zip(trials, found, strict=True):
+            yield _outcome(trial, run)
 
 
 def _outcome(trial: Trial, found: dict[str, Any]) -> Outcome:
-    outcome = Outcome(trial.method, trial.task.name, trial.seed)
+    outcome = trial.outcome()
     outcome.prompts, outcome.note = found["prompts"], found["note"]
     outcome.calls, outcome.seconds = found["calls"], found["seconds"]
     outcome.prompt_tokens, outcome.completion_tokens = found["prompt_tokens"], found["completion_tokens"]
@@ -51,13 +78,14 @@ def _outcome(trial: Trial, found: dict[str, Any]) -> Outcome:
     outcome.changed = {
         name: int(str(parameters[name].data) != text) for name, text in outcome.prompts.items()
     }
-    bound = {parameters[name]: text for name, text in outcome.prompts.items()}
-    with afnio.bind(bound), afnio.tolerate(trial.endpoint.quorum):
-        outcome.scores = trial.measured(trial.task.test)
+    outcome.lengths = [sum(map(len, outcome.prompts.values()))]
+    outcome.scores = trial.tested(outcome.prompts)
+    outcome.rounds = found["rounds"]
+    trial.look_back(found["path"], outcome)
     return outcome
 
 
-def _spec(trial: Trial) -> dict[str, Any]:
+def _spec(trial: Trial, method: PeerMethod) -> dict[str, Any]:
     task, endpoint = trial.task, trial.endpoint
     return {
         "base_url": endpoint.base_url,
@@ -65,6 +93,9 @@ def _spec(trial: Trial) -> dict[str, Any]:
         "student": dict(endpoint.forward),
         "critic": {name: value for name, value in endpoint.step.items() if name != "response_format"},
         "budget": trial.budget,
+        "options": dict(method.options),
+        "threads": method.threads,
+        "traced": trial.traced,
         "seed": trial.seed,
         "steps": _steps(trial.agent),
         "read": list(task.reading),

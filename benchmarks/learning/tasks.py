@@ -16,6 +16,8 @@ from afnio.autodiff import Variable
 from afnio.errors import ReplyError
 from afnio.utils.datasets import FacilitySupport
 from benchmarks.learning.agents import Answerer, Clerk
+from benchmarks.learning.desks import DESKS, make_desks
+from benchmarks.learning.faults import FAULTS, faulty
 from benchmarks.learning.notes import PROMPTS, UNTOLD, make_notes
 
 _FACILITY = "**Message:**\n\n{}\n\n"
@@ -88,6 +90,10 @@ def load(name: str) -> Task:
     """
     if name in LABELS:
         return _facility(name)
+    if name in FAULTY:
+        return _faulty(*name.split("/"))
+    if name in _DESKS:
+        return _desks(name)
     if name in ("counting", "sorting"):
         return _bbh(name)
     if name.startswith("notes-") and name[6:] in PROMPTS:
@@ -236,4 +242,48 @@ def _notes(at_fault: str) -> Task:
     )
 
 
+# Harder ones, and faulty start prompts -----------------------------------------------------------
+
+_DESKS: dict[str, dict[str, Any]] = {
+    "many-labels": {"desks": 16, "names": 5},
+    "conflict": {"desks": 4, "names": 8, "wrong": 0.3, "right_from": 160},
+}
+
+
+def _desks(name: str) -> Task:
+    form = _form("desk", list(DESKS[: _DESKS[name]["desks"]]), [])
+    items = [Item({"message": message}, desk) for message, desk in make_desks(260, 0, **_DESKS[name])]
+    prompt = "Read the message and name the desk that it is for."
+    return Task(
+        name,
+        lambda: Answerer(prompt, form),
+        lambda reply: str(_object(reply).get("desk")).lower(),
+        exact,
+        items[:100],
+        items[100:160],
+        items[160:],
+        prompt=prompt,
+        response_format=form,
+        reading=("field", "desk"),
+    )
+
+
+def _faulty(name: str, fault: str) -> Task:
+    task = _facility(name)
+    prompt = faulty(task.prompt, name, fault)
+    form = None if fault == "wrong-format" else task.response_format
+    task = replace(task, name=f"{name}/{fault}", agent=lambda: Answerer(prompt, form), prompt=prompt)
+    if form is None:
+        return replace(task, response_format=None, read=str.strip, reading=("text", ""))
+    return task
+
+
+FAULTY = tuple(
+    f"{name}/{fault}"
+    for name in ("sentiment", "urgency")
+    for fault in FAULTS
+    if (name, fault) != ("urgency", "wrong-format")
+)
+"""Without a schema the simulated student knows sentiments only."""
+HARD = tuple(_DESKS)
 NAMES = (*LABELS, *_BBH, *(f"notes-{name}" for name in PROMPTS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import afnio
 from afnio import cognitive as cog
 from afnio.demo._endpoint import Endpoint
 from afnio.errors import BatchError, ReplyError
-from afnio.optim import Demos, Optimizer, ParetoTGD
+from afnio.optim import Demos, EditTGD, Optimizer, ParetoTGD
 from afnio.runtime.events import CallEnded, StepEnded, Usage, subscribed
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Item, Task
@@ -27,6 +27,8 @@ class Trial:
     Attributes:
         budget: LM calls that training is to take, to within half a step.
         batch: samples of a step.
+        probe: asked after the training, about the test split and the path; the endpoint by default.
+        traced: remember the prompts after each step, and what they reach.
     """
 
     method: str
@@ -36,27 +38,48 @@ class Trial:
     budget: int
     batch: int
     most_steps: int | None = None
+    probe: Endpoint | None = None
+    traced: bool = False
     agent: cog.Module = field(init=False)
     tally: CallTotals = field(init=False)
+    path: list[tuple[float, int, int, dict[str, str]]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.agent = self.task.agent()
         self.tally = CallTotals()
 
-    def judged(self, items: Sequence[Item]) -> cog.Evaluation:
+    def judged(self, items: Sequence[Item], endpoint: Endpoint | None = None) -> cog.Evaluation:
         """Launch the agent on `items` and return scores and feedback at once."""
+        endpoint = endpoint or self.endpoint
         inputs = {name: [item.inputs[name] for item in items] for name in items[0].inputs}
-        reply = self.agent(self.endpoint.client, inputs, **self.endpoint.forward)
+        reply = self.agent(endpoint.client, inputs, **endpoint.forward)
         return self.task.evaluate(reply, [item.target for item in items])
 
-    def measured(self, items: Sequence[Item]) -> list[float | None]:
-        """Return the score of each item; None where there was no usable answer."""
-        with afnio.no_grad():
-            return scores_of(self.judged(items))
+    def tested(self, prompts: Mapping[str, str]) -> list[float | None]:
+        """Return the score of each item of the test split with these prompts; None where none can be read."""
+        parameters = dict(self.agent.named_parameters())
+        bound = {parameters[name]: text for name, text in prompts.items()}
+        endpoint = self.probe or self.endpoint
+        with afnio.bind(bound), afnio.no_grad(), afnio.tolerate(self.endpoint.quorum):
+            return scores_of(self.judged(self.task.test, endpoint))
+
+    def outcome(self) -> Outcome:
+        """Return the outcome of a run that hasn't begun."""
+        return Outcome(self.method, self.task.name, self.seed, budget=self.budget)
+
+    def look_back(self, path: Sequence[tuple[float, int, int, dict[str, str]]], outcome: Outcome) -> None:
+        """Test the prompts of each step; they were remembered, so that this took no time then."""
+        known: dict[tuple[str, ...], float] = {}
+        for seconds, calls, rounds, prompts in path:
+            texts = tuple(prompts.values())
+            if texts not in known:
+                scores = [score for score in self.tested(prompts) if score is not None]
+                known[texts] = round(sum(scores) / max(len(scores), 1), 4)
+            outcome.path.append((round(seconds, 2), calls, rounds, known[texts]))
 
     def run(self, make_optimizer: MakeOptimizer | None) -> Outcome:
         """Train within the budget, then look at the test split, once."""
-        outcome = Outcome(self.method, self.task.name, self.seed)
+        outcome = self.outcome()
         began = time.monotonic()
         with (
             afnio.set_backward_model_client(
@@ -67,21 +90,32 @@ class Trial:
         ):
             if make_optimizer is not None:
                 with subscribed(self.tally), subscribed(_Watch(outcome, self.agent)):
-                    self._train(make_optimizer(self), outcome)
+                    self._remember(began)
+                    self._train(make_optimizer(self), outcome, began)
             outcome.seconds = time.monotonic() - began
             outcome.calls, outcome.prompt_tokens = self.tally.calls, self.tally.usage.prompt_tokens
+            outcome.rounds = self.tally.rounds
             outcome.completion_tokens = self.tally.usage.completion_tokens
-            outcome.prompts = {name: str(p.data) for name, p in self.agent.named_parameters()}
-            outcome.scores = self.measured(self.task.test)
+            outcome.prompts = self._prompts()
+        outcome.scores = self.tested(outcome.prompts)
+        self.look_back(self.path, outcome)
         return outcome
 
-    def _train(self, optimizer: Optimizer, outcome: Outcome) -> None:
+    def _prompts(self) -> dict[str, str]:
+        return {name: str(p.data) for name, p in self.agent.named_parameters()}
+
+    def _remember(self, began: float) -> None:
+        if self.traced:
+            done = (time.monotonic() - began, self.tally.calls, self.tally.rounds)
+            self.path.append((*done, self._prompts()))
+
+    def _train(self, optimizer: Optimizer, outcome: Outcome, began: float) -> None:
         if isinstance(optimizer, Demos):
             self._show(optimizer)
             return
         for batch in batches(self.task.train, self.batch, self.seed):
             try:
-                if not isinstance(optimizer, ParetoTGD):  # which draws its own batches
+                if not isinstance(optimizer, ParetoTGD | EditTGD):  # which draw their own batches
                     self.judged(batch).explanation.backward()
                 optimizer.step()
             except (BatchError, ReplyError) as error:
@@ -90,6 +124,7 @@ class Trial:
             optimizer.clear_grad()
             outcome.steps += 1
             outcome.lengths.append(sum(len(str(p.data)) for p in self.agent.parameters()))
+            self._remember(began)
             spent = self.tally.calls
             # Half a step more or less: on average the budget is met, whatever a step costs.
             if spent + spent / outcome.steps / 2 > self.budget or outcome.steps == self.most_steps:
@@ -120,15 +155,23 @@ def scores_of(evaluation: cog.Evaluation) -> list[float | None]:
 
 
 class CallTotals:
-    """Adds up the calls that end while it is subscribed to the engine's events."""
+    """Adds up the calls that end while it is subscribed to the engine's events.
+
+    Attributes:
+        rounds: the most calls that waited for one another: each began after the one before had ended.
+    """
 
     def __init__(self) -> None:
         self.calls, self.usage = 0, Usage()
+        self.rounds, self._round_ended = 0, 0.0
 
     def __call__(self, event: Any) -> None:
         if isinstance(event, CallEnded):
             self.calls += 1
             self.usage += event.usage
+            now = time.monotonic()
+            if now - event.seconds >= self._round_ended:  # it had to wait for another call
+                self.rounds, self._round_ended = self.rounds + 1, now
 
 
 class _Watch:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from benchmarks.child import DEADLINE, ChildError, read
@@ -61,6 +64,45 @@ class Peer:
         Raises:
             PeerError: with the reason, if there is nothing to return.
         """
+        with self._command(arguments, folder) as (command, home, env):
+            try:
+                return read(command, cwd=home, env=env, deadline=deadline)
+            except ChildError as error:
+                raise PeerError(f"its step failed: {error}") from error
+
+    def stream(self, arguments: Sequence[str], folder: Path, deadline: float) -> Generator[dict[str, Any]]:
+        """Run the script in the peer's environment and yield the `run` of each line of JSON as it is printed.
+
+        Raises:
+            PeerError: with the reason, once there is nothing more to yield.
+        """
+        with (
+            self._command(arguments, folder) as (command, home, env),
+            TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                command, cwd=home, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
+            ) as child,
+        ):
+            timer = threading.Timer(deadline, child.kill)
+            timer.start()
+            try:
+                assert child.stdout is not None
+                for line in child.stdout:
+                    if line.startswith('{"run": '):
+                        yield json.loads(line)["run"]
+                code = child.wait()
+            finally:
+                timer.cancel()
+                child.kill()
+            if code != 0:
+                errors.seek(0)
+                said = errors.read().strip().splitlines() or [f"it ended with {code}"]
+                raise PeerError(f"its step failed: {said[-1]}")
+
+    @contextmanager
+    def _command(
+        self, arguments: Sequence[str], folder: Path
+    ) -> Iterator[tuple[list[str], Path, dict[str, str]]]:
         python = self._python()
         # A fresh home: a reply that was cached on disk by an earlier run would be no call.
         with TemporaryDirectory() as home:
@@ -70,11 +112,7 @@ class Peer:
                 "XDG_CACHE_HOME": home,
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or an import asks the network for prices
             }
-            try:
-                command = [str(python), str(folder / self.script), *arguments]
-                return read(command, cwd=Path(home), env=env, deadline=deadline)
-            except ChildError as error:
-                raise PeerError(f"its step failed: {error}") from error
+            yield [str(python), str(folder / self.script), *arguments], Path(home), env
 
     def _python(self) -> Path:
         folder = CACHE / self.name.lower()

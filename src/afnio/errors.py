@@ -10,6 +10,7 @@ AfnioError
 ├── TemplateError          placeholders and inputs don't match
 ├── ReplyError             an op can't use a model's reply
 ├── ScoreError             a score is above `max_score`
+│   └── MetricError        a metric returned something other than a number
 ├── JournalError           a journal can't be opened, read or written
 │   ├── JournalFormatError     the file is foreign, corrupt or newer
 │   ├── JournalLockedError     another process uses it
@@ -30,6 +31,7 @@ AfnioError
 ├── StoreVersionError      a newer Afnio wrote the run store
 ├── ChoiceError            a name matches no run, or several
 ├── StudioError            the studio can't start
+├── GatewayError           the gateway can't start
 └── DownloadError          a dataset's file can't be downloaded
 BatchError (ExceptionGroup)  the failed samples of one batch
 
@@ -91,6 +93,10 @@ class ReplyError(AfnioError, ValueError):
 
 class ScoreError(AfnioError, ValueError):
     """A score is above its evaluator's `max_score`. `max_score` is wrong, so the whole launch fails."""
+
+
+class MetricError(ScoreError, TypeError):
+    """A metric returned something other than a number. Every row would get it, so the whole launch fails."""
 
 
 class JournalError(AfnioError):
@@ -168,7 +174,10 @@ class ModelError(AfnioError):
         status: HTTP status, or None if there was no response.
         limits: what the response's headers reported about the account's limits, or None. A refusal's
             headers teach the engine the limits as well as a reply's do.
+        response: what the provider sent, for calls through the bridge or the gateway. They hand it on.
     """
+
+    response: Any = None
 
     def __init__(
         self,
@@ -249,6 +258,10 @@ class ChoiceError(AfnioError):
 
 class StudioError(AfnioError):
     """The studio can't start."""
+
+
+class GatewayError(AfnioError):
+    """The gateway can't start."""
 
 
 class DownloadError(AfnioError, RuntimeError):

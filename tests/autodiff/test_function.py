@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from roles import comment, play, shown, variables
 
 import afnio
 from afnio.autodiff import Function
-from afnio.errors import BatchError
+from afnio.errors import BatchError, BudgetExceeded
+from afnio.testing import ScriptedClient
 
 
 class Both(Function):
@@ -237,3 +239,94 @@ def test_strange_exceptions_end_their_lane() -> None:
     with pytest.raises(BatchError):
         afnio.Variable(["a"] * 100).map(shares).data
     assert 1 == len(shared.__notes__)
+
+
+# Without a backward ------------------------------------------------------------------------------
+
+
+def critic() -> ScriptedClient:
+    client = ScriptedClient(play(critic=comment(lambda v: f"mend {v.attributes['name']}")))
+    afnio.set_backward_model_client(client, completion_args={"model": "b"})
+    return client
+
+
+MODEL = ScriptedClient("said")
+
+
+class Asking(Function):
+    """Asks a model, and leaves its feedback to the critic."""
+
+    @staticmethod
+    async def forward(ctx, prompt, text, *, times):
+        messages = [{"role": "system", "content": prompt}, {"role": "user", "content": text}]
+        return "".join([str(await MODEL.achat(messages=messages, model="m")) for _ in range(times)])
+
+
+def test_a_function_without_backward_has_a_critic_of_its_calls() -> None:
+    """One call for each sample with feedback, about all Variables that want some."""
+    asked = critic()
+    prompt = afnio.Variable("Be brief.", role="prompt", requires_grad=True)
+    texts = afnio.Variable(["a", "b"], role="texts", requires_grad=True)
+    Asking.apply(prompt, texts, times=2).backward(afnio.Variable(["too long", None]))
+    assert 1 == len(asked.requests)
+    request = asked.requests[0]
+    assert [("prompt", "1 2"), ("text", "1 2")] == [
+        (v.attributes["name"], v.attributes["seen_in"]) for v in variables(request)
+    ]
+    assert (["saidsaid"], ["too long"]) == (shown(request, "agent_output"), shown(request, "feedback"))
+    assert (["mend prompt"], [["mend text", None]]) == (
+        [g.data for g in prompt.grad],
+        [g.data for g in texts.grad],
+    )
+
+
+def test_outputs_of_several_and_batched_functions_reach_the_critic() -> None:
+    class Pair(Function):
+        outputs = ("first", "second")
+
+        @staticmethod
+        def forward(ctx, text):
+            return text.upper(), text.lower()
+
+    class Sorted(Function):
+        batched = True
+
+        @staticmethod
+        def forward(ctx, texts):
+            return sorted(texts)
+
+    class Quick(Function):
+        inline = True
+
+        @staticmethod
+        def forward(ctx, *texts):
+            return "".join(texts)
+
+    critic()
+    x, y = (afnio.Variable(data, requires_grad=True) for data in ("Ab", ["b", "a"]))
+    Pair.apply(x).second.backward(afnio.Variable("f"))
+    Sorted.apply(y).backward(afnio.Variable(["f", None]))
+    assert (["mend text"], [["mend texts", None]]) == ([g.data for g in x.grad], [g.data for g in y.grad])
+    z = afnio.Variable("z", requires_grad=True)
+    Quick.apply(z, "!").backward(afnio.Variable("f"))
+    assert 1 == len(z.grad)
+
+
+def test_without_a_backward_model_backward_says_so_at_its_line() -> None:
+    out = Asking.apply(afnio.Variable("p", requires_grad=True), "a", times=1)
+    with pytest.raises(RuntimeError, match="no backward model has been set"):
+        out.backward(afnio.Variable("f"))
+    assert "said" == out.data
+
+
+def test_a_budget_that_ends_in_forward_ends_the_lane() -> None:
+    class Careless(Function):
+        @staticmethod
+        async def forward(ctx, text):
+            try:
+                return str(await MODEL.achat(messages=[{"role": "user", "content": text}], model="m"))
+            except Exception:
+                return "made up"
+
+    with afnio.budget(max_calls=0), pytest.raises(BudgetExceeded):
+        Careless.apply(afnio.Variable("a", requires_grad=True)).data

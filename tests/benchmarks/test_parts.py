@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import accept, calls, launch, quota, report, scale, step, tail, trainer
+from benchmarks import accept, calls, launch, quota, report, scale, step, tail, tls, trainer
+from benchmarks.endpoint import endpoint
 from benchmarks.peers import environment
 from benchmarks.race import MIXES
 
@@ -36,7 +37,34 @@ def test_calls(results: Callable[[str], dict[str, Any]]) -> None:
         assert 10 < row["calls/s"] <= 8 / 0.02
         assert row["p50 ms"] >= 20
         assert 0 < row["CPU ms/call"] < 100
-    assert [claim.what for claim in claims] == ["CPU ms/call at 8"]
+        assert row["range"] == " to ".join([report.shown(row["x AsyncOpenAI"])] * 2)
+    assert [claim.what for claim in claims] == ["afnio, no journal: CPU ms/call at 8"]
+
+
+def test_calls_over_tls(results: Callable[[str], dict[str, Any]]) -> None:
+    with endpoint() as server:
+        claims = tls.pools(server, {8: 1}, latency=0.02)
+    plain, secure = results("calls-tls")["rows"]
+    assert (plain["by"], secure["by"], plain["resumed"], plain["x HTTP"]) == ("HTTP", "HTTPS", 0, 1.0)
+    assert 1 < secure["opened"] <= 1 + 8
+    assert secure["resumed"] == secure["opened"] - 1
+    assert [claim.what for claim in claims] == ["HTTPS / HTTP, calls/s, warm at 8, journal on"]
+
+
+@pytest.mark.slow
+def test_large_calls_and_their_memory(results: Callable[[str], dict[str, Any]]) -> None:
+    with endpoint() as server:
+        (claim,) = tls.bodies(server, {200: 4}, repeats=1, waves=2, latency=0.02)
+        tls.memory(server, 20)
+    rows = results("calls-bodies")["rows"]
+    assert [(row["kB"], row["by"], row["journal"]) for row in rows] == [
+        (200, "HTTP", "no"),
+        (200, "HTTPS", "no"),
+        (200, "HTTPS", "yes"),
+    ]
+    assert claim.value == rows[1]["CPU ms/call"]
+    memory = {row["by"]: row["kB/call"] for row in results("calls-memory")["rows"]}
+    assert 5 < memory["HTTP"] < memory["HTTPS"] < 1000
 
 
 def test_step(results: Callable[[str], dict[str, Any]]) -> None:

@@ -308,9 +308,12 @@ def test_no_score_is_right_without_a_bound():
 def test_a_text_is_never_right_by_itself():
     """No rule says which texts are good."""
     answer = prediction(["a"])
-    score, explanation = SCORED(answer, "t", lambda p, t: "good", "mark", None, max, "best")
-    explanation.backward()
-    assert ("good", 1) == (score.data, len(feedback(answer)))
+    with pytest.raises(BatchError, match=r"\(sample 0\): .* must return a number or a bool .*got 'good'\)"):
+        SCORED(answer, "t", lambda p, t: "good", "mark").score.data
+    marked = SCORED(answer, "t", lambda p, t: "good", "mark", lambda s: s == ["good"], max, "best")
+    assert "good" == marked.score.data
+    marked.explanation.backward()
+    assert [] == feedback(answer)
 
 
 async def mean(scores):
@@ -453,11 +456,38 @@ def test_bad_arguments_are_refused_at_the_launch_line(call, error, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("score", [None, [1], {"a": 1}, object()])
+@pytest.mark.parametrize("score", [None, [1], {"a": 1}, object(), "0.5", (0.5, 1), (1, 2, 3), (None, "why")])
 def test_what_is_no_score_is_refused_when_it_comes(score):
     """A forgotten return must not mark a sample as missing."""
-    with pytest.raises(TypeError, match="eval_fn must return one score|a Variable holds"):
+    with pytest.raises(TypeError, match="eval_fn must return a number or a bool"):
         _ = SCORED(prediction("a"), "a", lambda p, t: score, "nothing").score.data
+
+
+@pytest.mark.parametrize("nan", [math.nan, (math.nan, "why")])
+def test_nan_is_no_score(nan):
+    """It would make the mean of a batch NaN; the message names the row."""
+    with pytest.raises(BatchError, match=r"\(sample 1\): .* must return a number \(got NaN\)"):
+        SCORED(prediction(["a", "b"]), "t", lambda p, t: nan if p == "b" else 0, "size").score.data
+
+
+async def commented(answer, target):
+    await anyio.lowlevel.checkpoint()
+    return Scalar(float(answer == target)), f"{answer} has too few letters"
+
+
+@pytest.mark.parametrize(
+    "eval_fn", [commented, lambda p, t: (p == t, f"{p} has too few letters"), functools.partial(commented)]
+)
+def test_an_eval_fn_may_write_the_feedback_itself(eval_fn):
+    """It takes the place of the generated one, for wrong samples; None leaves that."""
+    answers = prediction(["Rome", "rom"])
+    score, explanation = SCORED(answers, "Rome", eval_fn, "match")
+    explanation.backward()
+    assert [1, 0] == score.samples
+    assert [[None, "rom has too few letters"]] == feedback(answers)
+    left = prediction("rom")
+    SCORED(left, "Rome", lambda p, t: (0, None), "match").explanation.backward()
+    assert ['match: predicted "rom", expected "Rome", score 0.'] == feedback(left)
 
 
 def test_a_failing_reduction_surfaces_at_the_read():

@@ -65,7 +65,7 @@ def test_a_path_makes_an_openai_client():
         ("openai/", {}, ValueError, "(got 'openai/')"),
         ("/gpt", {}, ValueError, "(got '/gpt')"),
         ("anthropic/claude", {}, ValueError, "must be openai or azure (got 'anthropic'); use openai/"),
-        (3, {}, TypeError, 'model_path must be "provider/model" or a model client (got 3)'),
+        (3, {}, TypeError, 'model_path must be "provider/model", a model client or None (got 3)'),
         (ScriptedClient(), {}, ValueError, "completion_args must name the model of a client"),
         (ScriptedClient(), {"model": "m", "n": 2}, ValueError, "n=2 replies"),
     ],

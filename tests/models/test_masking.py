@@ -6,16 +6,21 @@ import base64
 import html
 import json
 import random
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afnio.models._masking import MASK, mask, mask_arguments, secrets_in_headers
+import afnio.tellurio as te
+from afnio.cli import main
+from afnio.models import mask, secrets_in_headers
 
+MASK = "<api key>"
 SECRET = "sk-SeCrEt/Key+01&23=="
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
@@ -127,9 +132,20 @@ def test_hostile_texts_take_no_time(piece: bytes) -> None:
         (["task-0123456789", "run.py", "--name=first"], ["task-0123456789", "run.py", "--name=first"]),
     ],
 )
-def test_arguments_that_are_keys(arguments: list[str], shown: list[str]) -> None:
-    """By the name before them, or by their looks; the others stay."""
-    assert shown == mask_arguments(arguments)
+def test_arguments_that_are_keys(
+    arguments: list[str],
+    shown: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the name before them, or by their looks; the others stay. A run keeps its program's arguments."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py", raising=False)
+    monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
+    with te.init("me", "emails", name="one", dir=tmp_path):
+        pass
+    assert 0 == main(["runs", "show", "one", "--dir", str(tmp_path), "--json"])
+    assert shown == json.loads(capsys.readouterr().out)["identity"][2]
 
 
 def test_headers_are_secret_by_name_or_looks() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from afnio.models import _prices
-from afnio.models._prices import ENVIRONMENT, PriceFile, price_of
-from afnio.runtime._spending import Price, Tier
+from afnio.models import price_of
+from afnio.runtime import Price, Tier
 
 HOST = "https://api.openai.com/v1"
+ENVIRONMENT = "AFNIO_PRICES"
 
 TOML = """
 version = "2026-11"
@@ -37,11 +37,9 @@ output = 0.6
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No price file of whoever runs the tests, no answers of other tests."""
+    """No price file of whoever runs the tests. Answers are kept: each test asks about models or files of its own."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    _prices._price_of.cache_clear()
-    _prices._looked_up.clear()
     return tmp_path
 
 
@@ -59,7 +57,7 @@ def written(path: Path, text: str) -> Path:
 @pytest.mark.usefixtures("without_package")
 def test_unknown() -> None:
     """Without a file and a table nothing has a price."""
-    assert price_of("gpt-4o-mini", HOST) is None
+    assert price_of("gpt-5-mini", HOST) is None
 
 
 @pytest.mark.usefixtures("without_package")
@@ -123,18 +121,20 @@ def test_named_file_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("p.toml", '[[price]]\nmodel = "m"\ninput = 1\noutput = 1\ncached = []', r"cached must be dollars"),
     ],
 )
-def test_damaged_files(home: Path, name: str, text: str, said: str) -> None:
+def test_damaged_files(home: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, said: str) -> None:
     """The error names the file and the line or the key."""
+    monkeypatch.setenv(ENVIRONMENT, str(written(home / name, text)))
     with pytest.raises(ValueError, match=said):
-        PriceFile.read(written(home / name, text))
+        price_of("m", HOST)
 
 
-def test_file_that_is_no_text(home: Path) -> None:
+def test_file_that_is_no_text(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that are no UTF-8 are named as such."""
     path = home / "p.toml"
     path.write_bytes(b"\xff\xfe")
+    monkeypatch.setenv(ENVIRONMENT, str(path))
     with pytest.raises(ValueError, match="can't be read as TOML"):
-        PriceFile.read(path)
+        price_of("m", HOST)
 
 
 class Rate(SimpleNamespace):
@@ -147,7 +147,7 @@ def table(monkeypatch: pytest.MonkeyPatch, row: Any) -> list[tuple[str, str]]:
 
     def calc_price(usage: Any, model: str, *, provider_api_url: str) -> Any:
         asked.append((model, provider_api_url))
-        if model != "known":
+        if not model.startswith("known"):
             raise LookupError(model)
         return SimpleNamespace(model_price=row)
 
@@ -176,8 +176,10 @@ def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_that_bill_otherwise(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]) -> None:
     """A model that isn't billed by tokens in and out alone has no price here, rather than a wrong one."""
     row = SimpleNamespace(**{"input_mtok": Decimal(1), "output_mtok": Decimal(1), **extra})
-    table(monkeypatch, row)
-    assert price_of("known", HOST) is None
+    asked = table(monkeypatch, row)
+    model = f"known with {next(iter(extra))}"
+    assert price_of(model, HOST) is None
+    assert [(model, HOST)] == asked
 
 
 def test_file_comes_before_the_table(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def virtual_runtime() -> Iterator[VirtualLoop]:
     with patch.object(asyncio, "new_event_loop", lambda: loop):
         runtime = module.Runtime()
     threads = _callables._threads(runtime)
-    loop.busy = lambda: bool(threads.nodes.borrowed_tokens or threads.steps.borrowed_tokens)
+    loop.busy = lambda: bool(threads.busy)
     before, module._default = module._default, runtime
     try:
         yield loop

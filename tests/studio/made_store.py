@@ -260,6 +260,60 @@ def make_pool(path: Path, name: str = "keen-otter") -> MadeRun:
     return run
 
 
+BLOCKS = (
+    ("Classify the sentiment of the message.", 0, [], None, 1, 3, 1, 4, 0.25, -0.1, 0.6),
+    ("Answer with one lower-case word.", 2, [31, 4], "Answer with one word.", 2, 5, 1, 10, 0.25, 0.03, 0.47),
+    ("Thanks at the end don't make a message positive.", 3, [17, 4, 52], None, 1, 2, 2, 4, 0.0, -0.4, 0.4),
+    ("Treat polite requests without complaint as neutral.", 3, [8], None, 0, 0, 0, 0, None, None, None),
+)
+"""The rows of a text's blocks, but for their places."""
+
+
+def make_race(path: Path, name: str = "brisk-lynx") -> MadeRun:
+    """A run of an optimizer that edits by block: a text's lineage, edits left out, and the race of its last step."""
+    run = MadeRun(path, name)
+    columns = (
+        "text",
+        "step",
+        "samples",
+        "replaces",
+        "races",
+        "wins",
+        "losses",
+        "ties",
+        "effect",
+        "low",
+        "high",
+    )
+    with run:
+        run.insert("parameters", number=1, step=0, role="the system prompt", value=PROMPTS[0])
+        for number in range(1, 4):
+            feedback = [(text, []) for text in FEEDBACK[number - 1]]
+            step = run.step(number, PROMPTS[number - 1], PROMPTS[number], feedback, optimizer="EditTGD")
+        change = run.db.execute("SELECT max(id) FROM changes").fetchone()[0]
+        run.db.execute(
+            "UPDATE changes SET dropped = ? WHERE id = ?",
+            (
+                json.dumps(["The edit names block 9, which isn't there.", "The edit repeats one that lost."]),
+                change,
+            ),
+        )
+        for place, row in enumerate(BLOCKS):
+            values = {k: json.dumps(v) if k == "samples" else v for k, v in zip(columns, row, strict=True)}
+            run.insert("blocks", change_id=change, number=place, **values)
+        draw, numbers = random.Random(5), [5, 12, 19, 23, 40, 41, 58, 60]
+        names = ("incumbent", "chain 1", "chain 2", "chain 3", "union", "without block 2")
+        for count, title in enumerate(names):
+            ran = 8 if title in ("incumbent", "union") else 4
+            scores = [float(draw.random() < 0.45 + 0.1 * count) for _ in range(ran)]
+            run.insert(
+                "candidates", step_id=step, number=count, parents=json.dumps([0] * (count > 0)),
+                vals=json.dumps([PROMPTS[count % 4]]), scores=json.dumps(scores), name=title,
+                samples=json.dumps(numbers[:ran]), verdict="accepted" if title == "union" else "lost the race",
+            )  # fmt: skip
+    return run
+
+
 def make_hostile(path: Path, name: str = "<img src=x onerror=alert(1)>") -> MadeRun:
     """A run whose every text tries something: tags, attributes, reordering, a megabyte."""
     attack = (
@@ -292,8 +346,13 @@ def make_hostile(path: Path, name: str = "<img src=x onerror=alert(1)>") -> Made
         for number in range(2):
             run.insert(
                 "candidates", step_id=1, number=number, parents=json.dumps([0] * number), vals=json.dumps([attack]),
-                scores="[0.5, null]", verdict=attack,
+                scores="[0.5, null]", verdict=attack, name=attack, samples="[3, 4]",
             )  # fmt: skip
+        run.insert(
+            "blocks", change_id=1, number=0, text=attack, step=1, samples=json.dumps([attack]), replaces=attack,
+            races=1, wins=1, losses=0, ties=0, effect=0.5, low=0.1, high=0.9,
+        )  # fmt: skip
+        run.db.execute("UPDATE changes SET dropped = ?", (json.dumps([attack]),))
         run.insert("texts", name=attack, step=0, text=attack, time=run.time)
         run.insert(
             "tables", name=attack, step=0, columns=json.dumps([attack]), rows=json.dumps([[attack]]), time=0

@@ -166,6 +166,33 @@ def test_a_step_tells_what_changed_why_and_what_it_did(browser: Browser, studio:
     browser.look(studio, visit)
 
 
+def test_a_step_shows_where_each_block_comes_from_and_its_race(browser: Browser, studio: Studio) -> None:
+    """The record in place of the guess: blocks with their samples and intervals, edits left out, the race."""
+
+    def visit(page: Page) -> None:
+        page.goto(studio.base + studio.run("brisk-lynx") + "/steps/3")
+        assert 0 == page.locator(".sentence").count()
+        assert "guess" not in page.locator("main").inner_text()
+        clear = "+0.250 (+0.030 to +0.470)"
+        assert texts(page, ".blocks tbody tr")[1:] == [
+            f"Answer with one lower-case word. replaced: Answer with one word. step 2 31, 4 2 5 1 10 {clear}",
+            "Thanks at the end don't make a message positive. step 3 17, 4, 52 1 2 2 4 ±0 (−0.400 to +0.400)",
+            "Treat polite requests without complaint as neutral. step 3 8 0 0 0 0 not raced",
+        ]
+        assert 1 == page.locator(".blocks .interval .clear").count()
+        assert "isn't there" in texts(page, "h3:has-text('left out') + ul li")[0]
+        heads = texts(page, ".race thead th")
+        assert ["Candidate", "Sum", "On", "5", "12", "19", "23", "40", "41", "58", "60"] == heads
+        rows = texts(page, ".race tbody tr")
+        assert 6 == len(rows)
+        assert re.match(r"union goes on \d 8 ", rows[4]), rows[4]
+        assert 4 * 4 == page.locator(".race td.none").count()
+        page.locator(".race tbody a").nth(4).click()
+        page.wait_for_url("**/lineage/4")
+
+    browser.look(studio, visit)
+
+
 def test_a_sample_and_its_calls(browser: Browser, studio: Studio) -> None:
     """The way of a wrong sample there and back; a call opens beside it, with what was said and paid."""
 

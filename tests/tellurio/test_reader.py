@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -17,11 +18,9 @@ from first_store import CALL, first_version
 from tiny_training import FIRST, SECOND, TEXTS, reply, train
 
 import afnio.tellurio as te
+from afnio.cli import main
 from afnio.errors import StoreProblemError
-from afnio.tellurio import _store
-from afnio.tellurio._compare import PhaseComparison, Scores, compare
-from afnio.tellurio._queries import StoreReader
-from afnio.tellurio._schema import connect
+from afnio.tellurio import StoreReader
 from afnio.testing import ScriptedClient
 
 FILE = Path(".afnio/me/emails.db")
@@ -92,31 +91,25 @@ def test_pages_go_on_after_the_last_one() -> None:
         assert 9 == len(rows)
 
 
-def kinds(reader: StoreReader, first: te.Run, second: te.Run) -> dict[str, PhaseComparison]:
-    before, after = (Scores(reader.scores(run.id)) for run in (first, second))
-    return {one.kind: one for one in compare(before, after).kinds}
-
-
-def test_two_runs_are_compared_sample_by_sample() -> None:
+def test_two_runs_are_compared_sample_by_sample(capsys: pytest.CaptureFixture[str]) -> None:
     """The last phase of each kind: the prompt got better in both, so nothing is won or lost."""
-    first, second = trained("first"), trained("second")
-    with StoreReader(FILE) as reader:
-        found = {
-            one.kind: one
-            for one in compare(Scores(reader.scores(first.id)), Scores(reader.scores(second.id))).kinds
-        }
-        assert ("val#2", "val#2", (3, 3)) == (found["val"].first, found["val"].second, found["val"].samples)
-        assert (3, 0, 0) == found["val"].paired[:3]
-        assert {"val", "epoch/step"} == set(found)
-        with sqlite3.connect(FILE) as db:
-            db.execute("UPDATE samples SET score = 0 WHERE run_id = ? AND phase = 'val#2'", (first.id,))
-        db.close()
-        found = {
-            one.kind: one
-            for one in compare(Scores(reader.scores(first.id)), Scores(reader.scores(second.id))).kinds
-        }
-        assert (3, 3, 0, 1.0) == found["val"].paired[:4]
-        assert (0.0, 1.0) == found["val"].means
+    first, _ = trained("first"), trained("second")
+
+    def phases() -> dict[str, dict[str, Any]]:
+        assert 0 == main(["runs", "compare", "first", "second", "--json"])
+        return {one["kind"]: one for one in json.loads(capsys.readouterr().out)["phases"]}
+
+    found = phases()
+    assert {"val", "epoch/step"} == set(found)
+    val = found["val"]
+    assert ("val#2", "val#2", [3, 3]) == (val["first"], val["second"], val["samples"])
+    assert [3, 0, 0] == [val["paired"][name] for name in ("samples", "won", "lost")]
+    with closing(sqlite3.connect(FILE)) as db:
+        db.execute("UPDATE samples SET score = 0 WHERE run_id = ? AND phase = 'val#2'", (first.id,))
+        db.commit()
+    val = phases()["val"]
+    assert [3, 3, 0, 1.0] == [val["paired"][name] for name in ("samples", "won", "lost", "difference")]
+    assert [0.0, 1.0] == val["means"]
 
 
 def test_a_killed_run_is_seen_as_crashed() -> None:
@@ -155,8 +148,6 @@ def test_a_store_is_read_while_it_is_written() -> None:
 
 def test_an_older_store_is_read_and_left_alone() -> None:
     """Through a copy in memory."""
-    import json
-
     first_version(FILE, [("call", json.dumps(CALL))])
     before = FILE.read_bytes()
     with StoreReader(FILE) as reader:
@@ -174,7 +165,7 @@ def problem(path: Path) -> str:
     return str(caught.value)
 
 
-def test_what_cannot_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_one_sentence() -> None:
     """Missing, no database, damaged, newer, being made, locked."""
     assert "There is no run store" in problem(Path("nowhere.db"))
     Path("text.db").write_text("not a database, but somebody's file" * 100)
@@ -193,7 +184,6 @@ def test_what_cannot_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     data[8192:] = b"\xff" * (len(data) - 8192)
     Path("damaged.db").write_bytes(data)
     assert "damaged" in problem(Path("damaged.db"))
-    monkeypatch.setattr(_store, "PATIENCE", 0.05)
     with closing(sqlite3.connect(FILE)) as db:
         db.execute("PRAGMA journal_mode = DELETE")
         db.execute("BEGIN EXCLUSIVE")
@@ -211,7 +201,7 @@ def test_a_folder_that_cannot_be_written_can_be_read(tmp_path: Path) -> None:
 
 READ_ONLY = """
 import os, sys, pathlib
-import afnio.tellurio._queries as reading
+from afnio.tellurio import StoreReader
 path = pathlib.Path(sys.argv[1])
 path.chmod(0o444)
 path.parent.chmod(0o555)
@@ -222,7 +212,7 @@ user = os.geteuid()
 if user == 0:
     os.seteuid(65534)
 try:
-    with reading.StoreReader(path) as reader:
+    with StoreReader(path) as reader:
         print([run.name for run in reader.runs()])
 finally:
     os.seteuid(user)
@@ -232,8 +222,8 @@ finally:
 
 def test_a_page_of_many_calls_is_quick() -> None:
     """100,000 calls in a run: a page, filtered or not, within 150 ms (95 of 100)."""
-    with closing(connect(FILE)) as db:
-        db.execute("BEGIN")
+    te.init("me", "emails", name="small").finish()
+    with closing(sqlite3.connect(FILE)) as db:
         db.execute(
             "INSERT INTO runs (id, name, namespace, project, status, config, identity, seed, host, pid, "
             "date_created, date_updated) VALUES ('r', 'big', 'me', 'emails', 'COMPLETED', '{}', '', 1, 'h', 1, 1, 2)"
@@ -253,7 +243,7 @@ def test_a_page_of_many_calls_is_quick() -> None:
             "messages) VALUES ('r', ?, ?, ?, '', ?, 'http://h', 'm', 'ok', 1, 1, 0, 1, 2, 1, 1, 0, 0, '')",
             rows,
         )
-        db.execute("COMMIT")
+        db.commit()
     seconds = []
     with StoreReader(FILE) as reader:
         for after in range(0, 100_000, 5_000):

@@ -13,9 +13,10 @@ from tiny_training import FIRST, LABELS, SECOND, TEXTS, evaluate, reply, train
 
 import afnio
 import afnio.tellurio as te
+from afnio.cli import main
 from afnio.cognitive import Parameter
 from afnio.errors import FinalModelError, TransientModelError
-from afnio.optim import TGD, Candidate, Change
+from afnio.optim import TGD, Candidate, Change, Lineage
 from afnio.runtime.events import StepEnded, emit
 from afnio.testing import ScriptedClient
 
@@ -207,6 +208,33 @@ def test_broken_texts_are_kept(read: Read) -> None:
         emit(StepEnded("run/1", "Mine", (Change("r", "\ud800", math.nan, 1),), "\ud800"))
     assert [("a\\ud800\x00",)] == read(FILE, "SELECT DISTINCT prediction FROM samples")
     assert [("\\ud800", "NaN")] == read(FILE, "SELECT before, after FROM changes")
+
+
+def test_the_lineage_of_a_text_and_its_race_are_recorded(
+    read: Read, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As rows, and as JSON lines of an export; a secret in a block is masked like everywhere."""
+    blocks = (
+        Lineage("Be kind."),
+        Lineage("Say sk-abcdefghijklmnopqrstuvwx.", 2, (17, 4), "Say it.", 2, 5, 1, 42, 0.083, -0.02, 0.187),
+    )
+    change = Change("p", "Say it.", "Be kind. Say it.", 0, lineage=blocks, dropped=("Block 9 isn't there.",))
+    union = Candidate(2, (0, 1), ("b",), (1.0, None), "accepted", "union", (17, 4))
+    with te.init("me", "emails", name="raced", redact=[r"sk-\w+"]):
+        emit(StepEnded("run/9", "EditTGD", (change,), None, (union,)))
+    rows = read(
+        FILE, "SELECT text, step, samples, replaces, races, wins, losses, ties, effect, low FROM blocks"
+    )
+    assert rows[0] == ("Be kind.", 0, "[]", None, 0, 0, 0, 0, None, None)
+    assert rows[1][1:] == (2, "[17, 4]", "Say it.", 2, 5, 1, 42, 0.083, -0.02)
+    assert "abcdefgh" not in rows[1][0]
+    assert main(["runs", "export", "raced"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    by_table = {line["table"]: line for line in lines}
+    assert by_table["changes"]["dropped"] == ["Block 9 isn't there."]
+    assert by_table["blocks"]["samples"] == [17, 4]
+    found = {name: by_table["candidates"][name] for name in ("name", "samples", "scores")}
+    assert found == {"name": "union", "samples": [17, 4], "scores": [1.0, None]}
 
 
 def test_candidates_are_recorded(read: Read) -> None:

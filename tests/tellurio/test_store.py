@@ -142,7 +142,7 @@ def test_the_file_is_in_wal_mode_and_whole(read: Read) -> None:
     journal = FILE.with_suffix("") / f"{run.id}.journal"
     assert {FILE, journal} == {path for path in FILE.parent.rglob("*") if path.is_file()}
     assert read(FILE, "PRAGMA journal_mode") == [("wal",)]
-    assert read(FILE, "PRAGMA user_version") == [(3,)]
+    assert read(FILE, "PRAGMA user_version") == [(4,)]
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -170,7 +170,7 @@ def test_a_newer_file_is_refused_and_left_as_it_is() -> None:
     with closing(sqlite3.connect(FILE)) as connection:
         connection.execute("PRAGMA user_version = 99")
     before = FILE.read_bytes()
-    with pytest.raises(te.StoreVersionError, match=r"version \[99\].*only \[3\].*AFNIO_HOME"):
+    with pytest.raises(te.StoreVersionError, match=r"version \[99\].*only \[4\].*AFNIO_HOME"):
         te.init("me", "emails")
     assert FILE.read_bytes() == before
     assert list(FILE.parent.iterdir()) == [FILE]

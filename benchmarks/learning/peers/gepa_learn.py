@@ -1,4 +1,7 @@
-"""GEPA on a task of ours: its engine, its selection, its acceptance; an adapter runs the steps."""
+"""GEPA on a task of ours: its engine, its selection, its acceptance; an adapter runs the steps.
+
+Options: `minibatch` samples of a reflection instead of GEPA's three; `proposals` from one parent side by side.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any
 
 import gepa
 from gepa import EvaluationBatch
-from job import THREADS, Job, report
+from gepa.strategies.proposal_sampling import SameParentSampling
+from job import Job, report
 
 
 class Adapter:
@@ -21,8 +25,19 @@ class Adapter:
     def evaluate(
         self, batch: list[dict[str, Any]], candidate: dict[str, str], capture_traces: bool = False
     ) -> EvaluationBatch:
-        with ThreadPoolExecutor(THREADS) as pool:
-            runs = list(pool.map(lambda item: self.job.run(candidate, item), batch))
+        return self.batch_evaluate([(candidate, batch)], capture_traces)[0]
+
+    def batch_evaluate(
+        self, items: list[tuple[dict[str, str], list[dict[str, Any]]]], capture_traces: bool = True
+    ) -> list[EvaluationBatch]:
+        pairs = [(candidate, item) for candidate, batch in items for item in batch]
+        with ThreadPoolExecutor(self.job.spec["threads"]) as pool:
+            runs = iter(list(pool.map(lambda pair: self.job.run(*pair), pairs)))
+        return [self._judged(batch, [next(runs) for _ in batch], capture_traces) for _, batch in items]
+
+    def _judged(
+        self, batch: list[dict[str, Any]], runs: list[tuple[Any, str]], capture_traces: bool
+    ) -> EvaluationBatch:
         scores = [self.job.score(run[1], item["target"]) for run, item in zip(runs, batch, strict=True)]
         traces = [
             (item, seen, answer, score)
@@ -47,15 +62,38 @@ class Adapter:
         }
 
 
+class Reflection:
+    """The critic, asked about several candidates at once where GEPA proposes several."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self, prompt: Any) -> str:
+        return self.job.reflect([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+
+    def batch_complete(self, messages: list[list[dict[str, str]]], **_: Any) -> list[str]:
+        with ThreadPoolExecutor(len(messages)) as pool:
+            return list(pool.map(self.job.reflect, messages))
+
+
 def train(job: Job) -> dict[str, str]:
     """Return the best candidate's prompts."""
+    options = job.spec["options"]
+
+    def stop(state: Any) -> bool:
+        scores = state.program_full_scores_val_set
+        job.remember(state.program_candidates[scores.index(max(scores))])
+        return job.spent
+
     result = gepa.optimize(
         seed_candidate={step["name"]: step["prompt"] for step in job.spec["steps"]},
         trainset=job.spec["train"],
         valset=job.spec["val"],
         adapter=Adapter(job),
-        reflection_lm=lambda prompt: job.reflect([{"role": "user", "content": prompt}]),
-        stop_callbacks=[lambda state: job.spent],
+        reflection_lm=Reflection(job),
+        reflection_minibatch_size=options.get("minibatch"),
+        sampling_strategy=SameParentSampling(options["proposals"]) if "proposals" in options else None,
+        stop_callbacks=[stop],
         logger=type("Quiet", (), {"log": lambda self, *said: None})(),
         seed=job.spec["seed"],
     )

@@ -13,9 +13,6 @@ from typing import Any
 
 from openai import OpenAI
 
-THREADS = 8
-"""In flight while a peer evaluates; what it optimizes with is up to the peer."""
-
 
 class Job:
     """The task, the endpoint, and a count of what they took; read from a file."""
@@ -26,6 +23,8 @@ class Job:
         self.client = OpenAI(base_url=self.spec["base_url"], api_key=self.spec["api_key"], max_retries=5)
         self.calls = self.prompt_tokens = self.completion_tokens = 0
         self.note = ""
+        self.path: list[tuple[float, int, int, dict[str, str]]] = []
+        self.rounds, self.round_ended = 0, 0.0
         self.lock = threading.Lock()
         self.began = time.monotonic()
 
@@ -35,8 +34,11 @@ class Job:
 
     def ask(self, messages: list[dict[str, str]], arguments: dict[str, Any]) -> str:
         """Return the reply of one counted call."""
+        started = time.monotonic()
         reply = self.client.chat.completions.create(messages=messages, **arguments)
         with self.lock:
+            if started >= self.round_ended:  # it had to wait for another call
+                self.rounds, self.round_ended = self.rounds + 1, time.monotonic()
             self.calls += 1
             if reply.usage is not None:
                 self.prompt_tokens += reply.usage.prompt_tokens
@@ -88,7 +90,7 @@ class Job:
 
     def measured(self, prompts: dict[str, str], items: Sequence[dict[str, Any]]) -> list[float]:
         """Return the score of each item."""
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(self.spec["threads"]) as pool:
             return list(pool.map(lambda i: self.score(self.run(prompts, i)[1], i["target"]), items))
 
     def feedback(self, answer: str, target: str) -> str:
@@ -96,11 +98,18 @@ class Job:
         said, wanted = json.dumps(answer), json.dumps(target)
         return f"exact match: predicted {said}, expected {wanted}, score {self.score(answer, target):g}."
 
+    def remember(self, prompts: dict[str, str]) -> None:
+        """Note what the training would return if it ended now."""
+        if self.spec["traced"]:
+            self.path.append((time.monotonic() - self.began, self.calls, self.rounds, dict(prompts)))
+
     def result(self, prompts: dict[str, str]) -> dict[str, Any]:
         """Return the prompts that the training ended with and what it took."""
         return {
             "prompts": prompts,
             "note": self.note,
+            "path": self.path,
+            "rounds": self.rounds,
             "calls": self.calls,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -109,12 +118,11 @@ class Job:
 
 
 def report(train: Callable[[Job], dict[str, str]]) -> None:
-    """Run `train` on the job in each file that the arguments name, and print the results as the last line."""
-    runs = []
+    """Run `train` on the job in each file that the arguments name, and print each result as a line."""
     for path in sys.argv[1:]:
         job = Job(path)
-        runs.append(job.result(train(job)))
-    sys.stdout.write("\n" + json.dumps({"runs": runs}) + "\n")
+        sys.stdout.write("\n" + json.dumps({"run": job.result(train(job))}) + "\n")
+        sys.stdout.flush()
 
 
 def filled(template: str, values: dict[str, str]) -> str:

@@ -78,6 +78,7 @@ def train(job: Job) -> dict[str, str]:
     rng, waiting = random.Random(spec["seed"]), []
     best = sum(job.measured(program.texts, spec["val"]))
     steps = lost = 0
+    job.remember(program.texts)
     while not job.spent:
         if len(waiting) < BATCH:
             waiting += rng.sample(spec["train"], len(spec["train"]))
@@ -91,12 +92,14 @@ def train(job: Job) -> dict[str, str]:
         except IndexError:
             lost += 1
             job.note = f"{lost} of {steps} steps changed nothing: the optimizer's reply had none of its tags"
+            job.remember(program.texts)
             continue
         reached = sum(job.measured(program.texts, spec["val"]))
         if reached < best:
             for name, variable in program.prompts.items():
                 variable.set_value(before[name])
         best = max(best, reached)
+        job.remember(program.texts)
     return program.texts
 
 

@@ -437,8 +437,9 @@ class LaneBackward:
             [_as_feedback(outcome) for sent, _ in column for outcome in sent if _is_feedback(outcome)]
             for column in columns
         ]
-        if None in values or not any(feedback):
-            return [None if None in values else True, *[NO_FEEDBACK] * len(self._outgoing)]
+        missing = any(value is None for value in values)
+        if missing or not any(feedback):
+            return [None if missing else True, *[NO_FEEDBACK] * len(self._outgoing)]
         returned = self._function.run_backward(job, self._ctx.with_feedback(feedback))
         return self._awaited(returned, feedback) if callable(returned) else self._sent(returned, feedback)
 

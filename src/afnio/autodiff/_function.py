@@ -20,24 +20,53 @@ fixed rules.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections import namedtuple
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol, final
 
 from afnio.autodiff._graph import Edge, Feedback, Node, is_grad_enabled
 from afnio.autodiff._variable import Cell, Origin, Variable, checked
-from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
+from afnio.runtime._callables import batch_failure, call_in_node, caller_loop, current_quorum
 from afnio.runtime._kernel import PENDING, Job, Launch, Outcomes, Slot, inherited
 from afnio.runtime._tracebacks import caller_line, folding
 from afnio.runtime.events import NodeInput, NodeLaunched, listening
+
+if TYPE_CHECKING:
+    from afnio.runtime._loop import CallerLoop
 
 LaneFeedback = Sequence[Feedback | str | None]
 """One lane's feedback to its inputs: an entry for each Variable that the op was given, in order."""
 Later = Callable[[], Awaitable[LaneFeedback]]
 """Starts a backward that must be awaited."""
+
+
+class Critic(Protocol):
+    """Writes the feedback of Functions without a `backward`. `afnio.cognitive` brings it, as it knows models."""
+
+    def check(self) -> None:
+        """Raise for anything that a backward pass will lack."""
+
+    async def watch(self, ctx: Context, forward: Callable[[], Awaitable[Any]]) -> Any:
+        """Return the result of one lane's forward; keep what it did on `ctx`."""
+
+    def criticize(self, job: Job, ctx: Context, names: Mapping[int, str]) -> Later:
+        """Start the backward of one lane. The names are those of its Variables, by number."""
+
+
+Loop = Literal["runtime", "caller"]
+"""Where an `async def` runs: on the runtime's loop, or on the loop that launched it."""
+
+
+def checked_loop(loop: Any) -> Loop:
+    """Return `loop`, or raise ValueError if it names no loop."""
+    if loop not in ("runtime", "caller"):
+        raise ValueError(f"loop must be 'runtime' or 'caller' (got {loop!r})")
+    named: Loop = loop
+    return named
 
 
 class Function:
@@ -48,10 +77,15 @@ class Function:
     none) and returns one text for each argument of `forward`, or None for an argument without feedback.
     Either may be a `def`, which runs in a worker thread, or an `async def`, which runs on the runtime's loop.
 
+    Without a `backward`, a critic writes the feedback: the backward model reads the calls of language models that
+    `forward` made, in one call for each lane with feedback, and comments on each Variable that requires it.
+
     Class attributes:
         outputs: names of the outputs; with several, `apply` returns a named tuple that can be awaited.
         batched: forward gets lists with one entry for each sample, and returns one; a barrier.
         inline: forward and backward are pure and quick, and run on the runtime's own thread.
+        loop: "caller" runs an `async def` on the asyncio or trio loop that called `apply`, for clients that are
+            bound to it. A `def` runs in a worker thread either way.
 
     >>> class Shout(Function):
     ...     @staticmethod
@@ -67,6 +101,9 @@ class Function:
     outputs: ClassVar[tuple[str, ...]] = ("output",)
     batched: ClassVar[bool] = False
     inline: ClassVar[bool] = False
+    loop: ClassVar[Loop] = "runtime"
+    critic: ClassVar[Critic]
+    """The critic of Functions without a `backward`; assigned by `afnio.cognitive`."""
     seedless: ClassVar[bool] = False
     """If True, a backward pass may start here without a seed, as at an evaluator."""
     transparent: ClassVar[bool] = False
@@ -92,14 +129,18 @@ class Function:
 
     @staticmethod
     def backward(ctx: Any, *feedback: Any) -> Any:
-        raise NotImplementedError("write a static backward(ctx, *feedback) that returns texts")
+        raise NotImplementedError(
+            "write a static backward(ctx, *feedback), or leave it out: a critic is called then"
+        )
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         """Launch the op and return its output, or a named tuple of several; doesn't wait."""
         arguments = Arguments(args, kwargs)
         cls.check(arguments)
-        launch = Launch(cls.__name__)
+        launch = Launch(cls.title(arguments))
+        if cls.loop_of(arguments) == "caller":
+            launch.home = caller_loop(launch)
         slots = [[Slot(launch) for _ in arguments.lanes] for _ in cls.outputs]
         set_launch_event(launch, arguments, cls.kind)
         origin = Origin(launch.name, launch.line, launch.address)
@@ -120,6 +161,31 @@ class Function:
         """Raise for arguments that can't work, at the launch line."""
 
     @classmethod
+    def criticised(cls) -> bool:
+        """Return True if a critic writes the feedback, because there is no backward."""
+        own: Any = cls.run_backward
+        return cls.backward is Function.backward and own.__func__ is Function.run_backward.__func__  # type: ignore[attr-defined]
+
+    @classmethod
+    def title(cls, arguments: Arguments) -> str:
+        """Return the op's name in errors, events and the graph."""
+        return cls.__name__
+
+    @classmethod
+    def loop_of(cls, arguments: Arguments) -> Loop:
+        """Return where an `async def` of this op runs."""
+        return cls.loop
+
+    @classmethod
+    def output(cls, value: Any) -> Any:
+        """Return what forward returned as an output can hold it.
+
+        Raises:
+            TypeError: for what no Variable holds.
+        """
+        return checked(value)
+
+    @classmethod
     def output_roles(cls, arguments: Arguments) -> Sequence[str]:
         """Return the role of each output."""
         return [f"{name} of {cls.__name__}" for name in cls.outputs]
@@ -132,7 +198,11 @@ class Function:
     @classmethod
     async def run_forward(cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run forward for one lane; an op that calls a model needs the job for it."""
-        return await call_in_node(job, partial(cls.forward, ctx, *args, **kwargs))
+        ctx.home = job.launch.home
+        forward = partial(call_in_node, job, partial(cls.forward, ctx, *args, **kwargs))
+        if any(ctx.wanted) and cls.criticised():
+            return await cls.critic.watch(ctx, forward)
+        return await forward()
 
     @classmethod
     def reduce(cls, launch: Launch, op: Op) -> Sequence[list[Slot]] | None:
@@ -152,6 +222,8 @@ class Function:
     @classmethod
     def check_backward(cls, ctx: Context) -> None:
         """Raise at the line of `backward()` for anything that the pass will lack here, such as a model."""
+        if cls.criticised():
+            cls.critic.check()
 
     @classmethod
     def run_backward(cls, job: Job, ctx: Context) -> LaneFeedback | Later:
@@ -160,12 +232,14 @@ class Function:
         An async backward is returned as a function that starts it. A coroutine made here would never be
         awaited if the job is cancelled before its first step, and Python would warn about that.
         """
+        if cls.criticised():
+            return cls.critic.criticize(job, ctx, _names(cls, ctx.arguments))
         texts = [_one_text(incoming) for incoming in ctx.feedback]
         if cls.inline:
             return _by_variable(cls, ctx, cls.backward(ctx, *texts))
 
         async def run() -> LaneFeedback:
-            returned = await call_in_node(job, cls.backward, ctx, *texts)
+            returned = await call_in_node(job, cls.backward, ctx, *texts, home=ctx.home)
             return _by_variable(cls, ctx, await resolved(returned))
 
         return run
@@ -312,13 +386,13 @@ def _add_batched(launch: Launch, op: Op) -> None:
 
 def _outcomes(cls: type[Function], result: Any) -> Outcomes:
     if len(cls.outputs) == 1:
-        return [checked(result)]
+        return [cls.output(result)]
     if not isinstance(result, tuple | list) or len(result) != len(cls.outputs):
         raise ValueError(
             f"{cls.__name__}.forward must return {len(cls.outputs)} values, {', '.join(cls.outputs)} "
             f"(got {result!r}); set `outputs` on the class"
         )
-    return [checked(value) for value in result]
+    return [cls.output(value) for value in result]
 
 
 def _checked_columns(cls: type[Function], returned: Any, size: int) -> list[list[Any]]:
@@ -328,7 +402,7 @@ def _checked_columns(cls: type[Function], returned: Any, size: int) -> list[list
             raise ValueError(
                 f"{cls.__name__}.forward is batched and must return lists of {size} values (got {column!r})"
             )
-    return [[checked(value) for value in column] for column in columns]
+    return [[cls.output(value) for value in column] for column in columns]
 
 
 async def resolved(result: Any) -> Any:
@@ -344,6 +418,20 @@ def _one_text(incoming: Sequence[Feedback]) -> str | None:
     """Return several consumers' feedback as one text, None if there is none."""
     texts = [feedback.text for feedback in incoming]
     return "\n".join(texts) if texts else None
+
+
+def _names(cls: type[Function], arguments: Arguments) -> dict[int, str]:
+    """Return the name of each Variable by its number: that of its argument, as forward's signature has it."""
+    positional = list(inspect.signature(cls.forward).parameters)[1 : 1 + len(arguments.args)]
+    names = [*positional, *[""] * (len(arguments.args) - len(positional)), *arguments.kwargs]
+    found: dict[int, str] = {}
+
+    def visit(position: int, index: int) -> None:
+        if names[position]:
+            found.setdefault(index, names[position])
+
+    arguments.places(visit)
+    return found
 
 
 def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedback | str | None]:
@@ -531,7 +619,7 @@ class Context:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     __slots__ = (
-        "__dict__", "address", "arguments", "feedback", "input_roles", "lane", "output_roles", "wanted",
+        "__dict__", "address", "arguments", "feedback", "home", "input_roles", "lane", "output_roles", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -549,6 +637,7 @@ class Context:
         self.output_roles = output_roles
         self.lane = lane
         self.address = address
+        self.home: CallerLoop | None = None
         self.feedback: list[list[Feedback]] = []
 
     @property
@@ -571,6 +660,7 @@ class Context:
             self.arguments, self.wanted, self.input_roles, self.output_roles, self.lane, self.address
         )
         ctx.__dict__ = self.__dict__
+        ctx.home = self.home
         ctx.feedback = feedback
         return ctx
 
@@ -827,6 +917,11 @@ class Map(Function):
     @classmethod
     def output_roles(cls, arguments: Arguments) -> Sequence[str]:
         return [arguments.kwargs["role"]]
+
+    @classmethod
+    def loop_of(cls, arguments: Arguments) -> Loop:
+        loop: Loop = arguments.kwargs["loop"]
+        return checked_loop(loop)
 
     @classmethod
     async def run_forward(cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

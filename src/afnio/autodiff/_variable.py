@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, final
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, final
 
 from afnio.autodiff._graph import (
     AccumulateGrad,
@@ -422,17 +422,24 @@ class Variable:
 
     # New Variables
 
-    def map(self, fn: Callable[[Any], Any], role: str | None = None) -> Variable:
+    def map(
+        self,
+        fn: Callable[[Any], Any],
+        role: str | None = None,
+        *,
+        loop: Literal["runtime", "caller"] = "runtime",
+    ) -> Variable:
         """Return a Variable with `fn` of each sample, computed when the sample arrives; feedback passes through.
 
-        `fn` gets a plain value; a `def` runs in a worker thread, an `async def` on the runtime's loop.
+        `fn` gets a plain value; a `def` runs in a worker thread, an `async def` on the runtime's loop, or with
+        `loop="caller"` on the loop that calls `map`.
 
         >>> Variable(["A", "B"]).map(str.lower).data
         ['a', 'b']
         """
         from afnio.autodiff._function import Map
 
-        mapped: Variable = Map.apply(self, fn=fn, role=self._role if role is None else role)
+        mapped: Variable = Map.apply(self, fn=fn, role=self._role if role is None else role, loop=loop)
         return mapped
 
     def detach(self) -> Variable:

@@ -44,6 +44,12 @@ COMMANDS: Final = {
         "afnio doctor --json",
         "check the environment, endpoint, latency and limits",
     ),
+    "gateway": Command(
+        "afnio.cli._other:gateway_main",
+        "admit the calls of many processes under one quota",
+        "afnio gateway --rpm 500 --tpm 200000",
+        "serve OpenAI's API on 127.0.0.1:8400 under these limits",
+    ),
     "journal": Command(
         "afnio.cli._other:journal_main",
         "summarize a journal file",

@@ -1,4 +1,4 @@
-"""The small commands: `journal`, `login`, `prompts`, `provider`, `report` and `studio`.
+"""The small commands: `gateway`, `journal`, `login`, `prompts`, `provider`, `report` and `studio`.
 
 Each parses its arguments, calls the package that does the work, and turns errors into one line on standard error.
 """
@@ -16,10 +16,131 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from afnio.runtime._journal_file import JournalStat
     from afnio.runtime._spending import Item, Spent
+
+
+# afnio gateway
+
+GATEWAY_EPILOG: Final = """\
+Clients need nothing but the base URL that it prints; their keys pass through. A request may have the header
+`x-afnio-priority: serving` (or validation, training, speculative).
+
+examples:
+  afnio gateway --rpm 500 --tpm 200000                        for OpenAI, or OPENAI_BASE_URL
+  afnio gateway --upstream http://127.0.0.1:8000/v1 --max-in-flight 64 --journal calls.journal
+  afnio gateway --upstream https://api.openai.com/v1 --upstream claude=https://api.anthropic.com --budget 5.00
+"""
+
+
+def gateway_main(argv: Sequence[str]) -> int:
+    """Serve until a signal, and return the exit code."""
+    from afnio.errors import AfnioError
+    from afnio.models.openai import endpoint_url
+
+    parser = argparse.ArgumentParser(
+        prog="afnio gateway",
+        description="Send the calls of many processes, in any language, under one quota, with one journal and budget.",
+        epilog=GATEWAY_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--upstream",
+        action="append",
+        metavar="[NAME=]URL",
+        help="a provider's base URL; with a name it is served under /NAME (default: OPENAI_BASE_URL, or OpenAI's)",
+    )
+    parser.add_argument("--rpm", type=_positive, metavar="N", help="requests a minute of each key")
+    parser.add_argument("--tpm", type=_positive, metavar="N", help="tokens a minute of each key")
+    parser.add_argument("--max-in-flight", type=_positive, metavar="N", help="requests in flight of each key")
+    parser.add_argument(
+        "--total-rpm", type=_positive, metavar="N", help="requests a minute of all keys together"
+    )
+    parser.add_argument(
+        "--total-tpm", type=_positive, metavar="N", help="tokens a minute of all keys together"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="DOLLARS", help="the most to spend; a journal's past counts"
+    )
+    parser.add_argument(
+        "--journal", type=Path, metavar="FILE", help="record replies, to answer again after a restart"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on (default: this machine only)"
+    )
+    parser.add_argument("--port", type=_port, default=8400, help="the port, 0 for a free one (default: 8400)")
+    parser.add_argument(
+        "--token",
+        default=os.environ.get("AFNIO_GATEWAY_TOKEN"),
+        help="what clients must send, as x-afnio-token or first in the path (default: AFNIO_GATEWAY_TOKEN)",
+    )
+    options = parser.parse_args(argv)
+    try:
+        upstreams = _upstreams(options.upstream or [endpoint_url(None)])
+    except ValueError as error:
+        parser.error(str(error))
+    from afnio._gateway import GatewayOptions, serve
+    from afnio.runtime._limits import Limits
+
+    limits = Limits(options.max_in_flight, options.rpm, options.tpm)
+    total = Limits(requests_per_minute=options.total_rpm, tokens_per_minute=options.total_tpm)
+    try:
+        serve(
+            GatewayOptions(
+                upstreams=upstreams,
+                limits=None if limits == Limits() else limits,
+                total=None if total == Limits() else total,
+                budget=options.budget,
+                journal=options.journal,
+                host=options.host,
+                port=options.port,
+                token=options.token or None,
+            )
+        )
+    except (AfnioError, ValueError) as error:
+        sys.stderr.write(f"afnio: {error}\n")
+        return 1
+    return 0
+
+
+def _upstreams(given: Sequence[str]) -> dict[str, str]:
+    """Return base URLs by name; the one without a name is "".
+
+    >>> _upstreams(["https://a.example/v1/", "b=http://127.0.0.1:8000/v1"])
+    {'': 'https://a.example/v1', 'b': 'http://127.0.0.1:8000/v1'}
+    """
+    found: dict[str, str] = {}
+    for entry in given:
+        name, equals, url = entry.partition("=")
+        if not equals or "/" in name:
+            name, url = "", entry
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"--upstream must be a URL with http or https (got {url!r}); pass the provider's base URL"
+            )
+        if parts.username or parts.query:
+            raise ValueError("--upstream must not hold credentials or a query; clients send their own keys")
+        if name in found:
+            raise ValueError(
+                f"--upstream was given twice for the path /{name}; name one of them, as NAME=URL"
+            )
+        if name == "afnio":
+            raise ValueError(
+                "--upstream can't be named afnio, which is the path of the gateway's pages; choose another name"
+            )
+        found[name] = url.rstrip("/")
+    return found
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
+    return number
 
 
 # afnio journal

@@ -440,10 +440,12 @@ def _date(seconds: float) -> str:
 # Everything recorded of a run.
 
 TABLES: Final = (
-    "metrics", "texts", "tables", "parameters", "steps", "changes", "evidence", "candidates", "nodes",
-    "samples", "calls", "retries", "events",
+    "metrics", "texts", "tables", "parameters", "steps", "changes", "evidence", "blocks", "candidates",
+    "nodes", "samples", "calls", "retries", "events",
 )  # fmt: skip
-JSON_COLUMNS: Final = frozenset({"columns", "rows", "parents", "vals", "scores", "payload"})
+JSON_COLUMNS: Final = frozenset(
+    {"columns", "rows", "parents", "vals", "scores", "payload", "dropped", "samples"}
+)
 
 
 def lines(chosen: Chosen) -> Iterator[str]:
@@ -457,8 +459,6 @@ def lines(chosen: Chosen) -> Iterator[str]:
                 found |= asdict(reader.call_texts(row["id"]))
             elif (table, "value" in row) == ("metrics", True):
                 found["value"] = loaded(row["value"])
-            elif table == "evidence":
-                found["samples"] = loaded(row["samples"])
             yield _line({"table": table, **found})
 
 

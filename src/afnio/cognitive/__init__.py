@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from afnio._public import show_in
 from afnio.cognitive import functional
+from afnio.cognitive._agent import Agent, agent
 from afnio.cognitive._chat import Completion
 from afnio.cognitive._evaluators import Evaluation, Score
 from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential, Training
@@ -29,6 +30,7 @@ from afnio.cognitive.functional import (
 
 __all__ = [
     "Add",
+    "Agent",
     "ChatCompletion",
     "Completion",
     "DeterministicEvaluator",
@@ -47,6 +49,7 @@ __all__ = [
     "Sum",
     "Training",
     "add",
+    "agent",
     "chat_completion",
     "deterministic_evaluator",
     "exact_match_evaluator",

@@ -4,20 +4,26 @@ It is one call of the backward model for one sample. All texts that want feedbac
 …), and the reply is a JSON object with a text for each id. A text without need for change gets an empty one, and sends
 no feedback.
 
+`criticize` shows the critic one conversation, that of an op that asked a model. `criticize_trace` shows it all calls
+that a user's function made (`_transcript.py`), so that it can find the one where it went wrong.
+
 If a text is shared by many consumers it may have more feedback than one prompt should show; that is summed up first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from afnio.autodiff._function import Context, LaneFeedback
 from afnio.autodiff._graph import Feedback
-from afnio.cognitive._prompts import critic_messages, critic_schema, wording
+from afnio.cognitive._prompts import Prompted, critic_messages, critic_schema, trace_messages, wording
 from afnio.cognitive._reduction import ask, reduce_feedback
 from afnio.cognitive._template import as_text
+from afnio.cognitive._transcript import ReadCall, fitted, read_call, seen_in, shortened, unrepeated
 from afnio.models._client import ChatModel
+from afnio.models._trace import Trace
 from afnio.runtime._kernel import Job
 
 
@@ -56,6 +62,92 @@ async def criticize(
         feedback=await _readable(job, model, ctx, feedback, reply),
     )
     provenance = _provenance(ctx, feedback, inputs, reply)
+    return await _ask(job, model, messages, names, values, provenance, wanted)
+
+
+async def criticize_trace(
+    job: Job,
+    ctx: Context,
+    model: ChatModel,
+    *,
+    trace: Trace | None,
+    values: Sequence[Any],
+    names: Mapping[int, str],
+    output: Any,
+    feedback: Sequence[Feedback],
+    wanted: Sequence[bool],
+) -> LaneFeedback:
+    """Return feedback for each Variable of an op that ran a user's function, None for those without.
+
+    Args:
+        trace: the language model calls that the function made; None if they weren't recorded.
+        values, names: the value and the name of each Variable in this lane, names by number.
+        output: what the function returned.
+        feedback, wanted: as in `criticize`.
+    """
+    if not any(entry.text for entry in feedback):
+        return [None] * len(wanted)
+    indices = [index for index, want in enumerate(wanted) if want]
+    ids = {f"v{number}": index for number, index in enumerate(indices, start=1)}
+    calls = [read_call(call) for call in (trace.calls if trace is not None else ())]
+    short = unrepeated(calls)
+    texts = {index: str(values[index]) for index in indices}
+    shown, skipped = fitted(short, list(texts.values()), model.count_tokens)
+    given = {
+        names.get(index, f"input {index + 1}"): value
+        for index, value in enumerate(values)
+        if index not in texts
+    }
+    returned = written(output)
+    messages = trace_messages(
+        variables=[
+            Prompted(
+                name, ctx.input_roles[index], names.get(index, ""), seen_in(calls, texts[index]), texts[index]
+            )
+            for name, index in ids.items()
+        ],
+        inputs=_unseen(given, calls, model.count_tokens),
+        calls=shown,
+        skipped=skipped,
+        output=shortened(returned, LONGEST_INPUT, model.count_tokens),
+        edited=_edited(feedback, returned),
+        feedback=await _readable(job, model, ctx, feedback, returned),
+    )
+    provenance = _provenance(ctx, feedback, given, returned)
+    return await _ask(job, model, messages, ids, values, provenance, wanted)
+
+
+LONGEST_INPUT: Final = 2_000
+"""Tokens of an agent's input, or of its output, that the critic reads beside the calls."""
+
+
+def _unseen(
+    inputs: Mapping[str, Any], calls: Sequence[ReadCall], count: Callable[[str], int]
+) -> dict[str, str]:
+    """Return the inputs that no call shows, as texts."""
+    texts = {name: written(value) for name, value in inputs.items()}
+    return {
+        name: shortened(text, LONGEST_INPUT, count)
+        for name, text in texts.items()
+        if not any(text.strip() in said.text for call in calls for said in call.messages)
+    }
+
+
+def written(value: Any) -> str:
+    """Return a value as a text for a prompt."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+
+
+async def _ask(
+    job: Job,
+    model: ChatModel,
+    messages: list[dict[str, str]],
+    names: Mapping[str, int],
+    values: Sequence[Any],
+    provenance: tuple[Mapping[str, Any], ...],
+    wanted: Sequence[bool],
+) -> LaneFeedback:
+    """Ask the critic about the texts that `names` has the numbers of."""
 
     def parse(answer: Mapping[str, Any]) -> LaneFeedback:
         texts = _by_name(answer["feedback"], list(names))

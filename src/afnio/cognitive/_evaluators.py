@@ -16,15 +16,25 @@ model for score and explanation. The public forms with all their arguments are i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from typing import Any, Literal, NamedTuple, final
 
-from afnio.autodiff._function import Arguments, Context, Function, LaneFeedback, Later, Op
+from afnio.autodiff._function import (
+    Arguments,
+    Context,
+    Function,
+    LaneFeedback,
+    Later,
+    Loop,
+    Op,
+    checked_loop,
+)
 from afnio.autodiff._graph import Feedback
-from afnio.autodiff._variable import Variable, checked
+from afnio.autodiff._variable import Variable, checked, plain
 from afnio.cognitive._chat import check_texts
 from afnio.cognitive._critic import criticize
 from afnio.cognitive._prompts import JUDGE_SCHEMA, block, deterministic_feedback, wording
@@ -298,7 +308,7 @@ class ExactMatch(Evaluator):
 
 @final
 class Deterministic(Evaluator):
-    """The score that a user's function gives a prediction and its target."""
+    """The score that a user's function gives a prediction and its target, and its feedback if it gives one."""
 
     @classmethod
     def check(cls, arguments: Arguments) -> None:
@@ -313,26 +323,50 @@ class Deterministic(Evaluator):
         _check_success(options["success_fn"], options["max_score"])
 
     @classmethod
+    def loop_of(cls, arguments: Arguments) -> Loop:
+        return checked_loop(arguments.kwargs["loop"])
+
+    @classmethod
     async def run_forward(
         cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Outcomes:
         prediction, target = args if len(args) == 2 else (args[0], None)
-        score = await call_in_node(job, kwargs["eval_fn"], prediction, target)
-        if score is None or isinstance(score, list | tuple | dict):  # None would mark the sample as missing
-            raise TypeError(
-                f"eval_fn must return one score for one prediction and target (got {score!r}); it is called for "
-                "each sample"
-            )
-        score = checked(score)
+        returned = await call_in_node(job, kwargs["eval_fn"], prediction, target)
+        score, feedback = _scored(returned, texts=kwargs["success_fn"] is not None)
+        generated = deterministic_feedback(kwargs["purpose"], prediction, target, score)
         return record(
             ctx,
             prediction=prediction,
             target=target,
             score=score,
-            explanation=deterministic_feedback(kwargs["purpose"], prediction, target, score),
+            explanation=generated if feedback is None else feedback,
             success=await succeeded(job, kwargs["success_fn"], kwargs["max_score"], score),
             feedback_by=kwargs["feedback_by"],
         )
+
+
+def _scored(returned: Any, *, texts: bool) -> tuple[Any, str | None]:
+    """Return the score that an `eval_fn` returned, and the feedback if it came with one.
+
+    Args:
+        texts: whether a text is a score too, because a `success_fn` says which texts are good.
+
+    Raises:
+        TypeError, ValueError: for anything but a number. The error of the batch names the samples.
+    """
+    score, feedback = returned, None
+    if isinstance(returned, tuple) and len(returned) == 2:
+        score, feedback = returned
+    score = plain(score)
+    known = isinstance(score, int | float) or (texts and isinstance(score, str))
+    if not known or not isinstance(feedback, str | None):
+        raise TypeError(
+            "eval_fn must return a number or a bool for one sample, or (score, feedback) with a text "
+            f"(got {returned!r:.200}); convert it first"
+        )
+    if isinstance(score, float) and math.isnan(score):
+        raise ValueError("eval_fn must return a number (got NaN); return the score of a wrong sample instead")
+    return score, feedback
 
 
 @final

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from afnio.autodiff import _function as ops
+from afnio.autodiff._function import Loop
 from afnio.autodiff._variable import Variable
 from afnio.cognitive import _chat
 from afnio.cognitive._chat import Completion, input_variables, prepared
@@ -117,6 +118,7 @@ def deterministic_evaluator(
     reduction_fn_purpose: str | None = "summation",
     feedback: FeedbackBy = "rules",
     max_score: float = 1,
+    loop: Loop = "runtime",
 ) -> Evaluation:
     """Return `eval_fn(prediction, target)` per sample, reduced; and the explanation.
 
@@ -125,7 +127,9 @@ def deterministic_evaluator(
     Args:
         prediction: the value to score, one sample or a batch.
         target: the expected value, one for all samples or one for each; None if there is nothing to compare with.
-        eval_fn: gets the plain values of one sample and returns its score; `def` or `async def`.
+        eval_fn: gets the plain values of one sample and returns its score, a number or a bool; `def` or `async def`.
+            It may return `(score, feedback)`: that text then is the sample's explanation, and its feedback if it is
+            wrong.
         eval_fn_purpose: a short noun for its measure, such as "similarity".
         success_fn: decides instead of `max_score` if a sample is right; it gets a list with that sample's score
             alone, such as `lambda scores: scores[0] >= 0.9`.
@@ -133,6 +137,7 @@ def deterministic_evaluator(
         reduction_fn_purpose: a short noun for the reduction, such as "mean".
         feedback: "rules" writes it from prediction, target and score; "lm" asks the backward model to phrase it.
         max_score: the score of a right sample; `math.inf` if no score makes one right.
+        loop: "caller" runs `async def` functions on the loop that calls this.
 
     Raises:
         ScoreError: on reading, for a score above `max_score` where no `success_fn` is given.
@@ -154,6 +159,7 @@ def deterministic_evaluator(
         feedback_by=feedback,
         reduction_fn=reduction_fn,
         reduction_fn_purpose=reduction_fn_purpose,
+        loop=loop,
     )
     return evaluation
 

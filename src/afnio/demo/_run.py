@@ -188,7 +188,7 @@ def _trainer(options: argparse.Namespace, endpoint: Endpoint, folder: Path) -> T
     )
 
 
-class Result(NamedTuple):
+class Tested(NamedTuple):
     """What the job found.
 
     Attributes:
@@ -203,7 +203,7 @@ class Result(NamedTuple):
     tests: int
 
 
-def _train_and_test(agent: SentimentJob, loaders: Loaders, trainer: Trainer, resume: bool) -> Result:
+def _train_and_test(agent: SentimentJob, loaders: Loaders, trainer: Trainer, resume: bool) -> Tested:
     before = after = trainer.test(agent, loaders.test)
     first, first_prompt = trainer.validate(agent, loaders.validation), agent.state_dict()
     trainer.fit(agent, loaders.train, loaders.validation, ckpt_path="last" if resume else None)
@@ -216,10 +216,10 @@ def _train_and_test(agent: SentimentJob, loaders: Loaders, trainer: Trainer, res
         agent.load_state_dict(first_prompt)
         chosen = "unchanged: no other did better on the validation messages"
     te.log({"baseline": before.get("loss", 0.0), "final": after.get("loss", 0.0)})
-    return Result(before, after, chosen, loaders.sizes[2])
+    return Tested(before, after, chosen, loaders.sizes[2])
 
 
-def _print_result(agent: SentimentJob, result: Result, ledger: Ledger, seconds: float) -> None:
+def _print_result(agent: SentimentJob, result: Tested, ledger: Ledger, seconds: float) -> None:
     print(f"\nThe prompt, {result.chosen}:")
     for line in str(agent.sentiment_task.data).splitlines():
         print(f"  {line}")

@@ -1,13 +1,24 @@
-"""Language models behind one request type and one response type."""
+"""Language models behind one request type and one response type.
+
+`mask`, `secrets_in_headers` and `read_limits` are for clients of other providers. They are imported at their first use,
+because `import afnio` must not import what reads replies.
+"""
 
 from __future__ import annotations
 
-from afnio._public import show_in
+from typing import TYPE_CHECKING
+
+from afnio._public import lazily, show_in
 from afnio.models._backward_model import get_backward_model_client, set_backward_model_client
-from afnio.models._client import ChatClient, ChatModel
+from afnio.models._client import ChatClient, ChatModel, Rehearsal, Rehearsed, rehearsing
 from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
+from afnio.models._prices import price_of
 from afnio.runtime._limits import RateLimits
 from afnio.runtime.events import Usage
+
+if TYPE_CHECKING:
+    from afnio.models._masking import mask, secrets_in_headers
+    from afnio.models._replies import read_limits
 
 __all__ = [
     "ChatClient",
@@ -15,10 +26,22 @@ __all__ = [
     "ChatRequest",
     "ChatResponse",
     "RateLimits",
+    "Rehearsal",
+    "Rehearsed",
     "ToolCall",
     "Usage",
     "get_backward_model_client",
+    "mask",
+    "price_of",
+    "read_limits",
+    "rehearsing",
+    "secrets_in_headers",
     "set_backward_model_client",
 ]
 
-show_in(__name__, globals(), __all__)
+__getattr__, __dir__ = lazily(
+    __name__,
+    globals(),
+    {"afnio.models._masking": "mask secrets_in_headers", "afnio.models._replies": "read_limits"},
+)
+show_in(__name__, globals(), [name for name in __all__ if name in globals()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from afnio.models._client import ChatClient, ChatModel
@@ -18,13 +19,14 @@ class set_backward_model_client(Assignment[ChatModel | None]):  # noqa: N801
     A plain call sets the process default, a `with` block the model in its context.
 
     Args:
-        model_path: "provider/model", such as "openai/gpt-5" or "azure/my-deployment"; or a client.
+        model_path: "provider/model", such as "openai/gpt-5" or "azure/my-deployment"; or a client. None for no model:
+            `backward()` then raises, as it does before the first call.
         client_args: arguments of the provider's client, such as base_url. Not used with a client.
         completion_args: arguments of every call, such as temperature. With a client, they must include the model.
 
     Raises:
         ValueError: for a path without a provider, an unknown provider, or a client without a model.
-        TypeError: if `model_path` is neither a str nor a client.
+        TypeError: if `model_path` is neither a str, a client nor None.
 
     >>> from afnio.testing import ScriptedClient
     >>> with set_backward_model_client(ScriptedClient("Be brief."), completion_args={"model": "m"}):
@@ -34,11 +36,12 @@ class set_backward_model_client(Assignment[ChatModel | None]):  # noqa: N801
 
     def __init__(
         self,
-        model_path: str | ChatClient = "openai/gpt-4o",
+        model_path: str | ChatClient | None = "openai/gpt-4o",
         client_args: Mapping[str, Any] | None = None,
         completion_args: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(_model, _backward_model(model_path, client_args or {}, completion_args or {}))
+        given = client_args or {}, completion_args or {}
+        super().__init__(_model, None if model_path is None else chat_model(model_path, *given))
 
 
 def get_backward_model_client() -> ChatModel:
@@ -56,9 +59,20 @@ def get_backward_model_client() -> ChatModel:
     return model
 
 
-def _backward_model(
+def backward_model() -> ChatModel | None:
+    """Return the backward model of this context, or None."""
+    return _model.get()
+
+
+def backward_by(model: ChatModel) -> AbstractContextManager[ChatModel | None]:
+    """Let `model` write the feedback of the block's context."""
+    return _model.override(model)
+
+
+def chat_model(
     path: str | ChatClient, client_args: Mapping[str, Any], completion_args: Mapping[str, Any]
 ) -> ChatModel:
+    """Return the model that a "provider/model", or a client with its arguments, stands for."""
     if isinstance(path, ChatClient):
         if not completion_args.get("model"):
             raise ValueError(
@@ -66,7 +80,7 @@ def _backward_model(
             )
         return _checked(ChatModel(path, dict(completion_args)))
     if not isinstance(path, str):
-        raise TypeError(f'model_path must be "provider/model" or a model client (got {path!r})')
+        raise TypeError(f'model_path must be "provider/model", a model client or None (got {path!r})')
     provider, slash, model = path.partition("/")
     if not slash or not provider or not model:
         raise ValueError(f'model_path must be "provider/model", such as "openai/gpt-5" (got {path!r})')

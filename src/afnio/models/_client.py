@@ -21,9 +21,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn, Self, final
 
-from afnio.errors import FinalModelError, TransientModelError
+from afnio.errors import AfnioError, FinalModelError, TransientModelError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
+from afnio.models._trace import CHAT_PATH, current_trace, in_attempt
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
@@ -131,6 +132,20 @@ class ChatClient(ABC):
             BudgetExceeded: if a budget can't pay for it.
             JournalError: if the journal can't record it.
         """
+        trace = current_trace.get()
+        if trace is None:
+            return await self._complete(job, request, purpose)
+        traced = trace.begin(CHAT_PATH, request.body, request.model, purpose)
+        try:
+            response = await self._complete(job, request, purpose)
+        except AfnioError as error:
+            trace.note(error)
+            raise
+        if traced is not None:
+            traced.reply = response.body
+        return response
+
+    async def _complete(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
         rehearsed = rehearsal.get()
         if rehearsed is not None:
             return rehearsed.answer(self, job, request, purpose)
@@ -147,7 +162,7 @@ class ChatClient(ABC):
             account=self.account,
             model=request.model,
             purpose=purpose,
-            attempt=lambda: self.send(request),
+            attempt=lambda: self._attempt(request),
             deadline=self.timeout,
             depth=job.launch.depth,
             prompt_tokens=self.count_tokens(request),
@@ -160,6 +175,13 @@ class ChatClient(ABC):
             count=self._count,
         )
         return await perform(runtime, call)
+
+    async def _attempt(self, request: ChatRequest) -> ChatResponse:
+        token = in_attempt.set(True)
+        try:
+            return await self.send(request)
+        finally:
+            in_attempt.reset(token)
 
     def _keys(self, request: ChatRequest, *, wanted: bool) -> tuple[str, str | None]:
         """Return the key of a request, and its key in journals of format 1 if it differs.
@@ -180,14 +202,16 @@ class ChatClient(ABC):
     @final
     @folding
     def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
-        """Make one call and wait for its reply.
+        """Make one call and wait for its reply. A `def` that an op runs in a worker thread may call it, too.
 
         Raises:
             BlockingReadError: on an event loop; write `await client.achat(…)` there.
             ModelError: if the call failed permanently.
         """
-        check_blocking()  # before the launch, so that a mistake costs nothing
-        return self._launch(messages, model, completion_args).wait()
+        check_blocking(call=True)  # before the launch, so that a mistake costs nothing
+        pending = self._launch(messages, model, completion_args)
+        pending.wait_for_call()
+        return pending.wait()
 
     @final
     @folding
@@ -257,7 +281,6 @@ def _tokens(usage: Usage) -> dict[str, int]:
     }
 
 
-@final
 @dataclass(frozen=True, slots=True)
 class ChatModel:
     """A client, and the arguments of its calls.
@@ -342,7 +365,7 @@ class Rehearsed:
     """A call that a rehearsed program made.
 
     Attributes:
-        stage: the value of `stage` at its launch.
+        stage: a label of `Trainer.estimate`, which tells an optimizer's own calls apart; empty in other rehearsals.
         lane: the sample's index, or None if there is only one value.
         prompt_tokens: the client's estimate.
         output_tokens: the length of the made-up reply.
@@ -366,26 +389,49 @@ class Rehearsal:
 
     def answer(self, client: ChatClient, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
         """Record a call and make up its reply: JSON if the request has a schema, else text."""
+        wanted = request.params.get("response_format") or {}
+        return self.make_up(
+            model=request.model,
+            account=client.account,
+            purpose=purpose,
+            lane=job.lane,
+            prompt_tokens=client.count_tokens(request),
+            max_output=request.max_output,
+            schema=(wanted.get("json_schema") or {}).get("schema"),
+            any_json=wanted.get("type") == "json_object",
+        )
+
+    def make_up(
+        self,
+        *,
+        model: str,
+        account: Account,
+        purpose: str,
+        lane: int | None,
+        prompt_tokens: int,
+        max_output: int | None,
+        schema: Mapping[str, Any] | None,
+        any_json: bool = False,
+    ) -> ChatResponse:
+        """Record a call by its facts, and make up its reply.
+
+        Args:
+            any_json: True if the reply must be JSON without a schema.
+        """
         length = LENGTHS.get(purpose)
         # Number the replies: equal ones would count once as feedback.
         text = f"made-up reply {len(self.calls) + 1}"
-        wanted = request.params.get("response_format") or {}
-        schema = (wanted.get("json_schema") or {}).get("schema")
         if schema is not None:
             content = json.dumps(instance(schema, _filled(text, length or SHORT)))
-        elif wanted.get("type") == "json_object":
+        elif any_json:
             content = "{}"
         else:
             content = _filled(text, length or USUAL)
         tokens = max(1, len(content) // CHARACTERS_PER_TOKEN)
-        tokens = min(tokens, request.max_output or tokens)
-        usage = Usage(client.count_tokens(request), tokens)
-        self.calls.append(
-            Rehearsed(
-                stage.get(), purpose, request.model, client.account, job.lane, usage.prompt_tokens, tokens
-            )
-        )
-        return ChatResponse(content=content, finish_reason="stop", model=request.model, usage=usage)
+        tokens = min(tokens, max_output or tokens)
+        usage = Usage(prompt_tokens, tokens)
+        self.calls.append(Rehearsed(stage.get(), purpose, model, account, lane, prompt_tokens, tokens))
+        return ChatResponse(content=content, finish_reason="stop", model=model, usage=usage)
 
 
 stage: Final[ContextVar[str]] = ContextVar("afnio_rehearsal_stage", default="")

@@ -148,6 +148,30 @@ class ChatResponse:
         """False if the reply was cut off by a limit or filtered."""
         return self.finish_reason not in ("length", "content_filter")
 
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body of a chat completion with this reply."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        return {
+            "object": "chat.completion",
+            "model": self.model,
+            "choices": [{"index": 0, "message": message, "finish_reason": self.finish_reason}],
+            "usage": {
+                "prompt_tokens": self.usage.prompt_tokens,
+                "completion_tokens": self.usage.completion_tokens,
+                "total_tokens": self.usage.total_tokens,
+            },
+        }
+
     def __str__(self) -> str:
         return self.content or ""
 

@@ -34,9 +34,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
-import anyio.to_thread
-
 from afnio.runtime._budget import Budget, current_budgets
+from afnio.runtime._callables import look_up
 from afnio.runtime._spending import Ledger, Price, Spent, Tier
 from afnio.runtime._waiting import active_journal
 
@@ -93,7 +92,7 @@ async def governed_price(model: str, url: str) -> Price | None:
     if asked not in _looked_up:
         # In a thread: the first lookup reads a file or imports a package. Later ones need no thread, and so
         # leave the calls of a batch in their order.
-        _looked_up[asked] = await anyio.to_thread.run_sync(price_of, model, url)
+        _looked_up[asked] = await look_up(price_of, model, url)
     return _looked_up[asked]
 
 
@@ -105,7 +104,7 @@ async def _count_earlier_runs(budgets: tuple[Budget, ...], journal: Journal) -> 
     new = [budget for budget in budgets if not budget.has_charged(journal)]
     if not new:
         return
-    ledger = await anyio.to_thread.run_sync(earlier_ledger, journal)
+    ledger = await look_up(earlier_ledger, journal)
     for budget in new:
         if not budget.has_charged(journal):  # another call may have charged it during the await
             budget.charge(ledger, journal)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
@@ -131,14 +133,20 @@ class Answer(NamedTuple):
 
 @final
 class AiohttpTransport:
-    """An aiohttp session on the runtime's loop. The clients of an account share one."""
+    """An aiohttp session on the runtime's loop. The clients of an account share one.
 
-    def __init__(self) -> None:
+    Args:
+        tls: whether the account's URL begins with https.
+    """
+
+    def __init__(self, *, tls: bool) -> None:
         import aiohttp
+
+        from afnio.models._connections import Connections
 
         self._reader = ReplyReader()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE),
+            connector=Connections(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE, tls=tls),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -146,7 +154,7 @@ class AiohttpTransport:
 
     @classmethod
     def shared(cls, account: Account) -> AiohttpTransport:
-        return current_runtime().resource((cls, account), cls)
+        return current_runtime().resource((cls, account), lambda: cls(tls=account.url.startswith("https:")))
 
     async def post(self, url: str, headers: Mapping[str, str], data: bytes, most: int = MAX_REPLY) -> Answer:
         """Send `data`, a JSON text, and return the response with any status. Redirects aren't followed.
@@ -176,7 +184,7 @@ class AiohttpTransport:
             finally:
                 response.release()  # closes the connection unless all of the body was read
         except aiohttp.ClientConnectorError as error:
-            raise unreachable(url, _reason(error)) from error
+            raise unreachable(url, *_reason(error)) from error
         except aiohttp.ServerTimeoutError as error:
             raise unreachable(url, f"no connection within {CONNECT_TIMEOUT:g} s") from error
         except aiohttp.ClientHttpProxyError as error:
@@ -193,6 +201,33 @@ class AiohttpTransport:
             raise TransientModelError(
                 f"the connection to {url} ended early ({error or type(error).__name__})"
             ) from error
+
+    async def open(self, url: str, headers: Mapping[str, str], data: bytes, shown: str) -> OpenAnswer:
+        """Send `data` and return the response as soon as its headers are there. Redirects aren't followed.
+
+        Args:
+            url: percent-encoded. It may contain a key.
+            shown: the URL without credentials, for errors.
+
+        Raises:
+            ModelError: as `post`.
+        """
+        import aiohttp
+        from yarl import URL
+
+        # A long body is written piece by piece, so that it doesn't block the loop.
+        content = data if len(data) <= LARGE else io.BytesIO(data)
+        try:
+            response = await self._session.post(
+                URL(url, encoded=True),
+                data=content,
+                headers=headers,
+                proxy=self._proxy(shown),
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise _failure(error, shown) from None  # its text may contain the URL
+        return OpenAnswer(response, self._reader, shown)
 
     def _proxy(self, url: str) -> str | None:
         """Return the environment's proxy for `url`, or None. Looked up once for each URL.
@@ -217,15 +252,90 @@ def prepared(headers: Mapping[str, object]) -> Mapping[str, str]:
     return CIMultiDict((istr(name), value) for name, value in headers.items() if isinstance(value, str))
 
 
-def unreachable(url: str, why: object) -> UnreachableError:
+@final
+class OpenAnswer:
+    """A response whose body is still to be read. Use it in an `async with`, which frees the connection."""
+
+    def __init__(self, response: aiohttp.ClientResponse, reader: ReplyReader, url: str) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self._response = response
+        self._reader = reader
+        self._url = url
+
+    async def __aenter__(self) -> OpenAnswer:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        content = self._response.content
+        if content.is_eof() or content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()  # the rest would have to be read before the connection could be used again
+
+    async def read(self) -> bytes:
+        """Return the next piece of the body, b"" at its end."""
+        import aiohttp
+
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _failure(error, self._url) from None
+
+    async def read_all(self, most: int = MAX_REPLY) -> bytes:
+        """Return the body, or the start of an error's body."""
+        content = self._response.content
+        if content.is_eof() and content.total_bytes <= min(most, LARGE):
+            return await self.read()
+        return await self._reader.read(self.read, self.status, most, self._url)
+
+
+def _failure(error: Exception, url: str) -> ModelError:
+    """Return the error for a request that got no reply. It quotes nothing that may contain a key."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return unreachable(url, *_reason(error))
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return unreachable(url, f"no connection within {CONNECT_TIMEOUT:g} s")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return TransientModelError(f"the proxy answered {error.status} when asked for {url}")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return TransientModelError(f"{url} sent a response that isn't HTTP")
+    if isinstance(error, ValueError):
+        return FinalModelError(f"the request to {url} can't be sent ({type(error).__name__})")
+    return TransientModelError(f"the connection to {url} ended early ({type(error).__name__})")
+
+
+def unreachable(
+    url: str, why: object, advice: str = "check base_url and that the server runs"
+) -> UnreachableError:
     """Return the error for a host that can't be reached, for the reason `why`."""
-    return UnreachableError(f"can't reach {url} ({why}); check base_url and that the server runs")
+    return UnreachableError(f"can't reach {url} ({why}); {advice}")
 
 
-def _reason(error: aiohttp.ClientConnectorError) -> str:
-    cause = error.os_error
+_TRUST: Final = "set SSL_CERT_FILE to the certificate of its authority, before the first call"
+_CLOCK: Final = "renew the server's certificate, or set this machine's clock"
+_NAME: Final = "use a host in base_url that the certificate is for"
+_CERTIFICATES: Final = {
+    **dict.fromkeys((18, 19, 20, 21), _TRUST),
+    **dict.fromkeys((9, 10), _CLOCK),
+    **dict.fromkeys((62, 64), _NAME),
+}
+"""What to do about a certificate, for OpenSSL's codes of the reasons why it is refused (X509_V_ERR_…)."""
+
+
+def _reason(error: aiohttp.ClientConnectorError) -> tuple[str, str] | tuple[str]:
+    """Return why there is no connection, and what to do about it if that isn't the usual."""
+    cause, where = error.os_error, f"{error.host}:{error.port}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        advice = _CERTIFICATES.get(cause.verify_code, "check the server's certificate")
+        return f"{where}: its certificate is refused: {cause.verify_message.rstrip('.')}", advice
+    if isinstance(cause, ssl.SSLError):
+        reason = (cause.reason or str(cause)).replace("_", " ").lower()
+        return f"{where}: no TLS: {reason}", "check that the server speaks TLS, or use http:// in base_url"
     why = "connection refused" if cause.errno == errno.ECONNREFUSED else cause.strerror or cause
-    return f"{error.host}:{error.port}: {why}"
+    return (f"{where}: {why}",)
 
 
 # Bounds on the SDK's own transport

@@ -24,8 +24,6 @@ from contextlib import aclosing
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
-import anyio.to_thread
-
 from afnio.errors import FinalModelError, KeyStoreError, ModelError, TransientModelError
 from afnio.models._client import ChatClient
 from afnio.models._masking import mask, secrets_in_headers, secrets_in_url
@@ -43,7 +41,7 @@ from afnio.models._transport import (
     unreachable,
 )
 from afnio.runtime._call import ATTEMPT_DEADLINE
-from afnio.runtime._callables import is_async
+from afnio.runtime._callables import is_async, look_up
 from afnio.runtime._limits import Account, Limits
 
 PATH: Final = "chat/completions"
@@ -355,7 +353,7 @@ class AzureOpenAI(AsyncAzureOpenAI):
 
 async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
     """Return a token provider's token. In a thread if it is a `def`: it blocks when it fetches a new token."""
-    token: Any = provider() if is_async(provider) else await anyio.to_thread.run_sync(provider)
+    token: Any = provider() if is_async(provider) else await look_up(provider)
     if inspect.isawaitable(token):
         token = await token
     if not isinstance(token, str) or not token:

@@ -116,7 +116,9 @@ WORDS: Final = 8
 SHORT: Final = 5
 SHARED: Final = 3
 _WORD: Final = re.compile(r"\w+")
-_TAGS: Final = re.compile(r"</?(?:feedbacks|constraints|failures|rejected|history|tried)\b[^>\n]{0,80}>")
+_TAGS: Final = re.compile(
+    r"</?(?:feedbacks|constraints|failures|rejected|history|tried|mistakes|mistake|places|place)\b[^>\n]{0,80}>"
+)
 
 Run = tuple[str, ...]
 

@@ -344,6 +344,8 @@ class Change:
         gradients: The number of gradients it had.
         rejected: Why a proposal was rejected. None if it was accepted or there was none.
         evidence: The feedback that the proposer read, after reduction.
+        lineage: The blocks of `after` in order, for optimizers that edit by block. Empty for others.
+        dropped: Why edits were left out, one sentence for each.
     """
 
     role: str
@@ -352,6 +354,44 @@ class Change:
     gradients: int
     rejected: str | None = None
     evidence: tuple[Evidence, ...] = ()
+    lineage: tuple[Lineage, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where one block of a text comes from, and how candidates with it did against candidates without it.
+
+    `dataclasses.asdict` makes a plain dict of it, with these keys, that JSON can hold:
+
+        {"text": "Answer in one word.", "step": 3, "samples": [17, 4], "replaces": None,
+         "races": 2, "wins": 5, "losses": 1, "ties": 42, "effect": 0.083, "low": -0.02, "high": 0.187}
+
+    Attributes:
+        text: The block.
+        step: The step whose edit wrote it, from 1. 0 for a block of the start text.
+        samples: Numbers of the training samples that the edit was made from.
+        replaces: The block that it replaced. None if it was added.
+        races: The number of races in which some candidates had it and others didn't.
+        wins, losses, ties: Samples of these races on which the candidates with it scored more, less or the same, on
+            average, than those without it.
+        effect: The mean difference in score, with minus without. None if it was in no race.
+        low, high: The 95 % interval of `effect`. Most intervals contain 0: one block is worth little, and a race is
+            short. None with fewer than two samples.
+    """
+
+    text: str
+    step: int = 0
+    samples: tuple[int, ...] = ()
+    replaces: str | None = None
+    races: int = 0
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @final
@@ -379,6 +419,9 @@ class Candidate:
         values: One for each parameter, in the optimizer's order.
         scores: One for each sample it was evaluated on. None if the sample failed or was cancelled.
         verdict: "accepted", or the reason why it wasn't.
+        name: What it is, such as "incumbent", "chain 2", "union". Empty if the optimizer doesn't name candidates.
+        samples: The numbers of the samples that `scores` are of, in the data set. Candidates of one race share them,
+            so a table of candidate by sample has a column for each. Empty if unknown.
     """
 
     number: int
@@ -386,6 +429,8 @@ class Candidate:
     values: tuple[Any, ...]
     scores: tuple[float | None, ...]
     verdict: str
+    name: str = ""
+    samples: tuple[int, ...] = ()
 
 
 # Acceptance: which proposals become values.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from afnio._public import show_in
 from afnio.runtime._budget import Budget, budget
-from afnio.runtime._callables import call_in_node, run, to_thread, tolerate
+from afnio.runtime._callables import call_in_node, run, set_threads, to_thread, tolerate
 from afnio.runtime._kernel import (
     NO_FEEDBACK,
     PENDING,
@@ -53,6 +53,7 @@ __all__ = [
     "run",
     "scope",
     "set_sync_mode",
+    "set_threads",
     "to_thread",
     "tolerate",
 ]

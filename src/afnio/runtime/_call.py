@@ -99,6 +99,7 @@ class Call(Generic[R]):
         site: the place in the program; replies to calls of one site are assumed to be alike in length.
         request: for events.
         node, lane: the launch and the sample that it is made for, for events.
+        alone: True if it never shares its reply with equal calls: its reader needs a stream as it arrives.
         count: called with the purpose and the usage of a reply that was paid for, and once for calls that share a
             reply if their `count` is equal.
     """
@@ -124,6 +125,7 @@ class Call(Generic[R]):
     lane: int | None = None
     plain_key: str | None = None
     count: Callable[[str, Usage], object] | None = None
+    alone: bool = False
 
     @property
     def estimate(self) -> AttemptEstimate:
@@ -169,7 +171,7 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
             raise journal.broken
     started = time.monotonic()
     failed = None
-    if call.deterministic or (journal is not None and journal.mode == "reuse"):
+    if not call.alone and (call.deterministic or (journal is not None and journal.mode == "reuse")):
         try:
             return await share(runtime, call, journal)
         except Overdue:

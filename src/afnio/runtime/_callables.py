@@ -1,9 +1,9 @@
 """User callables: where they run, and how many samples may fail.
 
-A `def` runs in a worker thread, because it may block; an `async def` runs on the runtime's loop. `call_in_node` calls
-the callables of nodes (evaluators, `map`, hooks), `to_thread` a function of the user's own that may read pending
-values. The two have separate thread limits. With a shared one, `to_thread` functions that wait for nodes could hold
-every thread that those nodes need.
+A `def` runs in a worker thread, because it may block; an `async def` runs on the runtime's loop, or on the loop that
+launched it (`loop="caller"`). `call_in_node` calls the callables of nodes (agents, evaluators, `map`, hooks),
+`to_thread` a function of the user's own that may read pending values. The two have separate thread limits. With a
+shared one, `to_thread` functions that wait for nodes could hold every thread that those nodes need.
 
 `tolerate` sets the fraction of a batch that must succeed; `batch_failure` applies it to a node's outcomes.
 """
@@ -11,30 +11,70 @@ every thread that those nodes need.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
+from types import CodeType
 from typing import Any, Final, ParamSpec, TypeVar, cast, final
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 
-from afnio.errors import BatchError, ScoreError, likeness, reason
-from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Slot, within
-from afnio.runtime._loop import running_library
-from afnio.runtime._settings import Setting
-from afnio.runtime._tracebacks import folding
+from afnio.errors import BatchError, RuntimeClosedError, ScoreError, likeness, reason, text_of
+from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Slot, on_runtime_thread, within
+from afnio.runtime._limits import most_in_flight
+from afnio.runtime._loop import CallerLoop, running_caller, running_library
+from afnio.runtime._settings import Assignment, Setting
+from afnio.runtime._tracebacks import folding, is_engine
 from afnio.runtime._waiting import Pending, inside_node
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 NODE_THREADS: Final = 32
-"""The most worker threads that node callables use."""
+"""The worker threads of node callables, where neither `set_threads` nor a limit on calls in flight says more."""
 STEP_THREADS: Final = 32
 """The most worker threads that `to_thread` uses."""
+LOOKUP_THREADS: Final = 8
+"""The most worker threads for what the engine looks up before a call."""
 QUICK: Final[Sequence[Any]] = (sum, len, min, max, abs, round, any, all, sorted, str, int, float, bool)
 """Callables that run on the loop itself: a thread would cost more than they do."""
+
+
+# Threads
+
+
+_most_threads: Final[Setting[int | None]] = Setting("threads", None)
+
+
+class set_threads(Assignment[int | None]):  # noqa: N801
+    """Set how many blocking callables may run at the same time, each in a worker thread.
+
+    These are the `def` functions of agents, Functions, `map`, evaluators and hooks. A plain call sets the number for
+    the process, a `with` block for what is launched in it.
+
+    Args:
+        most: the number; None, the default, is the largest `max_in_flight` of the accounts, and at least 32.
+
+    Raises:
+        ValueError: for a number below 1.
+
+    >>> with set_threads(512):
+    ...     pass
+    """
+
+    def __init__(self, most: int | None) -> None:
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise ValueError(
+                f"the number of threads must be at least 1 (got {most!r}); None follows max_in_flight"
+            )
+        super().__init__(_most_threads, most)
 
 
 @final
@@ -42,8 +82,27 @@ class _Threads:
     """The limiters of a runtime's worker threads."""
 
     def __init__(self) -> None:
-        self.nodes = anyio.CapacityLimiter(NODE_THREADS)
+        self._nodes = anyio.CapacityLimiter(NODE_THREADS)
+        self._set: dict[int, anyio.CapacityLimiter] = {}
         self.steps = anyio.CapacityLimiter(STEP_THREADS)
+
+    def nodes(self) -> anyio.CapacityLimiter:
+        """Return the limiter for a callable of this context. Equal settings share one."""
+        most = _most_threads.get()
+        if most is not None:
+            if most not in self._set:
+                self._set[most] = anyio.CapacityLimiter(most)
+            return self._set[most]
+        wanted = max(NODE_THREADS, most_in_flight())
+        if wanted != self._nodes.total_tokens:
+            self._nodes.total_tokens = wanted
+        return self._nodes
+
+    @property
+    def busy(self) -> int:
+        """The number of threads in use."""
+        limiters = (self._nodes, self.steps, *self._set.values())
+        return sum(limiter.borrowed_tokens for limiter in limiters)
 
     async def aclose(self) -> None:
         return
@@ -51,6 +110,24 @@ class _Threads:
 
 def _threads(runtime: Runtime) -> _Threads:
     return runtime.resource(_Threads, _Threads)
+
+
+_lookups: Final[RunVar[anyio.CapacityLimiter]] = RunVar("afnio_lookups")
+
+
+async def look_up(function: Callable[..., T], *args: Any) -> T:
+    """Run a short function of the engine's, such as the look-up of a price, in a worker thread.
+
+    Every call waits for these. In anyio's own limiter they would queue behind the blocking work of an app.
+    """
+    limiter = _lookups.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(LOOKUP_THREADS)
+        _lookups.set(limiter)
+    return await anyio.to_thread.run_sync(function, *args, limiter=limiter)
+
+
+# Callables of nodes
 
 
 def is_async(function: Callable[..., object]) -> bool:
@@ -62,27 +139,210 @@ def is_async(function: Callable[..., object]) -> bool:
     )
 
 
-async def call_in_node(job: Job, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a node's callable for one lane, on the runtime's loop or in a worker thread.
+def caller_loop(launch: Launch) -> CallerLoop | None:
+    """Return the loop that runs here, for the `async def` callables of a launch with `loop="caller"`.
+
+    None stands for the runtime's own.
+
+    Raises:
+        RuntimeError: without a running loop.
+    """
+    if on_runtime_thread():
+        return None
+    home = running_caller(make=True)
+    if home is None:
+        raise RuntimeError(
+            f"loop='caller' needs a running event loop where {launch.name} is launched (got none); launch it in an "
+            "`async def`, or leave loop out"
+        )
+    home.awaited.add(launch)
+    return home
+
+
+async def call_in_node(
+    job: Job, function: Callable[..., Any], *args: Any, home: CallerLoop | None = None
+) -> Any:
+    """Call a node's callable for one lane: an `async def` on a loop, a `def` in a worker thread.
 
     Its launches get addresses below the job's. Only an `async def` can await them: a blocking read here raises.
+
+    Args:
+        home: the loop for an `async def`; by default the one that its launch names, else the runtime's.
     """
     if function in QUICK:
         return function(*args)
+    home = home or job.launch.home
     with within(job.scope):
         token = inside_node.set(True)
         try:
             if is_async(function):
-                return await function(*args)
+                return await _on_loop(job, partial(function, *args), home)
             result = await anyio.to_thread.run_sync(
                 partial(function, *args),
-                limiter=_threads(job.launch.runtime).nodes,
+                limiter=_threads(job.launch.runtime).nodes(),
                 abandon_on_cancel=True,
             )
-            # A `def` or lambda that returned a coroutine: run that on the loop.
-            return await result if inspect.iscoroutine(result) else result
+            # A `def` or lambda that returned a coroutine: run that on a loop.
+            return await _on_loop(job, lambda: result, home) if inspect.iscoroutine(result) else result
         finally:
             inside_node.reset(token)
+
+
+async def _on_loop(job: Job, start: Callable[[], Coroutine[Any, Any, Any]], home: CallerLoop | None) -> Any:
+    """Run a coroutine on the caller's loop, or here."""
+    if home is not None:
+        return await home.run(start)
+    watch: LoopWatch = job.launch.runtime.resource(LoopWatch, partial(LoopWatch, job.launch.runtime))
+    code = watch.begin(start)
+    try:
+        return await start()
+    except Exception as error:
+        strange = _other_loops_error(error)
+        if strange is None:
+            raise
+        raise RuntimeError(
+            f"an `async def` on the runtime's loop must not use a client of another loop (got, in {job.launch.name}: "
+            f"{text_of(strange)}); pass loop='caller' to run it on the loop that launches it, or make the client in "
+            "the function"
+        ) from error
+    finally:
+        watch.end(code)
+
+
+def _other_loops_error(error: BaseException) -> BaseException | None:
+    """Return the error, among the causes of `error`, of a lock or a connection that belongs to another loop."""
+    current: BaseException | None = error
+    for _ in range(_CAUSES):
+        if current is None:
+            return None
+        text = text_of(current)
+        if isinstance(current, RuntimeError) and (
+            "a different event loop" in text or "a different loop" in text
+        ):
+            return current
+        current = current.__cause__ or current.__context__
+    return None
+
+
+_CAUSES: Final = 20
+"""How many causes of an error are looked through."""
+
+
+# A callable that blocks the loop
+
+
+BLOCKED: Final = 0.5
+"""Seconds for which an `async def` may keep the runtime's loop from anything else, without a warning."""
+_LOOK: Final = 0.25
+"""Seconds between two looks at the loop."""
+
+
+@final
+class LoopWatch:
+    """Warns once of each `async def` that blocks the runtime's loop, while it does.
+
+    A blocking call in one callable, such as `time.sleep`, a synchronous client or a computation, stops every call of
+    the process. The loop can't notice that itself, so a thread looks: it posts to the loop, and if the loop doesn't
+    answer for half a second, it reads from the loop's stack which line of a callable is running. It exists only while
+    callables run, and for a moment longer.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._running: dict[CodeType, int] = {}
+        self._warned: set[CodeType] = set()
+        self._last: CodeType | None = None
+        self._thread: threading.Thread | None = None
+        self._loop_thread = threading.get_ident()
+        self._stop = threading.Event()
+
+    def begin(self, start: Callable[..., Any]) -> CodeType | None:
+        """Watch the loop until `end`, while it runs the callable `start`. Returns what `end` takes."""
+        code = _code_of(start)
+        if code is not None:
+            self._running[code] = self._running.get(code, 0) + 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="afnio-loop-watch", daemon=True)
+                self._thread.start()
+        return code
+
+    def end(self, code: CodeType | None) -> None:
+        if code is not None:
+            left = self._running[code] = self._running[code] - 1
+            if not left:
+                del self._running[code]
+
+    async def aclose(self) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        answered, asked = True, time.monotonic()
+
+        def answer() -> None:
+            nonlocal answered
+            answered = True
+            if not self._running:
+                self._thread = None  # here, on the loop's thread, so that no callable starts in between
+
+        while not self._stop.is_set() and self._thread is threading.current_thread():
+            now = time.monotonic()
+            if answered:
+                answered, asked = False, now
+                try:
+                    self._runtime.post(answer)
+                except RuntimeClosedError:
+                    return
+            elif now - asked >= BLOCKED - _LOOK:
+                self._look(now - asked)
+            self._stop.wait(_LOOK)
+
+    def _look(self, seconds: float) -> None:
+        """Warn of the callable that the loop's thread is in, if it was in the same one at the last look."""
+        frame = sys._current_frames().get(self._loop_thread)
+        inner, before = None, self._last
+        self._last = None
+        while frame is not None:
+            code = frame.f_code
+            if inner is None and (code in self._running or _is_own(code.co_filename)):
+                inner = frame
+            if code in self._running:
+                self._last = code
+                if before is code and code not in self._warned:
+                    self._warned.add(code)
+                    line = inner or frame
+                    logging.getLogger("afnio").warning(
+                        "%s (%s:%d) has blocked the runtime's loop for %.1f s, now at %s:%d, and every call of the "
+                        "process waits; make it a `def`, which runs in a worker thread, or await what blocks",
+                        code.co_qualname, code.co_filename, code.co_firstlineno, seconds,
+                        line.f_code.co_filename, line.f_lineno,
+                    )  # fmt: skip
+                return
+            frame = frame.f_back
+
+
+def _is_own(file: str) -> bool:
+    """Return True for a file of the user's, not of a library."""
+    return not (is_engine(file) or "site-packages" in file or file.startswith((_STDLIB, "<frozen")))
+
+
+_STDLIB: Final = sysconfig.get_path("stdlib")
+
+
+def _code_of(function: Any) -> CodeType | None:
+    """Return the code of a callable, to find it in a stack; None for one that isn't written in Python."""
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(function, "__code__", None)  # a method has that of its function
+    if isinstance(code, CodeType) and not hasattr(function, "__wrapped__"):
+        return code
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if not hasattr(function, "__code__"):
+        function = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked up, not tested for
+    found = getattr(function, "__code__", None)
+    return found if isinstance(found, CodeType) else None
+
+
+# Threads for functions that read
 
 
 def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Pending[T]:

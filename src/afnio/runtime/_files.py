@@ -255,6 +255,9 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         logging.getLogger("afnio").debug("a transaction was not rolled back", exc_info=True)
 
 
+# Lock files and private folders.
+
+
 _ATTEMPTS: Final = 20
 
 

@@ -66,7 +66,7 @@ from afnio.errors import (
     RuntimeClosedError,
     TooManyPendingError,
 )
-from afnio.runtime._loop import Cancelled, Collector, LoopThread, Task, adopted, current_task
+from afnio.runtime._loop import CallerLoop, Cancelled, Collector, LoopThread, Task, adopted, current_task
 from afnio.runtime._tracebacks import Line, caller_line, fold
 from afnio.runtime.events import emit
 
@@ -253,8 +253,21 @@ class Scope:
         self.drained: Slot | None = None
         self.abandoned = False
         self.is_root = is_root
+        # The lane whose body launches in this scope, or in a scope inside it, and its calls that a worker thread may
+        # wait for. A cancelled thread runs on, so those are cancelled with the lane.
+        self.job: Job | None = None
+        self.guests: dict[Launch, None] = {}
         self._numbers = itertools.count(1)
         self._names: dict[str, int] = {}
+        self._equal: dict[str, itertools.count[int]] = {}
+
+    def count_equal(self, name: str) -> int:
+        """Return how often `name` was counted in this scope, this time included.
+
+        Calls that race each other get addresses by what they ask. Numbers would depend on which one is first.
+        """
+        # Threads may race each other here. Both steps are atomic.
+        return next(self._equal.setdefault(name, itertools.count(1)))
 
     def next_address(self) -> str:
         return f"{self.path}/{next(self._numbers)}"
@@ -390,6 +403,8 @@ class Launch:
 
     Args:
         name: the op's name, for errors and events.
+        address: instead of the next one in the current scope.
+        line: instead of the innermost line outside of Afnio.
 
     Raises:
         RuntimeClosedError: if the runtime has been closed.
@@ -398,11 +413,11 @@ class Launch:
     """
 
     __slots__ = (
-        "__weakref__", "address", "cancelled", "context", "depth", "event", "holders", "jobs", "left", "line", "name",
-        "runtime", "scope",
+        "__weakref__", "address", "cancelled", "context", "depth", "event", "holders", "home", "jobs", "left", "line",
+        "name", "runtime", "scope",
     )  # fmt: skip
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, address: str | None = None, line: Line | None = None) -> None:
         self.name = name
         self.scope: Scope = current_scope()
         self.runtime = self.scope.runtime
@@ -411,9 +426,9 @@ class Launch:
                 f"{name} was launched after the Afnio runtime had been closed; launch it earlier"
             )
         self.scope.owner.check_can_launch()
-        self.line: Line = caller_line()
+        self.line: Line = caller_line() if line is None else line
         self.context: Context = adopted(copy_context())
-        self.address = self.scope.next_address()
+        self.address = self.scope.next_address() if address is None else address
         self.jobs: list[Job] = []
         self.left = 0
         # The length of the chain of pending launches before this one. The calls of the deepest launch go first, so
@@ -424,6 +439,8 @@ class Launch:
         self.cancelled = False
         # The event to emit at its start.
         self.event: Any = None
+        # The loop that its `async def` callables run on; None is the runtime's.
+        self.home: CallerLoop | None = None
 
     def add(
         self,
@@ -548,6 +565,7 @@ class Job:
         if self._scope is None:
             owner = self.launch.scope
             self._scope = Scope(self.address, runtime=owner.runtime, owner=owner.owner)
+            self._scope.job = self
         return self._scope
 
     def arm(self) -> bool:
@@ -603,6 +621,8 @@ class Job:
         self.done = True
         self.inputs = ()
         self.task = None
+        if self._scope is not None:
+            self._scope.job = None  # breaks a cycle
         waiters = [
             waiter
             for slot, outcome in zip(self.outputs, outcomes, strict=True)
@@ -782,6 +802,10 @@ class Runtime:
 
     def _cancel_job(self, job: Job) -> list[Launch]:
         """Cancel one job. Returns the launches that it waited for."""
+        if job._scope is not None:
+            job._scope.abandoned = True
+            for guest in job._scope.guests:
+                self.post(self.cancel, guest)
         if job.task is not None:
             job.task.cancel()
             return []

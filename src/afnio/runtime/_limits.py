@@ -112,6 +112,11 @@ def total_limits() -> Limits | None:
     return _total
 
 
+def most_in_flight() -> int:
+    """Return the largest `max_in_flight` that was given for any account; 0 without one."""
+    return max((limits.max_in_flight or 0 for limits in list(_given.values())), default=0)
+
+
 _warned_of: Final[set[tuple[str, str]]] = set()
 
 

@@ -17,9 +17,12 @@ import logging
 import os
 import sys
 import threading
+import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
+from contextlib import suppress
+from contextvars import Context, copy_context
 from typing import Any, Final, final
 
 from afnio.errors import RuntimeClosedError
@@ -196,6 +199,15 @@ def running_library() -> str | None:
     return None
 
 
+def running_loop() -> object:
+    """Return an object that lives as long as the running loop: the loop itself, or trio's root task."""
+    if asyncio._get_running_loop() is not None:
+        return asyncio.get_running_loop()
+    import trio
+
+    return trio.lowlevel.current_root_task()
+
+
 def parking() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]]:
     """Return `(wake, park)` for the running loop: `await park()` lasts until some thread calls `wake()`."""
     if asyncio._get_running_loop() is not None:
@@ -240,6 +252,235 @@ def _trio_parking() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]
             return
 
     return wake, event.wait
+
+
+# Coroutines on a caller's loop
+
+
+_LOOK: Final = 1.0
+"""Seconds between looks at whether a caller's loop is still there. One that was closed in the meantime calls nothing
+back."""
+_PATIENCE: Final = 5.0
+"""Seconds that a cancelled coroutine has for its end on a caller's loop, which may be busy."""
+
+
+class CallerLoop(ABC):
+    """A caller's running loop, on which the runtime's thread runs coroutines of the user's.
+
+    An app's client often belongs to the loop that it was first used on. On any other one it raises "is bound to a
+    different event loop", and may break on its own loop as well.
+    """
+
+    def __init__(self) -> None:
+        self.awaited: weakref.WeakSet[Any] = weakref.WeakSet()
+        """The launches that run callables here. A read that blocks this loop would wait for itself."""
+
+    async def run(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Return the result of the coroutine that `start` makes; on the runtime's thread.
+
+        Raises:
+            RuntimeError: if the loop has ended.
+        """
+        home = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = home.create_future()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the runtime has ended
+                home.call_soon_threadsafe(ended.cancel)
+
+        errand = Errand(start, wake)
+        self._call(self._begin, errand, copy_context())
+        try:
+            while not errand.done:
+                await asyncio.wait([ended], timeout=_LOOK)
+                if not errand.done and self._ended():
+                    raise RuntimeError(_GONE)
+        except Cancelled:
+            with suppress(RuntimeError):  # that loop has ended, and the coroutine with it
+                self._call(errand.stop)
+                # It ends before its lane does, unless its loop is busy for long.
+                await asyncio.wait([ended], timeout=_PATIENCE)
+            raise
+        return errand.result()
+
+    @abstractmethod
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        """Call `function` on the loop, soon; RuntimeError if it has ended."""
+
+    @abstractmethod
+    def _begin(self, errand: Errand, context: Context) -> None:
+        """Start the errand, on the loop."""
+
+    @abstractmethod
+    def _ended(self) -> bool: ...
+
+
+_GONE: Final = (
+    "the loop that launched this callable has ended before it (loop='caller'); await what you launch before the loop "
+    "ends, or leave loop out"
+)
+
+
+@final
+class Errand:
+    """A coroutine on another loop.
+
+    Attributes:
+        start: makes it.
+        cancel: cancels it, once it runs.
+        done, stopped: whether it has ended, and whether it should.
+    """
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, Any]], wake: Callable[[], None]) -> None:
+        self.start = start
+        self.cancel: Callable[[], object] | None = None
+        self.done = False
+        self.stopped = False
+        self._wake = wake
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def stop(self) -> None:
+        """End it, on its loop, even if it has not begun."""
+        self.stopped = True
+        if self.cancel is not None:
+            self.cancel()
+        else:
+            self.end(error=Cancelled())
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        """Keep its result, and wake who waits for it. Only the first end counts."""
+        if not self.done:
+            self._value, self._error, self.done = value, error, True
+            self._wake()
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+@final
+class _AsyncioCaller(CallerLoop):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = weakref.ref(loop)
+        self._tasks: set[Task] = set()  # the loop itself holds its tasks weakly
+
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        loop = self._loop()
+        try:
+            if loop is None:
+                raise RuntimeError
+            loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            raise RuntimeError(_GONE) from None
+
+    def _begin(self, errand: Errand, context: Context) -> None:
+        if errand.stopped:
+            return
+
+        async def body() -> None:
+            # A SystemExit that leaves a task ends the loop.
+            try:
+                errand.end(await errand.start())
+            except Cancelled:
+                errand.end(error=RuntimeError(_GONE))
+                raise
+            except BaseException as error:
+                errand.end(error=error)
+
+        task = asyncio.get_running_loop().create_task(body(), context=context)
+        errand.cancel = task.cancel
+        # A task that is cancelled before its first step never enters `body`.
+        task.add_done_callback(lambda task: errand.end(error=RuntimeError(_GONE)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _ended(self) -> bool:
+        loop = self._loop()
+        return loop is None or loop.is_closed()
+
+
+@final
+class _TrioCaller(CallerLoop):
+    def __init__(self, token: Any) -> None:
+        super().__init__()
+        self._token = weakref.ref(token)
+
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        import trio
+
+        token = self._token()
+        try:
+            if token is None:
+                raise trio.RunFinishedError
+            token.run_sync_soon(function, *args)
+        except trio.RunFinishedError:
+            raise RuntimeError(_GONE) from None
+
+    def _begin(self, errand: Errand, context: Context) -> None:
+        import trio
+
+        if errand.stopped:
+            return
+        scope = trio.CancelScope()
+        errand.cancel = scope.cancel
+
+        async def body() -> None:
+            # A system task's error would end trio's run.
+            try:
+                with scope:
+                    errand.end(await errand.start())
+                if scope.cancelled_caught:
+                    errand.end(error=RuntimeError(_GONE))
+            except trio.Cancelled:  # the run ends
+                errand.end(error=RuntimeError(_GONE))
+                raise
+            except BaseException as error:
+                errand.end(error=error)
+
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is not None:
+            context.run(sniffio.current_async_library_cvar.set, "trio")
+        trio.lowlevel.spawn_system_task(body, context=context)
+
+    def _ended(self) -> bool:
+        try:
+            self._call(int)
+        except RuntimeError:
+            return True
+        return False
+
+
+_asyncio_callers: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CallerLoop]] = (
+    weakref.WeakKeyDictionary()
+)
+_trio_callers: Final[weakref.WeakKeyDictionary[Any, CallerLoop]] = weakref.WeakKeyDictionary()
+
+
+def running_caller(*, make: bool) -> CallerLoop | None:
+    """Return the loop that runs on this thread, as a caller's.
+
+    Args:
+        make: make it if it isn't known; otherwise None is returned for one that no launch has named.
+    """
+    library = running_library()
+    if library is None:
+        return None
+    if library == "asyncio":
+        loop = asyncio.get_running_loop()
+        known = _asyncio_callers.get(loop)
+        if known is None and make:
+            known = _asyncio_callers[loop] = _AsyncioCaller(loop)
+        return known
+    import trio
+
+    token = trio.lowlevel.current_trio_token()
+    known = _trio_callers.get(token)
+    if known is None and make:
+        known = _trio_callers[token] = _TrioCaller(token)
+    return known
 
 
 # The garbage collector

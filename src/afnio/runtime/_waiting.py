@@ -50,7 +50,7 @@ from afnio.runtime._kernel import (
     current_scope,
     on_runtime_thread,
 )
-from afnio.runtime._loop import parking, running_library
+from afnio.runtime._loop import parking, running_caller, running_library
 from afnio.runtime._settings import Assignment, Setting
 from afnio.runtime._tracebacks import folding
 from afnio.runtime.events import ScopeEnded, emit, listening
@@ -89,9 +89,13 @@ def may_block() -> bool:
     return _objection() is None
 
 
-def check_blocking() -> None:
-    """Raise `BlockingReadError` with the fix if a blocking wait isn't allowed here."""
-    objection = _objection()
+def check_blocking(*, call: bool = False) -> None:
+    """Raise `BlockingReadError` with the fix if a blocking wait isn't allowed here.
+
+    Args:
+        call: it is a wait for a model call. It needs no worker thread, so a callable of a node may wait for it.
+    """
+    objection = _objection(call=call)
     if objection is not None:
         raise BlockingReadError(objection)
     if sync_mode.get() == "warn" and running_library() is not None:
@@ -100,8 +104,12 @@ def check_blocking() -> None:
         warnings.warn("a read blocks the running event loop until the value is done", stacklevel=5)
 
 
-def wait(slots: Iterable[Slot]) -> None:
+def wait(slots: Iterable[Slot], *, check: bool = True) -> None:
     """Block this thread until `slots` are done.
+
+    Args:
+        check: False for slots that no callable of a node has to fill, such as those of one call. Waiting for them
+            is safe everywhere but on the runtime's thread.
 
     Raises:
         BlockingReadError: if the wait would block an event loop or deadlock.
@@ -110,7 +118,8 @@ def wait(slots: Iterable[Slot]) -> None:
     if not pending:
         return
     runtime, scope = _runtime_of(pending)
-    check_blocking()
+    if check:
+        check_blocking()
     event = threading.Event()
     watcher = Watcher(pending, event.set, scope)
     runtime.post(watcher.start)
@@ -146,8 +155,8 @@ def _runtime_of(pending: Sequence[Slot]) -> tuple[Runtime, Scope]:
     return runtime, current_scope()
 
 
-def _objection() -> str | None:
-    if inside_node.get():
+def _objection(*, call: bool = False) -> str | None:
+    if inside_node.get() and not call:
         return (
             "a callable of a node read a pending value, which could deadlock; use its arguments, which are values, "
             "or make it an `async def` to await what it launches"
@@ -157,6 +166,12 @@ def _objection() -> str | None:
     library = running_library()
     if library is None:
         return None
+    caller = running_caller(make=False)
+    if caller is not None and any(launch.left for launch in list(caller.awaited)):
+        return (
+            "this read would block the loop that callables of loop='caller' run on, and so wait for itself; write "
+            "`await value`"
+        )
     mode = sync_mode.get()
     if mode in ("allow", "warn") or (mode == "auto" and _in_notebook()):
         return None
@@ -212,6 +227,10 @@ class Pending(Generic[T]):
         """
         wait([self._slot])
         return self._read()
+
+    def wait_for_call(self) -> None:
+        """Block until a model call is done, also in a callable of a node; after `check_blocking(call=True)`."""
+        wait([self._slot], check=False)
 
     @folding
     def wait_if_allowed(self) -> Pending[T]:
@@ -280,6 +299,7 @@ class scope(AbstractContextManager[Scope], AbstractAsyncContextManager[Scope]): 
         parent = current_scope()
         name = self._name if self._rooted and self._name is not None else parent.child_path(self._name)
         self._scope = Scope(name, runtime=parent.runtime, max_pending=self._max_pending)
+        self._scope.job = parent.job
         self._token = active_scope.set(self._scope)
         return self._scope
 

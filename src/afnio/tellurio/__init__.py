@@ -9,6 +9,7 @@ from afnio._public import lazily
 if TYPE_CHECKING:
     from afnio.errors import StoreVersionError
     from afnio.tellurio._logs import configure_logging
+    from afnio.tellurio._queries import StoreReader
     from afnio.tellurio._recording import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
     from afnio.tellurio._run import (
         Run,
@@ -26,6 +27,7 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "RunStatus",
+    "StoreReader",
     "StoreVersionError",
     "TableLogged",
     "TextLogged",
@@ -43,6 +45,7 @@ __getattr__, __dir__ = lazily(
     {
         "afnio.errors": "StoreVersionError",
         "afnio.tellurio._logs": "configure_logging",
+        "afnio.tellurio._queries": "StoreReader",
         "afnio.tellurio._recording": "MetricLogged RunEnded RunStarted TableLogged TextLogged",
         "afnio.tellurio._run": "Run RunStatus get_active_run init log login suppress_variable_notifications",
     },

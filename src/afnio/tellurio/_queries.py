@@ -32,6 +32,7 @@ from typing import Any, Final, Self
 from afnio.errors import ChoiceError
 from afnio.tellurio._recording import IN_PHASE, of_phase, unpacked
 from afnio.tellurio._records import (
+    BlockRecord,
     CallRecord,
     CallTexts,
     CandidateRecord,
@@ -203,7 +204,7 @@ LAST_PARAMETERS: Final = """
 AND step = (SELECT max(step) FROM parameters WHERE run_id = p.run_id AND number = p.number)"""
 
 CANDIDATES: Final = """
-SELECT s.number, c.number, c.parents, c.vals, c.scores, c.verdict
+SELECT s.number, c.number, c.parents, c.vals, c.scores, c.verdict, c.name, c.samples
 FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ?1"""
 HELD: Final = f"""{CANDIDATES} AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number BETWEEN ?3 AND ?4
 AND (c.verdict IN ('start', 'incumbent') OR c.verdict LIKE 'accepted%') ORDER BY c.id"""
@@ -227,6 +228,9 @@ LONG_TEXTS: Final = {
 class StoreReader:
     """A project's file, opened for reading. Use it as a context manager, or close it.
 
+    Methods return dataclasses and named tuples; `dataclasses.asdict` makes rows of them. Reading never disturbs a
+    program that is writing the file.
+
     A file of an older version is read through a copy in memory that is upgraded to this version. The file itself is
     left unchanged.
 
@@ -234,7 +238,7 @@ class StoreReader:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with te.init("me", "emails", name="first", dir=folder) as run:
     ...         run.log("loss", 0.5)
-    ...     with StoreReader(Path(folder) / "me" / "emails.db") as reader:
+    ...     with te.StoreReader(f"{folder}/me/emails.db") as reader:
     ...         [(found.name, found.status, reader.last_metrics(found.id)[0].value) for found in reader.runs()]
     [('first', 'COMPLETED', 0.5)]
 
@@ -243,9 +247,9 @@ class StoreReader:
             version.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._db = open_to_read(path)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._db = open_to_read(self.path)
 
     def close(self) -> None:
         self._db.close()
@@ -546,7 +550,7 @@ class StoreReader:
             return []
         changes: dict[int, list[ChangeRecord]] = {row["id"]: [] for row in rows}
         for row in self._all(CHANGES, run_id, rows[0]["number"], rows[-1]["number"]):
-            changes[row["step_id"]].append(ChangeRecord(*row))
+            changes[row["step_id"]].append(_change(row))
         return [StepRecord(*[*row, changes[row["id"]]]) for row in rows]
 
     def step(self, run_id: str, number: int) -> StepRecord | None:
@@ -559,6 +563,13 @@ class StoreReader:
         where = "WHERE run_id = ? AND change_id = ? ORDER BY number LIMIT ?"
         rows = self._all(f"SELECT number, text, samples FROM evidence {where}", run_id, change.id, limit)
         return [EvidenceRecord(row[0], row[1], loaded_list(row[2])) for row in rows]
+
+    def blocks(self, run_id: str, change: ChangeRecord) -> list[BlockRecord]:
+        """The blocks of the text after a change, in order; none from optimizers that don't edit by block."""
+        columns = ", ".join(columns_of(BlockRecord))
+        where = "WHERE run_id = ? AND change_id = ? ORDER BY number"
+        rows = self._all(f"SELECT {columns} FROM blocks {where}", run_id, change.id)
+        return [BlockRecord(**{**dict(row), "samples": loaded_list(row["samples"])}) for row in rows]
 
     def evidence_counts(self, run_id: str) -> dict[int, int]:
         """How much feedback each change was proposed from, by the change's id."""
@@ -606,6 +617,13 @@ class StoreReader:
         return dict(
             self._all("SELECT step_id, count(*) FROM candidates WHERE run_id = ? GROUP BY step_id", run_id)
         )
+
+    def race(self, run_id: str, step: int) -> list[CandidateRecord]:
+        """The candidates that one step weighed, in its order."""
+        return [
+            _candidate(row)
+            for row in self._all(f"{CANDIDATES} AND s.number = ?2 ORDER BY c.id", run_id, step)
+        ]
 
     def last_choice(self, run_id: str) -> Choice | None:
         """The choice of the last step that weighed candidates; None if it isn't known."""
@@ -745,10 +763,17 @@ def _node(row: sqlite3.Row) -> NodeRecord:
     return NodeRecord(*[*values, loaded_list(parents), phase])
 
 
+def _change(row: sqlite3.Row) -> ChangeRecord:
+    *values, dropped = row
+    return ChangeRecord(*[*values, [str(one) for one in loaded_list(dropped)]])
+
+
 def _candidate(row: sqlite3.Row) -> CandidateRecord:
-    step, number, parents, values, scores, verdict = row
+    step, number, parents, values, scores, verdict, name, samples = row
     numbers = [score if isinstance(score, int | float) else None for score in loaded_list(scores)]
-    return CandidateRecord(step, number, loaded_list(parents), loaded_list(values), numbers, verdict)
+    return CandidateRecord(
+        step, number, loaded_list(parents), loaded_list(values), numbers, verdict, name, loaded_list(samples)
+    )
 
 
 def _body(packed: int, body: bytes) -> Any:

@@ -64,13 +64,17 @@ INSERT INTO samples (
 INSERT_STEP: Final = """
 INSERT INTO steps (run_id, number, address, optimizer, error, time) VALUES (?, ?, ?, ?, ?, ?)"""
 INSERT_CHANGE: Final = """
-INSERT INTO changes (run_id, step_id, parameter, role, before, after, gradients, rejected)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT INTO changes (run_id, step_id, parameter, role, before, after, gradients, rejected, dropped)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 INSERT_EVIDENCE: Final = """
 INSERT INTO evidence (run_id, change_id, number, text, samples) VALUES (?, ?, ?, ?, ?)"""
+INSERT_BLOCK: Final = """
+INSERT INTO blocks (
+    run_id, change_id, number, text, step, samples, replaces, races, wins, losses, ties, effect, low, high
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 INSERT_CANDIDATE: Final = """
-INSERT INTO candidates (run_id, step_id, number, parents, vals, scores, verdict)
-VALUES (?, ?, ?, ?, ?, ?, ?)"""
+INSERT INTO candidates (run_id, step_id, number, parents, vals, scores, verdict, name, samples)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 INSERT_EVENT: Final = "INSERT INTO events (run_id, kind, payload, time) VALUES (?, ?, ?, ?)"
 
 LOST: Final = (sqlite3.OperationalError, sqlite3.InternalError)
@@ -165,19 +169,31 @@ class Recording:
                 self._json(candidate.values),
                 lenient(candidate.scores),
                 self._text(candidate.verdict),
+                self._text(candidate.name),
+                lenient(candidate.samples),
             )
             connection.execute(INSERT_CANDIDATE, (self._run_id, step_id, *row))
 
     def _change(self, connection: sqlite3.Connection, step_id: int | None, change: Change) -> None:
         before, after = self._text(change.before) or "", self._text(change.after) or ""
         number = self._parameters.note(connection, self._steps, change.role, before, after)
-        about = (number, change.role, before, after, change.gradients, self._text(change.rejected))
+        why = (self._text(change.rejected), self._json(change.dropped))
+        about = (number, change.role, before, after, change.gradients, *why)
         change_id = connection.execute(INSERT_CHANGE, (self._run_id, step_id, *about)).lastrowid
         rows = [
             (self._run_id, change_id, place, self._text(evidence.text), self._json(evidence.trail))
             for place, evidence in enumerate(change.evidence)
         ]
         connection.executemany(INSERT_EVIDENCE, rows)
+        blocks = [
+            (
+                *(self._run_id, change_id, place, self._text(one.text), one.step, lenient(one.samples)),
+                *(self._text(one.replaces), one.races, one.wins, one.losses, one.ties),
+                *(one.effect, one.low, one.high),
+            )
+            for place, one in enumerate(change.lineage)
+        ]
+        connection.executemany(INSERT_BLOCK, blocks)
 
     def _other(self, connection: sqlite3.Connection, event: Any, time: float) -> None:
         payload = asdict(event) if is_dataclass(event) and not isinstance(event, type) else event

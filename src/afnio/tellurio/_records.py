@@ -255,7 +255,12 @@ class ScoredSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ChangeRecord:
-    """A step's effect on one parameter. `rejected` is why its proposal wasn't taken, or None."""
+    """A step's effect on one parameter.
+
+    Attributes:
+        rejected: why its proposal wasn't taken, or None.
+        dropped: why edits were left out.
+    """
 
     id: int
     step_id: int
@@ -265,6 +270,7 @@ class ChangeRecord:
     after: str
     gradients: int
     rejected: str | None
+    dropped: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +309,38 @@ class EvidenceRecord:
     samples: list[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class BlockRecord:
+    """A block of a changed text: where it comes from, and how candidates with it did against those without it.
+
+    Attributes:
+        step: the step that wrote it, as its optimizer counts steps; 0 for a block of the start text.
+        samples: numbers of the training samples that it was made from.
+        replaces: the block that it replaced, or None.
+        races: how many races had candidates with it and without it; wins, losses and ties count their samples.
+        effect: the mean difference in score, with minus without; None if it was in no race.
+        low, high: the ends of its 95 % interval; None with fewer than two samples.
+    """
+
+    number: int
+    text: str
+    step: int
+    samples: list[Any]
+    replaces: str | None
+    races: int
+    wins: int
+    losses: int
+    ties: int
+    effect: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def is_clear(self) -> bool:
+        """Return True if the interval leaves out 0."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
 class FeedbackUse(NamedTuple):
     """A sample's feedback, and the number of the step that it was shown to."""
 
@@ -312,7 +350,12 @@ class FeedbackUse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CandidateRecord:
-    """Values that a step weighed against others, with one score for each held-out sample."""
+    """Values that a step weighed against others, with one score for each held-out sample.
+
+    Attributes:
+        name: such as "incumbent" or "union"; "" if its optimizer names no candidates.
+        samples: the numbers of the samples behind `scores`; empty if unknown.
+    """
 
     step: int
     number: int
@@ -320,6 +363,8 @@ class CandidateRecord:
     values: list[Any]
     scores: list[float | None]
     verdict: str
+    name: str
+    samples: list[Any]
 
     @property
     def accepted(self) -> bool:

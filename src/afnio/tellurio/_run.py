@@ -102,6 +102,7 @@ class Run:
         status: see `RunStatus`.
         seed: all seeds of the run are derived from it.
         journal: the file that answers calls when the run is continued; None if it couldn't be opened.
+        continued_by: what a program is told to do if the run fails, to continue it.
         date_created: of the first start, in UTC.
         date_updated: of the last record, in UTC.
     """
@@ -129,6 +130,7 @@ class Run:
         self.date_updated = datetime.now(UTC)
         self.journal = journal
         self.process_wide = process_wide
+        self.continued_by = f'te.init("{self.namespace}", "{self.project}", resume="{self.id}")'
         self._store = store
         self._lease = lease
         self._sinks = sinks
@@ -326,9 +328,8 @@ class Run:
 
     def _print_how_to_continue(self) -> None:
         if self.status is RunStatus.FAILED and self.journal is not None:
-            line = f'te.init("{self.namespace}", "{self.project}", resume="{self.id}")'
             sys.stderr.write(
-                f"afnio: run {self.name} failed; {line} continues it and pays for no reply again\n"
+                f"afnio: run {self.name} failed; {self.continued_by} continues it and pays for no reply again\n"
             )
 
     def observe(self, event: Any) -> None:
@@ -418,9 +419,10 @@ def init(
         ValueError: `resume` names no run, or a name has no letter or digit.
 
     >>> import tempfile
+    >>> import afnio.tellurio as te
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with init("me", "emails", name="first", dir=folder) as run:
-    ...         log("accuracy", 0.5)
+    ...     with te.init("me", "emails", name="first", dir=folder) as run:
+    ...         te.log("accuracy", 0.5)
     ...     print(run)
     <Run first of me/emails, COMPLETED>
     """
@@ -530,9 +532,9 @@ def _continue(store: Store, identity: str | None, row: NewRun, wanted: str | Non
     store.continue_run(row.id, time.time())
     started = datetime.fromtimestamp(row.date, UTC).astimezone()
     replies = Journal.stat(journal.path).records
+    anew = "" if wanted else "; te.init(..., resume=False) starts anew"
     sys.stderr.write(
-        f"afnio: continuing run {row.name} of {started:%Y-%m-%d %H:%M:%S} with {replies} calls in its "
-        "journal; te.init(..., resume=False) starts anew\n"
+        f"afnio: continuing run {row.name} of {started:%Y-%m-%d %H:%M:%S} with {replies} calls in its journal{anew}\n"
     )
     return journal
 

@@ -1,7 +1,7 @@
 """The tables of a run store, and opening it for writing.
 
 A project's file outlives the version of Afnio that made it. So each version is a list of statements that turn a
-file of the version before into one of this: `FIRST`, `SECOND`, `THIRD`. A new file gets them all, an older one
+file of the version before into one of this: `FIRST` to `FOURTH`. A new file gets them all, an older one
 those that it lacks, in place and in one transaction, so that no reader sees half an upgrade. `upgrade` does the
 same for a copy in memory. A file of a newer version is refused, because this Afnio can't know which rules its
 rows follow.
@@ -47,14 +47,21 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
     step_id             `steps.id`
     parameter           `parameters.number`
     role, before, after, gradients (how many), rejected (why a proposal was refused, else NULL)
+    dropped             JSON list: why edits were left out
 `evidence`: the feedback that the proposer was shown, in order.
     change_id           `changes.id`
     number              0, 1, …
     text
     samples             JSON list of objects, the samples behind it: "sample" is the lane, "node" the evaluator's
                         address (if known), "prediction", "score", and whatever else the evaluator kept
+`blocks`: the blocks of a changed text in order, from optimizers that edit by block; `optim.Lineage` has the details.
+    change_id           `changes.id`
+    number              0, 1, …
+    text, step, samples (JSON list), replaces, races, wins, losses, ties, effect, low, high
 `candidates`: values that were weighed against others.
     step_id, number, parents (JSON list of numbers), vals (JSON list), scores (JSON list), verdict
+    name                such as "incumbent" or "union"; '' if it has none
+    samples             JSON list: the numbers of the samples behind `scores`; empty if unknown
 `nodes`: launches that belong to a graph.
     address, name (of the op), line ("file:line"), kind (forward, evaluator or backward), lanes (NULL for a
     scalar), phase
@@ -118,7 +125,7 @@ def connect(path: Path) -> sqlite3.Connection:
     ...     connection = connect(pathlib.Path(folder) / "new" / "project.db")
     ...     connection.execute("PRAGMA user_version").fetchone()
     ...     connection.close()
-    (3,)
+    (4,)
     """
     make_private_folder(path.parent)
     # Create the file first: SQLite gives its side files the mode of the database.
@@ -184,7 +191,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             return
 
 
-VERSION: Final = 3
+VERSION: Final = 4
 
 _RUN: Final = "run_id TEXT NOT NULL REFERENCES runs (id)"
 
@@ -341,11 +348,26 @@ THIRD: Final = (
 )
 """From version 2 to 3."""
 
-UPGRADES: Final = (FIRST, SECOND, THIRD)
+FOURTH: Final = (
+    "ALTER TABLE changes ADD COLUMN dropped TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE candidates ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE candidates ADD COLUMN samples TEXT NOT NULL DEFAULT '[]'",
+    f"""CREATE TABLE blocks (
+        id INTEGER PRIMARY KEY, {_RUN},
+        change_id INTEGER NOT NULL REFERENCES changes (id), number INTEGER NOT NULL,
+        text TEXT NOT NULL, step INTEGER NOT NULL, samples TEXT NOT NULL, replaces TEXT,
+        races INTEGER NOT NULL, wins INTEGER NOT NULL, losses INTEGER NOT NULL, ties INTEGER NOT NULL,
+        effect REAL, low REAL, high REAL
+    )""",
+    "CREATE INDEX blocks_by_change ON blocks (run_id, change_id)",
+)
+"""From version 3 to 4."""
+
+UPGRADES: Final = (FIRST, SECOND, THIRD, FOURTH)
 """The statements for each version, starting from an empty file."""
 
 OF_A_RUN: Final = (
-    "evidence", "changes", "candidates", "parameters", "steps", "samples", "nodes", "metrics", "texts", "tables",
-    "events", "retries", "calls", "bodies",
+    "blocks", "evidence", "changes", "candidates", "parameters", "steps", "samples", "nodes", "metrics", "texts",
+    "tables", "events", "retries", "calls", "bodies",
 )  # fmt: skip
 """Tables with a `run_id`. A table comes before those that it refers to, so rows can be deleted in this order."""

@@ -72,6 +72,8 @@ class TrainerOptions:
         """Epochs at most, or None if only steps, time or money end the training."""
         if self.fast_dev_run:
             return 1
+        if self.max_epochs == -1:
+            return None
         others = (self.max_steps, self.max_time, self.max_cost)
         return DEFAULT_EPOCHS if self.max_epochs is None and others == (None,) * 3 else self.max_epochs
 
@@ -89,8 +91,10 @@ class TrainerOptions:
 
 def checked(options: TrainerOptions) -> TrainerOptions:
     """Return `options`. Raise in the constructor for a value that can't work, not hours later in a fit."""
-    for name in ("max_epochs", "max_steps", "accumulate_grad_batches"):
+    for name in ("max_steps", "accumulate_grad_batches"):
         _check_count(name, getattr(options, name), 1)
+    if options.max_epochs != -1:
+        _check_count("max_epochs", options.max_epochs, 1)
     for name in ("min_epochs", "min_steps"):
         _check_count(name, getattr(options, name), 0)
     for name in ("max_time", "max_cost"):

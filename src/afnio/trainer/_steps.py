@@ -416,11 +416,14 @@ def _on_a_loop() -> bool:
 T = TypeVar("T")
 
 
-def run_blocking(main: Callable[[], Awaitable[T]], name: str) -> T:
+def run_blocking(
+    main: Callable[[], Awaitable[T]], name: str, gently: Callable[[], object] | None = None
+) -> T:
     """Run `main()` to its end and return its result, on a new loop; in a notebook, on one in a thread.
 
     Args:
         name: of the method, for the error. Its asynchronous twin has an "a" before it.
+        gently: what the first Ctrl-C calls, to let `main` end early with a result. The next one stops it.
 
     Raises:
         BlockingReadError: where it would block an event loop.
@@ -432,27 +435,29 @@ def run_blocking(main: Callable[[], Awaitable[T]], name: str) -> T:
             f"trainer.{name}(...) would block {where}; write `await trainer.a{name}(...)`"
         )
     if library is not None:
-        return _in_thread(main)
+        return _in_thread(main, gently)
     at_terminal = threading.current_thread() is threading.main_thread()
     if at_terminal and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        return _interruptible(main)
+        return _interruptible(main, gently)
     return anyio.run(main)
 
 
-def _interruptible(main: Callable[[], Awaitable[T]]) -> T:
-    """Run `main()` so that the first Ctrl-C stops and records it, and a second one ends the process."""
+def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | None) -> T:
+    """Run `main()` so that the first Ctrl-C stops and records it, and a second one ends the process.
+
+    With `gently` it takes one more: the first only calls that.
+    """
     body = _Stoppable(main)
-    pressed: list[int] = []
+    answers = [*([] if gently is None else [gently]), body.stop]
 
     def on_interrupt(number: int, frame: object) -> None:
-        pressed.append(number)
-        if len(pressed) > 1:
+        if not answers:
             # Acknowledged calls are on disk, and files are replaced whole. Show the cursor: a display may hide it.
             with suppress(OSError):
                 os.write(2, b"\x1b[?25h\nafnio: left at once\n" if os.isatty(2) else b"afnio: left at once\n")
             os._exit(130)
         # From a thread: the loop may sleep, and only another thread wakes it.
-        threading.Thread(target=body.stop, daemon=True).start()
+        threading.Thread(target=answers.pop(0), daemon=True).start()
 
     signal.signal(signal.SIGINT, on_interrupt)
     try:
@@ -498,7 +503,7 @@ class _Stoppable(Generic[T]):
             tasks.cancel_scope.cancel()
 
 
-def _in_thread(main: Callable[[], Awaitable[T]]) -> T:
+def _in_thread(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | None) -> T:
     """Run `main()` in a thread, because this thread's loop is busy with the cell that called."""
     body = _Stoppable(main)
     errors: list[BaseException] = []
@@ -512,7 +517,13 @@ def _in_thread(main: Callable[[], Awaitable[T]]) -> T:
     thread = threading.Thread(target=copy_context().run, args=(run,), name="afnio-trainer", daemon=True)
     thread.start()
     try:
-        thread.join()
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            if gently is None:
+                raise
+            gently()
+            thread.join()
     except BaseException:  # the kernel was interrupted: let the training record itself before the cell ends
         body.stop()
         thread.join()

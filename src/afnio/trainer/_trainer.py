@@ -62,7 +62,8 @@ class Trainer:
     `fit(..., ckpt_path="last")` continues and pays for no reply twice.
 
     Args:
-        max_epochs: passes over the training batches at most; 10 if nothing else limits the training.
+        max_epochs: passes over the training batches at most; -1 for any number, until something else ends the
+            training. By default 10 if nothing else limits it.
         min_epochs, min_steps: a callback can't stop the training earlier.
         max_steps: optimizer steps at most, over all epochs.
         max_time: of one `fit`: seconds, a timedelta, a dict of its arguments, or "DD:HH:MM:SS".
@@ -229,13 +230,9 @@ class Trainer:
         Raises:
             CheckpointError: if the folder is in use or can't be written, or the file isn't a checkpoint.
         """
-        check_agent(agent, "training_step", "configure_optimizers")
         if train_dataloader is None:
             raise ValueError("fit needs a train_dataloader (got None)")
-        check_loader("train_dataloader", train_dataloader)
-        if val_dataloader is not None:
-            check_loader("val_dataloader", val_dataloader)
-            check_agent(agent, "validation_step")
+        _check_training(agent, train_dataloader, val_dataloader)
         if ckpt_path is not None and not isinstance(ckpt_path, str | os.PathLike):
             raise TypeError(f'ckpt_path must be "last", "best" or a path (got {ckpt_path!r})')
         with self._occupied("fit"):
@@ -321,11 +318,7 @@ class Trainer:
         Args:
             seconds_per_call: the seconds that a call is assumed to take.
         """
-        check_agent(agent, "training_step", "configure_optimizers")
-        check_loader("train_dataloader", train_dataloader)
-        if val_dataloader is not None:
-            check_loader("val_dataloader", val_dataloader)
-            check_agent(agent, "validation_step")
+        _check_training(agent, train_dataloader, val_dataloader)
         with self._occupied("estimate"):
             return await rehearse(
                 agent, optimizers_of, self.options, train_dataloader, val_dataloader, seconds_per_call
@@ -673,6 +666,14 @@ def _clients(agent: Module, optimizers: Sequence[Optimizer]) -> Iterator[tuple[s
             if isinstance(asked, ChatClient) and (id(asked), model) not in seen:
                 seen.add((id(asked), model))
                 yield type(optimizer).__name__, asked, model
+
+
+def _check_training(agent: Module, train: Any, val: Any) -> None:
+    check_agent(agent, "training_step", "configure_optimizers")
+    check_loader("train_dataloader", train)
+    if val is not None:
+        check_loader("val_dataloader", val)
+        check_agent(agent, "validation_step")
 
 
 def _backward_model() -> ChatModel | None:

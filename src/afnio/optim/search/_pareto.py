@@ -295,10 +295,10 @@ class ParetoSearch(Acceptance):
             raise ValueError(f"credit must be 'share', 'round_robin' or 'all' (got {credit!r})")
         if not 0 < quorum <= 1:
             raise ValueError(f"quorum must be above 0 and at most 1 (got {quorum!r})")
-        self._evaluate = evaluate
-        self._train, self._validation = Holdout(train), Holdout(validation)
-        self._proposals, self._minibatch_size, self._credit = proposals, minibatch_size, credit
-        self._block_size, self._quorum, self._seed = block_size, quorum, seed
+        self.evaluate = evaluate
+        self.train, self.validation = Holdout(train), Holdout(validation)
+        self._proposals, self._minibatch_size, self.credit = proposals, minibatch_size, credit
+        self.block_size, self.quorum, self._seed = block_size, quorum, seed
         self.pool = Pool()
         self._steps = 0
         self._drawn = 0
@@ -313,10 +313,7 @@ class ParetoSearch(Acceptance):
             self._seed = draw_seed()
 
     async def decide(self, inputs: StepInputs) -> Decision:
-        context = SearchContext(
-            inputs, self._evaluate, self._train, self._validation,
-            block_size=self._block_size, quorum=self._quorum, credit=self._credit,
-        )  # fmt: skip
+        context = SearchContext(self, inputs)
         current = self.pool.find(inputs.values)
         start = PoolMember(self._next, (), inputs.values, ()) if current is None else None
         draw = random.Random(f"{self._seed}/round/{self._steps}")
@@ -371,11 +368,11 @@ class ParetoSearch(Acceptance):
     @property
     def _stride(self) -> int:
         """Training samples of a minibatch."""
-        return min(self._minibatch_size, len(self._train))
+        return min(self._minibatch_size, len(self.train))
 
     def _minibatch(self, start: int) -> list[int]:
         """Return the training samples from `start` on. Each epoch has another order."""
-        units, size = [], len(self._train)
+        units, size = [], len(self.train)
         for position in range(start, start + self._stride):
             epoch, place = divmod(position, size)
             order = list(range(size))
@@ -489,54 +486,45 @@ Scores = list[float | None]
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class SearchContext:
-    """What the children of a step share: its inputs, the agent's `evaluate`, and the data."""
+    """What the children of a step share: the search with the agent's `evaluate` and the data, and the step's inputs."""
 
-    def __init__(
-        self,
-        inputs: StepInputs,
-        evaluate: Evaluate,
-        train: Holdout,
-        validation: Holdout,
-        *,
-        block_size: int,
-        quorum: float,
-        credit: Credit,
-    ) -> None:
-        self.inputs, self.credit = inputs, credit
-        self.train, self.validation = train, validation
-        self._evaluate, self._block_size, self._quorum = evaluate, block_size, quorum
+    search: ParetoSearch
+    inputs: StepInputs
 
     async def learn(
         self, values: Sequence[Any], units: Sequence[int], name: str
     ) -> tuple[Scores, list[list[Variable]]]:
         """Run training samples forward and backward. Return their scores, and the gradients of each parameter."""
         return await learnt_from(
-            self._evaluate,
-            self.train.batch(units),
+            self.search.evaluate,
+            self.search.train.batch(units),
             self.inputs.bound(values),
             name=name,
             urgency=Priority.TRAINING,
-            quorum=self._quorum,
+            quorum=self.search.quorum,
         )
 
     async def score(self, values: Sequence[Any], units: Sequence[int], name: str) -> Scores:
         """Return the scores of training samples."""
-        return await self._scores(self.train, values, units, name, Priority.TRAINING)
+        return await self._scores(self.search.train, values, units, name, Priority.TRAINING)
 
     async def validate(
         self, values: Sequence[Any], name: str, units: Sequence[int] | None = None
     ) -> dict[int, Scores]:
         """Return the scores of all validation samples, or of `units`, by unit."""
-        blocks = self.validation.blocks(
-            range(len(self.validation)) if units is None else units, self._block_size
+        blocks = self.search.validation.blocks(
+            range(len(self.search.validation)) if units is None else units, self.search.block_size
         )
         found: list[dict[int, Scores]] = [{} for _ in blocks]
 
         async def block(number: int) -> None:
             mine = blocks[number].units
-            scores = await self._scores(self.validation, values, mine, f"block {number}", Priority.VALIDATION)
-            found[number] = self.validation.by_unit(mine, scores)
+            scores = await self._scores(
+                self.search.validation, values, mine, f"block {number}", Priority.VALIDATION
+            )
+            found[number] = self.search.validation.by_unit(mine, scores)
 
         async with scope(name=name):
             await side_by_side([partial(block, number) for number in range(len(blocks))])
@@ -546,17 +534,17 @@ class SearchContext:
         self, data: Holdout, values: Sequence[Any], units: Sequence[int], name: str, urgency: Priority
     ) -> Scores:
         return await scores_of(
-            self._evaluate,
+            self.search.evaluate,
             data.batch(units),
             self.inputs.bound(values),
             name=name,
             urgency=urgency,
-            quorum=self._quorum,
+            quorum=self.search.quorum,
         )
 
     def enough(self, pairs: int, samples: int) -> bool:
         """Return True if `pairs` of the samples are enough for a comparison."""
-        return pairs > 0 and quorum_holds(pairs, samples, self._quorum)
+        return pairs > 0 and quorum_holds(pairs, samples, self.search.quorum)
 
 
 class Child(ABC):
@@ -663,9 +651,9 @@ class Mutation(Child):
     def _credited(self, reduced: Mapping[int, Sequence[Variable]]) -> list[int]:
         """Return the positions of the parameters to rewrite, among those with feedback."""
         positions = sorted(reduced)
-        if self._context.credit == "all":
+        if self._context.search.credit == "all":
             return positions
-        if self._context.credit == "round_robin":
+        if self._context.search.credit == "round_robin":
             return [positions[self._turn % len(positions)]]
         return self._draw.choices(positions, [gathered_of(reduced[position]) for position in positions])
 
@@ -721,7 +709,7 @@ class Merged(Child):
         if mine < max(one, other):
             self.verdict = f"rejected: {mine:g} against {max(one, other):g} on {len(rows)} samples"
             return
-        rest = [unit for unit in range(len(context.validation)) if unit not in found]
+        rest = [unit for unit in range(len(context.search.validation)) if unit not in found]
         self.validated = {
             **found,
             **(await context.validate(self.values, "validation", rest) if rest else {}),

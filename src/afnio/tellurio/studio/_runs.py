@@ -248,6 +248,9 @@ class Tally:
         }
 
 
+# The page of one run.
+
+
 CURVES: Final = 6
 """Metrics in one chart."""
 CURVE_POINTS: Final = 500
@@ -436,6 +439,9 @@ def _row(step: StepRecord) -> StepRow:
         changed=bool(step.changed),
         kept=step.kept,
     )
+
+
+# The page that compares runs.
 
 
 MOST_RUNS: Final = 6

@@ -2,9 +2,11 @@
 
 A step's page answers "what did it change, why, and did it help?":
 
-* Each change is a word diff, with the feedback that the proposer was shown. Optimizers don't record which feedback
+* Each change is a word diff, with the feedback that the proposer was shown. An optimizer that edits by block records
+  where each block comes from and how candidates with it did; the page shows that. Others don't record which feedback
   became which sentence. `changed_sentences` guesses it by the words that they share, and the page presents it as a
   guess.
+* A race is a table: its candidates down, its samples across.
 * Whether it helped is counted in two ways. If the step chose between candidates, both were scored on the same
   held-out samples, and these scores decide. Otherwise each sample's last evaluation before the step is held against
   its first one after it. If other steps ended in between, the difference may be due to them, so those samples are
@@ -41,6 +43,14 @@ EDGE: Final = 200
 """Characters that stay visible at each end of a folded piece."""
 SENTENCES: Final = 60
 """The most changed sentences of one text that are shown with their feedback."""
+BLOCKS: Final = 100
+"""The most blocks of one text that are shown."""
+DROPPED: Final = 20
+"""The most edits that were left out whose reasons are shown."""
+RACERS: Final = 60
+"""The most candidates of a race that are shown."""
+LAPS: Final = 64
+"""The most samples of a race that are shown."""
 OUTCOMES: Final = 100
 """The most samples that are listed as won, and as lost."""
 MOST_CHARACTERS: Final = 200_000
@@ -59,6 +69,7 @@ def step_page(reader: StoreReader, run: RunRecord, number: int) -> dict[str, Any
         "candidates": reader.candidate_counts(run.id).get(step.id, 0),
         "changes": [_change(reader, run, change) for change in step.changes],
         "choice": _choice(reader.choice(run.id, number)),
+        "race": race_table(reader.race(run.id, number)),
         **outcomes(reader, run.id, step.time),
     }
 
@@ -68,8 +79,9 @@ def _change(reader: StoreReader, run: RunRecord, change: ChangeRecord) -> dict[s
         {"number": one.number, "text": one.text, "samples": _behind(reader, run.id, one.samples)}
         for one in reader.evidence(run.id, change, EVIDENCE)
     ]
+    blocks = reader.blocks(run.id, change)
     sentences: Sequence[ChangedSentence] = ()
-    if change.before != change.after:
+    if not blocks and change.before != change.after:
         texts = [one["text"][:SHOWN] for one in evidence]
         sentences = changed_sentences(change.before[:MOST_CHARACTERS], change.after[:MOST_CHARACTERS], texts)
     used = {match.number for sentence in sentences for match in sentence.matches}
@@ -80,6 +92,13 @@ def _change(reader: StoreReader, run: RunRecord, change: ChangeRecord) -> dict[s
         "pieces": shown_diff(change.before, change.after),
         "unchanged": change.before == change.after,
         "evidence": evidence,
+        "blocks": blocks[:BLOCKS],
+        "more_blocks": len(blocks[BLOCKS:]),
+        "reach": max(
+            (abs(end) for one in blocks for end in (one.low, one.high) if end is not None), default=0.0
+        ),
+        "dropped": change.dropped[:DROPPED],
+        "more_dropped": len(change.dropped[DROPPED:]),
         "sentences": sentences[:SENTENCES],
         "unmatched": [one for place, one in enumerate(evidence) if place not in used],
     }
@@ -201,6 +220,52 @@ def _choice(found: Choice | None) -> dict[str, Any] | None:
         "same_count": len(pairs) - won - lost,
         "means": tuple(fmean(scores) for scores in zip(*pairs, strict=True)) if pairs else (None, None),
     }
+
+
+# A race: the candidates of a step on the same samples.
+
+
+class Racer(NamedTuple):
+    """A candidate in a race: one score for each of the race's samples, None where it has none."""
+
+    number: int
+    name: str
+    verdict: str
+    accepted: bool
+    scores: tuple[float | None, ...]
+    total: float
+    scored: int
+
+
+class RaceTable(NamedTuple):
+    """The table of a race. `samples` are the numbers of its columns, `left_out` how many more there are of either."""
+
+    samples: tuple[int, ...]
+    racers: tuple[Racer, ...]
+    left_out: tuple[int, int]
+
+
+def race_table(candidates: Sequence[CandidateRecord]) -> RaceTable | None:
+    """Return the table of the candidates that one step weighed; None if it doesn't tell on which samples.
+
+    >>> one = CandidateRecord(1, 0, [], ["a"], [1.0, 0.0], "incumbent", "incumbent", [7, 3])
+    >>> two = CandidateRecord(1, 1, [0], ["b"], [1.0], "accepted", "chain 1", [3])
+    >>> found = race_table([one, two])
+    >>> found.samples, [racer.scores for racer in found.racers]
+    ((7, 3), [(1.0, 0.0), (None, 1.0)])
+    """
+    ran = [one for one in candidates if one.samples and len(one.samples) == len(one.scores)]
+    numbers = list(dict.fromkeys(number for one in ran for number in one.samples if isinstance(number, int)))
+    if not numbers:
+        return None
+    shown = numbers[:LAPS]
+    racers = []
+    for one in ran[:RACERS]:
+        scores = dict(zip(one.samples, one.scores, strict=True))
+        known = [score for score in one.scores if score is not None]
+        row = tuple(scores.get(number) for number in shown)
+        racers.append(Racer(one.number, one.name, one.verdict, one.accepted, row, sum(known), len(known)))
+    return RaceTable(tuple(shown), tuple(racers), (len(ran) - len(racers), len(numbers) - len(shown)))
 
 
 # Which feedback a changed sentence may have come from.

@@ -31,6 +31,7 @@ from afnio.testing.simulated._language import (
     read_claims,
     read_denials,
     read_section,
+    read_sections,
     samples_of,
     split_cues,
     task_of,
@@ -61,18 +62,100 @@ def criticize(conversation: Conversation, reader: Attention = PERFECT) -> str:
     """Return the critic's JSON, with one entry for each variable in the prompt."""
     prompt = conversation.prompt
     variables = read_blocks(read_section(prompt, "variables"), "variable")
+    if "\n<trace>\n" in prompt:
+        return _answer(variables, _by_calls(prompt, variables, reader))
     messages = read_blocks(read_section(prompt, "conversation"), "message")
     _, _, judged = prompt.partition("</conversation>")
     feedback = [block.text.strip() for block in read_blocks(judged, "feedback")]
     message = next((m.text for m in reversed(messages) if m.attributes.get("role") == "user"), "")
     case = Case(message, feedback, _noun(read_blocks(judged, "reply_format")))
     told = [m.text for m in messages if m.attributes.get("role") in ("system", "developer")]
-    entries = []
+    said = []
     for variable in variables:
         upstream = bool(told) and not any(variable.text in text for text in told)
-        text = blame(variable.text, told, case) if upstream else comment(variable.text, case, reader)
-        entries.append({"variable": variable.attributes.get("id", ""), "text": text})
+        said.append(blame(variable.text, told, case) if upstream else comment(variable.text, case, reader))
+    return _answer(variables, said)
+
+
+def _answer(variables: list[PromptBlock], said: list[str]) -> str:
+    entries = [
+        {"variable": variable.attributes.get("id", ""), "text": text}
+        for variable, text in zip(variables, said, strict=True)
+    ]
     return json.dumps({"feedback": entries}, ensure_ascii=False)
+
+
+# The critic of an agent's trace. It blames the last call with a text to criticise that could have prevented the
+# mistake, and comments on the texts of that call alone, as the critic of a single conversation would.
+
+
+class ShownCall(NamedTuple):
+    """A call of a trace: its number, its messages in full as (role, text), and the noun for its answer."""
+
+    number: str
+    messages: list[tuple[str, str]]
+    noun: str
+
+    @property
+    def message(self) -> str:
+        return next((text for role, text in reversed(self.messages) if role == "user"), "")
+
+    @property
+    def told(self) -> list[str]:
+        return [text for role, text in self.messages if role == "system"]
+
+
+def _by_calls(prompt: str, variables: list[PromptBlock], reader: Attention) -> list[str]:
+    trace, _, judged = prompt.partition("\n</trace>")
+    calls = _read_calls(trace.partition("\n<trace>")[2])
+    feedback = [block.text.strip() for block in read_blocks(judged, "feedback")]
+    seen = [variable.attributes.get("seen_in", "").split() for variable in variables]
+    holding = [call for call in calls if any(call.number in numbers for numbers in seen)]
+    cases = [(call, Case(call.message, feedback, call.noun)) for call in holding or calls[-1:]]
+    if not cases:
+        given = "\n".join(
+            block.text for block in read_blocks(read_section(prompt, "agent_inputs"), "agent_input")
+        )
+        return [comment(variable.text, Case(given, feedback), reader) for variable in variables]
+    call, case = next((one for one in reversed(cases) if _could_prevent(one[1])), cases[-1])
+    said = []
+    for variable, numbers in zip(variables, seen, strict=True):
+        told = call.told
+        if holding and call.number not in numbers:
+            said.append("")
+        elif told and not any(variable.text in text for text in told) and variable.text in case.message:
+            said.append(blame(variable.text, told, case))
+        else:
+            said.append(comment(variable.text, case, reader))
+    return said
+
+
+def _read_calls(trace: str) -> list[ShownCall]:
+    """Return the calls of a trace, each with the messages that it shares with an earlier one."""
+    calls: list[ShownCall] = []
+    whole: dict[str, list[tuple[str, str]]] = {}
+    noun = "answer"
+    for attributes, body in read_sections(trace, "call"):
+        number, shared = attributes.get("id", ""), attributes.get("shared", "0")
+        before = whole.get(attributes.get("begins_like", ""), [])
+        messages = before[: int(shared) if shared.isdecimal() else 0]
+        messages += [(m.attributes.get("role", ""), m.text) for m in read_blocks(body, "message")]
+        formats = read_blocks(body, "reply_format")
+        noun = noun_of(formats) if formats else noun
+        calls.append(ShownCall(number, messages, noun))
+        whole[number] = [*messages, *(("assistant", reply.text) for reply in read_blocks(body, "reply"))]
+    return calls
+
+
+def _could_prevent(case: Case) -> bool:
+    """Return True if, by its message, a call could have led to the right answer."""
+    label = next((found for text in case.feedback if (found := expected_label(text)) is not None), None)
+    if label is None:
+        return True
+    task = task_of(case.message)
+    if task is not None:
+        return _right(task.solve(case.message, list(task.skills)), label)
+    return any(_telling_phrases(case.message, part.strip()) for part in [label, *label.split(",")])
 
 
 def comment(value: str, case: Case, reader: Attention = PERFECT) -> str:
@@ -408,7 +491,7 @@ def rewrite(
     whole = "\n".join([head, *lines, *_sentences(cues)])
     if reader.limited and any(_exceeds(whole, *limit) for limit in _limits(constraints)):
         # Over the limit: drop the notes about feedback first, those of earlier steps too.
-        lines = [line for line in [*head.split("\n"), *lines] if not _RETOLD.fullmatch(line)]
+        lines = [line for line in [*head.split("\n"), *lines] if not is_note(line)]
         head = lines.pop(0) if lines else ""
     return _fit("\n".join([head, *lines]), cues, constraints)
 
@@ -513,6 +596,11 @@ def _sentences(cues: Cues) -> list[str]:
     return [cue_sentence(label, phrases) for label, phrases in cues.items() if phrases]
 
 
+def is_note(line: str) -> bool:
+    """Return True if a line is a limited proposer's note about one feedback."""
+    return _RETOLD.fullmatch(line) is not None
+
+
 def _limits(constraints: list[str]) -> list[tuple[str, str]]:
     return [found for text in constraints for found in _LIMIT.findall(text)]
 
@@ -525,3 +613,8 @@ def _banned_characters(constraint: str) -> list[str]:
 
 def _exceeds(text: str, count: str, unit: str) -> bool:
     return (len(text) if unit.lower() == "character" else len(text.split())) > int(count)
+
+
+# What the editor shares.
+
+noun_of, read_feedback, limits_of, over = _noun, _read_feedback, _limits, _exceeds

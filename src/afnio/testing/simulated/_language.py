@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 # Requests.
 
 
-Kind = Literal["student", "critic", "optimizer", "judge", "reducer"]
+Kind = Literal["student", "critic", "optimizer", "editor", "judge", "reducer"]
 
 _KINDS: Final[dict[str, Kind]] = {
     "afnio_feedback": "critic",
     "afnio_value": "optimizer",
+    "afnio_edits": "editor",
     "afnio_judgement": "judge",
     "afnio_reduction": "reducer",
 }
 # How prompts describe the reply in words, for providers that get no schema.
 _FEEDBACK_FORM: Final = re.compile(r'\{\s*"feedback"\s*:\s*\[\s*\{\s*"variable"')
 _POINTS_FORM: Final = re.compile(r'\{\s*"points"\s*:\s*\[\s*\{\s*"point"')
+_EDITS_FORM: Final = re.compile(r'\{\s*"edits"\s*:\s*\[\s*\{\s*"op"')
 _VALUE_FORM: Final = re.compile(r'\{\s*"value"\s*:\s*"')
 
 
@@ -112,6 +114,8 @@ def kind_of(request: dict[str, Any]) -> Kind:
         return "critic"
     if _POINTS_FORM.search(instructions):
         return "reducer"
+    if _EDITS_FORM.search(instructions):
+        return "editor"
     return "optimizer" if _VALUE_FORM.search(instructions) else "student"
 
 
@@ -120,7 +124,8 @@ def kind_of(request: dict[str, Any]) -> Kind:
 
 _TAGS: Final = (
     "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
-    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried"
+    "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried|block|mistakes|mistake|places|place|edit"
+    "|trace|call|agent_inputs|agent_input|agent_output"
 )
 _ESCAPED: Final = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")
 _QUOTED_VALUE: Final = r'"(?:[^"\\]|\\.)*"'
@@ -140,11 +145,13 @@ def read_blocks(text: str, tag: str) -> list[PromptBlock]:
     >>> read_blocks('<feedback source="judge">\nshorter\n</feedback>', "feedback")
     [PromptBlock(attributes={'source': 'judge'}, text='shorter')]
     """
+    return [PromptBlock(attributes, unescape(body)) for attributes, body in read_sections(text, tag)]
+
+
+def read_sections(text: str, tag: str) -> list[tuple[dict[str, str], str]]:
+    """Return the attributes and the raw text of each section `tag`: blocks that contain blocks."""
     return [
-        PromptBlock(
-            {name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)},
-            unescape(body),
-        )
+        ({name: unescape(json.loads(value)) for name, value in _ATTRIBUTE.findall(head)}, body)
         for head, body in _pattern(tag).findall(text)
     ]
 

@@ -23,6 +23,7 @@ from afnio.testing.simulated._critic import (
     reduce,
     rewrite,
 )
+from afnio.testing.simulated._editor import edit
 from afnio.testing.simulated._language import kind_of, read_blocks, read_conversation, schema_of, text_of
 from afnio.testing.simulated._student import Attention, answer
 
@@ -48,7 +49,8 @@ class SimulatedLM:
       or the missing skill. If an input was already wrong, it blames the step that wrote it. It passes on feedback
       without a label.
     * The *reducer* merges the feedback of a group and drops repetitions.
-    * The *optimizer* counts the claims in all feedback and writes them as cue sentences.
+    * The *optimizer* counts the claims in all feedback and writes them as cue sentences. Asked for edits by block, it
+      answers with the blocks that it would change, and it merges edits that contest one place.
     * The *judge* compares prediction and target.
 
     A model whose name starts with `simulated-limited` has the limits of published models. The more feedback, the
@@ -85,6 +87,8 @@ class SimulatedLM:
             return criticize(conversation, reader)
         if kind == "optimizer":
             return propose(conversation, reader)
+        if kind == "editor":
+            return edit(conversation, reader)
         if kind == "reducer":
             return reduce(conversation, reader)
         if kind == "judge":
@@ -113,6 +117,8 @@ class FixedReply:
         if kind == "critic":
             ids = _VARIABLE.findall(prompt)
             return json.dumps({"feedback": [{"variable": name, "text": self._comment} for name in ids]})
+        if kind == "editor":
+            return json.dumps({"edits": [{"op": "add", "block": 0, "text": self._comment, "samples": []}]})
         if kind == "reducer":
             return json.dumps({"points": [{"point": self._comment, "sources": [1]}]})
         if kind == "judge":

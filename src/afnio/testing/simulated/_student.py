@@ -45,6 +45,8 @@ DENSITY: Final = 250.0
 """Number of instructions in one prompt of which 1/e are followed."""
 BESIDE_THE_POINT: Final = 0.25
 """Share of a critic's comments that have nothing to do with the mistake."""
+ASTRAY: Final = "simulated-limited-astray"
+"""Models whose name starts with this criticize beside the point always."""
 
 
 @final
@@ -60,15 +62,18 @@ class Attention:
     request: str = ""
     attempt: int = 1
     seed: int = 0
+    astray: float = BESIDE_THE_POINT
 
     @classmethod
     def of(cls, request: dict[str, Any], attempt: int = 1, seed: int = 0) -> Self:
         """Return the attention of the request's model."""
-        if not str(request.get("model", "")).startswith(LIMITED):
+        model = str(request.get("model", ""))
+        if not model.startswith(LIMITED):
             return cls()
         asked = json.dumps(request, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
         greedy = request.get("temperature", 1.0) == 0
-        return cls(True, request_digest(asked), 1 if greedy else attempt, seed)
+        astray = 1.0 if model.startswith(ASTRAY) else BESIDE_THE_POINT
+        return cls(True, request_digest(asked), 1 if greedy else attempt, seed, astray)
 
     def uses(self, what: str, among: float) -> bool:
         """Return True if a proposer or reducer uses one feedback out of `among`."""
@@ -80,7 +85,7 @@ class Attention:
 
     def strays(self, what: str) -> bool:
         """Return True if a critic's comment on `what` misses the point."""
-        return self.limited and self._chance(f"stray {what}") < BESIDE_THE_POINT
+        return self.limited and self._chance(f"stray {what}") < self.astray
 
     def repeats(self, what: str) -> bool:
         """Return True if a proposer repeats a claim of a rejected value, which it does half of the time."""
@@ -98,6 +103,7 @@ PERFECT: Final = Attention()
 SENTIMENTS: Final = ("positive", "neutral", "negative")
 _ANY_OBJECT: Final = {"type": "object"}
 _CLASSIFIES: Final = re.compile(r"\b(?:sentiment|classif\w+)\b", re.IGNORECASE)
+_CAPITALS: Final = re.compile(r"\b(?:capital letters|upper ?case|all caps)\b", re.IGNORECASE)
 _COURTEOUS: Final = 6
 """Number of courteous words from which on an uninstructed student sees a good mood."""
 _SCHEMA_DEPTH: Final = 8
@@ -121,7 +127,7 @@ def answer(conversation: Conversation, schema: dict[str, Any] | None, reader: At
     naming = classifies and classify(message, instructions, SENTIMENTS, reader)
     text = naming or _echo(message, instructions)
     if schema is None:
-        return text
+        return text.upper() if _CAPITALS.search(instructions) else text
     return json.dumps({"sentiment" if classifies else "reply": text}, ensure_ascii=False)
 
 
@@ -209,9 +215,7 @@ def _echo(message: str, instructions: str) -> str:
         text = re.split(r"(?<=[.!?]) ", text)[0][:80]
     if language := re.search(r"\bin (italian|french|german|spanish)\b", wish):
         text = f"({language.group(1).capitalize()}) {text}"
-    if re.search(r"\b(?:capital letters|upper ?case|all caps)\b", wish):
-        text = text.upper()
-    return text
+    return text.upper() if _CAPITALS.search(wish) else text
 
 
 # Values that match a JSON schema, filled from the message where a rule can do it.
@@ -325,6 +329,9 @@ class _Filler:
         text = " ".join(self._message.split())
         text = text[: schema.get("maxLength", 200)]
         return text.ljust(schema.get("minLength", 0), ".")
+
+
+# Random numbers that depend on a request and its attempt, and not on the order of arrival.
 
 
 _STEPS: Final = 2**52

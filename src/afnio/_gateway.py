@@ -1,0 +1,746 @@
+"""The gateway: one process that admits the calls of all others, in any language.
+
+Eight workers that share a key each know only their own calls. So they exceed its quota, or divide it by eight and leave
+most of it unused. They, a Node script, a coding agent, anything that reads OPENAI_BASE_URL, can send their requests
+here instead. The gateway is an ordinary program of the engine: each request is an `Exchange` with its limits, retries,
+journal, budget and priority, and what comes back is the provider's own response.
+
+    afnio gateway --upstream https://api.openai.com/v1 --rpm 500 --tpm 200000 --journal calls.journal
+
+**Keys** pass through and are never stored. Limits hold for each key; the totals hold for all keys together.
+
+**The journal is not a cache.** A request that was answered before a restart is answered by its record, once: the n-th
+equal request of a key after the restart gets the reply of the n-th before it. So a program that is started again
+together with its gateway pays for nothing twice, and samples stay independent.
+
+**Clients that give up.** An SDK's timeout also runs while its call waits for quota here. Then it closes the connection
+and tries again. A call whose client has gone keeps its place for `REJOIN` seconds: the repeated request joins it. If
+none comes it is cancelled, unless it is on the wire by then. There it is being paid for, so it ends and is recorded.
+
+**The end.** The first signal stops the listening. What is on the wire ends, is recorded and delivered; what still waits
+is refused with a 503 that clients may try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
+from urllib.parse import urlsplit
+
+from afnio.errors import GatewayError
+from afnio.models._exchange import CallOrigin, Exchange, Opened, send_by_aiohttp
+from afnio.models._raw import NO_RETRY, RawRequest, own_reply
+from afnio.models._streams import BrokenReplyError
+from afnio.runtime._budget import Budget
+from afnio.runtime._kernel import Job, Launch, Slot
+from afnio.runtime._limits import Account, Limits, give_limits, give_total_limits
+from afnio.runtime._settings import Priority, prioritised
+from afnio.runtime._waiting import Pending, active_journal
+from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, subscribed
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession, web
+
+    from afnio.runtime._journal import Journal
+
+REJOIN: Final = 60.0
+"""Seconds for which a call whose client has gone keeps its place, and its reply."""
+COMMENT: Final = 15.0
+"""Seconds after which a stream that waits for its first event is sent a comment, and again each time."""
+RETRY_GRACE: Final = 0.05
+"""Seconds for which a repeated request waits for the end of the connection that it replaces."""
+MOST_BODY: Final = 64 << 20
+"""Bytes of a request."""
+MOST_KEYS: Final = 10_000
+"""Keys that have limits of their own here. A client that invents keys must not fill the memory."""
+PAGES: Final = "/afnio/"
+"""The path of the gateway's own pages."""
+PRIORITY: Final = "x-afnio-priority"
+TOKEN: Final = "x-afnio-token"  # noqa: S105 - the header's name
+LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+
+_OWN: Final = frozenset(
+    {
+        "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization", "proxy-connection",
+        "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+"""Headers that belong to a connection."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """What a gateway serves, and how much of it.
+
+    Attributes:
+        upstreams: the providers' base URLs by the name that is their path here. The one named "" is served at the root.
+        limits: of each key.
+        total: of all keys together; only its rates are used.
+        budget: dollars, or None for no limit. What the journal recorded before counts.
+        journal: the file, or None.
+        host, port: where to listen; port 0 for a free one.
+        token: what clients must send, or None: then only this machine may connect.
+    """
+
+    upstreams: Mapping[str, str]
+    limits: Limits | None = None
+    total: Limits | None = None
+    budget: float | None = None
+    journal: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8400
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.host not in LOCAL and not self.token:
+            raise GatewayError(
+                f"a gateway that others can reach must have a token (got host {self.host} and none); pass --token, or "
+                "set AFNIO_GATEWAY_TOKEN"
+            )
+
+
+def serve(options: GatewayOptions) -> None:
+    """Serve until a signal. Prints the address as the first line.
+
+    Raises:
+        GatewayError: if the port is taken, or the journal is in use.
+    """
+    stop = threading.Event()
+    signals = [signal.SIGINT, signal.SIGTERM]
+
+    def on_signal(number: int, frame: object) -> None:
+        stop.set()
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)  # the second one ends it at once
+
+    with _opened(options) as gateway:
+        before = {number: signal.signal(number, on_signal) for number in signals}
+        try:
+            _print(gateway.greeting())
+            stop.wait()
+            waiting = gateway.on_wire
+            if waiting:
+                _print(f"Finishing {waiting} calls on the wire. Press Ctrl-C again to stop at once.\n")
+        finally:
+            for number, handler in before.items():
+                if signal.getsignal(number) is on_signal:
+                    signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _opened(options: GatewayOptions) -> Iterator[Gateway]:
+    from afnio.errors import JournalError
+    from afnio.runtime._journal import Journal
+
+    listener = _listen(options.host, options.port)
+    with contextlib.ExitStack() as entered:
+        entered.enter_context(listener)
+        journal: Journal | None = None
+        if options.journal is not None:
+            try:
+                journal = entered.enter_context(Journal.open(options.journal))
+            except (JournalError, OSError) as error:
+                raise GatewayError(str(error)) from error
+        entered.enter_context(active_journal.override(journal))
+        budget = None
+        if options.budget is not None:
+            budget = entered.enter_context(Budget(max_cost=options.budget))
+        metrics = Metrics()
+        entered.enter_context(subscribed(metrics.update))
+        give_total_limits(options.total)
+        entered.callback(give_total_limits, None)
+        gateway = Gateway(options, copy_context(), metrics, budget, journal, listener)
+        _on_runtime(gateway.start).wait()
+        try:
+            yield gateway
+        finally:
+            _on_runtime(gateway.stop).wait()
+
+
+def _on_runtime(function: Callable[[], Awaitable[None]]) -> Pending[None]:
+    launch = Launch("gateway")
+    slot = Slot(launch)
+
+    async def body(job: Job, values: list[Any]) -> list[None]:
+        await function()
+        return [None]
+
+    launch.add(body, [], [slot])
+    launch.start()
+    return Pending(slot, lambda outcome: outcome)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=4096)
+    except (OSError, OverflowError) as error:
+        raise GatewayError(
+            f"the gateway can't listen on {host}:{port} ({error}); end what uses that port, or pass another --port"
+        ) from error
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@final
+class Gateway:
+    """The server, on the runtime's loop.
+
+    Args:
+        context: the context of calls: journal, budget, subscribers.
+        listener: a socket that listens already.
+    """
+
+    def __init__(
+        self,
+        options: GatewayOptions,
+        context: Context,
+        metrics: Metrics,
+        budget: Budget | None,
+        journal: Journal | None,
+        listener: socket.socket,
+    ) -> None:
+        self._options = options
+        self._context = context
+        self._metrics = metrics
+        self._budget = budget
+        self._journal = journal
+        self._listener = listener
+        self._token = options.token or secrets.token_urlsafe(24)
+        self._runner: web.AppRunner | None = None
+        self._session: ClientSession | None = None
+        self._stopping = False
+        self._limited: set[Account] = set()
+        self._uses: dict[tuple[Account, bytes], int] = {}
+        self._calls: dict[GatewayCall, None] = {}
+        self._left: dict[tuple[Account, str], deque[GatewayCall]] = {}
+        self._live: dict[tuple[Account, str], int] = {}
+
+    # Its life
+
+    async def start(self) -> None:
+        import aiohttp
+        from aiohttp import web
+
+        app = web.Application(client_max_size=MOST_BODY)
+        app.router.add_get(PAGES + "health", self._health)
+        app.router.add_get(PAGES + "metrics", self._show_metrics)
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        # Handlers are cancelled when their client has gone. aiohttp's own wait at the end isn't used: `stop` waits.
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5.0)
+        await runner.setup()
+        await web.SockSite(runner, self._listener, backlog=4096).start()
+        self._runner = runner
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=600.0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=True,
+        )
+
+    async def stop(self) -> None:
+        """Listen no longer, end what is on the wire, and refuse the rest."""
+        assert self._runner is not None
+        assert self._session is not None
+        self._stopping = True
+        for site in list(self._runner.sites):
+            await site.stop()
+        for call in list(self._calls):
+            if not call.on_wire:
+                call.cancel()
+        while self._calls:
+            await asyncio.wait([call.task for call in self._calls])
+        await self._runner.cleanup()
+        await self._session.close()
+
+    @property
+    def on_wire(self) -> int:
+        return sum(call.on_wire for call in list(self._calls))
+
+    def greeting(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        guard = f"/{self._token}" if self._options.token else ""
+        lines = [
+            f"http://{shown}:{port}{guard}{_path(name, upstream)}  sends to {upstream}"
+            for name, upstream in self._options.upstreams.items()
+        ]
+        lines.append(f"http://{shown}:{port}{PAGES}metrics?token={self._token}  has the figures")
+        lines.append("Set the first address as OPENAI_BASE_URL. Press Ctrl-C to stop.")
+        return "\n".join(lines) + "\n"
+
+    # Requests
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        if "upgrade" in request.headers.get("connection", "").lower():
+            return _refuse(
+                501, "the gateway passes on HTTP requests only; connect WebSockets to the provider itself"
+            )
+        path = self._admitted(request)
+        if path is None:
+            return _refuse(
+                401, f"the gateway's token is missing or wrong; send it as {TOKEN}, or in the base URL"
+            )
+        target = self._target(path)
+        if target is None:
+            served = ", ".join(_path(name, url) for name, url in self._options.upstreams.items())
+            return _refuse(
+                404, f"the gateway serves {served} (got {request.path}); check the client's base URL"
+            )
+        try:
+            priority = _priority(request.headers.get(PRIORITY))
+        except ValueError as error:
+            return _refuse(400, str(error))
+        body = await request.read()
+        headers = {
+            name.lower(): value
+            for name, value in request.headers.items()
+            if name.lower() not in _OWN and not name.lower().startswith("x-afnio-")
+        }
+        raw = RawRequest.read(request.method, target, headers, body)
+        if raw is None:
+            return await self._pass_on(request, target, headers, body)
+        if self._stopping:
+            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
+        if not self._limit(raw.account):
+            return _refuse(503, f"the gateway knows {MOST_KEYS:,} keys already; restart it to forget them")
+        call = await self._call_for(raw, priority, again=_is_retry(headers))
+        self._count_live(call, 1)
+        try:
+            if raw.stream:
+                return await self._answer_stream(request, call)
+            return await self._answer(call)
+        except BaseException:
+            self._leave(call)
+            raise
+        finally:
+            self._count_live(call, -1)
+
+    def _admitted(self, request: web.Request) -> str | None:
+        """Return the path without the token, or None if a token is needed and isn't there."""
+        path = request.raw_path
+        if self._options.token is None:
+            return path
+        if hmac.compare_digest(request.headers.get(TOKEN, "").encode(), self._token.encode()):
+            return path
+        first, slash, rest = path[1:].partition("/")
+        if hmac.compare_digest(first.encode(), self._token.encode()):
+            return slash + rest
+        return None
+
+    def _target(self, path: str) -> str | None:
+        """Return the provider's URL for a path here."""
+        for name, upstream in self._options.upstreams.items():
+            if name and (path == f"/{name}" or path.startswith(f"/{name}/")):
+                return upstream + path[len(name) + 1 :]
+        root = self._options.upstreams.get("")
+        if root is None:
+            return None
+        own = urlsplit(root).path
+        return root + (path.removeprefix(own) if own and path.startswith(f"{own}/") else path)
+
+    def _limit(self, account: Account) -> bool:
+        if account not in self._limited:
+            if len(self._limited) >= MOST_KEYS:
+                return False
+            self._limited.add(account)
+            if self._options.limits is not None:
+                give_limits(account, self._options.limits)
+        return True
+
+    async def _call_for(self, raw: RawRequest, priority: Priority, *, again: bool) -> GatewayCall:
+        """Return the call for a request: one that its client has left, or a new one."""
+        name = (raw.account, raw.key)
+        if again and not self._left.get(name) and self._live.get(name):
+            # The end of the connection that it replaces may arrive after it.
+            await asyncio.sleep(RETRY_GRACE)
+        left = self._left.get(name)
+        if left:
+            call = left.popleft()
+            if not left:
+                del self._left[name]
+            call.rejoin()
+            return call
+        call = GatewayCall(raw, self._origin(raw), name)
+        context = self._context.copy()
+        call.task = context.run(asyncio.get_running_loop().create_task, call.run(priority), context=context)
+        self._calls[call] = None
+        call.task.add_done_callback(lambda task: self._ended(call))
+        return call
+
+    def _origin(self, raw: RawRequest) -> CallOrigin:
+        scope = f"gateway/{raw.account.key_digest}"
+        address = f"{scope}/http:{raw.key[:16]}"
+        if self._journal is not None:
+            # About 150 bytes for each distinct request. Only a journal needs them.
+            name = (raw.account, bytes.fromhex(raw.key)[:16])
+            self._uses[name] = use = self._uses.get(name, 0) + 1
+            if use > 1:
+                address += f"#{use}"
+        return CallOrigin(address=address, scope=scope, site=raw.dialect.name)
+
+    def _ended(self, call: GatewayCall) -> None:
+        self._calls.pop(call, None)
+        if not call.task.cancelled() and (error := call.task.exception()) is not None:
+            call.exchange.abort(error)
+
+    def _leave(self, call: GatewayCall) -> None:
+        """Its client has gone. Keep the call for a while, unless a part of its reply was delivered already."""
+        if call.delivering:
+            call.exchange.pipe.leave()
+            return
+        self._left.setdefault(call.name, deque()).append(call)
+        call.leave(lambda: self._give_up(call))
+
+    def _give_up(self, call: GatewayCall) -> None:
+        left = self._left.get(call.name)
+        if left is not None and call in left:
+            left.remove(call)
+            if not left:
+                del self._left[call.name]
+        call.give_up()
+
+    def _count_live(self, call: GatewayCall, step: int) -> None:
+        count = self._live.get(call.name, 0) + step
+        if count:
+            self._live[call.name] = count
+        else:
+            self._live.pop(call.name, None)
+
+    # Responses
+
+    async def _answer(self, call: GatewayCall) -> web.Response:
+        from aiohttp import web
+
+        pipe = call.exchange.pipe
+        head = await pipe.head()
+        if call.cancelled and self._stopping:
+            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
+        body = b"".join([piece async for piece in pipe])
+        return web.Response(status=head.status, headers=head.headers, body=body)
+
+    async def _answer_stream(self, request: web.Request, call: GatewayCall) -> web.StreamResponse:
+        from aiohttp import web
+
+        pipe = call.exchange.pipe
+        head = asyncio.ensure_future(pipe.head())
+        response: web.StreamResponse | None = None
+        try:
+            while not head.done():
+                await asyncio.wait([head], timeout=COMMENT if call.takes_comments else None)
+                if head.done():
+                    break
+                if response is None:
+                    response = web.StreamResponse(
+                        headers={"content-type": "text/event-stream; charset=utf-8"}
+                    )
+                    await response.prepare(request)
+                await response.write(b": waiting\n\n")
+        finally:
+            head.cancel()
+        status, headers = head.result()
+        if call.cancelled and self._stopping and response is None:
+            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
+        if response is None:
+            response = web.StreamResponse(status=status, headers=headers)
+            call.delivering = True
+            await response.prepare(request)
+        elif status != 200:
+            # The head has gone out, so the error is an event.
+            body = b"".join([piece async for piece in pipe])
+            named = b"event: error\n" if call.exchange.request.dialect.name == "messages" else b""
+            await response.write(named + b"data: " + b" ".join(body.split(b"\n")) + b"\n\n")
+            await response.write_eof()
+            return response
+        call.delivering = True
+        try:
+            async for piece in pipe:
+                await response.write(piece)
+        except BrokenReplyError:
+            if request.transport is not None:
+                request.transport.abort()  # the client must not take it for the end
+            return response
+        except OSError:
+            pipe.leave()
+            return response
+        await response.write_eof()
+        return response
+
+    async def _pass_on(
+        self, request: web.Request, target: str, headers: dict[str, str], body: bytes
+    ) -> web.StreamResponse:
+        """Send on a request that isn't for a model, such as one for the list of models."""
+        import aiohttp
+        from aiohttp import web
+
+        assert self._session is not None
+        try:
+            answer = await self._session.request(
+                request.method, target, headers=headers, data=body or None, allow_redirects=False
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return _refuse(
+                502, f"the gateway can't reach {urlsplit(target).hostname} ({type(error).__name__})"
+            )
+        async with answer:
+            kept = {name: value for name, value in answer.headers.items() if name.lower() not in _OWN}
+            response = web.StreamResponse(status=answer.status, headers=kept)
+            await response.prepare(request)
+            try:
+                async for piece in answer.content.iter_any():
+                    await response.write(piece)
+            except aiohttp.ClientError:
+                if request.transport is not None:
+                    request.transport.abort()
+                return response
+            await response.write_eof()
+            return response
+
+    # Its own pages
+
+    async def _health(self, request: web.Request) -> web.Response:
+        from aiohttp import web
+
+        if self._stopping:
+            return web.json_response({"status": "stopping"}, status=503)
+        if self._journal is not None and self._journal.broken is not None:
+            return web.json_response({"status": "the journal can't record any more"}, status=503)
+        return web.json_response({"status": "ok"})
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        from aiohttp import web
+
+        given = request.query.get("token") or request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self._token.encode()):
+            return _refuse(401, "this page needs the gateway's token; send it as `Authorization: Bearer …`")
+        self._metrics.measure(len(self._calls), self.on_wire, self._budget)
+        return web.Response(body=self._metrics.text(), headers={"content-type": self._metrics.content_type})
+
+
+@final
+class GatewayCall:
+    """One call of the gateway, which may outlive the request that began it.
+
+    Attributes:
+        name: the account and the key of its request.
+        task: makes the call.
+        on_wire: True while an attempt is at the provider, and after one has succeeded.
+        delivering: True once a client has got a part of the reply.
+        cancelled: True if it was cancelled by the gateway.
+    """
+
+    task: asyncio.Task[None]
+
+    def __init__(self, raw: RawRequest, origin: CallOrigin, name: tuple[Account, str]) -> None:
+        self.name = name
+        self.on_wire = self.delivering = self.cancelled = False
+        self.takes_comments = raw.stream and (raw.dialect.name != "generateContent" or "alt=sse" in raw.url)
+        self.exchange = Exchange(raw, origin, send=self._send)
+        self._unwanted = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self, priority: Priority) -> None:
+        with prioritised(priority):
+            await self.exchange.run()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.task.cancel()
+
+    def leave(self, give_up: Callable[[], object]) -> None:
+        """Wait for its client to come back, then `give_up`."""
+        self._timer = asyncio.get_running_loop().call_later(REJOIN, give_up)
+
+    def rejoin(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._unwanted = False
+
+    def give_up(self) -> None:
+        """Cancel it if it isn't on the wire, and at its next failure if it is."""
+        self._unwanted = True
+        if not self.on_wire:
+            self.cancel()
+
+    async def _send(self, request: RawRequest, body: bytes) -> Opened:
+        self.on_wire = True
+        try:
+            return _Watched(await send_by_aiohttp(request, body), self._failed)
+        except BaseException:
+            self._failed()
+            raise
+
+    def _failed(self) -> None:
+        self.on_wire = False
+        if self._unwanted:
+            asyncio.get_running_loop().call_soon(self.cancel)
+
+
+@final
+class _Watched:
+    """A response that notifies its call if reading it fails."""
+
+    def __init__(self, opened: Opened, failed: Callable[[], object]) -> None:
+        self._opened = opened
+        self._failed = failed
+
+    @property
+    def status(self) -> int:
+        return self._opened.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._opened.headers
+
+    async def read(self) -> bytes:
+        return await self._opened.read()
+
+    async def read_all(self) -> bytes:
+        return await self._opened.read_all()
+
+    async def __aenter__(self) -> _Watched:
+        await self._opened.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> Any:
+        if exc[0] is not None:
+            self._failed()
+        return await self._opened.__aexit__(*exc)
+
+
+# Figures
+
+
+_MOST_MODELS: Final = 100
+"""Models with figures of their own; clients may send any name."""
+
+
+@final
+class Metrics:
+    """The figures of the gateway, in the text form of Prometheus."""
+
+    def __init__(self) -> None:
+        from prometheus_client import (
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            ProcessCollector,
+            disable_created_metrics,
+        )
+        from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each figure, of no use here
+
+        self.content_type = CONTENT_TYPE_LATEST
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._models: set[str] = set()
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return Counter(f"afnio_gateway_{name}", text, labels, registry=self._registry)
+
+        def gauge(name: str, text: str) -> Any:
+            return Gauge(f"afnio_gateway_{name}", text, registry=self._registry)
+
+        def histogram(name: str, text: str) -> Any:
+            buckets = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+            return Histogram(f"afnio_gateway_{name}", text, registry=self._registry, buckets=buckets)
+
+        self._calls = counter("calls", "Calls that ended.", "model", "outcome")
+        self._retries = counter("retries", "Attempts that failed and were repeated.")
+        self._tokens = counter("tokens", "Tokens as providers counted them.", "model", "kind")
+        self._cost = counter("cost_dollars", "Dollars, for models with a known price.", "model")
+        self._waited = histogram("wait_seconds", "Time of a call in the queue and between attempts.")
+        self._seconds = histogram("upstream_seconds", "Time of a call on the wire.")
+        self._open = gauge("open_calls", "Calls that haven't ended.")
+        self._on_wire = gauge("in_flight", "Calls on the wire.")
+        self._spent = gauge("budget_spent_dollars", "What counts against --budget.")
+
+    def update(self, event: Any) -> None:
+        """Count an event of the engine."""
+        if isinstance(event, CallEnded):
+            model = self._model(event.model)
+            self._calls.labels(model, "answered" if event.error is None else "failed").inc()
+            self._waited.observe(max(0.0, event.waited))
+            self._seconds.observe(max(0.0, event.seconds))
+            for kind, tokens in (
+                ("input", event.usage.prompt_tokens),
+                ("output", event.usage.completion_tokens),
+                ("cached", event.usage.cached_tokens),
+            ):
+                if tokens:
+                    self._tokens.labels(model, kind).inc(tokens)
+            if event.cost is not None:
+                self._cost.labels(model).inc(float(event.cost))
+        elif isinstance(event, CallReplayed):
+            self._calls.labels(self._model(event.model), "replayed").inc()
+        elif isinstance(event, CallRetried):
+            self._retries.inc()
+
+    def measure(self, open_calls: int, on_wire: int, budget: Budget | None) -> None:
+        self._open.set(open_calls)
+        self._on_wire.set(on_wire)
+        if budget is not None:
+            self._spent.set(float(budget.ledger.total.cost or 0))
+
+    def text(self) -> bytes:
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._registry)
+
+    def _model(self, name: str) -> str:
+        if name not in self._models:
+            if len(self._models) >= _MOST_MODELS:
+                return "other"
+            self._models.add(name)
+        return name
+
+
+# Small things
+
+
+def _refuse(status: int, sentence: str, *, retry: bool = False) -> web.Response:
+    from aiohttp import web
+
+    reply = own_reply(status, sentence, "afnio_gateway")
+    headers = dict(reply.headers)
+    if retry:
+        for name in NO_RETRY:
+            headers.pop(name, None)
+        headers["retry-after"] = "1"
+    return web.Response(status=status, headers=headers, body=reply.body)
+
+
+def _path(name: str, upstream: str) -> str:
+    return f"/{name}" if name else urlsplit(upstream).path
+
+
+def _priority(name: str | None) -> Priority:
+    if name is None:
+        return Priority.TRAINING
+    try:
+        return Priority[name.strip().upper()]
+    except KeyError:
+        names = ", ".join(each.name.lower() for each in Priority)
+        raise ValueError(f"{PRIORITY} must be one of {names} (got {name!r}); omit it for training") from None
+
+
+def _is_retry(headers: Mapping[str, str]) -> bool:
+    return headers.get("x-stainless-retry-count", "0") not in ("", "0")

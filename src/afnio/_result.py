@@ -1,0 +1,422 @@
+"""Result: what `afnio.optimize` found, as an object, a text, a page and files.
+
+The claim of a result is one sentence, `verdict`, and it never says more than the test rows do. Before and after are
+scored on the same rows, so the gain is a paired difference. Its interval is much narrower than those of the two scores
+suggest, and if it contains 0 the verdict is "no gain beyond noise", whatever the two scores are.
+
+`score_of` makes the figure of one set of scores, `Gain.of` the paired one, `verdict_of` the sentence. A result is plain
+data, kept as JSON in its run (`to_json`, `from_json`): a program that is started again gets it from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from statistics import fmean, variance
+from typing import Any, Final, Self, final
+
+from afnio.tellurio._compare import paired_interval, student_quantile, wilson
+from afnio.tellurio._queries import home_folder
+
+SHOWN_ROWS: Final = 30
+"""Rows of each kind (newly right, newly wrong, still wrong) that a page shows."""
+NOISE: Final = "No gain beyond noise"
+
+
+# Figures
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """The share of right rows, with Wilson's 95 % interval.
+
+    >>> print(Accuracy.of([True] * 26 + [False] * 40))
+    39.4 % (26 of 66 right; 28.5 to 51.5)
+    """
+
+    right: int
+    rows: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Self:
+        right = int(sum(scores))
+        return cls(right, len(scores), *wilson(right, len(scores)))
+
+    @property
+    def mean(self) -> float:
+        return self.right / self.rows if self.rows else math.nan
+
+    def __float__(self) -> float:
+        return self.mean
+
+    def __str__(self) -> str:
+        low, high = 100 * self.low, 100 * self.high
+        return f"{100 * self.mean:.1f} % ({self.right} of {self.rows} right; {low:.1f} to {high:.1f})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MeanScore:
+    """The mean of graded scores, with Student's 95 % interval; the bounds are None for fewer than two rows.
+
+    >>> print(MeanScore.of([0.5, 0.7, 0.9]))
+    0.7 (3 rows; 0.203 to 1.2)
+    """
+
+    mean: float
+    rows: int
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Self:
+        mean, rows = (fmean(scores) if scores else math.nan), len(scores)
+        if rows < 2:
+            return cls(mean, rows, None, None)
+        reach = student_quantile(rows - 1) * math.sqrt(variance(scores) / rows)
+        return cls(mean, rows, mean - reach, mean + reach)
+
+    def __float__(self) -> float:
+        return self.mean
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f"; {self.low:.3g} to {self.high:.3g}"
+        return f"{self.mean:.3g} ({self.rows} rows{interval})"
+
+
+Measured = Accuracy | MeanScore
+
+
+def score_of(scores: Sequence[float], *, graded: bool) -> Measured:
+    """Return the figure of rows' scores. `graded` is True if some score of the run is neither 0 nor 1."""
+    return MeanScore.of(scores) if graded else Accuracy.of(scores)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """The mean difference of the new prompts to the old ones on the same rows, with its 95 % interval.
+
+    Attributes:
+        difference, low, high: as shares (0.1 is ten points) or in units of the score; no bounds for a single row.
+        rows: rows that have both scores.
+        won, lost: rows that the new prompts do better and worse.
+        graded: True if the scores are graded, not right or wrong.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    rows: int
+    won: int
+    lost: int
+    graded: bool
+
+    @classmethod
+    def of(cls, before: Sequence[float], after: Sequence[float], *, graded: bool) -> Self:
+        """Compare scores of the same rows, in the same order.
+
+        >>> print(Gain.of([0, 0, 1, 1] * 10, [1, 1, 1, 1] * 10, graded=False))
+        +50.0 points (31.1 to 64.1; 20 rows better, 0 worse)
+        """
+        found = paired_interval(before, after)
+        return cls(found.difference, found.low, found.high, found.samples, found.won, found.lost, graded)
+
+    @property
+    def is_clear(self) -> bool:
+        """True if the interval lies above 0."""
+        return self.low is not None and self.low > 0
+
+    @property
+    def is_loss(self) -> bool:
+        """True if the interval lies below 0."""
+        return self.high is not None and self.high < 0
+
+    def __float__(self) -> float:
+        return self.difference
+
+    def __str__(self) -> str:
+        return f"{self.amount} ({self.interval}; {_count(self.won, 'row')} better, {self.lost} worse)"
+
+    @property
+    def amount(self) -> str:
+        return f"{self.difference:+.3g}" if self.graded else f"{100 * self.difference:+.1f} points"
+
+    @property
+    def interval(self) -> str:
+        if self.low is None or self.high is None:
+            return "no interval"
+        if self.graded:
+            return f"{self.low:.3g} to {self.high:.3g}"
+        return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+
+
+def verdict_of(
+    before: Measured, after: Measured, gain: Gain | None, *, changed: bool, kept: bool, on: str
+) -> str:
+    """Return the sentence that sums a result up.
+
+    Args:
+        gain: on the test rows; None if there are none, or if nothing was left to compare.
+        changed: whether the training led to prompts that beat the old ones on the validation rows.
+        kept: whether these are the result. They aren't if the test rows say that they are worse.
+        on: the rows that before and after are of, such as "60 test rows".
+    """
+    if gain is None and not changed:
+        return f"{NOISE}: no other prompts did better on the validation rows. The prompts are unchanged."
+    if gain is None:
+        return (
+            f"Changed, but no gain is claimed: {_percent(before)} before and {_percent(after)} after, on the "
+            f"{on} that the prompts were chosen by. Measuring a gain takes rows for a test."
+        )
+    if gain.is_clear:
+        return f"Better: {gain.amount} (95 %: {gain.interval}) on {on}."
+    if gain.is_loss:
+        return f"Worse: {gain.amount} (95 %: {gain.interval}) on {on}. The old prompts are kept."
+    rest = (
+        "The new prompts won on the validation rows and are the result; the old ones are in .start."
+        if kept
+        else "The old prompts are kept."
+    )
+    return f"{NOISE}: {gain.amount} (95 %: {gain.interval}) on {on}. {rest}"
+
+
+def _percent(measured: Measured) -> str:
+    return f"{100 * measured.mean:.1f} %" if isinstance(measured, Accuracy) else f"{measured.mean:.3g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+# The result
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row of the last look, with both outputs.
+
+    Attributes:
+        outputs: of the old and of the new prompts; the second is None if only one look was needed.
+        scores: likewise; None for a row that crashed.
+    """
+
+    number: int
+    inputs: str
+    expected: str
+    outputs: tuple[str | None, str | None]
+    scores: tuple[float | None, float | None]
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class Result:
+    """What `afnio.optimize` found. Print it, save its prompts, or write it as a page.
+
+    `await` of a result gives the result itself, so that `await afnio.optimize(…)` has the same type everywhere.
+
+    Attributes:
+        verdict: one sentence. "No gain beyond noise" is one.
+        prompts: the prompts to use, by name. They are the old ones if nothing better was found.
+        start: the old prompts.
+        before, after: the scores of the old prompts and of `prompts` on the test rows, an `Accuracy`, or a `MeanScore`
+            for graded scores. Without test rows they are of the rows that chose between the two.
+        gain: their paired difference on the test rows; None without test rows.
+        on: the rows that before and after are of.
+        failed: rows of the look without a score of both, because the agent or the metric crashed there.
+        stopped: why the training ended.
+        steps: optimizer steps.
+        calls, tokens, cost, minutes: everything that was spent, over all starts of a run that was continued; `cost` is
+            in dollars, or None if a price is unknown. Minutes are those of the last start.
+        run: the run's name in the store, for `afnio report` and `afnio studio`.
+        examples: the rows of the last look.
+    """
+
+    verdict: str
+    prompts: Mapping[str, str]
+    start: Mapping[str, str]
+    before: Measured | None
+    after: Measured | None
+    gain: Gain | None
+    on: str
+    failed: int
+    stopped: str
+    steps: int
+    calls: int
+    tokens: int
+    cost: float | None
+    minutes: float
+    run: str
+    home: str = ""
+    splits: Mapping[str, int] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
+    make_agent: Callable[[Mapping[str, str]], Any] | None = None
+
+    @property
+    def agent(self) -> Any:
+        """The agent with `prompts`, ready to call: the function with them filled in, or a copy of the module."""
+        if self.make_agent is None:
+            raise ValueError("this result was read from a file without an agent; pass .prompts to yours")
+        return self.make_agent(self.prompts)
+
+    @property
+    def changed(self) -> bool:
+        """True if `prompts` differ from the old ones."""
+        return dict(self.prompts) != dict(self.start)
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        yield from ()
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.verdict}>"
+
+    def __str__(self) -> str:
+        lines = [self.verdict, ""]
+        lines += [f"{name:<8} {value}" for name, value in self.figures()]
+        for name, text in self.prompts.items():
+            lines += ["", f"{name}{'' if text != self.start.get(name) else ' (unchanged)'}:"]
+            lines += [f"  {line}" for line in text.splitlines()]
+        return "\n".join(lines)
+
+    def figures(self) -> list[tuple[str, str]]:
+        """Return the figures as pairs of a name and a text, as `print` and the page show them."""
+        rows = [("before", str(self.before)), ("after", str(self.after))] if self.before is not None else []
+        if self.gain is not None:
+            rows.append(("gain", str(self.gain)))
+        cost = (
+            "unpriced"
+            if self.cost is None
+            else f"${self.cost:,.2f}"
+            if self.cost >= 1
+            else f"${self.cost:.4f}"
+        )
+        spent = (
+            f"{_count(self.calls, 'call')}, {_count(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
+        )
+        used = ", ".join(f"{number} {part}" for part, number in self.splits.items() if number)
+        rows += [("rows", used)] if used else []
+        if self.failed:
+            rows.append(("crashed", f"{_count(self.failed, 'row')}, left out of all figures"))
+        return [
+            *rows,
+            ("spent", spent),
+            ("ended", f"{self.stopped}, {_count(self.steps, 'step')}"),
+            ("run", self.run),
+        ]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write each prompt to `folder/<name>.txt`, exactly as it is. Files of the same name are replaced."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.prompts.items():
+            path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.txt"
+            path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
+        return folder
+
+    def report(self, path: str | Path = "optimize.html") -> Path:
+        """Write the result and its run as one page that needs neither a server nor a network, and return its path.
+
+        The page has prompts, rows and replies in clear. Only the current user can read the file.
+
+        Raises:
+            ChoiceError: if the run is no longer in its folder.
+        """
+        from afnio.tellurio.studio._report import write_report
+
+        return write_report(
+            home_folder(self.home or None), self.run, Path(path), card=self._card("result.html")
+        )
+
+    def _repr_html_(self) -> str:
+        return str(self._card("result_cell.html"))
+
+    def _card(self, template: str) -> Any:
+        from markupsafe import Markup
+
+        from afnio.tellurio.studio._step import shown_diff
+        from afnio.tellurio.studio._text import render, word_diff
+
+        cell = template == "result_cell.html"
+        prompts = [
+            (
+                name,
+                text != self.start.get(name),
+                (word_diff if cell else shown_diff)(self.start.get(name, ""), text),
+            )
+            for name, text in self.prompts.items()
+        ]
+        return Markup(  # noqa: S704 - the template escapes every value
+            render(
+                template, result=self, prompts=prompts, figures=self.figures(), bars=self._bars(),
+                groups=self._groups(),
+            )
+        )  # fmt: skip
+
+    def _bars(self) -> list[tuple[str, Accuracy]]:
+        named = [("before", self.before), ("after", self.after)]
+        return [(name, one) for name, one in named if isinstance(one, Accuracy)]
+
+    def _groups(self) -> list[tuple[str, str, list[Example], int]]:
+        """Return the examples that a reader wants to see: title, what is shown, the first ones, how many there are."""
+        both = [one for one in self.examples if None not in one.scores]
+        better = [one for one in both if one.scores[1] > one.scores[0]]  # type: ignore[operator]
+        worse = [one for one in both if one.scores[1] < one.scores[0]]  # type: ignore[operator]
+        same = [one for one in both if one.scores[0] == one.scores[1] and one.scores[1] < self._top()]  # type: ignore[operator]
+        alone = [one for one in self.examples if one.scores[0] is not None and one.scores[1] is None]
+        wrong = [one for one in alone if one.scores[0] < self._top()]  # type: ignore[operator]
+        groups = [("Better now", better), ("Worse now", worse), ("Still wrong", same), ("Wrong", wrong)]
+        return [
+            (title, title.split()[0].lower(), ones[:SHOWN_ROWS], len(ones)) for title, ones in groups if ones
+        ]
+
+    def _top(self) -> float:
+        return max((score for one in self.examples for score in one.scores if score is not None), default=1.0)
+
+
+def in_time(minutes: float) -> str:
+    """Return minutes as people say them."""
+    return f"{60 * minutes:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
+
+
+# Kept in the run
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """Return a result as plain data, without its agent."""
+    data = {
+        one.name: getattr(result, one.name)
+        for one in fields(result)
+        if one.name not in ("make_agent", "home")
+    }
+    for name in ("before", "after", "gain"):
+        found = data[name]
+        data[name] = found and {
+            "kind": type(found).__name__,
+            **{one.name: getattr(found, one.name) for one in fields(found)},
+        }
+    data["examples"] = [[getattr(one, part.name) for part in fields(one)] for one in result.examples]
+    plain: dict[str, Any] = json.loads(
+        json.dumps({**data, "prompts": dict(result.prompts), "start": dict(result.start)})
+    )
+    return plain
+
+
+def from_json(data: Mapping[str, Any], **others: Any) -> Result:
+    """Return the result that `to_json` made data of. `others` are the fields that it leaves out."""
+    kinds = {kind.__name__: kind for kind in (Accuracy, MeanScore, Gain)}
+    found = dict(data)
+    for name in ("before", "after", "gain"):
+        if found[name] is not None:
+            parts = dict(found[name])
+            found[name] = kinds[parts.pop("kind")](**parts)
+    found["examples"] = [Example(a, b, c, tuple(d), tuple(e)) for a, b, c, d, e in found["examples"]]
+    return Result(**found, **others)

@@ -1,0 +1,259 @@
+"""Rows: the data of `afnio.optimize`, read once and split once.
+
+A user's row says what the agent gets and what is expected. `read_rows` accepts the few forms in which people keep such
+data and refuses the rest: a guess at which column is the label would train on the wrong one without an error.
+
+`split_rows` decides which rows do what. Each row has one job, because a row that was used to choose a prompt can't
+measure it any more:
+
+    train    the optimizer learns from its mistakes on these
+    watch    scored after each round: early stopping, and which round's prompts to keep
+    gate     used once: are the kept prompts better than the start prompts?
+    test     used once, at the end: how much better? Nothing is chosen by them.
+
+Below 96 rows there are too few for a test, and no gain is claimed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self, final
+
+from afnio.autodiff._variable import Variable
+
+FEWEST: Final = 20
+"""Fewer rows than these can neither teach nor choose."""
+TESTABLE: Final = 96
+"""From this number of rows on, a test split of `LEAST` is possible."""
+LEAST: Final = 32
+"""The smallest validation and test split. A difference of 15 points shows on 32 pairs, hardly on fewer."""
+_SHARES: Final = {"train": 0.4, "val": 0.3, "test": 0.3}
+_WATCHED: Final = 1 / 3
+"""The share of the validation rows that is watched during the training. The rest is the gate's."""
+_INPUTS: Final = "inputs"
+_EXPECTED: Final = ("expected", "expectations")
+_FORMS: Final = (
+    '(inputs, expected), or a dict with "inputs" and "expected", or a dict of inputs with the key "expected"'
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row.
+
+    Attributes:
+        number: its place in the user's data, from 0.
+        args, kwargs: what the agent is called with: one value by position, or a dict by name.
+        expected: what the metric compares with; None if there is nothing.
+        text: the inputs in words, for critics and pages.
+    """
+
+    number: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    expected: Any
+    text: str
+
+    @property
+    def inputs(self) -> Any:
+        """The inputs as the user gave them: the value, or the dict."""
+        return self.args[0] if self.args else dict(self.kwargs)
+
+    @classmethod
+    def of(cls, number: int, inputs: Any, expected: Any) -> Self:
+        inputs, expected = unwrapped(inputs), unwrapped(expected)
+        if not isinstance(inputs, Mapping):
+            return cls(number, (inputs,), {}, expected, in_words(inputs))
+        for name in inputs:
+            if not isinstance(name, str) or not name.isidentifier():
+                raise TypeError(
+                    f"row {number}: inputs in a dict are arguments by name, so each key must be an identifier "
+                    f"(got {name!r}); to pass the dict itself, wrap it: ({{'data': {{...}}}}, expected)"
+                )
+        return cls(number, (), dict(inputs), expected, in_words(dict(inputs)))
+
+
+def in_words(value: Any) -> str:
+    """Return a value as a text for critics and pages: a text itself, other data as JSON if possible.
+
+    >>> in_words("Hi"), in_words({"question": "Why?", "n": 2})
+    ('Hi', '{"question": "Why?", "n": 2}')
+    """
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plainly)
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def _plainly(value: Any) -> Any:
+    for method in ("model_dump", "to_dict", "tolist", "_asdict"):
+        if callable(found := getattr(value, method, None)):
+            return found()
+    return repr(value)
+
+
+def unwrapped(value: Any) -> Any:
+    """Return a value with the data of Variables in their places, as Afnio's own datasets have them."""
+    if isinstance(value, Variable):
+        return value.data
+    if type(value) is tuple:
+        return tuple(unwrapped(part) for part in value)
+    if type(value) is dict:
+        return {name: unwrapped(part) for name, part in value.items()}
+    return value
+
+
+# Reading
+
+
+def read_rows(given: Any, name: str = "rows") -> list[Row]:
+    """Return the rows of a user's data.
+
+    Raises:
+        TypeError: if the data isn't a sequence, or a row has none of the forms.
+
+    >>> [(row.inputs, row.expected) for row in read_rows([("Hi", "good"), {"inputs": "Bah", "expected": "bad"}])]
+    [('Hi', 'good'), ('Bah', 'bad')]
+    """
+    if hasattr(given, "to_dict") and hasattr(given, "columns"):
+        raise TypeError(
+            f'{name} must be a sequence of rows (got a {type(given).__name__}); pass .to_dict("records")'
+        )
+    if isinstance(given, str | bytes | Mapping) or not (
+        hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    ):
+        raise TypeError(
+            f"{name} must be a sequence of rows, each {_FORMS} (got {type(given).__name__}); "
+            "make a list of an iterator"
+        )
+    rows = [_read(number, given[number], name) for number in range(len(given))]
+    shapes = Counter((len(row.args), *sorted(row.kwargs)) for row in rows)
+    if len(shapes) > 1:
+        usual = shapes.most_common(1)[0][0]
+        odd = next(row for row in rows if (len(row.args), *sorted(row.kwargs)) != usual)
+        raise TypeError(
+            f"all {name} must have the same inputs (got {_named(odd)} in row {odd.number}, and "
+            f"{' '.join(map(str, usual[1:])) or 'one value'} in most); give each row the same keys"
+        )
+    return rows
+
+
+def _named(row: Row) -> str:
+    return " ".join(sorted(row.kwargs)) or "one value"
+
+
+def _read(number: int, given: Any, name: str) -> Row:
+    if isinstance(given, tuple | list) and len(given) == 2:
+        return Row.of(number, given[0], given[1])
+    if isinstance(given, Mapping):
+        expected = [key for key in _EXPECTED if key in given]
+        value = given[expected[0]] if expected else None
+        if _INPUTS in given:
+            return Row.of(number, given[_INPUTS], value)
+        if expected:
+            return Row.of(number, {key: given[key] for key in given if key != expected[0]}, value)
+        raise TypeError(
+            f"each of the {name} must be {_FORMS} (got row {number} with the keys {', '.join(map(str, given))}); "
+            'say which column is expected: [{"inputs": row["…"], "expected": row["…"]} for row in data]'
+        )
+    raise TypeError(f"each of the {name} must be {_FORMS} (got {_short(given)} as row {number})")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def digest(*parts: Any) -> str:
+    """Return a digest of data that is the same in another process."""
+    text = json.dumps(parts, sort_keys=True, default=_plainly)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+# Splitting
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The rows by their job. Without a `test` no gain can be claimed."""
+
+    train: Sequence[Row]
+    watch: Sequence[Row]
+    gate: Sequence[Row]
+    test: Sequence[Row]
+
+
+def split_rows(rows: Sequence[Row], valset: Sequence[Row], testset: Sequence[Row], seed: int) -> Splits:
+    """Return the splits of `rows`; a `valset` and a `testset` that are given replace their parts.
+
+    Labels are spread evenly, and rows with equal inputs stay together.
+
+    Raises:
+        ValueError: for too few rows.
+    """
+    total = len(rows) + len(valset)
+    if total < FEWEST:
+        raise ValueError(
+            f"optimize needs at least {FEWEST} rows, and {TESTABLE} to measure a gain (got {total}); add rows"
+        )
+    if valset and len(valset) < FEWEST // 2:
+        raise ValueError(f"valset must have at least {FEWEST // 2} rows (got {len(valset)}); leave it out")
+    sizes = {"train": 0, "val": 0, "test": 0}
+    testable = total >= TESTABLE
+    if not valset and not testset and not testable:
+        sizes["val"] = len(rows) // 2
+    else:
+        wanted = {"train": True, "val": not valset, "test": not testset and testable}
+        whole = sum(share for part, share in _SHARES.items() if wanted[part])
+        for part in ("val", "test"):
+            if wanted[part]:
+                share = round(len(rows) * _SHARES[part] / whole)
+                sizes[part] = max(share, LEAST) if testable else share
+    sizes["train"] = len(rows) - sizes["val"] - sizes["test"]
+    if sizes["train"] < 8:
+        raise ValueError(
+            f"too few rows are left to train on (got {sizes['train']} of {len(rows)}); add rows, or leave "
+            "valset or testset out"
+        )
+    parts = _dealt(rows, sizes, random.Random(f"splits {seed}"))
+    val = list(valset) or parts["val"]
+    shares = {"watch": max(1, round(len(val) * _WATCHED)), "gate": 0}
+    shares["gate"] = len(val) - shares["watch"]
+    watched = _dealt(val, shares, random.Random(f"gate {seed}"))
+    return Splits(parts["train"], watched["watch"], watched["gate"], list(testset) or parts["test"])
+
+
+def _dealt(rows: Sequence[Row], sizes: Mapping[str, int], draw: random.Random) -> dict[str, list[Row]]:
+    """Deal rows to parts of these sizes: stratum after stratum, each row to the part that is furthest behind."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(digest(row.args, row.kwargs), []).append(row)
+    strata: dict[str, list[list[Row]]] = {}
+    labels = Counter(digest(row.expected) for row in rows)
+    for group in groups.values():
+        label = digest(group[0].expected)
+        strata.setdefault(label if labels[label] > 2 else "", []).append(group)
+    parts: dict[str, list[Row]] = {name: [] for name in sizes}
+    done = 0
+    for label in sorted(strata):
+        draw.shuffle(strata[label])
+        for group in strata[label]:
+            done += len(group)
+            behind = {
+                name: size * done / len(rows) - len(parts[name])
+                for name, size in sizes.items()
+                if len(parts[name]) + len(group) <= size
+            } or {name: size - len(parts[name]) for name, size in sizes.items()}
+            parts[max(behind, key=lambda name: behind[name])] += group
+    for part in parts.values():
+        draw.shuffle(part)
+    return parts

@@ -1,0 +1,233 @@
+"""The loopback address of a lane: subprocesses and other languages call models through it.
+
+A script in another language can't use a transport of ours, but it reads OPENAI_BASE_URL. `url` gives it an address on
+this machine. The requests that arrive there are launched in the context of the block that gave the address out, so they
+belong to its lane: traced, journaled, counted and limited as if the lane had made them.
+
+One aiohttp.web server on the runtime's loop serves all lanes. A random token in the path says whose request it is, and
+keeps others on the machine out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+
+import anyio
+
+from afnio.errors import BlockingReadError, RuntimeClosedError
+from afnio.models._bridging import Bridged, launch_request
+from afnio.models._raw import RawRequest, own_reply
+from afnio.models._streams import BrokenReplyError
+from afnio.runtime._kernel import (
+    Failure,
+    Job,
+    Launch,
+    Slot,
+    current_runtime,
+    on_runtime_thread,
+)
+from afnio.runtime._waiting import wait, wait_async
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+_MOST: Final = 64 << 20
+"""Bytes of a request."""
+_OWN: Final = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "keep-alive"}
+)
+
+
+@final
+class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noqa: N801
+    """Give out a base URL whose calls belong to the lane that the block is in. Use `with` or `async with`.
+
+    Args:
+        upstream: the provider's base URL. Default: OPENAI_BASE_URL, then OpenAI's own.
+
+    Raises:
+        ValueError: if `upstream` isn't a URL.
+        BlockingReadError: for a `with` on the runtime's loop; write `async with` in an `async def` callable.
+
+    >>> with url("https://api.openai.com/v1") as base_url:  # OPENAI_BASE_URL of the subprocess
+    ...     base_url.startswith("http://127.0.0.1:")
+    True
+    """
+
+    def __init__(self, upstream: str | None = None) -> None:
+        from afnio.models.openai import endpoint_url
+
+        self._upstream = endpoint_url(upstream)
+        self._token = ""
+
+    def __enter__(self) -> str:
+        if on_runtime_thread():
+            raise BlockingReadError(
+                "`with afnio.bridge.url()` would block the runtime's loop; write `async with` in an async def"
+            )
+        launch, slot = self._begin()
+        launch.start()
+        wait([slot], check=False)
+        return self._address(slot)
+
+    async def __aenter__(self) -> str:
+        launch, slot = self._begin()
+        launch.start()
+        await wait_async([slot])
+        return self._address(slot)
+
+    def __exit__(self, *exc: object) -> None:
+        self._end()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._end()
+
+    def _begin(self) -> tuple[Launch, Slot]:
+        self._token = secrets.token_urlsafe(24)
+        lane = _Lane(self._upstream, copy_context())
+        launch = Launch("url", address="url")
+        slot = Slot(launch)
+
+        async def body(job: Job, values: list[Any]) -> list[Any]:
+            server = current_runtime().resource(_Loopback, _Loopback)
+            return [await server.open(self._token, lane)]
+
+        launch.add(body, [], [slot])
+        return launch, slot
+
+    def _address(self, slot: Slot) -> str:
+        if isinstance(slot.outcome, Failure):
+            raise slot.outcome.raised()
+        return f"http://127.0.0.1:{slot.outcome}/{self._token}"
+
+    def _end(self) -> None:
+        runtime = current_runtime()
+
+        def close() -> None:
+            runtime.resource(_Loopback, _Loopback).close(self._token)
+
+        with contextlib.suppress(RuntimeClosedError):
+            runtime.post(close)
+
+
+class _Lane(NamedTuple):
+    """Whose requests arrive under a token."""
+
+    upstream: str
+    context: Context
+
+
+@final
+class _Loopback:
+    """The server, on the runtime's loop. It starts with the first address."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, _Lane] = {}
+        self._calls: dict[str, list[Bridged]] = {}
+        self._runner: web.AppRunner | None = None
+        self._starting = anyio.Lock()
+        self._port = 0
+
+    async def open(self, token: str, lane: _Lane) -> int:
+        """Serve `lane` under `token`. Returns the port."""
+        async with self._starting:
+            if self._runner is None:
+                await self._start()
+        self._lanes[token] = lane
+        return self._port
+
+    async def _start(self) -> None:
+        from aiohttp import web
+
+        app = web.Application(client_max_size=_MOST)
+        app.router.add_route("*", "/{token}/{path:.*}", self._serve)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        self._runner = runner
+        self._port = runner.addresses[0][1]
+
+    def close(self, token: str) -> None:
+        """Serve a lane no longer, and cancel its calls."""
+        self._lanes.pop(token, None)
+        for bridged in self._calls.pop(token, ()):
+            bridged.cancel()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        token = request.match_info["token"]
+        lane = self._lanes.get(token)
+        if lane is None:
+            refused = own_reply(
+                404, "this address is no longer served, because its block has ended", "unknown_lane"
+            )
+            return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
+        body = await request.read()
+        target = f"{lane.upstream}/{request.raw_path.removeprefix(f'/{token}/')}"
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _OWN}
+        raw = RawRequest.read(request.method, target, headers, body)
+        if raw is None:
+            return await self._pass_on(request, target, headers, body)
+        bridged = lane.context.copy().run(launch_request, raw)
+        calls = self._calls.setdefault(token, [])
+        calls.append(bridged)
+        try:
+            return await _answer(request, bridged, stream=raw.stream)
+        except BaseException:  # its client has gone
+            bridged.cancel()
+            raise
+        finally:
+            calls.remove(bridged)
+
+    async def _pass_on(
+        self, request: web.Request, target: str, headers: dict[str, str], body: bytes
+    ) -> web.StreamResponse:
+        """Send on a request that isn't for a model, such as one for the list of models."""
+        import aiohttp
+        from aiohttp import web
+
+        try:
+            async with (
+                aiohttp.ClientSession(trust_env=True, auto_decompress=False) as session,
+                session.request(
+                    request.method, target, headers=headers, data=body or None, allow_redirects=False
+                ) as answer,
+            ):
+                kept = {name: value for name, value in answer.headers.items() if name.lower() not in _OWN}
+                return web.Response(status=answer.status, headers=kept, body=await answer.read())
+        except (aiohttp.ClientError, OSError) as error:
+            refused = own_reply(502, f"can't reach the provider ({type(error).__name__})", "unreachable")
+            return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
+
+    async def aclose(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+
+async def _answer(request: web.Request, bridged: Bridged, *, stream: bool) -> web.StreamResponse:
+    from aiohttp import web
+
+    pipe = bridged.exchange.pipe
+    head = await pipe.head()
+    if not stream:
+        body = b"".join([piece async for piece in pipe])
+        return web.Response(status=head.status, headers=head.headers, body=body)
+    response = web.StreamResponse(status=head.status, headers=head.headers)
+    await response.prepare(request)
+    try:
+        async for piece in pipe:
+            await response.write(piece)
+    except BrokenReplyError:
+        if request.transport is not None:
+            request.transport.abort()  # the client must not take it for the end
+        return response
+    except OSError:  # its client has gone: what it paid for is read on and recorded
+        pipe.leave()
+        return response
+    await response.write_eof()
+    return response

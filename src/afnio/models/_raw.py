@@ -1,0 +1,349 @@
+"""Raw requests and replies: as they are on the wire, with everything that the engine must know about them.
+
+People have agents that were written for an SDK. Its requests reach the engine as bytes, through a transport
+(`afnio.bridge`) or a gateway, and the replies leave as bytes. `RawRequest.read` finds out what a request asks for, on
+whose account, and what identifies it. `RawReply` is a reply with its usage, in the form in which journals keep it.
+
+No secret leaves this module in a text: the account has a digest of the key, the request's key and `shown` leave out
+credentials, and `secrets` names what must be masked elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any, Final, NamedTuple, final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from afnio.models._dialects import CHAT, Dialect, dialect_named, dialect_of
+from afnio.models._masking import names_secret, secrets_in_headers, secrets_in_url
+from afnio.models._messages import ChatResponse, ToolCall
+from afnio.runtime._call import Codec
+from afnio.runtime._limits import Account, RateLimits
+from afnio.runtime.events import Usage
+
+_KEYED: Final = ("anthropic-beta", "anthropic-version", "openai-beta")
+"""Headers that change a reply."""
+_KEPT: Final = ("content-type", "request-id", "x-request-id")
+"""Headers that a journal keeps. Rate limits belong to the moment."""
+NO_RETRY: Final = {"x-should-retry": "false"}
+"""Makes the SDKs of OpenAI and Anthropic raise instead of trying again."""
+_NO_AZURE_KEY: Final = "<missing API key>"
+"""What the SDK, and so a native client, has for a key if it gets tokens. Tokens change by the hour."""
+
+
+class UrlParts(NamedTuple):
+    """A URL taken apart.
+
+    Attributes:
+        shown: the URL without credentials.
+        root: its scheme and host.
+        netloc: host and port.
+        path: its path.
+        secrets: what was left out.
+    """
+
+    shown: str
+    root: str
+    netloc: str
+    path: str
+    secrets: tuple[str, ...]
+
+
+@lru_cache(maxsize=256)
+def place_of(url: str) -> UrlParts:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    shown_query = urlencode([(name, value) for name, value in query if not names_secret(name)])
+    secrets = (*secrets_in_url(url), *(value for name, value in query if names_secret(name)))
+    root = f"{parts.scheme}://{host}"
+    return UrlParts(
+        urlunsplit((parts.scheme, host, parts.path, shown_query, "")), root, host, parts.path, secrets
+    )
+
+
+@final
+@dataclass(frozen=True)
+class RawRequest:
+    """A request for a model, as it arrived.
+
+    Attributes:
+        method, url, headers, body: as they are sent; header names in lower case. The URL may contain a key.
+        json: the parsed body.
+        dialect: the API that it is for.
+        account: base URL and digest of the key: the account of a native client with the same key.
+        shown: the URL without credentials.
+        stream: True if the reply is a stream of events.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    json: dict[str, Any] = field(repr=False)
+    dialect: Dialect
+    account: Account
+    shown: str
+    stream: bool
+
+    @classmethod
+    def read(cls, method: str, url: str, headers: Mapping[str, str], body: bytes) -> RawRequest | None:
+        """Return the request, or None if it isn't for a model: then it must be passed on as it is.
+
+        Args:
+            url: absolute and percent-encoded.
+            headers: with names in any case.
+        """
+        if method != "POST":
+            return None
+        place = place_of(url)
+        lower = {name.lower(): value for name, value in headers.items()}
+        try:
+            parsed = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(parsed, dict):
+            return None
+        found = dialect_of(place.path, lower, parsed)
+        if found is None:
+            return None
+        dialect, base = found
+        account = _account(place, base, lower)
+        stream = dialect.streams(place.path, parsed)
+        return cls(method, url, lower, body, parsed, dialect, account, place.shown, stream)
+
+    @cached_property
+    def key(self) -> str:
+        """A SHA-256 digest, in hex, of everything that can change the reply."""
+        digest = hashlib.sha256(f"{self.method}\0{self.shown}\0".encode())
+        for name in _KEYED:
+            if name in self.headers:
+                digest.update(f"{name}:{self.headers[name]}\0".encode())
+        digest.update(self.body)
+        return digest.hexdigest()
+
+    @cached_property
+    def model(self) -> str:
+        named = self.dialect.model(place_of(self.url).path, self.json)
+        deployment = re.search(r"/deployments/([^/]+)/", self.shown)
+        return named or (deployment[1] if deployment else "unknown")
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.dialect.prompt_tokens(self.json)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Everything in it that must not be written anywhere."""
+        return (*place_of(self.url).secrets, *secrets_in_headers(self.headers))
+
+    # For events, as `ChatRequest`
+
+    @cached_property
+    def messages(self) -> list[dict[str, Any]]:
+        return self.dialect.messages(self.json)
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        return self.dialect.params(self.json)
+
+    @property
+    def encoded(self) -> bytes:
+        return self.body
+
+
+def _account(place: UrlParts, base: str, headers: Mapping[str, str]) -> Account:
+    azure, deployments, _ = base.partition("/openai/deployments/")
+    url = f"{place.root}{azure}/openai" if deployments else f"{place.root}{base}"
+    return _account_of(
+        url.rstrip("/"),
+        place.netloc,
+        _key_in(place, headers, azure=bool(deployments)),
+        headers.get("openai-organization"),
+        headers.get("openai-project"),
+    )
+
+
+@lru_cache(maxsize=256)
+def _account_of(url: str, netloc: str, key: str, organization: str | None, project: str | None) -> Account:
+    # As the clients in `openai.py` do it, so that native and bridged calls share their limits.
+    identity = "\0".join(map(str, (key, netloc, organization, project)))
+    return Account(url, hashlib.sha256(identity.encode()).hexdigest()[:16])
+
+
+def _key_in(place: UrlParts, headers: Mapping[str, str], *, azure: bool) -> str:
+    for name in ("api-key", "x-api-key", "x-goog-api-key"):
+        if name in headers:
+            return headers[name]
+    if "authorization" in headers:
+        return _NO_AZURE_KEY if azure else headers["authorization"].removeprefix("Bearer ")
+    return place.secrets[0] if place.secrets else ""
+
+
+# Replies
+
+
+@final
+@dataclass(frozen=True)
+class RawReply:
+    """A reply, as it arrived.
+
+    Attributes:
+        status: HTTP status.
+        headers: without those of the connection; names in lower case.
+        body: of a stream, all of its events.
+        dialect: the name of its API.
+        usage: as the provider counted it, or estimated for a stream that counts none.
+        limits: what the headers reported about the account's limits.
+        events: True if it is a stream of events.
+        cut: True for a stream whose reader left before its end. Its body ends there.
+        complete: False if the reply was cut off by a limit or filtered.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    dialect: str = CHAT.name
+    usage: Usage = field(default_factory=Usage)
+    limits: RateLimits | None = field(default=None, repr=False, compare=False)
+    events: bool = False
+    cut: bool = False
+    complete: bool = True
+
+    @cached_property
+    def json(self) -> dict[str, Any]:
+        """The reply's JSON. That of a stream is put together into the form of a reply that isn't streamed."""
+        if self.events:
+            return dialect_named(self.dialect).joined(parsed_events(split_events(self.body)))
+        try:
+            parsed = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return parsed if isinstance(parsed, dict) else {}
+
+    # For events, as `ChatResponse`
+
+    @cached_property
+    def response(self) -> ChatResponse:
+        return dialect_named(self.dialect).response(self.json)
+
+    @property
+    def content(self) -> str | None:
+        return self.response.content
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return self.response.tool_calls
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.response.finish_reason
+
+    @property
+    def model(self) -> str:
+        return self.response.model
+
+
+def _encode(reply: RawReply) -> bytes:
+    usage = reply.usage
+    head = {
+        "status": reply.status,
+        "headers": {name: value for name, value in reply.headers.items() if name in _KEPT},
+        "dialect": reply.dialect,
+        "usage": [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens],
+        "events": reply.events,
+        "cut": reply.cut,
+        "complete": reply.complete,
+    }
+    return json.dumps(head, separators=(",", ":")).encode() + b"\n" + reply.body
+
+
+def _decode(payload: bytes) -> RawReply:
+    head, _, body = payload.partition(b"\n")
+    fields = json.loads(head)
+    return RawReply(**{**fields, "usage": Usage(*fields["usage"])}, body=body)
+
+
+CODEC: Final = Codec(
+    encode=_encode,
+    decode=_decode,
+    reusable=lambda reply: reply.complete and not reply.cut,
+    recount=lambda reply, usage: replace(reply, usage=usage),
+)
+
+
+def own_reply(status: int, sentence: str, kind: str) -> RawReply:
+    """Return a response of ours, in the form that every SDK turns into its own error."""
+    error = {"message": sentence, "type": kind, "code": kind, "param": None}
+    body = json.dumps({"type": "error", "error": error}, ensure_ascii=False).encode()
+    return RawReply(status, {"content-type": "application/json", **NO_RETRY}, body)
+
+
+# The events of a stream
+
+
+_BETWEEN_EVENTS: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+
+
+@final
+class EventSplitter:
+    """Cuts the body of a stream into its events, each with the blank line after it."""
+
+    def __init__(self, *, lines: bool = False) -> None:
+        self._between = re.compile(rb"\n") if lines else _BETWEEN_EVENTS
+        self._rest = b""
+        self._seen = 0
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Return the events that `piece` completes."""
+        data = self._rest + piece
+        events, start = [], 0
+        # Where the rest had no end, only its last bytes can begin one.
+        for end in self._between.finditer(data, max(0, self._seen - 3)):
+            events.append(data[start : end.end()])
+            start = end.end()
+        self._rest = data[start:]
+        self._seen = len(self._rest)
+        return events
+
+    def rest(self) -> bytes:
+        """Return what followed the last event."""
+        rest, self._rest, self._seen = self._rest, b"", 0
+        return rest
+
+
+def split_events(body: bytes) -> Iterator[bytes]:
+    """Yield the events of a stream's body."""
+    splitter = EventSplitter(lines=body.lstrip()[:1] == b"{")
+    yield from splitter.feed(body)
+    rest = splitter.rest()
+    if rest:
+        yield rest
+
+
+def event_json(event: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in an event, or None if it has none: a comment, `[DONE]`."""
+    data = event
+    if not event.lstrip().startswith(b"{"):
+        lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+        data = b"\n".join(lines)
+    if not data.startswith(b"{"):
+        return None
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def parsed_events(events: Iterator[bytes] | list[bytes]) -> Iterator[dict[str, Any]]:
+    return (parsed for event in events if (parsed := event_json(event)) is not None)
+
+
+def is_done(event: bytes) -> bool:
+    return event.strip() == b"data: [DONE]" or event.strip() == b"data:[DONE]"

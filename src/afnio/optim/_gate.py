@@ -1,0 +1,391 @@
+"""Gate: one test, at the end of a run, of the result against the start.
+
+A run looks at hundreds of candidates, and the one that looks best is partly lucky. Nothing inside the run can bound
+that. One test can, if it uses samples that nothing else saw and compares one text with one other: if the result is no
+better than the start, it passes with a probability of at most `level`, however many candidates, steps and looks came
+before. There is nothing to correct.
+
+The test is the one-sided sign-flip test on paired scores (`optim.search.p_value`; for right and wrong answers it is
+McNemar's). The level is lenient on purpose. With 32 rows, p ≤ 0.05 would refuse most real gains of five points. What
+must not pass is a text that is much worse: with 64 rows, one that is ten points worse passes in about 2 % of runs.
+
+A second test on the same rows isn't independent of the first: the run went on because of it. So a look uses rows that
+no earlier look used. If too few are left, all rows are used again, and the level is halved with each look.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from afnio.autodiff._graph import enable_grad
+from afnio.autodiff._variable import Variable, bind
+from afnio.models._client import rehearsal, rehearsing
+from afnio.optim._optimizer import Candidate, Change, Decision, Optimizer, StepLane, launch_step
+from afnio.optim.search._improves import Evaluate, Holdout, called, sample_scores, scores_of
+from afnio.optim.search._pareto import side_by_side
+from afnio.optim.search._races import differences, p_value
+from afnio.runtime._budget import current_budgets
+from afnio.runtime._callables import quorum_holds, tolerate
+from afnio.runtime._kernel import Launch
+from afnio.runtime._settings import Priority, draw_seed
+from afnio.runtime._tracebacks import folding
+from afnio.runtime._waiting import Pending, scope
+
+ENOUGH: Final = 32
+"""Rows from which the level is the gate's own."""
+FEWEST: Final = 12
+"""Rows below which a test says nothing: a gain of ten points would pass as often as chance."""
+LENIENT: Final = 0.5
+"""The level with fewer rows than `ENOUGH`."""
+SHARE: Final = 1 / 3
+"""Both looks together may cost this share of a budget."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GateVerdict:
+    """The evidence of one look.
+
+    Attributes:
+        passed: True if the result was kept.
+        p: The p-value of the sign-flip test. 1 if the texts are equal, which costs no call.
+        level: The level that it was compared with.
+        start, result: Mean scores on the rows that both have a score of. None if the texts are equal.
+        wins, losses, ties: Rows on which the result scored more, less or the same.
+        rows: The numbers of the rows that were used.
+        failed: How many of them have no pair of scores.
+    """
+
+    passed: bool
+    p: float
+    level: float
+    start: float | None
+    result: float | None
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    rows: tuple[int, ...] = ()
+    failed: int = 0
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "not tested: the result is the start"
+        kept = "the result is kept" if self.passed else "the start is kept"
+        return (
+            f"{kept}: {self.result:.3g} against {self.start:.3g} on {self.wins + self.losses + self.ties} held-out "
+            f"rows ({self.wins} better, {self.losses} worse), p={self.p:.2g}, level {self.level:g}"
+        )
+
+
+@final
+class Gate:
+    """Keep the result of a training only if held-out rows don't speak against it; otherwise restore the start.
+
+    Call `start` before the training and `judge` after it. It works with every optimizer. As a callback of a Trainer it
+    does both itself: `Trainer(callbacks=[gate])`.
+
+    Neither early stopping nor the choice of a checkpoint may see the gate's rows.
+
+    Args:
+        evaluate: Called with a batch. Runs the agent and returns an evaluator's `(score, …)`, or a list of numbers with
+            None for rows that failed. A `def` may read values; an `async def` awaits them.
+        rows: Held-out samples: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn`
+            are used. 32 or more are useful; with 12 to 31 the level is 0.5.
+        level: The result passes if p is at most this.
+        size: Rows for one look. By default all. With several looks in mind, give a part of them.
+        budget: Calls that the whole run may take. A look uses a third of it at most, so fewer rows if it is small. By
+            default the lowest `max_calls` of the `afnio.budget` blocks around `start`.
+        quorum: The fraction of the rows that must have both scores.
+        seed: Seed of the choice of rows. By default it comes from the run.
+
+    Raises:
+        TypeError, ValueError: for arguments that can't work, and for fewer than 12 rows.
+
+    >>> import afnio
+    >>> prompt = afnio.Parameter("Say no.", role="prompt")
+    >>> gate = Gate(lambda batch: [float(word in prompt.data) for word in batch], ["yes"] * 40)
+    >>> gate.start([prompt])
+    >>> prompt.data = "Say yes."
+    >>> print(gate.judge().wait())
+    the result is kept: 1 against 0 on 40 held-out rows (40 better, 0 worse), p=9.1e-13, level 0.25
+    >>> prompt.data = "Say maybe."
+    >>> gate.judge().wait().passed, prompt.data
+    (False, 'Say no.')
+    """
+
+    critical = True
+    """For a Trainer: its errors end the training."""
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        rows: Any,
+        level: float = 0.25,
+        *,
+        size: int | None = None,
+        budget: int | None = None,
+        quorum: float = 0.9,
+        seed: int | None = None,
+    ) -> None:
+        if not callable(evaluate):
+            raise TypeError(f"evaluate must be a callable of a batch (got {evaluate!r})")
+        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+            raise ValueError(f"level must be above 0 and below 1 (got {level!r})")
+        if not 0 < quorum <= 1:
+            raise ValueError(f"quorum must be above 0 and at most 1 (got {quorum!r})")
+        for name, number in (("size", size), ("budget", budget)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name} must be a whole number, 1 or more (got {number!r})")
+        self._evaluate = evaluate
+        self._data = Holdout(rows)
+        self._level, self._quorum, self._budget, self._seed = float(level), quorum, budget, seed
+        self._size = len(self._data) if size is None else min(size, len(self._data))
+        if self._size < FEWEST:
+            raise ValueError(
+                f"a gate must have at least {FEWEST} rows (got {self._size}); hold out more, or train without a gate"
+            )
+        self._parameters: list[Variable] = []
+        self._start: list[Any] | None = None
+        self._used: list[int] = []
+        self._reused = 0
+        self._verdicts: list[GateVerdict] = []
+        if self._size < ENOUGH:
+            logging.getLogger("afnio").warning(
+                "the gate has %d rows; with fewer than %d it can't tell a small loss from a gain, so the level is %g",
+                self._size,
+                ENOUGH,
+                LENIENT,
+            )
+
+    @property
+    def verdicts(self) -> list[GateVerdict]:
+        """The evidence of all looks, oldest first."""
+        return list(self._verdicts)
+
+    @folding
+    def start(self, params: Iterable[Variable] | Optimizer) -> None:
+        """Note the values to go back to. Waits for values that are pending.
+
+        After `load_state_dict`, the noted values stay, so a resumed run is compared with its first start.
+
+        Raises:
+            ValueError: if a budget can't pay for 12 rows, before any call.
+        """
+        self._parameters = _listed(params)
+        if self._start is None:
+            self._start = [parameter.data for parameter in self._parameters]
+        elif len(self._start) != len(self._parameters):
+            raise ValueError(
+                f"the gate's state must be of these {len(self._parameters)} parameters (got {len(self._start)})"
+            )
+        if self._seed is None:
+            self._seed = draw_seed()
+
+    def restart(self) -> None:
+        """Compare with the values that the parameters have now. Rows that were used stay used."""
+        self._start = [parameter.data for parameter in self._parameters]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of the next look, before a budget lowers it."""
+        return self._size
+
+    def cost(self, calls: int = 1) -> int:
+        """Return the calls of one judgement, if a sample takes `calls` of them: two looks at `rows` rows."""
+        return 2 * self._size * calls
+
+    @folding
+    def judge(self) -> Pending[GateVerdict]:
+        """Compare the parameters' values with the start. If the test fails, they get the start's values again.
+
+        Launches and returns; the parameters are pending until the verdict. Waits for it where a blocking wait is
+        allowed; on an event loop, await the `Pending`. If the comparison itself fails, the values stay as they are and
+        no rows are used up, so it can be repeated.
+
+        Raises:
+            RuntimeError: without a `start`, or if too many rows failed.
+            ValueError: if a budget can't pay for 12 rows, before the first call.
+        """
+        if self._start is None:
+            raise RuntimeError("a gate must know the start; call gate.start(parameters) before the training")
+        found: list[GateVerdict] = []
+        places = range(len(self._parameters))
+        lane = StepLane("all", places, places, [], lambda values: self._decide(values, found))
+        end = launch_step(Launch("Gate.judge"), "Gate", self._parameters, [lane])
+        return Pending(end, lambda _: found[0]).wait_if_allowed()
+
+    async def _decide(self, values: tuple[Any, ...], found: list[GateVerdict]) -> Decision:
+        assert self._start is not None
+        start = tuple(self._start)
+        if values == start:
+            found.append(GateVerdict(True, 1.0, self._level, None, None))
+            self._verdicts.append(found[0])
+            return Decision(values)
+        size = await self._affordable(values)
+        units, level, again = self._drawn(size)
+        scores: list[list[float | None]] = [[], []]
+
+        async def look(number: int) -> None:
+            bound = dict(zip(self._parameters, (start, values)[number], strict=True))
+            scores[number] = await scores_of(
+                self._evaluate, self._data.batch(units), bound, name=("start", "result")[number],
+                urgency=Priority.VALIDATION, quorum=self._quorum,
+            )  # fmt: skip
+            self._data.by_unit(units, scores[number])
+
+        await side_by_side([lambda: look(0), lambda: look(1)])
+        verdict = self._tested(units, scores[0], scores[1], level)
+        # From here on nothing fails, so the rows are used up exactly if there is a verdict.
+        self._used = sorted({*self._used, *units})
+        self._reused += again
+        self._verdicts.append(verdict)
+        found.append(verdict)
+        if not verdict.passed:
+            logging.getLogger("afnio").warning("the gate restored the start: %s", verdict)
+        return self._decision(values, start, verdict, scores)
+
+    def _decision(
+        self,
+        values: tuple[Any, ...],
+        start: tuple[Any, ...],
+        verdict: GateVerdict,
+        scores: Sequence[Sequence[float | None]],
+    ) -> Decision:
+        after = values if verdict.passed else start
+        changes = tuple(
+            Change(parameter.role, before, now, 0, None if verdict.passed else str(verdict))
+            for parameter, before, now in zip(self._parameters, values, after, strict=True)
+            if before != now
+        )
+        candidates = (
+            Candidate(0, (), start, tuple(scores[0]), "start", "start", verdict.rows),
+            Candidate(1, (0,), values, tuple(scores[1]), str(verdict), "result", verdict.rows),
+        )
+        return Decision(after, changes, candidates)
+
+    def _drawn(self, size: int) -> tuple[list[int], float, bool]:
+        """Return the rows of this look, its level, and True if they were used before."""
+        draw = random.Random(f"{self._seed}/{len(self._verdicts)}")
+        fresh = [row for row in range(len(self._data)) if row not in set(self._used)]
+        need = min(size, ENOUGH)
+        if len(fresh) >= need:
+            return (
+                sorted(draw.sample(fresh, min(size, len(fresh)))),
+                self._level_for(min(size, len(fresh))),
+                False,
+            )
+        level = self._level_for(size) / 2 ** (self._reused + 1)
+        logging.getLogger("afnio").warning(
+            "the gate has %d unused rows left, so it uses rows again and halves its level to %g; give more rows",
+            len(fresh),
+            level,
+        )
+        return sorted(draw.sample(range(len(self._data)), size)), level, True
+
+    def _level_for(self, rows: int) -> float:
+        return self._level if rows >= ENOUGH else max(self._level, LENIENT)
+
+    def _tested(
+        self,
+        units: Sequence[int],
+        start: Sequence[float | None],
+        result: Sequence[float | None],
+        level: float,
+    ) -> GateVerdict:
+        pairs = [(a, b) for a, b in zip(start, result, strict=True) if a is not None and b is not None]
+        if len(pairs) < min(FEWEST, len(units)) or not quorum_holds(len(pairs), len(units), self._quorum):
+            raise RuntimeError(
+                f"only {len(pairs)} of {len(units)} rows of the gate have both scores (quorum={self._quorum}); the "
+                "values stay as they are, call judge() again"
+            )
+        found = differences(result, start)
+        p = p_value(found)
+        means = [math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True)]
+        wins, losses = sum(d > 0 for d in found), sum(d < 0 for d in found)
+        return GateVerdict(
+            p <= level, p, level, means[0], means[1], wins, losses, len(found) - wins - losses, tuple(units),
+            len(units) - len(pairs),
+        )  # fmt: skip
+
+    async def _affordable(self, values: tuple[Any, ...]) -> int:
+        """Return the number of rows for a look, so that both looks cost a third of the budget at most."""
+        calls = self._budget if self._budget is not None else _limit()
+        if calls is None:
+            return self._size
+        each = await self._rehearsed(values)
+        most = int(calls * SHARE) // (2 * each)
+        if most < FEWEST:
+            raise ValueError(
+                f"the budget must pay for a gate of {FEWEST} rows with a third of its calls: two looks of {each} "
+                f"calls a row are {2 * each * FEWEST}, so {math.ceil(2 * each * FEWEST / SHARE)} calls (got {calls})"
+            )
+        return min(self._size, most)
+
+    async def _rehearsed(self, values: tuple[Any, ...]) -> int:
+        """Return how many calls one row takes. It is run with made-up replies, which sends nothing."""
+        if rehearsal.get() is not None:
+            return 1
+        bound = dict(zip(self._parameters, values, strict=True))
+        with rehearsing() as found:
+            try:
+                async with scope(name="rehearsal"):
+                    with bind(bound), enable_grad(), tolerate(1e-6):
+                        await sample_scores(await called(self._evaluate, self._data.batch([0])))
+            except Exception:  # made-up replies may be of no use to the agent
+                logging.getLogger("afnio").debug("a row could not be rehearsed", exc_info=True)
+        return max(1, len(found.calls))
+
+    # In a Trainer
+
+    def on_fit_start(self, trainer: Any, agent: Any) -> None:
+        """Note the agent's values."""
+        self.start(agent.parameters())
+
+    async def on_fit_end(self, trainer: Any, agent: Any) -> None:
+        """Judge the training."""
+        await self.judge()
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the start, the rows that were used, and all evidence, as JSON can hold it."""
+        return {
+            "start": None if self._start is None else list(self._start),
+            "rows_used": list(self._used),
+            "reused": self._reused,
+            "seed": self._seed,
+            "verdicts": [
+                {**{name: getattr(v, name) for name in v.__slots__}, "rows": list(v.rows)}
+                for v in self._verdicts
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict()`. Further looks draw rows that weren't used, or split the level."""
+        self._start = None if state["start"] is None else list(state["start"])
+        self._used, self._reused, self._seed = list(state["rows_used"]), state["reused"], state["seed"]
+        self._verdicts = [GateVerdict(**{**v, "rows": tuple(v["rows"])}) for v in state["verdicts"]]
+
+    def __repr__(self) -> str:
+        return f"Gate(rows={len(self._data)}, level={self._level:g}, looks={len(self._verdicts)})"
+
+
+def _listed(params: Iterable[Variable] | Optimizer) -> list[Variable]:
+    if isinstance(params, Optimizer):
+        return [parameter for group in params.param_groups for parameter in group["params"]]
+    if isinstance(params, Variable):
+        raise TypeError(f"params must be an iterable of Parameters (got {params!r}); put it in a list")
+    listed = list(params)
+    if not listed:
+        raise ValueError("params must have at least one parameter (got none)")
+    return listed
+
+
+def _limit() -> int | None:
+    caps = [b.caps.calls for b in current_budgets() if b.caps.calls is not None]
+    return int(min(caps)) if caps else None

@@ -1,0 +1,211 @@
+"""What a search by chains knows between two steps: its place in the data, the records of blocks, and what lost.
+
+`SearchState` is all that is saved. A step works on it only where it has a result, so a step that fails leaves it alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from afnio.optim._blocks import blocks_of
+from afnio.optim._edits import LostEdit, Mistake
+from afnio.optim._optimizer import Lineage
+from afnio.optim.search._improves import digest
+from afnio.optim.search._sizes import RowStream, SampleCost, Sizes
+
+
+@dataclass(slots=True)
+class BlockScore:
+    """What is known about one block; `Lineage` is what users see of it."""
+
+    step: int = 0
+    samples: tuple[int, ...] = ()
+    replaces: str | None = None
+    races: int = 0
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, differences: Sequence[float]) -> None:
+        """Add one race's differences, with minus without the block."""
+        self.races += 1
+        self.wins += sum(d > 0 for d in differences)
+        self.losses += sum(d < 0 for d in differences)
+        self.ties += sum(d == 0 for d in differences)
+        self.total += math.fsum(differences)
+        self.squares += math.fsum(d * d for d in differences)
+
+    def lineage(self, text: str) -> Lineage:
+        """Return it as plain data, with a 95 % interval by the normal approximation."""
+        count = self.wins + self.losses + self.ties
+        effect = low = high = None
+        if count:
+            effect = self.total / count
+        if effect is not None and count > 1:
+            spread = max(0.0, (self.squares - count * effect * effect) / (count - 1))
+            half = 1.96 * math.sqrt(spread / count)
+            low, high = effect - half, effect + half
+        return Lineage(
+            text, self.step, self.samples, self.replaces,
+            self.races, self.wins, self.losses, self.ties, effect, low, high,
+        )  # fmt: skip
+
+
+RECORDS: Final = 400
+"""Blocks of one parameter that records are kept of, those that aren't in its value among them."""
+LOST: Final = 16
+"""Lost edits of one parameter that are refused."""
+LOST_SHOWN: Final = 6
+"""Lost edits that a prompt shows."""
+
+
+@final
+@dataclass(slots=True)
+class SearchState:
+    """The state of one `EditTGD`. Lists by parameter are in the optimizer's order.
+
+    Attributes:
+        count: The number of training samples.
+        seed: Of all draws.
+        steps: Steps that ended with a race, or without a mistake.
+        next: The number of the next candidate.
+        incumbent: The number of the candidate that the parameters hold. 0 is the start.
+        digest: Of the values that the parameters hold.
+        texts: These values.
+        starts: The lengths of the first values.
+        opened: True once the sentences of the start texts have been left out.
+        sample: What one sample costs. None if nothing depends on it yet.
+        sizes: Those of the last step.
+        step_cost: The calls of a step of these sizes.
+        stream: The order of the training samples.
+        records: The record of each known block.
+        tested: The step in which each block was left out last.
+        lost: Edits that didn't help, the newest last.
+        carried: Mistakes of the last race, for the next step.
+        warned: True once a race had too few samples. Not saved.
+    """
+
+    count: int
+    seed: int | None = None
+    steps: int = 0
+    next: int = 1
+    incumbent: int = 0
+    digest: str | None = None
+    texts: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    opened: bool = False
+    sample: SampleCost | None = None
+    sizes: Sizes | None = None
+    step_cost: int | None = None
+    stream: RowStream | None = None
+    records: list[dict[str, BlockScore]] = field(default_factory=list)
+    tested: list[dict[str, int]] = field(default_factory=list)
+    lost: list[list[LostEdit]] = field(default_factory=list)
+    carried: list[list[Mistake]] = field(default_factory=list)
+    warned: bool = False
+
+    def begin(self, texts: Sequence[str]) -> None:
+        """Prepare for a step that begins with these values."""
+        assert self.seed is not None
+        if self.stream is None:
+            self.stream = RowStream(self.count, self.seed)
+        if not self.starts:
+            self.starts = [len(text) for text in texts]
+            self.records, self.tested = [{} for _ in texts], [{} for _ in texts]
+            self.lost = [[] for _ in texts]
+        if self.digest is not None and self.digest != digest(texts):
+            # Assigned from outside, so the mistakes of the last race are another text's.
+            self.incumbent, self.next = self.next, self.next + 1
+            self.carried = []
+        self.hold(texts)
+        for records, text in zip(self.records, texts, strict=True):
+            for block in blocks_of(text):
+                records.setdefault(block.text, BlockScore())
+
+    def hold(self, texts: Sequence[str]) -> None:
+        """Note the values that the parameters hold now."""
+        self.texts, self.digest = list(texts), digest(texts)
+
+    def lineage(self, position: int, text: str) -> list[Lineage]:
+        """Return the record of each block of a parameter's text, in order."""
+        known = self.records[position] if position < len(self.records) else {}
+        return [known.get(block.text, _NEW).lineage(block.text) for block in blocks_of(text)]
+
+    def forget(self) -> None:
+        """Bound the records: keep those of the values' blocks, and the newest of the others."""
+        for records, tested, text in zip(self.records, self.tested, self.texts, strict=True):
+            mine = {block.text for block in blocks_of(text)}
+            others = [known for known in records if known not in mine]
+            for known in others[: max(0, len(records) - max(RECORDS, len(mine)))]:
+                del records[known]
+            for known in [known for known in tested if known not in records]:
+                del tested[known]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        stream = self.stream
+        plain = ("seed", "steps", "next", "incumbent", "digest", "texts", "starts", "opened", "step_cost")
+        return {
+            **_fields(self, plain),
+            "sample": None if self.sample is None else list(self.sample),
+            "sizes": None if self.sizes is None else list(self.sizes),
+            "rows": None if stream is None else {"epoch": stream.epoch, "waiting": list(stream.waiting)},
+            "records": [
+                {text: _fields(record, _RECORD) for text, record in records.items()}
+                for records in self.records
+            ],
+            "tested": [dict(tested) for tested in self.tested],
+            "lost": [[_fields(edit, _LOST) for edit in edits] for edits in self.lost],
+            "carried": [[_fields(mistake, _MISTAKE) for mistake in mistakes] for mistakes in self.carried],
+        }
+
+    @classmethod
+    def from_dict(cls, count: int, state: Mapping[str, Any]) -> SearchState:
+        """Return the state that `state_dict` returned."""
+        rows, sample, sizes = state["rows"], state["sample"], state["sizes"]
+        seed = state["seed"]
+        return cls(
+            count,
+            seed,
+            state["steps"],
+            state["next"],
+            state["incumbent"],
+            state["digest"],
+            list(state["texts"]),
+            list(state["starts"]),
+            state["opened"],
+            None if sample is None else SampleCost(*sample),
+            None if sizes is None else Sizes(*sizes),
+            state["step_cost"],
+            None if rows is None else RowStream(count, seed, rows["epoch"], rows["waiting"]),
+            [
+                {
+                    text: BlockScore(**{**entry, "samples": tuple(entry["samples"])})
+                    for text, entry in known.items()
+                }
+                for known in state["records"]
+            ],
+            [dict(tested) for tested in state["tested"]],
+            [[LostEdit(**edit) for edit in edits] for edits in state["lost"]],
+            [
+                [Mistake(**{**mistake, "trail": tuple(mistake["trail"])}) for mistake in mistakes]
+                for mistakes in state["carried"]
+            ],
+        )
+
+
+_NEW: Final = BlockScore()
+_RECORD: Final = ("step", "samples", "replaces", "races", "wins", "losses", "ties", "total", "squares")
+_LOST: Final = ("op", "text", "score", "against")
+_MISTAKE: Final = ("unit", "text", "trail", "quoted")
+
+
+def _fields(record: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return fields as JSON can hold them: tuples become lists."""
+    found = {name: getattr(record, name) for name in names}
+    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in found.items()}

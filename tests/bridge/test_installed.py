@@ -1,0 +1,218 @@
+"""`installed()`: clients that the code makes itself, in this context and no other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+from contextvars import copy_context
+from types import ModuleType
+from typing import Any
+
+import anthropic
+import anyio.to_thread
+import httpx
+import httpx2
+import openai
+import pytest
+from endpoint import Endpoint
+
+import afnio
+from afnio import bridge
+from afnio.runtime.events import CallEnded, subscribed
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+class Seen(list[Any]):
+    """The calls that the engine made."""
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, CallEnded):
+            self.append(event)
+
+
+def ask(url: str) -> str:
+    with openai.OpenAI(api_key="k", base_url=f"{url}/v1") as client:
+        return client.responses.create(model="m", input="hello").output_text
+
+
+async def test_clients_made_in_the_block(endpoint: Endpoint) -> None:
+    seen = Seen()
+    with subscribed(seen), bridge.installed():
+        async with openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
+            assert "HELLO" == (await client.responses.create(model="m", input="hello")).output_text
+            assert ["m"] == [model.id async for model in client.models.list()]
+        async with anthropic.AsyncAnthropic(api_key="k", base_url=endpoint.url) as claude:
+            reply = await claude.messages.create(model="m", max_tokens=9, messages=BODY["messages"])
+            assert "HELLO" == reply.content[0].text
+        assert "HELLO" == await asyncio.to_thread(ask, endpoint.url)
+    assert 3 == len(seen)
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+async def test_both_libraries(endpoint: Endpoint, library: Any) -> None:
+    seen = Seen()
+
+    def blocking() -> int:
+        with library.Client() as client:
+            return int(client.post(f"{endpoint.url}/v1/chat/completions", json=BODY).status_code)
+
+    with subscribed(seen), bridge.installed():
+        async with library.AsyncClient() as client:
+            assert 200 == (await client.post(f"{endpoint.url}/v1/chat/completions", json=BODY)).status_code
+        assert 200 == await anyio.to_thread.run_sync(blocking)
+    assert 2 == len(seen)
+
+
+async def test_a_client_made_before_the_block(endpoint: Endpoint) -> None:
+    seen = Seen()
+    async with openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
+        with subscribed(seen):
+            await client.responses.create(model="m", input="before")
+            with bridge.installed():
+                await client.responses.create(model="m", input="in")
+            await client.responses.create(model="m", input="after")
+    assert ["in"] == [event.request.messages[0]["content"] for event in seen]
+    assert 3 == len(endpoint.asked)
+
+
+async def test_a_bridged_client_in_the_block_makes_one_call(endpoint: Endpoint) -> None:
+    seen = Seen()
+    with subscribed(seen), bridge.installed():
+        async with openai.AsyncOpenAI(
+            api_key="k", base_url=f"{endpoint.url}/v1", http_client=bridge.client()
+        ) as client:
+            await client.responses.create(model="m", input="hello")
+    assert 1 == len(seen) == len(endpoint.asked)
+
+
+async def test_a_native_client_with_an_http_client_makes_one_call(endpoint: Endpoint) -> None:
+    from afnio.models.openai import AsyncOpenAI
+
+    seen = Seen()
+    async with httpx2.AsyncClient() as http_client:
+        native = AsyncOpenAI(
+            api_key="k",
+            base_url=f"{endpoint.url}/v1",
+            http_client=http_client,
+            limits=afnio.Limits(max_in_flight=1),
+        )
+        with subscribed(seen), bridge.installed():
+            await native.achat(**BODY)
+        assert 1 == len(seen) == len(endpoint.asked)
+        await asyncio.sleep(0)
+
+
+async def test_an_asyncio_run_in_a_thread(endpoint: Endpoint) -> None:
+    async def main() -> str:
+        async with openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
+            return (await client.responses.create(model="m", input="hello")).output_text
+
+    seen = Seen()
+    with subscribed(seen), bridge.installed():
+        assert "HELLO" == await asyncio.to_thread(asyncio.run, main())
+    assert 1 == len(seen)
+
+
+def in_thread(function: Any, *args: Any) -> None:
+    thread = threading.Thread(target=function, args=args)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+async def test_a_thread_without_context_escapes_and_is_named_once(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "afnio")
+    seen = Seen()
+    with subscribed(seen), bridge.installed():
+        for _ in range(2):
+            await asyncio.get_running_loop().run_in_executor(None, in_thread, ask, endpoint.url)
+    (warning,) = caplog.records
+    assert "doesn't go through the engine, because its thread has no context" in warning.message
+    assert f"{__file__}:" in warning.message
+    assert " in ask " in warning.message
+    assert [] == seen
+    assert 2 == len(endpoint.asked)
+
+
+async def test_threads_without_context_can_be_taken_in(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "afnio")
+    errors: list[Exception] = []
+
+    def ask_twice() -> None:
+        for _ in range(2):
+            try:
+                ask(endpoint.url)
+            except openai.APIStatusError as error:
+                errors.append(error)
+
+    seen = Seen()
+    with subscribed(seen), afnio.budget(max_calls=1), bridge.installed(threads=True):
+        await asyncio.get_running_loop().run_in_executor(None, in_thread, ask_twice)
+    (error,) = errors
+    assert "max_calls=1" in str(error)
+    assert 1 == len(endpoint.asked)
+    assert 1 == len([event for event in seen if event.error is None])
+    assert "" == caplog.text
+
+
+async def test_a_copied_context_belongs_to_the_block(endpoint: Endpoint) -> None:
+    seen = Seen()
+    with subscribed(seen), bridge.installed():
+        run = copy_context().run
+        await asyncio.get_running_loop().run_in_executor(None, in_thread, run, ask, endpoint.url)
+    assert 1 == len(seen)
+
+
+async def test_other_contexts_are_left_alone(endpoint: Endpoint) -> None:
+    """A task that began before the block isn't in it."""
+    seen = Seen()
+    go = asyncio.Event()
+
+    async def elsewhere() -> None:
+        await go.wait()
+        async with openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
+            await client.responses.create(model="m", input="hello")
+
+    task = asyncio.create_task(elsewhere())
+    with subscribed(seen), bridge.installed():
+        go.set()
+        await task
+    assert [] == seen
+    assert 1 == len(endpoint.asked)
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+async def test_a_mock_stays_a_mock(library: Any) -> None:
+    """A client's own transport sends the attempts: nothing goes to the network that wouldn't have gone there."""
+    found = {"choices": [{"message": {"role": "assistant", "content": "mocked"}, "finish_reason": "stop"}]}
+    mock = library.MockTransport(lambda request: library.Response(200, json=found))
+    seen = Seen()
+    with subscribed(seen), bridge.installed():
+        async with library.AsyncClient(transport=mock) as client:
+            reply = await client.post("http://nowhere.invalid/v1/chat/completions", json=BODY)
+    assert found == reply.json()
+    assert 1 == len(seen)
+
+
+def test_googles_async_client_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "google.genai", ModuleType("google.genai"))
+    for _ in range(2):
+        with bridge.installed():
+            pass
+    (warning,) = caplog.records
+    assert "httpx_async_client=afnio.bridge.client(module='httpx')" in warning.message
+
+
+def test_a_block_is_entered_once() -> None:
+    block = bridge.installed()
+    with block, pytest.raises(RuntimeError, match="can be entered only once"):
+        block.__enter__()

@@ -1,0 +1,261 @@
+"""Lanes: addresses by what is asked, replays of racing tools, budgets, cancelled lanes, accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx2
+import openai
+import pytest
+from endpoint import Endpoint
+
+import afnio
+from afnio import bridge
+from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
+from afnio.runtime import Account
+from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+
+
+def client_of(endpoint: Endpoint, **options: Any) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        api_key="any-key-0123", base_url=f"{endpoint.url}/v1", http_client=bridge.client(**options)
+    )
+
+
+def sync_client_of(endpoint: Endpoint) -> openai.OpenAI:
+    return openai.OpenAI(
+        api_key="any-key-0123", base_url=f"{endpoint.url}/v1", http_client=bridge.sync_client()
+    )
+
+
+async def test_a_call_has_the_address_of_its_lane(endpoint: Endpoint) -> None:
+    client = client_of(endpoint)
+
+    async def ask(text: str) -> str:
+        return (await client.responses.create(model="m", input=text)).output_text
+
+    ended: list[Any] = []
+    with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+        async with afnio.scope(name="s"):
+            assert ["A", "B"] == (await afnio.Variable(["a", "b"]).map(ask)).data
+    assert {0, 1} == {event.lane for event in ended}
+    for event in ended:
+        assert event.address.startswith(f"{event.node}/{event.lane}/http:")
+    assert 1 == len({event.node for event in ended})
+
+
+async def test_racing_tools_replay_without_an_alarm(
+    endpoint: Endpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "afnio")
+    client = client_of(endpoint)
+
+    def lane(seed: int) -> Any:
+        dice = random.Random(seed)
+
+        async def agent(text: str) -> str:
+            async def tool(n: int) -> str:
+                for _ in range(dice.randrange(5)):
+                    await anyio.lowlevel.checkpoint()
+                return (await client.responses.create(model="m", input=f"{text} {n}")).output_text
+
+            first = await asyncio.gather(*(tool(n) for n in range(3)))
+            last = await client.responses.create(model="m", input=" ".join(first))
+            return last.output_text
+
+        return agent
+
+    seen = []
+    for seed in (1, 2):
+        async with afnio.journal(tmp_path / "calls.journal"):
+            seen.append((await afnio.Variable([f"row {n}" for n in range(10)]).map(lane(seed))).data)
+    assert seen[0] == seen[1]
+    assert 40 == len(endpoint.asked)
+    assert "" == caplog.text
+
+
+async def test_racing_threads_replay_without_an_alarm(
+    endpoint: Endpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "afnio")
+    with sync_client_of(endpoint) as client:
+
+        def agent(text: str) -> str:
+            found: dict[int, str] = {}
+
+            def tool(n: int) -> None:
+                found[n] = client.responses.create(model="m", input=f"{text} {n}").output_text
+
+            threads = [threading.Thread(target=copy_context().run, args=(tool, n)) for n in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            return " ".join(found[n] for n in range(3))
+
+        seen = []
+        for _ in range(2):
+            async with afnio.journal(tmp_path / "calls.journal"):
+                seen.append((await afnio.Variable([f"row {n}" for n in range(10)]).map(agent)).data)
+    assert seen[0] == seen[1]
+    assert 30 == len(endpoint.asked)
+    assert "" == caplog.text
+
+
+async def test_equal_requests_of_a_lane_are_calls_of_their_own(endpoint: Endpoint, tmp_path: Path) -> None:
+    client = client_of(endpoint)
+    events: list[Any] = []
+    for _ in range(2):
+        async with afnio.journal(tmp_path / "calls.journal"):
+            with subscribed(events.append):
+                for _ in range(3):
+                    await client.responses.create(model="m", input="again")
+    assert 3 == len(endpoint.asked)
+    assert 3 == len({event.address for event in events if isinstance(event, CallEnded)})
+    assert 3 == len({event.address for event in events if isinstance(event, CallReplayed)})
+
+
+async def test_a_changed_request_is_asked_anew_and_said_nothing_about(
+    endpoint: Endpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "afnio")
+    client = client_of(endpoint)
+    for text in ("one", "two"):
+        async with afnio.journal(tmp_path / "calls.journal"):
+            assert text.upper() == (await client.responses.create(model="m", input=text)).output_text
+    assert 2 == len(endpoint.asked)
+    assert "" == caplog.text
+
+
+async def test_a_reused_reply(endpoint: Endpoint, tmp_path: Path) -> None:
+    client = client_of(endpoint)
+    for name in ("a", "b"):
+        async with afnio.journal(tmp_path / "calls.journal", mode="reuse"), afnio.scope(name=name):
+            stream = await client.responses.create(model="m", input="one two", stream=True)
+            words = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+            assert "ONE TWO" == "".join(words)
+    assert 1 == len(endpoint.asked)
+
+
+async def test_native_and_bridged_calls_share_an_account(endpoint: Endpoint) -> None:
+    seen: list[Any] = []
+    endpoint.latency = 0.01
+    native = AsyncOpenAI(
+        api_key="any-key-0123", base_url=f"{endpoint.url}/v1", limits=afnio.Limits(max_in_flight=2)
+    )
+    client = client_of(endpoint)
+    with subscribed(lambda event: seen.append(event) if isinstance(event, CallEnded) else None):
+        async with anyio.create_task_group() as group:
+            for n in range(10):
+                ask = {"messages": [{"role": "user", "content": f"{n}"}], "model": "m"}
+                group.start_soon(lambda ask=ask: native.achat(**ask))
+                group.start_soon(lambda n=n: client.responses.create(model="m", input=f"x {n}"))
+    assert 1 == len({event.account for event in seen})
+    assert 2 == endpoint.peak
+
+
+@pytest.mark.parametrize("organization", [None, "org-1"])
+async def test_accounts_are_those_of_native_clients(organization: str | None) -> None:
+    from afnio.models._raw import RawRequest
+
+    native = AsyncOpenAI(
+        api_key="k-0123456", base_url="https://api.example.org/v1", organization=organization
+    )
+    seen = await sent_by(
+        openai.AsyncOpenAI,
+        api_key="k-0123456",
+        base_url="https://api.example.org/v1",
+        organization=organization,
+    )
+    raw = RawRequest.read("POST", str(seen.url), seen.headers, seen.content)
+    assert raw is not None
+    assert native.account == raw.account
+
+
+@pytest.mark.parametrize("token", [False, True])
+async def test_azures_accounts_are_those_of_native_clients(token: bool) -> None:
+    from afnio.models._raw import RawRequest
+
+    secret: Any = {"azure_ad_token_provider": lambda: "t-0123456"} if token else {"api_key": "k-0123456"}
+    options = {"azure_endpoint": "https://me.openai.azure.com", "api_version": "2024-10-21", **secret}
+    seen = await sent_by(openai.AsyncAzureOpenAI, **options)
+    raw = RawRequest.read("POST", str(seen.url), seen.headers, seen.content)
+    assert raw is not None
+    assert isinstance(raw.account, Account)
+    assert AsyncAzureOpenAI(**options).account == raw.account
+    assert "m" == raw.model
+
+
+async def sent_by(sdk: Any, **options: Any) -> httpx2.Request:
+    """Return the request that an SDK's client sends."""
+    sent: list[httpx2.Request] = []
+
+    def keep(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request)
+        return httpx2.Response(400, json={"error": {"message": "no"}})
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(keep)) as http_client:
+        client = sdk(http_client=http_client, **options)
+        with pytest.raises(openai.BadRequestError):
+            await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+    return sent[0]
+
+
+async def test_a_cancelled_lane_cancels_the_call_of_its_thread(endpoint: Endpoint) -> None:
+    """The thread can't be stopped, but what it waits for can."""
+    endpoint.latency = 60
+    ended = threading.Event()
+    errors: list[Exception] = []
+    with sync_client_of(endpoint) as client:
+
+        def ask(text: str) -> str:
+            try:
+                return client.responses.create(model="m", input=text).output_text
+            except Exception as error:
+                errors.append(error)
+                raise
+            finally:
+                ended.set()
+
+        with anyio.move_on_after(0.3):
+            await afnio.Variable(["a"]).map(ask)
+        with anyio.fail_after(5):
+            while not ended.is_set() or not endpoint.gone:
+                await anyio.sleep(0.01)
+    (error,) = errors
+    assert isinstance(error, openai.APIStatusError)
+    assert 499 == error.status_code
+
+
+async def test_a_scope_waits_for_calls_and_an_error_cancels_them(endpoint: Endpoint) -> None:
+    endpoint.latency = 60
+    client = client_of(endpoint)
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            async with afnio.scope(name="s"):
+                asked = group.create_task(client.responses.create(model="m", input="one"))
+                while not endpoint.asked:
+                    await anyio.sleep(0.01)
+                raise ValueError
+    assert asked.done()
+
+
+async def test_a_priority_holds_for_bridged_calls(endpoint: Endpoint) -> None:
+    endpoint.latency = 0.02
+    client = client_of(endpoint, limits=afnio.Limits(max_in_flight=1))
+    async with anyio.create_task_group() as group:
+        for n in range(5):
+            group.start_soon(lambda n=n: client.responses.create(model="m", input=f"training {n}"))
+        while not endpoint.asked:
+            await anyio.sleep(0.001)
+        with afnio.priority("serving"):
+            await client.responses.create(model="m", input="serving")
+    assert "serving" in [asked.body["input"] for asked in endpoint.asked][:3]

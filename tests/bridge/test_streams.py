@@ -1,0 +1,336 @@
+"""Streams: event by event, recorded whole, retried until the first content, left early, broken off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import anyio
+import httpx2
+import openai
+import pytest
+from aiohttp import web
+from endpoint import Asked, Endpoint, data, named
+
+import afnio
+from afnio import bridge
+from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+
+SAY = [{"role": "user", "content": "one two three"}]
+
+
+def client_of(endpoint: Endpoint) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        api_key="any-key-0123", base_url=f"{endpoint.url}/v1", http_client=bridge.client()
+    )
+
+
+def texts(chunk: Any) -> str:
+    return chunk.choices[0].delta.content or ""
+
+
+async def test_chunks_arrive_one_by_one(endpoint: Endpoint) -> None:
+    """The server sends the next event only when the reader has had the one before."""
+    had = [asyncio.Event() for _ in range(10)]
+    home = asyncio.get_running_loop()
+
+    async def wait(n: int) -> None:
+        if n >= 2:  # the first event carries nothing and is held back
+            await asyncio.wait_for(had[n - 2].wait(), 10)
+
+    assert home is asyncio.get_running_loop()
+    endpoint.pace = wait
+    stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+    words = []
+    n = 0
+    async for chunk in stream:
+        if texts(chunk):
+            words.append(texts(chunk))
+        had[n].set()
+        n += 1
+        if n >= 4:
+            for event in had:
+                event.set()
+    assert ["ONE ", "TWO ", "THREE"] == words
+
+
+async def test_the_end_waits_until_the_record_is_on_disk(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Whoever sees the end of a stream finds it in the journal, even if the process is killed right then."""
+    path = tmp_path / "calls.journal"
+    from afnio.runtime._journal import Journal
+
+    async with afnio.journal(path):
+        stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+        async for _ in stream:
+            pass
+        assert 1 == Journal.stat(path).spent.total.calls
+
+
+async def test_a_replay_has_the_same_events(endpoint: Endpoint, tmp_path: Path) -> None:
+    seen = []
+    for _ in range(2):
+        async with afnio.journal(tmp_path / "calls.journal"):
+            stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+            seen.append([chunk.model_dump() async for chunk in stream])
+    assert seen[0] == seen[1]
+    assert 1 == len(endpoint.asked)
+
+
+# Usage
+
+
+async def test_usage_is_asked_for_and_taken_out(endpoint: Endpoint) -> None:
+    ended: list[Any] = []
+    with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+        stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+        chunks = [chunk async for chunk in stream]
+    assert all(chunk.choices for chunk in chunks)
+    assert {"include_usage": True} == endpoint.asked[0].body["stream_options"]
+    assert 10 == ended[0].usage.total_tokens
+    assert "stream_options" not in ended[0].request.params
+
+
+async def test_usage_that_the_caller_asked_for_stays(endpoint: Endpoint) -> None:
+    stream = await client_of(endpoint).chat.completions.create(
+        model="m", messages=SAY, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert 10 == chunks[-1].usage.total_tokens
+
+
+async def test_a_server_that_refuses_to_be_asked_is_remembered(endpoint: Endpoint) -> None:
+    def refuse(number: int, asked: Asked) -> web.Response | None:
+        if "stream_options" in asked.body:
+            return web.json_response({"error": {"message": "extra field: stream_options"}}, status=400)
+        return None
+
+    endpoint.fail = refuse
+    client = client_of(endpoint)
+    ended: list[Any] = []
+    with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+        for _ in range(2):
+            stream = await client.chat.completions.create(model="m", messages=SAY, stream=True)
+            assert "ONE TWO THREE" == "".join([texts(chunk) async for chunk in stream])
+    assert [True, False, False] == ["stream_options" in asked.body for asked in endpoint.asked]
+    assert 4 == ended[1].usage.completion_tokens  # estimated: 13 characters
+
+
+async def test_a_request_that_is_bad_in_itself_is_told_so(endpoint: Endpoint) -> None:
+    endpoint.fail = lambda number, asked: web.json_response({"error": {"message": "bad"}}, status=400)
+    client = client_of(endpoint)
+    for _ in range(2):
+        with pytest.raises(openai.BadRequestError, match="bad"):
+            await client.chat.completions.create(model="m", messages=SAY, stream=True)
+
+
+# Retries
+
+
+ERRORS = {
+    "openai": data({"error": {"message": "overloaded", "type": "server_error", "code": None}}),
+    "responses": named(
+        "error", {"type": "error", "code": "server_error", "message": "overloaded", "param": None}
+    ),
+    "anthropic": named(
+        "error", {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    ),
+}
+
+
+@pytest.mark.parametrize("api", list(ERRORS))
+async def test_an_error_before_the_first_content_is_retried(endpoint: Endpoint, api: str) -> None:
+    endpoint.event_of = lambda number, n: ERRORS[api] if number == 0 and n == 1 else None
+    if api == "openai":
+        stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+        words = [texts(chunk) async for chunk in stream]
+    elif api == "responses":
+        found = await client_of(endpoint).responses.create(model="m", input="one two three", stream=True)
+        words = [event.delta async for event in found if event.type == "response.output_text.delta"]
+    else:
+        claude = anthropic.AsyncAnthropic(api_key="k", base_url=endpoint.url, http_client=bridge.client())
+        async with claude.messages.stream(model="m", max_tokens=9, messages=SAY) as manager:
+            words = [text async for text in manager.text_stream]
+    assert "ONE TWO THREE" == "".join(words)
+    assert 2 == len(endpoint.asked)
+
+
+async def test_a_connection_that_breaks_before_the_first_content_is_retried(endpoint: Endpoint) -> None:
+    endpoint.break_after = 1
+
+    async def mend(n: int) -> None:
+        if len(endpoint.asked) == 2:
+            endpoint.break_after = None
+
+    endpoint.pace = mend
+    stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+    assert "ONE TWO THREE" == "".join([texts(chunk) async for chunk in stream])
+    assert 2 == len(endpoint.asked)
+
+
+async def test_a_connection_that_breaks_later_is_the_readers(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.break_after = 3
+    words = []
+    async with afnio.journal(tmp_path / "calls.journal"):
+        stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+        with pytest.raises(openai.APIConnectionError) as caught:
+            async for chunk in stream:
+                words.append(texts(chunk))
+    assert isinstance(caught.value.__cause__, httpx2.RemoteProtocolError)
+    assert "the reply broke off" in str(caught.value.__cause__)
+    assert ["", "ONE ", "TWO "] == words
+    assert 1 == len(endpoint.asked)
+    endpoint.break_after = None
+    async with afnio.journal(tmp_path / "calls.journal"):
+        stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+        assert "ONE TWO THREE" == "".join([texts(chunk) async for chunk in stream])
+
+
+async def test_an_error_later_is_the_providers_own(endpoint: Endpoint) -> None:
+    endpoint.event_of = lambda number, n: ERRORS["openai"] if n == 2 else None
+    stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+    with pytest.raises(openai.APIError, match="overloaded"):
+        async for _ in stream:
+            pass
+    assert 1 == len(endpoint.asked)
+
+
+# Readers
+
+
+async def test_a_reader_that_leaves_early_pays_once(endpoint: Endpoint, tmp_path: Path) -> None:
+    for _ in range(2):
+        async with afnio.journal(tmp_path / "calls.journal"):
+            stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+            async for chunk in stream:
+                if "ONE" in texts(chunk):
+                    break
+            await stream.close()
+    assert 1 == len(endpoint.asked)
+
+
+async def test_what_would_take_too_long_to_read_on_is_recorded_as_cut(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afnio.models._exchange.READ_ON", 0.05)
+    never = asyncio.Event()
+
+    async def hang(n: int) -> None:
+        if n == 3:
+            await never.wait()
+
+    endpoint.pace = hang
+    seen = []
+    ended: list[Any] = []
+    for _ in range(2):
+        async with afnio.journal(tmp_path / "calls.journal"):
+            with subscribed(ended.append):
+                stream = await client_of(endpoint).chat.completions.create(
+                    model="m", messages=SAY, stream=True
+                )
+                words: list[str] = []
+                async for chunk in stream:
+                    words.append(texts(chunk))
+                    if "TWO" in words[-1]:
+                        break
+                seen.append(words)
+                await stream.close()
+    assert [["", "ONE ", "TWO "]] * 2 == seen
+    assert 1 == len(endpoint.asked)
+    assert 1 == len([event for event in ended if isinstance(event, CallReplayed)])
+    with anyio.fail_after(5):
+        while not endpoint.gone:
+            await anyio.sleep(0.01)
+
+    # A reader that wants more than the one before it is told so.
+    async with afnio.journal(tmp_path / "calls.journal"):
+        stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
+        with pytest.raises(openai.APIConnectionError) as caught:
+            async for _ in stream:
+                pass
+    assert "the recorded reply ends here" in str(caught.value.__cause__)
+
+
+async def test_a_slow_reader_slows_the_provider(endpoint: Endpoint) -> None:
+    """A reply of 30 MB to a reader that doesn't read stays with the provider."""
+    sent = 0
+
+    async def flood(n: int) -> None:
+        nonlocal sent
+        sent = n
+
+    endpoint.pace = flood
+    word = 20_000 * "x"
+    words = " ".join([word] * 1_500)
+    async with bridge.client() as client:
+        body = {"model": "m", "messages": [{"role": "user", "content": words}], "stream": True}
+        async with client.stream("POST", f"{endpoint.url}/v1/chat/completions", json=body) as reply:
+            pieces = reply.aiter_raw()
+            await anext(pieces)
+            before = -1
+            while before != sent:  # until the sockets are full
+                before = sent
+                await anyio.sleep(0.3)
+            stalled = sent
+            rest = [piece async for piece in pieces]
+    assert stalled < 1_000
+    assert 30_000_000 < sum(map(len, rest))
+
+
+async def test_a_stream_that_is_not_read_to_its_end_gives_its_place_back(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afnio.models._exchange.READ_ON", 0.05)
+    never = asyncio.Event()
+
+    async def hang(n: int) -> None:
+        if n == 3 and len(endpoint.asked) == 1:
+            await never.wait()
+
+    endpoint.pace = hang
+    client = openai.AsyncOpenAI(
+        api_key="k",
+        base_url=f"{endpoint.url}/v1",
+        http_client=bridge.client(limits=afnio.Limits(max_in_flight=1)),
+    )
+    stream = await client.chat.completions.create(model="m", messages=SAY, stream=True)
+    async for chunk in stream:
+        if texts(chunk):
+            break
+    await stream.close()
+    with anyio.fail_after(10):
+        assert (
+            "ONE TWO THREE" == (await client.responses.create(model="m", input="one two three")).output_text
+        )
+
+
+async def test_a_stream_that_falls_silent_before_its_first_content_is_retried(endpoint: Endpoint) -> None:
+    never = asyncio.Event()
+
+    async def hang(n: int) -> None:
+        if len(endpoint.asked) == 1:
+            await never.wait()
+
+    endpoint.pace = hang
+    client = client_of(endpoint).with_options(timeout=0.2)
+    stream = await client.chat.completions.create(model="m", messages=SAY, stream=True)
+    assert "ONE TWO THREE" == "".join([texts(chunk) async for chunk in stream])
+    assert 2 == len(endpoint.asked)
+
+
+async def test_a_server_that_answers_a_stream_with_a_whole_reply(endpoint: Endpoint) -> None:
+    whole = {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{}],
+        "usage": None,
+    }
+    endpoint.fail = lambda number, asked: web.json_response(whole)
+    async with bridge.client() as client:
+        body = {"model": "m", "messages": SAY, "stream": True}
+        reply = await client.post(f"{endpoint.url}/v1/chat/completions", json=body)
+    assert whole == json.loads(reply.content)

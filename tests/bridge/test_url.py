@@ -1,0 +1,133 @@
+"""`url()`: subprocesses and other languages, whose calls belong to the lane that the address was given out in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx2
+import openai
+import pytest
+from aiohttp import web
+from endpoint import Endpoint
+
+import afnio
+from afnio import bridge
+from afnio.errors import BlockingReadError
+from afnio.runtime.events import CallEnded, subscribed
+
+SCRIPT = """
+import json, os, sys, urllib.request
+body = json.dumps({"model": "m", "messages": [{"role": "user", "content": sys.argv[1]}]}).encode()
+headers = {"content-type": "application/json", "authorization": "Bearer any-key-0123"}
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, headers)
+print(json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"])
+"""
+
+
+async def test_a_subprocess_belongs_to_its_lane(endpoint: Endpoint, tmp_path: Path) -> None:
+    def agent(text: str) -> str:
+        with bridge.url(f"{endpoint.url}/v1") as base_url:
+            done = subprocess.run(
+                [sys.executable, "-c", SCRIPT, text],
+                env={"OPENAI_BASE_URL": base_url},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        return done.stdout.strip()
+
+    seen: list[Any] = []
+    for _ in range(2):
+        async with afnio.journal(tmp_path / "calls.journal"):
+            with subscribed(lambda event: seen.append(event) if isinstance(event, CallEnded) else None):
+                assert ["A", "B"] == (await afnio.Variable(["a", "b"]).map(agent)).data
+    assert {0, 1} == {event.lane for event in seen}
+    assert 2 == len(endpoint.asked) == len(seen)
+    assert "Bearer any-key-0123" == endpoint.asked[0].headers["authorization"]
+
+
+async def test_streams_errors_and_other_requests(endpoint: Endpoint) -> None:
+    async with bridge.url(f"{endpoint.url}/v1") as base_url:
+        async with openai.AsyncOpenAI(api_key="k", base_url=base_url) as client:
+            stream = await client.responses.create(model="m", input="one two", stream=True)
+            words = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+            assert "ONE TWO" == "".join(words)
+            assert ["m"] == [model.id async for model in client.models.list()]
+            endpoint.fail = lambda number, asked: web.json_response({"error": {"message": "no"}}, status=400)
+            with pytest.raises(openai.BadRequestError, match="no"):
+                await client.responses.create(model="m", input="x")
+
+
+async def test_a_budget_reaches_the_subprocess(endpoint: Endpoint) -> None:
+    with afnio.budget(max_calls=0):
+        async with (
+            bridge.url(f"{endpoint.url}/v1") as base_url,
+            openai.AsyncOpenAI(api_key="k", base_url=base_url) as client,
+        ):
+            with pytest.raises(openai.APIStatusError, match="max_calls=0"):
+                await client.responses.create(model="m", input="x")
+    assert [] == endpoint.asked
+
+
+async def test_a_stream_that_breaks_off_is_not_taken_for_whole(endpoint: Endpoint) -> None:
+    endpoint.break_after = 3
+    body = {"model": "m", "messages": [{"role": "user", "content": "one two three"}], "stream": True}
+    async with bridge.url(f"{endpoint.url}/v1") as base_url, httpx2.AsyncClient() as client:
+        with pytest.raises(httpx2.HTTPError):
+            async with client.stream("POST", f"{base_url}/chat/completions", json=body) as reply:
+                async for _ in reply.aiter_lines():
+                    pass
+
+
+async def test_the_address_ends_with_its_block(endpoint: Endpoint) -> None:
+    async with bridge.url(f"{endpoint.url}/v1") as base_url:
+        pass
+
+    async with httpx2.AsyncClient() as client:
+        reply = await client.post(f"{base_url}/chat/completions", json={"model": "m"})
+    assert 404 == reply.status_code
+    assert "its block has ended" in reply.json()["error"]["message"]
+
+
+async def test_another_token_is_refused(endpoint: Endpoint) -> None:
+    async with bridge.url(f"{endpoint.url}/v1") as base_url, httpx2.AsyncClient() as client:
+        root = base_url.rpartition("/")[0]
+        assert 404 == (await client.post(f"{root}/guess/chat/completions", json={"model": "m"})).status_code
+
+
+async def test_a_client_that_goes_cancels_its_call(endpoint: Endpoint) -> None:
+    endpoint.latency = 60
+    async with (
+        bridge.url(f"{endpoint.url}/v1") as base_url,
+        openai.AsyncOpenAI(api_key="k", base_url=base_url) as client,
+    ):
+        with anyio.move_on_after(0.3):
+            await client.responses.create(model="m", input="x")
+        with anyio.fail_after(5):
+            while not endpoint.gone:
+                await anyio.sleep(0.01)
+
+
+def test_a_script_without_a_loop() -> None:
+    with bridge.url("https://api.openai.com/v1") as base_url:
+        assert base_url.startswith("http://127.0.0.1:")
+
+
+def test_a_with_on_the_runtimes_loop() -> None:
+    async def agent(text: str) -> str:
+        with bridge.url("https://api.openai.com/v1"):
+            return text
+
+    with pytest.raises(afnio.errors.BatchError, match="write `async with` in an async def"):
+        afnio.Variable(["a"]).map(agent).data
+    assert BlockingReadError
+
+
+def test_an_upstream_must_be_a_url() -> None:
+    with pytest.raises(ValueError, match="must start with http"):
+        bridge.url("api.openai.com")

@@ -1,0 +1,857 @@
+"""EditTGD: chains of small steps side by side, raced on fresh samples."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import re
+import threading
+from collections import Counter
+
+import anyio
+import anyio.to_thread
+import pytest
+from roles import comment, kind, prompt, shown
+from virtual import virtual_runtime
+
+import afnio
+import afnio.cognitive as cog
+from afnio.errors import FinalModelError, ScoreError
+from afnio.optim import Demos, EditTGD
+from afnio.runtime.events import StepEnded, subscribed
+from afnio.testing import ScriptedClient
+from afnio.trainer import Trainer
+from afnio.utils.data import DataLoader
+
+KINDS = 9
+"""Sample n is answered rightly by a prompt that says "Know {n % KINDS}."."""
+
+
+def student(request):
+    text = json.dumps(request.messages)
+    number = int(re.search(r"sample (\d+)", text)[1])
+    if "Never answer." in text:
+        return "no"
+    return "yes" if f"Know {number % KINDS}." in text else "no"
+
+
+def add(*texts, samples=(1,), block=1):
+    return {
+        "edits": [{"op": "add", "block": block, "text": text, "samples": list(samples)} for text in texts]
+    }
+
+
+def teach(request):
+    """Add what each mistake needs, after the last block; merge by keeping everything once."""
+    if "<places>" in prompt(request):
+        edits = dict.fromkeys(shown(request, "edit"))
+        place = int(re.search(r'<place block="(\d+)">', prompt(request))[1])
+        return add(*edits, block=place)
+    blocks = shown(request, "block")
+    wanted: dict[str, list[int]] = {}
+    for number, mistake in enumerate(shown(request, "mistake"), start=1):
+        kind_of = int(re.search(r"sample (\d+)", mistake)[1]) % KINDS
+        wanted.setdefault(f"Know {kind_of}.", []).append(number)
+    for number, text in enumerate(shown(request, "feedback"), start=1):
+        if "<mistake" not in prompt(request) and (found := re.search(r"Know \d\.", text)):
+            wanted.setdefault(found[0], []).append(number)
+    edits = [
+        {"op": "add", "block": len(blocks), "text": text, "samples": numbers}
+        for text, numbers in wanted.items()
+    ]
+    return {"edits": edits}
+
+
+class Agent:
+    """One prompt, or two of which the second is at fault."""
+
+    def __init__(self, text="Answer.", *, second=None, latency=0.0, answer=student, rows=60):
+        self.prompts = [cog.Parameter(text, role="prompt", requires_grad=True)]
+        if second is not None:
+            self.prompts.append(cog.Parameter(second, role="second prompt", requires_grad=True))
+        self.user = afnio.Variable("{text}", role="sample")
+        self.client = ScriptedClient(answer, latency=latency)
+        self.rows = [f"sample {number}" for number in range(rows)]
+        self.batches = []
+
+    def launch(self, batch):
+        self.batches.append(list(batch))
+        messages = [
+            {"role": "system", "content": list(self.prompts)},
+            {"role": "user", "content": [self.user]},
+        ]
+        pred = cog.functional.chat_completion(
+            self.client, messages, inputs={"text": afnio.Variable(list(batch))}, model="student"
+        )
+        return cog.functional.exact_match_evaluator(pred, ["yes"] * len(batch))
+
+    def evaluate(self, batch):
+        return self.launch(batch)
+
+    async def aevaluate(self, batch):
+        return await self.launch(batch)
+
+    def optimizer(self, proposer=teach, *, evaluate=None, latency=0.0, rows=None, **options):
+        options = {
+            "lr": 2,
+            "inner": 2,
+            "minibatch": 4,
+            "race": 12,
+            "first": 4,
+            "search_seed": 0,
+            "model": "m",
+            **options,
+        }
+        client = (
+            proposer if isinstance(proposer, ScriptedClient) else ScriptedClient(proposer, latency=latency)
+        )
+        return EditTGD(self.prompts, client, evaluate or self.evaluate, rows or self.rows, **options)
+
+    @property
+    def value(self):
+        return self.prompts[0].data
+
+
+def told(optimizer, steps=1, closure=None):
+    found = []
+    with subscribed(lambda e: found.append(e) if isinstance(e, StepEnded) else None):
+        for _ in range(steps):
+            optimizer.step(closure)
+    return found
+
+
+def names(step):
+    return [candidate.name for candidate in step.candidates]
+
+
+# What a step does
+
+
+@pytest.mark.parametrize("how", ["evaluate", "aevaluate"])
+def test_steps_learn_what_the_mistakes_ask_for(how):
+    """Chains, their union and the current text are raced, and the parameter holds the winner."""
+    agent = Agent()
+    optimizer = agent.optimizer(evaluate=getattr(agent, how))
+    steps = told(optimizer, 3)
+    assert ["incumbent", "chain 1", "chain 2", "union"] == names(steps[0])
+    for step in steps:
+        won = [c for c in step.candidates if c.verdict.startswith(("accepted", "kept"))]
+        assert len(won) == any(c.scores for c in step.candidates)
+    assert agent.value in {c.values[0] for c in steps[-1].candidates}
+    assert 6 <= len(set(re.findall(r"Know \d\.", agent.value)))
+    assert agent.value.startswith("Answer.\n"), "what the text said stays"
+
+
+def test_one_prompt_needs_no_critic():
+    """The proposer reads the conversations, without a backward model being set; the text stands there once."""
+    agent = Agent("Answer the question with yes or no, and with nothing else.")
+    proposer = ScriptedClient(teach)
+    told(agent.optimizer(proposer))
+    assert {"student"} == {kind(request) for request in agent.client.requests}
+    first = prompt(proposer.requests[0])
+    assert 1 == first.count("Answer the question with yes or no, and with nothing else.")
+    assert 'predicted "no", expected "yes"' in shown(proposer.requests[0], "mistake")[0]
+
+
+def test_with_several_prompts_the_critics_say_which_one_to_change():
+    """The other one keeps its text, and costs no proposal."""
+    agent = Agent("Answer.", second="Be right.")
+
+    def critic(request):
+        number = int(re.search(r"sample (\d+)", prompt(request))[1]) % KINDS
+        return comment(
+            lambda block: f"It lacks Know {number}." if block.text.startswith("Be right.") else ""
+        )(request)
+
+    proposer = ScriptedClient(teach)
+    with afnio.set_backward_model_client(ScriptedClient(critic), completion_args={"model": "c"}):
+        (step,) = told(agent.optimizer(proposer))
+    assert "Answer." == agent.value
+    assert "Know" in agent.prompts[1].data
+    assert {'"second prompt"'} == {
+        re.search(r"<variable role=(.*)>", prompt(r))[1] for r in proposer.requests
+    }
+    assert ["second prompt"] == [change.role for change in step.changes]
+
+
+def test_a_race_uses_samples_that_no_candidate_was_made_from():
+    """Whatever the chains have seen; the record names both."""
+    agent = Agent()
+    for step in told(agent.optimizer(), 4):
+        raced = {unit for candidate in step.candidates for unit in candidate.samples}
+        for change in step.changes:
+            made = {
+                unit for line in change.lineage for unit in line.samples if line.step == len(step.changes)
+            }
+            assert not raced & made
+    optimizer, batches = Agent(), []
+    one = optimizer.optimizer()
+    told(one)
+    batches = optimizer.batches
+    small = {row for batch in batches[: 2 * 2] for row in batch}
+    assert all(not small & set(batch) for batch in batches[2 * 2 :])
+    assert {4, 8} == {len(batch) for batch in batches[2 * 2 :]}
+
+
+def test_the_first_samples_are_for_all_and_the_rest_for_the_best():
+    """So many scores has each candidate, in the columns of one table."""
+    (step,) = told(Agent().optimizer(keep=2))
+    counts = Counter(len(candidate.scores) for candidate in step.candidates)
+    assert {4: 2, 12: 2} == counts
+    columns = {candidate.samples[:4] for candidate in step.candidates}
+    assert 1 == len(columns)
+
+
+def test_ties_keep_the_current_text():
+    """A candidate that does as well isn't better."""
+    agent = Agent()
+    (step,) = told(agent.optimizer(lambda request: add("Useless.", samples=[1]), lr=1, inner=1))
+    assert "Answer." == agent.value
+    assert step.candidates[0].verdict.startswith("kept: 0 on 12 samples")
+    assert step.candidates[1].verdict == "lost: 0 against 0 of incumbent on 12 samples"
+    assert step.changes[0].rejected == "no candidate did better than the current text in the race"
+
+
+def test_a_harmful_sentence_of_the_start_is_left_out():
+    """No mistake names it, so only leaving it out helps; with `prune_every=None` it isn't tried."""
+    text = "Know 1. Know 2. Never answer. Know 3."
+    quiet = lambda request: {"edits": []}  # noqa: E731
+    agent = Agent(text)
+    (step,) = told(agent.optimizer(quiet))
+    assert "Know 1. Know 2. Know 3." == agent.value
+    assert ['without "Never answer."'] == [
+        c.name for c in step.candidates if c.verdict.startswith("accepted")
+    ]
+    agent = Agent(text)
+    told(agent.optimizer(quiet, prune_every=None))
+    assert text == agent.value
+
+
+def test_blocks_are_left_out_in_turn_later():
+    """Every few steps, the one that was tested longest ago."""
+    agent = Agent("Know 1. Know 2. Know 3.", answer=lambda request: "yes")
+    steps = told(agent.optimizer(prune_every=2), 6)
+    tried = [[name for name in names(step) if name.startswith("without")] for step in steps]
+    assert ['without "Know 1."', 'without "Know 2."', 'without "Know 3."'] == tried[0]
+    assert [[], ['without "Know 1."'], [], ['without "Know 2."'], [], ['without "Know 3."']] == [
+        [],
+        *tried[1:],
+    ]
+    assert "Know 1. Know 2. Know 3." == agent.value
+
+
+def test_placeholders_and_examples_are_not_left_out():
+    """A text without them would be another program's."""
+    examples = "<examples>\n<example>\n<input>a</input>\n</example>\n</examples>"
+    agent = Agent(f"Use {{text}}. Be kind.\n{examples}", answer=lambda request: "yes")
+    (step,) = told(agent.optimizer())
+    assert ["incumbent", 'without "Be kind."'] == names(step)[:2]
+    assert 1 == sum(name.startswith("without") for name in names(step))
+
+
+def test_demos_may_work_on_the_same_text():
+    """Its examples are one block, and no edit touches them."""
+    agent = Agent()
+    demos = Demos(agent.prompts, k=1)
+    demos.observe({"text": ["sample 99"]}, ["yes"], [1])
+    demos.step()
+
+    def greedy(request):
+        (number,) = [n for n, b in enumerate(shown(request, "block"), start=1) if b.startswith("<examples>")]
+        return {
+            "edits": [{"op": "delete", "block": number, "text": "", "samples": []}, *teach(request)["edits"]]
+        }
+
+    (step,) = told(agent.optimizer(greedy))
+    assert "sample 99" in agent.value
+    assert any("holds examples" in text for text in step.changes[0].dropped)
+
+
+# Composition
+
+
+def test_equal_edits_count_once_and_need_no_merge():
+    """All chains say the same: their union equals them."""
+    agent = Agent(answer=lambda r: "yes" if "Say yes." in json.dumps(r.messages) else "no")
+    proposer = ScriptedClient(lambda request: add("Say yes.", samples=[1, 2]))
+    (step,) = told(agent.optimizer(proposer, inner=1))
+    assert "Answer.\nSay yes." == agent.value
+    assert 2 == len(proposer.requests)
+    assert ["equals chain 1", "equals chain 1"] == [c.verdict for c in step.candidates[2:]]
+    (_, line) = step.changes[0].lineage
+    assert (1, 4) == (line.step, len(line.samples)), "the samples of both chains stand behind it"
+
+
+def test_one_call_decides_what_is_done_at_a_contested_place():
+    """It sees the edits of the place, with their weight; nothing else is merged by a model."""
+    agent, merges = Agent(), []
+
+    def proposer(request):
+        if "<places>" in prompt(request):
+            merges.append(request)
+            return add("Know 0. Know 1. Know 2. Know 3. Know 4. Know 5. Know 6. Know 7. Know 8.")
+        return teach(request)
+
+    (step,) = told(agent.optimizer(proposer, inner=1))
+    assert 1 == len(merges)
+    assert {'"1"', '"2"', '"3"', '"4"'} >= set(re.findall(r"samples=(\S+)>", prompt(merges[0])))
+    assert [f"Know {number}." for number in range(KINDS)] == re.findall(r"Know \d\.", agent.value)
+    assert "union" == next(c.name for c in step.candidates if c.verdict.startswith("accepted"))
+
+
+@pytest.mark.parametrize("reply", ["I would keep both.", {"edits": []}, add("x", block=7)])
+def test_a_merge_that_cannot_be_used_takes_everything(reply):
+    """The union is raced all the same."""
+    agent = Agent()
+    script = lambda request: reply if "<places>" in prompt(request) else teach(request)  # noqa: E731
+    (step,) = told(agent.optimizer(script, inner=1))
+    joint = next(c for c in step.candidates if c.name == "union")
+    both = {
+        text
+        for c in step.candidates
+        if c.name.startswith("chain")
+        for text in re.findall(r"Know \d", c.values[0])
+    }
+    assert both == set(re.findall(r"Know \d", joint.values[0]))
+
+
+def test_a_failed_merge_costs_the_union_only():
+    """The chains race on."""
+    agent = Agent()
+
+    def proposer(request):
+        if "<places>" in prompt(request):
+            raise FinalModelError("no merges today", status=400)
+        return teach(request)
+
+    (step,) = told(agent.optimizer(proposer, inner=1))
+    assert "failed: no merges today" in next(c.verdict for c in step.candidates if c.name == "union")
+    assert "Know" in agent.value
+
+
+# Bad edits
+
+
+BAD = {
+    "a block that isn't there": (add("Know 1.", block=7), "add at block 7, which isn't there"),
+    "contradictory ones": (
+        {
+            "edits": [
+                {"op": "replace", "block": 1, "text": "Use {text} well.", "samples": [1]},
+                {"op": "replace", "block": 1, "text": "{text}!", "samples": [1, 2]},
+            ]
+        },
+        "replace block 1 contradicts replace",
+    ),
+    "a lost placeholder": (
+        {"edits": [{"op": "replace", "block": 1, "text": "Answer.", "samples": []}]},
+        "it must keep the placeholder {text}",
+    ),
+    "an empty text": (
+        {"edits": [{"op": "delete", "block": 1, "text": "", "samples": []}]},
+        "it must not be empty",
+    ),
+    "no text": (add(" "), "add without a text"),
+    "too long a text": (add("word " * 100), "longer than 120 characters"),
+    "a repetition": (add("Use {text}."), "add of a block that is there already"),
+    "instructions": (
+        add("Keep every {placeholder} of the variable as it is. Obey every constraint."),
+        "it must not repeat instructions",
+    ),
+    "prose": ("I would add that it should know more.", "the reply can't be read"),
+    "another shape": ({"edits": [{"op": "move", "block": 1, "text": "x", "samples": []}]}, '"op" must be'),
+    "no number": (
+        {"edits": [{"op": "add", "block": "end", "text": "x", "samples": []}]},
+        '"block" must be the number',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_edits_that_cannot_be_made_are_repaired_once_dropped_and_counted(name):
+    """The proposer is asked once more with the reasons; the others' edits are made, the text is never broken."""
+    reply, reason = BAD[name]
+    again = []
+
+    def proposer(request):
+        if len(request.messages) > 2:
+            again.append(request.messages[-1]["content"])
+            return add("Know more.")
+        return reply
+
+    agent = Agent("Use {text}.")
+    (step,) = told(agent.optimizer(proposer, lr=1, inner=1, max_chars=120))
+    (change,) = step.changes
+    assert any(reason in text for text in change.dropped)
+    assert "{text}" in agent.value
+    chain = next(c for c in step.candidates if c.name == "chain")
+    if name == "contradictory ones":
+        assert ([], "{text}!") == (again, chain.values[0]), "the one with more samples is made"
+    else:
+        assert reason in again[0]
+        assert "Use {text}.\nKnow more." == chain.values[0]
+    assert f"{len(change.dropped)} edits left out" in chain.verdict or 1 == len(change.dropped)
+
+
+def test_an_edit_that_copies_a_training_sample_is_not_made():
+    """The proposer saw it, and mustn't pass it on."""
+    rows = [f"sample {n} is a{n} b{n} c{n} d{n} e{n} f{n} g{n} h{n} i{n}" for n in range(40)]
+
+    def proposer(request):
+        if len(request.messages) > 2:
+            return add("Know more.")
+        return add(f"Think of {re.search(r'sample .*', prompt(request))[0]}.")
+
+    agent = Agent()
+    (step,) = told(agent.optimizer(proposer, rows=rows, lr=1, inner=1))
+    assert "must not copy training examples" in step.changes[0].dropped[0]
+    assert "Answer.\nKnow more." == step.candidates[1].values[0]
+
+
+def test_good_edits_beside_bad_ones_are_made_without_another_call():
+    """Only what is wrong is left out."""
+    agent = Agent(answer=lambda r: "yes" if "Say yes." in json.dumps(r.messages) else "no")
+    reply = {"edits": [*add("Nothing.", block=9)["edits"], *add("Say yes.")["edits"]]}
+    proposer = ScriptedClient(lambda request: reply)
+    (step,) = told(agent.optimizer(proposer, lr=1, inner=1))
+    assert ("Answer.\nSay yes.", 1) == (agent.value, len(proposer.requests))
+    assert ("add at block 9, which isn't there",) == step.changes[0].dropped
+
+
+def test_an_edit_that_lost_is_shown_and_not_made_again():
+    """With the scores with it and without it."""
+    agent = Agent("Know 1. Know 2.")
+    proposer = ScriptedClient(lambda request: add("Never answer.", block=2, samples=[1]))
+    steps = told(agent.optimizer(proposer, lr=1, inner=1, prune_every=None), 2)
+    assert "lost" in steps[0].candidates[1].verdict
+    assert ["Never answer."] == shown(proposer.requests[-2], "tried")
+    assert 'score="0"' in prompt(proposer.requests[-2])
+    assert any("was tried and lost before" in text for text in steps[1].changes[0].dropped)
+    assert "Know 1. Know 2." == agent.value
+
+
+def test_a_validator_may_object_to_one_edit_of_several():
+    """The others are made."""
+    agent = Agent(answer=lambda r: "yes" if "Say yes." in json.dumps(r.messages) else "no")
+    agent.prompts = [
+        cog.Parameter(
+            "Answer.", role="prompt", requires_grad=True,
+            validators=[lambda text: "it must not mention JSON" if "JSON" in text else None],
+        )
+    ]  # fmt: skip
+    (step,) = told(agent.optimizer(lambda request: add("Use JSON.", "Say yes."), lr=1, inner=1))
+    assert "Answer.\nSay yes." == agent.value
+    assert ("add at block 1: it must not mention JSON",) == step.changes[0].dropped
+
+
+def test_texts_stay_within_the_limit():
+    """Whatever the chains propose and the union adds up to; a longer start text may keep its length."""
+    agent = Agent()
+    lengths = [len(c.values[0]) for step in told(agent.optimizer(max_chars=30), 3) for c in step.candidates]
+    assert max(lengths) <= 30
+    long = "A sentence that is long enough. " * 3
+    agent = Agent(long)
+    lengths = [
+        len(c.values[0])
+        for step in told(agent.optimizer(max_chars=30, prune_every=None), 2)
+        for c in step.candidates
+    ]
+    assert max(lengths) <= len(long)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": 0.5}, "lr must be a number of chains, 1 or more (got 0.5)"),
+        ({"inner": 0}, "inner must be a whole number, 1 or more (got 0)"),
+        ({"race": 1.5}, "race must be a whole number"),
+        ({"max_chars": 0}, "max_chars must be a whole number"),
+        ({"quorum": 0}, "quorum must be above 0 and at most 1"),
+        ({"reserve": -1}, "reserve must be a whole number of calls, 0 or more"),
+        ({"rows": ["sample 1"]}, "train must have at least 2 samples (got 1)"),
+        ({"mistake_tokens": 5}, "mistake_tokens must be a number from 100"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(options, words):
+    """On the line that gives them."""
+    with pytest.raises(ValueError) as caught:
+        Agent().optimizer(**options)
+    assert words in str(caught.value)
+
+
+def test_a_batch_that_is_all_right_costs_no_proposal():
+    """There is nothing to learn, and nothing to race."""
+    agent, proposer = Agent(answer=lambda request: "yes"), ScriptedClient(teach)
+    (step,) = told(agent.optimizer(proposer))
+    assert [] == proposer.requests
+    assert {"not raced: there was no other candidate", "changed nothing"} == {
+        c.verdict for c in step.candidates
+    }
+    assert ((), 2 * 2 * 4) == (step.changes, len(agent.client.requests))
+
+
+def test_half_of_the_samples_failing_ends_a_chain_and_all_of_them_the_step():
+    """Values are kept; the next step is as if there had been none."""
+
+    def answer(request):
+        number = int(re.search(r"sample (\d+)", json.dumps(request.messages))[1])
+        if failing and number % 2:
+            raise FinalModelError("refused", status=400)
+        return student(request)
+
+    failing = True
+    agent = Agent(answer=answer)
+    optimizer = agent.optimizer()
+    with pytest.raises(BaseException, match="samples"):
+        optimizer.step()
+    assert "Answer." == agent.value
+    agent = Agent(answer=answer)
+    told(agent.optimizer(quorum=0.2))
+    assert "Know" in agent.value, "a lower quorum takes what is there"
+    failing = False
+
+
+def test_a_candidate_that_fails_is_out_of_the_race():
+    """A text that the provider refuses can't win, and costs only itself."""
+
+    def answer(request):
+        if "Know 1." in json.dumps(request.messages):
+            raise FinalModelError("refused", status=400)
+        return "yes" if "Say yes." in json.dumps(request.messages) else "no"
+
+    replies = iter([add("Know 1."), add("Say yes.")])
+    agent = Agent(answer=answer)
+    (step,) = told(
+        agent.optimizer(lambda r: {"edits": []} if "<places>" in prompt(r) else next(replies), inner=1)
+    )
+    assert "Answer.\nSay yes." == agent.value
+    assert any(c.verdict.startswith("failed: only 0 of 4 samples have a score") for c in step.candidates)
+
+
+def test_few_rows_make_a_smaller_race_which_is_said_once(caplog):
+    """A quarter of them at least is fresh, and chains share the others."""
+    agent = Agent(rows=8)
+    with caplog.at_level(logging.WARNING, "afnio"):
+        steps = told(agent.optimizer(), 3)
+    assert 1 == sum("races compare on 2 samples instead of 12" in r.message for r in caplog.records)
+    assert {2} == {len(c.samples) for step in steps for c in step.candidates if c.samples}
+
+
+def test_two_rows_are_enough():
+    """One for the mistakes, one for the race."""
+    agent = Agent(rows=2, answer=lambda r: "yes" if "Know" in json.dumps(r.messages) else "no")
+    told(agent.optimizer())
+    assert "Know" in agent.value
+
+
+def test_a_budget_that_cannot_pay_for_a_step_is_an_error_before_the_first_call():
+    """With the sum; also if only the reserve is too much. It may be a block's or the run's."""
+    agent, proposer = Agent(), ScriptedClient(teach)
+    with pytest.raises(
+        ValueError, match=r"must pay for one step of \d+ calls and a reserve of 64 \(got 70\)"
+    ):
+        agent.optimizer(proposer, budget=70, reserve=64).step()
+    with afnio.budget(max_calls=5), pytest.raises(ValueError, match=r"one step of \d+ calls \(got 5\)"):
+        agent.optimizer(proposer).step()
+    assert ([], [], "Answer.") == (agent.client.requests, proposer.requests, agent.value)
+
+
+@pytest.mark.parametrize("calls", [60, 120, 400])
+def test_a_step_takes_its_share_of_the_budget(calls):
+    """Sizes shrink until a step costs a quarter at most; what one sample takes is rehearsed."""
+    agent, proposer = Agent(), ScriptedClient(teach)
+    optimizer = agent.optimizer(proposer, budget=calls, lr=3, inner=3, minibatch=8, race=24, first=8)
+    told(optimizer)
+    assert len(agent.client.requests) + len(proposer.requests) <= 0.25 * calls + 1
+    assert optimizer.step_cost <= max(0.25 * calls, 16)
+
+
+def test_a_budget_that_ends_in_the_middle_keeps_the_value():
+    """The step raises it, unwrapped."""
+    agent = Agent()
+    optimizer = agent.optimizer(budget=1000)
+    with pytest.raises(afnio.errors.BudgetExceeded), afnio.budget(max_calls=30):
+        optimizer.step()
+    assert "Answer." == agent.value
+
+
+def test_an_evaluate_without_a_graph_is_told():
+    """Its scores alone teach nothing."""
+    with pytest.raises(BaseException) as caught:
+        Agent().optimizer(evaluate=lambda batch: [0.0] * len(batch)).step()
+    assert "evaluate must return (score, explanation) that parameters led to" in str(caught.value)
+
+
+def test_a_score_above_the_maximum_ends_the_step():
+    """The evaluator's arguments are wrong for every sample."""
+    agent = Agent()
+
+    def evaluate(batch):
+        messages = [{"role": "user", "content": [*agent.prompts, afnio.Variable("{t}")]}]
+        pred = cog.chat_completion(
+            agent.client, messages, inputs={"t": afnio.Variable(list(batch))}, model="s"
+        )
+        return cog.deterministic_evaluator(pred, "yes", lambda p, t: 7 if p == t else 0, "mark")
+
+    with pytest.raises(ScoreError, match=r"max_score=1 \(got 7\)"):
+        told(agent.optimizer(evaluate=evaluate), 4)
+
+
+def test_if_every_chain_fails_the_step_raises():
+    """The proposer's error, not that of a race without candidates."""
+    agent = Agent()
+    with pytest.raises(FinalModelError, match="no"):
+        agent.optimizer(ScriptedClient(FinalModelError("no", status=401))).step()
+    assert "Answer." == agent.value
+
+
+# Time
+
+
+@pytest.mark.parametrize(("inner", "merges"), [(1, True), (2, False), (3, True)])
+def test_a_step_takes_two_latencies_for_each_small_step_and_two_for_the_race(inner, merges):
+    """One more for a merge; however many chains there are."""
+    with virtual_runtime() as clock:
+        for lr in (2, 6):
+            agent = Agent(latency=1.0, rows=200)
+            script = (
+                teach
+                if merges
+                else (lambda r: {"edits": []} if len(shown(r, "block")) > 1 else add("Know 1."))
+            )
+            optimizer = agent.optimizer(script, evaluate=agent.aevaluate, latency=1.0, lr=lr, inner=inner)
+            began, ends = clock.now, []
+            with subscribed(
+                lambda e, ends=ends: ends.append(clock.now) if isinstance(e, StepEnded) else None
+            ):
+                optimizer.step()
+            assert ends[0] - began <= 1.1 * (2 * inner + 2 + merges)
+
+
+@pytest.mark.parametrize("critics", [False, True])
+def test_with_one_small_step_the_race_is_the_next_forward_pass(critics):
+    """Three latencies a step, four with critics, beside a merge."""
+    with virtual_runtime() as clock:
+        agent = Agent(latency=1.0, rows=200)
+        critic = ScriptedClient(comment("It lacks Know 1. It lacks Know 2."), latency=1.0)
+        script = lambda r: add(f"Know {len(shown(r, 'block')) % KINDS}.", samples=[1])  # noqa: E731
+        optimizer = agent.optimizer(
+            script, evaluate=agent.aevaluate, latency=1.0, lr=2, inner=1, critics=critics, prune_every=None
+        )
+        ends = [clock.now]
+        with (
+            afnio.set_backward_model_client(critic, completion_args={"model": "c"}),
+            subscribed(lambda e: ends.append(clock.now) if isinstance(e, StepEnded) else None),
+        ):
+            for _ in range(3):
+                optimizer.step().wait()
+    walls = [later - earlier for earlier, later in itertools.pairwise(ends)]
+    assert max(walls[1:]) <= 1.1 * (3 + critics)
+
+
+# Journals, states, entrances
+
+
+def play(agent, tmp_path, *, proposer=teach, steps=2, **options):
+    with afnio.journal(tmp_path / "calls.journal"):
+        optimizer = agent.optimizer(proposer, **options)
+        found = told(optimizer, steps)
+    return agent.value, [step.candidates for step in found], optimizer.state_dict()["accept"]
+
+
+def test_a_journal_gives_the_same_run_without_a_call(tmp_path):
+    """Run, then replayed with dead clients."""
+
+    def nobody(request):
+        raise FinalModelError("nobody must be asked", status=401)
+
+    options = {"inner": 2, "prune_every": 2, "budget": 400}
+    one = play(Agent("Know 1. Know 2."), tmp_path, steps=3, **options)
+    agent = Agent("Know 1. Know 2.", answer=nobody)
+    assert one == play(agent, tmp_path, proposer=nobody, steps=3, **options)
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+async def test_a_run_that_is_killed_anywhere_goes_on_and_pays_for_nothing_twice(tmp_path, inner):
+    """Inside a chain, in the merge, in the race: the program is run again with its journal."""
+
+    async def run(folder, answer=student, proposer=teach):
+        agent = Agent(answer=answer)
+        optimizer = agent.optimizer(proposer, evaluate=agent.aevaluate, inner=inner)
+        async with afnio.journal(folder / "calls.journal"), afnio.scope(name="run"):
+            for _ in range(2):
+                await optimizer.step()
+        return agent.value, optimizer.state_dict()["accept"]
+
+    calls = Counter()
+    begun = threading.Event()
+
+    def mortal(script, most):
+        async def answer(request):
+            if calls["answered"] >= most:
+                begun.set()
+                await anyio.sleep_forever()
+            calls["answered"] += 1
+            return script(request)
+
+        return answer
+
+    expected = await run(tmp_path / "whole", mortal(student, 10**9), mortal(teach, 10**9))
+    total = calls["answered"]
+    for cut in range(3, total, 9):
+        calls.clear()
+        begun.clear()
+        folder = tmp_path / f"cut {cut}"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, folder, mortal(student, cut), mortal(teach, cut))
+            assert await anyio.to_thread.run_sync(begun.wait, 20)
+            tasks.cancel_scope.cancel()
+        assert expected == await run(folder, mortal(student, 10**9), mortal(teach, 10**9))
+        assert total == calls["answered"]
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_the_state_goes_through_a_file_and_the_next_step_is_the_same(inner):
+    """Records, the order of the rows, lost edits, and with `inner=1` the mistakes of the race."""
+    one, other = Agent(), Agent()
+    went_on, restored = one.optimizer(inner=inner), other.optimizer(inner=inner, search_seed=5)
+    told(went_on, 2)
+    file = io.BytesIO()
+    afnio.save(went_on.state_dict(), file)
+    file.seek(0)
+    restored.load_state_dict(afnio.load(file))
+    other.prompts[0].data = one.value
+    first, second = told(went_on, 2), told(restored, 2)
+    assert [step.candidates for step in first] == [step.candidates for step in second]
+    assert went_on.lineage == restored.lineage
+    json.dumps(went_on.state_dict()["accept"])
+
+
+async def test_a_cancelled_step_keeps_the_values_and_the_state():
+    """And leaves no call."""
+    begun = threading.Event()
+
+    async def answer(request):
+        begun.set()
+        await anyio.sleep_forever()
+
+    agent = Agent(answer=answer)
+    optimizer = agent.optimizer(evaluate=agent.aevaluate)
+    before = optimizer.state_dict()["accept"]
+    with pytest.raises(RuntimeError, match="stop"):
+        async with afnio.scope():
+            optimizer.step()
+            assert await anyio.to_thread.run_sync(begun.wait, 20)
+            raise RuntimeError("stop")
+    await agent.prompts[0]
+    assert "Answer." == agent.value
+    after = optimizer.accept.state_dict()
+    assert {**before, "seed": 0} == {**after, "seed": 0}
+
+
+def test_feedback_of_a_loop_takes_the_place_of_the_first_samples():
+    """So it fits a closure, and a Trainer that calls backward itself."""
+    agent, proposer = Agent(), ScriptedClient(teach)
+    optimizer = agent.optimizer(proposer, inner=1)
+    agent.prompts[0].append_grad(afnio.Variable("It lacks Know 4."))
+    agent.prompts[0].append_grad(afnio.Variable("It lacks Know 5."))
+    (step,) = told(optimizer)
+    assert [["It lacks Know 4."], ["It lacks Know 5."]] == [
+        shown(r, "feedback") for r in proposer.requests[:2]
+    ]
+    assert {"Know 4.", "Know 5."} >= set(re.findall(r"Know \d\.", agent.value))
+    assert 2 == step.changes[0].gradients
+
+
+def test_a_value_from_outside_is_another_text():
+    """The mistakes of the last race were another text's, so they aren't used."""
+    agent = Agent()
+    optimizer = agent.optimizer(inner=1)
+    told(optimizer, 2)
+    agent.prompts[0].data = "Start again."
+    (step,) = told(optimizer)
+    assert "Start again." == step.candidates[0].values[0]
+    assert agent.value.startswith("Start again.")
+
+
+def test_a_trainer_trains_with_it():
+    """`fit` with automatic optimization: the batch's feedback starts the chains."""
+
+    class Module(cog.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Agent()
+            self.prompt = self.inner.prompts[0]
+
+        def training_step(self, batch, index):
+            return self.inner.launch(batch)
+
+        def configure_optimizers(self):
+            return self.inner.optimizer(
+                lambda r: (
+                    teach(r)
+                    if "<places>" in prompt(r) or "<mistake" in prompt(r) or "lacks" in prompt(r)
+                    else {}
+                )
+            )
+
+    def critic(request):
+        number = int(re.search(r"sample (\d+)", prompt(request))[1]) % KINDS
+        return comment(f"It lacks Know {number}.")(request)
+
+    module = Module()
+    with afnio.set_backward_model_client(ScriptedClient(critic), completion_args={"model": "c"}):
+        loader = DataLoader(module.inner.rows, batch_size=12)
+        trainer = Trainer(max_steps=3, enable_checkpointing=False, enable_progress_bar=False)
+        trainer.fit(module, loader)
+    assert 5 <= len(set(re.findall(r"Know \d\.", module.prompt.data)))
+
+
+# The record of a block
+
+
+def test_a_block_keeps_its_lineage():
+    """Step, samples, what it replaced, and how candidates with it did."""
+    agent = Agent()
+    optimizer = agent.optimizer()
+    steps = told(optimizer, 4)
+    ((first, *others),) = optimizer.lineage
+    assert ("Answer.", 0, ()) == (first.text, first.step, first.samples)
+    assert "".join(line.text + "\n" for line in (first, *others)).rstrip("\n") == agent.value
+    for line in others:
+        kind_of = int(re.search(r"\d", line.text)[0])
+        assert {kind_of} == {unit % KINDS for unit in line.samples}
+        assert line.step in (1, 2, 3, 4)
+    raced = [line for line in others if line.races]
+    assert raced
+    for line in raced:
+        assert line.low <= line.effect <= line.high
+        assert line.wins + line.losses + line.ties >= 4 * line.races
+    told_last = next(step.changes[0].lineage for step in reversed(steps) if step.changes)
+    assert [line.text for line in told_last] == [line.text for line in (first, *others)]
+
+
+def test_wins_and_losses_are_those_of_candidates_with_the_block():
+    """By sample, on the means of those with it and without it."""
+    agent = Agent(answer=lambda r: "yes" if "Say yes." in json.dumps(r.messages) else "no")
+    optimizer = agent.optimizer(lambda r: add("Say yes.", samples=[1]), lr=1, inner=1, race=12, first=4)
+    told(optimizer)
+    line = optimizer.lineage[0][1]
+    assert (1, 12, 0, 0, 1.0) == (line.races, line.wins, line.losses, line.ties, line.effect)
+
+
+def test_lr_is_read_where_the_step_is_launched():
+    """A scheduler's next step doesn't reach it; fractions are rounded, with one chain at least."""
+    agent = Agent()
+    optimizer = agent.optimizer(rows=agent.rows)
+    counts = []
+    for lr in (3.6, 0.2, 1.5):
+        optimizer.param_groups[0]["lr"] = lr
+        with subscribed(lambda e: counts.append(names(e)) if isinstance(e, StepEnded) else None):
+            optimizer.step()
+    assert [4, 1, 2] == [sum(name.startswith("chain") for name in found) for found in counts]

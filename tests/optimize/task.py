@@ -1,0 +1,54 @@
+"""A task without a network: an agent whose prompt has a number, and a critic that raises it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from afnio.models import ChatRequest
+from afnio.testing import ScriptedClient
+
+STEP = 2
+
+
+def rows(count: int) -> list[tuple[str, str]]:
+    """Rows 0, 1, 2, …; the agent is right on a row if the row's number modulo 10 is below the prompt's number."""
+    return [(f"row {number}", "yes") for number in range(count)]
+
+
+def level(prompt: str) -> int:
+    found = re.search(r"level (\d+)", prompt)
+    return int(found[1]) if found else 0
+
+
+def is_right(row: str, prompt: str) -> bool:
+    return int(row.split()[1]) % 10 < level(prompt)
+
+
+def answer(request: ChatRequest) -> Any:
+    """Answer as the student, the critic or the proposer; the proposer raises the level by `STEP`."""
+    system, user = (str(message.get("content")) for message in (*request.messages, {"content": ""})[:2])
+    if "critic of a system" in system:
+        return {"feedback": [{"variable": "v1", "text": "Raise the level."}]}
+    if system.startswith("level "):
+        return "yes" if is_right(user, system) else "no"
+    found = re.search(r"level (\d+)", json.dumps(list(request.messages)))
+    assert found is not None, request.messages
+    return {"value": f"level {min(10, int(found[1]) + STEP)}"}
+
+
+def client(**options: Any) -> ScriptedClient:
+    return ScriptedClient(answer, **options)
+
+
+def agent_of(model: ScriptedClient) -> Any:
+    async def agent(text: str, system: str) -> str:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        return (await model.achat(messages=messages, model="student")).content
+
+    return agent
+
+
+def equal(output: str, expected: str) -> bool:
+    return output == expected

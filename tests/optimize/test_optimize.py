@@ -1,0 +1,531 @@
+"""optimize: what it finds, what it refuses, what it costs, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from optimize.task import agent_of, answer, client, equal, is_right, rows
+
+import afnio
+import afnio.cognitive as cog
+from afnio.errors import BatchError, MetricError, UnknownPriceError
+from afnio.testing import ScriptedClient
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def optimized(model: ScriptedClient | None = None, count: int = 100, **changes: Any) -> afnio.Result:
+    model = client() if model is None else model
+    given: dict[str, Any] = {
+        "agent": agent_of(model),
+        "rows": rows(count),
+        "metric": equal,
+        "prompts": {"system": "level 2"},
+        "critic": (model, "critic"),
+        "budget": afnio.budget(max_calls=5000),
+    }
+    return afnio.optimize(**given | changes)
+
+
+class Labels(cog.Module):
+    """An agent written for Afnio, called once a batch."""
+
+    def __init__(self, model: ScriptedClient) -> None:
+        super().__init__()
+        self.model = model
+        self.system = cog.Parameter("level 2", role="system prompt")
+        self.user = afnio.Variable("{text}", role="input template")
+        self.chat = cog.ChatCompletion()
+
+    def forward(self, text: Any) -> Any:
+        messages = [{"role": "system", "content": [self.system]}, {"role": "user", "content": [self.user]}]
+        return self.chat(self.model, messages, inputs={"text": text}, model="student")
+
+
+class NumpyScalar:
+    """A number as NumPy has it."""
+
+    shape = ()
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def item(self) -> Any:
+        return self._value
+
+
+# What it finds
+
+
+def test_a_function_gets_better_prompts_and_a_verdict(folder: Path) -> None:
+    """Ten lines: the new prompt, the paired gain with its interval, and an agent that has it."""
+    result = optimized()
+    assert result.prompts == {"system": "level 10"}
+    assert result.start == {"system": "level 2"}
+    assert result.gain is not None
+    assert result.verdict.startswith("Better: +")
+    assert result.gain.low is not None
+    assert 0 < result.gain.low < result.gain.difference < 1
+    assert str(result.after) == "100.0 % (32 of 32 right; 89.3 to 100.0)"
+    assert result.splits == {"train": 36, "watch": 11, "gate": 21, "test": 32}
+    assert afnio.run(result.agent("row 9")) == "yes"
+    assert result.calls > 100
+    assert result.tokens > 0
+    assert result.cost is None
+
+
+def test_a_module_is_optimized_as_a_copy() -> None:
+    """The user's module keeps its prompt; the result's agent is another module with the new one."""
+    model = client()
+    agent = Labels(model)
+    result = optimized(model, agent=agent, prompts=None)
+    assert result.prompts == {"system": "level 10"}
+    assert agent.system.data == "level 2"
+    assert result.agent(["row 9"]).data == ["yes"]
+
+
+def test_nothing_to_gain_keeps_the_old_prompts() -> None:
+    """With labels that no prompt predicts the verdict says so, and one look at the test rows is enough."""
+    draw = random.Random(1)
+    labels = [(f"row {number}", draw.choice(["yes", "no"])) for number in range(100)]
+    model = client()
+    result = optimized(model, rows=labels, prompts={"system": "level 5"})
+    assert result.verdict.startswith("No gain beyond noise")
+    assert result.prompts == result.start == {"system": "level 5"}
+    assert result.before == result.after
+    assert not result.changed
+
+
+def test_few_rows_claim_no_gain() -> None:
+    """With 40 rows half chooses and nothing is left to test on."""
+    result = optimized(count=40)
+    assert result.gain is None
+    assert "no gain is claimed" in result.verdict
+    assert result.splits["test"] == 0
+    assert result.splits["train"] == 20
+    assert result.prompts == {"system": "level 10"}
+
+
+def test_own_splits_are_used_as_they_are() -> None:
+    """A testset is looked at in place of a part of the rows."""
+    testset = [(f"row {number}", "yes") for number in range(1000, 1040)]
+    result = optimized(count=60, testset=testset)
+    assert result.splits["test"] == 40
+    assert {example.inputs for example in result.examples} == {text for text, _ in testset}
+
+
+def test_each_row_has_one_job() -> None:
+    """Test rows are seen at the end only; rows with equal inputs stay together; labels are spread."""
+    seen: list[tuple[str, str]] = []
+    model = client()
+    plain = agent_of(model)
+
+    async def agent(text: str, system: str) -> str:
+        seen.append((text, system))
+        return await plain(text, system)
+
+    doubled = rows(60) + rows(60)
+    result = optimized(model, agent=agent, rows=doubled)
+    tested = {example.inputs for example in result.examples}
+    last = max(number for number, (text, _) in enumerate(seen) if text not in tested)
+    assert not {text for text, _ in seen[: last + 1]} & tested
+    assert sum(result.splits.values()) == 120
+    numbers = [example.number % 60 for example in result.examples]
+    assert all(numbers.count(number) == 2 for number in numbers)
+
+
+def test_labels_are_spread_evenly() -> None:
+    """Each split has its share of a rare label."""
+    data = [(f"row {number}", "rare" if number % 10 == 0 else "yes") for number in range(200)]
+    result = optimized(rows=data)
+    assert sum(example.expected == "rare" for example in result.examples) == 6
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text, expected: (text, expected),
+        lambda text, expected: [text, expected],
+        lambda text, expected: {"inputs": text, "expected": expected},
+        lambda text, expected: {"inputs": {"text": text}, "expectations": expected},
+        lambda text, expected: {"text": text, "expected": expected},
+        lambda text, expected: (afnio.Variable(text), afnio.Variable(expected)),
+    ],
+)
+def test_forms_of_rows(make: Callable[[str, str], Any]) -> None:
+    """Pairs, MLflow's rows, and dicts with the key expected."""
+    result = optimized(rows=[make(*row) for row in rows(100)])
+    assert result.prompts == {"system": "level 10"}
+
+
+def test_inputs_and_outputs_of_any_kind() -> None:
+    """Inputs may be data that no Variable holds, and outputs too; the metric gets them as they are."""
+    got: list[Any] = []
+
+    def agent(*, row: dict[str, Any], limit: int, system: str) -> dict[str, Any]:
+        return {"answer": is_right(row["text"], system), "limit": limit}
+
+    def metric(output: Any, expected: Any, inputs: Any) -> bool:
+        got.append((output, inputs))
+        return bool(output["answer"]) == expected
+
+    data = [{"row": {"text": f"row {number}"}, "limit": 3, "expected": True} for number in range(96)]
+    model = client()
+    result = optimized(model, agent=agent, rows=data, metric=metric)
+    assert result.verdict.startswith("Better")
+    assert got[0][0]["limit"] == 3
+    assert set(got[0][1]) == {"row", "limit"}
+
+
+# The metric
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda output, expected: float(output == expected),
+        lambda output, expected: NumpyScalar(output == expected),
+        lambda output, expected: NumpyScalar(float(output == expected)),
+        lambda output, expected: (output == expected, "Raise the level, please."),
+        lambda output, expected, inputs, trace: output == expected and trace[0].reply is not None,
+    ],
+)
+def test_kinds_of_scores(metric: Callable[..., Any]) -> None:
+    """Bools, numbers, NumPy's, and a score with feedback."""
+    assert optimized(metric=metric).prompts == {"system": "level 10"}
+
+
+def test_the_metrics_feedback_reaches_the_critic() -> None:
+    """What the metric says about a row is what the critic reads."""
+    model = client()
+
+    async def metric(output: str, expected: str) -> tuple[bool, str]:
+        return output == expected, "far too shy"
+
+    optimized(model, metric=metric)
+    asked = [str(request.messages) for request in model.requests if request.model == "critic"]
+    assert any("far too shy" in text for text in asked)
+
+
+def test_graded_scores_have_a_mean_with_its_interval() -> None:
+    """`perfect` makes a row right, and the figures are means."""
+    result = optimized(metric=lambda output, expected: 5.0 if output == expected else 2.5, perfect=5.0)
+    assert result.after is not None
+    assert result.after.mean == 5.0
+    assert result.gain is not None
+    assert result.gain.graded
+    assert 0 < result.gain.difference <= 2.5
+    assert "points" not in result.verdict
+
+
+@pytest.mark.parametrize(
+    ("score", "said"), [("good", "'good'"), (math.nan, "nan"), (None, "None"), ([1], "[1]")]
+)
+def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str) -> None:
+    """It is a TypeError before the critic is paid, and names the row."""
+    model = client()
+    with pytest.raises(TypeError, match=r"for row \d+") as caught:
+        optimized(model, metric=lambda output, expected: score)
+    assert isinstance(caught.value, MetricError)
+    assert said in str(caught.value)
+    assert not [request for request in model.requests if request.model == "critic"]
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": rows(19)}, "at least 20 rows"),
+        ({"rows": iter(rows(100))}, "must be a sequence"),
+        ({"rows": [{"text": "a", "label": "b"}] * 100}, "which column is expected"),
+        ({"rows": ["just text"] * 100}, "row 0"),
+        ({"rows": [("a", "b", "c")] * 100}, "row 0"),
+        ({"rows": [*rows(99), ({"text": "a"}, "b")]}, "row 99"),
+        ({"prompts": None}, "needs prompts="),
+        ({"prompts": {"systm": "level 2"}}, "systm"),
+        ({"prompts": {"system": 1}}, "texts by name"),
+        ({"agent": "gpt"}, "must be a function"),
+        ({"critic": "gpt-5"}, "provider/model"),
+        ({"critic": ("openai", "gpt-5")}, r"\(client, model\)"),
+        ({"budget": None}, "must be dollars"),
+        ({"budget": 0}, "must be dollars"),
+        ({"metric": lambda output: True}, r"\(output, expected\)"),
+        ({"metric": lambda output, expected, label: True}, r"\(output, expected\)"),
+        ({"patience": 0}, "patience"),
+        ({"perfect": "1"}, "perfect"),
+        ({"seed": 1.5}, "seed"),
+        ({"budget": afnio.budget(max_calls=120)}, r"at least \d+ calls \(got max_calls=120\).*64 to test"),
+        ({"rows": [({"other": "a"}, "b")] * 100}, "other"),
+        ({"valset": rows(5)}, "valset"),
+    ],
+)
+def test_arguments_that_cannot_work(changes: dict[str, Any], said: str) -> None:
+    """They are refused at the caller's line, and nothing is called."""
+    model = client()
+    with pytest.raises((TypeError, ValueError), match=said):
+        optimized(model, **changes)
+    assert model.requests == []
+
+
+def test_a_module_that_needs_its_client_as_an_argument() -> None:
+    """The error says to keep it in the module, or to pass a function."""
+
+    class Agent(Labels):
+        def forward(self, client: Any, text: Any) -> Any:  # type: ignore[override]
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match=r"self\.client"):
+        optimized(agent=Agent(client()), prompts=None)
+
+
+def test_rows_of_a_frame() -> None:
+    """A data frame is told how to become rows."""
+
+    class Frame:
+        columns = ("a", "b")
+
+        def to_dict(self, kind: str) -> Any:
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match=r'\.to_dict\("records"\)'):
+        optimized(rows=Frame())
+
+
+# Failures
+
+
+def test_rows_that_crash_are_missing_not_wrong() -> None:
+    """A few may crash; they count in no figure."""
+    model = client()
+    plain = agent_of(model)
+
+    async def agent(text: str, system: str) -> str:
+        if int(text.split()[1]) % 25 == 3:
+            raise ValueError("no such row")
+        return await plain(text, system)
+
+    result = optimized(model, agent=agent, rows=rows(200))
+    crashed = [example for example in result.examples if None in example.scores]
+    assert result.failed == len(crashed) > 0
+    assert result.after is not None
+    assert result.after.rows == result.splits["test"] - result.failed
+    assert "crashed" in str(result)
+
+
+def test_more_than_a_tenth_stops_at_the_first_batch() -> None:
+    """The first error is shown, and no critic was paid."""
+    model = client()
+
+    async def agent(text: str, system: str) -> str:
+        raise ValueError("the tool is broken")
+
+    with pytest.raises(BatchError, match=r"8 of 8 rows crashed.*ValueError: the tool is broken"):
+        optimized(model, agent=agent)
+    assert model.requests == []
+
+
+def test_an_unpriced_model_with_dollars_is_refused_before_the_first_call() -> None:
+    """The error says what else to give."""
+    model = client()
+    with pytest.raises(UnknownPriceError, match="max_calls"):
+        optimized(model, budget=5.00)
+    assert model.requests == []
+
+
+# Budgets
+
+
+def test_a_budget_ends_in_a_result_with_its_test() -> None:
+    """The looks were reserved, so the training ends early and the test is still done."""
+    model = client()
+    result = optimized(model, rows=rows(200), budget=afnio.budget(max_calls=300), patience=50)
+    assert len(model.requests) <= 300
+    assert result.stopped == "the budget for training is used up"
+    assert result.gain is not None
+    assert result.verdict.startswith("Better")
+
+
+def test_dollars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget in dollars holds, and a result has its cost."""
+    prices = folder / "prices.toml"
+    prices.write_text('version = 1\n[[price]]\nmodel = "*"\ninput = 1000.0\noutput = 1000.0\n')
+    monkeypatch.setenv("AFNIO_PRICES", str(prices))
+    result = optimized(budget=20.0)
+    assert result.cost is not None
+    assert 0 < result.cost <= 20.0
+    assert "$" in str(result)
+    with pytest.raises(ValueError, match=r"budget must be at least \$"):
+        optimized(budget=0.5, seed=1)
+
+
+# Going on
+
+
+def test_a_finished_call_is_answered_from_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same call again sends nothing, also in another process; another seed starts anew."""
+    first = optimized()
+    model = client()
+    again = optimized(model)
+    assert model.requests == []
+    assert (again.verdict, again.prompts, again.run) == (first.verdict, first.prompts, first.run)
+    assert str(again) == str(first)
+    assert "returns the result of" in capsys.readouterr().err
+    assert afnio.run(again.agent("row 9")) == "yes"
+    optimized(model, seed=1)
+    assert model.requests
+
+
+def test_a_changed_function_is_not_answered_from_the_run() -> None:
+    """A result of other code would be wrong."""
+    optimized()
+    model = client()
+    plain = agent_of(model)
+
+    async def agent(text: str, system: str) -> str:
+        return (await plain(text, system)).strip()
+
+    optimized(model, agent=agent, name="agent")
+    assert model.requests
+
+
+def test_an_interrupted_call_continues_and_pays_nothing_twice() -> None:
+    """A run that an error ended is continued by the same call, from its journal."""
+    whole = client()
+    expected = optimized(whole, name="whole")
+    scored = itertools.count()
+
+    def breaking(output: str, expected: str) -> Any:
+        return "a mistake" if next(scored) == 60 else output == expected
+
+    breaking.__name__ = equal.__name__  # critics read it
+    broken = client()
+    with pytest.raises(MetricError):
+        optimized(broken, metric=breaking)
+    model = client()
+    result = optimized(model)
+    assert result.prompts == expected.prompts
+    assert result.verdict == expected.verdict
+    # Calls that were in flight at the error had no reply.
+    assert len(model.requests) + len(broken.requests) <= len(whole.requests) + 8
+    assert len(broken.requests) > 60
+
+
+# Entrances
+
+
+async def test_on_asyncio_it_is_awaited() -> None:
+    """Without an await, reading says what to do."""
+    pending = optimized()
+    with pytest.raises(AttributeError, match="await afnio.optimize"):
+        _ = pending.verdict
+    assert (await pending).verdict.startswith("Better")
+
+
+def test_on_trio_it_is_awaited(folder: Path) -> None:
+    """The same on trio."""
+
+    async def main() -> afnio.Result:
+        return await optimized()
+
+    assert anyio.run(main, backend="trio").verdict.startswith("Better")
+
+
+def test_in_a_thread() -> None:
+    """A thread without a loop blocks."""
+    found: list[afnio.Result] = []
+    thread = threading.Thread(target=lambda: found.append(optimized()))
+    thread.start()
+    thread.join()
+    assert found[0].verdict.startswith("Better")
+
+
+async def test_cancelled_it_can_go_on() -> None:
+    """An app that cancels it leaves a run that the same call continues."""
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    calls = itertools.count()
+
+    def slow(request: Any) -> Any:
+        if next(calls) == 120:
+            loop.call_soon_threadsafe(started.set)
+        return answer(request)
+
+    task = asyncio.ensure_future(_awaited(ScriptedClient(slow, latency=0.001)))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    model = client()
+    assert (await _awaited(model)).verdict.startswith("Better")
+    assert 0 < len(model.requests) < 400
+
+
+async def _awaited(model: ScriptedClient) -> afnio.Result:
+    return await optimized(model)
+
+
+# The result
+
+
+def test_save_report_and_text(folder: Path) -> None:
+    """Texts as files, the page with the gain and the rows, a text that a person can read."""
+    result = optimized()
+    assert (result.save("prompts") / "system.txt").read_text() == "level 10"
+    page = result.report("result.html").read_text()
+    assert result.verdict.replace("+", "&#43;") in page or result.verdict in page
+    assert "Better now" in page
+    assert "row" in page
+    assert "<ins>" in page
+    assert (folder / "result.html").stat().st_mode & 0o077 == 0
+    text = str(result)
+    for part in ("before ", "after ", "gain ", "spent ", "level 10"):
+        assert part in text
+    assert "Better" in repr(result)
+
+
+def test_a_cell_of_a_notebook_shows_it_escaped() -> None:
+    """Prompts are strangers' text."""
+    hostile = "level 2 <script>alert(1)</script>"
+    html = optimized(prompts={"system": hostile})._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_rows_won_and_lost_are_on_the_page() -> None:
+    """Of each kind a reader sees the input, what is expected, and both outputs."""
+    result = optimized()
+    assert {example.outputs for example in result.examples} <= {("no", "yes"), ("yes", "yes")}
+    assert result.gain is not None
+    assert sum(example.outputs == ("no", "yes") for example in result.examples) == result.gain.won
+
+
+def test_its_run_is_in_the_store(folder: Path) -> None:
+    """`afnio runs list` has it, named after the function."""
+    result = optimized(name="mails")
+    listed = subprocess.run(
+        [sys.executable, "-m", "afnio.cli", "runs", "list", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    runs: list[Mapping[str, Any]] = json.loads(listed.stdout)
+    assert result.run.startswith("optimize/mails/")
+    assert runs[0]["name"] == result.run.rpartition("/")[2]

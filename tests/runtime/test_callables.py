@@ -1,0 +1,300 @@
+"""Users' callables: the loop they run on, how many threads they get, and the warning if one blocks the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.errors import BatchError, BlockingReadError
+from afnio.testing import ScriptedClient
+
+ENTRANCES = {"asyncio": asyncio.run, "trio": lambda coroutine: anyio.run(lambda: coroutine, backend="trio")}
+
+
+class OwnLoop:
+    """A client that belongs to the loop on which it is used first, as most SDKs' do."""
+
+    def __init__(self) -> None:
+        self.thread = 0
+
+    async def ask(self, text: str) -> str:
+        self.thread = self.thread or threading.get_ident()
+        await anyio.lowlevel.checkpoint()
+        if threading.get_ident() != self.thread:
+            raise RuntimeError("<asyncio.locks.Event object at 0x1> is bound to a different event loop")
+        return text.upper()
+
+
+# loop="caller" -----------------------------------------------------------------------------------
+
+
+class Asked(afnio.autodiff.Function):
+    loop = "caller"
+
+    @staticmethod
+    async def forward(ctx: Any, client: OwnLoop, text: str) -> str:
+        return await client.ask(text)
+
+    @staticmethod
+    async def backward(ctx: Any, feedback: str) -> Any:
+        return None, await ctx.arguments.args[0].ask(feedback)
+
+
+def by_function(client: OwnLoop, texts: Any) -> Any:
+    return Asked.apply(client, texts)
+
+
+def by_agent(client: OwnLoop, texts: Any) -> Any:
+    return cog.Agent(client.ask, prompts={}, loop="caller")(texts)
+
+
+def by_map(client: OwnLoop, texts: Any) -> Any:
+    return texts.map(client.ask, loop="caller")
+
+
+def by_evaluator(client: OwnLoop, texts: Any) -> Any:
+    async def score(text: str, target: str) -> bool:
+        return await client.ask(text) == target
+
+    evaluation = cog.DeterministicEvaluator()(texts, "A", score, "match", loop="caller")
+    return evaluation.score
+
+
+@pytest.mark.parametrize("entrance", list(ENTRANCES))
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [(by_function, ["A", "B"]), (by_agent, ["A", "B"]), (by_map, ["A", "B"]), (by_evaluator, 1)],
+)
+def test_a_client_of_the_callers_loop_works(entrance: str, use: Any, expected: Any) -> None:
+    async def main() -> Any:
+        client = OwnLoop()
+        await client.ask("mine")
+        found = (await use(client, afnio.Variable(["a", "b"]))).data
+        assert "AFTER" == await client.ask("after")
+        return found
+
+    assert expected == ENTRANCES[entrance](main())
+
+
+def test_backward_runs_there_too() -> None:
+    async def main() -> Any:
+        texts = afnio.Variable(["a", "b"], requires_grad=True)
+        client = OwnLoop()
+        await Asked.apply(client, texts).backward(afnio.Variable(["f", "g"]))
+        return [gradient.data for gradient in texts.grad]
+
+    assert [["F", "G"]] == asyncio.run(main())
+
+
+@pytest.mark.parametrize("entrance", list(ENTRANCES))
+def test_errors_and_engine_calls_pass_between_the_loops(entrance: str) -> None:
+    """A call of the engine's in a callable on the caller's loop belongs to the lane: budgets and traces hold."""
+    client = ScriptedClient("said")
+
+    async def answer(text: str, system: str) -> str:
+        reply = await client.achat(messages=[{"role": "system", "content": system}], model="m")
+        if text == "b":
+            raise LookupError("no b")
+        return f"{text}: {reply}"
+
+    agent = cog.Agent(answer, prompts={"system": "s"}, loop="caller")
+
+    async def main() -> Any:
+        with afnio.tolerate(quorum=0.5):
+            output = await agent(["a", "b"])
+            assert LookupError is type(output.errors[1])
+            return output.data
+
+    assert ["a: said", None] == ENTRANCES[entrance](main())
+
+
+@pytest.mark.parametrize("entrance", list(ENTRANCES))
+def test_a_cancelled_caller_ends_the_callable_first(entrance: str) -> None:
+    ended = []
+
+    async def main() -> None:
+        started = anyio.Event()
+
+        async def wait(text: str) -> str:
+            started.set()
+            try:
+                await anyio.sleep(60)
+            finally:
+                ended.append(text)
+            return text
+
+        agent = cog.Agent(wait, prompts={}, loop="caller")
+
+        async def ask() -> None:
+            await agent("a")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await started.wait()
+            group.cancel_scope.cancel()
+
+    ENTRANCES[entrance](main())
+    assert ["a"] == ended
+
+
+def test_system_exit_on_the_callers_loop_ends_the_lane_only() -> None:
+    async def leave(text: str) -> str:
+        raise SystemExit(3)
+
+    async def main() -> str:
+        with pytest.raises(BatchError, match="1 of 1"):
+            await afnio.Variable(["a"]).map(leave, loop="caller")
+        return "still here"
+
+    assert "still here" == asyncio.run(main())
+
+
+@pytest.mark.parametrize("entrance", list(ENTRANCES))
+def test_a_loop_that_ends_first_ends_its_callables(entrance: str) -> None:
+    async def wait(text: str) -> str:
+        await anyio.sleep(60)
+        return text
+
+    async def main() -> afnio.Variable:
+        started = afnio.Variable("a").map(wait, loop="caller")
+        await anyio.lowlevel.checkpoint()
+        return started
+
+    left = ENTRANCES[entrance](main())
+    with pytest.raises(RuntimeError, match="the loop that launched this callable has ended before it"):
+        left.data
+
+
+def test_without_a_loop_the_launch_says_so() -> None:
+    async def same(text: str) -> str:
+        return text
+
+    with pytest.raises(RuntimeError, match=r"loop='caller' needs a running event loop where Map is launched"):
+        afnio.Variable("a").map(same, loop="caller")
+    with pytest.raises(ValueError, match="loop must be 'runtime' or 'caller'"):
+        afnio.Variable("a").map(same, loop="other")  # type: ignore[arg-type]
+
+
+def test_a_read_that_blocks_the_loop_that_it_waits_for_is_refused() -> None:
+    async def same(text: str) -> str:
+        return text
+
+    async def main() -> str:
+        afnio.set_sync_mode("allow")
+        try:
+            pending = afnio.Variable("a").map(same, loop="caller")
+            with pytest.raises(BlockingReadError, match="wait for itself"):
+                pending.data
+            assert "a" == (await pending).data
+            return (afnio.Variable("a") + afnio.Variable("b")).data  # nothing runs here any more
+        finally:
+            afnio.set_sync_mode("auto")
+
+    assert "ab" == asyncio.run(main())
+
+
+def test_a_client_of_another_loop_is_explained() -> None:
+    """Also if the SDK has wrapped the error."""
+
+    async def main() -> None:
+        client = OwnLoop()
+        await client.ask("mine")
+
+        async def wrapped(text: str) -> str:
+            try:
+                return await client.ask(text)
+            except RuntimeError as error:
+                raise ConnectionError("Connection error.") from error
+
+        for fn in (client.ask, wrapped):
+            with pytest.raises(
+                RuntimeError, match=r"must not use a client of another loop .*pass loop='caller'"
+            ):
+                await cog.Agent(fn, prompts={})("a")
+
+    asyncio.run(main())
+
+
+# Threads -----------------------------------------------------------------------------------------
+
+
+def together(count: int) -> tuple[Callable[[str], str], list[int]]:
+    """Return a blocking callable that ends when `count` of it run, and the list of the most that ran."""
+    barrier = threading.Barrier(count)
+    most = [0]
+    running = [0]
+    lock = threading.Lock()
+
+    def meet(text: str) -> str:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        barrier.wait(30)
+        with lock:
+            running[0] -= 1
+        return text
+
+    return meet, most
+
+
+def test_as_many_blocking_callables_run_as_were_asked_for() -> None:
+    meet, most = together(512)
+    with afnio.set_threads(512):
+        assert ["a"] * 512 == cog.Agent(meet, prompts={})(["a"] * 512).data
+    assert [512] == most
+
+
+def test_by_default_threads_follow_the_calls_in_flight() -> None:
+    ScriptedClient("x", limits=afnio.Limits(max_in_flight=48))
+    meet, _ = together(48)
+    assert ["a"] * 48 == afnio.Variable(["a"] * 48).map(meet).data
+
+
+def test_a_smaller_setting_holds_in_its_block() -> None:
+    meet, most = together(2)  # they go in pairs
+    with afnio.set_threads(2):
+        assert ["a"] * 40 == afnio.Variable(["a"] * 40).map(meet).data
+    assert [2] == most
+
+
+@pytest.mark.parametrize("most", [0, -1, True, "many"])
+def test_threads_must_be_a_number(most: Any) -> None:
+    with pytest.raises(ValueError, match="the number of threads must be at least 1"):
+        afnio.set_threads(most)
+
+
+# A callable that blocks the loop -----------------------------------------------------------------
+
+
+def test_a_callable_that_blocks_the_loop_is_named_while_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, with its own line and the line that blocks."""
+    warned = threading.Event()
+    log = logging.getLogger("afnio")
+    said: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *args: (said.append(text % args), warned.set()))
+
+    async def busy(text: str) -> str:
+        helper()
+        return text
+
+    def helper() -> None:
+        assert warned.wait(10)
+
+    assert ["a", "b"] == afnio.Variable(["a", "b"]).map(functools.partial(busy)).data
+    (text,) = said
+    assert text.startswith("test_a_callable_that_blocks_the_loop_is_named_while_it_does.<locals>.busy (")
+    blocks = helper.__code__.co_firstlineno + 1
+    assert f"{__file__}:{busy.__code__.co_firstlineno}) has blocked the runtime's loop for " in text
+    assert f"now at {__file__}:{blocks}, and every call" in text
