@@ -50,7 +50,8 @@ from afnio.errors import (
     UnknownPriceError,
 )
 from afnio.models._client import rehearsal
-from afnio.models._dialects import CHAT, Chat, mapping
+from afnio.models._dialect import mapping
+from afnio.models._dialects import CHAT
 from afnio.models._masking import mask
 from afnio.models._messages import ChatResponse
 from afnio.models._prices import governed_price
@@ -409,7 +410,7 @@ class _Attempt:
                     events = splitter.feed(piece) if piece else [rest for rest in (splitter.rest(),) if rest]
                     for event in events:
                         parsed = event_json(event)
-                        dropped = asked_usage and isinstance(dialect, Chat) and dialect.is_usage(parsed or {})
+                        dropped = asked_usage and CHAT.is_usage(parsed or {})
                         stream.add(event, parsed, dropped=dropped)
                         error = None if parsed is None else dialect.error_in(parsed)
                         if error is not None:
