@@ -167,6 +167,19 @@ def smolagents(url: str) -> Callable[..., Any]:
     return agent
 
 
+def crewai(url: str) -> Callable[..., Any]:
+    from crewai import LLM, Agent, Crew, Task
+
+    llm = LLM(model="openai/gpt-4o-mini", base_url=f"{url}/v1", api_key=KEY)
+
+    def agent(text: str) -> str:
+        worker = Agent(role="r", goal="g", backstory="b", llm=llm)
+        task = Task(description=text, expected_output="a text", agent=worker)
+        return str(Crew(agents=[worker], tasks=[task]).kickoff())
+
+    return agent
+
+
 class Messages(logging.Handler):
     """Collects what Afnio logs."""
 
