@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn, Self, final
 
 from afnio.errors import AfnioError, FinalModelError, TransientModelError
@@ -34,9 +34,22 @@ from afnio.runtime.events import Usage, unheard
 
 
 def _encode(response: ChatResponse) -> bytes:
-    fields = asdict(response)
-    del fields["limits"]  # they belong to the moment, not to the reply
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    from pydantic_core import to_json
+
+    usage = response.usage
+    fields = {
+        "content": response.content,
+        "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in response.tool_calls],
+        "finish_reason": response.finish_reason,
+        "model": response.model,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+        },
+    }  # without `limits`: they belong to the moment, not to the reply
+    return to_json(fields)
 
 
 def _decode(payload: bytes) -> ChatResponse:
