@@ -670,13 +670,15 @@ class ChainStep:
 
     async def _carried(self, winner: Entry, name: str) -> list[list[Mistake]]:
         """Return the winner's mistakes in the race, for the next step's proposals."""
-        carried: list[list[Mistake]] = [[] for _ in self._values]
+        parts: list[list[list[Mistake]]] = [[] for _ in winner.graphs]
+
+        async def part(number: int) -> None:
+            explanation, units = winner.graphs[number]
+            parts[number] = await self._runner.mistakes(explanation, units, f"part {number + 1}")
+
         async with scope(name=name):
-            for number, (explanation, units) in enumerate(winner.graphs, start=1):
-                found = await self._runner.mistakes(explanation, units, f"part {number}")
-                for position, mistakes in enumerate(found):
-                    carried[position] += mistakes
-        return carried
+            await side_by_side([partial(part, number) for number in range(len(parts))])
+        return [[m for found in parts for m in found[position]] for position in range(len(self._values))]
 
     def _limit(self, position: int) -> int | None:
         most = self._setup.max_chars
