@@ -9,6 +9,7 @@ from rich.console import Console
 
 from benchmarks import (
     accept,
+    bridge,
     calls,
     gateway,
     journal,
@@ -37,6 +38,7 @@ def write(*, full: bool) -> list[Claim]:
 PARTS = {
     "launch": launch.main,
     "calls": calls.main,
+    "bridge": bridge.main,
     "step": step.main,
     "trainer": trainer.main,
     "accept": accept.main,
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument(
         "parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default"
     )
-    parser.add_argument("--full", action="store_true", help="all sizes, more repeats; about half an hour")
+    parser.add_argument("--full", action="store_true", help="all sizes, more repeats; about 40 minutes")
     given = parser.parse_args()
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:

@@ -46,8 +46,8 @@ def test_calls_over_tls(results: Callable[[str], dict[str, Any]]) -> None:
         claims = tls.pools(server, {8: 1}, latency=0.02)
     plain, secure = results("calls-tls")["rows"]
     assert (plain["by"], secure["by"], plain["resumed"], plain["x HTTP"]) == ("HTTP", "HTTPS", 0, 1.0)
-    assert 1 < secure["connections"] <= 1 + 8
-    assert secure["resumed"] == secure["connections"] - 1
+    assert 1 < secure["opened"] <= 1 + 8
+    assert secure["resumed"] == secure["opened"] - 1
     assert [claim.what for claim in claims] == ["HTTPS / HTTP, calls/s, warm at 8, journal on"]
 
 

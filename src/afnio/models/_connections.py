@@ -4,7 +4,7 @@ A launch of a thousand calls meets an empty pool. aiohttp would open a thousand 
 servers' accept queues hold, and more than the calls need, for the first of them end while the last still shake hands.
 `Connections` therefore lets only `OPENING` calls at a time wait for a connection of their own. The others wait for
 that or for a connection that another call gives back, whatever comes first. A pool that is warm, or smaller than
-`OPENING`, never waits.
+`OPENING`, never waits. If there is no connection and none can be opened, all that wait fail.
 
 A full TLS handshake verifies a chain of certificates. `resuming_context` makes contexts whose connections offer the
 server the session of an earlier one to the same host, which skips that (RFC 8446, section 2.2). Servers that don't
@@ -16,6 +16,7 @@ asyncio allocates a buffer of 256 kB for each TLS connection. Nothing public mak
 from __future__ import annotations
 
 import asyncio
+import copy
 import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Final, final
@@ -59,13 +60,15 @@ class Connections(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as in aiohttp
     ) -> Connection:
         """Return an idle connection, or open one. It waits while too many are being opened."""
-        if self._spare > 0 and not self._queue:
+        if self._spare > 0:  # then the queue is empty
             self._spare -= 1
         else:
             await self._turn()
         try:
             connection = await super().connect(req, traces, timeout)
-        except BaseException:
+        except BaseException as error:
+            if not self._open and isinstance(error, (aiohttp.ClientConnectorError, TimeoutError)):
+                self._fail(error)
             self._add()
             raise
         protocol = connection.protocol
@@ -80,9 +83,7 @@ class Connections(aiohttp.TCPConnector):
         try:
             await waiting
         except asyncio.CancelledError:
-            if waiting.cancelled():
-                self._queue.remove(waiting)
-            else:  # its turn had come
+            if not waiting.cancelled() and waiting.exception() is None:  # its turn had come
                 self._add()
             raise
 
@@ -90,8 +91,17 @@ class Connections(aiohttp.TCPConnector):
         """Let a call go on: a connection was given back or opened, or a call has given up."""
         self._spare += 1
         while self._spare > 0 and self._queue:
-            self._spare -= 1
-            self._queue.popleft().set_result(None)
+            waiting = self._queue.popleft()
+            if not waiting.done():  # or its call was cancelled
+                self._spare -= 1
+                waiting.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        """End the wait of all calls. A host that drops packets would otherwise fail 128 of them every ten seconds."""
+        while self._queue:
+            waiting = self._queue.popleft()
+            if not waiting.done():
+                waiting.set_exception(copy.copy(error))
 
     def _opened(self, protocol: ResponseHandler) -> None:
         closed = protocol.closed

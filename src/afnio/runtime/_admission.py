@@ -27,8 +27,6 @@ from enum import Enum, auto
 from functools import partial
 from typing import Final, Protocol, final
 
-import anyio
-
 from afnio.errors import ProviderDownError, RateLimitedError, TransientModelError
 from afnio.runtime._kernel import Runtime, existing_runtime
 from afnio.runtime._limits import (
@@ -45,7 +43,7 @@ from afnio.runtime._limits import (
     total_limits,
     warn_once,
 )
-from afnio.runtime._loop import call_later, loop_time
+from afnio.runtime._loop import Signal, call_later, loop_time
 from afnio.runtime._retries import AccountHealth, Concurrency, Refusals
 from afnio.runtime._settings import CallPriority
 from afnio.runtime.events import LimitsLearnt, Usage, emit
@@ -124,7 +122,7 @@ class Admitter:
         self._admit()
         count_call(waits=entry.waiting)
         try:
-            await entry.admitted.wait()
+            await entry.admission()
         except BaseException:
             if entry.waiting:
                 self._queue.remove(entry)
@@ -214,7 +212,7 @@ class Admitter:
                 if entry is not None:
                     self._queue.admit(entry)
                     self._take(entry.permit, now)
-                    entry.admitted.set()
+                    entry.wake()
                     continue
             self._wake_in(wait, now)
             return
@@ -353,7 +351,7 @@ class Admitter:
     def _fail_all(self, error: ProviderDownError) -> None:
         for entry in self._queue.drain():
             entry.error = ProviderDownError(str(error), status=error.status)
-            entry.admitted.set()
+            entry.wake()
 
     def _pause(self, seconds: float, now: float) -> None:
         """Send nothing for this account for a while: its other calls would be refused as well."""
@@ -503,15 +501,26 @@ def _oldest(line: tuple[list[QueueEntry], deque[QueueEntry]]) -> QueueEntry | No
 class QueueEntry:
     """A call in the queue. A cancelled one stays until its turn comes: searching for it would cost more."""
 
-    __slots__ = ("_key", "admitted", "error", "order", "permit", "waiting")
+    __slots__ = ("_key", "_turn", "error", "order", "permit", "waiting")
 
     def __init__(self, permit: Permit) -> None:
         self.permit = permit
         self.order = 0
         self.waiting = True
-        self.admitted = anyio.Event()
         self.error: Exception | None = None
+        self._turn: Signal | None = None
         self.reorder()
+
+    async def admission(self) -> None:
+        """Wait until the entry was admitted, or failed with its `error`."""
+        if self.waiting:
+            self._turn = Signal()
+            await self._turn.wait()
+
+    def wake(self) -> None:
+        """Let the call run: it isn't in the queue any more."""
+        if self._turn is not None:
+            self._turn.set()
 
     def reorder(self) -> None:
         """Read the call's priority again. The heap of its line must be sorted afterwards."""

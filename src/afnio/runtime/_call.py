@@ -39,7 +39,7 @@ from afnio.runtime._admission import Congestion, Sign, Tokens, admitter, congest
 from afnio.runtime._budget import Budget, Charge, Reservation, current_budgets, reservation_of, time_over
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import DEFAULT_OUTPUT, Account
-from afnio.runtime._loop import Cancelled, Task, loop_time
+from afnio.runtime._loop import Cancelled, Deadline, Signal, Task, deadline_at, loop_time
 from afnio.runtime._retries import RETRIES, AccountHealth
 from afnio.runtime._settings import CallPriority, current_priority
 from afnio.runtime._spending import AttemptEstimate, Price, cost
@@ -87,7 +87,7 @@ class Call(Generic[R]):
     Attributes:
         address: where in the program it was launched: scope path, launch, part, lane, purpose.
         scope: the scope path alone.
-        key: digest of everything that can change the reply.
+        key: digest of everything that can change the reply; empty if there is no journal and it isn't deterministic.
         plain_key: the key in journals of format 1, which left out what the client adds to requests; None if it
             adds nothing.
         deterministic: True if the temperature is 0, so that equal calls may share a reply.
@@ -186,8 +186,11 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
 
 def record_reply(
     runtime: Runtime, journal: Journal, call: Call[R], reply: R, seconds: float, kind: Kind = "reply"
-) -> anyio.Event:
-    """Record a reply. The event that is returned is set once it is on disk, or can't be recorded."""
+) -> Signal:
+    """Record a reply. The signal that is returned comes once it is on disk, or the journal takes no more.
+
+    It raises if this reply can't be recorded, and others can.
+    """
     from afnio.runtime._journal_file import Record
 
     record = Record(
@@ -202,8 +205,13 @@ def record_reply(
         kind=kind,
         reusable=call.codec.reusable(reply),
     )
-    written = anyio.Event()
-    journal.append(record, lambda error: runtime.post(written.set), payload=lambda: call.codec.encode(reply))
+    written = Signal()
+
+    def done(error: BaseException | None) -> None:
+        # A full disk isn't this reply's fault: its caller gets it, and the next call raises.
+        runtime.post(written.set, None if error is journal.broken else error)
+
+    journal.append(record, done, payload=lambda: call.codec.encode(reply))
     return written
 
 
@@ -292,10 +300,10 @@ class Trip(ABC, Generic[R]):
         failures, refused_since: see `Repeated` in `_retries.py`.
         known_failure: the error of an attempt that was already made; the next one raises it instead of sending.
         patience: seconds that the current attempt may take.
-        wire: the scope of the current attempt.
+        wire: the deadline of the current attempt.
     """
 
-    wire: anyio.CancelScope
+    wire: Deadline
 
     def __init__(self, runtime: Runtime, call: Call[R]) -> None:
         self.runtime = runtime
@@ -396,16 +404,18 @@ async def _send_once(trip: Trip[R]) -> R:
     reply: R | None = None
     sent = time.monotonic()
     try:
-        with trip.wire:
+        async with trip.wire:
             reply = _counted(trip.call, await trip.attempt())
             trip.outcome = AttemptOutcome.REPLIED
             return reply
-        trip.outcome = AttemptOutcome.NO_REPLY
-        raise no_reply(trip.call, trip.patience)
     except ModelError as error:
-        if trip.outcome is AttemptOutcome.CUT_OFF:
-            trip.outcome = AttemptOutcome.of(error)
+        trip.outcome = AttemptOutcome.of(error)
         raise
+    except TimeoutError:
+        if not trip.wire.expired():  # the client's own
+            raise
+        trip.outcome = AttemptOutcome.NO_REPLY
+        raise no_reply(trip.call, trip.patience) from None
     finally:
         trip.settle(reply)
         trip.last = time.monotonic() - sent
@@ -445,7 +455,7 @@ class Solo(Trip[R]):
 
     def depart(self) -> None:
         self._reservation.attempt()
-        self.wire = anyio.CancelScope(deadline=loop_time() + self.patience)
+        self.wire = deadline_at(loop_time() + self.patience)
 
     def settle(self, reply: R | None) -> None:
         if reply is not None:
@@ -615,6 +625,7 @@ class Flight(Trip[R]):
         self._boarded: anyio.Event | None = None
         self._ready = False  # a rider has reserved the attempt that is queued or on the wire
         self._sent_at: float | None = None
+        self._ends = math.inf
         # The budgets and journals of the riders on board, each with the number of riders that brought it.
         self._held: dict[Budget, Reservation] = {}
         self._payers: Counter[Budget] = Counter()
@@ -704,7 +715,7 @@ class Flight(Trip[R]):
                 held.send()
             rider.boarded_at = loop_time()
             if rider.call.deadline > self.patience:
-                self._set_deadlines()
+                self._move_deadlines()
             else:
                 self._set_deadline(rider)
         if self._boarded is not None:
@@ -749,7 +760,7 @@ class Flight(Trip[R]):
             if sent and not self._journals[rider.journal]:
                 note_unknown(rider.journal, rider.call)
         if sent and self._aboard and all(other.call.deadline < self.patience for other in self._aboard):
-            self._set_deadlines()
+            self._move_deadlines()
 
     def _forget(self, rider: Rider[R]) -> None:
         del self._riders[rider]
@@ -770,14 +781,20 @@ class Flight(Trip[R]):
     def _set_deadlines(self) -> None:
         assert self._sent_at is not None
         self.patience = max(rider.call.deadline for rider in self._aboard)
-        self.wire.deadline = self._sent_at + self.patience
+        self._ends = self._sent_at + self.patience
         for rider in self._aboard:
             self._set_deadline(rider)
+
+    def _move_deadlines(self) -> None:
+        """Change the deadline of an attempt on the wire."""
+        self._set_deadlines()
+        if not self.wire.expired():
+            self.wire.reschedule(self._ends)
 
     def _set_deadline(self, rider: Rider[R]) -> None:
         """Let a rider leave at its own deadline if the attempt lasts longer."""
         own = rider.boarded_at + rider.call.deadline
-        rider.patience.deadline = min(rider.ends, own if own < self.wire.deadline else math.inf)
+        rider.patience.deadline = min(rider.ends, own if own < self._ends else math.inf)
 
     # The trip
 
@@ -795,7 +812,6 @@ class Flight(Trip[R]):
 
     def depart(self) -> None:
         self._sent_at = loop_time()
-        self.wire = anyio.CancelScope()
         for held in self._held.values():
             held.send()
         waits, self._congestion.waited = self._congestion.waited > 0, 0
@@ -804,6 +820,7 @@ class Flight(Trip[R]):
             if rider.congestion is not None:
                 rider.congestion.count(waits=waits)
         self._set_deadlines()
+        self.wire = deadline_at(self._ends)
 
     def attempt(self) -> Any:
         # Send it by the most patient rider's client: the transports have deadlines, too.
@@ -922,7 +939,7 @@ class Rider(Generic[R]):
         self.landed = False
         self.reply: R | None = None
         self.error: BaseException | None = None
-        self.written: anyio.Event | None = None
+        self.written: Signal | None = None
 
 
 class Overdue(Exception):  # noqa: N818 - it never leaves the engine
