@@ -230,8 +230,13 @@ class ChainStep:
         units = stream.take(min(sizes.race, len(self._setup.train)))
         entries = [Entry("incumbent", self._values)]
         entries += [self._without(at, number) for at, number, _ in options]
+        # The candidates differ by a whole sentence of the author's, so don't drop one on the first samples if the
+        # budget pays for more.
+        whole = state.sample is None or len(entries) * len(units) * state.sample.forward <= (
+            state.step_cost or 0
+        )
         async with scope(name="start"):
-            result = await self._race(entries, units)
+            result = await self._race(entries, units, staged=not whole)
         state.stream = stream
         self._record_race(result)
         winner = result.winner
@@ -427,7 +432,9 @@ class ChainStep:
 
     # The race
 
-    async def _race(self, entries: Sequence[Entry], units: Sequence[int]) -> RacedEntries:
+    async def _race(
+        self, entries: Sequence[Entry], units: Sequence[int], *, staged: bool = True
+    ) -> RacedEntries:
         """Run candidates on fresh samples: some for all, the rest for the best."""
         racing = [entry for entry in entries if not entry.note]
         if len(racing) < 2 or not units:
@@ -435,7 +442,7 @@ class ChainStep:
         for place, entry in enumerate(racing):
             entry.place = place
         sizes = self._sizes
-        staged = len(racing) > sizes.keep and len(units) > sizes.first
+        staged = staged and len(racing) > sizes.keep and len(units) > sizes.first
         head = list(units[: sizes.first]) if staged else list(units)
         async with scope(name="race"):
             await self._run(racing, head, 1)
