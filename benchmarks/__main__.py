@@ -9,6 +9,7 @@ from rich.console import Console
 
 from benchmarks import (
     accept,
+    bridge,
     calls,
     gateway,
     journal,
@@ -37,6 +38,7 @@ def write(*, full: bool) -> list[Claim]:
 PARTS = {
     "launch": launch.main,
     "calls": calls.main,
+    "bridge": bridge.main,
     "step": step.main,
     "trainer": trainer.main,
     "accept": accept.main,

@@ -1,4 +1,4 @@
-"""Chat calls as one writes them without an engine: AsyncOpenAI, a semaphore, `asyncio.gather`."""
+"""Chat calls as one writes them without an engine: AsyncOpenAI, a semaphore, `asyncio.gather`. Bridged or not."""
 
 from __future__ import annotations
 
@@ -14,15 +14,26 @@ from benchmarks.children.collecting import Collecting
 from benchmarks.children.texts import REPLY, body
 
 
-def measure(base_url: str, calls: int, in_flight: int) -> dict[str, Any]:
-    return asyncio.run(gather(base_url, calls, in_flight))
+def measure(base_url: str, calls: int, in_flight: int, bridged: bool = False) -> dict[str, Any]:
+    http_client = None
+    if bridged:
+        from afnio import Limits, bridge
+
+        http_client = bridge.client(limits=Limits(max_in_flight=in_flight))
+    return asyncio.run(gather(base_url, calls, in_flight, http_client))
 
 
-async def gather(base_url: str, calls: int, in_flight: int) -> dict[str, Any]:
+async def gather(base_url: str, calls: int, in_flight: int, http_client: Any) -> dict[str, Any]:
     seconds: list[float] = []
     room = asyncio.Semaphore(in_flight)
-    # By default it takes 5 s to connect for a failure, which a loaded machine needs for 1,000 connections.
-    async with AsyncOpenAI(base_url=base_url, api_key="any", max_retries=0, timeout=60) as client:
+    async with AsyncOpenAI(
+        # Its default of 5 s to connect is too short for a thousand connections at once on a busy machine.
+        base_url=base_url,
+        api_key="any",
+        max_retries=0,
+        timeout=600,
+        http_client=http_client,
+    ) as client:
 
         async def ask(number: int) -> str | None:
             async with room:

@@ -45,10 +45,10 @@ from afnio.models._loopback import url
 from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.models._trace import in_attempt
-from afnio.models._transport import unreachable
+from afnio.models._transport import MAX_REPLY, unreachable
 from afnio.runtime._kernel import Failure, Job, Launch, Slot, on_runtime_thread
 from afnio.runtime._limits import Limits, give_limits
-from afnio.runtime._loop import running_library
+from afnio.runtime._loop import running_loop
 from afnio.runtime._waiting import wait_async
 
 __all__ = ["client", "installed", "register", "sync_client", "transport", "url"]
@@ -251,7 +251,7 @@ class _Bridge:
         if raw is None:
             return self._pass_on_blocking(request)
         if on_runtime_thread():
-            refused = _on_the_loop()
+            refused = _on_therunning_loop()
             return self._library.Response(refused.status, headers=refused.headers, content=refused.body)
         bridged = self._launch(raw, request)
         pipe = bridged.exchange.pipe
@@ -292,9 +292,9 @@ class _Bridge:
             return await self._beside.handle_async_request(request)
         if self._inner is not None and not in_attempt.get():
             return await _by_inner(self._library, self._inner, request)
-        other = self._others.get(_loop())
+        other = self._others.get(running_loop())
         if other is None:
-            other = self._others[_loop()] = self._library.AsyncClient()
+            other = self._others[running_loop()] = self._library.AsyncClient()
         token = in_attempt.set(True)  # under `installed` it would come back here
         try:
             return await other.send(request, stream=True)
@@ -315,7 +315,7 @@ class _Bridge:
             in_attempt.reset(token)
 
     async def aclose(self) -> None:
-        other = self._others.pop(_loop(), None)
+        other = self._others.pop(running_loop(), None)
         if other is not None:
             await other.aclose()
         if isinstance(self._inner, self._library.AsyncBaseTransport):
@@ -365,7 +365,7 @@ def _stream_class(library: ModuleType) -> type[Any]:
     return AfnioStream
 
 
-def _on_the_loop() -> RawReply:
+def _on_therunning_loop() -> RawReply:
     line = user_line()
     return own_reply(
         400,
@@ -373,17 +373,6 @@ def _on_the_loop() -> RawReply:
         f"({line}); use the SDK's asynchronous client with afnio.bridge.client(), or make the callable a `def`",
         "blocking_client",
     )
-
-
-def _loop() -> Any:
-    """Return the running event loop, or what stands for it on trio."""
-    if running_library() == "trio":
-        import trio
-
-        return trio.lowlevel.current_root_task()
-    import asyncio
-
-    return asyncio.get_running_loop()
 
 
 # Inner transports
@@ -466,8 +455,8 @@ class _InnerResponse:
         while piece := await self.read():
             pieces.append(piece)
             size += len(piece)
-            if size > 64 << 20:
-                raise FinalModelError(f"{self._shown} sent a reply of more than {64 << 20:,} bytes")
+            if size > MAX_REPLY:
+                raise FinalModelError(f"{self._shown} sent a reply of more than {MAX_REPLY:,} bytes")
         return b"".join(pieces)
 
 

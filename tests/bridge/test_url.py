@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +88,10 @@ async def test_the_address_ends_with_its_block(endpoint: Endpoint) -> None:
     async with bridge.url(f"{endpoint.url}/v1") as base_url:
         pass
 
-    def ask() -> int:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{base_url}/chat/completions", b"{}"))
-        except urllib.error.HTTPError as error:
-            with error:
-                assert "its block has ended" in json.load(error)["error"]["message"]
-                return error.code
-        return 200
-
-    assert 404 == await anyio.to_thread.run_sync(ask)
+    async with httpx2.AsyncClient() as client:
+        reply = await client.post(f"{base_url}/chat/completions", json={"model": "m"})
+    assert 404 == reply.status_code
+    assert "its block has ended" in reply.json()["error"]["message"]
 
 
 async def test_another_token_is_refused(endpoint: Endpoint) -> None:

@@ -16,7 +16,7 @@ from roles import comment, kind, play, prompt, shown, variables
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import BatchError, BudgetExceeded
+from afnio.errors import BatchError, BlockingReadError, BudgetExceeded
 from afnio.models import ChatResponse, ToolCall
 from afnio.optim import TGD
 from afnio.testing import ScriptedClient, SimulatedLM
@@ -68,6 +68,24 @@ def test_a_def_runs_in_a_thread_with_any_values() -> None:
     assert [{"found": 1, "times": 2, "prompt": "p"}, {"found": 2, "times": 2, "prompt": "p"}] == found.data
     assert [1, 2] == found.map(lambda value: value["found"]).data
     assert "output of look_up" == found.role
+
+
+def test_a_def_may_wait_for_calls_in_as_many_threads_as_there_are() -> None:
+    """A call needs no worker thread, so threads full of waiting agents can't lock each other out."""
+    client = echo()
+
+    def answer(question: str, system: str) -> str:
+        return str(client.chat(messages=messages(system, question), **MODEL))
+
+    agent = cog.Agent(answer, prompts={"system": "s"})
+    with afnio.set_threads(2):
+        assert [str(number) for number in range(9)] == agent([str(number) for number in range(9)]).data
+
+    async def on_the_loop(question: str) -> str:
+        return str(client.chat(messages=messages("s", question), **MODEL))
+
+    with pytest.raises(BlockingReadError, match="the runtime's thread"):
+        cog.Agent(on_the_loop, prompts={})("a").data
 
 
 def test_prompts_keep_what_their_parameters_say() -> None:
@@ -161,7 +179,7 @@ def test_inputs_that_do_not_fit_are_an_error_at_the_call() -> None:
 def test_none_is_a_missing_sample_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     agent = cog.Agent(lambda text: None if text == "b" else text, prompts={})
     assert ["a", None] == agent(["a", "b"]).data
-    assert "returned None for sample 1, so that sample is missing" in caplog.text
+    assert "returned None for sample 1; a sample with None is missing" in caplog.text
 
 
 def test_a_failed_sample_names_the_function() -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from afnio.models import ChatRequest
+
+LONG, LONGEST_KEPT, KEPT = 4_000, 1_000_000, 4
+"""See afnio.models._messages."""
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -106,3 +111,66 @@ def test_the_key_tells_requests_apart():
     assert base.key("u") == ChatRequest.build(HELLO, model="m", b=2, a=1).key("u")
     turned = [dict(reversed(message.items())) for message in HELLO]
     assert base.key("u") == ChatRequest.build(turned, model="m", a=1, b=2).key("u")
+
+
+# The canonical bytes
+
+
+def canonical(model, messages, params):
+    """As every version since the first has encoded requests; journals on disk have digests of it."""
+    in_order = [dict(sorted(message.items())) for message in messages]
+    body = dict(sorted({"model": model, **params, "messages": in_order}.items()))
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
+    st.sampled_from('a"\\/\n\t\x00\x1f\x7f\u2028é𝄞')
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner)
+        | st.dictionaries(TEXTS | st.integers() | st.booleans() | st.none(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+CONTENTS = (
+    TEXTS | st.none() | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}), max_size=3)
+)
+MESSAGES = st.builds(
+    lambda role, content, more: {"role": role, "content": content, **more},
+    TEXTS, CONTENTS, st.dictionaries(TEXTS, VALUES, max_size=2),
+)  # fmt: skip
+
+
+@given(TEXTS, st.lists(MESSAGES, min_size=1, max_size=3), st.dictionaries(TEXTS, VALUES, max_size=3))
+def test_requests_have_the_bytes_that_they_always_had(model, messages, params):
+    """Otherwise no journal would answer any more."""
+    assert canonical(model, messages, params) == ChatRequest(model, messages, params).encoded
+
+
+@pytest.mark.parametrize("length", [LONG - 1, LONG, LONG + 1, LONGEST_KEPT, LONGEST_KEPT + 1])
+def test_long_texts_are_encoded_alike_each_time(length):
+    """Their JSON may be kept for the next request."""
+    shared = ('é"\n' * length)[:length]
+    for number in range(2 * KEPT):
+        messages = [{"role": "system", "content": shared}, {"role": "user", "content": f"{number}" * LONG}]
+        assert canonical("m", messages, {}) == ChatRequest("m", messages).encoded
+
+
+def test_half_a_character_is_an_error_of_its_request():
+    """A lone surrogate can't be sent."""
+    with pytest.raises(UnicodeEncodeError, match="surrogates"):
+        _ = ChatRequest("m", [{"role": "user", "content": "\ud800"}]).encoded
+
+
+def test_a_key_of_the_first_journals():
+    """The digest of a request, as it is on users' disks."""
+    request = ChatRequest.build(
+        [{"role": "system", "content": "Sé brief."}, {"role": "user", "content": [{"type": "text", "text": "“Hi”\n"}]}],
+        model="gpt-5", temperature=1e-7, seed=2**70, stop=["\x7f", None], response_format={"b": 1e16, "a": True},
+    )  # fmt: skip
+    assert "47c0c36de0e68f804c34e00d44692b40abda65c748bd5b827f93b94a1451d03b" == request.key(
+        "https://host/v1", "v"
+    )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import anyio
+import httpx2
 import pytest
 
-from afnio import budget, run
+from afnio import bridge, budget, run
 from afnio.errors import BudgetExceeded
 from afnio.models import ChatResponse, ToolCall
+from afnio.models._client import rehearsing
 from afnio.models._trace import current_trace, tracing
 from afnio.testing import ScriptedClient
 
@@ -67,3 +72,105 @@ def test_a_budget_of_the_agents_own_does_not() -> None:
         with pytest.raises(BudgetExceeded):
             ScriptedClient("Hello").chat(**ASK)
     assert trace.ended_by is None
+
+
+def test_a_bridged_call_is_traced_alike() -> None:
+    found = {"choices": [{"message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
+    with tracing() as trace, client_of(lambda request: httpx2.Response(200, json=found)) as client:
+        client.post("http://host/v1/chat/completions", json=ASK)
+    (traced,) = trace.calls
+    assert ("chat/completions", "m", "chat") == (traced.path, traced.model, traced.purpose)
+    assert ASK == traced.request
+    assert found == traced.reply
+
+
+EVENTS = [
+    {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
+    {"choices": [{"index": 0, "delta": {"content": "Hel"}}]},
+    {"choices": [{"index": 0, "delta": {"content": "lo"}}]},
+    {
+        "choices": [
+            {
+                "index": 0,
+                "delta": {
+                    "tool_calls": [{"index": 0, "id": "1", "function": {"name": "f", "arguments": "{"}}]
+                },
+            }
+        ]
+    },
+    {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]}}]},
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+    {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}},
+]
+
+
+def streamed(request: httpx2.Request) -> httpx2.Response:
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in EVENTS) + "data: [DONE]\n\n"
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=body.encode())
+
+
+def test_a_stream_is_traced_in_the_form_of_a_whole_reply() -> None:
+    with tracing() as trace, client_of(streamed) as client:
+        client.post("http://host/v1/chat/completions", json={**ASK, "stream": True})
+    (traced,) = trace.calls
+    assert {**ASK, "stream": True} == traced.request  # without what the bridge added
+    assert traced.reply is not None
+    (choice,) = traced.reply["choices"]
+    assert "tool_calls" == choice["finish_reason"]
+    assert "Hello" == choice["message"]["content"]
+    assert {"name": "f", "arguments": "{}"} == choice["message"]["tool_calls"][0]["function"]
+
+
+def test_a_stream_that_is_left_early_is_traced_as_far_as_it_was_read() -> None:
+    with tracing() as trace, client_of(streamed) as client:
+        with client.stream("POST", "http://host/v1/chat/completions", json={**ASK, "stream": True}) as reply:
+            for line in reply.iter_lines():
+                if "Hel" in line:
+                    break
+    (traced,) = trace.calls
+    assert traced.reply is not None
+    assert "Hel" == traced.reply["choices"][0]["message"]["content"]
+
+
+def test_an_agent_that_swallows_every_error_has_a_trace_that_does_not() -> None:
+    def agent() -> str:
+        with client_of(streamed) as client:
+            try:
+                return client.post("http://host/v1/chat/completions", json=ASK).raise_for_status().text
+            except Exception:
+                return "an answer all the same"
+
+    with budget(max_calls=0), tracing() as trace:
+        assert "an answer all the same" == agent()
+    assert isinstance(trace.ended_by, BudgetExceeded)
+
+
+def client_of(answer: Any) -> httpx2.Client:
+    inner = httpx2.MockTransport(answer)
+    return httpx2.Client(transport=bridge.transport(inner=inner))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("v1/chat/completions", ASK),
+        ("v1/responses", {"model": "m", "input": "Hi"}),
+        ("v1/messages", {**ASK, "max_tokens": 50}),
+        ("v1beta/models/m:generateContent", {"contents": [{"parts": [{"text": "Hi"}]}]}),
+        ("v1/embeddings", {"model": "m", "input": "Hi"}),
+    ],
+)
+def test_a_rehearsal_sends_nothing(path: str, body: dict[str, Any], stream: bool) -> None:
+    if stream:
+        path = path.replace(":generate", ":streamGenerate")
+        body = body if "contents" in body else {**body, "stream": True}
+    headers = {"anthropic-version": "2023-06-01"}
+    with tracing() as trace, rehearsing() as found, client_of(lambda request: pytest.fail("sent")) as client:
+        reply = client.post(f"http://host/{path}", json=body, headers=headers)
+    assert 200 == reply.status_code
+    assert ["m"] == [call.model for call in found.calls]
+    assert trace.calls[0].reply
+    if "embeddings" not in path:
+        assert "made-up reply 1" in reply.text
+        assert "made-up reply 1" in json.dumps(trace.calls[0].reply)

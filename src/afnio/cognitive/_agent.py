@@ -168,7 +168,7 @@ class Signed:
     """A function with its signature, checked once against the prompts that it will get.
 
     Attributes:
-        warned: True once it was said that it makes no calls.
+        warned, warned_of_none: True once it was said that it makes no calls, or returns None.
     """
 
     def __init__(self, function: Any, prompts: Sequence[str]) -> None:
@@ -181,7 +181,7 @@ class Signed:
             raise TypeError(f"fn must be a function (got {function!r})")
         self.function: Callable[..., Any] = function
         self.name = _name_of(function)
-        self.warned = False
+        self.warned = self.warned_of_none = False
         self._prompts = prompts
         try:
             self._signature: inspect.Signature | None = inspect.signature(function)
@@ -309,9 +309,10 @@ class Called(Function):
                     "alone; give its SDK a client of afnio.bridge",
                     signed.name,
                 )
-        if output is None:
+        if output is None and not signed.warned_of_none:
+            signed.warned_of_none = True
             logging.getLogger("afnio").warning(
-                "%s returned None%s, so that sample is missing and isn't scored; return a text instead",
+                "%s returned None%s; a sample with None is missing and isn't scored, so return a text instead",
                 signed.name,
                 "" if ctx.lane is None else f" for sample {ctx.lane}",
             )
@@ -378,7 +379,7 @@ class TraceCritic:
 def _traced(*, record: bool) -> Iterator[Trace]:
     """Trace the block. What an agent inside of another one does is part of both traces."""
     outer = current_trace.get()
-    with tracing(record or (outer is not None and outer.record)) as trace:
+    with tracing(record or (outer is not None and outer.record), purpose="forward") as trace:
         try:
             yield trace
         finally:

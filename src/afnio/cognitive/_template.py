@@ -117,6 +117,8 @@ def fill(text: str, values: Mapping[str, Any]) -> str:
     >>> fill('{"a": {a}} {b}', {"a": 1})
     '{"a": 1} {b}'
     """
+    if "{" not in text:  # the pattern takes a hundred times as long to find that out
+        return text
     return _PLACEHOLDER.sub(lambda match: str(values[match[1]]) if match[1] in values else match[0], text)
 
 

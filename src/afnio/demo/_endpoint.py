@@ -97,8 +97,7 @@ def simulated_endpoint() -> Iterator[Endpoint]:
     _stay_on_this_machine()
     process = Provider.process(latency=LATENCY, api_key=KEY)
     try:
-        with _held_interrupts():
-            process.__enter__()
+        process.__enter__()
     except (OSError, RuntimeError) as error:
         raise DemoError(f"the bundled provider could not be started ({error})") from error
     try:
@@ -227,13 +226,13 @@ def _install(*requirement: str) -> None:
 @contextmanager
 def _server(weights: Path, model: str) -> Iterator[str]:
     with tempfile.TemporaryFile() as log:
-        with _held_interrupts():
-            process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-                [sys.executable, "-m", "afnio.demo._endpoint", str(weights), model],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
+        process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+            [sys.executable, "-m", "afnio.demo._endpoint", str(weights), model],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            process_group=0,  # it must outlive a Ctrl-C of the terminal; it ends with its standard input
+        )
         try:
             yield f"{_address(process, log)}/v1"
         finally:
@@ -389,19 +388,6 @@ def _takes_connections(base_url: str) -> bool:
     finally:
         connection.close()
     return True
-
-
-@contextmanager
-def _held_interrupts() -> Iterator[None]:
-    """Block SIGINT in the processes that are started in the block, and delay it here until its end.
-
-    A terminal sends Ctrl-C to the whole process group. The servers must outlive it: they end with their standard input.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # The process that serves the local model: `python -m afnio.demo._endpoint MODEL.gguf NAME`

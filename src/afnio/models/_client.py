@@ -29,7 +29,7 @@ from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding
-from afnio.runtime._waiting import Pending, check_blocking
+from afnio.runtime._waiting import Pending, active_journal, check_blocking
 from afnio.runtime.events import Usage, unheard
 
 
@@ -101,7 +101,7 @@ class ChatClient(ABC):
         token for every four bytes of UTF-8 and four for each message: about right for English, too many for most
         other languages. Override it with your model's tokenizer if that is too coarse.
         """
-        return sum(4 - -len(_text(message).encode("utf-8", "replace")) // 4 for message in request.messages)
+        return sum(4 - -_size(_text(message)) // 4 for message in request.messages)
 
     @property
     def provider(self) -> str:
@@ -137,12 +137,14 @@ class ChatClient(ABC):
         if rehearsed is not None:
             return rehearsed.answer(self, job, request, purpose)
         runtime = job.launch.runtime
+        deterministic = request.params.get("temperature") == 0
+        key, plain_key = self._keys(request, wanted=deterministic or active_journal.get() is not None)
         call = Call(
             address=job.call_address(purpose),
             scope=job.launch.scope.path,
-            key=request.key(self.account.url, self.variant),
-            plain_key=request.key(self.account.url) if self.variant else None,
-            deterministic=request.params.get("temperature") == 0,
+            key=key,
+            plain_key=plain_key,
+            deterministic=deterministic,
             codec=CODEC,
             account=self.account,
             model=request.model,
@@ -168,6 +170,18 @@ class ChatClient(ABC):
         finally:
             in_attempt.reset(token)
 
+    def _keys(self, request: ChatRequest, *, wanted: bool) -> tuple[str, str | None]:
+        """Return the key of a request, and its key in journals of format 1 if it differs.
+
+        Without a journal, and at a temperature, nothing asks for them, and a long prompt's digest costs as much as
+        the rest of its call.
+        """
+        _ = request.encoded  # in any case: half a character must fail here, before anything is reserved
+        if not wanted:
+            return "", None
+        url = self.account.url
+        return request.key(url, self.variant), request.key(url) if self.variant else None
+
     def _count(self, purpose: str, usage: Usage) -> None:
         calls, total = self._counted.get(purpose, (0, Usage()))
         self._counted[purpose] = (calls + 1, total + usage)
@@ -175,14 +189,16 @@ class ChatClient(ABC):
     @final
     @folding
     def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
-        """Make one call and wait for its reply.
+        """Make one call and wait for its reply. A `def` that an op runs in a worker thread may call it, too.
 
         Raises:
             BlockingReadError: on an event loop; write `await client.achat(…)` there.
             ModelError: if the call failed permanently.
         """
-        check_blocking()  # before the launch, so that a mistake costs nothing
-        return self._launch(messages, model, completion_args).wait()
+        check_blocking(call=True)  # before the launch, so that a mistake costs nothing
+        pending = self._launch(messages, model, completion_args)
+        pending.wait_for_call()
+        return pending.wait()
 
     @final
     @folding
@@ -235,6 +251,11 @@ def _text(message: Message) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text") or "") for part in content or ())
+
+
+def _size(text: str) -> int:
+    """Return the bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 def _tokens(usage: Usage) -> dict[str, int]:

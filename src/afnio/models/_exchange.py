@@ -28,7 +28,6 @@ end, what was received is recorded as `cut`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
@@ -372,7 +371,7 @@ class _Attempt:
 
     async def _in_time(self, read: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            async with asyncio.timeout(self._silence):
+            with anyio.fail_after(self._silence):
                 return await read()
         except TimeoutError:
             raise TransientModelError(

@@ -160,6 +160,7 @@ class AiohttpTransport:
         """Send `data`, a JSON text, and return the response with any status. Redirects aren't followed.
 
         Args:
+            headers: as `prepared` returns them.
             most: the reply's limit in bytes, after decompression.
 
         Raises:
@@ -170,15 +171,18 @@ class AiohttpTransport:
         import aiohttp
 
         try:
-            async with self._session.post(
+            response = await self._session.post(
                 url, data=data, headers=headers, proxy=self._proxy(url), allow_redirects=False
-            ) as response:
+            )
+            try:
                 content = response.content
                 if content.is_eof() and content.total_bytes <= min(most, LARGE):  # it came with the headers
                     body = await content.readany()
                 else:
                     body = await self._reader.read(content.readany, response.status, most, url)
                 return Answer(response.status, response.headers, body)
+            finally:
+                response.release()  # closes the connection unless all of the body was read
         except aiohttp.ClientConnectorError as error:
             raise unreachable(url, *_reason(error)) from error
         except aiohttp.ServerTimeoutError as error:
@@ -239,6 +243,13 @@ class AiohttpTransport:
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+def prepared(headers: Mapping[str, object]) -> Mapping[str, str]:
+    """Return those headers that have a value, in aiohttp's own form: it would convert them for each request."""
+    from multidict import CIMultiDict, istr
+
+    return CIMultiDict((istr(name), value) for name, value in headers.items() if isinstance(value, str))
 
 
 @final

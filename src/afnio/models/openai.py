@@ -37,6 +37,7 @@ from afnio.models._transport import (
     ReplyReader,
     Silence,
     bound_bodies,
+    prepared,
     unreachable,
 )
 from afnio.runtime._call import ATTEMPT_DEADLINE
@@ -108,6 +109,7 @@ class AsyncOpenAI(ChatClient):
         if self._by_sdk:
             bound_bodies(self._sdk._client)
         self._authorization = _basic_authorization(self._sdk)
+        self._made_headers: Mapping[str, str] | None = None
         headers = options.get("default_headers") or {}
         self._beside_key = (
             *secrets_in_url(str(self._sdk.base_url)),
@@ -164,18 +166,20 @@ class AsyncOpenAI(ChatClient):
             raise
 
     async def _post(self, request: ChatRequest) -> Answer:
-        headers = {
-            name: value
-            for name, value in {**self._sdk.default_headers, **await self._auth_headers()}.items()
-            if isinstance(value, str)
-        }
+        headers = await self._headers()
         transport = AiohttpTransport.shared(self.account)
         return await transport.post(self._url(request), headers, request.encoded, self._max_reply)
 
     def _url(self, request: ChatRequest) -> str:
         return f"{self.account.url}/{PATH}"
 
-    async def _auth_headers(self) -> dict[str, str]:
+    async def _headers(self) -> Mapping[str, str]:
+        """Return the headers of a request. They are made once: the SDK takes 20 µs for them."""
+        if self._made_headers is None:
+            self._made_headers = prepared({**self._sdk.default_headers, **self._auth_headers()})
+        return self._made_headers
+
+    def _auth_headers(self) -> dict[str, str]:
         return {**self._sdk.auth_headers, **self._authorization}
 
     def _secrets(self) -> list[str]:
@@ -327,9 +331,14 @@ class AsyncAzureOpenAI(AsyncOpenAI):
             url = f"{url}/deployments/{quote(request.model, safe='')}"
         return f"{url}/{PATH}{self._query}"
 
-    async def _auth_headers(self) -> dict[str, str]:
+    async def _headers(self) -> Mapping[str, str]:
         if self._token_provider is not None:
-            self._token = await _token_from(self._token_provider)
+            token = await _token_from(self._token_provider)
+            if token != self._token:
+                self._token, self._made_headers = token, None
+        return await super()._headers()
+
+    def _auth_headers(self) -> dict[str, str]:
         if self._token is not None:
             return {"Authorization": f"Bearer {self._token}"}
         return {"api-key": str(self._sdk.api_key)}

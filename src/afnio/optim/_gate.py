@@ -55,7 +55,7 @@ class GateVerdict:
         passed: True if the result was kept.
         p: The p-value of the sign-flip test. 1 if the texts are equal, which costs no call.
         level: The level that it was compared with.
-        start, result: Mean scores on the rows that both have a score of.
+        start, result: Mean scores on the rows that both have a score of. None if the texts are equal.
         wins, losses, ties: Rows on which the result scored more, less or the same.
         rows: The numbers of the rows that were used.
         failed: How many of them have no pair of scores.
@@ -64,8 +64,8 @@ class GateVerdict:
     passed: bool
     p: float
     level: float
-    start: float
-    result: float
+    start: float | None
+    result: float | None
     wins: int = 0
     losses: int = 0
     ties: int = 0
@@ -223,7 +223,7 @@ class Gate:
         assert self._start is not None
         start = tuple(self._start)
         if values == start:
-            found.append(GateVerdict(True, 1.0, self._level, math.nan, math.nan))
+            found.append(GateVerdict(True, 1.0, self._level, None, None))
             self._verdicts.append(found[0])
             return Decision(values)
         size = await self._affordable(values)
@@ -241,7 +241,7 @@ class Gate:
         await side_by_side([lambda: look(0), lambda: look(1)])
         verdict = self._tested(units, scores[0], scores[1], level)
         # From here on nothing fails, so the rows are used up exactly if there is a verdict.
-        self._used = list(units) if again else sorted({*self._used, *units})
+        self._used = sorted({*self._used, *units})
         self._reused += again
         self._verdicts.append(verdict)
         found.append(verdict)

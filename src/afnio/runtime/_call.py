@@ -87,7 +87,7 @@ class Call(Generic[R]):
     Attributes:
         address: where in the program it was launched: scope path, launch, part, lane, purpose.
         scope: the scope path alone.
-        key: digest of everything that can change the reply.
+        key: digest of everything that can change the reply; empty if there is no journal and it isn't deterministic.
         plain_key: the key in journals of format 1, which left out what the client adds to requests; None if it
             adds nothing.
         deterministic: True if the temperature is 0, so that equal calls may share a reply.

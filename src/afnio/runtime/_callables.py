@@ -16,9 +16,8 @@ import sys
 import sysconfig
 import threading
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from types import CodeType
 from typing import Any, Final, ParamSpec, TypeVar, cast, final
@@ -193,9 +192,10 @@ async def _on_loop(job: Job, start: Callable[[], Coroutine[Any, Any, Any]], home
     """Run a coroutine on the caller's loop, or here."""
     if home is not None:
         return await home.run(start)
+    watch: LoopWatch = job.launch.runtime.resource(LoopWatch, partial(LoopWatch, job.launch.runtime))
+    code = watch.begin(start)
     try:
-        with job.launch.runtime.resource(LoopWatch, partial(LoopWatch, job.launch.runtime)).over(start):
-            return await start()
+        return await start()
     except Exception as error:
         strange = _other_loops_error(error)
         if strange is None:
@@ -205,6 +205,8 @@ async def _on_loop(job: Job, start: Callable[[], Coroutine[Any, Any, Any]], home
             f"{text_of(strange)}); pass loop='caller' to run it on the loop that launches it, or make the client in "
             "the function"
         ) from error
+    finally:
+        watch.end(code)
 
 
 def _other_loops_error(error: BaseException) -> BaseException | None:
@@ -247,29 +249,27 @@ class LoopWatch:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._running: Counter[CodeType] = Counter()
+        self._running: dict[CodeType, int] = {}
         self._warned: set[CodeType] = set()
         self._last: CodeType | None = None
         self._thread: threading.Thread | None = None
         self._loop_thread = threading.get_ident()
         self._stop = threading.Event()
 
-    @contextmanager
-    def over(self, start: Callable[..., Any]) -> Iterator[None]:
-        """Watch the loop in the block, in which it runs the callable `start`."""
+    def begin(self, start: Callable[..., Any]) -> CodeType | None:
+        """Watch the loop until `end`, while it runs the callable `start`. Returns what `end` takes."""
         code = _code_of(start)
-        if code is None:
-            yield
-            return
-        self._running[code] += 1
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="afnio-loop-watch", daemon=True)
-            self._thread.start()
-        try:
-            yield
-        finally:
-            self._running[code] -= 1
-            if not self._running[code]:
+        if code is not None:
+            self._running[code] = self._running.get(code, 0) + 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="afnio-loop-watch", daemon=True)
+                self._thread.start()
+        return code
+
+    def end(self, code: CodeType | None) -> None:
+        if code is not None:
+            left = self._running[code] = self._running[code] - 1
+            if not left:
                 del self._running[code]
 
     async def aclose(self) -> None:
@@ -332,6 +332,9 @@ def _code_of(function: Any) -> CodeType | None:
     """Return the code of a callable, to find it in a stack; None for one that isn't written in Python."""
     while isinstance(function, partial):
         function = function.func
+    code = getattr(function, "__code__", None)  # a method has that of its function
+    if isinstance(code, CodeType) and not hasattr(function, "__wrapped__"):
+        return code
     function = inspect.unwrap(getattr(function, "__func__", function))
     if not hasattr(function, "__code__"):
         function = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked up, not tested for

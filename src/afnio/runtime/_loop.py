@@ -175,6 +175,15 @@ def running_library() -> str | None:
     return None
 
 
+def running_loop() -> object:
+    """Return an object that lives as long as the running loop: the loop itself, or trio's root task."""
+    if asyncio._get_running_loop() is not None:
+        return asyncio.get_running_loop()
+    import trio
+
+    return trio.lowlevel.current_root_task()
+
+
 def parking() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]]:
     """Return `(wake, park)` for the running loop: `await park()` lasts until some thread calls `wake()`."""
     if asyncio._get_running_loop() is not None:

@@ -89,9 +89,13 @@ def may_block() -> bool:
     return _objection() is None
 
 
-def check_blocking() -> None:
-    """Raise `BlockingReadError` with the fix if a blocking wait isn't allowed here."""
-    objection = _objection()
+def check_blocking(*, call: bool = False) -> None:
+    """Raise `BlockingReadError` with the fix if a blocking wait isn't allowed here.
+
+    Args:
+        call: it is a wait for a model call. It needs no worker thread, so a callable of a node may wait for it.
+    """
+    objection = _objection(call=call)
     if objection is not None:
         raise BlockingReadError(objection)
     if sync_mode.get() == "warn" and running_library() is not None:
@@ -151,8 +155,8 @@ def _runtime_of(pending: Sequence[Slot]) -> tuple[Runtime, Scope]:
     return runtime, current_scope()
 
 
-def _objection() -> str | None:
-    if inside_node.get():
+def _objection(*, call: bool = False) -> str | None:
+    if inside_node.get() and not call:
         return (
             "a callable of a node read a pending value, which could deadlock; use its arguments, which are values, "
             "or make it an `async def` to await what it launches"
@@ -223,6 +227,10 @@ class Pending(Generic[T]):
         """
         wait([self._slot])
         return self._read()
+
+    def wait_for_call(self) -> None:
+        """Block until a model call is done, also in a callable of a node; after `check_blocking(call=True)`."""
+        wait([self._slot], check=False)
 
     @folding
     def wait_if_allowed(self) -> Pending[T]:

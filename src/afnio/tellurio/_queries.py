@@ -238,7 +238,7 @@ class StoreReader:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with te.init("me", "emails", name="first", dir=folder) as run:
     ...         run.log("loss", 0.5)
-    ...     with StoreReader(Path(folder) / "me" / "emails.db") as reader:
+    ...     with te.StoreReader(f"{folder}/me/emails.db") as reader:
     ...         [(found.name, found.status, reader.last_metrics(found.id)[0].value) for found in reader.runs()]
     [('first', 'COMPLETED', 0.5)]
 

@@ -419,9 +419,10 @@ def init(
         ValueError: `resume` names no run, or a name has no letter or digit.
 
     >>> import tempfile
+    >>> import afnio.tellurio as te
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with init("me", "emails", name="first", dir=folder) as run:
-    ...         log("accuracy", 0.5)
+    ...     with te.init("me", "emails", name="first", dir=folder) as run:
+    ...         te.log("accuracy", 0.5)
     ...     print(run)
     <Run first of me/emails, COMPLETED>
     """

@@ -638,13 +638,16 @@ class ChainStep:
                     records.setdefault(text, BlockScore(self._number)).add(differences)
 
     def _lose(self, result: RacedEntries) -> None:
-        """Remember the edits whose candidates all scored less than the current text."""
+        """Remember the edits whose candidates all scored clearly less than the current text.
+
+        One sample less is a matter of luck, and what a proposer is told not to write again it can't correct either.
+        """
         incumbent = next((e for e in result.entries if e.name == "incumbent"), None)
         if incumbent is None or not incumbent.scores:
             return
         for position, text in enumerate(self._values):
             blocks = [b.text for b in blocks_of(text)]
-            found: dict[tuple[str, str], list[tuple[float, float, str, str]]] = {}
+            found: dict[tuple[str, str], list[tuple[bool, float, float]]] = {}
             for entry in result.entries:
                 if not entry.scores or not entry.edits:
                     continue
@@ -655,14 +658,16 @@ class ChainStep:
                 ]
                 if not pairs:
                     continue
-                score, against = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+                mine, theirs = (math.fsum(column) for column in zip(*pairs, strict=True))
+                clear = theirs - mine >= CLEAR
+                score, against = mine / len(pairs), theirs / len(pairs)
                 for edit in entry.edits[position]:
                     what = blocks[edit.block - 1] if edit.op == "delete" else edit.text
-                    found.setdefault((edit.op, what), []).append((score, against, edit.op, what))
+                    found.setdefault((edit.op, what), []).append((clear, score, against))
             memory = self._state.lost[position]
-            for trials in found.values():
-                if all(score < against for score, against, _, _ in trials):
-                    score, against, op, what = max(trials)
+            for (op, what), trials in found.items():
+                if all(clear for clear, _, _ in trials):
+                    _, score, against = max(trials)
                     lost = LostEdit(op, what, score, against)
                     memory[:] = [*(past for past in memory if past.key != lost.key), lost][-LOST:]
 
@@ -691,6 +696,8 @@ class ChainStep:
             )
 
 
+CLEAR: Final = 2.0
+"""The sum of scores by which a candidate must be behind for its edits to count as lost."""
 MOST_LEFT_OUT: Final = 6
 """Sentences of the start texts that are left out, one at a time, before the first step."""
 

@@ -1,6 +1,6 @@
 """The studio's web application and its server.
 
-`serve` listens on 127.0.0.1 and prints an address with a random token. `TokenCheck` is in front of everything: it lets
+`serve` listens on 127.0.0.1 and prints an address with a random token. `AccessCheck` is in front of everything: it lets
 requests through that come from this machine's user and refuses the rest. The routes then open the store, read one
 snapshot, and render a page. A live run's page also listens to `live_events`, which looks at the store twice a second
 and sends the figures that changed.
@@ -103,7 +103,7 @@ def build(home: Path, token: str, cookie: str) -> ASGIApp:
     )
     app.state.home = home
     app.state.tallies = Tallies()
-    return TokenCheck(app, token, cookie)
+    return AccessCheck(app, token, cookie)
 
 
 # The routes are plain functions, so Starlette runs them in worker threads: a slow query doesn't block other pages.
@@ -277,7 +277,7 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class TokenCheck:
+class AccessCheck:
     """Middleware that only lets this machine's user through.
 
     A request must have the token that was printed at the start. It comes in the address once. The answer moves it to a

@@ -521,11 +521,17 @@ class ProviderProcess:
         self.base_url = ""
 
     def __enter__(self) -> Self:
+        # In a process group of its own: a terminal sends Ctrl-C to a whole group, and the provider must outlive it to
+        # serve a program that is ending. It ends with its standard input.
         self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
         )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        try:
+            line = self._process.stdout.readline()
+        except BaseException:  # Ctrl-C while it starts
+            self._stop()
+            raise
         if not line:
             code = self._stop()
             raise RuntimeError(

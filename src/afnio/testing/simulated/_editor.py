@@ -65,8 +65,11 @@ def _mistakes(prompt: str, value: str, reader: Attention) -> list[tuple[str, str
     noun = noun_of(read_blocks(prompt, "reply_format"))
     found = []
     for mistake in read_blocks(read_section(prompt, "mistakes"), "mistake"):
-        conversation, _, judged = mistake.text.partition("</conversation>")
-        said = [m.text for m in read_blocks(conversation, "message") if m.attributes.get("role") == "user"]
+        # One conversation, or the trace of an agent's calls, of which the last one decides.
+        end = "</trace>" if "</trace>" in mistake.text else "</conversation>"
+        shown, _, judged = mistake.text.partition(end)
+        said = [m.text for m in read_blocks(shown, "message") if m.attributes.get("role") == "user"]
+        said = said or [block.text for block in read_blocks(shown, "agent_input")]
         feedback = [block.text.strip() for block in read_blocks(judged, "feedback")]
         case = Case(said[-1] if said else "", feedback, noun)
         found.append((mistake.attributes.get("id", ""), comment(value, case, reader)))
