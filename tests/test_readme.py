@@ -26,7 +26,9 @@ PRICES = 'version = 1\n[[price]]\nmodel = "*"\ninput = 1.0\noutput = 4.0\n'
 def test_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The program as it stands: the verdict, both scores and both prompts are those of the README's table."""
     monkeypatch.chdir(tmp_path)
-    messages = [(m.data, s.data) for split in ("train", "val", "test") for m, (_, s, _) in FacilitySupport(split)]
+    messages = [
+        (m.data, s.data) for split in ("train", "val", "test") for m, (_, s, _) in FacilitySupport(split)
+    ]
     with open("messages.csv", "w", newline="") as file:
         csv.writer(file).writerows([("message", "sentiment"), *messages])
     Path("prices.toml").write_text(PRICES)
@@ -39,7 +41,9 @@ def test_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
         result: afnio.Result = names["result"]
         assert afnio.run(answered(result, names["client"])) == "negative"
     assert f"**{result.verdict}**" in TEXT
-    before, after = (line.split(" | ") for line in re.findall(r"^\| (?:before|after) \|.*$", TEXT, re.MULTILINE))
+    before, after = (
+        line.split(" | ") for line in re.findall(r"^\| (?:before|after) \|.*$", TEXT, re.MULTILINE)
+    )
     assert before[1:] == [result.start["system"], "25 (41.7 %) |"]
     assert after[1] == result.prompts["system"].replace("\n", "<br>")
     assert str(result.before).startswith("41.7 % (25 of 60")

@@ -26,19 +26,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import CodeType
-from typing import Any, Final, cast, final
+from typing import Any, Final, Literal, cast, final
 
 import anyio
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._result import Example, Gain, Result, from_json, score_of, to_json, verdict_of
+from afnio._result import Example, Gain, Result, from_json, score_of, to_json, untested, verdict_of
 from afnio._rows import LEAST, Row, digest, in_words, read_rows, split_rows
 from afnio._subject import (
     QUORUM,
@@ -64,6 +64,8 @@ from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
 from afnio.trainer._callbacks import Callback
+from afnio.trainer._checkpoints import Plan
+from afnio.trainer._progress import Progress
 from afnio.trainer._steps import run_blocking
 from afnio.trainer._trainer import Trainer
 from afnio.utils.data import DataLoader
@@ -373,9 +375,15 @@ class Optimization(Scoring):
     async def _optimized(self, run: Run, spending: Budget, measured: Amount | None, started: float) -> Result:
         watched, measured = await self._first_look(run, spending, measured)
         rounds = Rounds(self, watched.mean)
-        await self._train(rounds, measured)
-        chosen, gate = await self._gated(rounds)
-        looked = await self._looked(chosen, gate)
+        await self._train(rounds, measured, time.monotonic() - started)
+        chosen = self.start
+        gate: tuple[Scored, ...] = ()
+        looked: tuple[Scored, ...] = ()
+        try:
+            chosen, gate = await self._gated(rounds)
+            looked = await self._looked(chosen, gate)
+        except BudgetExceeded as error:  # a look cost more than was reserved for it
+            rounds.ended = f"the budget ended before the test ({error.limit})"
         return self._result(run, spending, rounds, chosen, looked, started)
 
     async def _first_look(self, run: Run, spending: Budget, measured: Amount | None) -> tuple[Scored, Amount]:
@@ -398,16 +406,25 @@ class Optimization(Scoring):
         rest = (await self.scored("start", watch[BATCH:], self.start))[0] if watch[BATCH:] else Scored()
         return Scored([*scores.scores, *rest.scores], [*scores.outputs, *rest.outputs]), measured
 
-    async def _train(self, rounds: Rounds, measured: Amount) -> None:
-        """Train on what the looks leave of the budget."""
+    async def _train(self, rounds: Rounds, measured: Amount, gone: float) -> None:
+        """Train on what the looks leave of the budget.
+
+        Args:
+            gone: seconds since the start, which the first look took.
+        """
         if self.asked is not None:
             rounds.ended = self.asked
             return
-        caps, looks = self.budget.caps, self._reserve(measured)
+        caps, looks, seconds = self.budget.caps, self._reserve(measured), self.budget.max_seconds
+        if seconds is not None:
+            # The looks may take as long as the first one by row if quota is short, but half of what is left at most.
+            rows = 2 * (len(self.splits.gate) + len(self.splits.test)) / len(self.splits.watch)
+            seconds = max(0.0, seconds - gone - min(rows * gone, (seconds - gone) / 2))
         inner = Budget(
             max_calls=None if caps.calls is None else max(0, caps.calls - looks.calls),
             max_tokens=None if caps.tokens is None else max(0, caps.tokens - looks.tokens),
             max_cost=None if caps.cost is None else max(Decimal(0), caps.cost - looks.cost),
+            max_seconds=seconds,
         )
         inner.charge(self.budget.ledger, active_journal.get())
         train = self.splits.train
@@ -434,18 +451,19 @@ class Optimization(Scoring):
         candidate = rounds.candidate
         if candidate is None or candidate == self.start:
             return self.start, ()
-        old, new = await self.scored("gate", self.splits.gate, self.start, candidate)
+        with shown("validate", 2 * len(self.splits.gate)):
+            old, new = await self.scored("gate", self.splits.gate, self.start, candidate)
         before, after = paired(old, new)
         return (candidate if beats(before, after) else self.start), (old, new)
 
     async def _looked(self, chosen: Mapping[str, str], gate: tuple[Scored, ...]) -> tuple[Scored, ...]:
         """Return the scores of the last look: of the start prompts, and of the chosen ones if they are others."""
         versions = [self.start] if chosen == self.start else [self.start, chosen]
-        if self.splits.test:
-            return tuple(await self.scored("test", self.splits.test, *versions))
-        if gate:
+        if gate and not self.splits.test:
             return gate[: len(versions)]
-        return tuple(await self.scored("gate", self.splits.gate, *versions))
+        name, rows = ("test", self.splits.test) if self.splits.test else ("gate", self.splits.gate)
+        with shown("test", len(versions) * len(rows)):
+            return tuple(await self.scored(name, rows, *versions))
 
     def _result(
         self,
@@ -457,26 +475,27 @@ class Optimization(Scoring):
         started: float,
     ) -> Result:
         rows = self.splits.test or self.splits.gate
-        old, new = looked[0], looked[-1]
-        before, after = paired(old, new)
+        before, after = paired(looked[0], looked[-1]) if looked else ([], [])
         graded = any(score not in (0, 1) for score in (*before, *after))
         first, last = score_of(before, graded=graded), score_of(after, graded=graded)
         gain = None
         changed = len(looked) == 2
         if changed and self.splits.test:
             gain = Gain.of(before, after, graded=graded)
-        kept = changed and (gain is None or gain.difference > 0)
+        kept = dict(chosen) != self.start and (gain is None or gain.difference > 0)
         on = f"{len(before)} {'test' if self.splits.test else 'validation'} rows"
         spent = spending.ledger.total
         return Result(
-            verdict=verdict_of(first, last, gain, changed=changed, kept=kept, on=on),
+            verdict=verdict_of(first, last, gain, changed=changed, kept=kept, on=on)
+            if looked
+            else untested(kept),
             prompts=dict(chosen) if kept else dict(self.start),
             start=dict(self.start),
-            before=first,
-            after=last,
+            before=first if looked else None,
+            after=last if looked else None,
             gain=gain,
             on=on,
-            failed=len(rows) - len(before),
+            failed=len(rows) - len(before) if looked else 0,
             stopped=rounds.ended or "",
             steps=rounds.steps,
             calls=spent.calls,
@@ -486,7 +505,7 @@ class Optimization(Scoring):
             run=f"{run.namespace}/{run.project}/{run.name}",
             home=self._home,
             splits={part: len(getattr(self.splits, part)) for part in ("train", "watch", "gate", "test")},
-            examples=_examples(rows, looked),
+            examples=_examples(rows, looked) if looked else (),
             make_agent=self.subject.restored,
         )
 
@@ -605,6 +624,17 @@ class Rounds(Callback):
         trainer.stop(why)
 
 
+@contextmanager
+def shown(stage: Literal["validate", "test"], samples: int) -> Iterator[None]:
+    """Show the progress of a look, as the Trainer's is shown."""
+    progress = Progress()
+    progress.start(Plan(stage, "old and new prompts", samples=samples))
+    try:
+        yield
+    finally:
+        progress.stop()
+
+
 def _each(total: Amount, rows: int) -> Amount:
     """Return the amount of one row. Its parts may be fractions."""
     return Amount(total.calls / rows, total.tokens / rows, total.cost / rows)  # type: ignore[arg-type]
@@ -682,5 +712,10 @@ def code_digest(function: Any) -> str:
 
 
 def _parts(code: CodeType) -> list[Any]:
-    constants = [_parts(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    constants = [_parts(one) if isinstance(one, CodeType) else _constant(one) for one in code.co_consts]
     return [code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)]
+
+
+def _constant(value: Any) -> Any:
+    # The order of a set of texts differs from process to process.
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)

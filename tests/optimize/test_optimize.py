@@ -377,6 +377,37 @@ def test_dollars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         optimized(budget=0.5, seed=1)
 
 
+def test_a_budget_that_a_look_exceeds_ends_in_a_result_too(folder: Path) -> None:
+    """Test rows that cost far more than the first ones did: nothing is measured, nothing is lost."""
+    model = client()
+    plain = agent_of(model)
+
+    async def agent(text: str, system: str) -> str:
+        for number in range(6 if int(text.split()[1]) >= 1000 else 0):
+            await plain(f"{text} {number}", system)
+        return await plain(text, system)
+
+    testset = [(f"row {number}", "yes") for number in range(1000, 1040)]
+    budget = afnio.budget(max_calls=450)
+    result = optimized(model, agent=agent, testset=testset, budget=budget, patience=50)
+    assert result.verdict.startswith("Not measured")
+    assert result.prompts == {"system": "level 10"}
+    assert "budget ended" in result.stopped
+    assert result.before is None
+    assert len(model.requests) <= 450
+    assert "Not measured" in result.report(folder / "result.html").read_text()
+
+
+@pytest.mark.slow
+def test_seconds() -> None:
+    """A budget of time ends the training, and leaves time for the test."""
+    model = client(latency=0.1)
+    budget = afnio.budget(max_seconds=20.0)
+    result = optimized(model, rows=rows(200), budget=budget, patience=500, prompts={"system": "level 0"})
+    assert result.gain is not None
+    assert result.verdict.startswith("Better")
+
+
 # Going on
 
 

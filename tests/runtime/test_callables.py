@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 import afnio
@@ -273,28 +274,58 @@ def test_threads_must_be_a_number(most: Any) -> None:
         afnio.set_threads(most)
 
 
+def test_prices_are_looked_up_beside_an_apps_blocking_work() -> None:
+    """A budget asks for the price of a model first. An app that fills anyio's own threads must not hold it up."""
+    client = ScriptedClient("said")
+    release = threading.Event()
+
+    async def crowded(text: str) -> str:
+        async with anyio.create_task_group() as group:
+            for _ in range(40):
+                group.start_soon(anyio.to_thread.run_sync, release.wait)
+            try:
+                with anyio.fail_after(30):
+                    asked = [{"role": "user", "content": text}]
+                    return str(await client.achat(messages=asked, model="not-asked-for-before"))
+            finally:
+                release.set()
+
+    with afnio.budget(max_calls=1):
+        assert "said" == afnio.Variable("a").map(crowded).data
+
+
 # A callable that blocks the loop -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("in_a_task", [False, True], ids=["itself", "a task of it"])
 def test_a_callable_that_blocks_the_loop_is_named_while_it_does(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, in_a_task: bool
 ) -> None:
     """Once, with its own line and the line that blocks."""
     warned = threading.Event()
-    log = logging.getLogger("afnio")
     said: list[str] = []
+    log = logging.getLogger("afnio")
     monkeypatch.setattr(log, "warning", lambda text, *args: (said.append(text % args), warned.set()))
 
-    async def busy(text: str) -> str:
+    async def busy() -> None:
         helper()
-        return text
 
     def helper() -> None:
         assert warned.wait(10)
 
-    assert ["a", "b"] == afnio.Variable(["a", "b"]).map(functools.partial(busy)).data
+    async def starts(text: str) -> str:
+        if in_a_task:
+            async with anyio.create_task_group() as group:
+                group.start_soon(busy)
+        else:
+            helper()
+        return text
+
+    assert ["a", "b"] == afnio.Variable(["a", "b"]).map(functools.partial(starts)).data
     (text,) = said
-    assert text.startswith("test_a_callable_that_blocks_the_loop_is_named_while_it_does.<locals>.busy (")
-    blocks = helper.__code__.co_firstlineno + 1
-    assert f"{__file__}:{busy.__code__.co_firstlineno}) has blocked the runtime's loop for " in text
-    assert f"now at {__file__}:{blocks}, and every call" in text
+    named = busy if in_a_task else starts
+    assert text.startswith(
+        f"test_a_callable_that_blocks_the_loop_is_named_while_it_does.<locals>.{named.__name__} ("
+    )
+    assert f"{__file__}:{named.__code__.co_firstlineno}) has blocked the runtime's loop for " in text
+    assert f"now at {__file__}:{helper.__code__.co_firstlineno + 1}, and every call" in text

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn, Self, final
 
 from afnio.errors import AfnioError, FinalModelError, TransientModelError
@@ -34,9 +34,22 @@ from afnio.runtime.events import Usage, unheard
 
 
 def _encode(response: ChatResponse) -> bytes:
-    fields = asdict(response)
-    del fields["limits"]  # they belong to the moment, not to the reply
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    from pydantic_core import to_json
+
+    usage = response.usage
+    fields = {
+        "content": response.content,
+        "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in response.tool_calls],
+        "finish_reason": response.finish_reason,
+        "model": response.model,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+        },
+    }  # without `limits`: they belong to the moment, not to the reply
+    return to_json(fields)
 
 
 def _decode(payload: bytes) -> ChatResponse:
@@ -107,6 +120,15 @@ class ChatClient(ABC):
     def provider(self) -> str:
         return type(self).__name__
 
+    @property
+    def price_url(self) -> str:
+        """The endpoint whose prices hold."""
+        return self.account.url
+
+    def prefix(self, request: ChatRequest) -> int:
+        """Return a hash of the prompt's beginning, by which replicas are chosen; 0 without replicas."""
+        return 0
+
     @final
     async def complete(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
         """Make one call for a lane's job, on the runtime's loop.
@@ -154,8 +176,9 @@ class ChatClient(ABC):
             depth=job.launch.depth,
             prompt_tokens=self.count_tokens(request),
             max_output=request.max_output,
-            price=await governed_price(request.model, self.account.url),
+            price=await governed_price(request.model, self.price_url),
             site=(job.launch.line, job.part),
+            prefix=self.prefix(request),
             request=request,
             node=job.launch.address,
             lane=job.lane,

@@ -17,10 +17,11 @@ from virtual import virtual_runtime
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, JournalError, TransientModelError
+from afnio.models import ChatResponse, ToolCall
 from afnio.runtime import _journal_file, current_runtime
 from afnio.runtime._call import _Flights
 from afnio.runtime._journal import Journal
-from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+from afnio.runtime.events import CallEnded, CallReplayed, Usage, subscribed
 from afnio.testing import ScriptedClient
 
 DEAD = FinalModelError("the provider is gone")
@@ -208,6 +209,29 @@ def test_a_full_disk_stops_new_calls(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(JournalError, match=str(tmp_path)):
             client.chat(**ask)
     assert 1 == len(client.requests)
+
+
+def test_a_reply_that_is_no_text_fails_its_call_alone(tmp_path: Path) -> None:
+    """A reply with half a character can't be recorded, and a reply that isn't on record isn't returned."""
+    client = ScriptedClient(lambda request: request.messages[0]["content"].replace("half", "\ud800"))
+    with afnio.journal(tmp_path / "j"):
+        with pytest.raises(JournalError, match=r"The reply to .* can't be recorded"):
+            client.chat(messages=[{"role": "user", "content": "half"}], model="m")
+        assert "whole" == client.chat(messages=[{"role": "user", "content": "whole"}], model="m").content
+    assert 1 == Journal.stat(tmp_path / "j").records
+
+
+def test_a_reply_comes_back_as_it_was(tmp_path: Path) -> None:
+    """With its text, its tool calls, its counts and how it ended."""
+    given = ChatResponse(
+        content="“\x00é𝄞\n", tool_calls=(ToolCall(id="1", name="look", arguments='{"a": 1}'),), finish_reason="length",
+        model="m-2", usage=Usage(10, 4, 2, 3),
+    )  # fmt: skip
+    ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
+    for client in (ScriptedClient([given]), ScriptedClient(DEAD)):
+        with afnio.journal(tmp_path / "j"):
+            again = client.chat(**ask)
+    assert given == again
 
 
 def test_a_closed_journal_hides_no_error(tmp_path: Path) -> None:
