@@ -1,4 +1,4 @@
-"""The newcomer's path: the README's section on own data, endpoint and optimizer, walked in an empty folder."""
+"""The newcomer's path: the page on own data, endpoint and optimizer, walked in an empty folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SECTION = re.search(
-    r"^## Your own data, endpoint and optimizer$(.*?)^## ",
-    (ROOT / "README.md").read_text(),
-    re.DOTALL | re.MULTILINE,
-)
+PAGE = (ROOT / "docs" / "own-data.md").read_text()
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 # Packages are those of this environment, found by PYTHONPATH, and pip neither fetches nor builds apart: the rest is
@@ -59,8 +55,7 @@ def script(blocks: list[tuple[str, str]]) -> str:
 @pytest.mark.skipif("AFNIO_DATA" not in os.environ, reason="AFNIO_DATA is not set; the demo would download")
 def test_path(tmp_path: Path, env: dict[str, str]) -> None:
     """Every step works as written: install, demo, data, endpoint, optimizer, a look at the runs."""
-    assert SECTION is not None
-    text = SECTION[1].replace("8000", str(free_port()))  # somebody else may have it
+    text = PAGE.replace("8000", str(free_port()))  # somebody else may have it
     *blocks, (_, studio) = BLOCK.findall(text)
     walk = subprocess.Popen(
         ["bash", "-e", "-c", script(blocks) + "echo DONE"],

@@ -14,13 +14,14 @@ from rich.console import Console
 from afnio.demo._endpoint import Endpoint
 from benchmarks.learning.curve import SAMPLES, SIZES, curve
 from benchmarks.learning.endpoints import local, remote, simulated
+from benchmarks.learning.live import estimate, estimate_lines
 from benchmarks.learning.methods import BATCH, CONTROL, METHODS, WAYS
-from benchmarks.learning.outcome import Outcome
+from benchmarks.learning.outcome import Key, Outcome
 from benchmarks.learning.peer import PEERS
 from benchmarks.learning.plan import PARTS, Part, Runner
 from benchmarks.learning.report import tables
 from benchmarks.learning.runs import RunFile
-from benchmarks.learning.tasks import FAULTY, HARD, NAMES, load
+from benchmarks.learning.tasks import FAULTY, HARD, HOPS, NAMES, load
 
 CALLS = 600
 METHOD_NAMES = [*METHODS, *PEERS]
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
     if given.control and (given.base_url or given.lm != "simulated"):
         parser.error("--control is for the simulated LM, whose wall can be taken away")
     console, began = Console(width=max(110, Console().width)), time.monotonic()
+    if given.live:
+        given.part, given.base_url = "live", given.base_url or "https://api.openai.com/v1"
     part = _part(given)
     file = RunFile(given.results or given.part or ("live" if given.base_url else given.lm))
     runner = Runner(
@@ -46,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
     keys = list(dict.fromkeys(part.keys()))
     number, of = given.shard
     done = [key for index, key in enumerate(keys) if index % of == number]
+    if given.live and not _agreed([key for key in done if key not in file.found], given):
+        return []
     for outcome in runner.run(done):
         console.print(_told(outcome), style="dim", highlight=False, markup=False)
     found = [file.found[key] for key in keys if key in file.found]
@@ -60,6 +65,19 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
             curve(task, endpoint, ways, seeds=part.seeds, sizes=sizes, samples=given.samples)
     console.print(f"{time.monotonic() - began:.0f} s; the runs are in {file.path}", highlight=False)
     return found
+
+
+def _agreed(keys: Sequence[Key], given: argparse.Namespace) -> bool:
+    """Show what the runs will take; return True if the user wants it."""
+    models = {"student": given.model, "critic": given.critic or given.model}
+    for line in estimate_lines(estimate(keys, models, given.base_url, given.subset)):
+        print(line)
+    if given.yes:
+        return True
+    try:
+        return input("\nMake these calls? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _part(given: argparse.Namespace) -> Part:
@@ -94,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     add = parser.add_argument
     add("--part", choices=PARTS, help="a part of the published benchmark; what follows narrows it down")
-    add("--task", action="append", choices=[*NAMES, *HARD, *FAULTY], help="repeat for several")
+    add("--task", action="append", choices=[*NAMES, *HARD, *FAULTY, HOPS], help="repeat for several")
     add("--method", action="append", choices=METHOD_NAMES, help="repeat for several")
     add("--seeds", type=int, help="default: the part's, or 5")
     add("--latency", type=float, action="append", metavar="S", help="seconds that a simulated call takes")
@@ -121,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--lm", choices=("simulated", "local"), default="simulated", help="default: %(default)s")
     add("--weights", type=Path, help="another GGUF file for the local model")
     add("--results", metavar="NAME", help="results/learning/NAME.jsonl instead of the part's or the LM's")
-    add("--base-url", help="any OpenAI-compatible endpoint instead; its key in OPENAI_API_KEY")
+    add("--live", action="store_true", help="a real model's tasks, after an estimate of calls and dollars")
+    add("--yes", action="store_true", help="don't ask before the calls of --live")
+    add("--base-url", help="any OpenAI-compatible endpoint instead (OpenAI's); its key in OPENAI_API_KEY")
     add("--model", default="gpt-4.1-nano", help="the student there (default: %(default)s)")
     add("--critic", help="critic and optimizer there (default: the student)")
     return parser

@@ -55,3 +55,26 @@ class Clerk(cog.Module):
         retrieved = step(self.retrieve, self.notes, {**question, "notes": inputs["notes"]})
         draft = step(self.draft, self.found, {**question, "retrieved": retrieved})
         return step(self.judge, self.drafted, {**question, "retrieved": retrieved, "draft": draft})
+
+
+class Hopper(cog.Module):
+    """Answers from facts in two steps, each with a prompt to learn: find the first fact, then answer."""
+
+    def __init__(self, prompts: Mapping[str, str]) -> None:
+        super().__init__()
+        self.find = cog.Parameter(prompts["find"], role="system prompt that finds a fact")
+        self.answer = cog.Parameter(prompts["answer"], role="system prompt that answers the question")
+        self.facts = Variable("Question: {question}\nFacts:\n{facts}", role="finding template")
+        self.found = Variable(
+            "Question: {question}\nFacts:\n{facts}\nFound: {found}", role="answering template"
+        )
+        self.complete = cog.ChatCompletion()
+
+    def forward(self, client: ChatClient, inputs: Mapping[str, Any], **completion_args: Any) -> Variable:
+        """Return the answers to `inputs["question"]` from `inputs["facts"]`."""
+        values = {"question": inputs["question"], "facts": inputs["facts"]}
+        steps = ((self.find, self.facts, "found"), (self.answer, self.found, "answer"))
+        for prompt, template, name in steps:
+            messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [template]}]
+            values[name] = self.complete(client, messages, dict(values), **completion_args)
+        return values["answer"]

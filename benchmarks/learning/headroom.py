@@ -7,7 +7,7 @@ With headroom: the start prompts of all tasks. Without: four kinds in which no p
 * `ignored`: the agent doesn't use its prompt; its answers are right as often as at the start of the task.
 * `coin`: the expected answers are drawn at random, so nothing in a message tells them.
 * `solved`: a prompt with which every answer is right.
-* `trained`: prompts that a training with 1,200 calls ended with (from the runs' file). They may have a point or two left.
+* `trained`: the best prompt of 20 trainings with 600 calls, from the runs. They may have a point or two left.
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ def trials(runs: Path) -> Iterator[Trial]:
         yield Trial("solved", load(name), False, {"prompt": prompt})
     best: dict[str, Any] = {}
     for run in read([runs]):
-        if run.budget == 1200 and run.method.startswith("TGD 4") and run.task in LABELS and not run.critic:
+        if (
+            run.budget >= 600
+            and run.method == "TGD 4, 1,000 characters"
+            and run.task in LABELS
+            and not run.critic
+        ):
             best[run.task] = max(best.get(run.task, run), run, key=lambda one: one.share)
     for name, run in best.items():
         yield Trial("trained", load(name), False, run.prompts)

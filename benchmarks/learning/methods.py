@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from afnio.optim import TGD, Demos, EditTGD, Improves, ParetoTGD
-from afnio.utils.data import DataLoader, Dataset
+from afnio.optim._prompts import EDITS_SCHEMA
+from afnio.utils.data import DataLoader
 from benchmarks.learning.curve import SHORT
-from benchmarks.learning.tasks import Item
-from benchmarks.learning.training import MakeOptimizer, Trial
+from benchmarks.learning.training import Items, MakeOptimizer, Trial
 
 BATCH = 16
 CANDIDATES = 4
@@ -21,19 +22,6 @@ READABLE = 1000
 
 EXAMPLES = 1600
 """Tokens that examples may take, three messages of FacilitySupport with room to spare."""
-
-
-class Items(Dataset[Item]):
-    """Items of a split, for what draws its own batches."""
-
-    def __init__(self, items: Any) -> None:
-        self.items = list(items)
-
-    def __getitem__(self, index: int) -> Item:
-        return self.items[index]
-
-    def __len__(self) -> int:
-        return len(self.items)
 
 
 def tgd(trial: Trial, **options: Any) -> TGD:
@@ -83,8 +71,22 @@ def edits(trial: Trial, **options: Any) -> EditTGD:
         DataLoader(Items(trial.task.train), collate_fn=list),
         quorum=trial.endpoint.quorum,
         search_seed=trial.seed,
-        **{"budget": trial.budget, **trial.endpoint.step, **options},
+        reserve=trial.reserve,
+        **{"budget": trial.budget, **_editing(trial), **options},
     )
+
+
+def _editing(trial: Trial) -> dict[str, Any]:
+    """Return the proposer's arguments. A model that doesn't know when to stop gets a format with limits."""
+    arguments = dict(trial.endpoint.step)
+    if arguments.pop("response_format", None) is not None:
+        form = copy.deepcopy(EDITS_SCHEMA)
+        edits = form["json_schema"]["schema"]["properties"]["edits"]
+        fields = edits["items"]["properties"]
+        edits["minItems"], edits["maxItems"] = 1, 2
+        fields["text"]["maxLength"], fields["samples"]["maxItems"] = 240, 4
+        arguments["response_format"] = form
+    return arguments
 
 
 def demos(trial: Trial) -> Demos:
@@ -124,22 +126,28 @@ class Method:
         batch: samples of a step; None for the benchmark's default.
         samples: the training ends after so many samples instead of by its calls.
         pooled: it trains on the validation split too.
+        gated: it has a gate at its end.
     """
 
     make: MakeOptimizer | None
     batch: int | None = None
     samples: int | None = None
     pooled: bool = False
+    gated: bool = False
 
 
 METHODS: dict[str, Method] = {
     "baseline": Method(None),
+    "EditTGD": Method(edits, gated=True),
     "EditTGD, no gate": Method(edits),
     "EditTGD, inner 1": Method(partial(edits, inner=1)),
+    "EditTGD, 12 chains, inner 1": Method(partial(edits, lr=12, inner=1)),
     **{f"EditTGD, {lr} chains": Method(partial(edits, lr=lr)) for lr in WIDTHS},
     "TGD": Method(tgd),
     "TGD 4, 1,000 characters": Method(short, 4),
+    "TGD 4, 1,000 characters, gate": Method(short, 4, gated=True),
     "TGD 32, 1,000 characters": Method(short, 32),
+    "TGD 64, 1,000 characters": Method(short, 64),
     "TGD + Improves": Method(improves),
     "ParetoTGD": Method(pareto),
     "Demos": Method(demos),

@@ -30,6 +30,7 @@ class Outcome:
         prompts: the final text of each parameter.
         lengths: characters of all prompts after each step.
         gradients: feedback texts that each parameter got.
+        gate: what the gate said.
         note: why it ended early, if it did.
     """
 
@@ -52,6 +53,7 @@ class Outcome:
     changed: dict[str, int] = field(default_factory=dict)
     rounds: int = 0
     path: list[tuple[float, int, int, float]] = field(default_factory=list)
+    gate: str = ""
     note: str = ""
 
     @property

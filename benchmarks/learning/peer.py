@@ -11,7 +11,7 @@ from typing import Any
 
 from afnio import cognitive as cog
 from benchmarks.child import DEADLINE
-from benchmarks.learning.agents import Clerk
+from benchmarks.learning.agents import Clerk, Hopper
 from benchmarks.learning.endpoints import api_key_of
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.training import Trial
@@ -61,9 +61,7 @@ def run_peer(method: PeerMethod, trials: Sequence[Trial]) -> Iterator[Outcome]:
         paths = [Path(folder) / f"job{number}.json" for number in range(len(trials))]
         for path, trial in zip(paths, trials, strict=True):
             path.write_text(json.dumps(_spec(trial, method)))
-        deadline = (
-            DEADLINE if trials[0].probe is None and trials[0].endpoint.kind == "simulated" else PATIENCE
-        )
+        deadline = DEADLINE if trials[0].endpoint.kind == "simulated" and not trials[0].traced else PATIENCE
         found = method.peer.stream([str(path) for path in paths], FOLDER, deadline * len(trials))
         for trial, run in zip(trials, found, strict=True):
             yield _outcome(trial, run)
@@ -114,6 +112,12 @@ def _steps(agent: cog.Module) -> list[dict[str, Any]]:
             (agent.judge, agent.drafted, ["question", "retrieved", "draft"], "answer"),
         ]
         names = ["retrieve", "draft", "judge"]
+    elif isinstance(agent, Hopper):
+        parts = [
+            (agent.find, agent.facts, ["question", "facts"], "found"),
+            (agent.answer, agent.found, ["question", "facts", "found"], "answer"),
+        ]
+        names = ["find", "answer"]
     else:
         parts, names = [(agent.prompt, agent.template, ["message"], "answer")], ["prompt"]
     return [

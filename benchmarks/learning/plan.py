@@ -6,7 +6,7 @@ A run is known by its key, so parts may share runs, and a part that was interrup
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -16,11 +16,12 @@ from benchmarks.learning.methods import BATCH, METHODS, WIDTHS
 from benchmarks.learning.outcome import Key, Outcome
 from benchmarks.learning.peer import PEERS, run_peer
 from benchmarks.learning.runs import RunFile
-from benchmarks.learning.tasks import FAULTY, HARD, LABELS, NAMES, Task, load
+from benchmarks.learning.tasks import FAULTY, HARD, LABELS, LIVE, NAMES, Task, load
 from benchmarks.learning.training import Trial
 from benchmarks.peers.environment import PeerError
 
 EQUAL = (
+    "EditTGD",
     "EditTGD, no gate",
     "TGD",
     "TGD 4, 1,000 characters",
@@ -31,7 +32,15 @@ EQUAL = (
     "GEPA, minibatch 8",
     "GEPA, 4 proposals",
 )
-RIVALS = ("EditTGD, no gate", "TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
+FAST = (
+    "EditTGD, inner 1",
+    "EditTGD, 12 chains",
+    "EditTGD, 12 chains, inner 1",
+    "TGD 32, 1,000 characters",
+    "TGD 64, 1,000 characters",
+)
+"""For time to quality alone."""
+RIVALS = ("EditTGD", "EditTGD, no gate", "TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
 PASSES = ("TGD 4, pass of 256", "TGD 256, pass of 256")
 _TOGETHER = 10
 BY_SAMPLES = 0
@@ -67,18 +76,20 @@ class Part:
 
 
 PARTS = {
+    "live": Part(LIVE, ("EditTGD", "TGD 4, 1,000 characters", "GEPA"), (300,), 3),
     "equal": Part(NAMES, EQUAL, (600, 300, 1200), 20),
     "hard": Part(HARD, EQUAL, (600,), 20),
     "pass": Part(tuple(LABELS), PASSES, (BY_SAMPLES,), 20),
     "faults": Part(FAULTY, RIVALS, (600,), 20),
-    "astray": Part(("sentiment", "urgency"), RIVALS, (600,), 30, critic="astray"),
+    "astray": Part(
+        ("sentiment", "urgency"), (*RIVALS, "TGD 4, 1,000 characters, gate"), (600,), 30, critic="astray"
+    ),
     "width": Part(tuple(LABELS), [f"EditTGD, {lr} chains" for lr in WIDTHS], (4800,), 10),
     "time": Part(
         tuple(LABELS),
         (
             *EQUAL,
-            "EditTGD, inner 1",
-            "TGD 32, 1,000 characters",
+            *FAST,
             "GEPA, 64 in flight",
             "TextGrad, 64 in flight",
         ),
@@ -110,7 +121,9 @@ class Runner:
         """Yield the outcome of each missing run as it ends; a peer that can't be had has one that says why."""
         missing = [key for key in dict.fromkeys(keys) if key not in self.file.found]
         for latency, some in groupby(missing, key=lambda key: key[5]):
-            with self.endpoint(latency) as endpoint, self.endpoint(0.0) as probe:
+            with ExitStack() as stack:
+                endpoint = stack.enter_context(self.endpoint(latency))
+                probe = endpoint if latency == 0 else stack.enter_context(self.endpoint(0.0))
                 for name, same in groupby(some, key=lambda key: key[0]):
                     yield from self._method(name, list(same), endpoint, probe)
 
@@ -162,6 +175,7 @@ class Runner:
             None if samples is None else samples // batch,
             probe,
             latency > 0,
+            method is not None and method.gated,
         )
 
 

@@ -15,9 +15,10 @@ from afnio import cognitive as cog
 from afnio.autodiff import Variable
 from afnio.errors import ReplyError
 from afnio.utils.datasets import FacilitySupport
-from benchmarks.learning.agents import Answerer, Clerk
+from benchmarks.learning.agents import Answerer, Clerk, Hopper
 from benchmarks.learning.desks import DESKS, make_desks
 from benchmarks.learning.faults import FAULTS, faulty
+from benchmarks.learning.hops import START, make_hops
 from benchmarks.learning.notes import PROMPTS, UNTOLD, make_notes
 
 _FACILITY = "**Message:**\n\n{}\n\n"
@@ -94,6 +95,8 @@ def load(name: str) -> Task:
         return _faulty(*name.split("/"))
     if name in _DESKS:
         return _desks(name)
+    if name == HOPS:
+        return _hops()
     if name in ("counting", "sorting"):
         return _bbh(name)
     if name.startswith("notes-") and name[6:] in PROMPTS:
@@ -268,6 +271,23 @@ def _desks(name: str) -> Task:
     )
 
 
+def _hops() -> Task:
+    items = [
+        Item({"question": question, "facts": facts}, answer)
+        for question, facts, answer in make_hops(count=260, seed=0)
+    ]
+    return Task(
+        HOPS,
+        lambda: Hopper(START),
+        lambda reply: reply.strip().rstrip("."),
+        exact,
+        items[:100],
+        items[100:160],
+        items[160:],
+        reading=("sentence", ""),
+    )
+
+
 def _faulty(name: str, fault: str) -> Task:
     task = _facility(name)
     prompt = faulty(task.prompt, name, fault)
@@ -286,4 +306,7 @@ FAULTY = tuple(
 )
 """Without a schema the simulated student knows sentiments only."""
 HARD = tuple(_DESKS)
+HOPS = "hops"
+LIVE = (*LABELS, *_BBH, HOPS)
+"""For a real model."""
 NAMES = (*LABELS, *_BBH, *(f"notes-{name}" for name in PROMPTS))

@@ -12,12 +12,28 @@ import afnio
 from afnio import cognitive as cog
 from afnio.demo._endpoint import Endpoint
 from afnio.errors import BatchError, ReplyError
-from afnio.optim import Demos, EditTGD, Optimizer, ParetoTGD
+from afnio.optim import Demos, EditTGD, Gate, Optimizer, ParetoTGD
 from afnio.runtime.events import CallEnded, StepEnded, Usage, subscribed
+from afnio.utils.data import DataLoader, Dataset
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Item, Task
 
 MakeOptimizer = Callable[["Trial"], Optimizer]
+GATE = 32
+"""Rows of the gate."""
+
+
+class Items(Dataset[Item]):
+    """Items of a split, for what draws its own batches."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = list(items)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 @dataclass(slots=True)
@@ -27,6 +43,7 @@ class Trial:
     Attributes:
         budget: LM calls that training is to take, to within half a step.
         batch: samples of a step.
+        gated: test the result against the start on rows of the validation split; the budget pays for it.
         probe: asked after the training, about the test split and the path; the endpoint by default.
         traced: remember the prompts after each step, and what they reach.
     """
@@ -40,6 +57,7 @@ class Trial:
     most_steps: int | None = None
     probe: Endpoint | None = None
     traced: bool = False
+    gated: bool = False
     agent: cog.Module = field(init=False)
     tally: CallTotals = field(init=False)
     path: list[tuple[float, int, int, dict[str, str]]] = field(init=False, default_factory=list)
@@ -47,6 +65,14 @@ class Trial:
     def __post_init__(self) -> None:
         self.agent = self.task.agent()
         self.tally = CallTotals()
+
+    @property
+    def reserve(self) -> int:
+        """The calls that the gate takes."""
+        if not self.gated:
+            return 0
+        each = sum(1 for _ in self.agent.parameters())  # the agents here make one call with each prompt
+        return 2 * each * min(GATE, len(self.task.val), self.budget // (6 * each))
 
     def judged(self, items: Sequence[Item], endpoint: Endpoint | None = None) -> cog.Evaluation:
         """Launch the agent on `items` and return scores and feedback at once."""
@@ -91,7 +117,11 @@ class Trial:
             if make_optimizer is not None:
                 with subscribed(self.tally), subscribed(_Watch(outcome, self.agent)):
                     self._remember(began)
+                    gate = self._gate() if self.gated else None
                     self._train(make_optimizer(self), outcome, began)
+                    if gate is not None:
+                        outcome.gate = str(gate.judge().wait())
+                        self._remember(began)
             outcome.seconds = time.monotonic() - began
             outcome.calls, outcome.prompt_tokens = self.tally.calls, self.tally.usage.prompt_tokens
             outcome.rounds = self.tally.rounds
@@ -100,6 +130,18 @@ class Trial:
         outcome.scores = self.tested(outcome.prompts)
         self.look_back(self.path, outcome)
         return outcome
+
+    def _gate(self) -> Gate:
+        gate = Gate(
+            self.judged,
+            DataLoader(Items(self.task.val), collate_fn=list),
+            size=GATE,
+            budget=self.budget,
+            quorum=self.endpoint.quorum,
+            seed=self.seed,
+        )
+        gate.start(self.agent.parameters())
+        return gate
 
     def _prompts(self) -> dict[str, str]:
         return {name: str(p.data) for name, p in self.agent.named_parameters()}
@@ -127,7 +169,10 @@ class Trial:
             self._remember(began)
             spent = self.tally.calls
             # Half a step more or less: on average the budget is met, whatever a step costs.
-            if spent + spent / outcome.steps / 2 > self.budget or outcome.steps == self.most_steps:
+            if (
+                spent + spent / outcome.steps / 2 > self.budget - self.reserve
+                or outcome.steps == self.most_steps
+            ):
                 return
 
     def _show(self, optimizer: Demos) -> None:

@@ -76,24 +76,25 @@ class Peer:
         Raises:
             PeerError: with the reason, once there is nothing more to yield.
         """
-        with (
-            self._command(arguments, folder) as (command, home, env),
-            TemporaryFile("w+") as errors,
-            subprocess.Popen(
-                command, cwd=home, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
-            ) as child,
-        ):
-            timer = threading.Timer(deadline, child.kill)
-            timer.start()
+        with self._command(arguments, folder) as (command, home, env), TemporaryFile("w+") as errors:
             try:
-                assert child.stdout is not None
-                for line in child.stdout:
-                    if line.startswith('{"run": '):
-                        yield json.loads(line)["run"]
-                code = child.wait()
-            finally:
-                timer.cancel()
-                child.kill()
+                child = subprocess.Popen(
+                    command, cwd=home, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
+                )
+            except OSError as error:
+                raise PeerError(f"its step failed: {error}") from error
+            with child:
+                timer = threading.Timer(deadline, child.kill)
+                timer.start()
+                try:
+                    assert child.stdout is not None
+                    for line in child.stdout:
+                        if line.startswith('{"run": '):
+                            yield json.loads(line)["run"]
+                    code = child.wait()
+                finally:
+                    timer.cancel()
+                    child.kill()
             if code != 0:
                 errors.seek(0)
                 said = errors.read().strip().splitlines() or [f"it ended with {code}"]

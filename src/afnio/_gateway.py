@@ -31,12 +31,12 @@ import signal
 import socket
 import sys
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 from urllib.parse import urlsplit
 
 from afnio.errors import GatewayError
@@ -61,6 +61,8 @@ COMMENT: Final = 15.0
 """Seconds after which a stream that waits for its first event is sent a comment, and again each time."""
 RETRY_GRACE: Final = 0.05
 """Seconds for which a repeated request waits for the end of the connection that it replaces."""
+KEPT: Final = 256
+"""Delivered replies that are kept for a while. A client may have given up at the moment in which its reply was sent."""
 MOST_BODY: Final = 64 << 20
 """Bytes of a request."""
 MOST_KEYS: Final = 10_000
@@ -231,6 +233,7 @@ class Gateway:
         self._calls: dict[GatewayCall, None] = {}
         self._left: dict[tuple[Account, str], deque[GatewayCall]] = {}
         self._live: dict[tuple[Account, str], int] = {}
+        self._delivered: OrderedDict[tuple[Account, str], Delivered] = OrderedDict()
 
     # Its life
 
@@ -320,7 +323,10 @@ class Gateway:
             return _refuse(503, "the gateway is stopping; send the request again", retry=True)
         if not self._limit(raw.account):
             return _refuse(503, f"the gateway knows {MOST_KEYS:,} keys already; restart it to forget them")
-        call = await self._call_for(raw, priority, again=_is_retry(headers))
+        again = _is_retry(headers)
+        if again and (lost := self._delivered.pop((raw.account, raw.key), None)) is not None and lost.fresh:
+            return lost.response()
+        call = await self._call_for(raw, priority, again=again)
         self._count_live(call, 1)
         try:
             if raw.stream:
@@ -426,14 +432,17 @@ class Gateway:
     # Responses
 
     async def _answer(self, call: GatewayCall) -> web.Response:
-        from aiohttp import web
-
         pipe = call.exchange.pipe
         head = await pipe.head()
         if call.cancelled and self._stopping:
             return _refuse(503, "the gateway is stopping; send the request again", retry=True)
         body = b"".join([piece async for piece in pipe])
-        return web.Response(status=head.status, headers=head.headers, body=body)
+        reply = Delivered(head.status, head.headers, body, asyncio.get_running_loop().time() + REJOIN)
+        if head.status == 200:
+            self._delivered[call.name] = reply
+            if len(self._delivered) > KEPT:
+                self._delivered.popitem(last=False)
+        return reply.response()
 
     async def _answer_stream(self, request: web.Request, call: GatewayCall) -> web.StreamResponse:
         from aiohttp import web
@@ -531,6 +540,28 @@ class Gateway:
             return _refuse(401, "this page needs the gateway's token; send it as `Authorization: Bearer …`")
         self._metrics.measure(len(self._calls), self.on_wire, self._budget)
         return web.Response(body=self._metrics.text(), headers={"content-type": self._metrics.content_type})
+
+
+class Delivered(NamedTuple):
+    """A reply that was sent to a client, which may have been gone already.
+
+    Attributes:
+        until: the loop's time after which it is forgotten.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    until: float
+
+    @property
+    def fresh(self) -> bool:
+        return asyncio.get_running_loop().time() < self.until
+
+    def response(self) -> web.Response:
+        from aiohttp import web
+
+        return web.Response(status=self.status, headers=self.headers, body=self.body)
 
 
 @final

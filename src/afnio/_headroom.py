@@ -44,6 +44,8 @@ MOST_CALLS: Final = 400
 FEWEST_ROWS: Final = 40
 LEVEL: Final = 0.05
 """One-sided. Without headroom at most this share of tests finds some."""
+FEWEST_PAIRS: Final = 8
+"""Rows below which a comparison says nothing."""
 PROBED: Final = 4
 """Rows that show what a row costs."""
 _DEARER: Final = 1.5
@@ -224,6 +226,7 @@ class HeadroomTest(Scoring):
         subject.check(self.rows[0])
         self.critic, self.budget, self.seed = critic, budget, seed
         self.start = subject.texts
+        self._each = 1.0
         self._design(None)
 
     async def run(self) -> Headroom:
@@ -258,9 +261,10 @@ class HeadroomTest(Scoring):
         once = Passed([*probe.scores, *rest.scores], [*probe.form, *rest.form])
         pairs = [(a, b) for a, b in zip(once.scores, again.scores, strict=True) if None not in (a, b)]
         tried = rows[design.twice + design.final :]
-        best, variants = await self._varied(tried, design)
+        best, variants = await self._varied(tried, design, spending)
         old, new = once, None
-        if best != self.start:
+        final = final[: self._affordable(spending)]
+        if best != self.start and len(final) >= FEWEST_PAIRS:
             old, new = await self._pass("final", final, self.start, best)
         shown = [once, old] if new else [once]
         known = [score for one in shown for score in one.scores if score is not None]
@@ -287,13 +291,19 @@ class HeadroomTest(Scoring):
             "prompts": best if is_found else self.start,
         }
 
+    def _affordable(self, spending: Budget) -> int:
+        """Return how many rows both sets of prompts can be scored on with what is left of the calls."""
+        caps, spent = self.budget.caps, spending.ledger.total
+        most = MOST_CALLS if caps.calls is None else min(caps.calls, MOST_CALLS)
+        return max(0, int((most - spent.calls) / (2 * self._each)))
+
     def _design(self, spent: Any) -> Design:
         """Return the design that the budget allows: from what the first rows took, or for one call a row."""
         caps = self.budget.caps
         calls = math.inf if caps.calls is None else caps.calls
         each = 1.0
         if spent is not None:
-            each = max(spent.calls / PROBED, 0.01)
+            each = self._each = max(spent.calls / PROBED, 0.01)
             # Prices and tokens of the critic aren't known yet. It reads more than the agent, in fewer calls.
             if caps.cost is not None and spent.amount.cost:
                 calls = min(calls, float(caps.cost / spent.amount.cost) * spent.calls / _DEARER)
@@ -343,7 +353,9 @@ class HeadroomTest(Scoring):
 
     # Variants
 
-    async def _varied(self, rows: Sequence[Row], design: Design) -> tuple[dict[str, str], int]:
+    async def _varied(
+        self, rows: Sequence[Row], design: Design, spending: Budget
+    ) -> tuple[dict[str, str], int]:
         """Return the winner of a race of varied prompts against the start prompts, and how many there were."""
         subject = self.subject.copied()
         search = Scoring(subject, self.metric, self.perfect)
@@ -365,14 +377,18 @@ class HeadroomTest(Scoring):
             **self.critic.completion_args,
         )
         raced: list[int] = []
+        started = spending.ledger.total.calls
 
         def count(event: Any) -> None:
             if isinstance(event, StepEnded):
                 raced.append(len(event.candidates) - 1)
 
         with subscribed(count):
-            for _ in range(STEPS):
+            for number in range(STEPS):
                 await optimizer.step()
+                spent = spending.ledger.total.calls - started
+                if spent + spent / (number + 1) > design.step:
+                    break
         return subject.texts, max(0, sum(raced))
 
 

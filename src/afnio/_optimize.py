@@ -314,6 +314,7 @@ class Optimization(Scoring):
             "code": [code_digest(subject.function), code_digest(metric)],
         }
         self.asked: str | None = None
+        self.spent_before = budget.ledger.total.amount  # by whatever else the budget is for
         self._check_minimum(1)
 
     def stop(self) -> None:
@@ -502,22 +503,24 @@ class Optimization(Scoring):
     def _check_minimum(self, calls: float) -> None:
         """Raise if the budget's calls can't pay for the looks and one step at so many calls a row."""
         most = self.budget.caps.calls
+        if most is not None:
+            most -= self.spent_before.calls
         sizes = {part: math.ceil(number * calls) for part, number in self._sizes().items() if number}
         step = math.ceil(BATCH * calls) + BATCH + len(self.subject.parameters)
         needed = sum(sizes.values()) + step
         if most is not None and most < needed:
             parts = ", ".join(f"{number} {part}" for part, number in sizes.items())
             raise ValueError(
-                f"budget must pay for at least {needed} calls (got max_calls={most}): {parts}, and {step} for one "
+                f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for one "
                 "step; give more, or fewer rows"
             )
 
     def _check_budget(self, measured: Amount) -> None:
         """Raise if the budget can't pay for the looks and one step, now that it is known what a row costs."""
         self._check_minimum(max(1.0, measured.calls))
-        caps = self.budget.caps
+        caps, before = self.budget.caps, self.spent_before
         rows = sum(self._sizes().values()) + 2 * BATCH
-        tokens, cost = math.ceil(rows * measured.tokens), rows * measured.cost
+        tokens, cost = before.tokens + math.ceil(rows * measured.tokens), before.cost + rows * measured.cost
         if caps.tokens is not None and caps.tokens < tokens:
             raise ValueError(
                 f"budget must pay for at least {tokens:,} tokens (got max_tokens={caps.tokens:,}): a row takes "

@@ -356,10 +356,14 @@ class Result:
         ]
         return Markup(  # noqa: S704 - the template escapes every value
             render(
-                template, result=self, prompts=prompts, figures=self.figures(), bars=self._bars(),
+                template, result=self, prompts=prompts, figures=self._rest(), bars=self._bars(),
                 groups=self._groups(),
             )
         )  # fmt: skip
+
+    def _rest(self) -> list[tuple[str, str]]:
+        """Return the figures that the bars don't show."""
+        return [one for one in self.figures() if not self._bars() or one[0] not in ("before", "after")]
 
     def _bars(self) -> list[tuple[str, Accuracy]]:
         named = [("before", self.before), ("after", self.after)]

@@ -229,7 +229,13 @@ def split_rows(rows: Sequence[Row], valset: Sequence[Row], testset: Sequence[Row
     shares = {"watch": max(1, round(len(val) * _WATCHED)), "gate": 0}
     shares["gate"] = len(val) - shares["watch"]
     watched = _dealt(val, shares, random.Random(f"gate {seed}"))
-    return Splits(parts["train"], watched["watch"], watched["gate"], list(testset) or parts["test"])
+    splits = Splits(parts["train"], watched["watch"], watched["gate"], list(testset) or parts["test"])
+    if not (splits.train and splits.watch and splits.gate) or (sizes["test"] and not splits.test):
+        raise ValueError(
+            f"the rows must have enough different inputs to fill every split (got {total} rows with "
+            f"{len({digest(row.args, row.kwargs) for row in (*rows, *valset)})} different ones); add others"
+        )
+    return splits
 
 
 def _dealt(rows: Sequence[Row], sizes: Mapping[str, int], draw: random.Random) -> dict[str, list[Row]]:

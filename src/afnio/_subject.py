@@ -443,10 +443,7 @@ class Scoring:
         if self.subject.function is None:
             yield
             return
-        try:
-            from afnio import bridge
-        except ImportError:
-            yield
-            return
+        from afnio import bridge
+
         with bridge.installed():
             yield

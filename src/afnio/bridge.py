@@ -46,7 +46,7 @@ from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.models._trace import in_attempt
 from afnio.models._transport import MAX_REPLY, unreachable
-from afnio.runtime._kernel import Failure, Job, Launch, Slot, on_runtime_thread
+from afnio.runtime._kernel import Failure, Job, Launch, Slot, current_runtime, on_runtime_thread
 from afnio.runtime._limits import Limits, give_limits
 from afnio.runtime._loop import running_loop
 from afnio.runtime._waiting import wait_async
@@ -79,8 +79,8 @@ def client(limits: Limits | None = None, module: HttpModule = "httpx2", **option
 
     Args:
         limits: those of every account that it is used with. The newest ones apply to all clients of an account.
-        module: the HTTP library that the SDK wants: "httpx2" for openai 3 and anthropic, "httpx" for openai 2,
-            LangChain and google-genai (`HttpOptions(httpx_async_client=…)`).
+        module: the HTTP library that the SDK wants: "httpx2" for openai 3, anthropic and google-genai 3
+            (`HttpOptions(httpx_async_client=…)`), "httpx" for openai 2, LangChain and older ones.
         **options: any other option of the library's `AsyncClient`. Its timeout counts from when a request is on the
             wire, and not while it waits for its turn.
 
@@ -205,6 +205,7 @@ class _Bridge:
         inner: see `transport`.
         beside: where other requests go, instead of an own client for each loop.
         context: the block's context, for requests from a thread that has none.
+        escaped: True to send requests for a model on, too, with a warning.
     """
 
     _library: Any
@@ -217,8 +218,10 @@ class _Bridge:
         inner: Any = None,
         beside: Any = None,
         context: Context | None = None,
+        escaped: bool = False,
     ) -> None:
         self._limits = limits
+        self._escaped = escaped
         self._inner = inner
         self._beside = beside
         self._context = context
@@ -231,7 +234,7 @@ class _Bridge:
         raw = None
         if self._is_candidate(request):
             raw = RawRequest.read(request.method, str(request.url), request.headers, await request.aread())
-        if raw is None:
+        if raw is None or self._escapes():
             return await self._pass_on(request)
         bridged = self._launch(raw, request)
         pipe = bridged.exchange.pipe
@@ -248,7 +251,7 @@ class _Bridge:
         raw = None
         if self._is_candidate(request):
             raw = RawRequest.read(request.method, str(request.url), request.headers, request.read())
-        if raw is None:
+        if raw is None or self._escapes():
             return self._pass_on_blocking(request)
         if on_runtime_thread():
             refused = _on_therunning_loop()
@@ -275,6 +278,19 @@ class _Bridge:
             and not in_attempt.get()
         )
 
+    def _escapes(self) -> bool:
+        if self._escaped:
+            line = user_line()
+            if (line.file, line.number) not in _warned:
+                _warned.add((line.file, line.number))
+                _logger.warning(
+                    "a request to a model at %s doesn't go through the engine, because its thread has no context; run "
+                    "the thread's function by contextvars.copy_context().run, or use "
+                    "afnio.bridge.installed(threads=True)",
+                    line,
+                )
+        return self._escaped
+
     def _launch(self, raw: RawRequest, request: Any) -> Bridged:
         if self._limits is not None and raw.account not in self._limited:
             self._limited.add(raw.account)
@@ -292,9 +308,12 @@ class _Bridge:
             return await self._beside.handle_async_request(request)
         if self._inner is not None and not in_attempt.get():
             return await _by_inner(self._library, self._inner, request)
-        other = self._others.get(running_loop())
-        if other is None:
-            other = self._others[running_loop()] = self._library.AsyncClient()
+        if on_runtime_thread():  # a native client with one of ours; closed with the runtime
+            other = current_runtime().resource((_Bridge, self._library), self._library.AsyncClient)
+        else:
+            other = self._others.get(running_loop())
+            if other is None:
+                other = self._others[running_loop()] = self._library.AsyncClient()
         token = in_attempt.set(True)  # under `installed` it would come back here
         try:
             return await other.send(request, stream=True)
@@ -512,6 +531,7 @@ class installed(AbstractContextManager[None]):  # noqa: N801
     A client with a transport of its own (a mock, retries) keeps it: the engine sends its attempts by that.
 
     Args:
+        limits: those of every account that is used in the block.
         threads: True to take in requests from threads without a context as well. They belong to the block, so they
             have its limits, journal and budgets, and no lane.
 
@@ -519,7 +539,8 @@ class installed(AbstractContextManager[None]):  # noqa: N801
     ...     pass
     """
 
-    def __init__(self, *, threads: bool = False) -> None:
+    def __init__(self, limits: Limits | None = None, *, threads: bool = False) -> None:
+        self.limits = limits
         self.threads = threads
         self.open = False
         self.context: Context | None = None
@@ -574,15 +595,18 @@ def _patch_class(library: ModuleType, kind: Any) -> None:
             return found
         block = _block.get()
         if block is not None and block.open:
-            return _routed(library, found, None)
-        return _escaped(library, found)
+            return _routed(library, found, block, None)
+        block = next((block for block in reversed(_open_blocks) if block.threads), None)
+        if block is not None:
+            return _routed(library, found, block, block.context)
+        return _transport_class(library)(beside=found, escaped=True)
 
     kind._transport_for_url = routed
 
 
-def _routed(library: ModuleType, found: Any, context: Context | None) -> Any:
+def _routed(library: ModuleType, found: Any, block: installed, context: Context | None) -> Any:
     inner = None if _is_plain(found) else found
-    return _transport_class(library)(inner=inner, beside=found, context=context)
+    return _transport_class(library)(limits=block.limits, inner=inner, beside=found, context=context)
 
 
 def _is_plain(found: Any) -> bool:
@@ -594,26 +618,10 @@ def _is_plain(found: Any) -> bool:
     )
 
 
-def _escaped(library: ModuleType, found: Any) -> Any:
-    """Return the transport for a request that no block's context covers."""
-    block = next((block for block in reversed(_open_blocks) if block.threads), None)
-    if block is not None:
-        return _routed(library, found, block.context)
-    line = user_line()
-    if (line.file, line.number) not in _warned:
-        _warned.add((line.file, line.number))
-        _logger.warning(
-            "a request to a model at %s doesn't go through the engine, because its thread has no context; run the "
-            "thread's function by contextvars.copy_context().run, or use afnio.bridge.installed(threads=True)",
-            line,
-        )
-    return found
-
-
 def _warn_of_aiohttp() -> None:
     if "google.genai" in sys.modules and "aiohttp" not in _warned:
         _warned.add("aiohttp")
         _logger.warning(
             "google-genai's async client uses aiohttp, whose requests don't go through the engine; pass it "
-            "HttpOptions(httpx_async_client=afnio.bridge.client(module='httpx'))"
+            "HttpOptions(httpx_async_client=afnio.bridge.client())"
         )

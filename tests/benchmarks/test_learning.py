@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from afnio.testing import Provider
 from benchmarks import report
 from benchmarks.learning import __main__ as command
-from benchmarks.learning import curve, intervals, tasks, training
+from benchmarks.learning import curve, intervals, quality, tasks, training
 from benchmarks.learning.endpoints import simulated
 from benchmarks.learning.methods import METHODS, WAYS
+from benchmarks.learning.outcome import Outcome
 from benchmarks.peers import environment
 
 needs_data = pytest.mark.skipif("AFNIO_DATA" not in os.environ, reason="AFNIO_DATA is not set")
@@ -26,23 +30,51 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> dict[str, Any]:
-    return command.main(["--subset", "8", "--seeds", "2", "--calls", "60", "--batch", "4", *arguments])
+SMALL = "--subset 8 --seeds 2 --calls 60 --batch 4 --results tiny"
+
+
+def run(*arguments: str) -> list[Outcome]:
+    return command.main([*SMALL.split(), *arguments])
 
 
 def test_a_run_says_what_it_reached_and_what_it_took(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Each run is a line of the file; the table compares them."""
     found = run("--task", "notes-draft", "--method", "TGD")
-    runs = found["tasks"]["notes-draft"]["runs"]
-    assert [run["method"] for run in runs] == ["baseline", "TGD", "TGD"]
-    assert all(len(run["scores"]) == 8 for run in runs)
-    assert all(0 < run["calls"] <= 60 + 20 for run in runs[1:])
-    assert all(run["cost"] is None for run in runs)
-    saved = json.loads((results / "learning-simulated.json").read_text())
-    assert saved["simulated"] is True
-    assert {"commit", "versions", "python"} <= set(saved["machine"])
-    assert "SIMULATED" in capsys.readouterr().out
+    assert [run.method for run in found] == ["baseline", "TGD", "TGD"]
+    assert all(len(run.scores) == 8 for run in found)
+    assert all(0 < run.calls <= 60 + 20 for run in found[1:])
+    lines = (results / "learning" / "tiny.jsonl").read_text().splitlines()
+    kept = [Outcome.of(line) for line in lines]
+    assert [(run.key, run.scores, run.prompts) for run in kept] == [
+        (run.key, run.scores, run.prompts) for run in found
+    ]
+    assert "| TGD | 2 | " in capsys.readouterr().out
+
+
+def test_a_benchmark_can_be_done_in_pieces(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the file has isn't repeated, and a line that was cut off is done anew."""
+    asked = ("--task", "notes-draft", "--method", "TGD")
+    first = run(*asked, "--shard", "0/2")
+    assert [(run.method, run.seed) for run in first] == [("baseline", 0), ("TGD", 1)]
+    file = results / "learning" / "tiny.jsonl"
+    kept = file.read_text()
+    capsys.readouterr()
+    again = run(*asked)
+    assert [(run.method, run.seed) for run in again] == [("baseline", 0), ("TGD", 0), ("TGD", 1)]
+    assert file.read_text().startswith(kept)
+    assert "seed 1" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_alone_is_the_same_as_among_others(results: Path) -> None:
+    """Its draws depend on its name, and on nothing that ran before."""
+    asked = ("--task", "notes-draft", "--method", "TGD", "--method", "ParetoTGD")
+    together = {run.key: run.prompts for run in run(*asked)}
+    (results / "learning" / "tiny.jsonl").unlink()
+    alone = run("--task", "notes-draft", "--method", "ParetoTGD", "--shard", "2/3")
+    assert {run.key: run.prompts for run in alone}.items() <= together.items()
 
 
 def test_a_peer_that_cannot_be_run_is_named_with_the_reason(
@@ -52,15 +84,65 @@ def test_a_peer_that_cannot_be_run_is_named_with_the_reason(
     (tmp_path / "gepa" / ".installed").touch()
     monkeypatch.setattr(environment, "CACHE", tmp_path)
     found = run("--task", "notes-judge", "--method", "GEPA")
-    assert [row[0] for row in found["tasks"]["notes-judge"]["rows"]] == ["baseline"]
-    assert "GEPA, seed 0: it was not run: its step failed" in capsys.readouterr().out
+    assert [run.method for run in found] == ["baseline"]
+    assert "GEPA, 60 calls, seed 0: it was not run: its step failed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_time_to_quality_is_read_from_the_prompts_of_each_step(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a latency: seconds, calls and rounds grow from step to step, and the last one has the run's score."""
+    found = run("--task", "notes-draft", "--method", "TGD", "--latency", "0.01", "--seeds", "1")
+    path = found[-1].path
+    assert len(path) == found[-1].steps + 1
+    assert path[0][1:3] == (0, 0)
+    assert [list(column) for column in zip(*path, strict=True)][:3] == [
+        sorted(column) for column in zip(*path, strict=True)
+    ][:3]
+    assert path[-1][3] == pytest.approx(found[-1].share, abs=1e-4)
+    # A step here waits for three calls of the agent one after the other, for critics, and for the proposer.
+    assert 4 * found[-1].steps <= found[-1].rounds <= found[-1].calls
+
+
+def test_an_accuracy_is_held_once_three_looks_have_it() -> None:
+    curve = [(0.0, 0.2), (3.0, 0.9), (4.0, 0.3), (7.0, 0.8)]
+    assert quality.held([curve], 0.75, 1.0) == 9.0
+    assert quality.held([curve], 0.85, 1.0) == math.inf
+    assert quality.held_by_steps([curve], 0.6) == 7.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*tasks.HARD, *tasks.FAULTY])
+def test_hard_and_faulty_tasks_have_room_and_can_be_scored(name: str) -> None:
+    """The start prompt is far from right; where a fault is a sentence, the prompt without it does better."""
+    if "/" in name and "AFNIO_DATA" not in os.environ:
+        pytest.skip("AFNIO_DATA is not set")
+    task = tasks.load(name).subset([20, 20, 40])
+    with simulated() as endpoint:
+        trial = training.Trial("baseline", task, endpoint, 0, 0, 4)
+        start = trial.tested({"prompt": task.prompt})
+        assert sum(map(float, start)) / len(start) < 0.6  # type: ignore[arg-type]
+        if name.partition("/")[2] in ("harm-named", "harm-unnamed", "wrong-format"):
+            healthy = trial.tested({"prompt": task.prompt.partition(". ")[0] + "."})
+            assert sum(map(float, healthy)) > sum(map(float, start))  # type: ignore[arg-type]
+
+
+def test_a_gate_is_paid_from_the_same_budget() -> None:
+    task = tasks.load("notes-judge")
+    with simulated() as endpoint:
+        trial = training.Trial("TGD, gate", task, endpoint, 0, 300, 4, gated=True)
+        found = trial.run(METHODS["TGD"].make)
+    assert trial.reserve == 96
+    assert found.calls <= 300 + 20
+    assert "held-out rows" in found.gate
 
 
 @pytest.mark.parametrize("method", ["TGD + Improves", "ParetoTGD"])
 def test_accepted_prompts_do_not_get_long(method: str) -> None:
     task = tasks.load("notes-judge")
     with simulated() as endpoint:
-        found = training.Trial(method, task, endpoint, 0, 400, 16).run(METHODS[method])
+        found = training.Trial(method, task, endpoint, 0, 400, 16).run(METHODS[method].make)
     assert found.correct >= 95
     assert found.lengths[-1] < 1500
 
@@ -78,7 +160,7 @@ def test_descent_raises_the_score_and_lengthens_the_prompt() -> None:
     task = tasks.load("sentiment")
     with simulated() as endpoint:
         before, after = (
-            training.Trial(name, task, endpoint, 0, 400, 16).run(METHODS[name])
+            training.Trial(name, task, endpoint, 0, 400, 16).run(METHODS[name].make)
             for name in ("baseline", "TGD")
         )
     assert after.correct > before.correct
@@ -90,7 +172,7 @@ def test_descent_raises_the_score_and_lengthens_the_prompt() -> None:
 def test_the_prompt_at_fault_is_blamed_most(at_fault: str) -> None:
     task = tasks.load(f"notes-{at_fault}")
     with simulated() as endpoint:
-        found = training.Trial("TGD", task, endpoint, 0, 200, 16).run(METHODS["TGD"])
+        found = training.Trial("TGD", task, endpoint, 0, 200, 16).run(METHODS["TGD"].make)
     assert max(found.gradients, key=lambda name: found.gradients[name]) == at_fault
 
 
@@ -99,14 +181,14 @@ def test_training_never_sees_the_test_split(monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[str] = []
     judged = training.Trial.judged
 
-    def watch(trial: training.Trial, items: Any) -> Any:
+    def watch(trial: training.Trial, items: Any, *others: Any) -> Any:
         seen.append("test" if items is trial.task.test else "other")
         assert items is trial.task.test or not any(item in trial.task.test for item in items)
-        return judged(trial, items)
+        return judged(trial, items, *others)
 
     monkeypatch.setattr(training.Trial, "judged", watch)
     with simulated() as endpoint:
-        training.Trial("TGD", task, endpoint, 0, 100, 16).run(METHODS["TGD"])
+        training.Trial("TGD", task, endpoint, 0, 100, 16).run(METHODS["TGD"].make)
     assert seen.count("test") == 1
     assert seen[-1] == "test"
 
@@ -132,18 +214,44 @@ def test_the_control_of_the_curve_is_refused_with_a_real_model(capsys: pytest.Ca
     assert "--control is for the simulated LM" in capsys.readouterr().err
 
 
-def test_splits_may_have_sizes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_splits_may_have_sizes_of_their_own(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = "--subset 8,4,6 --task notes-judge --method Demos --seeds 1"
     found = command.main(f"{given} --curve notes-judge --samples 8 --sizes 4 8 16 --control".split())
-    runs = found["tasks"]["notes-judge"]["runs"]
-    assert [(run["method"], len(run["scores"]), run["calls"]) for run in runs] == [
+    assert [(run.method, len(run.scores), run.calls) for run in found] == [
         ("baseline", 6, 0),
         ("Demos", 6, 0),
     ]
-    assert runs[1]["prompts"]["judge"].endswith("</examples>")
-    assert [run["method"] for run in found["curve"]] == [
-        f"{how}, batch {size}" for how in ("concatenation", "reduction", "no wall") for size in (4, 8)
+    assert found[1].prompts["judge"].endswith("</examples>")
+    rows = json.loads((results / "learning-simulated-curve.json").read_text())["rows"]
+    assert [(row["how"], row["batch"]) for row in rows] == [
+        (how, size) for how in ("concatenation", "reduction", "no wall") for size in (4, 8)
     ]
     with pytest.raises(SystemExit):
         run("--subset", "8,4")
     assert "one number or three" in capsys.readouterr().err
+
+
+def test_a_live_benchmark_says_what_it_will_take_first(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And makes no call unless the user wants it. The estimate is no less than what was taken."""
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "simulated*"\ninput = 1.0\noutput = 2.0\n')
+    monkeypatch.setenv("AFNIO_PRICES", str(prices))
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    with Provider.process(api_key="k") as process:
+        asked = (
+            f"--live --base-url {process.base_url} --model simulated --task counting --subset 6 --calls 40 "
+            "--seeds 1 --method TGD"
+        ).split()
+        assert command.main(asked) == []
+        assert process.stats()["requests"] == 0
+        said = capsys.readouterr().out
+        found = command.main([*asked, "--yes"])
+        calls = process.stats()["requests"]
+    dollars = re.search(r"\| all \| (\d+) \| [\d,]+ \| (\d+\.\d\d) \|", said)
+    assert dollars is not None, said
+    assert calls <= int(dollars[1]) + 20
+    assert [run.method for run in found] == ["baseline", "TGD"]
+    assert "| TGD | 1 |" in capsys.readouterr().out

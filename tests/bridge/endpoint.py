@@ -120,13 +120,50 @@ def last_text(asked: Asked) -> str:
     given = body.get("messages") or body.get("input")
     if isinstance(given, str):
         return given
-    content = given[-1]["content"] if isinstance(given[-1], dict) else given[-1]
+    last = given[-1]
+    content = (last.get("content") or last.get("output")) if isinstance(last, dict) else last
     return content if isinstance(content, str) else str(content[-1].get("text", ""))
+
+
+def tools_to_call(asked: Asked) -> list[str]:
+    """Return the names of the request's tools, until it has their results."""
+    if any("tool" in str(entry.get("role")) or "call" in str(entry.get("type")) for entry in entries(asked)):
+        return []
+    return [(tool.get("function") or tool)["name"] for tool in asked.body.get("tools") or ()]
+
+
+def entries(asked: Asked) -> list[dict[str, Any]]:
+    given = asked.body.get("messages") or asked.body.get("input") or []
+    return [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
 
 
 def reply(asked: Asked) -> dict[str, Any]:
     text = last_text(asked).upper()
     path = asked.path
+    names = tools_to_call(asked)
+    if names and path.endswith("/chat/completions"):
+        question = json.dumps({"question": text.lower()})
+        calls = [
+            {"id": f"call_{n}", "type": "function", "function": {"name": name, "arguments": question}}
+            for n, name in enumerate(names)
+        ]
+        message = {"role": "assistant", "content": None, "tool_calls": calls}
+        choices = [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
+        return {
+            "id": "c",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "m",
+            "choices": choices,
+            "usage": USAGE,
+        }
+    if names and path.endswith("/responses"):
+        items = [
+            {"type": "function_call", "id": f"fc_{n}", "call_id": f"call_{n}", "name": name, "status": "completed",
+             "arguments": json.dumps({"question": text.lower()})}
+            for n, name in enumerate(names)
+        ]  # fmt: skip
+        return {**response_of(""), "output": items}
     if path.endswith("/chat/completions"):
         choices = [
             {"index": n, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

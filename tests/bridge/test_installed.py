@@ -209,7 +209,7 @@ def test_googles_async_client_is_named(
         with bridge.installed():
             pass
     (warning,) = caplog.records
-    assert "httpx_async_client=afnio.bridge.client(module='httpx')" in warning.message
+    assert "httpx_async_client=afnio.bridge.client()" in warning.message
 
 
 def test_a_block_is_entered_once() -> None:

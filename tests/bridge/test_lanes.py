@@ -10,12 +10,14 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import anyio
 import anyio.lowlevel
 import httpx2
 import openai
 import pytest
-from endpoint import Endpoint
+from aiohttp import web
+from endpoint import Endpoint, message_of
 
 import afnio
 from afnio import bridge
@@ -259,3 +261,30 @@ async def test_a_priority_holds_for_bridged_calls(endpoint: Endpoint) -> None:
         with afnio.priority("serving"):
             await client.responses.create(model="m", input="serving")
     assert "serving" in [asked.body["input"] for asked in endpoint.asked][:3]
+
+
+async def test_anthropics_rate_limits_are_learnt(endpoint: Endpoint) -> None:
+    from afnio.runtime.events import LimitsLearnt
+
+    left = {"limit": "60", "remaining": "50"}
+    headers = {f"anthropic-ratelimit-requests-{name}": value for name, value in left.items()}
+    found = message_of([{"type": "text", "text": "hi"}], "end_turn")
+    endpoint.fail = lambda number, asked: web.json_response(found, headers=headers)
+    learnt: list[Any] = []
+    client = anthropic.AsyncAnthropic(api_key="k-0123456", base_url=endpoint.url, http_client=bridge.client())
+    with subscribed(lambda event: learnt.append(event) if isinstance(event, LimitsLearnt) else None):
+        await client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
+    assert [60] == [event.requests for event in learnt]
+
+
+async def test_an_image_counts_as_a_flat_sum(endpoint: Endpoint) -> None:
+    """By its bytes it would be more tokens than any limit admits."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + 1_000_000 * "A"}}
+    client = client_of(endpoint, limits=afnio.Limits(tokens_per_minute=5_000))
+    with anyio.fail_after(20):
+        await client.chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": [{"type": "text", "text": "what?"}, image]}],
+            max_tokens=9,
+        )
+    assert 1 == len(endpoint.asked)

@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 from roles import comment, kind, play, prompt, shown, variables
 
@@ -351,6 +353,31 @@ def test_a_budget_that_ends_in_a_careless_agent_ends_the_sample(instead: str) ->
     assert 1 == len(client.requests)
     assert {BudgetExceeded} == {type(error) for error in caught.value.errors.values()}
     assert 2 == len(caught.value.errors)
+
+
+def test_a_budget_ends_an_agent_over_an_sdk_that_turns_errors_into_its_own() -> None:
+    reply = {"choices": [{"message": {"role": "assistant", "content": "fine"}, "finish_reason": "stop"}]}
+    sent: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request)
+        return httpx2.Response(200, json=reply)
+
+    async def careless(text: str, system: str) -> str:
+        transport = afnio.bridge.transport(inner=httpx2.MockTransport(answer))
+        async with httpx2.AsyncClient(transport=transport) as http_client:
+            sdk = openai.AsyncOpenAI(api_key="k", base_url="http://sdk/v1", http_client=http_client)
+            try:
+                found = await sdk.chat.completions.create(model="m", messages=messages(system, text))  # type: ignore[arg-type]
+                return found.choices[0].message.content or ""
+            except openai.APIError:
+                return "I don't know"
+
+    agent = cog.Agent(careless, prompts={"system": "s"})
+    with afnio.budget(max_calls=1), pytest.raises(BatchError) as caught:
+        agent(["a", "b", "c"]).data
+    assert (1, 2) == (len(sent), len(caught.value.errors))
+    assert {BudgetExceeded} == {type(error) for error in caught.value.errors.values()}
 
 
 def test_an_end_in_an_inner_agent_ends_the_outer_one() -> None:

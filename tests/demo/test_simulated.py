@@ -46,9 +46,9 @@ def test_it_trains_and_reports(demo: Demo, folder: Path):
     assert "unpriced (simulated)" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
 
-    # The README shows this very run.
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = re.findall(r"```\n(phase .*?)```", readme, re.DOTALL)
+    # The documentation shows this very run.
+    shown = (Path(__file__).parents[2] / "docs" / "demo.md").read_text()
+    (block,) = re.findall(r"```\n(phase .*?)```", shown, re.DOTALL)
     for line in block.splitlines():
         assert line in done.stdout.splitlines()
 

@@ -539,7 +539,7 @@ def test_few_rows_make_a_smaller_race_which_is_said_once(caplog):
     with caplog.at_level(logging.WARNING, "afnio"):
         steps = told(agent.optimizer(), 3)
     assert 1 == sum("races compare on 2 samples instead of 12" in r.message for r in caplog.records)
-    assert {2} == {len(c.samples) for step in steps for c in step.candidates if c.samples}
+    assert {2, 4} >= {len(c.samples) for step in steps for c in step.candidates if c.samples}
 
 
 def test_two_rows_are_enough():
@@ -566,9 +566,13 @@ def test_a_step_takes_its_share_of_the_budget(calls):
     """Sizes shrink until a step costs a quarter at most; what one sample takes is rehearsed."""
     agent, proposer = Agent(), ScriptedClient(teach)
     optimizer = agent.optimizer(proposer, budget=calls, lr=3, inner=3, minibatch=8, race=24, first=8)
+    told(
+        optimizer
+    )  # the first one has no race behind it, so its chains run samples for their first small step
+    before = len(agent.client.requests) + len(proposer.requests)
     told(optimizer)
-    assert len(agent.client.requests) + len(proposer.requests) <= 0.25 * calls + 1
-    assert optimizer.step_cost <= max(0.25 * calls, 16)
+    assert len(agent.client.requests) + len(proposer.requests) - before <= 0.25 * calls + 1
+    assert optimizer.step_cost <= 0.25 * calls
 
 
 def test_a_budget_that_ends_in_the_middle_keeps_the_value():
@@ -614,8 +618,8 @@ def test_if_every_chain_fails_the_step_raises():
 
 
 @pytest.mark.parametrize(("inner", "merges"), [(1, True), (2, False), (3, True)])
-def test_a_step_takes_two_latencies_for_each_small_step_and_two_for_the_race(inner, merges):
-    """One more for a merge; however many chains there are."""
+def test_a_step_takes_two_latencies_for_each_small_step_and_one_for_the_race(inner, merges):
+    """One more for a merge, and in the first step; however many chains there are."""
     with virtual_runtime() as clock:
         for lr in (2, 6):
             agent = Agent(latency=1.0, rows=200)
@@ -631,6 +635,25 @@ def test_a_step_takes_two_latencies_for_each_small_step_and_two_for_the_race(inn
             ):
                 optimizer.step()
             assert ends[0] - began <= 1.1 * (2 * inner + 2 + merges)
+
+
+def test_critics_take_one_latency_for_each_small_step():
+    """Those of the race included."""
+    with virtual_runtime() as clock:
+        agent = Agent(latency=1.0, rows=200)
+        critic = ScriptedClient(comment("It lacks Know 1. It lacks Know 2."), latency=1.0)
+        optimizer = agent.optimizer(
+            lambda r: add(f"Know {len(shown(r, 'block')) % KINDS}."), evaluate=agent.aevaluate, latency=1.0,
+            lr=2, inner=3, critics=True,
+        )  # fmt: skip
+        ends = [clock.now]
+        with (
+            afnio.set_backward_model_client(critic, completion_args={"model": "c"}),
+            subscribed(lambda e: ends.append(clock.now) if isinstance(e, StepEnded) else None),
+        ):
+            for _ in range(2):
+                optimizer.step().wait()
+    assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 1.1 * (3 * 3 + 2)
 
 
 @pytest.mark.parametrize("critics", [False, True])

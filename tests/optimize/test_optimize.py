@@ -272,9 +272,10 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str
         ({"patience": 0}, "patience"),
         ({"perfect": "1"}, "perfect"),
         ({"seed": 1.5}, "seed"),
-        ({"budget": afnio.budget(max_calls=120)}, r"at least \d+ calls \(got max_calls=120\).*64 to test"),
+        ({"budget": afnio.budget(max_calls=120)}, r"at least \d+ calls \(got 120\).*64 to test"),
         ({"rows": [({"other": "a"}, "b")] * 100}, "other"),
         ({"valset": rows(5)}, "valset"),
+        ({"rows": rows(2) * 50}, "2 different ones"),
     ],
 )
 def test_arguments_that_cannot_work(changes: dict[str, Any], said: str) -> None:

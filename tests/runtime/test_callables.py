@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 import afnio
@@ -271,6 +272,26 @@ def test_a_smaller_setting_holds_in_its_block() -> None:
 def test_threads_must_be_a_number(most: Any) -> None:
     with pytest.raises(ValueError, match="the number of threads must be at least 1"):
         afnio.set_threads(most)
+
+
+def test_prices_are_looked_up_beside_an_apps_blocking_work() -> None:
+    """A budget asks for the price of a model first. An app that fills anyio's own threads must not hold it up."""
+    client = ScriptedClient("said")
+    release = threading.Event()
+
+    async def crowded(text: str) -> str:
+        async with anyio.create_task_group() as group:
+            for _ in range(40):
+                group.start_soon(anyio.to_thread.run_sync, release.wait)
+            try:
+                with anyio.fail_after(30):
+                    asked = [{"role": "user", "content": text}]
+                    return str(await client.achat(messages=asked, model="not-asked-for-before"))
+            finally:
+                release.set()
+
+    with afnio.budget(max_calls=1):
+        assert "said" == afnio.Variable("a").map(crowded).data
 
 
 # A callable that blocks the loop -----------------------------------------------------------------

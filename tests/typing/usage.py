@@ -45,6 +45,20 @@ def call_any(module: cog.Module) -> None:
     assert_type(module(1, "x"), Any)
 
 
+@cog.agent(prompts={"system": "s"}, loop="caller")
+async def foreign(question: str, system: str) -> dict[str, str]:
+    return {system: question}
+
+
+async def foreign_calls() -> None:
+    assert_type(foreign, cog.Agent)
+    assert_type(foreign(["a", "b"]), afnio.Variable)
+    assert_type(await foreign("a"), afnio.Variable)
+    assert_type(cog.Agent(str.upper, prompts={})("a"), afnio.Variable)
+    assert_type(afnio.Variable("a").map(str.upper, loop="runtime"), afnio.Variable)
+    afnio.Variable("a").map(str.upper, loop="mine")  # pyright: ignore[reportArgumentType]
+
+
 async def calls(agent: Agent, client: ScriptedClient) -> None:
     assert_type(agent(client, "why?"), cog.Completion)
     assert_type(await agent(client, "why?"), cog.Completion)

@@ -70,6 +70,8 @@ class Job:
             return (re.findall(r"-?\d+", reply) or [reply.strip()])[-1]
         if kind == "words":
             return " ".join(reply.replace(",", " ").split())
+        if kind == "sentence":
+            return reply.strip().rstrip(".")
         if kind == "text":
             return reply.strip()
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from afnio.autodiff._function import Context, LaneFeedback
@@ -21,9 +22,10 @@ from afnio.autodiff._graph import Feedback
 from afnio.cognitive._prompts import Prompted, critic_messages, critic_schema, trace_messages, wording
 from afnio.cognitive._reduction import ask, reduce_feedback
 from afnio.cognitive._template import as_text
-from afnio.cognitive._transcript import ReadCall, fitted, read_call, seen_in, shortened, unrepeated
+from afnio.cognitive._transcript import Transcript, shortened
 from afnio.models._client import ChatModel
 from afnio.models._trace import Trace
+from afnio.runtime._callables import call_in_node
 from afnio.runtime._kernel import Job
 
 
@@ -89,10 +91,11 @@ async def criticize_trace(
         return [None] * len(wanted)
     indices = [index for index, want in enumerate(wanted) if want]
     ids = {f"v{number}": index for number, index in enumerate(indices, start=1)}
-    calls = [read_call(call) for call in (trace.calls if trace is not None else ())]
-    short = unrepeated(calls)
     texts = {index: str(values[index]) for index in indices}
-    shown, skipped = fitted(short, list(texts.values()), model.count_tokens)
+    recorded = [] if trace is None else trace.calls
+    read = partial(Transcript.of, recorded, list(texts.values()), model.count_tokens)
+    # A long trace takes some milliseconds to read, in which the loop would stand still.
+    shown: Transcript = await call_in_node(job, read) if len(recorded) > FEW else read()
     given = {
         names.get(index, f"input {index + 1}"): value
         for index, value in enumerate(values)
@@ -102,13 +105,13 @@ async def criticize_trace(
     messages = trace_messages(
         variables=[
             Prompted(
-                name, ctx.input_roles[index], names.get(index, ""), seen_in(calls, texts[index]), texts[index]
+                name, ctx.input_roles[index], names.get(index, ""), shown.seen_in[texts[index]], texts[index]
             )
             for name, index in ids.items()
         ],
-        inputs=_unseen(given, calls, model.count_tokens),
-        calls=shown,
-        skipped=skipped,
+        inputs=_unseen(given, shown, model.count_tokens),
+        calls=shown.calls,
+        skipped=shown.skipped,
         output=shortened(returned, LONGEST_INPUT, model.count_tokens),
         edited=_edited(feedback, returned),
         feedback=await _readable(job, model, ctx, feedback, returned),
@@ -117,19 +120,19 @@ async def criticize_trace(
     return await _ask(job, model, messages, ids, values, provenance, wanted)
 
 
+FEW: Final = 4
+"""Calls of a trace that are read on the loop."""
 LONGEST_INPUT: Final = 2_000
 """Tokens of an agent's input, or of its output, that the critic reads beside the calls."""
 
 
-def _unseen(
-    inputs: Mapping[str, Any], calls: Sequence[ReadCall], count: Callable[[str], int]
-) -> dict[str, str]:
+def _unseen(inputs: Mapping[str, Any], shown: Transcript, count: Callable[[str], int]) -> dict[str, str]:
     """Return the inputs that no call shows, as texts."""
     texts = {name: written(value) for name, value in inputs.items()}
     return {
         name: shortened(text, LONGEST_INPUT, count)
         for name, text in texts.items()
-        if not any(text.strip() in said.text for call in calls for said in call.messages)
+        if not shown.has(text.strip())
     }
 
 

@@ -74,6 +74,44 @@ class ReadCall:
     number: int = 0
 
 
+@final
+@dataclass(slots=True)
+class Transcript:
+    """What is shown of a trace.
+
+    Attributes:
+        calls: without repetitions, and cut.
+        skipped: the numbers of the calls that are left out.
+        seen_in: for each text that is criticised the numbers of the calls that it stands in.
+        texts: of all messages, in full.
+    """
+
+    calls: Sequence[ReadCall]
+    skipped: Sequence[int]
+    seen_in: Mapping[str, Sequence[int]]
+    texts: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, calls: Sequence[TracedCall], values: Sequence[str], count: Callable[[str], int]
+    ) -> Transcript:
+        """Return the transcript of a trace.
+
+        Args:
+            values: the texts that are criticised.
+            count: returns the tokens of a text.
+        """
+        whole = [read_call(call) for call in calls]
+        short = unrepeated(whole)
+        seen = {value: seen_in(whole, value) for value in values}
+        texts = list(dict.fromkeys(said.text for call in whole for said in call.messages))
+        return cls(*fitted(short, values, count), seen, texts)
+
+    def has(self, text: str) -> bool:
+        """Return True if a message contains `text`."""
+        return any(text in shown for shown in self.texts)
+
+
 # 1. Four APIs, one form.
 
 
@@ -221,10 +259,18 @@ def unrepeated(calls: Sequence[ReadCall]) -> list[ReadCall]:
     """
     whole: list[list[tuple[str, str]]] = []
     shown: set[tuple[str, str]] = set()
+    squeezed: dict[str, str] = {}
+
+    def likeness(said: Said) -> tuple[str, str]:
+        # Frameworks may lay out a message anew. A trace has each text once, so most of these are known.
+        if said.text not in squeezed:
+            squeezed[said.text] = "".join(said.text.split())
+        return said.role, squeezed[said.text]
+
     short = []
     for number, call in enumerate(calls, start=1):
         call.number = number
-        keys = [_likeness(said) for said in call.messages]
+        keys = [likeness(said) for said in call.messages]
         shared, begins_like = max(
             ((_shared(keys, earlier), -other) for other, earlier in enumerate(whole, start=1)), default=(0, 0)
         )
@@ -235,14 +281,9 @@ def unrepeated(calls: Sequence[ReadCall]) -> list[ReadCall]:
                 -begins_like if shared else 0, shared, number,
             )
         )  # fmt: skip
-        whole.append([*keys, *(_likeness(said) for said in call.reply)])
+        whole.append([*keys, *(likeness(said) for said in call.reply)])
         shown.update(whole[-1])
     return short
-
-
-def _likeness(said: Said) -> tuple[str, str]:
-    # Frameworks write the JSON of a tool call anew, with other spaces.
-    return said.role, "".join(said.text.split())
 
 
 def _shared(keys: Sequence[Any], earlier: Sequence[Any]) -> int:

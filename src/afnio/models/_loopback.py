@@ -30,6 +30,7 @@ from afnio.runtime._kernel import (
     current_runtime,
     on_runtime_thread,
 )
+from afnio.runtime._limits import Limits, give_limits
 from afnio.runtime._waiting import wait, wait_async
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
 
     Args:
         upstream: the provider's base URL. Default: OPENAI_BASE_URL, then OpenAI's own.
+        limits: those of every account that is used through it.
 
     Raises:
         ValueError: if `upstream` isn't a URL.
@@ -58,9 +60,10 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
     True
     """
 
-    def __init__(self, upstream: str | None = None) -> None:
+    def __init__(self, upstream: str | None = None, *, limits: Limits | None = None) -> None:
         from afnio.models.openai import endpoint_url
 
+        self._limits = limits
         self._upstream = endpoint_url(upstream)
         self._token = ""
 
@@ -88,7 +91,7 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
 
     def _begin(self) -> tuple[Launch, Slot]:
         self._token = secrets.token_urlsafe(24)
-        lane = _Lane(self._upstream, copy_context())
+        lane = _Lane(self._upstream, self._limits, copy_context())
         launch = Launch("url", address="url")
         slot = Slot(launch)
 
@@ -118,6 +121,7 @@ class _Lane(NamedTuple):
     """Whose requests arrive under a token."""
 
     upstream: str
+    limits: Limits | None
     context: Context
 
 
@@ -173,6 +177,8 @@ class _Loopback:
         raw = RawRequest.read(request.method, target, headers, body)
         if raw is None:
             return await self._pass_on(request, target, headers, body)
+        if lane.limits is not None:
+            give_limits(raw.account, lane.limits)
         bridged = lane.context.copy().run(launch_request, raw)
         calls = self._calls.setdefault(token, [])
         calls.append(bridged)

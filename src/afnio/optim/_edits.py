@@ -49,7 +49,8 @@ class Mistake:
 # The critic that only quotes.
 
 
-_NAMES: Final = re.compile(r'<variable id=("(?:[^"\\]|\\.)*")')
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
+_NAMES: Final = re.compile(rf"<variable id=({_QUOTED})(?: \w+={_QUOTED})*?(?: seen_in=({_QUOTED}))?>\n")
 
 
 @final
@@ -69,8 +70,10 @@ class Quoting(ChatModel):
         if purpose != "backward":
             return await ChatModel.complete(self, messages, purpose, job=job, **defaults)
         head, _, shown = str(messages[-1]["content"]).partition("</variables>\n")
-        names = [json.loads(name) for name in _NAMES.findall(head)]
-        feedback = [{"variable": name, "text": shown or head} for name in names]
+        feedback: list[dict[str, str]] = []
+        for name, seen in _NAMES.findall(head):
+            place = f"(the variable stands in calls {json.loads(seen)})\n" if seen else ""
+            feedback.append({"variable": json.loads(name), "text": f"{place}{shown or head}"})
         return ChatResponse(content=json.dumps({"feedback": feedback}), finish_reason="stop", model="")
 
 
@@ -90,9 +93,11 @@ def _shown(
     for mistake in mistakes:
         text = mistake.text
         if mistake.quoted:
-            found = _FORMAT.search(text)
-            form = form or (found[1] if found else "")
-            text = _FORMAT.sub("", text).replace(f"{system}\n", "")
+            if text.startswith("<conversation>"):  # in a trace each call has a format
+                found = _FORMAT.search(text)
+                form = form or (found[1] if found else "")
+                text = _FORMAT.sub("", text)
+            text = text.replace(f"{system}\n", "")
             if len(value) > _SHORT:
                 text = text.replace(escape(value), "(the variable)")
         texts.append(text)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, final
 
 from afnio.autodiff._backward import launch_grad
-from afnio.autodiff._graph import enable_grad, no_grad
+from afnio.autodiff._graph import enable_grad
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import BudgetExceeded, JournalError, ScoreError
 from afnio.models._backward_model import backward_by, backward_model
@@ -91,18 +91,15 @@ class Runner:
         units: Sequence[int],
         name: str,
         level: Priority,
-        *,
-        graph: bool = True,
         quorum: float | None = None,
     ) -> tuple[list[float | None], Any]:
-        """Run samples. Return their scores, None for those that failed, and the explanation if `graph`."""
+        """Run samples, with the graph recorded. Return their scores (None for those that failed) and explanation."""
         setup = self._setup
         async with scope(name=name):
             owner = current_scope()
-            recording = enable_grad() if graph else no_grad()
             with (
                 bind(self._inputs.bound(values)),
-                recording,
+                enable_grad(),
                 tolerate(quorum or setup.quorum),
                 prioritised(level),
             ):
@@ -111,7 +108,7 @@ class Runner:
             owner.unread()  # a failed sample counts as missing, so don't raise its error when the scope is left
         setup.train.by_unit(units, scores)  # raises if there isn't one for each sample
         explanation = result[1] if isinstance(result, tuple) and len(result) > 1 else None
-        if graph and not (isinstance(explanation, Variable) and explanation.requires_grad):
+        if not isinstance(explanation, Variable) or not explanation.requires_grad:
             raise TypeError(
                 f"evaluate must return (score, explanation) that parameters led to (got {result!r}); is it run "
                 "under no_grad, or does it use other parameters?"
@@ -209,7 +206,7 @@ class ChainStep:
         try:
             chains = await self._chains(rows, given)
             entries = await self._composed(chains)
-            result = await self._race(entries, rows.race, graph=self._sizes.inner == 1)
+            result = await self._race(entries, rows.race)
         except Exception as error:
             return self._undone(error)
         state.stream = stream
@@ -234,14 +231,14 @@ class ChainStep:
         entries = [Entry("incumbent", self._values)]
         entries += [self._without(at, number) for at, number, _ in options]
         async with scope(name="start"):
-            result = await self._race(entries, units, graph=sizes.inner == 1)
+            result = await self._race(entries, units)
         state.stream = stream
         self._record_race(result)
         winner = result.winner
         self._note(result, state.incumbent)
         if winner is not None and winner.name != "incumbent":
             self._adopt(winner)
-        if sizes.inner == 1 and winner is not None:
+        if winner is not None:
             state.carried = await self._carried(winner, "start mistakes")
 
     def _most_left_out(self) -> int:
@@ -288,7 +285,7 @@ class ChainStep:
     def _given(self) -> list[list[list[Mistake]]]:
         """Return for each chain the mistakes that are there already, by parameter.
 
-        They come from the last race (with `inner=1`), or from the loop around the step.
+        They come from the last race, or from the loop around the step.
         """
         state, count = self._state, self._sizes.chains
         known = [list(found) for found in state.carried] or [[] for _ in self._values]
@@ -430,7 +427,7 @@ class ChainStep:
 
     # The race
 
-    async def _race(self, entries: Sequence[Entry], units: Sequence[int], *, graph: bool) -> RacedEntries:
+    async def _race(self, entries: Sequence[Entry], units: Sequence[int]) -> RacedEntries:
         """Run candidates on fresh samples: some for all, the rest for the best."""
         racing = [entry for entry in entries if not entry.note]
         if len(racing) < 2 or not units:
@@ -441,19 +438,19 @@ class ChainStep:
         staged = len(racing) > sizes.keep and len(units) > sizes.first
         head = list(units[: sizes.first]) if staged else list(units)
         async with scope(name="race"):
-            await self._run(racing, head, 1, graph=graph)
+            await self._run(racing, head, 1)
             left = self._best(racing, sizes.keep if staged else len(racing))
             if staged:
-                await self._run(left, list(units[sizes.first :]), 2, graph=graph)
+                await self._run(left, list(units[sizes.first :]), 2)
                 left = self._best(left, len(left))
         return RacedEntries(list(entries), list(units), left[0])
 
-    async def _run(self, entries: Sequence[Entry], units: list[int], stage: int, *, graph: bool) -> None:
+    async def _run(self, entries: Sequence[Entry], units: list[int], stage: int) -> None:
         async def one(entry: Entry) -> None:
             try:
                 async with scope(name=f"candidate {entry.place} part {stage}"):
                     scores, explanation = await self._runner.forward(
-                        entry.values, units, "samples", Priority.VALIDATION, graph=graph
+                        entry.values, units, "samples", Priority.VALIDATION
                     )
             except Exception as error:
                 _raise_end(error)
@@ -514,7 +511,7 @@ class ChainStep:
             self._lose(result)
         state.steps += 1
         state.carried = []
-        if self._sizes.inner == 1 and winner is not None and winner.graphs:
+        if winner is not None and winner.graphs:
             state.carried = await self._carried(winner, "mistakes")
         state.hold(self._values)
         state.forget()

@@ -8,7 +8,8 @@ One step:
 
 * `lr` chains start from the current text. Each takes `inner` small steps, on its own samples: run `minibatch` samples,
   show the mistakes to the proposer, apply its edits (`afnio.optim._edits`). A chain has already corrected itself once,
-  so its end is a better candidate than a first guess.
+  so its end is a better candidate than a first guess. The first small step needs no samples: the winner's mistakes in
+  the last race are dealt to the chains.
 * The edits of all chains together are a candidate too, and every few steps the text without one of its blocks.
 * `race` runs all candidates and the current text on samples that none of them was made from. The highest sum wins, and
   ties keep the current text.
@@ -60,10 +61,12 @@ class EditTGD(Optimizer):
     An agent with one prompt needs no critic: the proposer reads the mistakes itself. With several prompts the critics'
     feedback says which one to change.
 
+    The race is also the next forward pass: the winner's mistakes in it are what the next step's chains begin with. So a
+    step takes `2 * inner + 1` latencies, `inner` more with critics, and one more if chains contest a place. The first
+    step takes one more, and two for the race before it.
+
     `step()` needs no feedback, because it runs `evaluate` itself. Feedback that a loop or a Trainer has gathered in
-    `grad` is dealt to the chains, in place of their first samples. A step takes `2 * inner + 2` latencies, `inner` more
-    with critics, and one more if chains contest a place. With `inner=1` the mistakes of the race feed the next step,
-    which saves a latency; the first step still runs samples for them.
+    `grad` is dealt to the chains too, in place of their first samples.
 
     A race decides which text goes on, and proves nothing. `optim.Gate` tests the result of a run once, on samples that
     nothing else used.

@@ -46,16 +46,19 @@ class Sizes(NamedTuple):
         return made._replace(first=max(min(wanted.first, 3), round(wanted.first * made.race / wanted.race)))
 
     def cost(self, sample: SampleCost) -> int:
-        """Return the calls of a step, if half of the samples need a critic and a place is contested."""
-        small = (
-            self.minibatch * sample.forward + math.ceil(self.minibatch * sample.critics / 2) + sample.prompts
-        )
+        """Return the calls of a step, if half of the samples need a critic and a place is contested.
+
+        A chain's first small step has the mistakes of the last race, so it runs no samples.
+        """
+        learned = sample.forward + sample.critics / 2
         several = self.chains > 1
         candidates = 1 + self.chains + several
         raced = candidates * min(self.first, self.race) + min(self.keep, candidates) * max(
             0, self.race - self.first
         )
-        return self.chains * self.inner * small + several * sample.prompts + raced * sample.forward
+        calls = self.chains * (self.inner - 1) * self.minibatch * learned + raced * sample.forward
+        calls += self.race * sample.critics / 2
+        return math.ceil(calls) + (self.chains * self.inner + several) * sample.prompts
 
 
 _SMALLEST: Final = {"race": 6, "minibatch": 3, "chains": 1}

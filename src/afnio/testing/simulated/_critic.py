@@ -617,4 +617,4 @@ def _exceeds(text: str, count: str, unit: str) -> bool:
 
 # What the editor shares.
 
-noun_of, read_feedback, limits_of, over = _noun, _read_feedback, _limits, _exceeds
+noun_of, read_feedback, limits_of, over, by_calls = _noun, _read_feedback, _limits, _exceeds, _by_calls

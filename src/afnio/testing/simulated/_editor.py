@@ -8,12 +8,14 @@ by the votes of their samples, as the optimizer joins claims.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from afnio.testing.simulated._critic import (
     Case,
     Cues,
+    by_calls,
     comment,
     is_note,
     limits_of,
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from afnio.testing.simulated._language import Conversation
+
+
+_SEEN: Final = re.compile(r"\(the variable stands in calls ([\d ]+)\)\n")
 
 
 def edit(conversation: Conversation, reader: Attention = PERFECT) -> str:
@@ -65,14 +70,17 @@ def _mistakes(prompt: str, value: str, reader: Attention) -> list[tuple[str, str
     noun = noun_of(read_blocks(prompt, "reply_format"))
     found = []
     for mistake in read_blocks(read_section(prompt, "mistakes"), "mistake"):
-        # One conversation, or the trace of an agent's calls, of which the last one decides.
-        end = "</trace>" if "</trace>" in mistake.text else "</conversation>"
-        shown, _, judged = mistake.text.partition(end)
-        said = [m.text for m in read_blocks(shown, "message") if m.attributes.get("role") == "user"]
-        said = said or [block.text for block in read_blocks(shown, "agent_input")]
+        number = mistake.attributes.get("id", "")
+        if "\n<trace>\n" in f"\n{mistake.text}":
+            seen = _SEEN.match(mistake.text)
+            variable = PromptBlock({"seen_in": seen[1] if seen else ""}, value)
+            found.append((number, by_calls(f"\n{mistake.text}", [variable], reader)[0]))
+            continue
+        conversation, _, judged = mistake.text.partition("</conversation>")
+        said = [m.text for m in read_blocks(conversation, "message") if m.attributes.get("role") == "user"]
         feedback = [block.text.strip() for block in read_blocks(judged, "feedback")]
         case = Case(said[-1] if said else "", feedback, noun)
-        found.append((mistake.attributes.get("id", ""), comment(value, case, reader)))
+        found.append((number, comment(value, case, reader)))
     return found
 
 

@@ -1,0 +1,95 @@
+"""Frameworks, each in an environment of its own: 400 lanes, never more than 20 requests at once, all of them replayed.
+
+The environments are made in the user's cache folder, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from endpoint import Endpoint
+
+import afnio
+
+ENGINE = [
+    "aiohttp>=3.14.4,<4", "aiolimiter>=1.2,<2", "anyio>=4.10,<5", "jinja2>=3.1.5,<4", "pydantic>=2.10,<3",
+    "rich>=13.9,<16", "structlog>=24.4,<27", "tenacity>=9.0,<10",
+]  # fmt: skip
+OPENAI_3 = [
+    "openai>=3.3,<4",
+    "pydantic-ai-slim[openai]",
+    "openai-agents",
+    "langchain-openai",
+    "langgraph",
+    "anthropic",
+]
+OPENAI_2 = ["openai>=2,<3", "llama-index-llms-openai", "smolagents[openai]"]
+GOOGLE = ["google-genai", "openai>=3.3,<4"]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afnio" / "frameworks"
+LANES = int(os.environ.get("AFNIO_LANES", "400"))
+
+FRAMEWORKS = [
+    ("openai_sdk", OPENAI_3, 1),
+    ("anthropic", OPENAI_3, 1),
+    ("pydantic_ai", OPENAI_3, 1),
+    ("openai_agents", OPENAI_3, 2),
+    ("langgraph", OPENAI_3, 5),
+    ("openai_sdk", OPENAI_2, 1),
+    ("llama_index", OPENAI_2, 1),
+    ("smolagents", OPENAI_2, 1),
+    ("genai", GOOGLE, 1),
+    ("genai_async", GOOGLE, 1),
+]
+
+
+async def environment(requirements: list[str]) -> Path:
+    """Return the interpreter of an environment with these packages and what the engine needs."""
+    wanted = [*ENGINE, *requirements]
+    name = hashlib.sha256(json.dumps([sys.version, wanted]).encode()).hexdigest()[:12]
+    folder = CACHE / name
+    python = folder / "bin" / "python"
+    done = folder / "done"
+    if not done.exists():
+        await anyio.run_process([sys.executable, "-m", "venv", str(folder)])
+        await anyio.run_process([str(python), "-m", "pip", "install", "--quiet", *wanted])
+        done.touch()
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("name", "requirements", "calls"), FRAMEWORKS, ids=lambda value: str(value)[:12])
+async def test_a_framework(name: str, requirements: list[str], calls: int, tmp_path: Path) -> None:
+    python = await environment(requirements)
+    async with Endpoint(latency=0.02) as endpoint:
+        command = [str(python), str(Path(__file__).with_name("agents_of.py")), name]
+        command += [endpoint.url, str(tmp_path / "calls.journal"), str(LANES)]
+        source = str(Path(afnio.__file__).parents[1])
+        env = {
+            **os.environ,
+            "PYTHONPATH": source,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OTEL_SDK_DISABLED": "true",
+        }
+        first = await ran(command, env)
+        assert LANES * calls == len(endpoint.asked) == first["paid"]
+        assert endpoint.peak <= 20
+        second = await ran(command, env)
+        assert LANES * calls == len(endpoint.asked)  # it sent nothing
+    assert (0, LANES * calls) == (second["paid"], second["replayed"])
+    assert first["outputs"] == second["outputs"]
+    assert [] == first["said"] == second["said"]
+
+
+async def ran(command: list[str], env: dict[str, str]) -> dict[str, Any]:
+    done = await anyio.run_process(command, env=env, check=False)
+    assert 0 == done.returncode, done.stderr.decode()[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
+    return found
