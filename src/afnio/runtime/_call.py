@@ -45,7 +45,7 @@ from afnio.runtime._admission import (
 )
 from afnio.runtime._budget import Budget, Charge, Reservation, current_budgets, reservation_of, time_over
 from afnio.runtime._kernel import Runtime
-from afnio.runtime._limits import DEFAULT_OUTPUT, Account, warn_once
+from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Deadline, Signal, Task, deadline_at, loop_time
 from afnio.runtime._retries import RETRIES, AccountHealth
 from afnio.runtime._settings import CallPriority, current_priority
@@ -546,15 +546,19 @@ def ended(call: Call[R], trip: Trip[R], reply: R | None, error: BaseException | 
     )
 
 
+_noted: Final[set[Account]] = set()
+
+
 def _counted(call: Call[R], reply: R) -> R:
     """Return the reply with impossible token counts corrected, before budgets, journals and events see them."""
     usage = reply.usage
     possible = possible_usage(usage, call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
     if possible is usage:
         return reply
-    if possible != usage:
+    if possible != usage and call.account not in _noted:
+        _noted.add(call.account)
         text = "%s reported an impossible token count (%s), which is counted as %s; this is said once"
-        warn_once(call.account.url, "token count", text, usage, possible)
+        logging.getLogger("afnio").warning(text, call.account.url, usage, possible)
     return call.codec.recount(reply, possible)
 
 
