@@ -18,6 +18,7 @@ hour at most, and counts none of that as a failed attempt.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
