@@ -66,12 +66,9 @@ from afnio.runtime.events import (
 )
 
 if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
     from afnio.runtime._journal import Journal
     from afnio.runtime._journal_file import Kind
-    from afnio.runtime._kernel import Runtime
-    from afnio.runtime._limits import Account, RateLimits
+    from afnio.runtime._limits import RateLimits
 
 
 ATTEMPT_DEADLINE: Final = 600.0
