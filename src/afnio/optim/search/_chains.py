@@ -63,7 +63,7 @@ class EditTGD(Optimizer):
 
     The race is also the next forward pass: the winner's mistakes in it are what the next step's chains begin with. So a
     step takes `2 * inner + 1` latencies, `inner` more with critics, and one more if chains contest a place. The first
-    step takes one more, and two for the race before it.
+    step takes one more, and one or two for the race before it.
 
     `step()` needs no feedback, because it runs `evaluate` itself. Feedback that a loop or a Trainer has gathered in
     `grad` is dealt to the chains too, in place of their first samples.
