@@ -193,6 +193,18 @@ def test_inputs_and_outputs_of_any_kind() -> None:
     assert set(got[0][1]) == {"row", "limit"}
 
 
+def test_prompts_may_stand_before_the_inputs() -> None:
+    """Inputs fill the parameters that are no prompts, also when the result's agent is called."""
+
+    def agent(system: str, text: str) -> str:
+        return "yes" if is_right(text, system) else "no"
+
+    result = optimized(agent=agent)
+    assert result.prompts == {"system": "level 10"}
+    assert result.agent("row 9") == "yes"
+    assert result.agent(text="row 9") == "yes"
+
+
 # The metric
 
 
@@ -273,7 +285,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str
         ({"perfect": "1"}, "perfect"),
         ({"seed": 1.5}, "seed"),
         ({"budget": afnio.budget(max_calls=120)}, r"at least \d+ calls \(got 120\).*64 to test"),
-        ({"rows": [({"other": "a"}, "b")] * 100}, "other"),
+        ({"rows": [({"other": "a"}, "b")] * 100}, "must fit agent"),
         ({"valset": rows(5)}, "valset"),
         ({"rows": rows(2) * 50}, "2 different ones"),
     ],
