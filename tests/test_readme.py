@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def test_commands_are_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make ([a-z]+)", TEXT)) - {"this"}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_install_line_names_extras_that_exist() -> None:
+    """The line itself is walked, with other extras, by tests/test_newcomer.py."""
+    (extras,) = re.findall(r'^pip install -e "\.\[(.*)\]"$', TEXT, re.MULTILINE)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= set(known)
 
 
 def test_links() -> None:

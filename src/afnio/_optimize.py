@@ -82,7 +82,8 @@ GATE_LEVEL: Final = 0.25
 FEW_LEVEL: Final = 0.5
 """The gate's level with at least `LEAST` rows, and below that. A strict gate refuses good prompts on few rows."""
 _RESULT: Final = "OptimizeResult"
-_MEASURED: Final = "OptimizeMeasured"
+FIRST: Final = "run/first"
+"""The address of the first look at eight rows, by which the cost of a row is measured."""
 
 
 def optimize(
@@ -354,7 +355,7 @@ class Optimization(Scoring):
                 for budget in (spending, self.budget):
                     if not budget.has_charged(run.journal):
                         budget.charge(ledger, run.journal)
-            result = await self._optimized(run, spending, earlier.measured, started)
+            result = await self._optimized(run, spending, started)
             await anyio.to_thread.run_sync(self._keep, run, result)
         return result
 
@@ -372,8 +373,8 @@ class Optimization(Scoring):
 
     # The story
 
-    async def _optimized(self, run: Run, spending: Budget, measured: Amount | None, started: float) -> Result:
-        watched, measured = await self._first_look(run, spending, measured)
+    async def _optimized(self, run: Run, spending: Budget, started: float) -> Result:
+        watched, measured = await self._first_look(run)
         rounds = Rounds(self, watched.mean)
         await self._train(rounds, measured, time.monotonic() - started)
         chosen = self.start
@@ -386,7 +387,7 @@ class Optimization(Scoring):
             rounds.ended = f"the budget ended before the test ({error.limit})"
         return self._result(run, spending, rounds, chosen, looked, started)
 
-    async def _first_look(self, run: Run, spending: Budget, measured: Amount | None) -> tuple[Scored, Amount]:
+    async def _first_look(self, run: Run) -> tuple[Scored, Amount]:
         """Score the start prompts on the watched rows, a batch first. Returns also what a row costs."""
         watch, first = self.splits.watch, self.splits.watch[:BATCH]
         await anyio.to_thread.run_sync(
@@ -398,13 +399,23 @@ class Optimization(Scoring):
             raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
         except BudgetExceeded as error:
             raise ValueError(f"budget must pay for more than the first {len(first)} rows ({error})") from None
-        if measured is None:
-            measured = _each(spending.ledger.total.amount, len(first))
-            run.record(_MEASURED, {"amount": [str(one) for one in measured], "rows": 1})
-            await anyio.to_thread.run_sync(run.flush)
+        measured = await anyio.to_thread.run_sync(self._measured, run, len(first))
         self._check_budget(measured)
         rest = (await self.scored("start", watch[BATCH:], self.start))[0] if watch[BATCH:] else Scored()
         return Scored([*scores.scores, *rest.scores], [*scores.outputs, *rest.outputs]), measured
+
+    def _measured(self, run: Run, rows: int) -> Amount:
+        """Return what one of the first `rows` rows cost. Its parts may be fractions.
+
+        It is read from the run's store, because the budgets of a continued run also count what the earlier processes
+        spent on the training.
+        """
+        run.flush()
+        with StoreReader(self.store) as reader:
+            calls = reader.calls(run.id, node=FIRST, limit=1_000_000)
+        tokens = sum(call.prompt_tokens + call.completion_tokens for call in calls)
+        cost = sum((Decimal(str(call.cost or 0)) for call in calls), Decimal(0))
+        return Amount(sum(call.attempts for call in calls) / rows, tokens / rows, cost / rows)  # type: ignore[arg-type]
 
     async def _train(self, rounds: Rounds, measured: Amount, gone: float) -> None:
         """Train on what the looks leave of the budget.
@@ -635,11 +646,6 @@ def shown(stage: Literal["validate", "test"], samples: int) -> Iterator[None]:
         progress.stop()
 
 
-def _each(total: Amount, rows: int) -> Amount:
-    """Return the amount of one row. Its parts may be fractions."""
-    return Amount(total.calls / rows, total.tokens / rows, total.cost / rows)  # type: ignore[arg-type]
-
-
 def _examples(rows: Sequence[Row], looked: tuple[Scored, ...]) -> list[Example]:
     old, new = looked[0], looked[1] if len(looked) == 2 else None
     return [
@@ -664,13 +670,11 @@ class Earlier:
 
     Attributes:
         run: the id of an unfinished run to continue, or None.
-        measured: what a row cost there, if that was known.
         result: the result of a finished run with the same settings, or None.
         when: when that one ended.
     """
 
     run: str | None = None
-    measured: Amount | None = None
     result: Mapping[str, Any] | None = None
     when: str = ""
 
@@ -683,19 +687,16 @@ class Earlier:
                 config = run.config if isinstance(run.config, dict) else {}
                 if config.get("identity") != identity or run.status == "RUNNING":
                     continue
-                kept = {
-                    row["kind"]: json.loads(row["payload"])
+                kept = [
+                    json.loads(row["payload"])
                     for row in reader.rows("events", run.id)
-                    if row["kind"] in (_RESULT, _MEASURED)
-                }
+                    if row["kind"] == _RESULT
+                ]
                 when = f"{datetime.fromtimestamp(run.date_updated, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
                 if run.status == "COMPLETED":
                     same = config.get("settings") == json.loads(json.dumps(settings))
-                    return cls(result=kept[_RESULT], when=when) if same and _RESULT in kept else cls()
-                measured = kept.get(_MEASURED)
-                calls, tokens, cost = measured["amount"] if measured else (0, 0, 0)
-                amount = Amount(float(calls), float(tokens), Decimal(cost)) if measured else None  # type: ignore[arg-type]
-                return cls(run.id, amount)
+                    return cls(result=kept[-1], when=when) if same and kept else cls()
+                return cls(run.id)
         return cls()
 
 

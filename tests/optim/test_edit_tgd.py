@@ -894,6 +894,56 @@ def test_a_trainer_trains_with_it():
     assert 5 <= len(set(re.findall(r"Know \d\.", module.prompt.data)))
 
 
+class Manual(cog.Module):
+    """Steps by itself, so that no critic reads the loader's batches."""
+
+    automatic_optimization = False
+
+    def __init__(self, answer=student, proposer=teach):
+        super().__init__()
+        self.inner = Agent(answer=answer)
+        self.proposer = proposer
+        self.prompt = self.inner.prompts[0]
+
+    async def training_step(self, batch, index):
+        await self.optimizer.step()
+
+    def configure_optimizers(self):
+        self.optimizer = self.inner.optimizer(self.proposer, evaluate=self.inner.aevaluate)
+        return self.optimizer
+
+
+async def test_a_trainer_that_is_killed_inside_a_step_resumes_it(tmp_path):
+    """From the checkpoint before it and its journal: the same text, and nothing is paid for twice."""
+    calls, begun = Counter(), threading.Event()
+
+    def mortal(script, most):
+        async def answer(request):
+            if calls["answered"] >= most:
+                begun.set()
+                await anyio.sleep_forever()
+            calls["answered"] += 1
+            return script(request)
+
+        return answer
+
+    async def fit(folder, most, **options):
+        module = Manual(mortal(student, most), mortal(teach, most))
+        trainer = Trainer(max_steps=2, default_root_dir=folder, enable_progress_bar=False, seed=1)
+        await trainer.afit(module, DataLoader(module.inner.rows, batch_size=12), **options)
+        return module.prompt.data, module.optimizer.lineage
+
+    expected = await fit(tmp_path / "whole", 10**9)
+    total = calls["answered"]
+    calls.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fit, tmp_path / "cut", total - 20)
+        assert await anyio.to_thread.run_sync(begun.wait, 30)
+        tasks.cancel_scope.cancel()
+    assert expected == await fit(tmp_path / "cut", 10**9, ckpt_path="last")
+    assert total == calls["answered"]
+
+
 # The record of a block
 
 

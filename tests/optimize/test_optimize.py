@@ -193,6 +193,18 @@ def test_inputs_and_outputs_of_any_kind() -> None:
     assert set(got[0][1]) == {"row", "limit"}
 
 
+def test_prompts_may_stand_before_the_inputs() -> None:
+    """Inputs fill the parameters that are no prompts, also when the result's agent is called."""
+
+    def agent(system: str, text: str) -> str:
+        return "yes" if is_right(text, system) else "no"
+
+    result = optimized(agent=agent)
+    assert result.prompts == {"system": "level 10"}
+    assert result.agent("row 9") == "yes"
+    assert result.agent(text="row 9") == "yes"
+
+
 # The metric
 
 
@@ -273,7 +285,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str
         ({"perfect": "1"}, "perfect"),
         ({"seed": 1.5}, "seed"),
         ({"budget": afnio.budget(max_calls=120)}, r"at least \d+ calls \(got 120\).*64 to test"),
-        ({"rows": [({"other": "a"}, "b")] * 100}, "other"),
+        ({"rows": [({"other": "a"}, "b")] * 100}, "must fit agent"),
         ({"valset": rows(5)}, "valset"),
         ({"rows": rows(2) * 50}, "2 different ones"),
     ],
@@ -439,25 +451,28 @@ def test_a_changed_function_is_not_answered_from_the_run() -> None:
 
 
 def test_an_interrupted_call_continues_and_pays_nothing_twice() -> None:
-    """A run that an error ended is continued by the same call, from its journal."""
+    """A run that errors ended is continued by the same call, from its journal, as often as it takes."""
     whole = client()
     expected = optimized(whole, name="whole")
-    scored = itertools.count()
+    sent = 0
+    for at in (60, 130):
+        scored = itertools.count()
 
-    def breaking(output: str, expected: str) -> Any:
-        return "a mistake" if next(scored) == 60 else output == expected
+        def breaking(output: str, expected: str, scored: Any = scored, at: int = at) -> Any:
+            return "a mistake" if next(scored) == at else output == expected
 
-    breaking.__name__ = equal.__name__  # critics read it
-    broken = client()
-    with pytest.raises(MetricError):
-        optimized(broken, metric=breaking)
+        breaking.__name__ = equal.__name__  # critics read it
+        model = client()
+        with pytest.raises(MetricError):
+            optimized(model, metric=breaking, budget=afnio.budget(max_calls=300))
+        sent += len(model.requests)
     model = client()
-    result = optimized(model)
+    result = optimized(model, budget=afnio.budget(max_calls=300))
     assert result.prompts == expected.prompts
     assert result.verdict == expected.verdict
-    # Calls that were in flight at the error had no reply.
-    assert len(model.requests) + len(broken.requests) <= len(whole.requests) + 8
-    assert len(broken.requests) > 60
+    # Calls that were in flight at an error had no reply.
+    assert sent + len(model.requests) <= len(whole.requests) + 16
+    assert sent > 60
 
 
 # Entrances

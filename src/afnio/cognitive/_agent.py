@@ -97,7 +97,7 @@ class Agent(Module):
         Raises:
             TypeError: for inputs that `fn` doesn't take.
         """
-        args, kwargs = self._signed.arranged(inputs, named)
+        args, kwargs = self.arranged(inputs, named)
         found: Variable = Called.apply(
             [_as_variable(value, "input") for value in args],
             {name: _as_variable(value, name) for name, value in kwargs.items()},
@@ -107,6 +107,14 @@ class Agent(Module):
             loop=self._loop,
         )
         return found
+
+    def arranged(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return inputs as `fn` takes them beside its prompts: `fn(*args, **kwargs, **prompts)`.
+
+        Raises:
+            TypeError: for inputs that `fn` doesn't take.
+        """
+        return self._signed.arranged(inputs, dict(named))
 
     def extra_repr(self) -> str:
         return self._signed.name

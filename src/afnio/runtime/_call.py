@@ -50,7 +50,7 @@ from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Deadline, Signal, Task, deadline_at, loop_time
 from afnio.runtime._retries import RETRIES, AccountHealth
 from afnio.runtime._settings import CallPriority, current_priority
-from afnio.runtime._spending import AttemptEstimate, Price, cost
+from afnio.runtime._spending import AttemptEstimate, Price, cost, possible_usage
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import (
     CallEnded,
@@ -66,12 +66,9 @@ from afnio.runtime.events import (
 )
 
 if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
     from afnio.runtime._journal import Journal
     from afnio.runtime._journal_file import Kind
-    from afnio.runtime._kernel import Runtime
-    from afnio.runtime._limits import Account, RateLimits
+    from afnio.runtime._limits import RateLimits
 
 
 ATTEMPT_DEADLINE: Final = 600.0
@@ -547,44 +544,20 @@ def ended(call: Call[R], trip: Trip[R], reply: R | None, error: BaseException | 
     )
 
 
-# Token counts, which providers get wrong.
-
-
-MOST_TOKENS: Final = 100_000_000
-"""Counts above it are impossible: the largest contexts are a tenth of it."""
 _noted: Final[set[Account]] = set()
 
 
 def _counted(call: Call[R], reply: R) -> R:
-    """Return the reply with impossible token counts corrected, before budgets, journals and events see them.
-
-    An impossible count is replaced by the expected one: 0 would make the reply free, and a huge number would end
-    every budget.
-    """
+    """Return the reply with impossible token counts corrected, before budgets, journals and events see them."""
     usage = reply.usage
-    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
-    if all(isinstance(count, int) and 0 <= count <= MOST_TOKENS for count in counts):
+    possible = possible_usage(usage, call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
+    if possible is usage:
         return reply
-    expected = (call.prompt_tokens, call.max_output or DEFAULT_OUTPUT, 0, 0)
-    possible = Usage(*map(_count, counts, expected))
     if possible != usage and call.account not in _noted:
         _noted.add(call.account)
-        logging.getLogger("afnio").warning(
-            "%s reported an impossible token count (%s), which is counted as %s; this is said once",
-            call.account.url,
-            usage,
-            possible,
-        )
+        text = "%s reported an impossible token count (%s), which is counted as %s; this is said once"
+        logging.getLogger("afnio").warning(text, call.account.url, usage, possible)
     return call.codec.recount(reply, possible)
-
-
-def _count(tokens: Any, otherwise: int) -> int:
-    """Return a count of tokens as a whole number, 0 for None; `otherwise` if it is impossible."""
-    try:
-        whole = math.ceil(tokens or 0)
-    except (TypeError, ValueError, OverflowError):  # no number, NaN, infinite
-        return otherwise
-    return whole if 0 <= whole <= MOST_TOKENS else otherwise
 
 
 # Single flight: equal calls at the same time are sent once.

@@ -278,11 +278,17 @@ class ChainStep:
         return Entry(f'without "{short}"', tuple(values), edits, left_out=(at, block))
 
     def _least_tested(self) -> Entry | None:
-        state = self._state
+        """Return the current text without the block that was tested longest ago, of equals the one that did worst."""
+        tested, records = self._state.tested, self._state.records
         options = self._removable()
         if not options:
             return None
-        at, number, _ = min(options, key=lambda option: state.tested[option[0]].get(option[2], -1))
+
+        def rank(option: tuple[int, int, str]) -> tuple[int, float]:
+            at, _, text = option
+            return tested[at].get(text, -1), records[at][text].lineage(text).effect or 0.0
+
+        at, number, _ = min(options, key=rank)
         return self._without(at, number)
 
     # Chains

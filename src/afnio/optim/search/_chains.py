@@ -73,7 +73,8 @@ class EditTGD(Optimizer):
 
     Sizes follow the budget. A step may cost a quarter of it (40 % with more than four chains), so `lr`, `minibatch`
     and `race` shrink to that. The budget is `budget`, or the lowest `max_calls` of the `afnio.budget` blocks around the
-    step. With a larger one use more chains, not longer ones.
+    step. With a larger one use more chains, not longer ones. To know what a sample costs, the first step runs one with
+    made-up replies. That sends nothing, but the agent's own code runs.
 
     Sources: minibatch reflection and edits after SkillOpt (arXiv:2605.23904); proposals that are merged instead of
     criticism after ComBEE (arXiv:2604.04247); racing after CAPO (arXiv:2504.16005).
