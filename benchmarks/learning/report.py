@@ -123,10 +123,11 @@ def _cell(
 ) -> str:
     if not runs:
         return ""
-    others = [found[other][task] for other in AGAINST[:3] if other in found and task in found[other]]
-    gains = [_gain(runs, theirs) for theirs in others]
     share = f"{100 * mean(run.share for run in runs.values()):.1f}"
-    return share if name in AGAINST[:3] or not gains else f"{share} ({'; '.join(gains)})"
+    others = [found.get(other, {}).get(task, {}) for other in AGAINST[:3]]
+    if name in AGAINST[:3] or not any(others):
+        return share
+    return f"{share} ({'; '.join(_gain(runs, theirs) for theirs in others)})"
 
 
 def _gain(ours: dict[int, Outcome], theirs: dict[int, Outcome]) -> str:
