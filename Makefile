@@ -14,7 +14,7 @@ help:
 	@echo "make demo LM=local     the same, small, against a real small LM on this machine"
 	@echo "make test              everything that CI runs"
 	@echo "make nightly           the long tests: a hundred seeds of kills, 100,000 calls over HTTP"
-	@echo "make bench             the benchmarks, small: about seven minutes; ARGS=\"calls step\" takes some"
+	@echo "make bench             the benchmarks, small: about eight minutes; ARGS=\"calls step\" takes some"
 	@echo "make bench-learning    what optimizers learn, with the simulated LM; ARGS=\"--lm local\" with a real one"
 	@echo "make docs              the documentation as a site in ./site"
 	@echo "make bench-full        the benchmarks with all sizes and more repeats"

@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes about seven minutes."""
+"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes about eight minutes."""
 
 from __future__ import annotations
 
