@@ -13,6 +13,7 @@ from afnio.models._backward_model import get_backward_model_client, set_backward
 from afnio.models._client import ChatClient, ChatModel, Rehearsal, Rehearsed, rehearsing
 from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
 from afnio.models._prices import price_of
+from afnio.models._trace import Trace, TracedCall, tracing
 from afnio.runtime._limits import RateLimits
 from afnio.runtime.events import Usage
 
@@ -29,6 +30,8 @@ __all__ = [
     "Rehearsal",
     "Rehearsed",
     "ToolCall",
+    "Trace",
+    "TracedCall",
     "Usage",
     "get_backward_model_client",
     "mask",
@@ -37,6 +40,7 @@ __all__ = [
     "rehearsing",
     "secrets_in_headers",
     "set_backward_model_client",
+    "tracing",
 ]
 
 __getattr__, __dir__ = lazily(
