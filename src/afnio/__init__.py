@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from afnio._headroom import headroom as headroom
     from afnio._optimize import optimize as optimize
     from afnio._result import Result as Result
+    from afnio.runtime._executors import Workers as Workers
 
 __version__ = "0.4.0"
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "Pending",
     "Result",
     "Variable",
+    "Workers",
     "autodiff",
     "bind",
     "bridge",
@@ -102,6 +104,7 @@ _HOMES = {
     "Headroom": "afnio._headroom",
     "optimize": "afnio._optimize",
     "Result": "afnio._result",
+    "Workers": "afnio.runtime._executors",
 }
 
 
