@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +88,75 @@ def wait_for(path: str) -> str:
     while not Path(path).exists():
         time.sleep(0.01)
     return path
+
+
+# Calls of language models
+
+
+_made: dict[str, Any] = {}
+
+
+def _client(kind: str, url: str | None) -> Any:
+    """Return the process's client, which was made in the first lane that asked for it."""
+    name = f"{kind} {url}"
+    if name not in _made:
+        import openai
+
+        _made[name] = getattr(openai, kind)(api_key="any-key-0123", max_retries=0, base_url=url)
+    return _made[name]
+
+
+def _question(text: str) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": text}]}
+
+
+def ask(url: str | None, text: str) -> str:
+    reply = _client("OpenAI", url).chat.completions.create(**_question(text))
+    return str(reply.choices[0].message.content)
+
+
+async def ask_later(url: str, text: str) -> str:
+    client = _client("AsyncOpenAI", url)
+    events = await client.chat.completions.create(**_question(text), stream=True)
+    return "".join([event.choices[0].delta.content or "" async for event in events if event.choices])
+
+
+def ask_natively(url: str, text: str) -> str:
+    from afnio.models.openai import AsyncOpenAI
+
+    if url not in _made:
+        _made[url] = AsyncOpenAI(base_url=url, api_key="any-key-0123")
+    return str(_made[url].chat(**_question(text)).content)
+
+
+def ask_by_environment(text: str) -> str:
+    """Ask as a subprocess does that reads OPENAI_BASE_URL."""
+    body = json.dumps(_question(text)).encode()
+    headers = {"content-type": "application/json", "authorization": "Bearer any-key-0123"}
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, headers)
+    with urllib.request.urlopen(request) as reply:
+        return str(json.load(reply)["choices"][0]["message"]["content"])
+
+
+def ask_and_die(url: str, folder: str, text: str) -> str:
+    """Ask twice the same and once something else. The worker ends after the first reply, or in the second call."""
+    first = ask(url, "same")
+    before = Path(folder) / f"{text}.between"
+    if not before.exists():
+        before.touch()
+        os._exit(3)
+    during = Path(folder) / f"{text}.during"
+    if not during.exists():
+        during.touch()
+        threading.Thread(target=_die_when, args=(Path(folder) / "asked",)).start()
+    return f"{first} {ask(url, 'same')} {ask(url, text)}"
+
+
+def _die_when(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+    os._exit(3)
+
+
+def agent(question: str, system: str, url: str) -> str:
+    return ask(url, f"{system} {question}")

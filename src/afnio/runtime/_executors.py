@@ -2,12 +2,12 @@
 
 A function that computes holds Python's global lock, in whatever thread it runs, and slows down every call of its
 process. With `executor=` it runs in a worker of a process pool, of Dask or of Ray instead. `Workers` is what a user
-passes, `WorkerPool` the executor while it is used: lanes wait for a place, are submitted, and come back. What is submitted is
-in `_remote.py`, what runs it in `_worker.py`.
+passes, `WorkerPool` the executor while it is used: lanes wait for a place, are submitted, and come back. What is
+submitted is in `_remote.py`, what runs it in `_worker.py`.
 
 **A lost worker is no answer.** It says nothing about the lane that it ran, so that lane runs again. Some executors know
 which task a dead worker had (Ray): that lane has used up an attempt. A pool knows only that it is broken, and with it
-the futures of all lanes in it, of which one at most is to blame. So they run again one at a time, each alone in the pool
+the futures of all lanes in it, of which one at most is to blame. So they run again one at a time, each alone in it
 (`Turns`), and only a lane that breaks a pool alone has used up an attempt.
 
 **Who makes the pool can replace it.** A broken one is of no use any more, so `executor=` takes a callable that makes

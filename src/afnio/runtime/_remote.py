@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any, ClassVar, Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import anyio
 import anyio.to_thread
@@ -61,9 +61,6 @@ class Remote:
         TypeError: if it can't be pickled.
     """
 
-    calls: ClassVar[Callable[[], LaneCalls] | None] = None
-    """Makes the `LaneCalls` of a lane, in its context; assigned by `afnio.models`."""
-
     def __init__(self, function: Callable[..., Any], workers: Workers, *, durable: int = 0) -> None:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise RuntimeError(
@@ -91,17 +88,15 @@ class Remote:
 
     async def _run(self, job: Job, arguments: bytes) -> Any:
         runtime = job.launch.runtime
-        calls = None if Remote.calls is None else Remote.calls()
+        calls: LaneCalls = runtime.lane_calls()
 
         async def task() -> tuple[Any, ...]:
-            around = b"" if calls is None else pickle.dumps(await calls.attempt())
-            return os.getpid(), self._function, arguments, around
+            return os.getpid(), self._function, arguments, pickle.dumps(await calls.attempt())
 
         try:
             ended = await self._workers.pool(runtime).run(self.name, task)
         finally:
-            if calls is not None:
-                calls.end()
+            calls.end()
         if len(ended.data) > LARGE:
             return await anyio.to_thread.run_sync(self._outcome, ended)
         return self._outcome(ended)

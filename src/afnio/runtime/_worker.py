@@ -23,7 +23,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
 from importlib import import_module
 from typing import Any, Final, Literal, NamedTuple
 
@@ -76,13 +77,13 @@ def run_task(driver: int, function: bytes, arguments: bytes, around: bytes) -> t
         driver: the process id of the driver.
         function: pickled; equal bytes are unpickled once.
         arguments: the pickled positional and keyword arguments.
-        around: a pickled callable that returns a context manager, or b"".
+        around: a pickled callable that returns a context manager.
     """
     try:
         _prepare(driver)
         made = _unpickled(function)
         args, kwargs = pickle.loads(arguments)
-        block: AbstractContextManager[object] = pickle.loads(around)() if around else nullcontext()
+        block: AbstractContextManager[object] = pickle.loads(around)()
     except BaseException as error:
         text = f"can't be unpickled in the worker ({_said(error)})"
         return tuple(Ended("unread", text=text, trace=_trace(error)))
@@ -90,7 +91,7 @@ def run_task(driver: int, function: bytes, arguments: bytes, around: bytes) -> t
         with block:
             value = made(*args, **kwargs)
             if inspect.iscoroutine(value):
-                value = asyncio.run(value)
+                value = _loop().run(value, context=copy_context())  # it would keep the first lane's
     except BaseException as error:
         return tuple(_failed(error))
     try:
@@ -168,6 +169,17 @@ def _unpickled(function: bytes) -> Callable[..., Any]:
 
 
 # The process
+
+
+_of_thread = threading.local()
+
+
+def _loop() -> asyncio.Runner:
+    """Return the thread's loop. It is the same for all lanes, because a client in a module belongs to its first one."""
+    runner: asyncio.Runner | None = getattr(_of_thread, "runner", None)
+    if runner is None:
+        runner = _of_thread.runner = asyncio.Runner()
+    return runner
 
 
 _prepared: int | None = None
