@@ -10,6 +10,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from afnio.autodiff import Function
+
 
 def double(x: Any) -> Any:
     return x * 2
@@ -88,6 +90,23 @@ def wait_for(path: str) -> str:
     while not Path(path).exists():
         time.sleep(0.01)
     return path
+
+
+class Measured(Function):
+    """Measures in a worker, and keeps something for backward."""
+
+    outputs = ("size", "shout")
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        (text,) = args
+        ctx.save_for_backward(os.getpid())
+        ctx.words = text.split()
+        return len(text), f"{text.upper()} {ctx.lane} {ctx.needs_input_grad[0]}"
+
+    @staticmethod
+    def backward(ctx: Any, *feedback: Any) -> Any:
+        return f"{feedback[1]} of {len(ctx.words)} words, measured elsewhere: {ctx.saved_values[0] != os.getpid()}"
 
 
 # Calls of language models

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import multiprocessing
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -18,6 +20,7 @@ import pytest
 import afnio
 from afnio.errors import BatchError
 from afnio.runtime.events import CallEnded, subscribed
+from afnio.testing import ScriptedClient
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
 
@@ -83,3 +86,18 @@ async def test_a_lost_worker_pays_for_nothing_twice(
             found = await afnio.Variable(["x"]).map(call, executor=WORKERS)
             assert ["SAME SAME X"] == found.data
     assert ["same", "same", "x"] == [asked.body["messages"][0]["content"] for asked in endpoint.asked]
+
+
+async def test_the_critic_reads_the_calls_that_an_agent_makes_in_a_worker(endpoint: Endpoint) -> None:
+    critic = ScriptedClient(lambda request: "no JSON")  # what it is asked matters here
+    afnio.set_backward_model_client(critic, completion_args={"model": "b"})
+    agent = afnio.cognitive.Agent(errands.agent, prompts={"system": "Be brief:"}, executor=WORKERS)
+    copied = copy.deepcopy(agent)  # as `afnio.optimize` does
+    found = copied(["a", "b"], url=f"{endpoint.url}/v1")
+    assert ["BE BRIEF: A", "BE BRIEF: B"] == (await found).data
+    with pytest.raises(BatchError, match="what agent gets must be picklable .*lock"):
+        _ = (await copied([{"guard": threading.Lock()}], url="")).data
+    with pytest.raises(BatchError):
+        await found.backward(afnio.Variable(["wrong", "wrong"]))
+    assert "Be brief: a" in str(critic.requests[0].messages)
+    assert "BE BRIEF: A" in str(critic.requests[0].messages)

@@ -49,6 +49,18 @@ def test_an_evaluator_gets_scores_and_feedback_from_a_worker() -> None:
     assert [None, "worker: b/x", None] == prediction.grad[0].data
 
 
+def test_a_function_keeps_what_its_forward_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errands.Measured, "executor", WORKERS)
+    text = afnio.Variable(["one two", "three"], requires_grad=True)
+    size, shout = errands.Measured.apply(text)
+    assert ([7, 5], ["ONE TWO 0 True", "THREE 1 True"]) == (size.data, shout.data)
+    shout.backward(afnio.Variable(["longer", "shorter"]))
+    assert [
+        "longer of 2 words, measured elsewhere: True",
+        "shorter of 1 words, measured elsewhere: True",
+    ] == text.grad[0].data
+
+
 def test_errors_keep_type_and_traceback_and_lose_no_other_lane() -> None:
     with afnio.tolerate(quorum=0.1):
         found = afnio.Variable([0, 1, 2, 3]).map(errands.fail, executor=WORKERS)

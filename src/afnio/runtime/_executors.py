@@ -92,6 +92,10 @@ class Workers:
         self.executor = executor
         self.max_in_flight = max_in_flight
 
+    def __deepcopy__(self, memo: object) -> Workers:
+        """Return the same object: a copied agent runs where the original does."""
+        return self
+
     @classmethod
     def of(cls, executor: Any) -> Workers:
         """Return the argument of an `executor=` as Workers."""

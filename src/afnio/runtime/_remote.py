@@ -56,18 +56,21 @@ class Remote:
         function: a `def` or an `async def`.
         workers: where.
         durable: 0, or the version of the function under which its results are journaled.
+        name: in errors, instead of the function's own.
 
     Raises:
         TypeError: if it can't be pickled.
     """
 
-    def __init__(self, function: Callable[..., Any], workers: Workers, *, durable: int = 0) -> None:
+    def __init__(
+        self, function: Callable[..., Any], workers: Workers, *, durable: int = 0, name: str | None = None
+    ) -> None:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise RuntimeError(
                 "a script with executor= must not launch anything when a worker imports it (got a launch during the "
                 'import); put its code under `if __name__ == "__main__":`'
             )
-        self.name = _name_of(function)
+        self.name = name or _name_of(function)
         self._function = _packed(function, self.name)
         self._workers = workers
         self._durable = durable
@@ -240,8 +243,9 @@ def _packed(function: Callable[..., Any], name: str) -> bytes:
 
 def _by_value(function: Any, cloudpickle: Any) -> bool:
     """Return True for a function of the program's main module: only some workers have imported that."""
-    while isinstance(function, partial):
-        function = function.func
+    if isinstance(function, partial):
+        inner = (function.func, *function.args, *function.keywords.values())
+        return any(_by_value(each, cloudpickle) for each in inner if callable(each))
     if getattr(function, "__module__", None) != "__main__":
         return False
     # Without cloudpickle: a pool's workers import a script, but neither a notebook nor `python -c`.
