@@ -16,8 +16,6 @@ from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import trustme
-
 from benchmarks.child import ROOT
 
 HOST = "127.0.0.1"
@@ -57,6 +55,8 @@ def counts(port: int) -> dict[str, int]:
 @contextmanager
 def endpoint() -> Iterator[Endpoint]:
     """Run an endpoint while the block lasts."""
+    import trustme  # not for the children that import `counts`
+
     with TemporaryDirectory() as folder:
         authority = trustme.CA()
         issued, trusted = Path(folder) / "server.pem", Path(folder) / "authority.pem"

@@ -2,7 +2,7 @@
 
 The endpoint is `children/endpoint.py`: aiohttp.web with asyncio's TLS, in its own process, with a certificate authority
 made for the run. Each run of a caller is a fresh process; the callers take turns. A pool is cold when it has one open
-connection: the first `in flight` calls open the others. It is warm after those calls and as many more.
+connection: the first `in flight` calls open others. It is warm when as many calls again open no more.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from benchmarks.endpoint import Endpoint, endpoint
 from benchmarks.report import Claim, interval, median, show
 
 LATENCY = 0.2
+OPENED = "cold opened", "connections"
 WARM = 0.95
 """The calls/s over HTTPS as a share of those over HTTP, with warm pools."""
 COLD = 1.2
@@ -68,15 +69,14 @@ def pools(
     for level, repeats in rounds.items():
         callers = CALLERS if repeats > 1 else CALLERS[:2]
         calls = (waves if repeats > 1 else 1) * level
-        found = _take_turns(
-            server, callers, repeats, latency=latency, calls=calls, in_flight=level, cold=True
-        )
+        found = _take_turns(server, callers, repeats, latency=latency, calls=calls, in_flight=level)
         for caller, runs in found.items():
             ratios = _ratios(found, caller)
             rows.append([
                 level, *caller.cells(), median([one["cold wall"] for one in runs]),
                 median([one["cold cpu"] / level * 1e3 for one in runs]),
-                *(int(median([one[what] for one in runs])) for what in ("connections", "resumed")),
+                " of ".join(f"{median([one[what] for one in runs]):.0f}" for what in OPENED),
+                median([one["resumed"] for one in runs]),
                 median([calls / one["wall"] for one in runs]), median(ratios), interval(ratios),
                 median([one["cpu"] / calls * 1e3 for one in runs]),
             ])  # fmt: skip
@@ -85,7 +85,7 @@ def pools(
     notes = [
         SERVED,
         f"calls of {latency:g} s in fresh processes, medians of rounds: {taken}; x HTTP is taken within a round",
-        "cold: the first `in flight` calls, where one connection is open; opened: all connections of the process",
+        "cold: the first `in flight` calls, where one connection is open, and how many of all are open after them",
         "CPU is that of one call; x HTTP compares the calls/s of warm pools",
     ]
     show("calls-tls", COLUMNS, rows, notes, claims)
@@ -93,14 +93,14 @@ def pools(
 
 
 def bodies(
-    server: Endpoint, sizes: Mapping[int, int], *, repeats: int, waves: int = 4, latency: float = LATENCY
+    server: Endpoint, sizes: Mapping[int, int], *, repeats: int, waves: int = 2, latency: float = LATENCY
 ) -> list[Claim]:
     """Measure large prompts on warm pools; `sizes` are kilobytes, each with its calls in flight."""
     callers = [Caller("http", False), Caller("https", False), Caller("https", True)]
     rows: list[list[Any]] = []
     for size, level in sizes.items():
         calls = waves * level
-        options = {"latency": latency, "calls": calls, "in_flight": level, "size": size * 1000, "cold": True}
+        options = {"latency": latency, "calls": calls, "in_flight": level, "size": size * 1000}
         found = _take_turns(server, callers, repeats, **options)
         for caller, runs in found.items():
             cpu = [one["cpu"] / calls * 1e3 for one in runs]
@@ -162,7 +162,7 @@ def _take_turns(
             before = server.counts()
             one = run(
                 "benchmarks.children.calls_engine", env=server.trust, journal=caller.journal,
-                base_url=server.base_url(caller.scheme, latency), **options,
+                base_url=server.base_url(caller.scheme, latency), counts_port=server.ports["http"], **options,
             )  # fmt: skip
             after = server.counts()
             runs.append({**one, **{what: after[what] - before[what] for what in ("connections", "resumed")}})
@@ -187,7 +187,7 @@ def _pool_claims(rows: Sequence[Sequence[Any]], level: int) -> list[Claim]:
             Claim(f"HTTPS / HTTP, calls/s, warm {where}", seen["x HTTP"], WARM, at_least=True, why=why)
         )
         if level == 1000:
-            why = f"{seen['resumed']} of {seen['opened']} connections resumed a session"
+            why = f"{seen['opened']} connections were opened by them; {seen['resumed']:.0f} resumed a session"
             claims.append(Claim(f"CPU ms/call by HTTPS, cold {where}", seen["cold CPU ms"], COLD, why=why))
     return claims
 

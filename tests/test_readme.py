@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ PRICES = 'version = 1\n[[price]]\nmodel = "*"\ninput = 1.0\noutput = 4.0\n'
 def test_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The program as it stands: the verdict, both scores and both prompts are those of the README's table."""
     monkeypatch.chdir(tmp_path)
-    messages = [(m.data, s.data) for split in ("train", "val", "test") for m, (_, s, _) in FacilitySupport(split)]
+    messages = [
+        (m.data, s.data) for split in ("train", "val", "test") for m, (_, s, _) in FacilitySupport(split)
+    ]
     with open("messages.csv", "w", newline="") as file:
         csv.writer(file).writerows([("message", "sentiment"), *messages])
     Path("prices.toml").write_text(PRICES)
@@ -39,7 +42,9 @@ def test_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
         result: afnio.Result = names["result"]
         assert afnio.run(answered(result, names["client"])) == "negative"
     assert f"**{result.verdict}**" in TEXT
-    before, after = (line.split(" | ") for line in re.findall(r"^\| (?:before|after) \|.*$", TEXT, re.MULTILINE))
+    before, after = (
+        line.split(" | ") for line in re.findall(r"^\| (?:before|after) \|.*$", TEXT, re.MULTILINE)
+    )
     assert before[1:] == [result.start["system"], "25 (41.7 %) |"]
     assert after[1] == result.prompts["system"].replace("\n", "<br>")
     assert str(result.before).startswith("41.7 % (25 of 60")
@@ -67,6 +72,13 @@ def test_commands_are_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make ([a-z]+)", TEXT)) - {"this"}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_install_line_names_extras_that_exist() -> None:
+    """The line itself is walked, with other extras, by tests/test_newcomer.py."""
+    (extras,) = re.findall(r'^pip install -e "\.\[(.*)\]"$', TEXT, re.MULTILINE)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= set(known)
 
 
 def test_links() -> None:

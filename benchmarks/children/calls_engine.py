@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -15,18 +16,27 @@ from afnio.runtime.events import CallEnded, subscribe
 from benchmarks.child import serve
 from benchmarks.children.collecting import Collecting
 from benchmarks.children.texts import MODEL, REPLY, SYSTEM, message
+from benchmarks.endpoint import counts
 from benchmarks.report import RESULTS, timed
+
+WAVES = 3
+"""The most waves of calls that fill a pool."""
 
 
 def measure(
-    base_url: str, calls: int, in_flight: int, journal: bool = False, size: int = 0, cold: bool = False
+    base_url: str,
+    calls: int,
+    in_flight: int,
+    journal: bool = False,
+    size: int = 0,
+    counts_port: int | None = None,
 ) -> dict[str, Any]:
     """Measure `calls` calls.
 
     Args:
         size: characters of each user's message, at least.
-        cold: measure the first `in_flight` calls too, which find one open connection, and open the rest of the pool
-            before the others are measured.
+        counts_port: of an `Endpoint`. Then the first `in_flight` calls are measured too, which find one connection,
+            and as many are made up to `WAVES` times until they open no more.
     """
     client = AsyncOpenAI(base_url=base_url, api_key="any", limits=afnio.Limits(max_in_flight=in_flight))
     prompt = cog.Parameter(SYSTEM, role="system prompt")
@@ -44,16 +54,24 @@ def measure(
             seconds.append(event.seconds)
 
     texts = [message(number, size) for number in range(calls)]
-    first = [message(calls + number, size) for number in range(2 * in_flight if cold else 0)]
-    opening = {}
+    numbers = count(calls)
+
+    def wave() -> None:
+        ask([message(next(numbers), size) for _ in range(in_flight)])
+
+    opening: dict[str, float] = {}
     RESULTS.mkdir(exist_ok=True)
     # Not in the system's own folder for such files, which may be memory.
     with TemporaryDirectory(dir=RESULTS) as folder, journalled(Path(folder), journal):
         ask(["warm"])  # imports, thread
-        if first:
-            opened = timed(lambda: ask(first[:in_flight]))
-            opening = dict(zip(["cold wall", "cold cpu"], opened, strict=True))
-            ask(first[in_flight:])
+        if counts_port is not None:
+            opened = [counts(counts_port)["connections"]]
+            opening = dict(zip(["cold wall", "cold cpu"], timed(wave), strict=True))
+            opened.append(counts(counts_port)["connections"])
+            opening["cold opened"] = opened[1] - opened[0] + 1
+            while len(opened) < 2 + WAVES and opened[-1] > opened[-2]:
+                wave()
+                opened.append(counts(counts_port)["connections"])
         subscribe(note)
         with Collecting() as collecting:
             wall, cpu = timed(lambda: ask(texts))

@@ -43,6 +43,7 @@ from afnio.runtime import tolerate as tolerate
 
 if TYPE_CHECKING:
     from afnio import bridge as bridge
+    from afnio import ray as ray
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
@@ -82,6 +83,7 @@ __all__ = [
     "optim",
     "optimize",
     "priority",
+    "ray",
     "resolve",
     "run",
     "save",
@@ -114,7 +116,7 @@ def __getattr__(name: str) -> Any:
 
     from afnio._public import show_in
 
-    if name in ("bridge", "tellurio", "testing", "trainer"):
+    if name in ("bridge", "ray", "tellurio", "testing", "trainer"):
         return import_module(f"afnio.{name}")
     if name in _HOMES:
         value = globals()[name] = getattr(import_module(_HOMES[name]), name)

@@ -26,19 +26,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import CodeType
-from typing import Any, Final, cast, final
+from typing import Any, Final, Literal, cast, final
 
 import anyio
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._result import Example, Gain, Result, from_json, score_of, to_json, verdict_of
+from afnio._result import Example, Gain, Result, from_json, score_of, to_json, untested, verdict_of
 from afnio._rows import LEAST, Row, digest, in_words, read_rows, split_rows
 from afnio._subject import (
     QUORUM,
@@ -64,6 +64,8 @@ from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
 from afnio.trainer._callbacks import Callback
+from afnio.trainer._checkpoints import Plan
+from afnio.trainer._progress import Progress
 from afnio.trainer._steps import run_blocking
 from afnio.trainer._trainer import Trainer
 from afnio.utils.data import DataLoader
@@ -80,7 +82,8 @@ GATE_LEVEL: Final = 0.25
 FEW_LEVEL: Final = 0.5
 """The gate's level with at least `LEAST` rows, and below that. A strict gate refuses good prompts on few rows."""
 _RESULT: Final = "OptimizeResult"
-_MEASURED: Final = "OptimizeMeasured"
+FIRST: Final = "run/first"
+"""The address of the first look at eight rows, by which the cost of a row is measured."""
 
 
 def optimize(
@@ -352,7 +355,7 @@ class Optimization(Scoring):
                 for budget in (spending, self.budget):
                     if not budget.has_charged(run.journal):
                         budget.charge(ledger, run.journal)
-            result = await self._optimized(run, spending, earlier.measured, started)
+            result = await self._optimized(run, spending, started)
             await anyio.to_thread.run_sync(self._keep, run, result)
         return result
 
@@ -370,15 +373,21 @@ class Optimization(Scoring):
 
     # The story
 
-    async def _optimized(self, run: Run, spending: Budget, measured: Amount | None, started: float) -> Result:
-        watched, measured = await self._first_look(run, spending, measured)
+    async def _optimized(self, run: Run, spending: Budget, started: float) -> Result:
+        watched, measured = await self._first_look(run)
         rounds = Rounds(self, watched.mean)
-        await self._train(rounds, measured)
-        chosen, gate = await self._gated(rounds)
-        looked = await self._looked(chosen, gate)
+        await self._train(rounds, measured, time.monotonic() - started)
+        chosen = self.start
+        gate: tuple[Scored, ...] = ()
+        looked: tuple[Scored, ...] = ()
+        try:
+            chosen, gate = await self._gated(rounds)
+            looked = await self._looked(chosen, gate)
+        except BudgetExceeded as error:  # a look cost more than was reserved for it
+            rounds.ended = f"the budget ended before the test ({error.limit})"
         return self._result(run, spending, rounds, chosen, looked, started)
 
-    async def _first_look(self, run: Run, spending: Budget, measured: Amount | None) -> tuple[Scored, Amount]:
+    async def _first_look(self, run: Run) -> tuple[Scored, Amount]:
         """Score the start prompts on the watched rows, a batch first. Returns also what a row costs."""
         watch, first = self.splits.watch, self.splits.watch[:BATCH]
         await anyio.to_thread.run_sync(
@@ -390,24 +399,43 @@ class Optimization(Scoring):
             raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
         except BudgetExceeded as error:
             raise ValueError(f"budget must pay for more than the first {len(first)} rows ({error})") from None
-        if measured is None:
-            measured = _each(spending.ledger.total.amount, len(first))
-            run.record(_MEASURED, {"amount": [str(one) for one in measured], "rows": 1})
-            await anyio.to_thread.run_sync(run.flush)
+        measured = await anyio.to_thread.run_sync(self._measured, run, len(first))
         self._check_budget(measured)
         rest = (await self.scored("start", watch[BATCH:], self.start))[0] if watch[BATCH:] else Scored()
         return Scored([*scores.scores, *rest.scores], [*scores.outputs, *rest.outputs]), measured
 
-    async def _train(self, rounds: Rounds, measured: Amount) -> None:
-        """Train on what the looks leave of the budget."""
+    def _measured(self, run: Run, rows: int) -> Amount:
+        """Return what one of the first `rows` rows cost. Its parts may be fractions.
+
+        It is read from the run's store, because the budgets of a continued run also count what the earlier processes
+        spent on the training.
+        """
+        run.flush()
+        with StoreReader(self.store) as reader:
+            calls = reader.calls(run.id, node=FIRST, limit=1_000_000)
+        tokens = sum(call.prompt_tokens + call.completion_tokens for call in calls)
+        cost = sum((Decimal(str(call.cost or 0)) for call in calls), Decimal(0))
+        return Amount(sum(call.attempts for call in calls) / rows, tokens / rows, cost / rows)  # type: ignore[arg-type]
+
+    async def _train(self, rounds: Rounds, measured: Amount, gone: float) -> None:
+        """Train on what the looks leave of the budget.
+
+        Args:
+            gone: seconds since the start, which the first look took.
+        """
         if self.asked is not None:
             rounds.ended = self.asked
             return
-        caps, looks = self.budget.caps, self._reserve(measured)
+        caps, looks, seconds = self.budget.caps, self._reserve(measured), self.budget.max_seconds
+        if seconds is not None:
+            # The looks may take as long as the first one by row if quota is short, but half of what is left at most.
+            rows = 2 * (len(self.splits.gate) + len(self.splits.test)) / len(self.splits.watch)
+            seconds = max(0.0, seconds - gone - min(rows * gone, (seconds - gone) / 2))
         inner = Budget(
             max_calls=None if caps.calls is None else max(0, caps.calls - looks.calls),
             max_tokens=None if caps.tokens is None else max(0, caps.tokens - looks.tokens),
             max_cost=None if caps.cost is None else max(Decimal(0), caps.cost - looks.cost),
+            max_seconds=seconds,
         )
         inner.charge(self.budget.ledger, active_journal.get())
         train = self.splits.train
@@ -434,18 +462,19 @@ class Optimization(Scoring):
         candidate = rounds.candidate
         if candidate is None or candidate == self.start:
             return self.start, ()
-        old, new = await self.scored("gate", self.splits.gate, self.start, candidate)
+        with shown("validate", 2 * len(self.splits.gate)):
+            old, new = await self.scored("gate", self.splits.gate, self.start, candidate)
         before, after = paired(old, new)
         return (candidate if beats(before, after) else self.start), (old, new)
 
     async def _looked(self, chosen: Mapping[str, str], gate: tuple[Scored, ...]) -> tuple[Scored, ...]:
         """Return the scores of the last look: of the start prompts, and of the chosen ones if they are others."""
         versions = [self.start] if chosen == self.start else [self.start, chosen]
-        if self.splits.test:
-            return tuple(await self.scored("test", self.splits.test, *versions))
-        if gate:
+        if gate and not self.splits.test:
             return gate[: len(versions)]
-        return tuple(await self.scored("gate", self.splits.gate, *versions))
+        name, rows = ("test", self.splits.test) if self.splits.test else ("gate", self.splits.gate)
+        with shown("test", len(versions) * len(rows)):
+            return tuple(await self.scored(name, rows, *versions))
 
     def _result(
         self,
@@ -457,26 +486,27 @@ class Optimization(Scoring):
         started: float,
     ) -> Result:
         rows = self.splits.test or self.splits.gate
-        old, new = looked[0], looked[-1]
-        before, after = paired(old, new)
+        before, after = paired(looked[0], looked[-1]) if looked else ([], [])
         graded = any(score not in (0, 1) for score in (*before, *after))
         first, last = score_of(before, graded=graded), score_of(after, graded=graded)
         gain = None
         changed = len(looked) == 2
         if changed and self.splits.test:
             gain = Gain.of(before, after, graded=graded)
-        kept = changed and (gain is None or gain.difference > 0)
+        kept = dict(chosen) != self.start and (gain is None or gain.difference > 0)
         on = f"{len(before)} {'test' if self.splits.test else 'validation'} rows"
         spent = spending.ledger.total
         return Result(
-            verdict=verdict_of(first, last, gain, changed=changed, kept=kept, on=on),
+            verdict=verdict_of(first, last, gain, changed=changed, kept=kept, on=on)
+            if looked
+            else untested(kept),
             prompts=dict(chosen) if kept else dict(self.start),
             start=dict(self.start),
-            before=first,
-            after=last,
+            before=first if looked else None,
+            after=last if looked else None,
             gain=gain,
             on=on,
-            failed=len(rows) - len(before),
+            failed=len(rows) - len(before) if looked else 0,
             stopped=rounds.ended or "",
             steps=rounds.steps,
             calls=spent.calls,
@@ -486,7 +516,7 @@ class Optimization(Scoring):
             run=f"{run.namespace}/{run.project}/{run.name}",
             home=self._home,
             splits={part: len(getattr(self.splits, part)) for part in ("train", "watch", "gate", "test")},
-            examples=_examples(rows, looked),
+            examples=_examples(rows, looked) if looked else (),
             make_agent=self.subject.restored,
         )
 
@@ -605,9 +635,15 @@ class Rounds(Callback):
         trainer.stop(why)
 
 
-def _each(total: Amount, rows: int) -> Amount:
-    """Return the amount of one row. Its parts may be fractions."""
-    return Amount(total.calls / rows, total.tokens / rows, total.cost / rows)  # type: ignore[arg-type]
+@contextmanager
+def shown(stage: Literal["validate", "test"], samples: int) -> Iterator[None]:
+    """Show the progress of a look, as the Trainer's is shown."""
+    progress = Progress()
+    progress.start(Plan(stage, "old and new prompts", samples=samples))
+    try:
+        yield
+    finally:
+        progress.stop()
 
 
 def _examples(rows: Sequence[Row], looked: tuple[Scored, ...]) -> list[Example]:
@@ -634,13 +670,11 @@ class Earlier:
 
     Attributes:
         run: the id of an unfinished run to continue, or None.
-        measured: what a row cost there, if that was known.
         result: the result of a finished run with the same settings, or None.
         when: when that one ended.
     """
 
     run: str | None = None
-    measured: Amount | None = None
     result: Mapping[str, Any] | None = None
     when: str = ""
 
@@ -653,19 +687,16 @@ class Earlier:
                 config = run.config if isinstance(run.config, dict) else {}
                 if config.get("identity") != identity or run.status == "RUNNING":
                     continue
-                kept = {
-                    row["kind"]: json.loads(row["payload"])
+                kept = [
+                    json.loads(row["payload"])
                     for row in reader.rows("events", run.id)
-                    if row["kind"] in (_RESULT, _MEASURED)
-                }
+                    if row["kind"] == _RESULT
+                ]
                 when = f"{datetime.fromtimestamp(run.date_updated, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
                 if run.status == "COMPLETED":
                     same = config.get("settings") == json.loads(json.dumps(settings))
-                    return cls(result=kept[_RESULT], when=when) if same and _RESULT in kept else cls()
-                measured = kept.get(_MEASURED)
-                calls, tokens, cost = measured["amount"] if measured else (0, 0, 0)
-                amount = Amount(float(calls), float(tokens), Decimal(cost)) if measured else None  # type: ignore[arg-type]
-                return cls(run.id, amount)
+                    return cls(result=kept[-1], when=when) if same and kept else cls()
+                return cls(run.id)
         return cls()
 
 
@@ -682,5 +713,10 @@ def code_digest(function: Any) -> str:
 
 
 def _parts(code: CodeType) -> list[Any]:
-    constants = [_parts(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    constants = [_parts(one) if isinstance(one, CodeType) else _constant(one) for one in code.co_consts]
     return [code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)]
+
+
+def _constant(value: Any) -> Any:
+    # The order of a set of texts differs from process to process.
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)

@@ -188,6 +188,16 @@ def verdict_of(
     return f"{NOISE}: {gain.amount} (95 %: {gain.interval}) on {on}. {rest}"
 
 
+def untested(kept: bool) -> str:
+    """Return the verdict of a budget that ended before the test, in spite of what was reserved."""
+    rest = (
+        "The new prompts won on the validation rows and are the result"
+        if kept
+        else "The old prompts are kept"
+    )
+    return f"Not measured: the budget ended before the test. {rest}."
+
+
 def _percent(measured: Measured) -> str:
     return f"{100 * measured.mean:.1f} %" if isinstance(measured, Accuracy) else f"{measured.mean:.3g}"
 

@@ -97,7 +97,7 @@ class Subject:
             if not isinstance(name, str) or not isinstance(text, str):
                 raise TypeError(f"prompts must be texts by name (got {name!r}: {text!r})")
         module = cog.Agent(traced(agent) if "trace" in wanted else agent, prompts=dict(prompts))
-        return cls(module, module.extra_repr(), lambda texts: functools.partial(agent, **texts), agent)
+        return cls(module, module.extra_repr(), functools.partial(with_prompts, module), agent)
 
     @classmethod
     def _of_module(cls, agent: cog.Module, prompts: Any) -> Subject:
@@ -129,21 +129,16 @@ class Subject:
 
     def check(self, row: Row) -> None:
         """Raise if the agent can't be called with a row like this one."""
-        called = self.module.forward if self.function is None else self.function
-        try:
-            signature = inspect.signature(called)
-        except (TypeError, ValueError):  # a builtin
+        if isinstance(self.module, cog.Agent):
+            self.module.arranged(row.args, row.kwargs)
             return
-        others = {} if self.function is None else self.texts
         try:
-            signature.bind(*row.args, **row.kwargs, **others)
+            inspect.signature(self.module.forward).bind(*row.args, **row.kwargs)
         except TypeError as error:
             given = " ".join([*row.kwargs]) or "one value"
-            extra = ""
-            if self.function is None:
-                extra = "; keep clients and settings in the module (self.client = …), or pass a function that has them"
             raise TypeError(
-                f"{self.title} can't be called with a row's inputs ({given}): {error}{extra}"
+                f"{self.title} can't be called with a row's inputs ({given}): {error}; keep clients and settings in "
+                "the module (self.client = …), or pass a function that has them"
             ) from None
 
     def __call__(self, rows: Sequence[Row]) -> Any:
@@ -152,6 +147,23 @@ class Subject:
         return self.module(
             *args, **{key: _lanes([row.kwargs[key] for row in rows]) for key in rows[0].kwargs}
         )
+
+
+def with_prompts(agent: cog.Agent, texts: Mapping[str, str]) -> Callable[..., Any]:
+    """Return an agent's function with prompts filled in. Inputs are passed as before, wherever the prompts stand."""
+    function = agent.fn
+
+    @functools.wraps(function)
+    async def awaited(*inputs: Any, **named: Any) -> Any:
+        args, kwargs = agent.arranged(inputs, named)
+        return await function(*args, **kwargs, **texts)
+
+    @functools.wraps(function)
+    def called(*inputs: Any, **named: Any) -> Any:
+        args, kwargs = agent.arranged(inputs, named)
+        return function(*args, **kwargs, **texts)
+
+    return awaited if is_async(function) else called
 
 
 def _lanes(values: list[Any]) -> Any:

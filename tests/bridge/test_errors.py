@@ -171,6 +171,16 @@ async def test_the_read_timeout_ends_an_attempt(endpoint: Endpoint) -> None:
     assert 504 == caught.value.status_code
 
 
+async def test_a_redirect_is_not_followed(endpoint: Endpoint) -> None:
+    """Neither by the engine nor by an SDK's client: the key and the prompts would go there."""
+    target = f"{endpoint.url}/elsewhere/chat/completions"
+    endpoint.fail = lambda number, asked: web.Response(status=307, headers={"location": target})
+    with pytest.raises(openai.APIStatusError, match="a redirect to .*, which is not followed") as caught:
+        await client_of(endpoint, follow_redirects=True).chat.completions.create(model="m", messages=SAY)
+    assert 502 == caught.value.status_code
+    assert 1 == len(endpoint.asked)
+
+
 # Secrets
 
 

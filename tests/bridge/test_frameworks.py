@@ -44,6 +44,7 @@ FRAMEWORKS = [
     ("openai_sdk", OPENAI_2, 1),
     ("llama_index", OPENAI_2, 1),
     ("smolagents", OPENAI_2, 1),
+    ("crewai", ["crewai"], 1),
     ("genai", GOOGLE, 1),
     ("genai_async", GOOGLE, 1),
 ]
@@ -77,6 +78,7 @@ async def test_a_framework(name: str, requirements: list[str], calls: int, tmp_p
             "PYTHONPATH": source,
             "PYTHONDONTWRITEBYTECODE": "1",
             "OTEL_SDK_DISABLED": "true",
+            "CREWAI_DISABLE_TELEMETRY": "true",
         }
         first = await ran(command, env)
         assert LANES * calls == len(endpoint.asked) == first["paid"]

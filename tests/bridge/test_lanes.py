@@ -22,7 +22,7 @@ from endpoint import Endpoint, message_of
 import afnio
 from afnio import bridge
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
-from afnio.runtime import Account
+from afnio.runtime import Account, close
 from afnio.runtime.events import CallEnded, CallReplayed, subscribed
 
 
@@ -288,3 +288,19 @@ async def test_an_image_counts_as_a_flat_sum(endpoint: Endpoint) -> None:
             max_tokens=9,
         )
     assert 1 == len(endpoint.asked)
+
+
+async def test_closing_the_runtime_answers_what_waits(endpoint: Endpoint) -> None:
+    endpoint.latency = 60
+
+    def ask() -> int:
+        with sync_client_of(endpoint) as client, pytest.raises(openai.APIStatusError) as caught:
+            client.responses.create(model="m", input="x")
+        return caught.value.status_code
+
+    asked = asyncio.create_task(asyncio.to_thread(ask))
+    with anyio.fail_after(20):
+        while not endpoint.asked:
+            await anyio.sleep(0.01)
+        await asyncio.to_thread(close)
+        assert await asked in (499, 503)

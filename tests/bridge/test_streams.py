@@ -334,3 +334,17 @@ async def test_a_server_that_answers_a_stream_with_a_whole_reply(endpoint: Endpo
         body = {"model": "m", "messages": SAY, "stream": True}
         reply = await client.post(f"{endpoint.url}/v1/chat/completions", json=body)
     assert whole == json.loads(reply.content)
+
+
+async def test_a_long_stream_is_whole_on_another_thread(endpoint: Endpoint) -> None:
+    words = " ".join(str(number) for number in range(3_000))
+
+    def read() -> str:
+        with openai.OpenAI(
+            api_key="k", base_url=f"{endpoint.url}/v1", http_client=bridge.sync_client()
+        ) as client:
+            messages: Any = [{"role": "user", "content": words}]
+            stream = client.chat.completions.create(model="m", messages=messages, stream=True)
+            return "".join(texts(chunk) for chunk in stream)
+
+    assert [words] * 3 == await asyncio.gather(*(asyncio.to_thread(read) for _ in range(3)))

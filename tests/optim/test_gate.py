@@ -125,11 +125,9 @@ def test_both_looks_cost_a_third_of_the_budget_at_most():
     assert 40 == len(task.client.requests)
     with afnio.budget(max_calls=60):
         again = task.gate(64)
-        again.start([task.prompt])
-        task.prompt.data = "q=90"
         with pytest.raises(ValueError, match=r"two looks of 1 calls a row are 24, so 72 calls \(got 60\)"):
-            again.judge()
-    assert ("q=90", 40) == (task.prompt.data, len(task.client.requests))
+            again.start([task.prompt])
+    assert ("q=80", 40) == (task.prompt.data, len(task.client.requests))
 
 
 def test_a_second_look_uses_other_rows_or_a_lower_level(caplog):
@@ -227,9 +225,9 @@ async def test_a_gate_that_is_killed_goes_on_from_the_journal(tmp_path):
 
         task = Task(answer=answer)
         gate = task.gate(32, evaluate=task.aevaluate)
-        gate.start([task.prompt])
-        task.prompt.data = "q=20"
         async with afnio.journal(tmp_path / "calls.journal"), afnio.scope(name="run"):
+            await gate.start([task.prompt])
+            task.prompt.data = "q=20"
             verdict = await gate.judge()
         return verdict, task.prompt.data
 

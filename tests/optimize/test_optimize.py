@@ -193,6 +193,18 @@ def test_inputs_and_outputs_of_any_kind() -> None:
     assert set(got[0][1]) == {"row", "limit"}
 
 
+def test_prompts_may_stand_before_the_inputs() -> None:
+    """Inputs fill the parameters that are no prompts, also when the result's agent is called."""
+
+    def agent(system: str, text: str) -> str:
+        return "yes" if is_right(text, system) else "no"
+
+    result = optimized(agent=agent)
+    assert result.prompts == {"system": "level 10"}
+    assert result.agent("row 9") == "yes"
+    assert result.agent(text="row 9") == "yes"
+
+
 # The metric
 
 
@@ -273,7 +285,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str
         ({"perfect": "1"}, "perfect"),
         ({"seed": 1.5}, "seed"),
         ({"budget": afnio.budget(max_calls=120)}, r"at least \d+ calls \(got 120\).*64 to test"),
-        ({"rows": [({"other": "a"}, "b")] * 100}, "other"),
+        ({"rows": [({"other": "a"}, "b")] * 100}, "must fit agent"),
         ({"valset": rows(5)}, "valset"),
         ({"rows": rows(2) * 50}, "2 different ones"),
     ],
@@ -377,6 +389,37 @@ def test_dollars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         optimized(budget=0.5, seed=1)
 
 
+def test_a_budget_that_a_look_exceeds_ends_in_a_result_too(folder: Path) -> None:
+    """Test rows that cost far more than the first ones did: nothing is measured, nothing is lost."""
+    model = client()
+    plain = agent_of(model)
+
+    async def agent(text: str, system: str) -> str:
+        for number in range(6 if int(text.split()[1]) >= 1000 else 0):
+            await plain(f"{text} {number}", system)
+        return await plain(text, system)
+
+    testset = [(f"row {number}", "yes") for number in range(1000, 1040)]
+    budget = afnio.budget(max_calls=450)
+    result = optimized(model, agent=agent, testset=testset, budget=budget, patience=50)
+    assert result.verdict.startswith("Not measured")
+    assert result.prompts == {"system": "level 10"}
+    assert "budget ended" in result.stopped
+    assert result.before is None
+    assert len(model.requests) <= 450
+    assert "Not measured" in result.report(folder / "result.html").read_text()
+
+
+@pytest.mark.slow
+def test_seconds() -> None:
+    """A budget of time ends the training, and leaves time for the test."""
+    model = client(latency=0.1)
+    budget = afnio.budget(max_seconds=20.0)
+    result = optimized(model, rows=rows(200), budget=budget, patience=500, prompts={"system": "level 0"})
+    assert result.gain is not None
+    assert result.verdict.startswith("Better")
+
+
 # Going on
 
 
@@ -408,25 +451,28 @@ def test_a_changed_function_is_not_answered_from_the_run() -> None:
 
 
 def test_an_interrupted_call_continues_and_pays_nothing_twice() -> None:
-    """A run that an error ended is continued by the same call, from its journal."""
+    """A run that errors ended is continued by the same call, from its journal, as often as it takes."""
     whole = client()
     expected = optimized(whole, name="whole")
-    scored = itertools.count()
+    sent = 0
+    for at in (60, 130):
+        scored = itertools.count()
 
-    def breaking(output: str, expected: str) -> Any:
-        return "a mistake" if next(scored) == 60 else output == expected
+        def breaking(output: str, expected: str, scored: Any = scored, at: int = at) -> Any:
+            return "a mistake" if next(scored) == at else output == expected
 
-    breaking.__name__ = equal.__name__  # critics read it
-    broken = client()
-    with pytest.raises(MetricError):
-        optimized(broken, metric=breaking)
+        breaking.__name__ = equal.__name__  # critics read it
+        model = client()
+        with pytest.raises(MetricError):
+            optimized(model, metric=breaking, budget=afnio.budget(max_calls=300))
+        sent += len(model.requests)
     model = client()
-    result = optimized(model)
+    result = optimized(model, budget=afnio.budget(max_calls=300))
     assert result.prompts == expected.prompts
     assert result.verdict == expected.verdict
-    # Calls that were in flight at the error had no reply.
-    assert len(model.requests) + len(broken.requests) <= len(whole.requests) + 8
-    assert len(broken.requests) > 60
+    # Calls that were in flight at an error had no reply.
+    assert sent + len(model.requests) <= len(whole.requests) + 16
+    assert sent > 60
 
 
 # Entrances

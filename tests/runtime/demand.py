@@ -25,6 +25,7 @@ class Demand:
     site: str | None = None
     prompt_tokens: int = 0
     max_output: int | None = 0
+    prefix: int = 0
     priority: CallPriority = field(init=False)
 
     def __post_init__(self) -> None:

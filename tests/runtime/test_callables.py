@@ -297,25 +297,35 @@ def test_prices_are_looked_up_beside_an_apps_blocking_work() -> None:
 # A callable that blocks the loop -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("in_a_task", [False, True], ids=["itself", "a task of it"])
 def test_a_callable_that_blocks_the_loop_is_named_while_it_does(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, in_a_task: bool
 ) -> None:
     """Once, with its own line and the line that blocks."""
     warned = threading.Event()
-    log = logging.getLogger("afnio")
     said: list[str] = []
+    log = logging.getLogger("afnio")
     monkeypatch.setattr(log, "warning", lambda text, *args: (said.append(text % args), warned.set()))
 
-    async def busy(text: str) -> str:
+    async def busy() -> None:
         helper()
-        return text
 
     def helper() -> None:
         assert warned.wait(10)
 
-    assert ["a", "b"] == afnio.Variable(["a", "b"]).map(functools.partial(busy)).data
+    async def starts(text: str) -> str:
+        if in_a_task:
+            async with anyio.create_task_group() as group:
+                group.start_soon(busy)
+        else:
+            helper()
+        return text
+
+    assert ["a", "b"] == afnio.Variable(["a", "b"]).map(functools.partial(starts)).data
     (text,) = said
-    assert text.startswith("test_a_callable_that_blocks_the_loop_is_named_while_it_does.<locals>.busy (")
-    blocks = helper.__code__.co_firstlineno + 1
-    assert f"{__file__}:{busy.__code__.co_firstlineno}) has blocked the runtime's loop for " in text
-    assert f"now at {__file__}:{blocks}, and every call" in text
+    named = busy if in_a_task else starts
+    assert text.startswith(
+        f"test_a_callable_that_blocks_the_loop_is_named_while_it_does.<locals>.{named.__name__} ("
+    )
+    assert f"{__file__}:{named.__code__.co_firstlineno}) has blocked the runtime's loop for " in text
+    assert f"now at {__file__}:{helper.__code__.co_firstlineno + 1}, and every call" in text

@@ -109,7 +109,7 @@ class Agent(Module):
         Raises:
             TypeError: for inputs that `fn` doesn't take.
         """
-        args, kwargs = self._signed.arranged(inputs, named)
+        args, kwargs = self.arranged(inputs, named)
         fn, (executor, durable) = self._signed.function, self._elsewhere
         if executor is not None:
             from afnio.runtime._remote import remote
@@ -125,6 +125,14 @@ class Agent(Module):
             loop=self._loop,
         )
         return found
+
+    def arranged(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return inputs as `fn` takes them beside its prompts: `fn(*args, **kwargs, **prompts)`.
+
+        Raises:
+            TypeError: for inputs that `fn` doesn't take.
+        """
+        return self._signed.arranged(inputs, dict(named))
 
     def extra_repr(self) -> str:
         return self._signed.name

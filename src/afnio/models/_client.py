@@ -120,6 +120,15 @@ class ChatClient(ABC):
     def provider(self) -> str:
         return type(self).__name__
 
+    @property
+    def price_url(self) -> str:
+        """The endpoint whose prices hold."""
+        return self.account.url
+
+    def prefix(self, request: ChatRequest) -> int:
+        """Return a hash of the prompt's beginning, by which replicas are chosen; 0 without replicas."""
+        return 0
+
     @final
     async def complete(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
         """Make one call for a lane's job, on the runtime's loop.
@@ -167,8 +176,9 @@ class ChatClient(ABC):
             depth=job.launch.depth,
             prompt_tokens=self.count_tokens(request),
             max_output=request.max_output,
-            price=await governed_price(request.model, self.account.url),
+            price=await governed_price(request.model, self.price_url),
             site=(job.launch.line, job.part),
+            prefix=self.prefix(request),
             request=request,
             node=job.launch.address,
             lane=job.lane,

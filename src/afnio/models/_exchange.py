@@ -50,7 +50,8 @@ from afnio.errors import (
     UnknownPriceError,
 )
 from afnio.models._client import rehearsal
-from afnio.models._dialects import CHAT, Chat, mapping
+from afnio.models._dialect import mapping
+from afnio.models._dialects import CHAT
 from afnio.models._masking import mask
 from afnio.models._messages import ChatResponse
 from afnio.models._prices import governed_price
@@ -178,7 +179,6 @@ class Exchange:
         self.error: BaseException | None = None
         self._origin = origin
         self._read_timeout = read_timeout
-        self._send = send
         self._trace = current_trace.get()
         self._traced: TracedCall | None = None
         if self._trace is not None:
@@ -291,7 +291,6 @@ class _Attempt:
         self._silence = read_timeout or READ_TIMEOUT
         self._send = send
         self._reading: anyio.CancelScope | None = None
-        self._ends = math.inf
 
     async def make(self) -> RawReply:
         token = in_attempt.set(True)
@@ -341,7 +340,9 @@ class _Attempt:
         else:
             error = status_error(status, reply.headers, parsed, reply.body, url)
         error.limits = reply.limits
-        error.response = replace(reply, headers={**reply.headers, **NO_RETRY})
+        # A redirect is told in our words: an SDK might follow it, and take the key and the prompts along.
+        if not 300 <= status < 400:
+            error.response = replace(reply, headers={**reply.headers, **NO_RETRY})
         return error
 
     # Streams
@@ -409,7 +410,7 @@ class _Attempt:
                     events = splitter.feed(piece) if piece else [rest for rest in (splitter.rest(),) if rest]
                     for event in events:
                         parsed = event_json(event)
-                        dropped = asked_usage and isinstance(dialect, Chat) and dialect.is_usage(parsed or {})
+                        dropped = asked_usage and CHAT.is_usage(parsed or {})
                         stream.add(event, parsed, dropped=dropped)
                         error = None if parsed is None else dialect.error_in(parsed)
                         if error is not None:
@@ -452,14 +453,15 @@ class _Attempt:
             pipe.open(opened.status, headers)
             for early in waiting:
                 pipe.put(early)
-        if asked_usage and stream.usage is not None:
+        usage = stream.usage
+        if asked_usage and usage is not None:
             _usage_givers().add(request.account)
         return RawReply(
             opened.status,
             headers,
             mask(b"".join(stream.events), request.secrets),
             dialect.name,
-            usage=stream.usage or Usage(request.prompt_tokens, -(-stream.written // 4)),
+            usage=usage or Usage(request.prompt_tokens, -(-stream.written // 4)),
             limits=limits,
             events=True,
             cut=not ended and not self.held,

@@ -46,8 +46,11 @@ _LOOKS: Final = re.compile(
     """
 )
 _LIKE_A_KEY: Final = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])[\w.~+/=-]{20,}")
-_ESCAPES: Final = (b"\\u00", b"\\x", b"\\/", b"%", b"&#")
-"""The first characters of all escapes. A text without them can only contain a secret verbatim."""
+_ESCAPES: Final = ((b"\\", (b"\\u00", b"\\x", b"\\/")), (b"%", (b"%",)), (b"&", (b"&#",)))
+"""The first characters of all escapes, and the first one alone, which is found thirty times as fast if it is absent.
+
+A text without escapes can only contain a secret verbatim.
+"""
 _ESCAPED: Final = re.compile(
     rb"\\[ux](?:00)?([2-7][0-9A-Fa-f])|%([2-9A-Fa-f][0-9A-Fa-f])|&#[xX]0{0,5}([2-7][0-9A-Fa-f]);|&#0{0,5}([1-9]\d{1,2});"
 )
@@ -78,7 +81,7 @@ def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:
     for spelling in finder.spellings:
         if spelling in text:
             text = text.replace(spelling, MASK.encode())
-    escapes = sum(text.count(escape) for escape in _ESCAPES)
+    escapes = sum(text.count(escape) for first, kind in _ESCAPES if first in text for escape in kind)
     if not escapes:
         return text
     if max(escapes, text.count(b"\\") // 8) > MOST_ESCAPES:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, final
@@ -284,13 +284,16 @@ _name = lru_cache(maxsize=256)(_quote)
 """Names of fields are few, and the same in each request."""
 
 
-def _to_json(text: str) -> bytes:
-    """Import pydantic_core at the first request, and take the place of this function."""
+def _first_to_json(text: str) -> bytes:
+    """Import pydantic_core, for the first request, and let it do the work from then on."""
     global _to_json
     from pydantic_core import to_json
 
     _to_json = to_json
     return to_json(text)
+
+
+_to_json: Callable[[str], bytes] = _first_to_json
 
 
 # Checks

@@ -19,7 +19,8 @@ from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple, final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from afnio.models._dialects import CHAT, Dialect, dialect_named, dialect_of
+from afnio.models._dialect import Dialect
+from afnio.models._dialects import CHAT, dialect_named, dialect_of
 from afnio.models._masking import names_secret, secrets_in_headers, secrets_in_url
 from afnio.models._messages import ChatResponse, ToolCall
 from afnio.runtime._call import Codec

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, final
 import anyio
 
 from afnio.errors import RuntimeClosedError
-from afnio.models._dialects import Dialect
+from afnio.models._dialect import Dialect
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._loop import parking
 from afnio.runtime.events import Usage

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
+from zlib import crc32
 
 from afnio.errors import FinalModelError, KeyStoreError, ModelError, TransientModelError
 from afnio.models._client import ChatClient
@@ -40,12 +41,15 @@ from afnio.models._transport import (
     prepared,
     unreachable,
 )
+from afnio.runtime._admission import current_replica
 from afnio.runtime._call import ATTEMPT_DEADLINE
 from afnio.runtime._callables import is_async, look_up
-from afnio.runtime._limits import Account, Limits
+from afnio.runtime._limits import Account, Limits, give_replicas
 
 PATH: Final = "chat/completions"
 DEFAULT_URL: Final = "https://api.openai.com/v1"
+PREFIX: Final = 2_000
+"""Bytes of a request by which replicas are chosen: about what a system prompt has in common with the next one's."""
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options with which only the SDK's own transport can send a request."""
 _CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
@@ -59,8 +63,10 @@ class AsyncOpenAI(ChatClient):
 
     Args:
         api_key: default: OPENAI_API_KEY, then the keyring. Servers without keys take any string.
-        base_url: default: OPENAI_BASE_URL, then OpenAI's own.
-        limits: the account's limits.
+        base_url: default: OPENAI_BASE_URL, then OpenAI's own. A list has replicas: servers of the same models, such as
+            vLLM on several GPUs. A call goes to one with few calls in flight that can be reached.
+        name: of the replicas. It takes the place of the URL in journals, so that a run may continue on other machines.
+        limits: the account's limits; those of each replica, if there are several.
         timeout: the longest duration of one attempt, in seconds.
         max_reply_bytes: the limit of a reply in bytes, after decompression. A longer one is a `FinalModelError`.
         http_client: an httpx2.AsyncClient. Calls then go through the SDK's own transport, as they do if `api_key` is
@@ -68,7 +74,8 @@ class AsyncOpenAI(ChatClient):
         **options: any other argument of `openai.AsyncOpenAI`, except `max_retries`.
 
     Raises:
-        ValueError: for a bad `base_url`, `max_reply_bytes` or `max_retries`.
+        ValueError: for a bad `base_url`, `max_reply_bytes` or `max_retries`, and for two lists of replicas with one
+            name.
         FinalModelError: if there is no key.
 
     >>> AsyncOpenAI(api_key="any", base_url="http://127.0.0.1:8000/v1")
@@ -84,13 +91,25 @@ class AsyncOpenAI(ChatClient):
         self,
         *,
         api_key: str | Callable[[], Awaitable[str]] | None = None,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
+        name: str | None = None,
         limits: Limits | None = None,
         timeout: float = ATTEMPT_DEADLINE,
         max_reply_bytes: int = MAX_REPLY,
         http_client: Any = None,
         **options: Any,
     ) -> None:
+        self._replicas: dict[Account, AsyncOpenAI] = {}
+        if base_url is not None and not isinstance(base_url, str):
+            shared = {"api_key": api_key, "timeout": timeout, "http_client": http_client, **options}
+            for url in _replica_urls(base_url):
+                one = AsyncOpenAI(base_url=url, limits=limits, max_reply_bytes=max_reply_bytes, **shared)
+                self._replicas[one.account] = one
+            base_url = next(iter(self._replicas.values())).base_url
+        elif name is not None:
+            raise ValueError(
+                f"name must come with a list of base URLs (got {name!r} and one URL); leave it out"
+            )
         if isinstance(max_reply_bytes, bool) or not isinstance(max_reply_bytes, int) or max_reply_bytes < 1:
             raise ValueError(
                 f"max_reply_bytes must be a whole number above 0 (got {max_reply_bytes!r}), in bytes"
@@ -115,7 +134,13 @@ class AsyncOpenAI(ChatClient):
             *secrets_in_url(str(self._sdk.base_url)),
             *secrets_in_headers({**headers, **(options.get("default_query") or {})}),
         )
-        super().__init__(_account(self._sdk, self._secrets(), headers), limits=limits, timeout=timeout)
+        account = _account(self._sdk, self._secrets(), headers)
+        if self._replicas:
+            # The members' keys and URLs don't count: a run may continue on other machines.
+            account = Account(f"replicas://{name or ''}", "")
+            give_replicas(account, tuple(self._replicas), self)
+            limits = None  # its replicas have them
+        super().__init__(account, limits=limits, timeout=timeout)
         self.variant = _variant(self._sdk, headers)
 
     @property
@@ -148,13 +173,39 @@ class AsyncOpenAI(ChatClient):
             text = f"can't reach {self.account.url} ({error}); check base_url and that the server runs"
             raise FinalModelError(text) from error
 
+    @property
+    def replicas(self) -> list[str]:
+        """The base URLs of its replicas, or [] if there is one endpoint."""
+        return [account.url for account in self._replicas]
+
+    @property
+    def price_url(self) -> str:
+        return next(iter(self._replicas), self.account).url
+
+    def prefix(self, request: ChatRequest) -> int:
+        return crc32(request.encoded[:PREFIX]) if self._replicas else 0
+
     async def send(self, request: ChatRequest) -> ChatResponse:
+        if self._replicas:
+            return await self._send_to_replica(request)
         try:
             with Silence.of(self.account, request.model):
                 answer = await (self._send_by_sdk(request) if self._by_sdk else self._post(request))
             return self._read(self._without_key(answer))
         except ModelError as error:
             self._without_secrets(error)
+            raise
+
+    async def _send_to_replica(self, request: ChatRequest) -> ChatResponse:
+        account = current_replica.get()
+        assert account is not None
+        try:
+            return await self._replicas[account].send(request)
+        except FinalModelError as error:
+            if error.status == 404:
+                error.add_note(
+                    f"{account.url} is one of {len(self._replicas)} replicas, which must serve the same models"
+                )
             raise
 
     def _read(self, answer: Answer) -> ChatResponse:
@@ -370,6 +421,21 @@ def _http_errors() -> tuple[type[Exception], ...]:
 
     httpx = sys.modules.get("httpx")
     return (openai.APIConnectionError, httpx2.HTTPError, *(() if httpx is None else (httpx.HTTPError,)))
+
+
+def _replica_urls(given: Sequence[str]) -> list[str]:
+    urls = list(given)
+    if not urls or not all(isinstance(url, str) for url in urls):
+        raise ValueError(
+            f"base_url must be a URL or a list of at least one (got {urls!r}); pass the replicas' URLs"
+        )
+    found = [endpoint_url(url) for url in urls]
+    twice = [url for url in found if found.count(url) > 1]
+    if twice:
+        raise ValueError(
+            f"base_url must have each replica once (got {twice[0]} twice); leave one of them out"
+        )
+    return urls
 
 
 def endpoint_url(base_url: str | None) -> str:

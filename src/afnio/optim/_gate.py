@@ -31,10 +31,10 @@ from afnio.optim.search._pareto import side_by_side
 from afnio.optim.search._races import differences, p_value
 from afnio.runtime._budget import current_budgets
 from afnio.runtime._callables import quorum_holds, tolerate
-from afnio.runtime._kernel import Launch
+from afnio.runtime._kernel import Job, Launch, Slot, working
 from afnio.runtime._settings import Priority, draw_seed
 from afnio.runtime._tracebacks import folding
-from afnio.runtime._waiting import Pending, scope
+from afnio.runtime._waiting import Pending, scope, wait
 
 ENOUGH: Final = 32
 """Rows from which the level is the gate's own."""
@@ -99,7 +99,8 @@ class Gate:
         level: The result passes if p is at most this.
         size: Rows for one look. By default all. With several looks in mind, give a part of them.
         budget: Calls that the whole run may take. A look uses a third of it at most, so fewer rows if it is small. By
-            default the lowest `max_calls` of the `afnio.budget` blocks around `start`.
+            default the lowest `max_calls` of the `afnio.budget` blocks around. What a row costs is found by
+            running one with made-up replies.
         quorum: The fraction of the rows that must have both scores.
         seed: Seed of the choice of rows. By default it comes from the run.
 
@@ -109,7 +110,7 @@ class Gate:
     >>> import afnio
     >>> prompt = afnio.Parameter("Say no.", role="prompt")
     >>> gate = Gate(lambda batch: [float(word in prompt.data) for word in batch], ["yes"] * 40)
-    >>> gate.start([prompt])
+    >>> _ = gate.start([prompt])
     >>> prompt.data = "Say yes."
     >>> print(gate.judge().wait())
     the result is kept: 1 against 0 on 40 held-out rows (40 better, 0 worse), p=9.1e-13, level 0.25
@@ -151,6 +152,7 @@ class Gate:
             )
         self._parameters: list[Variable] = []
         self._start: list[Any] | None = None
+        self._noted: Slot | None = None
         self._used: list[int] = []
         self._reused = 0
         self._verdicts: list[GateVerdict] = []
@@ -168,27 +170,47 @@ class Gate:
         return list(self._verdicts)
 
     @folding
-    def start(self, params: Iterable[Variable] | Optimizer) -> None:
-        """Note the values to go back to. Waits for values that are pending.
+    def start(self, params: Iterable[Variable] | Optimizer) -> Pending[None]:
+        """Note the values to go back to, and check that a budget pays for the gate.
 
-        After `load_state_dict`, the noted values stay, so a resumed run is compared with its first start.
+        Launches and returns. Waits where a blocking wait is allowed; on an event loop, await the `Pending`. After
+        `load_state_dict`, the noted values stay, so a resumed run is compared with its first start.
 
         Raises:
-            ValueError: if a budget can't pay for 12 rows, before any call.
+            ValueError: if a budget can't pay for 12 rows, before any call. If the state is one of another number of
+                parameters.
         """
         self._parameters = _listed(params)
-        if self._start is None:
-            self._start = [parameter.data for parameter in self._parameters]
-        elif len(self._start) != len(self._parameters):
+        if self._seed is None:
+            self._seed = draw_seed()
+        if self._start is not None and len(self._start) != len(self._parameters):
             raise ValueError(
                 f"the gate's state must be of these {len(self._parameters)} parameters (got {len(self._start)})"
             )
-        if self._seed is None:
-            self._seed = draw_seed()
+        return self._note(keep=self._start is not None)
 
-    def restart(self) -> None:
+    @folding
+    def restart(self) -> Pending[None]:
         """Compare with the values that the parameters have now. Rows that were used stay used."""
-        self._start = [parameter.data for parameter in self._parameters]
+        if self._noted is None:
+            raise RuntimeError("a gate must know its parameters; call gate.start(parameters) first")
+        return self._note(keep=False)
+
+    def _note(self, *, keep: bool) -> Pending[None]:
+        launch = Launch("Gate.start")
+        slot = Slot(launch)
+
+        async def body(job: Job, values: list[Any]) -> list[None]:
+            with working(job):
+                if not keep:
+                    self._start = list(values)
+                await self._affordable(tuple(values))
+            return [None]
+
+        launch.add(body, [parameter.own_slots[0] for parameter in self._parameters], [slot])
+        launch.start()
+        self._noted = slot
+        return Pending(slot, lambda _: None).wait_if_allowed()
 
     @property
     def rows(self) -> int:
@@ -211,11 +233,11 @@ class Gate:
             RuntimeError: without a `start`, or if too many rows failed.
             ValueError: if a budget can't pay for 12 rows, before the first call.
         """
-        if self._start is None:
+        if self._noted is None:
             raise RuntimeError("a gate must know the start; call gate.start(parameters) before the training")
         found: list[GateVerdict] = []
         places = range(len(self._parameters))
-        lane = StepLane("all", places, places, [], lambda values: self._decide(values, found))
+        lane = StepLane("all", places, places, [self._noted], lambda values: self._decide(values, found))
         end = launch_step(Launch("Gate.judge"), "Gate", self._parameters, [lane])
         return Pending(end, lambda _: found[0]).wait_if_allowed()
 
@@ -342,9 +364,9 @@ class Gate:
 
     # In a Trainer
 
-    def on_fit_start(self, trainer: Any, agent: Any) -> None:
+    async def on_fit_start(self, trainer: Any, agent: Any) -> None:
         """Note the agent's values."""
-        self.start(agent.parameters())
+        await self.start(agent.parameters())
 
     async def on_fit_end(self, trainer: Any, agent: Any) -> None:
         """Judge the training."""
@@ -353,7 +375,9 @@ class Gate:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the start, the rows that were used, and all evidence, as JSON can hold it."""
+        """Return the start, the rows that were used, and all evidence, as JSON can hold it. Waits for the start."""
+        if self._noted is not None:
+            wait([self._noted])
         return {
             "start": None if self._start is None else list(self._start),
             "rows_used": list(self._used),

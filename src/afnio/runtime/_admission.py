@@ -11,6 +11,9 @@ places could fill up with calls that can't go, and urgent ones would wait behind
 Nothing here suspends between the choice of a call and the booking. `enter` admits a call on the spot if the queue is
 empty; else an event wakes it. Whatever may let a call go (a reply, a timer, a new limit) runs `_admit`.
 
+`ReplicaAdmitter` is the same queue for several accounts that serve the same models. It chooses one of them when a call
+goes, and not before.
+
 How fast an account may go is in `_limits.py`, how it recovers from failures in `_retries.py`. What each ending of an
 attempt means for the account is the table `AttemptOutcome` in `_call.py`.
 """
@@ -21,13 +24,14 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextvars import ContextVar
 from enum import Enum, auto
 from functools import partial
 from typing import Final, Protocol, final
+from zlib import crc32
 
-from afnio.errors import ProviderDownError, RateLimitedError, TransientModelError
+from afnio.errors import ProviderDownError, RateLimitedError, TransientModelError, UnreachableError
 from afnio.runtime._kernel import Runtime, existing_runtime
 from afnio.runtime._limits import (
     MINUTE,
@@ -40,6 +44,7 @@ from afnio.runtime._limits import (
     RateLimits,
     ServerLimit,
     given_limits,
+    replicas_of,
     total_limits,
     warn_once,
 )
@@ -52,7 +57,6 @@ _TICK: Final = 1e-4
 """Seconds of the shortest timer: a wait rounded down to 0 would spin."""
 
 
-@final
 class Admitter:
     """Admits the calls of one account; on the runtime's loop.
 
@@ -63,6 +67,7 @@ class Admitter:
         refusals: the pace that was learnt from 429s.
         output: how long replies are.
         total: what all accounts together may still send, or None without such a limit.
+        group: the queue of the replicas that the account is one of, or None.
     """
 
     def __init__(self, account: Account | None = None) -> None:
@@ -73,6 +78,7 @@ class Admitter:
         self.refusals = Refusals(self._learnt)
         self.output = OutputEstimate()
         self.total: Allowance | None = None
+        self.group: ReplicaAdmitter | None = None
         self._queue = CallQueue()
         self._sent = 0
         self._paused_until: float | None = None
@@ -112,7 +118,7 @@ class Admitter:
             self.health.retries.count_call(now)
         if not self._queue and self._held(now) <= 0:
             cost = self._cost(demand)
-            if self._wait(cost, now) <= 0 and self._allowance(demand.model).wait(cost, now) <= 0:
+            if self._wait(cost, now) <= 0 and self._wait_of_model(demand, cost, now) <= 0:
                 self._take(permit, now)
                 count_call(waits=False)
                 return permit
@@ -215,7 +221,9 @@ class Admitter:
                     entry.wake()
                     continue
             self._wake_in(wait, now)
-            return
+            break
+        if self.group is not None:
+            self.group._admit()
 
     def _held(self, now: float) -> float:
         """Return the seconds until any call may go; infinite if only a reply or the end of a pause can tell."""
@@ -236,7 +244,7 @@ class Admitter:
             wait = self._wait(cost, now)
             if wait > 0:
                 return None, min(soonest, wait)
-            wait = self._allowance(demand.model).wait(cost, now)
+            wait = self._wait_of_model(demand, cost, now)
             if wait <= 0:
                 return entry, 0.0
             soonest = min(soonest, wait)
@@ -279,6 +287,10 @@ class Admitter:
         """Return the seconds until the limits that don't depend on the model allow a request, 0 if they do now."""
         wait = self._given.wait(cost, now)
         return wait if self.total is None else max(wait, self.total.wait(cost, now))
+
+    def _wait_of_model(self, demand: Demand, cost: int, now: float) -> float:
+        """Return the seconds until the model's limits allow a request."""
+        return self._allowance(demand.model).wait(cost, now)
 
     def _cost(self, demand: Demand) -> int:
         """Return the tokens to reserve: the prompt and the reply at its limit, or at its usual length without one."""
@@ -369,13 +381,145 @@ class Admitter:
         return
 
 
+@final
+class ReplicaAdmitter(Admitter):
+    """One queue for replicas: accounts that serve the same models.
+
+    A call gets its replica when one has a place for it, and not before: calls that were dealt out early would wait
+    behind a replica that has just died. Limits, pauses and the circuit are each replica's, the retry budget is the
+    group's.
+
+    Of the replicas that may take a call, the one with the fewest calls in flight gets it. Among those within 10 % of
+    the fewest, a hash of the prompt's beginning decides, so that equal prefixes meet the same cache.
+
+    A replica that can't be reached is left out at once, for half a second, then twice as long each time. Then one call
+    tries it. The call that found out goes to another replica and has used up no attempt.
+    """
+
+    def __init__(self, runtime: Runtime, account: Account, members: Sequence[Account]) -> None:
+        super().__init__(account)
+        self._replicas = [Replica(member, admitter(runtime, member)) for member in members]
+        for replica in self._replicas:
+            replica.admitter.group = self
+
+    def apply(self, limits: Limits) -> None:
+        """Limits are given to the members."""
+
+    def leave(
+        self,
+        permit: Permit,
+        ending: Ending,
+        *,
+        usage: Usage | None = None,
+        limits: RateLimits | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        replica, now = self._replica_of(permit), loop_time()
+        self.in_flight -= 1
+        if ending.tokens is Tokens.USED and usage is not None and usage.completion_tokens:
+            demand = permit.demand
+            self.output.observe(demand.purpose, demand.model, usage.completion_tokens, demand.site)
+        hopeless: ProviderDownError | None = None
+        try:
+            replica.admitter.leave(permit, ending, usage=usage, limits=limits, error=error)
+        except ProviderDownError as given_up:
+            hopeless = replica.given_up = given_up
+        if isinstance(error, UnreachableError) or hopeless is not None:
+            replica.leave_out(now)
+            others = [other for other in self._replicas if other is not replica and other.out_until <= now]
+            permit.spared = bool(others)
+        elif ending.sign is not Sign.NOTHING:
+            replica.take_back()
+        self._admit()
+        if hopeless is not None and all(other.given_up is not None for other in self._replicas):
+            permit.spared = False
+            self._fail_all(hopeless)
+            raise hopeless from None
+
+    def _release(self, permit: Permit) -> None:
+        self.in_flight -= 1
+        self._replica_of(permit).admitter._release(permit)
+
+    def _held(self, now: float) -> float:
+        return min(replica.held(now) for replica in self._replicas)
+
+    def _wait(self, cost: int, now: float) -> float:
+        return 0.0  # what each of them allows depends on the replica, too
+
+    def _wait_of_model(self, demand: Demand, cost: int, now: float) -> float:
+        return min(replica.wait(demand, cost, now) for replica in self._replicas)
+
+    def _take(self, permit: Permit, now: float) -> None:
+        demand, cost = permit.demand, self._cost(permit.demand)
+        ready = [replica for replica in self._replicas if replica.wait(demand, cost, now) <= 0]
+        fewest = min(replica.admitter.in_flight for replica in ready)
+        near = [replica for replica in ready if replica.admitter.in_flight <= fewest + max(1, 0.1 * fewest)]
+        chosen = max(near, key=lambda replica: replica.preference(demand.prefix))
+        self.in_flight += 1
+        permit.account = chosen.account
+        chosen.admitter._take(permit, now)
+
+    def _replica_of(self, permit: Permit) -> Replica:
+        return next(replica for replica in self._replicas if replica.account == permit.account)
+
+
+@final
+class Replica:
+    """One of several accounts that serve the same models.
+
+    Attributes:
+        out_until: the time until which it is left out, because it couldn't be reached.
+        given_up: the error with which it was given up, until it answers again; or None.
+    """
+
+    def __init__(self, account: Account, admitter: Admitter) -> None:
+        self.account = account
+        self.admitter = admitter
+        self.out_until = -math.inf
+        self.given_up: ProviderDownError | None = None
+        self._pause = 0.0
+        self._digest = crc32(account.url.encode())
+
+    def held(self, now: float) -> float:
+        """Return the seconds until it may take any call; infinite if only a reply can tell."""
+        if self._pause and self.admitter.in_flight:
+            return math.inf  # one call is trying it
+        return max(self.out_until - now, self.admitter._held(now))
+
+    def wait(self, demand: Demand, cost: int, now: float) -> float:
+        """Return the seconds until it may take a call."""
+        admitter = self.admitter
+        return max(self.held(now), admitter._wait(cost, now), admitter._wait_of_model(demand, cost, now))
+
+    def leave_out(self, now: float) -> None:
+        self._pause = min(LEFT_OUT_MAX, 2 * self._pause) if self._pause else LEFT_OUT_FIRST
+        self.out_until = now + self._pause
+
+    def take_back(self) -> None:
+        self._pause, self.out_until, self.given_up = 0.0, -math.inf, None
+
+    def preference(self, prefix: int) -> int:
+        """Return a number that ranks the replicas for a prefix (rendezvous hashing, Thaler and Ravishankar 1998)."""
+        return crc32(prefix.to_bytes(8, "big"), self._digest)
+
+
+LEFT_OUT_FIRST: Final = 0.5
+LEFT_OUT_MAX: Final = 30.0
+"""Seconds for which a replica that can't be reached is left out: at first, and at most."""
+
+current_replica: Final[ContextVar[Account | None]] = ContextVar("afnio_replica", default=None)
+"""The replica that the attempt of this context goes to, or None if its account is no group."""
+
+
 def _per_minute(limit: ServerLimit | None) -> float | None:
     return None if limit is None else limit.rate * MINUTE
 
 
 def admitter(runtime: Runtime, account: Account) -> Admitter:
     """Return the account's admitter under the limits that hold now; on the runtime's thread."""
-    found = runtime.resource((Admitter, account), partial(Admitter, account))
+    members = replicas_of(account)
+    make = partial(ReplicaAdmitter, runtime, account, members) if members else partial(Admitter, account)
+    found: Admitter = runtime.resource((Admitter, account, members), make)
     limits = given_limits(account)
     if limits is not None:
         found.apply(limits)
@@ -400,7 +544,7 @@ class _Total:
 
 def on_wire(runtime: Runtime) -> int:
     """Return how many requests of the process are on the wire, over all accounts; from any thread."""
-    return sum(found.in_flight for found in runtime.resources() if isinstance(found, Admitter))
+    return sum(found.in_flight for found in runtime.resources() if type(found) is Admitter)
 
 
 def calls_on_wire() -> int:
@@ -544,9 +688,10 @@ class Permit:
         probe: True if the attempt tries an account whose circuit is open.
         spared: True if it was a probe and failed. It doesn't use up an attempt of its call.
         grants: what it took from the model's allowance, and from the given limits.
+        account: the replica that it goes to, or None if the account is no group.
     """
 
-    __slots__ = ("demand", "first", "grants", "number", "probe", "spared")
+    __slots__ = ("account", "demand", "first", "grants", "number", "probe", "spared")
 
     def __init__(self, demand: Demand, *, first: bool) -> None:
         self.demand = demand
@@ -554,6 +699,7 @@ class Permit:
         self.number = 0
         self.probe = self.spared = False
         self.grants: list[Grant] = []
+        self.account: Account | None = None
 
 
 class Demand(Protocol):
@@ -573,6 +719,8 @@ class Demand(Protocol):
     def prompt_tokens(self) -> int: ...
     @property
     def max_output(self) -> int | None: ...
+    @property
+    def prefix(self) -> int: ...
 
 
 class Ending(Protocol):

@@ -35,14 +35,22 @@ import anyio.lowlevel
 from tenacity import RetryCallState
 
 from afnio.errors import JournalError, ModelError, RateLimitedError, TransientModelError
-from afnio.runtime._admission import Congestion, Sign, Tokens, admitter, congestion, count_call
+from afnio.runtime._admission import (
+    Congestion,
+    Sign,
+    Tokens,
+    admitter,
+    congestion,
+    count_call,
+    current_replica,
+)
 from afnio.runtime._budget import Budget, Charge, Reservation, current_budgets, reservation_of, time_over
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Deadline, Signal, Task, deadline_at, loop_time
 from afnio.runtime._retries import RETRIES, AccountHealth
 from afnio.runtime._settings import CallPriority, current_priority
-from afnio.runtime._spending import AttemptEstimate, Price, cost
+from afnio.runtime._spending import AttemptEstimate, Price, cost, possible_usage
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import (
     CallEnded,
@@ -58,12 +66,9 @@ from afnio.runtime.events import (
 )
 
 if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
     from afnio.runtime._journal import Journal
     from afnio.runtime._journal_file import Kind
-    from afnio.runtime._kernel import Runtime
-    from afnio.runtime._limits import Account, RateLimits
+    from afnio.runtime._limits import RateLimits
 
 
 ATTEMPT_DEADLINE: Final = 600.0
@@ -97,6 +102,7 @@ class Call(Generic[R]):
         max_output: the tokens that the reply may have, or None without a limit.
         price: of its tokens, or None if unknown.
         site: the place in the program; replies to calls of one site are assumed to be alike in length.
+        prefix: hash of the prompt's beginning, for groups of replicas.
         request: for events.
         node, lane: the launch and the sample that it is made for, for events.
         alone: True if it never shares its reply with equal calls: its reader needs a stream as it arrives.
@@ -120,6 +126,7 @@ class Call(Generic[R]):
     max_output: int | None = None
     price: Price | None = None
     site: Hashable = None
+    prefix: int = 0
     request: Any = None
     node: str = ""
     lane: int | None = None
@@ -175,17 +182,24 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
         try:
             return await share(runtime, call, journal)
         except Overdue:
-            failed = no_reply(call, call.deadline)
-    reply = await Solo(runtime, call).send(failed)
+            failed = no_reply(call.account.url, call, call.deadline)
+    solo = Solo(runtime, call)
+    reply = await solo.send(failed)
     if call.count is not None:
         call.count(call.purpose, reply.usage)
     if journal is not None:
-        await record_reply(runtime, journal, call, reply, time.monotonic() - started).wait()
+        await record_reply(runtime, journal, call, solo.url, reply, time.monotonic() - started).wait()
     return reply
 
 
 def record_reply(
-    runtime: Runtime, journal: Journal, call: Call[R], reply: R, seconds: float, kind: Kind = "reply"
+    runtime: Runtime,
+    journal: Journal,
+    call: Call[R],
+    url: str,
+    reply: R,
+    seconds: float,
+    kind: Kind = "reply",
 ) -> Signal:
     """Record a reply. The signal that is returned comes once it is on disk, or the journal takes no more.
 
@@ -199,7 +213,7 @@ def record_reply(
         key=call.key,
         model=call.model,
         purpose=call.purpose,
-        account=call.account.url,
+        account=url,
         usage=reply.usage,
         seconds=seconds,
         kind=kind,
@@ -215,7 +229,7 @@ def record_reply(
     return written
 
 
-def note_unknown(journal: Journal, call: Call[Any]) -> None:
+def note_unknown(journal: Journal, call: Call[Any], url: str) -> None:
     """Record an attempt whose end is unknown in a journal, at the most that it may have used."""
     if journal.broken is not None:
         return
@@ -224,7 +238,7 @@ def note_unknown(journal: Journal, call: Call[Any]) -> None:
     usage = Usage(call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
     record = Record(
         address=call.address, scope=call.scope, key=call.key, model=call.model, purpose=call.purpose,
-        account=call.account.url, usage=usage, kind="unknown", reusable=False,
+        account=url, usage=usage, kind="unknown", reusable=False,
     )  # fmt: skip
     with suppress(JournalError):  # closed meanwhile; the caller gets the error of its call
         journal.append(record, lambda error: None)
@@ -297,6 +311,7 @@ class Trip(ABC, Generic[R]):
         attempts, on_wire: their number, and their seconds together.
         last: seconds of the last one.
         outcome: how the last one ended.
+        replica: where the last one went, or None if the account is no group of replicas.
         failures, refused_since: see `Repeated` in `_retries.py`.
         known_failure: the error of an attempt that was already made; the next one raises it instead of sending.
         patience: seconds that the current attempt may take.
@@ -312,6 +327,7 @@ class Trip(ABC, Generic[R]):
         self.on_wire = 0.0
         self.last = 0.0
         self.outcome = AttemptOutcome.UNSENT
+        self.replica: Account | None = None
         self.failures = 0
         self.refused_since: float | None = None
         self.known_failure: TransientModelError | None = None
@@ -321,6 +337,11 @@ class Trip(ABC, Generic[R]):
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
+
+    @property
+    def url(self) -> str:
+        """The endpoint of the last attempt."""
+        return self.call.account.url if self.replica is None else self.replica.url
 
     @abstractmethod
     async def hold(self) -> None:
@@ -382,6 +403,7 @@ async def _attempt(trip: Trip[R]) -> R:
         await trip.hold()
         account = admitter(trip.runtime, trip.call.account)
         permit = await account.enter(trip.call, first=first)
+        trip.replica = permit.account
         trip.outcome = AttemptOutcome.UNSENT
         try:
             reply = await _send_once(trip)
@@ -405,7 +427,7 @@ async def _send_once(trip: Trip[R]) -> R:
     sent = time.monotonic()
     try:
         async with trip.wire:
-            reply = _counted(trip.call, await trip.attempt())
+            reply = _counted(trip.call, await _at(trip.replica, trip.attempt))
             trip.outcome = AttemptOutcome.REPLIED
             return reply
     except ModelError as error:
@@ -415,15 +437,26 @@ async def _send_once(trip: Trip[R]) -> R:
         if not trip.wire.expired():  # the client's own
             raise
         trip.outcome = AttemptOutcome.NO_REPLY
-        raise no_reply(trip.call, trip.patience) from None
+        raise no_reply(trip.url, trip.call, trip.patience) from None
     finally:
         trip.settle(reply)
         trip.last = time.monotonic() - sent
         trip.on_wire += trip.last
 
 
-def no_reply(call: Call[Any], seconds: float) -> TransientModelError:
-    return TransientModelError(f"{call.account.url} gave no reply within {seconds:g} s ({call.model})")
+async def _at(replica: Account | None, attempt: Callable[[], Awaitable[R]]) -> R:
+    """Make an attempt at a replica."""
+    if replica is None:
+        return await attempt()
+    token = current_replica.set(replica)
+    try:
+        return await attempt()
+    finally:
+        current_replica.reset(token)
+
+
+def no_reply(url: str, call: Call[Any], seconds: float) -> TransientModelError:
+    return TransientModelError(f"{url} gave no reply within {seconds:g} s ({call.model})")
 
 
 @final
@@ -464,7 +497,7 @@ class Solo(Trip[R]):
             return
         self._reservation.settle(self.outcome.money)
         if self.outcome.journaled and self._journal is not None:
-            note_unknown(self._journal, self.call)
+            note_unknown(self._journal, self.call, self.url)
 
     def retry(self, state: RetryCallState) -> None:
         if listening():
@@ -481,7 +514,7 @@ def retried(call: Call[Any], trip: Trip[Any], state: RetryCallState) -> CallRetr
     error = state.outcome.exception() if state.outcome is not None else None
     return CallRetried(
         call.address,
-        call.account.url,
+        trip.url,
         call.model,
         call.purpose,
         state.attempt_number,
@@ -495,7 +528,7 @@ def ended(call: Call[R], trip: Trip[R], reply: R | None, error: BaseException | 
     usage = Usage() if reply is None else reply.usage
     return CallEnded(
         call.address,
-        call.account.url,
+        trip.url,
         call.model,
         call.purpose,
         trip.attempts,
@@ -511,44 +544,20 @@ def ended(call: Call[R], trip: Trip[R], reply: R | None, error: BaseException | 
     )
 
 
-# Token counts, which providers get wrong.
-
-
-MOST_TOKENS: Final = 100_000_000
-"""Counts above it are impossible: the largest contexts are a tenth of it."""
 _noted: Final[set[Account]] = set()
 
 
 def _counted(call: Call[R], reply: R) -> R:
-    """Return the reply with impossible token counts corrected, before budgets, journals and events see them.
-
-    An impossible count is replaced by the expected one: 0 would make the reply free, and a huge number would end
-    every budget.
-    """
+    """Return the reply with impossible token counts corrected, before budgets, journals and events see them."""
     usage = reply.usage
-    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
-    if all(isinstance(count, int) and 0 <= count <= MOST_TOKENS for count in counts):
+    possible = possible_usage(usage, call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
+    if possible is usage:
         return reply
-    expected = (call.prompt_tokens, call.max_output or DEFAULT_OUTPUT, 0, 0)
-    possible = Usage(*map(_count, counts, expected))
     if possible != usage and call.account not in _noted:
         _noted.add(call.account)
-        logging.getLogger("afnio").warning(
-            "%s reported an impossible token count (%s), which is counted as %s; this is said once",
-            call.account.url,
-            usage,
-            possible,
-        )
+        text = "%s reported an impossible token count (%s), which is counted as %s; this is said once"
+        logging.getLogger("afnio").warning(text, call.account.url, usage, possible)
     return call.codec.recount(reply, possible)
-
-
-def _count(tokens: Any, otherwise: int) -> int:
-    """Return a count of tokens as a whole number, 0 for None; `otherwise` if it is impossible."""
-    try:
-        whole = math.ceil(tokens or 0)
-    except (TypeError, ValueError, OverflowError):  # no number, NaN, infinite
-        return otherwise
-    return whole if 0 <= whole <= MOST_TOKENS else otherwise
 
 
 # Single flight: equal calls at the same time are sent once.
@@ -758,7 +767,7 @@ class Flight(Trip[R]):
         if rider.journal is not None:
             self._journals[rider.journal] -= 1
             if sent and not self._journals[rider.journal]:
-                note_unknown(rider.journal, rider.call)
+                note_unknown(rider.journal, rider.call, self.url)
         if sent and self._aboard and all(other.call.deadline < self.patience for other in self._aboard):
             self._move_deadlines()
 
@@ -845,7 +854,7 @@ class Flight(Trip[R]):
         for rider in self._aboard:
             if rider.journal is not None and rider.journal not in noted:
                 noted.add(rider.journal)
-                note_unknown(rider.journal, rider.call)
+                note_unknown(rider.journal, rider.call, self.url)
 
     def _ground(self) -> None:
         """Move the riders to the ground. They must reserve again for the next attempt."""
@@ -889,6 +898,7 @@ class Flight(Trip[R]):
                     self.runtime,
                     journal,
                     call,
+                    self.url,
                     reply,
                     time.monotonic() - rider.started,
                     kind="shared" if journal in counted else "reply",

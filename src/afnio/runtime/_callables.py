@@ -243,7 +243,7 @@ class LoopWatch:
 
     A blocking call in one callable, such as `time.sleep`, a synchronous client or a computation, stops every call of
     the process. The loop can't notice that itself, so a thread looks: it posts to the loop, and if the loop doesn't
-    answer for half a second, it reads from the loop's stack which line of a callable is running. It exists only while
+    answer for half a second, it reads from the loop's stack which line is running. It exists only while
     callables run, and for a moment longer.
     """
 
@@ -297,27 +297,31 @@ class LoopWatch:
             self._stop.wait(_LOOK)
 
     def _look(self, seconds: float) -> None:
-        """Warn of the callable that the loop's thread is in, if it was in the same one at the last look."""
+        """Warn of what the loop's thread is in, if it was in the same at the last look.
+
+        That is a callable, or the outermost function of the user's in a task that a callable has started.
+        """
         frame = sys._current_frames().get(self._loop_thread)
-        inner, before = None, self._last
-        self._last = None
+        inner = outer = None
         while frame is not None:
-            code = frame.f_code
-            if inner is None and (code in self._running or _is_own(code.co_filename)):
-                inner = frame
-            if code in self._running:
-                self._last = code
-                if before is code and code not in self._warned:
-                    self._warned.add(code)
-                    line = inner or frame
-                    logging.getLogger("afnio").warning(
-                        "%s (%s:%d) has blocked the runtime's loop for %.1f s, now at %s:%d, and every call of the "
-                        "process waits; make it a `def`, which runs in a worker thread, or await what blocks",
-                        code.co_qualname, code.co_filename, code.co_firstlineno, seconds,
-                        line.f_code.co_filename, line.f_lineno,
-                    )  # fmt: skip
-                return
-            frame = frame.f_back
+            known = frame.f_code in self._running
+            if known or _is_own(frame.f_code.co_filename):
+                inner, outer = inner or frame, frame
+            frame = None if known else frame.f_back
+        before, self._last = self._last, None if outer is None else outer.f_code
+        if inner is None or outer is None or outer.f_code is not before or before in self._warned:
+            return
+        self._warned.add(before)
+        logging.getLogger("afnio").warning(
+            "%s (%s:%d) has blocked the runtime's loop for %.1f s, now at %s:%d, and every call of the process waits; "
+            "make it a `def`, which runs in a worker thread, or await what blocks",
+            before.co_qualname,
+            before.co_filename,
+            before.co_firstlineno,
+            seconds,
+            inner.f_code.co_filename,
+            inner.f_lineno,
+        )
 
 
 def _is_own(file: str) -> bool:

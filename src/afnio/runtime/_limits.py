@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 NO_LIMIT: Final = 10**12
 """Limits from this number on are ignored: people write such numbers for "unlimited"."""
@@ -94,6 +95,42 @@ def give_limits(account: Account, limits: Limits) -> None:
 def given_limits(account: Account) -> Limits | None:
     """Return the limits that were given last for the account, or None."""
     return _given.get(account)
+
+
+@dataclass(slots=True)
+class _Group:
+    members: tuple[Account, ...]
+    owners: weakref.WeakSet[Any]
+
+
+_groups: Final[dict[Account, _Group]] = {}
+
+
+def give_replicas(group: Account, members: tuple[Account, ...], owner: object) -> None:
+    """Let the calls of `group` go to any of `members`. Each of these has its own limits.
+
+    Args:
+        owner: the client. A group may get other members once no client of it is left.
+
+    Raises:
+        ValueError: if another client has other members for the group.
+    """
+    known = _groups.get(group)
+    if known is None or (known.members != members and not known.owners):
+        known = _groups[group] = _Group(members, weakref.WeakSet())
+    if known.members != members:
+        urls, others = ([account.url for account in accounts] for accounts in (members, known.members))
+        raise ValueError(
+            f"replicas must have a name of their own (got {group.url} for {urls}, and before for {others}); pass "
+            "name=…"
+        )
+    known.owners.add(owner)
+
+
+def replicas_of(account: Account) -> tuple[Account, ...]:
+    """Return the members of a group, () for an account."""
+    known = _groups.get(account)
+    return () if known is None else known.members
 
 
 _total: Limits | None = None

@@ -8,6 +8,7 @@ phase, client and model. Unknown prices stay unknown (`cost` is None): counted a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Context, Decimal
@@ -401,3 +402,30 @@ def _spent(entry: Mapping[str, Any]) -> Spent:
         entry["unpriced"],
         tuple(Price.from_dict(price) for price in entry["prices"]),
     )
+
+
+# Token counts, which providers get wrong.
+
+
+MOST_TOKENS: Final = 100_000_000
+"""Counts above it are impossible: the largest contexts are a tenth of it."""
+
+
+def possible_usage(usage: Usage, prompt_tokens: int, output_tokens: int) -> Usage:
+    """Return `usage` itself, or one in which impossible counts are replaced by the expected ones.
+
+    0 would make the reply free, and a huge number would end every budget.
+    """
+    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
+    if all(isinstance(count, int) and 0 <= count <= MOST_TOKENS for count in counts):
+        return usage
+    return Usage(*map(_count, counts, (prompt_tokens, output_tokens, 0, 0)))
+
+
+def _count(tokens: Any, otherwise: int) -> int:
+    """Return a count of tokens as a whole number, 0 for None; `otherwise` if it is impossible."""
+    try:
+        whole = math.ceil(tokens or 0)
+    except (TypeError, ValueError, OverflowError):  # no number, NaN, infinite
+        return otherwise
+    return whole if 0 <= whole <= MOST_TOKENS else otherwise

@@ -230,8 +230,13 @@ class ChainStep:
         units = stream.take(min(sizes.race, len(self._setup.train)))
         entries = [Entry("incumbent", self._values)]
         entries += [self._without(at, number) for at, number, _ in options]
+        # The candidates differ by a whole sentence of the author's, so don't drop one on the first samples if the
+        # budget pays for more.
+        whole = state.sample is None or len(entries) * len(units) * state.sample.forward <= (
+            state.step_cost or 0
+        )
         async with scope(name="start"):
-            result = await self._race(entries, units)
+            result = await self._race(entries, units, staged=not whole)
         state.stream = stream
         self._record_race(result)
         winner = result.winner
@@ -273,11 +278,17 @@ class ChainStep:
         return Entry(f'without "{short}"', tuple(values), edits, left_out=(at, block))
 
     def _least_tested(self) -> Entry | None:
-        state = self._state
+        """Return the current text without the block that was tested longest ago, of equals the one that did worst."""
+        tested, records = self._state.tested, self._state.records
         options = self._removable()
         if not options:
             return None
-        at, number, _ = min(options, key=lambda option: state.tested[option[0]].get(option[2], -1))
+
+        def rank(option: tuple[int, int, str]) -> tuple[int, float]:
+            at, _, text = option
+            return tested[at].get(text, -1), records[at][text].lineage(text).effect or 0.0
+
+        at, number, _ = min(options, key=rank)
         return self._without(at, number)
 
     # Chains
@@ -427,7 +438,9 @@ class ChainStep:
 
     # The race
 
-    async def _race(self, entries: Sequence[Entry], units: Sequence[int]) -> RacedEntries:
+    async def _race(
+        self, entries: Sequence[Entry], units: Sequence[int], *, staged: bool = True
+    ) -> RacedEntries:
         """Run candidates on fresh samples: some for all, the rest for the best."""
         racing = [entry for entry in entries if not entry.note]
         if len(racing) < 2 or not units:
@@ -435,7 +448,7 @@ class ChainStep:
         for place, entry in enumerate(racing):
             entry.place = place
         sizes = self._sizes
-        staged = len(racing) > sizes.keep and len(units) > sizes.first
+        staged = staged and len(racing) > sizes.keep and len(units) > sizes.first
         head = list(units[: sizes.first]) if staged else list(units)
         async with scope(name="race"):
             await self._run(racing, head, 1)
@@ -670,13 +683,15 @@ class ChainStep:
 
     async def _carried(self, winner: Entry, name: str) -> list[list[Mistake]]:
         """Return the winner's mistakes in the race, for the next step's proposals."""
-        carried: list[list[Mistake]] = [[] for _ in self._values]
+        parts: list[list[list[Mistake]]] = [[] for _ in winner.graphs]
+
+        async def part(number: int) -> None:
+            explanation, units = winner.graphs[number]
+            parts[number] = await self._runner.mistakes(explanation, units, f"part {number + 1}")
+
         async with scope(name=name):
-            for number, (explanation, units) in enumerate(winner.graphs, start=1):
-                found = await self._runner.mistakes(explanation, units, f"part {number}")
-                for position, mistakes in enumerate(found):
-                    carried[position] += mistakes
-        return carried
+            await side_by_side([partial(part, number) for number in range(len(parts))])
+        return [[m for found in parts for m in found[position]] for position in range(len(self._values))]
 
     def _limit(self, position: int) -> int | None:
         most = self._setup.max_chars

@@ -63,7 +63,7 @@ class EditTGD(Optimizer):
 
     The race is also the next forward pass: the winner's mistakes in it are what the next step's chains begin with. So a
     step takes `2 * inner + 1` latencies, `inner` more with critics, and one more if chains contest a place. The first
-    step takes one more, and two for the race before it.
+    step takes one more, and one or two for the race before it.
 
     `step()` needs no feedback, because it runs `evaluate` itself. Feedback that a loop or a Trainer has gathered in
     `grad` is dealt to the chains too, in place of their first samples.
@@ -73,7 +73,8 @@ class EditTGD(Optimizer):
 
     Sizes follow the budget. A step may cost a quarter of it (40 % with more than four chains), so `lr`, `minibatch`
     and `race` shrink to that. The budget is `budget`, or the lowest `max_calls` of the `afnio.budget` blocks around the
-    step. With a larger one use more chains, not longer ones.
+    step. With a larger one use more chains, not longer ones. To know what a sample costs, the first step runs one with
+    made-up replies. That sends nothing, but the agent's own code runs.
 
     Sources: minibatch reflection and edits after SkillOpt (arXiv:2605.23904); proposals that are merged instead of
     criticism after ComBEE (arXiv:2604.04247); racing after CAPO (arXiv:2504.16005).

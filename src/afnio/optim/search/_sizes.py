@@ -88,11 +88,11 @@ def affordable(wanted: Sizes, sample: SampleCost, calls: int, reserve: int) -> S
 
     >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 1_200, 0)
     Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
-    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 600, 0).cost(SampleCost(1, 0, 1))
-    147
+    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 300, 0)
+    Sizes(chains=2, inner=3, minibatch=6, race=16, first=5, keep=2)
     >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(3, 2, 3), 60, 20)
     Traceback (most recent call last):
-    ValueError: the budget must pay for one step of 51 calls and a reserve of 20 (got 60); raise it, or lower race
+    ValueError: the budget must pay for one step of 45 calls and a reserve of 20 (got 60); raise it, or lower race
     """
     left = calls - reserve
     share = WIDE_SHARE if wanted.chains > WIDE else SHARE

@@ -63,12 +63,12 @@ def criticize(conversation: Conversation, reader: Attention = PERFECT) -> str:
     prompt = conversation.prompt
     variables = read_blocks(read_section(prompt, "variables"), "variable")
     if "\n<trace>\n" in prompt:
-        return _answer(variables, _by_calls(prompt, variables, reader))
+        return _answer(variables, by_calls(prompt, variables, reader))
     messages = read_blocks(read_section(prompt, "conversation"), "message")
     _, _, judged = prompt.partition("</conversation>")
     feedback = [block.text.strip() for block in read_blocks(judged, "feedback")]
     message = next((m.text for m in reversed(messages) if m.attributes.get("role") == "user"), "")
-    case = Case(message, feedback, _noun(read_blocks(judged, "reply_format")))
+    case = Case(message, feedback, noun_of(read_blocks(judged, "reply_format")))
     told = [m.text for m in messages if m.attributes.get("role") in ("system", "developer")]
     said = []
     for variable in variables:
@@ -105,7 +105,7 @@ class ShownCall(NamedTuple):
         return [text for role, text in self.messages if role == "system"]
 
 
-def _by_calls(prompt: str, variables: list[PromptBlock], reader: Attention) -> list[str]:
+def by_calls(prompt: str, variables: list[PromptBlock], reader: Attention) -> list[str]:
     trace, _, judged = prompt.partition("\n</trace>")
     calls = _read_calls(trace.partition("\n<trace>")[2])
     feedback = [block.text.strip() for block in read_blocks(judged, "feedback")]
@@ -274,7 +274,7 @@ def _telling_phrases(message: str, label: str) -> list[str]:
     return list(dict.fromkeys(word for word in first if len(word) > _LONG))
 
 
-def _noun(formats: list[PromptBlock]) -> str:
+def noun_of(formats: list[PromptBlock]) -> str:
     """Return the name of the reply format's field that holds the label, or "answer"."""
     found: list[str] = []
 
@@ -367,7 +367,7 @@ def reduce(conversation: Conversation, reader: Attention = PERFECT) -> str:
 
 def _said(texts: list[str], reader: Attention) -> Sources:
     """Return the remarks that the reader notices. A remark in two texts gets two chances."""
-    read = [_read_feedback([text]) for text in texts]
+    read = [read_feedback([text]) for text in texts]
     among = sum(
         (len(claims) + len(denials)) / _MOST_PHRASES + len(wishes) for claims, denials, wishes in read
     )
@@ -489,7 +489,7 @@ def rewrite(
     lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(_MOST_WISHES) if wish]
     lines = [line for line in [*lines, *notes] if line not in head]
     whole = "\n".join([head, *lines, *_sentences(cues)])
-    if reader.limited and any(_exceeds(whole, *limit) for limit in _limits(constraints)):
+    if reader.limited and any(over(whole, *limit) for limit in limits_of(constraints)):
         # Over the limit: drop the notes about feedback first, those of earlier steps too.
         lines = [line for line in [*head.split("\n"), *lines] if not is_note(line)]
         head = lines.pop(0) if lines else ""
@@ -512,7 +512,7 @@ def _gather(
     denials: Votes = []
     wishes: list[tuple[str, int]] = []
     for text, count in zip(feedback, samples, strict=True):
-        claimed, denied, wished = _read_feedback([text])
+        claimed, denied, wished = read_feedback([text])
         claims += [(claim, count) for claim in claimed]
         denials += [(denial, count) for denial in denied]
         wishes += [(wish, count) for wish in wished]
@@ -531,7 +531,7 @@ def _gather(
     return used, against, wanted, notes
 
 
-def _read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
+def read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
     """Return all claims, denials and wishes in feedback texts, repeated ones repeatedly."""
     claims: Pairs = []
     denials: Pairs = []
@@ -582,12 +582,12 @@ def _tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
 def _fit(head: str, cues: Cues, constraints: list[str]) -> str:
     """Return the text with its cues. Drop the rarest ones until it is within the length limits."""
     banned = {c for text in constraints for c in _banned_characters(text)}
-    limits = _limits(constraints)
+    limits = limits_of(constraints)
     cues = {label: list(phrases) for label, phrases in cues.items()}
     while True:
         text = "\n".join([head, *_sentences(cues)])
         text = "".join(character for character in text if character not in banned)
-        if not any(cues.values()) or not any(_exceeds(text, *limit) for limit in limits):
+        if not any(cues.values()) or not any(over(text, *limit) for limit in limits):
             return text
         max(cues.values(), key=len).pop()
 
@@ -601,7 +601,7 @@ def is_note(line: str) -> bool:
     return _RETOLD.fullmatch(line) is not None
 
 
-def _limits(constraints: list[str]) -> list[tuple[str, str]]:
+def limits_of(constraints: list[str]) -> list[tuple[str, str]]:
     return [found for text in constraints for found in _LIMIT.findall(text)]
 
 
@@ -611,10 +611,5 @@ def _banned_characters(constraint: str) -> list[str]:
     return [quoted or bare for quoted, bare in _CHARACTER.findall(constraint)]
 
 
-def _exceeds(text: str, count: str, unit: str) -> bool:
+def over(text: str, count: str, unit: str) -> bool:
     return (len(text) if unit.lower() == "character" else len(text.split())) > int(count)
-
-
-# What the editor shares.
-
-noun_of, read_feedback, limits_of, over, by_calls = _noun, _read_feedback, _limits, _exceeds, _by_calls

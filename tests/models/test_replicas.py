@@ -1,0 +1,165 @@
+"""Replicas behind one client: shares, deaths, limits, and a run that continues elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.errors import FinalModelError, ProviderDownError
+from afnio.models.openai import AsyncOpenAI
+from afnio.runtime.events import CallEnded, subscribed
+from afnio.testing import Provider
+
+NOBODY = "http://127.0.0.1:9/v1"
+
+
+@pytest.fixture
+def replicas(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(Provider.process(latency=0.02)) for _ in range(2)]
+
+
+def client(*urls: str, name: str | None = "group", **options: Any) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=list(urls), name=name, api_key="any", **options)
+
+
+def ask(lm: AsyncOpenAI, texts: list[str]) -> cog.Completion | Any:
+    template = afnio.Variable("{text}", role="input")
+    return cog.chat_completion(lm, [{"role": "user", "content": [template]}], {"text": texts}, model="m")
+
+
+def texts(count: int) -> list[str]:
+    return [f"text {number}" for number in range(count)]
+
+
+@pytest.mark.parametrize(("in_flight", "most"), [(64, 1.10), (10, 1.15)])
+def test_even_shares(replicas: list[Any], in_flight: int, most: float) -> None:
+    """Calls with one prefix are shared evenly, saturated or not. Each event names the replica."""
+    seen: Counter[str] = Counter()
+
+    def count(event: Any) -> None:
+        if isinstance(event, CallEnded):
+            seen[event.account] += 1
+
+    limits = afnio.Limits(max_in_flight=in_flight)
+    lm = client(*(replica.base_url for replica in replicas), limits=limits)
+    with subscribed(count):
+        assert ask(lm, texts(400)).data == texts(400)
+    shares = [replica.stats()["requests"] for replica in replicas]
+    assert sum(shares) == 400
+    assert max(shares) <= most * min(shares)
+    assert {replica.base_url: share for replica, share in zip(replicas, shares, strict=True)} == seen
+    assert max(replica.stats()["peak_in_flight"] for replica in replicas) <= in_flight
+
+
+def test_one_dead_from_the_start(replicas: list[Any]) -> None:
+    """It never answered, and no call is lost, nor pays with an attempt."""
+    attempts: list[int] = []
+
+    def note(event: Any) -> None:
+        if isinstance(event, CallEnded):
+            attempts.append(event.attempts)
+
+    lm = client(NOBODY, replicas[0].base_url)
+    with subscribed(note):
+        assert ask(lm, texts(300)).data == texts(300)
+    assert replicas[0].stats()["requests"] == 300
+
+
+def test_one_killed_in_mid_batch_and_restarted() -> None:
+    """None is lost, and the restarted one gets calls again."""
+    with Provider.process(latency=0.02) as well, provider() as (first, url):
+        lm = client(url, well.base_url, limits=afnio.Limits(max_in_flight=8))
+        batch = ask(lm, texts(600))
+        port = url.rpartition(":")[2].partition("/")[0]
+
+        async def kill_and_restart() -> None:
+            while well.stats()["requests"] < 100:
+                await anyio.sleep(0.01)
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+
+        anyio.run(kill_and_restart)
+        with provider("--port", port) as (_, again):
+            assert again == url
+            assert batch.data == texts(600)
+
+
+@contextmanager
+def provider(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-m", "afnio.cli", "provider", "--latency", "0.02", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        line = process.stdout.readline()
+        yield process, "http" + line.partition("http")[2].split('"')[0].strip()
+        process.stdin.close()
+
+
+def test_all_dead() -> None:
+    """The calls end after some seconds, with one that names what can't be reached."""
+    lm = client(NOBODY, "http://127.0.0.1:10/v1", name="all dead")
+    with pytest.raises(ProviderDownError, match="can't reach http://127.0.0.1"):
+        lm.chat(messages=[{"role": "user", "content": "Hi"}], model="m")
+
+
+def test_a_run_continues_on_other_machines(tmp_path: Path, replicas: list[Any]) -> None:
+    """The name is in the journal, not the URLs; its records name the replica that answered."""
+    path = tmp_path / "calls.journal"
+    with afnio.journal(path):
+        lm = client(*(replica.base_url for replica in replicas), name="moves")
+        before = ask(lm, texts(20)).data
+    stat = subprocess.run(
+        [sys.executable, "-m", "afnio.cli", "journal", "stat", str(path), "--json"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert all(replica.base_url in stat for replica in replicas)
+    del lm
+    with afnio.journal(path):
+        assert ask(client(NOBODY, "http://127.0.0.1:10/v1", name="moves"), texts(20)).data == before
+
+
+async def test_a_replica_with_other_models() -> None:
+    """The error says which replica it was, and what replicas must have in common."""
+    async with Provider(models=["m"]) as one, Provider(models=["other"]) as two:
+        lm = client(one.base_url, two.base_url, name="differ", limits=afnio.Limits(max_in_flight=1))
+        errors: list[FinalModelError] = []
+
+        async def call() -> None:
+            try:
+                await lm.achat(messages=[{"role": "user", "content": "Hi"}], model="m")
+            except FinalModelError as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(call)
+        assert errors
+        assert all("does not exist" in str(error) for error in errors)
+        assert all(f"{two.base_url} is one of 2 replicas" in "".join(error.__notes__) for error in errors)
+
+
+def test_wrong_groups() -> None:
+    """Each mistake is named at the constructor."""
+    with pytest.raises(ValueError, match="at least one"):
+        client(name=None)
+    with pytest.raises(ValueError, match="twice"):
+        client(NOBODY, NOBODY + "/", name=None)
+    with pytest.raises(ValueError, match="name must come with a list"):
+        AsyncOpenAI(base_url=NOBODY, name="one", api_key="any")
+    first = client(NOBODY, name=None)
+    with pytest.raises(ValueError, match="must have a name of their own"):
+        client("http://127.0.0.1:10/v1", name=None)
+    assert first.replicas == [NOBODY]
+    assert client(NOBODY, name=None).replicas == [NOBODY]

@@ -1,0 +1,92 @@
+"""optimize in a process that is killed or interrupted: nothing is paid twice, and Ctrl-C still gives a result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("program.py")
+WHOLE = 229
+"""Requests of a run that nothing interrupts."""
+IN_FLIGHT = 64
+"""The most requests that a kill can cut off: those of a look, side by side."""
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(PROGRAM.parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM)], cwd=folder, env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def sent(process: subprocess.Popen[str], count: int) -> int:
+    """Wait until the program has sent this number of requests."""
+    assert process.stdout is not None
+    for number, line in enumerate(process.stdout, 1):
+        assert line == "sent\n"
+        if number == count:
+            return number
+    raise AssertionError(process.communicate())
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Return the requests that the rest of the program sent, what it printed, and its standard error."""
+    out, errors = process.communicate(timeout=100)
+    return out.count("sent\n"), out.replace("sent\n", ""), errors
+
+
+@pytest.mark.slow
+def test_killed_it_continues(tmp_path: Path) -> None:
+    """Killed twice at any point, the same program ends with the same result and pays for no reply twice."""
+    requests = 0
+    for count in (60, 40):
+        process = start(tmp_path)
+        requests += sent(process, count)
+        process.kill()
+        requests += ended(process)[0]
+    number, said, errors = ended(start(tmp_path))
+    assert "verdict: Better: +" in said
+    assert "continuing run" in errors
+    assert WHOLE <= requests + number <= WHOLE + 2 * IN_FLIGHT
+    number, again, errors = ended(start(tmp_path))
+    assert number == 0
+    assert again == said
+    assert "returns the result of" in errors
+
+
+def test_the_first_interrupt_ends_in_a_result(tmp_path: Path) -> None:
+    """The training ends early, and what it has is tested."""
+    process = start(tmp_path)
+    sent(process, 30)
+    process.send_signal(signal.SIGINT)
+    number, said, errors = ended(process)
+    assert process.returncode == 0
+    assert "ended    Ctrl-C" in said
+    assert "Ctrl-C again stops" in errors
+    assert number + 30 < WHOLE
+
+
+@pytest.mark.slow
+def test_the_second_interrupt_stops_and_can_be_continued(tmp_path: Path) -> None:
+    """It ends at once, without a result; the same program continues."""
+    process = start(tmp_path)
+    sent(process, 60)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Ctrl-C again" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    number, said, errors = ended(process)
+    assert process.returncode != 0
+    assert "verdict" not in said
+    assert "KeyboardInterrupt" in errors
+    rest, said, _ = ended(start(tmp_path))
+    assert "verdict: Better: +" in said
+    assert rest + number + 60 <= WHOLE + IN_FLIGHT
