@@ -185,7 +185,7 @@ def _listening() -> dict[str, str]:
 
 def _is_loopback(host: str) -> bool:
     """Return True for an address of /proc/net: 127.x.x.x, ::1 or ::ffff:127.x.x.x, as little-endian words."""
-    return host.endswith("7F") and (len(host) == 8 or host.startswith("0" * 16 + "FFFF0000")) or (
+    return (host.endswith("7F") and (len(host) == 8 or host.startswith("0" * 16 + "FFFF0000"))) or (
         host == "0" * 24 + "01000000"
     )
 
