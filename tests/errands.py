@@ -179,3 +179,15 @@ def _die_when(path: Path) -> None:
 
 def agent(question: str, system: str, url: str) -> str:
     return ask(url, f"{system} {question}")
+
+
+def slowly(text: str) -> str:
+    time.sleep(0.02)
+    return text.upper()
+
+
+def ask_slowly(url: str, text: str) -> str:
+    """Ask twice, with some work in between."""
+    first = ask(url, text)
+    time.sleep(0.02)
+    return ask(url, first)

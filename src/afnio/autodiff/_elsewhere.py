@@ -12,8 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from afnio.runtime._callables import call_in_node
+from afnio.runtime._executors import Workers
 from afnio.runtime._kernel import Job
-from afnio.runtime._remote import Remote, Workers
+from afnio.runtime._remote import Remote
 
 if TYPE_CHECKING:
     from afnio.autodiff._function import Context, Function
@@ -79,6 +80,7 @@ def run_in_worker(forward: Callable[..., Any], given: tuple[Any, ...], args: Any
 async def forward_elsewhere(job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run one lane's forward in a worker, and take over what it has set on `ctx`."""
     given = (ctx.needs_input_grad, tuple(ctx.input_roles), tuple(ctx.output_roles), ctx.lane, ctx.address)
+    assert ctx.elsewhere is not None
     result, added = await call_in_node(job, ctx.elsewhere, given, args, kwargs)
     ctx.__dict__.update(added)
     return result

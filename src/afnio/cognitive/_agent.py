@@ -82,7 +82,8 @@ class Agent(Module):
         self._signed = Signed(fn, list(_checked_prompts(prompts)))
         self._loop = checked_loop(loop)
         if executor is not None or durable:
-            from afnio.runtime._remote import Workers, checked_durable
+            from afnio.runtime._executors import Workers
+            from afnio.runtime._remote import checked_durable
 
             durable = checked_durable(durable, executor)
             executor = Workers.of(executor)

@@ -49,9 +49,11 @@ show_in(__name__, globals(), [name for name in __all__ if name in globals()])
 
 
 def _lane_calls() -> Any:
+    import aiohttp.web  # noqa: F401 - the address needs it, and its import would block the loop
+
     from afnio.models._loopback import LaneAddress
 
-    return LaneAddress()
+    return LaneAddress
 
 
 Runtime.lane_calls = staticmethod(_lane_calls)

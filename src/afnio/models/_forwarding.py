@@ -110,14 +110,14 @@ def _patch_all() -> None:
         if name in sys.modules:
             _patch(import_module(name))
     _patched.add("all")
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, _PatchingFinder())
 
 
 _patched: Final[set[str]] = set()
 
 
 @final
-class _Finder(MetaPathFinder):
+class _PatchingFinder(MetaPathFinder):
     """Patches a library after its import."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:

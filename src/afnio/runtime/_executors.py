@@ -265,9 +265,8 @@ class WorkerPool:
             self._drop(executor, error)
             raise _LostError(reason(error)) from None
         except Exception as error:
-            if type(error).__name__ == "KilledWorker":  # Dask's: this task was on each worker that died
-                raise _LostError(reason(error), alone=True) from None
-            self._drop(executor, error)
+            if type(error).__name__ != "KilledWorker":  # Dask's, for all tasks of workers that died
+                self._drop(executor, error)
             raise _LostError(reason(error)) from None
 
     def _wake(self, event: anyio.Event, future: object) -> None:

@@ -693,7 +693,7 @@ class Runtime:
     """
 
     lane_calls: ClassVar[Callable[[], Any]]
-    """Makes the `LaneCalls` of a lane in a worker process; assigned by `afnio.models`."""
+    """Returns the class of the `LaneCalls` of lanes in worker processes; assigned by `afnio.models`."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()

@@ -30,7 +30,7 @@ import anyio.to_thread
 from afnio.errors import RemoteError, WorkerTraceback, reason
 from afnio.runtime._executors import Workers
 from afnio.runtime._journal_file import Record
-from afnio.runtime._kernel import Job, current_scope
+from afnio.runtime._kernel import Job, Runtime, current_scope
 from afnio.runtime._waiting import active_journal
 from afnio.runtime._worker import Ended, found_cloudpickle, pickled
 
@@ -73,6 +73,7 @@ class Remote:
         self.name = name or _name_of(function)
         self._function = _packed(function, self.name)
         self._workers = workers
+        self._lane_calls: Callable[[], LaneCalls] = Runtime.lane_calls()
         self._durable = durable
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -91,7 +92,7 @@ class Remote:
 
     async def _run(self, job: Job, arguments: bytes) -> Any:
         runtime = job.launch.runtime
-        calls: LaneCalls = runtime.lane_calls()
+        calls = self._lane_calls()
 
         async def task() -> tuple[Any, ...]:
             return os.getpid(), self._function, arguments, pickle.dumps(await calls.attempt())
