@@ -52,7 +52,7 @@ def workers() -> list[psutil.Process]:
         if (
             "ray::run_task" in command
             or "ray::IDLE" in command
-            or (("spawn_main" in command or "popen_loky" in command) and "tracker" not in command)
+            or (("spawn_main" in command or "popen_loky" in command) and "resource_tracker" not in command)
         ):
             found.append(child)
     return found
@@ -65,18 +65,25 @@ def main() -> None:
     rows = [str(number) for number in range(int(lanes))]
     killed = 0
     ended = threading.Event()
+    batches: list[afnio.Variable] = []
+
+    def done() -> int:
+        return sum(slot.done for batch in batches for slot in batch.cell()[0])
 
     def kill() -> None:
         nonlocal killed
         chosen = random.Random(17)
-        while killed < int(kills) and not ended.wait(0.3):
+        before = 0
+        while killed < int(kills) and not ended.wait(0.05):
             found = workers()
-            if found:
-                try:
-                    os.kill(chosen.choice(found).pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-                killed += 1
+            if done() < before + 3 or not found:
+                continue  # a pool whose workers die before their first task isn't used any longer
+            try:
+                os.kill(chosen.choice(found).pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            killed += 1
+            before = done()
 
     with afnio.journal(Path(journal)) if journal else nullcontext(), afnio.tolerate(quorum=0.01):
         _ = afnio.Variable(rows[:2]).map(errands.double, executor=executor).data
@@ -86,6 +93,7 @@ def main() -> None:
         failed: dict[int, str] = {}
         while killed < int(kills) or not outputs:  # one more batch, until all of the kills are done
             found = afnio.Variable(rows).map(function, executor=executor)
+            batches.append(found)
             assert isinstance(found.data, list)
             outputs += found.data
             failed |= {lane: str(error) for lane, error in found.errors.items()}

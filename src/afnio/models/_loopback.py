@@ -126,7 +126,7 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
 class _Lane(NamedTuple):
     """Whose requests arrive under a token."""
 
-    upstream: str
+    upstream: str | None
     limits: Limits | None
     context: Context
     attempt: Attempt | None = None
@@ -137,11 +137,8 @@ class LaneAddress:
     """The address of a lane in a worker. Make it in the lane's context, on the runtime's loop."""
 
     def __init__(self) -> None:
-        from afnio.models.openai import endpoint_url
-
         self._server = current_runtime().resource(_Loopback, _Loopback)
         self._context = copy_context()
-        self._upstream = endpoint_url(None)
         self._kept = KeptCalls()
         self._token = ""
 
@@ -149,7 +146,7 @@ class LaneAddress:
         """Return what the next attempt enters in its worker. The address of the one before is served no longer."""
         self._server.close(self._token)
         self._token = secrets.token_urlsafe(24)
-        lane = _Lane(self._upstream, None, self._context, Attempt(self._kept, self._context))
+        lane = _Lane(None, None, self._context, Attempt(self._kept, self._context))
         port = await self._server.open(self._token, lane)
         return Forwarded(f"http://127.0.0.1:{port}/{self._token}", this_host())
 
@@ -207,9 +204,9 @@ class _Loopback:
             )
             return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
         body = await request.read()
-        target = f"{lane.upstream}/{request.raw_path.removeprefix(f'/{token}/')}"
-        if lane.attempt is not None:
-            target = request.headers.get(TARGET, target)
+        target = "" if lane.attempt is None else request.headers.get(TARGET, "")
+        if not target:
+            target = f"{lane.upstream or _default_upstream()}/{request.raw_path.removeprefix(f'/{token}/')}"
         headers = {
             name: value
             for name, value in request.headers.items()
@@ -262,6 +259,13 @@ class _Loopback:
     async def aclose(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+
+def _default_upstream() -> str:
+    """Return the provider of a client without a base URL. Its import is too slow for every lane to wait for it."""
+    from afnio.models.openai import endpoint_url
+
+    return endpoint_url(None)
 
 
 class _Reply(Protocol):
