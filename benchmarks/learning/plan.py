@@ -41,7 +41,7 @@ FAST = (
 )
 """For time to quality alone."""
 RIVALS = ("EditTGD", "EditTGD, no gate", "TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
-PASSES = ("TGD 4, pass of 256", "TGD 256, pass of 256")
+PASSES = ("EditTGD, pass of 256", "TGD 4, pass of 256", "TGD 256, pass of 256")
 _TOGETHER = 10
 BY_SAMPLES = 0
 """Calls of a run that ends after so many samples."""

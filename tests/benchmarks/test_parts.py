@@ -111,8 +111,8 @@ def test_quota_is_measured_or_the_reason_said(
         {"window": number, "requests": came, "refused": refused}
         for number, came, refused in [(0, 9, 0), (1, 10, 2), (3, 1, 0)]
     ]
-    assert quota._used(windows, "requests", 10) == 0.4
-    assert quota._used(windows[1:], "requests", 10) is None
+    assert quota.used_share(windows, "requests", 10) == 0.4
+    assert quota.used_share(windows[1:], "requests", 10) is None
 
 
 def test_scale(results: Callable[[str], dict[str, Any]]) -> None:

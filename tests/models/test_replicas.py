@@ -43,21 +43,28 @@ def texts(count: int) -> list[str]:
     return [f"text {number}" for number in range(count)]
 
 
-@pytest.mark.parametrize(("in_flight", "most"), [(64, 1.10), (10, 1.15)])
-def test_even_shares(replicas: list[Any], in_flight: int, most: float) -> None:
+@pytest.mark.parametrize(
+    ("count", "in_flight", "most"),
+    [
+        (300, 10, 1.5),
+        pytest.param(2_000, 64, 1.10, marks=pytest.mark.slow),
+        pytest.param(2_000, 10, 1.15, marks=pytest.mark.slow),
+    ],
+)
+def test_even_shares(replicas: list[Any], count: int, in_flight: int, most: float) -> None:
     """Calls with one prefix are shared evenly, saturated or not. Each event names the replica."""
     seen: Counter[str] = Counter()
 
-    def count(event: Any) -> None:
+    def note(event: Any) -> None:
         if isinstance(event, CallEnded):
             seen[event.account] += 1
 
     limits = afnio.Limits(max_in_flight=in_flight)
-    lm = client(*(replica.base_url for replica in replicas), limits=limits)
-    with subscribed(count):
-        assert ask(lm, texts(400)).data == texts(400)
+    lm = client(*(replica.base_url for replica in replicas), name=f"even {count} {in_flight}", limits=limits)
+    with subscribed(note):
+        assert ask(lm, texts(count)).data == texts(count)
     shares = [replica.stats()["requests"] for replica in replicas]
-    assert sum(shares) == 400
+    assert sum(shares) == count
     assert max(shares) <= most * min(shares)
     assert {replica.base_url: share for replica, share in zip(replicas, shares, strict=True)} == seen
     assert max(replica.stats()["peak_in_flight"] for replica in replicas) <= in_flight
@@ -71,7 +78,7 @@ def test_one_dead_from_the_start(replicas: list[Any]) -> None:
         if isinstance(event, CallEnded):
             attempts.append(event.attempts)
 
-    lm = client(NOBODY, replicas[0].base_url)
+    lm = client(NOBODY, replicas[0].base_url, name="one dead")
     with subscribed(note):
         assert ask(lm, texts(300)).data == texts(300)
     assert replicas[0].stats()["requests"] == 300
@@ -80,7 +87,7 @@ def test_one_dead_from_the_start(replicas: list[Any]) -> None:
 def test_one_killed_in_mid_batch_and_restarted() -> None:
     """None is lost, and the restarted one gets calls again."""
     with Provider.process(latency=0.02) as well, provider() as (first, url):
-        lm = client(url, well.base_url, limits=afnio.Limits(max_in_flight=8))
+        lm = client(url, well.base_url, name="killed", limits=afnio.Limits(max_in_flight=8))
         batch = ask(lm, texts(600))
         port = url.rpartition(":")[2].partition("/")[0]
 

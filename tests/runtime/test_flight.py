@@ -23,6 +23,7 @@ from afnio.models._prices import price_of
 from afnio.runtime import Account, LimitReading, RateLimits, current_runtime
 from afnio.runtime._admission import admitter
 from afnio.runtime._call import _Flights
+from afnio.runtime._callables import _lookups, look_up
 from afnio.runtime._journal import Journal
 from afnio.runtime.events import CallEnded, CallRetried, LimitsLearnt, subscribe, subscribed
 from afnio.testing import ScriptedClient
@@ -45,8 +46,10 @@ def played(program: Callable[[], Awaitable[T]]) -> T:
 
     async def body(value: str) -> str:
         # Prices are looked up in the loop's own threads: time stands still meanwhile.
-        threads, busy = anyio.to_thread.current_default_thread_limiter(), clock.busy
-        clock.busy = lambda: busy() or threads.borrowed_tokens > 0
+        await look_up(int)  # makes the limiter
+        limiters = (_lookups.get(), anyio.to_thread.current_default_thread_limiter())
+        busy = clock.busy
+        clock.busy = lambda: busy() or any(limiter.borrowed_tokens for limiter in limiters)
         results.append(await program())
         return value
 

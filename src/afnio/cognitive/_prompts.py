@@ -25,7 +25,7 @@ from afnio.runtime._settings import Assignment, Setting
 if TYPE_CHECKING:
     from afnio.cognitive._transcript import ReadCall
 
-VERSION: Final = 3
+VERSION: Final = 4
 
 CRITIC_SYSTEM: Final = """\
 You are the critic of a system whose texts are improved by feedback.
@@ -113,7 +113,7 @@ def prompts() -> dict[str, Prompt]:
     """Return every prompt of the cognitive ops by name: the text in force here, and its version.
 
     >>> prompts()["critic.repair"].version
-    3
+    4
     """
     return prompts_of(TEXTS, VERSION)
 

@@ -49,7 +49,10 @@ def _encode(response: ChatResponse) -> bytes:
             "reasoning_tokens": usage.reasoning_tokens,
         },
     }  # without `limits`: they belong to the moment, not to the reply
-    return to_json(fields)
+    try:
+        return to_json(fields)
+    except ValueError:  # half a character, which only an escape can express
+        return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def _decode(payload: bytes) -> ChatResponse:

@@ -189,24 +189,8 @@ class AiohttpTransport:
                 return Answer(response.status, response.headers, body)
             finally:
                 response.release()  # closes the connection unless all of the body was read
-        except aiohttp.ClientConnectorError as error:
-            raise unreachable(url, *_reason(error)) from error
-        except aiohttp.ServerTimeoutError as error:
-            raise unreachable(url, f"no connection within {CONNECT_TIMEOUT:g} s") from error
-        except aiohttp.ClientHttpProxyError as error:
-            raise TransientModelError(
-                f"the proxy answered {error.status} when asked for {url} ({error.message[:200]})"
-            ) from error
-        except aiohttp.ClientResponseError as error:
-            # Leave out the bytes that the parser quotes: they may be anything.
-            why = error.message.partition("\n")[0].partition("b'")[0].rstrip(" :")
-            raise TransientModelError(f"{url} sent a response that isn't HTTP ({why})") from error
-        except ValueError as error:
-            raise FinalModelError(f"the request to {url} can't be sent ({error})") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise TransientModelError(
-                f"the connection to {url} ended early ({error or type(error).__name__})"
-            ) from error
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise _failure(error, url, str(error)) from error
 
     async def open(self, url: str, headers: Mapping[str, str], data: bytes, shown: str) -> OpenAnswer:
         """Send `data` and return the response as soon as its headers are there. Redirects aren't followed.
@@ -297,21 +281,29 @@ class OpenAnswer:
         return await self._reader.read(self.read, self.status, most, self._url)
 
 
-def _failure(error: Exception, url: str) -> ModelError:
-    """Return the error for a request that got no reply. It quotes nothing that may contain a key."""
+def _failure(error: Exception, url: str, text: str = "") -> ModelError:
+    """Return the error for a request that got no reply.
+
+    Args:
+        text: of `error`; without it nothing is quoted that may contain a key.
+    """
     import aiohttp
 
+    why = text or type(error).__name__
     if isinstance(error, aiohttp.ClientConnectorError):
         return unreachable(url, *_reason(error))
     if isinstance(error, aiohttp.ServerTimeoutError):
         return unreachable(url, f"no connection within {CONNECT_TIMEOUT:g} s")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return TransientModelError(f"the proxy answered {error.status} when asked for {url}")
+        said = f" ({error.message[:200]})" if text else ""
+        return TransientModelError(f"the proxy answered {error.status} when asked for {url}{said}")
     if isinstance(error, aiohttp.ClientResponseError):
-        return TransientModelError(f"{url} sent a response that isn't HTTP")
+        # Leave out the bytes that the parser quotes: they may be anything.
+        said = error.message.partition("\n")[0].partition("b'")[0].rstrip(" :") if text else why
+        return TransientModelError(f"{url} sent a response that isn't HTTP ({said})")
     if isinstance(error, ValueError):
-        return FinalModelError(f"the request to {url} can't be sent ({type(error).__name__})")
-    return TransientModelError(f"the connection to {url} ended early ({type(error).__name__})")
+        return FinalModelError(f"the request to {url} can't be sent ({why})")
+    return TransientModelError(f"the connection to {url} ended early ({why})")
 
 
 def unreachable(

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 from afnio.cognitive import _prompts as cognitive_prompts
 from afnio.cognitive._prompts import Prompt, Replacement, block, escape, prompts_of, worded
 
-VERSION: Final = 3
+VERSION: Final = 4
 
 TGD_SYSTEM: Final = """\
 You improve one text of a system by the feedback that it received.

@@ -212,13 +212,22 @@ def test_a_full_disk_stops_new_calls(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_reply_that_is_no_text_fails_its_call_alone(tmp_path: Path) -> None:
-    """A reply with half a character can't be recorded, and a reply that isn't on record isn't returned."""
-    client = ScriptedClient(lambda request: request.messages[0]["content"].replace("half", "\ud800"))
+    """A custom client's reply that can't be recorded isn't returned; other calls are."""
+    broken: Any = object()
+    client = ScriptedClient([ChatResponse(content="x", model=broken), "whole"])
     with afnio.journal(tmp_path / "j"):
         with pytest.raises(JournalError, match=r"The reply to .* can't be recorded"):
-            client.chat(messages=[{"role": "user", "content": "half"}], model="m")
+            client.chat(messages=[{"role": "user", "content": "first"}], model="m")
         assert "whole" == client.chat(messages=[{"role": "user", "content": "whole"}], model="m").content
     assert 1 == Journal.stat(tmp_path / "j").records
+
+
+def test_half_a_character_comes_back_as_it_was(tmp_path: Path) -> None:
+    """A server may send half of a surrogate pair, which UTF-8 can't express."""
+    for client in (ScriptedClient("half: \ud800"), ScriptedClient(DEAD)):
+        with afnio.journal(tmp_path / "j"):
+            reply = client.chat(messages=[{"role": "user", "content": "x"}], model="m")
+        assert reply.content == "half: \ud800"
 
 
 def test_a_reply_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import IO, Any, Final, NamedTuple, Self, final
 
+from afnio.models._messages import ChatRequest
+from afnio.models._raw import RawReply, RawRequest
 from afnio.runtime._files import make_private_folder
 from afnio.runtime.events import subscribe, subscribed
 from afnio.tellurio._recording import RunEnded
@@ -214,8 +216,12 @@ def _plain(value: Any) -> Any:
         return value
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
-    if hasattr(value, "body"):
+    if isinstance(value, ChatRequest):
         return _plain(value.body)
+    if isinstance(value, RawRequest):
+        return _plain(value.json)
+    if isinstance(value, RawReply):
+        return _plain(value.response)
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.compare}
     if isinstance(value, Mapping):
