@@ -68,7 +68,7 @@ async def test_a_budget_holds_for_calls_of_workers(endpoint: Endpoint) -> None:
     assert 2 == len(endpoint.asked)
 
 
-@pytest.mark.parametrize("journaled", [False, True])
+@pytest.mark.parametrize("journaled", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_a_lost_worker_pays_for_nothing_twice(
     endpoint: Endpoint, journaled: bool, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(NO_GUARD)
@@ -63,7 +64,7 @@ def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-@pytest.mark.parametrize("end", ["kill -9", "os._exit"])
+@pytest.mark.parametrize("end", ["kill -9", pytest.param("os._exit", marks=pytest.mark.slow)])
 def test_workers_end_with_their_driver(driver: subprocess.Popen[str], end: str) -> None:
     assert driver.stdout is not None
     assert driver.stdin is not None
