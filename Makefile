@@ -55,6 +55,7 @@ unit: $(VENV)/.dev
 
 nightly: $(VENV)/.dev
 	AFNIO_NIGHTLY=1 AFNIO_KILL_SEEDS=100 $(BIN)/python -m pytest -n 2 tests/examples/test_resume.py tests/trainer/test_deaths.py tests/trainer/test_edited.py tests/trainer/test_resume.py tests/runtime/test_scale.py $(ARGS)
+	AFNIO_NIGHTLY=1 $(BIN)/python -m pytest -n 2 -m nightly tests $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
