@@ -14,7 +14,7 @@ help:
 	@echo "make demo LM=local     the same, small, against a real small LM on this machine"
 	@echo "make test              everything that CI runs"
 	@echo "make nightly           the long tests: a hundred seeds of kills, 100,000 calls over HTTP"
-	@echo "make bench             the benchmarks, small: about seven minutes; ARGS=\"calls step\" takes some"
+	@echo "make bench             the benchmarks, small: about eight minutes; ARGS=\"calls step\" takes some"
 	@echo "make bench-learning    what optimizers learn, with the simulated LM; ARGS=\"--lm local\" with a real one"
 	@echo "make docs              the documentation as a site in ./site"
 	@echo "make bench-full        the benchmarks with all sizes and more repeats"
@@ -55,6 +55,7 @@ unit: $(VENV)/.dev
 
 nightly: $(VENV)/.dev
 	AFNIO_NIGHTLY=1 AFNIO_KILL_SEEDS=100 $(BIN)/python -m pytest -n 2 tests/examples/test_resume.py tests/trainer/test_deaths.py tests/trainer/test_edited.py tests/trainer/test_resume.py tests/runtime/test_scale.py $(ARGS)
+	AFNIO_NIGHTLY=1 $(BIN)/python -m pytest -n 2 -m nightly tests $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes about seven minutes."""
+"""Run the benchmarks: `python -m benchmarks [--full] [part …]`; the small form takes about eight minutes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from benchmarks import (
     accept,
     bridge,
     calls,
+    executors,
     gateway,
     journal,
     launch,
@@ -46,6 +47,7 @@ PARTS = {
     "tail": tail.main,
     "quota": quota.main,
     "gateway": gateway.main,
+    "executors": executors.main,
     "scale": scale.main,
     "journal": write,
     "tracking": tracking.main,

@@ -33,7 +33,7 @@ QUOTA_COLUMNS = ["calls", "limit a window", "worst window", "used", "429s", "wal
 
 def main(*, full: bool = False) -> list[Claim]:
     """Print the tables and return the claims."""
-    claims = compare(calls=6_000 if full else 3_000, in_flight=400, repeats=5 if full else 3)
+    claims = compare(calls=6_000 if full else 3_000, in_flight=400, repeats=5 if full else 2)
     return claims + share(calls=5_000 if full else 900, in_window=500 if full else 150)
 
 

@@ -48,9 +48,9 @@ Rounds = list[dict[str, Any]]
 
 def main(*, full: bool = False) -> list[Claim]:
     """Print the tables and return the claims."""
-    rounds = {1000: 7, 4000: 3} if full else {1000: 3, 4000: 1}
+    rounds = {1000: 7, 4000: 3} if full else {1000: 2, 4000: 1}
     with endpoint() as server:
-        claims = pools(server, rounds) + bodies(server, {20: 256, 200: 64}, repeats=7 if full else 2)
+        claims = pools(server, rounds) + bodies(server, {20: 256, 200: 64}, repeats=7 if full else 1)
         return claims + memory(server, 4000 if full else 1000)
 
 

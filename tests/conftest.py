@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # pytest-asyncio and looptime make an event loop in synchronous tests that nobody closes; where
     # warnings are errors, its collection would fail some later test at random.
     asyncio.set_event_loop(None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "AFNIO_NIGHTLY" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("nightly") is not None:
+                item.add_marker(pytest.mark.skip(reason="make nightly"))
 
 
 def pytest_sessionfinish() -> None:

@@ -43,6 +43,7 @@ from afnio.runtime import tolerate as tolerate
 
 if TYPE_CHECKING:
     from afnio import bridge as bridge
+    from afnio import ray as ray
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from afnio._headroom import headroom as headroom
     from afnio._optimize import optimize as optimize
     from afnio._result import Result as Result
+    from afnio.runtime._executors import Workers as Workers
 
 __version__ = "0.4.0"
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "Pending",
     "Result",
     "Variable",
+    "Workers",
     "autodiff",
     "bind",
     "bridge",
@@ -80,6 +83,7 @@ __all__ = [
     "optim",
     "optimize",
     "priority",
+    "ray",
     "resolve",
     "run",
     "save",
@@ -102,6 +106,7 @@ _HOMES = {
     "Headroom": "afnio._headroom",
     "optimize": "afnio._optimize",
     "Result": "afnio._result",
+    "Workers": "afnio.runtime._executors",
 }
 
 
@@ -111,7 +116,7 @@ def __getattr__(name: str) -> Any:
 
     from afnio._public import show_in
 
-    if name in ("bridge", "tellurio", "testing", "trainer"):
+    if name in ("bridge", "ray", "tellurio", "testing", "trainer"):
         return import_module(f"afnio.{name}")
     if name in _HOMES:
         value = globals()[name] = getattr(import_module(_HOMES[name]), name)

@@ -41,6 +41,7 @@ from afnio.models import _dialects
 from afnio.models._bridging import Bridged, launch_request, user_line
 from afnio.models._dialects import may_be_known
 from afnio.models._exchange import Sender, send_by_aiohttp
+from afnio.models._forwarding import is_plain
 from afnio.models._loopback import url
 from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
@@ -605,17 +606,8 @@ def _patch_class(library: ModuleType, kind: Any) -> None:
 
 
 def _routed(library: ModuleType, found: Any, block: installed, context: Context | None) -> Any:
-    inner = None if _is_plain(found) else found
+    inner = None if is_plain(found) else found
     return _transport_class(library)(limits=block.limits, inner=inner, beside=found, context=context)
-
-
-def _is_plain(found: Any) -> bool:
-    """Return True for a library's own connections, and for LiteLLM's: the engine's replace them."""
-    kind = type(found)
-    library = kind.__module__.partition(".")[0]
-    return (library in ("httpx", "httpx2") and kind.__name__ in ("HTTPTransport", "AsyncHTTPTransport")) or (
-        library == "litellm"
-    )
 
 
 def _warn_of_aiohttp() -> None:

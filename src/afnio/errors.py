@@ -25,6 +25,9 @@ AfnioError
 │   │   └── UnreachableError   no connection to the provider
 │   └── FinalModelError        another attempt would fail the same way
 │       └── ProviderDownError  the provider was never reached, or failed for ten minutes
+├── ExecutorError          an executor can't run anything: broken, shut down, or its cluster is gone
+├── WorkerLostError        a lane ended its worker process, each time
+├── RemoteError            a worker's exception can't be unpickled
 ├── LockHeldError          another process holds a lock file
 ├── KeyStoreError          there is no keyring for keys
 ├── StoreProblemError      a run store can't be read
@@ -34,6 +37,7 @@ AfnioError
 ├── GatewayError           the gateway can't start
 └── DownloadError          a dataset's file can't be downloaded
 BatchError (ExceptionGroup)  the failed samples of one batch
+WorkerTraceback            the cause of errors from a worker: their traceback, as text
 
 Wrong arguments raise TypeError or ValueError.
 
@@ -218,6 +222,25 @@ class FinalModelError(ModelError):
 
 class ProviderDownError(FinalModelError):
     """All calls of the account were given up: its provider was never reached, or failed for ten minutes."""
+
+
+class ExecutorError(AfnioError, RuntimeError):
+    """An executor can't run anything: it is broken and can't be replaced, it was shut down, or its cluster is gone."""
+
+
+class WorkerLostError(AfnioError, RuntimeError):
+    """The worker process of a lane ended before the lane did. Executors raise it for one task."""
+
+
+class RemoteError(AfnioError, RuntimeError):
+    """A function failed in a worker process, with an exception that can't be unpickled in this one."""
+
+
+class WorkerTraceback(Exception):  # noqa: N818 - it is no error, but shows where one was raised
+    """The traceback of an exception that was raised in a worker process, as text. It is the exception's cause."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0]}" if self.args else ""
 
 
 class LockHeldError(AfnioError):

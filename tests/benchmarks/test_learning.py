@@ -67,7 +67,7 @@ def test_a_benchmark_can_be_done_in_pieces(results: Path, capsys: pytest.Capture
     assert "seed 1" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_alone_is_the_same_as_among_others(results: Path) -> None:
     """Its draws depend on its name, and on nothing that ran before."""
     asked = ("--task", "notes-draft", "--method", "TGD", "--method", "ParetoTGD")
@@ -88,7 +88,7 @@ def test_a_peer_that_cannot_be_run_is_named_with_the_reason(
     assert "GEPA, 60 calls, seed 0: it was not run: its step failed" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_time_to_quality_is_read_from_the_prompts_of_each_step(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +112,7 @@ def test_an_accuracy_is_held_once_three_looks_have_it() -> None:
     assert quality.held_by_steps([curve], 0.6) == 7.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [*tasks.HARD, *tasks.FAULTY])
 def test_hard_and_faulty_tasks_have_room_and_can_be_scored(name: str) -> None:
     """The start prompt is far from right; where a fault is a sentence, the prompt without it does better."""

@@ -52,7 +52,7 @@ def test_calls_over_tls(results: Callable[[str], dict[str, Any]]) -> None:
     assert [claim.what for claim in claims] == ["HTTPS / HTTP, calls/s, warm at 8, journal on"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_large_calls_and_their_memory(results: Callable[[str], dict[str, Any]]) -> None:
     with endpoint() as server:
         (claim,) = tls.bodies(server, {200: 4}, repeats=1, waves=2, latency=0.02)

@@ -43,7 +43,7 @@ print("end")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_program_that_ends_early_ends_quietly() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=100, check=False

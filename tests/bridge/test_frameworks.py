@@ -64,7 +64,7 @@ async def environment(requirements: list[str]) -> Path:
     return python
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "requirements", "calls"), FRAMEWORKS, ids=lambda value: str(value)[:12])
 async def test_a_framework(name: str, requirements: list[str], calls: int, tmp_path: Path) -> None:

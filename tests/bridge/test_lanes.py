@@ -13,7 +13,6 @@ from typing import Any
 import anthropic
 import anyio
 import anyio.lowlevel
-import httpx2
 import openai
 import pytest
 from aiohttp import web
@@ -21,8 +20,8 @@ from endpoint import Endpoint, message_of
 
 import afnio
 from afnio import bridge
-from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
-from afnio.runtime import Account, close
+from afnio.models.openai import AsyncOpenAI
+from afnio.runtime import close
 from afnio.runtime.events import CallEnded, CallReplayed, subscribed
 
 
@@ -162,53 +161,6 @@ async def test_native_and_bridged_calls_share_an_account(endpoint: Endpoint) -> 
                 group.start_soon(lambda n=n: client.responses.create(model="m", input=f"x {n}"))
     assert 1 == len({event.account for event in seen})
     assert 2 == endpoint.peak
-
-
-@pytest.mark.parametrize("organization", [None, "org-1"])
-async def test_accounts_are_those_of_native_clients(organization: str | None) -> None:
-    from afnio.models._raw import RawRequest
-
-    native = AsyncOpenAI(
-        api_key="k-0123456", base_url="https://api.example.org/v1", organization=organization
-    )
-    seen = await sent_by(
-        openai.AsyncOpenAI,
-        api_key="k-0123456",
-        base_url="https://api.example.org/v1",
-        organization=organization,
-    )
-    raw = RawRequest.read("POST", str(seen.url), seen.headers, seen.content)
-    assert raw is not None
-    assert native.account == raw.account
-
-
-@pytest.mark.parametrize("token", [False, True])
-async def test_azures_accounts_are_those_of_native_clients(token: bool) -> None:
-    from afnio.models._raw import RawRequest
-
-    secret: Any = {"azure_ad_token_provider": lambda: "t-0123456"} if token else {"api_key": "k-0123456"}
-    options = {"azure_endpoint": "https://me.openai.azure.com", "api_version": "2024-10-21", **secret}
-    seen = await sent_by(openai.AsyncAzureOpenAI, **options)
-    raw = RawRequest.read("POST", str(seen.url), seen.headers, seen.content)
-    assert raw is not None
-    assert isinstance(raw.account, Account)
-    assert AsyncAzureOpenAI(**options).account == raw.account
-    assert "m" == raw.model
-
-
-async def sent_by(sdk: Any, **options: Any) -> httpx2.Request:
-    """Return the request that an SDK's client sends."""
-    sent: list[httpx2.Request] = []
-
-    def keep(request: httpx2.Request) -> httpx2.Response:
-        sent.append(request)
-        return httpx2.Response(400, json={"error": {"message": "no"}})
-
-    async with httpx2.AsyncClient(transport=httpx2.MockTransport(keep)) as http_client:
-        client = sdk(http_client=http_client, **options)
-        with pytest.raises(openai.BadRequestError):
-            await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
-    return sent[0]
 
 
 async def test_a_cancelled_lane_cancels_the_call_of_its_thread(endpoint: Endpoint) -> None:

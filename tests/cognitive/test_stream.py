@@ -315,7 +315,7 @@ print(sizes[1] / sizes[0])
 
 @pytest.mark.parametrize(
     "rows",
-    [pytest.param(20_000, id="20,000"), pytest.param(1_000_000, id="a million", marks=pytest.mark.slow)],
+    [pytest.param(20_000, id="20,000"), pytest.param(1_000_000, id="a million", marks=pytest.mark.nightly)],
 )
 def test_flat_memory(rows: int) -> None:
     """What was taken is forgotten."""

@@ -28,7 +28,7 @@ print(json.dumps([result.verdict, result.calls, result.changed]))
 """
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.timeout(1200),
     pytest.mark.skipif("AFNIO_DATA" not in os.environ, reason="AFNIO_DATA is not set"),
 ]

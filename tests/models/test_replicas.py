@@ -47,8 +47,8 @@ def texts(count: int) -> list[str]:
     ("count", "in_flight", "most"),
     [
         (300, 10, 1.5),
-        pytest.param(2_000, 64, 1.10, marks=pytest.mark.slow),
-        pytest.param(2_000, 10, 1.15, marks=pytest.mark.slow),
+        pytest.param(2_000, 64, 1.10, marks=pytest.mark.nightly),
+        pytest.param(2_000, 10, 1.15, marks=pytest.mark.nightly),
     ],
 )
 def test_even_shares(replicas: list[Any], count: int, in_flight: int, most: float) -> None:

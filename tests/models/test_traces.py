@@ -11,9 +11,7 @@ import pytest
 
 from afnio import bridge, budget, run
 from afnio.errors import BudgetExceeded
-from afnio.models import ChatResponse, ToolCall
-from afnio.models._client import rehearsing
-from afnio.models._trace import current_trace, tracing
+from afnio.models import ChatResponse, ToolCall, rehearsing, tracing
 from afnio.testing import ScriptedClient
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "model": "m", "temperature": 0.5}
@@ -54,10 +52,11 @@ def test_without_recording_calls_are_only_counted() -> None:
     assert ([], 1) == (trace.calls, trace.launched)
 
 
-def test_outside_there_is_no_trace() -> None:
-    with tracing():
+def test_outside_nothing_is_traced() -> None:
+    with tracing() as trace:
         pass
-    assert current_trace.get() is None
+    ScriptedClient("Hello").chat(**ASK)
+    assert ([], 0) == (trace.calls, trace.launched)
 
 
 def test_a_budget_around_the_lane_ends_it() -> None:

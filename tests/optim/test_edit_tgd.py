@@ -758,7 +758,7 @@ def test_a_journal_gives_the_same_run_without_a_call(tmp_path):
     assert one == play(agent, tmp_path, proposer=nobody, steps=3, **options)
 
 
-@pytest.mark.parametrize("inner", [pytest.param(1), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inner", [pytest.param(1), pytest.param(2, marks=pytest.mark.nightly)])
 async def test_a_run_that_is_killed_anywhere_goes_on_and_pays_for_nothing_twice(tmp_path, inner):
     """Inside a chain, in the merge, in the race: the program is run again with its journal."""
 

@@ -163,7 +163,7 @@ async def test_on_an_event_loop_it_is_awaited() -> None:
     assert not found.found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("trained", "has"), [(False, True), (True, False)])
 def test_with_the_simulated_lm(trained: bool, has: bool) -> None:
     """Through HTTP, with real criticism: counting objects with and without the instructions that it needs."""

@@ -410,7 +410,7 @@ def test_a_budget_that_a_look_exceeds_ends_in_a_result_too(folder: Path) -> None
     assert "Not measured" in result.report(folder / "result.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_seconds() -> None:
     """A budget of time ends the training, and leaves time for the test."""
     model = client(latency=0.1)

@@ -41,7 +41,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return out.count("sent\n"), out.replace("sent\n", ""), errors
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_it_continues(tmp_path: Path) -> None:
     """Killed twice at any point, the same program ends with the same result and pays for no reply twice."""
     requests = 0
@@ -72,7 +72,7 @@ def test_the_first_interrupt_ends_in_a_result(tmp_path: Path) -> None:
     assert number + 30 < WHOLE
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_second_interrupt_stops_and_can_be_continued(tmp_path: Path) -> None:
     """It ends at once, without a result; the same program continues."""
     process = start(tmp_path)

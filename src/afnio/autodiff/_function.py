@@ -86,6 +86,8 @@ class Function:
         inline: forward and backward are pure and quick, and run on the runtime's own thread.
         loop: "caller" runs an `async def` on the asyncio or trio loop that called `apply`, for clients that are
             bound to it. A `def` runs in a worker thread either way.
+        executor: runs forward in other processes: an executor or what makes one, as for `Variable.map`. What it sets
+            on `ctx` comes back for backward, which runs here.
 
     >>> class Shout(Function):
     ...     @staticmethod
@@ -102,6 +104,7 @@ class Function:
     batched: ClassVar[bool] = False
     inline: ClassVar[bool] = False
     loop: ClassVar[Loop] = "runtime"
+    executor: ClassVar[Any] = None
     critic: ClassVar[Critic]
     """The critic of Functions without a `backward`; assigned by `afnio.cognitive`."""
     seedless: ClassVar[bool] = False
@@ -138,6 +141,11 @@ class Function:
         """Launch the op and return its output, or a named tuple of several; doesn't wait."""
         arguments = Arguments(args, kwargs)
         cls.check(arguments)
+        elsewhere = None
+        if cls.executor is not None:
+            from afnio.autodiff._elsewhere import packed_forward
+
+            elsewhere = packed_forward(cls)
         launch = Launch(cls.title(arguments))
         if cls.loop_of(arguments) == "caller":
             launch.home = caller_loop(launch)
@@ -145,6 +153,9 @@ class Function:
         set_launch_event(launch, arguments, cls.kind)
         origin = Origin(launch.name, launch.line, launch.address)
         op = record_op(cls, arguments, cls.output_roles(arguments), slots, origin)
+        if elsewhere is not None:
+            for ctx in op.contexts:
+                ctx.elsewhere = elsewhere
         if cls.batched and arguments.size is not None:
             _add_batched(launch, op)
         else:
@@ -200,6 +211,10 @@ class Function:
         """Run forward for one lane; an op that calls a model needs the job for it."""
         ctx.home = job.launch.home
         forward = partial(call_in_node, job, partial(cls.forward, ctx, *args, **kwargs))
+        if ctx.elsewhere is not None:
+            from afnio.autodiff._elsewhere import forward_elsewhere
+
+            forward = partial(forward_elsewhere, job, ctx, args, kwargs)
         if any(ctx.wanted) and cls.criticised():
             return await cls.critic.watch(ctx, forward)
         return await forward()
@@ -619,7 +634,8 @@ class Context:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     __slots__ = (
-        "__dict__", "address", "arguments", "feedback", "home", "input_roles", "lane", "output_roles", "wanted",
+        "__dict__", "address", "arguments", "elsewhere", "feedback", "home", "input_roles", "lane", "output_roles",
+        "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -638,6 +654,8 @@ class Context:
         self.lane = lane
         self.address = address
         self.home: CallerLoop | None = None
+        # Forward, packed for an executor.
+        self.elsewhere: Callable[..., Any] | None = None
         self.feedback: list[list[Feedback]] = []
 
     @property

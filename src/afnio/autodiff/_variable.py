@@ -428,17 +428,32 @@ class Variable:
         role: str | None = None,
         *,
         loop: Literal["runtime", "caller"] = "runtime",
+        executor: Any = None,
+        durable: int = False,
     ) -> Variable:
         """Return a Variable with `fn` of each sample, computed when the sample arrives; feedback passes through.
 
         `fn` gets a plain value; a `def` runs in a worker thread, an `async def` on the runtime's loop, or with
         `loop="caller"` on the loop that calls `map`.
 
+        Args:
+            executor: runs `fn` in other processes: a callable that makes a `concurrent.futures.Executor`, an
+                Executor, or `afnio.Workers`.
+            durable: True to journal the results of `fn` in an executor, so that a resumed run doesn't compute them
+                again; 2, 3, … once the function has changed.
+
+        Raises:
+            TypeError: if `fn` can't be pickled for its executor.
+
         >>> Variable(["A", "B"]).map(str.lower).data
         ['a', 'b']
         """
         from afnio.autodiff._function import Map
 
+        if executor is not None or durable:
+            from afnio.runtime._remote import remote
+
+            fn = remote(fn, executor, durable=durable, loop=loop)
         mapped: Variable = Map.apply(self, fn=fn, role=self._role if role is None else role, loop=loop)
         return mapped
 

@@ -48,9 +48,13 @@ class Agent(Module):
         prompts: a text, or a `Parameter`, for each parameter of `fn` that is to be learned.
         loop: "caller" runs an `async def` on the loop that called the agent, for clients that are bound to it.
         role: the purpose of the output, in words.
+        executor: runs `fn` in other processes: a callable that makes a `concurrent.futures.Executor`, an Executor, or
+            `afnio.Workers`. Its language model calls still go through this process.
+        durable: True to journal what `fn` returns in an executor; 2, 3, … once the function has changed.
 
     Raises:
-        TypeError: for prompts that `fn` doesn't take, or arguments that don't fit it.
+        TypeError: for prompts that `fn` doesn't take, or arguments that don't fit it. On calling it, for an `fn` that
+            can't be pickled for its executor.
 
     >>> from afnio.testing import ScriptedClient
     >>> client = ScriptedClient("Rome")
@@ -71,10 +75,19 @@ class Agent(Module):
         prompts: Mapping[str, str | Parameter],
         loop: Loop = "runtime",
         role: str | None = None,
+        executor: Any = None,
+        durable: int = False,
     ) -> None:
         super().__init__()
         self._signed = Signed(fn, list(_checked_prompts(prompts)))
         self._loop = checked_loop(loop)
+        if executor is not None or durable:
+            from afnio.runtime._executors import Workers
+            from afnio.runtime._remote import checked_durable
+
+            durable = checked_durable(durable, executor)
+            executor = Workers.of(executor)
+        self._elsewhere = (executor, durable)
         self._role = f"output of {self._signed.name}" if role is None else role
         for name, prompt in prompts.items():
             if hasattr(self, name):
@@ -98,11 +111,17 @@ class Agent(Module):
             TypeError: for inputs that `fn` doesn't take.
         """
         args, kwargs = self.arranged(inputs, named)
+        fn, (executor, durable) = self._signed.function, self._elsewhere
+        if executor is not None:
+            from afnio.runtime._remote import remote
+
+            fn = remote(fn, executor, durable=durable, loop=self._loop)
         found: Variable = Called.apply(
             [_as_variable(value, "input") for value in args],
             {name: _as_variable(value, name) for name, value in kwargs.items()},
             {name: prompt for name, prompt in self._members["parameters"].items() if prompt is not None},
             signed=self._signed,
+            fn=fn,
             role=self._role,
             loop=self._loop,
         )
@@ -121,7 +140,12 @@ class Agent(Module):
 
 
 def agent(
-    *, prompts: Mapping[str, str | Parameter], loop: Loop = "runtime", role: str | None = None
+    *,
+    prompts: Mapping[str, str | Parameter],
+    loop: Loop = "runtime",
+    role: str | None = None,
+    executor: Any = None,
+    durable: int = False,
 ) -> Callable[[Callable[..., Any]], Agent]:
     """Make an `Agent` of the function below; its arguments are those of `Agent`.
 
@@ -133,7 +157,7 @@ def agent(
     """
 
     def decorate(fn: Callable[..., Any]) -> Agent:
-        made = Agent(fn, prompts=prompts, loop=loop, role=role)
+        made = Agent(fn, prompts=prompts, loop=loop, role=role, executor=executor, durable=durable)
         for name in ("__doc__", "__name__", "__qualname__", "__module__"):
             object.__setattr__(made, name, getattr(fn, name, None))
         return made
@@ -303,7 +327,7 @@ class Called(Function):
         signed: Signed = kwargs["signed"]
         with _traced(record=any(ctx.wanted)) as trace:
             try:
-                output = await call_in_node(job, partial(signed.function, *inputs, **named, **prompts))
+                output = await call_in_node(job, partial(kwargs["fn"], *inputs, **named, **prompts))
             except Exception as error:
                 _raise_end(trace, error)
                 raise

@@ -119,6 +119,8 @@ def deterministic_evaluator(
     feedback: FeedbackBy = "rules",
     max_score: float = 1,
     loop: Loop = "runtime",
+    executor: Any = None,
+    durable: int = False,
 ) -> Evaluation:
     """Return `eval_fn(prediction, target)` per sample, reduced; and the explanation.
 
@@ -138,8 +140,12 @@ def deterministic_evaluator(
         feedback: "rules" writes it from prediction, target and score; "lm" asks the backward model to phrase it.
         max_score: the score of a right sample; `math.inf` if no score makes one right.
         loop: "caller" runs `async def` functions on the loop that calls this.
+        executor: runs `eval_fn` in other processes: a callable that makes a `concurrent.futures.Executor`, an Executor,
+            or `afnio.Workers`. For functions that compute: in a thread they slow down every call of the process.
+        durable: True to journal what `eval_fn` returns in an executor; 2, 3, … once the function has changed.
 
     Raises:
+        TypeError: if `eval_fn` can't be pickled for its executor.
         ScoreError: on reading, for a score above `max_score` where no `success_fn` is given.
 
     >>> prediction = Variable(["Rome", "rom"], role="capital", requires_grad=True)
@@ -150,6 +156,10 @@ def deterministic_evaluator(
     """
     # Without targets leave the argument out: a target of None would mark every sample as missing.
     compared = (prediction,) if target is None else (prediction, _as_target(target))
+    if executor is not None or durable:
+        from afnio.runtime._remote import remote
+
+        eval_fn = remote(eval_fn, executor, durable=durable, loop=loop)
     evaluation: Evaluation = Deterministic.apply(
         *compared,
         eval_fn=eval_fn,

@@ -6,13 +6,15 @@ because `import afnio` must not import what reads replies.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from afnio._public import lazily, show_in
 from afnio.models._backward_model import get_backward_model_client, set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel, Rehearsal, Rehearsed, rehearsing
 from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
 from afnio.models._prices import price_of
+from afnio.models._trace import Trace, TracedCall, tracing
+from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import RateLimits
 from afnio.runtime.events import Usage
 
@@ -29,6 +31,8 @@ __all__ = [
     "Rehearsal",
     "Rehearsed",
     "ToolCall",
+    "Trace",
+    "TracedCall",
     "Usage",
     "get_backward_model_client",
     "mask",
@@ -37,6 +41,7 @@ __all__ = [
     "rehearsing",
     "secrets_in_headers",
     "set_backward_model_client",
+    "tracing",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -45,3 +50,14 @@ __getattr__, __dir__ = lazily(
     {"afnio.models._masking": "mask secrets_in_headers", "afnio.models._replies": "read_limits"},
 )
 show_in(__name__, globals(), [name for name in __all__ if name in globals()])
+
+
+def _lane_calls() -> Any:
+    import aiohttp.web  # noqa: F401 - the address needs it, and its import would block the loop
+
+    from afnio.models._loopback import LaneAddress
+
+    return LaneAddress
+
+
+Runtime.lane_calls = staticmethod(_lane_calls)

@@ -6,22 +6,28 @@ belong to its lane: traced, journaled, counted and limited as if the lane had ma
 
 One aiohttp.web server on the runtime's loop serves all lanes. A random token in the path says whose request it is, and
 keeps others on the machine out.
+
+Lanes in the workers of an executor have an address as well (`LaneAddress`). What happens at its other end, and why it
+keeps the lane's calls, is in `_forwarding.py` and `_kept_calls.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
 
 import anyio
 
 from afnio.errors import BlockingReadError, RuntimeClosedError
 from afnio.models._bridging import Bridged, launch_request
+from afnio.models._forwarding import TARGET, Forwarded, read_timeout_of, this_host
+from afnio.models._kept_calls import Attempt, KeptCalls
 from afnio.models._raw import RawRequest, own_reply
-from afnio.models._streams import BrokenReplyError
+from afnio.models._streams import BrokenReplyError, Head
 from afnio.runtime._kernel import (
     Failure,
     Job,
@@ -120,9 +126,34 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
 class _Lane(NamedTuple):
     """Whose requests arrive under a token."""
 
-    upstream: str
+    upstream: str | None
     limits: Limits | None
     context: Context
+    attempt: Attempt | None = None
+
+
+@final
+class LaneAddress:
+    """The address of a lane in a worker. Make it in the lane's context, on the runtime's loop."""
+
+    def __init__(self) -> None:
+        self._server = current_runtime().resource(_Loopback, _Loopback)
+        self._context = copy_context()
+        self._kept = KeptCalls()
+        self._token = ""
+
+    async def attempt(self) -> Forwarded:
+        """Return what the next attempt enters in its worker. The address of the one before is served no longer."""
+        self._server.close(self._token)
+        self._token = secrets.token_urlsafe(24)
+        lane = _Lane(None, None, self._context, Attempt(self._kept, self._context))
+        port = await self._server.open(self._token, lane)
+        return Forwarded(f"http://127.0.0.1:{port}/{self._token}", this_host())
+
+    def end(self) -> None:
+        """Serve it no longer, and cancel its calls."""
+        self._server.close(self._token)
+        self._kept.cancel()
 
 
 @final
@@ -138,9 +169,10 @@ class _Loopback:
 
     async def open(self, token: str, lane: _Lane) -> int:
         """Serve `lane` under `token`. Returns the port."""
-        async with self._starting:
-            if self._runner is None:
-                await self._start()
+        if self._runner is None:
+            async with self._starting:
+                if self._runner is None:
+                    await self._start()
         self._lanes[token] = lane
         return self._port
 
@@ -172,18 +204,32 @@ class _Loopback:
             )
             return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
         body = await request.read()
-        target = f"{lane.upstream}/{request.raw_path.removeprefix(f'/{token}/')}"
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _OWN}
+        target = "" if lane.attempt is None else request.headers.get(TARGET, "")
+        if not target:
+            target = f"{lane.upstream or _default_upstream()}/{request.raw_path.removeprefix(f'/{token}/')}"
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name.lower() not in _OWN and not name.lower().startswith("x-afnio-")
+        }
         raw = RawRequest.read(request.method, target, headers, body)
         if raw is None:
             return await self._pass_on(request, target, headers, body)
         if lane.limits is not None:
             give_limits(raw.account, lane.limits)
+        if lane.attempt is not None:
+            timeout = read_timeout_of(request.headers)
+            call = lane.attempt.call_for(raw, read_timeout=timeout)
+            try:
+                return await _answer(request, call, stream=raw.stream)
+            except BaseException:
+                lane.attempt.leave(raw, call)
+                raise
         bridged = lane.context.copy().run(launch_request, raw)
         calls = self._calls.setdefault(token, [])
         calls.append(bridged)
         try:
-            return await _answer(request, bridged, stream=raw.stream)
+            return await _answer(request, bridged.exchange.pipe, stream=raw.stream)
         except BaseException:  # its client has gone
             bridged.cancel()
             raise
@@ -215,10 +261,24 @@ class _Loopback:
             await self._runner.cleanup()
 
 
-async def _answer(request: web.Request, bridged: Bridged, *, stream: bool) -> web.StreamResponse:
+def _default_upstream() -> str:
+    """Return the provider of a client without a base URL. Its import is too slow for every lane to wait for it."""
+    from afnio.models.openai import endpoint_url
+
+    return endpoint_url(None)
+
+
+class _Reply(Protocol):
+    """A reply that is read as it arrives."""
+
+    async def head(self) -> Head: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def leave(self) -> None: ...
+
+
+async def _answer(request: web.Request, pipe: _Reply, *, stream: bool) -> web.StreamResponse:
     from aiohttp import web
 
-    pipe = bridged.exchange.pipe
     head = await pipe.head()
     if not stream:
         body = b"".join([piece async for piece in pipe])

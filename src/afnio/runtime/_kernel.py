@@ -54,7 +54,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from types import CoroutineType, TracebackType
-from typing import Any, Final, Protocol, TypeVar, cast, final
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, final
 
 import anyio
 import anyio.lowlevel
@@ -691,6 +691,9 @@ class Runtime:
 
     Everything that changes state runs on that thread, one callback at a time, so none of it needs a lock.
     """
+
+    lane_calls: ClassVar[Callable[[], Any]]
+    """Returns the class of the `LaneCalls` of lanes in worker processes; assigned by `afnio.models`."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()

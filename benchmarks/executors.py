@@ -1,0 +1,141 @@
+"""Executors: a serving call beside evaluators that compute, a pool's gain through the engine, and the cost of a lane.
+
+Wall times mean something only if the machine has as many idle cores as the pool has workers. The bare pool runs in the
+same minute, by turns with the engine, so their ratio survives some load; the driver's CPU time survives all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import afnio
+from afnio.cognitive import functional
+from afnio.models.openai import AsyncOpenAI
+from afnio.testing import Provider
+from benchmarks.children.texts import REPLY
+from benchmarks.report import Claim, show
+
+SPAWN = multiprocessing.get_context("spawn")
+WORKERS = functools.partial(ProcessPoolExecutor, 2, mp_context=SPAWN)
+LATENCY = 0.2
+MEDIAN, P95 = 0.24, 0.30
+"""Seconds of the serving call."""
+GAIN = 0.95
+"""The engine's evaluations/s by those of the bare pool."""
+OVERHEAD = 0.3
+"""Milliseconds of the driver's CPU time for an evaluation."""
+
+
+def busy(prediction: Any, target: Any = None, *, milliseconds: float = 60.0) -> bool:
+    """Compute for as long, in CPU time."""
+    end = time.thread_time() + milliseconds / 1000
+    while time.thread_time() < end:
+        sum(range(1000))
+    return True
+
+
+def _is_there(score: Any) -> bool:
+    return all(slot.done for slot in score.cell()[0])
+
+
+def brief(prediction: Any) -> bool:
+    return busy(prediction, milliseconds=20.0)
+
+
+def nothing(prediction: Any) -> Any:
+    return prediction
+
+
+def main(*, full: bool = False) -> list[Claim]:
+    """Print the tables and return the claims."""
+    claims = serve(evaluations=300 if full else 100)
+    claims += gain(lanes=400 if full else 150, repeats=5 if full else 3)
+    return claims + overhead(lanes=4000 if full else 1000, repeats=5 if full else 3)
+
+
+def serve(*, evaluations: int) -> list[Claim]:
+    """Make one serving call after another while evaluators compute, in threads and in a pool."""
+    rows: list[list[Any]] = []
+    claims: list[Claim] = []
+    with Provider.process(latency=LATENCY, reply=REPLY) as provider:
+        client = AsyncOpenAI(base_url=provider.base_url, api_key="any")
+        _ = afnio.Variable([1, 2]).map(nothing, executor=WORKERS).data
+        for where, executor in (("threads", None), ("pool of 2", WORKERS)):
+            predictions = afnio.Variable([str(number) for number in range(evaluations)])
+            score, _ = functional.deterministic_evaluator(
+                predictions, None, busy, "busyness", executor=executor
+            )
+            seconds: list[float] = []
+            while not _is_there(score):
+                begun = time.perf_counter()
+                client.chat(messages=[{"role": "user", "content": f"{len(seconds)}"}], model="m")
+                seconds.append(time.perf_counter() - begun)
+            assert evaluations == score.data
+            median, p95 = statistics.median(seconds), sorted(seconds)[int(0.95 * (len(seconds) - 1))]
+            rows.append([where, evaluations, len(seconds), median, p95])
+            if executor is not None:
+                claims = [
+                    Claim(f"a serving call of {LATENCY} s beside a pool: median s", median, MEDIAN),
+                    Claim(f"a serving call of {LATENCY} s beside a pool: p95 s", p95, P95),
+                ]
+    notes = ["evaluators of 60 ms of CPU time"]
+    show(
+        "executors: serving",
+        ["evaluators in", "evaluations", "calls", "median s", "p95 s"],
+        rows,
+        notes,
+        claims,
+    )
+    return claims
+
+
+def gain(*, lanes: int, repeats: int) -> list[Claim]:
+    """Measure lanes/s of the bare pool and through the engine, by turns."""
+    samples = [str(number) for number in range(lanes)]
+    bare: list[float] = []
+    engine: list[float] = []
+    with WORKERS() as pool:
+        list(pool.map(brief, samples[:4]))
+        _ = afnio.Variable(samples[:4]).map(brief, executor=WORKERS).data
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            list(pool.map(brief, samples))
+            bare.append(lanes / (time.perf_counter() - begun))
+            begun = time.perf_counter()
+            _ = afnio.Variable(samples).map(brief, executor=WORKERS).data
+            engine.append(lanes / (time.perf_counter() - begun))
+    ratio = statistics.median(e / b for e, b in zip(engine, bare, strict=True))
+    rows = [["bare", lanes, statistics.median(bare)], ["engine", lanes, statistics.median(engine)]]
+    claims = [Claim("a pool of 2: lanes/s by those of the bare pool", ratio, GAIN, at_least=True)]
+    notes = [f"20 ms of CPU time each; medians of {repeats}, the ratio is that of pairs"]
+    show("executors: gain", ["pool of 2", "lanes", "lanes/s"], rows, notes, claims)
+    return claims
+
+
+def overhead(*, lanes: int, repeats: int) -> list[Claim]:
+    """Measure the driver's CPU time for a lane that does nothing, without an executor and with one."""
+    samples = afnio.Variable([str(number) for number in range(lanes)])
+    rows: list[list[Any]] = []
+    for where, executor in (("a thread", None), ("a pool of 2", WORKERS)):
+        cpu: list[float] = []
+        _ = samples.map(nothing, executor=executor).data
+        for _ in range(repeats):
+            begun = time.process_time()
+            _ = samples.map(nothing, executor=executor).data
+            cpu.append((time.process_time() - begun) / lanes * 1000)
+        rows.append([where, lanes, min(cpu)])
+    claims = [Claim("the driver's CPU ms for an evaluation in a pool", float(rows[-1][2]), OVERHEAD)]
+    show("executors: overhead", ["runs in", "lanes", "CPU ms/lane"], rows, [f"the best of {repeats}"], claims)
+    return claims
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true")
+    main(full=parser.parse_args().full)

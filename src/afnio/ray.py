@@ -1,0 +1,211 @@
+"""Ray: functions of lanes in the workers of a Ray cluster. Install `afnio[ray]`.
+
+    workers = functools.partial(afnio.ray.RayExecutor, num_gpus=1)
+    score, _ = evaluator(prediction, target, eval_fn, "tests passed", executor=workers)
+
+Without an address, a cluster is started on this machine. Ray opens ports on every interface by itself, also if it is
+given 127.0.0.1, and whoever reaches them runs code here. So it is set to loopback before its import, and a cluster that
+listens anywhere else is ended at once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar, final
+
+from afnio.errors import ExecutorError, WorkerLostError
+
+__all__ = ["RayExecutor"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOCAL: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "loopback only", on every system
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+}
+_LOST: Final = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "LocalRayletDiedError")
+"""Ray's errors for a task whose own worker ended."""
+
+
+@final
+class RayExecutor(Executor):
+    """Runs tasks on a Ray cluster. Pass the class itself as `executor=`, or a partial of it with its arguments.
+
+    It uses the cluster that this process is connected to, if it is. Ray never runs a task again by itself: Afnio does.
+
+    Args:
+        address: of a running cluster, "auto" for the one that Ray finds, None to start one on this machine.
+        **options: of each task, as for Ray's `.options()`: `num_cpus` (1), `num_gpus`, `resources`,
+            `scheduling_strategy`, `runtime_env`, ….
+
+    Raises:
+        ImportError: if Ray isn't installed.
+        ExecutorError: if a cluster that was started listens beyond loopback.
+    """
+
+    def __init__(self, address: str | None = None, **options: Any) -> None:
+        ray = _imported(local=address is None)
+        self._ray = ray
+        self._options = {"num_cpus": 1, **options, "max_retries": 0}
+        self._functions: dict[Any, Any] = {}
+        self._open: dict[_RayFuture, None] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+        self._started = not ray.is_initialized()
+        if self._started:
+            _start(ray, address)
+        cpus = ray.cluster_resources().get("CPU", 1.0) / (float(self._options["num_cpus"]) or 1.0)
+        self._max_workers = max(1, int(cpus))
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            remote = self._functions.get(fn)
+            if remote is None:
+                remote = self._functions[fn] = self._ray.remote(fn).options(**self._options)
+            future = _RayFuture(self._ray, remote.remote(*args, **kwargs))
+            self._open[future] = None
+        future.add_done_callback(lambda done: self._open.pop(future, None))
+        future.follow()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End it, and the cluster if this started it."""
+        with self._lock:
+            self._closed = True
+            left = list(self._open)
+        for future in left:
+            if cancel_futures:
+                future.cancel()
+            elif wait:
+                with suppress(Exception, CancelledError):
+                    future.result()
+        if self._started and self._ray.is_initialized() and (wait or not self._open):
+            self._ray.shutdown()
+
+
+@final
+class _RayFuture(Future[Any]):
+    """The future of a Ray task. Cancelling it ends the task, running or not."""
+
+    def __init__(self, ray: Any, ref: Any) -> None:
+        super().__init__()
+        self._ray = ray
+        self._ref = ref
+
+    def follow(self) -> None:
+        self._ref.future().add_done_callback(self._settle)
+
+    def cancel(self) -> bool:
+        if not super().cancel():
+            return False
+        with suppress(Exception):  # it has ended, or its cluster has
+            self._ray.cancel(self._ref, force=True)
+        return True
+
+    def _settle(self, done: Future[Any]) -> None:
+        if not self.set_running_or_notify_cancel():
+            return
+        error = done.exception()
+        if error is None:
+            self.set_result(done.result())
+        elif type(error).__name__ in _LOST:
+            self.set_exception(WorkerLostError(str(error).partition("\n")[0]))
+        else:
+            self.set_exception(getattr(error, "cause", None) or error)
+
+
+def _imported(*, local: bool) -> Any:
+    if local:
+        for name, value in _LOCAL.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("Ray is not installed; run pip install 'afnio[ray]'") from error
+    return ray
+
+
+def _start(ray: Any, address: str | None) -> None:
+    before = _listening()
+    with _own_sigterm():
+        if address is not None:
+            ray.init(address=address, log_to_driver=False)
+            return
+        ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    opened = {address for inode, address in _listening().items() if inode not in before}
+    if opened:
+        ray.shutdown()
+        raise ExecutorError(
+            f"a local Ray cluster must listen on loopback only (got {', '.join(sorted(opened))}); set "
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before anything imports ray"
+        )
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the program's handler of SIGTERM, which Ray replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _listening() -> dict[str, str]:
+    """Return the sockets of this process and its descendants that listen beyond loopback: address by inode.
+
+    Empty on systems without /proc, where Ray listens on loopback by default.
+    """
+    found: dict[str, str] = {}
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                fields = line.split()
+                host, _, port = fields[1].partition(":")
+                if fields[3] == "0A" and not _is_loopback(host):
+                    found[fields[9]] = f"port {int(port, 16)}"
+    own = {inode for process in _family() for inode in _sockets_of(process)}
+    return {inode: address for inode, address in found.items() if inode in own}
+
+
+def _is_loopback(host: str) -> bool:
+    """Return True for an address of /proc/net: 127.x.x.x, ::1 or ::ffff:127.x.x.x, as little-endian words."""
+    return (host.endswith("7F") and (len(host) == 8 or host.startswith("0" * 16 + "FFFF0000"))) or (
+        host == "0" * 24 + "01000000"
+    )
+
+
+def _family() -> list[str]:
+    """Return this process and its descendants."""
+    parents: dict[str, str] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[stat.parent.name] = stat.read_text().rpartition(")")[2].split()[1]
+    family = [str(os.getpid())]
+    for member in family:  # it grows
+        family += [child for child, parent in parents.items() if parent == member]
+    return family
+
+
+def _sockets_of(process: str) -> Iterator[str]:
+    with suppress(OSError):
+        for link in Path("/proc", process, "fd").iterdir():
+            with suppress(OSError):
+                target = os.readlink(link)
+                if target.startswith("socket:["):
+                    yield target[8:-1]

@@ -1,0 +1,465 @@
+"""Executors: where functions of lanes run in other processes.
+
+A function that computes holds Python's global lock, in whatever thread it runs, and slows down every call of its
+process. With `executor=` it runs in a worker of a process pool, of Dask or of Ray instead. `Workers` is what a user
+passes, `WorkerPool` the executor while it is used: lanes wait for a place, are submitted, and come back. What is
+submitted is in `_remote.py`, what runs it in `_worker.py`.
+
+**A lost worker is no answer.** It says nothing about the lane that it ran, so that lane runs again. Some executors know
+which task a dead worker had (Ray): that lane has used up an attempt. A pool knows only that it is broken, and with it
+the futures of all lanes in it, of which one at most is to blame. So they run again one at a time, each alone in it
+(`Turns`), and only a lane that breaks a pool alone has used up an attempt.
+
+**Who makes the pool can replace it.** A broken one is of no use any more, so `executor=` takes a callable that makes
+another one. It is made in a thread, and its first task shows that its workers start: a pool whose workers die before
+that is no lane's fault. What we didn't make we don't shut down.
+
+**A lane that is cancelled ends at once**, and gives its place to the next one. Its task runs on in a plain pool, which
+can't end one task alone. Ray ends it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import ProcessPoolExecutor
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Final, final
+
+import anyio
+import anyio.to_thread
+
+from afnio.errors import ExecutorError, RuntimeClosedError, WorkerLostError, reason
+from afnio.runtime._kernel import Runtime
+from afnio.runtime._loop import Task
+from afnio.runtime._worker import Ended, run_task, start_worker
+
+ATTEMPTS: Final = 3
+"""How often a lane may lose its worker for which nothing else is to blame."""
+STARTS: Final = 3
+"""How often a pool is made whose workers end before their first task."""
+START: Final = 120.0
+"""Seconds that a pool's first worker has for its start."""
+AHEAD: Final = 4
+"""Lanes in flight for each worker, unless `Workers` says more: workers must not wait for the driver."""
+
+_RECIPE: Final = "functools.partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context('spawn'))"
+
+
+@final
+class Workers:
+    """Where functions with `executor=` run, and how many lanes at a time.
+
+    Args:
+        executor: a `concurrent.futures.Executor` whose tasks run in other processes, or a callable that makes one.
+            Only what a callable made can be replaced after it broke.
+        max_in_flight: the lanes that are submitted at a time. Default: 4 for each worker.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a number below 1.
+
+    >>> import functools, multiprocessing
+    >>> from concurrent.futures import ProcessPoolExecutor
+    >>> spawn = multiprocessing.get_context("spawn")
+    >>> workers = Workers(functools.partial(ProcessPoolExecutor, 2, mp_context=spawn), max_in_flight=16)
+    """
+
+    def __init__(
+        self, executor: Executor | Callable[[], Executor], *, max_in_flight: int | None = None
+    ) -> None:
+        if not isinstance(executor, Executor) and not callable(executor):
+            raise TypeError(
+                f"executor must be a concurrent.futures.Executor or a callable that makes one (got {executor!r}); "
+                f"pass one such as {_RECIPE}"
+            )
+        if isinstance(executor, Executor):
+            _check_kind(executor)
+        if max_in_flight is not None and (not isinstance(max_in_flight, int) or max_in_flight < 1):
+            raise ValueError(
+                f"max_in_flight must be at least 1 (got {max_in_flight!r}); None means {AHEAD} for each worker"
+            )
+        self.executor = executor
+        self.max_in_flight = max_in_flight
+
+    def __deepcopy__(self, memo: object) -> Workers:
+        """Return the same object: a copied agent runs where the original does."""
+        return self
+
+    @classmethod
+    def of(cls, executor: Any) -> Workers:
+        """Return the argument of an `executor=` as Workers."""
+        return executor if isinstance(executor, cls) else cls(executor)
+
+    def pool(self, runtime: Runtime) -> WorkerPool:
+        """Return the pool; equal executors share one."""
+        return runtime.resource((WorkerPool, _identity(self.executor)), partial(WorkerPool, runtime, self))
+
+
+def _identity(executor: Any) -> Any:
+    """Return what is equal for callables that make the same: a lambda is a new object each time its line runs."""
+    if isinstance(executor, partial):
+        inner = (_identity(executor.func), executor.args, tuple(sorted(executor.keywords.items())))
+        return inner if _hashable(inner) else executor
+    if isinstance(executor, FunctionType):
+        cells = tuple(cell.cell_contents for cell in executor.__closure__ or ())
+        made = (executor.__code__, cells, executor.__defaults__)
+        return made if _hashable(made) else executor
+    return executor
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _check_kind(executor: Any) -> None:
+    """Raise for an executor that can't be used."""
+    if not callable(getattr(executor, "submit", None)):
+        raise TypeError(
+            f"executor must be or make a concurrent.futures.Executor (got {executor!r}); pass one such as {_RECIPE}"
+        )
+    if isinstance(executor, ThreadPoolExecutor):
+        raise TypeError(
+            "executor must run its tasks in other processes (got a ThreadPoolExecutor); leave it out: a `def` runs in "
+            "a thread anyway, and afnio.set_threads sets how many there are"
+        )
+    method = getattr(getattr(executor, "_mp_context", None), "get_start_method", None)
+    if isinstance(executor, ProcessPoolExecutor) and method is not None and method() == "fork":
+        raise ValueError(
+            "executor must not fork, because Afnio has threads whose locks a forked worker keeps (got a "
+            f"ProcessPoolExecutor that does); pass {_RECIPE}"
+        )
+
+
+# The pool
+
+
+class _RefusedError(Exception):
+    """A task was not submitted, because its executor is broken or shut down."""
+
+
+class _LostError(Exception):
+    """A task ended without an outcome.
+
+    Attributes:
+        alone: True if the executor knows that this task's worker ended.
+    """
+
+    def __init__(self, why: str, *, alone: bool = False) -> None:
+        super().__init__(why)
+        self.alone = alone
+
+
+@final
+class WorkerPool:
+    """An executor in use. It lives on the runtime's loop."""
+
+    def __init__(self, runtime: Runtime, workers: Workers) -> None:
+        self._runtime = runtime
+        self._source = workers.executor
+        self._most = workers.max_in_flight
+        self._ours = not isinstance(workers.executor, Executor)
+        self._executor: Any = None
+        self._broken = ""
+        self._places: anyio.Semaphore | None = None
+        self._turns = Turns()
+        self._waiting = 0
+        self._starting: Task | None = None
+        self._started = anyio.Event()
+        # A start that failed does so for the lanes that have come by then. Later ones try again.
+        self._numbers = itertools.count(1)
+        self._failed = 0
+        self._why: Exception | None = None
+
+    async def run(self, name: str, task: Callable[[], Any]) -> Ended:
+        """Run one lane's task until it has ended.
+
+        Args:
+            name: the function's.
+            task: returns the arguments of `run_task`, for each attempt.
+
+        Raises:
+            WorkerLostError: if it has lost its worker `ATTEMPTS` times.
+            ExecutorError: if the executor is broken and can't be replaced.
+        """
+        number = next(self._numbers)
+        self._waiting += 1
+        try:
+            await self._ready(number)
+            assert self._places is not None
+            async with self._places:
+                return await self._until_ended(number, name, task)
+        finally:
+            self._waiting -= 1
+
+    async def _until_ended(self, number: int, name: str, task: Callable[[], Any]) -> Ended:
+        turns, lost, refused, suspected = self._turns, 0, 0, False
+        try:
+            while True:
+                await (turns.enter_alone() if suspected else turns.enter_together())
+                try:
+                    return await self._once(number, task)
+                except _RefusedError as error:
+                    refused += 1
+                    if refused >= ATTEMPTS:
+                        raise ExecutorError(
+                            f"an executor must take tasks (got {error}, {refused} times); see that it is open, and its "
+                            "cluster there"
+                        ) from None
+                except _LostError as error:
+                    lost += suspected or error.alone
+                    if lost >= ATTEMPTS:
+                        raise WorkerLostError(
+                            f"{name} must not end its worker process (got {lost} ends in {lost} runs); look for a "
+                            "crash, os._exit or too little memory in it"
+                        ) from None
+                    if not error.alone and not suspected:
+                        suspected = True
+                        turns.suspects += 1  # before anybody else begins
+                finally:
+                    turns.leave()
+        finally:
+            if suspected:
+                turns.end_suspicion()
+
+    async def _once(self, number: int, task: Callable[[], Any]) -> Ended:
+        """Submit the task once.
+
+        Raises:
+            _RefusedError: if the executor didn't take it.
+            _LostError: if nothing came back.
+        """
+        executor = await self._ready(number)
+        arguments = await task()
+        done = anyio.Event()
+        try:
+            future: Future[Any] = executor.submit(run_task, *arguments)
+        except Exception as error:  # broken, shut down, or its cluster is gone
+            self._drop(executor, error)
+            raise _RefusedError(reason(error)) from None
+        future.add_done_callback(partial(self._wake, done))
+        try:
+            await done.wait()
+        except BaseException:
+            future.cancel()
+            raise
+        try:
+            return Ended(*future.result())
+        except WorkerLostError as error:
+            raise _LostError(str(error), alone=True) from None
+        except (BrokenExecutor, CancelledError) as error:
+            self._drop(executor, error)
+            raise _LostError(reason(error)) from None
+        except Exception as error:
+            if type(error).__name__ != "KilledWorker":  # Dask's, for all tasks of workers that died
+                self._drop(executor, error)
+            raise _LostError(reason(error)) from None
+
+    def _wake(self, event: anyio.Event, future: object) -> None:
+        with suppress(RuntimeClosedError):
+            self._runtime.post(event.set)
+
+    def _drop(self, executor: Any, error: BaseException) -> None:
+        """Use an executor no longer."""
+        if self._executor is not executor:
+            return  # another lane has dropped it
+        self._executor = None
+        if self._ours:
+            _shut_down(executor)
+        else:
+            self._broken = (
+                f"an executor must work while lanes need it (got {reason(error)}); pass a callable that makes it, such "
+                f"as {_RECIPE}, so that it can be replaced"
+            )
+
+    # Its start
+
+    async def _ready(self, number: int) -> Any:
+        """Return the executor, started.
+
+        Raises:
+            ExecutorError: if it can't be.
+        """
+        while self._executor is None:
+            if self._broken:
+                raise ExecutorError(self._broken)
+            if self._why is not None and number <= self._failed:
+                raise type(self._why)(*self._why.args)
+            if self._starting is None:
+                self._started = anyio.Event()
+                self._starting = self._runtime.spawn(self._start(), Context())
+            await self._started.wait()
+        return self._executor
+
+    async def _start(self) -> None:
+        """Make the executor and wait for its first worker. In a task, because no lane's cancellation may end it."""
+        try:
+            self._executor = await self._made()
+            if self._places is None:
+                most = self._most or AHEAD * _size(self._executor)
+                self._places = anyio.Semaphore(most, fast_acquire=True)
+        except Exception as error:
+            self._why = error
+            self._failed = next(self._numbers)
+        finally:
+            self._starting = None
+            self._started.set()
+
+    async def _made(self) -> Any:
+        last = "its workers ended"
+        for _ in range(STARTS if self._ours else 1):
+            greeted = anyio.Event()
+            limiter = anyio.CapacityLimiter(1)
+            make = partial(self._make, partial(self._wake, greeted))
+            executor, greetings = await anyio.to_thread.run_sync(make, limiter=limiter)
+            with anyio.move_on_after(START):
+                await greeted.wait()
+            if not greeted.is_set():
+                last = f"no worker started within {START:g} s"
+            else:
+                first = next(each for each in greetings if each.done())
+                error = None if first.cancelled() else first.exception()
+                if error is None and not first.cancelled():
+                    return executor
+                last = "its tasks were cancelled" if error is None else reason(error)
+                if error is not None and not isinstance(error, BrokenExecutor | WorkerLostError):
+                    break
+            if self._ours:
+                _shut_down(executor)
+        raise ExecutorError(
+            f"an executor's workers must live until their first task (got {last}); {_advice()}"
+        )
+
+    def _make(self, greeted: Callable[[object], object]) -> tuple[Any, list[Future[Any]]]:
+        """Make the executor and submit its first tasks; in a thread, because starting processes takes its time."""
+        source = self._source
+        try:
+            executor = source if isinstance(source, Executor) else source()
+        except Exception as error:
+            raise ExecutorError(
+                f"the callable given as executor must make one (got {reason(error)}); call it by itself to see why"
+            ) from error
+        _check_kind(executor)
+        if self._ours and isinstance(executor, ProcessPoolExecutor) and not executor._processes:
+            # Also a worker that never gets a task must end with this process.
+            pool: Any = executor
+            then = (pool._initializer, pool._initargs) if pool._initializer else None
+            pool._initializer, pool._initargs = start_worker, (os.getpid(), then)
+        try:
+            count = max(1, min(_size(executor), self._waiting))
+            futures = [executor.submit(start_worker, os.getpid()) for _ in range(count)]
+        except BrokenExecutor as error:
+            broken: Future[Any] = Future()
+            broken.set_exception(error)
+            futures = [broken]
+        except Exception as error:
+            raise ExecutorError(
+                f"an executor must take tasks (got {reason(error)}); keep it open while lanes need it, or pass a "
+                f"callable that makes it, such as {_RECIPE}"
+            ) from error
+        for future in futures:
+            future.add_done_callback(greeted)
+        return executor, futures
+
+    async def aclose(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._executor is not None and self._ours:
+            _shut_down(self._executor)
+
+
+def _size(executor: Any) -> int:
+    """Return the number of workers of an executor, as far as it says."""
+    size = getattr(executor, "_max_workers", None)
+    return size if isinstance(size, int) and size > 0 else os.cpu_count() or 1
+
+
+def _shut_down(executor: Any) -> None:
+    """End an executor that we made, without waiting: a cluster may take long."""
+
+    def end() -> None:
+        with suppress(Exception):
+            if "cancel_futures" in inspect.signature(executor.shutdown).parameters:
+                executor.shutdown(wait=False, cancel_futures=True)
+            else:
+                executor.shutdown(wait=False)
+
+    threading.Thread(target=end, name="afnio-executor-end", daemon=True).start()
+
+
+def _advice() -> str:
+    """Return what to do about workers that don't start."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    with suppress(OSError, UnicodeDecodeError):
+        if file is not None and "__main__" not in Path(file).read_text("utf-8"):
+            guard = 'if __name__ == "__main__":'
+            return f"put the code of {Path(file).name} under `{guard}`, because each worker imports it"
+    return "look at what the workers wrote to stderr"
+
+
+# Who runs with whom
+
+
+@final
+class Turns:
+    """Lanes run together, until a pool breaks. Then the suspects run alone, one after the other, in their order.
+
+    Attributes:
+        suspects: lanes that were in a pool when it broke, and have not ended since.
+    """
+
+    def __init__(self) -> None:
+        self.suspects = 0
+        self._inside = 0
+        self._line: deque[anyio.Event] = deque()
+        self._calm = anyio.Event()
+
+    async def enter_together(self) -> None:
+        """Wait until there are no suspects."""
+        while self.suspects:
+            await self._calm.wait()
+        self._inside += 1
+
+    async def enter_alone(self) -> None:
+        """Wait until no other lane is in the pool. The caller is one of the suspects."""
+        if not self._inside:
+            self._inside = 1
+            return
+        given = anyio.Event()
+        self._line.append(given)
+        try:
+            await given.wait()
+        except BaseException:
+            if given.is_set():
+                self.leave()
+            else:
+                self._line.remove(given)
+            raise
+
+    def leave(self) -> None:
+        """Leave the pool. The last one gives the place to the first suspect in line."""
+        self._inside -= 1
+        if not self._inside and self._line:
+            self._inside = 1
+            self._line.popleft().set()
+
+    def end_suspicion(self) -> None:
+        """A suspect has ended. After the last one, lanes run together again."""
+        self.suspects -= 1
+        if not self.suspects:
+            calm, self._calm = self._calm, anyio.Event()
+            calm.set()

@@ -1,0 +1,299 @@
+"""Functions that run in the workers of an executor: how they get there, and how their results come back.
+
+`remote` makes a `Remote` of a function that is given with `executor=`: an asynchronous callable, which nodes call like
+any other. The function is pickled when it is made, on the line of the launch and once for all lanes. So what can't be
+pickled is an error on that line, and the error names it. What leaves is bytes: the function and a lane's plain values.
+
+With `durable=` a result is journaled as if it were a call that cost nothing, and a resumed run doesn't compute it
+again. Unlike a reply it comes from the user's code, so it has a version, to be raised when that code changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import multiprocessing.process
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any, Final, Protocol, final
+
+import anyio
+import anyio.to_thread
+
+from afnio.errors import RemoteError, WorkerTraceback, reason
+from afnio.runtime._executors import Workers
+from afnio.runtime._journal_file import Record
+from afnio.runtime._kernel import Job, Runtime, current_scope
+from afnio.runtime._waiting import active_journal
+from afnio.runtime._worker import Ended, found_cloudpickle, pickled
+
+LARGE: Final = 1 << 20
+"""Bytes of a result that is unpickled in a thread, so that the loop isn't blocked."""
+
+
+class LaneCalls(Protocol):
+    """The language model calls that a lane makes in a worker. `afnio.models` brings it."""
+
+    async def attempt(self) -> Callable[[], Any]:
+        """Return what makes the context manager around the function, in the worker; for the next attempt."""
+
+    def end(self) -> None:
+        """The lane has ended."""
+
+
+@final
+class Remote:
+    """A function that runs in the workers of an executor: an asynchronous callable for `call_in_node`.
+
+    Args:
+        function: a `def` or an `async def`.
+        workers: where.
+        durable: 0, or the version of the function under which its results are journaled.
+        name: in errors, instead of the function's own.
+
+    Raises:
+        TypeError: if it can't be pickled.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], workers: Workers, *, durable: int = 0, name: str | None = None
+    ) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise RuntimeError(
+                "a script with executor= must not launch anything when a worker imports it (got a launch during the "
+                'import); put its code under `if __name__ == "__main__":`'
+            )
+        self.name = name or _name_of(function)
+        self._function = _packed(function, self.name)
+        self._workers = workers
+        self._lane_calls: Callable[[], LaneCalls] = Runtime.lane_calls()
+        self._durable = durable
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        job = current_scope().job
+        assert job is not None, "call_in_node has set the lane's scope"
+        try:
+            arguments = pickled((args, kwargs))
+        except Exception as error:
+            raise TypeError(
+                f"what {self.name} gets must be picklable (got {_culprit(args, kwargs)}: {reason(error)}); pass plain "
+                "values"
+            ) from None
+        if self._durable and active_journal.get() is not None:
+            return await self._recorded(job, arguments, args, kwargs)
+        return await self._run(job, arguments)
+
+    async def _run(self, job: Job, arguments: bytes) -> Any:
+        runtime = job.launch.runtime
+        calls = self._lane_calls()
+
+        async def task() -> tuple[Any, ...]:
+            return os.getpid(), self._function, arguments, pickle.dumps(await calls.attempt())
+
+        try:
+            ended = await self._workers.pool(runtime).run(self.name, task)
+        finally:
+            calls.end()
+        if len(ended.data) > LARGE:
+            return await anyio.to_thread.run_sync(self._outcome, ended)
+        return self._outcome(ended)
+
+    def _outcome(self, ended: Ended) -> Any:
+        """Return the value, or raise the error that ended the function."""
+        if ended.ending == "value":
+            try:
+                return pickle.loads(ended.data)
+            except Exception as error:
+                raise TypeError(
+                    f"{self.name} must return what can be unpickled here (got {reason(error)}); return plain values"
+                ) from None
+        if ended.ending == "unread":
+            raise TypeError(f"{self.name} {ended.text}; use what can be imported, and plain values")
+        raised: Any = None
+        with suppress(Exception):
+            raised = pickle.loads(ended.data)
+        if not isinstance(raised, BaseException):
+            raised = RemoteError(
+                f"{self.name} raised {ended.name} in a worker, which can't be unpickled here ({ended.text})"
+            )
+        raise raised from WorkerTraceback(ended.trace)
+
+    # Results in the journal
+
+    async def _recorded(self, job: Job, arguments: bytes, args: Any, kwargs: Any) -> Any:
+        """Return the journal's result, or run the function and record what it returned."""
+        journal = active_journal.get()
+        assert journal is not None
+        # Not the pickle: it shows which of the arguments are one object.
+        asked = json.dumps([self.name, self._durable, args, kwargs], sort_keys=True, default=repr)
+        address, scope = job.call_address("result"), job.launch.scope.path
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        record = journal.take(address, key, scope)
+        if record is not None:
+            return _from_json(record.payload)
+        if journal.broken is not None:
+            raise journal.broken
+        value = await self._run(job, arguments)
+        payload = _to_json(value)
+        if payload is None:
+            raise TypeError(
+                f"a durable function must return what JSON can hold (got {value!r:.200} from {self.name}); return "
+                "texts, numbers, and lists or dicts of them"
+            )
+        # "shared" answers a call and costs nothing, so that no ledger counts it.
+        written = anyio.Event()
+        journal.append(
+            Record(
+                address=address, scope=scope, key=key, model="", purpose="result", payload=payload, kind="shared",
+                reusable=False,
+            ),
+            lambda error: job.launch.runtime.post(written.set),
+        )  # fmt: skip
+        await written.wait()
+        return value
+
+
+def _to_json(value: Any) -> bytes | None:
+    """Encode a result, or return None for one that would come back as something else. An evaluator's is a tuple."""
+    held = {"value": value, "tuple": isinstance(value, tuple)}
+    try:
+        data = json.dumps(held, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        return None
+    return data if _from_json(data) == value else None
+
+
+def _from_json(data: bytes) -> Any:
+    held = json.loads(data)
+    return tuple(held["value"]) if held["tuple"] else held["value"]
+
+
+def checked_durable(durable: Any, executor: Any) -> int:
+    """Return the version of `durable=`, 0 for False.
+
+    Raises:
+        ValueError: for anything but a bool or a version, and without an executor.
+    """
+    if not isinstance(durable, int) or durable < 0:
+        raise ValueError(f"durable must be True or the version of the function, 1 or more (got {durable!r})")
+    if durable and executor is None:
+        raise ValueError(
+            "durable=True needs an executor (got none); pass executor=, or wrap what the function pays for in calls"
+        )
+    return int(durable)
+
+
+def remote(
+    function: Callable[..., Any], executor: Any, *, durable: int = 0, loop: str = "runtime"
+) -> Callable[..., Any]:
+    """Return `function` as it is to be called in a node: itself, or in the workers of `executor` if there is one.
+
+    Raises:
+        TypeError: if it can't be pickled, or for something else than an executor.
+        ValueError: for `loop="caller"` beside an executor.
+    """
+    version = checked_durable(durable, executor)
+    if executor is None or not callable(function):
+        return function
+    if loop == "caller":
+        raise ValueError(
+            "loop='caller' and executor= exclude each other (got both); leave loop out, because a worker has its own"
+        )
+    if isinstance(function, Remote):
+        return function
+    return Remote(function, Workers.of(executor), durable=version)
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    name = str(getattr(function, "__qualname__", None) or type(function).__qualname__)
+    code = getattr(function, "__code__", None)
+    if name.endswith("<lambda>") and code is not None:
+        return f"the lambda at {Path(code.co_filename).name}:{code.co_firstlineno}"
+    return name.replace(".<locals>", "")
+
+
+def _packed(function: Callable[..., Any], name: str) -> bytes:
+    """Pickle the function: by reference if a worker can import it, else by value."""
+    cloudpickle = found_cloudpickle()
+    if not _by_value(function, cloudpickle):
+        with suppress(Exception):
+            return pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
+    if cloudpickle is None:
+        raise TypeError(
+            f"a function with executor= must be importable (got {name}: a lambda, a function "
+            "defined in another one, or one of a notebook); move it to a module, or install cloudpickle"
+        )
+    try:
+        data: bytes = cloudpickle.dumps(function)
+    except Exception as error:
+        raise TypeError(
+            f"a function with executor= must be picklable (got {name}, which refers to {_culprit(function)}: "
+            f"{reason(error)}); make that in the function"
+        ) from None
+    return data
+
+
+def _by_value(function: Any, cloudpickle: Any) -> bool:
+    """Return True for a function of the program's main module: only some workers have imported that."""
+    if isinstance(function, partial):
+        inner = (function.func, *function.args, *function.keywords.values())
+        return any(_by_value(each, cloudpickle) for each in inner if callable(each))
+    if getattr(function, "__module__", None) != "__main__":
+        return False
+    # Without cloudpickle: a pool's workers import a script, but neither a notebook nor `python -c`.
+    return cloudpickle is not None or getattr(sys.modules["__main__"], "__file__", None) is None
+
+
+_DEEP: Final = 4
+"""How many levels the search for what can't be pickled goes down."""
+
+
+def _culprit(*values: Any) -> str:
+    """Return the name of what can't be pickled among what `values` refer to."""
+    name, value = "a value", values[0]
+    found: Any = list(enumerate(values))
+    for _ in range(_DEEP):
+        bad = next(((n, v) for n, v in found if not _picklable(v)), None)
+        if bad is None:
+            break
+        name, value = bad if isinstance(bad[0], str) else (name, bad[1])
+        found = list(_parts(value))
+    return f"{name}, a {type(value).__name__}" if isinstance(name, str) else type(value).__name__
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield what a value refers to, each with its name."""
+    if isinstance(value, partial):
+        yield "", value.func
+        yield from enumerate(value.args)
+        yield from value.keywords.items()
+    elif isinstance(value, MethodType):
+        yield "self", value.__self__
+    elif isinstance(value, FunctionType):
+        with suppress(Exception):
+            names = inspect.getclosurevars(value)
+            yield from names.nonlocals.items()
+            yield from names.globals.items()
+    elif isinstance(value, dict):
+        yield from ((str(name), item) for name, item in value.items())
+    elif isinstance(value, list | tuple | set):
+        yield from enumerate(value)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        yield from ((f"{type(value).__name__}.{name}", item) for name, item in vars(value).items())
+
+
+def _picklable(value: Any) -> bool:
+    try:
+        pickled(value)
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,218 @@
+"""What runs in a worker process: one function of ours, around each function of a user's.
+
+`run_task` is what an executor gets to run. It takes bytes and returns bytes, so a pool never unpickles anything of a
+user's by itself. That matters: a pool takes an exception that it can't unpickle for a dead worker, and breaks. Errors
+come back as data, with their traceback as text.
+
+A worker's first task prepares the process:
+
+* Ctrl-C reaches the whole process group. Workers ignore it: their driver decides what ends.
+* When the driver has gone, the worker ends too. A pool sees to that in an orderly exit only, and not after `kill -9` or
+  the second Ctrl-C. A thread waits for the driver's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
+from importlib import import_module
+from typing import Any, Final, Literal, NamedTuple
+
+Ending = Literal["value", "error", "unread"]
+"""How a task ended: its value, its exception, or a sentence on what can't be pickled."""
+_LOOK: Final = 0.5
+"""Seconds between looks at whether the driver is there, where there is nothing to wait on."""
+_KEPT: Final = 32
+"""The most functions that a worker keeps unpickled."""
+
+
+class Ended(NamedTuple):
+    """What comes back from a worker.
+
+    Attributes:
+        ending: see `Ending`.
+        data: the pickled value or exception; empty if it can't be pickled.
+        name: the exception's class.
+        text: its text, or the sentence.
+        trace: the traceback, for errors.
+    """
+
+    ending: Ending
+    data: bytes = b""
+    name: str = ""
+    text: str = ""
+    trace: str = ""
+
+
+def start_worker(driver: int, then: tuple[Callable[..., Any], tuple[Any, ...]] | None = None) -> int:
+    """Prepare this process, and return its id.
+
+    It is the first task of a pool, so that its start can be waited for, and the initializer of pools that take one.
+
+    Args:
+        driver: the process id of the driver.
+        then: the pool's own initializer and its arguments.
+    """
+    _prepare(driver)
+    if then is not None:
+        initializer, arguments = then
+        initializer(*arguments)
+    return os.getpid()
+
+
+def run_task(driver: int, function: bytes, arguments: bytes, around: bytes) -> tuple[Any, ...]:
+    """Run a function and return an `Ended` as a plain tuple. It raises nothing.
+
+    Args:
+        driver: the process id of the driver.
+        function: pickled; equal bytes are unpickled once.
+        arguments: the pickled positional and keyword arguments.
+        around: a pickled callable that returns a context manager.
+    """
+    try:
+        _prepare(driver)
+        made = _unpickled(function)
+        args, kwargs = pickle.loads(arguments)
+        block: AbstractContextManager[object] = pickle.loads(around)()
+    except BaseException as error:
+        text = f"can't be unpickled in the worker ({_said(error)})"
+        return tuple(Ended("unread", text=text, trace=_trace(error)))
+    try:
+        with block:
+            value = made(*args, **kwargs)
+            if inspect.iscoroutine(value):
+                value = _loop().run(value, context=copy_context())  # it would keep the first lane's
+    except BaseException as error:
+        return tuple(_failed(error))
+    try:
+        return tuple(Ended("value", pickled(value)))
+    except Exception as error:
+        text = f"returned a {type(value).__name__} that can't be pickled ({_said(error)})"
+        return tuple(Ended("unread", text=text))
+
+
+def pickled(value: Any) -> bytes:
+    """Pickle a value: by reference what can be imported, by value what can't, if cloudpickle is installed."""
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        cloudpickle = found_cloudpickle()
+        if cloudpickle is None:
+            raise
+        data: bytes = cloudpickle.dumps(value)
+        return data
+
+
+def found_cloudpickle() -> Any:
+    """Return the module, or None if it isn't installed."""
+    try:
+        return import_module("cloudpickle")
+    except ImportError:
+        return None
+
+
+def _failed(error: BaseException) -> Ended:
+    trace = _trace(error)
+    name, text = type(error).__qualname__, _text(error)
+    try:
+        data = pickled(error)
+        pickle.loads(data)  # one with a required keyword is pickled, and can't be unpickled
+    except Exception:
+        data = b""
+    return Ended("error", data, name, text, trace)
+
+
+def _trace(error: BaseException) -> str:
+    """Return the traceback without the lines of this file."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    with suppress(Exception):  # the user's `__str__` or `__repr__` may raise
+        return "".join(traceback.format_exception(type(error), error, tb))
+    return type(error).__qualname__
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def _said(error: BaseException) -> str:
+    text = _text(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_functions: Final[dict[bytes, Callable[..., Any]]] = {}
+
+
+def _unpickled(function: bytes) -> Callable[..., Any]:
+    made = _functions.get(function)
+    if made is None:
+        made = pickle.loads(function)
+        while len(_functions) >= _KEPT:
+            with suppress(KeyError, StopIteration, RuntimeError):  # threads of a Dask worker
+                del _functions[next(iter(_functions))]
+        _functions[function] = made
+    return made
+
+
+# The process
+
+
+_of_thread = threading.local()
+
+
+def _loop() -> asyncio.Runner:
+    """Return the thread's loop. It is the same for all lanes, because a client in a module belongs to its first one."""
+    runner: asyncio.Runner | None = getattr(_of_thread, "runner", None)
+    if runner is None:
+        runner = _of_thread.runner = asyncio.Runner()
+    return runner
+
+
+_prepared: int | None = None
+
+
+def _prepare(driver: int) -> None:
+    global _prepared
+    if _prepared == os.getpid() or driver == os.getpid():
+        return
+    _prepared = os.getpid()
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid == driver:
+        _end_after(parent.join)
+    elif os.getppid() == driver:
+        _end_after(_outlive)
+    else:
+        return  # a worker of a cluster, whose own supervisor ends it
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _outlive() -> None:
+    driver = os.getppid()
+    while os.getppid() == driver:
+        time.sleep(_LOOK)
+
+
+def _end_after(wait: Callable[[], object]) -> None:
+    def end() -> None:
+        try:
+            wait()
+        except Exception:  # a start method without a pipe to its parent
+            _outlive()
+        os._exit(1)
+
+    threading.Thread(target=end, name="afnio-driver-watch", daemon=True).start()
