@@ -115,6 +115,7 @@ def test_quota_is_measured_or_the_reason_said(
     assert quota.used_share(windows[1:], "requests", 10) is None
 
 
+@pytest.mark.nightly
 def test_scale(results: Callable[[str], dict[str, Any]]) -> None:
     growth, memory = scale.compare([10, 100], queued=300, repeats=1, samples=100)
     rows = results("scale")["rows"]

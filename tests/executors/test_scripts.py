@@ -30,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 import afnio
 
 def busy(x):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())  # at once: two processes write here
     time.sleep(600)
 
 if __name__ == "__main__":

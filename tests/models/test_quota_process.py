@@ -127,7 +127,14 @@ def test_halved_midway() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "headers"), [(2_000, True), (2_000, False), (0, False)])
+@pytest.mark.parametrize(
+    ("limit", "headers"),
+    [
+        (2_000, True),
+        pytest.param(2_000, False, marks=pytest.mark.nightly),
+        pytest.param(0, False, marks=pytest.mark.nightly),
+    ],
+)
 def test_processes_share_a_key(limit: int, headers: bool, tmp_path: Path) -> None:
     """Three processes lose nothing, be they given the whole quota or none, be they told of it or not."""
     quota = Quota(requests=100, window=3.0, shape="sliding", headers=headers, retry_after=0.05)

@@ -126,6 +126,7 @@ def test_memory_is_flat_over_steps() -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.nightly
 def test_memory_is_flat_over_a_hundred_thousand_awaits() -> None:
     """A service that awaits its agent all day needs no more memory than after its warm-up."""
     left = alive()

@@ -167,7 +167,9 @@ def _objection(*, call: bool = False) -> str | None:
     if library is None:
         return None
     caller = running_caller(make=False)
-    if caller is not None and any(launch.left for launch in list(caller.awaited)):
+    if caller is not None and any(
+        not job.done for launch in list(caller.awaited) for job in list(launch.jobs)
+    ):
         return (
             "this read would block the loop that callables of loop='caller' run on, and so wait for itself; write "
             "`await value`"

@@ -385,7 +385,9 @@ class _CallCounts:
 
     def __init__(self) -> None:
         self.replied = self.failed = self.retried = self.replayed = self.tokens = 0
-        self._trouble: tuple[float, str] | None = None
+        # The last call that failed and the last one that is tried again, each with its time.
+        self._failure: tuple[float, str] | None = None
+        self._retry: tuple[float, str] | None = None
         self._closed: dict[str, str] = {}
 
     def __call__(self, event: Any) -> None:
@@ -397,11 +399,11 @@ class _CallCounts:
                 self.tokens += event.usage.total_tokens
                 if not str(event.error).startswith("Cancelled"):
                     self.failed += 1
-                    self._trouble = time.monotonic(), f"a call failed: {event.error}"
+                    self._failure = time.monotonic(), f"a call failed: {event.error}"
             case CallRetried():
                 self.retried += 1
                 when = f" in {event.wait:.1f} s" if event.wait >= 0.1 else ""
-                self._trouble = time.monotonic(), f"a call is tried again{when}: {event.error}"
+                self._retry = time.monotonic(), f"a call is tried again{when}: {event.error}"
             case CallReplayed():
                 self.replayed += 1
             case CircuitOpened():
@@ -411,10 +413,10 @@ class _CallCounts:
 
     @property
     def trouble(self) -> str | None:
-        """An account that doesn't answer, or a recent failed attempt, in one line."""
+        """An account that doesn't answer, a call that failed recently, or one that is tried again, in one line."""
         texts = list(self._closed.values())
-        if self._trouble is not None and time.monotonic() - self._trouble[0] < _TROUBLE_LASTS:
-            texts.append(self._trouble[1])
+        since = time.monotonic() - _TROUBLE_LASTS
+        texts += [said[1] for said in (self._failure, self._retry) if said is not None and said[0] > since]
         return " ".join(texts[0].split()) if texts else None
 
 
