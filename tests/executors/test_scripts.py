@@ -30,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 import afnio
 
 def busy(x):
-    os.write(1, f"{os.getpid()}\n".encode())  # at once: two processes write here
+    os.write(1, b"%d\\n" % os.getpid())  # at once: two processes write here
     time.sleep(600)
 
 if __name__ == "__main__":
