@@ -403,7 +403,9 @@ class Gateway:
 
     def _ended(self, call: GatewayCall) -> None:
         self._calls.pop(call, None)
-        if not call.task.cancelled() and (error := call.task.exception()) is not None:
+        # A task that is cancelled before its first step never enters the exchange, and its client would wait for ever.
+        error = asyncio.CancelledError() if call.task.cancelled() else call.task.exception()
+        if error is not None:
             call.exchange.abort(error)
 
     def _leave(self, call: GatewayCall) -> None:
