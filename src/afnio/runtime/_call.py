@@ -11,7 +11,7 @@ the account (`_admission.py`). The orders of the two differ, so they can't be on
 decided once, by the table `AttemptOutcome`. Budgets, the account's limits and its health all settle by the same row.
 
 What happens on a 429, for example: `AttemptOutcome.LIMITED` charges no money and gives the request and its tokens back.
-Admission pauses the account and finds its pace (`Refusals` in `_retries.py`). `RETRIES` sends the call again, for an
+Admission pauses the account and finds its pace (`Refusals` in `_retries.py`). `retries` sends the call again, for an
 hour at most, and counts none of that as a failed attempt.
 """
 
@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
 
 import anyio
 import anyio.lowlevel
-from tenacity import RetryCallState
 
 from afnio.errors import JournalError, ModelError, RateLimitedError, TransientModelError
 from afnio.runtime._admission import (
@@ -48,7 +47,7 @@ from afnio.runtime._budget import Budget, Charge, Reservation, current_budgets, 
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Deadline, Signal, Task, deadline_at, loop_time
-from afnio.runtime._retries import RETRIES, AccountHealth
+from afnio.runtime._retries import AccountHealth
 from afnio.runtime._settings import CallPriority, current_priority
 from afnio.runtime._spending import AttemptEstimate, Price, cost, possible_usage
 from afnio.runtime._waiting import active_journal
@@ -66,6 +65,8 @@ from afnio.runtime.events import (
 )
 
 if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
     from afnio.runtime._journal import Journal
     from afnio.runtime._journal_file import Kind
     from afnio.runtime._limits import RateLimits
@@ -381,7 +382,7 @@ async def send(trip: Trip[R]) -> R:
             reply = await _attempt(trip)
         except TransientModelError as error:
             trip.known_failure = error
-            reply = await RETRIES(_attempt, trip)
+            reply = await trip.health.retrying(_attempt, trip)
     except BaseException as error:
         if trip.attempts > 1 and isinstance(error, ModelError):
             error.add_note(f"after {trip.attempts} attempts in {trip.seconds:.1f} s")
