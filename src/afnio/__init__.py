@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
-    from afnio._headroom import Headroom as Headroom
     from afnio._headroom import headroom as headroom
     from afnio._optimize import optimize as optimize
+    from afnio._result import Headroom as Headroom
     from afnio._result import Result as Result
     from afnio.runtime._executors import Workers as Workers
 
@@ -103,7 +103,7 @@ __all__ = [
 
 _HOMES = {
     "headroom": "afnio._headroom",
-    "Headroom": "afnio._headroom",
+    "Headroom": "afnio._result",
     "optimize": "afnio._optimize",
     "Result": "afnio._result",
     "Workers": "afnio.runtime._executors",

@@ -83,7 +83,7 @@ def test_a_function_gets_better_prompts_and_a_verdict(folder: Path) -> None:
     assert result.gain.low is not None
     assert 0 < result.gain.low < result.gain.difference < 1
     assert str(result.after) == "100.0 % (32 of 32 right; 89.3 to 100.0)"
-    assert result.splits == {"train": 36, "watch": 11, "gate": 21, "test": 32}
+    assert result.splits == {"train": 36, "gate": 32, "test": 32}
     assert afnio.run(result.agent("row 9")) == "yes"
     assert result.calls > 100
     assert result.tokens > 0
@@ -284,7 +284,10 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str
         ({"patience": 0}, "patience"),
         ({"perfect": "1"}, "perfect"),
         ({"seed": 1.5}, "seed"),
-        ({"budget": afnio.budget(max_calls=120)}, r"at least \d+ calls \(got 120\).*64 to test"),
+        ({"budget": afnio.budget(max_calls=100)}, r"at least 109 calls \(got 100\): 8 to begin, 24 for a gate of 12"),
+        ({"rows": rows(40), "budget": afnio.budget(max_calls=71)}, r"at least 72 calls \(got 71\): a gate of 12"),
+        ({"rows": rows(30), "valset": rows(11)}, "valset must have at least 12 rows"),
+        ({"headroom": 1}, "headroom must be True or False"),
         ({"rows": [({"other": "a"}, "b")] * 100}, "must fit agent"),
         ({"valset": rows(5)}, "valset"),
         ({"rows": rows(2) * 50}, "2 different ones"),
