@@ -146,7 +146,8 @@ def design_for(rows: int, each: float, calls: float) -> Design:
     """
     most = min(calls, MOST_CALLS)
     twice = max(PROBED, min(16, rows // 6, int(0.05 * most / each)))
-    final = max(10, min(80, int(0.62 * rows), int(0.21 * most / each)))
+    tried = min(LEARNT + 12, int(0.45 * (rows - twice)))
+    final = max(10, min(80, rows - twice - tried, int(0.21 * most / each)))
     step = int(most - 2 * (twice + final) * each)
     if step < _STEP * each:
         least = math.ceil((2 * (PROBED + 10) + _STEP) * each)
@@ -334,12 +335,15 @@ class HeadroomTest(Scoring):
             evaluation, _ = await search.evaluated(batch)
             return evaluation
 
+        # With few rows a chain leaves half of them to the race. On one row all candidates are equal.
+        minibatch = max(3, min(LEARNT // 3, 2 * len(rows) // 9))
         optimizer = EditTGD(
             list(subject.parameters.values()),
             self.critic.client,
             evaluate,
             DataLoader(rows, collate_fn=list),
-            race=max(1, min(RACED, len(rows) - _LEARNT)),
+            minibatch=minibatch,
+            race=max(1, min(RACED, len(rows) - 3 * minibatch)),
             # A step takes at most a quarter of this.
             budget=4 * design.step // STEPS,
             quorum=_QUORUM,
@@ -368,8 +372,8 @@ _STRETCH: Final = 1.15
 """A second step may take a little of what is meant for the last comparison: it is worth more there."""
 RACED: Final = 16
 """Rows of the race of variants: few, as the rows of the last comparison decide."""
-_LEARNT: Final = 24
-"""Rows that a chain of EditTGD learns from."""
+LEARNT: Final = 24
+"""Rows that a chain of EditTGD learns from, if there are enough."""
 _QUORUM: Final = 0.25
 """Rows that crash are mistakes here, of form. With fewer left than this the race would be blind."""
 
