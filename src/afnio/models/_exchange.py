@@ -164,6 +164,7 @@ class Exchange:
         send: sends one attempt. The default is the account's aiohttp session.
 
     Attributes:
+        origin: as given.
         pipe: the reply's way to its reader.
         error: what ended the call, or None if it was answered.
     """
@@ -178,7 +179,7 @@ class Exchange:
     ) -> None:
         self.request = request
         self.error: BaseException | None = None
-        self._origin = origin
+        self.origin = origin
         self._read_timeout = read_timeout
         self._trace = current_trace.get()
         self._traced: TracedCall | None = None
@@ -222,7 +223,7 @@ class Exchange:
         return reply
 
     async def _perform(self) -> RawReply:
-        request, origin = self.request, self._origin
+        request, origin = self.request, self.origin
         rehearsed = rehearsal.get()
         if rehearsed is not None:
             return _made_up(request, rehearsed, origin)

@@ -335,7 +335,7 @@ async def _attempt(trip: Trip[R]) -> R:
     while True:
         await trip.hold()
         account = admitter(trip.runtime, trip.call.account)
-        permit = await account.enter(trip.call, first=first)
+        permit = await account.enter(trip.call, first=first, last=trip.replica)
         trip.replica = permit.account
         trip.outcome = AttemptOutcome.UNSENT
         try:
