@@ -67,9 +67,7 @@ class Host:
 
     async def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """Run a command to its end. Returns its exit code, output and errors."""
-        done = await anyio.run_process(
-            self.command(*arguments), env=_environment(environment), check=False
-        )
+        done = await anyio.run_process(self.command(*arguments), env=_environment(environment), check=False)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def disconnect(self) -> None:
