@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -36,6 +37,8 @@ TARGET: Final = "x-afnio-target"
 """The header with the URL that a forwarded request is for."""
 READ_TIMEOUT: Final = "x-afnio-read-timeout"
 """The header with its client's read timeout, which begins on the wire and not while it waits for its turn."""
+RUN: Final = "."
+"""Stands between a lane's token and the run of its function. No token contains it."""
 _LIBRARIES: Final = ("httpx2", "httpx")
 PROBES: Final = [
     (level, getattr(socket, name), value)
@@ -60,6 +63,9 @@ They also keep a connection open in firewalls that forget idle ones.
 class Forwarded(AbstractContextManager[None]):
     """Sends the requests for a model in its block to the driver.
 
+    Each time it is entered, the address gets another ending: Dask runs a task again by itself, and the driver must know
+    that the first request of the second run is the same as the first of the first.
+
     Args:
         address: the lane's.
         host: the driver's host. On another one its loopback address leads nowhere, and nothing is forwarded. Empty for
@@ -80,11 +86,12 @@ class Forwarded(AbstractContextManager[None]):
         if self.host and self.host != this_host():
             return
         _patch_all()
-        self._token = _of_lane.set(self.address)
+        address = f"{self.address}{RUN}{secrets.token_hex(8)}"
+        self._token = _of_lane.set(address)
         if threading.current_thread() is threading.main_thread():
-            _of_process = self.address
+            _of_process = address
             self._before = os.environ.get("OPENAI_BASE_URL")
-            os.environ["OPENAI_BASE_URL"] = self.address
+            os.environ["OPENAI_BASE_URL"] = address
 
     def __exit__(self, *exc: object) -> None:
         global _of_process

@@ -29,8 +29,8 @@ import anyio
 
 from afnio.errors import BlockingReadError, ExecutorError, RuntimeClosedError
 from afnio.models._bridging import Bridged, launch_request
-from afnio.models._forwarding import TARGET, Forwarded, read_timeout_of, this_host
-from afnio.models._kept_calls import Attempt, KeptCalls
+from afnio.models._forwarding import RUN, TARGET, Forwarded, read_timeout_of, this_host
+from afnio.models._kept_calls import KeptCalls
 from afnio.models._raw import RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError, Head
 from afnio.runtime._kernel import (
@@ -133,7 +133,7 @@ class _Lane(NamedTuple):
     upstream: str | None
     limits: Limits | None
     context: Context
-    attempt: Attempt | None = None
+    kept: KeptCalls | None = None
 
 
 @final
@@ -147,15 +147,14 @@ class LaneAddress:
     def __init__(self, host: tuple[str, int] | None = None) -> None:
         self._server = _server(host)
         self._elsewhere = host is not None
-        self._context = copy_context()
-        self._kept = KeptCalls()
+        self._kept = KeptCalls(copy_context())
         self._token = ""
 
     async def attempt(self) -> Forwarded:
         """Return what the next attempt enters in its worker. The address of the one before is served no longer."""
         self._server.close(self._token)
         self._token = secrets.token_urlsafe(24)
-        lane = _Lane(None, None, self._context, Attempt(self._kept, self._context))
+        lane = _Lane(None, None, self._kept.context, self._kept)
         origin = await self._server.open(self._token, lane)
         return Forwarded(f"{origin}/{self._token}", "" if self._elsewhere else this_host())
 
@@ -235,7 +234,8 @@ class _Server:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
 
-        token = request.match_info["token"]
+        given = request.match_info["token"]
+        token, _, run = given.partition(RUN)
         lane = self._lanes.get(token)
         if lane is None:
             refused = own_reply(
@@ -243,9 +243,9 @@ class _Server:
             )
             return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
         body = await request.read()
-        target = "" if lane.attempt is None else request.headers.get(TARGET, "")
+        target = "" if lane.kept is None else request.headers.get(TARGET, "")
         if not target:
-            target = f"{lane.upstream or _default_upstream()}/{request.raw_path.removeprefix(f'/{token}/')}"
+            target = f"{lane.upstream or _default_upstream()}/{request.raw_path.removeprefix(f'/{given}/')}"
         headers = {
             name: value
             for name, value in request.headers.items()
@@ -256,13 +256,13 @@ class _Server:
             return await self._pass_on(request, target, headers, body)
         if lane.limits is not None:
             give_limits(raw.account, lane.limits)
-        if lane.attempt is not None:
-            timeout = read_timeout_of(request.headers)
-            call = lane.attempt.call_for(raw, read_timeout=timeout)
+        if lane.kept is not None:
+            its_run = lane.kept.run(run)
+            call = its_run.call_for(raw, read_timeout=read_timeout_of(request.headers))
             try:
                 return await _answer(request, call, stream=raw.stream)
             except BaseException:
-                lane.attempt.leave(raw, call)
+                its_run.leave(raw, call)
                 raise
         bridged = lane.context.copy().run(launch_request, raw)
         calls = self._calls.setdefault(token, [])
