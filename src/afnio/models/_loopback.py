@@ -214,9 +214,8 @@ class _Server:
         except OSError as error:
             await runner.cleanup()
             shown = f"{self._host}, port {self._port}" if self._port else self._host
-            why = (
-                os.strerror(error.errno) if (error.errno or 0) > 0 else error
-            )  # asyncio's text says it twice
+            number = error.errno or 0
+            why = os.strerror(number) if number > 0 else error  # asyncio's text says it twice
             raise ExecutorError(
                 f"host must be an address of this machine, with a free port (got {shown}: {why}); pass the one by "
                 "which workers reach it"
