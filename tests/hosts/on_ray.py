@@ -31,7 +31,12 @@ def main() -> None:
         afnio.journal(journal),
         subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None),
     ):
-        names = set(afnio.Variable(["where"] * 8).map(errands.host_name, executor=workers).data)
+        names: set[str] = set()
+        for _ in range(10):  # until both hosts have a worker
+            found = afnio.Variable(["where"] * 8).map(errands.host_name, executor=workers)
+            names.update(str(name) for name in found.data)
+            if len(names) > 1:
+                break
         print("started", flush=True)
         try:
             found = afnio.Variable(rows).map(functools.partial(errands.ask_slowly, url), executor=workers)

@@ -19,7 +19,13 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not is_possible(), reason="needs root, for network namespaces"),
 ]
-RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+RAY = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "t" * 64,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_grpc_client_keepalive_time_ms": "20000",  # otherwise Ray waits seven minutes for a host that is gone
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
+}
 
 
 @asynccontextmanager
