@@ -13,7 +13,7 @@ import afnio.tellurio as te
 
 
 def review(message):
-    """Heavy code of yours. Here it asks twice, as an agent does; this needs neither the gateway's address nor its token."""
+    """Heavy code of yours, which asks twice, as an agent does. It knows neither the gateway's address nor its token."""
     import openai
 
     with openai.OpenAI() as client:

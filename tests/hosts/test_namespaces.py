@@ -82,7 +82,6 @@ async def test_a_host_that_is_gone(lost: str) -> None:
                 group.start_soon(_unplugged, host, replica, None)
                 _, out, errors = await driver.run(*python("batch.py"), "2", f"{url}/{TOKEN}/v1")
             found = last_line(out)
-            print(found)
             assert 0 == found["right"], errors
             assert found["errors"]
             for error in found["errors"]:

@@ -19,13 +19,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not is_possible(), reason="needs root, for network namespaces"),
 ]
-RAY = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": "t" * 64,
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_grpc_client_keepalive_time_ms": "20000",  # otherwise Ray waits seven minutes for a host that is gone
-    "RAY_grpc_client_keepalive_timeout_ms": "10000",
-}
+RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @asynccontextmanager
@@ -92,7 +86,7 @@ async def test_calls_of_workers_elsewhere_go_through_the_driver(tmp_path: Path) 
 
 
 async def test_a_worker_host_that_is_lost(tmp_path: Path) -> None:
-    """Its lanes run again on the other host, and no call is paid for twice."""
+    """Its lanes run again on the other host, and no call is paid for twice. By itself, Ray waits for seven minutes."""
     with network("driver", "one", "two", "replica") as (driver, one, two, replica):
         async with cluster(driver, [one, two], replica):
             async with anyio.create_task_group() as group:
@@ -100,8 +94,7 @@ async def test_a_worker_host_that_is_lost(tmp_path: Path) -> None:
                 found = await run(driver, replica, driver.address, 60, tmp_path / "calls.journal")
             assert (60, [], ["one", "two"]) == tuple(found[name] for name in ("right", "errors", "hosts"))
             assert 120 == len(await asked(replica))
-            assert found["seconds"] < 300
-            print(found)
+            assert found["seconds"] < 240
 
 
 async def _unplugged(host: Host, replica: Host, after: int) -> None:
