@@ -10,12 +10,12 @@ from typing import Any
 
 import anyio
 import pytest
-from hosts.network import Host, is_possible, last_line, network, python
+from hosts.network import Host, last_line, network, python
 
 pytestmark = [
     pytest.mark.nightly,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not is_possible(), reason="needs root, for network namespaces"),
+    pytest.mark.usefixtures("namespaces"),
 ]
 TOKEN = "a-token-of-this-test"
 

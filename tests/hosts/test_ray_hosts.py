@@ -12,12 +12,12 @@ from typing import Any
 import anyio
 import pytest
 from environments import interpreter
-from hosts.network import Host, is_possible, last_line, network, python
+from hosts.network import Host, last_line, network, python
 
 pytestmark = [
     pytest.mark.nightly,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not is_possible(), reason="needs root, for network namespaces"),
+    pytest.mark.usefixtures("namespaces"),
 ]
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
 
