@@ -54,7 +54,9 @@ PREFIX: Final = 2_000
 """Bytes of a request by which replicas are chosen: about what a system prompt has in common with the next one's."""
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options with which only the SDK's own transport can send a request."""
-_CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
+_CREDENTIALS: Final = frozenset(
+    {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-afnio-token", "cookie"}
+)
 """Headers that identify the caller. They don't change the reply, so they aren't part of a request's key."""
 
 
