@@ -107,7 +107,7 @@ def optimize(
     name: str | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (as in te.init)
     seed: int | None = None,
-    patience: int = 5,
+    patience: int = 3,
     perfect: float = 1.0,
     headroom: bool = False,
 ) -> Result:
