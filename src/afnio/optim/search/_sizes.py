@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, final
 
 SHARE: Final = 0.25
@@ -152,36 +152,49 @@ class Rows(NamedTuple):
 
     Attributes:
         chains: For each chain the samples of each of its small steps.
-        race: Samples that are in none of these.
+        race: Samples that no edit of the step is made from.
     """
 
     chains: list[list[list[int]]]
     race: list[int]
 
 
-def rows_for(stream: RowStream, sizes: Sizes, *, forwards: int) -> Rows:
+def rows_for(stream: RowStream, sizes: Sizes, *, forwards: int, raced: Iterable[int] = ()) -> Rows:
     """Take the samples of a step.
 
-    If there are too few, chains share theirs. If there are too few for one chain, a quarter of all is kept for the
-    race.
+    No edit of the step may be made from a sample of its race. Its first edits are made from the winner's mistakes in
+    the last race, so the race avoids that one's samples too. The chains get at least half of all samples. If these are
+    too few for all chains, each goes through them in an order of its own, several times if its small steps need more.
 
     Args:
         forwards: How many small steps of each chain run samples.
+        raced: The samples of the last race.
 
-    >>> rows = rows_for(RowStream(8, seed=0), Sizes(2, 2, 4, 24, 8, 2), forwards=2)
-    >>> len(rows.race), [len(shard) for chain in rows.chains for shard in chain]
-    (2, [3, 3, 3, 3])
+    >>> rows = rows_for(RowStream(8, seed=0), Sizes(2, 2, 4, 24, 8, 2), forwards=2, raced=[0, 1, 2, 3])
+    >>> sorted(rows.race), [sorted(shard) for chain in rows.chains for shard in chain]
+    ([4, 5, 6, 7], [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]])
     """
-    wanted = sizes.chains * forwards * sizes.minibatch
-    race = min(sizes.race, max(stream.count - forwards * sizes.minibatch, stream.count // 4, 1))
-    fresh = stream.take(race)
-    chains: list[list[list[int]]] = []
-    shared = stream.count - len(fresh) < wanted
-    used: list[int] = list(fresh)
-    for _ in range(sizes.chains):
-        mine: list[int] = stream.take(sizes.minibatch * forwards, avoid=fresh if shared else used)
+    before = set(raced)
+    others = stream.count - len(before)
+    most = min(sizes.race, max(stream.count // 2, 1))
+    if others < max(min(most, stream.count // 4), 1):
+        before, others = set(), stream.count
+    fresh = stream.take(min(most, others), avoid=before)
+    size = min(sizes.minibatch, stream.count - len(fresh))
+    shared = stream.count - len(fresh) < sizes.chains * forwards * size
+    used, chains = list(fresh), list[list[list[int]]]()
+    for number in range(sizes.chains):
+        mine = stream.take(forwards * size, avoid=fresh if shared else used)
         used += mine
-        size = max(1, math.ceil(len(mine) / forwards)) if forwards else 0
-        shards = [mine[at * size : (at + 1) * size] for at in range(forwards)]
-        chains.append([shard or mine[:size] for shard in shards])
+        draw = random.Random(f"{stream.seed}/again/{stream.epoch}/{number}")
+        chains.append(list(_shards(mine, forwards, size, draw)))
     return Rows(chains, fresh)
+
+
+def _shards(rows: Sequence[int], count: int, size: int, draw: random.Random) -> Iterator[list[int]]:
+    waiting = list(rows)
+    for _ in range(count):
+        if len(waiting) < size:
+            waiting = draw.sample(rows, len(rows))
+        yield waiting[:size]
+        del waiting[:size]
