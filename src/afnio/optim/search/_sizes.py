@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, final
 
-SHARE: Final = 0.25
+SHARE: Final = 1 / 3
 WIDE_SHARE: Final = 0.4
 WIDE: Final = 4
 """A step with more chains than this may cost `WIDE_SHARE` of the budget, one with fewer `SHARE`."""
@@ -28,11 +28,14 @@ class Sizes(NamedTuple):
     keep: int
 
     def smaller(self, wanted: Sizes) -> Sizes | None:
-        """Return the next smaller sizes: less of what has shrunk least so far. None at the smallest.
+        """Return the next smaller sizes. None at the smallest.
 
-        Three mistakes are the fewest that a proposer can generalise from, and six samples the fewest that a race can
-        rank anything on. Chains get shorter only when nothing else is left.
+        One long chain learns more than two short ones, so the number of chains shrinks first. Then it is the race or
+        the minibatch, whichever has shrunk least. Three mistakes are the fewest that a proposer can generalise from,
+        and six samples the fewest that a race can rank anything on. Chains get shorter only when nothing else is left.
         """
+        if self.chains > 1:
+            return self._replace(chains=self.chains - 1)
         options = [
             (getattr(self, name) - 1) / getattr(wanted, name)
             if getattr(self, name) > min(getattr(wanted, name), least)
@@ -61,7 +64,7 @@ class Sizes(NamedTuple):
         return math.ceil(calls) + (self.chains * self.inner + several) * sample.prompts
 
 
-_SMALLEST: Final = {"race": 6, "minibatch": 3, "chains": 1}
+_SMALLEST: Final = {"race": 6, "minibatch": 3}
 
 
 class SampleCost(NamedTuple):
@@ -86,10 +89,10 @@ def affordable(wanted: Sizes, sample: SampleCost, calls: int, reserve: int) -> S
     Raises:
         ValueError: if it doesn't.
 
-    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 1_200, 0)
-    Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
-    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 300, 0)
-    Sizes(chains=2, inner=3, minibatch=6, race=16, first=5, keep=2)
+    >>> affordable(Sizes(3, 4, 12, 24, 12, 2), SampleCost(1, 0, 1), 1_200, 0)
+    Sizes(chains=3, inner=4, minibatch=12, race=24, first=12, keep=2)
+    >>> affordable(Sizes(3, 4, 12, 24, 12, 2), SampleCost(1, 0, 1), 200, 0)
+    Sizes(chains=1, inner=4, minibatch=9, race=17, first=8, keep=2)
     >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(3, 2, 3), 60, 20)
     Traceback (most recent call last):
     ValueError: the budget must pay for one step of 45 calls and a reserve of 20 (got 60); raise it, or lower race
