@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ from afnio.errors import BudgetExceeded, JournalError, LaunchCancelledError, Run
 from afnio.runtime._callables import is_async
 from afnio.runtime._kernel import Failure, Job, Launch, Scope, Slot, Watcher, current_scope, within
 from afnio.runtime._loop import parking
+from afnio.runtime._places import Places, places
 from afnio.runtime._waiting import check_blocking
 
 if TYPE_CHECKING:
@@ -60,6 +62,35 @@ class RowResult(Generic[T]):
     row: Any = field(repr=False)
     value: T | None
     error: Exception | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StreamSnapshot:
+    """How far a stream is.
+
+    Attributes:
+        taken: the results that were taken.
+        failed: how many of them have an error.
+        pending: the rows that are launched and not taken.
+        seconds: since the first row was read.
+        places: what each executor does, and each replica.
+
+    >>> print(StreamSnapshot(1_200, 3, 1_000, 4.0, Places()))
+    1,200 rows taken, 3 failed, 1,000 pending, 300.0 rows/s
+    """
+
+    taken: int
+    failed: int
+    pending: int
+    seconds: float
+    places: Places
+
+    def __str__(self) -> str:
+        facts = [f"{self.taken:,} rows taken", *([f"{self.failed:,} failed"] if self.failed else [])]
+        facts.append(f"{self.pending:,} pending")
+        facts += [f"{self.taken / self.seconds:,.1f} rows/s"] if self.taken and self.seconds else []
+        return "; ".join([", ".join(facts), *filter(None, [str(self.places)])])
 
 
 @final
@@ -106,6 +137,13 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         self._source_error: BaseException | None = None
         self._room = anyio.Event()
         self._arrived: Callable[[], object] | None = None
+        self._taken = self._failed = 0
+        self._began: float | None = None
+
+    def snapshot(self) -> StreamSnapshot:
+        """Return how far it is, and what runs where; from any thread."""
+        seconds = 0.0 if self._began is None else time.monotonic() - self._began
+        return StreamSnapshot(self._taken, self._failed, len(self._pending), seconds, places(self._runtime))
 
     # In a script, a thread or a notebook
 
@@ -232,6 +270,8 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
             self._launch(next(self._numbers), row)
 
     def _launch(self, index: int, row: Any) -> None:
+        if self._began is None:
+            self._began = time.monotonic()
         scope = Scope(f"{self._path}/{index}", runtime=self._runtime)
         with within(scope), no_grad():
             try:
@@ -263,6 +303,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
     def _take(self, row: _PendingRow) -> RowResult[Any]:
         del self._pending[row.index]
         self._room.set()
+        self._taken += 1
         try:
             return RowResult(row.index, row.row, _plain(row.output))
         except _FOR_GOOD as error:
@@ -270,6 +311,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
             error.add_note(f"the stream ended at row {row.index}; pass start={row.index} to continue there")
             raise
         except Exception as error:
+            self._failed += 1
             return RowResult(row.index, row.row, None, error)
 
 

@@ -49,16 +49,24 @@ class Bridged:
 
 
 def launch_request(
-    request: RawRequest, *, read_timeout: float | None = None, send: Sender = send_by_aiohttp
+    request: RawRequest,
+    *,
+    read_timeout: float | None = None,
+    address: str | None = None,
+    send: Sender = send_by_aiohttp,
 ) -> Bridged:
-    """Launch a call in the current scope. It never raises: errors are replies."""
+    """Launch a call in the current scope. It never raises: errors are replies.
+
+    Args:
+        address: of an equal call that failed and is sent again. Default: the scope's next one.
+    """
     scope = current_scope()
     job = scope.job
     trace = current_trace.get()
     purpose = "chat" if trace is None else trace.purpose
     line = _line() if job is None else job.launch.line
     origin = CallOrigin(
-        address=_address(scope, request),
+        address=address or _address(scope, request),
         scope=scope.path,
         purpose="embed" if request.dialect is EMBEDDINGS else purpose,
         depth=0 if job is None else job.launch.depth + 1,

@@ -71,7 +71,8 @@ from afnio.models._replies import read_limits, status_error
 from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
 from afnio.models._trace import TracedCall, current_trace, in_attempt
 from afnio.models._transport import MAX_REPLY, AiohttpTransport, Silence
-from afnio.runtime._call import ATTEMPT_DEADLINE, Call, perform
+from afnio.runtime._attempts import ATTEMPT_DEADLINE, Call
+from afnio.runtime._call import perform
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._limits import Account, RateLimits
 from afnio.runtime._loop import Cancelled, loop_time
@@ -163,6 +164,7 @@ class Exchange:
         send: sends one attempt. The default is the account's aiohttp session.
 
     Attributes:
+        origin: as given.
         pipe: the reply's way to its reader.
         error: what ended the call, or None if it was answered.
     """
@@ -177,7 +179,7 @@ class Exchange:
     ) -> None:
         self.request = request
         self.error: BaseException | None = None
-        self._origin = origin
+        self.origin = origin
         self._read_timeout = read_timeout
         self._trace = current_trace.get()
         self._traced: TracedCall | None = None
@@ -221,7 +223,7 @@ class Exchange:
         return reply
 
     async def _perform(self) -> RawReply:
-        request, origin = self.request, self._origin
+        request, origin = self.request, self.origin
         rehearsed = rehearsal.get()
         if rehearsed is not None:
             return _made_up(request, rehearsed, origin)

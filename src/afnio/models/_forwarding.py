@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -36,16 +37,39 @@ TARGET: Final = "x-afnio-target"
 """The header with the URL that a forwarded request is for."""
 READ_TIMEOUT: Final = "x-afnio-read-timeout"
 """The header with its client's read timeout, which begins on the wire and not while it waits for its turn."""
+RUN: Final = "."
+"""Stands between a lane's token and the run of its function. No token contains it."""
 _LIBRARIES: Final = ("httpx2", "httpx")
+PROBES: Final = [
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 20),
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 20),  # macOS's name of it
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 40_000),
+    )
+    if hasattr(socket, name)
+]
+"""Socket options with which a connection to a host that is gone ends after 40 s.
+
+Such a host sends no packet that says so, and a call may wait for its reply for an hour: without probes it waits as long.
+They also keep a connection open in firewalls that forget idle ones.
+"""
 
 
 @final
 class Forwarded(AbstractContextManager[None]):
     """Sends the requests for a model in its block to the driver.
 
+    Each time it is entered, the address gets another ending: Dask runs a task again by itself, and the driver must know
+    that the first request of the second run is the same as the first of the first.
+
     Args:
         address: the lane's.
-        host: the driver's host. On another one its loopback address leads nowhere, and nothing is forwarded.
+        host: the driver's host. On another one its loopback address leads nowhere, and nothing is forwarded. Empty for
+            an address that other hosts reach.
     """
 
     def __init__(self, address: str, host: str) -> None:
@@ -59,14 +83,15 @@ class Forwarded(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         global _of_process
-        if self.host != this_host():
+        if self.host and self.host != this_host():
             return
         _patch_all()
-        self._token = _of_lane.set(self.address)
+        address = f"{self.address}{RUN}{secrets.token_hex(8)}"
+        self._token = _of_lane.set(address)
         if threading.current_thread() is threading.main_thread():
-            _of_process = self.address
+            _of_process = address
             self._before = os.environ.get("OPENAI_BASE_URL")
-            os.environ["OPENAI_BASE_URL"] = self.address
+            os.environ["OPENAI_BASE_URL"] = address
 
     def __exit__(self, *exc: object) -> None:
         global _of_process
@@ -177,7 +202,7 @@ def _transport_of(library: Any) -> Any:
         """Sends requests to the driver, with connections of its own: a client's may go through a proxy."""
 
         def __init__(self) -> None:
-            self._blocking = library.HTTPTransport()
+            self._blocking = library.HTTPTransport(socket_options=PROBES)
             self._by_loop: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
         def handle_request(self, request: Any) -> Any:
@@ -186,7 +211,7 @@ def _transport_of(library: Any) -> Any:
         async def handle_async_request(self, request: Any) -> Any:
             loop = asyncio.get_running_loop()
             if loop not in self._by_loop:
-                self._by_loop[loop] = library.AsyncHTTPTransport()
+                self._by_loop[loop] = library.AsyncHTTPTransport(socket_options=PROBES)
             return await self._by_loop[loop].handle_async_request(
                 self._rewritten(request, await request.aread())
             )

@@ -1,9 +1,9 @@
 """Kept calls: a lane that is run again pays for nothing twice.
 
 The worker of a lane may be lost after its calls were answered, or in the middle of one. So the lane's address keeps its
-calls until the lane ends, those in flight included: a client that hangs up cancels nothing. In the next attempt the
-n-th request with some content gets the reply of the n-th before it, with or without a journal. One that failed is sent
-again.
+calls until the lane ends, those in flight included: a client that hangs up cancels nothing. When the function runs
+again, its n-th request with some content gets the reply of the n-th before it, with or without a journal. One that
+failed is sent again, at the same address, where a resumed program will ask for it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,12 @@ class KeptCall:
 
     @property
     def failed(self) -> bool:
-        """True if another attempt of the lane should ask again."""
+        """True if another run should ask again."""
         return self._ended and (self._broken is not None or self._bridged.exchange.error is not None)
+
+    @property
+    def address(self) -> str:
+        return self._bridged.exchange.origin.address
 
     async def head(self) -> Head:
         while self._head is None:
@@ -88,10 +92,23 @@ Name = tuple[Account, str]
 
 @final
 class KeptCalls:
-    """The calls of one lane, over all of its attempts."""
+    """The calls of one lane, over all runs of its function.
 
-    def __init__(self) -> None:
+    Args:
+        context: the lane's, in which its calls are launched.
+    """
+
+    def __init__(self, context: Context) -> None:
         self.by_name: dict[Name, list[KeptCall]] = {}
+        self.context = context
+        self._runs: dict[str, Run] = {}
+
+    def run(self, name: str) -> Run:
+        """Return a run of the lane's function, by the name that it gave itself."""
+        found = self._runs.get(name)
+        if found is None:
+            found = self._runs[name] = Run(self)
+        return found
 
     def cancel(self) -> None:
         """Cancel those that haven't ended: the lane has."""
@@ -101,17 +118,16 @@ class KeptCalls:
 
 
 @final
-class Attempt:
-    """The requests of one attempt of a lane, in the order in which equal ones arrive."""
+class Run:
+    """The requests of one run of a lane's function, in the order in which equal ones arrive."""
 
-    def __init__(self, kept: KeptCalls, context: Context) -> None:
+    def __init__(self, kept: KeptCalls) -> None:
         self._kept = kept
-        self._context = context
         self._uses: dict[Name, int] = {}
         self._left: dict[Name, list[KeptCall]] = {}
 
     def call_for(self, raw: RawRequest, *, read_timeout: float | None) -> KeptCall:
-        """Return the call for a request: one that an earlier attempt made, or a new one."""
+        """Return the call for a request: one that an earlier run made, or a new one."""
         name = (raw.account, raw.key)
         left = self._left.get(name)
         if left and raw.headers.get("x-stainless-retry-count", "0") != "0":
@@ -120,7 +136,10 @@ class Attempt:
         calls = self._kept.by_name.setdefault(name, [])
         if number <= len(calls) and not calls[number - 1].failed:
             return calls[number - 1]
-        bridged = self._context.copy().run(launch_request, raw, read_timeout=read_timeout)
+        failed = calls[number - 1] if number <= len(calls) else None
+        bridged = self._kept.context.copy().run(
+            launch_request, raw, read_timeout=read_timeout, address=None if failed is None else failed.address
+        )
         call = KeptCall(bridged)
         calls[number - 1 : number] = [call]
         return call

@@ -388,8 +388,8 @@ class Gate:
         await self.start(agent.parameters())
 
     async def on_fit_end(self, trainer: Any, agent: Any) -> None:
-        """Judge the training."""
-        await self.judge()
+        """Judge the training, and show the verdict."""
+        trainer.tell(f"gate: {await self.judge()}")
 
     # State
 

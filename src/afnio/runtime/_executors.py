@@ -23,6 +23,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -31,6 +32,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import suppress
 from contextvars import Context
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FunctionType
@@ -40,7 +42,7 @@ import anyio
 import anyio.to_thread
 
 from afnio.errors import ExecutorError, RuntimeClosedError, WorkerLostError, reason
-from afnio.runtime._kernel import Runtime
+from afnio.runtime._kernel import Runtime, existing_runtime
 from afnio.runtime._loop import Task
 from afnio.runtime._worker import Ended, run_task, start_worker
 
@@ -64,10 +66,13 @@ class Workers:
         executor: a `concurrent.futures.Executor` whose tasks run in other processes, or a callable that makes one.
             Only what a callable made can be replaced after it broke.
         max_in_flight: the lanes that are submitted at a time. Default: 4 for each worker.
+        host: for workers on other hosts, an address of this one (a name or an IP address, with or without `:port`) by
+            which they reach it. Their calls of language models then arrive there; see "Several hosts" in the guide.
+            Default: this machine's workers only.
 
     Raises:
         TypeError: for anything else.
-        ValueError: for a number below 1.
+        ValueError: for a number below 1, or a host that isn't one.
 
     >>> import functools, multiprocessing
     >>> from concurrent.futures import ProcessPoolExecutor
@@ -76,7 +81,11 @@ class Workers:
     """
 
     def __init__(
-        self, executor: Executor | Callable[[], Executor], *, max_in_flight: int | None = None
+        self,
+        executor: Executor | Callable[[], Executor],
+        *,
+        max_in_flight: int | None = None,
+        host: str | None = None,
     ) -> None:
         if not isinstance(executor, Executor) and not callable(executor):
             raise TypeError(
@@ -91,6 +100,8 @@ class Workers:
             )
         self.executor = executor
         self.max_in_flight = max_in_flight
+        self.host = host
+        self.listens_on = None if host is None else _host_and_port(host)
 
     def __deepcopy__(self, memo: object) -> Workers:
         """Return the same object: a copied agent runs where the original does."""
@@ -104,6 +115,62 @@ class Workers:
     def pool(self, runtime: Runtime) -> WorkerPool:
         """Return the pool; equal executors share one."""
         return runtime.resource((WorkerPool, _identity(self.executor)), partial(WorkerPool, runtime, self))
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorState:
+    """What an executor is doing now.
+
+    Attributes:
+        name: of the callable or the class that was passed, such as "ProcessPoolExecutor".
+        engine: "processes", "loky", "Dask", "Ray", or the executor's class. "" until it has started.
+        workers: how many it has; 0 until it has started.
+        running: lanes that were submitted. Each is in a worker, or next in line there.
+        waiting: lanes that wait for the start, for a place, or for their turn after a lost worker.
+        lost: how often lanes have lost their worker, and ran again or failed.
+    """
+
+    name: str
+    engine: str
+    workers: int
+    running: int
+    waiting: int
+    lost: int
+
+
+def executors(runtime: Runtime | None = None) -> list[ExecutorState]:
+    """Return the state of each executor that has been used, in the order of first use. Safe on any thread.
+
+    Args:
+        runtime: default: the process's, if it has one.
+    """
+    runtime = runtime or existing_runtime()
+    return (
+        [] if runtime is None else [each.state() for each in runtime.resources() if type(each) is WorkerPool]
+    )
+
+
+def _host_and_port(given: str) -> tuple[str, int]:
+    """Read a host with or without a port; port 0 is any free one.
+
+    >>> _host_and_port("10.0.0.1"), _host_and_port("driver:8401"), _host_and_port("[fd00::1]:8401")
+    (('10.0.0.1', 0), ('driver', 8401), ('fd00::1', 8401))
+    """
+    found = _HOST.fullmatch(given) if isinstance(given, str) else None
+    host = "" if found is None else found["v6"] or found["bare"] or found["name"]
+    port = 0 if found is None else int(found["port6"] or found["port"] or 0)
+    if not host or host in ("0.0.0.0", "::") or port > 65_535:  # noqa: S104 - refused here
+        raise ValueError(
+            f"host must be one address of this machine, with or without :port (got {given!r}); pass the one by which "
+            "workers reach it, such as '10.0.0.1'"
+        )
+    return host, port
+
+
+_HOST: Final = re.compile(
+    r"\[(?P<v6>[0-9a-fA-F:.]+)](:(?P<port6>\d{1,5}))?|(?P<bare>[0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*)"
+    r"|(?P<name>[\w.-]+)(:(?P<port>\d{1,5}))?"
+)
 
 
 def _identity(executor: Any) -> Any:
@@ -177,7 +244,10 @@ class WorkerPool:
         self._broken = ""
         self._places: anyio.Semaphore | None = None
         self._turns = Turns()
-        self._waiting = 0
+        self._open = 0
+        self._submitted = 0
+        self._lost = 0
+        self._workers = 0
         self._starting: Task | None = None
         self._started = anyio.Event()
         # A start that failed does so for the lanes that have come by then. Later ones try again.
@@ -197,14 +267,26 @@ class WorkerPool:
             ExecutorError: if the executor is broken and can't be replaced.
         """
         number = next(self._numbers)
-        self._waiting += 1
+        self._open += 1
         try:
             await self._ready(number)
             assert self._places is not None
             async with self._places:
                 return await self._until_ended(number, name, task)
         finally:
-            self._waiting -= 1
+            self._open -= 1
+
+    def state(self) -> ExecutorState:
+        """Return what it does now; from any thread."""
+        executor, submitted = self._executor, self._submitted
+        return ExecutorState(
+            name=_callable_name(self._source),
+            engine="" if executor is None else _engine(executor),
+            workers=self._workers,
+            running=submitted,
+            waiting=max(0, self._open - submitted),
+            lost=self._lost,
+        )
 
     async def _until_ended(self, number: int, name: str, task: Callable[[], Any]) -> Ended:
         turns, lost, refused, suspected = self._turns, 0, 0, False
@@ -221,6 +303,7 @@ class WorkerPool:
                             "cluster there"
                         ) from None
                 except _LostError as error:
+                    self._lost += 1
                     lost += suspected or error.alone
                     if lost >= ATTEMPTS:
                         raise WorkerLostError(
@@ -251,12 +334,15 @@ class WorkerPool:
         except Exception as error:  # broken, shut down, or its cluster is gone
             self._drop(executor, error)
             raise _RefusedError(reason(error)) from None
+        self._submitted += 1
         future.add_done_callback(partial(self._wake, done))
         try:
             await done.wait()
         except BaseException:
             future.cancel()
             raise
+        finally:
+            self._submitted -= 1
         try:
             return Ended(*future.result())
         except WorkerLostError as error:
@@ -308,9 +394,10 @@ class WorkerPool:
     async def _start(self) -> None:
         """Make the executor and wait for its first worker. In a task, because no lane's cancellation may end it."""
         try:
-            self._executor = await self._made()
+            executor = await self._made()
+            self._executor = executor
             if self._places is None:
-                most = self._most or AHEAD * _size(self._executor)
+                most = self._most or AHEAD * self._workers
                 self._places = anyio.Semaphore(most, fast_acquire=True)
         except Exception as error:
             self._why = error
@@ -359,8 +446,9 @@ class WorkerPool:
             pool: Any = executor
             then = (pool._initializer, pool._initargs) if pool._initializer else None
             pool._initializer, pool._initargs = start_worker, (os.getpid(), then)
+        self._workers = _size(executor)
         try:
-            count = max(1, min(_size(executor), self._waiting))
+            count = max(1, min(self._workers, self._open))
             futures = [executor.submit(start_worker, os.getpid()) for _ in range(count)]
         except BrokenExecutor as error:
             broken: Future[Any] = Future()
@@ -385,7 +473,26 @@ class WorkerPool:
 def _size(executor: Any) -> int:
     """Return the number of workers of an executor, as far as it says."""
     size = getattr(executor, "_max_workers", None)
+    with suppress(Exception):  # Dask's, whose workers run as many tasks as they have threads
+        size = size or sum(executor._client.nthreads().values())
     return size if isinstance(size, int) and size > 0 else os.cpu_count() or 1
+
+
+_ENGINES: Final = {"concurrent": "processes", "loky": "loky", "distributed": "Dask", "afnio": "Ray"}
+
+
+def _engine(executor: Any) -> str:
+    """Return what runs an executor's tasks, by the package of its class."""
+    kind = type(executor)
+    return _ENGINES.get(kind.__module__.partition(".")[0], kind.__name__)
+
+
+def _callable_name(source: Any) -> str:
+    while isinstance(source, partial):
+        source = source.func
+    if isinstance(source, Executor):
+        return type(source).__name__
+    return str(getattr(source, "__qualname__", type(source).__name__))
 
 
 def _shut_down(executor: Any) -> None:

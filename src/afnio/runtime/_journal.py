@@ -41,7 +41,7 @@ from afnio.errors import (
 )
 from afnio.runtime import _journal_file
 from afnio.runtime._files import LockFile, SQLiteWriter, make_private_folder
-from afnio.runtime._journal_file import Done, JournalReader, JournalStat, PendingRecord, Record
+from afnio.runtime._journal_file import Answering, Done, JournalReader, JournalStat, PendingRecord, Record
 from afnio.runtime._spending import Ledger
 from afnio.runtime.events import Usage
 
@@ -99,6 +99,12 @@ class Journal:
             Reuse(self._reader)
             if mode == "reuse"
             else Resume(self._reader, self._note_change, self._note_move)
+        )
+        # A function's version is raised on purpose: no notice. The calls that follow from it give theirs.
+        self._results: Matching = (
+            Reuse(self._reader, "result")
+            if mode == "reuse"
+            else Resume(self._reader, _no_notice, self._note_move, "result")
         )
         # Closes a journal that was dropped, or that is still open at the interpreter's exit.
         self._end = weakref.finalize(self, _end, self._pid, self._reader, self._writer)
@@ -169,6 +175,19 @@ class Journal:
         if self._takes_plain_keys and plain_key is not None and self._reader.has(address, plain_key):
             key = plain_key
         return self._matching.take(address, bytes.fromhex(key), scope)
+
+    def take_result(self, address: str, key: str, scope: str = "") -> Record | None:
+        """Return the record of what a durable function returned, or None if it must run.
+
+        Args:
+            key: digest of the function's name, its version and its arguments, in hex.
+            scope: as for `take`.
+
+        Raises:
+            JournalFormatError: the record is damaged.
+        """
+        self._check()
+        return self._results.take(address, bytes.fromhex(key), scope)
 
     def append(self, record: Record, done: Done, *, payload: Callable[[], bytes] | None = None) -> None:
         """Queue `record` to be written; never waits.
@@ -279,6 +298,10 @@ def _log_change(notice: ProgramChanged) -> None:
     logging.getLogger("afnio").warning("%s", notice)
 
 
+def _no_notice(notice: ProgramChanged) -> None:
+    """Results are recomputed without a word."""
+
+
 def _ignore(error: BaseException | None) -> None:
     """No one waits for the record of a move."""
 
@@ -338,6 +361,7 @@ class Resume:
     Args:
         changed: called at the first call of a scope that asks something else.
         moved: called with (address, scope, id, record) if an address takes another one's reply.
+        kind: what is looked up.
     """
 
     def __init__(
@@ -345,8 +369,10 @@ class Resume:
         reader: JournalReader,
         changed: Callable[[ProgramChanged], object],
         moved: Callable[[str, str, int, Record], object],
+        kind: Answering = "reply",
     ) -> None:
         self._reader = reader
+        self._kind = kind
         self._used = bytearray(reader.last + 1)
         self._on_change = changed
         self._on_move = moved
@@ -354,7 +380,7 @@ class Resume:
         self._left: dict[tuple[str, bytes], array[int]] = {}
 
     def take(self, address: str, key: bytes, scope: str) -> Record | None:
-        on_record = self._reader.at(address)
+        on_record = self._reader.at(address, self._kind)
         same = [found for found in on_record if found.key == key]
         for found in same:
             if not self._used[found.reply]:
@@ -369,7 +395,7 @@ class Resume:
     def _take_moved(self, address: str, key: bytes, scope: str) -> Record | None:
         left = self._left.get((scope, key))
         if left is None:
-            left = self._left[scope, key] = _stack(self._reader.replies(key, scope))
+            left = self._left[scope, key] = _stack(self._reader.replies(key, scope, self._kind))
         while left:
             number = left.pop()
             if not self._used[number]:
@@ -384,14 +410,15 @@ class Resume:
 class Reuse:
     """Answers the n-th use of a key with the n-th reusable reply to it, from any run."""
 
-    def __init__(self, reader: JournalReader) -> None:
+    def __init__(self, reader: JournalReader, kind: Answering = "reply") -> None:
         self._reader = reader
+        self._kind = kind
         self._left: dict[bytes, array[int]] = {}
 
     def take(self, address: str, key: bytes, scope: str) -> Record | None:
         left = self._left.get(key)
         if left is None:
-            left = _stack(self._reader.replies(key))
+            left = _stack(self._reader.replies(key, None, self._kind))
             if not left:
                 return None
         record = self._reader.by_id(left.pop()) if left else None

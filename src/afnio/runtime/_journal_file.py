@@ -12,14 +12,17 @@ that another process is writing.
 * `failed`: an attempt that was paid for and gave no reply;
 * `unknown`: an attempt that timed out on the wire and may have been paid for;
 * `reused`: an address that was answered with the reply of another row, named by `source`. A later run then
-  finds the reply at the address where this run had it.
+  finds the reply at the address where this run had it;
+* `result`: what a durable function returned in a worker. It is no call: no ledger counts it, and no call is
+  answered with it.
 
 **The `ledger` table** holds the sums per purpose, model and account. It is updated in the transaction that
 inserts the rows, so it always matches them. Adding up a million rows would take seconds at each opening.
 
 **Versions.** `user_version` is 2. Format 1 has the same tables, but its keys leave out what a client adds to
 its requests, such as headers; see `Journal.take`. Such a file is read and written without an upgrade. A newer
-format is refused with an error.
+format is refused with an error. The indexes of results are younger than format 2. A file without them has no
+results; they are made with its first one, which older versions of Afnio skip.
 
 **Durability.** The file is in WAL mode with `synchronous = FULL`: a committed record survives a power cut. A
 new file is made under another name and moved into place, so a half-made one never has the journal's name.
@@ -43,7 +46,9 @@ from afnio.runtime._files import SQLiteWriter
 from afnio.runtime._spending import Item, Ledger, Spent
 from afnio.runtime.events import Usage
 
-Kind = Literal["reply", "shared", "failed", "unknown"]
+Kind = Literal["reply", "shared", "failed", "unknown", "result"]
+Answering = Literal["reply", "result"]
+"""What is looked up: replies to calls, or results of functions."""
 
 _NO_TOKENS: Final = Usage()
 
@@ -64,7 +69,8 @@ class Record:
         created: seconds since 1970 UTC.
         kind: "reply"; "shared" for a reply that another record of this journal counts; "failed" for an attempt
             that was paid for and gave nothing; "unknown" for one that timed out on the wire and may have been
-            paid for. The first two answer a call. All but "shared" count as spent.
+            paid for; "result" for what a durable function returned. The first two answer a call. All but "shared" and
+            "result" count as spent.
         reusable: False for a refusal or a truncated reply; then it answers its own address only.
 
     >>> Record(address="1/forward", scope="", key="c0ffee", model="m", purpose="forward").kind
@@ -99,6 +105,11 @@ APPLICATION: Final = 0x41464E4A
 
 # Replies are indexed by key, to find them in a changed program and for reuse. All rows that can answer an
 # address are indexed by address.
+_RESULT_INDEXES: Final = (
+    "CREATE INDEX IF NOT EXISTS results_by_address ON records (address) WHERE kind = 'result'",
+    "CREATE INDEX IF NOT EXISTS results_by_key ON records (key) WHERE kind = 'result'",
+)
+
 _TABLES: Final = (
     """CREATE TABLE records (
         id INTEGER PRIMARY KEY,
@@ -123,6 +134,7 @@ _TABLES: Final = (
     )""",
     "CREATE INDEX records_by_address ON records (address) WHERE kind IN ('reply', 'shared', 'reused')",
     "CREATE INDEX records_by_key ON records (key) WHERE kind = 'reply'",
+    *_RESULT_INDEXES,
     """CREATE TABLE ledger (
         purpose TEXT NOT NULL,
         model TEXT NOT NULL,
@@ -278,15 +290,31 @@ def _read_sums(connection: sqlite3.Connection) -> Ledger:
 # --- Reading ---
 
 _SELECTED = ", ".join(_COLUMNS)
-_BY_ADDRESS = f"""
-    SELECT id, source, key, {_SELECTED} FROM records
-    WHERE address = ? AND kind IN ('reply', 'shared', 'reused') AND id <= ? ORDER BY session DESC, id
-"""  # noqa: S608 - constants
+
+
+def _by_address(kinds: str) -> str:
+    return f"""
+        SELECT id, source, key, {_SELECTED} FROM records
+        WHERE address = ? AND kind {kinds} AND id <= ? ORDER BY session DESC, id
+    """  # noqa: S608 - constants
+
+
+def _by_key(kind: str) -> str:
+    return f"""
+        SELECT id, session, scope, address FROM records
+        WHERE key = ? AND kind = '{kind}' AND reusable AND source IS NULL AND id <= ?
+    """  # noqa: S608 - constants
+
+
+_BY_ADDRESS: Final[Mapping[Answering, str]] = {
+    "reply": _by_address("IN ('reply', 'shared', 'reused')"),
+    "result": _by_address("= 'result'"),
+}
+_BY_KEY: Final[Mapping[Answering, str]] = {"reply": _by_key("reply"), "result": _by_key("result")}
 _BY_ID = f"SELECT {_SELECTED} FROM records WHERE id = ?"  # noqa: S608 - constants
-_BY_KEY = """
-    SELECT id, session, scope, address FROM records
-    WHERE key = ? AND kind = 'reply' AND reusable AND id <= ?
-"""
+_OLD_RESULTS: Final = _by_address("= 'shared' AND purpose = 'result'")
+"""Results had no kind of their own at first."""
+_HAS_RESULTS: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'results_by_address'"
 
 
 class Found(NamedTuple):
@@ -319,14 +347,19 @@ class JournalReader:
             raise
         self.last: int = newest[0][0] if newest else 0
         self.session: int = newest[0][1] + 1 if newest else 1
+        # Without their indexes, each search for a result would read the whole file.
+        self._kinds: set[Answering] = {"reply"} if self.last else set()  # a new file has nothing
+        if self.last and self._fetch(_HAS_RESULTS):
+            self._kinds.add("result")
 
-    def at(self, address: str) -> list[Found]:
+    def at(self, address: str, kind: Answering = "reply") -> list[Found]:
         """Return the rows that answered the address: the newest session's first, in order of record."""
-        if not self.last:  # the file was new
-            return []
+        rows = self._fetch(_BY_ADDRESS[kind], address, self.last) if kind in self._kinds else []
+        if kind == "result" and not rows and self.last:
+            rows = self._fetch(_OLD_RESULTS, address, self.last)
         return [
             Found(row[0] if row[1] is None else row[1], row[2], row[3:] if row[1] is None else None)
-            for row in self._fetch(_BY_ADDRESS, address, self.last)
+            for row in rows
         ]
 
     def has(self, address: str, key: str) -> bool:
@@ -340,11 +373,11 @@ class JournalReader:
     def by_id(self, number: int) -> Record:
         return self._decoded(self._fetch(_BY_ID, number)[0])
 
-    def replies(self, key: bytes, scope: str | None = None) -> list[int]:
+    def replies(self, key: bytes, scope: str | None = None, kind: Answering = "reply") -> list[int]:
         """Return the reusable replies to a request, of one scope or all: oldest session first, by address."""
-        if not self.last:
+        if kind not in self._kinds:
             return []
-        rows = self._fetch(_BY_KEY, key, self.last)
+        rows = self._fetch(_BY_KEY[kind], key, self.last)
         if scope is not None:
             rows = [row for row in rows if row[2] == scope]
         rows.sort(key=lambda row: (row[1], _natural(row[3]), row[0]))
@@ -401,7 +434,7 @@ class PendingRecord(NamedTuple):
     Attributes:
         done: called in the writer's thread, with None or the error.
         payload: makes the payload in the writer's thread, in place of the record's own.
-        source: for a "reused" row, the id of the record whose reply this address took.
+        source: the id of the record whose reply or result this address took. A reply's row is then "reused".
     """
 
     record: Record
@@ -452,8 +485,9 @@ def open_writer(path: Path, session: int, ended: Callable[[], object]) -> SQLite
 def _prepared(pending: PendingRecord, session: int) -> _Row:
     record, source = _storable(pending.record), pending.source
     payload = record.payload if pending.payload is None else pending.payload()
-    values = (session, source, *_to_row(record, record.kind if source is None else "reused", payload))
-    return _Row(values, record if source is None and record.kind != "shared" else None)
+    kind = record.kind if source is None or record.kind == "result" else "reused"
+    values = (session, source, *_to_row(record, kind, payload))
+    return _Row(values, record if source is None and record.kind not in ("shared", "result") else None)
 
 
 def _storable(record: Record) -> Record:
@@ -466,6 +500,9 @@ def _storable(record: Record) -> Record:
 
 
 def _write(connection: sqlite3.Connection, rows: list[_Row]) -> None:
+    if any(row.values[2] == "result" for row in rows):
+        for statement in _RESULT_INDEXES:
+            connection.execute(statement)
     _insert(connection, [row.values for row in rows])
     _add_sums(connection, _sums_of(row.paid for row in rows if row.paid is not None))
 

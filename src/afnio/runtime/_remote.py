@@ -4,8 +4,8 @@
 any other. The function is pickled when it is made, on the line of the launch and once for all lanes. So what can't be
 pickled is an error on that line, and the error names it. What leaves is bytes: the function and a lane's plain values.
 
-With `durable=` a result is journaled as if it were a call that cost nothing, and a resumed run doesn't compute it
-again. Unlike a reply it comes from the user's code, so it has a version, to be raised when that code changes.
+With `durable=` a result is journaled, and a resumed run doesn't compute it again. Unlike a reply it comes from the
+user's code, so it has a version, to be raised when that code changes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Final, Protocol, final
 
 import anyio
 import anyio.to_thread
 
-from afnio.errors import RemoteError, WorkerTraceback, reason
+from afnio.errors import RemoteError, RuntimeClosedError, WorkerTraceback, reason
 from afnio.runtime._executors import Workers
 from afnio.runtime._journal_file import Record
 from afnio.runtime._kernel import Job, Runtime, current_scope
+from afnio.runtime._loop import Signal
 from afnio.runtime._waiting import active_journal
 from afnio.runtime._worker import Ended, found_cloudpickle, pickled
 
@@ -73,8 +74,9 @@ class Remote:
         self.name = name or _name_of(function)
         self._function = _packed(function, self.name)
         self._workers = workers
-        self._lane_calls: Callable[[], LaneCalls] = Runtime.lane_calls()
+        self._lane_calls: Callable[[tuple[str, int] | None], LaneCalls] = Runtime.lane_calls()
         self._durable = durable
+        self._bound = _bound(function)
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = current_scope().job
@@ -92,7 +94,7 @@ class Remote:
 
     async def _run(self, job: Job, arguments: bytes) -> Any:
         runtime = job.launch.runtime
-        calls = self._lane_calls()
+        calls = self._lane_calls(self._workers.listens_on)
 
         async def task() -> tuple[Any, ...]:
             return os.getpid(), self._function, arguments, pickle.dumps(await calls.attempt())
@@ -131,11 +133,9 @@ class Remote:
         """Return the journal's result, or run the function and record what it returned."""
         journal = active_journal.get()
         assert journal is not None
-        # Not the pickle: it shows which of the arguments are one object.
-        asked = json.dumps([self.name, self._durable, args, kwargs], sort_keys=True, default=repr)
         address, scope = job.call_address("result"), job.launch.scope.path
-        key = hashlib.sha256(asked.encode()).hexdigest()
-        record = journal.take(address, key, scope)
+        key = self._key(args, kwargs)
+        record = journal.take_result(address, key, scope)
         if record is not None:
             return _from_json(record.payload)
         if journal.broken is not None:
@@ -147,17 +147,50 @@ class Remote:
                 f"a durable function must return what JSON can hold (got {value!r:.200} from {self.name}); return "
                 "texts, numbers, and lists or dicts of them"
             )
-        # "shared" answers a call and costs nothing, so that no ledger counts it.
-        written = anyio.Event()
+        written = Signal()
+
+        def done(error: BaseException | None) -> None:
+            # As for replies: on a full disk this lane gets its result, and the next one raises.
+            with suppress(RuntimeClosedError):
+                job.launch.runtime.post(written.set, None if error is journal.broken else error)
+
         journal.append(
             Record(
-                address=address, scope=scope, key=key, model="", purpose="result", payload=payload, kind="shared",
-                reusable=False,
+                address=address, scope=scope, key=key, model="", purpose="result", payload=payload, kind="result"
             ),
-            lambda error: job.launch.runtime.post(written.set),
+            done,
         )  # fmt: skip
         await written.wait()
-        return value
+        return _from_json(payload)  # what a resumed run gets
+
+    def _key(self, args: Any, kwargs: Any) -> str:
+        """Return the digest of everything that a result depends on, but the code.
+
+        It isn't that of the pickle, which shows which of the arguments are one object.
+        """
+        asked = [self.name, self._durable, args, kwargs, *self._bound]
+        try:
+            data = json.dumps(asked, sort_keys=True, default=_stable)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"what the durable function {self.name} gets must be equal in the next run (got {reason(error)}); pass "
+                "texts, numbers, dataclasses, and lists or dicts of them"
+            ) from None
+        return hashlib.sha256(data.encode()).hexdigest()
+
+
+def _stable(value: Any) -> Any:
+    """Return what stands for a value that JSON doesn't have: the same in each process."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, MethodType):
+        return [value.__qualname__, value.__self__]
+    if isinstance(value, FunctionType | BuiltinFunctionType | type):
+        return f"{value.__module__}.{value.__qualname__}"
+    kind: Any = type(value)
+    if kind.__repr__ is object.__repr__:
+        raise TypeError(f"a {kind.__qualname__}, which has no repr of its own")
+    return repr(value)
 
 
 def _to_json(value: Any) -> bytes | None:
@@ -165,14 +198,23 @@ def _to_json(value: Any) -> bytes | None:
     held = {"value": value, "tuple": isinstance(value, tuple)}
     try:
         data = json.dumps(held, allow_nan=False).encode()
-    except (TypeError, ValueError):
+        return data if _from_json(data) == value else None
+    except Exception:  # also of a strange `__eq__`
         return None
-    return data if _from_json(data) == value else None
 
 
 def _from_json(data: bytes) -> Any:
     held = json.loads(data)
     return tuple(held["value"]) if held["tuple"] else held["value"]
+
+
+def _bound(function: Any) -> list[Any]:
+    """Return the arguments that partials have bound."""
+    bound: list[Any] = []
+    while isinstance(function, partial):
+        bound += [function.args, function.keywords]
+        function = function.func
+    return bound
 
 
 def checked_durable(durable: Any, executor: Any) -> int:
