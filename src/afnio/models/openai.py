@@ -229,8 +229,8 @@ class AsyncOpenAI(ChatClient):
                 error.add_note(note)
                 raise
             raise FinalModelError(
-                f"replicas must serve the same models (got {error}, and replies as {request.model!r} from another one); "
-                f"start {account.url} with that model, or leave it out",
+                f"replicas must serve the same models (got {error}, and replies as {request.model!r} from another "
+                f"one); start {account.url} with that model, or leave it out",
                 status=404,
             ) from error
         self._served.add(request.model)
