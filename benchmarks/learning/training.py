@@ -220,7 +220,7 @@ class CallTotals:
 
 
 class _Watch:
-    """Counts the feedback that each parameter got, and how often it was changed."""
+    """Counts the feedback that each parameter got, how often it was changed, and the edits that were left out."""
 
     def __init__(self, outcome: Outcome, agent: cog.Module) -> None:
         self._outcome = outcome
@@ -233,3 +233,5 @@ class _Watch:
                 counts, changed = self._outcome.gradients, self._outcome.changed
                 counts[name] = counts.get(name, 0) + change.gradients
                 changed[name] = changed.get(name, 0) + (change.after != change.before)
+                for reason in change.dropped:
+                    self._outcome.dropped[reason] = self._outcome.dropped.get(reason, 0) + 1

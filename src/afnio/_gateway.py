@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hmac
+import os
 import secrets
 import signal
 import socket
@@ -35,6 +37,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 from urllib.parse import urlsplit
@@ -71,7 +74,7 @@ PAGES: Final = "/afnio/"
 """The path of the gateway's own pages."""
 PRIORITY: Final = "x-afnio-priority"
 TOKEN: Final = "x-afnio-token"  # noqa: S105 - the header's name
-LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+TOKEN_VARIABLE: Final = "AFNIO_GATEWAY_TOKEN"  # noqa: S105 - the variable's name
 
 _OWN: Final = frozenset(
     {
@@ -107,10 +110,10 @@ class GatewayOptions:
     token: str | None = None
 
     def __post_init__(self) -> None:
-        if self.host not in LOCAL and not self.token:
+        if not self.token and not _is_loopback(self.host):
             raise GatewayError(
-                f"a gateway that others can reach must have a token (got host {self.host} and none); pass --token, or "
-                "set AFNIO_GATEWAY_TOKEN"
+                f"a gateway that others can reach must have a token (got host {self.host or 'any'} and none); set "
+                f"{TOKEN_VARIABLE}, or pass --token"
             )
 
 
@@ -128,18 +131,19 @@ def serve(options: GatewayOptions) -> None:
         for each in signals:
             signal.signal(each, signal.SIG_DFL)  # the second one ends it at once
 
-    with _opened(options) as gateway:
-        before = {number: signal.signal(number, on_signal) for number in signals}
-        try:
+    # Before anything else: the first process of a container ignores a SIGTERM that it has no handler for.
+    before = {number: signal.signal(number, on_signal) for number in signals}
+    try:
+        with _opened(options) as gateway:
             _print(gateway.greeting())
             stop.wait()
             waiting = gateway.on_wire
             if waiting:
                 _print(f"Finishing {waiting} calls on the wire. Press Ctrl-C again to stop at once.\n")
-        finally:
-            for number, handler in before.items():
-                if signal.getsignal(number) is on_signal:
-                    signal.signal(number, handler)
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is on_signal:
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -185,14 +189,29 @@ def _on_runtime(function: Callable[[], Awaitable[None]]) -> Pending[None]:
     return Pending(slot, lambda outcome: outcome)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _is_loopback(host: str) -> bool:
+    """Return True if only this machine can connect there. Names other than localhost count as open to others."""
     try:
-        return socket.create_server((host, port), family=family, backlog=4096)
-    except (OSError, OverflowError) as error:
-        raise GatewayError(
-            f"the gateway can't listen on {host}:{port} ({error}); end what uses that port, or pass another --port"
-        ) from error
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address, or on the first one of a name."""
+    host = host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address[:2], family=family, backlog=4096, dualstack_ipv6=both)
+    except (OSError, OverflowError, UnicodeError) as error:  # the last: a name that IDNA refuses
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            advice = "end what uses that port, or pass another --port"
+        else:
+            advice = "pass a name or an address of this machine as --host, and a --port that you may use"
+        shown = f"[{host}]" if ":" in host else host
+        raise GatewayError(f"the gateway can't listen on {shown}:{port} ({error}); {advice}") from error
 
 
 def _print(text: str) -> None:
@@ -241,6 +260,8 @@ class Gateway:
         import aiohttp
         from aiohttp import web
 
+        from afnio.models._connections import probed_socket
+
         app = web.Application(client_max_size=MOST_BODY)
         app.router.add_get(PAGES + "health", self._health)
         app.router.add_get(PAGES + "metrics", self._show_metrics)
@@ -251,6 +272,7 @@ class Gateway:
         await web.SockSite(runner, self._listener, backlog=4096).start()
         self._runner = runner
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=probed_socket),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=600.0),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -278,13 +300,18 @@ class Gateway:
 
     def greeting(self) -> str:
         host, port = self._listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        guard = f"/{self._token}" if self._options.token else ""
+        if ip_address(host).is_unspecified:
+            host = socket.gethostname()  # by which other hosts may know it
+        origin = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        token = self._token
+        if token == os.environ.get(TOKEN_VARIABLE):
+            token = f"${TOKEN_VARIABLE}"  # containers' output is kept in logs
+        guard = f"/{token}" if self._options.token else ""
         lines = [
-            f"http://{shown}:{port}{guard}{_path(name, upstream)}  sends to {upstream}"
+            f"{origin}{guard}{_path(name, upstream)}  sends to {upstream}"
             for name, upstream in self._options.upstreams.items()
         ]
-        lines.append(f"http://{shown}:{port}{PAGES}metrics?token={self._token}  has the figures")
+        lines.append(f"{origin}{PAGES}metrics?token={token}  has the figures")
         lines.append("Set the first address as OPENAI_BASE_URL. Press Ctrl-C to stop.")
         return "\n".join(lines) + "\n"
 

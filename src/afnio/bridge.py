@@ -255,7 +255,7 @@ class _Bridge:
         if raw is None or self._escapes():
             return self._pass_on_blocking(request)
         if on_runtime_thread():
-            refused = _on_therunning_loop()
+            refused = _refused_on_loop()
             return self._library.Response(refused.status, headers=refused.headers, content=refused.body)
         bridged = self._launch(raw, request)
         pipe = bridged.exchange.pipe
@@ -385,7 +385,7 @@ def _stream_class(library: ModuleType) -> type[Any]:
     return AfnioStream
 
 
-def _on_therunning_loop() -> RawReply:
+def _refused_on_loop() -> RawReply:
     line = user_line()
     return own_reply(
         400,

@@ -21,6 +21,7 @@ from virtual import virtual_runtime
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, ScoreError
+from afnio.models import ChatResponse
 from afnio.optim import Demos, EditTGD
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
@@ -387,6 +388,11 @@ BAD = {
         "it must not repeat instructions",
     ),
     "prose": ("I would add that it should know more.", "the reply can't be read"),
+    "broken JSON": ('{"edits": [{"op" "add"}]}', "the reply can't be read: it is no JSON"),
+    "a reply that was cut off": (
+        ChatResponse(content='{"edits": [{"op": "add", "block": 1, "te', finish_reason="length"),
+        "the reply was cut off (length); make fewer or shorter edits",
+    ),
     "another shape": ({"edits": [{"op": "move", "block": 1, "text": "x", "samples": []}]}, '"op" must be'),
     "no number": (
         {"edits": [{"op": "add", "block": "end", "text": "x", "samples": []}]},

@@ -198,6 +198,46 @@ def test_failed_rows_are_left_out_and_too_many_leave_the_values():
     assert not gate.judge().wait().passed
 
 
+@pytest.mark.parametrize("outage", [False, True])
+def test_a_result_whose_replies_cannot_be_used_is_replaced_by_the_start(outage):
+    """A text may break what the agent reads; a call that failed beside it says nothing about the text."""
+
+    def answer(request):
+        if "q=90" not in str(request.messages):
+            return Task.answer(None, request)
+        if outage and "row=7'" in str(request.messages):
+            raise FinalModelError("refused", status=400)
+        return "I think so, yes" if "row=1" in str(request.messages) else "yes"
+
+    def read(reply):
+        if reply not in ("yes", "no"):
+            raise ValueError(f"yes or no (got {reply!r})")
+        return reply
+
+    def evaluate(batch):
+        inputs = {"row": afnio.Variable(list(batch))}
+        messages = [{"role": "system", "content": [task.prompt]}, {"role": "user", "content": [task.user]}]
+        pred = cog.functional.chat_completion(task.client, messages, inputs=inputs, model="m", temperature=0)
+        return cog.functional.exact_match_evaluator(pred.map(read), ["yes"] * len(batch))
+
+    task = Task(answer=answer)
+    gate = task.gate(64, evaluate=evaluate)
+    gate.start([task.prompt])
+    task.prompt.data = "q=90"
+    if outage:
+        with pytest.raises(ExceptionGroup):
+            gate.judge()
+        assert ("q=90", []) == (task.prompt.data, gate.state_dict()["rows_used"])
+        return
+    verdict = gate.judge().wait()
+    assert (False, None, 11, "q=40") == (verdict.passed, verdict.result, verdict.failed, task.prompt.data)
+    assert "with the result 11 of 64 held-out rows have no score (0.4" in str(verdict)
+    assert 64 == len(gate.state_dict()["rows_used"])
+    again = task.gate(64, evaluate=evaluate)
+    again.load_state_dict(json.loads(json.dumps(gate.state_dict())))
+    assert [verdict] == again.verdicts
+
+
 def test_both_looks_run_side_by_side():
     """One latency."""
     with virtual_runtime() as clock:

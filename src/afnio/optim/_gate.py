@@ -24,6 +24,7 @@ from typing import Any, Final, final
 
 from afnio.autodiff._graph import enable_grad
 from afnio.autodiff._variable import Variable, bind
+from afnio.errors import AfnioError, BatchError, ReplyError
 from afnio.models._client import rehearsal, rehearsing
 from afnio.optim._optimizer import Candidate, Change, Decision, Optimizer, StepLane, launch_step
 from afnio.optim.search._improves import Evaluate, Holdout, called, sample_scores, scores_of
@@ -55,7 +56,8 @@ class GateVerdict:
         passed: True if the result was kept.
         p: The p-value of the sign-flip test. 1 if the texts are equal, which costs no call.
         level: The level that it was compared with.
-        start, result: Mean scores on the rows that both have a score of. None if the texts are equal.
+        start, result: Mean scores on the rows that both have a score of. None if the texts are equal. `result` is
+            also None if its replies can't be used; `start` is then the mean of all its rows.
         wins, losses, ties: Rows on which the result scored more, less or the same.
         rows: The numbers of the rows that were used.
         failed: How many of them have no pair of scores.
@@ -75,6 +77,11 @@ class GateVerdict:
     def __str__(self) -> str:
         if not self.rows:
             return "not tested: the result is the start"
+        if self.result is None:
+            return (
+                f"the start is kept: with the result {self.failed} of {len(self.rows)} held-out rows have no score "
+                f"({self.start:.3g} with the start)"
+            )
         kept = "the result is kept" if self.passed else "the start is kept"
         return (
             f"{kept}: {self.result:.3g} against {self.start:.3g} on {self.wins + self.losses + self.ties} held-out "
@@ -226,8 +233,9 @@ class Gate:
         """Compare the parameters' values with the start. If the test fails, they get the start's values again.
 
         Launches and returns; the parameters are pending until the verdict. Waits for it where a blocking wait is
-        allowed; on an event loop, await the `Pending`. If the comparison itself fails, the values stay as they are and
-        no rows are used up, so it can be repeated.
+        allowed; on an event loop, await the `Pending`. If too many of the result's replies can't be used, the start is
+        kept. If the comparison itself fails, as in an outage, the values stay as they are and no rows are used up, so
+        it can be repeated.
 
         Raises:
             RuntimeError: without a `start`, or if too many rows failed.
@@ -251,17 +259,28 @@ class Gate:
         size = await self._affordable(values)
         units, level, again = self._drawn(size)
         scores: list[list[float | None]] = [[], []]
+        unusable: list[int] = []
 
         async def look(number: int) -> None:
             bound = dict(zip(self._parameters, (start, values)[number], strict=True))
-            scores[number] = await scores_of(
-                self._evaluate, self._data.batch(units), bound, name=("start", "result")[number],
-                urgency=Priority.VALIDATION, quorum=self._quorum,
-            )  # fmt: skip
+            try:
+                scores[number] = await scores_of(
+                    self._evaluate, self._data.batch(units), bound, name=("start", "result")[number],
+                    urgency=Priority.VALIDATION, quorum=self._quorum,
+                )  # fmt: skip
+            except BatchError as error:
+                if number == 0 or not _by_replies(error):
+                    raise
+                scores[number], unusable[:] = [None] * len(units), error.samples
             self._data.by_unit(units, scores[number])
 
         await side_by_side([lambda: look(0), lambda: look(1)])
-        verdict = self._tested(units, scores[0], scores[1], level)
+        if unusable:
+            able = [score for score in scores[0] if score is not None]
+            mean = math.fsum(able) / len(able)
+            verdict = GateVerdict(False, 1.0, level, mean, None, rows=tuple(units), failed=len(unusable))
+        else:
+            verdict = self._tested(units, scores[0], scores[1], level)
         # From here on nothing fails, so the rows are used up exactly if there is a verdict.
         self._used = sorted({*self._used, *units})
         self._reused += again
@@ -369,8 +388,8 @@ class Gate:
         await self.start(agent.parameters())
 
     async def on_fit_end(self, trainer: Any, agent: Any) -> None:
-        """Judge the training."""
-        await self.judge()
+        """Judge the training, and show the verdict."""
+        trainer.tell(f"gate: {await self.judge()}")
 
     # State
 
@@ -408,6 +427,13 @@ def _listed(params: Iterable[Variable] | Optimizer) -> list[Variable]:
     if not listed:
         raise ValueError("params must have at least one parameter (got none)")
     return listed
+
+
+def _by_replies(error: BaseException) -> bool:
+    """Return True if samples failed by their replies alone, which are the text's work: not by a call or the engine."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_by_replies, error.exceptions))
+    return isinstance(error, ReplyError) or not isinstance(error, AfnioError)
 
 
 def _limit() -> int | None:

@@ -15,7 +15,7 @@ empty; else an event wakes it. Whatever may let a call go (a reply, a timer, a n
 goes, and not before.
 
 How fast an account may go is in `_limits.py`, how it recovers from failures in `_retries.py`. What each ending of an
-attempt means for the account is the table `AttemptOutcome` in `_call.py`.
+attempt means for the account is the table `AttemptOutcome` in `_attempts.py`.
 """
 
 from __future__ import annotations
@@ -795,7 +795,7 @@ class Demand(Protocol):
 
 
 class Ending(Protocol):
-    """How an attempt ended, for its account: a row of `AttemptOutcome` in `_call.py`."""
+    """How an attempt ended, for its account: a row of `AttemptOutcome` in `_attempts.py`."""
 
     @property
     def request_counts(self) -> bool: ...
