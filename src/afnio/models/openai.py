@@ -54,7 +54,9 @@ PREFIX: Final = 2_000
 """Bytes of a request by which replicas are chosen: about what a system prompt has in common with the next one's."""
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options with which only the SDK's own transport can send a request."""
-_CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
+_CREDENTIALS: Final = frozenset(
+    {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-afnio-token", "cookie"}
+)
 """Headers that identify the caller. They don't change the reply, so they aren't part of a request's key."""
 
 
@@ -102,6 +104,7 @@ class AsyncOpenAI(ChatClient):
         **options: Any,
     ) -> None:
         self._replicas: dict[Account, AsyncOpenAI] = {}
+        self._served: set[str] = set()  # the models that a replica has answered as
         if base_url is not None and not isinstance(base_url, str):
             shared = {"api_key": api_key, "timeout": timeout, "http_client": http_client, **options}
             for url in _replica_urls(base_url):
@@ -153,16 +156,35 @@ class AsyncOpenAI(ChatClient):
     async def list_models(self) -> list[str]:
         """Return the names of the endpoint's models. It runs on the caller's asyncio loop.
 
+        Of replicas, those that can be reached are asked.
+
         Raises:
-            ModelError: if the endpoint can't be reached or refuses, for instance because of the key.
+            ModelError: if the endpoint can't be reached or refuses, for instance because of the key; if replicas have
+                different models.
         """
+        if not self._replicas:
+            return (await self.listed_models())[0]
+        found: dict[str, list[str]] = {}
+        for account, replica in self._replicas.items():
+            try:
+                found[account.url] = await replica.list_models()
+            except ModelError as error:
+                unreached = error
+        if not found:
+            raise unreached
+        check_same_models(found)
+        return [name for name in next(iter(found.values())) if all(name in names for names in found.values())]
+
+    async def listed_models(self) -> tuple[list[str], Mapping[str, str]]:
+        """Return the names of the endpoint's models, and the headers of its reply. See `list_models`."""
         import openai
 
         try:
             # Not the SDK client's own connections: they belong to another event loop.
             own = openai.DefaultAsyncHttpxClient(follow_redirects=False)
             async with self._sdk.copy(http_client=own) as sdk:
-                return [model.id async for model in sdk.models.list()]
+                reply = await sdk.models.with_raw_response.list()
+                return [model.id async for model in reply.parse()], reply.headers
         except openai.APIStatusError as error:
             if error.response.is_redirect:
                 headers = error.response.headers
@@ -202,13 +224,21 @@ class AsyncOpenAI(ChatClient):
         account = current_replica.get()
         assert account is not None
         try:
-            return await self._replicas[account].send(request)
+            response = await self._replicas[account].send(request)
         except FinalModelError as error:
-            if error.status == 404:
-                error.add_note(
-                    f"{account.url} is one of {len(self._replicas)} replicas, which must serve the same models"
-                )
-            raise
+            if error.status != 404:
+                raise
+            if request.model not in self._served:
+                note = f"{account.url} is one of {len(self._replicas)} replicas, which must serve the same models"
+                error.add_note(note)
+                raise
+            raise FinalModelError(
+                f"replicas must serve the same models (got {error}, and replies as {request.model!r} from another "
+                f"one); start {account.url} with that model, or leave it out",
+                status=404,
+            ) from error
+        self._served.add(request.model)
+        return response
 
     def _read(self, answer: Answer) -> ChatResponse:
         try:
@@ -431,6 +461,26 @@ def _http_errors() -> tuple[type[Exception], ...]:
 
     libraries = {_http(), sys.modules.get("httpx", _http())}
     return (openai.APIConnectionError, *(library.HTTPError for library in libraries))
+
+
+def check_same_models(found: Mapping[str, Sequence[str]]) -> None:
+    """Check that replicas have a model in common.
+
+    Args:
+        found: for each URL, the names of its models.
+
+    Raises:
+        FinalModelError: if there is none.
+
+    >>> check_same_models({"http://a/v1": ["m", "n"], "http://b/v1": ["m"]})
+    """
+    if set.intersection(*map(set, found.values())):
+        return
+    served = ", ".join(f"{', '.join(models[:3]) or 'nothing'} from {url}" for url, models in found.items())
+    raise FinalModelError(
+        f"replicas must serve the same models (got {served}); start them with one name, such as vLLM's "
+        "--served-model-name"
+    )
 
 
 def _replica_urls(given: Sequence[str]) -> list[str]:
