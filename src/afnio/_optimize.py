@@ -107,7 +107,7 @@ def optimize(
     name: str | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (as in te.init)
     seed: int | None = None,
-    patience: int = 5,
+    patience: int = 3,
     perfect: float = 1.0,
     headroom: bool = False,
 ) -> Result:
@@ -199,7 +199,7 @@ class Learner(cog.Module):
 
     automatic_optimization = False
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: TrainingRun) -> None:
         super().__init__()
         self.subject = training.subject.module
         object.__setattr__(self, "_run", training)
@@ -208,7 +208,7 @@ class Learner(cog.Module):
         return await self._run.step()
 
     def configure_optimizers(self) -> Optimizer:
-        return cast("Training", self._run).optimizer
+        return cast("TrainingRun", self._run).optimizer
 
 
 class Steps:
@@ -352,7 +352,7 @@ class Optimization(Scoring):
         )  # fmt: skip
         await gate.start(self.subject.parameters.values())
         found = await self._headroom(measured) if self.with_headroom else None
-        training = Training(self, measured, self.needs.looks(measured, size))
+        training = TrainingRun(self, measured, self.needs.looks(measured, size))
         await training.run(time.monotonic() - started)
         verdict: GateVerdict | None = None
         looked: tuple[Scored, ...] = ()
@@ -453,7 +453,7 @@ class Optimization(Scoring):
         self,
         run: Run,
         spending: Budget,
-        training: Training,
+        training: TrainingRun,
         verdict: GateVerdict | None,
         headroom: Headroom | None,
         rows: Sequence[Row],
@@ -508,7 +508,7 @@ class Optimization(Scoring):
 
 
 @final
-class Training:
+class TrainingRun:
     """The training of one optimization.
 
     Args:
