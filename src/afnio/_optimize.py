@@ -65,8 +65,8 @@ from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
 from afnio.optim import EditTGD, Gate, Optimizer
-from afnio.optim._gate import FEWEST, SHARE, GateVerdict
-from afnio.optim.search._chain_step import CLEAR
+from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE, GateVerdict
+from afnio.optim.search._chain_state import CLEAR
 from afnio.optim.search._races import Scores, differences
 from afnio.optim.search._sizes import SampleCost, Sizes
 from afnio.runtime._budget import Budget
@@ -533,20 +533,17 @@ class TrainingRun:
             max_epochs=-1, quorum=QUORUM, enable_checkpointing=False, enable_agent_summary=False
         )
         rows = task.splits.train
+        limit = None if math.isinf(self._calls) else max(1, int(self._calls))
         self.optimizer = EditTGD(
             list(self.subject.parameters.values()),
             task.critic.client,
             self._evaluate,
             DataLoader(rows, collate_fn=list),
             lr=chains_for(self._calls, len(rows)),
-            # With few rows a chain leaves half of them to the race.
-            minibatch=max(3, min(8, len(rows) // 6)),
             max_chars=MOST_CHARACTERS,
-            # Not more than the first step's, whose chains have no mistakes of a race to begin with.
-            budget=None if math.isinf(self._calls) else max(1, int(self._calls)),
-            reserve=0
-            if math.isinf(self._calls)
-            else min(int(self._calls / 10), math.ceil(24 * measured.calls)),
+            budget=limit,
+            # The first step takes more: its chains have no mistakes of a race to begin with.
+            reserve=0 if limit is None else min(limit // 10, math.ceil(12 * measured.calls)),
             quorum=ENOUGH_ROWS,
             search_seed=task.seed,
             **task.critic.completion_args,
@@ -649,10 +646,10 @@ def chains_for(calls: float, rows: int) -> int:
 
     More of them take no more time. They don't learn more from the same calls, but they end sooner.
 
-    >>> chains_for(600, 1_000), chains_for(4_800, 1_000), chains_for(4_800, 100)
+    >>> chains_for(600, 1_000), chains_for(4_800, 1_000), chains_for(4_800, 200)
     (3, 12, 4)
     """
-    fed = (rows - 24) // 16
+    fed = (rows - 24) // 36
     return max(3, int(min(24, calls // 400, fed)))
 
 
@@ -700,7 +697,8 @@ class Needs:
         self.check_calls(max(1.0, measured.calls))
         size = float(len(self._task.splits.gate))
         for unit, left, each in self._limits(measured):
-            size = min(size, (left - (FIRST + self._tests) * each) * SHARE / (2 * each))
+            free = (left - (FIRST + self._tests) * each) / (2 * each)
+            size = min(size, max(min(free * SHARE, ENOUGH), free * WIDE_SHARE))
             needed = max(FIRST + 2 * FEWEST + self._tests + _STEP, 2 * FEWEST / SHARE) * each
             if unit != "calls" and left < needed:
                 raise ValueError(
