@@ -34,8 +34,9 @@ from afnio.optim._blocks import Draft
 from afnio.optim._checks import WORDS
 from afnio.optim._edits import Mistake, propose_edits
 from afnio.optim._optimizer import Acceptance, Change, Decision, Evidence, Lineage, Optimizer, StepInputs
+from afnio.optim.search._chain_race import ChainSetup, Runner
 from afnio.optim.search._chain_state import SearchState
-from afnio.optim.search._chain_step import ChainSetup, ChainStep, Runner
+from afnio.optim.search._chain_step import ChainStep
 from afnio.optim.search._improves import Evaluate, Holdout
 from afnio.optim.search._sizes import SampleCost, Sizes, affordable
 from afnio.runtime._budget import current_budgets
