@@ -374,7 +374,7 @@ class StoreReader:
     def spending_by_second(self, run_id: str, after: int = 0) -> list[SecondOfCalls]:
         """The totals of the calls with ids above `after`, by the second in which they ended, purpose and account."""
         rows = map(tuple, self._all(BY_SECOND, run_id, after))
-        return [SecondOfCalls(*row[:4], Spending(*row[4:])) for row in rows]
+        return [SecondOfCalls(row[0], row[1], row[2], row[3], Spending(*row[4:])) for row in rows]
 
     def calls(
         self,
