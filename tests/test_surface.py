@@ -58,7 +58,7 @@ def test_all_is_complete_and_sorted():
         for name, value in vars(afnio).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    assert set() == public - set(afnio.__all__) - {"annotations", "Any", "TYPE_CHECKING"}
+    assert set() == public - set(afnio.__all__) - {"annotations", "TYPE_CHECKING"}
     assert set() == set(SURFACE["afnio"].split()) - set(afnio.__all__)
 
 
@@ -106,6 +106,24 @@ BARRED = [
     "httpx2",
     "rich",
     "trio",
+    "tenacity",
+    "tornado",
+    "aiolimiter",
+    "importlib.metadata",
+    "statistics",
+    "tomllib",
+    "zipfile",
+    "afnio._archive",
+    "afnio.optim",
+    "ray",
+    "dask",
+    "distributed",
+    "loky",
+    "cloudpickle",
+    "multiprocessing",
+    "concurrent.futures.process",
+    "afnio.ray",
+    "afnio.runtime._executors",
     "afnio.testing",
     "afnio.tellurio",
     "afnio.trainer",
@@ -123,7 +141,7 @@ def test_importing_is_quick():
     """CPU time, best of five: 0.15 s on a quiet machine. The limit allows for a busy one."""
     best = min(probe(watch=False)["seconds"] for _ in range(5))
     print(f"import afnio: {best * 1000:.0f} ms")
-    assert best <= 0.25
+    assert best <= 0.2
 
 
 def test_importing_does_nothing():

@@ -30,6 +30,7 @@ class Outcome:
         prompts: the final text of each parameter.
         lengths: characters of all prompts after each step.
         gradients: feedback texts that each parameter got.
+        dropped: why edits were left out, and how often.
         gate: what the gate said.
         note: why it ended early, if it did.
     """
@@ -51,6 +52,7 @@ class Outcome:
     lengths: list[int] = field(default_factory=list)
     gradients: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
     rounds: int = 0
     path: list[tuple[float, int, int, float]] = field(default_factory=list)
     gate: str = ""

@@ -5,16 +5,13 @@ Calls launch, reads wait, `await` waits without blocking.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from afnio import autodiff as autodiff
 from afnio import cognitive as cognitive
 from afnio import errors as errors
 from afnio import models as models
-from afnio import optim as optim
-from afnio import utils as utils
-from afnio._archive import load as load
-from afnio._archive import save as save
+from afnio._public import lazily as _lazily
 from afnio.autodiff import GradientEdge as GradientEdge
 from afnio.autodiff import Node as Node
 from afnio.autodiff import Variable as Variable
@@ -43,13 +40,17 @@ from afnio.runtime import tolerate as tolerate
 
 if TYPE_CHECKING:
     from afnio import bridge as bridge
+    from afnio import optim as optim
     from afnio import ray as ray
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
-    from afnio._headroom import Headroom as Headroom
+    from afnio import utils as utils
+    from afnio._archive import load as load
+    from afnio._archive import save as save
     from afnio._headroom import headroom as headroom
     from afnio._optimize import optimize as optimize
+    from afnio._result import Headroom as Headroom
     from afnio._result import Result as Result
     from afnio.runtime._executors import Workers as Workers
 
@@ -100,26 +101,16 @@ __all__ = [
     "utils",
 ]
 
-
-_HOMES = {
-    "headroom": "afnio._headroom",
-    "Headroom": "afnio._headroom",
-    "optimize": "afnio._optimize",
-    "Result": "afnio._result",
-    "Workers": "afnio.runtime._executors",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # What only some programs need is imported at its first use.
-    from importlib import import_module
-
-    from afnio._public import show_in
-
-    if name in ("bridge", "ray", "tellurio", "testing", "trainer"):
-        return import_module(f"afnio.{name}")
-    if name in _HOMES:
-        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-        show_in(__name__, globals(), [name])
-        return value
-    raise AttributeError(f"module 'afnio' has no attribute {name!r}")
+# What only some programs need is imported at its first use.
+__getattr__, __dir__ = _lazily(
+    __name__,
+    globals(),
+    {
+        "afnio._archive": "load save",
+        "afnio._headroom": "headroom",
+        "afnio._optimize": "optimize",
+        "afnio._result": "Headroom Result",
+        "afnio.runtime._executors": "Workers",
+    },
+    modules="bridge optim ray tellurio testing trainer utils",
+)

@@ -13,6 +13,9 @@ journal, budget and priority, and what comes back is the provider's own response
 equal request of a key after the restart gets the reply of the n-th before it. So a program that is started again
 together with its gateway pays for nothing twice, and samples stay independent.
 
+**Jobs over rows** are another matter. Ray and Spark run a block of rows again whose worker was lost, while the gateway
+goes on. With `--once` an equal request of a key gets the reply of the first one, or waits for it.
+
 **Clients that give up.** An SDK's timeout also runs while its call waits for quota here. Then it closes the connection
 and tries again. A call whose client has gone keeps its place for `REJOIN` seconds: the repeated request joins it. If
 none comes it is cancelled, unless it is on the wire by then. There it is being paid for, so it ends and is recorded.
@@ -25,7 +28,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hmac
+import os
 import secrets
 import signal
 import socket
@@ -35,13 +40,14 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 from urllib.parse import urlsplit
 
 from afnio.errors import GatewayError
 from afnio.models._exchange import CallOrigin, Exchange, Opened, send_by_aiohttp
-from afnio.models._raw import NO_RETRY, RawRequest, own_reply
+from afnio.models._raw import NO_RETRY, RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.runtime._budget import Budget
 from afnio.runtime._kernel import Job, Launch, Slot
@@ -63,6 +69,8 @@ RETRY_GRACE: Final = 0.05
 """Seconds for which a repeated request waits for the end of the connection that it replaces."""
 KEPT: Final = 256
 """Delivered replies that are kept for a while. A client may have given up at the moment in which its reply was sent."""
+ONCE: Final = 256 << 20
+"""Bytes of replies that are kept for equal requests with `--once`. The oldest ones are forgotten first."""
 MOST_BODY: Final = 64 << 20
 """Bytes of a request."""
 MOST_KEYS: Final = 10_000
@@ -71,7 +79,7 @@ PAGES: Final = "/afnio/"
 """The path of the gateway's own pages."""
 PRIORITY: Final = "x-afnio-priority"
 TOKEN: Final = "x-afnio-token"  # noqa: S105 - the header's name
-LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+TOKEN_VARIABLE: Final = "AFNIO_GATEWAY_TOKEN"  # noqa: S105 - the variable's name
 
 _OWN: Final = frozenset(
     {
@@ -95,6 +103,7 @@ class GatewayOptions:
         journal: the file, or None.
         host, port: where to listen; port 0 for a free one.
         token: what clients must send, or None: then only this machine may connect.
+        once: True to answer equal requests of a key by one call. Streams are not.
     """
 
     upstreams: Mapping[str, str]
@@ -105,12 +114,13 @@ class GatewayOptions:
     host: str = "127.0.0.1"
     port: int = 8400
     token: str | None = None
+    once: bool = False
 
     def __post_init__(self) -> None:
-        if self.host not in LOCAL and not self.token:
+        if not self.token and not _is_loopback(self.host):
             raise GatewayError(
-                f"a gateway that others can reach must have a token (got host {self.host} and none); pass --token, or "
-                "set AFNIO_GATEWAY_TOKEN"
+                f"a gateway that others can reach must have a token (got host {self.host or 'any'} and none); set "
+                f"{TOKEN_VARIABLE}, or pass --token"
             )
 
 
@@ -128,18 +138,19 @@ def serve(options: GatewayOptions) -> None:
         for each in signals:
             signal.signal(each, signal.SIG_DFL)  # the second one ends it at once
 
-    with _opened(options) as gateway:
-        before = {number: signal.signal(number, on_signal) for number in signals}
-        try:
+    # Before anything else: the first process of a container ignores a SIGTERM that it has no handler for.
+    before = {number: signal.signal(number, on_signal) for number in signals}
+    try:
+        with _opened(options) as gateway:
             _print(gateway.greeting())
             stop.wait()
             waiting = gateway.on_wire
             if waiting:
                 _print(f"Finishing {waiting} calls on the wire. Press Ctrl-C again to stop at once.\n")
-        finally:
-            for number, handler in before.items():
-                if signal.getsignal(number) is on_signal:
-                    signal.signal(number, handler)
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is on_signal:
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -185,14 +196,29 @@ def _on_runtime(function: Callable[[], Awaitable[None]]) -> Pending[None]:
     return Pending(slot, lambda outcome: outcome)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _is_loopback(host: str) -> bool:
+    """Return True if only this machine can connect there. Names other than localhost count as open to others."""
     try:
-        return socket.create_server((host, port), family=family, backlog=4096)
-    except (OSError, OverflowError) as error:
-        raise GatewayError(
-            f"the gateway can't listen on {host}:{port} ({error}); end what uses that port, or pass another --port"
-        ) from error
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address, or on the first one of a name."""
+    host = host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address[:2], family=family, backlog=4096, dualstack_ipv6=both)
+    except (OSError, OverflowError, UnicodeError) as error:  # the last: a name that IDNA refuses
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            advice = "end what uses that port, or pass another --port"
+        else:
+            advice = "pass a name or an address of this machine as --host, and a --port that you may use"
+        shown = f"[{host}]" if ":" in host else host
+        raise GatewayError(f"the gateway can't listen on {shown}:{port} ({error}); {advice}") from error
 
 
 def _print(text: str) -> None:
@@ -234,12 +260,16 @@ class Gateway:
         self._left: dict[tuple[Account, str], deque[GatewayCall]] = {}
         self._live: dict[tuple[Account, str], int] = {}
         self._delivered: OrderedDict[tuple[Account, str], Delivered] = OrderedDict()
+        self._once: OrderedDict[tuple[Account, str], asyncio.Task[Delivered]] = OrderedDict()
+        self._once_bytes = 0
 
     # Its life
 
     async def start(self) -> None:
         import aiohttp
         from aiohttp import web
+
+        from afnio.models._connections import probed_socket
 
         app = web.Application(client_max_size=MOST_BODY)
         app.router.add_get(PAGES + "health", self._health)
@@ -251,6 +281,7 @@ class Gateway:
         await web.SockSite(runner, self._listener, backlog=4096).start()
         self._runner = runner
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=probed_socket),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=600.0),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -278,13 +309,18 @@ class Gateway:
 
     def greeting(self) -> str:
         host, port = self._listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        guard = f"/{self._token}" if self._options.token else ""
+        if ip_address(host).is_unspecified:
+            host = socket.gethostname()  # by which other hosts may know it
+        origin = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        token = self._token
+        if token == os.environ.get(TOKEN_VARIABLE):
+            token = f"${TOKEN_VARIABLE}"  # containers' output is kept in logs
+        guard = f"/{token}" if self._options.token else ""
         lines = [
-            f"http://{shown}:{port}{guard}{_path(name, upstream)}  sends to {upstream}"
+            f"{origin}{guard}{_path(name, upstream)}  sends to {upstream}"
             for name, upstream in self._options.upstreams.items()
         ]
-        lines.append(f"http://{shown}:{port}{PAGES}metrics?token={self._token}  has the figures")
+        lines.append(f"{origin}{PAGES}metrics?token={token}  has the figures")
         lines.append("Set the first address as OPENAI_BASE_URL. Press Ctrl-C to stop.")
         return "\n".join(lines) + "\n"
 
@@ -320,9 +356,12 @@ class Gateway:
         if raw is None:
             return await self._pass_on(request, target, headers, body)
         if self._stopping:
-            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
+            stopping = _stopping_reply()
+            return web.Response(status=stopping.status, headers=stopping.headers, body=stopping.body)
         if not self._limit(raw.account):
             return _refuse(503, f"the gateway knows {MOST_KEYS:,} keys already; restart it to forget them")
+        if self._options.once and not raw.stream:
+            return (await self._answer_once(raw, priority)).response()
         again = _is_retry(headers)
         if again and (lost := self._delivered.pop((raw.account, raw.key), None)) is not None and lost.fresh:
             return lost.response()
@@ -383,7 +422,10 @@ class Gateway:
                 del self._left[name]
             call.rejoin()
             return call
-        call = GatewayCall(raw, self._origin(raw), name)
+        return self._new_call(raw, priority)
+
+    def _new_call(self, raw: RawRequest, priority: Priority) -> GatewayCall:
+        call = GatewayCall(raw, self._origin(raw), (raw.account, raw.key))
         context = self._context.copy()
         call.task = context.run(asyncio.get_running_loop().create_task, call.run(priority), context=context)
         self._calls[call] = None
@@ -393,7 +435,7 @@ class Gateway:
     def _origin(self, raw: RawRequest) -> CallOrigin:
         scope = f"gateway/{raw.account.key_digest}"
         address = f"{scope}/http:{raw.key[:16]}"
-        if self._journal is not None:
+        if self._journal is not None and not self._options.once:
             # About 150 bytes for each distinct request. Only a journal needs them.
             name = (raw.account, bytes.fromhex(raw.key)[:16])
             self._uses[name] = use = self._uses.get(name, 0) + 1
@@ -434,17 +476,44 @@ class Gateway:
     # Responses
 
     async def _answer(self, call: GatewayCall) -> web.Response:
-        pipe = call.exchange.pipe
-        head = await pipe.head()
-        if call.cancelled and self._stopping:
-            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
-        body = b"".join([piece async for piece in pipe])
-        reply = Delivered(head.status, head.headers, body, asyncio.get_running_loop().time() + REJOIN)
-        if head.status == 200:
+        reply = await self._whole(call)
+        if reply.status == 200:
             self._delivered[call.name] = reply
             if len(self._delivered) > KEPT:
                 self._delivered.popitem(last=False)
         return reply.response()
+
+    async def _whole(self, call: GatewayCall) -> Delivered:
+        pipe = call.exchange.pipe
+        head = await pipe.head()
+        until = asyncio.get_running_loop().time() + REJOIN
+        if call.cancelled and self._stopping:
+            stopping = _stopping_reply()
+            return Delivered(stopping.status, stopping.headers, stopping.body, until)
+        return Delivered(head.status, head.headers, b"".join([piece async for piece in pipe]), until)
+
+    async def _answer_once(self, raw: RawRequest, priority: Priority) -> Delivered:
+        """Answer by the call of an earlier equal request, which ends whether or not somebody waits for it."""
+        name = (raw.account, raw.key)
+        shared = self._once.get(name)
+        if shared is None:
+            call = self._new_call(raw, priority)
+            shared = self._once[name] = asyncio.get_running_loop().create_task(self._whole(call))
+            shared.add_done_callback(lambda done: self._keep_once(name, done))
+        self._once.move_to_end(name)
+        return await asyncio.shield(shared)
+
+    def _keep_once(self, name: tuple[Account, str], done: asyncio.Task[Delivered]) -> None:
+        if done.cancelled() or done.exception() is not None or done.result().status != 200:
+            del self._once[name]  # the next one asks again
+            return
+        self._once_bytes += len(done.result().body)
+        for oldest, task in list(self._once.items()) if self._once_bytes > ONCE else ():
+            if task.done():
+                self._once_bytes -= len(task.result().body)
+                del self._once[oldest]
+                if self._once_bytes <= ONCE:
+                    break
 
     async def _answer_stream(self, request: web.Request, call: GatewayCall) -> web.StreamResponse:
         from aiohttp import web
@@ -467,7 +536,8 @@ class Gateway:
             head.cancel()
         status, headers = head.result()
         if call.cancelled and self._stopping and response is None:
-            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
+            stopping = _stopping_reply()
+            return web.Response(status=stopping.status, headers=stopping.headers, body=stopping.body)
         if response is None:
             response = web.StreamResponse(status=status, headers=headers)
             call.delivering = True
@@ -749,16 +819,18 @@ class Metrics:
 # Small things
 
 
-def _refuse(status: int, sentence: str, *, retry: bool = False) -> web.Response:
+def _refuse(status: int, sentence: str) -> web.Response:
     from aiohttp import web
 
     reply = own_reply(status, sentence, "afnio_gateway")
-    headers = dict(reply.headers)
-    if retry:
-        for name in NO_RETRY:
-            headers.pop(name, None)
-        headers["retry-after"] = "1"
-    return web.Response(status=status, headers=headers, body=reply.body)
+    return web.Response(status=status, headers=reply.headers, body=reply.body)
+
+
+def _stopping_reply() -> RawReply:
+    """Return a refusal that clients answer by asking again."""
+    reply = own_reply(503, "the gateway is stopping; send the request again", "afnio_gateway")
+    kept = {name: value for name, value in reply.headers.items() if name not in NO_RETRY}
+    return RawReply(reply.status, {**kept, "retry-after": "1"}, reply.body)
 
 
 def _path(name: str, upstream: str) -> str:

@@ -26,16 +26,20 @@ def show_in(package: str, namespace: Mapping[str, Any], names: Iterable[str]) ->
 
 
 def lazily(
-    package: str, namespace: dict[str, Any], homes: Mapping[str, str]
+    package: str, namespace: dict[str, Any], homes: Mapping[str, str], *, modules: str = ""
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__`.
 
     Args:
         homes: the module of each name: {"afnio.trainer._trainer": "Trainer AgentSummary"}.
+        modules: the package's own modules that are imported at their first use: "bridge ray".
     """
     home_of = {name: home for home, names in homes.items() for name in names.split()}
+    own = modules.split()
 
     def find(name: str) -> Any:
+        if name in own:
+            return import_module(f"{package}.{name}")
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         namespace[name] = getattr(import_module(home_of[name]), name)
@@ -43,6 +47,6 @@ def lazily(
         return namespace[name]
 
     def names() -> list[str]:
-        return sorted({*namespace, *home_of})
+        return sorted({*namespace, *home_of, *own})
 
     return find, names

@@ -18,6 +18,7 @@ from endpoint import Asked, Endpoint, data, named
 
 import afnio
 from afnio import bridge
+from afnio.models import tracing
 from afnio.runtime.events import CallEnded, CallReplayed, subscribed
 
 SAY = [{"role": "user", "content": "one two three"}]
@@ -336,6 +337,54 @@ async def test_a_server_that_answers_a_stream_with_a_whole_reply(endpoint: Endpo
         body = {"model": "m", "messages": SAY, "stream": True}
         reply = await client.post(f"{endpoint.url}/v1/chat/completions", json=body)
     assert whole == json.loads(reply.content)
+
+
+def _choices(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+@pytest.mark.parametrize("strange", [True, 7, 0.5, ["a"], {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("chat/completions", "content"), ("chat/completions", "finish_reason"), ("responses", "type")],
+)
+async def test_fields_of_any_type_reach_the_reader(path: str, field: str, strange: Any) -> None:
+    """The reader gets what the server sent, as without the bridge, and the trace has a reply."""
+    if path == "responses":
+        done = {"type": "response.completed", "response": {"status": "completed", "output": []}}
+        events = [{"type": strange, "delta": "a"}, done]
+    elif field == "content":
+        events = [_choices(content=strange), _choices(content="b")]
+    else:
+        events = [_choices(content="b"), {"choices": [{"index": 0, "delta": {}, "finish_reason": strange}]}]
+    sent = b"".join(data(event) for event in events)
+    answer = httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=sent)
+    inner = httpx2.MockTransport(lambda request: answer)
+    body = {"model": "m", "messages": SAY, "input": "a", "stream": True}
+
+    ended: list[CallEnded] = []
+    with (
+        subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None),
+        tracing() as trace,
+    ):
+        async with httpx2.AsyncClient(transport=bridge.transport(inner=inner)) as client:
+            got = await client.post(f"http://provider/v1/{path}", json=body)
+    assert (200, sent) == (got.status_code, got.content)
+    assert [None] == [event.error for event in ended]
+    assert trace.calls[0].reply is not None
+
+
+async def test_a_request_of_many_levels_is_sent_like_others() -> None:
+    """Levels that JSON can hold are no error, though no counting of tokens can go down so far by recursion."""
+    deep: Any = "a"
+    for _ in range(900):
+        deep = {"a": deep}
+    answer = httpx2.Response(200, json={"choices": [{"message": {"content": "b"}}]})
+    inner = httpx2.MockTransport(lambda request: answer)
+    async with httpx2.AsyncClient(transport=bridge.transport(inner=inner)) as client:
+        body = {"model": "m", "messages": [{"role": "user", "content": [deep]}]}
+        got = await client.post("http://provider/v1/chat/completions", json=body)
+    assert 200 == got.status_code
 
 
 async def test_a_long_stream_is_whole_on_another_thread(endpoint: Endpoint) -> None:

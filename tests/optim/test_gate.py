@@ -16,7 +16,7 @@ from virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import FinalModelError
+from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import TGD, Gate
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
@@ -102,6 +102,23 @@ def test_without_a_gain_the_start_is_replaced_in_a_quarter_of_the_runs_at_most(r
     assert 0.05 < passed / runs <= (0.25 if rows >= 32 else 0.5)
 
 
+def test_graded_scores_without_a_gain_pass_in_a_quarter_of_the_runs_at_most():
+    """A few rows may differ much more than the others."""
+    draw, passed, runs = random.Random(2), 0, 200
+    prompt = cog.Parameter("start")
+
+    def evaluate(batch):
+        return [draw.choice([0.0, 1.0]) if row < 4 else 0.5 + 0.01 * draw.randrange(3) for row in batch]
+
+    for _ in range(runs):
+        prompt.data = "start"
+        gate = Gate(evaluate, list(range(40)), seed=0)
+        gate.start([prompt])
+        prompt.data = "no better"
+        passed += gate.judge().wait().passed
+    assert 0.1 < passed / runs <= 0.25 + 2 * (0.25 * 0.75 / runs) ** 0.5
+
+
 def test_few_rows_make_the_level_lenient_and_too_few_are_an_error(caplog):
     """Before the first call."""
     task = Task()
@@ -111,8 +128,24 @@ def test_few_rows_make_the_level_lenient_and_too_few_are_an_error(caplog):
     gate.start([task.prompt])
     task.prompt.data = "q=45"
     assert 0.5 == gate.judge().wait().level
+    strict = task.gate(20, level=0.05)
+    strict.start([task.prompt])
+    task.prompt.data = "q=50"
+    assert 0.05 == strict.judge().wait().level, "a level that was chosen stays"
     with pytest.raises(ValueError, match="must have at least 12 rows"):
         task.gate(11)
+
+
+@pytest.mark.parametrize(("budget", "rows"), [(150, 25), (240, 32), (300, 37), (1000, 64)])
+def test_more_than_32_rows_cost_a_quarter_of_the_budget_at_most(budget, rows, caplog):
+    """Fewer cost a third; fewer than 32 are told."""
+    task = Task()
+    gate = task.gate(64, budget=budget)
+    with caplog.at_level(logging.WARNING, "afnio"):
+        gate.start([task.prompt])
+    task.prompt.data = "q=80"
+    assert rows == len(gate.judge().wait().rows)
+    assert (rows < 32) == ("with fewer than 32 it can't tell" in caplog.text)
 
 
 def test_both_looks_cost_a_third_of_the_budget_at_most():
@@ -172,6 +205,29 @@ def test_a_resumed_gate_knows_the_first_start_and_the_used_rows():
     assert "q=40" == other.prompt.data, "the start of the run, not of the resumption"
 
 
+def test_a_second_training_is_compared_with_its_own_start():
+    """The text of another agent must not come back."""
+    one, other = Task("q=40"), Task("q=60")
+    gate = one.gate(96, size=40)
+    gate.start([one.prompt])
+    one.prompt.data = "q=80"
+    assert gate.judge().wait().passed
+    gate.start([other.prompt])
+    other.prompt.data = "q=20"
+    assert (False, "q=60") == (gate.judge().wait().passed, other.prompt.data)
+
+
+def test_a_score_that_is_no_number_ends_the_look():
+    """No comparison with NaN is true, so such a row would decide for the result."""
+    task = Task()
+    gate = task.gate(evaluate=lambda batch: [float("nan"), *[1.0] * (len(batch) - 1)])
+    gate.start([task.prompt])
+    task.prompt.data = "q=80"
+    with pytest.raises(ScoreError, match=r"must be a finite number or None \(got nan\); return None"):
+        gate.judge().wait()
+    assert ("q=80", []) == (task.prompt.data, gate.verdicts)
+
+
 def test_failed_rows_are_left_out_and_too_many_leave_the_values():
     """An outage must not cost a training; the rows aren't used up."""
     broken = 3
@@ -196,6 +252,46 @@ def test_failed_rows_are_left_out_and_too_many_leave_the_values():
     assert ("q=10", [], []) == (task.prompt.data, gate.verdicts, gate.state_dict()["rows_used"])
     broken = 0
     assert not gate.judge().wait().passed
+
+
+@pytest.mark.parametrize("outage", [False, True])
+def test_a_result_whose_replies_cannot_be_used_is_replaced_by_the_start(outage):
+    """A text may break what the agent reads; a call that failed beside it says nothing about the text."""
+
+    def answer(request):
+        if "q=90" not in str(request.messages):
+            return Task.answer(None, request)
+        if outage and "row=7'" in str(request.messages):
+            raise FinalModelError("refused", status=400)
+        return "I think so, yes" if "row=1" in str(request.messages) else "yes"
+
+    def read(reply):
+        if reply not in ("yes", "no"):
+            raise ValueError(f"yes or no (got {reply!r})")
+        return reply
+
+    def evaluate(batch):
+        inputs = {"row": afnio.Variable(list(batch))}
+        messages = [{"role": "system", "content": [task.prompt]}, {"role": "user", "content": [task.user]}]
+        pred = cog.functional.chat_completion(task.client, messages, inputs=inputs, model="m", temperature=0)
+        return cog.functional.exact_match_evaluator(pred.map(read), ["yes"] * len(batch))
+
+    task = Task(answer=answer)
+    gate = task.gate(64, evaluate=evaluate)
+    gate.start([task.prompt])
+    task.prompt.data = "q=90"
+    if outage:
+        with pytest.raises(ExceptionGroup):
+            gate.judge()
+        assert ("q=90", []) == (task.prompt.data, gate.state_dict()["rows_used"])
+        return
+    verdict = gate.judge().wait()
+    assert (False, None, 11, "q=40") == (verdict.passed, verdict.result, verdict.failed, task.prompt.data)
+    assert "with the result 11 of 64 held-out rows have no score (0.4" in str(verdict)
+    assert 64 == len(gate.state_dict()["rows_used"])
+    again = task.gate(64, evaluate=evaluate)
+    again.load_state_dict(json.loads(json.dumps(gate.state_dict())))
+    assert [verdict] == again.verdicts
 
 
 def test_both_looks_run_side_by_side():

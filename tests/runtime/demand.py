@@ -9,7 +9,7 @@ from typing import Self
 from afnio.errors import ModelError
 from afnio.runtime import RateLimits
 from afnio.runtime._admission import Admitter, Permit
-from afnio.runtime._call import AttemptOutcome
+from afnio.runtime._attempts import AttemptOutcome
 from afnio.runtime._settings import CallPriority, Priority
 from afnio.runtime.events import Usage
 

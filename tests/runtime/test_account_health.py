@@ -16,7 +16,7 @@ from afnio.runtime import Account, Limits
 from afnio.runtime._admission import Admitter
 from afnio.runtime._limits import give_limits, given_limits
 from afnio.runtime._loop import loop_time
-from afnio.runtime._retries import GIVES_UP, OPENS_AFTER, RETRIES, AccountHealth
+from afnio.runtime._retries import GIVES_UP, OPENS_AFTER, AccountHealth, retries
 from afnio.runtime.events import CircuitClosed, CircuitOpened, subscribed
 
 URL = "https://host/v1"
@@ -190,7 +190,7 @@ class Repeated:
 
 
 async def call(admit: Admitter, reached: Callable[[], bool]) -> None:
-    await RETRIES(Repeated.attempt, Repeated(admit, reached))
+    await retries()(Repeated.attempt, Repeated(admit, reached))
 
 
 @pytest.mark.looptime

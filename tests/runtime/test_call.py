@@ -10,7 +10,8 @@ import pytest
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime import Account
-from afnio.runtime._call import Call, Codec, perform
+from afnio.runtime._attempts import Call, Codec
+from afnio.runtime._call import perform
 from afnio.runtime._retries import ATTEMPTS, BACKOFF_MAX, REFUSED_FOR
 from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
 

@@ -22,8 +22,8 @@ from afnio.models import ChatClient, ChatResponse, Usage
 from afnio.models._prices import price_of
 from afnio.runtime import Account, LimitReading, RateLimits, current_runtime
 from afnio.runtime._admission import admitter
-from afnio.runtime._call import _Flights
 from afnio.runtime._callables import _lookups, look_up
+from afnio.runtime._flight import Flights
 from afnio.runtime._journal import Journal
 from afnio.runtime.events import CallEnded, CallRetried, LimitsLearnt, subscribe, subscribed
 from afnio.testing import ScriptedClient
@@ -55,7 +55,7 @@ def played(program: Callable[[], Awaitable[T]]) -> T:
 
     with virtual_runtime() as clock:
         assert "x" == afnio.Variable("x").map(body).data
-        assert {} == current_runtime().resource(_Flights, _Flights).by_key
+        assert {} == current_runtime().resource(Flights, Flights).by_key
     return results[0]
 
 

@@ -20,7 +20,8 @@ from afnio.errors import (
 from afnio.runtime import Account, Budget, Limits, budget
 from afnio.runtime import _retries as retries
 from afnio.runtime._admission import Admitter, admitter
-from afnio.runtime._call import Call, Codec, Solo, perform
+from afnio.runtime._attempts import Call, Codec
+from afnio.runtime._call import Solo, perform
 from afnio.runtime._limits import give_limits
 from afnio.runtime._spending import Spent
 from afnio.runtime.events import Usage

@@ -12,7 +12,7 @@ import pytest
 import afnio
 from afnio.runtime import current_runtime
 from afnio.runtime._admission import admitter
-from afnio.runtime._call import _Flights
+from afnio.runtime._flight import Flights
 from afnio.runtime._settings import Priority, current_priority
 from afnio.testing import ScriptedClient
 
@@ -40,7 +40,7 @@ def queued(client: ScriptedClient) -> int:
 
 def joined() -> int:
     """Return how many callers wait for a call that somebody else began."""
-    flights = current_runtime().resource(_Flights, _Flights).by_key.values()
+    flights = current_runtime().resource(Flights, Flights).by_key.values()
     return sum(flight.waiting - 1 for flight in flights)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from afnio._public import show_in
 from afnio.autodiff._backward import backward, grad, resolve
-from afnio.autodiff._function import Add, Context, Function, Map, Split, Sum
+from afnio.autodiff._function import Context, Function
 from afnio.autodiff._graph import (
     Feedback,
     GradientEdge,
@@ -14,6 +14,7 @@ from afnio.autodiff._graph import (
     no_grad,
     set_grad_enabled,
 )
+from afnio.autodiff._ops import Add, Map, Split, Sum
 from afnio.autodiff._variable import Variable, bind
 
 __all__ = [

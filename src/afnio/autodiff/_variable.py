@@ -448,7 +448,7 @@ class Variable:
         >>> Variable(["A", "B"]).map(str.lower).data
         ['a', 'b']
         """
-        from afnio.autodiff._function import Map
+        from afnio.autodiff._ops import Map
 
         if executor is not None or durable:
             from afnio.runtime._remote import remote
@@ -484,7 +484,7 @@ class Variable:
         return bool(found) and all(isinstance(leaf, float) for leaf in found)
 
     def __add__(self, other: Variable) -> Variable:
-        from afnio.autodiff._function import Add
+        from afnio.autodiff._ops import Add
 
         total: Variable = Add.apply(self, other)
         return total

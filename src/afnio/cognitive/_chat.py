@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
-from afnio.autodiff._function import Arguments, Context, Function, Later, Op, stack
+from afnio.autodiff._function import Arguments, Context, Function, Later, Op
+from afnio.autodiff._ops import stack
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._critic import criticize
 from afnio.cognitive._template import check_messages, rendered

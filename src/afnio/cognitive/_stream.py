@@ -14,12 +14,15 @@ which no row could succeed: a budget that is spent, a journal that can't record 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
@@ -32,10 +35,12 @@ from afnio.errors import BudgetExceeded, JournalError, LaunchCancelledError, Run
 from afnio.runtime._callables import is_async
 from afnio.runtime._kernel import Failure, Job, Launch, Scope, Slot, Watcher, current_scope, within
 from afnio.runtime._loop import parking
+from afnio.runtime._places import Places, places
 from afnio.runtime._waiting import check_blocking
 
 if TYPE_CHECKING:
     from afnio.cognitive._module import Module
+    from afnio.runtime._kernel import Runtime
 
 _END: Final = object()
 _FOR_GOOD: Final = (BudgetExceeded, JournalError, LaunchCancelledError, RuntimeClosedError)
@@ -60,6 +65,35 @@ class RowResult(Generic[T]):
     row: Any = field(repr=False)
     value: T | None
     error: Exception | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StreamSnapshot:
+    """How far a stream is.
+
+    Attributes:
+        taken: the results that were taken.
+        failed: how many of them have an error.
+        pending: the rows that are launched and not taken.
+        seconds: since the first row was read.
+        places: what each executor does, and each replica.
+
+    >>> print(StreamSnapshot(1_200, 3, 1_000, 4.0, Places()))
+    1,200 rows taken, 3 failed, 1,000 pending, 300.0 rows/s
+    """
+
+    taken: int
+    failed: int
+    pending: int
+    seconds: float
+    places: Places
+
+    def __str__(self) -> str:
+        facts = [f"{self.taken:,} rows taken", *([f"{self.failed:,} failed"] if self.failed else [])]
+        facts.append(f"{self.pending:,} pending")
+        facts += [f"{self.taken / self.seconds:,.1f} rows/s"] if self.taken and self.seconds else []
+        return "; ".join([", ".join(facts), *filter(None, [str(self.places)])])
 
 
 @final
@@ -101,11 +135,20 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         self._rows: Iterator[Any] | None = None
         self._exhausted = False
         self._pending: dict[int, _PendingRow] = {}  # in the order of the rows
-        self._line: _InOrder | _AsTheyCome = _InOrder(self) if ordered else _AsTheyCome(self)
+        self._line: _InOrder | _AsTheyCome = (
+            _InOrder(self._pending, self._runtime) if ordered else _AsTheyCome(self._pending, self._runtime)
+        )
         self._tasks: anyio.abc.TaskGroup | None = None
         self._source_error: BaseException | None = None
         self._room = anyio.Event()
         self._arrived: Callable[[], object] | None = None
+        self._taken = self._failed = 0
+        self._began: float | None = None
+
+    def snapshot(self) -> StreamSnapshot:
+        """Return how far it is, and what runs where; from any thread."""
+        seconds = 0.0 if self._began is None else time.monotonic() - self._began
+        return StreamSnapshot(self._taken, self._failed, len(self._pending), seconds, places(self._runtime))
 
     # In a script, a thread or a notebook
 
@@ -135,8 +178,9 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
     def close(self) -> None:
         """Cancel the rows that are pending. Safe to call twice."""
         self._exhausted = True
-        pending, self._pending = self._pending, {}
-        for row in pending.values():
+        pending = list(self._pending.values())
+        self._pending.clear()
+        for row in pending:
             with suppress(RuntimeClosedError):
                 row.scope.abandon()
 
@@ -207,6 +251,8 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         finally:
             self._exhausted = True
             self._tell_arrival()
+            if inspect.isasyncgen(rows):
+                await rows.aclose()  # here, in its own event loop, and not when it is collected
 
     def _tell_arrival(self) -> None:
         arrived, self._arrived = self._arrived, None
@@ -232,6 +278,8 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
             self._launch(next(self._numbers), row)
 
     def _launch(self, index: int, row: Any) -> None:
+        if self._began is None:
+            self._began = time.monotonic()
         scope = Scope(f"{self._path}/{index}", runtime=self._runtime)
         with within(scope), no_grad():
             try:
@@ -263,6 +311,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
     def _take(self, row: _PendingRow) -> RowResult[Any]:
         del self._pending[row.index]
         self._room.set()
+        self._taken += 1
         try:
             return RowResult(row.index, row.row, _plain(row.output))
         except _FOR_GOOD as error:
@@ -270,6 +319,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
             error.add_note(f"the stream ended at row {row.index}; pass start={row.index} to continue there")
             raise
         except Exception as error:
+            self._failed += 1
             return RowResult(row.index, row.row, None, error)
 
 
@@ -299,29 +349,33 @@ class _PendingRow:
 class _InOrder:
     """Yields the rows of a stream in their order."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, pending: Mapping[int, _PendingRow], runtime: Runtime) -> None:
+        self._pending = pending
+        self._runtime = runtime
 
     def add(self, row: _PendingRow) -> None:
         return
 
     def ready(self) -> _PendingRow | None:
-        first = next(iter(self._stream._pending.values()))
+        first = next(iter(self._pending.values()))
         return first if first.done else None
 
     def watch(self, wake: Callable[[], object]) -> None:
         """Call `wake` once the first row is done."""
-        first = next(iter(self._stream._pending.values()))
-        runtime = self._stream._runtime
-        runtime.post(Watcher(first.slots, wake, first.scope).start)
+        first = next(iter(self._pending.values()))
+        self._runtime.post(Watcher(first.slots, wake, first.scope).start)
 
 
 @final
 class _AsTheyCome:
-    """Yields the rows of a stream in the order in which they are done."""
+    """Yields the rows of a stream in the order in which they are done.
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    Pending rows refer to it. It doesn't refer to the stream, which would never be collected then, nor cancel its rows.
+    """
+
+    def __init__(self, pending: Mapping[int, _PendingRow], runtime: Runtime) -> None:
+        self._pending = pending
+        self._runtime = runtime
         self._done: deque[_PendingRow] = deque()
         self._wake: Callable[[], object] | None = None
 
@@ -329,7 +383,7 @@ class _AsTheyCome:
         if row.done:
             self._done.append(row)
         else:
-            self._stream._runtime.post(Watcher(row.slots, lambda: self._finished(row), row.scope).start)
+            self._runtime.post(Watcher(row.slots, partial(self._finished, row), row.scope).start)
 
     def _finished(self, row: _PendingRow) -> None:
         self._done.append(row)
@@ -340,7 +394,7 @@ class _AsTheyCome:
     def ready(self) -> _PendingRow | None:
         while self._done:
             row = self._done.popleft()
-            if row.index in self._stream._pending:  # else it was cancelled
+            if row.index in self._pending:  # else it was cancelled
                 return row
         return None
 

@@ -14,7 +14,7 @@ import builtins
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from afnio.autodiff import _function as ops
+from afnio.autodiff import _ops as ops
 from afnio.autodiff._function import Loop
 from afnio.autodiff._variable import Variable
 from afnio.cognitive import _chat

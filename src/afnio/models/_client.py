@@ -25,7 +25,8 @@ from afnio.errors import AfnioError, FinalModelError, TransientModelError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
 from afnio.models._trace import CHAT_PATH, current_trace, in_attempt
-from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
+from afnio.runtime._attempts import ATTEMPT_DEADLINE, Call, Codec
+from afnio.runtime._call import perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding

@@ -17,13 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import socket
 import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
 import aiohttp
 
+from afnio.models._forwarding import PROBES
+
 if TYPE_CHECKING:
+    from aiohttp import AddrInfoType
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
@@ -47,7 +51,9 @@ class Connections(aiohttp.TCPConnector):
 
     def __init__(self, *, limit: int, keepalive_timeout: float, tls: bool) -> None:
         context = resuming_context() if tls else True
-        super().__init__(limit=limit, keepalive_timeout=keepalive_timeout, ssl=context)
+        super().__init__(
+            limit=limit, keepalive_timeout=keepalive_timeout, ssl=context, socket_factory=probed_socket
+        )
         # Connections that are open, and those that may be opened now, less the calls that have one or wait for one.
         self._spare = OPENING
         self._open: set[ResponseHandler] = set()
@@ -117,6 +123,15 @@ class Connections(aiohttp.TCPConnector):
         self._open.add(protocol)
         closed.add_done_callback(lost)
         self._add()
+
+
+def probed_socket(address: AddrInfoType) -> socket.socket:
+    """Return a socket whose connection ends when its host is gone."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    for option in PROBES:
+        made.setsockopt(*option)
+    return made
 
 
 def resuming_context() -> ssl.SSLContext:

@@ -192,27 +192,41 @@ def count_tokens(value: Any) -> int:
     >>> count_tokens({"url": "data:image/png;base64," + 400_000 * "A"})
     1000
     """
-    if isinstance(value, str):
-        if value.startswith("data:") or (len(value) >= 1000 and _ENCODED.fullmatch(value)):
-            return IMAGE_TOKENS
-        size = len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
-        return -(-size // 4)
-    if isinstance(value, Mapping):
-        own = _PER_MESSAGE if "role" in value else 0
-        return own + sum(count_tokens(entry) for name, entry in value.items() if name not in _NO_TEXT)
-    if isinstance(value, list):
-        if value and type(value[0]) is int:  # a text that is given as tokens
-            return len(value)
-        return sum(map(count_tokens, value))
-    return 0
+    tokens, left = 0, [value]
+    while left:  # not by recursion: JSON may have more levels than Python's stack
+        part = left.pop()
+        if isinstance(part, str):
+            tokens += _text_tokens(part)
+        elif isinstance(part, Mapping):
+            tokens += _PER_MESSAGE if "role" in part else 0
+            left += [entry for name, entry in part.items() if name not in _NO_TEXT]
+        elif isinstance(part, list):
+            if part and type(part[0]) is int:  # a text that is given as tokens
+                tokens += len(part)
+            else:
+                left += part
+    return tokens
+
+
+def _text_tokens(value: str) -> int:
+    if value.startswith("data:") or (len(value) >= 1000 and _ENCODED.fullmatch(value)):
+        return IMAGE_TOKENS
+    size = len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+    return -(-size // 4)
 
 
 def size_of(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(size_of(entry) for name, entry in value.items() if name not in _NO_TEXT)
-    return sum(map(size_of, value)) if isinstance(value, list) else 0
+    """Return the number of characters of the texts of JSON."""
+    size, left = 0, [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            size += len(part)
+        elif isinstance(part, Mapping):
+            left += [entry for name, entry in part.items() if name not in _NO_TEXT]
+        elif isinstance(part, list):
+            left += part
+    return size
 
 
 _NO_TEXT: Final = frozenset({"role", "type", "id", "tool_call_id", "call_id", "tool_use_id", "cache_control"})

@@ -71,7 +71,8 @@ from afnio.models._replies import read_limits, status_error
 from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
 from afnio.models._trace import TracedCall, current_trace, in_attempt
 from afnio.models._transport import MAX_REPLY, AiohttpTransport, Silence
-from afnio.runtime._call import ATTEMPT_DEADLINE, Call, perform
+from afnio.runtime._attempts import ATTEMPT_DEADLINE, Call
+from afnio.runtime._call import perform
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._limits import Account, RateLimits
 from afnio.runtime._loop import Cancelled, loop_time

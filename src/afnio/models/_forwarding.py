@@ -40,6 +40,23 @@ READ_TIMEOUT: Final = "x-afnio-read-timeout"
 RUN: Final = "."
 """Stands between a lane's token and the run of its function. No token contains it."""
 _LIBRARIES: Final = ("httpx2", "httpx")
+PROBES: Final = [
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 20),
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 20),  # macOS's name of it
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 40_000),
+    )
+    if hasattr(socket, name)
+]
+"""Socket options with which a connection to a host that is gone ends after 40 s.
+
+Such a host sends no packet that says so. A call may wait for its reply for an hour, and without probes it would.
+They also keep a connection open in firewalls that forget idle ones.
+"""
 
 
 @final
@@ -51,7 +68,8 @@ class Forwarded(AbstractContextManager[None]):
 
     Args:
         address: the lane's.
-        host: the driver's host. On another one its loopback address leads nowhere, and nothing is forwarded.
+        host: the driver's host. On another one its loopback address leads nowhere, and nothing is forwarded. Empty for
+            an address that other hosts reach.
     """
 
     def __init__(self, address: str, host: str) -> None:
@@ -65,7 +83,7 @@ class Forwarded(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         global _of_process
-        if self.host != this_host():
+        if self.host and self.host != this_host():
             return
         _patch_all()
         address = f"{self.address}{RUN}{secrets.token_hex(8)}"
@@ -184,7 +202,7 @@ def _transport_of(library: Any) -> Any:
         """Sends requests to the driver, with connections of its own: a client's may go through a proxy."""
 
         def __init__(self) -> None:
-            self._blocking = library.HTTPTransport()
+            self._blocking = library.HTTPTransport(socket_options=PROBES)
             self._by_loop: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
         def handle_request(self, request: Any) -> Any:
@@ -193,7 +211,7 @@ def _transport_of(library: Any) -> Any:
         async def handle_async_request(self, request: Any) -> Any:
             loop = asyncio.get_running_loop()
             if loop not in self._by_loop:
-                self._by_loop[loop] = library.AsyncHTTPTransport()
+                self._by_loop[loop] = library.AsyncHTTPTransport(socket_options=PROBES)
             return await self._by_loop[loop].handle_async_request(
                 self._rewritten(request, await request.aread())
             )

@@ -7,22 +7,27 @@ belong to its lane: traced, journaled, counted and limited as if the lane had ma
 One aiohttp.web server on the runtime's loop serves all lanes. A random token in the path says whose request it is, and
 keeps others on the machine out.
 
-Lanes in the workers of an executor have an address as well (`LaneAddress`). What happens at its other end, and why it
-keeps the lane's calls, is in `_forwarding.py` and `_kept_calls.py`.
+Lanes in the workers of an executor have an address as well (`LaneAddress`). For workers on other hosts the user names
+one, where a second server listens. What happens at its other end, and why it keeps the lane's calls, is in
+`_forwarding.py` and `_kept_calls.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context, copy_context
+from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
 
 import anyio
 
-from afnio.errors import BlockingReadError, RuntimeClosedError
+from afnio.errors import BlockingReadError, ExecutorError, RuntimeClosedError
 from afnio.models._bridging import Bridged, launch_request
 from afnio.models._forwarding import RUN, TARGET, Forwarded, read_timeout_of, this_host
 from afnio.models._kept_calls import KeptCalls
@@ -102,8 +107,7 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
         slot = Slot(launch)
 
         async def body(job: Job, values: list[Any]) -> list[Any]:
-            server = current_runtime().resource(_Loopback, _Loopback)
-            return [await server.open(self._token, lane)]
+            return [await _server().open(self._token, lane)]
 
         launch.add(body, [], [slot])
         return launch, slot
@@ -111,13 +115,13 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
     def _address(self, slot: Slot) -> str:
         if isinstance(slot.outcome, Failure):
             raise slot.outcome.raised()
-        return f"http://127.0.0.1:{slot.outcome}/{self._token}"
+        return f"{slot.outcome}/{self._token}"
 
     def _end(self) -> None:
         runtime = current_runtime()
 
         def close() -> None:
-            runtime.resource(_Loopback, _Loopback).close(self._token)
+            _server().close(self._token)
 
         with contextlib.suppress(RuntimeClosedError):
             runtime.post(close)
@@ -134,10 +138,15 @@ class _Lane(NamedTuple):
 
 @final
 class LaneAddress:
-    """The address of a lane in a worker. Make it in the lane's context, on the runtime's loop."""
+    """The address of a lane in a worker. Make it in the lane's context, on the runtime's loop.
 
-    def __init__(self) -> None:
-        self._server = current_runtime().resource(_Loopback, _Loopback)
+    Args:
+        host: the host and port at which workers on other hosts reach this one, or None.
+    """
+
+    def __init__(self, host: tuple[str, int] | None = None) -> None:
+        self._server = _server(host)
+        self._elsewhere = host is not None
         self._kept = KeptCalls(copy_context())
         self._token = ""
 
@@ -146,8 +155,8 @@ class LaneAddress:
         self._server.close(self._token)
         self._token = secrets.token_urlsafe(24)
         lane = _Lane(None, None, self._kept.context, self._kept)
-        port = await self._server.open(self._token, lane)
-        return Forwarded(f"http://127.0.0.1:{port}/{self._token}", this_host())
+        origin = await self._server.open(self._token, lane)
+        return Forwarded(f"{origin}/{self._token}", "" if self._elsewhere else this_host())
 
     def end(self) -> None:
         """Serve it no longer, and cancel its calls."""
@@ -155,25 +164,42 @@ class LaneAddress:
         self._kept.cancel()
 
 
-@final
-class _Loopback:
-    """The server, on the runtime's loop. It starts with the first address."""
+def _server(host: tuple[str, int] | None = None) -> _Server:
+    """Return the server at an address, or the one on loopback."""
+    found = host or ("127.0.0.1", 0)
+    return current_runtime().resource((_Server, found), partial(_Server, *found))
 
-    def __init__(self) -> None:
+
+@final
+class _Server:
+    """The server at one address, on the runtime's loop. It starts with the first lane that needs it.
+
+    Args:
+        host: a name or an IP address of this machine.
+        port: 0 for any free one.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._origin = ""
         self._lanes: dict[str, _Lane] = {}
         self._calls: dict[str, list[Bridged]] = {}
         self._runner: web.AppRunner | None = None
         self._starting = anyio.Lock()
-        self._port = 0
 
-    async def open(self, token: str, lane: _Lane) -> int:
-        """Serve `lane` under `token`. Returns the port."""
+    async def open(self, token: str, lane: _Lane) -> str:
+        """Serve `lane` under `token`. Returns the server's URL.
+
+        Raises:
+            ExecutorError: if it can't listen there.
+        """
         if self._runner is None:
             async with self._starting:
                 if self._runner is None:
                     await self._start()
         self._lanes[token] = lane
-        return self._port
+        return self._origin
 
     async def _start(self) -> None:
         from aiohttp import web
@@ -182,9 +208,21 @@ class _Loopback:
         app.router.add_route("*", "/{token}/{path:.*}", self._serve)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        try:
+            address = await _address_of(self._host)
+            await web.TCPSite(runner, address, self._port, backlog=1024).start()
+        except OSError as error:
+            await runner.cleanup()
+            shown = f"{self._host}, port {self._port}" if self._port else self._host
+            number = error.errno or 0
+            why = os.strerror(number) if number > 0 else error  # asyncio's text says it twice
+            raise ExecutorError(
+                f"host must be an address of this machine, with a free port (got {shown}: {why}); pass the one by "
+                "which workers reach it"
+            ) from None
         self._runner = runner
-        self._port = runner.addresses[0][1]
+        shown = f"[{address}]" if ":" in address else address
+        self._origin = f"http://{shown}:{runner.addresses[0][1]}"
 
     def close(self, token: str) -> None:
         """Serve a lane no longer, and cancel its calls."""
@@ -259,6 +297,19 @@ class _Loopback:
     async def aclose(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+
+async def _address_of(host: str) -> str:
+    """Return the IP address of a host name. Workers get that, since a name may mean something else where they are.
+
+    Raises:
+        OSError: if there is none, or if a name means loopback, as a machine's own name does on Debian.
+    """
+    found = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    address = str(found[0][4][0])
+    if address != host and ip_address(address).is_loopback:
+        raise OSError(f"{host} is {address} here, which other hosts can't reach")
+    return address
 
 
 def _default_upstream() -> str:

@@ -61,7 +61,7 @@ class Chat(Dialect):
         return ChatResponse(
             content=text_of(message.get("refusal") if content is None else content),
             tool_calls=tuple(calls),
-            finish_reason=choice.get("finish_reason") or None,
+            finish_reason=text(choice.get("finish_reason")) or None,
             model=text(reply.get("model")),
             usage=self.usage(reply) or Usage(),
         )
@@ -119,7 +119,7 @@ def _merge(message: dict[str, Any], delta: Json) -> None:
             for part in dicts(value):
                 _merge_call(calls, part)
         elif name != "role" and isinstance(value, str):
-            message[name] = (message.get(name) or "") + value
+            message[name] = text(message.get(name)) + value
         elif value is not None:
             message[name] = value
 
@@ -281,7 +281,7 @@ class Responses(Dialect):
         return None
 
     def has_content(self, event: Json) -> bool:
-        return event.get("type") not in _BEFORE_CONTENT
+        return text(event.get("type")) not in _BEFORE_CONTENT
 
     def is_last(self, event: Json) -> bool:
         return event.get("type") in ("response.completed", "response.incomplete", "response.failed")

@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -191,6 +190,8 @@ def _parse(path: Path, content: bytes) -> Any:
     text = content.decode()
     if _format(path) == "JSON":
         return json.loads(text, parse_float=Decimal)
+    import tomllib
+
     return tomllib.loads(text, parse_float=Decimal)
 
 

@@ -87,6 +87,8 @@ def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: byt
             )
         return RateLimitedError(message, status=status, retry_after=wait)
     if status in TRANSIENT or status >= 500:
+        if headers.get("x-should-retry") == "false":  # as a gateway says, which has retried it
+            return FinalModelError(message, status=status)
         return TransientModelError(message, status=status, retry_after=wait)
     if status == 401:
         message += " (check api_key or OPENAI_API_KEY)"

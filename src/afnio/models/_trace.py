@@ -3,7 +3,7 @@
 An agent that wasn't written for Afnio has no graph. What it did is known from its calls: each request with its
 messages and tools, each reply with its text and tool calls. `tracing` collects them for everything that runs in its
 block, tasks and worker threads included, because a context variable leads there. Native calls
-(`ChatClient.complete`) and bridged ones (`_bridge.py`) are recorded alike, as JSON in the form of their API.
+(`ChatClient.complete`) and bridged ones (`afnio.bridge`) are recorded alike, as JSON in the form of their API.
 
 A trace also remembers what ended its calls for good. An agent may catch every exception, and an SDK turns ours into
 its own. So the lane looks at `Trace.ended_by` when the agent's function ends, and raises it whatever the function

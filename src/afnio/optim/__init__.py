@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from afnio._public import show_in
+from typing import TYPE_CHECKING
+
+from afnio._public import lazily, show_in
 from afnio.optim import lr_scheduler
 from afnio.optim._checks import leaks
-from afnio.optim._demos import Demos
-from afnio.optim._gate import Gate, GateVerdict
 from afnio.optim._optimizer import (
     Acceptance,
     Candidate,
@@ -19,9 +19,13 @@ from afnio.optim._optimizer import (
 )
 from afnio.optim._prompts import prompts, replace_prompts
 from afnio.optim._tgd import TGD, Reduced, reduce, tgd
-from afnio.optim.search._chains import EditTGD
-from afnio.optim.search._improves import Improves
-from afnio.optim.search._pareto import ParetoTGD
+
+if TYPE_CHECKING:
+    from afnio.optim._demos import Demos
+    from afnio.optim._gate import Gate, GateVerdict
+    from afnio.optim.search._chains import EditTGD
+    from afnio.optim.search._improves import Improves
+    from afnio.optim.search._pareto import ParetoTGD
 
 __all__ = [
     "Acceptance",
@@ -48,4 +52,15 @@ __all__ = [
     "tgd",
 ]
 
-show_in(__name__, globals(), __all__)
+__getattr__, __dir__ = lazily(
+    __name__,
+    globals(),
+    {
+        "afnio.optim._demos": "Demos",
+        "afnio.optim._gate": "Gate GateVerdict",
+        "afnio.optim.search._chains": "EditTGD",
+        "afnio.optim.search._improves": "Improves",
+        "afnio.optim.search._pareto": "ParetoTGD",
+    },
+)
+show_in(__name__, globals(), [name for name in __all__ if name in globals()])

@@ -225,13 +225,24 @@ async def _asked(
     trails: Sequence[Variable],
     lost: Sequence[LostEdit],
 ) -> tuple[Proposal, str]:
-    reply = str(await complete_json(editor.model, current_job(), messages, EDITS_SCHEMA, "step"))
+    response = await complete_json(editor.model, current_job(), messages, EDITS_SCHEMA, "step")
+    reply = str(response)
     try:
         edits = edits_in(reply, escaped="&lt;" not in editor.draft.text)
     except ValueError as error:
-        return Proposal(editor.draft, dropped=(f"the reply can't be read: {error}",)), reply
+        return Proposal(editor.draft, dropped=(_unreadable("reply", response, error),)), reply
     edits = [replace(edit, samples=_units(edit.samples, mistakes)) for edit in edits]
     return await editor.applied(edits, trails, lost), reply
+
+
+def _unreadable(name: str, response: ChatResponse, error: ValueError) -> str:
+    """Return why a reply has no edits. The same for the same cause, because reasons are counted."""
+    if not response.complete:
+        return f"the {name} was cut off ({response.finish_reason}); make fewer or shorter edits"
+    # A decoder's message has the place, which differs from reply to reply.
+    return (
+        f"the {name} can't be read: {'it is no JSON' if isinstance(error, json.JSONDecodeError) else error}"
+    )
 
 
 def _units(ids: Sequence[int], mistakes: Sequence[Mistake]) -> tuple[int, ...]:
@@ -377,11 +388,11 @@ async def merge_edits(
                 ),
             },
         ]
+        response = await complete_json(editor.model, current_job(), messages, EDITS_SCHEMA, "merge")
         try:
-            reply = await complete_json(editor.model, current_job(), messages, EDITS_SCHEMA, "merge")
-            decided = _only_there(edits_in(str(reply), escaped="&lt;" not in start), found)
+            decided = _only_there(edits_in(str(response), escaped="&lt;" not in start), found)
         except ValueError as error:
-            dropped.append(f"the merge can't be read: {error}")
+            dropped.append(_unreadable("merge", response, error))
         if not decided:
             decided = by_support(found)
     merged = sorted([*found.agreed, *decided], key=lambda edit: edit.block)

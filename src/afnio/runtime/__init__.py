@@ -22,6 +22,7 @@ from afnio.runtime._kernel import (
     current_scope,
 )
 from afnio.runtime._limits import Account, LimitReading, Limits, RateLimits
+from afnio.runtime._places import Places, ReplicaState, places
 from afnio.runtime._settings import priority
 from afnio.runtime._spending import Ledger, Price, Tier
 from afnio.runtime._waiting import Pending, journal, scope, set_sync_mode
@@ -37,8 +38,10 @@ __all__ = [
     "Limits",
     "NO_FEEDBACK",
     "PENDING",
+    "Places",
     "Price",
     "RateLimits",
+    "ReplicaState",
     "Scope",
     "Slot",
     "Tier",
@@ -49,6 +52,7 @@ __all__ = [
     "current_runtime",
     "current_scope",
     "journal",
+    "places",
     "priority",
     "run",
     "scope",

@@ -15,13 +15,14 @@ empty; else an event wakes it. Whatever may let a call go (a reply, a timer, a n
 goes, and not before.
 
 How fast an account may go is in `_limits.py`, how it recovers from failures in `_retries.py`. What each ending of an
-attempt means for the account is the table `AttemptOutcome` in `_call.py`.
+attempt means for the account is the table `AttemptOutcome` in `_attempts.py`.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -51,8 +52,9 @@ from afnio.runtime._limits import (
 from afnio.runtime._loop import Signal, call_later, loop_time
 from afnio.runtime._retries import AccountHealth, Concurrency, Refusals
 from afnio.runtime._settings import CallPriority
-from afnio.runtime.events import LimitsLearnt, Usage, emit
+from afnio.runtime.events import LimitsLearnt, ReplicaLeftOut, ReplicaTakenBack, Usage, emit
 
+_logger = logging.getLogger("afnio")
 _TICK: Final = 1e-4
 """Seconds of the shortest timer: a wait rounded down to 0 would spin."""
 
@@ -103,16 +105,18 @@ class Admitter:
             self.concurrency.set_ceiling(limits.max_in_flight)
         self._admit()
 
-    async def enter(self, demand: Demand, *, first: bool) -> Permit:
+    async def enter(self, demand: Demand, *, first: bool, last: Account | None = None) -> Permit:
         """Wait until an attempt of a call may go on the wire. Pass the permit to `leave` afterwards.
 
         Args:
             first: True for the call's first attempt.
+            last: the replica that the attempt before it went to.
 
         Raises:
             ProviderDownError: if the account has failed for too long to wait for it.
         """
         permit = Permit(demand, first=first)
+        permit.account = last
         now = loop_time()
         if first:
             self.health.retries.count_call(now)
@@ -393,14 +397,18 @@ class ReplicaAdmitter(Admitter):
     the fewest, a hash of the prompt's beginning decides, so that equal prefixes meet the same cache.
 
     A replica that can't be reached is left out at once, for half a second, then twice as long each time. Then one call
-    tries it. The call that found out goes to another replica and has used up no attempt.
+    tries it. The call that found out goes to another replica and has used up no attempt. So does one that a replica
+    refused while another is well: `retry-after` is said for one replica only.
     """
 
     def __init__(self, runtime: Runtime, account: Account, members: Sequence[Account]) -> None:
         super().__init__(account)
-        self._replicas = [Replica(member, admitter(runtime, member)) for member in members]
-        for replica in self._replicas:
+        self.replicas = [Replica(member, admitter(runtime, member)) for member in members]
+        for replica in self.replicas:
             replica.admitter.group = self
+            # A lone account that never answered has no circuit, so that a wrong URL is reported soon. A replica that
+            # is still loading its model fails fast and would draw the most calls.
+            replica.admitter.health.circuit.answered = True
 
     def apply(self, limits: Limits) -> None:
         """Limits are given to the members."""
@@ -419,48 +427,64 @@ class ReplicaAdmitter(Admitter):
         if ending.tokens is Tokens.USED and usage is not None and usage.completion_tokens:
             demand = permit.demand
             self.output.observe(demand.purpose, demand.model, usage.completion_tokens, demand.site)
+        # Before any other call is admitted: the dead one has the fewest in flight.
+        begins = isinstance(error, UnreachableError) and replica.leave_out(permit.number, now)
         hopeless: ProviderDownError | None = None
         try:
             replica.admitter.leave(permit, ending, usage=usage, limits=limits, error=error)
         except ProviderDownError as given_up:
             hopeless = replica.given_up = given_up
+            begins = replica.leave_out(permit.number, now) or begins
+        if begins:
+            _logger.warning("%s; the calls of %s go to its other replicas", error, self.url)
+            emit(ReplicaLeftOut(self.url, replica.account.url, str(error)))
         if isinstance(error, UnreachableError) or hopeless is not None:
-            replica.leave_out(now)
-            others = [other for other in self._replicas if other is not replica and other.out_until <= now]
-            permit.spared = bool(others)
+            permit.spared = any(other.out_until <= now for other in self.replicas if other is not replica)
         elif ending.sign is not Sign.NOTHING:
-            replica.take_back()
+            seconds = replica.take_back(permit.number, now)
+            if seconds is not None:
+                _logger.warning("%s answers again, after %.0f s", replica.account.url, seconds)
+                emit(ReplicaTakenBack(self.url, replica.account.url, seconds))
+        replica.count(permit, ending, error)
+        if isinstance(error, RateLimitedError):
+            error.retry_after = None  # it was said for one replica, which pauses
+            permit.spared = any(not other.trouble for other in self.replicas)
         self._admit()
-        if hopeless is not None and all(other.given_up is not None for other in self._replicas):
+        if hopeless is not None and all(other.given_up is not None for other in self.replicas):
             permit.spared = False
             self._fail_all(hopeless)
             raise hopeless from None
 
     def _release(self, permit: Permit) -> None:
         self.in_flight -= 1
-        self._replica_of(permit).admitter._release(permit)
+        replica = self._replica_of(permit)
+        replica.admitter._release(permit)
+        replica.count(permit, None, None)
 
     def _held(self, now: float) -> float:
-        return min(replica.held(now) for replica in self._replicas)
+        return min(replica.held(now) for replica in self.replicas)
 
     def _wait(self, cost: int, now: float) -> float:
         return 0.0  # what each of them allows depends on the replica, too
 
     def _wait_of_model(self, demand: Demand, cost: int, now: float) -> float:
-        return min(replica.wait(demand, cost, now) for replica in self._replicas)
+        return min(replica.wait(demand, cost, now) for replica in self.replicas)
 
     def _take(self, permit: Permit, now: float) -> None:
         demand, cost = permit.demand, self._cost(permit.demand)
-        ready = [replica for replica in self._replicas if replica.wait(demand, cost, now) <= 0]
+        ready = [replica for replica in self.replicas if replica.wait(demand, cost, now) <= 0]
+        # Another attempt had better go elsewhere. The prefix would bring it back to the replica that failed.
+        ready = [replica for replica in ready if replica.account != permit.account] or ready
         fewest = min(replica.admitter.in_flight for replica in ready)
         near = [replica for replica in ready if replica.admitter.in_flight <= fewest + max(1, 0.1 * fewest)]
         chosen = max(near, key=lambda replica: replica.preference(demand.prefix))
         self.in_flight += 1
         permit.account = chosen.account
         chosen.admitter._take(permit, now)
+        chosen.sent(permit)
 
     def _replica_of(self, permit: Permit) -> Replica:
-        return next(replica for replica in self._replicas if replica.account == permit.account)
+        return next(replica for replica in self.replicas if replica.account == permit.account)
 
 
 @final
@@ -470,6 +494,8 @@ class Replica:
     Attributes:
         out_until: the time until which it is left out, because it couldn't be reached.
         given_up: the error with which it was given up, until it answers again; or None.
+        answered, failed: attempts that it answered, and that failed or were refused.
+        outages: how often it was left out.
     """
 
     def __init__(self, account: Account, admitter: Admitter) -> None:
@@ -477,13 +503,26 @@ class Replica:
         self.admitter = admitter
         self.out_until = -math.inf
         self.given_up: ProviderDownError | None = None
+        self.answered = self.failed = self.outages = 0
         self._pause = 0.0
+        self._out_since = 0.0
+        self._known = 0  # requests before this number say nothing new about an outage
+        self._trial: Permit | None = None
         self._digest = crc32(account.url.encode())
+
+    @property
+    def trouble(self) -> str:
+        """Why it gets no calls, or fewer: "out", "failing" or "refusing"; "" if it is well."""
+        if self._pause:
+            return "out"
+        if self.admitter.health.circuit.opened_at is not None:
+            return "failing"
+        return "refusing" if self.admitter._paused_until is not None else ""
 
     def held(self, now: float) -> float:
         """Return the seconds until it may take any call; infinite if only a reply can tell."""
-        if self._pause and self.admitter.in_flight:
-            return math.inf  # one call is trying it
+        if self._trial is not None:
+            return math.inf
         return max(self.out_until - now, self.admitter._held(now))
 
     def wait(self, demand: Demand, cost: int, now: float) -> float:
@@ -491,12 +530,44 @@ class Replica:
         admitter = self.admitter
         return max(self.held(now), admitter._wait(cost, now), admitter._wait_of_model(demand, cost, now))
 
-    def leave_out(self, now: float) -> None:
-        self._pause = min(LEFT_OUT_MAX, 2 * self._pause) if self._pause else LEFT_OUT_FIRST
-        self.out_until = now + self._pause
+    def sent(self, permit: Permit) -> None:
+        """A call goes to it. If it is left out, this is the one that tries it."""
+        if self._pause:
+            self._trial = permit
 
-    def take_back(self) -> None:
+    def leave_out(self, number: int, now: float) -> bool:
+        """Leave it out because request `number` didn't reach it. Return True if this is a new outage.
+
+        A thousand calls may be on their way to a replica that dies. They are one failure, not a thousand.
+        """
+        if number < self._known:
+            return False
+        begins = not self._pause
+        if begins:
+            self._out_since = now
+            self.outages += 1
+        self._pause = LEFT_OUT_FIRST if begins else min(LEFT_OUT_MAX, 2 * self._pause)
+        self.out_until = now + self._pause
+        self._known = self.admitter._sent
+        return begins
+
+    def take_back(self, number: int, now: float) -> float | None:
+        """Use it again because request `number` reached it. Return how long it was left out, or None if it wasn't."""
+        if not self._pause or number < self._known:
+            return None
         self._pause, self.out_until, self.given_up = 0.0, -math.inf, None
+        return now - self._out_since
+
+    def count(self, permit: Permit, ending: Ending | None, error: BaseException | None) -> None:
+        """Count an attempt that has ended; one without an `ending` was never sent."""
+        if self._trial is permit:
+            self._trial = None
+        if ending is None or ending.sign is Sign.NOTHING:
+            return
+        if isinstance(error, TransientModelError):
+            self.failed += 1
+        else:
+            self.answered += 1
 
     def preference(self, prefix: int) -> int:
         """Return a number that ranks the replicas for a prefix (rendezvous hashing, Thaler and Ravishankar 1998)."""
@@ -688,7 +759,7 @@ class Permit:
         probe: True if the attempt tries an account whose circuit is open.
         spared: True if it was a probe and failed. It doesn't use up an attempt of its call.
         grants: what it took from the model's allowance, and from the given limits.
-        account: the replica that it goes to, or None if the account is no group.
+        account: the replica that it goes to, until then that of the attempt before; None if the account is no group.
     """
 
     __slots__ = ("account", "demand", "first", "grants", "number", "probe", "spared")
@@ -724,7 +795,7 @@ class Demand(Protocol):
 
 
 class Ending(Protocol):
-    """How an attempt ended, for its account: a row of `AttemptOutcome` in `_call.py`."""
+    """How an attempt ended, for its account: a row of `AttemptOutcome` in `_attempts.py`."""
 
     @property
     def request_counts(self) -> bool: ...

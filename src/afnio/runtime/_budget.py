@@ -254,7 +254,7 @@ def _whole(name: str, value: Any) -> int | None:
 
 
 class Charge(Enum):
-    """How much of its reserve an attempt costs once it has ended. `AttemptOutcome` in `_call.py` decides."""
+    """How much of its reserve an attempt costs once it has ended. `AttemptOutcome` in `_attempts.py` decides."""
 
     USED = auto()
     """The tokens that its reply counted, or the reserve if it counted none."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -68,10 +69,13 @@ class Workers:
         executor: a `concurrent.futures.Executor` whose tasks run in other processes, or a callable that makes one.
             Only what a callable made can be replaced after it broke.
         max_in_flight: the lanes that are submitted at a time, of those with equal Workers. Default: 4 for each worker.
+        host: for workers on other hosts, an address of this one (a name or an IP address, with or without `:port`) by
+            which they reach it. Their calls of language models then arrive there; see "Several hosts" in the guide.
+            Default: this machine's workers only.
 
     Raises:
         TypeError: for anything else.
-        ValueError: for a number below 1.
+        ValueError: for a number below 1, or a host that isn't one.
 
     >>> import functools, multiprocessing
     >>> from concurrent.futures import ProcessPoolExecutor
@@ -80,7 +84,11 @@ class Workers:
     """
 
     def __init__(
-        self, executor: Executor | Callable[[], Executor], *, max_in_flight: int | None = None
+        self,
+        executor: Executor | Callable[[], Executor],
+        *,
+        max_in_flight: int | None = None,
+        host: str | None = None,
     ) -> None:
         if not isinstance(executor, Executor) and not callable(executor):
             raise TypeError(
@@ -95,6 +103,8 @@ class Workers:
             )
         self.executor = executor
         self.max_in_flight = max_in_flight
+        self.host = host
+        self.listens_on = None if host is None else _host_and_port(host)
 
     def __deepcopy__(self, memo: object) -> Workers:
         """Return the same object: a copied agent runs where the original does."""
@@ -141,6 +151,29 @@ def executors(runtime: Runtime | None = None) -> list[ExecutorState]:
     return (
         [] if runtime is None else [each.state() for each in runtime.resources() if type(each) is WorkerPool]
     )
+
+
+def _host_and_port(given: str) -> tuple[str, int]:
+    """Read a host with or without a port; port 0 is any free one.
+
+    >>> _host_and_port("10.0.0.1"), _host_and_port("driver:8401"), _host_and_port("[fd00::1]:8401")
+    (('10.0.0.1', 0), ('driver', 8401), ('fd00::1', 8401))
+    """
+    found = _HOST.fullmatch(given) if isinstance(given, str) else None
+    host = "" if found is None else found["v6"] or found["bare"] or found["name"]
+    port = 0 if found is None else int(found["port6"] or found["port"] or 0)
+    if not host or host in ("0.0.0.0", "::") or port > 65_535:  # noqa: S104 - refused here
+        raise ValueError(
+            f"host must be one address of this machine, with or without :port (got {given!r}); pass the one by which "
+            "workers reach it, such as '10.0.0.1'"
+        )
+    return host, port
+
+
+_HOST: Final = re.compile(
+    r"\[(?P<v6>[0-9a-fA-F:.]+)](:(?P<port6>\d{1,5}))?|(?P<bare>[0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*)"
+    r"|(?P<name>[\w.-]+)(:(?P<port>\d{1,5}))?"
+)
 
 
 def _identity(source: Any) -> Any:

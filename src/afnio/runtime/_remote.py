@@ -79,7 +79,7 @@ class Remote:
         self.name = name or _name_of(function)
         self._function = _packed(function, self.name)
         self._workers = workers
-        self._lane_calls: Callable[[], LaneCalls] = Runtime.lane_calls()
+        self._lane_calls: Callable[[tuple[str, int] | None], LaneCalls] = Runtime.lane_calls()
         self._durable = durable
         self._bound = _bound(function)
 
@@ -99,7 +99,7 @@ class Remote:
 
     async def _run(self, job: Job, arguments: bytes) -> Any:
         runtime = job.launch.runtime
-        calls = self._lane_calls()
+        calls = self._lane_calls(self._workers.listens_on)
 
         async def task() -> tuple[Any, ...]:
             return os.getpid(), self._function, arguments, pickle.dumps(await calls.attempt())

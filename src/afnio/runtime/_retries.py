@@ -1,6 +1,6 @@
 """Retries, and how an account recovers from refusals and failures.
 
-A call whose attempt failed is tried again, with a growing, random delay (`RETRIES`). That is right for one failure and
+A call whose attempt failed is tried again, with a growing, random delay (`retries`). That is right for one failure and
 wrong for many: a thousand calls that all retry against a broken server keep it broken, and one that is over its limit
 refuses all of them. So the account has its own state, and its calls wait in the queue instead:
 
@@ -19,11 +19,10 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from typing import Final, Protocol, final
+from functools import cache
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 import anyio
-from aiolimiter import AsyncLimiter
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from afnio.errors import (
     ModelError,
@@ -36,6 +35,9 @@ from afnio.runtime._limits import Pacer
 from afnio.runtime._loop import loop_time
 from afnio.runtime.events import CircuitClosed, CircuitOpened, emit
 
+if TYPE_CHECKING:
+    from tenacity import AsyncRetrying, RetryCallState
+
 ATTEMPTS: Final = 8
 """At 20 % faults five attempts lose some call in 11 % of runs of 350 calls, eight in 0.1 %."""
 REFUSED_FOR: Final = 3600.0
@@ -47,7 +49,7 @@ FIRST_CONTACT_MAX: Final = 2.0
 
 
 class Repeated(Protocol):
-    """A call that is tried again: the first argument of what `RETRIES` is called with.
+    """A call that is tried again: the first argument of what `retries` is called with.
 
     Attributes:
         failures: attempts that were neither answered nor refused.
@@ -104,19 +106,23 @@ async def _announce(state: RetryCallState) -> None:
         await call.health.log_retry(state.outcome.exception(), state.next_action.sleep)
 
 
-RETRIES: Final = AsyncRetrying(
-    stop=_used_up,
-    wait=backoff,
-    retry=retry_if_exception_type(TransientModelError),
-    sleep=anyio.sleep,
-    before_sleep=_announce,
-    reraise=True,
-)
-"""Repeats attempts: `await RETRIES(attempt, call)`. Transient errors are tried again, every other one is raised.
+@cache
+def retries() -> AsyncRetrying:
+    """Return what repeats attempts: `await retries()(attempt, call)`. Only transient errors are tried again.
 
-Always call this object. A policy made for each call would leave a reference cycle. Iterating this one would mix up
-concurrent calls, because it keeps the state of an iteration in itself.
-"""
+    There is one object for all calls, and it is called. One made for each call would leave a reference cycle. Iterating
+    this one would mix up concurrent calls, because it keeps the state of an iteration in itself.
+    """
+    from tenacity import AsyncRetrying, retry_if_exception_type
+
+    return AsyncRetrying(
+        stop=_used_up,
+        wait=backoff,
+        retry=retry_if_exception_type(TransientModelError),
+        sleep=anyio.sleep,
+        before_sleep=_announce,
+        reraise=True,
+    )
 
 
 def is_first_contact(error: BaseException | None) -> bool:
@@ -147,6 +153,10 @@ class AccountHealth:
     """
 
     def __init__(self, url: str) -> None:
+        # Imported now and not at the first failure, which may be that no more files can be opened.
+        from aiolimiter import AsyncLimiter
+
+        self.retrying = retries()
         self.circuit = Circuit()
         self.retries = RetryBudget()
         self._url = url

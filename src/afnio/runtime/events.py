@@ -209,6 +209,29 @@ class CircuitClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaLeftOut:
+    """A replica can't be reached, so the calls of its group go to the others. One call at a time tries it.
+
+    Attributes:
+        group: `replicas://` and the name of the group.
+        account: the replica's base URL, without credentials.
+    """
+
+    group: str
+    account: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaTakenBack:
+    """A replica that was left out can be reached again. It had no calls for `seconds`."""
+
+    group: str
+    account: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepEnded:
     """An optimizer step ended.
 

@@ -41,12 +41,15 @@ from rich.text import Text
 from afnio.runtime._admission import on_wire
 from afnio.runtime._budget import Budget, current_budgets
 from afnio.runtime._kernel import current_runtime
+from afnio.runtime._places import places
 from afnio.runtime.events import (
     CallEnded,
     CallReplayed,
     CallRetried,
     CircuitClosed,
     CircuitOpened,
+    ReplicaLeftOut,
+    ReplicaTakenBack,
     subscribed,
 )
 from afnio.trainer._checkpoints import LoopState, Phase, Plan
@@ -124,7 +127,10 @@ class Progress:
             rows = [self._row(self._states[phase]) for phase in _PHASES if phase in self._states]
             if not rows:
                 rows = [_ProgressLine(_FIRST[self._plan.stage], 0, self._plan.samples)]
-            return Snapshot(self._title(), rows, self._call_facts(), self._calls.trouble, self._seconds)
+            where = places(current_runtime()).facts()
+            return Snapshot(
+                self._title(), rows, self._call_facts(), where, self._calls.trouble, self._seconds
+            )
 
     # The loop's reports
 
@@ -241,7 +247,9 @@ class Progress:
         elif newest is not None:
             facts += [f"{newest.samples:,} samples", *_metrics(newest.val)]
             facts += [f"{newest.failed:,} failed"] if newest.failed else []
-        return [*facts, clock(self._seconds), *self._call_facts()]
+        lost = sum(executor.lost for executor in places(current_runtime()).executors)
+        facts += [clock(self._seconds), *([f"{lost:,} lost by their workers"] if lost else [])]
+        return [*facts, *self._call_facts()]
 
     def _call_facts(self) -> list[str]:
         calls, runtime = self._calls, current_runtime()
@@ -317,6 +325,7 @@ class Snapshot:
         title: the agent's class, epoch, step, time and time left, the best score.
         rows: one for each phase.
         calls: what the calls do and cost.
+        places: what each executor does, and each group of replicas; none where all runs in one place.
         trouble: what is wrong with a provider at this moment, or None.
         seconds: since the Trainer was called.
     """
@@ -324,6 +333,7 @@ class Snapshot:
     title: Sequence[str]
     rows: Sequence[_ProgressLine]
     calls: Sequence[str]
+    places: Sequence[Sequence[str]] = ()
     trouble: str | None = None
     seconds: float = 0.0
 
@@ -341,12 +351,13 @@ class Snapshot:
             head = row.head(width, marks)
             whole = list(_wrapped([head, *row.facts], width, _INDENT))
             lines += whole if len(whole) == 1 else [head, *_wrapped(row.facts, width, _INDENT, first=_INDENT)]
-        lines += _wrapped(self.calls, width, 0)
+        for facts in (self.calls, *self.places):
+            lines += _wrapped(facts, width, 0 if facts is self.calls else _INDENT)
         return [*lines, self.trouble] if self.trouble else lines
 
     def __str__(self) -> str:
         rows = [", ".join([f"{row.name} {row.count}", *row.facts]) for row in self.rows]
-        parts = [", ".join(self.title), *rows, ", ".join(self.calls)]
+        parts = [", ".join(self.title), *rows, *(", ".join(facts) for facts in (self.calls, *self.places))]
         return "; ".join([*parts, self.trouble] if self.trouble else parts)
 
 
@@ -408,7 +419,11 @@ class _CallCounts:
                 self.replayed += 1
             case CircuitOpened():
                 self._closed[event.account] = f"{event.account} does not answer, calls wait: {event.error}"
-            case CircuitClosed():
+            case ReplicaLeftOut():
+                self._closed[event.account] = (
+                    f"{event.account} is left out, others take its calls: {event.error}"
+                )
+            case CircuitClosed() | ReplicaTakenBack():
                 self._closed.pop(event.account, None)
 
     @property

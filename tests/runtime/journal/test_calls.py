@@ -19,7 +19,7 @@ import afnio.cognitive as cog
 from afnio.errors import FinalModelError, JournalError, TransientModelError
 from afnio.models import ChatResponse, ToolCall
 from afnio.runtime import _journal_file, current_runtime
-from afnio.runtime._call import _Flights
+from afnio.runtime._flight import Flights
 from afnio.runtime._journal import Journal
 from afnio.runtime.events import CallEnded, CallReplayed, Usage, subscribed
 from afnio.testing import ScriptedClient
@@ -138,7 +138,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def waiting() -> int:
     """Return how many callers wait for calls that may be shared."""
-    flights = current_runtime().resource(_Flights, _Flights).by_key
+    flights = current_runtime().resource(Flights, Flights).by_key
     return sum(flight.waiting for flight in list(flights.values()))
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from afnio._public import show_in
-from afnio.optim.search._improves import Holdout
-from afnio.optim.search._pareto import Merge, Pool, PoolMember, possible_merges, trial_samples
-from afnio.optim.search._races import Race, Verdict, chance, differences, each_alpha, p_value
+from typing import TYPE_CHECKING
+
+from afnio._public import lazily
+
+if TYPE_CHECKING:
+    from afnio.optim.search._improves import Holdout
+    from afnio.optim.search._pareto import Merge, Pool, PoolMember, possible_merges, trial_samples
+    from afnio.optim.search._races import Race, Verdict, chance, differences, each_alpha, p_value
 
 __all__ = [
     "Holdout",
@@ -22,4 +26,12 @@ __all__ = [
     "trial_samples",
 ]
 
-show_in(__name__, globals(), __all__)
+__getattr__, __dir__ = lazily(
+    __name__,
+    globals(),
+    {
+        "afnio.optim.search._improves": "Holdout",
+        "afnio.optim.search._pareto": "Merge Pool PoolMember possible_merges trial_samples",
+        "afnio.optim.search._races": "Race Verdict chance differences each_alpha p_value",
+    },
+)

@@ -87,6 +87,7 @@ class SearchState:
         tested: The step in which each block was left out last.
         lost: Edits that didn't help, the newest last.
         carried: Mistakes of the last race, for the next step.
+        raced: The samples of that race.
         warned: True once a race had too few samples. Not saved.
     """
 
@@ -107,6 +108,7 @@ class SearchState:
     tested: list[dict[str, int]] = field(default_factory=list)
     lost: list[list[LostEdit]] = field(default_factory=list)
     carried: list[list[Mistake]] = field(default_factory=list)
+    raced: list[int] = field(default_factory=list)
     warned: bool = False
 
     def begin(self, texts: Sequence[str]) -> None:
@@ -121,7 +123,7 @@ class SearchState:
         if self.digest is not None and self.digest != digest(texts):
             # Assigned from outside, so the mistakes of the last race are another text's.
             self.incumbent, self.next = self.next, self.next + 1
-            self.carried = []
+            self.carried, self.raced = [], []
         self.hold(texts)
         for records, text in zip(self.records, texts, strict=True):
             for block in blocks_of(text):
@@ -161,12 +163,22 @@ class SearchState:
             ],
             "tested": [dict(tested) for tested in self.tested],
             "lost": [[_fields(edit, _LOST) for edit in edits] for edits in self.lost],
+            "count": self.count,
+            "raced": list(self.raced),
             "carried": [[_fields(mistake, _MISTAKE) for mistake in mistakes] for mistakes in self.carried],
         }
 
     @classmethod
     def from_dict(cls, count: int, state: Mapping[str, Any]) -> SearchState:
-        """Return the state that `state_dict` returned."""
+        """Return the state that `state_dict` returned.
+
+        Raises:
+            ValueError: if it is of another number of training samples.
+        """
+        if state["count"] != count:
+            raise ValueError(
+                f"the state must be of {count} training samples (got {state['count']}); load it with the same data"
+            )
         rows, sample, sizes = state["rows"], state["sample"], state["sizes"]
         seed = state["seed"]
         return cls(
@@ -196,6 +208,7 @@ class SearchState:
                 [Mistake(**{**mistake, "trail": tuple(mistake["trail"])}) for mistake in mistakes]
                 for mistakes in state["carried"]
             ],
+            list(state["raced"]),
         )
 
 

@@ -201,7 +201,7 @@ class ChainStep:
         stream = state.stream.copy()
         given = self._given()
         known = any(mistakes for found in given for mistakes in found)
-        rows = rows_for(stream, self._sizes, forwards=self._sizes.inner - known)
+        rows = rows_for(stream, self._sizes, forwards=self._sizes.inner - known, raced=state.raced)
         self._warn_few(len(rows.race))
         try:
             chains = await self._chains(rows, given)
@@ -244,7 +244,7 @@ class ChainStep:
         if winner is not None and winner.name != "incumbent":
             self._adopt(winner)
         if winner is not None:
-            state.carried = await self._carried(winner, "start mistakes")
+            state.raced, state.carried = units, await self._carried(winner, "start mistakes")
 
     def _most_left_out(self) -> int:
         """Return how many sentences may be left out: together they may cost as much as a step."""
@@ -523,9 +523,9 @@ class ChainStep:
         elif winner is not None:
             self._lose(result)
         state.steps += 1
-        state.carried = []
+        state.raced, state.carried = [], []
         if winner is not None and winner.graphs:
-            state.carried = await self._carried(winner, "mistakes")
+            state.raced, state.carried = result.units, await self._carried(winner, "mistakes")
         state.hold(self._values)
         state.forget()
         reason = None

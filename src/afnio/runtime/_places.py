@@ -1,0 +1,123 @@
+"""Places: what runs where at this moment, for displays, the run store and programs that want to know.
+
+Calls go to replicas, and functions with `executor=` to worker processes. Both are read from counters that the engine
+keeps anyway, from any thread. Where there is one URL and no executor, there is nothing to tell.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, final
+from urllib.parse import urlsplit
+
+from afnio.runtime._admission import ReplicaAdmitter
+from afnio.runtime._kernel import Runtime, existing_runtime
+
+if TYPE_CHECKING:
+    from afnio.runtime._executors import ExecutorState
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What one of several replicas does now.
+
+    Attributes:
+        group: the client's `name`, "" without one.
+        url: its base URL, without credentials.
+        in_flight: requests on the wire.
+        answered: attempts that it answered.
+        failed: attempts that failed there, were refused or didn't reach it.
+        outages: how often it was left out because it couldn't be reached.
+        trouble: "out", "failing", "refusing", or "" if it is well.
+    """
+
+    group: str
+    url: str
+    in_flight: int
+    answered: int
+    failed: int
+    outages: int
+    trouble: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What runs where at one moment.
+
+    Attributes:
+        executors: each executor that has been used, in the order of first use.
+        replicas: each replica of the clients with several URLs, group by group.
+
+    >>> print(Places(replicas=[ReplicaState("qwen", "http://a:8000/v1", 12, 80, 0, 0, "")]))
+    qwen: a:8000 12 in flight
+    """
+
+    executors: Sequence[ExecutorState] = field(default=())
+    replicas: Sequence[ReplicaState] = field(default=())
+
+    def facts(self) -> list[list[str]]:
+        """Return a line for each executor and each group of replicas, as the facts that it consists of."""
+        lines = [_executor_facts(one) for one in self.executors]
+        for group, members in groupby(self.replicas, key=lambda one: one.group):
+            first, *others = [_replica_fact(one) for one in members]
+            lines.append([f"{group or 'replicas'}: {first}", *others])
+        return lines
+
+    def __str__(self) -> str:
+        return "; ".join(", ".join(facts) for facts in self.facts())
+
+
+def places(runtime: Runtime | None = None) -> Places:
+    """Return what runs where now: the executors and the replicas that this process has used. From any thread.
+
+    Args:
+        runtime: default: the process's, if it has one.
+
+    >>> places().replicas
+    []
+    """
+    runtime = runtime or existing_runtime()
+    if runtime is None:
+        return Places([], [])
+    # Whoever uses an executor has imported it.
+    module = sys.modules.get("afnio.runtime._executors")
+    executors = [] if module is None else module.executors(runtime)
+    groups = [found for found in runtime.resources() if type(found) is ReplicaAdmitter]
+    return Places(executors, [state for group in groups for state in _states(group)])
+
+
+def _states(group: ReplicaAdmitter) -> list[ReplicaState]:
+    name = group.url.partition("://")[2]
+    return [
+        ReplicaState(
+            name,
+            one.account.url,
+            one.admitter.in_flight,
+            one.answered,
+            one.failed,
+            one.outages,
+            one.trouble,
+        )
+        for one in group.replicas
+    ]
+
+
+def _executor_facts(one: ExecutorState) -> list[str]:
+    engine = f" ({one.engine})" if one.engine and one.engine != one.name else ""
+    if not one.workers:
+        return [f"{one.name}{engine}: starting", f"{one.waiting:,} waiting"]
+    workers = f"{one.workers:,} worker{'s' if one.workers != 1 else ''}"
+    facts = [f"{one.name}{engine}: {workers}", f"{one.running:,} running"]
+    facts += [f"{one.waiting:,} waiting"] if one.waiting else []
+    return [*facts, f"{one.lost:,} lost"] if one.lost else facts
+
+
+def _replica_fact(one: ReplicaState) -> str:
+    # A path that all replicas share tells nothing; a port does.
+    place = urlsplit(one.url).netloc or one.url
+    return f"{place} {one.trouble or f'{one.in_flight:,} in flight'}"
