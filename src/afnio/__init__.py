@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from afnio import utils as utils
     from afnio._archive import load as load
     from afnio._archive import save as save
-    from afnio._headroom import Headroom as Headroom
     from afnio._headroom import headroom as headroom
     from afnio._optimize import optimize as optimize
+    from afnio._result import Headroom as Headroom
     from afnio._result import Result as Result
     from afnio.runtime._executors import Workers as Workers
 
@@ -107,9 +107,9 @@ __getattr__, __dir__ = _lazily(
     globals(),
     {
         "afnio._archive": "load save",
-        "afnio._headroom": "Headroom headroom",
+        "afnio._headroom": "headroom",
         "afnio._optimize": "optimize",
-        "afnio._result": "Result",
+        "afnio._result": "Headroom Result",
         "afnio.runtime._executors": "Workers",
     },
     modules="bridge optim ray tellurio testing trainer utils",

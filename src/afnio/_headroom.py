@@ -18,21 +18,35 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast, final
 
+import anyio.to_thread
+
 from afnio import cognitive as cog
-from afnio._optimize import Unawaited, budget_of, critic_of
-from afnio._result import Gain, in_time
+from afnio._result import Gain, Headroom
 from afnio._rows import Row, in_words, read_rows
-from afnio._subject import Scored, Scoring, Subject, paired, wanted_by
+from afnio._subject import (
+    DEARER,
+    CallCount,
+    Scored,
+    Scoring,
+    Subject,
+    Unawaited,
+    budget_of,
+    critic_of,
+    paired,
+    seed_of,
+    wanted_by,
+)
 from afnio.errors import BatchError, ModelError, reason
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.optim import EditTGD
 from afnio.optim.search._races import p_value
 from afnio.runtime._budget import Budget
+from afnio.runtime._spending import Amount
 from afnio.runtime._waiting import may_block, scope
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.trainer._options import found
@@ -48,52 +62,8 @@ FEWEST_PAIRS: Final = 8
 """Rows below which a comparison says nothing."""
 PROBED: Final = 4
 """Rows that show what a row costs."""
-_DEARER: Final = 1.5
-"""A call of the test costs about so many times one of the agent's, critic and longer prompts included."""
 _CRASHED: Final = 0.0
 """The score of a row whose reply the agent or the metric could not read."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Headroom:
-    """What a headroom test found. `print` it for the verdict.
-
-    Attributes:
-        found: True if a varied prompt is better than the start prompts beyond chance.
-        verdict: The finding in a sentence.
-        gain: The best variant against the start prompts on rows that it wasn't chosen on. None if there were no
-            mistakes to make variants from, or if no variant came out ahead of the start prompts.
-        start: The mean score of the start prompts.
-        noise: The share of rows whose score changed when the same prompts were scored again.
-        wrong: How many of `rows` scored below perfect.
-        form: How many of those are mistakes of form: a reply that can't be read, or the right answer written otherwise.
-        rows: How many rows `start`, `noise`, `wrong` and `form` are of.
-        variants: How many varied prompts were tried.
-        prompts: The best variant if it is better, else the start prompts.
-        calls, tokens, cost, minutes: What it took; the cost is None if a price is unknown.
-    """
-
-    found: bool
-    verdict: str
-    gain: Gain | None
-    start: float
-    noise: float
-    wrong: int
-    form: int
-    rows: int
-    variants: int
-    prompts: Mapping[str, str]
-    calls: int
-    tokens: int
-    cost: float | None
-    minutes: float
-
-    def __str__(self) -> str:
-        spent = f"{self.calls:,} calls, {in_time(self.minutes)}"
-        if self.cost is not None:
-            spent += f", ${self.cost:.4f}"
-        return f"{self.verdict} ({spent})"
 
 
 def headroom(
@@ -138,11 +108,11 @@ def headroom(
     test = HeadroomTest(
         Subject.of(agent, prompts, wanted_by(metric)),
         metric,
-        rows=rows,
+        rows=read_rows(rows),
         critic=critic_of(critic),
         budget=budget_of(budget),
         perfect=perfect,
-        seed=0 if seed is None else seed,
+        seed=seed_of(seed),
     )
     if may_block():
         return run_blocking(test.run, "headroom")
@@ -176,7 +146,8 @@ def design_for(rows: int, each: float, calls: float) -> Design:
     """
     most = min(calls, MOST_CALLS)
     twice = max(PROBED, min(16, rows // 6, int(0.05 * most / each)))
-    final = max(10, min(80, int(0.62 * rows), int(0.21 * most / each)))
+    tried = min(LEARNT + 12, int(0.45 * (rows - twice)))
+    final = max(10, min(80, rows - twice - tried, int(0.21 * most / each)))
     step = int(most - 2 * (twice + final) * each)
     if step < _STEP * each:
         least = math.ceil((2 * (PROBED + 10) + _STEP) * each)
@@ -209,61 +180,61 @@ class HeadroomTest(Scoring):
         subject: Subject,
         metric: Callable[..., Any],
         *,
-        rows: Any,
+        rows: Sequence[Row],
         critic: ChatModel,
         budget: Budget,
         perfect: float,
         seed: int,
     ) -> None:
         super().__init__(subject, metric, perfect)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be a whole number (got {seed!r})")
-        self.rows = read_rows(rows)
-        if len(self.rows) < FEWEST_ROWS:
-            raise ValueError(
-                f"a headroom test needs at least {FEWEST_ROWS} rows (got {len(self.rows)}); add rows"
-            )
+        self.rows = rows
+        if len(rows) < FEWEST_ROWS:
+            raise ValueError(f"a headroom test needs at least {FEWEST_ROWS} rows (got {len(rows)}); add rows")
         subject.check(self.rows[0])
         self.critic, self.budget, self.seed = critic, budget, seed
         self.start = subject.texts
         self._each = 1.0
-        self._design(None)
+        self.design(None)
 
     async def run(self) -> Headroom:
-        """Do the test."""
-        started = time.monotonic()
-        with ExitStack() as stack:
+        """Do the test on its own."""
+        async with AsyncExitStack() as stack:
             stack.enter_context(
                 set_backward_model_client(self.critic.client, completion_args=self.critic.completion_args)
             )
             stack.enter_context(self.bridge())
-            spending = stack.enter_context(Budget())
-            stack.enter_context(self.budget)
+            return await self.measured()
+
+    async def measured(self) -> Headroom:
+        """Do the test within the caller's bridge and critic."""
+        started, spent = time.monotonic(), CallCount()
+        with self.budget, subscribed(spent):
             async with scope(name="headroom"):
-                result = await self._tested(spending)
-        spent = spending.ledger.total
+                result = await self._tested(spent)
+        price = await anyio.to_thread.run_sync(lambda: spent.cost)
         return Headroom(
             **result,
             calls=spent.calls,
-            tokens=spent.amount.tokens,
-            cost=None if spent.cost is None else float(spent.cost),
+            tokens=spent.tokens,
+            cost=None if price is None else float(price),
             minutes=(time.monotonic() - started) / 60,
         )
 
-    async def _tested(self, spending: Budget) -> dict[str, Any]:
+    async def _tested(self, spent: CallCount) -> dict[str, Any]:
         rows = random.Random(f"headroom {self.seed}").sample(self.rows, len(self.rows))
         # Some rows first show what a row costs. The sizes of all that follows depend on it.
         (probe,) = await self._pass("first", rows[:PROBED], self.start)
-        design = self._design(spending.ledger.total)
+        each = await anyio.to_thread.run_sync(spent.each, PROBED)
+        design = self.design(each)
         twice, final = rows[: design.twice], rows[design.twice : design.twice + design.final]
         (rest,) = await self._pass("first", twice[PROBED:], self.start)
         (again,) = await self._pass("again", twice, self.start)
         once = Passed([*probe.scores, *rest.scores], [*probe.form, *rest.form])
         pairs = [(a, b) for a, b in zip(once.scores, again.scores, strict=True) if None not in (a, b)]
         tried = rows[design.twice + design.final :]
-        best, variants = await self._varied(tried, design, spending)
+        best, variants = await self._varied(tried, design, spent)
         old, new = once, None
-        final = final[: self._affordable(spending)]
+        final = final[: self._affordable(spent)]
         if best != self.start and len(final) >= FEWEST_PAIRS:
             old, new = await self._pass("final", final, self.start, best)
         shown = [once, old] if new else [once]
@@ -291,24 +262,24 @@ class HeadroomTest(Scoring):
             "prompts": best if is_found else self.start,
         }
 
-    def _affordable(self, spending: Budget) -> int:
+    def _affordable(self, spent: CallCount) -> int:
         """Return how many rows both sets of prompts can be scored on with what is left of the calls."""
-        caps, spent = self.budget.caps, spending.ledger.total
+        caps = self.budget.caps
         most = MOST_CALLS if caps.calls is None else min(caps.calls, MOST_CALLS)
         return max(0, int((most - spent.calls) / (2 * self._each)))
 
-    def _design(self, spent: Any) -> Design:
-        """Return the design that the budget allows: from what the first rows took, or for one call a row."""
+    def design(self, measured: Amount | None) -> Design:
+        """Return the design that the budget allows for what a row takes: one call, before that is known."""
         caps = self.budget.caps
         calls = math.inf if caps.calls is None else caps.calls
         each = 1.0
-        if spent is not None:
-            each = self._each = max(spent.calls / PROBED, 0.01)
+        if measured is not None:
+            each = self._each = max(measured.calls, 0.01)
             # Prices and tokens of the critic aren't known yet. It reads more than the agent, in fewer calls.
-            if caps.cost is not None and spent.amount.cost:
-                calls = min(calls, float(caps.cost / spent.amount.cost) * spent.calls / _DEARER)
-            if caps.tokens is not None and spent.amount.tokens:
-                calls = min(calls, caps.tokens / spent.amount.tokens * spent.calls / _DEARER)
+            if caps.cost is not None and measured.cost:
+                calls = min(calls, float(caps.cost / measured.cost) * each / DEARER)
+            if caps.tokens is not None and measured.tokens:
+                calls = min(calls, caps.tokens / measured.tokens * each / DEARER)
         return design_for(len(self.rows), each, calls)
 
     # Looking
@@ -354,7 +325,7 @@ class HeadroomTest(Scoring):
     # Variants
 
     async def _varied(
-        self, rows: Sequence[Row], design: Design, spending: Budget
+        self, rows: Sequence[Row], design: Design, spent: CallCount
     ) -> tuple[dict[str, str], int]:
         """Return the winner of a race of varied prompts against the start prompts, and how many there were."""
         subject = self.subject.copied()
@@ -364,20 +335,25 @@ class HeadroomTest(Scoring):
             evaluation, _ = await search.evaluated(batch)
             return evaluation
 
+        # With few rows a chain leaves half of them to the race. On one row all candidates are equal.
+        minibatch = max(3, min(LEARNT // 3, 2 * len(rows) // 9))
         optimizer = EditTGD(
             list(subject.parameters.values()),
             self.critic.client,
             evaluate,
             DataLoader(rows, collate_fn=list),
-            race=max(1, min(RACED, len(rows) - _LEARNT)),
-            # A step takes at most a quarter of this.
-            budget=4 * design.step // STEPS,
+            inner=3,
+            minibatch=minibatch,
+            race=max(1, min(RACED, len(rows) - 3 * minibatch)),
+            first=8,
+            # A step takes at most a third of this.
+            budget=3 * design.step // STEPS,
             quorum=_QUORUM,
             search_seed=self.seed,
             **self.critic.completion_args,
         )
         raced: list[int] = []
-        started = spending.ledger.total.calls
+        started = spent.calls
 
         def count(event: Any) -> None:
             if isinstance(event, StepEnded):
@@ -386,8 +362,8 @@ class HeadroomTest(Scoring):
         with subscribed(count):
             for number in range(STEPS):
                 await optimizer.step()
-                spent = spending.ledger.total.calls - started
-                if spent + spent / (number + 1) > _STRETCH * design.step:
+                taken = spent.calls - started
+                if taken + taken / (number + 1) > _STRETCH * design.step:
                     break
         return subject.texts, max(0, sum(raced))
 
@@ -398,8 +374,8 @@ _STRETCH: Final = 1.15
 """A second step may take a little of what is meant for the last comparison: it is worth more there."""
 RACED: Final = 16
 """Rows of the race of variants: few, as the rows of the last comparison decide."""
-_LEARNT: Final = 24
-"""Rows that a chain of EditTGD learns from."""
+LEARNT: Final = 24
+"""Rows that a chain of EditTGD learns from, if there are enough."""
 _QUORUM: Final = 0.25
 """Rows that crash are mistakes here, of form. With fewer left than this the race would be blind."""
 

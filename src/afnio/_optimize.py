@@ -3,18 +3,19 @@
 It is the engine's front door: everything here is put together from parts that can be used alone. In order:
 
 1. `optimize` checks its arguments at the caller's line. `Optimization` is the rest.
-2. The rows are split (`_rows`). The start prompts are scored on the watched rows, eight rows first: an agent that
-   crashes, a metric that returns a text, a model without a price and a budget that is too small all show up there,
-   before the first critic is paid.
-3. The Trainer trains with `optimizer_for`, round after round. Its budget is what the user gives, less what the looks
-   at the gate's and the test rows will cost. After each round the watched rows are scored: that is when it stops, and
-   which round's prompts are kept.
-4. `beats` decides once, on the gate's rows, if these are better than the start prompts.
-5. Both are scored on the test rows, side by side, once. `Result` says what came out.
+2. The rows are split (`_rows`). The start prompts are scored on eight training rows: an agent that crashes, a metric
+   that returns a text, a model without a price and a budget that is too small all show up there, before the first
+   critic is paid.
+3. `headroom=True` runs the headroom test (`_headroom`) on training rows.
+4. `optim.EditTGD` trains: chains of small steps, raced on fresh training rows. Its budget is what the user gives, less
+   what the looks at the gate's and the test rows will cost.
+5. `optim.Gate` decides once, on rows that nothing else saw, if the result is better than the start prompts.
+6. Both are scored on the test rows, side by side, once. `Result` says what came out.
 
 The whole runs inside a run of `te.init` that is recognized by its data (rows, prompts, critic, seed), not by the
 program. A process that was killed is started again and continues, because the run's journal has every reply that was
-paid for; one that had finished gets its result from the run.
+paid for; one that had finished gets its result from the run. What depends on spending is decided by `CallCount`, which
+counts a reply from the journal like one from the wire, so that a continued run decides the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,52 +39,60 @@ import anyio
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._result import Example, Gain, Result, from_json, score_of, to_json, untested, verdict_of
-from afnio._rows import LEAST, Row, digest, in_words, read_rows, split_rows
+from afnio._headroom import HeadroomTest
+from afnio._result import Example, Gain, Headroom, Result, from_json, score_of, to_json, untested, verdict_of
+from afnio._rows import Row, digest, in_words, read_rows, split_rows
 from afnio._subject import (
+    DEARER,
+    MOST_CHARACTERS,
     QUORUM,
+    CallCount,
     Scored,
     Scoring,
     Subject,
+    Unawaited,
+    budget_of,
+    check_crashes,
+    critic_of,
     paired,
+    seed_of,
     wanted_by,
 )
-from afnio.errors import (
-    BudgetExceeded,
-    UnknownPriceError,
-)
-from afnio.models._backward_model import chat_model, set_backward_model_client
+from afnio.autodiff._variable import Variable
+from afnio.cognitive._module import mode
+from afnio.errors import BudgetExceeded, UnknownPriceError
+from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
-from afnio.optim import TGD, Optimizer
-from afnio.optim.search._races import p_value
+from afnio.optim import EditTGD, Gate, Optimizer
+from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE, GateVerdict
+from afnio.optim.search._chain_state import CLEAR
+from afnio.optim.search._races import Scores, differences
+from afnio.optim.search._sizes import SampleCost, Sizes
 from afnio.runtime._budget import Budget
+from afnio.runtime._callables import tolerate
 from afnio.runtime._spending import Amount
 from afnio.runtime._waiting import active_journal, may_block
+from afnio.runtime.events import StepEnded, subscribed
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
-from afnio.trainer._callbacks import Callback
+from afnio.trainer._callbacks import StopTraining
 from afnio.trainer._checkpoints import Plan
+from afnio.trainer._options import may_fail
 from afnio.trainer._progress import Progress
 from afnio.trainer._steps import run_blocking
 from afnio.trainer._trainer import Trainer
 from afnio.utils.data import DataLoader
-from afnio.utils.data._sampler import RandomSampler
 
 NAMESPACE: Final = "optimize"
-BATCH: Final = 8
-"""Rows of a step. Small steps win at equal calls: a proposer that sees many mistakes writes about all of them."""
-ROUND: Final = 64
-"""Rows between two looks at the watched rows."""
+FIRST: Final = 8
+"""Rows of the first look, which shows what a row costs."""
 SPARE: Final = 1.1
 """Looks are reserved with this factor, because calls are retried and replies vary in length."""
-GATE_LEVEL: Final = 0.25
-FEW_LEVEL: Final = 0.5
-"""The gate's level with at least `LEAST` rows, and below that. A strict gate refuses good prompts on few rows."""
+TENTH: Final = 10
+"""The headroom test may take one part in so many of the budget."""
 _RESULT: Final = "OptimizeResult"
-FIRST: Final = "run/first"
-"""The address of the first look at eight rows, by which the cost of a row is measured."""
 
 
 def optimize(
@@ -101,15 +110,20 @@ def optimize(
     seed: int | None = None,
     patience: int = 3,
     perfect: float = 1.0,
+    headroom: bool = False,
 ) -> Result:
     """Improve an agent's prompts on rows of data, and measure by how much.
 
     In a script, a thread or a notebook it returns when it is done. In an async app, on asyncio or trio, write
     `await afnio.optimize(…)`.
 
-    From 96 rows on 40 % train, 30 % choose and 30 % test, at least 32 each. With 20 to 95 rows half train and half
-    choose; nothing is left to test on, so no gain is claimed. The test rows are used once, at the end, for the old and
-    the new prompts side by side.
+    It trains with `optim.EditTGD`: chains of small steps side by side, raced on fresh rows, with prompts of 1,000
+    characters at most, or of their first length if that is more. `optim.Gate` then decides, on rows that nothing else
+    saw, if the result replaces the start prompts.
+
+    From 96 rows on half of them train, 20 % are the gate's and 30 % test, at least 32 each of these two. With 20 to 95
+    rows half train and half are the gate's; nothing is left to test on, so no gain is claimed. The test rows are used
+    once, at the end, for the old and the new prompts side by side.
 
     The first Ctrl-C ends the training: what was learned so far is tested and returned. The second one stops at once.
     A process that was stopped or killed continues if the same call is made again, and pays for no reply twice. If that
@@ -129,22 +143,26 @@ def optimize(
         critic: the model that reads mistakes and rewrites prompts: "openai/gpt-5", or `(client, model)`.
         budget: the most to spend: dollars, or `afnio.budget(max_calls=…)` and so on. It pays for everything, the test
             included.
-        testset, valset: rows for the test and the choice, in place of parts of `rows`.
+        testset, valset: rows for the test and the gate, in place of parts of `rows`.
         name: of the project in the store; by default the function's or the class's name.
         dir: the folder of the store; `.afnio` by default.
         seed: of the splits and the order of the rows.
-        patience: end the training after this number of rounds (64 rows) without a better score on the watched rows.
+        patience: end the training after this number of steps in a row that gained less than two rows in their race.
         perfect: the score that makes a row right. A right row is never criticized.
+        headroom: run the headroom test first, on training rows and for at most a tenth of the budget. Its finding is
+            `result.headroom`; it is skipped, with a note, where that can't pay for it. The training runs in any case:
+            a test as small as that can miss a gain.
 
     Raises:
-        TypeError, ValueError: for arguments that can't work, before the first call; for a metric that returns a text or
-            NaN (`MetricError`), with its row; for a budget that can't pay for the looks and one step, with the sum.
+        TypeError, ValueError: for arguments that can't work, before the first call, among them too few rows for the
+            gate and a budget in calls that can't pay for the looks and one step, with the sum. For one in dollars or
+            tokens after the first eight rows. For a metric that returns a text or NaN (`MetricError`), with its row.
         BatchError: if more than a tenth of the rows crash.
         UnknownPriceError: if dollars are limited and a model has no price.
 
     >>> import afnio, tempfile
     >>> from afnio.testing import ScriptedClient
-    >>> client = ScriptedClient({"value": "Say hi.", "feedback": [{"variable": "v1", "text": "Say hi."}]})
+    >>> client = ScriptedClient({"edits": [{"op": "replace", "block": 1, "text": "Say hi.", "samples": [1]}]})
     >>> async def greet(name, system):
     ...     return "hi" if system == "Say hi." else "hello"
     >>> rows = [(f"Ann {number}", "hi") for number in range(96)]
@@ -164,99 +182,41 @@ def optimize(
         budget=budget_of(budget),
         name=name,
         folder=dir,
-        seed=0 if seed is None else seed,
+        seed=seed_of(seed),
         patience=patience,
         perfect=perfect,
+        headroom=headroom,
     )
     if may_block():
         return run_blocking(task.run, "optimize", gently=task.stop)
     return cast("Result", Unawaited(task.run, "optimize"))
 
 
-@final
-class Unawaited:
-    """What `optimize` and `headroom` return on a running event loop: await it."""
-
-    def __init__(self, run: Callable[[], Any], function: str) -> None:
-        self._run = run
-        self._function = function
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return cast("Generator[Any, None, Any]", self._run().__await__())
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"afnio.{self._function}(…) must be awaited on an event loop before .{name} can be read; write "
-            f"`result = await afnio.{self._function}(…)`"
-        )
-
-
-def critic_of(given: Any) -> ChatModel:
-    if isinstance(given, ChatModel):
-        return given
-    client, arguments = given, None
-    if isinstance(given, tuple):
-        if len(given) != 2 or not isinstance(given[0], ChatClient):
-            raise TypeError(f'critic must be "provider/model" or (client, model) (got {given!r})')
-        client, arguments = given
-        arguments = {"model": arguments} if isinstance(arguments, str) else dict(arguments)
-    return chat_model(client, {}, arguments or {})
-
-
-def budget_of(given: Any) -> Budget:
-    if isinstance(given, Budget):
-        return given
-    if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not given > 0:
-        raise TypeError(
-            f"budget must be dollars above 0 or afnio.budget(max_calls=…) and so on (got {given!r})"
-        )
-    return Budget(max_cost=given)
-
-
-# The optimizer: one function to replace
-
-
-def optimizer_for(subject: Subject, critic: ChatModel) -> Optimizer:
-    """Return the optimizer of `subject`'s prompts: small steps, limited in length."""
-    groups = [
-        {
-            "params": [parameter],
-            "constraints": [f"Use at most {subject.limits[name]} characters."],
-        }
-        for name, parameter in subject.parameters.items()
-    ]
-    return TGD(groups, model_client=critic.client, **critic.completion_args)
-
-
-def beats(before: Sequence[float], after: Sequence[float]) -> bool:
-    """Return True if `after` is better than `before`, by a one-sided sign-flip test on the gate's rows.
-
-    It is the only test that decides about the result, so nothing has to be corrected for the candidates tried before.
-    """
-    pairs = [new - old for old, new in zip(before, after, strict=True)]
-    level = GATE_LEVEL if len(pairs) >= LEAST else FEW_LEVEL
-    return sum(pairs) > 0 and p_value(pairs) <= level
-
-
 # The optimization
 
 
 class Learner(cog.Module):
-    """The subject in the form that the Trainer trains."""
+    """The subject in the form that the Trainer trains: a batch is one step of the search, which takes its own rows."""
 
-    def __init__(self, task: Optimization) -> None:
+    automatic_optimization = False
+
+    def __init__(self, training: TrainingRun) -> None:
         super().__init__()
-        self.subject = task.subject.module
-        object.__setattr__(self, "_task", task)
+        self.subject = training.subject.module
+        object.__setattr__(self, "_run", training)
 
-    async def training_step(self, batch: list[Row], batch_idx: int) -> Any:
-        evaluation, _ = await self._task.evaluated(batch)
-        return evaluation
-
-    validation_step = training_step
+    async def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return await self._run.step()
 
     def configure_optimizers(self) -> Optimizer:
-        return optimizer_for(self._task.subject, self._task.critic)
+        return cast("TrainingRun", self._run).optimizer
+
+
+class Steps:
+    """A loader without an end, of nothing: an epoch for each step."""
+
+    def __iter__(self) -> Iterator[None]:
+        yield None
 
 
 @final
@@ -278,11 +238,12 @@ class Optimization(Scoring):
         seed: int,
         patience: int,
         perfect: float,
+        headroom: bool,
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be a whole number (got {seed!r})")
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be a number of rounds, 1 or more (got {patience!r})")
+            raise ValueError(f"patience must be a number of steps, 1 or more (got {patience!r})")
+        if not isinstance(headroom, bool):
+            raise TypeError(f"headroom must be True or False (got {headroom!r})")
         super().__init__(subject, metric, perfect)
         data, chosen, tested = (
             read_rows(one or (), part)
@@ -294,6 +255,7 @@ class Optimization(Scoring):
                 subject.check(part[0])
         self.critic, self.budget = critic, budget
         self.patience, self.seed, self.folder = patience, seed, folder
+        self.with_headroom = headroom
         self.splits = split_rows(data, chosen, tested, seed)
         self.start = subject.texts
         self.project = name or subject.title
@@ -314,11 +276,16 @@ class Optimization(Scoring):
             ],
             "patience": patience,
             "perfect": perfect,
+            "headroom": headroom,
             "code": [code_digest(subject.function), code_digest(metric)],
         }
         self.asked: str | None = None
-        self.spent_before = budget.ledger.total.amount  # by whatever else the budget is for
-        self._check_minimum(1)
+        self.notes: list[str] = []
+        self.count = CallCount()
+        self.needs = Needs(self)
+        self.needs.check_calls(1)
+        self._gate_looks: dict[tuple[str, ...], Scored] = {}
+        self._lowest = 0.0
 
     def stop(self) -> None:
         """End the training after the current step."""
@@ -340,6 +307,9 @@ class Optimization(Scoring):
             )
             return from_json(earlier.result, home=self._home, make_agent=self.subject.restored)
         started = time.monotonic()
+        if self.budget.caps.calls is not None:
+            with self.bridge():
+                self.needs.check_calls(await self.rehearsed(self.splits.train[0]))
         async with AsyncExitStack() as stack:
             run = await anyio.to_thread.run_sync(self._begin, earlier.run)
             run.continued_by = "the same call of optimize"
@@ -348,6 +318,7 @@ class Optimization(Scoring):
                 set_backward_model_client(self.critic.client, completion_args=self.critic.completion_args)
             )
             stack.enter_context(self.bridge())
+            stack.enter_context(subscribed(self.count))
             spending = stack.enter_context(Budget())
             stack.enter_context(self.budget)
             if run.journal is not None:
@@ -374,205 +345,158 @@ class Optimization(Scoring):
     # The story
 
     async def _optimized(self, run: Run, spending: Budget, started: float) -> Result:
-        watched, measured = await self._first_look(run)
-        rounds = Rounds(self, watched.mean)
-        await self._train(rounds, measured, time.monotonic() - started)
-        chosen = self.start
-        gate: tuple[Scored, ...] = ()
+        measured = await self._first_look()
+        size = self.needs.check(measured)
+        gate = Gate(
+            self._gate_scores, DataLoader(self.splits.gate, collate_fn=list), size=size, seed=self.seed,
+            budget=self.needs.calls, quorum=1e-9,
+        )  # fmt: skip
+        await gate.start(self.subject.parameters.values())
+        found = await self._headroom(measured) if self.with_headroom else None
+        training = TrainingRun(self, measured, self.needs.looks(measured, size))
+        await training.run(time.monotonic() - started)
+        verdict: GateVerdict | None = None
         looked: tuple[Scored, ...] = ()
+        rows: Sequence[Row] = ()
         try:
-            chosen, gate = await self._gated(rounds)
-            looked = await self._looked(chosen, gate)
+            verdict = await self._judged(gate)
+            rows, looked = await self._looked(verdict)
         except BudgetExceeded as error:  # a look cost more than was reserved for it
-            rounds.ended = f"the budget ended before the test ({error.limit})"
-        return self._result(run, spending, rounds, chosen, looked, started)
+            training.ended = f"the budget ended before the test ({error.limit})"
+            if verdict is None:
+                self._restore()
+        return self._result(run, spending, training, verdict, found, rows, looked, started)
 
-    async def _first_look(self, run: Run) -> tuple[Scored, Amount]:
-        """Score the start prompts on the watched rows, a batch first. Returns also what a row costs."""
-        watch, first = self.splits.watch, self.splits.watch[:BATCH]
+    async def _first_look(self) -> Amount:
+        """Score the start prompts on a few training rows. Returns what a row costs."""
+        first = self.splits.train[:FIRST]
         await anyio.to_thread.run_sync(
             self._check_price, self.critic.completion_args.get("model"), self.critic.client
         )
         try:
-            scores = (await self.scored("first", first, self.start))[0]
+            await self.scored("first", first, self.start)
         except UnknownPriceError as error:
             raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
         except BudgetExceeded as error:
             raise ValueError(f"budget must pay for more than the first {len(first)} rows ({error})") from None
-        measured = await anyio.to_thread.run_sync(self._measured, run, len(first))
-        self._check_budget(measured)
-        rest = (await self.scored("start", watch[BATCH:], self.start))[0] if watch[BATCH:] else Scored()
-        return Scored([*scores.scores, *rest.scores], [*scores.outputs, *rest.outputs]), measured
+        return await anyio.to_thread.run_sync(self.count.each, len(first))
 
-    def _measured(self, run: Run, rows: int) -> Amount:
-        """Return what one of the first `rows` rows cost. Its parts may be fractions.
-
-        It is read from the run's store, because the budgets of a continued run also count what the earlier processes
-        spent on the training.
-        """
-        run.flush()
-        with StoreReader(self.store) as reader:
-            calls = reader.calls(run.id, node=FIRST, limit=1_000_000)
-        tokens = sum(call.prompt_tokens + call.completion_tokens for call in calls)
-        cost = sum((Decimal(str(call.cost or 0)) for call in calls), Decimal(0))
-        return Amount(sum(call.attempts for call in calls) / rows, tokens / rows, cost / rows)  # type: ignore[arg-type]
-
-    async def _train(self, rounds: Rounds, measured: Amount, gone: float) -> None:
-        """Train on what the looks leave of the budget.
-
-        Args:
-            gone: seconds since the start, which the first look took.
-        """
-        if self.asked is not None:
-            rounds.ended = self.asked
-            return
-        caps, looks, seconds = self.budget.caps, self._reserve(measured), self.budget.max_seconds
-        if seconds is not None:
-            # The looks may take as long as the first one by row if quota is short, but half of what is left at most.
-            rows = 2 * (len(self.splits.gate) + len(self.splits.test)) / len(self.splits.watch)
-            seconds = max(0.0, seconds - gone - min(rows * gone, (seconds - gone) / 2))
-        inner = Budget(
-            max_calls=None if caps.calls is None else max(0, caps.calls - looks.calls),
-            max_tokens=None if caps.tokens is None else max(0, caps.tokens - looks.tokens),
-            max_cost=None if caps.cost is None else max(Decimal(0), caps.cost - looks.cost),
-            max_seconds=seconds,
+    async def _headroom(self, measured: Amount) -> Headroom | None:
+        """Do the headroom test with a tenth of the budget, or note why it is skipped."""
+        caps, seconds = self.budget.caps, self.budget.max_seconds
+        tenth = Budget(
+            max_calls=None if caps.calls is None else caps.calls // TENTH,
+            max_tokens=None if caps.tokens is None else caps.tokens // TENTH,
+            max_cost=None if caps.cost is None else caps.cost / TENTH,
+            max_seconds=None if seconds is None else seconds / TENTH,
         )
-        inner.charge(self.budget.ledger, active_journal.get())
-        train = self.splits.train
-        trainer = Trainer(
-            max_epochs=-1,
-            quorum=QUORUM,
-            enable_checkpointing=False,
-            enable_agent_summary=False,
-            callbacks=rounds,
-        )
-        sampler = RandomSampler(train, num_samples=min(ROUND, len(train)), seed=self.seed)
-        with inner:
-            await trainer.afit(
-                type(self.subject.title, (Learner,), {})(self),  # the name that the progress shows
-                DataLoader(train, sampler=sampler, batch_size=BATCH, collate_fn=list),
-                DataLoader(self.splits.watch, batch_size=len(self.splits.watch), collate_fn=list),
+        try:
+            test = HeadroomTest(
+                self.subject.copied(), self.metric, rows=self.splits.train, critic=self.critic, budget=tenth,
+                perfect=self.perfect, seed=self.seed,
+            )  # fmt: skip
+            test.design(measured)
+            return await test.measured()
+        except ValueError as error:
+            self.notes.append(
+                f"headroom wasn't tested, on {len(self.splits.train)} training rows with a tenth of the budget: {error}"
             )
-        rounds.steps = trainer.global_step
-        rounds.ended = rounds.ended or "the budget for training is used up"
-        rounds.take(self.subject.texts)
+        except BudgetExceeded as error:
+            self.notes.append(f"the headroom test ended with a tenth of the budget ({error.limit})")
+        return None
 
-    async def _gated(self, rounds: Rounds) -> tuple[dict[str, str], tuple[Scored, ...]]:
-        """Return the prompts to test, and the scores of both on the gate's rows if they were compared."""
-        candidate = rounds.candidate
-        if candidate is None or candidate == self.start:
-            return self.start, ()
-        with shown("validate", 2 * len(self.splits.gate)):
-            old, new = await self.scored("gate", self.splits.gate, self.start, candidate)
-        before, after = paired(old, new)
-        return (candidate if beats(before, after) else self.start), (old, new)
+    # The gate and the test
 
-    async def _looked(self, chosen: Mapping[str, str], gate: tuple[Scored, ...]) -> tuple[Scored, ...]:
-        """Return the scores of the last look: of the start prompts, and of the chosen ones if they are others."""
-        versions = [self.start] if chosen == self.start else [self.start, chosen]
-        if gate and not self.splits.test:
-            return gate[: len(versions)]
+    async def _gate_scores(self, rows: list[Row]) -> list[float | None]:
+        """Return the rows' scores with the prompts that are bound: what the gate compares.
+
+        Rows that crash are left out. If more than a tenth crash with the start prompts, that is an error; with others,
+        these rows count as the worst, so that prompts which break the agent don't pass.
+        """
+        with mode(False), tolerate(1e-9):
+            scored = await self.read(*await self.evaluated(rows))
+        texts = self.subject.texts
+        self._gate_looks[tuple(texts.values())] = scored
+        if texts == self.start:
+            check_crashes(scored.errors, len(rows))
+        known = [score for score in scored.scores if score is not None]
+        self._lowest = min([self._lowest, *known])
+        if len(scored.errors) <= may_fail(len(rows), QUORUM):
+            return scored.scores
+        return [self._lowest if score is None else score for score in scored.scores]
+
+    async def _judged(self, gate: Gate) -> GateVerdict | None:
+        """Return the gate's verdict, or None if the prompts are the old ones. If it fails they are restored."""
+        if self.subject.texts == self.start:
+            return None
+        with shown("validate", 2 * gate.rows):
+            return await gate.judge()
+
+    async def _looked(self, verdict: GateVerdict | None) -> tuple[Sequence[Row], tuple[Scored, ...]]:
+        """Return the last look: its rows, and the scores of the start prompts and, if others passed, of these.
+
+        Without test rows it is the gate's look, if there was one.
+        """
+        texts = self.subject.texts
+        versions = [self.start] if texts == self.start else [self.start, texts]
+        if verdict is not None and not self.splits.test:
+            looks = [self._gate_looks[tuple(version.values())] for version in versions]
+            return [self.splits.gate[place] for place in verdict.rows], tuple(looks)
         name, rows = ("test", self.splits.test) if self.splits.test else ("gate", self.splits.gate)
         with shown("test", len(versions) * len(rows)):
-            return tuple(await self.scored(name, rows, *versions))
+            return rows, tuple(await self.scored(name, rows, *versions))
+
+    def _restore(self) -> None:
+        for name, parameter in self.subject.parameters.items():
+            parameter.data = self.start[name]
 
     def _result(
         self,
         run: Run,
         spending: Budget,
-        rounds: Rounds,
-        chosen: Mapping[str, str],
+        training: TrainingRun,
+        verdict: GateVerdict | None,
+        headroom: Headroom | None,
+        rows: Sequence[Row],
         looked: tuple[Scored, ...],
         started: float,
     ) -> Result:
-        rows = self.splits.test or self.splits.gate
         before, after = paired(looked[0], looked[-1]) if looked else ([], [])
         graded = any(score not in (0, 1) for score in (*before, *after))
         first, last = score_of(before, graded=graded), score_of(after, graded=graded)
         gain = None
+        texts = self.subject.texts
         changed = len(looked) == 2
         if changed and self.splits.test:
             gain = Gain.of(before, after, graded=graded)
-        kept = dict(chosen) != self.start and (gain is None or gain.difference > 0)
-        on = f"{len(before)} {'test' if self.splits.test else 'validation'} rows"
+        kept = texts != self.start and (gain is None or gain.difference > 0)
+        on = f"{len(before)} {'test' if self.splits.test else 'gate'} rows"
         spent = spending.ledger.total
         return Result(
-            verdict=verdict_of(first, last, gain, changed=changed, kept=kept, on=on)
+            verdict=verdict_of(first, last, gain, verdict, changed=changed, kept=kept, on=on)
             if looked
             else untested(kept),
-            prompts=dict(chosen) if kept else dict(self.start),
+            prompts=texts if kept else dict(self.start),
             start=dict(self.start),
             before=first if looked else None,
             after=last if looked else None,
             gain=gain,
             on=on,
-            failed=len(rows) - len(before) if looked else 0,
-            stopped=rounds.ended or "",
-            steps=rounds.steps,
+            failed=len(rows) - len(before),
+            stopped=training.ended or "",
+            steps=training.steps,
             calls=spent.calls,
             tokens=spent.amount.tokens,
             cost=None if spent.cost is None else float(spent.cost),
             minutes=(time.monotonic() - started) / 60,
             run=f"{run.namespace}/{run.project}/{run.name}",
+            gate=verdict,
+            headroom=headroom,
+            notes=tuple(self.notes),
             home=self._home,
-            splits={part: len(getattr(self.splits, part)) for part in ("train", "watch", "gate", "test")},
+            splits={part: len(getattr(self.splits, part)) for part in ("train", "gate", "test")},
             examples=_examples(rows, looked) if looked else (),
             make_agent=self.subject.restored,
-        )
-
-    # Money
-
-    def _sizes(self) -> dict[str, int]:
-        """Return how many rows are scored, by what for, if everything is done once."""
-        return {
-            "to watch": 2 * len(self.splits.watch),
-            "to choose": 2 * len(self.splits.gate),
-            "to test": 2 * len(self.splits.test),
-        }
-
-    def _check_minimum(self, calls: float) -> None:
-        """Raise if the budget's calls can't pay for the looks and one step at so many calls a row."""
-        most = self.budget.caps.calls
-        if most is not None:
-            most -= self.spent_before.calls
-        sizes = {part: math.ceil(number * calls) for part, number in self._sizes().items() if number}
-        step = math.ceil(BATCH * calls) + BATCH + len(self.subject.parameters)
-        needed = sum(sizes.values()) + step
-        if most is not None and most < needed:
-            parts = ", ".join(f"{number} {part}" for part, number in sizes.items())
-            raise ValueError(
-                f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for one "
-                "step; give more, or fewer rows"
-            )
-
-    def _check_budget(self, measured: Amount) -> None:
-        """Raise if the budget can't pay for the looks and one step, now that it is known what a row costs."""
-        self._check_minimum(max(1.0, measured.calls))
-        caps, before = self.budget.caps, self.spent_before
-        rows = sum(self._sizes().values()) + 2 * BATCH
-        tokens, cost = before.tokens + math.ceil(rows * measured.tokens), before.cost + rows * measured.cost
-        if caps.tokens is not None and caps.tokens < tokens:
-            raise ValueError(
-                f"budget must pay for at least {tokens:,} tokens (got max_tokens={caps.tokens:,}): a row takes "
-                f"{measured.tokens:,.0f}, and {rows} are needed to watch, choose, test and make one step; give "
-                "more, or fewer rows"
-            )
-        if caps.cost is not None and caps.cost < cost:
-            raise ValueError(
-                f"budget must be at least ${cost:.4f} (got ${caps.cost:.4f}): a row costs ${measured.cost:.6f}, and "
-                f"{rows} are needed to watch, choose, test and make one step; give more, or fewer rows"
-            )
-
-    def _reserve(self, measured: Amount) -> Amount:
-        """Return what the looks at the gate's and the test rows may cost."""
-        rows = 2 * (len(self.splits.gate) + len(self.splits.test))
-        # The new prompts may be longer than the old ones that were measured, in each call.
-        longer = sum(self.subject.limits[name] - len(text) for name, text in self.start.items()) / 4
-        growth = 1 + max(0.0, longer) * measured.calls / max(1, measured.tokens) / 2
-        return Amount(
-            math.ceil(rows * measured.calls * SPARE),
-            math.ceil(rows * measured.tokens * SPARE * growth),
-            rows * measured.cost * Decimal(SPARE * growth),
         )
 
     def _check_price(self, model: Any, client: ChatClient) -> None:
@@ -585,54 +509,256 @@ class Optimization(Scoring):
 
 
 @final
-class Rounds(Callback):
-    """Keeps the prompts of the round that did best on the watched rows, and ends the training after too many others.
+class TrainingRun:
+    """The training of one optimization.
+
+    Args:
+        measured: what a row costs.
+        looks: what the gate and the test will cost.
 
     Attributes:
-        candidate: the prompts to bring before the gate, or None if no round reached the start prompts' score.
-        ended: why the training ended.
+        ended: why it ended.
         steps: optimizer steps.
     """
 
-    needs_validation = True
-    critical = True
-
-    def __init__(self, task: Optimization, score: float) -> None:
-        self.candidate: dict[str, str] | None = None
-        self.ended: str | None = None
-        self.steps = 0
-        self._task = task
-        self._best = score
+    def __init__(self, task: Optimization, measured: Amount, looks: Amount) -> None:
+        self.subject, self.ended, self.steps = task.subject, cast("str | None", None), 0
+        self._task, self._looks = task, looks
+        self._calls = task.needs.training_calls(measured, looks, task.count)
+        self._begun = task.count.calls
+        self._mistakes = 0
+        self._right = 0
         self._waited = 0
+        self._trainer = Trainer(
+            max_epochs=-1, quorum=QUORUM, enable_checkpointing=False, enable_agent_summary=False
+        )
+        rows = task.splits.train
+        limit = None if math.isinf(self._calls) else max(1, int(self._calls))
+        self.optimizer = EditTGD(
+            list(self.subject.parameters.values()),
+            task.critic.client,
+            self._evaluate,
+            DataLoader(rows, collate_fn=list),
+            lr=chains_for(self._calls, len(rows)),
+            max_chars=MOST_CHARACTERS,
+            budget=limit,
+            # The first step takes more: its chains have no mistakes of a race to begin with.
+            reserve=0 if limit is None else min(limit // 10, math.ceil(12 * measured.calls)),
+            quorum=ENOUGH_ROWS,
+            search_seed=task.seed,
+            **task.critic.completion_args,
+        )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, agent: Any, metrics: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._task.asked is not None:
-            self._end(trainer, self._task.asked)
+    async def run(self, gone: float) -> None:
+        """Train on what the looks leave of the budget.
 
-    def on_validation_end(self, trainer: Trainer, agent: Any) -> None:
-        score = trainer.metrics.get("val_loss", -math.inf)
-        if score > self._best or (score == self._best and self.candidate is None):
-            self._waited = 0 if score > self._best else self._waited + 1
-            self._best, self.candidate = score, self._task.subject.texts
+        Args:
+            gone: seconds since the start, which the first look took.
+        """
+        task = self._task
+        if task.asked is not None:
+            self.ended = task.asked
+            return
+        caps, looks, seconds = task.budget.caps, self._looks, task.budget.max_seconds
+        if seconds is not None:
+            # The looks may take as long as the first one by row if quota is short, but half of what is left at most.
+            rows = 2 * (len(task.splits.gate) + len(task.splits.test)) / FIRST
+            seconds = max(0.0, seconds - gone - min(rows * gone, (seconds - gone) / 2))
+        inner = Budget(
+            max_calls=None if caps.calls is None else max(0, caps.calls - looks.calls),
+            max_tokens=None if caps.tokens is None else max(0, caps.tokens - looks.tokens),
+            max_cost=None if caps.cost is None else max(Decimal(0), caps.cost - looks.cost),
+            max_seconds=seconds,
+        )
+        inner.charge(task.budget.ledger, active_journal.get())
+        with inner:
+            # The class's name is what the progress shows.
+            await self._trainer.afit(type(self.subject.title, (Learner,), {})(self), Steps())
+        self.steps = self._trainer.global_step
+        self.ended = self.ended or "the budget for training is used up"
+
+    async def _evaluate(self, rows: list[Row]) -> Any:
+        evaluation, _ = await self._task.evaluated(rows)
+        return evaluation
+
+    async def step(self) -> Any:
+        """Take one step. Returns the scores of the text that goes on, in its race."""
+        if self._short():
+            raise StopTraining("the budget for training is used up")
+        ended: list[StepEnded] = []
+        with subscribed(lambda event: ended.append(event) if isinstance(event, StepEnded) else None):
+            await self.optimizer.step()
+        now, before = self._raced(ended)
+        self._watch(ended, now, before)
+        scores = [score for score in now if score is not None]
+        return Variable(scores, "scores in the race") if scores else None
+
+    def _short(self) -> bool:
+        """Return True if the rest of the budget doesn't pay for a step: half of one would be for nothing."""
+        spent, cost = self._task.count.calls - self._begun, self.optimizer.step_cost
+        return cost is not None and self._calls - spent < 0.9 * cost
+
+    def _raced(self, ended: Sequence[StepEnded]) -> tuple[Scores, Scores]:
+        """Return the scores of the values of now and of those before, in the step's last race; none without a race."""
+        values = tuple(self.subject.texts.values())
+        raced = [one for event in ended for one in event.candidates if one.scores]
+        now = [one.scores for one in raced if one.values == values]
+        before = [one.scores for one in raced if one.name == "incumbent"]
+        return (now[-1], before[-1]) if now and before else ((), ())
+
+    def _watch(self, ended: Sequence[StepEnded], now: Scores, before: Scores) -> None:
+        """End the training if nothing is left to learn, or nothing has got clearly better for a while."""
+        if not any(change.gradients for event in ended for change in event.changes):
+            sizes = self.optimizer.sizes
+            # A race that is left out for want of edits leaves up to half of the rows unseen.
+            rows = len(self._task.splits.train)
+            seen = 0 if sizes is None else sizes.chains * max(1, sizes.inner - 1) * sizes.minibatch
+            self._right += min(seen, rows - rows // 2)
+            if self._right >= min(SURE_ROWS, len(self._task.splits.train)):
+                self._end("no mistakes are left to learn from")
         else:
-            self._waited += 1
+            self._right = 0
+        known = [score for score in (*now, *before) if score is not None]
+        # In rows: of right and wrong answers, a difference is the number of rows that are won.
+        both = min(len(now), len(before))  # a text that is out on the first rows hasn't run the others
+        won = math.fsum(differences(now[:both], before[:both])) / (
+            (max(known, default=0) - min(known, default=0)) or 1
+        )
+        self._waited = 0 if won >= CLEAR else self._waited + 1
         if self._waited >= self._task.patience:
-            self._end(trainer, f"no gain in {self._waited} rounds")
-        if min(score, trainer.metrics.get("train_loss", -math.inf)) >= self._task.perfect:
-            self._end(trainer, "no mistakes are left to learn from")
+            self._end(f"no clear gain in {self._waited} steps")
         if self._task.asked is not None:
-            self._end(trainer, self._task.asked)
+            self._end(self._task.asked)
 
-    def take(self, texts: dict[str, str]) -> None:
-        """Take the last prompts if the training ended before the first round did."""
-        if self.candidate is None and self._waited == 0:
-            self.candidate = texts
-
-    def _end(self, trainer: Trainer, why: str) -> None:
+    def _end(self, why: str) -> None:
         self.ended = self.ended or why
-        trainer.stop(why)
+        self._trainer.stop(why)
+
+
+SURE_ROWS: Final = 32
+"""Rows in a row without a mistake from which on there is nothing to learn."""
+ENOUGH_ROWS: Final = 0.6
+"""The share of a small step's rows that must not crash. With a tenth, one row of eight would end it."""
+
+
+def chains_for(calls: float, rows: int) -> int:
+    """Return how many chains run side by side: as many as the budget pays for and the rows feed, from 3 to 24.
+
+    More of them take no more time. They don't learn more from the same calls, but they end sooner.
+
+    >>> chains_for(600, 1_000), chains_for(4_800, 1_000), chains_for(4_800, 200)
+    (3, 12, 4)
+    """
+    fed = (rows - 24) // 36
+    return max(3, int(min(24, calls // 400, fed)))
+
+
+@final
+class Needs:
+    """What an optimization needs of its budget, and how much of it goes where."""
+
+    def __init__(self, task: Optimization) -> None:
+        self._task, self._caps = task, task.budget.caps
+        self._spent = task.budget.ledger.total.amount  # by whatever else the budget is for
+
+    @property
+    def calls(self) -> int | None:
+        """The calls that the budget has for this run."""
+        return None if self._caps.calls is None else max(1, self._caps.calls - self._spent.calls)
+
+    def check_calls(self, each: float) -> None:
+        """Raise if the calls can't pay for the looks and one step at so many calls a row."""
+        most = self.calls
+        if most is None:
+            return
+        sizes = {"to begin": FIRST, f"for a gate of {FEWEST} rows": 2 * FEWEST, "to test": self._tests}
+        counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
+        prompts = len(self._task.subject.parameters)
+        step = _SMALLEST.cost(SampleCost(math.ceil(each), 0 if prompts == 1 else 1, prompts))
+        needed, gate = sum(counted.values()) + step, math.ceil(2 * FEWEST * each / SHARE)
+        if most < needed:
+            parts = ", ".join(f"{number} {part}" for part, number in counted.items())
+            raise ValueError(
+                f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for one "
+                "step; give more, or fewer rows"
+            )
+        if most < gate:
+            raise ValueError(
+                f"budget must pay for at least {gate} calls (got {most}): a gate of {FEWEST} rows takes "
+                f"{math.ceil(2 * FEWEST * each)}, and a third at most may go there; give more"
+            )
+
+    def check(self, measured: Amount) -> int:
+        """Return the number of rows for the gate, now that it is known what a row costs.
+
+        Raises:
+            ValueError: if the budget can't pay for the looks and one step.
+        """
+        self.check_calls(max(1.0, measured.calls))
+        size = float(len(self._task.splits.gate))
+        for unit, left, each in self._limits(measured):
+            free = (left - (FIRST + self._tests) * each) / (2 * each)
+            size = min(size, max(min(free * SHARE, ENOUGH), free * WIDE_SHARE))
+            needed = max(FIRST + 2 * FEWEST + self._tests + _STEP, 2 * FEWEST / SHARE) * each
+            if unit != "calls" and left < needed:
+                raise ValueError(
+                    f"budget must be at least {_in(unit, needed)} (got {_in(unit, left)}): a row takes "
+                    f"{_in(unit, each, 6)}, and {math.ceil(needed / each)} are needed for a gate of {FEWEST} rows, "
+                    "the test and one step; give more, or fewer rows"
+                )
+        return max(FEWEST, int(size))
+
+    def _limits(self, measured: Amount) -> Iterator[tuple[str, float, float]]:
+        """Yield each unit that is limited, with what is left of it and what a row takes."""
+        caps, spent = self._caps, self._spent
+        if caps.calls is not None:
+            yield "calls", caps.calls - spent.calls, max(1.0, measured.calls)
+        if caps.tokens is not None and measured.tokens:
+            yield "tokens", caps.tokens - spent.tokens, measured.tokens
+        if caps.cost is not None and measured.cost:
+            yield "dollars", float(caps.cost - spent.cost), float(measured.cost)
+
+    def looks(self, measured: Amount, gate: int) -> Amount:
+        """Return what is reserved for the looks at the gate's and the test rows: more than they take, if possible."""
+        rows = 2 * gate + self._tests
+        # The new prompts may be longer than the old ones that were measured, in each call.
+        limits, start = self._task.subject.limits, self._task.start
+        longer = sum(limits[name] - len(text) for name, text in start.items()) / 4
+        growth = 1 + max(0.0, longer) * measured.calls / max(1, measured.tokens) / 2
+        most = {unit: left - (FIRST + _STEP) * each for unit, left, each in self._limits(measured)}
+        return Amount(
+            int(min(rows * measured.calls * SPARE + 1, most.get("calls", math.inf))),
+            int(min(rows * measured.tokens * SPARE * growth + 1, most.get("tokens", math.inf))),
+            Decimal(min(rows * float(measured.cost) * SPARE * growth, most.get("dollars", math.inf))),
+        )
+
+    def training_calls(self, measured: Amount, looks: Amount, spent: CallCount) -> float:
+        """Return about how many calls the training may take; infinite if only time is limited."""
+        used = {
+            "calls": looks.calls + spent.calls,
+            "tokens": looks.tokens + spent.tokens,
+            "dollars": float(looks.cost + (spent.cost or 0)),
+        }
+        found = [math.inf]
+        for unit, left, each in self._limits(measured):
+            # Calls are counted as they come; what critics and longer prompts take is only guessed.
+            rows = (left - used[unit]) / each
+            found.append(left - used[unit] if unit == "calls" else rows * max(measured.calls, 0.01) / DEARER)
+        return max(0.0, min(found))
+
+    @property
+    def _tests(self) -> int:
+        return 2 * len(self._task.splits.test)
+
+
+_SMALLEST: Final = Sizes(chains=1, inner=1, minibatch=3, race=6, first=3, keep=2)
+"""The smallest step of the search."""
+_STEP: Final = 16
+"""Rows of the agent that the smallest step costs as much as."""
+
+
+def _in(unit: str, amount: float, digits: int = 4) -> str:
+    return f"${amount:.{digits}f}" if unit == "dollars" else f"{amount:,.0f} {unit}"
 
 
 @contextmanager

@@ -14,11 +14,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from statistics import fmean, variance
 from typing import Any, Final, Self, final
 
+from afnio.optim._gate import GateVerdict
 from afnio.tellurio._compare import paired_interval, student_quantile, wilson
 from afnio.tellurio._queries import home_folder
 
@@ -159,18 +160,31 @@ class Gain:
 
 
 def verdict_of(
-    before: Measured, after: Measured, gain: Gain | None, *, changed: bool, kept: bool, on: str
+    before: Measured,
+    after: Measured,
+    gain: Gain | None,
+    gate: GateVerdict | None,
+    *,
+    changed: bool,
+    kept: bool,
+    on: str,
 ) -> str:
     """Return the sentence that sums a result up.
 
     Args:
         gain: on the test rows; None if there are none, or if nothing was left to compare.
-        changed: whether the training led to prompts that beat the old ones on the validation rows.
+        gate: its evidence; None if the training led to no other prompts.
+        changed: whether the training led to prompts that passed the gate.
         kept: whether these are the result. They aren't if the test rows say that they are worse.
         on: the rows that before and after are of, such as "60 test rows".
     """
     if gain is None and not changed:
-        return f"{NOISE}: no other prompts did better on the validation rows. The prompts are unchanged."
+        why = (
+            "no other prompts won a race against the old ones"
+            if gate is None
+            else f"the new prompts didn't pass the gate ({evidence(gate)})"
+        )
+        return f"{NOISE}: {why}. The prompts are unchanged."
     if gain is None:
         return (
             f"Changed, but no gain is claimed: {_percent(before)} before and {_percent(after)} after, on the "
@@ -181,20 +195,26 @@ def verdict_of(
     if gain.is_loss:
         return f"Worse: {gain.amount} (95 %: {gain.interval}) on {on}. The old prompts are kept."
     rest = (
-        "The new prompts won on the validation rows and are the result; the old ones are in .start."
+        "The new prompts passed the gate and are the result; the old ones are in .start."
         if kept
         else "The old prompts are kept."
     )
     return f"{NOISE}: {gain.amount} (95 %: {gain.interval}) on {on}. {rest}"
 
 
+def evidence(gate: GateVerdict) -> str:
+    """Return what a gate decided by.
+
+    >>> evidence(GateVerdict(False, 0.5, 0.25, 0.4, 0.4, wins=3, losses=3, ties=34, rows=tuple(range(40))))
+    '3 of 40 rows better, 3 worse, p = 0.5, level 0.25'
+    """
+    seen = gate.wins + gate.losses + gate.ties
+    return f"{gate.wins} of {seen} rows better, {gate.losses} worse, p = {gate.p:.2g}, level {gate.level:g}"
+
+
 def untested(kept: bool) -> str:
     """Return the verdict of a budget that ended before the test, in spite of what was reserved."""
-    rest = (
-        "The new prompts won on the validation rows and are the result"
-        if kept
-        else "The old prompts are kept"
-    )
+    rest = "The new prompts passed the gate and are the result" if kept else "The old prompts are kept"
     return f"Not measured: the budget ended before the test. {rest}."
 
 
@@ -204,6 +224,51 @@ def _percent(measured: Measured) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+# The headroom test's result
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """What a headroom test found. `print` it for the verdict.
+
+    Attributes:
+        found: True if a varied prompt is better than the start prompts beyond chance.
+        verdict: The finding in a sentence.
+        gain: The best variant against the start prompts on rows that it wasn't chosen on. None if there were no
+            mistakes to make variants from, or if no variant came out ahead of the start prompts.
+        start: The mean score of the start prompts.
+        noise: The share of rows whose score changed when the same prompts were scored again.
+        wrong: How many of `rows` scored below perfect.
+        form: How many of those are mistakes of form: a reply that can't be read, or the right answer written otherwise.
+        rows: How many rows `start`, `noise`, `wrong` and `form` are of.
+        variants: How many varied prompts were tried.
+        prompts: The best variant if it is better, else the start prompts.
+        calls, tokens, cost, minutes: What it took; the cost is None if a price is unknown.
+    """
+
+    found: bool
+    verdict: str
+    gain: Gain | None
+    start: float
+    noise: float
+    wrong: int
+    form: int
+    rows: int
+    variants: int
+    prompts: Mapping[str, str]
+    calls: int
+    tokens: int
+    cost: float | None
+    minutes: float
+
+    def __str__(self) -> str:
+        spent = f"{self.calls:,} calls, {in_time(self.minutes)}"
+        if self.cost is not None:
+            spent += f", ${self.cost:.4f}"
+        return f"{self.verdict} ({spent})"
 
 
 # The result
@@ -238,8 +303,12 @@ class Result:
         prompts: the prompts to use, by name. They are the old ones if nothing better was found.
         start: the old prompts.
         before, after: the scores of the old prompts and of `prompts` on the test rows, an `Accuracy`, or a `MeanScore`
-            for graded scores. Without test rows they are of the rows that chose between the two.
+            for graded scores. Without test rows they are of the gate's rows, which chose between the two.
         gain: their paired difference on the test rows; None without test rows.
+        gate: the evidence by which the gate kept the new prompts or restored the old ones (`passed`, `wins`, `losses`,
+            `p`, `rows`). None if the training led to no other prompts.
+        headroom: what the headroom test found, with its interval and cost. None without `headroom=True`, or if it was
+            skipped, which `notes` say.
         on: the rows that before and after are of.
         failed: rows of the look without a score of both, because the agent or the metric crashed there.
         stopped: why the training ended.
@@ -247,6 +316,7 @@ class Result:
         calls, tokens, cost, minutes: everything that was spent, over all starts of a run that was continued; `cost` is
             in dollars, or None if a price is unknown. Minutes are those of the last start.
         run: the run's name in the store, for `afnio report` and `afnio studio`.
+        notes: what was left out, and why.
         examples: the rows of the last look.
     """
 
@@ -265,6 +335,9 @@ class Result:
     cost: float | None
     minutes: float
     run: str
+    gate: GateVerdict | None = None
+    headroom: Headroom | None = None
+    notes: Sequence[str] = ()
     home: str = ""
     splits: Mapping[str, int] = field(default_factory=dict)
     examples: Sequence[Example] = ()
@@ -291,7 +364,7 @@ class Result:
 
     def __str__(self) -> str:
         lines = [self.verdict, ""]
-        lines += [f"{name:<8} {value}" for name, value in self.figures()]
+        lines += [f"{name:<9} {value}" for name, value in self.figures()]
         for name, text in self.prompts.items():
             lines += ["", f"{name}{'' if text != self.start.get(name) else ' (unchanged)'}:"]
             lines += [f"  {line}" for line in text.splitlines()]
@@ -302,6 +375,10 @@ class Result:
         rows = [("before", str(self.before)), ("after", str(self.after))] if self.before is not None else []
         if self.gain is not None:
             rows.append(("gain", str(self.gain)))
+        if self.gate is not None:
+            rows.append(("gate", f"{'passed' if self.gate.passed else 'failed'}: {evidence(self.gate)}"))
+        if self.headroom is not None:
+            rows.append(("headroom", str(self.headroom)))
         cost = (
             "unpriced"
             if self.cost is None
@@ -320,6 +397,7 @@ class Result:
             *rows,
             ("spent", spent),
             ("ended", f"{self.stopped}, {_count(self.steps, 'step')}"),
+            *(("note", note) for note in self.notes),
             ("run", self.run),
         ]
 
@@ -411,12 +489,8 @@ def to_json(result: Result) -> dict[str, Any]:
         for one in fields(result)
         if one.name not in ("make_agent", "home")
     }
-    for name in ("before", "after", "gain"):
-        found = data[name]
-        data[name] = found and {
-            "kind": type(found).__name__,
-            **{one.name: getattr(found, one.name) for one in fields(found)},
-        }
+    for name in _PARTS:
+        data[name] = _plain(data[name])
     data["examples"] = [[getattr(one, part.name) for part in fields(one)] for one in result.examples]
     plain: dict[str, Any] = json.loads(
         json.dumps({**data, "prompts": dict(result.prompts), "start": dict(result.start)})
@@ -424,13 +498,34 @@ def to_json(result: Result) -> dict[str, Any]:
     return plain
 
 
+_PARTS: Final = ("before", "after", "gain", "gate", "headroom")
+
+
+def _plain(part: Any) -> Any:
+    """Return a part of a result as plain data, with the name of its class; anything else as it is."""
+    if not is_dataclass(part) or isinstance(part, type):
+        return dict(part) if isinstance(part, Mapping) else part
+    return {
+        "kind": type(part).__name__,
+        **{one.name: _plain(getattr(part, one.name)) for one in fields(part)},
+    }
+
+
+def _restored(data: Any) -> Any:
+    """Return the part that `_plain` made data of."""
+    if not isinstance(data, Mapping) or "kind" not in data:
+        return data
+    kinds: dict[str, Any] = {k.__name__: k for k in (Accuracy, MeanScore, Gain, GateVerdict, Headroom)}
+    given = {name: _restored(value) for name, value in data.items() if name != "kind"}
+    if data["kind"] == "GateVerdict":
+        given["rows"] = tuple(given["rows"])
+    return kinds[data["kind"]](**given)
+
+
 def from_json(data: Mapping[str, Any], **others: Any) -> Result:
     """Return the result that `to_json` made data of. `others` are the fields that it leaves out."""
-    kinds = {kind.__name__: kind for kind in (Accuracy, MeanScore, Gain)}
     found = dict(data)
-    for name in ("before", "after", "gain"):
-        if found[name] is not None:
-            parts = dict(found[name])
-            found[name] = kinds[parts.pop("kind")](**parts)
+    for name in _PARTS:
+        found[name] = _restored(found.get(name))
     found["examples"] = [Example(a, b, c, tuple(d), tuple(e)) for a, b, c, d, e in found["examples"]]
     return Result(**found, **others)

@@ -6,9 +6,8 @@ data and refuses the rest: a guess at which column is the label would train on t
 `split_rows` decides which rows do what. Each row has one job, because a row that was used to choose a prompt can't
 measure it any more:
 
-    train    the optimizer learns from its mistakes on these
-    watch    scored after each round: early stopping, and which round's prompts to keep
-    gate     used once: are the kept prompts better than the start prompts?
+    train    the optimizer learns from its mistakes on these, and races candidates on them
+    gate     used once: is the result better than the start prompts?
     test     used once, at the end: how much better? Nothing is chosen by them.
 
 Below 96 rows there are too few for a test, and no gain is claimed.
@@ -26,15 +25,16 @@ from typing import Any, Final, Self, final
 
 from afnio.autodiff._variable import Variable
 
-FEWEST: Final = 20
-"""Fewer rows than these can neither teach nor choose."""
+TAUGHT: Final = 8
+"""Fewer training rows than these can't teach."""
+GATED: Final = 12
+"""The fewest rows of a gate."""
+FEWEST: Final = TAUGHT + GATED
 TESTABLE: Final = 96
 """From this number of rows on, a test split of `LEAST` is possible."""
 LEAST: Final = 32
-"""The smallest validation and test split. A difference of 15 points shows on 32 pairs, hardly on fewer."""
-_SHARES: Final = {"train": 0.4, "val": 0.3, "test": 0.3}
-_WATCHED: Final = 1 / 3
-"""The share of the validation rows that is watched during the training. The rest is the gate's."""
+"""The smallest gate and test split with so many. A difference of 15 points shows on 32 pairs, hardly on fewer."""
+_SHARES: Final = {"train": 0.5, "gate": 0.2, "test": 0.3}
 _INPUTS: Final = "inputs"
 _EXPECTED: Final = ("expected", "expectations")
 _FORMS: Final = (
@@ -187,7 +187,6 @@ class Splits:
     """The rows by their job. Without a `test` no gain can be claimed."""
 
     train: Sequence[Row]
-    watch: Sequence[Row]
     gate: Sequence[Row]
     test: Sequence[Row]
 
@@ -203,34 +202,31 @@ def split_rows(rows: Sequence[Row], valset: Sequence[Row], testset: Sequence[Row
     total = len(rows) + len(valset)
     if total < FEWEST:
         raise ValueError(
-            f"optimize needs at least {FEWEST} rows, and {TESTABLE} to measure a gain (got {total}); add rows"
+            f"optimize needs at least {FEWEST} rows, {TAUGHT} to train and {GATED} for the gate, and {TESTABLE} to "
+            f"measure a gain (got {total}); add rows"
         )
-    if valset and len(valset) < FEWEST // 2:
-        raise ValueError(f"valset must have at least {FEWEST // 2} rows (got {len(valset)}); leave it out")
-    sizes = {"train": 0, "val": 0, "test": 0}
+    if valset and len(valset) < GATED:
+        raise ValueError(f"valset must have at least {GATED} rows (got {len(valset)}); leave it out")
+    sizes = {"train": 0, "gate": 0, "test": 0}
     testable = total >= TESTABLE
     if not valset and not testset and not testable:
-        sizes["val"] = len(rows) // 2
+        sizes["gate"] = max(GATED, len(rows) // 2)
     else:
-        wanted = {"train": True, "val": not valset, "test": not testset and testable}
+        wanted = {"train": True, "gate": not valset, "test": not testset and testable}
         whole = sum(share for part, share in _SHARES.items() if wanted[part])
-        for part in ("val", "test"):
+        for part in ("gate", "test"):
             if wanted[part]:
                 share = round(len(rows) * _SHARES[part] / whole)
-                sizes[part] = max(share, LEAST) if testable else share
-    sizes["train"] = len(rows) - sizes["val"] - sizes["test"]
-    if sizes["train"] < 8:
+                sizes[part] = max(share, LEAST if testable else GATED)
+    sizes["train"] = len(rows) - sizes["gate"] - sizes["test"]
+    if sizes["train"] < TAUGHT:
         raise ValueError(
             f"too few rows are left to train on (got {sizes['train']} of {len(rows)}); add rows, or leave "
             "valset or testset out"
         )
     parts = _dealt(rows, sizes, random.Random(f"splits {seed}"))
-    val = list(valset) or parts["val"]
-    shares = {"watch": max(1, round(len(val) * _WATCHED)), "gate": 0}
-    shares["gate"] = len(val) - shares["watch"]
-    watched = _dealt(val, shares, random.Random(f"gate {seed}"))
-    splits = Splits(parts["train"], watched["watch"], watched["gate"], list(testset) or parts["test"])
-    if not (splits.train and splits.watch and splits.gate) or (sizes["test"] and not splits.test):
+    splits = Splits(parts["train"], list(valset) or parts["gate"], list(testset) or parts["test"])
+    if not splits.train or len(splits.gate) < GATED or (sizes["test"] and not splits.test):
         raise ValueError(
             f"the rows must have enough different inputs to fill every split (got {total} rows with "
             f"{len({digest(row.args, row.kwargs) for row in (*rows, *valset)})} different ones); add others"

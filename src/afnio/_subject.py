@@ -1,9 +1,11 @@
-"""Subject: what `afnio.optimize` optimizes, and how its rows are scored.
+"""Subject: what `afnio.optimize` and `afnio.headroom` are about, and how its rows are scored.
 
 A `Subject` is the user's function or module in one form: called with rows, it launches one lane for each. `Scorer` is
 the user's metric for the rows of a batch, and `RowMetric` the evaluator around it, which gives feedback on wrong rows.
 `Scored` is the outcome of a pass. A row that crashes has no score there: counted as wrong it would make an agent with
 a flaky tool look like one with a bad prompt.
+
+`CallCount` says what rows cost. At the end are the arguments that both functions take, in their checked form.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from decimal import Decimal
+from typing import Any, Final, cast, final
 
 from afnio import cognitive as cog
 from afnio._rows import Row, in_words
@@ -35,10 +39,16 @@ from afnio.errors import (
     UnknownPriceError,
     reason,
 )
+from afnio.models._backward_model import chat_model
+from afnio.models._client import ChatClient, ChatModel, rehearsing
+from afnio.models._prices import price_of
 from afnio.models._trace import Trace
+from afnio.runtime._budget import Budget
 from afnio.runtime._callables import call_in_node, is_async, tolerate
 from afnio.runtime._kernel import Failure, Job, Outcomes
+from afnio.runtime._spending import Amount, cost
 from afnio.runtime._waiting import scope, wait_async
+from afnio.runtime.events import CallEnded, CallReplayed, Usage
 from afnio.trainer._options import found, may_fail
 from afnio.trainer._steps import task_group
 
@@ -46,6 +56,8 @@ MOST_CHARACTERS: Final = 1_000
 """A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better."""
 QUORUM: Final = 0.9
 """The share of rows that must not crash."""
+DEARER: Final = 1.5
+"""A call of a training costs about so many times one of the agent's, critic and longer prompts included."""
 
 
 @final
@@ -449,6 +461,15 @@ class Scoring:
             raise_fatal(error)
         return result
 
+    async def rehearsed(self, row: Row) -> int:
+        """Return how many calls a row takes. It is run with made-up replies, which sends nothing."""
+        with rehearsing() as found:
+            try:
+                await self.scored("rehearsal", [row], self.subject.texts, tolerant=True)
+            except Exception:  # made-up replies may be of no use to the agent or the metric
+                logging.getLogger("afnio").debug("a row could not be rehearsed", exc_info=True)
+        return max(1, len(found.calls))
+
     @contextmanager
     def bridge(self) -> Iterator[None]:
         """Take in the calls that a function makes with an SDK of its own."""
@@ -459,3 +480,109 @@ class Scoring:
 
         with bridge.installed():
             yield
+
+
+# What rows cost
+
+
+@final
+@dataclass(slots=True)
+class CallCount:
+    """Adds up the calls that it hears of, as a subscriber to events.
+
+    A call that a journal answers counts like one that was sent. So a run that is continued counts as it did before,
+    and decides the same. A budget doesn't: replays are free, and all that was spent before counts from the start.
+
+    Attributes:
+        calls: that got a reply.
+        usage: their tokens, by model and account.
+    """
+
+    calls: int = 0
+    usage: dict[tuple[str, str], Usage] = field(default_factory=dict)
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, CallEnded | CallReplayed) and event.reply is not None:
+            key = event.model, event.account
+            self.calls += 1
+            self.usage[key] = self.usage.get(key, Usage()) + event.reply.usage
+
+    @property
+    def tokens(self) -> int:
+        return sum(usage.total_tokens for usage in self.usage.values())
+
+    @property
+    def cost(self) -> Decimal | None:
+        """Dollars, or None if a price is unknown. Reads prices from files, so not for the runtime's loop."""
+        prices = {key: price_of(*key) for key in self.usage}
+        if None in prices.values():
+            return None
+        return sum((cost(prices[key], usage) for key, usage in self.usage.items()), Decimal(0))  # type: ignore[arg-type]
+
+    def each(self, rows: int) -> Amount:
+        """Return what one of `rows` rows cost, an unknown price as 0. Its parts may be fractions."""
+        return Amount(self.calls / rows, self.tokens / rows, (self.cost or Decimal(0)) / rows)  # type: ignore[arg-type]
+
+
+# Arguments of `optimize` and `headroom`
+
+
+@final
+class Unawaited:
+    """What `optimize` and `headroom` return on a running event loop: await it."""
+
+    def __init__(self, run: Callable[[], Any], function: str) -> None:
+        self._run = run
+        self._function = function
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return cast("Generator[Any, None, Any]", self._run().__await__())
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"afnio.{self._function}(…) must be awaited on an event loop before .{name} can be read; write "
+            f"`result = await afnio.{self._function}(…)`"
+        )
+
+
+def critic_of(given: Any) -> ChatModel:
+    """Return the critic that a user names.
+
+    Raises:
+        TypeError, ValueError: if it is none.
+    """
+    if isinstance(given, ChatModel):
+        return given
+    client, arguments = given, None
+    if isinstance(given, tuple):
+        if len(given) != 2 or not isinstance(given[0], ChatClient):
+            raise TypeError(f'critic must be "provider/model" or (client, model) (got {given!r})')
+        client, arguments = given
+        arguments = {"model": arguments} if isinstance(arguments, str) else dict(arguments)
+    return chat_model(client, {}, arguments or {})
+
+
+def budget_of(given: Any) -> Budget:
+    """Return the budget that a user gives, as dollars or as an `afnio.budget`.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(given, Budget):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not given > 0:
+        raise TypeError(
+            f"budget must be dollars above 0 or afnio.budget(max_calls=…) and so on (got {given!r})"
+        )
+    return Budget(max_cost=given)
+
+
+def seed_of(given: Any) -> int:
+    """Return a user's seed; 0 by default.
+
+    Raises:
+        TypeError: if it isn't a whole number.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | None):
+        raise TypeError(f"seed must be a whole number (got {given!r})")
+    return given or 0

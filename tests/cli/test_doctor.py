@@ -215,3 +215,54 @@ def test_without_the_package(env: dict[str, str], tmp_path: Path) -> None:
     done = run("login", env=env)
     assert 1 == done.returncode
     assert "pip install 'afnio[keyring]'" in done.stderr
+
+
+async def test_replicas(env: dict[str, str]) -> None:
+    """Each by itself: one that is dead is named, with what to do, and so are different models."""
+    env["OPENAI_API_KEY"] = KEY
+    dead = "http://127.0.0.1:9/v1"
+    async with (
+        Provider(lm=replying, models=["m", "n"]) as one,
+        Provider(lm=replying, models=["m"]) as two,
+        Provider(lm=replying, models=["other"]) as third,
+    ):
+
+        async def check(*urls: str) -> tuple[int, dict[str, Any]]:
+            others = [word for url in urls[1:] for word in ("--base-url", url)]
+            done = await doctor(env, urls[0], *others, "--calls", "1", "--json")
+            assert done.stderr == ""
+            return done.returncode, json.loads(done.stdout)["checks"]
+
+        code, found = await check(one.base_url, dead, two.base_url)
+        assert (1, "failed", "failed") == (code, found["replica 2"]["verdict"], found["replicas"]["verdict"])
+        assert f"can't reach {dead}" in found["replica 2"]["text"]
+        assert "check base_url and that the server runs" in found["replica 2"]["text"]
+        assert ("ok", "2 of 3 answer as m") == (found["replica 3"]["verdict"], found["replicas"]["text"])
+        assert found["replica 3"]["text"].startswith(f"{two.base_url} answers as m, median 0.")
+        assert abs(found["replica 1"]["clock_ahead"]) < 5
+
+        code, found = await check(one.base_url, third.base_url)
+        assert 1 == code
+        assert (
+            f"replicas must serve the same models (got m, n from {one.base_url}, other from {third.base_url})"
+            in found["replicas"]["text"]
+        )
+
+
+@pytest.mark.nightly
+async def test_a_replica_without_the_model_that_was_asked_for(env: dict[str, str]) -> None:
+    """It is named, with what it has."""
+    env["OPENAI_API_KEY"] = KEY
+    async with Provider(lm=replying, models=["m", "n"]) as one, Provider(lm=replying, models=["n"]) as two:
+        done = await doctor(env, one.base_url, "--base-url", two.base_url, "--model", "m", "--calls", "1")
+        assert 1 == done.returncode
+        assert (
+            f"failed  replica 2    {two.base_url} must serve m (got n); start it with that model"
+            in done.stdout
+        )
+        assert "1 of 2 answer as m" in done.stdout
+        healthy = await doctor(env, one.base_url, "--base-url", two.base_url, "--model", "n", "--calls", "1")
+        assert 0 == healthy.returncode
+        assert "ok      replicas     2 of 2 answer as n" in healthy.stdout
+        twice = await doctor(env, one.base_url, "--base-url", one.base_url)
+        assert "--base-url must have each replica once; leave one out" in twice.stdout

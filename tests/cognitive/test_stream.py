@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import BlockingReadError, BudgetExceeded, FinalModelError
-from afnio.runtime import current_runtime
+from afnio.models import ChatClient, ChatRequest, ChatResponse
+from afnio.runtime import Account, current_runtime
 from afnio.testing import Provider, ScriptedClient
 
 
@@ -148,7 +150,8 @@ def test_a_spent_budget_ends_it() -> None:
     assert answered + rest == rows
 
 
-def test_left_early() -> None:
+@pytest.mark.parametrize("ordered", [True, False])
+def test_left_early(ordered: bool) -> None:
     """A `break` cancels what is pending."""
     waiting: list[str] = []
     cancelled: list[str] = []
@@ -167,14 +170,13 @@ def test_left_early() -> None:
             cancelled.append(said(request))
 
     def take_one() -> None:
-        for result in Echo().stream(map(str, range(50)), ScriptedClient(reply), max_pending=3):
+        rows = map(str, range(50))
+        for result in Echo().stream(rows, ScriptedClient(reply), max_pending=3, ordered=ordered):
             assert result.value == "first"
             break
 
     take_one()
-    gc.collect()
-    while current_runtime().launches:  # until the cancelled tasks have ended
-        afnio.to_thread(lambda: None).wait()
+    no_launch_is_left()
     assert sorted(cancelled) == ["1", "2"]
 
 
@@ -240,6 +242,81 @@ async def test_asynchronous_rows_that_raise() -> None:
             await anext(results)
 
 
+def test_rows_that_raise() -> None:
+    """The error of an iterable comes out of the loop, and no row before it is orphaned."""
+
+    def rows() -> Iterator[str]:
+        yield "a"
+        yield "b"
+        raise OSError("the file has ended early")
+
+    taken = []
+    with pytest.raises(OSError, match="ended early"):
+        for result in Echo().stream(rows(), ScriptedClient(said), max_pending=1):
+            taken.append(result.value)
+    assert taken == ["a", "b"]
+    with pytest.raises(OSError, match="ended early"):
+        list(Echo().stream(rows(), ScriptedClient(said), max_pending=10))
+    no_launch_is_left()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("run", [anyio.run, trio.run])
+def test_cancelled(run: Any, asynchronous: bool, ordered: bool) -> None:
+    """Cancelling who takes the results cancels the rows, also those of an asynchronous iterable."""
+    started: list[str] = []
+    cancelled: list[str] = []
+    all_started = threading.Event()
+
+    async def reply(request: Any) -> str:
+        started.append(said(request))
+        if len(started) == 3:
+            all_started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.append(said(request))
+        return ""
+
+    async def main() -> None:
+        rows = numbers(20) if asynchronous else map(str, range(20))
+        stream = Echo().stream(rows, ScriptedClient(reply), max_pending=3, ordered=ordered)
+
+        async def take() -> None:
+            async with stream as results:
+                await anext(results)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take)
+            await anyio.to_thread.run_sync(all_started.wait)
+            tasks.cancel_scope.cancel()
+
+    run(main)
+    no_launch_is_left()
+    assert sorted(cancelled) == sorted(started) == ["0", "1", "2"]
+
+
+def no_launch_is_left() -> None:
+    gc.collect()
+    while current_runtime().launches:  # until the cancelled tasks have ended
+        afnio.to_thread(lambda: None).wait()
+
+
+def test_snapshot() -> None:
+    """How far it is, with what failed; quiet about where where all runs in one place."""
+    stream = Echo().stream(map(str, range(10)), ScriptedClient(fails_on_odd), max_pending=4)
+    assert str(stream.snapshot()) == "0 rows taken, 0 pending"
+    for _ in range(5):
+        next(stream)
+    seen = stream.snapshot()
+    assert (seen.taken, seen.failed, seen.pending) == (5, 2, 3)
+    assert str(seen).startswith("5 rows taken, 2 failed, 3 pending, ")
+    assert str(seen).endswith(" rows/s")
+    list(stream)
+    assert (stream.snapshot().taken, stream.snapshot().pending) == (10, 0)
+
+
 async def test_wrong_way_to_iterate() -> None:
     """Each mistake is one sentence that says what to write."""
     with pytest.raises(RuntimeError, match="async with agent.stream"):
@@ -292,6 +369,27 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
         assert 60 <= provider.stats()["requests"] <= 60 + 2 * 8
 
 
+def test_rows_leave_nothing_to_the_collector() -> None:
+    """A circle in each row would live until a full collection, and a million of them would fill the memory."""
+
+    class Yes(ChatClient):
+        async def send(self, request: ChatRequest) -> ChatResponse:
+            return ChatResponse(content="yes")
+
+    def rows(count: int) -> list[str | None]:
+        stream = Echo().stream(map(str, range(count)), Yes(Account("yes://", "")))
+        return [result.value for result in stream]
+
+    rows(10)  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(rows(200)) == 200
+        assert gc.collect() < 200
+    finally:
+        gc.enable()
+
+
 MEMORY = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -307,7 +405,7 @@ class Yes(ChatClient):
 sizes = []
 for result in Echo().stream((f"row {{n}}" for n in range({rows})), Yes(Account("yes://", ""))):
     assert result.value == "yes"
-    if result.index + 1 in ({rows} // 4, {rows}):
+    if result.index + 1 in ({early}, {rows}):
         sizes.append(peak())
 print(sizes[1] / sizes[0])
 """
@@ -319,7 +417,7 @@ print(sizes[1] / sizes[0])
 )
 def test_flat_memory(rows: int) -> None:
     """What was taken is forgotten."""
-    code = MEMORY.format(folder=str(Path(__file__).parents[1]), rows=rows)
+    code = MEMORY.format(folder=str(Path(__file__).parents[1]), rows=rows, early=min(rows // 4, 10_000))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) <= 1.10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -84,11 +85,12 @@ def test_one_dead_from_the_start(replicas: list[Any]) -> None:
     assert replicas[0].stats()["requests"] == 300
 
 
-def test_one_killed_in_mid_batch_and_restarted() -> None:
+@pytest.mark.parametrize("count", [600, pytest.param(2_000, marks=pytest.mark.nightly)])
+def test_one_killed_in_mid_batch_and_restarted(count: int) -> None:
     """None is lost, and the restarted one gets calls again."""
     with Provider.process(latency=0.02) as well, provider() as (first, url):
-        lm = client(url, well.base_url, name="killed", limits=afnio.Limits(max_in_flight=8))
-        batch = ask(lm, texts(600))
+        lm = client(url, well.base_url, name=f"killed {count}", limits=afnio.Limits(max_in_flight=8))
+        batch = ask(lm, texts(count))
         port = url.rpartition(":")[2].partition("/")[0]
 
         async def kill_and_restart() -> None:
@@ -100,7 +102,7 @@ def test_one_killed_in_mid_batch_and_restarted() -> None:
         anyio.run(kill_and_restart)
         with provider("--port", port) as (_, again):
             assert again == url
-            assert batch.data == texts(600)
+            assert batch.data == texts(count)
 
 
 @contextmanager
@@ -137,24 +139,48 @@ def test_a_run_continues_on_other_machines(tmp_path: Path, replicas: list[Any]) 
         assert ask(client(NOBODY, "http://127.0.0.1:10/v1", name="moves"), texts(20)).data == before
 
 
+async def errors_of_four(lm: AsyncOpenAI) -> list[FinalModelError]:
+    """Make four calls at a time."""
+    errors: list[FinalModelError] = []
+
+    async def call() -> None:
+        try:
+            await lm.achat(messages=[{"role": "user", "content": "Hi"}], model="m")
+        except FinalModelError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(call)
+    return errors
+
+
 async def test_a_replica_with_other_models() -> None:
     """The error says which replica it was, and what replicas must have in common."""
     async with Provider(models=["m"]) as one, Provider(models=["other"]) as two:
         lm = client(one.base_url, two.base_url, name="differ", limits=afnio.Limits(max_in_flight=1))
-        errors: list[FinalModelError] = []
-
-        async def call() -> None:
-            try:
-                await lm.achat(messages=[{"role": "user", "content": "Hi"}], model="m")
-            except FinalModelError as error:
-                errors.append(error)
-
-        async with anyio.create_task_group() as tasks:
-            for _ in range(4):
-                tasks.start_soon(call)
+        errors = await errors_of_four(lm)
         assert errors
         assert all("does not exist" in str(error) for error in errors)
-        assert all(f"{two.base_url} is one of 2 replicas" in "".join(error.__notes__) for error in errors)
+        said = ["".join([str(error), *getattr(error, "__notes__", ())]) for error in errors]
+        assert all(two.base_url in text for text in said)
+        assert all("replicas, which must serve" in text or "replicas must serve" in text for text in said)
+
+
+async def test_a_replica_without_a_model_that_another_has() -> None:
+    """Once that is known, it is one sentence. The group's models are those that all have."""
+    async with Provider(models=["m", "n"]) as one, Provider(models=["n"]) as two:
+        lm = client(one.base_url, two.base_url, name="one has it", limits=afnio.Limits(max_in_flight=1))
+        assert await lm.list_models() == ["n"]
+        for _ in range(2):
+            errors = await errors_of_four(lm)
+        text = rf"replicas must serve the same models \(got .* replies as 'm' .*start {two.base_url} with that model"
+        assert errors
+        assert all(re.match(text, str(error)) for error in errors)
+    async with Provider(models=["m"]) as one, Provider(models=["n"]) as two:
+        lm = client(one.base_url, two.base_url, NOBODY, name="nothing in common")
+        with pytest.raises(FinalModelError, match="got m from .*, n from .*start them with one name"):
+            await lm.list_models()
 
 
 def test_wrong_groups() -> None:

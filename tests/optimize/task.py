@@ -35,7 +35,8 @@ def answer(request: ChatRequest) -> Any:
         return "yes" if is_right(user, system) else "no"
     found = re.search(r"level (\d+)", json.dumps(list(request.messages)))
     assert found is not None, request.messages
-    return {"value": f"level {min(10, int(found[1]) + STEP)}"}
+    text = f"level {min(10, int(found[1]) + STEP)}"
+    return {"edits": [{"op": "replace", "block": 1, "text": text, "samples": [1]}]}
 
 
 def client(**options: Any) -> ScriptedClient:

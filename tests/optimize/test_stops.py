@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("program.py")
-WHOLE = 229
+WHOLE = 376
 """Requests of a run that nothing interrupts."""
 IN_FLIGHT = 64
 """The most requests that a kill can cut off: those of a look, side by side."""
@@ -43,9 +43,9 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.mark.nightly
 def test_killed_it_continues(tmp_path: Path) -> None:
-    """Killed twice at any point, the same program ends with the same result and pays for no reply twice."""
+    """Killed three times, the same program ends with the same result and pays for no reply twice."""
     requests = 0
-    for count in (60, 40):
+    for count in (60, 100, 130):  # in a chain, in the race of the second step, at the gate
         process = start(tmp_path)
         requests += sent(process, count)
         process.kill()
@@ -53,7 +53,7 @@ def test_killed_it_continues(tmp_path: Path) -> None:
     number, said, errors = ended(start(tmp_path))
     assert "verdict: Better: +" in said
     assert "continuing run" in errors
-    assert WHOLE <= requests + number <= WHOLE + 2 * IN_FLIGHT
+    assert WHOLE <= requests + number <= WHOLE + 3 * IN_FLIGHT
     number, again, errors = ended(start(tmp_path))
     assert number == 0
     assert again == said
@@ -67,7 +67,7 @@ def test_the_first_interrupt_ends_in_a_result(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     number, said, errors = ended(process)
     assert process.returncode == 0
-    assert "ended    Ctrl-C" in said
+    assert "ended     Ctrl-C" in said
     assert "Ctrl-C again stops" in errors
     assert number + 30 < WHOLE
 

@@ -1,8 +1,9 @@
 """`afnio doctor`: check that Afnio can work on this machine and with an endpoint.
 
 It looks at the installation and the folder of runs, then sends the endpoint a few short calls and reports its
-latency, whether it follows a JSON schema, and the rate limits in its headers. A finding is "ok", "note" (works, but
-read this) or "failed"; one failed finding makes the exit code 1.
+latency, whether it follows a JSON schema, and the rate limits in its headers. Of several endpoints, the replicas of one
+client, it asks each by itself: one that is dead or different would be hidden behind the others. A finding is "ok",
+"note" (works, but read this) or "failed"; one failed finding makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -30,6 +32,9 @@ EXTRAS: Final = {
 }  # fmt: skip
 DEADLINE: Final = 60.0
 """Seconds for one call."""
+CLOCK: Final = 5.0
+"""Seconds by which a replica's clock may differ."""
+HELLO: Final = [{"role": "user", "content": "Say hello."}]
 PREFERRED: Final = ("gpt-4.1-nano", "gpt-4o-mini")
 SCHEMA: Final = {
     "type": "json_schema",
@@ -63,7 +68,11 @@ def doctor_main(argv: Sequence[str]) -> int:
         prog="afnio doctor",
         description="Check this machine, and send an endpoint a few short calls. Providers may bill them.",
     )
-    parser.add_argument("--base-url", help="the endpoint (default: OPENAI_BASE_URL, or OpenAI's)")
+    parser.add_argument(
+        "--base-url",
+        action="append",
+        help="the endpoint (default: OPENAI_BASE_URL, or OpenAI's); once for each replica",
+    )
     parser.add_argument("--model", help="the model (default: a small one from the endpoint's list)")
     parser.add_argument("--calls", type=int, default=3, help="calls to measure the latency with (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -72,11 +81,13 @@ def doctor_main(argv: Sequence[str]) -> int:
         parser.error(f"--calls must be at least 1 (got {options.calls})")
     from afnio.runtime._callables import run
 
-    findings = [_environment(), _folder(), *run(_endpoint(options.base_url, options.model, options.calls))]
+    urls = options.base_url or [None]
+    asked = _replicas if len(urls) > 1 else _endpoint
+    findings = [_environment(), _folder(), *run(asked(urls, options.model, options.calls))]
     healthy = all(finding.verdict != "failed" for finding in findings)
     if options.json:
-        checks = {f.check: {"verdict": f.verdict, "text": f.text, **f.figures} for f in findings}
-        sys.stdout.write(json.dumps({"healthy": healthy, "checks": checks}, indent=1) + "\n")
+        found = {f.check: {"verdict": f.verdict, "text": f.text, **f.figures} for f in findings}
+        sys.stdout.write(json.dumps({"healthy": healthy, "checks": found}, indent=1) + "\n")
     else:
         for finding in findings:
             sys.stdout.write(f"{finding.verdict:<7} {finding.check:<12} {finding.text}\n")
@@ -118,10 +129,11 @@ def _folder() -> Finding:
     return Finding("runs", "note", text, {"folder": str(folder)})
 
 
-async def _endpoint(base_url: str | None, model: str | None, calls: int) -> list[Finding]:
+async def _endpoint(urls: Sequence[str | None], model: str | None, calls: int) -> list[Finding]:
     from afnio.errors import AfnioError
     from afnio.models.openai import AsyncOpenAI, endpoint_url, key_source
 
+    (base_url,) = urls
     try:
         url = endpoint_url(base_url)
         client = AsyncOpenAI(base_url=base_url, timeout=DEADLINE)
@@ -142,21 +154,111 @@ def _chosen(models: Sequence[str]) -> str:
     return next((name for name in PREFERRED if name in models), models[0])
 
 
+async def _replicas(urls: Sequence[str], model: str | None, calls: int) -> list[Finding]:
+    """Ask each replica for its models, and then each that is there as the same model."""
+    from afnio.errors import AfnioError
+    from afnio.models.openai import AsyncOpenAI, check_same_models
+
+    findings: dict[str, Finding] = {}
+    clients: dict[str, AsyncOpenAI] = {}
+    models: dict[str, list[str]] = {}
+    clocks: dict[str, float | None] = {}
+    names = {url: f"replica {number}" for number, url in enumerate(urls, 1)}
+    if len(names) < len(urls):
+        return [Finding("replicas", "failed", "--base-url must have each replica once; leave one out", {})]
+    for url in urls:
+        try:
+            clients[url] = AsyncOpenAI(base_url=url, timeout=DEADLINE)
+            asked = time.time()
+            models[url], headers = await clients[url].listed_models()
+            clocks[url] = _ahead(headers.get("date"), (asked + time.time()) / 2)
+        except (AfnioError, ValueError) as error:
+            text = f"{error}; calls go to the others until it is back"
+            findings[url] = Finding(names[url], "failed", text, {"base_url": url})
+    common: Finding | None = None
+    try:
+        if models:
+            check_same_models(models)
+            shared = [name for name in models[min(models)] if all(name in each for each in models.values())]
+            model = model or _chosen(shared)
+    except (AfnioError, ValueError) as error:
+        common = Finding("replicas", "failed", str(error), {"models": models})
+    for url, served in models.items():
+        findings[url] = await _replica(names[url], clients[url], url, served, model, clocks[url], calls)
+    if common is None:
+        healthy = [url for url in urls if findings[url].verdict != "failed"]
+        verdict: Verdict = "ok" if len(healthy) == len(urls) else "failed"
+        text = f"{len(healthy)} of {len(urls)} answer" + (f" as {model}" if healthy else "")
+        common = Finding("replicas", verdict, text, {"model": model, "healthy": len(healthy)})
+    return [*(findings[url] for url in urls), common]
+
+
+async def _replica(
+    check: str,
+    client: AsyncOpenAI,
+    url: str,
+    served: Sequence[str],
+    model: str | None,
+    ahead: float | None,
+    calls: int,
+) -> Finding:
+    """Send one replica a few calls."""
+    from afnio.errors import AfnioError
+
+    figures: dict[str, Any] = {"base_url": url, "models": list(served), "clock_ahead": ahead}
+    names = ", ".join(served[:3]) or "nothing"
+    if model is None:
+        return Finding(check, "note", f"{url} serves {names}; it was asked nothing", figures)
+    if model not in served:
+        text = f"{url} must serve {model} (got {names}); start it with that model, or leave it out"
+        return Finding(check, "failed", text, figures)
+    try:
+        seconds = await _timed(client, model, calls)
+    except AfnioError as error:
+        return Finding(check, "failed", f"{error}; see what its server logs", figures)
+    middle, worst = statistics.median(seconds), max(seconds)
+    figures |= {"median": middle, "worst": worst, "calls": calls}
+    text = f"{url} answers as {model}, median {middle:.2f} s, slowest {worst:.2f} s"
+    if ahead is not None and abs(ahead) > CLOCK:
+        side = "ahead" if ahead > 0 else "behind"
+        text += f"; its clock is {abs(ahead):,.0f} s {side}, so a date in retry-after is wrong: set it by NTP"
+        return Finding(check, "note", text, figures)
+    return Finding(check, "ok", text, figures)
+
+
+def _ahead(date: str | None, now: float) -> float | None:
+    """Return the seconds by which a server's clock is ahead; None if it doesn't say its time.
+
+    >>> _ahead("Thu, 01 Jan 1970 00:01:00 GMT", 50.0), _ahead(None, 50.0), _ahead("soon", 50.0)
+    (10.0, None, None)
+    """
+    try:
+        return None if date is None else parsedate_to_datetime(date).timestamp() - now
+    except ValueError:
+        return None
+
+
+async def _timed(client: AsyncOpenAI, model: str, calls: int) -> list[float]:
+    """Return the seconds of a few calls. A failed one isn't retried: its error is what the user needs to see."""
+    from afnio.models._client import Once
+
+    once, seconds = Once(client), []
+    for _ in range(calls):
+        started = time.monotonic()
+        await once.achat(messages=HELLO, model=model)
+        seconds.append(time.monotonic() - started)
+    return seconds
+
+
 async def _asked(client: AsyncOpenAI, model: str, calls: int) -> list[Finding]:
-    """Send a few calls, one after the other. A failed call isn't retried: its error is what the user needs to see."""
+    """Send a few calls, one after the other."""
     from afnio.models._client import Once
     from afnio.runtime.events import LimitsLearnt, subscribed
 
     learnt: list[LimitsLearnt] = []
-    once = Once(client)
-    question = [{"role": "user", "content": "Say hello."}]
     with subscribed(lambda event: learnt.append(event) if isinstance(event, LimitsLearnt) else None):
-        seconds = []
-        for _ in range(calls):
-            started = time.monotonic()
-            await once.achat(messages=question, model=model)
-            seconds.append(time.monotonic() - started)
-        schema = await _schema(once, model)
+        seconds = await _timed(client, model, calls)
+        schema = await _schema(Once(client), model)
     middle, worst = statistics.median(seconds), max(seconds)
     latency = Finding(
         "latency",

@@ -14,6 +14,7 @@ which no row could succeed: a budget that is spent, a journal that can't record 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 import time
@@ -21,6 +22,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
@@ -38,6 +40,7 @@ from afnio.runtime._waiting import check_blocking
 
 if TYPE_CHECKING:
     from afnio.cognitive._module import Module
+    from afnio.runtime._kernel import Runtime
 
 _END: Final = object()
 _FOR_GOOD: Final = (BudgetExceeded, JournalError, LaunchCancelledError, RuntimeClosedError)
@@ -132,7 +135,9 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         self._rows: Iterator[Any] | None = None
         self._exhausted = False
         self._pending: dict[int, _PendingRow] = {}  # in the order of the rows
-        self._line: _InOrder | _AsTheyCome = _InOrder(self) if ordered else _AsTheyCome(self)
+        self._line: _InOrder | _AsTheyCome = (
+            _InOrder(self._pending, self._runtime) if ordered else _AsTheyCome(self._pending, self._runtime)
+        )
         self._tasks: anyio.abc.TaskGroup | None = None
         self._source_error: BaseException | None = None
         self._room = anyio.Event()
@@ -173,8 +178,9 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
     def close(self) -> None:
         """Cancel the rows that are pending. Safe to call twice."""
         self._exhausted = True
-        pending, self._pending = self._pending, {}
-        for row in pending.values():
+        pending = list(self._pending.values())
+        self._pending.clear()
+        for row in pending:
             with suppress(RuntimeClosedError):
                 row.scope.abandon()
 
@@ -245,6 +251,8 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         finally:
             self._exhausted = True
             self._tell_arrival()
+            if inspect.isasyncgen(rows):
+                await rows.aclose()  # here, in its own event loop, and not when it is collected
 
     def _tell_arrival(self) -> None:
         arrived, self._arrived = self._arrived, None
@@ -341,29 +349,33 @@ class _PendingRow:
 class _InOrder:
     """Yields the rows of a stream in their order."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, pending: Mapping[int, _PendingRow], runtime: Runtime) -> None:
+        self._pending = pending
+        self._runtime = runtime
 
     def add(self, row: _PendingRow) -> None:
         return
 
     def ready(self) -> _PendingRow | None:
-        first = next(iter(self._stream._pending.values()))
+        first = next(iter(self._pending.values()))
         return first if first.done else None
 
     def watch(self, wake: Callable[[], object]) -> None:
         """Call `wake` once the first row is done."""
-        first = next(iter(self._stream._pending.values()))
-        runtime = self._stream._runtime
-        runtime.post(Watcher(first.slots, wake, first.scope).start)
+        first = next(iter(self._pending.values()))
+        self._runtime.post(Watcher(first.slots, wake, first.scope).start)
 
 
 @final
 class _AsTheyCome:
-    """Yields the rows of a stream in the order in which they are done."""
+    """Yields the rows of a stream in the order in which they are done.
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    Pending rows refer to it. It doesn't refer to the stream, which would never be collected then, nor cancel its rows.
+    """
+
+    def __init__(self, pending: Mapping[int, _PendingRow], runtime: Runtime) -> None:
+        self._pending = pending
+        self._runtime = runtime
         self._done: deque[_PendingRow] = deque()
         self._wake: Callable[[], object] | None = None
 
@@ -371,7 +383,7 @@ class _AsTheyCome:
         if row.done:
             self._done.append(row)
         else:
-            self._stream._runtime.post(Watcher(row.slots, lambda: self._finished(row), row.scope).start)
+            self._runtime.post(Watcher(row.slots, partial(self._finished, row), row.scope).start)
 
     def _finished(self, row: _PendingRow) -> None:
         self._done.append(row)
@@ -382,7 +394,7 @@ class _AsTheyCome:
     def ready(self) -> _PendingRow | None:
         while self._done:
             row = self._done.popleft()
-            if row.index in self._stream._pending:  # else it was cancelled
+            if row.index in self._pending:  # else it was cancelled
                 return row
         return None
 

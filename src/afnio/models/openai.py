@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from importlib import import_module
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 from zlib import crc32
@@ -38,6 +39,7 @@ from afnio.models._transport import (
     ReplyReader,
     Silence,
     bound_bodies,
+    http_library,
     prepared,
     unreachable,
 )
@@ -71,8 +73,8 @@ class AsyncOpenAI(ChatClient):
         limits: the account's limits; those of each replica, if there are several.
         timeout: the longest duration of one attempt, in seconds.
         max_reply_bytes: the limit of a reply in bytes, after decompression. A longer one is a `FinalModelError`.
-        http_client: an httpx2.AsyncClient. Calls then go through the SDK's own transport, as they do if `api_key` is
-            a function.
+        http_client: an httpx2.AsyncClient (httpx.AsyncClient with openai 2). Calls then go through the SDK's own
+            transport, as they do if `api_key` is a function.
         **options: any other argument of `openai.AsyncOpenAI`, except `max_retries`.
 
     Raises:
@@ -102,6 +104,7 @@ class AsyncOpenAI(ChatClient):
         **options: Any,
     ) -> None:
         self._replicas: dict[Account, AsyncOpenAI] = {}
+        self._served: set[str] = set()  # the models that a replica has answered as
         if base_url is not None and not isinstance(base_url, str):
             shared = {"api_key": api_key, "timeout": timeout, "http_client": http_client, **options}
             for url in _replica_urls(base_url):
@@ -153,16 +156,35 @@ class AsyncOpenAI(ChatClient):
     async def list_models(self) -> list[str]:
         """Return the names of the endpoint's models. It runs on the caller's asyncio loop.
 
+        Of replicas, those that can be reached are asked.
+
         Raises:
-            ModelError: if the endpoint can't be reached or refuses, for instance because of the key.
+            ModelError: if the endpoint can't be reached or refuses, for instance because of the key; if replicas have
+                different models.
         """
+        if not self._replicas:
+            return (await self.listed_models())[0]
+        found: dict[str, list[str]] = {}
+        for account, replica in self._replicas.items():
+            try:
+                found[account.url] = await replica.list_models()
+            except ModelError as error:
+                unreached = error
+        if not found:
+            raise unreached
+        check_same_models(found)
+        return [name for name in next(iter(found.values())) if all(name in names for names in found.values())]
+
+    async def listed_models(self) -> tuple[list[str], Mapping[str, str]]:
+        """Return the names of the endpoint's models, and the headers of its reply. See `list_models`."""
         import openai
 
         try:
             # Not the SDK client's own connections: they belong to another event loop.
             own = openai.DefaultAsyncHttpxClient(follow_redirects=False)
             async with self._sdk.copy(http_client=own) as sdk:
-                return [model.id async for model in sdk.models.list()]
+                reply = await sdk.models.with_raw_response.list()
+                return [model.id async for model in reply.parse()], reply.headers
         except openai.APIStatusError as error:
             if error.response.is_redirect:
                 headers = error.response.headers
@@ -202,13 +224,21 @@ class AsyncOpenAI(ChatClient):
         account = current_replica.get()
         assert account is not None
         try:
-            return await self._replicas[account].send(request)
+            response = await self._replicas[account].send(request)
         except FinalModelError as error:
-            if error.status == 404:
-                error.add_note(
-                    f"{account.url} is one of {len(self._replicas)} replicas, which must serve the same models"
-                )
-            raise
+            if error.status != 404:
+                raise
+            if request.model not in self._served:
+                note = f"{account.url} is one of {len(self._replicas)} replicas, which must serve the same models"
+                error.add_note(note)
+                raise
+            raise FinalModelError(
+                f"replicas must serve the same models (got {error}, and replies as {request.model!r} from another "
+                f"one); start {account.url} with that model, or leave it out",
+                status=404,
+            ) from error
+        self._served.add(request.model)
+        return response
 
     def _read(self, answer: Answer) -> ChatResponse:
         try:
@@ -229,7 +259,14 @@ class AsyncOpenAI(ChatClient):
     async def _headers(self) -> Mapping[str, str]:
         """Return the headers of a request. They are made once: the SDK takes 20 µs for them."""
         if self._made_headers is None:
-            self._made_headers = prepared({**self._sdk.default_headers, **self._auth_headers()})
+            # Before openai 3, Azure's clients have a Bearer token among their defaults, beside their key.
+            of_sdk = self._sdk.auth_headers.items()
+            defaults = {
+                name: value
+                for name, value in self._sdk.default_headers.items()
+                if (name, value) not in of_sdk
+            }
+            self._made_headers = prepared({**defaults, **self._auth_headers()})
         return self._made_headers
 
     def _auth_headers(self) -> dict[str, str]:
@@ -240,14 +277,13 @@ class AsyncOpenAI(ChatClient):
         return [str(self._sdk.api_key or "")]
 
     async def _send_by_sdk(self, request: ChatRequest) -> Answer:
-        import httpx2
         import openai
 
         options: Any = {"follow_redirects": False, "headers": {RAW: "stream"}}
         url = self.account.url
         try:
             response = await self._sdk.post(
-                f"/{PATH}", body=request.body, cast_to=httpx2.Response, options=options
+                f"/{PATH}", body=request.body, cast_to=_http().Response, options=options
             )
             async with aclosing(response):
                 pieces = response.aiter_bytes()
@@ -278,7 +314,6 @@ class AsyncOpenAI(ChatClient):
         return mask(text, (*self._secrets(), *self._beside_key))
 
     def _sdk_client(self, **options: Any) -> Any:
-        import httpx2
         import openai
 
         given = {name: value for name, value in options.items() if value is not None}
@@ -291,7 +326,7 @@ class AsyncOpenAI(ChatClient):
             given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
-        except httpx2.InvalidURL:  # its text may contain a part of a password
+        except _http().InvalidURL:  # its text may contain a part of a password
             raise _bad_url(str(given.get("base_url") or given.get("azure_endpoint"))) from None
         except openai.OpenAIError as error:
             if "credentials" in str(error).lower() or "api_key" in str(error):
@@ -416,13 +451,36 @@ async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
     return token
 
 
+def _http() -> Any:
+    return import_module(http_library())
+
+
 def _http_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of a failed connection: the SDK's, httpx2's, and httpx's if it has been imported."""
-    import httpx2
+    """Return the errors of a failed connection: the SDK's, its library's, and httpx's if it has been imported."""
     import openai
 
-    httpx = sys.modules.get("httpx")
-    return (openai.APIConnectionError, httpx2.HTTPError, *(() if httpx is None else (httpx.HTTPError,)))
+    libraries = {_http(), sys.modules.get("httpx", _http())}
+    return (openai.APIConnectionError, *(library.HTTPError for library in libraries))
+
+
+def check_same_models(found: Mapping[str, Sequence[str]]) -> None:
+    """Check that replicas have a model in common.
+
+    Args:
+        found: for each URL, the names of its models.
+
+    Raises:
+        FinalModelError: if there is none.
+
+    >>> check_same_models({"http://a/v1": ["m", "n"], "http://b/v1": ["m"]})
+    """
+    if set.intersection(*map(set, found.values())):
+        return
+    served = ", ".join(f"{', '.join(models[:3]) or 'nothing'} from {url}" for url, models in found.items())
+    raise FinalModelError(
+        f"replicas must serve the same models (got {served}); start them with one name, such as vLLM's "
+        "--served-model-name"
+    )
 
 
 def _replica_urls(given: Sequence[str]) -> list[str]:
@@ -516,7 +574,6 @@ def _bad_url(url: str) -> ValueError:
 
 def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
     """Return the SDK's error for `answer`. As the cause of ours it lets users look at the SDK's attributes."""
-    import httpx2
     import openai
 
     status = error.status or 500
@@ -531,8 +588,9 @@ def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
     }
     made = classes.get(status, openai.InternalServerError if status >= 500 else openai.APIStatusError)
     # Not the real request: its headers have the key.
-    request = httpx2.Request("POST", f"https://{PATH}")
-    response = httpx2.Response(status, content=answer.body, request=request)
+    library = _http()
+    request = library.Request("POST", f"https://{PATH}")
+    response = library.Response(status, content=answer.body, request=request)
     sdk_error: BaseException = made(str(error), response=response, body=None)
     return sdk_error
 

@@ -246,7 +246,8 @@ class Scope:
     ) -> None:
         self.path = path
         self.runtime = runtime
-        self.owner = self if owner is None else owner
+        # Not `self`: the scope of each row of a stream would be a circle, which only the collector ends.
+        self._owner = owner
         self.max_pending = max_pending
         self.pending: dict[Launch, None] = {}
         self.failures: list[Failure] = []
@@ -260,6 +261,10 @@ class Scope:
         self._numbers = itertools.count(1)
         self._names: dict[str, int] = {}
         self._equal: dict[str, itertools.count[int]] = {}
+
+    @property
+    def owner(self) -> Scope:
+        return self._owner or self
 
     def count_equal(self, name: str) -> int:
         """Return how often `name` was counted in this scope, this time included.

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,7 +38,7 @@ from afnio.optim._optimizer import Optimizer
 from afnio.runtime._limits import Limits, given_limits
 from afnio.runtime._spending import Ledger, Price
 from afnio.runtime._tracebacks import folding
-from afnio.trainer._callbacks import Callbacks, stopping
+from afnio.trainer._callbacks import Callbacks, Scheduled, SchedulerSteps, stopping
 from afnio.trainer._checkpoints import Checkpoint, Checkpoints, LoopState, Phase, Plan, Stage, take_up
 from afnio.trainer._estimate import Estimate, rehearse
 from afnio.trainer._feed import length, limited, sample_count, seed_all
@@ -165,6 +165,7 @@ class Trainer:
         self._session = Session(self.options)
         self._run_log = RunLog()
         self._busy: str | None = None
+        self._progress: Progress | None = None
 
     @property
     def mode(self) -> Literal["min", "max"]:
@@ -194,6 +195,11 @@ class Trainer:
     def stop(self, reason: str = "stop was called") -> None:
         """End the training after the current step, once `min_epochs` and `min_steps` are reached."""
         self.asked_to_stop = self.asked_to_stop or reason
+
+    def tell(self, text: str) -> None:
+        """Show a line that stays, beside the progress of a `fit`. For callbacks; without progress it does nothing."""
+        if self._progress is not None and self.options.enable_progress_bar:
+            self._progress.message(text)
 
     # The methods
 
@@ -358,7 +364,10 @@ class Trainer:
         path = await stack.enter_async_context(self._session.entered("fit", folder, resumed))
         if self.options.seed is not None:
             seed_all(self.options.seed)
-        self.optimizers = optimizers_of(agent)
+        self.optimizers, schedulers = configured(agent)
+        if schedulers:
+            stack.callback(setattr, self, "callbacks", self.callbacks)
+            self.callbacks = self.callbacks.joined(SchedulerSteps(schedulers, self.monitor))
         object.__setattr__(agent, "_optimizers", self.optimizers)
         stack.callback(agent.__dict__.pop, "_optimizers", None)
         agent.train()
@@ -369,6 +378,8 @@ class Trainer:
         self._run_log.monitor(self.monitor, self.mode)
         progress.start(self._fit_plan(agent, loop.schedule, resumed))
         stack.callback(progress.stop)
+        self._progress = progress
+        stack.callback(setattr, self, "_progress", None)
         if self.options.enable_agent_summary and self.options.enable_progress_bar:
             # In a thread, as prices may be read from a file.
             summary = await anyio.to_thread.run_sync(AgentSummary.of, agent, self.optimizers)
@@ -468,14 +479,30 @@ class Trainer:
 
 def optimizers_of(agent: Module) -> list[Optimizer]:
     """Return the agent's optimizers, from `configure_optimizers`, as a list."""
+    return configured(agent)[0]
+
+
+def configured(agent: Module) -> tuple[list[Optimizer], list[Scheduled]]:
+    """Return the agent's optimizers and the schedulers of their `lr`, from `configure_optimizers`.
+
+    Raises:
+        TypeError: for something else.
+    """
     given = agent.configure_optimizers()
-    found = list(given) if isinstance(given, list | tuple) else [given]
-    for optimizer in found:
+    optimizers, schedulers = [], []
+    for one in given if isinstance(given, list | tuple) else [given]:
+        optimizer, scheduler = (
+            (one.get("optimizer"), one.get("lr_scheduler")) if isinstance(one, Mapping) else (one, None)
+        )
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
-                f"configure_optimizers must return an optimizer or a list of them (got {optimizer!r})"
+                "configure_optimizers must return an optimizer, a dict with it as 'optimizer' and a scheduler as "
+                f"'lr_scheduler', or a list of these (got {one!r})"
             )
-    return found
+        optimizers.append(optimizer)
+        if scheduler is not None:
+            schedulers.append(Scheduled.of(scheduler))
+    return optimizers, schedulers
 
 
 def check_agent(agent: Any, *needed: str) -> None:

@@ -1,0 +1,233 @@
+"""A gate and schedulers in a Trainer: with TGD and EditTGD, killed and resumed, beside early stopping."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+import afnio
+import afnio.cognitive as cog
+from afnio.optim import TGD, EditTGD, Gate
+from afnio.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from afnio.runtime.events import StepEnded, subscribed
+from afnio.testing import ScriptedClient
+from afnio.trainer import EarlyStopping, Trainer
+from afnio.utils.data import DataLoader
+
+TRAIN, VAL, HELD_OUT = ([f"row={n}" for n in range(at, at + 40)] for at in (0, 1000, 2000))
+
+
+def quality(text: str) -> int:
+    return int(re.search(r"q=(\d+)", text)[1])  # type: ignore[index]
+
+
+class Meter:
+    """Replies, counted; from `most` replies on nobody answers any more."""
+
+    def __init__(self, most: float = float("inf")) -> None:
+        self.most = most
+        self.begun = threading.Event()
+        self.rows: Counter[str] = Counter()
+        self.replies = 0
+
+    async def student(self, request: Any) -> str:
+        await self.alive()
+        system, row = (str(message["content"]) for message in request.messages)
+        self.rows[row] += 1
+        return "yes" if int(row.rpartition("=")[2]) * 37 % 100 < quality(system) else "no"
+
+    async def alive(self) -> None:
+        if self.replies >= self.most:
+            self.begun.set()
+            await anyio.sleep_forever()
+        self.replies += 1
+
+    def proposer(self, form: str, gain: int) -> ScriptedClient:
+        async def propose(request: Any) -> Any:
+            await self.alive()
+            text = f"q={quality(str(request.messages)) + gain}"
+            return (
+                {"value": text}
+                if form == "TGD"
+                else {"edits": [{"op": "replace", "block": 1, "text": text, "samples": [1]}]}
+            )
+
+        return ScriptedClient(propose)
+
+
+class Job(cog.Module):
+    """A prompt whose quality is the number in it, with either optimizer."""
+
+    def __init__(self, how: str, meter: Meter, *, gain: int = 10, scheduler: Any = None) -> None:
+        super().__init__()
+        self.prompt = cog.Parameter("q=40", role="prompt")
+        self.user = afnio.Variable("{row}", role="row")
+        self.client = ScriptedClient(meter.student)
+        self.how, self.meter, self.gain, self.scheduler = how, meter, gain, scheduler
+        self.automatic_optimization = how == "TGD"
+
+    async def evaluate(self, batch: list[str]) -> Any:
+        messages = [{"role": "system", "content": [self.prompt]}, {"role": "user", "content": [self.user]}]
+        inputs = {"row": afnio.Variable(list(batch))}
+        reply = cog.functional.chat_completion(self.client, messages, inputs=inputs, model="m")
+        return cog.functional.exact_match_evaluator(reply, ["yes"] * len(batch))
+
+    async def training_step(self, batch: list[str], batch_idx: int) -> Any:
+        if self.how == "TGD":
+            return await self.evaluate(batch)
+        await self.optimizers().step()
+        return None
+
+    async def validation_step(self, batch: list[str], batch_idx: int) -> Any:
+        return await self.evaluate(batch)
+
+    def configure_optimizers(self) -> Any:
+        proposer = self.meter.proposer(self.how, self.gain)
+        if self.how == "TGD":
+            return TGD([self.prompt], proposer, model="m")
+        optimizer = EditTGD(
+            [self.prompt], proposer, self.evaluate, TRAIN, lr=4, inner=1, minibatch=4, race=12, first=4, model="m"
+        )  # fmt: skip
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+
+async def fit(folder: Path, job: Job, gate: Gate | None, epochs: int = 2, **options: Any) -> Trainer:
+    trainer = Trainer(
+        max_epochs=epochs,
+        callbacks=[one for one in (gate, EarlyStopping(patience=5)) if one is not None],
+        default_root_dir=folder,
+        enable_agent_summary=False,
+        seed=1,
+    )
+    critic = ScriptedClient({"feedback": [{"variable": "v1", "text": "Raise it."}]})
+    with afnio.set_backward_model_client(critic, completion_args={"model": "c"}):
+        loaders = (DataLoader(rows, batch_size=20) for rows in (TRAIN, VAL))
+        await trainer.afit(job, *loaders, **options)
+    return trainer
+
+
+@pytest.mark.parametrize("how", ["TGD", "EditTGD"])
+@pytest.mark.parametrize(("gain", "kept"), [(10, True), (-10, False)])
+async def test_a_gate_decides_at_the_end_of_a_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, gain: int, kept: bool
+) -> None:
+    """Early stopping and checkpoints see none of its rows. The verdict is shown, and recorded as a step of the run."""
+    job = Job(how, Meter(), gain=gain)
+    if how == "EditTGD":  # whose races never take what is worse
+        kept = True
+        job.gain = abs(gain)
+    gate = Gate(job.evaluate, HELD_OUT)
+    steps: list[Any] = []
+    with subscribed(lambda event: steps.append(event) if isinstance(event, StepEnded) else None):
+        trainer = await fit(tmp_path, job, gate)
+    (verdict,) = gate.verdicts
+    assert verdict.passed is kept
+    assert (job.prompt.data == "q=40") is not kept
+    assert {job.meter.rows[row] for row in HELD_OUT} == {2}
+    assert trainer.best_score is not None
+    assert f"gate: {verdict}" in capsys.readouterr().err
+    assert steps[-1].optimizer == "Gate"
+
+
+@pytest.mark.parametrize(
+    ("how", "cut"),
+    [
+        ("TGD", "training"),
+        pytest.param("TGD", "gate", marks=pytest.mark.nightly),
+        pytest.param("EditTGD", "training", marks=pytest.mark.nightly),
+        ("EditTGD", "gate"),
+    ],
+)
+async def test_killed_in_the_training_or_at_the_gate_it_resumes(tmp_path: Path, how: str, cut: str) -> None:
+    """The same verdict, and all runs together get as many replies as one that nothing stops."""
+
+    async def run(folder: Path, most: float, **options: Any) -> tuple[int, Any]:
+        job = Job(how, Meter(most))
+        gate = Gate(job.evaluate, HELD_OUT)
+        async with anyio.create_task_group() as tasks:
+
+            async def kill() -> None:
+                await anyio.to_thread.run_sync(job.meter.begun.wait, abandon_on_cancel=True)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(kill)
+            await fit(folder, job, gate, **options)
+            tasks.cancel_scope.cancel()
+        return job.meter.replies, (job.prompt.data, gate.verdicts)
+
+    whole, expected = await run(tmp_path / "whole", float("inf"))
+    most = whole - 30 if cut == "gate" else whole // 3
+    before, _ = await run(tmp_path / "cut", most)
+    assert before == most
+    after, found = await run(tmp_path / "cut", float("inf"), ckpt_path="last")
+    assert found == expected
+    assert before + after == whole
+
+
+def cosine(optimizer: Any) -> Any:
+    return CosineAnnealingLR(optimizer, T_max=4, eta_min=1)
+
+
+def plateau(optimizer: Any) -> Any:
+    return {
+        "scheduler": ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0),
+        "monitor": "val_loss",
+    }
+
+
+def each_step(optimizer: Any) -> Any:
+    return {"scheduler": cosine(optimizer), "interval": "step"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "chains"),
+    [
+        (cosine, [4, 4, 4, 4, 2, 2]),
+        pytest.param(each_step, [4, 4, 2, 1, 1, 1], marks=pytest.mark.nightly),
+        (plateau, [4, 4, 4, 4, 2, 2]),
+    ],
+)
+async def test_a_scheduler_is_stepped_and_resumed(tmp_path: Path, scheduler: Any, chains: list[int]) -> None:
+    """By epoch, by step, by the metric of the validation; and a resumed run takes as many chains as a whole one."""
+
+    async def run(folder: Path, epochs: int, **options: Any) -> list[int]:
+        job = Job("EditTGD", Meter(), gain=0 if scheduler is plateau else 3, scheduler=scheduler)
+        steps: list[Any] = []
+        with subscribed(lambda event: steps.append(event) if isinstance(event, StepEnded) else None):
+            await fit(folder, job, None, epochs, **options)
+        return [sum(one.name.startswith("chain") for one in step.candidates) for step in steps]
+
+    assert await run(tmp_path / "whole", 3) == chains
+    first = await run(tmp_path / "parts", 2)
+    assert [*first, *await run(tmp_path / "parts", 3, ckpt_path="last")] == chains
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        (lambda optimizer: 3, "lr_scheduler must be a scheduler"),
+        (
+            lambda optimizer: {"scheduler": cosine(optimizer), "frequency": 2},
+            "lr_scheduler must be a scheduler",
+        ),
+        (
+            lambda optimizer: {"scheduler": cosine(optimizer), "interval": "batch"},
+            'must be "epoch" or "step"',
+        ),
+    ],
+)
+async def test_a_scheduler_that_is_none_is_refused(tmp_path: Path, scheduler: Any, said: str) -> None:
+    """Before the first call."""
+    job = Job("EditTGD", Meter(), scheduler=scheduler)
+    with pytest.raises((TypeError, ValueError), match=said):
+        await fit(tmp_path, job, None)
+    assert job.meter.replies == 0
