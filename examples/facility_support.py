@@ -102,7 +102,13 @@ class FacilityAgent(cog.Module):
         return self.judge(batch)
 
     def configure_optimizers(self):
-        return afnio.optim.TGD(self.parameters(), model_client=self.client, momentum=3, model="gpt-5")
+        return afnio.optim.TGD(
+            self.parameters(),
+            model_client=self.client,
+            constraints=["Use at most 1000 characters."],
+            momentum=3,
+            model="gpt-5",
+        )
 
 
 def main():

@@ -68,7 +68,9 @@ def main() -> None:
     with endpoint() as client:
         agent = Classifier()
         before = count_right(agent, client, test)
-        optimizer = afnio.optim.TGD(agent.parameters(), client, model=MODEL)
+        optimizer = afnio.optim.TGD(
+            agent.parameters(), client, model=MODEL, constraints=["Use at most 1000 characters."]
+        )
         for _ in range(2):
             for message, sentiment in DataLoader(train, batch_size=6, shuffle=True, seed=1):
                 optimizer.clear_grad()

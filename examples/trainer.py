@@ -49,14 +49,13 @@ class FacilitySupportAnalyzer(SentimentAnalyzer):
         return self.judge(batch)
 
     def configure_optimizers(self):
-        constraint = afnio.Variable(
-            "The improved variable must never include or reference the characters `{` or `}`.",
-            role="optimizer constraint",
-        )
         return afnio.optim.TGD(
             self.parameters(),
             model_client=self.client,
-            constraints=[constraint],
+            constraints=[
+                "The improved variable must never include or reference the characters `{` or `}`.",
+                "Use at most 1000 characters.",
+            ],
             momentum=3,
             model="gpt-5",
             max_completion_tokens=32000,
@@ -76,16 +75,23 @@ def main():
     )
     afnio.set_backward_model_client("openai/gpt-5", completion_args={"max_completion_tokens": 32000})
     agent = FacilitySupportAnalyzer(AsyncOpenAI())
+    # The gate's messages are its own: what chooses an epoch can't tell any more if that one is better than the start.
+    half = len(validation_data) // 2
+    held_out, watched = ([validation_data[n] for n in part] for part in (range(half), range(half, 2 * half)))
+    gate = afnio.optim.Gate(agent.judge, held_out)
     trainer = Trainer(max_epochs=5, seed=42, callbacks=[EarlyStopping("val_loss", patience=3)])
     train_dataloader = DataLoader(training_data, sampler=balanced(training_data), batch_size=BATCH_SIZE)
-    val_dataloader = DataLoader(validation_data, batch_size=BATCH_SIZE)
+    val_dataloader = DataLoader(watched, batch_size=BATCH_SIZE)
     test_dataloader = DataLoader(test_data, batch_size=BATCH_SIZE)
 
     with te.init("username", "My Project"):
         before = trainer.test(agent=agent, test_dataloader=test_dataloader)
+        gate.start(agent.parameters())
         trainer.fit(agent=agent, train_dataloader=train_dataloader, val_dataloader=val_dataloader)
-        # Use the prompt that did best on the validation messages. The test messages decide nothing.
+        # Take the prompt that did best on the validation messages, unless the gate restores the first one. The test
+        # messages decide nothing.
         agent.load_state_dict(afnio.load(trainer.folder / "best")["agent_state_dict"])
+        print(gate.judge().wait())
         after = trainer.test(agent=agent, test_dataloader=test_dataloader)
 
     for name, found in (("before", before), ("after", after)):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
+import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +51,18 @@ def quiet_runtime(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     settle(runtime)
     assert list(runtime.launches) == []
     assert runtime.calls_open == 0
+
+
+@pytest.fixture(scope="session")
+def facility() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The messages of FacilitySupport with their sentiments: 66 to train on, and 68 that are held out."""
+    folder = os.environ.get("AFNIO_DATA")
+    if folder is None:
+        pytest.skip("AFNIO_DATA is not set; point it to the folder with facility_support.json")
+    items = json.loads((Path(folder) / "facility_support.json").read_text())
+    random.Random(0).shuffle(items)
+    pairs = [(item["fields"]["input"], json.loads(item["answer"])["sentiment"]) for item in items]
+    return pairs[:66], pairs[132:]
 
 
 def settle(runtime: Any) -> None:

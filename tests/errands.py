@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 import urllib.request
@@ -82,6 +83,11 @@ def as_set(x: Any) -> Any:
 
 def pid(x: Any) -> str:
     return str(os.getpid())
+
+
+def host_name(x: Any) -> str:
+    time.sleep(0.2)
+    return socket.gethostname()
 
 
 def wait_for(path: str) -> str:

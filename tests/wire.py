@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
-import httpx2
+import openai
 
 from afnio.errors import FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatRequest, ChatResponse
 from afnio.models.openai import AsyncOpenAI
 
+http: Any = import_module("httpx" if openai.__version__.startswith("2.") else "httpx2")
+"""The HTTP library of the SDK: tests run with openai 3 and 2."""
 HELLO = ({"role": "user", "content": "hi"},)
 
 
@@ -25,10 +28,10 @@ async def read(
     """
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
-    def handle(request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(status, headers=dict(headers or {}), content=content)
+    def handle(request: Any) -> Any:
+        return http.Response(status, headers=dict(headers or {}), content=content)
 
-    async with httpx2.AsyncClient(transport=httpx2.MockTransport(handle)) as http_client:
+    async with http.AsyncClient(transport=http.MockTransport(handle)) as http_client:
         client = AsyncOpenAI(api_key="any-key", base_url=url, http_client=http_client)
         return await client.send(ChatRequest.build(HELLO, model="m"))
 

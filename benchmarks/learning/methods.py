@@ -141,7 +141,6 @@ METHODS: dict[str, Method] = {
     "EditTGD": Method(edits, gated=True),
     "EditTGD, no gate": Method(edits),
     "EditTGD, inner 1": Method(partial(edits, inner=1)),
-    "EditTGD, 12 chains, inner 1": Method(partial(edits, lr=12, inner=1)),
     **{f"EditTGD, {lr} chains": Method(partial(edits, lr=lr)) for lr in WIDTHS},
     "TGD": Method(tgd),
     "TGD 4, 1,000 characters": Method(short, 4),
@@ -153,7 +152,7 @@ METHODS: dict[str, Method] = {
     "Demos": Method(demos),
     "TGD 4, pass of 256": Method(short, 4, 256, pooled=True),
     # Two steps of four chains, each of four small steps with eight samples.
-    "EditTGD, pass of 256": Method(partial(edits, lr=4, inner=4), 128, 256, pooled=True),
+    "EditTGD, pass of 256": Method(partial(edits, lr=4, minibatch=8), 128, 256, pooled=True),
     "TGD 256, pass of 256": Method(short, 256, 256, pooled=True),
 }
 WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated, "reduction": reduced}

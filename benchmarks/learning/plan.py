@@ -34,8 +34,6 @@ EQUAL = (
 )
 FAST = (
     "EditTGD, inner 1",
-    "EditTGD, 12 chains",
-    "EditTGD, 12 chains, inner 1",
     "TGD 32, 1,000 characters",
     "TGD 64, 1,000 characters",
 )

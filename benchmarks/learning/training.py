@@ -13,14 +13,13 @@ from afnio import cognitive as cog
 from afnio.demo._endpoint import Endpoint
 from afnio.errors import BatchError, ReplyError
 from afnio.optim import Demos, EditTGD, Gate, Optimizer, ParetoTGD
+from afnio.optim._gate import rows_for
 from afnio.runtime.events import CallEnded, StepEnded, Usage, subscribed
 from afnio.utils.data import DataLoader, Dataset
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Item, Task
 
 MakeOptimizer = Callable[["Trial"], Optimizer]
-GATE = 32
-"""Rows of the gate."""
 
 
 class Items(Dataset[Item]):
@@ -72,7 +71,7 @@ class Trial:
         if not self.gated:
             return 0
         each = sum(1 for _ in self.agent.parameters())  # the agents here make one call with each prompt
-        return 2 * each * min(GATE, len(self.task.val), self.budget // (6 * each))
+        return 2 * each * min(len(self.task.val), rows_for(self.budget, each))
 
     def judged(self, items: Sequence[Item], endpoint: Endpoint | None = None) -> cog.Evaluation:
         """Launch the agent on `items` and return scores and feedback at once."""
@@ -135,7 +134,6 @@ class Trial:
         gate = Gate(
             self.judged,
             DataLoader(Items(self.task.val), collate_fn=list),
-            size=GATE,
             budget=self.budget,
             quorum=self.endpoint.quorum,
             seed=self.seed,

@@ -13,6 +13,9 @@ journal, budget and priority, and what comes back is the provider's own response
 equal request of a key after the restart gets the reply of the n-th before it. So a program that is started again
 together with its gateway pays for nothing twice, and samples stay independent.
 
+**Jobs over rows** are another matter. Ray and Spark run a block of rows again whose worker was lost, while the gateway
+goes on. With `--once` an equal request of a key gets the reply of the first one, or waits for it.
+
 **Clients that give up.** An SDK's timeout also runs while its call waits for quota here. Then it closes the connection
 and tries again. A call whose client has gone keeps its place for `REJOIN` seconds: the repeated request joins it. If
 none comes it is cancelled, unless it is on the wire by then. There it is being paid for, so it ends and is recorded.
@@ -44,7 +47,7 @@ from urllib.parse import urlsplit
 
 from afnio.errors import GatewayError
 from afnio.models._exchange import CallOrigin, Exchange, Opened, send_by_aiohttp
-from afnio.models._raw import NO_RETRY, RawRequest, own_reply
+from afnio.models._raw import NO_RETRY, RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.runtime._budget import Budget
 from afnio.runtime._kernel import Job, Launch, Slot
@@ -66,6 +69,8 @@ RETRY_GRACE: Final = 0.05
 """Seconds for which a repeated request waits for the end of the connection that it replaces."""
 KEPT: Final = 256
 """Delivered replies that are kept for a while. A client may have given up at the moment in which its reply was sent."""
+ONCE: Final = 256 << 20
+"""Bytes of replies that are kept for equal requests with `--once`. The oldest ones are forgotten first."""
 MOST_BODY: Final = 64 << 20
 """Bytes of a request."""
 MOST_KEYS: Final = 10_000
@@ -98,6 +103,7 @@ class GatewayOptions:
         journal: the file, or None.
         host, port: where to listen; port 0 for a free one.
         token: what clients must send, or None: then only this machine may connect.
+        once: True to answer equal requests of a key by one call. Streams are not.
     """
 
     upstreams: Mapping[str, str]
@@ -108,6 +114,7 @@ class GatewayOptions:
     host: str = "127.0.0.1"
     port: int = 8400
     token: str | None = None
+    once: bool = False
 
     def __post_init__(self) -> None:
         if not self.token and not _is_loopback(self.host):
@@ -253,6 +260,8 @@ class Gateway:
         self._left: dict[tuple[Account, str], deque[GatewayCall]] = {}
         self._live: dict[tuple[Account, str], int] = {}
         self._delivered: OrderedDict[tuple[Account, str], Delivered] = OrderedDict()
+        self._once: OrderedDict[tuple[Account, str], asyncio.Task[Delivered]] = OrderedDict()
+        self._once_bytes = 0
 
     # Its life
 
@@ -347,9 +356,12 @@ class Gateway:
         if raw is None:
             return await self._pass_on(request, target, headers, body)
         if self._stopping:
-            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
+            stopping = _stopping_reply()
+            return web.Response(status=stopping.status, headers=stopping.headers, body=stopping.body)
         if not self._limit(raw.account):
             return _refuse(503, f"the gateway knows {MOST_KEYS:,} keys already; restart it to forget them")
+        if self._options.once and not raw.stream:
+            return (await self._answer_once(raw, priority)).response()
         again = _is_retry(headers)
         if again and (lost := self._delivered.pop((raw.account, raw.key), None)) is not None and lost.fresh:
             return lost.response()
@@ -410,7 +422,10 @@ class Gateway:
                 del self._left[name]
             call.rejoin()
             return call
-        call = GatewayCall(raw, self._origin(raw), name)
+        return self._new_call(raw, priority)
+
+    def _new_call(self, raw: RawRequest, priority: Priority) -> GatewayCall:
+        call = GatewayCall(raw, self._origin(raw), (raw.account, raw.key))
         context = self._context.copy()
         call.task = context.run(asyncio.get_running_loop().create_task, call.run(priority), context=context)
         self._calls[call] = None
@@ -420,7 +435,7 @@ class Gateway:
     def _origin(self, raw: RawRequest) -> CallOrigin:
         scope = f"gateway/{raw.account.key_digest}"
         address = f"{scope}/http:{raw.key[:16]}"
-        if self._journal is not None:
+        if self._journal is not None and not self._options.once:
             # About 150 bytes for each distinct request. Only a journal needs them.
             name = (raw.account, bytes.fromhex(raw.key)[:16])
             self._uses[name] = use = self._uses.get(name, 0) + 1
@@ -461,17 +476,44 @@ class Gateway:
     # Responses
 
     async def _answer(self, call: GatewayCall) -> web.Response:
-        pipe = call.exchange.pipe
-        head = await pipe.head()
-        if call.cancelled and self._stopping:
-            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
-        body = b"".join([piece async for piece in pipe])
-        reply = Delivered(head.status, head.headers, body, asyncio.get_running_loop().time() + REJOIN)
-        if head.status == 200:
+        reply = await self._whole(call)
+        if reply.status == 200:
             self._delivered[call.name] = reply
             if len(self._delivered) > KEPT:
                 self._delivered.popitem(last=False)
         return reply.response()
+
+    async def _whole(self, call: GatewayCall) -> Delivered:
+        pipe = call.exchange.pipe
+        head = await pipe.head()
+        until = asyncio.get_running_loop().time() + REJOIN
+        if call.cancelled and self._stopping:
+            stopping = _stopping_reply()
+            return Delivered(stopping.status, stopping.headers, stopping.body, until)
+        return Delivered(head.status, head.headers, b"".join([piece async for piece in pipe]), until)
+
+    async def _answer_once(self, raw: RawRequest, priority: Priority) -> Delivered:
+        """Answer by the call of an earlier equal request, which ends whether or not somebody waits for it."""
+        name = (raw.account, raw.key)
+        shared = self._once.get(name)
+        if shared is None:
+            call = self._new_call(raw, priority)
+            shared = self._once[name] = asyncio.get_running_loop().create_task(self._whole(call))
+            shared.add_done_callback(lambda done: self._keep_once(name, done))
+        self._once.move_to_end(name)
+        return await asyncio.shield(shared)
+
+    def _keep_once(self, name: tuple[Account, str], done: asyncio.Task[Delivered]) -> None:
+        if done.cancelled() or done.exception() is not None or done.result().status != 200:
+            del self._once[name]  # the next one asks again
+            return
+        self._once_bytes += len(done.result().body)
+        for oldest, task in list(self._once.items()) if self._once_bytes > ONCE else ():
+            if task.done():
+                self._once_bytes -= len(task.result().body)
+                del self._once[oldest]
+                if self._once_bytes <= ONCE:
+                    break
 
     async def _answer_stream(self, request: web.Request, call: GatewayCall) -> web.StreamResponse:
         from aiohttp import web
@@ -494,7 +536,8 @@ class Gateway:
             head.cancel()
         status, headers = head.result()
         if call.cancelled and self._stopping and response is None:
-            return _refuse(503, "the gateway is stopping; send the request again", retry=True)
+            stopping = _stopping_reply()
+            return web.Response(status=stopping.status, headers=stopping.headers, body=stopping.body)
         if response is None:
             response = web.StreamResponse(status=status, headers=headers)
             call.delivering = True
@@ -776,16 +819,18 @@ class Metrics:
 # Small things
 
 
-def _refuse(status: int, sentence: str, *, retry: bool = False) -> web.Response:
+def _refuse(status: int, sentence: str) -> web.Response:
     from aiohttp import web
 
     reply = own_reply(status, sentence, "afnio_gateway")
-    headers = dict(reply.headers)
-    if retry:
-        for name in NO_RETRY:
-            headers.pop(name, None)
-        headers["retry-after"] = "1"
-    return web.Response(status=status, headers=headers, body=reply.body)
+    return web.Response(status=status, headers=reply.headers, body=reply.body)
+
+
+def _stopping_reply() -> RawReply:
+    """Return a refusal that clients answer by asking again."""
+    reply = own_reply(503, "the gateway is stopping; send the request again", "afnio_gateway")
+    kept = {name: value for name, value in reply.headers.items() if name not in NO_RETRY}
+    return RawReply(reply.status, {**kept, "retry-after": "1"}, reply.body)
 
 
 def _path(name: str, upstream: str) -> str:

@@ -342,10 +342,12 @@ class HeadroomTest(Scoring):
             self.critic.client,
             evaluate,
             DataLoader(rows, collate_fn=list),
+            inner=3,
             minibatch=minibatch,
             race=max(1, min(RACED, len(rows) - 3 * minibatch)),
-            # A step takes at most a quarter of this.
-            budget=4 * design.step // STEPS,
+            first=8,
+            # A step takes at most a third of this.
+            budget=3 * design.step // STEPS,
             quorum=_QUORUM,
             search_seed=self.seed,
             **self.critic.completion_args,

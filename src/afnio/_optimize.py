@@ -27,7 +27,6 @@ import math
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -66,7 +65,9 @@ from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
 from afnio.optim import EditTGD, Gate, Optimizer
-from afnio.optim._gate import FEWEST, SHARE, GateVerdict
+from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE, GateVerdict
+from afnio.optim.search._chain_state import CLEAR
+from afnio.optim.search._races import Scores, differences
 from afnio.optim.search._sizes import SampleCost, Sizes
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
@@ -107,7 +108,7 @@ def optimize(
     name: str | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (as in te.init)
     seed: int | None = None,
-    patience: int = 5,
+    patience: int = 3,
     perfect: float = 1.0,
     headroom: bool = False,
 ) -> Result:
@@ -146,7 +147,7 @@ def optimize(
         name: of the project in the store; by default the function's or the class's name.
         dir: the folder of the store; `.afnio` by default.
         seed: of the splits and the order of the rows.
-        patience: end the training after this number of steps without a better score in the last three races.
+        patience: end the training after this number of steps in a row that gained less than two rows in their race.
         perfect: the score that makes a row right. A right row is never criticized.
         headroom: run the headroom test first, on training rows and for at most a tenth of the budget. Its finding is
             `result.headroom`; it is skipped, with a note, where that can't pay for it. The training runs in any case:
@@ -199,7 +200,7 @@ class Learner(cog.Module):
 
     automatic_optimization = False
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: TrainingRun) -> None:
         super().__init__()
         self.subject = training.subject.module
         object.__setattr__(self, "_run", training)
@@ -208,7 +209,7 @@ class Learner(cog.Module):
         return await self._run.step()
 
     def configure_optimizers(self) -> Optimizer:
-        return cast("Training", self._run).optimizer
+        return cast("TrainingRun", self._run).optimizer
 
 
 class Steps:
@@ -352,7 +353,7 @@ class Optimization(Scoring):
         )  # fmt: skip
         await gate.start(self.subject.parameters.values())
         found = await self._headroom(measured) if self.with_headroom else None
-        training = Training(self, measured, self.needs.looks(measured, size))
+        training = TrainingRun(self, measured, self.needs.looks(measured, size))
         await training.run(time.monotonic() - started)
         verdict: GateVerdict | None = None
         looked: tuple[Scored, ...] = ()
@@ -453,7 +454,7 @@ class Optimization(Scoring):
         self,
         run: Run,
         spending: Budget,
-        training: Training,
+        training: TrainingRun,
         verdict: GateVerdict | None,
         headroom: Headroom | None,
         rows: Sequence[Row],
@@ -508,7 +509,7 @@ class Optimization(Scoring):
 
 
 @final
-class Training:
+class TrainingRun:
     """The training of one optimization.
 
     Args:
@@ -527,26 +528,22 @@ class Training:
         self._begun = task.count.calls
         self._mistakes = 0
         self._right = 0
-        self._races: deque[float] = deque(maxlen=RACES)
-        self._best, self._waited = -math.inf, 0
+        self._waited = 0
         self._trainer = Trainer(
             max_epochs=-1, quorum=QUORUM, enable_checkpointing=False, enable_agent_summary=False
         )
         rows = task.splits.train
+        limit = None if math.isinf(self._calls) else max(1, int(self._calls))
         self.optimizer = EditTGD(
             list(self.subject.parameters.values()),
             task.critic.client,
             self._evaluate,
             DataLoader(rows, collate_fn=list),
             lr=chains_for(self._calls, len(rows)),
-            # With few rows a chain leaves half of them to the race.
-            minibatch=max(3, min(8, len(rows) // 6)),
             max_chars=MOST_CHARACTERS,
-            # Not more than the first step's, whose chains have no mistakes of a race to begin with.
-            budget=None if math.isinf(self._calls) else max(1, int(self._calls)),
-            reserve=0
-            if math.isinf(self._calls)
-            else min(int(self._calls / 10), math.ceil(24 * measured.calls)),
+            budget=limit,
+            # The first step takes more: its chains have no mistakes of a race to begin with.
+            reserve=0 if limit is None else min(limit // 10, math.ceil(12 * measured.calls)),
             quorum=ENOUGH_ROWS,
             search_seed=task.seed,
             **task.critic.completion_args,
@@ -591,8 +588,9 @@ class Training:
         ended: list[StepEnded] = []
         with subscribed(lambda event: ended.append(event) if isinstance(event, StepEnded) else None):
             await self.optimizer.step()
-        scores = self._raced(ended)
-        self._watch(ended, scores)
+        now, before = self._raced(ended)
+        self._watch(ended, now, before)
+        scores = [score for score in now if score is not None]
         return Variable(scores, "scores in the race") if scores else None
 
     def _short(self) -> bool:
@@ -600,29 +598,35 @@ class Training:
         spent, cost = self._task.count.calls - self._begun, self.optimizer.step_cost
         return cost is not None and self._calls - spent < 0.9 * cost
 
-    def _raced(self, ended: Sequence[StepEnded]) -> list[float]:
-        """Return the scores that the values of now had in the step's last race; none without a race."""
-        now = tuple(self.subject.texts.values())
-        candidates = [candidate for event in ended for candidate in event.candidates]
-        raced = [one for one in candidates if one.values == now and one.scores]
-        return [score for score in raced[-1].scores if score is not None] if raced else []
+    def _raced(self, ended: Sequence[StepEnded]) -> tuple[Scores, Scores]:
+        """Return the scores of the values of now and of those before, in the step's last race; none without a race."""
+        values = tuple(self.subject.texts.values())
+        raced = [one for event in ended for one in event.candidates if one.scores]
+        now = [one.scores for one in raced if one.values == values]
+        before = [one.scores for one in raced if one.name == "incumbent"]
+        return (now[-1], before[-1]) if now and before else ((), ())
 
-    def _watch(self, ended: Sequence[StepEnded], scores: Sequence[float]) -> None:
-        """End the training if nothing is left to learn, or nothing has got better for a while."""
+    def _watch(self, ended: Sequence[StepEnded], now: Scores, before: Scores) -> None:
+        """End the training if nothing is left to learn, or nothing has got clearly better for a while."""
         if not any(change.gradients for event in ended for change in event.changes):
             sizes = self.optimizer.sizes
-            self._right += 0 if sizes is None else sizes.chains * max(1, sizes.inner - 1) * sizes.minibatch
+            # A race that is left out for want of edits leaves up to half of the rows unseen.
+            rows = len(self._task.splits.train)
+            seen = 0 if sizes is None else sizes.chains * max(1, sizes.inner - 1) * sizes.minibatch
+            self._right += min(seen, rows - rows // 2)
             if self._right >= min(SURE_ROWS, len(self._task.splits.train)):
                 self._end("no mistakes are left to learn from")
         else:
             self._right = 0
-        if scores:
-            self._races.append(math.fsum(scores) / len(scores))
-            if len(self._races) == RACES:
-                mean = math.fsum(self._races) / RACES
-                self._best, self._waited = max(self._best, mean), 0 if mean > self._best else self._waited + 1
+        known = [score for score in (*now, *before) if score is not None]
+        # In rows: of right and wrong answers, a difference is the number of rows that are won.
+        both = min(len(now), len(before))  # a text that is out on the first rows hasn't run the others
+        won = math.fsum(differences(now[:both], before[:both])) / (
+            (max(known, default=0) - min(known, default=0)) or 1
+        )
+        self._waited = 0 if won >= CLEAR else self._waited + 1
         if self._waited >= self._task.patience:
-            self._end(f"no gain in {self._waited} steps")
+            self._end(f"no clear gain in {self._waited} steps")
         if self._task.asked is not None:
             self._end(self._task.asked)
 
@@ -631,8 +635,6 @@ class Training:
         self._trainer.stop(why)
 
 
-RACES: Final = 3
-"""Races whose mean score says how good the prompts are. One alone compares on two dozen rows."""
 SURE_ROWS: Final = 32
 """Rows in a row without a mistake from which on there is nothing to learn."""
 ENOUGH_ROWS: Final = 0.6
@@ -644,10 +646,10 @@ def chains_for(calls: float, rows: int) -> int:
 
     More of them take no more time. They don't learn more from the same calls, but they end sooner.
 
-    >>> chains_for(600, 1_000), chains_for(4_800, 1_000), chains_for(4_800, 100)
+    >>> chains_for(600, 1_000), chains_for(4_800, 1_000), chains_for(4_800, 200)
     (3, 12, 4)
     """
-    fed = (rows - 24) // 16
+    fed = (rows - 24) // 36
     return max(3, int(min(24, calls // 400, fed)))
 
 
@@ -695,7 +697,8 @@ class Needs:
         self.check_calls(max(1.0, measured.calls))
         size = float(len(self._task.splits.gate))
         for unit, left, each in self._limits(measured):
-            size = min(size, (left - (FIRST + self._tests) * each) * SHARE / (2 * each))
+            free = (left - (FIRST + self._tests) * each) / (2 * each)
+            size = min(size, max(min(free * SHARE, ENOUGH), free * WIDE_SHARE))
             needed = max(FIRST + 2 * FEWEST + self._tests + _STEP, 2 * FEWEST / SHARE) * each
             if unit != "calls" and left < needed:
                 raise ValueError(

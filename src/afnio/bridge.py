@@ -46,7 +46,7 @@ from afnio.models._loopback import url
 from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.models._trace import in_attempt
-from afnio.models._transport import MAX_REPLY, unreachable
+from afnio.models._transport import MAX_REPLY, http_library, unreachable
 from afnio.runtime._kernel import Failure, Job, Launch, Slot, current_runtime, on_runtime_thread
 from afnio.runtime._limits import Limits, give_limits
 from afnio.runtime._loop import running_loop
@@ -75,13 +75,14 @@ _INNER_THREADS: Final = 256
 _logger = logging.getLogger("afnio")
 
 
-def client(limits: Limits | None = None, module: HttpModule = "httpx2", **options: Any) -> Any:
+def client(limits: Limits | None = None, module: HttpModule | None = None, **options: Any) -> Any:
     """Return an asynchronous HTTP client whose requests for a model go through the engine.
 
     Args:
         limits: those of every account that it is used with. The newest ones apply to all clients of an account.
         module: the HTTP library that the SDK wants: "httpx2" for openai 3, anthropic and google-genai 3
-            (`HttpOptions(httpx_async_client=…)`), "httpx" for openai 2, LangChain and older ones.
+            (`HttpOptions(httpx_async_client=…)`), "httpx" for openai 2, LangChain and older ones. Default: that of the
+            installed openai.
         **options: any other option of the library's `AsyncClient`. Its timeout counts from when a request is on the
             wire, and not while it waits for its turn.
 
@@ -95,11 +96,14 @@ def client(limits: Limits | None = None, module: HttpModule = "httpx2", **option
     return _client("AsyncClient", limits, module, options)
 
 
-def sync_client(limits: Limits | None = None, module: HttpModule = "httpx2", **options: Any) -> Any:
+def sync_client(limits: Limits | None = None, module: HttpModule | None = None, **options: Any) -> Any:
     """Return a blocking HTTP client whose requests for a model go through the engine. Arguments as for `client`.
 
     It waits in the thread that calls it. On the runtime's own loop, in an `async def` callable, that would stop every
     other call; there the request gets status 400.
+
+    Raises:
+        TypeError, ImportError: as for `client`.
 
     >>> import openai
     >>> sdk = openai.OpenAI(api_key="any", http_client=sync_client())
@@ -107,15 +111,19 @@ def sync_client(limits: Limits | None = None, module: HttpModule = "httpx2", **o
     return _client("Client", limits, module, options)
 
 
-def transport(module: HttpModule = "httpx2", inner: Any = None, *, limits: Limits | None = None) -> Any:
+def transport(module: HttpModule | None = None, inner: Any = None, *, limits: Limits | None = None) -> Any:
     """Return a transport for a client that you make yourself. It serves blocking and asynchronous clients.
 
     Args:
-        module: the HTTP library of the client.
+        module: the HTTP library of the client, as for `client`.
         inner: sends the attempts, on the runtime's loop: one of the library's transports, with your own proxy or
             certificates. A blocking one is called in worker threads. Don't use it elsewhere. By default the engine
             sends them by its own connections.
         limits: as for `client`.
+
+    Raises:
+        TypeError: if `inner` isn't a transport of the library.
+        ImportError: if the library isn't installed.
 
     >>> import httpx2
     >>> http_client = httpx2.AsyncClient(transport=transport(inner=httpx2.AsyncHTTPTransport(verify=False)))
@@ -123,7 +131,8 @@ def transport(module: HttpModule = "httpx2", inner: Any = None, *, limits: Limit
     library = _library(module)
     if inner is not None and not isinstance(inner, (library.BaseTransport, library.AsyncBaseTransport)):
         raise TypeError(
-            f"inner must be a transport of {module} (got {type(inner).__name__}); pass module= with its library's name"
+            f"inner must be a transport of {library.__name__} (got {type(inner).__name__}); pass module= with its "
+            "library's name"
         )
     return _transport_class(library)(limits=limits, inner=inner)
 
@@ -148,7 +157,7 @@ def register(path: str, usage: Callable[[dict[str, Any]], Any]) -> None:
     _dialects.register(ending, usage)
 
 
-def _client(kind: str, limits: Limits | None, module: str, options: dict[str, Any]) -> Any:
+def _client(kind: str, limits: Limits | None, module: str | None, options: dict[str, Any]) -> Any:
     library = _library(module)
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(
@@ -158,14 +167,16 @@ def _client(kind: str, limits: Limits | None, module: str, options: dict[str, An
         if name in options:
             raise TypeError(
                 f"{name}= acts on the transport that the bridge replaces; pass "
-                f"{module}.{kind}(transport=afnio.bridge.transport({module!r}, inner=…)) with a transport that has it"
+                f"{library.__name__}.{kind}(transport=afnio.bridge.transport({library.__name__!r}, inner=…)) with a "
+                "transport that has it"
             )
     # The SDKs take the timeout of a client for their own. The library's default of 5 s is too short for a model.
     options.setdefault("timeout", library.Timeout(600.0, connect=10.0))
     return getattr(library, kind)(transport=_transport_class(library)(limits=limits), **options)
 
 
-def _library(module: str) -> ModuleType:
+def _library(module: str | None) -> ModuleType:
+    module = http_library() if module is None else module
     if module not in ("httpx2", "httpx"):
         raise ValueError(f'module must be "httpx2" or "httpx" (got {module!r})')
     try:
@@ -536,8 +547,12 @@ class installed(AbstractContextManager[None]):  # noqa: N801
         threads: True to take in requests from threads without a context as well. They belong to the block, so they
             have its limits, journal and budgets, and no lane.
 
-    >>> with installed():
-    ...     pass
+    Raises:
+        RuntimeError: if one object is entered twice.
+
+    >>> import openai
+    >>> with installed(limits=Limits(max_in_flight=64)):
+    ...     made_here = openai.OpenAI(api_key="any")  # its requests in the block go through the engine
     """
 
     def __init__(self, limits: Limits | None = None, *, threads: bool = False) -> None:

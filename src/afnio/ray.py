@@ -15,12 +15,12 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, final
 
-from afnio.errors import ExecutorError, WorkerLostError
+from afnio.errors import ExecutorError, WorkerLostError, reason
 
 __all__ = ["RayExecutor"]
 
@@ -32,6 +32,11 @@ _LOCAL: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
 }
+_PROBES: Final = {
+    "RAY_grpc_client_keepalive_time_ms": "20000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
+}
+"""Otherwise Ray waits seven minutes for the tasks of a host that is gone without a word."""
 _LOST: Final = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "LocalRayletDiedError")
 """Ray's errors for a task whose own worker ended."""
 
@@ -41,6 +46,7 @@ class RayExecutor(Executor):
     """Runs tasks on a Ray cluster. Pass the class itself as `executor=`, or a partial of it with its arguments.
 
     It uses the cluster that this process is connected to, if it is. Ray never runs a task again by itself: Afnio does.
+    If the cluster is gone, the open tasks fail with a BrokenExecutor within half a minute.
 
     Args:
         address: of a running cluster, "auto" for the one that Ray finds, None to start one on this machine.
@@ -49,40 +55,37 @@ class RayExecutor(Executor):
 
     Raises:
         ImportError: if Ray isn't installed.
-        ExecutorError: if a cluster that was started listens beyond loopback.
+        ExecutorError: if a cluster that was started listens beyond loopback, or the program's own connection has lost
+            its cluster.
     """
 
     def __init__(self, address: str | None = None, **options: Any) -> None:
         ray = _imported(local=address is None)
         self._ray = ray
         self._options = {"num_cpus": 1, **options, "max_retries": 0}
-        self._functions: dict[Any, Any] = {}
+        cpus = float(self._options["num_cpus"]) or 1.0
         self._open: dict[_RayFuture, None] = {}
-        self._closed = False
+        self._closed = ""
         self._lock = threading.Lock()
-        self._started = not ray.is_initialized()
-        if self._started:
-            _start(ray, address)
-        cpus = ray.cluster_resources().get("CPU", 1.0) / (float(self._options["num_cpus"]) or 1.0)
-        self._max_workers = max(1, int(cpus))
+        self._session = _join(ray, address, self)
+        # One function for all tasks: Ray sends each new one to the cluster's head, and waits for that.
+        self._run = ray.remote(_run).options(**self._options)
+        self._max_workers = max(1, int(ray.cluster_resources().get("CPU", 1.0) / cpus))
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         with self._lock:
             if self._closed:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            remote = self._functions.get(fn)
-            if remote is None:
-                remote = self._functions[fn] = self._ray.remote(fn).options(**self._options)
-            future = _RayFuture(self._ray, remote.remote(*args, **kwargs))
+                raise RuntimeError(self._closed)
+            future = _RayFuture(self._ray, self._run.remote(fn, *args, **kwargs))
             self._open[future] = None
         future.add_done_callback(lambda done: self._open.pop(future, None))
         future.follow()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End it, and the cluster if this started it."""
+        """End it. The last executor ends the cluster, if one of them started it."""
         with self._lock:
-            self._closed = True
+            self._closed = self._closed or "cannot schedule new futures after shutdown"
             left = list(self._open)
         for future in left:
             if cancel_futures:
@@ -90,8 +93,20 @@ class RayExecutor(Executor):
             elif wait:
                 with suppress(Exception, CancelledError):
                     future.result()
-        if self._started and self._ray.is_initialized() and (wait or not self._open):
-            self._ray.shutdown()
+        if wait or not self._open:
+            self._session.leave(self)
+
+    def _break(self, why: str) -> None:
+        """Fail all open tasks."""
+        with self._lock:
+            self._closed = why
+            left = list(self._open)
+        for future in left:
+            future.fail(BrokenExecutor(why))
+
+
+def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
 
 
 @final
@@ -102,33 +117,159 @@ class _RayFuture(Future[Any]):
         super().__init__()
         self._ray = ray
         self._ref = ref
+        self._ending = threading.RLock()  # a callback may cancel
 
     def follow(self) -> None:
         self._ref.future().add_done_callback(self._settle)
 
     def cancel(self) -> bool:
-        if not super().cancel():
-            return False
+        with self._ending:
+            if not super().cancel():
+                return False
+            self.set_running_or_notify_cancel()
         with suppress(Exception):  # it has ended, or its cluster has
             self._ray.cancel(self._ref, force=True)
         return True
 
+    def fail(self, error: BaseException) -> None:
+        with self._ending:
+            if not self.done():
+                self.set_exception(error)
+
     def _settle(self, done: Future[Any]) -> None:
-        if not self.set_running_or_notify_cancel():
-            return
         error = done.exception()
-        if error is None:
-            self.set_result(done.result())
-        elif type(error).__name__ in _LOST:
-            self.set_exception(WorkerLostError(str(error).partition("\n")[0]))
-        else:
-            self.set_exception(getattr(error, "cause", None) or error)
+        if error is not None:
+            if type(error).__name__ in _LOST:
+                error = WorkerLostError(str(error).partition("\n")[0])
+            self.fail(getattr(error, "cause", None) or error)
+            return
+        with self._ending:
+            if not self.done():
+                self.set_result(done.result())
+
+
+# The connection
+
+
+@final
+class _Session:
+    """This process's connection to a cluster, which its executors share.
+
+    A thread looks whether the cluster is there. If it isn't, Ray's own futures never end, and after a minute without
+    the head node Ray ends the whole program. So the connection is closed before that.
+
+    Attributes:
+        ours: True if an executor made the connection.
+        gone: why it can't be used, or "".
+    """
+
+    def __init__(self, ray: Any, *, ours: bool) -> None:
+        self.ours = ours
+        self.gone = ""
+        self._ray = ray
+        self._node = _node_of(ray)
+        self._executors: list[RayExecutor] = []
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="afnio-ray-watch", daemon=True).start()
+
+    def join(self, executor: RayExecutor) -> None:
+        self._executors.append(executor)
+
+    def leave(self, executor: RayExecutor) -> None:
+        with _lock:
+            if executor in self._executors:
+                self._executors.remove(executor)
+            if not self._executors and not self.gone:
+                self._close()
+
+    def _close(self) -> None:
+        """End the watch, and the connection if it is ours. Needs the lock."""
+        global _session
+        self._ended.set()
+        if _session is self:
+            _session = None
+        if self.ours and self.open:
+            self._ray.shutdown()
+
+    @property
+    def open(self) -> bool:
+        """False once somebody else has closed the connection."""
+        return _node_of(self._ray) == self._node
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK):
+            why = self._look() if self.open else "the program has called ray.shutdown()"
+            if why and not self._ended.is_set():
+                self._end(why)
+
+    def _look(self) -> str:
+        """Return why the cluster can't be used, or ""."""
+        found: list[str] = []
+
+        def look() -> None:
+            try:
+                alive = any(node["Alive"] for node in self._ray.nodes() if node["NodeID"] == self._node)
+                found.append("" if alive else "the node of this program has died")
+            except Exception as error:
+                found.append(reason(error))
+
+        looking = threading.Thread(target=look, name="afnio-ray-look", daemon=True)
+        looking.start()
+        looking.join(_PATIENCE)
+        return found[0] if found else f"its head has not answered for {_PATIENCE:g} s"
+
+    def _end(self, why: str) -> None:
+        with _lock:
+            self.gone = f"the Ray cluster is gone ({why})"
+            self._ended.set()
+            # Before the futures fail: their lanes make a new connection then.
+            if self.open:
+                with suppress(Exception):
+                    self._ray.shutdown()
+            executors, self._executors = self._executors, []
+        for executor in executors:
+            executor._break(self.gone)
+
+
+def _node_of(ray: Any) -> str | None:
+    """Return the id of the node that this process is connected to. Each connection to a local cluster has another."""
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+
+
+_lock: Final = threading.Lock()
+_session: _Session | None = None
+_LOOK: Final = 2.0
+"""Seconds between looks at whether the cluster is there."""
+_PATIENCE: Final = 20.0
+"""Seconds that the head has for an answer. Ray ends the program after 60 without one."""
+
+
+def _join(ray: Any, address: str | None, executor: RayExecutor) -> _Session:
+    """Return the process's connection, made if there is none.
+
+    Raises:
+        ExecutorError: see RayExecutor.
+    """
+    global _session
+    with _lock:
+        connected = ray.is_initialized()
+        if _session is None or not _session.open:
+            if not connected and _session is not None and _session.gone and not _session.ours and not address:
+                raise ExecutorError(
+                    f"the program's Ray cluster must be there (got: {_session.gone}); connect again with "
+                    "ray.init(…), or pass an address"
+                )
+            if not connected:
+                _start(ray, address)
+            _session = _Session(ray, ours=not connected)
+        _session.join(executor)
+        return _session
 
 
 def _imported(*, local: bool) -> Any:
+    for name, value in (_LOCAL if local else _PROBES).items():
+        os.environ.setdefault(name, value)
     if local:
-        for name, value in _LOCAL.items():
-            os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ OPENAI_3 = [
     "anthropic",
 ]
 OPENAI_2 = ["openai>=2,<3", "llama-index-llms-openai", "smolagents[openai]"]
+PYTEST = [
+    "pytest>=8.3", "pytest-asyncio>=1.0", "pytest-timeout>=2.3", "blockbuster>=1.5.23", "hypothesis>=6.130",
+    "looptime>=0.4", "prometheus-client>=0.20,<1", "psutil>=6", "trio>=0.27", "trustme>=1.2",
+]  # fmt: skip
 GOOGLE = ["google-genai", "openai>=3.3,<4"]
+ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afnio" / "frameworks"
 LANES = int(os.environ.get("AFNIO_LANES", "400"))
 
@@ -88,6 +94,19 @@ async def test_a_framework(name: str, requirements: list[str], calls: int, tmp_p
     assert (0, LANES * calls) == (second["paid"], second["replayed"])
     assert first["outputs"] == second["outputs"]
     assert [] == first["said"] == second["said"]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+async def test_native_clients_with_the_oldest_openai() -> None:
+    """Its HTTP library is httpx, and that of openai 3 is httpx2."""
+    (oldest,) = re.findall(r'"openai>=([\d.]+),', (ROOT / "pyproject.toml").read_text())
+    python = await environment([f"openai~={oldest}.0", *PYTEST])
+    files = [
+        f"tests/models/test_{name}.py" for name in ("azure", "hostile_replies", "openai", "raw", "traces")
+    ]
+    done = await anyio.run_process([str(python), "-m", "pytest", "-q", *files], cwd=ROOT, check=False)
+    assert 0 == done.returncode, done.stdout.decode()[-3000:]
 
 
 async def ran(command: list[str], env: dict[str, str]) -> dict[str, Any]:

@@ -6,9 +6,7 @@ import asyncio
 import copy
 import functools
 import json
-import random
 import threading
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -437,19 +435,6 @@ def simulated() -> ScriptedClient:
 
 def label_of(reply: str) -> str:
     return str(json.loads(reply)["sentiment"])
-
-
-@pytest.fixture(scope="module")
-def facility() -> Any:
-    import os
-
-    folder = os.environ.get("AFNIO_DATA")
-    if folder is None:
-        pytest.skip("AFNIO_DATA is not set; point it to the folder with facility_support.json")
-    items = json.loads((Path(folder) / "facility_support.json").read_text())
-    random.Random(0).shuffle(items)
-    pairs = [(i["fields"]["input"], json.loads(i["answer"])["sentiment"]) for i in items]
-    return pairs[:66], pairs[132:]
 
 
 def train(agent: Any, predict: Any, pairs: list[Any], client: ScriptedClient) -> None:

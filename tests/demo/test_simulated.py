@@ -48,7 +48,7 @@ def test_it_trains_and_reports(demo: Demo, folder: Path):
 
     # The documentation shows this very run.
     shown = (Path(__file__).parents[2] / "docs" / "demo.md").read_text()
-    (block,) = re.findall(r"```\n(phase .*?)```", shown, re.DOTALL)
+    (block,) = re.findall(r"```\n(Gate: .*?)```", shown, re.DOTALL)
     for line in block.splitlines():
         assert line in done.stdout.splitlines()
 
@@ -61,7 +61,10 @@ def test_it_trains_and_reports(demo: Demo, folder: Path):
 
     # Messages that the sampler drew twice into a batch are one call, as temperature 0 is asked for.
     counts = calls(done.stdout)
-    assert 2 * 68 + 6 * 66 < counts["forward"] <= 2 * 68 + 6 * 66 + 5 * 66
+    looks = 2 * 68 + 2 * 33 + 5 * 33  # the tests, the gate, the validation after each epoch
+    assert looks < counts["forward"] <= looks + 5 * 66
+    assert re.search(r"^Gate: the result is kept: .* on 33 held-out rows ", done.stdout, re.MULTILINE)
+    assert len("\n".join(line[2:] for line in prompt[2].splitlines())) <= 1000
     # Only wrong answers are criticized, each in one call.
     steps = [entry for entry in checkpoints(folder)[-1]["history"] if entry["kind"] == "step"]
     scores = [entry["metrics"]["loss"] for entry in steps]
@@ -72,20 +75,22 @@ def test_it_trains_and_reports(demo: Demo, folder: Path):
     assert "epoch 5/5" in done.stderr
 
 
-def test_the_test_messages_choose_nothing(demo: Demo, folder: Path):
-    done = demo("--messages", "12", "--epochs", "2")
+@pytest.mark.parametrize("messages", ["24", "12"])
+def test_the_test_messages_choose_nothing(demo: Demo, folder: Path, messages: str):
+    """The best epoch of the validation is chosen, and the gate decides if it stays; with 12 messages there is none."""
+    done = demo("--messages", messages, "--epochs", "2")
     found = checkpoints(folder)
-    (first,) = re.findall(r"validate of SentimentJob, 12 samples, \w+ ([\d.]+)", done.stderr)
-    scores = [float(first), *(one["metrics"]["val_loss"] for one in found)]
-    chosen = scores.index(max(scores))
+    scores = [one["metrics"]["val_loss"] for one in found]
+    best = scores.index(max(scores))
     prompt = PROMPT.search(done.stdout)
     assert prompt is not None
-    assert prompt[1].startswith(f"after epoch {chosen}" if chosen else "unchanged")
-    if chosen:
-        kept = found[chosen - 1]["agent_state_dict"]["sentiment_task"]
-        assert [f"  {line}" for line in str(getattr(kept, "data", kept)).splitlines()] == prompt[
-            2
-        ].splitlines()
+    assert ("Gate: none, for want of messages" in done.stdout) is (messages == "12")
+    if "Gate: the start is kept" in done.stdout:
+        assert prompt[1].startswith("unchanged")
+        return
+    assert prompt[1].startswith(f"after epoch {best + 1}")
+    kept = found[best]["agent_state_dict"]["sentiment_task"]
+    assert [f"  {line}" for line in str(getattr(kept, "data", kept)).splitlines()] == prompt[2].splitlines()
 
 
 def test_the_same_seed_gives_the_same_result(demo: Demo):

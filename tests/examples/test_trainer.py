@@ -6,12 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from afnio.testing import Provider
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -21,12 +18,6 @@ pytestmark = [
     ),
     pytest.mark.timeout(120),
 ]
-
-
-@pytest.fixture
-def environment() -> Iterator[dict[str, str]]:
-    with Provider.process(latency=0.02) as provider:
-        yield {**os.environ, "OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "sk-test"}
 
 
 def run(program: str, environment: dict[str, str], folder: Path) -> str:

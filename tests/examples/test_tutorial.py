@@ -7,14 +7,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-
-from afnio.testing import Provider
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAM = EXAMPLES / "optimization_loop.py"
@@ -26,13 +23,6 @@ pytestmark = [
     ),
     pytest.mark.timeout(120),
 ]
-
-
-@pytest.fixture
-def environment() -> Iterator[dict[str, str]]:
-    """What a user sets to run the program against a server of theirs."""
-    with Provider.process(latency=0.02) as provider:
-        yield {**os.environ, "OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "sk-test"}
 
 
 def accuracies(printed: str) -> list[float]:

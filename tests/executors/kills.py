@@ -7,38 +7,20 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
 import random
 import signal
 import sys
 import threading
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import errands
 import psutil
+from engines import executor_of
 
 import afnio
-
-
-def executor_of(name: str) -> Any:
-    if name == "spawn":
-        return functools.partial(ProcessPoolExecutor, 2, mp_context=multiprocessing.get_context("spawn"))
-    if name == "loky":
-        import loky
-
-        return functools.partial(loky.get_reusable_executor, 2)
-    if name == "ray":
-        import afnio.ray
-
-        return afnio.ray.RayExecutor
-    import distributed
-
-    client = distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
-    return client.get_executor
 
 
 def workers() -> list[psutil.Process]:
@@ -50,7 +32,7 @@ def workers() -> list[psutil.Process]:
         except psutil.Error:
             continue
         if (
-            "ray::run_task" in command
+            "ray::_run" in command
             or "ray::IDLE" in command
             or (("spawn_main" in command or "popen_loky" in command) and "resource_tracker" not in command)
         ):

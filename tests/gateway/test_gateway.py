@@ -114,6 +114,41 @@ async def test_the_journal_answers_once_after_a_restart(tmp_path: Path) -> None:
         assert KEY.encode() not in everything_in(tmp_path)
 
 
+async def test_once(tmp_path: Path) -> None:
+    """Equal requests of a key are one call: at the same time, later, after their client was killed, after a restart."""
+    asked, go = asyncio.Event(), asyncio.Event()
+    failing = [1]
+
+    async def reply(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        text = body["messages"][-1]["content"]
+        if text == "bad" and failing.pop():
+            return web.json_response({"error": {"message": "no"}}, status=400)
+        asked.set()
+        await asyncio.wait_for(go.wait(), 20)
+        return await answer(request, body)
+
+    async with Upstream(reply) as upstream:
+        arguments = ("--upstream", upstream.url, "--once", "--journal", str(tmp_path / "calls.journal"))
+        async with GatewayProcess(*arguments) as gateway:
+            sdk = gateway.sdk(max_retries=0)
+            first = asyncio.create_task(chat(sdk, "a"))
+            await asked.wait()
+            first.cancel()
+            others = [asyncio.create_task(chat(sdk, "a")) for _ in range(3)]
+            await until_figure(gateway, "afnio_gateway_open_calls 1.0")
+            go.set()
+            assert ["a", "a", "a", "a"] == [*await asyncio.gather(*others), await chat(sdk, "a")]
+            with pytest.raises(openai.BadRequestError):
+                await chat(sdk, "bad")
+            failing.append(0)
+            assert "bad" == await chat(sdk, "bad")  # a failure is asked again
+            assert "a" == await chat(gateway.sdk(api_key="another"), "a")
+            await gateway.end(signal.SIGKILL)
+        async with GatewayProcess(*arguments) as gateway:
+            assert ["a", "a"] == [await chat(gateway.sdk(), "a") for _ in range(2)]
+        assert ["a", "bad", "bad", "a"] == upstream.asked
+
+
 async def test_clients_that_time_out_and_retry() -> None:
     """A retry joins the call that its client left, on the wire or in the queue: nothing is sent twice."""
     async with Upstream(after(0.15)) as upstream:

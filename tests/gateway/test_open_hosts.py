@@ -78,5 +78,5 @@ async def test_what_a_gateway_has_retried_is_final_for_the_engine() -> None:
     async with Upstream(down) as upstream:
         client = AsyncOpenAI(base_url=upstream.url, api_key="any")
         with pytest.raises(FinalModelError, match="answered 503: can't reach the provider"):
-            await client.chat(model="m", messages=[{"role": "user", "content": "Hi"}])
+            await client.achat(model="m", messages=[{"role": "user", "content": "Hi"}])
         assert 1 == len(upstream.requests)

@@ -10,12 +10,12 @@ from typing import Any
 
 import anyio
 import pytest
-from hosts.network import Host, is_possible, last_line, network, python
+from hosts.network import Host, last_line, network, python
 
 pytestmark = [
     pytest.mark.nightly,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not is_possible(), reason="needs root, for network namespaces"),
+    pytest.mark.usefixtures("namespaces"),
 ]
 TOKEN = "a-token-of-this-test"
 
@@ -82,7 +82,6 @@ async def test_a_host_that_is_gone(lost: str) -> None:
                 group.start_soon(_unplugged, host, replica, None)
                 _, out, errors = await driver.run(*python("batch.py"), "2", f"{url}/{TOKEN}/v1")
             found = last_line(out)
-            print(found)
             assert 0 == found["right"], errors
             assert found["errors"]
             for error in found["errors"]:

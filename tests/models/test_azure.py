@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from wire import http
 
 import afnio
 from afnio.errors import FinalModelError
@@ -166,10 +167,8 @@ async def test_without_a_version_azure_finds_nothing() -> None:
 
 async def test_through_the_sdks_own_transport() -> None:
     """Where the user brings an http client, paths and headers are the same."""
-    import httpx2
-
-    async with Watched() as provider, httpx2.AsyncClient() as http:
-        assert "hi" == await ask(client(provider, api_key=KEY, http_client=http), "d")
+    async with Watched() as provider, http.AsyncClient() as own:
+        assert "hi" == await ask(client(provider, api_key=KEY, http_client=own), "d")
         assert [("/openai/deployments/d/chat/completions?api-version=2024-10-21", KEY)] == [
             seen[:2] for seen in provider.seen
         ]

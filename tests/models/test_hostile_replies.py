@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import anyio
-import httpx2
 import pytest
 from hostile import (
     MIB,
@@ -24,7 +23,7 @@ from hostile import (
     reply,
 )
 from memory import peak
-from wire import OneAttempt
+from wire import OneAttempt, http
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models import ChatClient
@@ -208,7 +207,7 @@ async def test_every_reply_has_its_meaning(
         found[name] = await outcome(make(server.url(name), timeout=deadline, **options))
 
     ways = {name: way for name, (way, _) in MATRIX.items()} | {"elsewhere": Way(reply())}
-    async with HostileServer(ways) as server, httpx2.AsyncClient(follow_redirects=True) as http_client:
+    async with HostileServer(ways) as server, http.AsyncClient(follow_redirects=True) as http_client:
         options = {"http_client": http_client} if own else {}
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:

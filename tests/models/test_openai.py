@@ -11,11 +11,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import anyio
-import httpx2
 import openai
 import pytest
 from hostile import HostileServer, Way, reply
-from wire import OneAttempt
+from wire import OneAttempt, http
 
 import afnio
 import afnio.cognitive as cog
@@ -277,11 +276,11 @@ async def test_an_http_client_of_ones_own_carries_the_calls():
     def handle(request):
         seen.append(request)
         if len(seen) == 1:
-            return httpx2.Response(500, text="no")
+            return http.Response(500, text="no")
         body = {"choices": [{"message": {"content": "hi"}}], "model": "m"}
-        return httpx2.Response(200, json=body)
+        return http.Response(200, json=body)
 
-    own = httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
+    own = http.AsyncClient(transport=http.MockTransport(handle))
     lm = AsyncOpenAI(api_key=KEY, base_url="http://host/v1", http_client=own)
     assert "hi" == str(await ask(lm))
     assert ["http://host/v1/chat/completions"] * 2 == [str(request.url) for request in seen]
@@ -292,17 +291,17 @@ async def test_an_http_client_of_ones_own_carries_the_calls():
     ("failure", "kind", "words"),
     [
         (
-            httpx2.ConnectError("refused"),
+            http.ConnectError("refused"),
             UnreachableError,
             "can't reach http://host/v1 .refused.; check base_url",
         ),
         (
-            httpx2.ReadError("reset"),
+            http.ReadError("reset"),
             TransientModelError,
             "the connection to http://host/v1 ended early .reset.",
         ),
         (
-            httpx2.ReadTimeout(""),
+            http.ReadTimeout(""),
             TransientModelError,
             "the connection to http://host/v1 ended early .ReadTimeout.",
         ),
@@ -314,7 +313,7 @@ async def test_an_http_client_that_fails(failure, kind, words):
     def handle(request):
         raise failure
 
-    own = httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
+    own = http.AsyncClient(transport=http.MockTransport(handle))
     lm = AsyncOpenAI(api_key=KEY, base_url="http://host/v1", http_client=own)
     with pytest.raises(FinalModelError, match=words) as caught:
         await ask(OneAttempt(lm))
@@ -324,7 +323,7 @@ async def test_an_http_client_that_fails(failure, kind, words):
 async def test_an_http_client_reads_the_start_of_errors_alone():
     """Of Afnio's requests; what else it is used for goes on as before."""
     long = b'{"error": {"message": "' + b"x" * 2**22 + b'"}}'
-    async with HostileServer({"v1": Way(reply(long, "503 X"))}) as server, httpx2.AsyncClient() as own:
+    async with HostileServer({"v1": Way(reply(long, "503 X"))}) as server, http.AsyncClient() as own:
         lm = AsyncOpenAI(api_key=KEY, base_url=server.url("v1"), http_client=own)
         with pytest.raises(FinalModelError, match="answered 503: it starts") as caught:
             await ask(OneAttempt(lm))
@@ -341,9 +340,9 @@ async def test_a_key_may_be_a_function():
 
     def handle(request):
         seen.append(request.headers["authorization"])
-        return httpx2.Response(200, json={"choices": [{"message": {"content": "hi"}}]})
+        return http.Response(200, json={"choices": [{"message": {"content": "hi"}}]})
 
-    own = httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
+    own = http.AsyncClient(transport=http.MockTransport(handle))
     lm = AsyncOpenAI(api_key=key, base_url="http://host/v1", http_client=own)
     await ask(lm)
     await ask(lm)
@@ -454,7 +453,7 @@ async def test_no_form_of_a_secret_enters_an_error(by_sdk, status):
     echo = '{"error": {"message": "you sent: %s", "code": 401}}' % ", ".join(forms.values())  # noqa: UP031
     async with (
         Provider(fault=lambda request, index: Fault(status, body=echo)) as provider,
-        httpx2.AsyncClient() as own,
+        http.AsyncClient() as own,
     ):
         lm = AsyncOpenAI(
             api_key=key,

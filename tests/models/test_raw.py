@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire import http
 
 from afnio.models._raw import EventSplitter, RawRequest, event_json, is_done, split_events
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
@@ -77,15 +77,15 @@ async def test_azures_accounts_are_those_of_native_clients(token: bool) -> None:
     assert "m" == raw.model
 
 
-async def sent_by(sdk: Any, **options: Any) -> httpx2.Request:
+async def sent_by(sdk: Any, **options: Any) -> Any:
     """Return the request that an SDK's client sends."""
-    sent: list[httpx2.Request] = []
+    sent: list[Any] = []
 
-    def keep(request: httpx2.Request) -> httpx2.Response:
+    def keep(request: Any) -> Any:
         sent.append(request)
-        return httpx2.Response(400, json={"error": {"message": "no"}})
+        return http.Response(400, json={"error": {"message": "no"}})
 
-    async with httpx2.AsyncClient(transport=httpx2.MockTransport(keep)) as http_client:
+    async with http.AsyncClient(transport=http.MockTransport(keep)) as http_client:
         client = sdk(http_client=http_client, **options)
         with pytest.raises(openai.BadRequestError):
             await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])

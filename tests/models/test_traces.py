@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import anyio
-import httpx2
 import pytest
+from wire import http
 
 from afnio import bridge, budget, run
 from afnio.errors import BudgetExceeded
@@ -75,7 +75,7 @@ def test_a_budget_of_the_agents_own_does_not() -> None:
 
 def test_a_bridged_call_is_traced_alike() -> None:
     found = {"choices": [{"message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
-    with tracing() as trace, client_of(lambda request: httpx2.Response(200, json=found)) as client:
+    with tracing() as trace, client_of(lambda request: http.Response(200, json=found)) as client:
         client.post("http://host/v1/chat/completions", json=ASK)
     (traced,) = trace.calls
     assert ("chat/completions", "m", "chat") == (traced.path, traced.model, traced.purpose)
@@ -103,9 +103,9 @@ EVENTS = [
 ]
 
 
-def streamed(request: httpx2.Request) -> httpx2.Response:
+def streamed(request: Any) -> Any:
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in EVENTS) + "data: [DONE]\n\n"
-    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=body.encode())
+    return http.Response(200, headers={"content-type": "text/event-stream"}, content=body.encode())
 
 
 def test_a_stream_is_traced_in_the_form_of_a_whole_reply() -> None:
@@ -144,9 +144,9 @@ def test_an_agent_that_swallows_every_error_has_a_trace_that_does_not() -> None:
     assert isinstance(trace.ended_by, BudgetExceeded)
 
 
-def client_of(answer: Any) -> httpx2.Client:
-    inner = httpx2.MockTransport(answer)
-    return httpx2.Client(transport=bridge.transport(inner=inner))
+def client_of(answer: Any) -> Any:
+    inner = http.MockTransport(answer)
+    return http.Client(transport=bridge.transport(inner=inner))
 
 
 @pytest.mark.parametrize("stream", [False, True])

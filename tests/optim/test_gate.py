@@ -16,7 +16,7 @@ from virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import FinalModelError
+from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import TGD, Gate
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
@@ -87,19 +87,37 @@ def test_the_evidence_is_reported():
     assert change.rejected.startswith("the start is kept: ")
 
 
-@pytest.mark.parametrize("rows", [16, 32, 48])
-def test_without_a_gain_the_start_is_replaced_in_a_quarter_of_the_runs_at_most(rows):
-    """At half of the runs with fewer than 32 rows, where the level is 0.5."""
-    draw, passed, runs = random.Random(1), 0, 200
-    prompt = cog.Parameter("start")
-    for _ in range(runs):
+def passes_by_chance(score, rows, runs=200):
+    """Return the share of runs in which a result that is no better passes; scores are drawn by run, text and row."""
+    prompt, passed = cog.Parameter("start"), 0
+    for run in range(runs):
+
+        def evaluate(batch, run=run):
+            return [score(row, random.Random(f"{run} {prompt.data} {row}")) for row in batch]
+
         prompt.data = "start"
-        gate = Gate(lambda batch: [float(draw.random() < 0.6) for _ in batch], list(range(rows)), seed=0)
+        gate = Gate(evaluate, list(range(rows)), seed=0)
         gate.start([prompt])
         prompt.data = "no better"
         passed += gate.judge().wait().passed
         assert ("no better" if gate.verdicts[0].passed else "start") == prompt.data
-    assert 0.05 < passed / runs <= (0.25 if rows >= 32 else 0.5)
+    return passed / runs
+
+
+@pytest.mark.parametrize("rows", [16, 32, 48])
+def test_without_a_gain_the_start_is_replaced_in_a_quarter_of_the_runs_at_most(rows):
+    """At half of the runs with fewer than 32 rows, where the level is 0.5."""
+    passed = passes_by_chance(lambda row, draw: float(draw.random() < 0.6), rows)
+    assert 0.05 < passed <= (0.25 if rows >= 32 else 0.5)
+
+
+def test_graded_scores_without_a_gain_pass_in_a_quarter_of_the_runs_at_most():
+    """A few rows may differ much more than the others."""
+
+    def score(row, draw):
+        return draw.choice([0.0, 1.0]) if row < 4 else 0.5 + 0.01 * draw.randrange(3)
+
+    assert 0.1 < passes_by_chance(score, 40) <= 0.25 + 2 * (0.25 * 0.75 / 200) ** 0.5
 
 
 def test_few_rows_make_the_level_lenient_and_too_few_are_an_error(caplog):
@@ -111,8 +129,24 @@ def test_few_rows_make_the_level_lenient_and_too_few_are_an_error(caplog):
     gate.start([task.prompt])
     task.prompt.data = "q=45"
     assert 0.5 == gate.judge().wait().level
+    strict = task.gate(20, level=0.05)
+    strict.start([task.prompt])
+    task.prompt.data = "q=50"
+    assert 0.05 == strict.judge().wait().level, "a level that was chosen stays"
     with pytest.raises(ValueError, match="must have at least 12 rows"):
         task.gate(11)
+
+
+@pytest.mark.parametrize(("budget", "rows"), [(150, 25), (240, 32), (300, 37), (1000, 64)])
+def test_more_than_32_rows_cost_a_quarter_of_the_budget_at_most(budget, rows, caplog):
+    """Fewer cost a third; fewer than 32 are told."""
+    task = Task()
+    gate = task.gate(64, budget=budget)
+    with caplog.at_level(logging.WARNING, "afnio"):
+        gate.start([task.prompt])
+    task.prompt.data = "q=80"
+    assert rows == len(gate.judge().wait().rows)
+    assert (rows < 32) == ("with fewer than 32 it can't tell" in caplog.text)
 
 
 def test_both_looks_cost_a_third_of_the_budget_at_most():
@@ -170,6 +204,29 @@ def test_a_resumed_gate_knows_the_first_start_and_the_used_rows():
     assert not set(first.rows) & set(verdict.rows)
     assert [first, verdict] == resumed.verdicts
     assert "q=40" == other.prompt.data, "the start of the run, not of the resumption"
+
+
+def test_a_second_training_is_compared_with_its_own_start():
+    """The text of another agent must not come back."""
+    one, other = Task("q=40"), Task("q=60")
+    gate = one.gate(96, size=40)
+    gate.start([one.prompt])
+    one.prompt.data = "q=80"
+    assert gate.judge().wait().passed
+    gate.start([other.prompt])
+    other.prompt.data = "q=20"
+    assert (False, "q=60") == (gate.judge().wait().passed, other.prompt.data)
+
+
+def test_a_score_that_is_no_number_ends_the_look():
+    """No comparison with NaN is true, so such a row would decide for the result."""
+    task = Task()
+    gate = task.gate(evaluate=lambda batch: [float("nan"), *[1.0] * (len(batch) - 1)])
+    gate.start([task.prompt])
+    task.prompt.data = "q=80"
+    with pytest.raises(ScoreError, match=r"must be a finite number or None \(got nan\); return None"):
+        gate.judge().wait()
+    assert ("q=80", []) == (task.prompt.data, gate.verdicts)
 
 
 def test_failed_rows_are_left_out_and_too_many_leave_the_values():

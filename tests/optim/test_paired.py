@@ -23,15 +23,35 @@ def test_p_counts_the_signs_that_do_as_well(pairs):
     assert sum(total >= sum(pairs) for total in sums) / len(sums) == pytest.approx(p_value(pairs))
 
 
-def test_the_approximation_is_near_the_exact_test():
-    """Thirteen differences are the first that it is used for."""
+def test_differences_of_any_sizes_are_tested_exactly_or_a_little_strictly():
+    """On a grid that rounds them, no sum that is as high is missed."""
     draw = random.Random(0)
-    for _ in range(20):
-        pairs = [draw.choice([-1, 1]) * (0.5 + draw.random()) for _ in range(13)]
+    for number in range(40):
+        sizes = [1 / 9, 2 / 9, 1.0] if number % 2 else [draw.random() for _ in range(5)]
+        pairs = [draw.choice([-1, 1]) * draw.choice(sizes) for _ in range(11)]
         exact = sum(
             sum(signed) >= sum(pairs) - 1e-9 for signed in itertools.product(*((p, -p) for p in pairs))
         )
-        assert exact / 2**13 == pytest.approx(p_value(pairs), abs=0.03)
+        assert exact / 2**11 <= p_value(pairs) <= exact / 2**11 + 0.01
+
+
+@pytest.mark.parametrize(
+    ("large", "small", "level"), [(1, 12, 0.25), (3, 12, 0.05), (3, 60, 0.05), (3, 200, 0.05)]
+)
+def test_a_few_large_differences_among_small_ones_do_not_pass_for_a_gain(large, small, level):
+    """The normal approximation takes them for one twice as often as it may."""
+    draw, runs = random.Random(3), 300
+
+    def pairs():
+        return [draw.choice([-1, 1]) * size for size in [1.0] * large + [0.01] * small]
+
+    passed = sum(p_value(pairs()) <= level for _ in range(runs))
+    assert passed <= runs * level + 2.3 * (runs * level * (1 - level)) ** 0.5
+
+
+def test_more_than_a_thousand_differences_are_no_overflow():
+    """Right and wrong answers of a large test set."""
+    assert 0.0014 == pytest.approx(p_value([1.0] * 600 + [-1.0] * 500), abs=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])

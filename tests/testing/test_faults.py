@@ -10,9 +10,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from wire import OneAttempt
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
-from afnio.models import ChatRequest, ChatResponse
+from afnio.models import ChatResponse
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Fault, FaultPlan, Provider, Quota
 from afnio.testing.provider import request_digest
@@ -22,31 +23,15 @@ KINDS = [kind for kinds in FaultPlan.GROUPS.values() for kind in kinds]
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-class Once(AsyncOpenAI):
-    """A client whose calls end with their first attempt, whose error stays what it was."""
-
-    seen: ModelError | None = None
-
-    async def send(self, request: ChatRequest) -> ChatResponse:
-        try:
-            return await super().send(request)
-        except TransientModelError as error:
-            self.seen = error
-            raise FinalModelError("tried once") from error
-        except FinalModelError as error:
-            self.seen = error
-            raise
-
-
 async def attempt(faults: Any, **options: Any) -> tuple[ModelError | ChatResponse, dict[str, Any]]:
     """Ask once; return the reply or the error, and what the provider counted."""
     async with Provider(lm=lambda request: "hi there", faults=faults, **options) as provider:
-        client = Once(api_key="any", base_url=provider.base_url)
+        client = OneAttempt(AsyncOpenAI(api_key="any", base_url=provider.base_url))
         try:
             reply = await client.achat(messages=HELLO, model="m", max_completion_tokens=50)
-        except FinalModelError:
-            assert client.seen is not None
-            return client.seen, provider.stats()
+        except FinalModelError as error:
+            first = error.__cause__
+            return (first if isinstance(first, ModelError) else error), provider.stats()
         return reply, provider.stats()
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -85,17 +83,6 @@ def ask_optimizer(value: str, feedback: list[str], *constraints: str, **request:
 
 
 # The loop over FacilitySupport -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def facility() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    folder = os.environ.get("AFNIO_DATA")
-    if folder is None:
-        pytest.skip("AFNIO_DATA is not set; point it to the folder with facility_support.json")
-    items = json.loads((Path(folder) / "facility_support.json").read_text())
-    random.Random(0).shuffle(items)
-    pairs = [(i["fields"]["input"], json.loads(i["answer"])["sentiment"]) for i in items]
-    return pairs[:66], pairs[132:]
 
 
 def score(prompt: str, pairs: list[tuple[str, str]]) -> int:

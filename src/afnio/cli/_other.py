@@ -69,6 +69,11 @@ def gateway_main(argv: Sequence[str]) -> int:
         "--journal", type=Path, metavar="FILE", help="record replies, to answer again after a restart"
     )
     parser.add_argument(
+        "--once",
+        action="store_true",
+        help="answer equal requests of a key by one call, for jobs over rows that a cluster runs again",
+    )
+    parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: this machine only)"
     )
     parser.add_argument("--port", type=_port, default=8400, help="the port, 0 for a free one (default: 8400)")
@@ -98,6 +103,7 @@ def gateway_main(argv: Sequence[str]) -> int:
                 host=options.host,
                 port=options.port,
                 token=options.token or None,
+                once=options.once,
             )
         )
     except (AfnioError, ValueError) as error:

@@ -1,8 +1,9 @@
 """The tutorial's job: train the prompt of a sentiment classifier with the Trainer, then test it.
 
-The first prompt is tested and validated. The Trainer trains, validates after each epoch, and keeps the epoch that did
-best on the validation messages as its checkpoint `best`. If that prompt beats the first one on validation, it is tested
-too; else the first prompt is kept and its test counts for both. The test messages choose nothing.
+The first prompt is tested. The Trainer trains, with prompts of 1,000 characters at most, and validates after each epoch
+on half of the validation messages. The epoch that did best there is its checkpoint `best`. A gate compares that prompt
+with the first one on the other half, which chose nothing. If it passes, it is tested too; else the first prompt is kept
+and its test counts for both. The test messages decide nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from afnio.demo._endpoint import (
     simulated_endpoint,
 )
 from afnio.errors import AfnioError, BatchError, ReplyError
-from afnio.optim import TGD
+from afnio.optim import TGD, Gate
+from afnio.optim._gate import FEWEST
 from afnio.runtime import Ledger
 from afnio.tellurio._queries import home_folder
 from afnio.tellurio._store import store_path
@@ -42,9 +44,9 @@ from afnio.utils.datasets import FacilitySupport, Message
 NAMESPACE: Final = "demo"
 PROJECT: Final = "facility-support"
 PAGE: Final = Path("demo.html")
-CONSTRAINT: Final = (
-    "The improved variable must never include or reference the characters `{` or `}`. "
-    "Do not output them, mention them, or describe them in any way."
+CONSTRAINTS: Final = (
+    "The improved variable must never include or reference the characters `{` or `}`.",
+    "Use at most 1000 characters.",
 )
 _FENCE: Final = re.compile(r"^```json\n|\n```$")
 
@@ -65,11 +67,10 @@ class SentimentJob(SentimentAnalyzer):
     validation_step = test_step = training_step
 
     def configure_optimizers(self) -> TGD:
-        constraint = afnio.Variable(CONSTRAINT, role="optimizer constraint")
         return TGD(
             self.parameters(),
             model_client=self.endpoint.client,
-            constraints=[constraint],
+            constraints=[afnio.Variable(text, role="optimizer constraint") for text in CONSTRAINTS],
             momentum=3,
             **self.endpoint.step,
         )
@@ -93,10 +94,15 @@ def read_sentiment(reply: str) -> str:
 
 
 class Loaders(NamedTuple):
-    """The loaders of FacilitySupport's three splits, or of the first messages of each."""
+    """The loaders of FacilitySupport's three splits, or of the first messages of each.
+
+    Attributes:
+        gate: half of the validation messages; None if these are too few.
+    """
 
     train: DataLoader
     validation: DataLoader
+    gate: DataLoader | None
     test: DataLoader
 
     @classmethod
@@ -113,16 +119,18 @@ class Loaders(NamedTuple):
         sampler = WeightedRandomSampler(
             [len(labels) / labels.count(label) for label in labels], num_samples=len(train), seed=options.seed
         )
-        size = options.batch_size
+        half = len(validation) // 2
+        chosen, gate = (validation[half:], validation[:half]) if half >= FEWEST else (validation, [])
         return cls(
-            DataLoader(train, sampler=sampler, batch_size=size),
-            DataLoader(validation, batch_size=size),
-            DataLoader(test, batch_size=size),
+            DataLoader(train, sampler=sampler, batch_size=options.batch_size),
+            DataLoader(chosen, batch_size=len(chosen)),
+            DataLoader(gate, batch_size=len(gate)) if gate else None,
+            DataLoader(test, batch_size=len(test)),
         )
 
     @property
     def sizes(self) -> list[int]:
-        return [len(loader.dataset) for loader in self]  # type: ignore[arg-type]
+        return [0 if loader is None else len(loader.dataset) for loader in self]  # type: ignore[arg-type]
 
 
 def _head(split: Any, count: int | None) -> Sequence[Message]:
@@ -146,8 +154,10 @@ def run(options: argparse.Namespace) -> None:
         endpoint = stack.enter_context(_endpoint(options))
         for note in endpoint.notes:
             print(note)
-        train, validation, test = loaders.sizes
-        print(f"FacilitySupport: {train} training, {validation} validation, {test} test messages.")
+        train, validation, gate, test = loaders.sizes
+        print(
+            f"FacilitySupport: {train} training, {validation} validation, {gate} gate and {test} test messages."
+        )
         print(f"Endpoint: {endpoint.base_url}")
         stack.enter_context(
             afnio.set_backward_model_client(endpoint.client, completion_args=dict(endpoint.backward))
@@ -194,35 +204,43 @@ class Tested(NamedTuple):
     Attributes:
         before, after: metrics of the first and of the chosen prompt on the test messages.
         chosen: which prompt that is, and why.
+        gate: the gate's verdict; None without a gate.
         tests: test messages.
     """
 
     before: dict[str, float]
     after: dict[str, float]
     chosen: str
+    gate: str | None
     tests: int
 
 
 def _train_and_test(agent: SentimentJob, loaders: Loaders, trainer: Trainer, resume: bool) -> Tested:
     before = after = trainer.test(agent, loaders.test)
-    first, first_prompt = trainer.validate(agent, loaders.validation), agent.state_dict()
+    gate = None
+    if loaders.gate is not None:
+        gate = Gate(lambda batch: agent.training_step(batch, 0), loaders.gate, quorum=agent.endpoint.quorum)
+        gate.start(agent.parameters())
     trainer.fit(agent, loaders.train, loaders.validation, ckpt_path="last" if resume else None)
-    if trainer.best_score is not None and trainer.best_score > first.get("loss", 0.0):
+    chosen = "the last one: no epoch has a score"
+    if trainer.best_score is not None:
         best = afnio.load(trainer.folder / "best")
         agent.load_state_dict(best["agent_state_dict"])
         chosen = f"after epoch {best['counters']['epoch']}, the best one on the validation messages"
+    verdict = None if gate is None else gate.judge().wait()
+    if verdict is not None and not verdict.passed:
+        chosen = "unchanged: the gate kept it"
+    elif verdict is None or verdict.rows:
         after = trainer.test(agent, loaders.test)
-    else:
-        agent.load_state_dict(first_prompt)
-        chosen = "unchanged: no other did better on the validation messages"
     te.log({"baseline": before.get("loss", 0.0), "final": after.get("loss", 0.0)})
-    return Tested(before, after, chosen, loaders.sizes[2])
+    return Tested(before, after, chosen, None if verdict is None else str(verdict), loaders.sizes[3])
 
 
 def _print_result(agent: SentimentJob, result: Tested, ledger: Ledger, seconds: float) -> None:
     print(f"\nThe prompt, {result.chosen}:")
     for line in str(agent.sentiment_task.data).splitlines():
         print(f"  {line}")
+    print(f"\nGate: {result.gate or 'none, for want of messages'}")
     print(f"\n{'phase':<9}{'calls':>6}{'tokens in':>12}{'tokens out':>12}")
     for purpose in dict.fromkeys(item.purpose for item in ledger.items):
         spent = Ledger({item: one for item, one in ledger.items.items() if item.purpose == purpose}).total
@@ -274,8 +292,8 @@ def _ask(agent: SentimentJob, loaders: Loaders, trainer: Trainer, *, agreed: boo
     """
     print("The training, between these bounds:")
     print(trainer.estimate(agent, loaders.train, loaders.validation))
-    _, validation, test = loaders.sizes
-    print(f"Tests and the first validation: at most {2 * test + validation:,} forward calls more.")
+    _, _, gate, test = loaders.sizes
+    print(f"Tests and the gate: at most {2 * (test + gate):,} forward calls more.")
     for role, model in agent.endpoint.models.items():
         print(f"{role}: {model}")
     if agreed:

@@ -54,7 +54,7 @@ PROBES: Final = [
 ]
 """Socket options with which a connection to a host that is gone ends after 40 s.
 
-Such a host sends no packet that says so, and a call may wait for its reply for an hour: without probes it waits as long.
+Such a host sends no packet that says so. A call may wait for its reply for an hour, and without probes it would.
 They also keep a connection open in firewalls that forget idle ones.
 """
 

@@ -15,6 +15,7 @@ one, where a second server listens. What happens at its other end, and why it ke
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -212,9 +213,12 @@ class _Server:
             await web.TCPSite(runner, address, self._port, backlog=1024).start()
         except OSError as error:
             await runner.cleanup()
+            shown = f"{self._host}, port {self._port}" if self._port else self._host
+            number = error.errno or 0
+            why = os.strerror(number) if number > 0 else error  # asyncio's text says it twice
             raise ExecutorError(
-                f"host must be an address of this machine with a free port (got {self._host}:{self._port}: {error}); "
-                "pass the one by which workers reach it"
+                f"host must be an address of this machine, with a free port (got {shown}: {why}); pass the one by "
+                "which workers reach it"
             ) from None
         self._runner = runner
         shown = f"[{address}]" if ":" in address else address

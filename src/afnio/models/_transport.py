@@ -18,7 +18,8 @@ import io
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 from urllib.parse import urlsplit
@@ -348,11 +349,17 @@ RAW: Final = "X-Stainless-Raw-Response"
 """The header that makes the SDK leave a body unread. It also marks Afnio's requests."""
 
 
-def bound_bodies(client: Any) -> None:
-    """Apply the bounds to the replies that `client`, an httpx2.AsyncClient, gets to Afnio's requests."""
-    import httpx2
+@cache
+def http_library() -> str:
+    """Return the name of the HTTP library of the installed OpenAI SDK: httpx2, or httpx before openai 3."""
+    from importlib.metadata import version
 
-    if isinstance(client, httpx2.AsyncClient):
+    return "httpx2" if int(version("openai").partition(".")[0]) >= 3 else "httpx"
+
+
+def bound_bodies(client: Any) -> None:
+    """Apply the bounds to the replies that `client`, an HTTP client of the SDK, gets to Afnio's requests."""
+    if hasattr(client, "event_hooks"):  # httpx2's, or httpx's with openai 2
         hooks = client.event_hooks["response"]
         if _bound not in hooks:
             hooks.append(_bound)
@@ -360,13 +367,13 @@ def bound_bodies(client: Any) -> None:
 
 async def _bound(response: Any) -> None:
     if response.request.headers.get(RAW) == "stream":
-        response.stream = _bounded(response.stream, None if response.is_success else MAX_SDK_ERROR)
+        library = import_module(type(response).__module__.partition(".")[0])
+        most = None if response.is_success else MAX_SDK_ERROR
+        response.stream = _bounded(library, response.stream, most)
 
 
-def _bounded(stream: Any, most: int | None) -> Any:
-    import httpx2
-
-    class Bounded(httpx2.AsyncByteStream):
+def _bounded(library: Any, stream: Any, most: int | None) -> Any:
+    class Bounded(library.AsyncByteStream):  # type: ignore[misc]
         async def __aiter__(self) -> AsyncIterator[bytes]:
             size = 0
             async for chunk in stream:

@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from importlib import import_module
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 from zlib import crc32
@@ -38,6 +39,7 @@ from afnio.models._transport import (
     ReplyReader,
     Silence,
     bound_bodies,
+    http_library,
     prepared,
     unreachable,
 )
@@ -52,7 +54,9 @@ PREFIX: Final = 2_000
 """Bytes of a request by which replicas are chosen: about what a system prompt has in common with the next one's."""
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options with which only the SDK's own transport can send a request."""
-_CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
+_CREDENTIALS: Final = frozenset(
+    {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-afnio-token", "cookie"}
+)
 """Headers that identify the caller. They don't change the reply, so they aren't part of a request's key."""
 
 
@@ -69,8 +73,8 @@ class AsyncOpenAI(ChatClient):
         limits: the account's limits; those of each replica, if there are several.
         timeout: the longest duration of one attempt, in seconds.
         max_reply_bytes: the limit of a reply in bytes, after decompression. A longer one is a `FinalModelError`.
-        http_client: an httpx2.AsyncClient. Calls then go through the SDK's own transport, as they do if `api_key` is
-            a function.
+        http_client: an httpx2.AsyncClient (httpx.AsyncClient with openai 2). Calls then go through the SDK's own
+            transport, as they do if `api_key` is a function.
         **options: any other argument of `openai.AsyncOpenAI`, except `max_retries`.
 
     Raises:
@@ -255,7 +259,14 @@ class AsyncOpenAI(ChatClient):
     async def _headers(self) -> Mapping[str, str]:
         """Return the headers of a request. They are made once: the SDK takes 20 µs for them."""
         if self._made_headers is None:
-            self._made_headers = prepared({**self._sdk.default_headers, **self._auth_headers()})
+            # Before openai 3, Azure's clients have a Bearer token among their defaults, beside their key.
+            of_sdk = self._sdk.auth_headers.items()
+            defaults = {
+                name: value
+                for name, value in self._sdk.default_headers.items()
+                if (name, value) not in of_sdk
+            }
+            self._made_headers = prepared({**defaults, **self._auth_headers()})
         return self._made_headers
 
     def _auth_headers(self) -> dict[str, str]:
@@ -266,14 +277,13 @@ class AsyncOpenAI(ChatClient):
         return [str(self._sdk.api_key or "")]
 
     async def _send_by_sdk(self, request: ChatRequest) -> Answer:
-        import httpx2
         import openai
 
         options: Any = {"follow_redirects": False, "headers": {RAW: "stream"}}
         url = self.account.url
         try:
             response = await self._sdk.post(
-                f"/{PATH}", body=request.body, cast_to=httpx2.Response, options=options
+                f"/{PATH}", body=request.body, cast_to=_http().Response, options=options
             )
             async with aclosing(response):
                 pieces = response.aiter_bytes()
@@ -304,7 +314,6 @@ class AsyncOpenAI(ChatClient):
         return mask(text, (*self._secrets(), *self._beside_key))
 
     def _sdk_client(self, **options: Any) -> Any:
-        import httpx2
         import openai
 
         given = {name: value for name, value in options.items() if value is not None}
@@ -317,7 +326,7 @@ class AsyncOpenAI(ChatClient):
             given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
-        except httpx2.InvalidURL:  # its text may contain a part of a password
+        except _http().InvalidURL:  # its text may contain a part of a password
             raise _bad_url(str(given.get("base_url") or given.get("azure_endpoint"))) from None
         except openai.OpenAIError as error:
             if "credentials" in str(error).lower() or "api_key" in str(error):
@@ -442,13 +451,16 @@ async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
     return token
 
 
+def _http() -> Any:
+    return import_module(http_library())
+
+
 def _http_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of a failed connection: the SDK's, httpx2's, and httpx's if it has been imported."""
-    import httpx2
+    """Return the errors of a failed connection: the SDK's, its library's, and httpx's if it has been imported."""
     import openai
 
-    httpx = sys.modules.get("httpx")
-    return (openai.APIConnectionError, httpx2.HTTPError, *(() if httpx is None else (httpx.HTTPError,)))
+    libraries = {_http(), sys.modules.get("httpx", _http())}
+    return (openai.APIConnectionError, *(library.HTTPError for library in libraries))
 
 
 def check_same_models(found: Mapping[str, Sequence[str]]) -> None:
@@ -562,7 +574,6 @@ def _bad_url(url: str) -> ValueError:
 
 def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
     """Return the SDK's error for `answer`. As the cause of ours it lets users look at the SDK's attributes."""
-    import httpx2
     import openai
 
     status = error.status or 500
@@ -577,8 +588,9 @@ def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
     }
     made = classes.get(status, openai.InternalServerError if status >= 500 else openai.APIStatusError)
     # Not the real request: its headers have the key.
-    request = httpx2.Request("POST", f"https://{PATH}")
-    response = httpx2.Response(status, content=answer.body, request=request)
+    library = _http()
+    request = library.Request("POST", f"https://{PATH}")
+    response = library.Response(status, content=answer.body, request=request)
     sdk_error: BaseException = made(str(error), response=response, body=None)
     return sdk_error
 

@@ -41,10 +41,13 @@ ENOUGH: Final = 32
 """Rows from which the level is the gate's own."""
 FEWEST: Final = 12
 """Rows below which a test says nothing: a gain of ten points would pass as often as chance."""
+LEVEL: Final = 0.25
 LENIENT: Final = 0.5
-"""The level with fewer rows than `ENOUGH`."""
+"""The level with fewer rows than `ENOUGH`, in place of `LEVEL`."""
 SHARE: Final = 1 / 3
-"""Both looks together may cost this share of a budget."""
+"""Both looks at up to `ENOUGH` rows together may cost this share of a budget."""
+WIDE_SHARE: Final = 1 / 4
+"""Those at more rows may cost this share: rows beyond `ENOUGH` find small gains, but the training needs calls too."""
 
 
 @final
@@ -102,12 +105,12 @@ class Gate:
         evaluate: Called with a batch. Runs the agent and returns an evaluator's `(score, …)`, or a list of numbers with
             None for rows that failed. A `def` may read values; an `async def` awaits them.
         rows: Held-out samples: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn`
-            are used. 32 or more are useful; with 12 to 31 the level is 0.5.
-        level: The result passes if p is at most this.
+            are used. 32 or more are useful, 64 find a small gain more often; with 12 to 31 the level is 0.5.
+        level: The result passes if p is at most this. One that is stricter than 0.25 holds for any number of rows.
         size: Rows for one look. By default all. With several looks in mind, give a part of them.
-        budget: Calls that the whole run may take. A look uses a third of it at most, so fewer rows if it is small. By
-            default the lowest `max_calls` of the `afnio.budget` blocks around. What a row costs is found by
-            running one with made-up replies.
+        budget: Calls that the whole run may take. Both looks together use a quarter of it at most, or a third for up
+            to 32 rows; so fewer rows if it is small. By default the lowest `max_calls` of the `afnio.budget` blocks
+            around. What a row costs is found by running one with made-up replies.
         quorum: The fraction of the rows that must have both scores.
         seed: Seed of the choice of rows. By default it comes from the run.
 
@@ -133,7 +136,7 @@ class Gate:
         self,
         evaluate: Evaluate,
         rows: Any,
-        level: float = 0.25,
+        level: float = LEVEL,
         *,
         size: int | None = None,
         budget: int | None = None,
@@ -163,13 +166,8 @@ class Gate:
         self._used: list[int] = []
         self._reused = 0
         self._verdicts: list[GateVerdict] = []
-        if self._size < ENOUGH:
-            logging.getLogger("afnio").warning(
-                "the gate has %d rows; with fewer than %d it can't tell a small loss from a gain, so the level is %g",
-                self._size,
-                ENOUGH,
-                LENIENT,
-            )
+        self._loaded = self._told_few = False
+        self._tell_few(self._size)
 
     @property
     def verdicts(self) -> list[GateVerdict]:
@@ -180,8 +178,8 @@ class Gate:
     def start(self, params: Iterable[Variable] | Optimizer) -> Pending[None]:
         """Note the values to go back to, and check that a budget pays for the gate.
 
-        Launches and returns. Waits where a blocking wait is allowed; on an event loop, await the `Pending`. After
-        `load_state_dict`, the noted values stay, so a resumed run is compared with its first start.
+        Launches and returns. Waits where a blocking wait is allowed; on an event loop, await the `Pending`. Values that
+        `load_state_dict` has restored stay, so a resumed run is compared with its first start.
 
         Raises:
             ValueError: if a budget can't pay for 12 rows, before any call. If the state is one of another number of
@@ -190,11 +188,12 @@ class Gate:
         self._parameters = _listed(params)
         if self._seed is None:
             self._seed = draw_seed()
-        if self._start is not None and len(self._start) != len(self._parameters):
+        keep, self._loaded = self._loaded and self._start is not None, False
+        if keep and self._start is not None and len(self._start) != len(self._parameters):
             raise ValueError(
                 f"the gate's state must be of these {len(self._parameters)} parameters (got {len(self._start)})"
             )
-        return self._note(keep=self._start is not None)
+        return self._note(keep=keep)
 
     @folding
     def restart(self) -> Pending[None]:
@@ -329,7 +328,17 @@ class Gate:
         return sorted(draw.sample(range(len(self._data)), size)), level, True
 
     def _level_for(self, rows: int) -> float:
-        return self._level if rows >= ENOUGH else max(self._level, LENIENT)
+        return max(self._level, LENIENT) if rows < ENOUGH and self._level >= LEVEL else self._level
+
+    def _tell_few(self, rows: int) -> None:
+        if rows < ENOUGH and not self._told_few:
+            self._told_few = True
+            logging.getLogger("afnio").warning(
+                "the gate has %d rows; with fewer than %d it can't tell a small loss from a gain, so the level is %g",
+                rows,
+                ENOUGH,
+                self._level_for(rows),
+            )
 
     def _tested(
         self,
@@ -339,7 +348,7 @@ class Gate:
         level: float,
     ) -> GateVerdict:
         pairs = [(a, b) for a, b in zip(start, result, strict=True) if a is not None and b is not None]
-        if len(pairs) < min(FEWEST, len(units)) or not quorum_holds(len(pairs), len(units), self._quorum):
+        if not pairs or not quorum_holds(len(pairs), len(units), self._quorum):
             raise RuntimeError(
                 f"only {len(pairs)} of {len(units)} rows of the gate have both scores (quorum={self._quorum}); the "
                 "values stay as they are, call judge() again"
@@ -354,18 +363,20 @@ class Gate:
         )  # fmt: skip
 
     async def _affordable(self, values: tuple[Any, ...]) -> int:
-        """Return the number of rows for a look, so that both looks cost a third of the budget at most."""
+        """Return the number of rows for a look that the budget pays for."""
         calls = self._budget if self._budget is not None else _limit()
         if calls is None:
             return self._size
         each = await self._rehearsed(values)
-        most = int(calls * SHARE) // (2 * each)
+        most = rows_for(calls, each)
         if most < FEWEST:
             raise ValueError(
                 f"the budget must pay for a gate of {FEWEST} rows with a third of its calls: two looks of {each} "
                 f"calls a row are {2 * each * FEWEST}, so {math.ceil(2 * each * FEWEST / SHARE)} calls (got {calls})"
             )
-        return min(self._size, most)
+        rows = min(self._size, most)
+        self._tell_few(rows)
+        return rows
 
     async def _rehearsed(self, values: tuple[Any, ...]) -> int:
         """Return how many calls one row takes. It is run with made-up replies, which sends nothing."""
@@ -413,9 +424,20 @@ class Gate:
         self._start = None if state["start"] is None else list(state["start"])
         self._used, self._reused, self._seed = list(state["rows_used"]), state["reused"], state["seed"]
         self._verdicts = [GateVerdict(**{**v, "rows": tuple(v["rows"])}) for v in state["verdicts"]]
+        self._loaded = True
 
     def __repr__(self) -> str:
         return f"Gate(rows={len(self._data)}, level={self._level:g}, looks={len(self._verdicts)})"
+
+
+def rows_for(calls: int, each: int) -> int:
+    """Return the rows that a budget of `calls` pays both looks of a gate for, if a row takes `each` of them.
+
+    >>> rows_for(150, 1), rows_for(300, 1), rows_for(600, 1), rows_for(300, 3)
+    (25, 37, 75, 16)
+    """
+    few, many = (int(calls * share) // (2 * each) for share in (SHARE, WIDE_SHARE))
+    return max(min(few, ENOUGH), many)
 
 
 def _listed(params: Iterable[Variable] | Optimizer) -> list[Variable]:

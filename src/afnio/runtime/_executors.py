@@ -42,9 +42,10 @@ import anyio
 import anyio.to_thread
 
 from afnio.errors import ExecutorError, RuntimeClosedError, WorkerLostError, reason
+from afnio.runtime._dask import DaskExecutor, forget, is_dask, new_mark
 from afnio.runtime._kernel import Runtime, existing_runtime
 from afnio.runtime._loop import Task
-from afnio.runtime._worker import Ended, run_task, start_worker
+from afnio.runtime._worker import Ended, pickled, run_task, start_worker
 
 ATTEMPTS: Final = 3
 """How often a lane may lose its worker for which nothing else is to blame."""
@@ -52,6 +53,8 @@ STARTS: Final = 3
 """How often a pool is made whose workers end before their first task."""
 START: Final = 120.0
 """Seconds that a pool's first worker has for its start."""
+LOOK: Final = 1.0
+"""Seconds between looks at whether a cluster is there, while its first worker starts."""
 AHEAD: Final = 4
 """Lanes in flight for each worker, unless `Workers` says more: workers must not wait for the driver."""
 
@@ -65,7 +68,7 @@ class Workers:
     Args:
         executor: a `concurrent.futures.Executor` whose tasks run in other processes, or a callable that makes one.
             Only what a callable made can be replaced after it broke.
-        max_in_flight: the lanes that are submitted at a time. Default: 4 for each worker.
+        max_in_flight: the lanes that are submitted at a time, of those with equal Workers. Default: 4 for each worker.
         host: for workers on other hosts, an address of this one (a name or an IP address, with or without `:port`) by
             which they reach it. Their calls of language models then arrive there; see "Several hosts" in the guide.
             Default: this machine's workers only.
@@ -173,24 +176,54 @@ _HOST: Final = re.compile(
 )
 
 
-def _identity(executor: Any) -> Any:
+def _identity(source: Any) -> Any:
     """Return what is equal for callables that make the same: a lambda is a new object each time its line runs."""
-    if isinstance(executor, partial):
-        inner = (_identity(executor.func), executor.args, tuple(sorted(executor.keywords.items())))
-        return inner if _hashable(inner) else executor
-    if isinstance(executor, FunctionType):
-        cells = tuple(cell.cell_contents for cell in executor.__closure__ or ())
-        made = (executor.__code__, cells, executor.__defaults__)
-        return made if _hashable(made) else executor
-    return executor
+    if isinstance(source, partial):
+        words = sorted(source.keywords.items())
+        return (_identity(source.func), *map(_compared, source.args), *((k, _compared(v)) for k, v in words))
+    if isinstance(source, FunctionType):
+        cells = [cell if _is_empty(cell) else cell.cell_contents for cell in source.__closure__ or ()]
+        words = sorted((source.__kwdefaults__ or {}).items())
+        held = [*cells, *(source.__defaults__ or ()), *(value for _, value in words)]
+        # Equal lines of two modules have equal code.
+        return source.__code__, id(source.__globals__), *map(_compared, held)
+    return _compared(source)
 
 
-def _hashable(value: Any) -> bool:
+def _compared(value: Any) -> Any:
+    """Return what is compared for a value: itself, its content, or that it is the same object."""
+    if isinstance(value, partial | FunctionType):
+        return _identity(value)
     try:
         hash(value)
     except TypeError:
-        return False
-    return True
+        try:
+            return pickled(value)
+        except Exception:
+            return _Same(value)
+    return value
+
+
+@final
+class _Same:
+    """Equal for the same object, which it keeps, so that its id isn't given to another one."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - it raises
+    except ValueError:
+        return True
+    return False
 
 
 def _check_kind(executor: Any) -> None:
@@ -216,7 +249,7 @@ def _check_kind(executor: Any) -> None:
 
 
 class _RefusedError(Exception):
-    """A task was not submitted, because its executor is broken or shut down."""
+    """A task did not run, because its executor is broken or shut down."""
 
 
 class _LostError(Exception):
@@ -224,11 +257,13 @@ class _LostError(Exception):
 
     Attributes:
         alone: True if the executor knows that this task's worker ended.
+        ends: of how many workers it tells.
     """
 
-    def __init__(self, why: str, *, alone: bool = False) -> None:
+    def __init__(self, why: str, *, alone: bool = False, ends: int = 1) -> None:
         super().__init__(why)
         self.alone = alone
+        self.ends = ends
 
 
 @final
@@ -238,11 +273,10 @@ class WorkerPool:
     def __init__(self, runtime: Runtime, workers: Workers) -> None:
         self._runtime = runtime
         self._source = workers.executor
-        self._most = workers.max_in_flight
         self._ours = not isinstance(workers.executor, Executor)
         self._executor: Any = None
         self._broken = ""
-        self._places: anyio.Semaphore | None = None
+        self._places: dict[int | None, anyio.Semaphore] = {}
         self._turns = Turns()
         self._open = 0
         self._submitted = 0
@@ -255,12 +289,13 @@ class WorkerPool:
         self._failed = 0
         self._why: Exception | None = None
 
-    async def run(self, name: str, task: Callable[[], Any]) -> Ended:
+    async def run(self, name: str, task: Callable[[], Any], *, most: int | None = None) -> Ended:
         """Run one lane's task until it has ended.
 
         Args:
             name: the function's.
             task: returns the arguments of `run_task`, for each attempt.
+            most: lanes in flight, of those that are given the same number.
 
         Raises:
             WorkerLostError: if it has lost its worker `ATTEMPTS` times.
@@ -270,8 +305,11 @@ class WorkerPool:
         self._open += 1
         try:
             await self._ready(number)
-            assert self._places is not None
-            async with self._places:
+            places = self._places.get(most)
+            if places is None:
+                places = anyio.Semaphore(most or AHEAD * self._workers, fast_acquire=True)
+                self._places[most] = places
+            async with places:
                 return await self._until_ended(number, name, task)
         finally:
             self._open -= 1
@@ -294,21 +332,21 @@ class WorkerPool:
             while True:
                 await (turns.enter_alone() if suspected else turns.enter_together())
                 try:
-                    return await self._once(number, task)
+                    return await self._once(number, task, alone=suspected)
                 except _RefusedError as error:
                     refused += 1
                     if refused >= ATTEMPTS:
                         raise ExecutorError(
-                            f"an executor must take tasks (got {error}, {refused} times); see that it is open, and its "
+                            f"an executor must run tasks (got {error}, {refused} times); see that it is open, and its "
                             "cluster there"
                         ) from None
                 except _LostError as error:
                     self._lost += 1
-                    lost += suspected or error.alone
+                    lost += error.ends if suspected or error.alone else 0
                     if lost >= ATTEMPTS:
                         raise WorkerLostError(
-                            f"{name} must not end its worker process (got {lost} ends in {lost} runs); look for a "
-                            "crash, os._exit or too little memory in it"
+                            f"{name} must not end its worker process (got {lost} ends in a row, at last {error}); look "
+                            "for a crash, os._exit or too little memory in it"
                         ) from None
                     if not error.alone and not suspected:
                         suspected = True
@@ -319,15 +357,19 @@ class WorkerPool:
             if suspected:
                 turns.end_suspicion()
 
-    async def _once(self, number: int, task: Callable[[], Any]) -> Ended:
+    async def _once(self, number: int, task: Callable[[], Any], *, alone: bool) -> Ended:
         """Submit the task once.
 
         Raises:
-            _RefusedError: if the executor didn't take it.
+            _RefusedError: if the executor didn't run it.
             _LostError: if nothing came back.
         """
         executor = await self._ready(number)
+        if alone and isinstance(executor, DaskExecutor):
+            await anyio.to_thread.run_sync(executor.settle, abandon_on_cancel=True)
         arguments = await task()
+        if isinstance(executor, DaskExecutor):
+            arguments = (*arguments, new_mark())
         done = anyio.Event()
         try:
             future: Future[Any] = executor.submit(run_task, *arguments)
@@ -344,16 +386,23 @@ class WorkerPool:
         finally:
             self._submitted -= 1
         try:
-            return Ended(*future.result())
+            ended = Ended(*future.result())
         except WorkerLostError as error:
             raise _LostError(str(error), alone=True) from None
         except (BrokenExecutor, CancelledError) as error:
             self._drop(executor, error)
             raise _LostError(reason(error)) from None
         except Exception as error:
-            if type(error).__name__ != "KilledWorker":  # Dask's, for all tasks of workers that died
-                self._drop(executor, error)
-            raise _LostError(reason(error)) from None
+            if type(error).__name__ == "KilledWorker":
+                # Dask's, of a task that was next in line at so many workers that ended.
+                ends = getattr(error, "allowed_failures", ATTEMPTS) + 1
+                raise _LostError(f"Dask's {type(error).__name__}", ends=ends) from None
+            self._drop(executor, error)
+            raise _RefusedError(reason(error)) from None
+        if ended.ending == "lost":
+            forget(arguments[-1])
+            raise _LostError("its worker ended")
+        return ended
 
     def _wake(self, event: anyio.Event, future: object) -> None:
         with suppress(RuntimeClosedError):
@@ -394,11 +443,7 @@ class WorkerPool:
     async def _start(self) -> None:
         """Make the executor and wait for its first worker. In a task, because no lane's cancellation may end it."""
         try:
-            executor = await self._made()
-            self._executor = executor
-            if self._places is None:
-                most = self._most or AHEAD * self._workers
-                self._places = anyio.Semaphore(most, fast_acquire=True)
+            self._executor = await self._made()
         except Exception as error:
             self._why = error
             self._failed = next(self._numbers)
@@ -413,20 +458,20 @@ class WorkerPool:
             limiter = anyio.CapacityLimiter(1)
             make = partial(self._make, partial(self._wake, greeted))
             executor, greetings = await anyio.to_thread.run_sync(make, limiter=limiter)
-            with anyio.move_on_after(START):
-                await greeted.wait()
-            if not greeted.is_set():
-                last = f"no worker started within {START:g} s"
-            else:
+            gone = await _first_task(executor, greeted)
+            if greeted.is_set():
                 first = next(each for each in greetings if each.done())
                 error = None if first.cancelled() else first.exception()
                 if error is None and not first.cancelled():
                     return executor
                 last = "its tasks were cancelled" if error is None else reason(error)
-                if error is not None and not isinstance(error, BrokenExecutor | WorkerLostError):
-                    break
+            else:
+                error = ExecutorError(gone)
+                last = gone
             if self._ours:
                 _shut_down(executor)
+            if error is not None and not isinstance(error, BrokenExecutor | WorkerLostError):
+                break
         raise ExecutorError(
             f"an executor's workers must live until their first task (got {last}); {_advice()}"
         )
@@ -441,6 +486,8 @@ class WorkerPool:
                 f"the callable given as executor must make one (got {reason(error)}); call it by itself to see why"
             ) from error
         _check_kind(executor)
+        if is_dask(executor):
+            executor = DaskExecutor(executor)
         if self._ours and isinstance(executor, ProcessPoolExecutor) and not executor._processes:
             # Also a worker that never gets a task must end with this process.
             pool: Any = executor
@@ -470,20 +517,31 @@ class WorkerPool:
             _shut_down(self._executor)
 
 
+async def _first_task(executor: Any, greeted: anyio.Event) -> str:
+    """Wait for a first task, and return why none came."""
+    with anyio.move_on_after(START):
+        while not greeted.is_set():
+            if isinstance(executor, DaskExecutor) and executor.gone:
+                return executor.gone
+            with anyio.move_on_after(LOOK):
+                await greeted.wait()
+    return f"no worker within {START:g} s"
+
+
 def _size(executor: Any) -> int:
     """Return the number of workers of an executor, as far as it says."""
     size = getattr(executor, "_max_workers", None)
-    with suppress(Exception):  # Dask's, whose workers run as many tasks as they have threads
-        size = size or sum(executor._client.nthreads().values())
     return size if isinstance(size, int) and size > 0 else os.cpu_count() or 1
 
 
-_ENGINES: Final = {"concurrent": "processes", "loky": "loky", "distributed": "Dask", "afnio": "Ray"}
+_ENGINES: Final = {"concurrent": "processes", "loky": "loky", "afnio": "Ray"}
 
 
 def _engine(executor: Any) -> str:
     """Return what runs an executor's tasks, by the package of its class."""
     kind = type(executor)
+    if kind is DaskExecutor:
+        return "Dask"
     return _ENGINES.get(kind.__module__.partition(".")[0], kind.__name__)
 
 

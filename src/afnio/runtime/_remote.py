@@ -19,10 +19,15 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import partial
-from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType
+from pathlib import Path, PurePath
+from types import FunctionType, MethodType
 from typing import Any, Final, Protocol, final
+from uuid import UUID
 
 import anyio
 import anyio.to_thread
@@ -100,7 +105,7 @@ class Remote:
             return os.getpid(), self._function, arguments, pickle.dumps(await calls.attempt())
 
         try:
-            ended = await self._workers.pool(runtime).run(self.name, task)
+            ended = await self._workers.pool(runtime).run(self.name, task, most=self._workers.max_in_flight)
         finally:
             calls.end()
         if len(ended.data) > LARGE:
@@ -171,7 +176,7 @@ class Remote:
         asked = [self.name, self._durable, args, kwargs, *self._bound]
         try:
             data = json.dumps(asked, sort_keys=True, default=_stable)
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise TypeError(
                 f"what the durable function {self.name} gets must be equal in the next run (got {reason(error)}); pass "
                 "texts, numbers, dataclasses, and lists or dicts of them"
@@ -179,18 +184,34 @@ class Remote:
         return hashlib.sha256(data.encode()).hexdigest()
 
 
+_WHOLE: Final = (bytes, complex, Decimal, date, time, timedelta, PurePath, UUID)
+"""Types whose repr shows all of a value. An array's leaves out its middle."""
+
+
 def _stable(value: Any) -> Any:
-    """Return what stands for a value that JSON doesn't have: the same in each process."""
+    """Return what stands for a value that JSON doesn't have: the same in each process, another for other values.
+
+    Raises:
+        Exception: if there is nothing that does.
+    """
+    kind = type(value)
     if isinstance(value, set | frozenset):
-        return sorted(map(repr, value))
+        return [
+            kind.__qualname__,
+            sorted(json.dumps(each, sort_keys=True, default=_stable) for each in value),
+        ]
+    if isinstance(value, Enum):
+        return [kind.__qualname__, value.name]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [kind.__qualname__, {each.name: getattr(value, each.name) for each in fields(value)}]
     if isinstance(value, MethodType):
         return [value.__qualname__, value.__self__]
-    if isinstance(value, FunctionType | BuiltinFunctionType | type):
-        return f"{value.__module__}.{value.__qualname__}"
-    kind: Any = type(value)
-    if kind.__repr__ is object.__repr__:
-        raise TypeError(f"a {kind.__qualname__}, which has no repr of its own")
-    return repr(value)
+    if isinstance(value, FunctionType | type) and "<" not in value.__qualname__:
+        return [value.__module__, value.__qualname__]
+    if isinstance(value, _WHOLE):
+        return [kind.__qualname__, repr(value)]
+    # Equal values may differ here. Then a result is computed again, and never a wrong one taken.
+    return hashlib.sha256(pickled(value)).hexdigest()
 
 
 def _to_json(value: Any) -> bytes | None:

@@ -11,8 +11,8 @@ One step:
   so its end is a better candidate than a first guess. The first small step needs no samples: the winner's mistakes in
   the last race are dealt to the chains.
 * The edits of all chains together are a candidate too, and every few steps the text without one of its blocks.
-* `race` runs all candidates and the current text on samples that none of them was made from. The highest sum wins, and
-  ties keep the current text.
+* `race` runs all candidates and the current text on samples that no edit of the step was made from, also not those
+  whose mistakes the last race dealt. The highest sum wins, and ties keep the current text.
 
 All draws come from a seed, the step's number and the data's order, before the first call. A repeated run makes the same
 candidates, and a journal answers their calls.
@@ -34,8 +34,9 @@ from afnio.optim._blocks import Draft
 from afnio.optim._checks import WORDS
 from afnio.optim._edits import Mistake, propose_edits
 from afnio.optim._optimizer import Acceptance, Change, Decision, Evidence, Lineage, Optimizer, StepInputs
+from afnio.optim.search._chain_race import ChainSetup, Runner
 from afnio.optim.search._chain_state import SearchState
-from afnio.optim.search._chain_step import ChainSetup, ChainStep, Runner
+from afnio.optim.search._chain_step import ChainStep
 from afnio.optim.search._improves import Evaluate, Holdout
 from afnio.optim.search._sizes import SampleCost, Sizes, affordable
 from afnio.runtime._budget import current_budgets
@@ -51,8 +52,9 @@ class EditTGD(Optimizer):
     Each step, `lr` chains start from the current text. A chain takes `inner` small steps: it runs `minibatch` training
     samples, shows the mistakes to the proposer, and applies the edits that come back (add, replace or delete a block),
     within `max_chars`. Then the current text, the ends of the chains, and all of their edits together are run on
-    `race` samples that none of them was made from: the first `first` samples for all, the rest for the best `keep`.
-    The highest sum becomes the value. Ties keep the current text.
+    `race` samples that none of these edits was made from: the first `first` samples for all, the rest for the best
+    `keep`. The highest sum becomes the value. Ties keep the current text, which is dropped after the first samples like
+    any other if `keep` texts did better on them.
 
     Before the first step each sentence of the start text is left out once, as a candidate of such a race; later, every
     `prune_every` steps, the block that was tested longest ago. That is the way out of a start text with a fault that
@@ -71,10 +73,13 @@ class EditTGD(Optimizer):
     A race decides which text goes on, and proves nothing. `optim.Gate` tests the result of a run once, on samples that
     nothing else used.
 
-    Sizes follow the budget. A step may cost a quarter of it (40 % with more than four chains), so `lr`, `minibatch`
-    and `race` shrink to that. The budget is `budget`, or the lowest `max_calls` of the `afnio.budget` blocks around the
-    step. With a larger one use more chains, not longer ones. To know what a sample costs, the first step runs one with
-    made-up replies. That sends nothing, but the agent's own code runs.
+    Sizes follow the budget. A step may cost a third of it (40 % with more than four chains), so `lr`, then `race` and
+    `minibatch` shrink to that. The budget is `budget`, or the lowest `max_calls` of the `afnio.budget` blocks around
+    the step. With a larger one use more chains, not longer ones. To know what a sample costs, the first step runs one
+    with made-up replies. That sends nothing, but the agent's own code runs.
+
+    A race takes half of the training samples at most. If the rest is too small for all chains, each goes through it in
+    an order of its own, several times if need be.
 
     Sources: minibatch reflection and edits after SkillOpt (arXiv:2605.23904); proposals that are merged instead of
     criticism after ComBEE (arXiv:2604.04247); racing after CAPO (arXiv:2504.16005).
@@ -133,10 +138,10 @@ class EditTGD(Optimizer):
         train: Any,
         *,
         lr: float = 3,
-        inner: int = 3,
-        minibatch: int = 8,
+        inner: int = 4,
+        minibatch: int = 12,
         race: int = 24,
-        first: int = 8,
+        first: int = 12,
         keep: int = 2,
         max_chars: int | None = 1_000,
         prune_every: int | None = 4,

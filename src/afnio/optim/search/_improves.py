@@ -19,6 +19,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, final
@@ -635,6 +636,10 @@ def _number(sample: Any) -> float:
     sample = plain(sample)
     if not isinstance(sample, bool | int | float):
         raise TypeError(f"a sample's score must be a number or None (got {sample!r})")
+    if not math.isfinite(sample):  # no comparison with NaN is true, so such a sample would win every test
+        raise ScoreError(
+            f"a sample's score must be a finite number or None (got {sample}); return None for a sample that failed"
+        )
     return float(sample)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, final
 
-SHARE: Final = 0.25
+SHARE: Final = 1 / 3
 WIDE_SHARE: Final = 0.4
 WIDE: Final = 4
 """A step with more chains than this may cost `WIDE_SHARE` of the budget, one with fewer `SHARE`."""
@@ -28,11 +28,14 @@ class Sizes(NamedTuple):
     keep: int
 
     def smaller(self, wanted: Sizes) -> Sizes | None:
-        """Return the next smaller sizes: less of what has shrunk least so far. None at the smallest.
+        """Return the next smaller sizes. None at the smallest.
 
-        Three mistakes are the fewest that a proposer can generalise from, and six samples the fewest that a race can
-        rank anything on. Chains get shorter only when nothing else is left.
+        One long chain learns more than two short ones, so the number of chains shrinks first. Then it is the race or
+        the minibatch, whichever has shrunk least. Three mistakes are the fewest that a proposer can generalise from,
+        and six samples the fewest that a race can rank anything on. Chains get shorter only when nothing else is left.
         """
+        if self.chains > 1:
+            return self._replace(chains=self.chains - 1)
         options = [
             (getattr(self, name) - 1) / getattr(wanted, name)
             if getattr(self, name) > min(getattr(wanted, name), least)
@@ -61,7 +64,7 @@ class Sizes(NamedTuple):
         return math.ceil(calls) + (self.chains * self.inner + several) * sample.prompts
 
 
-_SMALLEST: Final = {"race": 6, "minibatch": 3, "chains": 1}
+_SMALLEST: Final = {"race": 6, "minibatch": 3}
 
 
 class SampleCost(NamedTuple):
@@ -86,10 +89,10 @@ def affordable(wanted: Sizes, sample: SampleCost, calls: int, reserve: int) -> S
     Raises:
         ValueError: if it doesn't.
 
-    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 1_200, 0)
-    Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
-    >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(1, 0, 1), 300, 0)
-    Sizes(chains=2, inner=3, minibatch=6, race=16, first=5, keep=2)
+    >>> affordable(Sizes(3, 4, 12, 24, 12, 2), SampleCost(1, 0, 1), 1_200, 0)
+    Sizes(chains=3, inner=4, minibatch=12, race=24, first=12, keep=2)
+    >>> affordable(Sizes(3, 4, 12, 24, 12, 2), SampleCost(1, 0, 1), 200, 0)
+    Sizes(chains=1, inner=4, minibatch=9, race=17, first=8, keep=2)
     >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(3, 2, 3), 60, 20)
     Traceback (most recent call last):
     ValueError: the budget must pay for one step of 45 calls and a reserve of 20 (got 60); raise it, or lower race
@@ -152,36 +155,49 @@ class Rows(NamedTuple):
 
     Attributes:
         chains: For each chain the samples of each of its small steps.
-        race: Samples that are in none of these.
+        race: Samples that no edit of the step is made from.
     """
 
     chains: list[list[list[int]]]
     race: list[int]
 
 
-def rows_for(stream: RowStream, sizes: Sizes, *, forwards: int) -> Rows:
+def rows_for(stream: RowStream, sizes: Sizes, *, forwards: int, raced: Iterable[int] = ()) -> Rows:
     """Take the samples of a step.
 
-    If there are too few, chains share theirs. If there are too few for one chain, a quarter of all is kept for the
-    race.
+    No edit of the step may be made from a sample of its race. Its first edits are made from the winner's mistakes in
+    the last race, so the race avoids that one's samples too. The chains get at least half of all samples. If these are
+    too few for all chains, each goes through them in an order of its own, several times if its small steps need more.
 
     Args:
         forwards: How many small steps of each chain run samples.
+        raced: The samples of the last race.
 
-    >>> rows = rows_for(RowStream(8, seed=0), Sizes(2, 2, 4, 24, 8, 2), forwards=2)
-    >>> len(rows.race), [len(shard) for chain in rows.chains for shard in chain]
-    (2, [3, 3, 3, 3])
+    >>> rows = rows_for(RowStream(8, seed=0), Sizes(2, 2, 4, 24, 8, 2), forwards=2, raced=[0, 1, 2, 3])
+    >>> sorted(rows.race), [sorted(shard) for chain in rows.chains for shard in chain]
+    ([4, 5, 6, 7], [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]])
     """
-    wanted = sizes.chains * forwards * sizes.minibatch
-    race = min(sizes.race, max(stream.count - forwards * sizes.minibatch, stream.count // 4, 1))
-    fresh = stream.take(race)
-    chains: list[list[list[int]]] = []
-    shared = stream.count - len(fresh) < wanted
-    used: list[int] = list(fresh)
-    for _ in range(sizes.chains):
-        mine: list[int] = stream.take(sizes.minibatch * forwards, avoid=fresh if shared else used)
+    before = set(raced)
+    others = stream.count - len(before)
+    most = min(sizes.race, max(stream.count // 2, 1))
+    if others < max(min(most, stream.count // 4), 1):
+        before, others = set(), stream.count
+    fresh = stream.take(min(most, others), avoid=before)
+    size = min(sizes.minibatch, stream.count - len(fresh))
+    shared = stream.count - len(fresh) < sizes.chains * forwards * size
+    used, chains = list(fresh), list[list[list[int]]]()
+    for number in range(sizes.chains):
+        mine = stream.take(forwards * size, avoid=fresh if shared else used)
         used += mine
-        size = max(1, math.ceil(len(mine) / forwards)) if forwards else 0
-        shards = [mine[at * size : (at + 1) * size] for at in range(forwards)]
-        chains.append([shard or mine[:size] for shard in shards])
+        draw = random.Random(f"{stream.seed}/again/{stream.epoch}/{number}")
+        chains.append(list(_shards(mine, forwards, size, draw)))
     return Rows(chains, fresh)
+
+
+def _shards(rows: Sequence[int], count: int, size: int, draw: random.Random) -> Iterator[list[int]]:
+    waiting = list(rows)
+    for _ in range(count):
+        if len(waiting) < size:
+            waiting = draw.sample(rows, len(rows))
+        yield waiting[:size]
+        del waiting[:size]

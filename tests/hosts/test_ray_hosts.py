@@ -1,0 +1,103 @@
+"""A Ray cluster on hosts of its own, which are network namespaces: calls of its workers go through the driver."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from environments import interpreter
+from hosts.network import Host, last_line, network, python
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("namespaces"),
+]
+RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@asynccontextmanager
+async def cluster(driver: Host, workers: list[Host], replica: Host) -> AsyncIterator[None]:
+    """Start a replica, and Ray: its head on the driver's host, without a worker, and one worker on each other host."""
+    ray = [
+        str(interpreter("ray", "ray>=2.50,<3", "cloudpickle")),
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+    ]
+    ray += ["--disable-usage-stats", "--object-store-memory=100000000"]
+    try:
+        await replica.start(*python("replica.py"), replica.address, "0.2", ready="ready")
+        head = ["--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false"]
+        here = f"--node-ip-address={driver.address}"
+        await driver.start(*ray, *head, here, ready="Ray runtime started", **RAY)
+        for worker in workers:
+            there = [
+                f"--address={driver.address}:6379",
+                f"--node-ip-address={worker.address}",
+                "--num-cpus=1",
+            ]
+            await worker.start(*ray, *there, ready="Ray runtime started", **RAY)
+        yield
+    finally:
+        for host in (*workers, driver, replica):
+            await host.end()
+
+
+async def run(driver: Host, replica: Host, host: str, count: int, journal: Path) -> dict[str, Any]:
+    script = [
+        str(interpreter("ray", "ray>=2.50,<3", "cloudpickle")),
+        str(Path(__file__).with_name("on_ray.py")),
+    ]
+    url = f"http://{replica.address}:8000/v1"
+    arguments = [f"{driver.address}:6379", host, str(count), url, str(journal)]
+    code, out, errors = await driver.run(*script, *arguments, **RAY)
+    assert 0 == code, errors[-3000:]
+    found: dict[str, Any] = last_line(out)
+    return found
+
+
+async def asked(replica: Host) -> list[dict[str, Any]]:
+    code = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+    _, out, _ = await replica.run(sys.executable, "-c", code, f"http://{replica.address}:8000/asked")
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
+
+
+async def test_calls_of_workers_elsewhere_go_through_the_driver(tmp_path: Path) -> None:
+    with network("driver", "one", "two", "replica") as (driver, one, two, replica):
+        async with cluster(driver, [one, two], replica):
+            journal = tmp_path / "calls.journal"
+            found = await run(driver, replica, driver.address, 40, journal)
+            assert (40, [], 80, ["one", "two"]) == tuple(
+                found[name] for name in ("right", "errors", "calls", "hosts")
+            )
+            seen = await asked(replica)
+            assert (80, {driver.address}) == (len(seen), {each["from"] for each in seen})
+            assert 40 == (await run(driver, replica, driver.address, 40, journal))["right"]
+            assert 80 == len(await asked(replica))  # the second run was answered by the journal
+
+
+async def test_a_worker_host_that_is_lost(tmp_path: Path) -> None:
+    """Its lanes run again on the other host, and no call is paid for twice. By itself, Ray waits for seven minutes."""
+    with network("driver", "one", "two", "replica") as (driver, one, two, replica):
+        async with cluster(driver, [one, two], replica):
+            async with anyio.create_task_group() as group:
+                group.start_soon(_unplugged, two, replica, 30)
+                found = await run(driver, replica, driver.address, 60, tmp_path / "calls.journal")
+            assert (60, [], ["one", "two"]) == tuple(found[name] for name in ("right", "errors", "hosts"))
+            assert 120 == len(await asked(replica))
+            assert found["seconds"] < 240
+
+
+async def _unplugged(host: Host, replica: Host, after: int) -> None:
+    while len(await asked(replica)) < after:
+        await anyio.sleep(0.1)
+    host.disconnect()
