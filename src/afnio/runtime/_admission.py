@@ -437,7 +437,9 @@ class ReplicaAdmitter(Admitter):
         if unreached and hopeless is None and tried and now - replica.out_since >= GIVES_UP:
             hopeless = ProviderDownError(f"{error}, for {(now - replica.out_since) / 60:.0f} minutes")
         if begins:
-            _logger.warning("%s; the calls of %s go to its other replicas", error, self.url)
+            left = any(not other.trouble for other in self.replicas)
+            go = "go to its other replicas" if left else "wait, because none of its replicas is well"
+            _logger.warning("%s; the calls of %s %s", error, self.url, go)
             emit(ReplicaLeftOut(self.url, replica.account.url, str(error)))
         if unreached or hopeless is not None:
             replica.given_up = hopeless or replica.given_up
