@@ -50,7 +50,8 @@ class Places:
     """What runs where at one moment.
 
     Attributes:
-        executors: each executor that has been used, in the order of first use.
+        executors: each executor that has been used, in the order of first use: its `name`, `engine` and number of
+            `workers`, the lanes `running` and `waiting`, and how often one has `lost` its worker.
         replicas: each replica of the clients with several URLs, group by group.
 
     >>> print(Places(replicas=[ReplicaState("qwen", "http://a:8000/v1", 12, 80, 0, 0, "")]))
