@@ -47,7 +47,7 @@ from urllib.parse import urlsplit
 
 from afnio.errors import GatewayError
 from afnio.models._exchange import CallOrigin, Exchange, Opened, send_by_aiohttp
-from afnio.models._raw import NO_RETRY, RawReply, RawRequest, own_reply
+from afnio.models._raw import NO_RETRY, RawReply, RawRequest, not_utf8, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.runtime._budget import Budget
 from afnio.runtime._kernel import Job, Launch, Slot
@@ -271,7 +271,7 @@ class Gateway:
 
         from afnio.models._connections import probed_socket
 
-        app = web.Application(client_max_size=MOST_BODY)
+        app = web.Application(client_max_size=MOST_BODY, middlewares=[_only_utf8()])
         app.router.add_get(PAGES + "health", self._health)
         app.router.add_get(PAGES + "metrics", self._show_metrics)
         app.router.add_route("*", "/{path:.*}", self._serve)
@@ -824,6 +824,17 @@ def _refuse(status: int, sentence: str) -> web.Response:
 
     reply = own_reply(status, sentence, "afnio_gateway")
     return web.Response(status=status, headers=reply.headers, body=reply.body)
+
+
+def _only_utf8() -> Any:
+    from aiohttp import web
+
+    @web.middleware
+    async def check(request: web.Request, handler: Any) -> web.StreamResponse:
+        sentence = not_utf8(request.headers)
+        return await handler(request) if sentence is None else _refuse(400, sentence)
+
+    return check
 
 
 def _stopping_reply() -> RawReply:

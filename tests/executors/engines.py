@@ -1,4 +1,7 @@
-"""Cases that hold on each executor: `python engines.py executor url folder` prints one JSON object for each."""
+"""Cases that hold on each executor: `python engines.py executor url folder` prints one JSON object for each.
+
+More arguments name cases.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -36,8 +39,11 @@ def executor_of(name: str) -> Any:
         import afnio.ray
 
         return afnio.ray.RayExecutor
+    import dask
     import distributed
 
+    # Else a local cluster ends a worker for good that is down 15 s after an earlier end of it.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
     client = distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
     return client.get_executor
 
@@ -76,10 +82,8 @@ def agent(make: Any, url: str, folder: Path) -> Any:
     made = afnio.cognitive.Agent(errands.agent, prompts={"system": "Be brief:"}, executor=make)
     found = made(["a", "b"], url=url)
     data = found.data
-    try:
+    with suppress(afnio.errors.BatchError):
         found.backward(afnio.Variable(["wrong", "wrong"]))
-    except afnio.errors.BatchError:
-        pass
     return data, ["BE BRIEF: A" in str(request.messages) for request in critic.requests[:1]]
 
 
@@ -172,13 +176,14 @@ CASES: list[Callable[[Any, str, Path], Any]] = [places, order, agent, pickles, c
 
 
 def main() -> None:
-    name, url, folder = sys.argv[1:]
+    name, url, folder, *only = sys.argv[1:]
     make = executor_of(name)
     for case in CASES:
+        if only and case.__name__ not in only:
+            continue
         found: Any
         try:
-            with nullcontext():
-                found = case(make, url, Path(folder))
+            found = case(make, url, Path(folder))
         except Exception:
             found = traceback.format_exc()
         print(json.dumps({case.__name__: found}), flush=True)

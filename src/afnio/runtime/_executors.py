@@ -42,6 +42,7 @@ import anyio
 import anyio.to_thread
 
 from afnio.errors import ExecutorError, RuntimeClosedError, WorkerLostError, reason
+from afnio.runtime._dask import DaskExecutor, forget, is_dask, new_mark
 from afnio.runtime._kernel import Runtime, existing_runtime
 from afnio.runtime._loop import Task
 from afnio.runtime._worker import Ended, pickled, run_task, start_worker
@@ -331,7 +332,7 @@ class WorkerPool:
             while True:
                 await (turns.enter_alone() if suspected else turns.enter_together())
                 try:
-                    return await self._once(number, task)
+                    return await self._once(number, task, alone=suspected)
                 except _RefusedError as error:
                     refused += 1
                     if refused >= ATTEMPTS:
@@ -356,7 +357,7 @@ class WorkerPool:
             if suspected:
                 turns.end_suspicion()
 
-    async def _once(self, number: int, task: Callable[[], Any]) -> Ended:
+    async def _once(self, number: int, task: Callable[[], Any], *, alone: bool) -> Ended:
         """Submit the task once.
 
         Raises:
@@ -364,7 +365,11 @@ class WorkerPool:
             _LostError: if nothing came back.
         """
         executor = await self._ready(number)
+        if alone and isinstance(executor, DaskExecutor):
+            await anyio.to_thread.run_sync(executor.settle, abandon_on_cancel=True)
         arguments = await task()
+        if isinstance(executor, DaskExecutor):
+            arguments = (*arguments, new_mark())
         done = anyio.Event()
         try:
             future: Future[Any] = executor.submit(run_task, *arguments)
@@ -381,7 +386,7 @@ class WorkerPool:
         finally:
             self._submitted -= 1
         try:
-            return Ended(*future.result())
+            ended = Ended(*future.result())
         except WorkerLostError as error:
             raise _LostError(str(error), alone=True) from None
         except (BrokenExecutor, CancelledError) as error:
@@ -389,11 +394,15 @@ class WorkerPool:
             raise _LostError(reason(error)) from None
         except Exception as error:
             if type(error).__name__ == "KilledWorker":
-                # Dask has run it again by itself. It says so of all tasks that the dead workers had.
+                # Dask's, of a task that was next in line at so many workers that ended.
                 ends = getattr(error, "allowed_failures", ATTEMPTS) + 1
                 raise _LostError(f"Dask's {type(error).__name__}", ends=ends) from None
             self._drop(executor, error)
             raise _RefusedError(reason(error)) from None
+        if ended.ending == "lost":
+            forget(arguments[-1])
+            raise _LostError("its worker ended")
+        return ended
 
     def _wake(self, event: anyio.Event, future: object) -> None:
         with suppress(RuntimeClosedError):
@@ -477,6 +486,8 @@ class WorkerPool:
                 f"the callable given as executor must make one (got {reason(error)}); call it by itself to see why"
             ) from error
         _check_kind(executor)
+        if is_dask(executor):
+            executor = DaskExecutor(executor)
         if self._ours and isinstance(executor, ProcessPoolExecutor) and not executor._processes:
             # Also a worker that never gets a task must end with this process.
             pool: Any = executor
@@ -508,11 +519,10 @@ class WorkerPool:
 
 async def _first_task(executor: Any, greeted: anyio.Event) -> str:
     """Wait for a first task, and return why none came."""
-    client = getattr(executor, "_client", None)  # Dask's
     with anyio.move_on_after(START):
         while not greeted.is_set():
-            if client is not None and client.status in ("closed", "closing", "failed"):
-                return "a Dask client that has lost its scheduler"
+            if isinstance(executor, DaskExecutor) and executor.gone:
+                return executor.gone
             with anyio.move_on_after(LOOK):
                 await greeted.wait()
     return f"no worker within {START:g} s"
@@ -521,21 +531,17 @@ async def _first_task(executor: Any, greeted: anyio.Event) -> str:
 def _size(executor: Any) -> int:
     """Return the number of workers of an executor, as far as it says."""
     size = getattr(executor, "_max_workers", None)
-    client = getattr(
-        executor, "_client", None
-    )  # Dask's, whose workers run as many tasks as they have threads
-    if client is not None and not client.asynchronous:
-        with suppress(Exception):
-            size = sum(client.nthreads().values())
     return size if isinstance(size, int) and size > 0 else os.cpu_count() or 1
 
 
-_ENGINES: Final = {"concurrent": "processes", "loky": "loky", "distributed": "Dask", "afnio": "Ray"}
+_ENGINES: Final = {"concurrent": "processes", "loky": "loky", "afnio": "Ray"}
 
 
 def _engine(executor: Any) -> str:
     """Return what runs an executor's tasks, by the package of its class."""
     kind = type(executor)
+    if kind is DaskExecutor:
+        return "Dask"
     return _ENGINES.get(kind.__module__.partition(".")[0], kind.__name__)
 
 

@@ -28,8 +28,11 @@ from contextvars import copy_context
 from importlib import import_module
 from typing import Any, Final, Literal, NamedTuple
 
-Ending = Literal["value", "error", "unread"]
-"""How a task ended: its value, its exception, or a sentence on what can't be pickled."""
+from afnio.runtime._dask import BegunError, marked
+
+Ending = Literal["value", "error", "unread", "lost"]
+"""How a task ended: its value, its exception, a sentence on what can't be pickled, or its worker ended in an earlier
+run."""
 _LOOK: Final = 0.5
 """Seconds between looks at whether the driver is there, where there is nothing to wait on."""
 _KEPT: Final = 32
@@ -70,7 +73,9 @@ def start_worker(driver: int, then: tuple[Callable[..., Any], tuple[Any, ...]] |
     return os.getpid()
 
 
-def run_task(driver: int, function: bytes, arguments: bytes, around: bytes) -> tuple[Any, ...]:
+def run_task(
+    driver: int, function: bytes, arguments: bytes, around: bytes, mark: str = ""
+) -> tuple[Any, ...]:
     """Run a function and return an `Ended` as a plain tuple. It raises nothing.
 
     Args:
@@ -78,7 +83,14 @@ def run_task(driver: int, function: bytes, arguments: bytes, around: bytes) -> t
         function: pickled; equal bytes are unpickled once.
         arguments: the pickled positional and keyword arguments.
         around: a pickled callable that returns a context manager.
+        mark: for an executor that may run the task twice; see `_dask.py`.
     """
+    if mark:
+        try:
+            with marked(mark):
+                return run_task(driver, function, arguments, around)
+        except BegunError:
+            return tuple(Ended("lost"))
     try:
         _prepare(driver)
         made = _unpickled(function)

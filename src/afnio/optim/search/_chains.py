@@ -53,7 +53,8 @@ class EditTGD(Optimizer):
     samples, shows the mistakes to the proposer, and applies the edits that come back (add, replace or delete a block),
     within `max_chars`. Then the current text, the ends of the chains, and all of their edits together are run on
     `race` samples that none of these edits was made from: the first `first` samples for all, the rest for the best
-    `keep`. The highest sum becomes the value. Ties keep the current text.
+    `keep`. The highest sum becomes the value. Ties keep the current text, which is dropped after the first samples like
+    any other if `keep` texts did better on them.
 
     Before the first step each sentence of the start text is left out once, as a candidate of such a race; later, every
     `prune_every` steps, the block that was tested longest ago. That is the way out of a start text with a fault that
