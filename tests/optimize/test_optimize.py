@@ -146,7 +146,7 @@ def test_a_gate_that_fails_is_said() -> None:
     assert result.gate is not None
     assert not result.gate.passed
     assert result.prompts == {"system": "level 2"}
-    assert "didn't pass the gate (0 of 40 rows better, " in result.verdict
+    assert "didn't pass the gate (0 of 39 rows better, " in result.verdict
     assert result.gain is None
 
 
