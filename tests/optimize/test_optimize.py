@@ -722,8 +722,9 @@ async def test_cancelled_it_can_go_on() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     model = client()
-    assert (await _awaited(model)).verdict.startswith("Better")
-    assert 0 < len(model.requests) < 400
+    result = await _awaited(model)
+    assert result.verdict.startswith("Better")
+    assert 0 < len(model.requests) <= result.calls - 100
 
 
 async def _awaited(model: ScriptedClient) -> afnio.Result:
