@@ -150,6 +150,19 @@ def test_a_gate_that_fails_is_said() -> None:
     assert result.gain is None
 
 
+@pytest.mark.parametrize(
+    ("metric", "stopped"), [(lambda output, expected: True, "no mistakes"), (lambda *_: False, "no")]
+)
+def test_nothing_is_gained_where_all_rows_are_right_or_all_wrong(metric: Any, stopped: str) -> None:
+    """Right rows ask no critic. Where nothing helps, the races keep the start, and the training ends early."""
+    model = client()
+    result = optimized(model, metric=metric)
+    assert result.verdict.startswith("No gain beyond noise: no other prompts won a race")
+    assert result.stopped.startswith(stopped)
+    assert result.gate is None
+    assert any(request.model == "critic" for request in model.requests) is (stopped == "no")
+
+
 def test_prompts_that_break_the_agent_do_not_pass() -> None:
     """Rows that crash are left out. With new prompts under which many crash, they count as the worst."""
     model = client()
@@ -548,7 +561,9 @@ def test_dollars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.cost is not None
     assert 0 < result.cost <= 20.0
     assert "$" in str(result)
-    with pytest.raises(ValueError, match=r"budget must be at least \$"):
+    with pytest.raises(
+        ValueError, match=r"budget must be at least \$.* a gate of 12 rows, the test and one step"
+    ):
         optimized(budget=0.5, seed=1)
 
 
