@@ -75,7 +75,7 @@ def test_a_prompt_that_helps_is_found() -> None:
     assert str(found.calls) in str(found)
 
 
-@pytest.mark.parametrize("rows", [60, 100])
+@pytest.mark.parametrize("rows", [pytest.param(60, marks=pytest.mark.nightly), 100])
 def test_few_rows_still_race_on_several(rows: int) -> None:
     """On one row, which was the race of 100 rows, nearly all candidates are equal and the start is kept."""
 

@@ -658,7 +658,7 @@ def test_an_interrupted_call_continues_and_pays_nothing_twice() -> None:
     ("cut", "headroom"),
     [
         pytest.param(3, False, marks=pytest.mark.nightly, id="first look"),
-        pytest.param(20, False, id="chain"),
+        pytest.param(20, False, marks=pytest.mark.nightly, id="chain"),
         pytest.param(40, True, marks=pytest.mark.nightly, id="headroom"),
         pytest.param(200, True, marks=pytest.mark.nightly, id="after headroom"),
         pytest.param(60, False, marks=pytest.mark.nightly, id="race"),
