@@ -177,6 +177,17 @@ def ask_and_die(url: str, folder: str, text: str) -> str:
     return f"{first} {ask(url, 'same')} {ask(url, text)}"
 
 
+def fail_and_die(url: str, folder: str, text: str) -> str:
+    """Ask. The worker of the first run ends after it was refused."""
+    try:
+        return ask(url, text)
+    except Exception:
+        if (Path(folder) / "failed").exists():
+            raise
+        (Path(folder) / "failed").touch()
+        os._exit(3)
+
+
 def _die_when(path: Path) -> None:
     while not path.exists():
         time.sleep(0.01)

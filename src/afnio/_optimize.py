@@ -43,7 +43,6 @@ from afnio._headroom import HeadroomTest
 from afnio._result import Example, Gain, Headroom, Result, from_json, score_of, to_json, untested, verdict_of
 from afnio._rows import Row, digest, in_words, read_rows, split_rows
 from afnio._subject import (
-    DEARER,
     MOST_CHARACTERS,
     QUORUM,
     CallCount,
@@ -54,6 +53,7 @@ from afnio._subject import (
     budget_of,
     check_crashes,
     critic_of,
+    dearer,
     paired,
     seed_of,
     wanted_by,
@@ -68,7 +68,9 @@ from afnio.optim import EditTGD, Gate, Optimizer
 from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE, GateVerdict
 from afnio.optim.search._chain_state import CLEAR
 from afnio.optim.search._races import Scores, differences
-from afnio.optim.search._sizes import SampleCost, Sizes
+from afnio.optim.search._sizes import SHARE as STEP_SHARE
+from afnio.optim.search._sizes import WIDE, SampleCost, Sizes, affordable
+from afnio.optim.search._sizes import WIDE_SHARE as WIDE_STEP_SHARE
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
 from afnio.runtime._spending import Amount
@@ -346,7 +348,7 @@ class Optimization(Scoring):
 
     async def _optimized(self, run: Run, spending: Budget, started: float) -> Result:
         measured = await self._first_look()
-        size = self.needs.check(measured)
+        size = await anyio.to_thread.run_sync(self.needs.check, measured)
         gate = Gate(
             self._gate_scores, DataLoader(self.splits.gate, collate_fn=list), size=size, seed=self.seed,
             budget=self.needs.calls, quorum=1e-9,
@@ -533,17 +535,17 @@ class TrainingRun:
             max_epochs=-1, quorum=QUORUM, enable_checkpointing=False, enable_agent_summary=False
         )
         rows = task.splits.train
-        limit = None if math.isinf(self._calls) else max(1, int(self._calls))
+        self._sample = task.needs.sample(measured.calls)
+        wanted = SIZES._replace(chains=chains_for(self._calls, len(rows)))
         self.optimizer = EditTGD(
             list(self.subject.parameters.values()),
             task.critic.client,
             self._evaluate,
             DataLoader(rows, collate_fn=list),
-            lr=chains_for(self._calls, len(rows)),
+            lr=wanted.chains,
+            **{name: size for name, size in wanted._asdict().items() if name != "chains"},
             max_chars=MOST_CHARACTERS,
-            budget=limit,
-            # The first step takes more: its chains have no mistakes of a race to begin with.
-            reserve=0 if limit is None else min(limit // 10, math.ceil(12 * measured.calls)),
+            budget=step_budget(wanted, self._sample, self._calls),
             quorum=ENOUGH_ROWS,
             search_seed=task.seed,
             **task.critic.completion_args,
@@ -594,9 +596,20 @@ class TrainingRun:
         return Variable(scores, "scores in the race") if scores else None
 
     def _short(self) -> bool:
-        """Return True if the rest of the budget doesn't pay for a step: half of one would be for nothing."""
-        spent, cost = self._task.count.calls - self._begun, self.optimizer.step_cost
-        return cost is not None and self._calls - spent < 0.9 * cost
+        """Return True if the rest of the budget doesn't pay for a step: a part of one would be for nothing.
+
+        A rest that pays for fewer chains is used for these.
+        """
+        left = self._calls - (self._task.count.calls - self._begun)
+        cost, sizes = self.optimizer.step_cost, self.optimizer.sizes
+        if cost is None or sizes is None or left >= cost:
+            return False
+        for chains in range(sizes.chains - 1, 0, -1):
+            if sizes._replace(chains=chains).cost(self._sample) <= left:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = chains
+                return False
+        return True
 
     def _raced(self, ended: Sequence[StepEnded]) -> tuple[Scores, Scores]:
         """Return the scores of the values of now and of those before, in the step's last race; none without a race."""
@@ -641,6 +654,29 @@ ENOUGH_ROWS: Final = 0.6
 """The share of a small step's rows that must not crash. With a tenth, one row of eight would end it."""
 
 
+SIZES: Final = Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
+"""A step's sizes before a budget lowers them."""
+
+
+def step_budget(wanted: Sizes, sample: SampleCost, calls: float) -> int | None:
+    """Return the budget by which `EditTGD` makes steps that use up `calls` as a whole number of them.
+
+    A part of a step that is left over would be of no use.
+
+    >>> limit = step_budget(SIZES, SampleCost(1, 0, 1), 360)
+    >>> affordable(SIZES, SampleCost(1, 0, 1), limit, 0)
+    Sizes(chains=2, inner=3, minibatch=8, race=24, first=8, keep=2)
+    """
+    if math.isinf(calls):
+        return None
+    # The first step takes more: its chains have no mistakes of a race to begin with. Replies are repaired.
+    left = 0.97 * calls - wanted.minibatch * sample.forward
+    whole = affordable(wanted, sample, max(int(left), _SMALLEST.cost(sample)), 0).cost(sample)
+    steps = max(3, round(left / whole))
+    share = STEP_SHARE if wanted.chains <= WIDE else WIDE_STEP_SHARE
+    return max(_SMALLEST.cost(sample), math.ceil(left / steps / share))
+
+
 def chains_for(calls: float, rows: int) -> int:
     """Return how many chains run side by side: as many as the budget pays for and the rows feed, from 3 to 24.
 
@@ -660,11 +696,18 @@ class Needs:
     def __init__(self, task: Optimization) -> None:
         self._task, self._caps = task, task.budget.caps
         self._spent = task.budget.ledger.total.amount  # by whatever else the budget is for
+        self._dearer = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
+        self._calls = 1.0  # of a row
 
     @property
     def calls(self) -> int | None:
         """The calls that the budget has for this run."""
         return None if self._caps.calls is None else max(1, self._caps.calls - self._spent.calls)
+
+    def sample(self, each: float) -> SampleCost:
+        """Return what a row takes in the training, if it takes `each` calls: with several prompts a critic too."""
+        prompts = len(self._task.subject.parameters)
+        return SampleCost(max(1, math.ceil(each)), 0 if prompts == 1 else 1, prompts)
 
     def check_calls(self, each: float) -> None:
         """Raise if the calls can't pay for the looks and one step at so many calls a row."""
@@ -673,8 +716,7 @@ class Needs:
             return
         sizes = {"to begin": FIRST, f"for a gate of {FEWEST} rows": 2 * FEWEST, "to test": self._tests}
         counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
-        prompts = len(self._task.subject.parameters)
-        step = _SMALLEST.cost(SampleCost(math.ceil(each), 0 if prompts == 1 else 1, prompts))
+        step = _SMALLEST.cost(self.sample(each))
         needed, gate = sum(counted.values()) + step, math.ceil(2 * FEWEST * each / SHARE)
         if most < needed:
             parts = ", ".join(f"{number} {part}" for part, number in counted.items())
@@ -695,18 +737,25 @@ class Needs:
             ValueError: if the budget can't pay for the looks and one step.
         """
         self.check_calls(max(1.0, measured.calls))
+        self._calls = max(measured.calls, 0.01)
+        prompts = len(self._task.subject.parameters)
+        self._dearer["tokens"], self._dearer["dollars"] = dearer(measured, self._task.critic, prompts)
         size = float(len(self._task.splits.gate))
         for unit, left, each in self._limits(measured):
             free = (left - (FIRST + self._tests) * each) / (2 * each)
             size = min(size, max(min(free * SHARE, ENOUGH), free * WIDE_SHARE))
-            needed = max(FIRST + 2 * FEWEST + self._tests + _STEP, 2 * FEWEST / SHARE) * each
+            needed = max(FIRST + 2 * FEWEST + self._tests + self._step(unit), 2 * FEWEST / SHARE) * each
             if unit != "calls" and left < needed:
                 raise ValueError(
                     f"budget must be at least {_in(unit, needed)} (got {_in(unit, left)}): a row takes "
-                    f"{_in(unit, each, 6)}, and {math.ceil(needed / each)} are needed for a gate of {FEWEST} rows, "
-                    "the test and one step; give more, or fewer rows"
+                    f"{_in(unit, each, 6)}, and a gate of {FEWEST} rows, the test and one step take as much as "
+                    f"{math.ceil(needed / each)} rows; give more, or fewer rows"
                 )
         return max(FEWEST, int(size))
+
+    def _step(self, unit: str) -> float:
+        """Return how many of the agent's rows the smallest step costs as much as."""
+        return _SMALLEST.cost(self.sample(self._calls)) * self._dearer[unit] / self._calls
 
     def _limits(self, measured: Amount) -> Iterator[tuple[str, float, float]]:
         """Yield each unit that is limited, with what is left of it and what a row takes."""
@@ -725,7 +774,7 @@ class Needs:
         limits, start = self._task.subject.limits, self._task.start
         longer = sum(limits[name] - len(text) for name, text in start.items()) / 4
         growth = 1 + max(0.0, longer) * measured.calls / max(1, measured.tokens) / 2
-        most = {unit: left - (FIRST + _STEP) * each for unit, left, each in self._limits(measured)}
+        most = {unit: left - (FIRST + self._step(unit)) * each for unit, left, each in self._limits(measured)}
         return Amount(
             int(min(rows * measured.calls * SPARE + 1, most.get("calls", math.inf))),
             int(min(rows * measured.tokens * SPARE * growth + 1, most.get("tokens", math.inf))),
@@ -735,15 +784,14 @@ class Needs:
     def training_calls(self, measured: Amount, looks: Amount, spent: CallCount) -> float:
         """Return about how many calls the training may take; infinite if only time is limited."""
         used = {
-            "calls": looks.calls + spent.calls,
+            "calls": float(looks.calls + spent.calls),
             "tokens": looks.tokens + spent.tokens,
             "dollars": float(looks.cost + (spent.cost or 0)),
         }
         found = [math.inf]
         for unit, left, each in self._limits(measured):
-            # Calls are counted as they come; what critics and longer prompts take is only guessed.
-            rows = (left - used[unit]) / each
-            found.append(left - used[unit] if unit == "calls" else rows * max(measured.calls, 0.01) / DEARER)
+            rest = left - used[unit]
+            found.append(rest if unit == "calls" else rest / each * self._calls / self._dearer[unit])
         return max(0.0, min(found))
 
     @property
@@ -753,8 +801,6 @@ class Needs:
 
 _SMALLEST: Final = Sizes(chains=1, inner=1, minibatch=3, race=6, first=3, keep=2)
 """The smallest step of the search."""
-_STEP: Final = 16
-"""Rows of the agent that the smallest step costs as much as."""
 
 
 def _in(unit: str, amount: float, digits: int = 4) -> str:

@@ -22,8 +22,7 @@ import errands
 import afnio
 import afnio.cognitive.functional as F
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import Limits
-from afnio.runtime._executors import executors
+from afnio.runtime import Limits, current_runtime
 from afnio.runtime.events import subscribed
 from afnio.testing import ScriptedClient
 
@@ -105,6 +104,10 @@ def poison(make: Any, url: str, folder: Path) -> Any:
         right = found.data == [None if n < 0 else 2 * n for n in rows]
     errors = {lane: f"{type(error).__name__}: {error}" for lane, error in found.errors.items()}
     return right, errors, afnio.Variable([1, 2]).map(errands.double, executor=make).data
+
+
+def executors() -> list[Any]:
+    return [each.state() for each in current_runtime().resources() if hasattr(each, "state")]
 
 
 def running_now() -> int:

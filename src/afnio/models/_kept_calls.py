@@ -101,13 +101,13 @@ class KeptCalls:
     def __init__(self, context: Context) -> None:
         self.by_name: dict[Name, list[KeptCall]] = {}
         self.context = context
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, LaneRun] = {}
 
-    def run(self, name: str) -> Run:
+    def run(self, name: str) -> LaneRun:
         """Return a run of the lane's function, by the name that it gave itself."""
         found = self._runs.get(name)
         if found is None:
-            found = self._runs[name] = Run(self)
+            found = self._runs[name] = LaneRun(self)
         return found
 
     def cancel(self) -> None:
@@ -118,7 +118,7 @@ class KeptCalls:
 
 
 @final
-class Run:
+class LaneRun:
     """The requests of one run of a lane's function, in the order in which equal ones arrive."""
 
     def __init__(self, kept: KeptCalls) -> None:

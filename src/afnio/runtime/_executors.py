@@ -26,6 +26,7 @@ import os
 import re
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
@@ -280,6 +281,8 @@ class WorkerPool:
         self._turns = Turns()
         self._open = 0
         self._submitted = 0
+        self._futures: set[Future[Any]] = set()  # those of cancelled lanes, too
+        self._ends_at_exit = False
         self._lost = 0
         self._workers = 0
         self._starting: Task | None = None
@@ -377,6 +380,8 @@ class WorkerPool:
             self._drop(executor, error)
             raise _RefusedError(reason(error)) from None
         self._submitted += 1
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
         future.add_done_callback(partial(self._wake, done))
         try:
             await done.wait()
@@ -506,9 +511,23 @@ class WorkerPool:
                 f"an executor must take tasks (got {reason(error)}); keep it open while lanes need it, or pass a "
                 f"callable that makes it, such as {_RECIPE}"
             ) from error
+        if self._ours and not self._ends_at_exit:
+            # An interpreter waits for all tasks of its pools before it runs `atexit`. What was registered last runs
+            # first, and loky registers itself with the first task.
+            register: Any = threading._register_atexit  # type: ignore[attr-defined]
+            with suppress(RuntimeError):  # it is ending now
+                register(partial(_end_at_exit, weakref.ref(self)))
+                self._ends_at_exit = True
         for future in futures:
             future.add_done_callback(greeted)
         return executor, futures
+
+    def end_at_exit(self) -> None:
+        """End the workers that are in a task, because nobody can read its result any more."""
+        executor, self._broken = self._executor, "an executor must not be used while its program ends"
+        if executor is not None and any(not future.done() for future in list(self._futures)):
+            self._executor = None
+            _kill(executor)
 
     async def aclose(self) -> None:
         if self._starting is not None:
@@ -564,6 +583,22 @@ def _shut_down(executor: Any) -> None:
                 executor.shutdown(wait=False)
 
     threading.Thread(target=end, name="afnio-executor-end", daemon=True).start()
+
+
+def _end_at_exit(pool: weakref.ref[WorkerPool]) -> None:
+    found = pool()
+    if found is not None:
+        found.end_at_exit()
+
+
+def _kill(executor: Any) -> None:
+    """End the workers of a pool of this machine."""
+    with suppress(Exception):
+        if "kill_workers" in inspect.signature(executor.shutdown).parameters:  # loky's
+            executor.shutdown(wait=False, kill_workers=True)
+        else:
+            for process in list((getattr(executor, "_processes", None) or {}).values()):
+                process.kill()
 
 
 def _advice() -> str:

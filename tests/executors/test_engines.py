@@ -1,0 +1,170 @@
+"""The same cases on each executor, with its real package and processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
+
+from endpoint import Endpoint
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from packages import PACKAGES, environment, interpreter
+
+ENGINES = {"spawn": "processes", "loky": "loky", "dask": "Dask", "ray": "Ray"}
+SCRIPT = Path(__file__).with_name("engines.py")
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    async with Endpoint(latency=0.02) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+async def test_cases(name: str, endpoint: Endpoint, tmp_path: Path) -> None:
+    command = [interpreter(name), str(SCRIPT), name, f"{endpoint.url}/v1", str(tmp_path)]
+    done = await anyio.run_process(command, env=environment(), check=False)
+    found: dict[str, Any] = {}
+    for line in done.stdout.decode().splitlines():
+        if line.startswith("{"):
+            found |= json.loads(line)
+    engine = ENGINES[name]
+    assert [[3, 9, 2, engine], [8, 4, 2, engine]] == found["places"]
+    assert [
+        [True] * 4,
+        2,
+        [None, "worker: b/x", None],
+        [7, 5],
+        [
+            "longer of 2 words, measured elsewhere: True",
+            "shorter of 1 words, measured elsewhere: True",
+        ],
+    ] == found["order"]
+    assert [["BE BRIEF: A", "BE BRIEF: B"], [True]] == found["agent"]
+    data, errors, later = found["pickles"]
+    assert [[[0, None, None, 3], [0, None]], [2]] == [data, later]
+    assert "PlainError: one is wrong" == errors[0]
+    assert "two is odd" in errors[1]
+    assert "unpicklable returned a lock that can't be pickled" in errors[2]
+    assert [[True, 40, 0, True, 40], [True, 0, 40, True, 40], True] == found["calls"]
+    assert [2, 0] == found["durable"]
+    right, lost, later = found["poison"]
+    assert [True, ["8"], [2, 4]] == [right, list(lost), later]
+    assert "WorkerLostError: poison must not end its worker process" in lost["8"]
+    assert 44 == len(endpoint.asked)
+    assert 3 >= endpoint.peak
+
+
+# The driver ends without a word
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [interpreter(request.param), str(Path(__file__).with_name("busy.py")), request.param]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("driver", PACKAGES, indirect=True)
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGUSR1, signal.SIGINT])
+def test_no_worker_lives_five_seconds_longer_than_its_driver(
+    driver: subprocess.Popen[str], end: signal.Signals
+) -> None:
+    assert driver.stdout is not None
+    assert "busy" == driver.stdout.readline().strip()
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert len(family) >= 2
+    driver.send_signal(end)
+    driver.wait(30)
+    _, left = psutil.wait_procs(family, timeout=5)
+    assert [] == [" ".join(process.cmdline()) for process in left]
+
+
+# The cluster ends
+
+
+@pytest.mark.parametrize("what", ["gcs_server", "raylet", "scheduler", "workers"])
+def test_a_cluster_that_is_gone(what: str, tmp_path: Path) -> None:
+    name = "ray" if what in ("gcs_server", "raylet") else "dask"
+    script = Path(__file__).with_name("gone.py")
+    begun = time.monotonic()
+    done = subprocess.run(
+        [interpreter(name), str(script), what, str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["seconds"] < 150, (found, time.monotonic() - begun)
+    if name == "ray":  # another one was started
+        assert [4, []] == [found["answered"], found["errors"]]
+        assert [2, 4] == found["later"]
+    else:
+        assert {"workers": "without workers", "scheduler": "lost its scheduler"}[what] in found["errors"][0]
+        assert 4 == len(found["errors"])
+        assert "ExecutorError" in found["later"]
+
+
+# Sockets
+
+
+def test_a_local_ray_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
+    script = (
+        "import afnio, afnio.ray, errands, subprocess, psutil, os, json\n"
+        "assert [2] == afnio.Variable([1]).map(errands.double, executor=afnio.ray.RayExecutor).data\n"
+        "family = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
+        "found = [c.laddr.ip for p in family for c in p.net_connections('inet') if c.status == 'LISTEN']\n"
+        "print(json.dumps(found))\n"
+        "afnio.runtime.close()\n"
+    )
+    done = subprocess.run(
+        [interpreter("ray"), "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) > 3
+    assert {"127.0.0.1"} == {ip.removeprefix("::ffff:").replace("::1", "127.0.0.1") for ip in found}
+
+
+def test_the_cluster_ends_with_the_program() -> None:
+    script = (
+        "import afnio, afnio.ray, errands, os\n"
+        "print(afnio.Variable(['']).map(errands.pid, executor=afnio.ray.RayExecutor).data[0])\n"
+    )
+    done = subprocess.run(
+        [interpreter("ray"), "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    pid = int(done.stdout.splitlines()[-1])
+    if psutil.pid_exists(pid):
+        psutil.Process(pid).wait(10)
+    assert not Path("/proc", str(pid), "exe").exists() or os.getpid() == pid
