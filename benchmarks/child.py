@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-DEADLINE = 900.0
+DEADLINE = 1800.0
 """Seconds after which a child is taken to hang."""
 
 

@@ -1,7 +1,8 @@
 """Executors: a serving call beside evaluators that compute, a pool's gain through the engine, and the cost of a lane.
 
 Wall times mean something only if the machine has as many idle cores as the pool has workers. The bare pool runs in the
-same minute, by turns with the engine, so their ratio survives some load; the driver's CPU time survives all.
+same minute, by turns with the engine, so their ratio survives some load; CPU times survive all. loky and a local Ray
+are measured where they are installed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import functools
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from typing import Any
+
+import psutil
 
 import afnio
 from afnio.cognitive import functional
@@ -28,8 +33,23 @@ MEDIAN, P95 = 0.24, 0.30
 """Seconds of the serving call."""
 GAIN = 0.95
 """The engine's evaluations/s by those of the bare pool."""
-OVERHEAD = 0.3
-"""Milliseconds of the driver's CPU time for an evaluation."""
+OVERHEAD, RAY_OVERHEAD = 0.3, 2.0
+"""Milliseconds of CPU time for an evaluation: of the driver with a pool, of all processes with Ray."""
+
+
+def engines() -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    """Return what makes two workers, by engine, and a note for each engine that isn't installed."""
+    found: dict[str, Callable[[], Any]] = {"spawn": WORKERS}
+    if find_spec("loky"):
+        import loky
+
+        found["loky"] = functools.partial(loky.get_reusable_executor, 2)
+    if find_spec("ray"):
+        import afnio.ray
+
+        found["Ray"] = afnio.ray.RayExecutor
+    missing = [name for name in ("loky", "ray") if not find_spec(name)]
+    return found, [f"{name} isn't installed here, so it was not measured" for name in missing]
 
 
 def busy(prediction: Any, target: Any = None, *, milliseconds: float = 60.0) -> bool:
@@ -60,13 +80,15 @@ def main(*, full: bool = False) -> list[Claim]:
 
 
 def serve(*, evaluations: int) -> list[Claim]:
-    """Make one serving call after another while evaluators compute, in threads and in a pool."""
+    """Make one serving call after another while evaluators compute, in threads and in each kind of worker."""
     rows: list[list[Any]] = []
     claims: list[Claim] = []
+    found, notes = engines()
     with Provider.process(latency=LATENCY, reply=REPLY) as provider:
         client = AsyncOpenAI(base_url=provider.base_url, api_key="any")
-        _ = afnio.Variable([1, 2]).map(nothing, executor=WORKERS).data
-        for where, executor in (("threads", None), ("pool of 2", WORKERS)):
+        for where, executor in {"threads": None, **found}.items():
+            if executor is not None:
+                _ = afnio.Variable([1, 2, 3, 4]).map(nothing, executor=executor).data  # it starts
             predictions = afnio.Variable([str(number) for number in range(evaluations)])
             score, _ = functional.deterministic_evaluator(
                 predictions, None, busy, "busyness", executor=executor
@@ -80,16 +102,15 @@ def serve(*, evaluations: int) -> list[Claim]:
             median, p95 = statistics.median(seconds), sorted(seconds)[int(0.95 * (len(seconds) - 1))]
             rows.append([where, evaluations, len(seconds), median, p95])
             if executor is not None:
-                claims = [
-                    Claim(f"a serving call of {LATENCY} s beside a pool: median s", median, MEDIAN),
-                    Claim(f"a serving call of {LATENCY} s beside a pool: p95 s", p95, P95),
+                claims += [
+                    Claim(f"a serving call of {LATENCY} s beside {where}: median s", median, MEDIAN),
+                    Claim(f"a serving call of {LATENCY} s beside {where}: p95 s", p95, P95),
                 ]
-    notes = ["evaluators of 60 ms of CPU time"]
     show(
         "executors: serving",
         ["evaluators in", "evaluations", "calls", "median s", "p95 s"],
         rows,
-        notes,
+        ["evaluators of 60 ms of CPU time, 2 workers", *notes],
         claims,
     )
     return claims
@@ -119,20 +140,46 @@ def gain(*, lanes: int, repeats: int) -> list[Claim]:
 
 
 def overhead(*, lanes: int, repeats: int) -> list[Claim]:
-    """Measure the driver's CPU time for a lane that does nothing, without an executor and with one."""
+    """Measure the CPU time for a lane that does nothing: the driver's, and that of the whole process tree."""
     samples = afnio.Variable([str(number) for number in range(lanes)])
     rows: list[list[Any]] = []
-    for where, executor in (("a thread", None), ("a pool of 2", WORKERS)):
-        cpu: list[float] = []
-        _ = samples.map(nothing, executor=executor).data
-        for _ in range(repeats):
-            begun = time.process_time()
+    found, notes = engines()
+    for where, executor in {"threads": None, **found}.items():
+        driver: list[float] = []
+        tree: list[float] = []
+        for _ in range(repeats + 1):
+            own, all_of_them = time.process_time(), _cpu_of_tree()
             _ = samples.map(nothing, executor=executor).data
-            cpu.append((time.process_time() - begun) / lanes * 1000)
-        rows.append([where, lanes, min(cpu)])
-    claims = [Claim("the driver's CPU ms for an evaluation in a pool", float(rows[-1][2]), OVERHEAD)]
-    show("executors: overhead", ["runs in", "lanes", "CPU ms/lane"], rows, [f"the best of {repeats}"], claims)
+            driver.append((time.process_time() - own) / lanes * 1000)
+            tree.append((_cpu_of_tree() - all_of_them) / lanes * 1000)
+        rows.append([where, lanes, min(driver[1:]), min(tree[1:])])  # in the first, workers start
+    measured = {row[0]: (float(row[2]), float(row[3])) for row in rows}
+    claims = [Claim("the driver's CPU ms for an evaluation, spawn", measured["spawn"][0], OVERHEAD)]
+    if "Ray" in measured:
+        claims.append(
+            Claim("CPU ms of all processes for an evaluation, Ray", measured["Ray"][1], RAY_OVERHEAD)
+        )
+    show(
+        "executors: overhead",
+        ["runs in", "lanes", "driver, CPU ms/lane", "all processes"],
+        rows,
+        [f"the best of {repeats}; all processes: with workers, and Ray's own servers", *notes],
+        claims,
+    )
     return claims
+
+
+def _cpu_of_tree() -> float:
+    """Return the CPU seconds of this process and of all that it has started and that live."""
+    total = 0.0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
 
 
 if __name__ == "__main__":

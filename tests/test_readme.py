@@ -48,8 +48,8 @@ def test_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     assert before[1:] == [result.start["system"], "25 (41.7 %) |"]
     assert after[1] == result.prompts["system"].replace("\n", "<br>")
     assert str(result.before).startswith("41.7 % (25 of 60")
-    assert str(result.after).startswith("80.0 % (48 of 60")
-    assert after[2] == "48 (80.0 %) |"
+    assert str(result.after).startswith("81.7 % (49 of 60")
+    assert after[2] == "49 (81.7 %) |"
     assert result.verdict in capsys.readouterr().out
     assert result.verdict.partition("+")[2] in Path("optimize.html").read_text()
     assert result.cost is not None

@@ -69,6 +69,17 @@ def test_a_star_import_brings_the_names():
     assert set(afnio.__all__) <= set(names)
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["optim.lr_scheduler", "optim.search", "runtime.events", "utils.agents", "utils.data", "utils.datasets"],
+)
+def test_modules_are_attributes(module: str):
+    """After `import afnio` alone, as a user writes `afnio.utils.data.DataLoader`."""
+    code = f"import afnio; print(afnio.{module}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert f"afnio.{module}\n" == done.stdout, done.stderr
+
+
 def test_what_is_not_there_is_an_attribute_error():
     """As of any module."""
     with pytest.raises(AttributeError, match="module 'afnio' has no attribute 'trainable'"):

@@ -1,7 +1,7 @@
 """Report: tables of what was learnt, as Markdown, from the lines of the runs.
 
-python -m benchmarks.learning.report RESULTS.jsonl …             a table with intervals for each task and budget
-python -m benchmarks.learning.report --matrix RESULTS.jsonl …    methods down, tasks across, as in docs/learning.md
+python -m benchmarks.learning.report RESULTS.jsonl …    a table with intervals for each task and budget
+python -m benchmarks.learning.page                      methods down, tasks across, into docs/learning.md
 """
 
 from __future__ import annotations
@@ -74,70 +74,6 @@ def _rows(
         ]
 
 
-def matrix(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield a table for each budget, critic and latency: methods down, tasks across.
-
-    A cell has the share right, and in brackets the difference in points to each of the first three in `AGAINST`; `*`
-    where its interval leaves out 0. The last columns are means over tasks.
-    """
-    starts = {run.task: run for run in outcomes if run.method == "baseline"}
-    trained = [run for run in outcomes if run.method != "baseline" and run.scores]
-
-    def setting(run: Outcome) -> tuple[int, str, float]:
-        return run.budget, run.critic, run.latency
-
-    for key, same in groupby(sorted(trained, key=setting), key=setting):
-        found: dict[str, dict[str, dict[int, Outcome]]] = {}
-        for run in same:
-            found.setdefault(run.method, {}).setdefault(run.task, {})[run.seed] = run
-        tasks = [name for name in starts if any(name in by_task for by_task in found.values())]
-        yield f"\n**{key[0] or 'a pass,'} calls{', critic beside the point' if key[1] else ''}**\n"
-        head = ["method", *tasks, "below the start", "escaped", "calls", "characters"]
-        cells = [["start", *(f"{100 * starts[task].share:.1f}" for task in tasks), "", "", "", ""]]
-        for name, by_task in found.items():
-            runs = [run for some in by_task.values() for run in some.values()]
-            worse = sum(difference([run.scores], [starts[run.task].scores])[2] < 0 for run in runs)
-            cells.append(
-                [
-                    name,
-                    *(_cell(name, by_task.get(task, {}), found, task) for task in tasks),
-                    f"{worse} of {len(runs)}",
-                    f"{sum(run.share > HEALTHY.get(run.task, 2) for run in runs)} of {len(runs)}",
-                    f"{mean(run.calls for run in runs):,.0f}",
-                    f"{mean(sum(map(len, run.prompts.values())) for run in runs):,.0f}",
-                ]
-            )
-        yield from rows_of(head, cells)
-
-
-HEALTHY = {
-    f"{task}/{fault}": share
-    for task, share in (("sentiment", 25 / 68), ("urgency", 33 / 68))
-    for fault in ("harm-named", "harm-unnamed", "wrong-labels", "wrong-format")
-}
-"""What the start prompt reaches without its fault; a run above it has escaped."""
-
-
-def _cell(
-    name: str, runs: dict[int, Outcome], found: dict[str, dict[str, dict[int, Outcome]]], task: str
-) -> str:
-    if not runs:
-        return ""
-    share = f"{100 * mean(run.share for run in runs.values()):.1f}"
-    others = [found.get(other, {}).get(task, {}) for other in AGAINST[:3]]
-    if name in AGAINST[:3] or not any(others):
-        return share
-    return f"{share} ({'; '.join(_gain(runs, theirs) for theirs in others)})"
-
-
-def _gain(ours: dict[int, Outcome], theirs: dict[int, Outcome]) -> str:
-    both = sorted(ours.keys() & theirs.keys())
-    if not both:
-        return "-"
-    gain, low, high = difference([ours[s].scores for s in both], [theirs[s].scores for s in both])
-    return f"{100 * gain:+.1f}{'*' if low > 0 or high < 0 else ''}"
-
-
 def against(ours: dict[int, Outcome], theirs: dict[int, Outcome]) -> str:
     """Return the difference over the seeds that both have, in points, with its interval."""
     both = sorted(ours.keys() & theirs.keys())
@@ -169,7 +105,5 @@ def rows_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 
 if __name__ == "__main__":
-    named = [name for name in sys.argv[1:] if name != "--matrix"]
-    shown = matrix if "--matrix" in sys.argv else tables
-    for line in shown(read(map(Path, named))):
+    for line in tables(read(map(Path, sys.argv[1:]))):
         print(line)

@@ -47,7 +47,7 @@ from urllib.parse import urlsplit
 
 from afnio.errors import GatewayError
 from afnio.models._exchange import CallOrigin, Exchange, Opened, send_by_aiohttp
-from afnio.models._raw import NO_RETRY, RawReply, RawRequest, own_reply
+from afnio.models._raw import NO_RETRY, RawReply, RawRequest, not_utf8, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.runtime._budget import Budget
 from afnio.runtime._kernel import Job, Launch, Slot
@@ -260,8 +260,10 @@ class Gateway:
         self._left: dict[tuple[Account, str], deque[GatewayCall]] = {}
         self._live: dict[tuple[Account, str], int] = {}
         self._delivered: OrderedDict[tuple[Account, str], Delivered] = OrderedDict()
-        self._once: OrderedDict[tuple[Account, str], asyncio.Task[Delivered]] = OrderedDict()
-        self._once_bytes = 0
+        # With `once`: calls that are under way, and replies that are kept.
+        self._shared: dict[tuple[Account, str], asyncio.Task[Delivered]] = {}
+        self._kept: OrderedDict[tuple[Account, str], Delivered] = OrderedDict()
+        self._kept_bytes = 0
 
     # Its life
 
@@ -271,7 +273,7 @@ class Gateway:
 
         from afnio.models._connections import probed_socket
 
-        app = web.Application(client_max_size=MOST_BODY)
+        app = web.Application(client_max_size=MOST_BODY, middlewares=[_only_utf8()])
         app.router.add_get(PAGES + "health", self._health)
         app.router.add_get(PAGES + "metrics", self._show_metrics)
         app.router.add_route("*", "/{path:.*}", self._serve)
@@ -281,7 +283,7 @@ class Gateway:
         await web.SockSite(runner, self._listener, backlog=4096).start()
         self._runner = runner
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, socket_factory=probed_socket),
+            connector=aiohttp.TCPConnector(socket_factory=probed_socket),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=600.0),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -356,8 +358,7 @@ class Gateway:
         if raw is None:
             return await self._pass_on(request, target, headers, body)
         if self._stopping:
-            stopping = _stopping_reply()
-            return web.Response(status=stopping.status, headers=stopping.headers, body=stopping.body)
+            return _response(_stopping_reply())
         if not self._limit(raw.account):
             return _refuse(503, f"the gateway knows {MOST_KEYS:,} keys already; restart it to forget them")
         if self._options.once and not raw.stream:
@@ -495,25 +496,27 @@ class Gateway:
     async def _answer_once(self, raw: RawRequest, priority: Priority) -> Delivered:
         """Answer by the call of an earlier equal request, which ends whether or not somebody waits for it."""
         name = (raw.account, raw.key)
-        shared = self._once.get(name)
+        kept = self._kept.get(name)
+        if kept is not None:
+            self._kept.move_to_end(name)
+            return kept
+        shared = self._shared.get(name)
         if shared is None:
             call = self._new_call(raw, priority)
-            shared = self._once[name] = asyncio.get_running_loop().create_task(self._whole(call))
-            shared.add_done_callback(lambda done: self._keep_once(name, done))
-        self._once.move_to_end(name)
+            shared = self._shared[name] = asyncio.get_running_loop().create_task(self._whole(call))
+            shared.add_done_callback(lambda done: self._keep(name, done))
         return await asyncio.shield(shared)
 
-    def _keep_once(self, name: tuple[Account, str], done: asyncio.Task[Delivered]) -> None:
+    def _keep(self, name: tuple[Account, str], done: asyncio.Task[Delivered]) -> None:
+        """Keep a reply for equal requests. After a failure the next one asks again."""
+        del self._shared[name]
         if done.cancelled() or done.exception() is not None or done.result().status != 200:
-            del self._once[name]  # the next one asks again
             return
-        self._once_bytes += len(done.result().body)
-        for oldest, task in list(self._once.items()) if self._once_bytes > ONCE else ():
-            if task.done():
-                self._once_bytes -= len(task.result().body)
-                del self._once[oldest]
-                if self._once_bytes <= ONCE:
-                    break
+        self._kept[name] = done.result()
+        self._kept_bytes += done.result().size
+        while self._kept_bytes > ONCE:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= oldest.size
 
     async def _answer_stream(self, request: web.Request, call: GatewayCall) -> web.StreamResponse:
         from aiohttp import web
@@ -536,8 +539,7 @@ class Gateway:
             head.cancel()
         status, headers = head.result()
         if call.cancelled and self._stopping and response is None:
-            stopping = _stopping_reply()
-            return web.Response(status=stopping.status, headers=stopping.headers, body=stopping.body)
+            return _response(_stopping_reply())
         if response is None:
             response = web.StreamResponse(status=status, headers=headers)
             call.delivering = True
@@ -625,6 +627,11 @@ class Delivered(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     until: float
+
+    @property
+    def size(self) -> int:
+        """Bytes, with about what its headers and its key take."""
+        return len(self.body) + 2_000
 
     @property
     def fresh(self) -> bool:
@@ -820,10 +827,24 @@ class Metrics:
 
 
 def _refuse(status: int, sentence: str) -> web.Response:
+    return _response(own_reply(status, sentence, "afnio_gateway"))
+
+
+def _response(reply: RawReply) -> web.Response:
     from aiohttp import web
 
-    reply = own_reply(status, sentence, "afnio_gateway")
-    return web.Response(status=status, headers=reply.headers, body=reply.body)
+    return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+
+
+def _only_utf8() -> Any:
+    from aiohttp import web
+
+    @web.middleware
+    async def check(request: web.Request, handler: Any) -> web.StreamResponse:
+        sentence = not_utf8(request.headers)
+        return await handler(request) if sentence is None else _refuse(400, sentence)
+
+    return check
 
 
 def _stopping_reply() -> RawReply:

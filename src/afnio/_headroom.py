@@ -18,8 +18,9 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Final, NamedTuple, cast, final
 
 import anyio.to_thread
@@ -28,7 +29,6 @@ from afnio import cognitive as cog
 from afnio._result import Gain, Headroom
 from afnio._rows import Row, in_words, read_rows
 from afnio._subject import (
-    DEARER,
     CallCount,
     Scored,
     Scoring,
@@ -36,11 +36,12 @@ from afnio._subject import (
     Unawaited,
     budget_of,
     critic_of,
+    dearer,
     paired,
     seed_of,
     wanted_by,
 )
-from afnio.errors import BatchError, ModelError, reason
+from afnio.errors import BatchError, BudgetExceeded, ModelError, reason
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.optim import EditTGD
@@ -225,14 +226,14 @@ class HeadroomTest(Scoring):
         # Some rows first show what a row costs. The sizes of all that follows depend on it.
         (probe,) = await self._pass("first", rows[:PROBED], self.start)
         each = await anyio.to_thread.run_sync(spent.each, PROBED)
-        design = self.design(each)
+        design = await anyio.to_thread.run_sync(self.design, each)
         twice, final = rows[: design.twice], rows[design.twice : design.twice + design.final]
         (rest,) = await self._pass("first", twice[PROBED:], self.start)
         (again,) = await self._pass("again", twice, self.start)
         once = Passed([*probe.scores, *rest.scores], [*probe.form, *rest.form])
         pairs = [(a, b) for a, b in zip(once.scores, again.scores, strict=True) if None not in (a, b)]
         tried = rows[design.twice + design.final :]
-        best, variants = await self._varied(tried, design, spent)
+        best, variants = await self._varied(tried, design, spent, each)
         old, new = once, None
         final = final[: self._affordable(spent)]
         if best != self.start and len(final) >= FEWEST_PAIRS:
@@ -275,11 +276,11 @@ class HeadroomTest(Scoring):
         each = 1.0
         if measured is not None:
             each = self._each = max(measured.calls, 0.01)
-            # Prices and tokens of the critic aren't known yet. It reads more than the agent, in fewer calls.
+            # What critics take isn't counted here: it makes the step smaller, not the passes.
             if caps.cost is not None and measured.cost:
-                calls = min(calls, float(caps.cost / measured.cost) * each / DEARER)
+                calls = min(calls, float(caps.cost / measured.cost) * each / LONGER)
             if caps.tokens is not None and measured.tokens:
-                calls = min(calls, caps.tokens / measured.tokens * each / DEARER)
+                calls = min(calls, caps.tokens / measured.tokens * each / LONGER)
         return design_for(len(self.rows), each, calls)
 
     # Looking
@@ -325,9 +326,13 @@ class HeadroomTest(Scoring):
     # Variants
 
     async def _varied(
-        self, rows: Sequence[Row], design: Design, spent: CallCount
+        self, rows: Sequence[Row], design: Design, spent: CallCount, each: Amount
     ) -> tuple[dict[str, str], int]:
-        """Return the winner of a race of varied prompts against the start prompts, and how many there were."""
+        """Return the winner of a race of varied prompts against the start prompts, and how many there were.
+
+        What the last comparison takes of a limit in tokens or dollars is kept for it. If the rest ends in a step, the
+        winner of the step before is the result.
+        """
         subject = self.subject.copied()
         search = Scoring(subject, self.metric, self.perfect)
 
@@ -335,6 +340,7 @@ class HeadroomTest(Scoring):
             evaluation, _ = await search.evaluated(batch)
             return evaluation
 
+        rest, calls = await anyio.to_thread.run_sync(self._rest, spent, 2 * SPARE * design.final, each)
         # With few rows a chain leaves half of them to the race. On one row all candidates are equal.
         minibatch = max(3, min(LEARNT // 3, 2 * len(rows) // 9))
         optimizer = EditTGD(
@@ -347,7 +353,7 @@ class HeadroomTest(Scoring):
             race=max(1, min(RACED, len(rows) - 3 * minibatch)),
             first=8,
             # A step takes at most a third of this.
-            budget=3 * design.step // STEPS,
+            budget=max(math.ceil(_STEP * self._each), int(3 * min(design.step, calls) // STEPS)),
             quorum=_QUORUM,
             search_seed=self.seed,
             **self.critic.completion_args,
@@ -359,7 +365,7 @@ class HeadroomTest(Scoring):
             if isinstance(event, StepEnded):
                 raced.append(len(event.candidates) - 1)
 
-        with subscribed(count):
+        with subscribed(count), rest, suppress(BudgetExceeded):
             for number in range(STEPS):
                 await optimizer.step()
                 taken = spent.calls - started
@@ -367,7 +373,24 @@ class HeadroomTest(Scoring):
                     break
         return subject.texts, max(0, sum(raced))
 
+    def _rest(self, spent: CallCount, rows: float, each: Amount) -> tuple[Budget, float]:
+        """Return a budget of what is left of tokens and dollars without `rows` rows, and the calls that it pays for."""
+        caps, calls = self.budget.caps, math.inf
+        in_tokens, in_dollars = dearer(each, self.critic, len(self.subject.parameters))
+        tokens = dollars = None
+        if caps.tokens is not None:
+            tokens = max(0, int(caps.tokens - spent.tokens - rows * each.tokens))
+            calls = tokens / max(1.0, each.tokens * in_tokens) * each.calls
+        if caps.cost is not None:
+            dollars = max(Decimal(0), caps.cost - (spent.cost or 0) - Decimal(rows) * each.cost)
+            calls = min(calls, float(dollars) / (float(each.cost) * in_dollars or 1) * each.calls)
+        return Budget(max_tokens=tokens, max_cost=dollars), calls
 
+
+LONGER: Final = 1.5
+"""Prompts get longer, so a call of the test may take so many times one of the start prompts."""
+SPARE: Final = 1.2
+"""The last comparison is reserved with this factor: the new prompts may be longer."""
 STEPS: Final = 2
 """A variant that has been corrected once shows more of what there is to gain than a first guess."""
 _STRETCH: Final = 1.15

@@ -27,7 +27,6 @@ import math
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -44,7 +43,6 @@ from afnio._headroom import HeadroomTest
 from afnio._result import Example, Gain, Headroom, Result, from_json, score_of, to_json, untested, verdict_of
 from afnio._rows import Row, digest, in_words, read_rows, split_rows
 from afnio._subject import (
-    DEARER,
     MOST_CHARACTERS,
     QUORUM,
     CallCount,
@@ -55,6 +53,7 @@ from afnio._subject import (
     budget_of,
     check_crashes,
     critic_of,
+    dearer,
     paired,
     seed_of,
     wanted_by,
@@ -66,8 +65,12 @@ from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
 from afnio.optim import EditTGD, Gate, Optimizer
-from afnio.optim._gate import FEWEST, SHARE, GateVerdict
-from afnio.optim.search._sizes import SampleCost, Sizes
+from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE, GateVerdict
+from afnio.optim.search._chain_state import CLEAR
+from afnio.optim.search._races import Scores, differences
+from afnio.optim.search._sizes import SHARE as STEP_SHARE
+from afnio.optim.search._sizes import WIDE, SampleCost, Sizes, affordable
+from afnio.optim.search._sizes import WIDE_SHARE as WIDE_STEP_SHARE
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
 from afnio.runtime._spending import Amount
@@ -146,7 +149,7 @@ def optimize(
         name: of the project in the store; by default the function's or the class's name.
         dir: the folder of the store; `.afnio` by default.
         seed: of the splits and the order of the rows.
-        patience: end the training after this number of steps without a better score in the last three races.
+        patience: end the training after this number of steps in a row that gained less than two rows in their race.
         perfect: the score that makes a row right. A right row is never criticized.
         headroom: run the headroom test first, on training rows and for at most a tenth of the budget. Its finding is
             `result.headroom`; it is skipped, with a note, where that can't pay for it. The training runs in any case:
@@ -345,7 +348,7 @@ class Optimization(Scoring):
 
     async def _optimized(self, run: Run, spending: Budget, started: float) -> Result:
         measured = await self._first_look()
-        size = self.needs.check(measured)
+        size = await anyio.to_thread.run_sync(self.needs.check, measured)
         gate = Gate(
             self._gate_scores, DataLoader(self.splits.gate, collate_fn=list), size=size, seed=self.seed,
             budget=self.needs.calls, quorum=1e-9,
@@ -527,26 +530,22 @@ class TrainingRun:
         self._begun = task.count.calls
         self._mistakes = 0
         self._right = 0
-        self._races: deque[float] = deque(maxlen=RACES)
-        self._best, self._waited = -math.inf, 0
+        self._waited = 0
         self._trainer = Trainer(
             max_epochs=-1, quorum=QUORUM, enable_checkpointing=False, enable_agent_summary=False
         )
         rows = task.splits.train
+        self._sample = task.needs.sample(measured.calls)
+        wanted = SIZES._replace(chains=chains_for(self._calls, len(rows)))
         self.optimizer = EditTGD(
             list(self.subject.parameters.values()),
             task.critic.client,
             self._evaluate,
             DataLoader(rows, collate_fn=list),
-            lr=chains_for(self._calls, len(rows)),
-            # With few rows a chain leaves half of them to the race.
-            minibatch=max(3, min(8, len(rows) // 6)),
+            lr=wanted.chains,
+            **{name: size for name, size in wanted._asdict().items() if name != "chains"},
             max_chars=MOST_CHARACTERS,
-            # Not more than the first step's, whose chains have no mistakes of a race to begin with.
-            budget=None if math.isinf(self._calls) else max(1, int(self._calls)),
-            reserve=0
-            if math.isinf(self._calls)
-            else min(int(self._calls / 10), math.ceil(24 * measured.calls)),
+            budget=step_budget(wanted, self._sample, self._calls),
             quorum=ENOUGH_ROWS,
             search_seed=task.seed,
             **task.critic.completion_args,
@@ -591,38 +590,56 @@ class TrainingRun:
         ended: list[StepEnded] = []
         with subscribed(lambda event: ended.append(event) if isinstance(event, StepEnded) else None):
             await self.optimizer.step()
-        scores = self._raced(ended)
-        self._watch(ended, scores)
+        now, before = self._raced(ended)
+        self._watch(ended, now, before)
+        scores = [score for score in now if score is not None]
         return Variable(scores, "scores in the race") if scores else None
 
     def _short(self) -> bool:
-        """Return True if the rest of the budget doesn't pay for a step: half of one would be for nothing."""
-        spent, cost = self._task.count.calls - self._begun, self.optimizer.step_cost
-        return cost is not None and self._calls - spent < 0.9 * cost
+        """Return True if the rest of the budget doesn't pay for a step: a part of one would be for nothing.
 
-    def _raced(self, ended: Sequence[StepEnded]) -> list[float]:
-        """Return the scores that the values of now had in the step's last race; none without a race."""
-        now = tuple(self.subject.texts.values())
-        candidates = [candidate for event in ended for candidate in event.candidates]
-        raced = [one for one in candidates if one.values == now and one.scores]
-        return [score for score in raced[-1].scores if score is not None] if raced else []
+        A rest that pays for fewer chains is used for these.
+        """
+        left = self._calls - (self._task.count.calls - self._begun)
+        cost, sizes = self.optimizer.step_cost, self.optimizer.sizes
+        if cost is None or sizes is None or left >= cost:
+            return False
+        for chains in range(sizes.chains - 1, 0, -1):
+            if sizes._replace(chains=chains).cost(self._sample) <= left:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = chains
+                return False
+        return True
 
-    def _watch(self, ended: Sequence[StepEnded], scores: Sequence[float]) -> None:
-        """End the training if nothing is left to learn, or nothing has got better for a while."""
+    def _raced(self, ended: Sequence[StepEnded]) -> tuple[Scores, Scores]:
+        """Return the scores of the values of now and of those before, in the step's last race; none without a race."""
+        values = tuple(self.subject.texts.values())
+        raced = [one for event in ended for one in event.candidates if one.scores]
+        now = [one.scores for one in raced if one.values == values]
+        before = [one.scores for one in raced if one.name == "incumbent"]
+        return (now[-1], before[-1]) if now and before else ((), ())
+
+    def _watch(self, ended: Sequence[StepEnded], now: Scores, before: Scores) -> None:
+        """End the training if nothing is left to learn, or nothing has got clearly better for a while."""
         if not any(change.gradients for event in ended for change in event.changes):
             sizes = self.optimizer.sizes
-            self._right += 0 if sizes is None else sizes.chains * max(1, sizes.inner - 1) * sizes.minibatch
+            # A race that is left out for want of edits leaves up to half of the rows unseen.
+            rows = len(self._task.splits.train)
+            seen = 0 if sizes is None else sizes.chains * max(1, sizes.inner - 1) * sizes.minibatch
+            self._right += min(seen, rows - rows // 2)
             if self._right >= min(SURE_ROWS, len(self._task.splits.train)):
                 self._end("no mistakes are left to learn from")
         else:
             self._right = 0
-        if scores:
-            self._races.append(math.fsum(scores) / len(scores))
-            if len(self._races) == RACES:
-                mean = math.fsum(self._races) / RACES
-                self._best, self._waited = max(self._best, mean), 0 if mean > self._best else self._waited + 1
+        known = [score for score in (*now, *before) if score is not None]
+        # In rows: of right and wrong answers, a difference is the number of rows that are won.
+        both = min(len(now), len(before))  # a text that is out on the first rows hasn't run the others
+        won = math.fsum(differences(now[:both], before[:both])) / (
+            (max(known, default=0) - min(known, default=0)) or 1
+        )
+        self._waited = 0 if won >= CLEAR else self._waited + 1
         if self._waited >= self._task.patience:
-            self._end(f"no gain in {self._waited} steps")
+            self._end(f"no clear gain in {self._waited} steps")
         if self._task.asked is not None:
             self._end(self._task.asked)
 
@@ -631,12 +648,33 @@ class TrainingRun:
         self._trainer.stop(why)
 
 
-RACES: Final = 3
-"""Races whose mean score says how good the prompts are. One alone compares on two dozen rows."""
 SURE_ROWS: Final = 32
 """Rows in a row without a mistake from which on there is nothing to learn."""
 ENOUGH_ROWS: Final = 0.6
 """The share of a small step's rows that must not crash. With a tenth, one row of eight would end it."""
+
+
+SIZES: Final = Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
+"""A step's sizes before a budget lowers them."""
+
+
+def step_budget(wanted: Sizes, sample: SampleCost, calls: float) -> int | None:
+    """Return the budget by which `EditTGD` makes steps that use up `calls` as a whole number of them.
+
+    A part of a step that is left over would be of no use.
+
+    >>> limit = step_budget(SIZES, SampleCost(1, 0, 1), 360)
+    >>> affordable(SIZES, SampleCost(1, 0, 1), limit, 0)
+    Sizes(chains=2, inner=3, minibatch=8, race=24, first=8, keep=2)
+    """
+    if math.isinf(calls):
+        return None
+    # The first step takes more: its chains have no mistakes of a race to begin with. Replies are repaired.
+    left = 0.97 * calls - wanted.minibatch * sample.forward
+    whole = affordable(wanted, sample, max(int(left), _SMALLEST.cost(sample)), 0).cost(sample)
+    steps = max(3, round(left / whole))
+    share = STEP_SHARE if wanted.chains <= WIDE else WIDE_STEP_SHARE
+    return max(_SMALLEST.cost(sample), math.ceil(left / steps / share))
 
 
 def chains_for(calls: float, rows: int) -> int:
@@ -644,10 +682,10 @@ def chains_for(calls: float, rows: int) -> int:
 
     More of them take no more time. They don't learn more from the same calls, but they end sooner.
 
-    >>> chains_for(600, 1_000), chains_for(4_800, 1_000), chains_for(4_800, 100)
+    >>> chains_for(600, 1_000), chains_for(4_800, 1_000), chains_for(4_800, 200)
     (3, 12, 4)
     """
-    fed = (rows - 24) // 16
+    fed = (rows - 24) // 36
     return max(3, int(min(24, calls // 400, fed)))
 
 
@@ -658,11 +696,18 @@ class Needs:
     def __init__(self, task: Optimization) -> None:
         self._task, self._caps = task, task.budget.caps
         self._spent = task.budget.ledger.total.amount  # by whatever else the budget is for
+        self._dearer = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
+        self._calls = 1.0  # of a row
 
     @property
     def calls(self) -> int | None:
         """The calls that the budget has for this run."""
         return None if self._caps.calls is None else max(1, self._caps.calls - self._spent.calls)
+
+    def sample(self, each: float) -> SampleCost:
+        """Return what a row takes in the training, if it takes `each` calls: with several prompts a critic too."""
+        prompts = len(self._task.subject.parameters)
+        return SampleCost(max(1, math.ceil(each)), 0 if prompts == 1 else 1, prompts)
 
     def check_calls(self, each: float) -> None:
         """Raise if the calls can't pay for the looks and one step at so many calls a row."""
@@ -671,8 +716,7 @@ class Needs:
             return
         sizes = {"to begin": FIRST, f"for a gate of {FEWEST} rows": 2 * FEWEST, "to test": self._tests}
         counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
-        prompts = len(self._task.subject.parameters)
-        step = _SMALLEST.cost(SampleCost(math.ceil(each), 0 if prompts == 1 else 1, prompts))
+        step = _SMALLEST.cost(self.sample(each))
         needed, gate = sum(counted.values()) + step, math.ceil(2 * FEWEST * each / SHARE)
         if most < needed:
             parts = ", ".join(f"{number} {part}" for part, number in counted.items())
@@ -693,17 +737,25 @@ class Needs:
             ValueError: if the budget can't pay for the looks and one step.
         """
         self.check_calls(max(1.0, measured.calls))
+        self._calls = max(measured.calls, 0.01)
+        prompts = len(self._task.subject.parameters)
+        self._dearer["tokens"], self._dearer["dollars"] = dearer(measured, self._task.critic, prompts)
         size = float(len(self._task.splits.gate))
         for unit, left, each in self._limits(measured):
-            size = min(size, (left - (FIRST + self._tests) * each) * SHARE / (2 * each))
-            needed = max(FIRST + 2 * FEWEST + self._tests + _STEP, 2 * FEWEST / SHARE) * each
+            free = (left - (FIRST + self._tests) * each) / (2 * each)
+            size = min(size, max(min(free * SHARE, ENOUGH), free * WIDE_SHARE))
+            needed = max(FIRST + 2 * FEWEST + self._tests + self._step(unit), 2 * FEWEST / SHARE) * each
             if unit != "calls" and left < needed:
                 raise ValueError(
                     f"budget must be at least {_in(unit, needed)} (got {_in(unit, left)}): a row takes "
-                    f"{_in(unit, each, 6)}, and {math.ceil(needed / each)} are needed for a gate of {FEWEST} rows, "
-                    "the test and one step; give more, or fewer rows"
+                    f"{_in(unit, each, 6)}, and a gate of {FEWEST} rows, the test and one step take as much as "
+                    f"{math.ceil(needed / each)} rows; give more, or fewer rows"
                 )
         return max(FEWEST, int(size))
+
+    def _step(self, unit: str) -> float:
+        """Return how many of the agent's rows the smallest step costs as much as."""
+        return _SMALLEST.cost(self.sample(self._calls)) * self._dearer[unit] / self._calls
 
     def _limits(self, measured: Amount) -> Iterator[tuple[str, float, float]]:
         """Yield each unit that is limited, with what is left of it and what a row takes."""
@@ -722,7 +774,7 @@ class Needs:
         limits, start = self._task.subject.limits, self._task.start
         longer = sum(limits[name] - len(text) for name, text in start.items()) / 4
         growth = 1 + max(0.0, longer) * measured.calls / max(1, measured.tokens) / 2
-        most = {unit: left - (FIRST + _STEP) * each for unit, left, each in self._limits(measured)}
+        most = {unit: left - (FIRST + self._step(unit)) * each for unit, left, each in self._limits(measured)}
         return Amount(
             int(min(rows * measured.calls * SPARE + 1, most.get("calls", math.inf))),
             int(min(rows * measured.tokens * SPARE * growth + 1, most.get("tokens", math.inf))),
@@ -732,15 +784,14 @@ class Needs:
     def training_calls(self, measured: Amount, looks: Amount, spent: CallCount) -> float:
         """Return about how many calls the training may take; infinite if only time is limited."""
         used = {
-            "calls": looks.calls + spent.calls,
+            "calls": float(looks.calls + spent.calls),
             "tokens": looks.tokens + spent.tokens,
             "dollars": float(looks.cost + (spent.cost or 0)),
         }
         found = [math.inf]
         for unit, left, each in self._limits(measured):
-            # Calls are counted as they come; what critics and longer prompts take is only guessed.
-            rows = (left - used[unit]) / each
-            found.append(left - used[unit] if unit == "calls" else rows * max(measured.calls, 0.01) / DEARER)
+            rest = left - used[unit]
+            found.append(rest if unit == "calls" else rest / each * self._calls / self._dearer[unit])
         return max(0.0, min(found))
 
     @property
@@ -750,8 +801,6 @@ class Needs:
 
 _SMALLEST: Final = Sizes(chains=1, inner=1, minibatch=3, race=6, first=3, keep=2)
 """The smallest step of the search."""
-_STEP: Final = 16
-"""Rows of the agent that the smallest step costs as much as."""
 
 
 def _in(unit: str, amount: float, digits: int = 4) -> str:

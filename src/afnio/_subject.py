@@ -56,8 +56,6 @@ MOST_CHARACTERS: Final = 1_000
 """A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better."""
 QUORUM: Final = 0.9
 """The share of rows that must not crash."""
-DEARER: Final = 1.5
-"""A call of a training costs about so many times one of the agent's, critic and longer prompts included."""
 
 
 @final
@@ -522,6 +520,31 @@ class CallCount:
     def each(self, rows: int) -> Amount:
         """Return what one of `rows` rows cost, an unknown price as 0. Its parts may be fractions."""
         return Amount(self.calls / rows, self.tokens / rows, (self.cost or Decimal(0)) / rows)  # type: ignore[arg-type]
+
+
+def dearer(measured: Amount, critic: ChatModel, prompts: int) -> tuple[float, float]:
+    """Return how many times the tokens and the dollars of an agent's call one of a training takes, on average.
+
+    About one call in twelve is the proposer's, which reads eight mistakes. With several prompts three in ten are
+    critics', which read a row each. Prompts get longer. Reads prices from files, so not for the runtime's loop.
+
+    Args:
+        measured: what a row of the agent takes.
+    """
+    calls = max(float(measured.calls), 0.01)
+    tokens, dollars = max(1.0, measured.tokens / calls), float(measured.cost) / calls
+    others = [(0.08, 8 * tokens + 500, 400)]
+    others += [(0.3, 2 * tokens + 500, 100)] if prompts > 1 else []
+    own = 1.2 * (1 - sum(share for share, _, _ in others))
+    in_tokens = own + sum(share * (read + written) for share, read, written in others) / tokens
+    price = price_of(str(critic.completion_args.get("model")), critic.client.account.url)
+    if price is None or not dollars:
+        return in_tokens, in_tokens
+    bills = [
+        share * (read * float(price.input) + written * float(price.output)) / 1e6
+        for share, read, written in others
+    ]
+    return in_tokens, own + sum(bills) / dollars
 
 
 # Arguments of `optimize` and `headroom`

@@ -102,6 +102,9 @@ def sync_client(limits: Limits | None = None, module: HttpModule | None = None, 
     It waits in the thread that calls it. On the runtime's own loop, in an `async def` callable, that would stop every
     other call; there the request gets status 400.
 
+    Raises:
+        TypeError, ImportError: as for `client`.
+
     >>> import openai
     >>> sdk = openai.OpenAI(api_key="any", http_client=sync_client())
     """
@@ -117,6 +120,10 @@ def transport(module: HttpModule | None = None, inner: Any = None, *, limits: Li
             certificates. A blocking one is called in worker threads. Don't use it elsewhere. By default the engine
             sends them by its own connections.
         limits: as for `client`.
+
+    Raises:
+        TypeError: if `inner` isn't a transport of the library.
+        ImportError: if the library isn't installed.
 
     >>> import httpx2
     >>> http_client = httpx2.AsyncClient(transport=transport(inner=httpx2.AsyncHTTPTransport(verify=False)))
@@ -540,8 +547,12 @@ class installed(AbstractContextManager[None]):  # noqa: N801
         threads: True to take in requests from threads without a context as well. They belong to the block, so they
             have its limits, journal and budgets, and no lane.
 
-    >>> with installed():
-    ...     pass
+    Raises:
+        RuntimeError: if one object is entered twice.
+
+    >>> import openai
+    >>> with installed(limits=Limits(max_in_flight=64)):
+    ...     made_here = openai.OpenAI(api_key="any")  # its requests in the block go through the engine
     """
 
     def __init__(self, limits: Limits | None = None, *, threads: bool = False) -> None:

@@ -284,6 +284,7 @@ def _start(ray: Any, address: str | None) -> None:
         if address is not None:
             ray.init(address=address, log_to_driver=False)
             return
+        # Without "local", Ray would connect to the last cluster that was started on this machine, if it runs or not.
         ray.init("local", include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     opened = {address for inode, address in _listening().items() if inode not in before}
     if opened:

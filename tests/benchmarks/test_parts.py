@@ -9,7 +9,21 @@ from typing import Any
 
 import pytest
 
-from benchmarks import accept, calls, launch, quota, report, scale, step, tail, tls, trainer
+from benchmarks import (
+    accept,
+    calls,
+    executors,
+    launch,
+    quota,
+    replicas,
+    report,
+    scale,
+    step,
+    streams,
+    tail,
+    tls,
+    trainer,
+)
 from benchmarks.endpoint import endpoint
 from benchmarks.peers import environment
 from benchmarks.race import MIXES
@@ -169,3 +183,36 @@ def test_accept(results: Callable[[str], dict[str, Any]]) -> None:
     assert list(MIXES) == [row["mix"] for row in rows]
     assert all(0 <= row["saved"] < 0.75 and 0.8 <= row["decided alike"] <= 1 for row in rows)
     assert rows[-1]["saved"] < 0.2, "where all are good there is nothing to save"
+
+
+@pytest.mark.nightly
+def test_streams(results: Callable[[str], dict[str, Any]]) -> None:
+    rate, growth, journaled = streams.compare(rows=12_000)
+    rows = results("streams")["rows"]
+    assert [row["journal"] for row in rows] == ["no", "yes"]
+    assert all(row["rows/s"] > 10 and 20 < row["CPU µs/row"] < 5_000 for row in rows)
+    assert rows[0]["bytes/row"] == 0 < rows[1]["bytes/row"] < 1_000
+    assert 1.0 <= growth.value < 1.1  # type: ignore[operator]
+    assert (rate.value, journaled.value) == (rows[0]["rows/s"], rows[1]["rows/s"])
+
+
+@pytest.mark.nightly
+def test_replicas(results: Callable[[str], dict[str, Any]]) -> None:
+    even, light, dead, killed = replicas.main()
+    rows = results("replicas")["rows"]
+    assert [row["first"] + row["second"] for row in rows] == [2_000] * 4
+    assert (dead.value, killed.value) == (0, 0)
+    assert 1 <= even.value <= 2  # type: ignore[operator]
+    assert 1 <= light.value <= 2  # type: ignore[operator]
+
+
+@pytest.mark.nightly
+def test_executors(results: Callable[[str], dict[str, Any]]) -> None:
+    served = executors.serve(evaluations=20)
+    assert all(claim.value > executors.LATENCY for claim in served)  # type: ignore[operator]
+    rows = results("executors: serving")["rows"]
+    assert ["threads", "spawn"] == [row["evaluators in"] for row in rows][:2]
+    executors.gain(lanes=20, repeats=1)
+    driver, *_ = executors.overhead(lanes=50, repeats=1)
+    rows = results("executors: overhead")["rows"]
+    assert driver.value == rows[1]["driver, CPU ms/lane"] <= rows[1]["all processes"]

@@ -80,3 +80,24 @@ async def test_what_a_gateway_has_retried_is_final_for_the_engine() -> None:
         with pytest.raises(FinalModelError, match="answered 503: can't reach the provider"):
             await client.achat(model="m", messages=[{"role": "user", "content": "Hi"}])
         assert 1 == len(upstream.requests)
+
+
+async def test_bytes_that_are_no_text() -> None:
+    """They are refused at the door, with a token or without, and leave no traceback."""
+    heads = [
+        b"GET /afnio/metrics HTTP/1.1\r\nAuthorization: Bearer \xff",
+        b"POST /v1/chat/completions HTTP/1.1\r\nX-Afnio-Token: \xff",
+        b"POST /v1/chat/completions HTTP/1.1\r\nAuthorization: Bearer \xff\r\nX-Afnio-Token: secret-7",
+    ]
+    async with GatewayProcess("--upstream", "http://127.0.0.1:9/v1", "--token", "secret-7") as gateway:
+        for head in heads:
+            _, _, port = gateway.url.split("/")[2].rpartition(":")
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
+            writer.write(head + b"\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+            reply = (await reader.read()).decode()
+            writer.close()
+            await writer.wait_closed()
+            assert reply.startswith("HTTP/1.1 400 "), reply
+            assert "must be UTF-8; encode it" in reply
+        assert 0 == await gateway.end()
+        assert b"" == gateway.errors

@@ -57,12 +57,13 @@ class Host:
         self._processes.append(process)
         assert process.stdout is not None
         text = ""
-        with anyio.fail_after(120):
+        with anyio.move_on_after(120) as waiting:
             while not any(ready in line for line in text.splitlines(keepends=True) if line.endswith("\n")):
                 try:
                     text += (await process.stdout.receive()).decode()
                 except anyio.EndOfStream:
                     raise AssertionError(f"{arguments} ended: {text}") from None
+        assert not waiting.cancelled_caught, f"{arguments} aren't ready: {text}"
         return text.splitlines()
 
     async def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:

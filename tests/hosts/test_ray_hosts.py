@@ -22,11 +22,19 @@ pytestmark = [
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
+PACKAGES = ["ray>=2.50,<3", "cloudpickle"]
+
+
+def ray_start() -> list[str]:
+    start = ["-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    return [str(interpreter("ray", *PACKAGES)), *start, "--object-store-memory=100000000"]
+
+
 @asynccontextmanager
 async def cluster(driver: Host, workers: list[Host], replica: Host) -> AsyncIterator[None]:
     """Start a replica, and Ray: its head on the driver's host, without a worker, and one worker on each other host."""
     ray = [
-        str(interpreter("ray", "ray>=2.50,<3", "cloudpickle")),
+        str(interpreter("ray", *PACKAGES)),
         "-m",
         "ray.scripts.scripts",
         "start",
@@ -53,7 +61,7 @@ async def cluster(driver: Host, workers: list[Host], replica: Host) -> AsyncIter
 
 async def run(driver: Host, replica: Host, host: str, count: int, journal: Path) -> dict[str, Any]:
     script = [
-        str(interpreter("ray", "ray>=2.50,<3", "cloudpickle")),
+        str(interpreter("ray", *PACKAGES)),
         str(Path(__file__).with_name("on_ray.py")),
     ]
     url = f"http://{replica.address}:8000/v1"
@@ -83,6 +91,36 @@ async def test_calls_of_workers_elsewhere_go_through_the_driver(tmp_path: Path) 
             assert (80, {driver.address}) == (len(seen), {each["from"] for each in seen})
             assert 40 == (await run(driver, replica, driver.address, 40, journal))["right"]
             assert 80 == len(await asked(replica))  # the second run was answered by the journal
+
+
+async def test_the_driver_of_the_page(tmp_path: Path) -> None:
+    """Each part on a host of its own, as in the compose file: workers, driver, gateway and replica form one chain."""
+    with network("gateway", "head", "one", "two", "replica", "driver") as hosts:
+        gateway, head, one, two, replica, driver = hosts
+        try:
+            async with cluster(head, [one, two], replica):
+                command = [sys.executable, "-m", "afnio.cli", "gateway", "--host", gateway.address]
+                upstream = f"http://{replica.address}:8000/v1"
+                secret = {"AFNIO_GATEWAY_TOKEN": "a-token-of-this-test"}
+                await gateway.start(*command, "--upstream", upstream, ready="Set the first", **secret)
+                node = f"--address={head.address}:6379 --node-ip-address={driver.address} --num-cpus=0"
+                ray = " ".join(ray_start()).replace(" --block", "")
+                script = Path(__file__).parents[2] / "examples" / "hosts" / "driver.py"
+                environment = {
+                    **RAY,
+                    "OPENAI_BASE_URL": f"http://{gateway.address}:8400/a-token-of-this-test/v1",
+                    "DRIVER_HOST": f"{driver.address}:8401",
+                    "AFNIO_HOME": str(tmp_path),
+                }
+                run = f"{ray} {node} && exec {interpreter('ray', *PACKAGES)} {script}"
+                code, out, errors = await driver.run("sh", "-c", run, **environment)
+                assert 0 == code, errors[-3000:]
+                assert "100 of 100 answered" in out
+                seen = await asked(replica)
+                assert (200, {gateway.address}) == (len(seen), {each["from"] for each in seen})
+        finally:
+            for host in hosts:
+                await host.end()
 
 
 async def test_a_worker_host_that_is_lost(tmp_path: Path) -> None:

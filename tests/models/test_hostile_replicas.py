@@ -169,3 +169,29 @@ async def test_the_retry_budget_is_the_groups() -> None:
         with subscribed(lambda event: seen.update([type(event)])):
             assert await answers(lm, 400) == expected(400)
         assert 50 < seen[CallRetried] < 400
+
+
+async def test_all_of_them_are_away_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls wait, and whoever tries a replica for all of them pays with no attempt: none is lost."""
+    monkeypatch.setattr("afnio.runtime._admission.LEFT_OUT_FIRST", 0.001)
+    monkeypatch.setattr("afnio.runtime._admission.LEFT_OUT_MAX", 0.002)
+    async with Provider(lm=repeats) as one, Provider(lm=repeats) as two:
+        urls = [one.base_url, two.base_url]
+        lm = group(*urls, name="away")
+        assert await answers(lm, 20) == expected(20)
+    ports = [int(url.rpartition(":")[2].partition("/")[0]) for url in urls]
+    found: list[list[str]] = []
+
+    async def ask() -> None:
+        found.append(await answers(lm, 20))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        with anyio.fail_after(30):
+            while sum(state(lm, url).failed for url in urls) < 300:  # 20 calls have 160 attempts
+                await anyio.sleep(0.005)
+        async with Provider(lm=repeats, port=ports[0]), Provider(lm=repeats, port=ports[1]):
+            with anyio.fail_after(30):
+                while not found:
+                    await anyio.sleep(0.005)
+    assert found == [expected(20)]

@@ -240,7 +240,8 @@ def test_no_race_uses_a_sample_whose_mistake_was_shown_in_its_step(rows):
         shown_now.clear()
         (step,) = told(optimizer)
         raced = {unit for candidate in step.candidates for unit in candidate.samples}
-        assert len(raced) == 12 and shown_now
+        assert 12 == len(raced)
+        assert shown_now
         assert not raced & shown_now
 
 

@@ -25,6 +25,6 @@ if __name__ == "__main__":
         equal,
         prompts={"system": "level 2"},
         critic=(model, "critic"),
-        budget=afnio.budget(max_calls=5000),
+        budget=afnio.budget(max_calls=400),
     )
     sys.stdout.write(f"{result}\nverdict: {result.verdict}\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("program.py")
-WHOLE = 376
+WHOLE = 308
 """Requests of a run that nothing interrupts."""
 IN_FLIGHT = 64
 """The most requests that a kill can cut off: those of a look, side by side."""
@@ -45,7 +45,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_killed_it_continues(tmp_path: Path) -> None:
     """Killed three times, the same program ends with the same result and pays for no reply twice."""
     requests = 0
-    for count in (60, 100, 130):  # in a chain, in the race of the second step, at the gate
+    for count in (60, 60, 60):  # in the first step, in the second, at the gate
         process = start(tmp_path)
         requests += sent(process, count)
         process.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from studio.browser import Browser
-from studio.made_store import make_hostile, make_large, make_pool, make_race, make_training
+from studio.made_store import make_hostile, make_large, make_pool, make_race, make_spread, make_training
 from studio.visitor import Studio, started
 
 
@@ -50,6 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_training(made / "acme" / "mails.db", "swift-tern", skill=0.65, status="FAILED")
     make_pool(made / "acme" / "mails.db")
     make_race(made / "acme" / "races.db")
+    make_spread(made / "acme" / "spread.db")
     make_hostile(made / "evil" / "hostile.db")
     make_large(made / "acme" / "large.db")
     (made / "acme" / "broken.db").write_bytes(b"this is no database, whatever its name says " * 100)

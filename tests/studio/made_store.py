@@ -95,6 +95,9 @@ class MadeRun:
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
+    def places(self, value: Any) -> None:
+        self.db.execute("UPDATE runs SET places = ? WHERE id = ?", (json.dumps(value), self.id))
+
     def body(self, value: Any) -> int:
         text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
         digest = hashlib.sha256(text).digest()
@@ -237,6 +240,46 @@ def make_training(
     return run
 
 
+PLACES = {
+    "executors": [
+        {
+            "name": "ProcessPoolExecutor",
+            "engine": "processes",
+            "workers": 2,
+            "running": 8,
+            "waiting": 300,
+            "lost": 3,
+        }
+    ],
+    "replicas": [
+        {
+            "group": "qwen",
+            "url": url,
+            "in_flight": 0,
+            "answered": 90,
+            "failed": failed,
+            "outages": outages,
+            "trouble": "",
+        }
+        for url, failed, outages in (("http://10.0.0.1:8000/v1", 0, 0), ("http://10.0.0.2:8000/v1", 7, 2))
+    ],
+}
+
+
+def make_spread(path: Path, name: str = "wide-heron") -> MadeRun:
+    """A run on two replicas and in an executor."""
+    run = MadeRun(path, name)
+    with run:
+        run.places(PLACES)
+        for lane in range(9):
+            call = run.call(
+                "run/1", "", lane, "forward", [{"role": "user", "content": f"mail {lane}"}], "neutral"
+            )
+            url = PLACES["replicas"][lane % 3 == 0]["url"]
+            run.db.execute("UPDATE calls SET account = ? WHERE id = ?", (url, call))
+    return run
+
+
 def make_pool(path: Path, name: str = "keen-otter") -> MadeRun:
     """A run of a pool optimizer: candidates with parents, some accepted."""
     run = MadeRun(path, name)
@@ -324,6 +367,14 @@ def make_hostile(path: Path, name: str = "<img src=x onerror=alert(1)>") -> Made
     run = MadeRun(path, name)
     with run:
         run.insert("parameters", number=1, step=0, role=attack, value=attack)
+        replica = {"in_flight": 0, "answered": 1, "failed": 1, "outages": 1, "trouble": attack}
+        executor = {"workers": 1, "running": 0, "waiting": 0, "lost": 0}
+        run.places(
+            {
+                "replicas": [{"group": attack, "url": attack, **replica}],
+                "executors": [{"name": attack, "engine": attack, **executor}],
+            }
+        )
         run.metric(attack, 0, 0.5)
         run.metric(attack, 1, 0.7)
         messages = [{"role": "system", "content": long + attack}, {"role": "user", "content": attack}]

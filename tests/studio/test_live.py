@@ -16,10 +16,11 @@ from studio.visitor import Studio
 import afnio
 from afnio import tellurio as te
 from afnio.models import ChatRequest
+from afnio.models.openai import AsyncOpenAI
 from afnio.optim import Change
 from afnio.runtime import to_thread
 from afnio.runtime.events import StepEnded
-from afnio.testing import ScriptedClient
+from afnio.testing import Provider, ScriptedClient
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -118,4 +119,40 @@ def test_what_waits_is_not_in_flight(browser: Browser, start: Callable[..., Stud
             browser.look(studio, visit)
     finally:
         gate.set()
+        run.finish()
+
+
+@pytest.mark.nightly
+def test_what_runs_where(browser: Browser, start: Callable[..., Studio], tmp_path: Path) -> None:
+    """Each replica with its state and what it does at this moment."""
+    from playwright.sync_api import expect
+
+    studio = start(tmp_path)
+    nobody = "http://127.0.0.1:9/v1"
+    run = te.init("me", "live", name="wide-crane", dir=tmp_path, resume=False)
+
+    def launch(client: AsyncOpenAI) -> afnio.Variable:
+        inputs = {"text": [f"mail {number}" for number in range(5)]}
+        messages = [{"role": "user", "content": [afnio.Variable("{text}", role="template")]}]
+        return afnio.cognitive.functional.chat_completion(client, messages, inputs=inputs, model="m")
+
+    def visit(page: Page) -> None:
+        page.goto(studio.base + studio.run("wide-crane"))
+        assert "Replicas" not in page.locator("[data-about]").inner_text()
+        replies = worker.submit(launch, client).result()
+        cells = page.locator("h2:has-text('Replicas') + .scroll tbody tr").nth(0).locator("td")
+        expect(cells.nth(0)).to_have_text(f"{nobody} qwen")
+        expect(cells.nth(1)).to_have_text("out")
+        cells = page.locator("h2:has-text('Replicas') + .scroll tbody tr").nth(1).locator("td")
+        expect(cells.nth(1)).to_have_text("in")
+        expect(cells.nth(3)).to_have_text("5")
+        worker.submit(lambda: replies.data).result()
+        expect(cells.nth(2)).to_have_text("5")
+        expect(cells.nth(3)).to_have_text("0")
+
+    try:
+        with ThreadPoolExecutor(1) as worker, Provider.process(latency=8.0) as provider:
+            client = AsyncOpenAI(base_url=[nobody, provider.base_url], name="qwen", api_key="any")
+            browser.look(studio, visit)
+    finally:
         run.finish()

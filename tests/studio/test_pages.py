@@ -282,6 +282,28 @@ def test_keys(browser: Browser, studio: Studio) -> None:
     browser.look(studio, visit)
 
 
+def test_where_a_run_ran(browser: Browser, studio: Studio) -> None:
+    """Its replicas, each with its calls, and its executors; nothing of that for a run in one place."""
+
+    def visit(page: Page) -> None:
+        page.goto(studio.base + studio.run("wide-heron"))
+        assert ["Replicas", "Executors"] == texts(page, "[data-about] h2")[:2]
+        rows = texts(page, "h2:has-text('Replicas') + .scroll tr")
+        assert "REPLICA CALLS FAILED LEFT OUT MEAN TIME" == rows[0].upper()
+        assert "http://10.0.0.1:8000/v1 qwen 6 0 0 600 ms" == rows[1]
+        assert "http://10.0.0.2:8000/v1 qwen 3 7 2 600 ms" == rows[2]
+        assert (
+            "ProcessPoolExecutor (processes) 2 3" == texts(page, "h2:has-text('Executors') + .scroll tr")[1]
+        )
+        page.click("text=http://10.0.0.2:8000/v1")
+        page.wait_for_url("**/calls?q=**")
+        assert 3 == page.locator("tbody tr").count()
+        page.goto(studio.base + studio.run("calm-heron"))
+        assert not {"Replicas", "Executors"} & set(texts(page, "h2"))
+
+    browser.look(studio, visit)
+
+
 CONTRAST = """() => {
   const curve = (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
   const channel = (value) => curve(value / 255);
@@ -318,6 +340,7 @@ def test_it_is_readable(browser: Browser, studio: Studio) -> None:
         pages += [
             "/",
             studio.run("keen-otter") + "/lineage",
+            studio.run("wide-heron"),
             studio.run("calm-heron") + "/samples/1",
             "/nowhere",
         ]

@@ -35,7 +35,7 @@ def test_a_file_of_version_1_is_brought_to_this_one(read: Read) -> None:
     first_version(FILE, [("call", json.dumps(CALL)), ("retry", json.dumps(RETRY)), ("mine", "{}")])
     with te.init("me", "emails", name="new"):
         pass
-    assert read(FILE, "PRAGMA user_version") == [(4,)]
+    assert read(FILE, "PRAGMA user_version") == [(5,)]
     assert read(FILE, "SELECT name, status, versions FROM runs WHERE id = 'r'") == [
         ("old", "COMPLETED", "{}")
     ]

@@ -232,6 +232,7 @@ def details(chosen: Chosen) -> dict[str, Any]:
         "in_flight": run.in_flight,
         "waiting": run.waiting,
         "dropped": run.dropped,
+        "places": run.places,
         "purposes": {purpose: asdict(spent) for purpose, spent in reader.spending(run.id).items()},
         "phases": {phase.phase: phase.samples for phase in reader.phases(run.id)},
         "parameters": [asdict(one) for one in reader.parameters(run.id)],

@@ -9,7 +9,7 @@ from afnio.cognitive._chat import Completion
 from afnio.cognitive._evaluators import Evaluation, Score
 from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential, Training
 from afnio.cognitive._prompts import prompts
-from afnio.cognitive._stream import RowResult, Stream
+from afnio.cognitive._stream import RowResult, Stream, StreamSnapshot
 from afnio.cognitive._template import Parameter
 from afnio.cognitive.functional import (
     Add,
@@ -46,6 +46,7 @@ __all__ = [
     "Sequential",
     "Split",
     "Stream",
+    "StreamSnapshot",
     "Sum",
     "Training",
     "add",

@@ -31,7 +31,7 @@ from afnio.errors import BlockingReadError, ExecutorError, RuntimeClosedError
 from afnio.models._bridging import Bridged, launch_request
 from afnio.models._forwarding import RUN, TARGET, Forwarded, read_timeout_of, this_host
 from afnio.models._kept_calls import KeptCalls
-from afnio.models._raw import RawRequest, own_reply
+from afnio.models._raw import RawRequest, not_utf8, own_reply
 from afnio.models._streams import BrokenReplyError, Head
 from afnio.runtime._kernel import (
     Failure,
@@ -233,6 +233,10 @@ class _Server:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
 
+        sentence = not_utf8(request.headers)
+        if sentence is not None:
+            refused = own_reply(400, sentence, "invalid_request")
+            return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
         given = request.match_info["token"]
         token, _, run = given.partition(RUN)
         lane = self._lanes.get(token)

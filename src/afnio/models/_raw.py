@@ -291,6 +291,14 @@ def own_reply(status: int, sentence: str, kind: str) -> RawReply:
     return RawReply(status, {"content-type": "application/json", **NO_RETRY}, body)
 
 
+def not_utf8(headers: Mapping[str, str]) -> str | None:
+    """Return a sentence if a header holds other bytes. aiohttp lets them in, but can't send them on."""
+    for name, text in headers.items():
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            return f"the header {name.lower()} must be UTF-8; encode it"
+    return None
+
+
 # The events of a stream
 
 

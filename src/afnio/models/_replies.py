@@ -90,7 +90,7 @@ def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: byt
         if headers.get("x-should-retry") == "false":  # as a gateway says, which has retried it
             return FinalModelError(message, status=status)
         return TransientModelError(message, status=status, retry_after=wait)
-    if status == 401:
+    if status == 401 and "afnio_gateway" not in _codes(fields):
         message += " (check api_key or OPENAI_API_KEY)"
     return FinalModelError(message, status=status)
 

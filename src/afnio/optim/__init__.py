@@ -21,6 +21,7 @@ from afnio.optim._prompts import prompts, replace_prompts
 from afnio.optim._tgd import TGD, Reduced, reduce, tgd
 
 if TYPE_CHECKING:
+    from afnio.optim import search as search
     from afnio.optim._demos import Demos
     from afnio.optim._gate import Gate, GateVerdict
     from afnio.optim.search._chains import EditTGD
@@ -62,5 +63,6 @@ __getattr__, __dir__ = lazily(
         "afnio.optim.search._improves": "Improves",
         "afnio.optim.search._pareto": "ParetoTGD",
     },
+    modules="search",
 )
 show_in(__name__, globals(), [name for name in __all__ if name in globals()])

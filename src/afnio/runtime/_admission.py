@@ -50,7 +50,7 @@ from afnio.runtime._limits import (
     warn_once,
 )
 from afnio.runtime._loop import Signal, call_later, loop_time
-from afnio.runtime._retries import AccountHealth, Concurrency, Refusals
+from afnio.runtime._retries import GIVES_UP, AccountHealth, Concurrency, Refusals
 from afnio.runtime._settings import CallPriority
 from afnio.runtime.events import LimitsLearnt, ReplicaLeftOut, ReplicaTakenBack, Usage, emit
 
@@ -406,9 +406,7 @@ class ReplicaAdmitter(Admitter):
         self.replicas = [Replica(member, admitter(runtime, member)) for member in members]
         for replica in self.replicas:
             replica.admitter.group = self
-            # A lone account that never answered has no circuit, so that a wrong URL is reported soon. A replica that
-            # is still loading its model fails fast and would draw the most calls.
-            replica.admitter.health.circuit.answered = True
+            replica.admitter.health.is_replica = True
 
     def apply(self, limits: Limits) -> None:
         """Limits are given to the members."""
@@ -428,18 +426,26 @@ class ReplicaAdmitter(Admitter):
             demand = permit.demand
             self.output.observe(demand.purpose, demand.model, usage.completion_tokens, demand.site)
         # Before any other call is admitted: the dead one has the fewest in flight.
-        begins = isinstance(error, UnreachableError) and replica.leave_out(permit.number, now)
+        unreached = isinstance(error, UnreachableError)
+        begins, tried = unreached and replica.leave_out(permit.number, now), replica.is_tried_by(permit)
         hopeless: ProviderDownError | None = None
         try:
             replica.admitter.leave(permit, ending, usage=usage, limits=limits, error=error)
         except ProviderDownError as given_up:
-            hopeless = replica.given_up = given_up
+            hopeless = given_up
             begins = replica.leave_out(permit.number, now) or begins
+        if unreached and hopeless is None and tried and now - replica.out_since >= GIVES_UP:
+            hopeless = ProviderDownError(f"{error}, for {(now - replica.out_since) / 60:.0f} minutes")
         if begins:
-            _logger.warning("%s; the calls of %s go to its other replicas", error, self.url)
+            left = any(not other.trouble for other in self.replicas)
+            go = "go to its other replicas" if left else "wait, because none of its replicas is well"
+            _logger.warning("%s; the calls of %s %s", error, self.url, go)
             emit(ReplicaLeftOut(self.url, replica.account.url, str(error)))
-        if isinstance(error, UnreachableError) or hopeless is not None:
-            permit.spared = any(other.out_until <= now for other in self.replicas if other is not replica)
+        if unreached or hopeless is not None:
+            replica.given_up = hopeless or replica.given_up
+            # Who tries a replica for all of them pays with no attempt.
+            others = (other for other in self.replicas if other is not replica)
+            permit.spared = permit.spared or tried or any(other.out_until <= now for other in others)
         elif ending.sign is not Sign.NOTHING:
             seconds = replica.take_back(permit.number, now)
             if seconds is not None:
@@ -493,6 +499,7 @@ class Replica:
 
     Attributes:
         out_until: the time until which it is left out, because it couldn't be reached.
+        out_since: when it was left out last.
         given_up: the error with which it was given up, until it answers again; or None.
         answered, failed: attempts that it answered, and that failed or were refused.
         outages: how often it was left out.
@@ -505,7 +512,7 @@ class Replica:
         self.given_up: ProviderDownError | None = None
         self.answered = self.failed = self.outages = 0
         self._pause = 0.0
-        self._out_since = 0.0
+        self.out_since = 0.0
         self._known = 0  # requests before this number say nothing new about an outage
         self._trial: Permit | None = None
         self._digest = crc32(account.url.encode())
@@ -535,6 +542,9 @@ class Replica:
         if self._pause:
             self._trial = permit
 
+    def is_tried_by(self, permit: Permit) -> bool:
+        return self._trial is permit
+
     def leave_out(self, number: int, now: float) -> bool:
         """Leave it out because request `number` didn't reach it. Return True if this is a new outage.
 
@@ -544,7 +554,7 @@ class Replica:
             return False
         begins = not self._pause
         if begins:
-            self._out_since = now
+            self.out_since = now
             self.outages += 1
         self._pause = LEFT_OUT_FIRST if begins else min(LEFT_OUT_MAX, 2 * self._pause)
         self.out_until = now + self._pause
@@ -556,7 +566,7 @@ class Replica:
         if not self._pause or number < self._known:
             return None
         self._pause, self.out_until, self.given_up = 0.0, -math.inf, None
-        return now - self._out_since
+        return now - self.out_since
 
     def count(self, permit: Permit, ending: Ending | None, error: BaseException | None) -> None:
         """Count an attempt that has ended; one without an `ending` was never sent."""

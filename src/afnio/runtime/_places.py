@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, final
 from urllib.parse import urlsplit
@@ -50,7 +50,8 @@ class Places:
     """What runs where at one moment.
 
     Attributes:
-        executors: each executor that has been used, in the order of first use.
+        executors: each executor that has been used, in the order of first use: its `name`, `engine` and number of
+            `workers`, the lanes `running` and `waiting`, and how often one has `lost` its worker.
         replicas: each replica of the clients with several URLs, group by group.
 
     >>> print(Places(replicas=[ReplicaState("qwen", "http://a:8000/v1", 12, 80, 0, 0, "")]))
@@ -59,6 +60,23 @@ class Places:
 
     executors: Sequence[ExecutorState] = field(default=())
     replicas: Sequence[ReplicaState] = field(default=())
+
+    def since(self, before: Places) -> Places:
+        """Return the same with its counts from `before` on: lost lanes, attempts and outages."""
+        # Executors are in the order of their first use: those of before come first.
+        lost = [one.lost for one in before.executors] + [0] * len(self.executors)
+        executors = [
+            replace(one, lost=one.lost - then) for one, then in zip(self.executors, lost, strict=False)
+        ]
+        known = {(one.group, one.url): one for one in before.replicas}
+        replicas = []
+        for one in self.replicas:
+            then = known.get((one.group, one.url))
+            if then is not None:
+                names = ("answered", "failed", "outages")
+                one = replace(one, **{name: getattr(one, name) - getattr(then, name) for name in names})
+            replicas.append(one)
+        return Places(executors, replicas)
 
     def facts(self) -> list[list[str]]:
         """Return a line for each executor and each group of replicas, as the facts that it consists of."""

@@ -146,6 +146,12 @@ _logger = logging.getLogger("afnio")
 class AccountHealth:
     """The circuit and the retry budget of one account, and its log lines.
 
+    Attributes:
+        is_replica: True if other accounts serve the same models. It is left out while it can't be reached, so its
+            circuit is for other failures, and it has one from the start. A lone account has none until it has
+            answered, so that a wrong URL is reported soon. But a replica that is still loading its model fails fast,
+            and would draw the most calls.
+
     >>> health = AccountHealth("http://localhost:8000/v1")
     >>> health.answered(0, now=0.0)
     >>> health.circuit.answered
@@ -159,6 +165,7 @@ class AccountHealth:
         self.retrying = retries()
         self.circuit = Circuit()
         self.retries = RetryBudget()
+        self.is_replica = False
         self._url = url
         self._lines = AsyncLimiter(LINES, 60.0)
         self._warned = False
@@ -184,6 +191,11 @@ class AccountHealth:
             if self._never_reached(now):
                 return ProviderDownError(str(error))
         circuit = self.circuit
+        if self.is_replica:
+            circuit.answered = True
+            if isinstance(error, UnreachableError):
+                circuit.released(probe=probe)
+                return None
         if circuit.failed(number, now, probe=probe):
             failed, sent = circuit.opened_by
             _logger.warning(

@@ -162,8 +162,8 @@ TOTALS: Final = """
 
 BY_PURPOSE: Final = f"SELECT purpose, {TOTALS} FROM calls WHERE run_id = ? GROUP BY purpose ORDER BY purpose"
 BY_SECOND: Final = f"""
-SELECT CAST(ended AS INTEGER) AS second, purpose, max(id), {TOTALS}
-FROM calls WHERE run_id = ? AND id > ? GROUP BY second, purpose"""
+SELECT CAST(ended AS INTEGER) AS second, purpose, account, max(id), {TOTALS}
+FROM calls WHERE run_id = ? AND id > ? GROUP BY second, purpose, account"""
 
 LAST_METRICS: Final = """
 SELECT name, step, value, time FROM metrics m WHERE run_id = ?1 AND id = (
@@ -304,7 +304,9 @@ class StoreReader:
         status = live_status(
             self.path, row["id"], row["status"], row["host"], row["pid"], leased=row["versions"] != "{}"
         )
-        parsed = {name: loaded(row[name]) for name in ("config", "identity", "versions", "platform")}
+        parsed = {
+            name: loaded(row[name]) for name in ("config", "identity", "versions", "platform", "places")
+        }
         others = set(columns_of(RunRecord)) - {*parsed, "store", "status"}
         return RunRecord(store=self.path, status=status, **parsed, **{name: row[name] for name in others})
 
@@ -370,9 +372,9 @@ class StoreReader:
         return {row[0]: Spending(*row[1:]) for row in map(tuple, self._all(BY_PURPOSE, run_id))}
 
     def spending_by_second(self, run_id: str, after: int = 0) -> list[SecondOfCalls]:
-        """The totals of the calls with ids above `after`, by the second in which they ended and by purpose."""
+        """The totals of the calls with ids above `after`, by the second in which they ended, purpose and account."""
         rows = map(tuple, self._all(BY_SECOND, run_id, after))
-        return [SecondOfCalls(row[0], row[1], row[2], Spending(*row[3:])) for row in rows]
+        return [SecondOfCalls(row[0], row[1], row[2], row[3], Spending(*row[4:])) for row in rows]
 
     def calls(
         self,
@@ -396,11 +398,11 @@ class StoreReader:
             status: "ok", "failed", "cancelled" or "replayed"; or "retried", for more than one attempt.
             phase: only calls of this phase and of its batches.
             node: only calls of the launch with this address.
-            words: each must be in the address, the model or the error.
+            words: each must be in the address, the model, the account or the error.
         """
         given = [_is("purpose", purpose), _in_phase(phase), _of_node(node)]
         given += [("attempts > 1", []) if status == "retried" else _is("status", status)]
-        given += _with_words(words, "address", "model", "error")
+        given += _with_words(words, "address", "model", "account", "error")
         rows = self._page("calls", CallRecord, run_id, given, after, before, limit, newest=newest)
         return [CallRecord(*row) for row in rows]
 

@@ -39,6 +39,7 @@ class RunRecord:
     in_flight: int
     waiting: int
     dropped: int
+    places: Any = None
 
     @property
     def path(self) -> str:
@@ -137,7 +138,7 @@ _ADDED: Final = [field.name for field in fields(Spending) if field.name != "cost
 
 
 class SecondOfCalls(NamedTuple):
-    """The calls of one purpose that ended in one second of the clock.
+    """The calls of one purpose and account that ended in one second of the clock.
 
     Attributes:
         second: seconds since 1970 UTC.
@@ -146,6 +147,7 @@ class SecondOfCalls(NamedTuple):
 
     second: int
     purpose: str
+    account: str
     last: int
     spent: Spending
 

@@ -1,7 +1,7 @@
 """The tables of a run store, and opening it for writing.
 
 A project's file outlives the version of Afnio that made it. So each version is a list of statements that turn a
-file of the version before into one of this: `FIRST` to `FOURTH`. A new file gets them all, an older one
+file of the version before into one of this: `FIRST` to `FIFTH`. A new file gets them all, an older one
 those that it lacks, in place and in one transaction, so that no reader sees half an upgrade. `upgrade` does the
 same for a copy in memory. A file of a newer version is refused, because this Afnio can't know which rules its
 rows follow.
@@ -32,6 +32,8 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
     in_flight           calls on the wire when this was last written
     waiting             calls that were queued then
     dropped             events that weren't recorded because the disk was too slow
+    places              JSON object: "executors" and "replicas", lists of what `afnio.runtime.places` tells of each,
+                        counted from the start of the run in this process; {} where all runs in one place
 `metrics`: values of `run.log`.         name, step, value (JSON), time
 `texts`: texts of `run.log_text`.       name, step, text, time
 `tables`: tables of `run.log_table`.    name, step, columns (JSON list), rows (JSON list of lists), time
@@ -125,7 +127,7 @@ def connect(path: Path) -> sqlite3.Connection:
     ...     connection = connect(pathlib.Path(folder) / "new" / "project.db")
     ...     connection.execute("PRAGMA user_version").fetchone()
     ...     connection.close()
-    (4,)
+    (5,)
     """
     make_private_folder(path.parent)
     # Create the file first: SQLite gives its side files the mode of the database.
@@ -191,7 +193,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             return
 
 
-VERSION: Final = 4
+VERSION: Final = 5
 
 _RUN: Final = "run_id TEXT NOT NULL REFERENCES runs (id)"
 
@@ -363,7 +365,10 @@ FOURTH: Final = (
 )
 """From version 3 to 4."""
 
-UPGRADES: Final = (FIRST, SECOND, THIRD, FOURTH)
+FIFTH: Final = ("ALTER TABLE runs ADD COLUMN places TEXT NOT NULL DEFAULT '{}'",)
+"""From version 4 to 5."""
+
+UPGRADES: Final = (FIRST, SECOND, THIRD, FOURTH, FIFTH)
 """The statements for each version, starting from an empty file."""
 
 OF_A_RUN: Final = (

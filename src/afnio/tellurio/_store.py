@@ -28,7 +28,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -36,6 +36,7 @@ from afnio.errors import StoreProblemError, StoreVersionError
 from afnio.runtime._admission import calls_on_wire
 from afnio.runtime._files import LockFile, SQLiteWriter, is_locked, make_private_folder
 from afnio.runtime._kernel import calls_under_way
+from afnio.runtime._places import Places, places
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
 from afnio.tellurio._recording import Recording, Redaction, encode, git_commit, platform_facts, versions
 from afnio.tellurio._schema import OF_A_RUN, VERSION, connect, upgrade, version_of
@@ -104,7 +105,8 @@ class Store:
         self._recording: Recording | None = None
         self._run_id: str | None = None
         self._pid = os.getpid()
-        self._counts = (0, 0, 0)
+        self._counts: tuple[Any, ...] = (0, 0, 0, "{}")
+        self._places = Places()
         # The runtime's thread adds to the first, the writer's thread to the second, so they need no lock.
         self._offered = 0
         self._taken = 0
@@ -195,11 +197,13 @@ class Store:
     def begin(self, run_id: str) -> None:
         """From now on record the engine's events as this run's."""
         self._run_id = run_id
+        self._places = places()
         self._renew()
 
     def update_run(self, run_id: str, status: str, date: float) -> None:
         """Set the status and the date of the last change, unless the run has ended."""
-        self._submit(lambda db: db.execute(_UPDATE_RUN, {"status": str(status), "date": date, "id": run_id}))
+        row = {"status": str(status), "date": date, "id": run_id, "places": self._where()}
+        self._submit(lambda db: db.execute(_UPDATE_RUN, row))
 
     def add_logged(
         self, table: str, run_id: str, name: str, step: int | None, values: dict[str, str], date: float
@@ -244,6 +248,13 @@ class Store:
 
         self._submit(_Slow(work))
 
+    def _where(self) -> str:
+        """Return what runs where, as JSON."""
+        found = places().since(self._places)
+        if not (found.executors or found.replicas):
+            return "{}"
+        return json.dumps({name: [asdict(one) for one in getattr(found, name)] for name in _PLACES})
+
     def _renew(self) -> None:
         self._recording = None if self._run_id is None else Recording(self._run_id, self.redaction)
 
@@ -265,11 +276,11 @@ class Store:
             )
 
     def _beat(self) -> Write | None:
-        """Return a write of how many calls are on the wire and how many wait, if that has changed."""
+        """Return a write of how many calls are on the wire and how many wait, and where, if that has changed."""
         if self._run_id is None or self._pid != os.getpid():
             return None
         sent = calls_on_wire()
-        counts = (sent, max(0, calls_under_way() - sent), self.dropped)
+        counts = (sent, max(0, calls_under_way() - sent), self.dropped, self._where())
         if counts == self._counts:
             return None
         self._counts = counts
@@ -327,12 +338,14 @@ WHERE id = :id OR (identity = :identity AND status IN ('RUNNING', 'CRASHED'))
 ORDER BY date_created DESC, rowid DESC"""
 _CONTINUE_RUN: Final = "UPDATE runs SET status = 'RUNNING', host = ?, pid = ?, date_updated = ? WHERE id = ?"
 _UPDATE_RUN: Final = """
-UPDATE runs SET status = :status, date_updated = :date,
+UPDATE runs SET status = :status, date_updated = :date, places = :places,
     in_flight = iif(:status = 'RUNNING', in_flight, 0), waiting = iif(:status = 'RUNNING', waiting, 0)
 WHERE id = :id AND status = 'RUNNING'"""
 _DESCRIBE_RUN: Final = "UPDATE runs SET git_commit = ?, versions = ?, platform = ? WHERE id = ?"
 _UPDATE_COUNTS: Final = """
-UPDATE runs SET in_flight = ?, waiting = ?, dropped = ?, date_updated = ? WHERE id = ? AND status = 'RUNNING'"""
+UPDATE runs SET in_flight = ?, waiting = ?, dropped = ?, places = ?, date_updated = ?
+WHERE id = ? AND status = 'RUNNING'"""
+_PLACES: Final = ("executors", "replicas")
 # Without a step, the row gets one more than the name's largest, whichever process wrote that.
 _INSERT_LOGGED: Final = """
 INSERT INTO {table} (run_id, name, step, {columns}, time) VALUES (

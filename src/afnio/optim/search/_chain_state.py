@@ -13,6 +13,7 @@ from typing import Any, Final, final
 from afnio.optim._blocks import blocks_of
 from afnio.optim._edits import LostEdit, Mistake
 from afnio.optim._optimizer import Lineage
+from afnio.optim.search._chain_race import Entry, RacedEntries
 from afnio.optim.search._improves import digest
 from afnio.optim.search._sizes import RowStream, SampleCost, Sizes
 
@@ -62,6 +63,8 @@ LOST: Final = 16
 """Lost edits of one parameter that are refused."""
 LOST_SHOWN: Final = 6
 """Lost edits that a prompt shows."""
+CLEAR: Final = 2.0
+"""The sum of scores by which a candidate must be behind for its edits to count as lost."""
 
 
 @final
@@ -147,6 +150,85 @@ class SearchState:
                 del records[known]
             for known in [known for known in tested if known not in records]:
                 del tested[known]
+
+    # What races tell
+
+    def remember(self, entry: Entry, values: Sequence[str]) -> None:
+        """Note where the blocks of a candidate come from, which was made from `values`."""
+        number = self.steps + 1
+        for position, edits in enumerate(entry.edits):
+            before = [b.text for b in blocks_of(values[position])]
+            records = self.records[position]
+            for edit in edits:
+                replaced = before[edit.block - 1] if edit.op == "replace" else None
+                for block in blocks_of(edit.text):
+                    known = records.get(block.text)
+                    if known is None:
+                        records[block.text] = BlockScore(number, edit.samples, replaced)
+                    elif known.step == number:
+                        known.samples = tuple(dict.fromkeys((*known.samples, *edit.samples)))
+
+    def record_race(self, result: RacedEntries) -> None:
+        """Note how candidates with each block did against those without it."""
+        number = self.steps + 1
+        raced = [entry for entry in result.entries if entry.scores]
+        if len(raced) < 2:
+            return
+        for position, records in enumerate(self.records):
+            texts = [{b.text for b in blocks_of(entry.values[position])} for entry in raced]
+            for text in dict.fromkeys(b.text for e in raced for b in blocks_of(e.values[position])):
+                owners = [text in blocks for blocks in texts]
+                if all(owners):
+                    continue
+                differences: list[float] = []
+                for sample in range(len(result.units)):
+                    groups: tuple[list[float], list[float]] = ([], [])
+                    for entry, owner in zip(raced, owners, strict=True):
+                        score = entry.scores[sample] if sample < len(entry.scores) else None
+                        if score is not None:
+                            groups[not owner].append(score)
+                    if groups[0] and groups[1]:
+                        differences.append(
+                            math.fsum(groups[0]) / len(groups[0]) - math.fsum(groups[1]) / len(groups[1])
+                        )
+                if differences:
+                    records.setdefault(text, BlockScore(number)).add(differences)
+
+    def lose(self, result: RacedEntries, values: Sequence[str]) -> None:
+        """Remember the edits whose candidates all scored clearly less than the current text.
+
+        One sample less is a matter of luck, and what a proposer is told not to write again it can't correct either.
+        """
+        incumbent = next((e for e in result.entries if e.name == "incumbent"), None)
+        if incumbent is None or not incumbent.scores:
+            return
+        for position, text in enumerate(values):
+            blocks = [b.text for b in blocks_of(text)]
+            found: dict[tuple[str, str], list[tuple[bool, float, float]]] = {}
+            for entry in result.entries:
+                if not entry.scores or not entry.edits:
+                    continue
+                pairs = [
+                    (a, b)
+                    for a, b in zip(entry.scores, incumbent.scores, strict=False)
+                    if a is not None and b is not None
+                ]
+                if not pairs:
+                    continue
+                mine, theirs = (math.fsum(column) for column in zip(*pairs, strict=True))
+                clear = theirs - mine >= CLEAR
+                score, against = mine / len(pairs), theirs / len(pairs)
+                for edit in entry.edits[position]:
+                    what = blocks[edit.block - 1] if edit.op == "delete" else edit.text
+                    found.setdefault((edit.op, what), []).append((clear, score, against))
+            memory = self.lost[position]
+            for (op, what), trials in found.items():
+                if all(clear for clear, _, _ in trials):
+                    _, score, against = max(trials)
+                    lost = LostEdit(op, what, score, against)
+                    memory[:] = [*(past for past in memory if past.key != lost.key), lost][-LOST:]
+
+    # Saving
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""

@@ -1,183 +1,25 @@
 """One step of `EditTGD`: chains side by side, their union, a race on fresh samples, and what is learned from it.
 
-`Runner` runs the agent with other values of its parameters. `ChainStep` is the step; `ChainStep.run` reads as its
-summary. Chains and candidates have scopes of their own, named by number, so the addresses of their calls don't depend
-on which of them is first.
+`ChainStep.run` reads as its summary. Chains have scopes of their own, named by number, so the addresses of their calls
+don't depend on which of them is first.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, final
+from typing import Final, final
 
-from afnio.autodiff._backward import launch_grad
-from afnio.autodiff._graph import enable_grad
-from afnio.autodiff._variable import Variable, bind
-from afnio.errors import BudgetExceeded, JournalError, ScoreError
-from afnio.models._backward_model import backward_by, backward_model
 from afnio.optim._blocks import Draft, Edit, blocks_of, is_editable, union, without_block
 from afnio.optim._checks import objections
-from afnio.optim._edits import LostEdit, Mistake, Proposal, Quoting, merge_edits, propose_edits
+from afnio.optim._edits import Mistake, Proposal, merge_edits, propose_edits
 from afnio.optim._optimizer import Candidate, Change, Decision, Evidence, StepInputs, for_each
-from afnio.optim.search._chain_state import LOST, LOST_SHOWN, BlockScore, SearchState
-from afnio.optim.search._improves import Evaluate, Holdout, called, sample_scores
+from afnio.optim.search._chain_race import ChainSetup, Entry, EntryRace, RacedEntries, Runner, raise_end
+from afnio.optim.search._chain_state import LOST_SHOWN, SearchState
 from afnio.optim.search._pareto import side_by_side
 from afnio.optim.search._sizes import Rows, Sizes, rows_for
-from afnio.runtime._callables import quorum_holds, tolerate
-from afnio.runtime._kernel import current_scope
-from afnio.runtime._settings import Priority, prioritised
 from afnio.runtime._waiting import scope
-
-_ENDS: Final = (BudgetExceeded, JournalError, ScoreError)
-"""Errors that end a step: no part of it could be judged after them."""
-
-
-def _raise_end(error: BaseException) -> None:
-    """Raise the first error that ends a step, if `error` is one or is a group with one."""
-    if isinstance(error, _ENDS):
-        raise error
-    for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
-        _raise_end(inner)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ChainSetup:
-    """The arguments of `EditTGD`, which documents them, that its steps read."""
-
-    evaluate: Evaluate
-    train: Holdout
-    max_chars: int | None
-    prune_every: int | None
-    critics: bool | None
-    quorum: float
-
-    def direct(self, parameters: Sequence[Variable]) -> bool:
-        """Return True if the proposer reads the mistakes without a critic."""
-        if self.critics is not None:
-            return not self.critics
-        return sum(parameter.requires_grad for parameter in parameters) == 1
-
-
-# Running the agent.
-
-
-@final
-class Runner:
-    """Runs the agent on training samples, with other values of its parameters."""
-
-    def __init__(self, setup: ChainSetup, inputs: StepInputs) -> None:
-        self._setup, self._inputs = setup, inputs
-        self._direct = setup.direct(inputs.parameters)
-
-    async def learn(
-        self, values: Sequence[Any], units: Sequence[int], name: str, quorum: float | None = None
-    ) -> tuple[list[float | None], list[list[Mistake]]]:
-        """Run samples forward and backward. Return their scores, and the mistakes of each parameter."""
-        async with scope(name=name):
-            scores, explanation = await self.forward(
-                values, units, "forward", Priority.TRAINING, quorum=quorum
-            )
-            return scores, await self.mistakes(explanation, units, "backward", quorum=quorum)
-
-    async def forward(
-        self,
-        values: Sequence[Any],
-        units: Sequence[int],
-        name: str,
-        level: Priority,
-        quorum: float | None = None,
-    ) -> tuple[list[float | None], Any]:
-        """Run samples, with the graph recorded. Return their scores (None for those that failed) and explanation."""
-        setup = self._setup
-        async with scope(name=name):
-            owner = current_scope()
-            with (
-                bind(self._inputs.bound(values)),
-                enable_grad(),
-                tolerate(quorum or setup.quorum),
-                prioritised(level),
-            ):
-                result = await called(setup.evaluate, setup.train.batch(units))
-                scores = await sample_scores(result)
-            owner.unread()  # a failed sample counts as missing, so don't raise its error when the scope is left
-        setup.train.by_unit(units, scores)  # raises if there isn't one for each sample
-        explanation = result[1] if isinstance(result, tuple) and len(result) > 1 else None
-        if not isinstance(explanation, Variable) or not explanation.requires_grad:
-            raise TypeError(
-                f"evaluate must return (score, explanation) that parameters led to (got {result!r}); is it run "
-                "under no_grad, or does it use other parameters?"
-            )
-        return scores, explanation
-
-    async def mistakes(
-        self, explanation: Variable, units: Sequence[int], name: str, quorum: float | None = None
-    ) -> list[list[Mistake]]:
-        """Send feedback backward. Return that of each parameter, in the order of the samples."""
-        parameters = self._inputs.parameters
-        async with scope(name=name):
-            owner = current_scope()
-            with self._critic(), tolerate(quorum or self._setup.quorum), prioritised(Priority.TRAINING):
-                gradients = await launch_grad(explanation, list(parameters))
-            owner.unread()
-        return [
-            [self._mistake(entry, units) for entry in found] if parameter.requires_grad else []
-            for parameter, found in zip(parameters, gradients, strict=True)
-        ]
-
-    def _mistake(self, entry: Variable, units: Sequence[int]) -> Mistake:
-        lane = next((t.get("sample") for t in entry.provenance if isinstance(t, Mapping)), None)
-        unit = units[lane] if isinstance(lane, int) and 0 <= lane < len(units) else None
-        return Mistake(unit, str(entry.data), entry.provenance, self._direct)
-
-    def _critic(self) -> AbstractContextManager[Any]:
-        if not self._direct:
-            return nullcontext()
-        known = backward_model()
-        group = next(
-            o for p, o in zip(self._inputs.parameters, self._inputs.options, strict=True) if p.requires_grad
-        )
-        client = known.client if known is not None else group["model_client"]
-        arguments = known.completion_args if known is not None else group["completion_args"]
-        return backward_by(Quoting(client, arguments))
-
-
-# One step.
-
-
-@final
-@dataclass(slots=True)
-class Entry:
-    """A candidate of a race.
-
-    Attributes:
-        values: One text for each parameter.
-        edits: For each parameter its edits of the current text.
-        mistakes: For each parameter the feedback that its edits were made from.
-        note: Why it isn't raced. Empty if it is.
-        place: Its number in the race.
-        number: Its number among all candidates.
-        left_out: The position and the text of the block that it does without, if that is what it tries.
-    """
-
-    name: str
-    values: tuple[str, ...]
-    edits: list[list[Edit]] = field(default_factory=list)
-    mistakes: list[list[Mistake]] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    note: str = ""
-    place: int = 0
-    number: int = 0
-    left_out: tuple[int, str] | None = None
-    error: Exception | None = None
-    scores: list[float | None] = field(default_factory=list)
-    graphs: list[tuple[Any, list[int]]] = field(default_factory=list)
-    verdict: str = ""
 
 
 @final
@@ -187,6 +29,7 @@ class ChainStep:
     def __init__(self, setup: ChainSetup, state: SearchState, inputs: StepInputs, sizes: Sizes) -> None:
         self._setup, self._state, self._inputs, self._sizes = setup, state, inputs, sizes
         self._runner = Runner(setup, inputs)
+        self._race = EntryRace(self._runner, sizes, setup.quorum)
         self._drafts: list[list[Draft]] = []
         self._values: tuple[str, ...] = tuple(inputs.values)
         self._candidates: list[Candidate] = []
@@ -206,7 +49,7 @@ class ChainStep:
         try:
             chains = await self._chains(rows, given)
             entries = await self._composed(chains)
-            result = await self._race(entries, rows.race)
+            result = await self._race.run(entries, rows.race)
         except Exception as error:
             return self._undone(error)
         state.stream = stream
@@ -236,15 +79,15 @@ class ChainStep:
             state.step_cost or 0
         )
         async with scope(name="start"):
-            result = await self._race(entries, units, staged=not whole)
+            result = await self._race.run(entries, units, staged=not whole)
         state.stream = stream
-        self._record_race(result)
+        self._state.record_race(result)
         winner = result.winner
         self._note(result, state.incumbent)
         if winner is not None and winner.name != "incumbent":
             self._adopt(winner)
         if winner is not None:
-            state.raced, state.carried = units, await self._carried(winner, "start mistakes")
+            state.raced, state.carried = units, await self._race.mistakes(winner, "start mistakes")
 
     def _most_left_out(self) -> int:
         """Return how many sentences may be left out: together they may cost as much as a step."""
@@ -323,7 +166,7 @@ class ChainStep:
                 async with scope(name=entry.name):
                     await self._chain(entry, drafts[number], rows.chains[number], given[number])
             except Exception as error:
-                _raise_end(error)
+                raise_end(error)
                 entry.error = error
             entry.values = tuple(draft.text for draft in drafts[number])
             entry.edits = [draft.edits for draft in drafts[number]]
@@ -423,7 +266,7 @@ class ChainStep:
         for error in failed.values():
             if not isinstance(error, Exception):
                 raise error
-            _raise_end(error)
+            raise_end(error)
             joint.error, joint.note = error, f"failed: {error}"
         values = list(self._values)
         for position, proposal in made.items():
@@ -438,73 +281,6 @@ class ChainStep:
 
     # The race
 
-    async def _race(
-        self, entries: Sequence[Entry], units: Sequence[int], *, staged: bool = True
-    ) -> RacedEntries:
-        """Run candidates on fresh samples: some for all, the rest for the best."""
-        racing = [entry for entry in entries if not entry.note]
-        if len(racing) < 2 or not units:
-            return RacedEntries(list(entries), list(units), entries[0] if racing else None)
-        for place, entry in enumerate(racing):
-            entry.place = place
-        sizes = self._sizes
-        staged = staged and len(racing) > sizes.keep and len(units) > sizes.first
-        head = list(units[: sizes.first]) if staged else list(units)
-        async with scope(name="race"):
-            await self._run(racing, head, 1)
-            left = self._best(racing, sizes.keep if staged else len(racing))
-            if staged:
-                await self._run(left, list(units[sizes.first :]), 2)
-                left = self._best(left, len(left))
-        return RacedEntries(list(entries), list(units), left[0])
-
-    async def _run(self, entries: Sequence[Entry], units: list[int], stage: int) -> None:
-        async def one(entry: Entry) -> None:
-            try:
-                async with scope(name=f"candidate {entry.place} part {stage}"):
-                    scores, explanation = await self._runner.forward(
-                        entry.values, units, "samples", Priority.VALIDATION
-                    )
-            except Exception as error:
-                _raise_end(error)
-                entry.error = error
-                scores, explanation = [None] * len(units), None
-            entry.scores += scores
-            if explanation is not None:
-                entry.graphs.append((explanation, units))
-
-        await side_by_side([partial(one, entry) for entry in entries])
-
-    def _best(self, entries: Sequence[Entry], most: int) -> list[Entry]:
-        """Return the best candidates, by their sums on the samples that all of them have a score of."""
-        able = [e for e in entries if self._enough(sum(s is not None for s in e.scores), len(e.scores))]
-        for entry in entries:
-            if entry not in able:
-                scored = sum(s is not None for s in entry.scores)
-                reason = f": {entry.error}" if entry.error is not None else ""
-                entry.verdict = f"failed: only {scored} of {len(entry.scores)} samples have a score{reason}"
-        if not able:
-            raise entries[0].error or RuntimeError(
-                f"no candidate has enough scores (quorum={self._setup.quorum}); the race decides nothing"
-            )
-        columns = [c for c in zip(*(e.scores for e in able), strict=True) if None not in c]
-        sums = [
-            math.fsum(score for score in column if score is not None) for column in zip(*columns, strict=True)
-        ]
-        sums = sums or [0.0] * len(able)
-        order = sorted(range(len(able)), key=lambda number: (-sums[number], able[number].place))
-        best = able[order[0]]
-        for number in order:
-            entry = able[number]
-            what = f"{sums[number]:g} against {sums[order[0]]:g} of {best.name} on {len(columns)} samples"
-            entry.verdict = (
-                f"lost: {what}" if number != order[0] else f"{sums[number]:g} on {len(columns)} samples"
-            )
-        return [able[number] for number in order[:most]]
-
-    def _enough(self, scored: int, samples: int) -> bool:
-        return scored > 0 and quorum_holds(scored, samples, self._setup.quorum)
-
     # Results
 
     async def _concluded(self, result: RacedEntries, chains: Sequence[Entry]) -> Decision:
@@ -513,19 +289,19 @@ class ChainStep:
         if len(failed) == len(chains) and all(entry.values == self._values for entry in chains):
             return Decision(self._values, (), tuple(self._candidates), tuple(failed[:1]))
         for entry in result.entries:
-            self._remember(entry)
-        self._record_race(result)
+            state.remember(entry, self._values)
+        self._state.record_race(result)
         self._note(result, state.incumbent)
         winner = result.winner
         before = self._values
         if winner is not None and winner.name != "incumbent":
             self._adopt(winner)
         elif winner is not None:
-            self._lose(result)
+            state.lose(result, self._values)
         state.steps += 1
         state.raced, state.carried = [], []
         if winner is not None and winner.graphs:
-            state.raced, state.carried = result.units, await self._carried(winner, "mistakes")
+            state.raced, state.carried = result.units, await self._race.mistakes(winner, "mistakes")
         state.hold(self._values)
         state.forget()
         reason = None
@@ -608,91 +384,6 @@ class ChainStep:
                 Candidate(number, parents, entry.values, tuple(entry.scores), verdict, entry.name, units)
             )
 
-    def _remember(self, entry: Entry) -> None:
-        """Note where the blocks of a candidate come from."""
-        for position, edits in enumerate(entry.edits):
-            before = [b.text for b in blocks_of(self._values[position])]
-            records = self._state.records[position]
-            for edit in edits:
-                replaced = before[edit.block - 1] if edit.op == "replace" else None
-                for block in blocks_of(edit.text):
-                    known = records.get(block.text)
-                    if known is None:
-                        records[block.text] = BlockScore(self._number, edit.samples, replaced)
-                    elif known.step == self._number:
-                        known.samples = tuple(dict.fromkeys((*known.samples, *edit.samples)))
-
-    def _record_race(self, result: RacedEntries) -> None:
-        """Note how candidates with each block did against those without it."""
-        raced = [entry for entry in result.entries if entry.scores]
-        if len(raced) < 2:
-            return
-        for position, records in enumerate(self._state.records):
-            texts = [{b.text for b in blocks_of(entry.values[position])} for entry in raced]
-            for text in dict.fromkeys(b.text for e in raced for b in blocks_of(e.values[position])):
-                owners = [text in blocks for blocks in texts]
-                if all(owners):
-                    continue
-                differences: list[float] = []
-                for sample in range(len(result.units)):
-                    groups: tuple[list[float], list[float]] = ([], [])
-                    for entry, owner in zip(raced, owners, strict=True):
-                        score = entry.scores[sample] if sample < len(entry.scores) else None
-                        if score is not None:
-                            groups[not owner].append(score)
-                    if groups[0] and groups[1]:
-                        differences.append(
-                            math.fsum(groups[0]) / len(groups[0]) - math.fsum(groups[1]) / len(groups[1])
-                        )
-                if differences:
-                    records.setdefault(text, BlockScore(self._number)).add(differences)
-
-    def _lose(self, result: RacedEntries) -> None:
-        """Remember the edits whose candidates all scored clearly less than the current text.
-
-        One sample less is a matter of luck, and what a proposer is told not to write again it can't correct either.
-        """
-        incumbent = next((e for e in result.entries if e.name == "incumbent"), None)
-        if incumbent is None or not incumbent.scores:
-            return
-        for position, text in enumerate(self._values):
-            blocks = [b.text for b in blocks_of(text)]
-            found: dict[tuple[str, str], list[tuple[bool, float, float]]] = {}
-            for entry in result.entries:
-                if not entry.scores or not entry.edits:
-                    continue
-                pairs = [
-                    (a, b)
-                    for a, b in zip(entry.scores, incumbent.scores, strict=False)
-                    if a is not None and b is not None
-                ]
-                if not pairs:
-                    continue
-                mine, theirs = (math.fsum(column) for column in zip(*pairs, strict=True))
-                clear = theirs - mine >= CLEAR
-                score, against = mine / len(pairs), theirs / len(pairs)
-                for edit in entry.edits[position]:
-                    what = blocks[edit.block - 1] if edit.op == "delete" else edit.text
-                    found.setdefault((edit.op, what), []).append((clear, score, against))
-            memory = self._state.lost[position]
-            for (op, what), trials in found.items():
-                if all(clear for clear, _, _ in trials):
-                    _, score, against = max(trials)
-                    lost = LostEdit(op, what, score, against)
-                    memory[:] = [*(past for past in memory if past.key != lost.key), lost][-LOST:]
-
-    async def _carried(self, winner: Entry, name: str) -> list[list[Mistake]]:
-        """Return the winner's mistakes in the race, for the next step's proposals."""
-        parts: list[list[list[Mistake]]] = [[] for _ in winner.graphs]
-
-        async def part(number: int) -> None:
-            explanation, units = winner.graphs[number]
-            parts[number] = await self._runner.mistakes(explanation, units, f"part {number + 1}")
-
-        async with scope(name=name):
-            await side_by_side([partial(part, number) for number in range(len(parts))])
-        return [[m for found in parts for m in found[position]] for position in range(len(self._values))]
-
     def _limit(self, position: int) -> int | None:
         most = self._setup.max_chars
         return None if most is None else max(most, self._state.starts[position])
@@ -708,19 +399,8 @@ class ChainStep:
             )
 
 
-CLEAR: Final = 2.0
-"""The sum of scores by which a candidate must be behind for its edits to count as lost."""
 MOST_LEFT_OUT: Final = 6
 """Sentences of the start texts that are left out, one at a time, before the first step."""
-
-
-@final
-class RacedEntries(NamedTuple):
-    """A race's candidates, its samples, and the candidate that goes on; None if none could be judged."""
-
-    entries: list[Entry]
-    units: list[int]
-    winner: Entry | None
 
 
 def _counted(reasons: Sequence[str]) -> str:

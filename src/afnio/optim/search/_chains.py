@@ -34,8 +34,9 @@ from afnio.optim._blocks import Draft
 from afnio.optim._checks import WORDS
 from afnio.optim._edits import Mistake, propose_edits
 from afnio.optim._optimizer import Acceptance, Change, Decision, Evidence, Lineage, Optimizer, StepInputs
+from afnio.optim.search._chain_race import ChainSetup, Runner
 from afnio.optim.search._chain_state import SearchState
-from afnio.optim.search._chain_step import ChainSetup, ChainStep, Runner
+from afnio.optim.search._chain_step import ChainStep
 from afnio.optim.search._improves import Evaluate, Holdout
 from afnio.optim.search._sizes import SampleCost, Sizes, affordable
 from afnio.runtime._budget import current_budgets
@@ -52,7 +53,8 @@ class EditTGD(Optimizer):
     samples, shows the mistakes to the proposer, and applies the edits that come back (add, replace or delete a block),
     within `max_chars`. Then the current text, the ends of the chains, and all of their edits together are run on
     `race` samples that none of these edits was made from: the first `first` samples for all, the rest for the best
-    `keep`. The highest sum becomes the value. Ties keep the current text.
+    `keep`. The highest sum becomes the value. Ties keep the current text, which is dropped after the first samples like
+    any other if `keep` texts did better on them.
 
     Before the first step each sentence of the start text is left out once, as a candidate of such a race; later, every
     `prune_every` steps, the block that was tested longest ago. That is the way out of a start text with a fault that

@@ -163,6 +163,7 @@ class RunReading(NamedTuple):
 
     total: Spending
     purposes: dict[str, Spending]
+    accounts: dict[str, Spending]
     curves: dict[str, Any]
     last: int
 
@@ -192,7 +193,8 @@ class Tallies:
         with lock:
             if newest > tally.last:
                 tally.update(reader, run.id)
-            return RunReading(tally.total, dict(sorted(tally.purposes.items())), tally.curves(), tally.last)
+            purposes = dict(sorted(tally.purposes.items()))
+            return RunReading(tally.total, purposes, dict(tally.accounts), tally.curves(), tally.last)
 
 
 @dataclass(slots=True)
@@ -207,6 +209,7 @@ class Tally:
     last: int = 0
     total: Spending = field(default_factory=Spending)
     purposes: dict[str, Spending] = field(default_factory=dict)
+    accounts: dict[str, Spending] = field(default_factory=dict)
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
     def update(self, reader: StoreReader, run: str) -> None:
@@ -215,6 +218,7 @@ class Tally:
             spent = one.spent
             self.total += spent
             self.purposes[one.purpose] = self.purposes.get(one.purpose, Spending()) + spent
+            self.accounts[one.account] = self.accounts.get(one.account, Spending()) + spent
             second = self.seconds.setdefault(one.second, [0, 0, 0.0, 0])
             second[0] += spent.calls
             second[1] += spent.failed
@@ -268,9 +272,11 @@ TABLE_ROWS: Final = 100
 def run_page(reader: StoreReader, run: RunRecord, tallies: Tallies, *, after: int = 0) -> dict[str, Any]:
     """Return a run's page, with its steps from the one after number `after` on."""
     steps = step_rows(reader, run.id, after)
+    found = figures(reader, run, tallies)
     return {
         "run": run,
-        **figures(reader, run, tallies),
+        **found,
+        **where(run, found["reading"]),
         "steps": steps,
         "more_steps": steps[-1].number if len(steps) == STEPS else None,
         "metrics": metrics(reader, run.id),
@@ -294,7 +300,7 @@ def figures(reader: StoreReader, run: RunRecord, tallies: Tallies) -> dict[str, 
         "curves": curves,
         "step_count": steps,
         "headline": main,
-        "about": [reading.last, *newest],
+        "about": [reading.last, *newest, *([json.dumps(run.places)] if run.places else [])],
         "live": live_numbers(run, reading, curves, steps, main),
     }
 
@@ -324,6 +330,61 @@ def live_numbers(
         "steps": steps,
         "seconds": run.seconds,
     }
+
+
+class ReplicaRow(NamedTuple):
+    """One of several replicas. `spent` is that of the run's calls which it answered or was the last to fail.
+
+    Attributes:
+        state: "in", "out", "failing" or "refusing"; "" if the run has ended.
+        failed: attempts that failed there. The calls may have gone to another replica.
+    """
+
+    group: str
+    url: str
+    state: str
+    in_flight: int
+    failed: int
+    outages: int
+    spent: Spending
+
+
+class ExecutorRow(NamedTuple):
+    """One executor; `running` and `waiting` are None if the run has ended."""
+
+    name: str
+    workers: int
+    running: int | None
+    waiting: int | None
+    lost: int
+
+
+def where(run: RunRecord, reading: RunReading) -> dict[str, Any]:
+    """Return what the run does on each replica and in each executor; nothing where all runs in one place."""
+    places, live = mapping(run.places), run.is_running
+    replicas = [
+        ReplicaRow(
+            group=one["group"] or "replicas",
+            url=one["url"],
+            state=(one["trouble"] or "in") if live else "",
+            in_flight=one["in_flight"] if live else 0,
+            failed=one["failed"],
+            outages=one["outages"],
+            spent=reading.accounts.get(one["url"], Spending()),
+        )
+        for one in places.get("replicas", ())
+    ]
+    executors = [
+        ExecutorRow(
+            name=f"{one['name']} ({one['engine']})" if one["engine"] else one["name"],
+            workers=one["workers"],
+            running=one["running"] if live else None,
+            waiting=one["waiting"] if live else None,
+            lost=one["lost"],
+        )
+        for one in places.get("executors", ())
+    ]
+    return {"replicas": replicas, "executors": executors}
 
 
 def metric_curves(reader: StoreReader, run: str) -> list[dict[str, Any]]:
