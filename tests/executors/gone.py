@@ -14,6 +14,8 @@ from typing import Any
 import errands
 import psutil
 
+import afnio
+
 
 def dask() -> tuple[Any, Any, Any]:
     """Return a client's executor, its scheduler's process and its workers'."""
@@ -26,6 +28,7 @@ def dask() -> tuple[Any, Any, Any]:
     run = [sys.executable, "-m"]
     scheduler = subprocess.Popen(
         [*run, "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     workers = subprocess.Popen(
@@ -39,6 +42,7 @@ def dask() -> tuple[Any, Any, Any]:
             "1",
             "--no-dashboard",
         ],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     client = distributed.Client(address, timeout=60)
@@ -50,9 +54,9 @@ def main() -> None:
     what, folder = sys.argv[1:]
     ours: list[subprocess.Popen[bytes]] = []
     if what in ("gcs_server", "raylet"):
-        import afnio.ray
+        from afnio.ray import RayExecutor
 
-        make: Any = afnio.ray.RayExecutor
+        make: Any = RayExecutor
     else:
         make, *ours = dask()
     paths = [str(Path(folder, str(number))) for number in range(4)]

@@ -95,7 +95,16 @@ def test_no_worker_lives_five_seconds_longer_than_its_driver(
     driver.send_signal(end)
     driver.wait(30)
     _, left = psutil.wait_procs(family, timeout=5)
-    assert [] == [" ".join(process.cmdline()) for process in left]
+    # Ray's agents, which run no task, look for their raylet every few seconds.
+    assert [] == [command for process in left if (command := _command(process)) and "Agent" not in command]
+    assert [] == psutil.wait_procs(left, timeout=60)[1]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended, or nobody has taken notice yet
+        return ""
 
 
 # The cluster ends
@@ -115,7 +124,7 @@ def test_a_cluster_that_is_gone(what: str, tmp_path: Path) -> None:
         check=False,
     )
     assert 0 == done.returncode, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads([line for line in done.stdout.splitlines() if line[:1] == "{"][-1])
     assert found["seconds"] < 150, (found, time.monotonic() - begun)
     if name == "ray":  # another one was started
         assert [4, []] == [found["answered"], found["errors"]]
@@ -146,7 +155,7 @@ def test_a_local_ray_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
         timeout=300,
         check=True,
     )
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads([line for line in done.stdout.splitlines() if line[:1] == "["][-1])
     assert len(found) > 3
     assert {"127.0.0.1"} == {ip.removeprefix("::ffff:").replace("::1", "127.0.0.1") for ip in found}
 

@@ -31,7 +31,10 @@ async def killed(name: str, url: str, journal: str) -> dict[str, Any]:
     command += [name, str(LANES), str(KILLS), url, journal]
     done = await anyio.run_process(command, env=environment(), check=False)
     assert 0 == done.returncode, done.stderr.decode()[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
+    # Ray writes to stdout, too.
+    found: dict[str, Any] = json.loads(
+        [line for line in done.stdout.decode().splitlines() if line[:1] == "{"][-1]
+    )
     return found
 
 

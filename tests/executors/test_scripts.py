@@ -9,8 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
+import nbformat
 import psutil
 import pytest
+from nbclient import NotebookClient
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
+
+from endpoint import Endpoint
 
 NO_GUARD = """
 import functools, multiprocessing
@@ -23,6 +30,57 @@ def double(x):
 workers = functools.partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context("spawn"))
 print(afnio.Variable([1, 2]).map(double, executor=workers).data)
 """
+
+CALLS = """
+import functools, multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+import afnio, afnio.cognitive as cog
+from afnio.models.openai import AsyncOpenAI
+
+client = AsyncOpenAI(api_key="any-key-0123")
+messages = [{"role": "user", "content": [afnio.Variable("hello")]}]
+prediction = cog.chat_completion(client, messages, {}, model="m")
+print(prediction.data)
+workers = functools.partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context("spawn"))
+print(prediction.map(str, executor=workers).data)
+"""
+
+NO_CLOUDPICKLE = """
+import functools, multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+sys.modules["cloudpickle"] = None
+import afnio
+
+def double(x):
+    return 2 * x
+
+if __name__ == "__main__":
+    workers = functools.partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context("spawn"))
+    print(afnio.Variable([1, 2]).map(double, executor=workers).data)
+    try:
+        afnio.Variable([1, 2]).map(lambda x: x, executor=workers)
+    except TypeError as error:
+        print(error)
+"""
+
+CELLS = [
+    """
+import functools, multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+import afnio
+
+factor = 3
+workers = functools.partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context('spawn'))
+
+def triple(x):
+    return factor * x
+""",
+    "print(afnio.Variable([1, 2]).map(triple, executor=workers).data)",
+    """
+sys.modules['cloudpickle'] = None
+afnio.Variable([1, 2]).map(triple, executor=workers)
+""",
+]
 
 DRIVER = """
 import functools, multiprocessing, os, sys, time
@@ -51,6 +109,44 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert 1 == done.returncode
     assert 'put the code of train.py under `if __name__ == "__main__":`' in done.stderr
     assert "" == done.stdout
+
+
+@pytest.mark.nightly
+async def test_calls_of_a_script_without_a_guard_are_made_once(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(CALLS)
+    async with Endpoint() as endpoint:
+        done = await anyio.run_process(
+            [sys.executable, str(script)],
+            check=False,
+            env={**os.environ, "OPENAI_BASE_URL": f"{endpoint.url}/v1"},
+        )
+    assert 'put the code of train.py under `if __name__ == "__main__":`' in done.stderr.decode()
+    assert "HELLO" == done.stdout.decode().strip()
+    assert 1 == len(endpoint.asked)
+
+
+@pytest.mark.nightly
+def test_a_script_without_cloudpickle(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(NO_CLOUDPICKLE)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=110, check=True
+    )
+    values, error = done.stdout.splitlines()
+    assert "[2, 4]" == values
+    assert "must be importable (got the lambda at train.py:14" in error
+    assert "install cloudpickle" in error
+
+
+@pytest.mark.nightly
+def test_a_function_of_a_notebook() -> None:
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_code_cell(text) for text in CELLS]
+    client = NotebookClient(book, timeout=110, kernel_name="python3", allow_errors=True)
+    client.execute()
+    assert "[3, 6]" == book.cells[1].outputs[0].text.strip()
+    assert "move it to a module, or install cloudpickle" in book.cells[2].outputs[0].evalue
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ process. With `executor=` it runs in a worker of a process pool, of Dask or of R
 passes, `WorkerPool` the executor while it is used: lanes wait for a place, are submitted, and come back. What is
 submitted is in `_remote.py`, what runs it in `_worker.py`.
 
-**A lost worker is no answer.** It says nothing about the lane that it ran, so that lane runs again. Some executors know
-which task a dead worker had (Ray): that lane has used up an attempt. A pool knows only that it is broken, and with it
-the futures of all lanes in it, of which one at most is to blame. So they run again one at a time, each alone in it
-(`Turns`), and only a lane that breaks a pool alone has used up an attempt.
+**A lost worker is no answer.** It says nothing about the lane that it ran, so that lane runs again. A pool knows only
+that it is broken, and with it the futures of all lanes in it, of which one at most is to blame. So they run again one
+at a time, each alone in it (`Turns`), and only a lane that breaks a pool alone has used up an attempt. Ray knows which
+task a dead worker had. That lane runs again beside the others, and alone after a third loss: where workers are killed
+often, the same lane may be hit three times.
 
 **Who makes the pool can replace it.** A broken one is of no use any more, so `executor=` takes a callable that makes
 another one. It is made in a thread, and its first task shows that its workers start: a pool whose workers die before
@@ -346,13 +347,13 @@ class WorkerPool:
                 except _LostError as error:
                     self._lost += 1
                     lost += error.ends if suspected or error.alone else 0
-                    if lost >= ATTEMPTS:
+                    if lost >= ATTEMPTS and suspected:
                         raise WorkerLostError(
                             f"{name} must not end its worker process (got {lost} ends in a row, at last {error}); look "
                             "for a crash, os._exit or too little memory in it"
                         ) from None
-                    if not error.alone and not suspected:
-                        suspected = True
+                    if not suspected and (not error.alone or lost >= ATTEMPTS):
+                        suspected, lost = True, 0
                         turns.suspects += 1  # before anybody else begins
                 finally:
                     turns.leave()

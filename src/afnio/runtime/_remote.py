@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import multiprocessing.process
 import os
 import pickle
 import sys
@@ -38,7 +37,7 @@ from afnio.runtime._journal_file import Record
 from afnio.runtime._kernel import Job, Runtime, current_scope
 from afnio.runtime._loop import Signal
 from afnio.runtime._waiting import active_journal
-from afnio.runtime._worker import Ended, found_cloudpickle, pickled
+from afnio.runtime._worker import Ended, check_importing, found_cloudpickle, pickled
 
 LARGE: Final = 1 << 20
 """Bytes of a result that is unpickled in a thread, so that the loop isn't blocked."""
@@ -71,11 +70,7 @@ class Remote:
     def __init__(
         self, function: Callable[..., Any], workers: Workers, *, durable: int = 0, name: str | None = None
     ) -> None:
-        if getattr(multiprocessing.current_process(), "_inheriting", False):
-            raise RuntimeError(
-                "a script with executor= must not launch anything when a worker imports it (got a launch during the "
-                'import); put its code under `if __name__ == "__main__":`'
-            )
+        check_importing()
         self.name = name or _name_of(function)
         self._function = _packed(function, self.name)
         self._workers = workers

@@ -57,6 +57,15 @@ class Ended(NamedTuple):
     trace: str = ""
 
 
+def check_importing() -> None:
+    """Raise in a worker process that imports the program's script: its calls would be made, and paid for, again."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "a script with executor= must not launch anything when a worker imports it (got a launch during the "
+            'import); put its code under `if __name__ == "__main__":`'
+        )
+
+
 def start_worker(driver: int, then: tuple[Callable[..., Any], tuple[Any, ...]] | None = None) -> int:
     """Prepare this process, and return its id.
 
