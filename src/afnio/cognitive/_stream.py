@@ -79,6 +79,7 @@ class StreamSnapshot:
         seconds: since the first row was read.
         places: what each executor does, and each replica.
 
+    >>> from afnio.runtime import Places
     >>> print(StreamSnapshot(1_200, 3, 1_000, 4.0, Places()))
     1,200 rows taken, 3 failed, 1,000 pending, 300.0 rows/s
     """

@@ -951,9 +951,10 @@ def current_runtime() -> Runtime:
         if runtime is None or runtime.closed or runtime.pid != os.getpid():
             if _exiting:
                 raise RuntimeClosedError("the interpreter is exiting; launch from code that runs earlier")
-            from afnio.runtime._worker import check_importing
+            if "multiprocessing" in sys.modules:  # otherwise this is no pool's worker
+                from afnio.runtime._worker import check_importing
 
-            check_importing()
+                check_importing()
             if runtime is None:
                 atexit.register(_close_at_exit)
                 os.register_at_fork(after_in_child=_renew_guard)
