@@ -21,6 +21,7 @@ import psutil
 
 import afnio
 from afnio.cognitive import functional
+from afnio.errors import AfnioError, BatchError
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Provider
 from benchmarks.children.texts import REPLY
@@ -38,8 +39,9 @@ OVERHEAD, RAY_OVERHEAD = 0.3, 2.0
 
 
 def engines() -> tuple[dict[str, Callable[[], Any]], list[str]]:
-    """Return what makes two workers, by engine, and a note for each engine that isn't installed."""
+    """Return what makes two workers, by engine, and a note for each engine that can't be measured here."""
     found: dict[str, Callable[[], Any]] = {"spawn": WORKERS}
+    notes: list[str] = []
     if find_spec("loky"):
         import loky
 
@@ -48,8 +50,15 @@ def engines() -> tuple[dict[str, Callable[[], Any]], list[str]]:
         import afnio.ray
 
         found["Ray"] = afnio.ray.RayExecutor
+    for name, executor in list(found.items()):
+        try:
+            _ = afnio.Variable([1, 2, 3, 4]).map(nothing, executor=executor).data
+        except (AfnioError, BatchError) as error:
+            del found[name]
+            why = " ".join(str(error.exceptions[0] if isinstance(error, BatchError) else error).split())
+            notes.append(f"{name} was not measured: {why}")
     missing = [name for name in ("loky", "ray") if not find_spec(name)]
-    return found, [f"{name} isn't installed here, so it was not measured" for name in missing]
+    return found, [*notes, *(f"{name} isn't installed here, so it was not measured" for name in missing)]
 
 
 def busy(prediction: Any, target: Any = None, *, milliseconds: float = 60.0) -> bool:
@@ -87,8 +96,6 @@ def serve(*, evaluations: int) -> list[Claim]:
     with Provider.process(latency=LATENCY, reply=REPLY) as provider:
         client = AsyncOpenAI(base_url=provider.base_url, api_key="any")
         for where, executor in {"threads": None, **found}.items():
-            if executor is not None:
-                _ = afnio.Variable([1, 2, 3, 4]).map(nothing, executor=executor).data  # it starts
             predictions = afnio.Variable([str(number) for number in range(evaluations)])
             score, _ = functional.deterministic_evaluator(
                 predictions, None, busy, "busyness", executor=executor
@@ -154,11 +161,11 @@ def overhead(*, lanes: int, repeats: int) -> list[Claim]:
             tree.append((_cpu_of_tree() - all_of_them) / lanes * 1000)
         rows.append([where, lanes, min(driver[1:]), min(tree[1:])])  # in the first, workers start
     measured = {row[0]: (float(row[2]), float(row[3])) for row in rows}
-    claims = [Claim("the driver's CPU ms for an evaluation, spawn", measured["spawn"][0], OVERHEAD)]
-    if "Ray" in measured:
-        claims.append(
-            Claim("CPU ms of all processes for an evaluation, Ray", measured["Ray"][1], RAY_OVERHEAD)
-        )
+    spawn, ray = measured["spawn"][0], measured["Ray"][1] if "Ray" in measured else None
+    claims = [
+        Claim("the driver's CPU ms for an evaluation, spawn", spawn, OVERHEAD),
+        Claim("CPU ms of all processes for an evaluation, Ray", ray, RAY_OVERHEAD, why="; ".join(notes)),
+    ]
     show(
         "executors: overhead",
         ["runs in", "lanes", "driver, CPU ms/lane", "all processes"],

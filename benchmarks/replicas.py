@@ -51,7 +51,7 @@ def main(*, full: bool = False) -> list[Claim]:
         Claim("replicas, one dead from the start: calls lost", float(lost[0][5]), 0.0),
         Claim("replicas, one killed and restarted: calls lost", float(lost[1][5]), 0.0),
     ]
-    notes = [f"two providers, {LATENCY} s latency, one prompt"]
+    notes = [f"two providers, {LATENCY} s latency, one prompt; shares with at most 64 in flight at each"]
     show("replicas", COLUMNS, [*rows, *lost], notes, claims)
     return claims
 
@@ -60,7 +60,8 @@ def share(calls: int, *, pending: int | None = None) -> list[Any]:
     """Return a row: all calls at once, or `pending` at a time."""
     with ExitStack() as stack:
         replicas = [stack.enter_context(Provider.process(latency=LATENCY)) for _ in range(2)]
-        client = _client(*(replica.base_url for replica in replicas))
+        limits = afnio.Limits(max_in_flight=64)
+        client = _client(*(replica.base_url for replica in replicas), limits=limits)
         begun = time.perf_counter()
         lost = _run(client, calls, pending)
         wall = time.perf_counter() - begun

@@ -174,6 +174,49 @@ def in_time(latency: float) -> Iterator[str]:
     yield from rows_of(["task", *quality.COLUMNS], cells)
 
 
+def gated(name: str) -> Iterator[str]:
+    """Yield a table of single runs with what their gate said."""
+    runs = runs_of(name)
+    start = next(run for run in runs if run.method == "baseline")
+    mine = sorted((run for run in runs if run.method != "baseline"), key=lambda run: run.seed)
+    cells = [
+        [
+            str(run.seed),
+            f"{run.correct:g}/{run.answered}",
+            "the same prompt" if run.prompts == start.prompts else _points([run], start),
+            run.gate,
+            str(sum(run.dropped.values())),
+            str(run.calls),
+            str(sum(map(len, run.prompts.values()))),
+        ]
+        for run in mine
+    ]
+    worse = sum(difference([run.scores], [start.scores])[2] < 0 for run in mine)
+    all_right = f"{sum(run.correct for run in mine):g}/{sum(run.answered for run in mine)}"
+    below = f"below the start beyond chance: {worse} of {len(mine)}"
+    cells.append(
+        [
+            "all",
+            all_right,
+            _points(mine, start),
+            below,
+            str(sum(sum(run.dropped.values()) for run in mine)),
+            f"{mean(run.calls for run in mine):.0f}",
+            f"{mean(sum(map(len, run.prompts.values())) for run in mine):.0f}",
+        ]
+    )
+    yield from rows_of(
+        ["seed", "test right", "against the start", "gate", "edits left out", "calls", "characters"], cells
+    )
+
+
+def _points(runs: Sequence[Outcome], start: Outcome) -> str:
+    """Return the difference to the start in points, with its interval."""
+    found = difference([run.scores for run in runs], [start.scores] * len(runs))
+    gain, low, high = (100 * value + 0.0 for value in found)
+    return f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def _equal(budget: int, tasks: Sequence[str]) -> Iterator[str]:
     return matrix(runs_of("equal", budget), tasks)
 
@@ -194,6 +237,7 @@ TABLES: Final[dict[str, Callable[[], Iterator[str]]]] = {
     ),
     "astray": lambda: matrix(runs_of("astray"), MAILS[:2]),
     "width": lambda: compared("width", MAILS, "EditTGD, 3 chains", grouped(runs_of("width-latency"))),
+    "local-gate": lambda: gated("local-gate"),
     "pass": lambda: compared("pass", MAILS, "TGD 4, pass of 256", grouped(runs_of("pass-latency"))),
 }
 

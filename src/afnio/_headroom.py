@@ -47,8 +47,8 @@ from afnio.models._client import ChatClient, ChatModel
 from afnio.optim import EditTGD
 from afnio.optim.search._races import p_value
 from afnio.runtime._budget import Budget
-from afnio.runtime._spending import Amount
-from afnio.runtime._waiting import may_block, scope
+from afnio.runtime._spending import Amount, Ledger
+from afnio.runtime._waiting import active_journal, may_block, scope
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.trainer._options import found
 from afnio.trainer._steps import run_blocking
@@ -384,7 +384,11 @@ class HeadroomTest(Scoring):
         if caps.cost is not None:
             dollars = max(Decimal(0), caps.cost - (spent.cost or 0) - Decimal(rows) * each.cost)
             calls = min(calls, float(dollars) / (float(each.cost) * in_dollars or 1) * each.calls)
-        return Budget(max_tokens=tokens, max_cost=dollars), calls
+        rest = Budget(max_tokens=tokens, max_cost=dollars)
+        rest.charge(
+            Ledger(), active_journal.get()
+        )  # what a journal recorded before is in `spent`, as it is replayed
+        return rest, calls
 
 
 LONGER: Final = 1.5

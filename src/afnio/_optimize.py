@@ -73,7 +73,7 @@ from afnio.optim.search._sizes import WIDE, SampleCost, Sizes, affordable
 from afnio.optim.search._sizes import WIDE_SHARE as WIDE_STEP_SHARE
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
-from afnio.runtime._spending import Amount
+from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._waiting import active_journal, may_block
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.tellurio._queries import StoreReader
@@ -392,6 +392,7 @@ class Optimization(Scoring):
             max_cost=None if caps.cost is None else caps.cost / TENTH,
             max_seconds=None if seconds is None else seconds / TENTH,
         )
+        tenth.charge(Ledger(), active_journal.get())  # what the run spent before isn't the test's
         try:
             test = HeadroomTest(
                 self.subject.copied(), self.metric, rows=self.splits.train, critic=self.critic, budget=tenth,
@@ -528,7 +529,6 @@ class TrainingRun:
         self._task, self._looks = task, looks
         self._calls = task.needs.training_calls(measured, looks, task.count)
         self._begun = task.count.calls
-        self._mistakes = 0
         self._right = 0
         self._waited = 0
         self._trainer = Trainer(
@@ -674,7 +674,7 @@ def step_budget(wanted: Sizes, sample: SampleCost, calls: float) -> int | None:
     whole = affordable(wanted, sample, max(int(left), _SMALLEST.cost(sample)), 0).cost(sample)
     steps = max(3, round(left / whole))
     share = STEP_SHARE if wanted.chains <= WIDE else WIDE_STEP_SHARE
-    return max(_SMALLEST.cost(sample), math.ceil(left / steps / share))
+    return max(2 * _SMALLEST.cost(sample), math.ceil(left / steps / share))
 
 
 def chains_for(calls: float, rows: int) -> int:

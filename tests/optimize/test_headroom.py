@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,35 @@ def test_a_prompt_that_helps_is_found() -> None:
     assert found.verdict.startswith("There is headroom: the best of ")
     assert f"on {found.gain.rows} rows that it wasn't chosen on." in found.verdict
     assert str(found.calls) in str(found)
+
+
+@pytest.mark.parametrize("rows", [pytest.param(60, marks=pytest.mark.nightly), 100])
+def test_few_rows_still_race_on_several(rows: int) -> None:
+    """On one row, which was the race of 100 rows, nearly all candidates are equal and the start is kept."""
+
+    def answer(number: int, system: str) -> str:
+        return expected(number) if "twice" in system or number % 3 == 0 else "no"
+
+    assert measured(answer, rows=ROWS[:rows]).found
+
+
+def test_a_dear_critic_leaves_money_for_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls make the step smaller; the test ends in a verdict within the budget."""
+    prices = tmp_path / "prices.toml"
+    rates = [("critic", 2500.0), ("*", 100.0)]
+    tables = [f'[[price]]\nmodel = "{model}"\ninput = {rate}\noutput = {rate}\n' for model, rate in rates]
+    prices.write_text("version = 1\n" + "".join(tables))
+    monkeypatch.setenv("AFNIO_PRICES", str(prices))
+
+    def answer(number: int, system: str) -> str:
+        return expected(number) if "twice" in system or number % 3 == 0 else "no"
+
+    found = measured(answer, budget=4.0)
+    assert found.gain is not None
+    assert found.cost is not None
+    assert found.cost <= 4.0
 
 
 @pytest.mark.parametrize("seed", range(3))

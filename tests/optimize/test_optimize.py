@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,19 @@ def test_a_gate_that_fails_is_said() -> None:
     assert result.prompts == {"system": "level 2"}
     assert "didn't pass the gate (0 of 39 rows better, " in result.verdict
     assert result.gain is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "stopped"), [(lambda output, expected: True, "no mistakes"), (lambda *_: False, "no")]
+)
+def test_nothing_is_gained_where_all_rows_are_right_or_all_wrong(metric: Any, stopped: str) -> None:
+    """Right rows ask no critic. Where nothing helps, the races keep the start, and the training ends early."""
+    model = client()
+    result = optimized(model, metric=metric)
+    assert result.verdict.startswith("No gain beyond noise: no other prompts won a race")
+    assert result.stopped.startswith(stopped)
+    assert result.gate is None
+    assert any(request.model == "critic" for request in model.requests) is (stopped == "no")
 
 
 def test_prompts_that_break_the_agent_do_not_pass() -> None:
@@ -548,7 +562,9 @@ def test_dollars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.cost is not None
     assert 0 < result.cost <= 20.0
     assert "$" in str(result)
-    with pytest.raises(ValueError, match=r"budget must be at least \$"):
+    with pytest.raises(
+        ValueError, match=r"budget must be at least \$.* a gate of 12 rows, the test and one step"
+    ):
         optimized(budget=0.5, seed=1)
 
 
@@ -639,19 +655,24 @@ def test_an_interrupted_call_continues_and_pays_nothing_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    "cut",
+    ("cut", "headroom"),
     [
-        pytest.param(3, marks=pytest.mark.nightly, id="first look"),
-        pytest.param(20, id="chain"),
-        pytest.param(60, marks=pytest.mark.nightly, id="race"),
-        pytest.param(120, marks=pytest.mark.nightly, id="second step"),
-        pytest.param(200, id="gate"),
-        pytest.param(280, marks=pytest.mark.nightly, id="test"),
+        pytest.param(3, False, marks=pytest.mark.nightly, id="first look"),
+        pytest.param(20, False, marks=pytest.mark.nightly, id="chain"),
+        pytest.param(40, True, marks=pytest.mark.nightly, id="headroom"),
+        pytest.param(200, True, marks=pytest.mark.nightly, id="after headroom"),
+        pytest.param(60, False, marks=pytest.mark.nightly, id="race"),
+        pytest.param(120, False, marks=pytest.mark.nightly, id="second step"),
+        pytest.param(200, False, id="gate"),
+        pytest.param(280, False, marks=pytest.mark.nightly, id="test"),
     ],
 )
-async def test_killed_anywhere_it_goes_on_with_the_same_calls(cut: int) -> None:
+async def test_killed_anywhere_it_goes_on_with_the_same_calls(cut: int, headroom: bool) -> None:
     """In a chain, in a race, at the gate: all runs together get as many replies as one that nothing stops."""
     answered, begun = 0, threading.Event()
+    given: dict[str, Any] = {}
+    if headroom:
+        given = {"headroom": True, "rows": rows(200), "budget": afnio.budget(max_calls=1200)}
 
     def mortal(most: float) -> ScriptedClient:
         async def reply(request: Any) -> Any:
@@ -664,15 +685,16 @@ async def test_killed_anywhere_it_goes_on_with_the_same_calls(cut: int) -> None:
 
         return ScriptedClient(reply)
 
-    expected = await optimized(mortal(math.inf), name="whole")
+    expected = await optimized(mortal(math.inf), **given, name="whole")
     whole, answered = answered, 0
     assert cut < whole
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_awaited, mortal(cut))
+        tasks.start_soon(partial(_awaited, mortal(cut), **given))
         await anyio.to_thread.run_sync(begun.wait)
         tasks.cancel_scope.cancel()
-    result = await optimized(mortal(math.inf))
+    result = await _awaited(mortal(math.inf), **given)
     assert answered == whole == result.calls
+    assert (result.headroom is None) is not headroom
     assert (result.prompts, result.verdict, result.gate) == (
         expected.prompts,
         expected.verdict,
@@ -730,8 +752,11 @@ async def test_cancelled_it_can_go_on() -> None:
     assert 0 < len(model.requests) < WHOLE
 
 
-async def _awaited(model: ScriptedClient) -> afnio.Result:
-    return await optimized(model)
+async def _awaited(model: ScriptedClient, **changes: Any) -> afnio.Result:
+    # A budget counts what it was used for before, so each run has its own.
+    budget = changes.pop("budget", None)
+    limits = {} if budget is None else {"budget": afnio.budget(max_calls=budget.caps.calls)}
+    return await optimized(model, **changes, **limits)
 
 
 # The result

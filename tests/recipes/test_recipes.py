@@ -60,7 +60,7 @@ async def started(name: str, folder: Path, url: str) -> AsyncIterator[asyncio.su
     env = {
         **os.environ, "PYTHONPATH": path, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "any-key-0123",
         "PYSPARK_PYTHON": str(python), "PYTHONWARNINGS": "default", "HF_HOME": str(folder / "hf"),
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1", "RAY_raylet_start_wait_time_s": "90",
     }  # fmt: skip
     with (folder / "log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(

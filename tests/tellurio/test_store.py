@@ -170,7 +170,7 @@ def test_a_newer_file_is_refused_and_left_as_it_is() -> None:
     with closing(sqlite3.connect(FILE)) as connection:
         connection.execute("PRAGMA user_version = 99")
     before = FILE.read_bytes()
-    with pytest.raises(te.StoreVersionError, match=r"version \[99\].*only \[4\].*AFNIO_HOME"):
+    with pytest.raises(te.StoreVersionError, match=r"version \[99\].*only \[5\].*AFNIO_HOME"):
         te.init("me", "emails")
     assert FILE.read_bytes() == before
     assert list(FILE.parent.iterdir()) == [FILE]

@@ -12,12 +12,12 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup
 
+from afnio import __version__
 from afnio.errors import StoreProblemError
 from afnio.tellurio._queries import StoreReader, choose, stores
 from afnio.tellurio._records import RunRecord
@@ -95,7 +95,7 @@ def report(reader: StoreReader, run: RunRecord, card: Markup | None = None) -> s
         styles=styles,
         scripts=scripts,
         written=time.time(),
-        version=metadata.version("afnio"),
+        version=__version__,
         step_pages=[found for step in page["steps"] if (found := step_page(reader, run, step.number))],
         # Open the last step that changed a text: a reader wants to see first what the run has achieved.
         opened=max((step.number for step in page["steps"] if step.changed), default=None),
