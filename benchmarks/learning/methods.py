@@ -152,7 +152,9 @@ METHODS: dict[str, Method] = {
     "Demos": Method(demos),
     "TGD 4, pass of 256": Method(short, 4, 256, pooled=True),
     # Two steps of four chains, each of four small steps with eight samples.
-    "EditTGD, pass of 256": Method(partial(edits, lr=4, minibatch=8), 128, 256, pooled=True),
+    "EditTGD, pass of 256": Method(
+        partial(edits, lr=4, minibatch=8, race=16, first=16), 128, 256, pooled=True
+    ),
     "TGD 256, pass of 256": Method(short, 256, 256, pooled=True),
 }
 WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated, "reduction": reduced}

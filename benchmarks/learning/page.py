@@ -1,8 +1,9 @@
 """Page: the tables of docs/learning.md, made from the runs that are kept.
 
-    python -m benchmarks.learning.page            writes each table between <!-- runs: NAME --> and <!-- end -->
-    python -m benchmarks.learning.page --check    says which ones differ from the runs
+    python -m benchmarks.learning.page [NAME …]            writes the tables, or those named
+    python -m benchmarks.learning.page --check [NAME …]    says which ones differ from the runs
 
+A table stands between <!-- runs: NAME --> and <!-- end -->. All take some minutes: each interval is a bootstrap.
 A cell has the share right, and in brackets the difference in points to GEPA, GEPA with minibatches of 8 and TextGrad;
 `*` where its interval leaves out 0.
 """
@@ -245,12 +246,12 @@ TABLES: Final[dict[str, Callable[[], Iterator[str]]]] = {
 def main(arguments: Sequence[str]) -> int:
     """Write the tables, or compare them. Returns 1 if some differ."""
     text, differ = PAGE.read_text(), list[str]()
+    named = [name for name in arguments if name != "--check"] or list(TABLES)
 
     def made(match: re.Match[str]) -> str:
-        make = TABLES.get(match[2])
-        if make is None:
+        if match[2] not in TABLES or match[2] not in named:
             return match[0]
-        table = "\n".join(make()).strip() + "\n"
+        table = "\n".join(TABLES[match[2]]()).strip() + "\n"
         if table != match[3]:
             differ.append(match[2])
         return f"{match[1]}{table}{match[4]}"

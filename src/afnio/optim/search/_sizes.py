@@ -181,7 +181,7 @@ def rows_for(stream: RowStream, sizes: Sizes, *, forwards: int, raced: Iterable[
     others = stream.count - len(before)
     most = min(sizes.race, max(stream.count // 2, 1))
     if others < max(min(most, stream.count // 4), 1):
-        before, others = set(), stream.count
+        before, others = set[int](), stream.count
     fresh = stream.take(min(most, others), avoid=before)
     size = min(sizes.minibatch, stream.count - len(fresh))
     shared = stream.count - len(fresh) < sizes.chains * forwards * size
