@@ -17,10 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, InvalidStateError
+from concurrent.futures import Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, final
+
+from afnio.errors import ExecutorError
 
 LOOK: Final = 2.0
 """Seconds between looks at the cluster."""
@@ -99,7 +101,7 @@ class DaskExecutor(Executor):
             if why:
                 for future in list(self._open):
                     with suppress(InvalidStateError):
-                        future.set_exception(BrokenExecutor(why))
+                        future.set_exception(ExecutorError(why))
 
 
 # Marks

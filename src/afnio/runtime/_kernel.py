@@ -46,6 +46,7 @@ import enum
 import itertools
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections import deque
