@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import multiprocessing
 import re
@@ -23,8 +22,13 @@ from afnio.runtime import places
 from afnio.testing import Provider
 from afnio.trainer import Trainer
 
-SPAWN = multiprocessing.get_context("spawn")
-WORKERS = afnio.Workers(functools.partial(ProcessPoolExecutor, 1, mp_context=SPAWN), max_in_flight=2)
+
+def shown_pool() -> ProcessPoolExecutor:
+    """Make a pool that no other test has, so that its figures are known."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+WORKERS = afnio.Workers(shown_pool, max_in_flight=2)
 NOBODY = "http://127.0.0.1:9/v1"
 
 
@@ -41,12 +45,12 @@ def test_the_snapshot_of_a_stream(tmp_path: Path) -> None:
     stream = Held().stream(paths, max_pending=4)
     Path(paths[0]).touch()
     assert next(stream).value == paths[0]
-    line = r"1 rows taken, 3 pending, [\d.]+ rows/s; ProcessPoolExecutor \(processes\): 1 worker, \d running"
+    line = r"1 rows taken, 3 pending, [\d.]+ rows/s; .*\bshown_pool \(processes\): 1 worker, \d running"
     assert re.match(line, str(stream.snapshot()))
     for path in paths:
         Path(path).touch()
     assert [result.value for result in stream] == paths[1:]
-    assert "1 worker, 0 running" in str(stream.snapshot())
+    assert "shown_pool (processes): 1 worker, 0 running" in str(stream.snapshot())
 
 
 class Agent(cog.Module):
@@ -74,7 +78,7 @@ def test_the_display_of_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     class Log(io.StringIO):
         def write(self, text: str) -> int:
-            if re.search(r"1 worker, 2 running, 2 waiting", text):
+            if re.search(r"shown_pool \(processes\): 1 worker, 2 running, 2 waiting", text):
                 for path in paths:
                     Path(path).touch()
             return super().write(text)
@@ -91,7 +95,7 @@ def test_the_display_of_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     place = re.escape(provider.base_url.split("/")[2])
     held = next(line for line in log.getvalue().splitlines() if "2 waiting" in line)
     assert re.search(
-        r"; ProcessPoolExecutor \(processes\): 1 worker, 2 running, 2 waiting"
+        r"; shown_pool \(processes\): 1 worker, 2 running, 2 waiting"
         rf"; shown: 127\.0\.0\.1:9 out, {place} 0 in flight"
         r"; http://127\.0\.0\.1:9/v1 is left out, others take its calls: can't reach",
         held,
@@ -105,4 +109,4 @@ def test_a_lost_worker_is_counted() -> None:
     with pytest.raises(WorkerLostError):
         _ = afnio.Variable(-1).map(errands.poison, executor=WORKERS).data
     assert sum(one.lost for one in places().executors) - before >= 3
-    assert re.search(r"1 worker, 0 running, \d+ lost", str(places()))
+    assert re.search(r"shown_pool \(processes\): 1 worker, 0 running, \d+ lost", str(places()))
