@@ -799,6 +799,7 @@ def trial_samples(merge: Merge, draw: random.Random, count: int = SAMPLES) -> li
     """Draw samples for a merge's trial: a third each where one parent is better, where the other is, where none is.
 
     >>> import random
+    >>> from afnio.optim.search import Merge, PoolMember
     >>> one, other = PoolMember(1, (0,), ("x",), (1, 1, 0, 0, 1)), PoolMember(2, (0,), ("y",), (0, 0, 1, 1, 1))
     >>> sorted(trial_samples(Merge(one, other, one, ("z",)), random.Random(0), count=3))[-1]
     4
