@@ -75,7 +75,7 @@ def test_it_trains_and_reports(demo: Demo, folder: Path):
     assert "epoch 5/5" in done.stderr
 
 
-@pytest.mark.parametrize("messages", ["24", "12"])
+@pytest.mark.parametrize("messages", ["24", pytest.param("12", marks=pytest.mark.nightly)])
 def test_the_test_messages_choose_nothing(demo: Demo, folder: Path, messages: str):
     """The best epoch of the validation is chosen, and the gate decides if it stays; with 12 messages there is none."""
     done = demo("--messages", messages, "--epochs", "2")

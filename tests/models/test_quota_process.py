@@ -90,7 +90,7 @@ def test_given_requests() -> None:
     assert used(stats, "requests") >= 0.95 * REQUESTS
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_given_tokens() -> None:
     """So does one of tokens, as the provider counts them."""
     stats = ask(
@@ -102,7 +102,7 @@ def test_given_tokens() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["bucket", "sliding"])
+@pytest.mark.parametrize("shape", ["bucket", pytest.param("sliding", marks=pytest.mark.nightly)])
 def test_learnt(shape: Any) -> None:
     """Without limits the headers of the first replies tell them, requests and tokens."""
     quota = Quota(requests=REQUESTS, tokens=TOKENS, window=1.0, shape=shape)
@@ -113,7 +113,7 @@ def test_learnt(shape: Any) -> None:
     assert used(stats, "requests") >= 0.95 * REQUESTS
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_halved_midway() -> None:
     """After the quota halves the pace settles within two windows."""
     stats = ask(Quota(requests=REQUESTS, window=1.0, halve_after=500), 900, key="c")
@@ -143,7 +143,7 @@ def test_processes_share_a_key(limit: int, headers: bool, tmp_path: Path) -> Non
     assert stats["sent_429"] <= 300
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_quota_that_nobody_tells(tmp_path: Path) -> None:
     """Without limits and without headers all are answered, although refusals outnumber the retries of an outage."""
     quota = Quota(requests=50, window=2.0, headers=False)

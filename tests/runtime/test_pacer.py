@@ -24,7 +24,7 @@ async def send(pacer: Pacer, count: int) -> list[float]:
 
 
 @pytest.mark.looptime
-@pytest.mark.parametrize("limit", [1, 7, 60, 199, 500, 6_000])
+@pytest.mark.parametrize("limit", [1, 7, 60, 199, 500, pytest.param(6_000, marks=pytest.mark.nightly)])
 async def test_never_above_in_any_window(limit: int) -> None:
     """Whatever the limit, no minute holds more, and on the whole at least 97 % of it is used."""
     times = await send(Pacer(limit), 3 * limit + 1)

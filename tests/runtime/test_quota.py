@@ -92,7 +92,7 @@ async def spend(admit: Admitter, demands: list[Demand]) -> Sent:
 
 
 @pytest.mark.looptime
-@pytest.mark.parametrize("limit", [30, 600, 4_000])
+@pytest.mark.parametrize("limit", [30, 600, pytest.param(4_000, marks=pytest.mark.nightly)])
 async def test_requests(limit: int) -> None:
     """Never above the limit in any minute, and 97 % of it used; two models share what was given."""
     admit = Admitter()

@@ -247,8 +247,12 @@ async def test_a_body_in_chunks_after_a_continue():
 )
 async def test_what_can_not_be_read_is_refused(sent, status):
     async with Provider() as provider, aiohttp.ClientSession() as session:
-        received = (await talk(provider, sent)).lower()
-        assert b" %d " % status in received.splitlines()[0]
+        port = int(provider.base_url.split(":")[2].split("/")[0])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        # Don't wait for the server to close: it lingers for the rest of a body that it refused.
+        assert b" %d " % status in await reader.readline()
+        writer.close()
         assert (await post(session, provider))[0] == 200
 
 

@@ -167,7 +167,7 @@ def _in_terminal(code: str, interrupts: int) -> tuple[str, int, float]:
             pressed = time.monotonic()
             for _ in range(interrupts):
                 os.write(terminal, b"\x03")
-                time.sleep(0.3)
+                time.sleep(1.0)  # signals that come at once are one
     _, status = os.waitpid(pid, 0)
     return shown.decode(), os.waitstatus_to_exitcode(status), time.monotonic() - pressed
 
