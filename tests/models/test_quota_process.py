@@ -130,7 +130,7 @@ def test_halved_midway() -> None:
 @pytest.mark.parametrize(
     ("limit", "headers"),
     [
-        (2_000, True),
+        pytest.param(2_000, True, marks=pytest.mark.nightly),
         pytest.param(2_000, False, marks=pytest.mark.nightly),
         pytest.param(0, False, marks=pytest.mark.nightly),
     ],

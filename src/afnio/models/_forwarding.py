@@ -23,7 +23,6 @@ import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
-from functools import cache
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from types import ModuleType
@@ -112,7 +111,6 @@ _of_process: str | None = None
 """The address of the lane in the main thread, for threads without a context."""
 
 
-@cache
 def this_host() -> str:
     return socket.gethostname()
 
