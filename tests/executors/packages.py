@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
-import anyio
+import environments
 
 import afnio
 
 PACKAGES = {"spawn": [], "loky": ["loky"], "dask": ["distributed"], "ray": ["ray>=2.50"]}
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afnio" / "executors"
 TESTS = Path(__file__).parent.parent
 
 
@@ -22,17 +18,7 @@ def interpreter(name: str) -> str:
     """Return an interpreter with an executor's packages beside those of this environment."""
     if not PACKAGES[name]:
         return sys.executable
-    digest = hashlib.sha256(json.dumps([sys.version, PACKAGES[name]]).encode()).hexdigest()[:12]
-    folder = CACHE / f"{name}-{digest}"
-    python = folder / "bin" / "python"
-    if not (folder / "done").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "cloudpickle", *PACKAGES[name]]
-        subprocess.run(command, check=True)
-        site = next((folder / "lib").glob("python*/site-packages"))
-        (site / "beside.pth").write_text(str(Path(anyio.__file__).parents[1]))
-        (folder / "done").touch()
-    return str(python)
+    return str(environments.interpreter(name, "cloudpickle", *PACKAGES[name]))
 
 
 def environment(**more: str) -> dict[str, str]:
