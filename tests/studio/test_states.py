@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from first_store import CALL, first_version
 from studio.made_store import make_training
 from studio.visitor import Studio, started
 
@@ -62,18 +60,6 @@ def test_a_store_that_is_being_written(studio: Studio, store: Path) -> None:
     writer.close()
 
 
-def test_a_store_of_version_one(studio: Studio, folder: Path) -> None:
-    """Is read as if it were new, its calls too, and stays as it is."""
-    path = folder / "me" / "old.db"
-    first_version(path, [("call", json.dumps({**CALL, "model": "old-model"}))])
-    before = path.read_bytes()
-    run = studio.run("old")
-    assert "forward" in studio.page(run).text
-    assert "old-model" in studio.page(f"{run}/calls/1").text
-    assert before == path.read_bytes()
-    path.unlink()
-
-
 def test_a_store_of_a_newer_version(studio: Studio, store: Path) -> None:
     """Says that a newer Afnio is needed; other stores are listed as ever."""
     make_training(store.with_name("other.db"), "other-run")
@@ -82,10 +68,10 @@ def test_a_store_of_a_newer_version(studio: Studio, store: Path) -> None:
     db.execute("PRAGMA user_version = 99")
     db.close()
     listed = studio.page("/").text
-    assert "install a newer one" in listed
+    assert "install a newer Afnio" in listed
     assert "other-run" in listed
     answer = studio.page(run)
-    assert (503, True) == (answer.status, "install a newer one" in answer.text)
+    assert (503, True) == (answer.status, "install a newer Afnio" in answer.text)
     store.with_name("other.db").unlink()
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from first_store import CALL, first_version
 from tiny_training import FIRST, SECOND, TEXTS, reply, train
 
 import afnio.tellurio as te
@@ -146,17 +145,6 @@ def test_a_store_is_read_while_it_is_written() -> None:
         assert "RUNNING" == reader.runs()[0].status
 
 
-def test_an_older_store_is_read_and_left_alone() -> None:
-    """Through a copy in memory."""
-    first_version(FILE, [("call", json.dumps(CALL))])
-    before = FILE.read_bytes()
-    with StoreReader(FILE) as reader:
-        (run,) = reader.runs()
-        assert ("old", "COMPLETED") == (run.name, run.status)
-        assert ["run/1/0/forward"] == [call.address for call in reader.calls(run.id)]
-    assert before == FILE.read_bytes()
-
-
 def problem(path: Path) -> str:
     with pytest.raises(StoreProblemError) as caught, StoreReader(path) as reader:
         for run in reader.runs():
@@ -166,17 +154,18 @@ def problem(path: Path) -> str:
 
 
 def test_what_cannot_be_read_is_one_sentence() -> None:
-    """Missing, no database, damaged, newer, being made, locked."""
+    """Missing, no database, damaged, older, newer, being created, locked."""
     assert "There is no run store" in problem(Path("nowhere.db"))
     Path("text.db").write_text("not a database, but somebody's file" * 100)
     assert "damaged" in problem(Path("text.db"))
     with closing(sqlite3.connect("empty.db")) as db:
         db.execute("CREATE TABLE t (a)")
         db.commit()
-    assert "isn't a run store" in problem(Path("empty.db"))
-    with closing(sqlite3.connect("newer.db")) as db:
-        db.execute("PRAGMA user_version = 99")
-    assert "install a newer one" in problem(Path("newer.db"))
+    assert "must be a run store" in problem(Path("empty.db"))
+    for version, install in ((4, "install an older Afnio"), (99, "install a newer Afnio")):
+        with closing(sqlite3.connect("other.db")) as db:
+            db.execute(f"PRAGMA user_version = {version}")
+        assert install in problem(Path("other.db"))
     with te.init("me", "emails") as run:
         for value in range(2000):
             run.log("loss", value)

@@ -164,18 +164,6 @@ def test_two_processes_can_record_at_once(read: Read) -> None:
     assert read(FILE, "SELECT DISTINCT status FROM runs") == [("COMPLETED",)]
 
 
-def test_a_newer_file_is_refused_and_left_as_it_is() -> None:
-    """The error names the versions and the ways out."""
-    FILE.parent.mkdir(parents=True)
-    with closing(sqlite3.connect(FILE)) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    before = FILE.read_bytes()
-    with pytest.raises(te.StoreVersionError, match=r"version \[99\].*only \[5\].*AFNIO_HOME"):
-        te.init("me", "emails")
-    assert FILE.read_bytes() == before
-    assert list(FILE.parent.iterdir()) == [FILE]
-
-
 def test_a_folder_that_cannot_be_made_costs_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

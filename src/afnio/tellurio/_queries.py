@@ -301,9 +301,7 @@ class StoreReader:
             last = page[-1]["id"]
 
     def _run(self, row: sqlite3.Row) -> RunRecord:
-        status = live_status(
-            self.path, row["id"], row["status"], row["host"], row["pid"], leased=row["versions"] != "{}"
-        )
+        status = live_status(self.path, row["id"], row["status"], row["host"], row["pid"])
         parsed = {
             name: loaded(row[name]) for name in ("config", "identity", "versions", "platform", "places")
         }

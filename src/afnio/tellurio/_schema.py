@@ -1,12 +1,8 @@
 """The tables of a run store, and opening it for writing.
 
-A project's file outlives the version of Afnio that made it. So each version is a list of statements that turn a
-file of the version before into one of this: `FIRST` to `FIFTH`. A new file gets them all, an older one
-those that it lacks, in place and in one transaction, so that no reader sees half an upgrade. `upgrade` does the
-same for a copy in memory. A file of a newer version is refused, because this Afnio can't know which rules its
-rows follow.
-
-To change the tables, add a list, raise `VERSION`, and describe the columns below.
+A new file gets all `TABLES` in one transaction, so no reader sees half of them. A file of another version is refused,
+because this Afnio can't know which rules its rows follow. To change the tables after a release, raise `VERSION` and let
+`connect` turn a file of the version before into one of this, where it calls `_create`.
 
 Times are seconds since 1970 UTC. JSON is UTF-8 text. `run_id` is `runs.id` everywhere. All other ids are SQLite's
 own row numbers: they grow in the order of writing, and pages are keyed by them.
@@ -32,7 +28,7 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
     in_flight           calls on the wire when this was last written
     waiting             calls that were queued then
     dropped             events that weren't recorded because the disk was too slow
-    places              JSON object: "executors" and "replicas", lists of what `afnio.runtime.places` tells of each,
+    places              JSON object: "executors" and "replicas", lists of an entry of `afnio.runtime.places` for each,
                         counted from the start of the run in this process; {} where all runs in one place
 `metrics`: values of `run.log`.         name, step, value (JSON), time
 `texts`: texts of `run.log_text`.       name, step, text, time
@@ -117,10 +113,10 @@ BUSY_TIMEOUT: Final = 30.0
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a project's file for writing; create it and its folders, for this user only, or upgrade it.
+    """Open a project's file for writing; create it and its folders, for this user only, if it doesn't exist.
 
     Raises:
-        StoreVersionError: a newer Afnio wrote the file.
+        StoreVersionError: another version of Afnio wrote the file.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -134,8 +130,8 @@ def connect(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
-        if version_of(connection, path) < VERSION:
-            _upgrade(connection, path)
+        if version_of(connection, path) == 0:
+            _create(connection, path)
         _use_wal(connection)
         # A power cut may lose the last transactions, but never damages the file.
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -146,32 +142,28 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def version_of(connection: sqlite3.Connection, path: Path) -> int:
-    """Return the file's version, 0 for a new one.
+    """Return the file's version: `VERSION`, or 0 for a new file.
 
     Raises:
-        StoreVersionError: a newer Afnio wrote it.
+        StoreVersionError: another version of Afnio wrote it.
     """
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    if version > VERSION:
+    if version not in (0, VERSION):
+        age = "a newer" if version > VERSION else "an older"
         raise StoreVersionError(
-            f"The run store [{path}] has the schema version [{version}], but this Afnio knows "
-            f"only [{VERSION}]; install a newer one, or set AFNIO_HOME to another folder."
+            f"the run store {path} must have schema version {VERSION} (got {version}); install {age} Afnio, or set "
+            "AFNIO_HOME to another folder"
         )
     return version
 
 
-def upgrade(connection: sqlite3.Connection, version: int) -> None:
-    """Upgrade a file of `version` to this one, in the caller's transaction."""
-    for statements in UPGRADES[version:]:
-        for statement in statements:
-            connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-
-
-def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
+def _create(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        upgrade(connection, version_of(connection, path))  # another process may have upgraded it meanwhile
+        if version_of(connection, path) == 0:  # another process may have created the tables meanwhile
+            for statement in TABLES:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
@@ -197,13 +189,7 @@ VERSION: Final = 5
 
 _RUN: Final = "run_id TEXT NOT NULL REFERENCES runs (id)"
 
-
-def _of(path: str) -> str:
-    """Return SQL for a part of an event's payload; NULL if it isn't JSON (NaN isn't)."""
-    return f"CASE WHEN json_valid(payload) THEN json_extract(payload, '$.{path}') END"
-
-
-FIRST: Final = (
+TABLES: Final = (
     """CREATE TABLE runs (
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -217,7 +203,14 @@ FIRST: Final = (
         host TEXT NOT NULL,
         pid INTEGER NOT NULL,
         date_created REAL NOT NULL,
-        date_updated REAL NOT NULL
+        date_updated REAL NOT NULL,
+        git_commit TEXT,
+        versions TEXT NOT NULL DEFAULT '{}',
+        platform TEXT NOT NULL DEFAULT '{}',
+        in_flight INTEGER NOT NULL DEFAULT 0,
+        waiting INTEGER NOT NULL DEFAULT 0,
+        dropped INTEGER NOT NULL DEFAULT 0,
+        places TEXT NOT NULL DEFAULT '{}'
     )""",
     f"""CREATE TABLE metrics (
         id INTEGER PRIMARY KEY,
@@ -236,15 +229,6 @@ FIRST: Final = (
         time REAL NOT NULL
     )""",
     "CREATE INDEX events_by_kind ON events (run_id, kind)",
-)
-"""The tables of version 1."""
-
-SECOND: Final = (
-    "ALTER TABLE runs ADD COLUMN git_commit TEXT",
-    "ALTER TABLE runs ADD COLUMN versions TEXT NOT NULL DEFAULT '{}'",
-    "ALTER TABLE runs ADD COLUMN platform TEXT NOT NULL DEFAULT '{}'",
-    "ALTER TABLE runs ADD COLUMN in_flight INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE runs ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0",
     f"""CREATE TABLE texts (
         id INTEGER PRIMARY KEY, {_RUN},
         name TEXT NOT NULL, step INTEGER NOT NULL, text TEXT NOT NULL, time REAL NOT NULL
@@ -268,7 +252,8 @@ SECOND: Final = (
     f"""CREATE TABLE changes (
         id INTEGER PRIMARY KEY, {_RUN},
         step_id INTEGER NOT NULL REFERENCES steps (id), parameter INTEGER NOT NULL,
-        role TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL, gradients INTEGER NOT NULL, rejected TEXT
+        role TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL, gradients INTEGER NOT NULL, rejected TEXT,
+        dropped TEXT NOT NULL DEFAULT '[]'
     )""",
     "CREATE INDEX changes_by_step ON changes (run_id, step_id)",
     f"""CREATE TABLE evidence (
@@ -280,7 +265,8 @@ SECOND: Final = (
     f"""CREATE TABLE candidates (
         id INTEGER PRIMARY KEY, {_RUN},
         step_id INTEGER NOT NULL REFERENCES steps (id), number INTEGER NOT NULL,
-        parents TEXT NOT NULL, vals TEXT NOT NULL, scores TEXT NOT NULL, verdict TEXT NOT NULL
+        parents TEXT NOT NULL, vals TEXT NOT NULL, scores TEXT NOT NULL, verdict TEXT NOT NULL,
+        name TEXT NOT NULL DEFAULT '', samples TEXT NOT NULL DEFAULT '[]'
     )""",
     "CREATE INDEX candidates_by_number ON candidates (run_id, number)",
     f"""CREATE TABLE nodes (
@@ -322,38 +308,6 @@ SECOND: Final = (
         time REAL NOT NULL
     )""",
     "CREATE INDEX retries_by_address ON retries (run_id, address)",
-    # Version 1 recorded calls and retries as events.
-    f"""INSERT OR IGNORE INTO calls (
-        run_id, address, node, phase, purpose, account, model, status, attempts, seconds, waited, started, ended,
-        prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, error, messages
-    ) SELECT
-        run_id, {_of("address")}, {_of("address")}, '', {_of("purpose")}, {_of("account")}, {_of("model")},
-        CASE WHEN {_of("error")} IS NULL THEN 'ok' ELSE 'failed' END, {_of("attempts")}, {_of("seconds")},
-        {_of("waited")}, time - {_of("seconds")} - {_of("waited")}, time, {_of("usage.prompt_tokens")},
-        {_of("usage.completion_tokens")}, {_of("usage.cached_tokens")}, {_of("usage.reasoning_tokens")},
-        {_of("error")}, ''
-    FROM events WHERE kind = 'call' ORDER BY id""",
-    f"""INSERT OR IGNORE INTO retries (run_id, address, attempt, error, wait, time)
-    SELECT run_id, {_of("address")}, {_of("attempt")}, {_of("error")}, {_of("wait")}, time
-    FROM events WHERE kind = 'retry' ORDER BY id""",
-    f"""DELETE FROM events WHERE kind = 'call' AND EXISTS (
-        SELECT 1 FROM calls WHERE calls.run_id = events.run_id AND address = {_of("address")})""",
-    f"""DELETE FROM events WHERE kind = 'retry' AND EXISTS (
-        SELECT 1 FROM retries WHERE retries.run_id = events.run_id AND address = {_of("address")})""",
-)
-"""From version 1 to 2."""
-
-THIRD: Final = (
-    "ALTER TABLE runs ADD COLUMN waiting INTEGER NOT NULL DEFAULT 0",
-    # Version 2 counted calls that were cancelled among those that failed.
-    "UPDATE calls SET status = 'cancelled', error = NULL WHERE status = 'failed' AND error = 'CancelledError: '",
-)
-"""From version 2 to 3."""
-
-FOURTH: Final = (
-    "ALTER TABLE changes ADD COLUMN dropped TEXT NOT NULL DEFAULT '[]'",
-    "ALTER TABLE candidates ADD COLUMN name TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE candidates ADD COLUMN samples TEXT NOT NULL DEFAULT '[]'",
     f"""CREATE TABLE blocks (
         id INTEGER PRIMARY KEY, {_RUN},
         change_id INTEGER NOT NULL REFERENCES changes (id), number INTEGER NOT NULL,
@@ -363,13 +317,6 @@ FOURTH: Final = (
     )""",
     "CREATE INDEX blocks_by_change ON blocks (run_id, change_id)",
 )
-"""From version 3 to 4."""
-
-FIFTH: Final = ("ALTER TABLE runs ADD COLUMN places TEXT NOT NULL DEFAULT '{}'",)
-"""From version 4 to 5."""
-
-UPGRADES: Final = (FIRST, SECOND, THIRD, FOURTH, FIFTH)
-"""The statements for each version, starting from an empty file."""
 
 OF_A_RUN: Final = (
     "blocks", "evidence", "changes", "candidates", "parameters", "steps", "samples", "nodes", "metrics", "texts",

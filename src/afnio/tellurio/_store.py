@@ -39,7 +39,7 @@ from afnio.runtime._kernel import calls_under_way
 from afnio.runtime._places import Places, places
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
 from afnio.tellurio._recording import Recording, Redaction, encode, git_commit, platform_facts, versions
-from afnio.tellurio._schema import OF_A_RUN, VERSION, connect, upgrade, version_of
+from afnio.tellurio._schema import OF_A_RUN, connect, version_of
 
 ROOM: Final = 64 * 2**20
 """Bytes of events, roughly, that may wait for the disk."""
@@ -411,17 +411,14 @@ def take_lease(path: Path) -> LockFile | None:
         return None
 
 
-def live_status(store: Path, run_id: str, status: str, host: str, pid: int, *, leased: bool = True) -> str:
+def live_status(store: Path, run_id: str, status: str, host: str, pid: int) -> str:
     """Return the status of a run now: CRASHED if the row reads RUNNING, but its process was killed.
 
     The status of a run on another machine is returned unchanged, because it can't be checked from here.
-
-    Args:
-        leased: False for a run of an older Afnio, which took no lease. Then its PID decides.
     """
     if status != "RUNNING" or host != socket.gethostname():
         return status
-    held = is_locked(lease_path(store, run_id)) if leased else None
+    held = is_locked(lease_path(store, run_id))
     alive = _is_alive(pid) if held is None else held
     return "RUNNING" if alive else "CRASHED"
 
@@ -443,24 +440,30 @@ PATIENCE: Final = 2.0
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """Open a project's file. One of an older version is copied into memory and upgraded there.
+    """Open a project's file for reading.
 
     Raises:
-        StoreProblemError: the file is missing, damaged, locked or of a newer version.
+        StoreProblemError: the file is missing, damaged, locked or of another version.
     """
     if not path.is_file():
         raise StoreProblemError(f"There is no run store at [{path}].")
     try:
         connection = _connect_reader(path)
         try:
-            return _of_this_version(connection, path)
+            if version_of(connection, path) == 0:
+                raise StoreProblemError(
+                    f"{path} must be a run store (got a file without tables); if it was just created, try again",
+                    passing=True,
+                )
         except BaseException:
             connection.close()
             raise
+        connection.row_factory = sqlite3.Row
     except StoreVersionError as error:
         raise StoreProblemError(str(error)) from error
     except sqlite3.Error as error:
         raise problem_of(path, error) from error
+    return connection
 
 
 def problem_of(path: Path, error: sqlite3.Error) -> StoreProblemError:
@@ -493,24 +496,6 @@ def _connect_reader(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError:
         connection.close()
         raise
-    return connection
-
-
-def _of_this_version(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    version = version_of(connection, path)
-    if version == 0:
-        raise StoreProblemError(
-            f"The file [{path}] isn't a run store, or is being created right now; try again in a moment.",
-            passing=True,
-        )
-    if version < VERSION:
-        copy = sqlite3.connect(":memory:", check_same_thread=False)
-        connection.backup(copy)
-        connection.close()
-        upgrade(copy, version)
-        copy.commit()
-        connection = copy
-    connection.row_factory = sqlite3.Row
     return connection
 
 
