@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import subprocess
 import sys
 import threading
@@ -131,24 +130,3 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exceptio
     with pytest.raises(error, match=message):
         te.init(**{"namespace": "me", "project": "emails", **arguments})
     assert list(Path.cwd().iterdir()) == []
-
-
-def test_login_returns_the_local_user(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It says that there is nothing to log in to, and shows no key."""
-    caplog.set_level("INFO", "afnio")
-    monkeypatch.setattr(getpass, "getuser", lambda: "ada")
-    assert te.login(api_key="key-1234", relogin=True) == {"username": "ada"}
-    assert "nothing to log in to" in caplog.text
-    assert "1234" not in caplog.text
-
-
-def test_login_works_for_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in containers."""
-
-    def nameless() -> str:
-        raise KeyError("getpwuid(): uid not found: 1000")
-
-    monkeypatch.setattr(getpass, "getuser", nameless)
-    assert te.login() == {"username": "local"}

@@ -10,16 +10,15 @@ if TYPE_CHECKING:
     from afnio.errors import StoreVersionError
     from afnio.tellurio._logs import configure_logging
     from afnio.tellurio._queries import StoreReader
-    from afnio.tellurio._recording import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
     from afnio.tellurio._run import (
         Run,
         RunStatus,
         get_active_run,
         init,
         log,
-        login,
         suppress_variable_notifications,
     )
+    from afnio.tellurio.sinks._sink import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
 
 __all__ = [
     "MetricLogged",
@@ -35,7 +34,6 @@ __all__ = [
     "get_active_run",
     "init",
     "log",
-    "login",
     "suppress_variable_notifications",
 ]
 
@@ -46,7 +44,7 @@ __getattr__, __dir__ = lazily(
         "afnio.errors": "StoreVersionError",
         "afnio.tellurio._logs": "configure_logging",
         "afnio.tellurio._queries": "StoreReader",
-        "afnio.tellurio._recording": "MetricLogged RunEnded RunStarted TableLogged TextLogged",
-        "afnio.tellurio._run": "Run RunStatus get_active_run init log login suppress_variable_notifications",
+        "afnio.tellurio._run": "Run RunStatus get_active_run init log suppress_variable_notifications",
+        "afnio.tellurio.sinks._sink": "MetricLogged RunEnded RunStarted TableLogged TextLogged",
     },
 )

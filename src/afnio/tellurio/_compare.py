@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
 from typing import Final, NamedTuple
 
-from afnio.tellurio._recording import evaluation_of
+from afnio.tellurio._schema import evaluation_of
 
 MOST_SAME: Final = 12
 """The most phases that are compared because they have the same name."""

@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from afnio.errors import ChoiceError
-from afnio.tellurio._recording import IN_PHASE, of_phase, unpacked
+from afnio.tellurio._recording import unpacked
 from afnio.tellurio._records import (
     BlockRecord,
     CallRecord,
@@ -61,6 +61,7 @@ from afnio.tellurio._records import (
     loaded_list,
     ranked,
 )
+from afnio.tellurio._schema import IN_PHASE, of_phase
 from afnio.tellurio._store import live_status, open_to_read, problem_of
 
 PAGE: Final = 100

@@ -9,34 +9,22 @@ program down: JSON, digests, compression, prices, and the user's `redact`. One c
 * samples (`SampleKeys`). The key of a sample is a digest of its own inputs, carried along the graph, so that the
   same sample is recognized in every epoch and in another run, whatever the prompt was.
 
-An event that can't be written costs itself and one warning. Only an error of the file ends the recording.
-
-`Redaction` masks texts; `RunStarted` … `RunEnded` are the events that sinks get besides the engine's.
+An event that can't be written is dropped, with one warning. Only an error of the file ends the recording.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
-import os
-import platform
-import re
 import sqlite3
-import subprocess
-import sys
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-from afnio.models._messages import is_pydantic_model
 from afnio.models._prices import price_of
 from afnio.runtime._spending import Price, cost
 from afnio.runtime.events import (
@@ -49,6 +37,8 @@ from afnio.runtime.events import (
     StepEnded,
     Usage,
 )
+from afnio.tellurio._redaction import Redaction, as_text, encodable, lenient
+from afnio.tellurio._schema import phase_of
 
 if TYPE_CHECKING:
     from afnio.optim._optimizer import Change
@@ -206,63 +196,6 @@ class Recording:
 
     def _json(self, value: Any) -> str:
         return self._redaction.json(value)
-
-
-# --- Events of the run itself, for its sinks ---
-
-
-@dataclass(frozen=True, slots=True)
-class RunStarted:
-    """A run starts; the first event that a sink gets.
-
-    Attributes:
-        date: seconds since 1970 UTC.
-        continued: True if an earlier process had started the run.
-    """
-
-    run_id: str
-    name: str
-    namespace: str
-    project: str
-    description: str | None
-    config: Mapping[str, Any]
-    date: float
-    continued: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MetricLogged:
-    """A value was logged; `step` is None if the store counts the steps."""
-
-    name: str
-    value: Any
-    step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class TextLogged:
-    """A text was logged; `step` as in `MetricLogged`."""
-
-    name: str
-    text: str
-    step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class TableLogged:
-    """A table was logged; `step` as in `MetricLogged`."""
-
-    name: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunEnded:
-    """A run has ended; the last event that a sink gets. `status` is one of `RunStatus`."""
-
-    status: str
 
 
 # --- Calls ---
@@ -563,253 +496,3 @@ def _leaf(value: object) -> Leaves:
     if value is None:
         return frozenset()
     return frozenset((hashlib.blake2b(as_text(value).encode(), digest_size=8).digest(),))
-
-
-# --- Code, versions and machine of a run. Environment variables are never recorded: they hold keys. ---
-
-PACKAGES: Final = ("afnio", "aiohttp", "anyio", "openai", "pydantic", "genai-prices")
-GIT_TIMEOUT: Final = 5.0
-
-
-def git_commit(folder: Path) -> str | None:
-    """Return the commit of `folder`, with "+" if files differ from it; None without git.
-
-    >>> git_commit(Path("/")) is None
-    True
-    """
-    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
-        return None
-    try:
-        commit = _git(folder, "rev-parse", "HEAD").strip()
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no").strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}+" if changed else commit
-
-
-def versions() -> str:
-    """Return the versions of Python and of the packages that calls go through, as JSON."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return json.dumps(found)
-
-
-def platform_facts() -> str:
-    """Return the system, the machine and its processors, as JSON."""
-    facts = {
-        "system": platform.system(),
-        "release": platform.release(),
-        "machine": platform.machine(),
-        "processors": os.cpu_count(),
-        "implementation": sys.implementation.name,
-    }
-    return json.dumps(facts)
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    # Without this `git status` would write to the index.
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    done = subprocess.run(  # noqa: S603 (fixed arguments)
-        ["git", *arguments],  # noqa: S607 (the user's own git)
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=GIT_TIMEOUT,
-        check=True,
-    )
-    return done.stdout
-
-
-# --- JSON and text ---
-
-# Reused, because making an encoder takes longer than encoding most values.
-_LENIENT = json.JSONEncoder(default=str, ensure_ascii=False)
-
-
-def encode(what: str, value: Any) -> str:
-    """Return the value as JSON, now, so that later changes to it aren't recorded.
-
-    Raises:
-        TypeError: JSON can't express the value.
-
-
-    >>> encode("metric [loss]", {"sum": 0.5})
-    '{"sum": 0.5}'
-    """
-
-    def refuse(part: Any) -> Any:
-        raise TypeError(
-            f"the {what} must be JSON (got {type(part).__name__} in it); pass numbers, strings, lists and "
-            "dicts, such as the `data` of a Variable"
-        )
-
-    try:
-        text = json.dumps(value, default=refuse, ensure_ascii=False)
-    except ValueError as error:
-        raise TypeError(
-            f"the {what} must be JSON (got {type(value).__name__} that contains itself)"
-        ) from error
-    return encodable(text)
-
-
-def lenient(value: Any, text: Callable[[Any], str] = str) -> str:
-    """Return any value as JSON; parts that JSON can't express become `text(part)`.
-
-    >>> lenient({"at": (1, {2})})
-    '{"at": [1, "{2}"]}'
-    """
-    encoder = _LENIENT if text is str else json.JSONEncoder(default=text, ensure_ascii=False)
-    return encodable(encoder.encode(value))
-
-
-def as_text(value: Any) -> str:
-    """Return a text unchanged and any other value as JSON.
-
-    >>> as_text("yes"), as_text(1.5)
-    ('yes', '1.5')
-    """
-    return encodable(value) if isinstance(value, str) else lenient(value)
-
-
-def encodable(text: str) -> str:
-    """Escape lone surrogates. Broken model replies contain them, and they have no UTF-8."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-# --- Redaction ---
-
-Redact: TypeAlias = Callable[[str], str] | Iterable[str | re.Pattern[str]]
-"""A function that returns the text that may be written, or patterns whose matches become `[redacted]`."""
-
-MASK: Final = "[redacted]"
-
-
-class Redaction:
-    """Applies the user's `redact` to every text in a value.
-
-    If the function fails, the whole text is masked, and the failure is reported once. Otherwise the secret that it
-    should have removed would be written.
-
-    >>> redaction = Redaction([r"sk-\\w+"])
-    >>> redaction.value({"prompt": ["use sk-123", 4]})
-    {'prompt': ['use [redacted]', 4]}
-    """
-
-    def __init__(self, redact: Redact | None) -> None:
-        self._function = _function(redact)
-        self._failed = False
-
-    def text(self, text: str) -> str:
-        """Return the text that may be written."""
-        if self._function is None:
-            return text
-        try:
-            redacted = self._function(text)
-            if not isinstance(redacted, str):
-                raise TypeError(f"redact must return a text (got {type(redacted).__name__})")
-        except Exception as error:
-            if not self._failed:
-                self._failed = True
-                logging.getLogger("afnio").warning(
-                    "redact failed, so %s is written in place of a text (%s)", MASK, type(error).__name__
-                )
-            return MASK
-        return redacted
-
-    def value(self, value: Any) -> Any:
-        """Return the value with every text in it redacted: in lists, dicts, events, requests and replies.
-
-        The keys of a dict are names and stay unchanged.
-        """
-        return value if self._function is None else self._value(value)
-
-    def json(self, value: Any) -> str:
-        """Return the redacted value as JSON. The text of a part that JSON can't express is redacted too.
-
-        >>> print(Redaction(["sk-1"]).json([{"sk-1"}]))
-        ["{'[redacted]'}"]
-        """
-        return lenient(value) if self._function is None else lenient(self._value(value), self._text_of)
-
-    def _text_of(self, value: Any) -> str:
-        return self.text(str(value))
-
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, Mapping):
-            return {key: self._value(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._value(item) for item in value]
-        if isinstance(value, set | frozenset):
-            return type(value)(self._value(item) for item in value)
-        if isinstance(value, tuple):
-            parts = [self._value(item) for item in value]
-            return value._make(parts) if hasattr(value, "_make") else tuple(parts)
-        if is_pydantic_model(type(value)):
-            return value.model_copy(update={name: self._value(item) for name, item in value})
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = [field.name for field in dataclasses.fields(value) if field.init]
-            return dataclasses.replace(
-                value, **{name: self._value(getattr(value, name)) for name in fields if name not in PLAIN}
-            )
-        return value
-
-
-PLAIN: Final = frozenset({"address", "node", "account", "model", "purpose", "kind", "line", "run_id"})
-"""Fields of events by which rows are found. They aren't texts of the user."""
-
-
-def _function(redact: Redact | None) -> Callable[[str], str] | None:
-    if redact is None or callable(redact):
-        return redact
-    if isinstance(redact, str):
-        raise TypeError(f"redact must be a function or a list of patterns (got {redact!r}); put it in a list")
-    patterns = [re.compile(pattern) for pattern in redact]
-
-    def mask(text: str) -> str:
-        for pattern in patterns:
-            text = pattern.sub(MASK, text)
-        return text
-
-    return mask
-
-
-# --- Phases ---
-
-_BATCH: Final = re.compile(r"/batch \d+$")
-
-IN_PHASE: Final = "(phase = ? OR phase > ? AND phase < ?)"
-"""SQL for the rows of a phase and its batches; its parameters come from `of_phase`."""
-
-
-@lru_cache(maxsize=1024)
-def phase_of(address: str) -> str:
-    """Return the scopes of an address, without the run's own.
-
-    >>> phase_of("run/epoch 1/step 3/7/12/forward"), phase_of("run/4/chat"), phase_of("/4")
-    ('epoch 1/step 3', '', '')
-    """
-    parts = list(takewhile(lambda part: not part.isdecimal(), address.split("/")))
-    return "/".join(parts[1:] if parts[:1] in (["run"], [""]) else parts)
-
-
-def evaluation_of(phase: str) -> str:
-    """Return the evaluation that a batch belongs to. Other phases are returned unchanged.
-
-    >>> evaluation_of("fit/val step 2/batch 1"), evaluation_of("epoch 1/step 3")
-    ('fit/val step 2', 'epoch 1/step 3')
-    """
-    return _BATCH.sub("", phase)
-
-
-def of_phase(phase: str) -> list[str]:
-    """Return the parameters of `IN_PHASE`: the phase, and bounds for the names of its batches."""
-    return [phase, f"{phase}/batch ", f"{phase}/batch!"]

@@ -8,18 +8,16 @@ Three things live and end with a run:
 
 * the **store** (`_store`), which writes metrics and events in its own thread and never raises for the disk;
 * the **journal**, with which a killed program is continued: it is started again, repeats what it did, and its
-  paid calls are answered from the file. `_program_identity` recognizes the program;
+  paid calls are answered from the file. `_program` recognizes the program;
 * the **lease**, a lock file by which other processes see that this run is alive. It is taken before the run's
   row is written and released after the row has its end, so a RUNNING row without a lease is a killed run.
 
-Sinks get the same events as the store, from a `SinkThread` that a slow sink can't use to slow the program down.
+Sinks get the same events as the store, from a thread of `RunSinks`, so that a slow one doesn't slow the program down.
 """
 
 from __future__ import annotations
 
 import atexit
-import getpass
-import hashlib
 import itertools
 import json
 import logging
@@ -27,39 +25,35 @@ import os
 import random
 import secrets
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, overload
+from typing import Any, Final, Self, overload
 
 from afnio.errors import JournalError, JournalLockedError, LockHeldError
-from afnio.models._masking import mask_arguments
 from afnio.runtime._files import LockFile
 from afnio.runtime._journal import Journal
 from afnio.runtime._settings import seed_source
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import recorder
-from afnio.tellurio._recording import (
+from afnio.tellurio._program import program_identity
+from afnio.tellurio._redaction import Redact, Redaction, as_text, encode
+from afnio.tellurio._store import NewRun, Store, lease_path, store_path, take_lease
+from afnio.tellurio.sinks._sink import (
     MetricLogged,
-    Redact,
-    Redaction,
     RunEnded,
+    RunSinks,
     RunStarted,
+    SinkFunction,
     TableLogged,
     TextLogged,
-    as_text,
-    encode,
 )
-from afnio.tellurio._store import NewRun, Store, lease_path, store_path, take_lease
 
 _MISSING: Final[Any] = object()
 
@@ -114,7 +108,7 @@ class Run:
         journal: Journal | None,
         *,
         lease: LockFile | None,
-        sinks: SinkThread,
+        sinks: RunSinks | None,
         continued: bool = False,
         process_wide: bool = False,
     ) -> None:
@@ -141,7 +135,7 @@ class Run:
         self._seeds = itertools.count()
         store.begin(self.id)
         about = (self.namespace, self.project, self.description, self.config)
-        sinks.put(RunStarted(self.id, self.name, *about, row.date, continued))
+        self._send(RunStarted(self.id, self.name, *about, row.date, continued))
         atexit.register(self._end_with_process)
 
     def draw_seed(self) -> int:
@@ -171,7 +165,7 @@ class Run:
         for metric, part in metrics.items():
             self._store.add_logged("metrics", self.id, metric, step, {"value": part}, date)
         for metric, part in pairs:
-            self._sinks.put(MetricLogged(metric, part, step))
+            self._send(MetricLogged(metric, part, step))
 
     def log_text(self, name: str, text: str, step: int | None = None) -> None:
         """Record a text, such as a prompt or a reply worth keeping. Without a step, each name counts its own."""
@@ -181,7 +175,7 @@ class Run:
         _check_text(f"text [{name}]", text)
         values = {"text": as_text(self._store.redaction.text(text))}
         self._store.add_logged("texts", self.id, name, step, values, self._touch())
-        self._sinks.put(TextLogged(name, text, step))
+        self._send(TextLogged(name, text, step))
 
     def log_table(
         self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int | None = None
@@ -208,7 +202,7 @@ class Run:
             "rows": encode(f"table [{name}]", redacted(lines)),
         }
         self._store.add_logged("tables", self.id, name, step, values, self._touch())
-        self._sinks.put(TableLogged(name, names, lines, step))
+        self._send(TableLogged(name, names, lines, step))
 
     def _check_running(self) -> None:
         if self.status is not RunStatus.RUNNING:
@@ -249,9 +243,10 @@ class Run:
             date = self._touch()
             if os.getpid() == self._pid:
                 self._store.update_run(self.id, status, date)
-                self._sinks.put(RunEnded(str(status)))
+                self._send(RunEnded(str(status)))
         self._store.close(timeout)
-        self._sinks.close(_SINK_TIMEOUT if timeout is None else timeout)
+        if self._sinks is not None:
+            self._sinks.close(_SINK_TIMEOUT if timeout is None else timeout)
         # Last: to other processes, a row without an end and without a lease is a killed run.
         if self._lease is not None:
             self._lease.release()
@@ -332,11 +327,15 @@ class Run:
                 f"afnio: run {self.name} failed; {self.continued_by} continues it and pays for no reply again\n"
             )
 
+    def _send(self, event: Any) -> None:
+        if self._sinks is not None:
+            self._sinks(event)
+
     def observe(self, event: Any) -> None:
         """Record an event of the engine; called on the runtime's thread, so it doesn't wait."""
         if self.status is RunStatus.RUNNING:
             self._store.record(event, time.time())
-            self._sinks.put(event)
+            self._send(event)
 
 
 def _check_text(what: str, value: str) -> None:
@@ -378,7 +377,7 @@ def init(
     name: str | None = None,
     description: str | None = None,
     config: Mapping[str, Any] | None = None,
-    sinks: Sequence[Sink] | None = None,
+    sinks: Sequence[SinkFunction] | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (the usual name among trackers)
     resume: bool | str | None = None,
     redact: Redact | None = None,
@@ -436,11 +435,11 @@ def init(
     settings = encode("config", dict(config or {}))
     redaction = Redaction(redact)
     store = Store(store_path(namespace, project, dir), redaction)
-    senders = SinkThread(sinks or (), redaction)
+    senders = RunSinks(sinks, redaction) if sinks else None
     lease: LockFile | None = None
     try:
         store.open()
-        identity = _program_identity(redaction)
+        identity = program_identity(redaction)
         found = _continued(store, identity, False if process_wide and resume is None else resume)
         if found is not None:
             row, journal, lease = found
@@ -472,7 +471,8 @@ def init(
         )
     except BaseException:
         store.close()
-        senders.close()
+        if senders is not None:
+            senders.close()
         if lease is not None:
             lease.release()
         raise
@@ -568,22 +568,6 @@ def log(name: Any, value: Any = _MISSING, step: int | None = None) -> None:
     get_active_run().log(name, value, step)
 
 
-def login(api_key: str | None = None, relogin: bool = False) -> dict[str, str]:
-    """Return the local user. There is nothing to log in to: runs are kept in local files.
-
-    The arguments are ignored; some older programs pass them.
-    """
-    logging.getLogger("afnio").info(
-        "There is nothing to log in to: runs are kept in local files, and no key is needed."
-    )
-    try:
-        username = getpass.getuser()
-    except (ImportError, KeyError, OSError):
-        # A container's user may have no name.
-        username = "local"
-    return {"username": username}
-
-
 # --- The active run ---
 
 # Runs started by a plain `init` that haven't ended. The last is the process default.
@@ -640,86 +624,6 @@ def _use_as_default(run: Run | None) -> None:
     seed_source.default = None if run is None else run.draw_seed
 
 
-# --- Sinks ---
-
-Sink: TypeAlias = Callable[[Any], object]
-"""A function that gets every event of a run. If it has an `at(time, event)`, that is called in its place, with
-nanoseconds since 1970 UTC. If it has a `close()`, that is called after the last event."""
-
-ROOM: Final = 20_000
-"""Events that may wait for slow sinks. More are dropped, except the run's end."""
-
-
-class SinkThread:
-    """Calls each sink with each event, one after the other, in one thread.
-
-    A failing sink is reported once and still called for later events. It affects neither the others nor the run.
-
-    >>> seen = []
-    >>> thread = SinkThread([seen.append], Redaction(None))
-    >>> thread.put("event")
-    >>> thread.close()
-    >>> seen
-    ['event']
-    """
-
-    def __init__(self, sinks: Sequence[Sink], redaction: Redaction) -> None:
-        for sink in sinks:
-            if not callable(sink):
-                raise TypeError(f"a sink must be a function of an event (got {sink!r})")
-        self._sinks = list(sinks)
-        self._redaction = redaction
-        self._failed: set[int] = set()
-        self._dropped = False
-        self._pid = os.getpid()
-        self._queue: SimpleQueue[tuple[int, Any] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        if self._sinks:
-            self._thread = threading.Thread(target=self._run, name="afnio-sinks", daemon=True)
-            self._thread.start()
-
-    def put(self, event: Any) -> None:
-        """Queue an event for the sinks; never waits. Does nothing in a forked child."""
-        if self._thread is None or self._pid != os.getpid():
-            return
-        # Never drop the end: a sink would take a failed run for a completed one.
-        if self._queue.qsize() < ROOM or isinstance(event, RunEnded):
-            self._queue.put((time.time_ns(), event))
-        elif not self._dropped:
-            self._dropped = True
-            logging.getLogger("afnio").warning(
-                "The sinks of a run are too slow; events are left out for them."
-            )
-
-    def close(self, timeout: float | None = None) -> None:
-        """Wait until the sinks have got everything, then close them."""
-        if self._thread is not None and self._pid == os.getpid():
-            thread, self._thread = self._thread, None
-            self._queue.put(None)
-            thread.join(timeout)
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            moment, event = item[0], self._redaction.value(item[1])
-            for number, sink in enumerate(self._sinks):
-                timed = getattr(sink, "at", None)
-                self._call(number, partial(timed, moment, event) if callable(timed) else partial(sink, event))
-        for number, sink in enumerate(self._sinks):
-            close = getattr(sink, "close", None)
-            if callable(close):
-                self._call(number, close)
-
-    def _call(self, number: int, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except Exception:
-            if number not in self._failed:
-                self._failed.add(number)
-                logging.getLogger("afnio").exception(
-                    "the sink %r failed; it is still called, and this is reported once", self._sinks[number]
-                )
-
-
 @contextmanager
 def suppress_variable_notifications() -> Iterator[None]:
     """Do nothing; kept for programs written for older versions.
@@ -730,29 +634,3 @@ def suppress_variable_notifications() -> Iterator[None]:
     ...     pass
     """
     yield
-
-
-# --- Recognizing the program ---
-
-_ROUNDS: Final = 200_000
-"""Rounds of PBKDF2, about 50 ms, so that a short password can't be found from its digest by trial."""
-
-
-def _program_identity(redaction: Redaction) -> str | None:
-    """Return folder, script and arguments of this program as JSON; None at a prompt or in a notebook.
-
-    Commands typed by a person can't be repeated from their start, so such a run is never continued. Arguments
-    that look like keys are masked, and `redaction` is applied. A digest still distinguishes them.
-    """
-    main = sys.modules.get("__main__")
-    script = getattr(main, "__file__", None)
-    ipython = sys.modules.get("IPython")
-    if script is None or hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None):
-        return None
-    program = [os.getcwd(), os.path.abspath(script), sys.argv[1:]]
-    shown = redaction.value([*program[:2], mask_arguments(sys.argv[1:])])
-    return json.dumps(shown if shown == program else [*shown, _digest(json.dumps(program))])
-
-
-def _digest(program: str) -> str:
-    return hashlib.pbkdf2_hmac("sha256", program.encode(), b"afnio", _ROUNDS).hex()

@@ -97,8 +97,11 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
+from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from afnio.errors import StoreVersionError
@@ -323,3 +326,36 @@ OF_A_RUN: Final = (
     "tables", "events", "retries", "calls", "bodies",
 )  # fmt: skip
 """Tables with a `run_id`. A table comes before those that it refers to, so rows can be deleted in this order."""
+
+
+# --- Phases ---
+
+_BATCH: Final = re.compile(r"/batch \d+$")
+
+IN_PHASE: Final = "(phase = ? OR phase > ? AND phase < ?)"
+"""SQL for the rows of a phase and its batches; its parameters come from `of_phase`."""
+
+
+@lru_cache(maxsize=1024)
+def phase_of(address: str) -> str:
+    """Return the scopes of an address, without the run's own.
+
+    >>> phase_of("run/epoch 1/step 3/7/12/forward"), phase_of("run/4/chat"), phase_of("/4")
+    ('epoch 1/step 3', '', '')
+    """
+    parts = list(takewhile(lambda part: not part.isdecimal(), address.split("/")))
+    return "/".join(parts[1:] if parts[:1] in (["run"], [""]) else parts)
+
+
+def evaluation_of(phase: str) -> str:
+    """Return the evaluation that a batch belongs to. Other phases are returned unchanged.
+
+    >>> evaluation_of("fit/val step 2/batch 1"), evaluation_of("epoch 1/step 3")
+    ('fit/val step 2', 'epoch 1/step 3')
+    """
+    return _BATCH.sub("", phase)
+
+
+def of_phase(phase: str) -> list[str]:
+    """Return the parameters of `IN_PHASE`: the phase, and bounds for the names of its batches."""
+    return [phase, f"{phase}/batch ", f"{phase}/batch!"]

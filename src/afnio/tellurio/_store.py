@@ -38,7 +38,9 @@ from afnio.runtime._files import LockFile, SQLiteWriter, is_locked, make_private
 from afnio.runtime._kernel import calls_under_way
 from afnio.runtime._places import Places, places
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
-from afnio.tellurio._recording import Recording, Redaction, encode, git_commit, platform_facts, versions
+from afnio.tellurio._program import git_commit, platform_facts, versions
+from afnio.tellurio._recording import Recording
+from afnio.tellurio._redaction import Redaction, encode
 from afnio.tellurio._schema import OF_A_RUN, connect, version_of
 
 ROOM: Final = 64 * 2**20

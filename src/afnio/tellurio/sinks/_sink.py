@@ -1,8 +1,11 @@
-"""The base class of sinks, and the sink that writes JSON lines.
+"""The base class of sinks, the events of a run for them, and the sink that writes JSON lines.
 
 Events happen on the runtime's loop. If a sink wrote to a disk or a server there, every call would wait for it. `Sink`
 puts events into a queue instead, and its thread passes them to `take` in batches. If the other system is too slow for
 the queue, events are dropped with one warning; the run is never slowed down.
+
+`RunSinks` is the sink that a run itself uses. It calls each sink that the user named, so one that is a plain function
+can't slow the program down either.
 """
 
 from __future__ import annotations
@@ -13,19 +16,20 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import IO, Any, Final, NamedTuple, Self, final
+from typing import IO, Any, Final, NamedTuple, Self, TypeAlias, final
 
 from afnio.models._messages import ChatRequest
 from afnio.models._raw import RawReply, RawRequest
 from afnio.runtime._files import make_private_folder
 from afnio.runtime.events import subscribe, subscribed
-from afnio.tellurio._recording import RunEnded
+from afnio.tellurio._redaction import Redaction
 
 BATCH: Final = 1_000
 """The most events in one batch."""
@@ -38,6 +42,60 @@ class Moment(NamedTuple):
 
     time: int
     event: Any
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run starts; the first event that a sink gets.
+
+    Attributes:
+        date: seconds since 1970 UTC.
+        continued: True if an earlier process had started the run.
+    """
+
+    run_id: str
+    name: str
+    namespace: str
+    project: str
+    description: str | None
+    config: Mapping[str, Any]
+    date: float
+    continued: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MetricLogged:
+    """A value was logged; `step` is None if the store counts the steps."""
+
+    name: str
+    value: Any
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogged:
+    """A text was logged; `step` as in `MetricLogged`."""
+
+    name: str
+    text: str
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableLogged:
+    """A table was logged; `step` as in `MetricLogged`."""
+
+    name: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A run has ended; the last event that a sink gets. `status` is one of `RunStatus`."""
+
+    status: str
 
 
 class Sink(ABC):
@@ -153,6 +211,59 @@ class Sink(ABC):
             logging.getLogger("afnio").warning(
                 "%s has lost events (%s); further losses aren't reported", type(self).__name__, reason
             )
+
+
+SinkFunction: TypeAlias = Callable[[Any], object]
+"""A function that gets every event of a run. If it has an `at(time, event)`, that is called in its place, with
+nanoseconds since 1970 UTC. If it has a `close()`, that is called after the last event."""
+
+
+@final
+class RunSinks(Sink):
+    """The sinks of a run: passes each event, redacted, to one after the other.
+
+    A sink that fails is reported once and still called for later events. It affects neither the others nor the run.
+
+    >>> events = []
+    >>> with RunSinks([events.append], Redaction(None)) as sinks:
+    ...     sinks("event")
+    >>> events
+    ['event']
+    """
+
+    def __init__(self, sinks: Sequence[SinkFunction], redaction: Redaction) -> None:
+        for sink in sinks:
+            if not callable(sink):
+                raise TypeError(f"a sink must be a function of an event (got {sink!r})")
+        self._sinks = list(sinks)
+        self._redaction = redaction
+        self._failed: set[int] = set()
+        super().__init__()
+
+    def take(self, moments: Sequence[Moment]) -> None:
+        for moment in moments:
+            event = self._redaction.value(moment.event)
+            for number, sink in enumerate(self._sinks):
+                timed = getattr(sink, "at", None)
+                self._call(
+                    number, partial(timed, moment.time, event) if callable(timed) else partial(sink, event)
+                )
+
+    def end(self) -> None:
+        for number, sink in enumerate(self._sinks):
+            close = getattr(sink, "close", None)
+            if callable(close):
+                self._call(number, close)
+
+    def _call(self, number: int, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception:
+            if number not in self._failed:
+                self._failed.add(number)
+                logging.getLogger("afnio").exception(
+                    "the sink %r failed; it is still called, and this is reported once", self._sinks[number]
+                )
 
 
 TEXTS: Final = frozenset(

@@ -28,8 +28,7 @@ from afnio.runtime.events import (
     ScopeEnded,
     StepEnded,
 )
-from afnio.tellurio._recording import RunEnded, RunStarted
-from afnio.tellurio.sinks._sink import Moment, Sink
+from afnio.tellurio.sinks._sink import Moment, RunEnded, RunStarted, Sink
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider

@@ -25,8 +25,8 @@ from urllib.parse import urlencode
 from afnio.errors import StoreProblemError
 from afnio.tellurio._compare import Paired, PhaseComparison, Scores, compare, wilson
 from afnio.tellurio._queries import StoreReader, stores
-from afnio.tellurio._recording import evaluation_of
 from afnio.tellurio._records import Headline, RunRecord, Spending, StepRecord
+from afnio.tellurio._schema import evaluation_of
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain, query_number, score, thinned, word_diff
 

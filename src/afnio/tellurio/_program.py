@@ -1,0 +1,100 @@
+"""The program behind a run: by what it is recognized when it is started again, and what it ran on.
+
+Environment variables are never recorded, because they hold keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from afnio.models._masking import mask_arguments
+from afnio.tellurio._redaction import Redaction
+
+ROUNDS: Final = 200_000
+"""Rounds of PBKDF2, about 50 ms, so that a short password can't be found from its digest by trial."""
+
+
+def program_identity(redaction: Redaction) -> str | None:
+    """Return folder, script and arguments of this program as JSON; None at a prompt or in a notebook.
+
+    Commands typed by a person can't be repeated from their start, so such a run is never continued. Arguments
+    that look like keys are masked, and `redaction` is applied. A digest still distinguishes them.
+    """
+    main = sys.modules.get("__main__")
+    script = getattr(main, "__file__", None)
+    ipython = sys.modules.get("IPython")
+    if script is None or hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None):
+        return None
+    program = [os.getcwd(), os.path.abspath(script), sys.argv[1:]]
+    shown = redaction.value([*program[:2], mask_arguments(sys.argv[1:])])
+    return json.dumps(shown if shown == program else [*shown, _digest(json.dumps(program))])
+
+
+def _digest(program: str) -> str:
+    return hashlib.pbkdf2_hmac("sha256", program.encode(), b"afnio", ROUNDS).hex()
+
+
+PACKAGES: Final = ("afnio", "aiohttp", "anyio", "openai", "pydantic", "genai-prices")
+GIT_TIMEOUT: Final = 5.0
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return the commit of `folder`, with "+" if files differ from it; None without git.
+
+    >>> git_commit(Path("/")) is None
+    True
+    """
+    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+        return None
+    try:
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no").strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+" if changed else commit
+
+
+def versions() -> str:
+    """Return the versions of Python and of the packages that calls go through, as JSON."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return json.dumps(found)
+
+
+def platform_facts() -> str:
+    """Return the system, the machine and its processors, as JSON."""
+    facts = {
+        "system": platform.system(),
+        "release": platform.release(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "implementation": sys.implementation.name,
+    }
+    return json.dumps(facts)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # Without this `git status` would write to the index.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    done = subprocess.run(  # noqa: S603 (fixed arguments)
+        ["git", *arguments],  # noqa: S607 (the user's own git)
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=GIT_TIMEOUT,
+        check=True,
+    )
+    return done.stdout
