@@ -41,17 +41,16 @@ from afnio._subject import (
     seed_of,
     wanted_by,
 )
-from afnio.errors import BatchError, BudgetExceeded, ModelError, reason
+from afnio.errors import BatchError, BudgetExceeded, ModelError, first_of, reason
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.optim import EditTGD
 from afnio.optim.search._races import p_value
+from afnio.runtime._blocking import run_blocking
 from afnio.runtime._budget import Budget
 from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._waiting import active_journal, may_block, scope
 from afnio.runtime.events import StepEnded, subscribed
-from afnio.trainer._options import found
-from afnio.trainer._steps import run_blocking
 from afnio.utils.data import DataLoader
 
 MOST_CALLS: Final = 400
@@ -294,7 +293,7 @@ class HeadroomTest(Scoring):
 
     def _judged(self, rows: Sequence[Row], looked: Scored) -> Passed:
         """Tell rows whose calls failed from rows whose replies the agent or the metric couldn't read."""
-        failed = [error for error in looked.errors if found(error, ModelError) is not None]
+        failed = [error for error in looked.errors if first_of(error, ModelError) is not None]
         if len(failed) > len(rows) / 10:
             raise BatchError(
                 f"{len(failed)} of {len(rows)} rows failed, and a tenth may; the first with {reason(failed[0])}",
@@ -304,7 +303,7 @@ class HeadroomTest(Scoring):
         labels = self._labels(rows, looked)
         for row, score, output in zip(rows, looked.scores, looked.outputs, strict=True):
             error = next(errors, None) if score is None else None
-            lost = error is not None and found(error, ModelError) is not None
+            lost = error is not None and first_of(error, ModelError) is not None
             passed.scores.append(None if lost else _CRASHED if score is None else score)
             is_wrong = not lost and (score is None or score < self.perfect)
             passed.form.append(is_wrong and (score is None or _is_form(output, row, labels)))

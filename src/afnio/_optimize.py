@@ -71,8 +71,9 @@ from afnio.optim.search._races import Scores, differences
 from afnio.optim.search._sizes import SHARE as STEP_SHARE
 from afnio.optim.search._sizes import WIDE, SampleCost, Sizes, affordable
 from afnio.optim.search._sizes import WIDE_SHARE as WIDE_STEP_SHARE
+from afnio.runtime._blocking import run_blocking
 from afnio.runtime._budget import Budget
-from afnio.runtime._callables import tolerate
+from afnio.runtime._callables import may_fail, tolerate
 from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._waiting import active_journal, may_block
 from afnio.runtime.events import StepEnded, subscribed
@@ -81,9 +82,7 @@ from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
 from afnio.trainer._callbacks import StopTraining
 from afnio.trainer._checkpoints import Plan
-from afnio.trainer._options import may_fail
 from afnio.trainer._progress import Progress
-from afnio.trainer._steps import run_blocking
 from afnio.trainer._trainer import Trainer
 from afnio.utils.data import DataLoader
 

@@ -26,7 +26,7 @@ from afnio._rows import Row, in_words
 from afnio.autodiff._function import Arguments, Context
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind
-from afnio.cognitive._agent import _traced as traced_within
+from afnio.cognitive._agent import traced_within
 from afnio.cognitive._evaluators import Evaluation, Evaluator, record, succeeded
 from afnio.cognitive._module import mode
 from afnio.cognitive._prompts import deterministic_feedback
@@ -37,20 +37,20 @@ from afnio.errors import (
     MetricError,
     ScoreError,
     UnknownPriceError,
+    first_of,
     reason,
 )
 from afnio.models._backward_model import chat_model
 from afnio.models._client import ChatClient, ChatModel, rehearsing
 from afnio.models._prices import price_of
 from afnio.models._trace import Trace
+from afnio.runtime._blocking import task_group
 from afnio.runtime._budget import Budget
-from afnio.runtime._callables import call_in_node, is_async, tolerate
+from afnio.runtime._callables import call_in_node, is_async, may_fail, tolerate
 from afnio.runtime._kernel import Failure, Job, Outcomes
 from afnio.runtime._spending import Amount, cost
 from afnio.runtime._waiting import scope, wait_async
 from afnio.runtime.events import CallEnded, CallReplayed, Usage
-from afnio.trainer._options import found, may_fail
-from afnio.trainer._steps import task_group
 
 MOST_CHARACTERS: Final = 1_000
 """A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better."""
@@ -381,7 +381,7 @@ def check_crashes(errors: Sequence[BaseException], rows: int) -> None:
 def raise_fatal(error: BaseException) -> None:
     """Raise what isn't one row's failure: the end of a budget, a broken journal, an unusable score."""
     for kind in (UnknownPriceError, BudgetExceeded, JournalError, ScoreError):
-        fatal = found(error, kind)
+        fatal = first_of(error, kind)
         if fatal is not None:
             raise fatal
 

@@ -46,7 +46,7 @@ A message states what is wrong, with the value, and what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -357,3 +357,49 @@ def reason(error: BaseException) -> str:
     text = text_of(error).strip().partition("\n")[0]
     text = text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# What is inside of an error
+
+
+MOST_CAUSES: Final = 1_000
+"""Errors that are looked through. A library may chain them without an end."""
+
+
+def chain(error: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
+    """Yield an error, the errors of a group, and the causes of each: every one once, outer ones first.
+
+    `raise error from error` makes a circle, which a plain walk never leaves.
+
+    Args:
+        contexts: whether an error that was raised while another one was handled leads to that one, too.
+
+    >>> error = ValueError("no")
+    >>> error.__cause__ = error
+    >>> list(chain(error))
+    [ValueError('no')]
+    """
+    seen: set[int] = set()
+    open_ = [error]
+    while open_ and len(seen) < MOST_CAUSES:
+        here = open_.pop()
+        if here is None or id(here) in seen:
+            continue
+        seen.add(id(here))
+        yield here
+        if isinstance(here, BaseExceptionGroup):
+            open_ += reversed(here.exceptions)
+        else:
+            open_.append(here.__cause__ or (here.__context__ if contexts else None))
+
+
+def first_of(error: BaseException | None, kind: type[E], *, contexts: bool = False) -> E | None:
+    """Return the first error of a kind in `error`, in the groups in it, and among their causes."""
+    return next((each for each in chain(error, contexts=contexts) if isinstance(each, kind)), None)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Return True if the next step may succeed: samples failed, a reply was unusable, a provider was away."""
+    if type(error) is ExceptionGroup:
+        return all(is_passing(each) for each in error.exceptions)
+    return isinstance(error, BatchError | ReplyError | TransientModelError)

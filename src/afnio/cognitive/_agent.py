@@ -25,6 +25,7 @@ from afnio.autodiff._variable import Variable, checked, plain
 from afnio.cognitive._critic import criticize_trace
 from afnio.cognitive._module import Module
 from afnio.cognitive._template import Parameter
+from afnio.errors import chain
 from afnio.models._backward_model import get_backward_model_client
 from afnio.models._trace import Trace, current_trace, tracing
 from afnio.runtime._callables import call_in_node
@@ -325,7 +326,7 @@ class Called(Function):
     async def run_forward(cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         inputs, named, prompts = args
         signed: Signed = kwargs["signed"]
-        with _traced(record=any(ctx.wanted)) as trace:
+        with traced_within(record=any(ctx.wanted)) as trace:
             try:
                 output = await call_in_node(job, partial(kwargs["fn"], *inputs, **named, **prompts))
             except Exception as error:
@@ -379,7 +380,7 @@ class TraceCritic:
     @staticmethod
     async def watch(ctx: Context, forward: Callable[[], Awaitable[Any]]) -> Any:
         """Return the result of one lane's forward; keep its calls and its output on `ctx`."""
-        with _traced(record=True) as trace:
+        with traced_within(record=True) as trace:
             try:
                 ctx.output = await forward()
             except Exception as error:
@@ -408,7 +409,7 @@ class TraceCritic:
 
 
 @contextmanager
-def _traced(*, record: bool) -> Iterator[Trace]:
+def traced_within(*, record: bool) -> Iterator[Trace]:
     """Trace the block. What an agent inside of another one does is part of both traces."""
     outer = current_trace.get()
     with tracing(record or (outer is not None and outer.record), purpose="forward") as trace:
@@ -427,10 +428,7 @@ def _raise_end(trace: Trace, error: Exception | None) -> None:
     end = trace.ended_by
     if end is None or end is error:
         return
-    cause: BaseException | None = error
-    while cause is not None and cause is not end:
-        cause = cause.__cause__ or cause.__context__
-    if cause is end:
+    if any(cause is end for cause in chain(error, contexts=True)):
         raise end  # the function's error comes from it; the other way round it would be a circle
     raise end from error
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import sys
 import sysconfig
 import threading
@@ -26,7 +27,7 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
-from afnio.errors import BatchError, RuntimeClosedError, ScoreError, likeness, reason, text_of
+from afnio.errors import BatchError, RuntimeClosedError, ScoreError, chain, likeness, reason, text_of
 from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Slot, on_runtime_thread, within
 from afnio.runtime._limits import most_in_flight
 from afnio.runtime._loop import CallerLoop, running_caller, running_library
@@ -211,21 +212,13 @@ async def _on_loop(job: Job, start: Callable[[], Coroutine[Any, Any, Any]], home
 
 def _other_loops_error(error: BaseException) -> BaseException | None:
     """Return the error, among the causes of `error`, of a lock or a connection that belongs to another loop."""
-    current: BaseException | None = error
-    for _ in range(_CAUSES):
-        if current is None:
-            return None
-        text = text_of(current)
-        if isinstance(current, RuntimeError) and (
+    for cause in chain(error, contexts=True):
+        text = text_of(cause)
+        if isinstance(cause, RuntimeError) and (
             "a different event loop" in text or "a different loop" in text
         ):
-            return current
-        current = current.__cause__ or current.__context__
+            return cause
     return None
-
-
-_CAUSES: Final = 20
-"""How many causes of an error are looked through."""
 
 
 # A callable that blocks the loop
@@ -464,6 +457,18 @@ def quorum_holds(succeeded: int, present: int, quorum: float) -> bool:
     True
     """
     return succeeded >= quorum * present - _ROUNDING
+
+
+def may_fail(samples: int, quorum: float) -> int:
+    """Return how many of `samples` may fail. Below a quorum of 1, one of several always may.
+
+    >>> may_fail(100, 0.9), may_fail(4, 0.9), may_fail(1, 0.9), may_fail(4, 1.0)
+    (10, 1, 0, 0)
+    """
+    if quorum_holds(0, samples, quorum):
+        return samples
+    spare = 1 if quorum < 1 and samples > 1 else 0
+    return max(spare, samples - math.ceil(quorum * samples - 1e-9))
 
 
 def batch_failure(

@@ -32,7 +32,7 @@ from anyio.abc import TaskGroup
 
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._module import Module
-from afnio.errors import BudgetExceeded, CheckpointError, JournalError
+from afnio.errors import BudgetExceeded, CheckpointError, JournalError, first_of, is_passing
 from afnio.models._prices import earlier_ledger
 from afnio.optim._optimizer import Optimizer
 from afnio.runtime._budget import Budget
@@ -57,7 +57,7 @@ from afnio.trainer._feed import (
     restore_generators,
     sample_count,
 )
-from afnio.trainer._options import Outcome, TrainerOptions, combined, found, is_outage, is_passing, reason
+from afnio.trainer._options import Outcome, TrainerOptions, combined, is_outage, short_reason
 from afnio.trainer._progress import Progress
 from afnio.trainer._steps import EvaluationPass, StepEnd, ValidationPass, settled, train_step
 
@@ -194,9 +194,9 @@ class FitLoop:
     def _ends_training(self, error: Exception) -> bool:
         """Return True if the error ends the training without a failure; the step is undone then. Raise a fatal one."""
         budget, stop, journal = (
-            found(error, BudgetExceeded),
-            found(error, StopTraining),
-            found(error, JournalError),
+            first_of(error, BudgetExceeded),
+            first_of(error, StopTraining),
+            first_of(error, JournalError),
         )
         if journal is not None:
             raise journal
@@ -213,7 +213,7 @@ class FitLoop:
         counters.skipped += 1
         if not is_passing(error) or counters.skipped >= MAX_SKIPPED:
             raise error
-        why = reason(error)
+        why = short_reason(error)
         logging.getLogger("afnio").warning("step %d was cut short: %s", number, why)
         return why
 
@@ -266,7 +266,7 @@ class FitLoop:
             if self._end() is not None and is_outage(error):
                 raise error  # no later step would report that the server is down; resuming repeats the pass
             logging.getLogger("afnio").warning(
-                "validation after step %d was cut short: %s", validation.step, reason(error)
+                "validation after step %d was cut short: %s", validation.step, short_reason(error)
             )
         metrics = state.count_validation(validation, outcome)
         if error is None:
@@ -488,7 +488,7 @@ class FitState:
         self.val_loader = None if state is None else {**state, "drained": validation.drained}
         entry = {"kind": "val", "epoch": validation.epoch, "step": validation.step}
         if validation.error is not None:
-            entry["error"] = reason(validation.error)
+            entry["error"] = short_reason(validation.error)
         entry |= outcome.to_json()
         trainer.history.insert(validation.place, entry)
         metrics = _prefixed("val", outcome.flat())

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from numbers import Real
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, final
+from typing import Any, Final, Literal, Self, TypeAlias, final
 
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._evaluators import Score
@@ -26,10 +26,10 @@ from afnio.errors import (
     BudgetExceeded,
     JournalError,
     ProviderDownError,
-    ReplyError,
     TransientModelError,
+    first_of,
 )
-from afnio.runtime._callables import quorum_holds
+from afnio.runtime._callables import may_fail
 from afnio.runtime._waiting import wait_async
 from afnio.tellurio._compare import wilson
 
@@ -441,8 +441,6 @@ def _raise_fatal(errors: Mapping[int, BaseException]) -> None:
 # The quorum: how many samples of a step or a pass may fail
 
 
-E = TypeVar("E", bound=BaseException)
-
 FEEDBACK: Final = 0.5
 """The highest quorum of a backward pass. Feedback gives a direction, and half of it gives the same one."""
 _ANY: Final = 1e-9
@@ -452,18 +450,6 @@ _SHOWN: Final = 3
 def lenient(quorum: float | None) -> float:
     """Return the quorum of a single node. The samples of the whole step or pass are counted at its end."""
     return 1.0 if quorum is None else _ANY
-
-
-def may_fail(samples: int, quorum: float) -> int:
-    """Return how many of `samples` may fail. Below a quorum of 1, one of several always may.
-
-    >>> may_fail(100, 0.9), may_fail(4, 0.9), may_fail(1, 0.9), may_fail(4, 1.0)
-    (10, 1, 0, 0)
-    """
-    if quorum_holds(0, samples, quorum):
-        return samples
-    spare = 1 if quorum < 1 and samples > 1 else 0
-    return max(spare, samples - math.ceil(quorum * samples - 1e-9))
 
 
 def check_quorum(outcome: Outcome, quorum: float | None, errors: Sequence[BaseException], name: str) -> None:
@@ -502,7 +488,7 @@ def causes(errors: Sequence[BaseException]) -> str:
     return "; ".join([*texts, "…"] if len(counts) > _SHOWN else texts)
 
 
-def reason(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """Return why a step or a pass was cut short, in one line."""
     if not isinstance(error, BaseExceptionGroup):
         return str(error) or type(error).__name__
@@ -510,38 +496,17 @@ def reason(error: BaseException) -> str:
     return error.message if why in error.message else f"{error.message} ({why})"
 
 
-def is_passing(error: BaseException) -> bool:
-    """Return True if the next step may succeed: samples failed, a reply was unusable, a provider was away."""
-    if type(error) is ExceptionGroup:
-        return all(is_passing(each) for each in error.exceptions)
-    return isinstance(error, BatchError | ReplyError | TransientModelError)
-
-
 def raise_fatal(error: BatchError) -> None:
     """Raise the error of a budget or a journal in `error`: it ends the training and isn't a sample's failure."""
     for kind in (BudgetExceeded, JournalError):
-        fatal = found(error, kind)
+        fatal = first_of(error, kind)
         if fatal is not None:
             raise fatal
 
 
 def is_outage(error: BaseException) -> bool:
     """Return True if a provider was away: the samples are not to blame."""
-    return found(error, TransientModelError) is not None or found(error, ProviderDownError) is not None
-
-
-def found(error: BaseException, kind: type[E]) -> E | None:
-    """Return the first error of a kind in `error` and the groups in it."""
-    return next((each for each in _each(error) if isinstance(each, kind)), None)
-
-
-def _each(error: BaseException) -> Iterator[BaseException]:
-    yield error
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from _each(part)
-    elif error.__cause__ is not None:
-        yield from _each(error.__cause__)
+    return first_of(error, TransientModelError) is not None or first_of(error, ProviderDownError) is not None
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -3,7 +3,6 @@
 * `train_step` is one optimizer step: its batches forward and backward side by side, then the proposals.
 * `EvaluationPass` is one pass over a loader with fixed parameters, as one pool of samples instead of batch after batch.
 * `ValidationPass` is such a pass beside the training, with the parameters of the moment at which it began.
-* `run_blocking` runs the Trainer's coroutines from synchronous code: a script, a thread, a notebook's cell.
 
 Samples fail: a content filter refuses one, a reply is unreadable. The quorum is therefore counted over a whole step or
 a whole pass, not at each node. While a step runs its nodes tolerate nearly any failure (`lenient`), and `check_quorum`
@@ -13,28 +12,23 @@ decides at its end. In a batch of four, one failed sample would else end the ste
 from __future__ import annotations
 
 import inspect
-import os
-import signal
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from contextvars import copy_context
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar, final
+from typing import Any, Final, final
 
 import anyio
-from anyio.abc import TaskGroup
 
 from afnio.autodiff._backward import resolve
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind
 from afnio.cognitive._module import Module, mode, recorder
-from afnio.errors import BatchError, BlockingReadError, BudgetExceeded
+from afnio.errors import BatchError, BudgetExceeded, is_passing
 from afnio.optim._optimizer import Optimizer
+from afnio.runtime._blocking import task_group
 from afnio.runtime._callables import current_quorum, is_async, to_thread, tolerate
-from afnio.runtime._loop import parking, running_library
 from afnio.runtime._settings import priority
-from afnio.runtime._waiting import Pending, may_block, scope, sync_mode, wait_async
+from afnio.runtime._waiting import Pending, scope, sync_mode, wait_async
 from afnio.trainer._checkpoints import Checkpoint, Counters, Phase
 from afnio.trainer._feed import Fetched, Pass, batches
 from afnio.trainer._options import (
@@ -45,7 +39,6 @@ from afnio.trainer._options import (
     check_quorum,
     combined,
     errors_of,
-    is_passing,
     lenient,
     raise_fatal,
     read,
@@ -372,162 +365,3 @@ class ValidationPass:
         checkpoint.sampler = {**(checkpoint.sampler or {}), "val": loader}
         checkpoint.callbacks = callbacks
         return checkpoint
-
-
-# Task groups that raise an error itself, not a group around it
-
-
-@asynccontextmanager
-async def task_group() -> AsyncIterator[TaskGroup]:
-    """Run tasks like `anyio.create_task_group`. Raise the first error, without a group around it."""
-    try:
-        async with anyio.create_task_group() as tasks:
-            yield tasks
-    except BaseExceptionGroup as group:
-        error = alone(group)
-    else:
-        return
-    raise error  # outside of the except block, so that the group isn't its context
-
-
-def alone(error: BaseException) -> BaseException:
-    """Return the first error inside the groups that task groups made. A `BatchError` isn't such a group.
-
-    >>> alone(ExceptionGroup("unhandled errors in a TaskGroup", [ValueError("no")]))
-    ValueError('no')
-    """
-    while type(error) in (BaseExceptionGroup, ExceptionGroup):
-        assert isinstance(error, BaseExceptionGroup)
-        cancelled = anyio.get_cancelled_exc_class() if _on_a_loop() else ()
-        errors = [each for each in error.exceptions if not isinstance(each, cancelled)]
-        error = (errors or list(error.exceptions))[0]
-    return error
-
-
-def _on_a_loop() -> bool:
-    from afnio.runtime._loop import running_library
-
-    return running_library() is not None
-
-
-# Synchronous code that runs the Trainer's coroutines
-
-
-T = TypeVar("T")
-
-
-def run_blocking(
-    main: Callable[[], Awaitable[T]], name: str, gently: Callable[[], object] | None = None
-) -> T:
-    """Run `main()` to its end and return its result, on a new loop; in a notebook, on one in a thread.
-
-    Args:
-        name: of the method, for the error. Its asynchronous twin has an "a" before it.
-        gently: what the first Ctrl-C calls, to let `main` end early with a result. The next one stops it.
-
-    Raises:
-        BlockingReadError: where it would block an event loop.
-    """
-    library = running_library()
-    if not may_block():
-        where = "inside a node, which could deadlock" if library is None else f"the running {library} loop"
-        raise BlockingReadError(
-            f"trainer.{name}(...) would block {where}; write `await trainer.a{name}(...)`"
-        )
-    if library is not None:
-        return _in_thread(main, gently)
-    at_terminal = threading.current_thread() is threading.main_thread()
-    if at_terminal and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        return _interruptible(main, gently)
-    return anyio.run(main)
-
-
-def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | None) -> T:
-    """Run `main()` so that the first Ctrl-C stops and records it, and a second one ends the process.
-
-    With `gently` it takes one more: the first only calls that.
-    """
-    body = _Stoppable(main)
-    answers = [*([] if gently is None else [gently]), body.stop]
-
-    def on_interrupt(number: int, frame: object) -> None:
-        if not answers:
-            # Acknowledged calls are on disk, and files are replaced whole. Show the cursor: a display may hide it.
-            with suppress(OSError):
-                os.write(2, b"\x1b[?25h\nafnio: left at once\n" if os.isatty(2) else b"afnio: left at once\n")
-            os._exit(130)
-        # From a thread: the loop may sleep, and only another thread wakes it.
-        threading.Thread(target=answers.pop(0), daemon=True).start()
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        anyio.run(body.run)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not body.results:
-        raise KeyboardInterrupt
-    return body.results[0]
-
-
-class _Stoppable(Generic[T]):
-    """A coroutine that other threads can cancel.
-
-    Attributes:
-        results: what it returned, empty if it was cancelled.
-    """
-
-    def __init__(self, main: Callable[[], Awaitable[T]]) -> None:
-        self._main = main
-        self._wake: Callable[[], None] | None = None
-        self._stopped = False
-        self.results: list[T] = []
-
-    def stop(self) -> None:
-        self._stopped = True  # in case `run` has not begun
-        if self._wake is not None:
-            self._wake()
-
-    async def run(self) -> None:
-        wake, park = parking()
-        self._wake = wake
-
-        async def watch() -> None:
-            await park()
-            tasks.cancel_scope.cancel()
-
-        async with task_group() as tasks:
-            tasks.start_soon(watch)
-            if self._stopped:
-                tasks.cancel_scope.cancel()
-            self.results.append(await self._main())
-            tasks.cancel_scope.cancel()
-
-
-def _in_thread(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | None) -> T:
-    """Run `main()` in a thread, because this thread's loop is busy with the cell that called."""
-    body = _Stoppable(main)
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            anyio.run(body.run)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=copy_context().run, args=(run,), name="afnio-trainer", daemon=True)
-    thread.start()
-    try:
-        try:
-            thread.join()
-        except KeyboardInterrupt:
-            if gently is None:
-                raise
-            gently()
-            thread.join()
-    except BaseException:  # the kernel was interrupted: let the training record itself before the cell ends
-        body.stop()
-        thread.join()
-        raise
-    if errors:
-        raise alone(errors[0])
-    return body.results[0]

@@ -35,6 +35,7 @@ from afnio.errors import CheckpointError
 from afnio.models._client import CHARACTERS_PER_TOKEN, ChatClient, ChatModel
 from afnio.models._prices import price_of
 from afnio.optim._optimizer import Optimizer
+from afnio.runtime._blocking import alone, run_blocking, task_group
 from afnio.runtime._limits import Limits, given_limits
 from afnio.runtime._spending import Ledger, Price
 from afnio.runtime._tracebacks import folding
@@ -45,7 +46,7 @@ from afnio.trainer._feed import length, limited, sample_count, seed_all
 from afnio.trainer._loop import FitLoop, RunLog, Schedule, Session
 from afnio.trainer._options import Outcome, Share, TrainerOptions, checked, seconds_of
 from afnio.trainer._progress import Progress
-from afnio.trainer._steps import STEPS, EvaluationPass, alone, run_blocking, task_group
+from afnio.trainer._steps import STEPS, EvaluationPass
 
 CHECKPOINTS: Final = "checkpoints"
 _STAGES: Final[dict[str, Stage]] = {"val": "validate", "test": "test", "predict": "predict"}
