@@ -83,7 +83,7 @@ class FacilityAgent(cog.Module):
             success_fn=lambda scores: min(scores) == 1, **each,
         )  # fmt: skip
         return {
-            "loss": (
+            "score": (
                 cog.sum([sentiment.score, urgency.score, category.score]),
                 cog.sum([sentiment.explanation, urgency.explanation, category.explanation]),
             ),
@@ -123,7 +123,7 @@ def main():
     found = trainer.test(agent, loaders["test"])
     for name in ("sentiment", "urgency", "categories"):
         print(f"{name}: {found[name]:.1%}")
-    print(f"score: {found['loss']:.2f} of 3")
+    print(f"score: {found['score']:.2f} of 3")
     for name, parameter in agent.named_parameters():
         print(f"{name}: {parameter.data}")
 

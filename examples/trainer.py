@@ -79,7 +79,7 @@ def main():
     half = len(validation_data) // 2
     held_out, watched = ([validation_data[n] for n in part] for part in (range(half), range(half, 2 * half)))
     gate = afnio.optim.Gate(agent.judge, held_out)
-    trainer = Trainer(max_epochs=5, seed=42, callbacks=[EarlyStopping("val_loss", patience=3)])
+    trainer = Trainer(max_epochs=5, seed=42, callbacks=[EarlyStopping("val_score", patience=3)])
     train_dataloader = DataLoader(training_data, sampler=balanced(training_data), batch_size=BATCH_SIZE)
     val_dataloader = DataLoader(watched, batch_size=BATCH_SIZE)
     test_dataloader = DataLoader(test_data, batch_size=BATCH_SIZE)
@@ -95,8 +95,8 @@ def main():
         after = trainer.test(agent=agent, test_dataloader=test_dataloader)
 
     for name, found in (("before", before), ("after", after)):
-        low, high = found["loss_low"], found["loss_high"]
-        print(f"{name}: {found['loss']:.1%} right on the test messages (95 %: {low:.1%} to {high:.1%})")
+        low, high = found["score_low"], found["score_high"]
+        print(f"{name}: {found['score']:.1%} right on the test messages (95 %: {low:.1%} to {high:.1%})")
     print(agent.sentiment_task.data)
     print(trainer.ledger)
 

@@ -67,7 +67,7 @@ def test_it_trains_and_reports(demo: Demo, folder: Path):
     assert len("\n".join(line[2:] for line in prompt[2].splitlines())) <= 1000
     # Only wrong answers are criticized, each in one call.
     steps = [entry for entry in checkpoints(folder)[-1]["history"] if entry["kind"] == "step"]
-    scores = [entry["metrics"]["loss"] for entry in steps]
+    scores = [entry["metrics"]["score"] for entry in steps]
     assert counts["backward"] == sum(samples - right for right, samples, _ in scores)
 
     # The Trainer's own progress is on standard error, with the time.
@@ -80,7 +80,7 @@ def test_the_test_messages_choose_nothing(demo: Demo, folder: Path, messages: st
     """The best epoch of the validation is chosen, and the gate decides if it stays; with 12 messages there is none."""
     done = demo("--messages", messages, "--epochs", "2")
     found = checkpoints(folder)
-    scores = [one["metrics"]["val_loss"] for one in found]
+    scores = [one["metrics"]["val_score"] for one in found]
     best = scores.index(max(scores))
     prompt = PROMPT.search(done.stdout)
     assert prompt is not None

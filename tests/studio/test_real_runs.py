@@ -60,21 +60,21 @@ def test_the_monitored_metric_is_the_score(recorded: Recorded, capsys: pytest.Ca
         one for one in json.loads(said(capsys, recorded.home, "runs", "list", "--json")) if one["headline"]
     ]
     assert {
-        "metric": "val_loss", "value": 0.75, "mode": "max", "best": 1.0, "step": 2, "unit": "epoch",
+        "metric": "val_score", "value": 0.75, "mode": "max", "best": 1.0, "step": 2, "unit": "epoch",
     } == run["headline"]  # fmt: skip
     listed = said(capsys, recorded.home, "runs", "list")
-    assert "val_loss 0.75 (best 1 at epoch 2), test_loss 0.75" in listed
+    assert "val_score 0.75 (best 1 at epoch 2), test_score 0.75" in listed
     shown = said(capsys, recorded.home, "runs", "show", "best-second")
-    assert "val_loss                       0.75 (best 1 at epoch 2)  95 %: " in shown
+    assert "val_score                      0.75 (best 1 at epoch 2)  95 %: " in shown
     page = recorded.studio.page(recorded.studio.run("best-second")).text
     curves = json.loads(page.partition('id="curves">')[2].partition("</script>")[0])
-    assert ["val_loss", "test_loss", "train_loss"] == [line["name"] for line in curves["metrics"][:3]]
+    assert ["val_score", "test_score", "train_score"] == [line["name"] for line in curves["metrics"][:3]]
     report = report_of(recorded, "best-second")
     for html in (page, report):
-        assert "val_loss 0.750 best 1 at epoch 2" in words(html)
+        assert "val_score 0.750 best 1 at epoch 2" in words(html)
         # First and last value: the test before and after the training.
-        assert re.search(r"test_loss 0\.250 0\.750 0\.\d+ to 0\.\d+ –", words(html))
-    assert "0.750 val_loss best 1 at epoch 2" in words(recorded.studio.page("/").text)
+        assert re.search(r"test_score 0\.250 0\.750 0\.\d+ to 0\.\d+ –", words(html))
+    assert "0.750 val_score best 1 at epoch 2" in words(recorded.studio.page("/").text)
     for text in (listed, shown, words(page), words(report)):
         assert not re.search(r"_(failed|sum|low|high)\b", text.replace("val step", ""))
 

@@ -74,7 +74,7 @@ class ReadingAgent(Agent):
         pred = self(texts)
         pred.data = [text and text.lower() for text in pred.data]
         score, explanation = self.loss(pred, golds)
-        return {"loss": (score, explanation), "accuracy": score.data / len(texts), "first": pred.data[0]}
+        return {"score": (score, explanation), "accuracy": score.data / len(texts), "first": pred.data[0]}
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
         texts, golds = batch

@@ -31,19 +31,19 @@ def test_hooks_come_in_order(agent: Agent, tmp_path: Path) -> None:
             seen.append(f"epoch {made.current_epoch}")
 
         def on_train_batch_end(self, made: Any, agent: Any, metrics: Any, batch: Any, batch_idx: int) -> None:
-            seen.append(f"batch {batch_idx}: {metrics['loss']}, {agent.prompt.data}")
+            seen.append(f"batch {batch_idx}: {metrics['score']}, {agent.prompt.data}")
 
         def on_train_epoch_end(self, made: Any, agent: Any) -> None:
             seen.append("epoch ended")
 
         def on_validation_end(self, made: Any, agent: Any) -> None:
-            seen.append(f"val {made.metrics['val_loss']}")
+            seen.append(f"val {made.metrics['val_score']}")
 
         def on_fit_end(self, made: Any, agent: Any) -> None:
             seen.append("fit ended")
 
     def function(made: Trainer) -> None:
-        seen.append(f"function {made.metrics['val_loss']}")
+        seen.append(f"function {made.metrics['val_score']}")
 
     made = trainer(tmp_path, max_epochs=2, callbacks=[Watch(), function])
     fitted(agent, made, loader(4), loader(4))
@@ -88,18 +88,18 @@ def test_stop_training_stops_after_the_step(agent: Agent, tmp_path: Path) -> Non
 
 def test_early_stopping(agent: Agent, tmp_path: Path) -> None:
     """It stops with the parameters of the pass that decided it: no step more."""
-    made = trainer(tmp_path, max_epochs=20, callbacks=[EarlyStopping("val_loss", patience=2)])
+    made = trainer(tmp_path, max_epochs=20, callbacks=[EarlyStopping("val_score", patience=2)])
     fitted(agent, made, loader(4), loader(4))
     assert [0.5, 0.75, 1.0, 1.0, 1.0] == [
-        entry["metrics"]["loss"][0] / 4 for entry in made.history if entry["kind"] == "val"
+        entry["metrics"]["score"][0] / 4 for entry in made.history if entry["kind"] == "val"
     ]
-    assert (5, 5, "val_loss has not improved on 1 in 2 validation passes") == (
+    assert (5, 5, "val_score has not improved on 1 in 2 validation passes") == (
         made.global_step, made.current_epoch, made.stopped,
     )  # fmt: skip
     made = trainer(tmp_path / "b", max_epochs=20, callbacks=[EarlyStopping(stopping_threshold=0.7)])
     agent.prompt.data = "Level 0."
     fitted(agent, made, loader(4), loader(4))
-    assert (2, "val_loss has reached 0.75, and 0.7 was asked for") == (made.current_epoch, made.stopped)
+    assert (2, "val_score has reached 0.75, and 0.7 was asked for") == (made.current_epoch, made.stopped)
 
 
 def test_length_watch(agent: Agent, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,9 +42,9 @@ def test_last_best_and_epochs(tmp_path: Path, backend: str) -> None:
     folder = tmp_path / "a" / "b"
 
     async def train() -> None:
-        async with Checkpoints(folder, monitor="val_loss", mode="min") as checkpoints:
+        async with Checkpoints(folder, monitor="val_score", mode="min") as checkpoints:
             for epoch, loss in enumerate([0.5, 0.2, 0.2, 0.4], 1):
-                await checkpoints.save(at(epoch, val_loss=loss), epoch=epoch)
+                await checkpoints.save(at(epoch, val_score=loss), epoch=epoch)
             await checkpoints.save(at(5))
             await checkpoints.flush()
             assert 0.2 == checkpoints.best_score

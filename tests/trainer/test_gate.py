@@ -179,7 +179,7 @@ def cosine(optimizer: Any) -> Any:
 def plateau(optimizer: Any) -> Any:
     return {
         "scheduler": ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0),
-        "monitor": "val_loss",
+        "monitor": "val_score",
     }
 
 

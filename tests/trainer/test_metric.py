@@ -18,7 +18,7 @@ class Given(cog.Module):
     """Returns each batch, a dict of lists or numbers, as its metrics."""
 
     async def test_step(self, batch: Any, batch_idx: int) -> Any:
-        return {"loss": 0.0, **batch}
+        return {"score": 0.0, **batch}
 
 
 def metrics(*batches: dict[str, Any]) -> dict[str, float]:
@@ -39,8 +39,8 @@ def counts(draw: st.DrawFn) -> tuple[int, int]:
 def test_batches_of_33_33_and_2_give_the_mean_per_sample() -> None:
     """Two samples weigh as two, not as a third of everything."""
     batches = [[1.0] * 30 + [0.0] * 3, [1.0] * 15 + [0.0] * 18, [0.0, 0.0]]
-    found = metrics(*({"loss": afnio.Variable(batch, role="score")} for batch in batches))
-    assert (45 / 68, 45.0) == (found["loss"], found["loss_sum"])
+    found = metrics(*({"score": afnio.Variable(batch, role="score")} for batch in batches))
+    assert (45 / 68, 45.0) == (found["score"], found["score_sum"])
 
 
 def test_a_plain_number_weighs_by_its_samples() -> None:

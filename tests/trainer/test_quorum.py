@@ -51,7 +51,7 @@ def test_one_sample_of_a_small_batch_may_fail(
     made = fitted(agent, trainer(tmp_path, max_epochs=3), batches(*rows), batches(*rows))
     assert "Level 2." == agent.prompt.data
     assert [(4, 1)] * 3 == [(e["samples"], e["failed"]) for e in made.history if e["kind"] == "val"]
-    assert {"train_failed": 1.0, "val_failed": 1.0, "val_loss": 1.0}.items() <= made.metrics.items()
+    assert {"train_failed": 1.0, "val_failed": 1.0, "val_score": 1.0}.items() <= made.metrics.items()
     assert "" == caplog.text
 
 
@@ -69,7 +69,7 @@ def test_a_step_and_a_pass_below_the_quorum_are_cut_short(
     cut = [entry for entry in made.history if "error" in entry]
     assert [("step", 4, 2), ("val", 4, 2)] * 2 == [(e["kind"], e["samples"], e["failed"]) for e in cut]
     assert all({} == entry["metrics"] for entry in cut)
-    assert "val_loss" not in made.metrics
+    assert "val_score" not in made.metrics
     assert 2.0 == made.metrics["val_failed"]
     assert (None, 0) == (stopper.best, stopper.waited)
     said = (

@@ -45,7 +45,7 @@ class Agent(SentimentAnalyzer):
         texts, golds = batch
         pred = self(self.client, inputs={"message": texts}, model="m")
         score, explanation = self.loss(pred.map(lambda reply: json.loads(reply)["sentiment"]), golds)
-        return {"loss": (score, explanation), "accuracy": score.data / len(texts)}
+        return {"score": (score, explanation), "accuracy": score.data / len(texts)}
 
     test_step = training_step
 

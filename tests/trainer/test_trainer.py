@@ -32,11 +32,11 @@ def test_fit_trains_validates_and_tells(agent: Agent, tmp_path: Path) -> None:
     made = fitted(agent, trainer(tmp_path, max_epochs=2), loader(8), loader(6))
     assert "Level 3." == agent.prompt.data
     assert (7 / 8, 1.0, 6.0) == tuple(
-        made.metrics[name] for name in ("train_loss", "val_loss", "val_loss_sum")
+        made.metrics[name] for name in ("train_score", "val_score", "val_score_sum")
     )
     kinds = ["step", "step", "epoch", "val"] * 2
     assert kinds == [entry["kind"] for entry in made.history]
-    assert [[1, 4], [2, 4], [3, 8], [5, 6]] == [made.history[n]["metrics"]["loss"][:2] for n in range(4)]
+    assert [[1, 4], [2, 4], [3, 8], [5, 6]] == [made.history[n]["metrics"]["score"][:2] for n in range(4)]
     assert ("max_epochs=2 reached", 2, 4, 1.0) == (
         made.stopped, made.current_epoch, made.global_step, made.best_score,
     )  # fmt: skip
@@ -50,7 +50,7 @@ def test_both_step_forms_give_the_same(tmp_path: Path) -> None:
         for n, agent in enumerate(agents)
     )
     assert one.metrics.items() <= other.metrics.items()
-    assert one.metrics["val_loss"] == pytest.approx(other.metrics["val_accuracy"])
+    assert one.metrics["val_score"] == pytest.approx(other.metrics["val_accuracy"])
     assert agents[0].prompt.data == agents[1].prompt.data
     assert "m0" == other.history[0]["values"]["first"]
 
@@ -59,8 +59,8 @@ def test_test_weighs_by_samples(agent: Agent, tmp_path: Path) -> None:
     """33, 33 and 2: the two wrong ones of the last batch are two of 68."""
     data = [(f"m{4 * n}", f"m{4 * n}") for n in range(66)] + [("m1", "m1"), ("m2", "m2")]
     found = trainer(tmp_path).test(agent=agent, test_dataloader=DataLoader(data, batch_size=33))
-    assert (66 / 68, 66.0, 0.0) == (found["loss"], found["loss_sum"], found["failed"])
-    assert found["loss_low"] < 66 / 68 < found["loss_high"]
+    assert (66 / 68, 66.0, 0.0) == (found["score"], found["score_sum"], found["failed"])
+    assert found["score_low"] < 66 / 68 < found["score_high"]
     assert all(isinstance(value, float) for value in found.values())
 
 
@@ -70,10 +70,10 @@ def test_failed_samples_are_left_out_and_counted(agent: Agent, tmp_path: Path) -
     made = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
     fitted(agent, made, DataLoader(data, batch_size=16))
     assert {"samples": 16, "failed": 1} == {name: made.history[0][name] for name in ("samples", "failed")}
-    assert [4, 15, True] == made.history[0]["metrics"]["loss"]
+    assert [4, 15, True] == made.history[0]["metrics"]["score"]
     found = made.test(agent, DataLoader(data, batch_size=3))
     assert 1.0 == found["failed"]
-    assert 8 / 15 == found["loss"]
+    assert 8 / 15 == found["score"]
 
 
 def test_too_many_failed_samples_end_a_test(agent: Agent, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_step_may_skip(agent: Agent, tmp_path: Path) -> None:
     made = fitted(agent, trainer(tmp_path, max_epochs=1), loader(8))
     assert [1, 0] == [entry["skipped"] for entry in made.history[:2]]
     assert "Level 1." == agent.prompt.data
-    assert 4 == made.history[2]["metrics"]["loss"][1]
+    assert 4 == made.history[2]["metrics"]["score"][1]
 
 
 def test_manual_optimization(agent: Agent, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_validation_within_an_epoch(agent: Agent, tmp_path: Path) -> None:
     assert ["step"] * 2 + ["val"] + ["step"] * 2 + ["val", "step", "epoch", "val"] == [
         e["kind"] for e in made.history
     ]
-    assert [3, 4, 4] == [e["metrics"]["loss"][0] for e in made.history if e["kind"] == "val"]
+    assert [3, 4, 4] == [e["metrics"]["score"][0] for e in made.history if e["kind"] == "val"]
     assert [2, 4, 5] == [e["step"] for e in made.history if e["kind"] == "val"]
 
 
@@ -223,7 +223,7 @@ async def test_validation_overlaps_with_the_step_that_follows(agent: Agent, tmp_
     object.__setattr__(agent, "training_step", train)
     made = await afitted(agent, trainer(tmp_path, max_epochs=2), loader(4), loader(4))
     assert [(True, "Level 1."), (False, "Level 1."), (False, "Level 2.")] == seen
-    assert [2, 3] == [entry["metrics"]["loss"][0] for entry in made.history if entry["kind"] == "val"]
+    assert [2, 3] == [entry["metrics"]["score"][0] for entry in made.history if entry["kind"] == "val"]
 
 
 def test_predict_gives_what_the_step_gives_in_order(agent: Agent, tmp_path: Path) -> None:
@@ -255,13 +255,19 @@ def test_metrics_go_to_the_active_run(agent: Agent, tmp_path: Path) -> None:
         made = fitted(agent, trainer(tmp_path, max_epochs=1), loader(4), loader(4))
         made.test(agent, loader(4))
     assert [{"step": 1}, {"step": 1}, {"step": 1}, {}] == [more for _, more in logged]
-    assert ["train_loss_step", "train_loss", "val_loss", "test_loss"] == [next(iter(g[0])) for g, _ in logged]
+    assert ["train_score_step", "train_score", "val_score", "test_score"] == [
+        next(iter(g[0])) for g, _ in logged
+    ]
     assert not (tmp_path / "checkpoints" / "calls.journal").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "val", "expected"),
-    [({}, 4, ("val_loss", "max")), ({}, 0, ("train_loss", "max")), ({"mode": "min"}, 4, ("val_loss", "min"))],
+    [
+        ({}, 4, ("val_score", "max")),
+        ({}, 0, ("train_score", "max")),
+        ({"mode": "min"}, 4, ("val_score", "min")),
+    ],
 )
 def test_the_run_knows_what_is_monitored(
     agent: Agent,
@@ -335,12 +341,24 @@ def test_wrong_returns_are_named(agent: Agent, tmp_path: Path) -> None:
     """A step's mistake is told in a sentence."""
     for returned, message in [
         (5, "explanation sends the feedback"),
-        ({"x": 1}, '"loss"'),
+        ({"x": 1}, '"score"'),
         ("text", "training_step must"),
     ]:
         object.__setattr__(agent, "training_step", lambda batch, idx, returned=returned: returned)
         with pytest.raises(TypeError, match=message):
             fitted(agent, trainer(tmp_path), loader(4))
+
+
+def test_a_logged_metric_can_not_hide_the_score(agent: Agent, tmp_path: Path) -> None:
+    """Both would be shown as "score"."""
+
+    async def step(batch: Any, batch_idx: int) -> Any:
+        agent.log("score", 1)
+        return agent.loss(agent(batch[0]), batch[1])
+
+    object.__setattr__(agent, "training_step", step)
+    with pytest.raises(ValueError, match='logged "score"'):
+        fitted(agent, trainer(tmp_path), loader(4))
 
 
 def test_an_empty_loader_is_an_error(agent: Agent, tmp_path: Path) -> None:
@@ -409,7 +427,7 @@ def test_what_is_no_number_is_kept_as_plain_data(agent: Agent, tmp_path: Path) -
 
     async def step(batch: Any, batch_idx: int) -> Any:
         agent.log("texts", list(batch[0]))
-        return {"loss": agent.loss(agent(batch[0]), batch[1]), "where": Path("here"), "pair": ("a", 1)}
+        return {"score": agent.loss(agent(batch[0]), batch[1]), "where": Path("here"), "pair": ("a", 1)}
 
     object.__setattr__(agent, "training_step", step)
     made = fitted(agent, trainer(tmp_path, max_epochs=1), loader(2))

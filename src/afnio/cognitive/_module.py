@@ -186,7 +186,7 @@ class Training:
     """The part of a Module that a Trainer calls. Write the steps that you need.
 
     A step may be a `def`, which runs in a worker thread and may read, or an `async def`. It returns
-    `(score, explanation)`, or a dict with that as "loss" and further metrics, or None to skip the batch.
+    `(score, explanation)`, or a dict with that as "score" and further metrics, or None to skip the batch.
     """
 
     automatic_optimization: bool = True
@@ -223,7 +223,7 @@ class Training:
 
         For a schedule of its `lr`, return a dict: `{"optimizer": optimizer, "lr_scheduler": scheduler}`. The Trainer
         steps the scheduler at the end of each epoch and keeps its state in checkpoints. A dict as scheduler says more:
-        `{"scheduler": scheduler, "interval": "step", "monitor": "val_loss"}`; the metric is `ReduceLROnPlateau`'s.
+        `{"scheduler": scheduler, "interval": "step", "monitor": "val_score"}`; the metric is `ReduceLROnPlateau`'s.
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no optimizer; write `def configure_optimizers(self)` that returns one"

@@ -232,7 +232,7 @@ def _train_and_test(agent: SentimentJob, loaders: Loaders, trainer: Trainer, res
         chosen = "unchanged: the gate kept it"
     elif verdict is None or verdict.rows:
         after = trainer.test(agent, loaders.test)
-    te.log({"baseline": before.get("loss", 0.0), "final": after.get("loss", 0.0)})
+    te.log({"baseline": before.get("score", 0.0), "final": after.get("score", 0.0)})
     return Tested(before, after, chosen, None if verdict is None else str(verdict), loaders.sizes[3])
 
 
@@ -263,21 +263,21 @@ def _simulated(agent: SentimentJob) -> str:
 def right(found: dict[str, float], samples: int) -> str:
     """Return the right answers among those given, from a pass's metrics.
 
-    >>> right({"loss_sum": 25.0, "failed": 2.0}, 70)
+    >>> right({"score_sum": 25.0, "failed": 2.0}, 70)
     '25/68'
     """
-    return f"{found.get('loss_sum', 0.0):.0f}/{samples - found['failed']:.0f}"
+    return f"{found.get('score_sum', 0.0):.0f}/{samples - found['failed']:.0f}"
 
 
 def described(found: dict[str, float], samples: int) -> str:
     """Return right answers, their share, its 95 % interval, and how many messages have no answer.
 
-    >>> described({"loss": 0.5, "loss_sum": 34.0, "loss_low": 0.384, "loss_high": 0.616, "failed": 2.0}, 70)
+    >>> described({"score": 0.5, "score_sum": 34.0, "score_low": 0.384, "score_high": 0.616, "failed": 2.0}, 70)
     '34/68, 50.0 %, 95 % interval 38.4 to 61.6 %, 2 without an answer'
     """
     parts = [right(found, samples)]
-    if "loss_low" in found:
-        share, low, high = (100 * found[name] for name in ("loss", "loss_low", "loss_high"))
+    if "score_low" in found:
+        share, low, high = (100 * found[name] for name in ("score", "score_low", "score_high"))
         parts += [f"{share:.1f} %", f"95 % interval {low:.1f} to {high:.1f} %"]
     if found["failed"]:
         parts.append(f"{found['failed']:.0f} without an answer")

@@ -510,7 +510,7 @@ class Ranking:
         mode: "max" if a larger value is better, else "min".
         top: how many epochs are kept; -1 for all.
 
-    >>> ranking = Ranking("loss", "min", top=1)
+    >>> ranking = Ranking("score", "min", top=1)
     >>> ranking.add(1, 0.5), ranking.add(2, 0.7), ranking.add(3, 0.3)
     ([], [2], [1])
     >>> ranking.best
@@ -581,7 +581,7 @@ class Plan:
         batches, samples: of one epoch of training, or of the pass; None if the loader has no length.
         val_batches, val_samples: of one validation pass; None without validation, or if unknown.
         max_steps, max_time, max_cost: the limits: steps, seconds, dollars; None for none.
-        monitor: the metric that the best checkpoint is chosen by, such as "val_loss".
+        monitor: the metric that the best checkpoint is chosen by, such as "val_score".
         mode: "max" if a larger value is better, else "min".
         folder: the folder of the checkpoints, or None if none are kept.
         resumed: the place that the run continues from, or None for a start.
@@ -617,7 +617,7 @@ class LoopState:
         step: optimizer steps that have ended, over all epochs.
         samples, total: samples of this epoch or pass that have ended, failed ones included, and their total.
         failed: those of them that failed.
-        train: training metrics of the epoch so far, without prefix, such as "loss" and "accuracy".
+        train: training metrics of the epoch so far, without prefix, such as "score" and "accuracy".
         val: metrics of the last validation pass, or of the current pass in validate and test.
         best: the best value of the monitored metric so far.
         seconds: since the Trainer's method was called, by the monotonic clock.

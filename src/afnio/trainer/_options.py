@@ -208,7 +208,7 @@ class Outcome:
     """The metrics and counts of a batch, or of several batches together.
 
     Attributes:
-        metrics: by name; "loss" is the score.
+        metrics: by name, such as "score".
         values: results that can't be averaged, by name; of several batches the last one's.
         samples: how many there were, failed ones included.
         failed: how many failed. They count in no metric.
@@ -234,19 +234,19 @@ class Outcome:
         )
 
     def flat(self) -> dict[str, float]:
-        """Return means by name, "loss" first, with "loss_sum", "failed", and the bounds of proportions.
+        """Return means by name, "score" first, with "score_sum", "failed", and the bounds of proportions.
 
-        >>> sorted(Outcome({"loss": Metric.of([1, 0])}, samples=2).flat())
-        ['failed', 'loss', 'loss_high', 'loss_low', 'loss_sum']
+        >>> sorted(Outcome({"score": Metric.of([1, 0])}, samples=2).flat())
+        ['failed', 'score', 'score_high', 'score_low', 'score_sum']
         """
         flat: dict[str, float] = {}
-        for name in sorted(self.metrics, key=lambda name: (name != "loss", name)):
+        for name in sorted(self.metrics, key=lambda name: (name != "score", name)):
             metric = self.metrics[name]
             if metric.mean is None:
                 continue
             flat[name] = float(metric.mean)
-            if name == "loss":
-                flat["loss_sum"] = float(metric.total)
+            if name == "score":
+                flat["score_sum"] = float(metric.total)
             if metric.interval is not None:
                 flat[f"{name}_low"], flat[f"{name}_high"] = metric.interval
         flat["failed"] = float(self.failed)
@@ -283,14 +283,14 @@ class StepOutput:
     """The parts of what a step returned. Their values may still be pending.
 
     Attributes:
-        loss: a Variable or a number; None if the batch was skipped.
+        score: a Variable or a number; None if the batch was skipped.
         explanation: the Variable that sends feedback; None outside of training.
         extras: further metrics, those that the step logged included.
         errors: of the samples that failed, filled in by `read`.
         lost: the error with which the whole batch failed, or None.
     """
 
-    loss: Any = None
+    score: Any = None
     explanation: Variable | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     skipped: bool = False
@@ -306,14 +306,16 @@ def taken_apart(returned: Any, logged: Mapping[str, Any], step: str) -> StepOutp
     """
     if returned is None:
         return StepOutput(extras=dict(logged), skipped=True)
+    if "score" in logged:
+        raise ValueError(f'{step} logged "score", which names the score that it returns; log another name')
     extras = dict(logged)
     if isinstance(returned, Mapping):
-        if "loss" not in returned:
+        if "score" not in returned:
             raise TypeError(
-                f'{step} returned a dict without "loss" (its keys: {list(returned)}); put (score, explanation) there'
+                f'{step} returned a dict without "score" (its keys: {list(returned)}); put (score, explanation) there'
             )
-        extras |= {name: value for name, value in returned.items() if name != "loss"}
-        returned = returned["loss"]
+        extras |= {name: value for name, value in returned.items() if name != "score"}
+        returned = returned["score"]
     if isinstance(returned, tuple):
         if len(returned) != 2:
             raise ValueError(f"{step} returned {len(returned)} values; return (score, explanation)")
@@ -324,7 +326,7 @@ def taken_apart(returned: Any, logged: Mapping[str, Any], step: str) -> StepOutp
     if isinstance(returned, Variable) or is_number(returned):
         return StepOutput(returned, None, extras)
     raise TypeError(
-        f"{step} must return (score, explanation), a dict with it as 'loss', or None (got {returned!r})"
+        f"{step} must return (score, explanation), a dict with it as 'score', or None (got {returned!r})"
     )
 
 
@@ -342,15 +344,15 @@ async def read(output: StepOutput, size: int) -> Outcome:
     values: dict[str, Any] = {}
     failed, weight = 0, size
     if not output.skipped:
-        samples, errors = await _samples(output.loss)
+        samples, errors = await _samples(output.score)
         failed = len(errors)
         output.errors += errors.values()
         if samples is None:
-            value = await _value(output.loss)
-            metrics["loss"] = Metric(value * size, size) if value is not None else Metric(0, 0)
+            value = await _value(output.score)
+            metrics["score"] = Metric(value * size, size) if value is not None else Metric(0, 0)
         elif all(value is None or is_number(value) for value in samples):
-            metrics["loss"] = Metric.of([plain(value) for value in samples])
-            weight = metrics["loss"].samples
+            metrics["score"] = Metric.of([plain(value) for value in samples])
+            weight = metrics["score"].samples
         else:
             raise TypeError(f"a score must be a number (got {samples[0]!r}); return other things by name")
     for name, given in output.extras.items():
@@ -414,7 +416,7 @@ async def _value(given: Any) -> Any:
 async def _metric(given: Any, weight: int) -> tuple[Metric | None, Any]:
     """Return a metric and None, or None and a value that can't be averaged."""
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Variable):
-        given = given[0]  # another loss
+        given = given[0]  # another score
     samples, _ = await _samples(given)
     if samples is None:
         value = (await given).data if isinstance(given, Variable) else given

@@ -12,8 +12,6 @@ Three rules hold:
   there are. (`python -m benchmarks trainer` holds it, with checkpoints and tracking, to 5 % of the wall time.)
 * Unknown figures are called unknown. A model without a price doesn't cost $0, and a loader without a length has no
   time left.
-
-The Trainer's key for the score is "loss", as in Lightning. People read "score" here: a larger one may be better.
 """
 
 from __future__ import annotations
@@ -204,7 +202,7 @@ class Progress:
             facts.append(f"{self._samples.rate:,.1f} samples/s")
         if newest is not None and newest.best is not None and plan.monitor:
             phase, _, name = plan.monitor.partition("_")
-            facts.append(f"best {phase} {_read_as(name)} {number(newest.best)}".replace("  ", " "))
+            facts.append(f"best {phase} {name} {number(newest.best)}".replace("  ", " "))
         return facts
 
     def _row(self, state: LoopState) -> _ProgressLine:
@@ -471,21 +469,17 @@ _LONGEST_TEXT: Final = 24
 def _metrics(values: Mapping[str, Any]) -> list[str]:
     """Return metrics as facts, the score first, proportions with their 95 % interval.
 
-    >>> _metrics({"accuracy": 0.75, "loss": 0.5, "loss_sum": 33.0, "loss_low": 0.38, "loss_high": 0.62, "failed": 0.0})
+    >>> _metrics({"accuracy": 0.75, "score": 0.5, "score_low": 0.38, "score_high": 0.62, "failed": 0.0})
     ['score 0.5000 (0.38 to 0.62)', 'accuracy 0.7500']
     """
     companions = {f"{name}_{kind}" for name in values for kind in ("sum", "low", "high")}
     facts = []
-    for name in sorted(set(values) - companions - {"failed"}, key=lambda name: (name != "loss", name)):
+    for name in sorted(set(values) - companions - {"failed"}, key=lambda name: (name != "score", name)):
         low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
         interval = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
         if values[name] is not None:
-            facts.append(f"{_read_as(name)} {number(values[name])}{interval}")
+            facts.append(f"{name} {number(values[name])}{interval}")
     return facts
-
-
-def _read_as(name: str) -> str:
-    return "score" if name == "loss" else name
 
 
 def _of(number: int, total: int | None) -> str:

@@ -132,12 +132,12 @@ async def call_step(function: Callable[..., Any], batch: Any, number: int) -> tu
 
 async def _outputs(agent: Module, group: Sequence[Fetched]) -> list[StepOutput]:
     if len(group) == 1:
-        return [await _output_or_loss(agent, group[0])]
+        return [await _output_or_lost(agent, group[0])]
     outputs: list[StepOutput | None] = [None] * len(group)
 
     async def one(place: int, fetched: Fetched) -> None:
         async with scope(name=f"batch {place + 1}"):
-            outputs[place] = await _output_or_loss(agent, fetched)
+            outputs[place] = await _output_or_lost(agent, fetched)
 
     async with task_group() as tasks:
         for place, fetched in enumerate(group):
@@ -145,7 +145,7 @@ async def _outputs(agent: Module, group: Sequence[Fetched]) -> list[StepOutput]:
     return [output for output in outputs if output is not None]
 
 
-async def _output_or_loss(agent: Module, fetched: Fetched) -> StepOutput:
+async def _output_or_lost(agent: Module, fetched: Fetched) -> StepOutput:
     try:
         return await _output(agent.training_step, fetched, "training_step")
     except BatchError as error:  # the step itself read values
@@ -173,7 +173,7 @@ def _explanation(output: StepOutput) -> Variable | None:
     if output.explanation is None and not output.skipped and output.lost is None:
         raise TypeError(
             "training_step must return (score, explanation), as the explanation sends the feedback "
-            f"(got only {output.loss!r}); or set automatic_optimization = False"
+            f"(got only {output.score!r}); or set automatic_optimization = False"
         )
     return output.explanation
 

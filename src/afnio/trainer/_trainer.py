@@ -57,7 +57,7 @@ class Trainer:
     """Trains, validates and tests agents that have `training_step`, `validation_step` and so on.
 
     Each method has an asynchronous twin: `fit` and `afit`, `validate` and `avalidate`, `test` and `atest`, `predict`
-    and `apredict`. The key "loss" is the score, a mean per sample. `mode` says if a larger one is better.
+    and `apredict`. "score" is the mean over samples. `mode` says if a larger one is better.
 
     Without a run of `te.init`, a `fit` keeps its calls in a journal beside its checkpoints. After a kill at any point,
     `fit(..., ckpt_path="last")` continues and pays for no reply twice.
@@ -84,12 +84,12 @@ class Trainer:
         default_root_dir: the parent folder of `checkpoints`; by default the working folder.
         callbacks: objects with `on_…` methods, or functions that get the Trainer at the end of each epoch.
         fast_dev_run: run one batch of everything, to see if it works. Nothing is kept.
-        monitor: the metric that `best` is chosen by; "val_loss", or "train_loss" without validation.
+        monitor: the metric that `best` is chosen by; "val_score", or "train_score" without validation.
         mode: "max" if a larger value is better, else "min".
         save_top_k: how many `epoch-N` are kept, the best ones; -1 for all.
 
     Attributes:
-        metrics: the newest value of each, such as "train_loss" and "val_accuracy".
+        metrics: the newest value of each, such as "train_score" and "val_accuracy".
         history: an entry for each step, epoch and validation pass, with sums over samples.
         current_epoch, global_step: epochs and steps that have ended.
         best_score: the best value of the monitored validation metric.
@@ -154,7 +154,7 @@ class Trainer:
             )
         )
         self.callbacks = Callbacks(callbacks)
-        self.monitor = monitor or "val_loss"
+        self.monitor = monitor or "val_score"
         self.metrics: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.current_epoch = 0
@@ -243,7 +243,7 @@ class Trainer:
         if ckpt_path is not None and not isinstance(ckpt_path, str | os.PathLike):
             raise TypeError(f'ckpt_path must be "last", "best" or a path (got {ckpt_path!r})')
         with self._occupied("fit"):
-            self.monitor = self.options.monitor or ("train_loss" if val_dataloader is None else "val_loss")
+            self.monitor = self.options.monitor or ("train_score" if val_dataloader is None else "val_score")
             await self._fit(agent, train_dataloader, val_dataloader, ckpt_path)
 
     @folding
@@ -274,8 +274,8 @@ class Trainer:
     ) -> dict[str, float]:
         """Return the metrics of one pass, without gradients.
 
-        "loss" is the mean score per sample, "loss_sum" the total, and "failed" the number of samples without one. If
-        each sample's value is 0 or 1, "loss_low" and "loss_high" are the bounds of Wilson's 95 % interval.
+        "score" is the mean score per sample, "score_sum" the total, and "failed" the number of samples without one. If
+        each sample's value is 0 or 1, "score_low" and "score_high" are the bounds of Wilson's 95 % interval.
         """
         outcome, _ = await self._pass(agent, "test", test_dataloader)
         return outcome.flat()

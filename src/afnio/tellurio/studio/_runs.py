@@ -123,7 +123,7 @@ def _one(reader: StoreReader, run: RunRecord, tallies: Tallies) -> Listed:
 def best_text(main: Headline | None) -> str:
     """Return the line below a headline: its best value and the step of that.
 
-    >>> best_text(Headline("val_loss", 0.8333, "max", 0.8485, 3, "epoch"))
+    >>> best_text(Headline("val_score", 0.8333, "max", 0.8485, 3, "epoch"))
     'best 0.849 at epoch 3'
     """
     if main is None or main.best is None:
