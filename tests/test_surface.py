@@ -87,7 +87,11 @@ def test_what_is_not_there_is_an_attribute_error():
 
 
 _PROBE = """
-import json, logging, os, sys, threading, time
+import dataclasses, json, logging, os, sys, threading, time
+started = time.process_time()
+for number in range(40):
+    dataclasses.make_dataclass(f"Reference{number}", [(f"field{n}", int, n) for n in range(8)], frozen=True)
+reference = time.process_time() - started
 opened, files = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set(), []
 def audit(event, args):
     if event == "open" and isinstance(args[0], str) and isinstance(args[1], str) and set(args[1]) & set("wax+"):
@@ -100,6 +104,7 @@ seconds = time.process_time() - started
 left = set(os.listdir("/proc/self/fd")) - opened if opened else set()
 print(json.dumps({
     "seconds": seconds,
+    "reference": reference,
     "modules": [m for m in BARRED if m in sys.modules],
     "threads": threading.active_count(),
     "files": [f for f in files if not f.endswith(".pyc") and "__pycache__" not in f],
@@ -149,16 +154,19 @@ def probe(watch: bool) -> dict:
 
 
 def test_importing_is_quick():
-    """CPU time, best of five: 0.15 s on a quiet machine. The limit allows for a busy one."""
-    best = min(probe(watch=False)["seconds"] for _ in range(5))
-    print(f"import afnio: {best * 1000:.0f} ms")
-    assert best <= 0.2
+    """CPU time, best of five: 0.15 s on a quiet machine.
+
+    A busy one takes several times as long for everything. Forty dataclasses, made just before, show how much.
+    """
+    probes = [probe(watch=False) for _ in range(5)]
+    print(f"import afnio: {min(one['seconds'] for one in probes) * 1000:.0f} ms")
+    assert min(one["seconds"] / max(one["reference"], 0.033) for one in probes) <= 6
 
 
 def test_importing_does_nothing():
     """No heavy library, no thread, no file, no logging."""
     found = probe(watch=True)
-    del found["seconds"]
+    del found["seconds"], found["reference"]
     assert {
         "modules": [], "threads": 1, "files": [], "descriptors": 0, "handlers": 0, "level": 0,
     } == found  # fmt: skip
