@@ -3,15 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-LIVE ?=
-LM ?=
 
 .PHONY: help demo test nightly check unit bench bench-full bench-learning clean
 
 help:
 	@echo "make demo              the tutorial's job against the bundled simulated LM (offline)"
-	@echo "make demo LIVE=1       the same against your endpoint, after an estimate; ARGS=\"--model …\""
-	@echo "make demo LM=local     the same, small, against a real small LM on this machine"
 	@echo "make test              everything that CI runs"
 	@echo "make nightly           the long tests: a hundred seeds of kills, 100,000 calls over HTTP"
 	@echo "make bench             the benchmarks, small: about eight minutes; ARGS=\"calls step\" takes some"
@@ -37,7 +33,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
-	$(BIN)/python -m afnio.demo $(if $(LIVE),--live) $(if $(LM),--lm $(LM)) $(ARGS)
+	$(BIN)/python -m afnio.demo $(ARGS)
 
 test: check unit
 

@@ -18,8 +18,7 @@ ROOT = Path(__file__).parents[1]
 SURFACE = {
     "afnio": """Variable Parameter no_grad enable_grad set_grad_enabled is_grad_enabled bind scope resolve run
         to_thread set_sync_mode tolerate Limits Pending set_backward_model_client get_backward_model_client save load
-        autodiff bridge cognitive functional models optim tellurio testing trainer utils errors GradientEdge Node
-        MultiTurnMessages""",
+        autodiff bridge cognitive functional models optim tellurio testing trainer utils errors GradientEdge Node""",
     "afnio.bridge": "client sync_client transport installed url register",
     "afnio.autodiff": """Variable backward grad Function Node GradientEdge Add Sum Split Map Context Feedback bind
         no_grad enable_grad set_grad_enabled is_grad_enabled""",

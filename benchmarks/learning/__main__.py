@@ -11,9 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from afnio.demo._endpoint import Endpoint
 from benchmarks.learning.curve import SAMPLES, SIZES, curve
-from benchmarks.learning.endpoints import local, remote, simulated
+from benchmarks.learning.endpoints import Endpoint, local, remote, simulated
 from benchmarks.learning.live import estimate, estimate_lines
 from benchmarks.learning.methods import BATCH, CONTROL, METHODS, WAYS
 from benchmarks.learning.outcome import Key, Outcome

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from afnio.demo._endpoint import Endpoint
 from benchmarks import report
+from benchmarks.learning.endpoints import Endpoint
 from benchmarks.learning.intervals import KIND, difference
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Task

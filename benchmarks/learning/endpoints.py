@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from afnio.demo._endpoint import Endpoint
+from afnio import Limits
+from afnio.models._client import ChatClient
 from afnio.models.openai import AsyncOpenAI
 from afnio.testing import Provider
 
 SIMULATED = "simulated-limited"
 KEY = "simulated"
+PEERS = "benchmarks.learning.peer_prompts:PeersLM"
+"""The simulated LM that reads the prompts of TextGrad and GEPA too."""
+MAX_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A client, and the arguments (with the model) for each of its three roles.
+
+    Attributes:
+        base_url: without credentials.
+        forward, backward, step: arguments of the student's, the critic's and the optimizer's calls.
+        notes: caveats to print above the tables.
+        quorum: the fraction of a batch that must succeed; failed samples are left out and reported.
+    """
+
+    kind: Literal["simulated", "live", "local"]
+    client: ChatClient
+    base_url: str
+    forward: Mapping[str, Any]
+    backward: Mapping[str, Any]
+    step: Mapping[str, Any]
+    notes: tuple[str, ...]
+    quorum: float = 1.0
 
 
 @contextmanager
 def simulated(seed: int = 0, latency: float = 0.0) -> Iterator[Endpoint]:
     """Run the bundled provider; its model reads as real ones do (docs/simulated-lm.md)."""
-    with Provider.process(api_key=KEY, seed=seed, latency=latency) as process:
+    with Provider.process(api_key=KEY, lm=PEERS, seed=seed, latency=latency) as process:
         yield Endpoint(
             kind="simulated",
             client=AsyncOpenAI(base_url=process.base_url, api_key=KEY),
@@ -35,11 +60,36 @@ def simulated(seed: int = 0, latency: float = 0.0) -> Iterator[Endpoint]:
 
 @contextmanager
 def local(weights: Path | None = None) -> Iterator[Endpoint]:
-    """Run the demo's small real model, from another GGUF file if one is given."""
-    from afnio.demo._endpoint import local_endpoint
+    """Run the small real model, from another GGUF file if one is given."""
+    from benchmarks.learning.small_model import feedback_format, small_model, value_format
 
-    with local_endpoint(weights) as endpoint:
-        yield endpoint
+    with small_model(weights) as (base_url, model):
+        yield Endpoint(
+            kind="local",
+            client=AsyncOpenAI(
+                base_url=base_url, api_key="local", limits=Limits(max_in_flight=MAX_IN_FLIGHT)
+            ),
+            base_url=base_url,
+            forward={"model": model, "temperature": 0.0, "max_completion_tokens": 32},
+            backward=_sampling(model, 160, feedback_format()),
+            step=_sampling(model, 400, value_format()),
+            notes=(
+                f"The LM is real and small: {model}, behind llama.cpp on this machine.",
+                "It is student, critic and optimizer, and far too weak for the last two.",
+            ),
+            # A model this small writes many replies that can't be read. The run must survive half of them.
+            quorum=0.5,
+        )
+
+
+def _sampling(model: str, tokens: int, response_format: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": model,
+        "temperature": 0.3,
+        "seed": 1,
+        "max_completion_tokens": tokens,
+        "response_format": response_format,
+    }
 
 
 @contextmanager

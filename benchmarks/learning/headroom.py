@@ -22,9 +22,8 @@ from typing import Any
 
 import afnio
 from afnio import cognitive as cog
-from afnio.demo._endpoint import Endpoint
 from benchmarks import report
-from benchmarks.learning.endpoints import drawn_for, simulated
+from benchmarks.learning.endpoints import Endpoint, drawn_for, simulated
 from benchmarks.learning.report import rows_of
 from benchmarks.learning.runs import read
 from benchmarks.learning.tasks import LABELS, Item, Task, load

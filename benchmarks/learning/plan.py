@@ -10,8 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from afnio.demo._endpoint import Endpoint
-from benchmarks.learning.endpoints import drawn_for
+from benchmarks.learning.endpoints import Endpoint, drawn_for
 from benchmarks.learning.methods import BATCH, METHODS, WIDTHS
 from benchmarks.learning.outcome import Key, Outcome
 from benchmarks.learning.peer import PEERS, run_peer

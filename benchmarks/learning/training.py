@@ -10,12 +10,12 @@ from typing import Any
 
 import afnio
 from afnio import cognitive as cog
-from afnio.demo._endpoint import Endpoint
 from afnio.errors import BatchError, ReplyError
 from afnio.optim import Demos, EditTGD, Gate, Optimizer, ParetoTGD
 from afnio.optim._gate import rows_for
 from afnio.runtime.events import CallEnded, StepEnded, Usage, subscribed
 from afnio.utils.data import DataLoader, Dataset
+from benchmarks.learning.endpoints import Endpoint
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.tasks import Item, Task
 

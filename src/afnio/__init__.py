@@ -23,7 +23,6 @@ from afnio.autodiff import resolve as resolve
 from afnio.autodiff import set_grad_enabled as set_grad_enabled
 from afnio.cognitive import Parameter as Parameter
 from afnio.cognitive import functional as functional
-from afnio.cognitive._template import Messages as MultiTurnMessages
 from afnio.models import get_backward_model_client as get_backward_model_client
 from afnio.models import set_backward_model_client as set_backward_model_client
 from afnio.runtime import Limits as Limits
@@ -59,7 +58,6 @@ __all__ = [
     "GradientEdge",
     "Headroom",
     "Limits",
-    "MultiTurnMessages",
     "Node",
     "Parameter",
     "Pending",

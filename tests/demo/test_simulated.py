@@ -84,7 +84,7 @@ def test_the_test_messages_choose_nothing(demo: Demo, folder: Path, messages: st
     best = scores.index(max(scores))
     prompt = PROMPT.search(done.stdout)
     assert prompt is not None
-    assert ("Gate: none, for want of messages" in done.stdout) is (messages == "12")
+    assert ("Gate: none, too few messages" in done.stdout) is (messages == "12")
     if "Gate: the start is kept" in done.stdout:
         assert prompt[1].startswith("unchanged")
         return

@@ -21,6 +21,7 @@ FULL = ProviderOptions(
     latency=Latency.pareto(0.1, 1.5, 3.0),
     api_key="-k=1",
     reply="--ok",
+    lm="benchmarks.learning.peer_prompts:PeersLM",
     context=50,
     faults=FaultPlan({"transient": 0.2, "drip": 0.1}, in_a_row=3, retry_after=0.05, drip=0.5),
     quota=Quota(
@@ -45,7 +46,8 @@ def test_arguments_say_all(options):
     again = ProviderOptions.parse(options.arguments(), PROG)
     assert again.arguments() == options.arguments()
     assert (again.latency, again.quota, again.seed) == (options.latency, options.quota, options.seed)
-    assert (again.api_key, again.reply, again.context) == (options.api_key, options.reply, options.context)
+    assert (again.api_key, again.reply, again.lm) == (options.api_key, options.reply, options.lm)
+    assert again.context == options.context
 
 
 def test_the_arguments_of_the_help_work():
@@ -77,6 +79,7 @@ def test_the_help_has_an_example_and_every_kind(capsys):
         (["--halve-after", "5"], "--rpm or --tpm must"),
         (["--no-quota-headers"], "--rpm or --tpm must"),
         (["--quota-retry-after", "1"], "--rpm or --tpm must"),
+        (["--lm", "nowhere:Class"], "No module named 'nowhere'"),
         (["--rpm", "0"], "got 0"),
         (["--faults", "reset:0.1", "--faults-in-a-row", "0"], "got 0"),
     ],

@@ -604,28 +604,3 @@ def test_a_reducer_tells_single_things_apart_where_nothing_is_common():
     """Or the number of samples behind a point would not hold for any of them."""
     said = [(claim("late"), {"failure": "1"}), (claim("rude", "poor"), {"failure": "1"})]
     assert summed_up(*said) == [(text, [n]) for n, (text, _) in enumerate(said, start=1)]
-
-
-# Peers' dialects -------------------------------------------------------------------------------
-
-
-def test_peers_get_the_same_criticism_and_the_same_rewriting():
-    feedback = _prompts.deterministic_feedback("exact match", "1", "2", 0)
-    objective = (
-        f"<LM_SYSTEM_PROMPT> Count. </LM_SYSTEM_PROMPT> <LM_INPUT> {COUNT} </LM_INPUT> <LM_OUTPUT> 1 </LM_OUTPUT>"
-        f"<OBJECTIVE_FUNCTION>Address: {feedback}</OBJECTIVE_FUNCTION> <VARIABLE> Count. </VARIABLE>"
-    )
-    said = lm({"messages": messages(("user", objective))})
-    assert "add up the quantities" in said
-    step = (
-        f"<VARIABLE> Count. </VARIABLE> <FEEDBACK>{said}</FEEDBACK> Send it between <IMPROVED_VARIABLE> tags."
-    )
-    speaks = ("system", "Tags: <FEEDBACK>: what was said. <VARIABLE>: the text. Use <IMPROVED_VARIABLE>.")
-    improved = lm({"messages": messages(speaks, ("user", step))})
-    assert improved.startswith("<IMPROVED_VARIABLE>Count.\nIn every reply: add up the quantities")
-    reflection = (
-        "An assistant got instructions to perform a task:\n```\nCount.\n```\nExamples:\n```\n# Example 1\n"
-        f"## Inputs\n{COUNT}\n\n## Generated Outputs\n1\n\n## Feedback\n{feedback}\n\n```\nWrite within ```."
-    )
-    proposed = lm({"messages": messages(("user", reflection))})
-    assert proposed.startswith("```\nCount.\nIn every reply: add up the quantities")

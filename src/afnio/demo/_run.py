@@ -4,6 +4,9 @@ The first prompt is tested. The Trainer trains, with prompts of 1,000 characters
 on half of the validation messages. The epoch that did best there is its checkpoint `best`. A gate compares that prompt
 with the first one on the other half, which chose nothing. If it passes, it is tested too; else the first prompt is kept
 and its test counts for both. The test messages decide nothing.
+
+A simulated LM on this machine answers, in a process of its own. If that process dies, its calls
+would be tried again for a minute, so `_watched` checks it and ends the block with one sentence.
 """
 
 from __future__ import annotations
@@ -12,30 +15,29 @@ import argparse
 import json
 import os
 import re
-import sys
+import signal
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import afnio
 from afnio import cognitive as cog
 from afnio import tellurio as te
-from afnio.demo._endpoint import (
-    Endpoint,
-    RefusedError,
-    live_endpoint,
-    local_endpoint,
-    simulated_endpoint,
-)
 from afnio.errors import AfnioError, BatchError, ReplyError
+from afnio.models._client import ChatClient
+from afnio.models.openai import AsyncOpenAI
 from afnio.optim import TGD, Gate
 from afnio.optim._gate import FEWEST
 from afnio.runtime import Ledger
 from afnio.tellurio._queries import home_folder
 from afnio.tellurio._store import store_path
 from afnio.tellurio.studio._report import write_report
+from afnio.testing.provider._provider import Provider
 from afnio.trainer import Trainer
 from afnio.utils.agents import SentimentAnalyzer
 from afnio.utils.data import DataLoader, WeightedRandomSampler
@@ -48,20 +50,34 @@ CONSTRAINTS: Final = (
     "The improved variable must never include or reference the characters `{` or `}`.",
     "Use at most 1000 characters.",
 )
+LATENCY: Final = 0.2
+"""Seconds that each simulated call takes, so that concurrent calls can be told from calls in a row."""
+KEY: Final = "simulated"
+MODEL: Final = "simulated"
+WRITING: Final[dict[str, Any]] = {"model": MODEL, "temperature": 1.0, "max_completion_tokens": 32000}
+"""The arguments of the critic's and the optimizer's calls."""
 _FENCE: Final = re.compile(r"^```json\n|\n```$")
+
+
+class DemoError(AfnioError):
+    """The demo can't continue; the message contains the reason and what to do."""
+
+
+class RefusedError(DemoError):
+    """The demo may not start. Nothing was called."""
 
 
 class SentimentJob(SentimentAnalyzer):
     """The tutorial's agent, with the steps that a Trainer asks for."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, client: ChatClient) -> None:
         super().__init__()
-        self.endpoint = endpoint
+        self.client = client
         self.loss_fn = cog.ExactMatchEvaluator()
 
     async def training_step(self, batch: Any, batch_idx: int) -> cog.Evaluation:
         messages, (_, sentiments, _) = batch
-        reply = self(self.endpoint.client, inputs={"message": messages}, **self.endpoint.forward)
+        reply = self(self.client, inputs={"message": messages}, model=MODEL, temperature=0.0)
         return self.loss_fn(reply.map(read_sentiment), sentiments)
 
     validation_step = test_step = training_step
@@ -69,10 +85,10 @@ class SentimentJob(SentimentAnalyzer):
     def configure_optimizers(self) -> TGD:
         return TGD(
             self.parameters(),
-            model_client=self.endpoint.client,
+            model_client=self.client,
             constraints=[afnio.Variable(text, role="optimizer constraint") for text in CONSTRAINTS],
             momentum=3,
-            **self.endpoint.step,
+            **WRITING,
         )
 
 
@@ -139,7 +155,7 @@ def _head(split: Any, count: int | None) -> Sequence[Message]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the job against the endpoint that the options ask for, and print what it found.
+    """Run the job and print the result.
 
     Raises:
         RefusedError: before anything is called, if the demo may not start.
@@ -151,30 +167,28 @@ def run(options: argparse.Namespace) -> None:
         )
     loaders = Loaders.of(options)
     with ExitStack() as stack:
-        endpoint = stack.enter_context(_endpoint(options))
-        for note in endpoint.notes:
-            print(note)
+        client = stack.enter_context(simulated_client())
+        print("The LM is SIMULATED: rules on this machine play it, no model is called.")
+        print("The figures show that feedback reaches the prompt, not what a language model can do.")
+        print(f"Each simulated call takes {LATENCY:g} s.")
         train, validation, gate, test = loaders.sizes
         print(
             f"FacilitySupport: {train} training, {validation} validation, {gate} gate and {test} test messages."
         )
-        print(f"Endpoint: {endpoint.base_url}")
-        stack.enter_context(
-            afnio.set_backward_model_client(endpoint.client, completion_args=dict(endpoint.backward))
-        )
-        agent = SentimentJob(endpoint)
-        if options.live:
-            _ask(agent, loaders, _trainer(options, endpoint, Path()), agreed=options.yes)
-        # Continue a live run that was killed: its calls were paid for. The other endpoints cost nothing.
-        resume = None if options.live else False
-        tracked = stack.enter_context(
-            te.init(NAMESPACE, PROJECT, config={"lm": endpoint.kind}, resume=resume)
-        )
+        print(f"Endpoint: {client.base_url}")
+        stack.enter_context(afnio.set_backward_model_client(client, completion_args=WRITING))
+        agent = SentimentJob(client)
+        tracked = stack.enter_context(te.init(NAMESPACE, PROJECT, config={"lm": "simulated"}, resume=False))
         store = store_path(NAMESPACE, PROJECT)
         print(f"Recorded as run {tracked.name} in {store}", flush=True)
-        trainer = _trainer(options, endpoint, store.with_suffix("") / tracked.id)
+        trainer = Trainer(
+            max_epochs=options.epochs,
+            seed=options.seed,
+            enable_agent_summary=False,
+            default_root_dir=store.with_suffix("") / tracked.id,
+        )
         started = time.monotonic()
-        result = _train_and_test(agent, loaders, trainer, options.live)
+        result = _train_and_test(agent, loaders, trainer)
     _print_result(agent, result, trainer.ledger, time.monotonic() - started)
     try:
         print(f"The run as a page: {write_report(home_folder(), tracked.id, PAGE)}")
@@ -182,24 +196,8 @@ def run(options: argparse.Namespace) -> None:
         print(f"The run as a page could not be written: {error}")
 
 
-def _endpoint(options: argparse.Namespace) -> Any:
-    if options.live:
-        return live_endpoint(options)
-    return local_endpoint() if options.lm == "local" else simulated_endpoint()
-
-
-def _trainer(options: argparse.Namespace, endpoint: Endpoint, folder: Path) -> Trainer:
-    return Trainer(
-        max_epochs=options.epochs,
-        quorum=endpoint.quorum,
-        seed=options.seed,
-        enable_agent_summary=False,
-        default_root_dir=folder,
-    )
-
-
 class Tested(NamedTuple):
-    """What the job found.
+    """The results of the job.
 
     Attributes:
         before, after: metrics of the first and of the chosen prompt on the test messages.
@@ -215,13 +213,13 @@ class Tested(NamedTuple):
     tests: int
 
 
-def _train_and_test(agent: SentimentJob, loaders: Loaders, trainer: Trainer, resume: bool) -> Tested:
+def _train_and_test(agent: SentimentJob, loaders: Loaders, trainer: Trainer) -> Tested:
     before = after = trainer.test(agent, loaders.test)
     gate = None
     if loaders.gate is not None:
-        gate = Gate(lambda batch: agent.training_step(batch, 0), loaders.gate, quorum=agent.endpoint.quorum)
+        gate = Gate(lambda batch: agent.training_step(batch, 0), loaders.gate)
         gate.start(agent.parameters())
-    trainer.fit(agent, loaders.train, loaders.validation, ckpt_path="last" if resume else None)
+    trainer.fit(agent, loaders.train, loaders.validation)
     chosen = "the last one: no epoch has a score"
     if trainer.best_score is not None:
         best = afnio.load(trainer.folder / "best")
@@ -240,24 +238,18 @@ def _print_result(agent: SentimentJob, result: Tested, ledger: Ledger, seconds: 
     print(f"\nThe prompt, {result.chosen}:")
     for line in str(agent.sentiment_task.data).splitlines():
         print(f"  {line}")
-    print(f"\nGate: {result.gate or 'none, for want of messages'}")
+    print(f"\nGate: {result.gate or 'none, too few messages'}")
     print(f"\n{'phase':<9}{'calls':>6}{'tokens in':>12}{'tokens out':>12}")
     for purpose in dict.fromkeys(item.purpose for item in ledger.items):
         spent = Ledger({item: one for item, one in ledger.items.items() if item.purpose == purpose}).total
         tokens = f"{spent.usage.prompt_tokens:>12,}{spent.usage.completion_tokens:>12,}"
         print(f"{purpose:<9}{spent.calls:>6,}{tokens}")
     cost = ledger.total.cost
-    print(
-        f"cost     {'unpriced' if cost is None else f'${cost:,.4f}'}{_simulated(agent)}, time {seconds:.1f} s\n"
-    )
+    print(f"cost     {'unpriced' if cost is None else f'${cost:,.4f}'} (simulated), time {seconds:.1f} s\n")
     for name, found in (("first", result.before), ("chosen", result.after)):
         print(f"{name:<6} prompt, test messages: {described(found, result.tests)}")
     before, after = (right(found, result.tests) for found in (result.before, result.after))
     print(f"baseline {before} final {after}")
-
-
-def _simulated(agent: SentimentJob) -> str:
-    return " (simulated)" if agent.endpoint.kind == "simulated" else ""
 
 
 def right(found: dict[str, float], samples: int) -> str:
@@ -284,32 +276,6 @@ def described(found: dict[str, float], samples: int) -> str:
     return ", ".join(parts)
 
 
-def _ask(agent: SentimentJob, loaders: Loaders, trainer: Trainer, *, agreed: bool) -> None:
-    """Show the estimate, and return only if the user wants to go on.
-
-    Raises:
-        RefusedError: if they don't, or can't be asked.
-    """
-    print("The training, between these bounds:")
-    print(trainer.estimate(agent, loaders.train, loaders.validation))
-    _, _, gate, test = loaders.sizes
-    print(f"Tests and the gate: at most {2 * (test + gate):,} forward calls more.")
-    for role, model in agent.endpoint.models.items():
-        print(f"{role}: {model}")
-    if agreed:
-        return
-    if not sys.stdin.isatty():
-        raise RefusedError(
-            "--live asks before it calls anything, and stdin isn't a terminal; pass --yes to agree beforehand"
-        )
-    try:
-        answer = input("Go on? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
-        raise RefusedError("nothing was called")
-
-
 def sentence(error: Exception) -> str | None:
     """Return the sentence to show for an error that a user can act on, or None for a bug.
 
@@ -320,3 +286,92 @@ def sentence(error: Exception) -> str | None:
         failed = len(error.samples) or len(error.exceptions)
         return f"{failed} samples failed, the first with: {error.exceptions[0]}"
     return str(error) if isinstance(error, AfnioError | OSError) else None
+
+
+# The simulated LM: the bundled provider, in a process of its own on 127.0.0.1
+
+
+@contextmanager
+def simulated_client() -> Iterator[AsyncOpenAI]:
+    """Run the bundled provider while the block lasts.
+
+    Raises:
+        DemoError: if it can't be started, or ends while it is needed.
+    """
+    _stay_on_this_machine()
+    process = Provider.process(latency=LATENCY, api_key=KEY)
+    try:
+        process.__enter__()
+    except (OSError, RuntimeError) as error:
+        raise DemoError(f"the bundled provider could not be started ({error})") from error
+    try:
+        with _watched(process.base_url):
+            yield AsyncOpenAI(base_url=process.base_url, api_key=KEY)
+    finally:
+        process.__exit__(None, None, None)
+
+
+HOST: Final = "127.0.0.1"
+
+
+def _stay_on_this_machine() -> None:
+    """Change this process's environment so that no setting of the user redirects or labels a call.
+
+    Variables of the OpenAI SDK could add an organization's name or headers. A proxy would get the requests to 127.0.0.1
+    unless that is excluded. Other addresses, such as a package index, keep their proxy.
+    """
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        del os.environ[name]
+    excluded = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    value = f"{excluded},{HOST}" if excluded else HOST
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = value
+
+
+PERIOD: Final = 0.5
+"""Seconds between two checks of the server."""
+
+
+@contextmanager
+def _watched(base_url: str) -> Iterator[None]:
+    """Interrupt the block, and raise a `DemoError`, once the server at `base_url` takes no connections."""
+    ended, lost = threading.Event(), threading.Event()
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def check() -> None:
+        while not ended.wait(PERIOD):
+            # Check `ended` again: the server may have stopped because the block is over.
+            if not _takes_connections(base_url) and not ended.is_set():
+                lost.set()
+                # A real signal ends a wait for a lock; `_thread.interrupt_main` doesn't.
+                signal.pthread_kill(main, signal.SIGINT)
+                return
+
+    threading.Thread(target=check, name="watch", daemon=True).start()
+    try:
+        yield
+    except BaseException:
+        if lost.is_set():
+            raise DemoError(
+                f"the bundled provider's process ended while it was needed ({base_url} takes no connection); "
+                "start the demo again"
+            ) from None
+        raise
+    finally:
+        ended.set()
+
+
+def _takes_connections(base_url: str) -> bool:
+    """Return True if a server takes connections there, even if it is slow to answer."""
+    # Not urllib: it would send the request through a proxy from the environment.
+    connection = HTTPConnection(urlsplit(base_url).netloc, timeout=10.0)
+    try:
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+    except TimeoutError:
+        return True
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True

@@ -35,6 +35,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Final, Self, final
 from urllib.parse import urlsplit
 
@@ -129,6 +130,7 @@ class Provider:
         latency: float | str | Latency = 0.0,
         api_key: str | None = None,
         reply: str | None = None,
+        lm: str | None = None,
         context: int | None = None,
         faults: str | Mapping[str, float] | FaultPlan | None = None,
         quota: Quota | None = None,
@@ -141,6 +143,7 @@ class Provider:
         Args:
             latency, api_key, faults, quota, seed, window, port: as for `Provider`.
             reply: a fixed reply instead of the simulated LM.
+            lm: a subclass of `SimulatedLM` as "module:class"; the process makes it with `seed`.
             context: the number of characters that the simulated LM reads of each text.
 
         Raises:
@@ -150,6 +153,7 @@ class Provider:
             latency=Latency.of(latency),
             api_key=api_key,
             reply=reply,
+            lm=lm,
             context=context,
             faults=FaultPlan.of(faults),
             quota=quota,
@@ -604,6 +608,7 @@ class ProviderOptions:
     latency: Latency = field(default_factory=lambda: Latency.constant(0.0))
     api_key: str | None = None
     reply: str | None = None
+    lm: str | None = None
     context: int | None = None
     faults: FaultPlan | None = None
     quota: Quota | None = None
@@ -616,24 +621,27 @@ class ProviderOptions:
         parser = _parser(prog)
         args = parser.parse_args(argv)
         try:
+            if args.lm is not None:
+                resolve_name(args.lm)
             return cls(
                 port=args.port,
                 latency=Latency.parse(args.latency),
                 api_key=args.api_key,
                 reply=args.reply,
+                lm=args.lm,
                 context=args.context,
                 faults=_plan(args),
                 quota=_quota(args),
                 seed=args.seed,
                 window=args.window,
             )
-        except ValueError as error:
+        except (ValueError, ImportError, AttributeError) as error:
             parser.error(str(error))
 
     def arguments(self) -> list[str]:
         """Return the command-line arguments from which `parse` makes these options."""
         given: dict[str, object] = {"port": self.port, "latency": self.latency, "seed": self.seed}
-        given |= {"api-key": self.api_key, "reply": self.reply, "context": self.context}
+        given |= {"api-key": self.api_key, "reply": self.reply, "lm": self.lm, "context": self.context}
         given["window"] = self.window if self.quota is None else self.quota.window
         if self.faults is not None:
             plan = self.faults
@@ -670,6 +678,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--port", type=int, default=0, help="0 takes a free port")
     add("--api-key", help="the key that requests must carry; any key by default")
     add("--reply", help="a fixed reply instead of the simulated LM")
+    add("--lm", metavar="MODULE:CLASS", help="a subclass of SimulatedLM instead of it")
     add("--context", type=int, help="number of characters that the simulated LM reads of each text")
     add("--seed", type=int, default=0, help="seed of latencies and faults")
     add(
@@ -754,7 +763,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _provider(options: ProviderOptions) -> Provider:
     context = {} if options.context is None else {"context": options.context}
-    lm = FixedReply(options.reply) if options.reply is not None else SimulatedLM(**context, seed=options.seed)
+    kind = SimulatedLM if options.lm is None else resolve_name(options.lm)
+    lm = FixedReply(options.reply) if options.reply is not None else kind(**context, seed=options.seed)
     return Provider(
         port=options.port,
         latency=options.latency,
