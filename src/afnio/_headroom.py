@@ -28,6 +28,7 @@ import anyio.to_thread
 from afnio import cognitive as cog
 from afnio._result import Gain, Headroom
 from afnio._rows import Row, in_words, read_rows
+from afnio._statistics import p_value
 from afnio._subject import (
     CallCount,
     Scored,
@@ -45,7 +46,6 @@ from afnio.errors import BatchError, BudgetExceeded, ModelError, first_of, reaso
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.optim import EditTGD
-from afnio.optim.search._races import p_value
 from afnio.runtime._blocking import run_blocking
 from afnio.runtime._budget import Budget
 from afnio.runtime._spending import Amount, Ledger

@@ -42,6 +42,7 @@ from afnio import cognitive as cog
 from afnio._headroom import HeadroomTest
 from afnio._result import Example, Gain, Headroom, Result, from_json, score_of, to_json, untested, verdict_of
 from afnio._rows import Row, digest, in_words, read_rows, split_rows
+from afnio._statistics import Scores, differences
 from afnio._subject import (
     MOST_CHARACTERS,
     QUORUM,
@@ -67,7 +68,6 @@ from afnio.models._prices import earlier_ledger, price_of
 from afnio.optim import EditTGD, Gate, Optimizer
 from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE, GateVerdict
 from afnio.optim.search._chain_state import CLEAR
-from afnio.optim.search._races import Scores, differences
 from afnio.optim.search._sizes import SHARE as STEP_SHARE
 from afnio.optim.search._sizes import WIDE, SampleCost, Sizes, affordable
 from afnio.optim.search._sizes import WIDE_SHARE as WIDE_STEP_SHARE

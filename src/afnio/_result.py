@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import Any, Final, Self, final
 
+from afnio._statistics import paired_interval, student_quantile, wilson
 from afnio.optim._gate import GateVerdict
-from afnio.tellurio._compare import paired_interval, student_quantile, wilson
 from afnio.tellurio._queries import home_folder
 
 SHOWN_ROWS: Final = 30

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from studio.made_store import START, MadeRun
 
-from afnio.tellurio._compare import Scores, paired_interval
+from afnio._statistics import paired_interval
+from afnio.tellurio._compare import Scores
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio.studio._runs import Tallies
 from afnio.tellurio.studio._step import changed_sentences

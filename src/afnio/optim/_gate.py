@@ -5,7 +5,7 @@ that. One test can, if it uses samples that nothing else saw and compares one te
 better than the start, it passes with a probability of at most `level`, however many candidates, steps and looks came
 before. There is nothing to correct.
 
-The test is the one-sided sign-flip test on paired scores (`optim.search.p_value`; for right and wrong answers it is
+The test is the one-sided sign-flip test on paired scores (`p_value`; for right and wrong answers it is
 McNemar's). The level is lenient on purpose. With 32 rows, p ≤ 0.05 would refuse most real gains of five points. What
 must not pass is a text that is much worse: with 64 rows, one that is ten points worse passes in about 2 % of runs.
 
@@ -22,14 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+from afnio._statistics import differences, p_value
 from afnio.autodiff._graph import enable_grad
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import AfnioError, BatchError, ReplyError
 from afnio.models._client import rehearsal, rehearsing
-from afnio.optim._optimizer import Candidate, Change, Decision, Optimizer, StepLane, launch_step
-from afnio.optim.search._improves import Evaluate, Holdout, called, sample_scores, scores_of
-from afnio.optim.search._pareto import side_by_side
-from afnio.optim.search._races import differences, p_value
+from afnio.optim._holdout import Evaluate, Holdout, called, sample_scores, scores_of
+from afnio.optim._optimizer import Candidate, Change, Decision, Optimizer, StepLane, launch_step, side_by_side
 from afnio.runtime._budget import current_budgets
 from afnio.runtime._callables import quorum_holds, tolerate
 from afnio.runtime._kernel import Job, Launch, Slot, working

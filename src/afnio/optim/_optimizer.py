@@ -32,6 +32,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar, final
 
+import anyio
+
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import LaunchCancelledError, distinct, reason
 from afnio.runtime._callables import is_async
@@ -575,6 +577,24 @@ def _doing(do: Callable[[int], Awaitable[T]], position: int) -> Body:
             return [(await do(position),)]
 
     return body
+
+
+async def side_by_side(works: Sequence[Callable[[], Any]]) -> None:
+    """Run all concurrently. If some fail, cancel the others and raise the first error by position, without a group."""
+    errors: dict[int, Exception] = {}
+
+    async def one(number: int) -> None:
+        try:
+            await works[number]()
+        except Exception as error:
+            errors[number] = error
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(len(works)):
+            tasks.start_soon(one, number)
+    if errors:
+        raise errors[min(errors)]
 
 
 # The launch of a step.

@@ -5,20 +5,18 @@ scores are paired. Samples are matched by key (a digest of the sample's inputs),
 *difference* on the matched samples. It is much narrower than the two means' intervals suggest.
 
 `compare` does that for the last evaluation of each sample and for each kind of phase, such as the last validation.
-`afnio runs compare` and the studio's comparison both show its result. `wilson` and `student_quantile` are for others
-that need an interval without scipy.
+`afnio runs compare` and the studio's comparison both show its result.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, variance
-from typing import Final, NamedTuple
+from typing import Final
 
+from afnio._statistics import Paired, paired_interval
 from afnio.tellurio._schema import evaluation_of
 
 MOST_SAME: Final = 12
@@ -145,103 +143,3 @@ def _paired(first: Mapping[Sample, float], second: Mapping[Sample, float]) -> Pa
 
 def _mean(scores: Mapping[Sample, float]) -> float | None:
     return sum(scores.values()) / len(scores) if scores else None
-
-
-# Intervals of a share and of a mean difference.
-
-Z: Final = NormalDist().inv_cdf(0.975)
-"""Standard normal quantile of a two-sided 95 % interval."""
-
-
-class Paired(NamedTuple):
-    """A mean difference (second minus first) and its 95 % interval; the bounds are None if there is no interval."""
-
-    samples: int
-    won: int
-    lost: int
-    difference: float
-    low: float | None
-    high: float | None
-    method: str
-
-    @property
-    def is_clear(self) -> bool:
-        """Return True if the interval excludes 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-
-def paired_interval(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """Compare scores of the same samples, in the same order.
-
-    Scores of 0 and 1 get the adjusted Wald interval of Bonett and Price (2012). It is accurate for few samples, and its
-    bounds can't leave -1 to 1. Other scores get Student's t interval of the differences.
-
-    >>> found = paired_interval([0, 0, 1, 1], [1, 1, 1, 0])
-    >>> found.won, found.lost, round(found.difference, 2), round(found.low, 2), round(found.high, 2)
-    (2, 1, 0.25, -0.55, 0.88)
-    """
-    if len(first) != len(second):
-        raise ValueError(
-            f"both sequences must have the same length (got {len(first)} and {len(second)}); "
-            "pass the scores of the same samples"
-        )
-    differences = [after - before for before, after in zip(first, second, strict=True)]
-    count = len(differences)
-    won, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    mean = fmean(differences) if differences else 0.0
-    if not differences:
-        return Paired(0, 0, 0, 0.0, None, None, "no sample in common")
-    if {*first, *second} <= {0, 1}:
-        better, worse = (won + 1) / (count + 2), (lost + 1) / (count + 2)
-        center = better - worse
-        reach = Z * math.sqrt((better + worse - center**2) / (count + 2))
-        low, high = max(-1.0, center - reach), min(1.0, center + reach)
-        return Paired(count, won, lost, mean, low, high, "adjusted Wald, paired (Bonett and Price)")
-    if count < 2:
-        return Paired(count, won, lost, mean, None, None, "one sample has no interval")
-    reach = student_quantile(count - 1) * math.sqrt(variance(differences) / count)
-    return Paired(count, won, lost, mean, mean - reach, mean + reach, "Student's t of the differences")
-
-
-def wilson(correct: int, total: int, z: float = Z) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson, 1927).
-
-    The textbook's normal interval has no width at 0/n and leaves [0, 1] near it. Wilson's does neither.
-
-    >>> [round(bound, 3) for bound in wilson(25, 68)]
-    [0.263, 0.486]
-    """
-    if not 0 <= correct <= total:
-        raise ValueError(f"correct must be from 0 to total (got {correct} of {total})")
-    if total == 0:
-        return 0.0, 1.0
-    share = correct / total
-    weight = z * z / total
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
-    # At 0 and at `total` the bound is exactly 0 or 1. Rounding could put it on the wrong side of the share.
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if correct == total else min(1.0, centre + half)
-    return low, high
-
-
-def student_quantile(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, otherwise within 1 %.
-
-    The approximation is Cornish and Fisher's expansion (Abramowitz and Stegun, 26.7.5).
-
-    >>> [round(student_quantile(n), 2) for n in (1, 2, 5, 30)]
-    [12.71, 4.3, 2.57, 2.04]
-    """
-    if freedom == 1:
-        return math.tan(math.pi * 0.475)
-    if freedom == 2:
-        return 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))
-    n, z = freedom, Z
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / n**power for power, term in enumerate(terms, start=1))

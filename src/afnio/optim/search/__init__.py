@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from afnio._public import lazily
 
 if TYPE_CHECKING:
-    from afnio.optim.search._improves import Holdout
+    from afnio._statistics import differences, p_value
+    from afnio.optim._holdout import Holdout
     from afnio.optim.search._pareto import Merge, Pool, PoolMember, possible_merges, trial_samples
-    from afnio.optim.search._races import Race, Verdict, chance, differences, each_alpha, p_value
+    from afnio.optim.search._races import Race, Verdict, chance, each_alpha
 
 __all__ = [
     "Holdout",
@@ -30,8 +31,9 @@ __getattr__, __dir__ = lazily(
     __name__,
     globals(),
     {
-        "afnio.optim.search._improves": "Holdout",
+        "afnio._statistics": "differences p_value",
+        "afnio.optim._holdout": "Holdout",
         "afnio.optim.search._pareto": "Merge Pool PoolMember possible_merges trial_samples",
-        "afnio.optim.search._races": "Race Verdict chance differences each_alpha p_value",
+        "afnio.optim.search._races": "Race Verdict chance each_alpha",
     },
 )

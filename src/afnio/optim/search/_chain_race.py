@@ -21,9 +21,8 @@ from afnio.errors import BudgetExceeded, JournalError, ScoreError
 from afnio.models._backward_model import backward_by, backward_model
 from afnio.optim._blocks import Edit
 from afnio.optim._edits import Mistake, Quoting
-from afnio.optim._optimizer import StepInputs
-from afnio.optim.search._improves import Evaluate, Holdout, called, sample_scores
-from afnio.optim.search._pareto import side_by_side
+from afnio.optim._holdout import Evaluate, Holdout, called, sample_scores
+from afnio.optim._optimizer import StepInputs, side_by_side
 from afnio.optim.search._sizes import Sizes
 from afnio.runtime._callables import quorum_holds, tolerate
 from afnio.runtime._kernel import current_scope

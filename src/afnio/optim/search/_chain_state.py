@@ -12,9 +12,9 @@ from typing import Any, Final, final
 
 from afnio.optim._blocks import blocks_of
 from afnio.optim._edits import LostEdit, Mistake
+from afnio.optim._holdout import digest
 from afnio.optim._optimizer import Lineage
 from afnio.optim.search._chain_race import Entry, RacedEntries
-from afnio.optim.search._improves import digest
 from afnio.optim.search._sizes import RowStream, SampleCost, Sizes
 
 

@@ -14,10 +14,9 @@ from typing import Final, final
 from afnio.optim._blocks import Draft, Edit, blocks_of, is_editable, union, without_block
 from afnio.optim._checks import objections
 from afnio.optim._edits import Mistake, Proposal, merge_edits, propose_edits
-from afnio.optim._optimizer import Candidate, Change, Decision, Evidence, StepInputs, for_each
+from afnio.optim._optimizer import Candidate, Change, Decision, Evidence, StepInputs, for_each, side_by_side
 from afnio.optim.search._chain_race import ChainSetup, Entry, EntryRace, RacedEntries, Runner, raise_end
 from afnio.optim.search._chain_state import LOST_SHOWN, SearchState
-from afnio.optim.search._pareto import side_by_side
 from afnio.optim.search._sizes import Rows, Sizes, rows_for
 from afnio.runtime._waiting import scope
 

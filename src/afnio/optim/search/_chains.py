@@ -33,11 +33,11 @@ from afnio.models._messages import check_completion_args
 from afnio.optim._blocks import Draft
 from afnio.optim._checks import WORDS
 from afnio.optim._edits import Mistake, propose_edits
+from afnio.optim._holdout import Evaluate, Holdout
 from afnio.optim._optimizer import Acceptance, Change, Decision, Evidence, Lineage, Optimizer, StepInputs
 from afnio.optim.search._chain_race import ChainSetup, Runner
 from afnio.optim.search._chain_state import SearchState
 from afnio.optim.search._chain_step import ChainStep
-from afnio.optim.search._improves import Evaluate, Holdout
 from afnio.optim.search._sizes import SampleCost, Sizes, affordable
 from afnio.runtime._budget import current_budgets
 from afnio.runtime._settings import draw_seed

@@ -24,14 +24,13 @@ from functools import partial
 from itertools import combinations
 from typing import Any, Final, Literal, final
 
-import anyio
-
 from afnio.autodiff._variable import Variable
 from afnio.errors import ScoreError
 from afnio.models._client import ChatClient
-from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, StepInputs, for_each
+from afnio.optim._holdout import Evaluate, Holdout, scores_of
+from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, StepInputs, for_each, side_by_side
 from afnio.optim._tgd import TGD, Messages, gathered_of
-from afnio.optim.search._improves import Evaluate, Holdout, learnt_from, scores_of
+from afnio.optim.search._improves import learnt_from
 from afnio.runtime._callables import quorum_holds
 from afnio.runtime._settings import Priority, draw_seed
 from afnio.runtime._waiting import scope
@@ -715,24 +714,6 @@ class Merged(Child):
             **(await context.validate(self.values, "validation", rest) if rest else {}),
         }
         self.verdict = f"accepted: {mine:g} against {max(one, other):g} on {len(rows)} samples"
-
-
-async def side_by_side(works: Sequence[Callable[[], Any]]) -> None:
-    """Run all concurrently. If some fail, cancel the others and raise the first error by position, without a group."""
-    errors: dict[int, Exception] = {}
-
-    async def one(number: int) -> None:
-        try:
-            await works[number]()
-        except Exception as error:
-            errors[number] = error
-            tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(len(works)):
-            tasks.start_soon(one, number)
-    if errors:
-        raise errors[min(errors)]
 
 
 # Merges: one candidate out of two with a common ancestor, each parameter from the one that changed it (the paper's

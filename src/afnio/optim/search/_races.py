@@ -10,21 +10,20 @@ candidates do in quality, and differences cancel the difficulty.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final, Literal, final
 
+from afnio._statistics import NORMAL, Scores, differences, p_value
 from afnio.runtime._callables import quorum_holds
 
 FUTILE: Final = 0.10
 """A candidate with a lower chance of being accepted is dropped."""
 SURE: Final = 0.99
 """A candidate with at least this chance is accepted without its last blocks, if no other can win."""
-
-Scores = Sequence[float | None]
+EFFECT: Final = 0.5
+"""The prior's standard deviation of the effect size (mean difference / spread of the differences)."""
 
 
 @final
@@ -238,95 +237,7 @@ class Race:
         return self._comparisons[left[0]].sure if len(left) == 1 else None
 
 
-# Statistics on two texts' scores of the same samples.
-
-
-GRID: Final = 5_000
-"""Steps of the grid that differences are rounded to."""
-MANY: Final = 128
-"""With more differences of several sizes only the largest are enumerated."""
-LARGEST: Final = 10
-"""How many these are."""
-EFFECT: Final = 0.5
-"""The prior's standard deviation of the effect size (mean difference / spread of the differences)."""
-_NORMAL: Final = NormalDist()
-
-
-def differences(candidate: Sequence[float | None], incumbent: Sequence[float | None]) -> list[float]:
-    """Return the differences of samples that both have a score of. A failed sample isn't a wrong answer.
-
-    >>> differences([1, None, 0], [0, 1, 0])
-    [1.0, 0.0]
-    """
-    pairs = zip(candidate, incumbent, strict=True)
-    return [float(ours - theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
-
-
-def p_value(pairs: Sequence[float]) -> float:
-    """Return the probability of a mean at least as high if each difference had either sign by chance.
-
-    This is the sign-flip test. It doesn't assume a distribution of scores. It is exact if all differences other than 0
-    are multiples of one size; for right and wrong answers it is McNemar's test, one-sided. Other differences are
-    rounded to a grid, and the probability is never below the exact one. The normal approximation would be, where a few
-    large differences stand among small ones; it serves only beyond 128 differences, for all but the largest.
-
-    >>> p_value([1, 1, 1, 1, 0, 0]), p_value([0, 0])
-    (0.0625, 1.0)
-    >>> p_value([1.0, 0.01, 0.01]), p_value([0.3, 0.1, -0.1, 0.2])
-    (0.125, 0.1875)
-    """
-    found = [pair for pair in pairs if pair]
-    sizes = [abs(pair) for pair in found]
-    if not sizes:
-        return 1.0
-    if max(sizes) == min(sizes):
-        wins = sum(pair > 0 for pair in found)
-        tail = sum(math.comb(len(sizes), number) for number in range(wins, len(sizes) + 1))
-        return tail / (1 << len(sizes))
-    if len(sizes) > MANY:
-        return _approximate(found)
-    step = _step(sizes)
-    steps = [round(size / step) for size in sizes]
-    # A sum of rounded sizes may be off by `error` in each direction. Count every sum that may be as high.
-    error = math.fsum(abs(size / step - whole) for size, whole in zip(sizes, steps, strict=True))
-    gained = sum(whole for whole, pair in zip(steps, found, strict=True) if pair > 0)
-    return _tail(steps, max(0, math.ceil(gained - error - 1e-6)))
-
-
-def _step(sizes: Sequence[float]) -> float:
-    """Return a step that all sizes are multiples of, if there is a simple one; else one that is small enough."""
-    for parts in range(1, 9):
-        step = min(sizes) / parts
-        if math.fsum(sizes) / step <= GRID and all(
-            abs(size / step - round(size / step)) < 1e-6 for size in sizes
-        ):
-            return step
-    return math.fsum(sizes) / GRID
-
-
-def _tail(steps: Sequence[int], least: int) -> float:
-    """Return the share of all subsets of `steps` with a sum of at least `least`.
-
-    The number of subsets by sum is a polynomial, the product of (1 + x**step). It is held in one whole number, with
-    `width` bits for each coefficient, so that multiplying is a shift and an addition.
-    """
-    width = len(steps) + 1
-    subsets = 1
-    for step in steps:
-        subsets += subsets << (step * width)
-    # The sum of the digits of a number is the number itself modulo (base - 1).
-    return ((subsets >> (least * width)) % ((1 << width) - 1)) / (1 << len(steps))
-
-
-def _approximate(pairs: Sequence[float]) -> float:
-    """Enumerate the signs of the largest differences, and take the sum of the others for normal."""
-    ordered = sorted(pairs, key=abs)
-    largest, others = [abs(pair) for pair in ordered[-LARGEST:]], ordered[:-LARGEST]
-    total = math.fsum(pairs) - abs(ordered[0])  # sums move in steps of twice the smallest difference at least
-    spread = math.sqrt(math.fsum(pair * pair for pair in others))
-    signs = itertools.product((1, -1), repeat=LARGEST)
-    sums = (math.fsum(size * sign for size, sign in zip(largest, signed, strict=True)) for signed in signs)
-    return math.fsum(_NORMAL.cdf((reached - total) / spread) for reached in sums) / 2**LARGEST
+# Levels.
 
 
 def chance(pairs: Sequence[float], planned: int, alpha: float) -> float:
@@ -353,10 +264,10 @@ def chance(pairs: Sequence[float], planned: int, alpha: float) -> float:
     total, weight = math.fsum(pairs), seen * EFFECT * EFFECT
     effect = weight / (weight + 1) * total / seen
     doubt = EFFECT * EFFECT * spread / (weight + 1)
-    needed = _NORMAL.inv_cdf(1 - alpha) * math.sqrt(planned * spread)
+    needed = NORMAL.inv_cdf(1 - alpha) * math.sqrt(planned * spread)
     if largest == min(sizes):  # the sum moves in steps, and the exact test needs one step more
         needed += largest
-    return _NORMAL.cdf((total + left * effect - needed) / math.sqrt(left * spread + left * left * doubt))
+    return NORMAL.cdf((total + left * effect - needed) / math.sqrt(left * spread + left * left * doubt))
 
 
 def each_alpha(confidence: float, candidates: int) -> float:
