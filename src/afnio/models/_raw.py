@@ -16,56 +16,21 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, Final, NamedTuple, final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import Any, Final, final
 
+from afnio.models._accounts import account_of, parts_of, sorted_out
 from afnio.models._dialect import Dialect
 from afnio.models._dialects import CHAT, dialect_named, dialect_of
-from afnio.models._masking import names_secret, secrets_in_headers, secrets_in_url
+from afnio.models._masking import secrets_in_headers
 from afnio.models._messages import ChatResponse, ToolCall
 from afnio.runtime._attempts import Codec
 from afnio.runtime._limits import Account, RateLimits
 from afnio.runtime.events import Usage
 
-_KEYED: Final = ("anthropic-beta", "anthropic-version", "openai-beta")
-"""Headers that change a reply."""
 _KEPT: Final = ("content-type", "request-id", "x-request-id")
 """Headers that a journal keeps. Rate limits belong to the moment."""
 NO_RETRY: Final = {"x-should-retry": "false"}
 """Makes the SDKs of OpenAI and Anthropic raise instead of trying again."""
-_NO_AZURE_KEY: Final = "<missing API key>"
-"""What the SDK, and so a native client, has for a key if it gets tokens. Tokens change by the hour."""
-
-
-class UrlParts(NamedTuple):
-    """A URL taken apart.
-
-    Attributes:
-        shown: the URL without credentials.
-        root: its scheme and host.
-        netloc: host and port.
-        path: its path.
-        secrets: what was left out.
-    """
-
-    shown: str
-    root: str
-    netloc: str
-    path: str
-    secrets: tuple[str, ...]
-
-
-@lru_cache(maxsize=256)
-def place_of(url: str) -> UrlParts:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    shown_query = urlencode([(name, value) for name, value in query if not names_secret(name)])
-    secrets = (*secrets_in_url(url), *(value for name, value in query if names_secret(name)))
-    root = f"{parts.scheme}://{host}"
-    return UrlParts(
-        urlunsplit((parts.scheme, host, parts.path, shown_query, "")), root, host, parts.path, secrets
-    )
 
 
 @final
@@ -102,7 +67,7 @@ class RawRequest:
         """
         if method != "POST":
             return None
-        place = place_of(url)
+        place = parts_of(url)
         lower = {name.lower(): value for name, value in headers.items()}
         try:
             parsed = json.loads(body)
@@ -114,23 +79,40 @@ class RawRequest:
         if found is None:
             return None
         dialect, base = found
-        account = _account(place, base, lower)
+        azure, deployments, _ = base.partition("/openai/deployments/")
+        root = f"{place.root}{azure}/openai" if deployments else f"{place.root}{base}"
+        account = account_of(
+            root.rstrip("/"),
+            lower,
+            secrets=place.credentials,
+            azure=bool(deployments) and "api-key" not in lower,
+        )
         stream = dialect.streams(place.path, parsed)
         return cls(method, url, lower, body, parsed, dialect, account, place.shown, stream)
 
     @cached_property
     def key(self) -> str:
-        """A SHA-256 digest, in hex, of everything that can change the reply."""
-        digest = hashlib.sha256(f"{self.method}\0{self.shown}\0".encode())
-        for name in _KEYED:
-            if name in self.headers:
-                digest.update(f"{name}:{self.headers[name]}\0".encode())
+        """A SHA-256 digest, in hex, of everything that can change the reply. For a program's own journal.
+
+        Credentials don't count: with a renewed token a program asks for nothing again.
+        """
+        return self._digest(sorted_out(self.headers).of_reply)
+
+    @cached_property
+    def shared_key(self) -> str:
+        """The same, with everything that says who asks. Callers with equal ones may share a reply."""
+        headers = sorted_out(self.headers)
+        return self._digest(headers.of_reply, headers.of_caller, *parts_of(self.url).credentials)
+
+    def _digest(self, *parts: str) -> str:
+        start = "\0".join((self.method, self.shown, *parts, ""))
+        digest = hashlib.sha256(start.encode("utf-8", "surrogateescape"))
         digest.update(self.body)
         return digest.hexdigest()
 
     @cached_property
     def model(self) -> str:
-        named = self.dialect.model(place_of(self.url).path, self.json)
+        named = self.dialect.model(parts_of(self.url).path, self.json)
         deployment = re.search(r"/deployments/([^/]+)/", self.shown)
         return named or (deployment[1] if deployment else "unknown")
 
@@ -141,7 +123,7 @@ class RawRequest:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Everything in it that must not be written anywhere."""
-        return (*place_of(self.url).secrets, *_secrets_of(tuple(self.headers.items())))
+        return (*parts_of(self.url).secrets, *_secrets_of(tuple(self.headers.items())))
 
     # For events, as `ChatRequest`
 
@@ -162,34 +144,6 @@ class RawRequest:
 def _secrets_of(headers: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     # The requests of a client have the same headers, and looking for secrets takes 36 µs.
     return tuple(secrets_in_headers(dict(headers)))
-
-
-def _account(place: UrlParts, base: str, headers: Mapping[str, str]) -> Account:
-    azure, deployments, _ = base.partition("/openai/deployments/")
-    url = f"{place.root}{azure}/openai" if deployments else f"{place.root}{base}"
-    return _account_of(
-        url.rstrip("/"),
-        place.netloc,
-        _key_in(place, headers, azure=bool(deployments)),
-        headers.get("openai-organization"),
-        headers.get("openai-project"),
-    )
-
-
-@lru_cache(maxsize=256)
-def _account_of(url: str, netloc: str, key: str, organization: str | None, project: str | None) -> Account:
-    # As the clients in `openai.py` do it, so that native and bridged calls share their limits.
-    identity = "\0".join(map(str, (key, netloc, organization, project)))
-    return Account(url, hashlib.sha256(identity.encode()).hexdigest()[:16])
-
-
-def _key_in(place: UrlParts, headers: Mapping[str, str], *, azure: bool) -> str:
-    for name in ("api-key", "x-api-key", "x-goog-api-key"):
-        if name in headers:
-            return headers[name]
-    if "authorization" in headers:
-        return _NO_AZURE_KEY if azure else headers["authorization"].removeprefix("Bearer ")
-    return place.secrets[0] if place.secrets else ""
 
 
 # Replies

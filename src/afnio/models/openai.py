@@ -13,7 +13,6 @@ A key must not leave this module in a text. Replies and errors are masked, the a
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import inspect
 import json
@@ -23,12 +22,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from importlib import import_module
 from typing import Any, ClassVar, Final
-from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 from zlib import crc32
 
 from afnio.errors import FinalModelError, KeyStoreError, ModelError, TransientModelError
+from afnio.models._accounts import account_of, basic_credentials, is_credential, is_harmless
 from afnio.models._client import ChatClient
-from afnio.models._masking import mask, secrets_in_headers, secrets_in_url
+from afnio.models._masking import mask, names_secret, secrets_in_headers, secrets_in_url
 from afnio.models._messages import ChatRequest, ChatResponse
 from afnio.models._replies import read_reply, status_error
 from afnio.models._transport import (
@@ -54,10 +54,6 @@ PREFIX: Final = 2_000
 """Bytes of a request by which replicas are chosen: about what a system prompt has in common with the next one's."""
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
 """Options with which only the SDK's own transport can send a request."""
-_CREDENTIALS: Final = frozenset(
-    {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-afnio-token", "cookie"}
-)
-"""Headers that identify the caller. They don't change the reply, so they aren't part of a request's key."""
 
 
 class AsyncOpenAI(ChatClient):
@@ -132,14 +128,15 @@ class AsyncOpenAI(ChatClient):
         )
         if self._by_sdk:
             bound_bodies(self._sdk._client)
-        self._authorization = _basic_authorization(self._sdk)
+        basic = basic_credentials(str(self._sdk.base_url))  # as in the SDK, they override the key
+        self._authorization = {"Authorization": f"Basic {basic}"} if basic else {}
         self._made_headers: Mapping[str, str] | None = None
         headers = options.get("default_headers") or {}
         self._beside_key = (
             *secrets_in_url(str(self._sdk.base_url)),
             *secrets_in_headers({**headers, **(options.get("default_query") or {})}),
         )
-        account = _account(self._sdk, self._secrets(), headers)
+        account = self._account()
         if self._replicas:
             # The members' keys and URLs don't count: a run may continue on other machines.
             account = Account(f"replicas://{name or ''}", "")
@@ -259,15 +256,28 @@ class AsyncOpenAI(ChatClient):
     async def _headers(self) -> Mapping[str, str]:
         """Return the headers of a request. They are made once: the SDK takes 20 µs for them."""
         if self._made_headers is None:
-            # Before openai 3, Azure's clients have a Bearer token among their defaults, beside their key.
-            of_sdk = self._sdk.auth_headers.items()
-            defaults = {
-                name: value
-                for name, value in self._sdk.default_headers.items()
-                if (name, value) not in of_sdk
-            }
-            self._made_headers = prepared({**defaults, **self._auth_headers()})
+            self._made_headers = prepared(self._plain_headers())
         return self._made_headers
+
+    def _plain_headers(self) -> dict[str, str]:
+        # Before openai 3, Azure's clients have a Bearer token among their defaults, beside their key.
+        of_sdk = self._sdk.auth_headers.items()
+        defaults = {
+            name: value
+            for name, value in self._sdk.default_headers.items()
+            if isinstance(value, str) and (name, value) not in of_sdk
+        }
+        return {**defaults, **self._auth_headers()}
+
+    def _account(self) -> Account:
+        headers = {name.lower(): value for name, value in self._plain_headers().items()}
+        secrets = [str(value) for name, value in self._sdk.default_query.items() if names_secret(name)]
+        url = _without_credentials(str(self._sdk.base_url))
+        return account_of(url, headers, secrets=secrets, azure=self._has_tokens())
+
+    def _has_tokens(self) -> bool:
+        """Return True if it sends Microsoft Entra's tokens instead of a key."""
+        return False
 
     def _auth_headers(self) -> dict[str, str]:
         return {**self._sdk.auth_headers, **self._authorization}
@@ -429,7 +439,10 @@ class AsyncAzureOpenAI(AsyncOpenAI):
     def _auth_headers(self) -> dict[str, str]:
         if self._token is not None:
             return {"Authorization": f"Bearer {self._token}"}
-        return {"api-key": str(self._sdk.api_key)}
+        return {} if self._has_tokens() else {"api-key": str(self._sdk.api_key)}
+
+    def _has_tokens(self) -> bool:
+        return self._token is not None or self._token_provider is not None
 
     def _secrets(self) -> list[str]:
         return [*super()._secrets(), *([self._token] if self._token else [])]
@@ -514,23 +527,6 @@ def key_source(base_url: str | None) -> str:
     return "the keyring" if find(endpoint_url(base_url)) is not None else "nowhere"
 
 
-def _basic_authorization(sdk: Any) -> dict[str, str]:
-    """Return the header for credentials in the base URL. As in the SDK, they override the key."""
-    parts = urlsplit(str(sdk.base_url))
-    if parts.username is None:
-        return {}
-    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-
-
-def _account(sdk: Any, secrets: Sequence[str], headers: Mapping[str, Any]) -> Account:
-    netloc = urlsplit(str(sdk.base_url)).netloc
-    identity = [*secrets, netloc, sdk.organization, sdk.project]
-    identity += sorted(str(value) for name, value in headers.items() if name.lower() in _CREDENTIALS)
-    digest = hashlib.sha256("\0".join(map(str, identity)).encode())
-    return Account(_without_credentials(str(sdk.base_url)), digest.hexdigest()[:16])
-
-
 def _variant(sdk: Any, headers: Mapping[str, Any]) -> str:
     """Return a digest of everything that a client adds to its requests and that may change replies, or "".
 
@@ -538,7 +534,9 @@ def _variant(sdk: Any, headers: Mapping[str, Any]) -> str:
     """
     added = {
         "headers": sorted(
-            (name.lower(), str(value)) for name, value in headers.items() if name.lower() not in _CREDENTIALS
+            (name.lower(), str(value))
+            for name, value in headers.items()
+            if not is_harmless(name.lower()) and not is_credential(name.lower())
         ),
         "query": sorted((name, str(value)) for name, value in sdk.default_query.items()),
         "organization": sdk.organization,
