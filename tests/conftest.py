@@ -25,6 +25,9 @@ settings.load_profile("afnio")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Programs that a test starts import what the tests import.
+    path = filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
     # pytest-asyncio and looptime make an event loop in synchronous tests that nobody closes; where
     # warnings are errors, its collection would fail some later test at random.
     asyncio.set_event_loop(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from roles import comment, play, shown, variables
+from kit.roles import comment, play, shown, variables
 
 import afnio
 from afnio.autodiff import Function

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from endpoint import Endpoint
+from kit.endpoint import Endpoint
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 from aiohttp import web
-from endpoint import Endpoint
+from kit.endpoint import Endpoint
 
 import afnio
 from afnio import bridge

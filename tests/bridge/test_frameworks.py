@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from endpoint import Endpoint
+from kit.endpoint import Endpoint
 
 import afnio
 

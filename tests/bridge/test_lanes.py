@@ -16,7 +16,7 @@ import anyio.lowlevel
 import openai
 import pytest
 from aiohttp import web
-from endpoint import Endpoint, message_of
+from kit.endpoint import Endpoint, message_of
 
 import afnio
 from afnio import bridge

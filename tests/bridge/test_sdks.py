@@ -13,7 +13,7 @@ import httpx
 import httpx2
 import openai
 import pytest
-from endpoint import Endpoint
+from kit.endpoint import Endpoint
 
 import afnio
 from afnio import bridge

@@ -14,7 +14,7 @@ import httpx2
 import openai
 import pytest
 from aiohttp import web
-from endpoint import Asked, Endpoint, data, named
+from kit.endpoint import Asked, Endpoint, data, named
 
 import afnio
 from afnio import bridge

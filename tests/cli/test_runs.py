@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import SECOND, reply, train
+from kit.tiny_training import SECOND, reply, train
 
 import afnio.tellurio as te
 from afnio.cli import main

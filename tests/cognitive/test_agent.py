@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from roles import comment, kind, play, prompt, shown, variables
+from kit.roles import comment, kind, play, prompt, shown, variables
 
 import afnio
 import afnio.cognitive as cog

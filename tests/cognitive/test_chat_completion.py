@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kit.roles import comment, play, shown, variables
 from pydantic import BaseModel
-from roles import comment, play, shown, variables
 
 import afnio
 import afnio.cognitive as cog

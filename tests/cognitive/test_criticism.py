@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roles import comment, kind, play, prompt, shown
+from kit.roles import comment, kind, play, prompt, shown
 
 import afnio
 import afnio.cognitive as cog

@@ -10,7 +10,7 @@ from fractions import Fraction
 import anyio
 import anyio.lowlevel
 import pytest
-from roles import comment, play, shown
+from kit.roles import comment, play, shown
 
 import afnio
 import afnio.cognitive as cog

@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from blocks import read_blocks, read_section
-from roles import comment, play, prompt, shown
+from kit.blocks import read_blocks, read_section
+from kit.roles import comment, play, prompt, shown
 
 import afnio
 import afnio.cognitive as cog

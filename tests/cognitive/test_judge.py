@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from kit.roles import comment, play, prompt, shown, variables
 from pydantic import BaseModel
-from roles import comment, play, prompt, shown, variables
 
 import afnio
 import afnio.cognitive as cog

@@ -7,10 +7,10 @@ import re
 
 import jsonschema
 import pytest
-from blocks import read_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roles import comment
+from kit.blocks import read_blocks
+from kit.roles import comment
 
 import afnio
 import afnio.cognitive as cog

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -10,11 +11,11 @@ import sys
 
 import anyio
 import pytest
-from blocks import read_blocks, read_section
 from hypothesis import given
 from hypothesis import strategies as st
-from roles import kind, prompt
-from virtual import virtual_runtime
+from kit.blocks import read_blocks, read_section
+from kit.roles import kind, prompt
+from kit.virtual import virtual_runtime
 
 import afnio
 from afnio.cognitive._reduction import Cluster, clustered, reduce_feedback
@@ -420,7 +421,7 @@ def test_another_process_finds_the_same():
     runs = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True, text=True, check=True,
         ).stdout
         for seed in ("1", "2")

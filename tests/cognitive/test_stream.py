@@ -334,9 +334,8 @@ async def test_wrong_way_to_iterate() -> None:
 
 
 PROGRAM = """
-import os, sys
+import os
 import afnio
-sys.path.insert(0, {folder!r})
 from cognitive.test_stream import Echo
 from afnio.testing import Provider, ScriptedClient
 from afnio.models.openai import AsyncOpenAI
@@ -355,7 +354,6 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     with Provider.process() as provider:
         for last in (20, 45, -1):
             code = PROGRAM.format(
-                folder=str(Path(__file__).parents[1]),
                 url=provider.base_url,
                 journal=str(tmp_path / "calls.journal"),
                 last=last,
@@ -391,12 +389,10 @@ def test_rows_leave_nothing_to_the_collector() -> None:
 
 
 MEMORY = """
-import sys
-sys.path.insert(0, {folder!r})
 from afnio.models import ChatClient, ChatResponse
 from afnio.runtime import Account
 from cognitive.test_stream import Echo
-from memory import peak
+from kit.memory import peak
 
 class Yes(ChatClient):
     async def send(self, request):
@@ -417,7 +413,7 @@ print(sizes[1] / sizes[0])
 )
 def test_flat_memory(rows: int) -> None:
     """What was taken is forgotten."""
-    code = MEMORY.format(folder=str(Path(__file__).parents[1]), rows=rows, early=min(rows // 4, 10_000))
+    code = MEMORY.format(rows=rows, early=min(rows // 4, 10_000))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) <= 1.10

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roles import comment, play, prompt, shown, variables
+from kit.roles import comment, play, prompt, shown, variables
 
 import afnio
 import afnio.cognitive as cog
@@ -153,7 +153,7 @@ def test_four_apis_are_read_alike(api: Any) -> None:
 
 
 def said(request: Any) -> list[tuple[str, str]]:
-    from blocks import read_blocks
+    from kit.blocks import read_blocks
 
     return [(block.attributes["role"], block.text) for block in read_blocks(prompt(request), "message")]
 

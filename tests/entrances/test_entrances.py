@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,7 +15,6 @@ import trio
 from entrances.scenarios import SCENARIOS
 from nbclient import NotebookClient
 
-TESTS = Path(__file__).parents[1]
 NAMES = list(SCENARIOS)
 
 
@@ -38,7 +36,7 @@ def test_script() -> None:
         "print(json.dumps({name: sync() for name, (sync, _, _) in SCENARIOS.items()}))"
     )
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=TESTS, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
     )
     assert (0, "") == (run.returncode, run.stderr)
     assert {name: plain(expected) for name, (_, _, expected) in SCENARIOS.items()} == json.loads(run.stdout)
@@ -104,9 +102,7 @@ def test_side_by_side(library: str) -> None:
 
 def test_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a Jupyter kernel plain cells read and cells with a top-level await both work."""
-    cells = [
-        f"import sys; sys.path.insert(0, {str(TESTS)!r})\nimport json\nfrom entrances.scenarios import SCENARIOS"
-    ]
+    cells = ["import json\nfrom entrances.scenarios import SCENARIOS"]
     for name in NAMES:
         cells.append(f"print(json.dumps(SCENARIOS[{name!r}][0]()))")
         cells.append(f"print(json.dumps(await SCENARIOS[{name!r}][1]()))")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import Program
+from kit.programs import Program
 
 from afnio.testing import Provider
 

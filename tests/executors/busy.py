@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import errands
-from engines import executor_of
+from executors.engines import executor_of
+from kit import errands
 
 import afnio
 

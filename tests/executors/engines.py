@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import errands
+from kit import errands
 
 import afnio
 import afnio.cognitive.functional as F

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import errands
 import psutil
+from kit import errands
 
 import afnio
 

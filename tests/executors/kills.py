@@ -16,9 +16,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import errands
 import psutil
-from engines import executor_of
+from executors.engines import executor_of
+from kit import errands
 
 import afnio
 

@@ -6,12 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-import environments
+from kit import environments
 
 import afnio
 
 PACKAGES = {"spawn": [], "loky": ["loky"], "dask": ["distributed"], "ray": ["ray>=2.50"]}
-TESTS = Path(__file__).parent.parent
 
 
 def interpreter(name: str) -> str:
@@ -23,5 +22,5 @@ def interpreter(name: str) -> str:
 
 def environment(**more: str) -> dict[str, str]:
     """Return the variables for a script that imports Afnio and the modules of these tests."""
-    path = os.pathsep.join([str(Path(afnio.__file__).parents[1]), str(TESTS), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(Path(afnio.__file__).parents[1]), os.environ["PYTHONPATH"]])
     return {**os.environ, "PYTHONPATH": path, **more}

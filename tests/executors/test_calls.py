@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import multiprocessing
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import errands
 import pytest
+from kit import errands
+from kit.endpoint import Endpoint
 
 import afnio
 from afnio.errors import BatchError
 from afnio.runtime.events import CallEnded, subscribed
 from afnio.testing import ScriptedClient
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
-
-from endpoint import Endpoint
 
 WORKERS = functools.partial(ProcessPoolExecutor, 2, mp_context=multiprocessing.get_context("spawn"))
 

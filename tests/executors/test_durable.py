@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import errands
 import pytest
+from kit import errands
 
 import afnio
 import afnio.cognitive.functional as F

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,14 +13,8 @@ from typing import Any
 import anyio
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
-
-from endpoint import Endpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from packages import PACKAGES, environment, interpreter
+from executors.packages import PACKAGES, environment, interpreter
+from kit.endpoint import Endpoint
 
 ENGINES = {"spawn": "processes", "loky": "loky", "dask": "Dask", "ray": "Ray"}
 SCRIPT = Path(__file__).with_name("engines.py")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import errands
 import psutil
 import pytest
+from aiohttp import web
+from kit import errands
+from kit.endpoint import Endpoint
 
 import afnio
 from afnio.runtime import current_runtime
 from afnio.runtime.events import CallReplayed, subscribed
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
-
-from aiohttp import web
-from endpoint import Endpoint
 
 SPAWN = multiprocessing.get_context("spawn")
 WORKERS = functools.partial(ProcessPoolExecutor, 2, mp_context=SPAWN)
@@ -153,7 +149,8 @@ async def test_a_call_that_failed_before_its_worker_was_lost_is_asked_where_a_re
 PROGRAM = """
 import functools, multiprocessing, os, sys
 from concurrent.futures import ProcessPoolExecutor
-import afnio, errands
+import afnio
+from kit import errands
 
 if __name__ == "__main__":
     workers = functools.partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context("spawn"))
@@ -168,7 +165,6 @@ if __name__ == "__main__":
 def test_a_program_that_ends_does_not_wait_for_lanes_that_nobody_reads(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    path = os.pathsep.join([str(Path(afnio.__file__).parents[1]), str(Path(errands.__file__).parent)])
     command = [sys.executable, str(script), str(tmp_path / "never")]
     with subprocess.Popen(
         command,
@@ -176,7 +172,6 @@ def test_a_program_that_ends_does_not_wait_for_lanes_that_nobody_reads(tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
     ) as process:
         assert process.stdout is not None
         assert "busy" == process.stdout.readline().strip()

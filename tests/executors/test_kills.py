@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
-
-from endpoint import Endpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from packages import PACKAGES, environment, interpreter
+from executors.packages import PACKAGES, environment, interpreter
+from kit.endpoint import Endpoint
 
 KILLS = int(os.environ.get("AFNIO_KILLS", "30"))
 LANES = 200

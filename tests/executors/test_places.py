@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import errands
 import pytest
+from kit import errands
 
 import afnio
 import afnio.cognitive as cog

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import errands
 import psutil
 import pytest
+from kit import errands
 
 import afnio
 import afnio.cognitive.functional as F

@@ -13,11 +13,8 @@ import anyio
 import nbformat
 import psutil
 import pytest
+from kit.endpoint import Endpoint
 from nbclient import NotebookClient
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
-
-from endpoint import Endpoint
 
 NO_GUARD = """
 import functools, multiprocessing

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 
-import errands
+from kit import errands
 
 import afnio
 import afnio.ray

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from environments import interpreter
+from kit.environments import interpreter
 
 from afnio.cli import COMMANDS, main
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 import pytest
-from environments import interpreter
 from hosts.network import Host, last_line, network, python
+from kit.environments import interpreter
 
 pytestmark = [
     pytest.mark.nightly,

@@ -5,22 +5,17 @@ from __future__ import annotations
 import functools
 import os
 import socket
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from kit.endpoint import Endpoint
 
 import afnio
 from afnio.errors import BatchError
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bridge"))
-
-from endpoint import Endpoint
 
 
 class Elsewhere(Executor):

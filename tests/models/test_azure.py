@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from wire import http
+from kit.wire import http
 
 import afnio
 from afnio.errors import FinalModelError

@@ -7,7 +7,7 @@ import json
 import time
 
 import pytest
-from wire import read
+from kit.wire import read
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 

@@ -13,8 +13,8 @@ import anyio
 import psutil
 import pytest
 import trustme
-from hostile import reply
-from wire import OneAttempt
+from kit.hostile import reply
+from kit.wire import OneAttempt
 
 from afnio.errors import FinalModelError, ProviderDownError
 from afnio.models.openai import AsyncOpenAI

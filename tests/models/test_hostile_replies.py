@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import anyio
 import pytest
-from hostile import (
+from kit.hostile import (
     MIB,
     HostileServer,
     Way,
@@ -22,8 +22,8 @@ from hostile import (
     refusal,
     reply,
 )
-from memory import peak
-from wire import OneAttempt, http
+from kit.memory import peak
+from kit.wire import OneAttempt, http
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models import ChatClient

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import anyio
 import openai
 import pytest
-from hostile import HostileServer, Way, reply
-from wire import OneAttempt, http
+from kit.hostile import HostileServer, Way, reply
+from kit.wire import OneAttempt, http
 
 import afnio
 import afnio.cognitive as cog

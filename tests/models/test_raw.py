@@ -9,7 +9,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire import http
+from kit.wire import http
 
 from afnio.models._raw import EventSplitter, RawRequest, event_json, is_done, split_events
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI

@@ -6,8 +6,8 @@ import copy
 import pickle
 
 import pytest
+from kit.wire import read
 from pydantic import TypeAdapter
-from wire import read
 
 import afnio
 from afnio.models import ChatClient, ChatResponse, ToolCall, Usage

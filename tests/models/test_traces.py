@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from wire import http
+from kit.wire import http
 
 from afnio import bridge, budget, run
 from afnio.errors import BudgetExceeded

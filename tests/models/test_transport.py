@@ -8,9 +8,9 @@ import logging
 
 import anyio
 import pytest
-from hostile import MIB, HostileServer, Way, bomb, encoded, reply
-from memory import peak
-from wire import OneAttempt
+from kit.hostile import MIB, HostileServer, Way, bomb, encoded, reply
+from kit.memory import peak
+from kit.wire import OneAttempt
 
 from afnio.errors import FinalModelError, UnreachableError
 from afnio.models.openai import AsyncOpenAI

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from roles import kind
+from kit.roles import kind
 
 import afnio
 import afnio.cognitive as cog

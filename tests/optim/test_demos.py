@@ -9,7 +9,7 @@ import threading
 import anyio
 import anyio.to_thread
 import pytest
-from roles import comment
+from kit.roles import comment
 
 import afnio
 import afnio.cognitive as cog

@@ -15,8 +15,8 @@ import anyio.to_thread
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roles import comment, kind, prompt, shown
-from virtual import virtual_runtime
+from kit.roles import comment, kind, prompt, shown
+from kit.virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roles import shown
+from kit.roles import shown
 
 import afnio
 import afnio.cognitive as cog

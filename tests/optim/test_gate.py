@@ -12,7 +12,7 @@ from collections import Counter
 import anyio
 import anyio.to_thread
 import pytest
-from virtual import virtual_runtime
+from kit.virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog

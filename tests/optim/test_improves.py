@@ -11,8 +11,8 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from roles import kind, prompt, read_blocks, shown
-from virtual import virtual_runtime
+from kit.roles import kind, prompt, read_blocks, shown
+from kit.virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog

@@ -10,8 +10,8 @@ import threading
 import anyio
 import anyio.to_thread
 import pytest
-from roles import comment, kind, shown
-from virtual import virtual_runtime
+from kit.roles import comment, kind, shown
+from kit.virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog

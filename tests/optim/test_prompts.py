@@ -6,7 +6,7 @@ import hashlib
 import json
 
 import pytest
-from roles import comment, kind, play, prompt, read_blocks, read_section, shown
+from kit.roles import comment, kind, play, prompt, read_blocks, read_section, shown
 
 import afnio
 import afnio.cognitive as cog

@@ -9,7 +9,7 @@ import re
 
 import anyio
 import pytest
-from roles import kind, prompt, read_blocks, read_section, shown
+from kit.roles import kind, prompt, read_blocks, read_section, shown
 
 import afnio
 import afnio.cognitive as cog

@@ -18,9 +18,8 @@ IN_FLIGHT = 64
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(PROGRAM.parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM)], cwd=folder, env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, str(PROGRAM)], cwd=folder, env=os.environ,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,8 +16,8 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp import web
-from environments import interpreter
 from gateway.running import GatewayProcess, Upstream, answer
+from kit.environments import interpreter
 
 import afnio
 
@@ -75,12 +75,7 @@ async def started(name: str, folder: Path, url: str) -> AsyncIterator[asyncio.su
 
 
 def save_agent(folder: Path) -> None:
-    sys.path.insert(0, str(RECIPES))
-    try:
-        from sentiment import Sentiment
-    finally:
-        sys.path.remove(str(RECIPES))
-    agent = Sentiment()
+    agent = runpy.run_path(str(RECIPES / "sentiment.py"))["Sentiment"]()
     agent.prompt.data = "Say it in capitals."
     afnio.save(agent.state_dict(), folder / "agent.afnio")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from demand import Attempt, Demand
+from runtime.demand import Attempt, Demand
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
 from afnio.runtime import Account, Limits

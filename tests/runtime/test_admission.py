@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from demand import Attempt, Demand
 from hypothesis import given
 from hypothesis import strategies as st
+from runtime.demand import Attempt, Demand
 
 from afnio.errors import RateLimitedError, TransientModelError
 from afnio.runtime import Account, Limits

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import looptime
-from demand import Attempt, Demand
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from runtime.demand import Attempt, Demand
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime import Limits

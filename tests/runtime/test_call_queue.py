@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demand import Demand
+from runtime.demand import Demand
 
 from afnio.runtime._admission import PATIENCE, CallQueue, Permit, QueueEntry
 from afnio.runtime._settings import Priority

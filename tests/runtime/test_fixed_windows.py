@@ -9,9 +9,9 @@ from collections.abc import Callable
 import anyio
 import looptime
 import pytest
-from demand import Attempt, Demand
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runtime.demand import Attempt, Demand
 
 from afnio.errors import RateLimitedError
 from afnio.models import Usage, read_limits

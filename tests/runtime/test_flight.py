@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 import pytest
-from together import Together
-from virtual import virtual_runtime
+from kit.together import Together
+from kit.virtual import virtual_runtime
 
 import afnio
 from afnio.errors import BudgetExceeded, FinalModelError, TransientModelError

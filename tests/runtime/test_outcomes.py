@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from budgets import PRICE, FakeRuntime
+from runtime.budgets import PRICE, FakeRuntime
 
 from afnio.errors import (
     BudgetExceeded,

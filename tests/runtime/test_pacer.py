@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from windows import worst_window
+from kit.windows import worst_window
 
 from afnio.runtime._limits import MARGIN, Pacer
 from afnio.runtime._loop import loop_time

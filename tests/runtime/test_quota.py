@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import anyio
 import pytest
-from demand import Attempt, Demand
-from windows import worst_window
+from kit.windows import worst_window
+from runtime.demand import Attempt, Demand
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime import LimitReading, Limits, RateLimits

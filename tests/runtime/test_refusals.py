@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import anyio
 import pytest
-from demand import Attempt, Demand
-from windows import worst_window
+from kit.windows import worst_window
+from runtime.demand import Attempt, Demand
 
 from afnio.errors import RateLimitedError
 from afnio.runtime import Account, Limits

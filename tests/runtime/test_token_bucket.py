@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from windows import worst_window
+from kit.windows import worst_window
 
 from afnio.runtime._limits import TokenBucket
 

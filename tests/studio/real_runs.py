@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
-from roles import comment, kind, prompt, shown
+from kit.roles import comment, kind, prompt, shown
 
 import afnio
 import afnio.cognitive as cog

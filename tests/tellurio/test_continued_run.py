@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,14 +14,12 @@ if TYPE_CHECKING:
     from conftest import Read
 
 FILE = Path(".afnio/me/emails.db")
-TESTS = str(Path(__file__).parents[1])
 
 PROGRAM = """
 import os, sys
-sys.path.insert(0, sys.argv[1])
 import afnio, afnio.tellurio as te
 from afnio.testing import ScriptedClient
-from tiny_training import reply, train
+from kit.tiny_training import reply, train
 
 stop = int(os.environ["STOP"])
 asked = []
@@ -44,8 +43,8 @@ print("asked", len(asked), flush=True)
 def start(stop: int) -> subprocess.Popen[str]:
     Path("program.py").write_text(PROGRAM)
     return subprocess.Popen(
-        [sys.executable, "program.py", TESTS],
-        env={**__import__("os").environ, "STOP": str(stop)},
+        [sys.executable, "program.py"],
+        env={**os.environ, "STOP": str(stop)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

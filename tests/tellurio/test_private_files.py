@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_training import reply, train
+from kit.tiny_training import reply, train
 
 import afnio
 import afnio.tellurio as te

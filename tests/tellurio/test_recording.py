@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tiny_training import FIRST, LABELS, SECOND, TEXTS, evaluate, reply, train
+from kit.tiny_training import FIRST, LABELS, SECOND, TEXTS, evaluate, reply, train
 
 import afnio
 import afnio.tellurio as te

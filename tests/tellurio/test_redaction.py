@@ -18,8 +18,8 @@ from urllib.parse import urljoin
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.tiny_training import reply, train
 from studio.visitor import Studio, started
-from tiny_training import reply, train
 
 import afnio.tellurio as te
 from afnio.cli import main

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tiny_training import reply, train
+from kit.tiny_training import reply, train
 
 import afnio.tellurio as te
 from afnio.runtime.events import CallEnded, NodeLaunched, SampleScored, StepEnded

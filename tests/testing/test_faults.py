@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from wire import OneAttempt
+from kit.wire import OneAttempt
 
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
 from afnio.models import ChatResponse

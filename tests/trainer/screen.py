@@ -11,12 +11,9 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 from typing import Self
 
 import pyte
-
-TESTS = Path(__file__).parents[1]
 
 
 class Screen:
@@ -35,7 +32,6 @@ class Screen:
         kept = {name: value for name, value in os.environ.items() if name not in removed}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trainer.show", *arguments],
-            cwd=TESTS,
             env={**kept, "TERM": "xterm-256color", **environment},
             stdin=slave,
             stdout=slave,

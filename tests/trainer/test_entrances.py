@@ -24,8 +24,6 @@ from trainer.scenarios import Agent, ReadingAgent, afitted, fitted, loader, told
 from afnio.errors import CheckpointError
 from afnio.testing import ScriptedClient
 
-TESTS = Path(__file__).parents[1]
-
 
 def run(folder: Any, kind: Any = Agent, latency: float = 0.0) -> Any:
     agent = kind(ScriptedClient(scenarios.replies, latency=latency))
@@ -119,7 +117,7 @@ async def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
 def test_notebook(tmp_path: Path, expected: Any) -> None:
     """`fit` in a cell, `await afit` in another: the same; and the kernel's loop goes on."""
     cells = [
-        f"import sys, json; sys.path.insert(0, {str(TESTS)!r})\nfrom trainer.test_entrances import run, arun",
+        "import json\nfrom trainer.test_entrances import run, arun",
         f"print(json.dumps(run({str(tmp_path / 'a')!r})))",
         f"print(json.dumps(await arun({str(tmp_path / 'b')!r})))",
     ]
@@ -133,8 +131,6 @@ def test_notebook(tmp_path: Path, expected: Any) -> None:
 
 
 CTRL_C = """
-import sys
-sys.path.insert(0, {tests!r})
 from trainer.scenarios import *
 from trainer import scenarios
 agent = Agent(ScriptedClient(scenarios.replies, latency={latency}))
@@ -174,7 +170,7 @@ def _in_terminal(code: str, interrupts: int) -> tuple[str, int, float]:
 
 def test_ctrl_c_stops_after_recording(tmp_path: Path) -> None:
     """It says how to go on, and going on ends as a run left alone."""
-    code = CTRL_C.format(tests=str(TESTS), latency=0.3, folder=str(tmp_path))
+    code = CTRL_C.format(latency=0.3, folder=str(tmp_path))
     shown, status, took = _in_terminal(code, 1)
     assert 'was stopped after step 2, in epoch 1; trainer.fit(..., ckpt_path="last") goes on' in shown
     assert "KeyboardInterrupt" in shown
@@ -189,7 +185,7 @@ def test_ctrl_c_stops_after_recording(tmp_path: Path) -> None:
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     """Even where a step holds on: a thread that sleeps is not waited for."""
     code = (
-        CTRL_C.format(tests=str(TESTS), latency=0.3, folder=str(tmp_path))
+        CTRL_C.format(latency=0.3, folder=str(tmp_path))
         .replace(
             "fitted(agent",
             "import time\n"
@@ -214,10 +210,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 
 def test_a_script_ends_quietly(tmp_path: Path) -> None:
     """A fresh process trains and leaves nothing behind on stderr."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
-        f"from trainer.test_entrances import run\nrun({str(tmp_path)!r})"
-    )
+    code = f"from trainer.test_entrances import run\nrun({str(tmp_path)!r})"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
     )

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from rich.console import Console
 from rich.file_proxy import FileProxy
 from trainer.scenarios import Agent, fitted, loader, replies, trainer
-from trainer.screen import TESTS, Screen
+from trainer.screen import Screen
 
 import afnio
 from afnio.testing import ScriptedClient
@@ -136,7 +136,7 @@ def test_a_pipe_gets_lines_with_the_time() -> None:
     """On standard error; standard output is the program's alone."""
     done = subprocess.run(
         [sys.executable, "-m", "trainer.show"],
-        cwd=TESTS, input="\n" * 4, capture_output=True, text=True, timeout=60, check=True,
+        input="\n" * 4, capture_output=True, text=True, timeout=60, check=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     lines = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "@ ", line) for line in done.stderr.splitlines()]
@@ -151,7 +151,6 @@ def test_a_pipe_gets_lines_with_the_time() -> None:
 
 CELLS = [
     """
-import sys; sys.path.insert(0, "TESTS")
 import time, threading
 from trainer.show import show
 """,
@@ -174,8 +173,7 @@ def test_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
             kinds.append((index, message["msg_type"]))
             return super().process_message(message, cell, index)
 
-    cells = [cell.replace("TESTS", str(TESTS)) for cell in CELLS]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
     Client(notebook, timeout=60, kernel_name="python3").execute()
     for index in (1, 2):
         outputs = notebook.cells[index].outputs

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.virtual import virtual_runtime
 from trainer import scenarios
 from trainer.scenarios import Agent, ReadingAgent, fitted, items, told, trainer
-from virtual import virtual_runtime
 
 from afnio.errors import BatchError, FinalModelError, TransientModelError
 from afnio.testing import ScriptedClient

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
-from programs import Program
+from kit.programs import Program
 from trainer import scenarios
 from trainer.scenarios import Agent, afitted, fitted, loader, told, trainer
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
-from budgets import ITEM, PRICE, FakeRuntime, estimate, turns
+from runtime.budgets import ITEM, PRICE, FakeRuntime, estimate, turns
 
 from afnio.errors import (
     BudgetExceeded,

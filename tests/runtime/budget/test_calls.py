@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from virtual import virtual_runtime
+from kit.virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog

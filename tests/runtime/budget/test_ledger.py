@@ -8,9 +8,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from budgets import ITEM, PRICE
 from hypothesis import given
 from hypothesis import strategies as st
+from runtime.budgets import ITEM, PRICE
 
 from afnio.runtime import Ledger, Price, Tier
 from afnio.runtime._spending import COLUMNS, Item, Spent, cost

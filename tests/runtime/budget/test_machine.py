@@ -9,10 +9,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from budgets import PRICE, FakeRuntime, estimate, turns
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from runtime.budgets import PRICE, FakeRuntime, estimate, turns
 
 from afnio.errors import BudgetExceeded
 from afnio.runtime import Budget

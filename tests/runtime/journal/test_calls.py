@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from entrances.scenarios import Agent, replies
-from virtual import virtual_runtime
+from kit.virtual import virtual_runtime
 
 import afnio
 import afnio.cognitive as cog

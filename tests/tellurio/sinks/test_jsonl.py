@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import FIRST, SECOND, reply, train
+from kit.tiny_training import FIRST, SECOND, reply, train
 
 import afnio
 import afnio.cognitive as cog

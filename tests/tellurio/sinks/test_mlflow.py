@@ -13,8 +13,8 @@ pytest.importorskip("mlflow", reason="afnio[mlflow] is not installed")
 pytest.importorskip("sqlalchemy", reason="MLflow's SQLite store needs sqlalchemy")
 
 import anyio
-from roles import comment, play
-from together import Together
+from kit.roles import comment, play
+from kit.together import Together
 
 import afnio
 import afnio.cognitive as cog

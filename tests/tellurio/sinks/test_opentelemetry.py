@@ -12,12 +12,12 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk", reason="afnio[opentelemetry] is not installed")
 
+from kit.roles import comment, play
+from kit.together import Together
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
-from roles import comment, play
-from together import Together
 
 import afnio
 import afnio.cognitive as cog

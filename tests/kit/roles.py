@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from blocks import Block, read_blocks, read_section
-
 from afnio.models import ChatRequest
+from kit.blocks import Block, read_blocks, read_section
 
 _KINDS = {
     "afnio_feedback": "critic",

@@ -1,0 +1,1 @@
+"""The kit: what tests of several folders share. A helper with one folder stays in that folder."""
