@@ -11,7 +11,7 @@ from kit.endpoint import Endpoint
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back off for milliseconds, so that retries don't slow the tests down."""
-    monkeypatch.setattr("afnio.runtime._retries.BACKOFF_FIRST", 0.001)
+    monkeypatch.setattr("afnio.runtime._call.BACKOFF_FIRST", 0.001)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
 

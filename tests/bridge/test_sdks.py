@@ -115,15 +115,6 @@ async def test_embeddings(endpoint: Endpoint) -> None:
     assert [1.0] == found.data[0].embedding
 
 
-async def test_equal_embeddings_at_once_are_asked_for_once(endpoint: Endpoint) -> None:
-    endpoint.latency = 0.05
-    client = openai_of(endpoint)
-    await asyncio.gather(
-        *(client.embeddings.create(model="m", input="one", encoding_format="float") for _ in range(5))
-    )
-    assert 1 == len(endpoint.asked)
-
-
 async def test_several_replies_to_one_request(endpoint: Endpoint) -> None:
     reply = await openai_of(endpoint).chat.completions.create(model="m", messages=SAY, n=3)
     assert 3 == len(reply.choices)

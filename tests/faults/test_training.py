@@ -37,7 +37,7 @@ QUICK = {"BACKOFF_FIRST": 0.005, "BACKOFF_MAX": 0.02}
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry soon: what is tested is which calls are repeated, not for how long they wait."""
     for name, value in QUICK.items():
-        monkeypatch.setattr(f"afnio.runtime._retries.{name}", value)
+        monkeypatch.setattr(f"afnio.runtime._call.{name}", value)
 
 
 def label(reply: str) -> str:

@@ -294,7 +294,7 @@ async def test_a_refused_certificate_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The account is given up after some seconds, as one whose host doesn't exist; no request was sent."""
-    monkeypatch.setattr("afnio.runtime._retries.FIRST_CONTACT", 0.05)
+    monkeypatch.setattr("afnio.runtime._health.FIRST_CONTACT", 0.05)
     async with serving(answer, context(issue(authority))) as url:
         with (
             anyio.fail_after(30),
@@ -305,7 +305,7 @@ async def test_a_refused_certificate_is_one_clear_error(
 
 async def test_a_server_without_tls_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when http:// was meant."""
-    monkeypatch.setattr("afnio.runtime._retries.FIRST_CONTACT", 0.05)
+    monkeypatch.setattr("afnio.runtime._health.FIRST_CONTACT", 0.05)
 
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

@@ -173,8 +173,8 @@ async def test_the_retry_budget_is_the_groups() -> None:
 
 async def test_all_of_them_are_away_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls wait, and whoever tries a replica for all of them pays with no attempt: none is lost."""
-    monkeypatch.setattr("afnio.runtime._admission.LEFT_OUT_FIRST", 0.001)
-    monkeypatch.setattr("afnio.runtime._admission.LEFT_OUT_MAX", 0.002)
+    monkeypatch.setattr("afnio.runtime._replicas.LEFT_OUT_FIRST", 0.001)
+    monkeypatch.setattr("afnio.runtime._replicas.LEFT_OUT_MAX", 0.002)
     async with Provider(lm=repeats) as one, Provider(lm=repeats) as two:
         urls = [one.base_url, two.base_url]
         lm = group(*urls, name="away")

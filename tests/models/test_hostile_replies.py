@@ -196,7 +196,7 @@ async def test_every_reply_has_its_meaning(
     monkeypatch: pytest.MonkeyPatch, make: Callable[..., ChatClient], own: bool, differs: dict[str, Any]
 ) -> None:
     """Used, or an error of its class, after one request, in bounds of time and memory and without the key."""
-    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 1)
+    monkeypatch.setattr("afnio.runtime._call.ATTEMPTS", 1)
     expected = {name: meaning for name, (_, meaning) in MATRIX.items()} | differs
     found: dict[str, tuple[Any, str]] = {}
     before = peak()

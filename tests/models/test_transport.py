@@ -144,7 +144,7 @@ async def test_the_largest_reply_is_a_setting():
 async def test_a_reply_that_stops_in_the_middle_is_given_up(monkeypatch):
     """Though the attempt would have more time."""
     monkeypatch.setattr("afnio.models._transport.BETWEEN_BYTES", 0.05)
-    monkeypatch.setattr("afnio.runtime._retries.ATTEMPTS", 1)
+    monkeypatch.setattr("afnio.runtime._call.ATTEMPTS", 1)
     half = Way(reply(b'{"choices": ', length=99), "hang")
     async with HostileServer({"v1": half}) as server:
         with pytest.raises(FinalModelError, match="fell silent in the middle of a reply, for 0.05 s"):

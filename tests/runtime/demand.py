@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from afnio.errors import ModelError
 from afnio.runtime import RateLimits
-from afnio.runtime._admission import Admitter, Permit
-from afnio.runtime._attempts import AttemptOutcome
-from afnio.runtime._settings import CallPriority, Priority
+from afnio.runtime._admission import Admitter
+from afnio.runtime._call import AttemptOutcome
+from afnio.runtime._call_queue import Permit
+from afnio.runtime._settings import Priority
 from afnio.runtime.events import Usage
 
 
@@ -18,7 +19,7 @@ from afnio.runtime.events import Usage
 class Demand:
     """One call as admission sees it."""
 
-    level: Priority = Priority.TRAINING
+    priority: Priority = Priority.TRAINING
     depth: int = 0
     model: str = "m"
     purpose: str = "forward"
@@ -26,10 +27,6 @@ class Demand:
     prompt_tokens: int = 0
     max_output: int | None = 0
     prefix: int = 0
-    priority: CallPriority = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "priority", CallPriority(self.level))
 
 
 class Attempt(AbstractAsyncContextManager["Attempt"]):

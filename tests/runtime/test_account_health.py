@@ -14,9 +14,10 @@ from runtime.demand import Attempt, Demand
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
 from afnio.runtime import Account, Limits
 from afnio.runtime._admission import Admitter
+from afnio.runtime._call import retries
+from afnio.runtime._health import GIVES_UP, OPENS_AFTER, AccountHealth
 from afnio.runtime._limits import give_limits, given_limits
 from afnio.runtime._loop import loop_time
-from afnio.runtime._retries import GIVES_UP, OPENS_AFTER, AccountHealth, retries
 from afnio.runtime.events import CircuitClosed, CircuitOpened, subscribed
 
 URL = "https://host/v1"
@@ -131,7 +132,7 @@ def test_retry_budget_is_named() -> None:
     assert [True] * 50 + [False] == granted
     (note,) = errors[-1].__notes__
     assert note.startswith(
-        "not tried again: https://host/v1 had [50] retries in ten minutes, which is all that [0]"
+        "not tried again: https://host/v1 used its retry budget: 50 retries in ten minutes for 0 calls"
     )
 
 
@@ -175,12 +176,12 @@ class Repeated:
     def __init__(self, admit: Admitter, reached: Callable[[], bool]) -> None:
         self.failures = 0
         self.refused_since = None
-        self.health = admit.health
-        self._admit = admit
+        self.spared = False
+        self.account = self._admit = admit
         self._reached = reached
         self._first = True
 
-    def retry(self, state: Any) -> None:
+    def retried(self, error: Any, wait: float) -> None:
         self._first = False
 
     async def attempt(self) -> None:

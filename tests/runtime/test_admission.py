@@ -14,7 +14,7 @@ from runtime.demand import Attempt, Demand
 from afnio.errors import RateLimitedError, TransientModelError
 from afnio.runtime import Account, Limits
 from afnio.runtime._admission import Admitter
-from afnio.runtime._retries import CEILING, CUT, START, Concurrency
+from afnio.runtime._health import CEILING, CUT, START, Concurrency
 from afnio.runtime._settings import Priority
 
 
@@ -190,7 +190,7 @@ async def test_a_huge_limit_is_none(limit: int, caplog: pytest.LogCaptureFixture
             await anyio.sleep(1.2)
     assert pytest.approx(3.6) == anyio.current_time()
     assert [
-        f"https://huge-{limit}.example was given {name}_per_minute={limit}, which is taken for no limit"
+        f"https://huge-{limit}.example was given {name}_per_minute={limit}, which is treated as unlimited"
         for name in ("requests", "tokens")
     ] == [record.getMessage() for record in caplog.records]
 

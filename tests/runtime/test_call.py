@@ -10,9 +10,8 @@ import pytest
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime import Account
-from afnio.runtime._attempts import Call, Codec
-from afnio.runtime._call import perform
-from afnio.runtime._retries import ATTEMPTS, BACKOFF_MAX, REFUSED_FOR
+from afnio.runtime._call import BACKOFF_MAX, REFUSED_FOR, Call, Codec, perform
+from afnio.runtime._health import ATTEMPTS
 from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
 
 
@@ -58,7 +57,6 @@ def made(attempt: Any, deadline: float) -> Call[Reply]:
         address="scope/1/forward",
         scope="scope",
         key="c0ffee",
-        deterministic=False,
         codec=codec,
         account=Account("https://host", "s"),
         model="m",
@@ -122,6 +120,17 @@ async def test_retry_after_is_obeyed_with_jitter_on_top() -> None:
     """The wait is never shorter than what the provider asked for."""
     events, _ = await run(call([RateLimitedError("slow", retry_after=20.0), None]))
     assert 20.0 <= events[0].wait <= 20.5
+
+
+@pytest.mark.looptime
+async def test_a_refused_call_pauses_once() -> None:
+    """Its account waits for as long as the provider said, and the call goes as soon as that is over."""
+    started = anyio.current_time()
+    refused = RateLimitedError("slow down", status=429, retry_after=2.0)
+    events, reply = await run(call([refused, None]))
+    assert isinstance(reply, Reply)
+    assert [event.wait for event in events if isinstance(event, CallRetried)] == [2.0]
+    assert anyio.current_time() - started == pytest.approx(2.0, abs=0.01)
 
 
 @pytest.mark.looptime

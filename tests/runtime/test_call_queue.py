@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runtime.demand import Demand
 
-from afnio.runtime._admission import PATIENCE, CallQueue, Permit, QueueEntry
+from afnio.runtime._call_queue import PATIENCE, CallQueue, Permit, QueueEntry
 from afnio.runtime._settings import Priority
 
 
@@ -33,9 +33,8 @@ async def test_order() -> None:
         entry(Demand(depth=1)),
         entry(Demand()),
         entry(Demand()),
-        entry(Demand(Priority.SPECULATIVE, depth=9)),
     ]
-    for waiting in [expected[n] for n in (7, 5, 2, 6, 4, 0, 3, 1)]:
+    for waiting in [expected[n] for n in (5, 2, 6, 4, 0, 3, 1)]:
         queue.push(waiting)
     assert expected == drained(queue)
 
@@ -43,7 +42,7 @@ async def test_order() -> None:
 async def test_nobody_starves() -> None:
     """Under an endless stream of urgent calls each other one is overtaken a bounded number of times."""
     queue = CallQueue()
-    patient = [entry(Demand(Priority.SPECULATIVE)) for _ in range(3)]
+    patient = [entry(Demand(Priority.TRAINING)) for _ in range(3)]
     for waiting in patient:
         queue.push(waiting)
     turns = []

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from afnio.runtime._retries import BLOCK, FIRST_PROBE, GIVES_UP, LAST_PROBE, OPENS_AFTER, Circuit
+from afnio.runtime._health import BLOCK, FIRST_PROBE, GIVES_UP, LAST_PROBE, OPENS_AFTER, Circuit
 
 
 def opened() -> Circuit:

@@ -22,9 +22,9 @@ HEAD = """
 import afnio
 import afnio.cognitive as cog
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import _retries
+from afnio.runtime import _call
 
-_retries.BACKOFF_MAX = 0
+_call.BACKOFF_MAX = 0
 client = AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key="any")
 prompt = cog.Parameter("Answer.", role="prompt")
 messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [afnio.Variable("{q}")]}]

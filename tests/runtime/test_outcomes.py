@@ -18,11 +18,11 @@ from afnio.errors import (
     UnreachableError,
 )
 from afnio.runtime import Account, Budget, Limits, budget
-from afnio.runtime import _retries as retries
-from afnio.runtime._admission import Admitter, admitter
-from afnio.runtime._attempts import Call, Codec
-from afnio.runtime._call import Solo, perform
+from afnio.runtime import _call as path
+from afnio.runtime._admission import Admitter
+from afnio.runtime._call import Call, Codec, perform
 from afnio.runtime._limits import give_limits
+from afnio.runtime._replicas import admitter
 from afnio.runtime._spending import Spent
 from afnio.runtime.events import Usage
 
@@ -63,7 +63,6 @@ def made(attempt: Callable[[], Any], name: str) -> Call[Reply]:
         address="scope/1/forward",
         scope="scope",
         key="c0ffee",
-        deterministic=False,
         codec=codec,
         account=account,
         model="m",
@@ -78,8 +77,8 @@ def made(attempt: Callable[[], Any], name: str) -> Call[Reply]:
 
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "ATTEMPTS", 1)
-    monkeypatch.setattr(retries, "REFUSED_FOR", 0.0)
+    monkeypatch.setattr(path, "ATTEMPTS", 1)
+    monkeypatch.setattr(path, "REFUSED_FOR", 0.0)
 
 
 def money(spent: Spent) -> str:
@@ -148,7 +147,7 @@ async def test_a_host_that_was_never_reached() -> None:
     with budget() as spending, pytest.raises(UnreachableError):
         await perform(runtime, call)  # type: ignore[arg-type]
     total, admit = spending.ledger.total, admitter(runtime, call.account)  # type: ignore[arg-type]
-    assert total.attempts == total.unknown == counted(admit)[0] == 2 * retries.ATTEMPTS
+    assert total.attempts == total.unknown == counted(admit)[0] == 2 * path.ATTEMPTS
     assert ("failing", KEPT * total.attempts) == (health(admit), counted(admit)[1])
 
 
@@ -205,7 +204,7 @@ async def test_a_budget_whose_time_ends_in_the_queue(monkeypatch: pytest.MonkeyP
     runtime, call = Runtime(), made(attempt, "late")
     monkeypatch.setattr(Budget, "check_time", out_of_time)
     with budget() as spending, pytest.raises(BudgetExceeded):
-        await Solo(runtime, call).send()  # type: ignore[arg-type]
+        await perform(runtime, call)  # type: ignore[arg-type]
     admit = admitter(runtime, call.account)  # type: ignore[arg-type]
     assert ("not sent", 0, FREE, "neither") == (money(spending.ledger.total), *counted(admit), health(admit))
     assert (0, 0) == (admit.in_flight, spending.balance.open)

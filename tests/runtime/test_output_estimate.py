@@ -7,8 +7,8 @@ from typing import Any
 
 import afnio
 from afnio.runtime import current_runtime
-from afnio.runtime._admission import admitter
 from afnio.runtime._limits import DEFAULT_OUTPUT, KEPT, OutputEstimate
+from afnio.runtime._replicas import admitter
 from afnio.testing import ScriptedClient
 
 

@@ -1,4 +1,4 @@
-"""Priorities: given by name, raised by who joins."""
+"""Priorities: given by name, and kept by the queue."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 
 import afnio
 from afnio.runtime import current_runtime
-from afnio.runtime._admission import admitter
-from afnio.runtime._flight import Flights
+from afnio.runtime._replicas import admitter
 from afnio.runtime._settings import Priority, current_priority
 from afnio.testing import ScriptedClient
 
@@ -24,7 +23,7 @@ def test_names() -> None:
             assert current_priority() is Priority.SERVING
         assert current_priority() is Priority.VALIDATION
     assert current_priority() is Priority.TRAINING
-    with pytest.raises(ValueError, match="serving, validation, training, speculative .got 'high'"):
+    with pytest.raises(ValueError, match="serving, validation, training .got 'high'"):
         afnio.priority("high")  # type: ignore[arg-type]
 
 
@@ -36,12 +35,6 @@ async def until(condition: Callable[[], bool]) -> None:
 def queued(client: ScriptedClient) -> int:
     """Return how many calls wait for admission."""
     return len(admitter(current_runtime(), client.account)._queue)
-
-
-def joined() -> int:
-    """Return how many callers wait for a call that somebody else began."""
-    flights = current_runtime().resource(Flights, Flights).by_key.values()
-    return sum(flight.waiting - 1 for flight in flights)
 
 
 def test_serving_goes_first() -> None:
@@ -61,23 +54,20 @@ def test_serving_goes_first() -> None:
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
 
-            async def ask(name: str, rank: Any, **args: Any) -> None:
+            async def ask(name: str, rank: Any) -> None:
                 with afnio.priority(rank):
-                    await client.achat(messages=[{"role": "user", "content": name}], model="m", **args)
+                    await client.achat(messages=[{"role": "user", "content": name}], model="m")
 
             tasks.start_soon(ask, "first", "training")
             while not started.is_set():
                 await anyio.sleep(0.001)
-            for number, name in enumerate(("t1", "t2", "shared"), start=1):
-                tasks.start_soon(lambda name=name: ask(name, "training", temperature=0))
+            for number, name in enumerate(("t1", "t2", "t3"), start=1):
+                tasks.start_soon(ask, name, "training")
                 await until(lambda number=number: queued(client) == number)
             tasks.start_soon(ask, "served", "serving")
             await until(lambda: queued(client) == 4)
-            # It joins the training call that is last in the queue, and takes it along.
-            tasks.start_soon(lambda: ask("shared", "serving", temperature=0))
-            await until(lambda: joined() == 1)
             go.set()
 
     anyio.run(main)
-    assert ["first", "shared", "served", "t1", "t2"] == order
+    assert order == ["first", "served", "t1", "t2", "t3"]
     assert 5 == len(client.requests)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from afnio.runtime._retries import PERIOD, RetryBudget
+from afnio.runtime._health import PERIOD, RetryBudget
 
 
 def granted(budget: RetryBudget, now: float) -> int:

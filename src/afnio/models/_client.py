@@ -25,8 +25,7 @@ from afnio.errors import AfnioError, FinalModelError, TransientModelError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
 from afnio.models._trace import CHAT_PATH, current_trace, in_attempt
-from afnio.runtime._attempts import ATTEMPT_DEADLINE, Call, Codec
-from afnio.runtime._call import perform
+from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding
@@ -163,14 +162,12 @@ class ChatClient(ABC):
         if rehearsed is not None:
             return rehearsed.answer(self, job, request, purpose)
         runtime = job.launch.runtime
-        deterministic = request.params.get("temperature") == 0
-        key, plain_key = self._keys(request, wanted=deterministic or active_journal.get() is not None)
+        # Lanes of a launch may share a reply at temperature 0. A single job has nobody to share with.
+        shares = request.params.get("temperature") == 0 and len(job.launch.jobs) > 1
         call = Call(
             address=job.call_address(purpose),
             scope=job.launch.scope.path,
-            key=key,
-            plain_key=plain_key,
-            deterministic=deterministic,
+            key=self._key(request, wanted=shares or active_journal.get() is not None),
             codec=CODEC,
             account=self.account,
             model=request.model,
@@ -187,6 +184,7 @@ class ChatClient(ABC):
             node=job.launch.address,
             lane=job.lane,
             count=self._count,
+            shared=job.launch.shared if shares else None,
         )
         return await perform(runtime, call)
 
@@ -197,17 +195,13 @@ class ChatClient(ABC):
         finally:
             in_attempt.reset(token)
 
-    def _keys(self, request: ChatRequest, *, wanted: bool) -> tuple[str, str | None]:
-        """Return the key of a request, and its key in journals of format 1 if it differs.
+    def _key(self, request: ChatRequest, *, wanted: bool) -> str:
+        """Return the key of a request, or an empty text if nothing asks for it.
 
-        Without a journal, and at a temperature, nothing asks for them, and a long prompt's digest costs as much as
-        the rest of its call.
+        A long prompt's digest costs as much as the rest of its call.
         """
         _ = request.encoded  # in any case: half a character must fail here, before anything is reserved
-        if not wanted:
-            return "", None
-        url = self.account.url
-        return request.key(url, self.variant), request.key(url) if self.variant else None
+        return request.key(self.account.url, self.variant) if wanted else ""
 
     def _count(self, purpose: str, usage: Usage) -> None:
         calls, total = self._counted.get(purpose, (0, Usage()))

@@ -71,12 +71,10 @@ from afnio.models._replies import read_limits, status_error
 from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
 from afnio.models._trace import TracedCall, current_trace, in_attempt
 from afnio.models._transport import MAX_REPLY, AiohttpTransport, Silence
-from afnio.runtime._attempts import ATTEMPT_DEADLINE, Call
-from afnio.runtime._call import perform
+from afnio.runtime._call import ATTEMPT_DEADLINE, Call, perform
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._limits import Account, RateLimits
 from afnio.runtime._loop import Cancelled, loop_time
-from afnio.runtime._settings import CallPriority, current_priority
 from afnio.runtime.events import Usage
 
 STREAM_DEADLINE: Final = 3600.0
@@ -227,20 +225,16 @@ class Exchange:
         rehearsed = rehearsal.get()
         if rehearsed is not None:
             return _made_up(request, rehearsed, origin)
-        temperature = request.dialect.temperature(request.json)
         call = Call(
             address=origin.address,
             scope=origin.scope,
             key=request.key,
-            deterministic=temperature == 0,
-            alone=request.stream,
             codec=CODEC,
             account=request.account,
             model=request.model,
             purpose=origin.purpose,
             attempt=self._attempt.make,
             deadline=math.inf if request.stream else self._read_timeout or ATTEMPT_DEADLINE,
-            priority=CallPriority(current_priority()),
             depth=origin.depth,
             prompt_tokens=request.prompt_tokens,
             max_output=request.dialect.max_output(request.json),

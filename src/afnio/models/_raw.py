@@ -23,7 +23,7 @@ from afnio.models._dialect import Dialect
 from afnio.models._dialects import CHAT, dialect_named, dialect_of
 from afnio.models._masking import secrets_in_headers
 from afnio.models._messages import ChatResponse, ToolCall
-from afnio.runtime._attempts import Codec
+from afnio.runtime._call import Codec
 from afnio.runtime._limits import Account, RateLimits
 from afnio.runtime.events import Usage
 

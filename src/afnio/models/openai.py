@@ -44,7 +44,7 @@ from afnio.models._transport import (
     unreachable,
 )
 from afnio.runtime._admission import current_replica
-from afnio.runtime._attempts import ATTEMPT_DEADLINE
+from afnio.runtime._call import ATTEMPT_DEADLINE
 from afnio.runtime._callables import is_async, look_up
 from afnio.runtime._limits import Account, Limits, give_replicas
 

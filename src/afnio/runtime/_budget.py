@@ -254,7 +254,7 @@ def _whole(name: str, value: Any) -> int | None:
 
 
 class Charge(Enum):
-    """How much of its reserve an attempt costs once it has ended. `AttemptOutcome` in `_attempts.py` decides."""
+    """How much of its reserve an attempt costs once it has ended. `AttemptOutcome` in `_call.py` decides."""
 
     USED = auto()
     """The tokens that its reply counted, or the reserve if it counted none."""
@@ -354,10 +354,6 @@ class Reservation(AbstractContextManager["Reservation"]):
         """
         for budget in self.budgets:
             budget.check_time()
-        self.send()
-
-    def send(self) -> None:
-        """Count the attempt without a look at the clock."""
         assert self._state is _State.HELD, "an attempt is held before it is sent"
         self._state = _State.SENT
         for budget in self.budgets:
@@ -365,31 +361,22 @@ class Reservation(AbstractContextManager["Reservation"]):
             budget.record(self._item, Spent(attempts=1))
         self._admit()  # others may have waited for this call to be given back; now they know that it won't be
 
-    def split(self) -> dict[Budget, Reservation]:
-        """Return what is held as a separate reservation for each budget, so that they can end one by one."""
-        assert self._state is _State.HELD, "only what is held is handed over"
-        self._state = _State.IDLE
-        parts = {budget: Reservation(self._estimate, self._lengths, (budget,)) for budget in self.budgets}
-        for part in parts.values():
-            part._state, part._usage, part._need = _State.HELD, self._usage, self._need
-        return parts
-
     def learn(self, usage: Usage) -> None:
         """Note how long a reply was, for the estimates of later ones."""
         if usage.total_tokens:
             self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
 
-    def settle(self, charge: Charge, usage: Usage = _NO_USAGE) -> None:
+    def settle(self, charge: Charge, usage: Usage | None = None) -> None:
         """End an attempt that was sent.
 
         Args:
-            usage: the tokens that its reply counted.
+            usage: the tokens that its reply counted, or None without a reply.
         """
         if charge is Charge.NOTHING:
             self._end(_NO_USAGE, Spent())
             return
         price, calls = self._estimate.price, int(charge is Charge.USED)
-        if calls and usage.total_tokens:
+        if calls and usage is not None and usage.total_tokens:
             self._end(usage, Spent.of(price, usage, calls=1))
         else:
             self._end(self._usage, Spent.of(price, unknown=1, reserved=self._usage) + Spent(calls))

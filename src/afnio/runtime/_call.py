@@ -1,32 +1,68 @@
 """Calls: the one path that every language model call takes.
 
-    journal → flight → budget → admission → attempt → outcome → retry, or reply → journal
+    journal → budget → admission → wire → outcome → retry, or reply → journal
 
-`perform` asks the journal first; a recorded reply costs nothing. A call that may share its reply with equal ones (its
-temperature is 0, or the journal reuses replies) joins their `Flight` (`_flight.py`). The others go alone, as a `Solo`.
-What follows is the same for both, and in `_attempts.py`.
+`perform` asks the journal first; a recorded reply costs nothing. Lanes of one launch that ask the same at temperature
+0 share one reply (`_share`). The others are sent (`_send`), attempt by attempt, until one is answered or they are used
+up.
+
+Each attempt waits twice. It waits for money in the line of a budget (`_budget.py`), then for its turn in the queue of
+the account (`_admission.py`). The orders of the two differ, so they can't be one wait. How the attempt *ended* is
+decided once, by the table `AttemptOutcome`. Budgets, the account's limits and its health all settle by the same row.
+
+What happens on a 429, for example: `AttemptOutcome.LIMITED` charges no money and gives the request and its tokens back.
+Admission pauses the account and finds its pace (`Refusals` in `_health.py`). The call goes back to the queue, for an
+hour at most, and none of that counts as a failed attempt.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
+import random
 import time
-from typing import TYPE_CHECKING, final
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum, unique
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
 
 import anyio
 
-from afnio.errors import TransientModelError
-from afnio.runtime._admission import count_call
-from afnio.runtime._attempts import Call, R, Trip, ended, no_reply, note_unknown, record_reply, retried, send
-from afnio.runtime._budget import reservation_of, time_over
-from afnio.runtime._flight import Overdue, share
+from afnio.errors import JournalError, ModelError, RateLimitedError, TransientModelError
+from afnio.runtime._admission import Sign, Tokens, current_replica
+from afnio.runtime._budget import Charge, reservation_of, time_over
+from afnio.runtime._health import ATTEMPTS, is_first_contact
 from afnio.runtime._kernel import Runtime
-from afnio.runtime._loop import Cancelled, deadline_at, loop_time
+from afnio.runtime._limits import DEFAULT_OUTPUT, Account
+from afnio.runtime._loop import Cancelled, Signal, deadline_at, loop_time
+from afnio.runtime._replicas import admitter
+from afnio.runtime._settings import Priority, current_priority
+from afnio.runtime._spending import AttemptEstimate, Price, cost, possible_usage
 from afnio.runtime._waiting import active_journal
-from afnio.runtime.events import CallReplayed, emit, listening
+from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit, listening
 
 if TYPE_CHECKING:
-    from tenacity import RetryCallState
+    from tenacity import AsyncRetrying, RetryCallState
+
+    from afnio.runtime._journal import Journal
+    from afnio.runtime._journal_file import Kind
+    from afnio.runtime._limits import RateLimits
+
+ATTEMPT_DEADLINE: Final = 600.0
+"""Seconds that one attempt may take, from its first byte out to its last byte in."""
+
+
+class Reply(Protocol):
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def limits(self) -> RateLimits | None: ...
+
+
+R = TypeVar("R", bound="Reply")
 
 
 async def perform(runtime: Runtime, call: Call[R]) -> R:
@@ -41,78 +77,535 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
     """
     journal = active_journal.get()
     if journal is not None:
-        record = journal.take(call.address, call.key, call.scope, call.plain_key)
+        record = journal.take(call.address, call.key, call.scope)
         if record is not None:
-            known = call.codec.decode(record.payload)
-            count_call(waits=True)
+            reply = call.codec.decode(record.payload)
+            if call.shared is not None:
+                call.shared.setdefault((call.account, call.key), SharedCall(reply))
             if listening():
                 about = (call.address, call.account.url, call.model, call.purpose)
-                emit(CallReplayed(*about, call.request, known, call.node, call.lane))
-            return known
+                emit(CallReplayed(*about, call.request, reply, call.node, call.lane))
+            return reply
         if journal.broken is not None:
             raise journal.broken
-    started = time.monotonic()
-    failed = None
-    if not call.alone and (call.deterministic or (journal is not None and journal.mode == "reuse")):
-        try:
-            return await share(runtime, call, journal)
-        except Overdue:
-            failed = no_reply(call.account.url, call, call.deadline)
-    solo = Solo(runtime, call)
-    reply = await solo.send(failed)
-    if call.count is not None:
-        call.count(call.purpose, reply.usage)
-    if journal is not None:
-        await record_reply(runtime, journal, call, solo.url, reply, time.monotonic() - started).wait()
+    if call.shared is not None:
+        return await _share(Trip(runtime, call, journal), call.shared)
+    trip = Trip(runtime, call, journal)
+    reply = await _send(trip)
+    await _record(trip, reply)
     return reply
 
 
+async def _share(trip: Trip[R], calls: dict[Hashable, SharedCall[Any]]) -> R:
+    """Return the reply to a call that equal lanes of its launch make, too. The first of them sends it.
+
+    They have one context, so the first one's budgets, deadline, priority and subscribers are those of all. Its error
+    is the error of those that wait for it. If it is cancelled, the next one sends the call. A follower has a row of its
+    own in the journal, without usage, so that its address is answered when the run is resumed.
+    """
+    key = (trip.call.account, trip.call.key)
+    while (first := calls.get(key)) is not None:
+        await first.ended.wait()
+        if first.error is not None:
+            raise _copied(first.error)
+        if first.reply is not None:
+            await _record(trip, first.reply, "shared")
+            return first.reply  # type: ignore[no-any-return]
+    first = calls[key] = SharedCall()
+    try:
+        first.reply = reply = await _send(trip)
+    except Exception as error:
+        first.error = _copied(error)
+        raise
+    finally:
+        if first.reply is None:
+            del calls[key]  # a lane that asks later tries again
+        first.ended.set()
+    await _record(trip, reply)
+    return reply
+
+
+async def _send(trip: Trip[R]) -> R:
+    """Send a call until it has a reply, has failed for good, or a budget's time is over."""
+    ends = trip.reservation.deadline
+    trip.runtime.count_open(1)
+    try:
+        with trip.reservation:
+            if ends == math.inf:
+                reply = await _repeated(trip)
+            else:
+                with anyio.CancelScope(deadline=ends) as scope:
+                    reply = await _repeated(trip)
+                if scope.cancelled_caught:
+                    raise time_over(trip.reservation.budgets)
+    except BaseException as error:
+        if trip.attempts > 1 and isinstance(error, ModelError):
+            error.add_note(f"after {trip.attempts} attempts in {trip.seconds:.1f} s")
+        trip.ended(None, error)
+        raise
+    finally:
+        trip.runtime.count_open(-1)
+    trip.ended(reply, None)
+    if trip.call.count is not None:
+        trip.call.count(trip.call.purpose, reply.usage)
+    return reply
+
+
+async def _repeated(trip: Trip[R]) -> R:
+    """Make attempts until one is answered. The first one bypasses tenacity, which would double this path (30 µs)."""
+    try:
+        return await _attempt(trip)
+    except TransientModelError as error:
+        failed = [error]
+
+    async def again(trip: Trip[R]) -> R:
+        if failed:  # tenacity's first attempt is the one that was made above
+            raise failed.pop()
+        return await _attempt(trip)
+
+    return await retries()(again, trip)
+
+
+async def _attempt(trip: Trip[R]) -> R:
+    """Make one attempt: reserve its money, wait for its turn, send it, and settle with the account."""
+    call, account = trip.call, trip.account
+    await trip.reservation.hold()
+    permit = await account.enter(call, first=trip.attempts == 0, last=trip.replica)
+    trip.replica, trip.outcome = permit.account, AttemptOutcome.UNSENT
+    try:
+        reply = await _on_wire(trip)
+    except BaseException as error:
+        limits = error.limits if isinstance(error, ModelError) else None
+        account.leave(permit, trip.outcome, limits=limits, error=error)
+        trip.spared = permit.spared
+        raise
+    account.leave(permit, trip.outcome, usage=reply.usage, limits=reply.limits)
+    return reply
+
+
+async def _on_wire(trip: Trip[R]) -> R:
+    """Send the call once, note the outcome, and charge it to its budgets."""
+    call, reservation = trip.call, trip.reservation
+    reservation.attempt()  # raises if a budget's time ran out in the queue
+    trip.attempts += 1
+    trip.outcome = AttemptOutcome.CUT_OFF  # until it is known how it ended
+    deadline = deadline_at(loop_time() + call.deadline)
+    replica = None if trip.replica is None else current_replica.set(trip.replica)
+    sent = time.monotonic()
+    usage = None
+    try:
+        async with deadline:
+            reply = _counted(call, await call.attempt())
+            trip.outcome, usage = AttemptOutcome.REPLIED, reply.usage
+            return reply
+    except ModelError as error:
+        trip.outcome = AttemptOutcome.of(error)
+        raise
+    except TimeoutError:
+        if not deadline.expired():  # the client's own
+            raise
+        trip.outcome = AttemptOutcome.NO_REPLY
+        raise TransientModelError(
+            f"{trip.url} gave no reply within {call.deadline:g} s ({call.model})"
+        ) from None
+    finally:
+        if replica is not None:
+            current_replica.reset(replica)
+        if usage is not None:
+            reservation.learn(usage)
+        reservation.settle(trip.outcome.money, usage)
+        if trip.outcome.journaled:
+            _note_unknown(trip)
+        trip.last = time.monotonic() - sent
+        trip.on_wire += trip.last
+
+
 @final
-class Solo(Trip[R]):
-    """A call that one caller waits for, in the caller's context."""
+class Trip(Generic[R]):
+    """A call under way, from attempt to attempt.
 
-    def __init__(self, runtime: Runtime, call: Call[R]) -> None:
-        super().__init__(runtime, call)
-        self._journal = active_journal.get()
-        self._reservation = reservation_of(runtime, call.estimate)
-        self._ends = self._reservation.deadline
+    Attributes:
+        account: the queue of its account, under the limits that held when the call was made.
+        reservation: what it holds of the budgets of its context.
+        attempts, on_wire: their number, and their seconds together.
+        last: seconds of the last one.
+        outcome: how the last one ended.
+        spared: True if the last one was a probe for others that failed. It uses up no attempt.
+        replica: where the last one went, or None if the account is no group of replicas.
+        failures: attempts that were neither answered nor refused.
+        refused_since: when the refusals began that its last attempts have met, or None.
+    """
 
-    async def send(self, failed: TransientModelError | None = None) -> R:
-        """Send the call until it has a reply, has failed for good, or a budget's time is over.
+    __slots__ = (
+        "_started", "account", "attempts", "call", "failures", "journal", "last", "on_wire", "outcome",
+        "refused_since", "replica", "reservation", "runtime", "spared",
+    )  # fmt: skip
 
-        Args:
-            failed: the error of a first attempt that was made in a flight.
-        """
-        self.attempts, self.known_failure = int(failed is not None), failed
-        with self._reservation:
-            if self._ends == math.inf:
-                return await send(self)
-            with anyio.CancelScope(deadline=self._ends):
-                return await send(self)
-            raise time_over(self._reservation.budgets)
+    def __init__(self, runtime: Runtime, call: Call[R], journal: Journal | None) -> None:
+        self.runtime = runtime
+        self.call = call
+        self.journal = journal
+        self.account = admitter(runtime, call.account)
+        self.reservation = reservation_of(runtime, call.estimate)
+        self.attempts = 0
+        self.on_wire = 0.0
+        self.last = 0.0
+        self.outcome = AttemptOutcome.UNSENT
+        self.spared = False
+        self.replica: Account | None = None
+        self.failures = 0
+        self.refused_since: float | None = None
+        self._started = time.monotonic()
 
-    async def hold(self) -> None:
-        await self._reservation.hold()
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
 
-    def depart(self) -> None:
-        self._reservation.attempt()
-        self.wire = deadline_at(loop_time() + self.patience)
+    @property
+    def url(self) -> str:
+        """The endpoint of the last attempt."""
+        return self.call.account.url if self.replica is None else self.replica.url
 
-    def settle(self, reply: R | None) -> None:
-        if reply is not None:
-            self._reservation.learn(reply.usage)
-            self._reservation.settle(self.outcome.money, reply.usage)
+    def retried(self, error: BaseException | None, wait: float) -> None:
+        """Notify subscribers that there will be another attempt."""
+        if listening():
+            call = self.call
+            about = (call.address, self.url, call.model, call.purpose)
+            emit(CallRetried(*about, self.attempts, str(error), wait, self.last))
+
+    def ended(self, reply: R | None, error: BaseException | None) -> None:
+        """Notify subscribers how the call ended."""
+        if not listening():
             return
-        self._reservation.settle(self.outcome.money)
-        if self.outcome.journaled and self._journal is not None:
-            note_unknown(self._journal, self.call, self.url)
+        call, usage = self.call, Usage() if reply is None else reply.usage
+        if isinstance(error, Cancelled) and loop_time() >= self.reservation.deadline:
+            error = time_over(self.reservation.budgets)
+        emit(
+            CallEnded(
+                call.address,
+                self.url,
+                call.model,
+                call.purpose,
+                self.attempts,
+                self.on_wire,
+                self.seconds - self.on_wire,
+                usage,
+                None if error is None else f"{type(error).__name__}: {error}",
+                call.request,
+                reply,
+                None if call.price is None or reply is None else cost(call.price, usage),
+                call.node,
+                call.lane,
+            )
+        )
 
-    def retry(self, state: RetryCallState) -> None:
-        if listening():
-            emit(retried(self.call, self, state))
 
-    def end(self, reply: R | None, error: BaseException | None) -> None:
-        if listening():
-            if isinstance(error, Cancelled) and loop_time() >= self._ends:
-                error = time_over(self._reservation.budgets)
-            emit(ended(self.call, self, reply, error))
+@final
+class SharedCall(Generic[R]):
+    """A call that lanes of one launch share.
+
+    Attributes:
+        reply, error: how it ended; neither if it was cancelled.
+        ended: set once it has ended.
+    """
+
+    __slots__ = ("ended", "error", "reply")
+
+    def __init__(self, reply: R | None = None) -> None:
+        self.reply = reply
+        self.error: Exception | None = None
+        self.ended = anyio.Event()
+        if reply is not None:
+            self.ended.set()
+
+
+def _copied(error: Exception) -> Exception:
+    """Return a copy of a shared error: each caller adds a note on where its call was launched.
+
+    The copy has no traceback, which would lead back to the frame that holds it, a reference cycle.
+    """
+    try:
+        own = copy.copy(error)
+    except Exception:
+        return error
+    own.__cause__ = error.__cause__
+    if hasattr(error, "__notes__"):
+        own.__notes__ = list(error.__notes__)
+    return own
+
+
+# Retries.
+
+
+REFUSED_FOR: Final = 3600.0
+"""Seconds of nothing but refusals after which a call fails: a quota by the hour is waited for, one by the day isn't."""
+BACKOFF_FIRST: Final = 0.5
+BACKOFF_MAX: Final = 30.0
+FIRST_CONTACT_MAX: Final = 2.0
+"""The longest backoff towards a host that was never reached, so that a wrong URL is reported within five seconds."""
+
+
+@cache
+def retries() -> AsyncRetrying:
+    """Return what repeats attempts: `await retries()(attempt, trip)`. Only transient errors are tried again.
+
+    There is one object for all calls, and it is called. One made for each call would leave a reference cycle. Iterating
+    this one would mix up concurrent calls, because it keeps the state of an iteration in itself.
+    """
+    from tenacity import AsyncRetrying, retry_if_exception_type
+
+    return AsyncRetrying(
+        stop=_used_up,
+        wait=backoff,
+        retry=retry_if_exception_type(TransientModelError),
+        sleep=anyio.sleep,
+        before_sleep=_announce,
+        reraise=True,
+    )
+
+
+def _used_up(state: RetryCallState) -> bool:
+    """Return True if a call has been tried often enough.
+
+    A failed probe and refusals use up no attempts and no retry budget: the account is alive, and the call's turn will
+    come. Refusals end after an hour.
+    """
+    trip, error = _failed(state)
+    if trip.spared:
+        return False
+    if isinstance(error, RateLimitedError):
+        now = loop_time()
+        if trip.refused_since is None:
+            trip.refused_since = now
+        if now - trip.refused_since < REFUSED_FOR:
+            return False
+        error.add_note(f"not tried again: it was refused for {REFUSED_FOR / 60:g} minutes, each time")
+        return True
+    trip.refused_since = None
+    trip.failures += 1
+    # A first contact ends by time; a server that took its time over each refusal would never end it.
+    most = 2 * ATTEMPTS if is_first_contact(error) else ATTEMPTS
+    return trip.failures >= most or not trip.account.health.grant_retry(error, loop_time())
+
+
+def backoff(state: RetryCallState) -> float:
+    """Return seconds to wait: full jitter (AWS, 2015), on top of what the provider asked for.
+
+    A refused call goes back to the queue at once: its account pauses there, for all of its calls.
+    """
+    trip, error = _failed(state)
+    if trip.spared or isinstance(error, RateLimitedError):
+        return 0.0
+    longest = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX
+    ceiling = min(longest, BACKOFF_FIRST * 2 ** min(trip.failures, 10))
+    return (error.retry_after or 0.0) + random.uniform(0, ceiling)
+
+
+async def _announce(state: RetryCallState) -> None:
+    trip, error = _failed(state)
+    if trip.spared or state.next_action is None:
+        return
+    wait = state.next_action.sleep
+    if isinstance(error, RateLimitedError):
+        wait = error.retry_after or 0.0
+    trip.retried(error, wait)
+    await trip.account.health.log_retry(error, wait)
+
+
+def _failed(state: RetryCallState) -> tuple[Trip[Any], ModelError]:
+    """Return what an attempt was made for, and the error that it raised."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(error, ModelError), "only transient errors are tried again"
+    return state.args[0], error
+
+
+# How attempts end.
+
+
+_UNSURE: Final = frozenset({408, 499, 502, 504, 524})
+"""Statuses of a gateway that stopped waiting. The model behind it may have worked, and be paid for, all the same."""
+
+
+@unique
+class AttemptOutcome(Enum):
+    """How an attempt ended, and what that means for everything that counts attempts.
+
+    *Money* is for budgets. *Request* and *tokens* are for the account's limits: providers count most of what they let
+    in, and nothing that they turn away. *Sign* is for the account's health: its circuit breaker, concurrency and pace.
+    *Journal* is True if the attempt is recorded, so that a run that continues this one knows that it may have been
+    paid for.
+    """
+
+    # fmt: off
+    #           money           request  tokens        sign           journal
+    REPLIED = (Charge.USED,     True,  Tokens.USED, Sign.ANSWERS,  False)
+    LIMITED = (Charge.NOTHING,  False, Tokens.FREE, Sign.REFUSES,  False)  # 429; the whole account pauses
+    REJECTED = (Charge.NOTHING, True,  Tokens.FREE, Sign.BY_ERROR, False)  # other 4xx; 429 without money left
+    GAVE_UP = (Charge.RESERVE,  True,  Tokens.FREE, Sign.BY_ERROR, False)  # 408, 499
+    FAILED = (Charge.NOTHING,   True,  Tokens.KEPT, Sign.BY_ERROR, False)  # 500, 503 and other 5xx
+    UNKNOWN = (Charge.RESERVE,  True,  Tokens.KEPT, Sign.BY_ERROR, False)  # 502, 504, 524, a reset, an unusable 200
+    NO_REPLY = (Charge.RESERVE, True,  Tokens.KEPT, Sign.BY_ERROR, True)   # the attempt's deadline passed
+    CUT_OFF = (Charge.RESERVE,  True,  Tokens.KEPT, Sign.NOTHING,  True)   # cancelled on the wire
+    UNSENT = (Charge.NOTHING,   False, Tokens.FREE, Sign.NOTHING,  False)  # a budget's time ran out in the queue
+    # fmt: on
+
+    def __init__(
+        self, money: Charge, request_counts: bool, tokens: Tokens, sign: Sign, journaled: bool
+    ) -> None:
+        self.money = money
+        self.request_counts = request_counts
+        self.tokens = tokens
+        self.sign = sign
+        self.journaled = journaled
+
+    @classmethod
+    def of(cls, error: ModelError) -> AttemptOutcome:
+        """Return the outcome of an attempt that raised `error`.
+
+        >>> AttemptOutcome.of(ModelError("overloaded", status=503)).name
+        'FAILED'
+        """
+        if isinstance(error, RateLimitedError):
+            return cls.LIMITED
+        status = error.status
+        if status is None or status < 400:
+            return cls.UNKNOWN
+        if status in _UNSURE:
+            return cls.GAVE_UP if status < 500 else cls.UNKNOWN
+        return cls.REJECTED if status < 500 else cls.FAILED
+
+
+# What a call is.
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """One language model call.
+
+    Attributes:
+        address: where in the program it was launched: scope path, launch, part, lane, purpose.
+        scope: the scope path alone.
+        key: digest of everything that can change the reply; empty if neither a journal nor equal calls ask for it.
+        attempt: sends it once; raises a `TransientModelError` if another attempt may help.
+        depth: how many launches had to end before it could be made; deeper calls go first.
+        prompt_tokens: of the request, counted or estimated.
+        max_output: the tokens that the reply may have, or None without a limit.
+        price: of its tokens, or None if unknown.
+        site: the place in the program; replies to calls of one site are assumed to be alike in length.
+        prefix: hash of the prompt's beginning, for groups of replicas.
+        request: for events.
+        node, lane: the launch and the sample that it is made for, for events.
+        count: called with the purpose and the usage of a reply that was paid for.
+        shared: the calls of its launch by account and key, if equal ones may share a reply (its temperature is 0);
+            otherwise None.
+    """
+
+    address: str
+    scope: str
+    key: str
+    codec: Codec[R]
+    account: Account
+    model: str
+    purpose: str
+    attempt: Callable[[], Awaitable[R]]
+    deadline: float = ATTEMPT_DEADLINE
+    priority: Priority = field(default_factory=current_priority)
+    depth: int = 0
+    prompt_tokens: int = 0
+    max_output: int | None = None
+    price: Price | None = None
+    site: Hashable = None
+    prefix: int = 0
+    request: Any = None
+    node: str = ""
+    lane: int | None = None
+    count: Callable[[str, Usage], object] | None = None
+    shared: dict[Hashable, SharedCall[Any]] | None = None
+
+    @property
+    def estimate(self) -> AttemptEstimate:
+        """The most that an attempt may use up, for budgets."""
+        return AttemptEstimate(
+            self.model, self.account.url, self.purpose, self.prompt_tokens, self.max_output, self.price
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[R]):
+    """How replies become bytes in a journal and come back."""
+
+    encode: Callable[[R], bytes]
+    decode: Callable[[bytes], R]
+    reusable: Callable[[R], bool]
+    """Returns True if the reply may answer another address: it wasn't refused or cut off."""
+    recount: Callable[[R, Usage], R]
+    """Returns the reply with other counts of tokens."""
+
+
+# What calls leave in a journal.
+
+
+async def _record(trip: Trip[R], reply: R, kind: Kind = "reply") -> None:
+    """Record a reply, and return once it is on disk or the journal is broken.
+
+    Raises:
+        JournalError: if this reply can't be recorded, and others can.
+    """
+    journal = trip.journal
+    if journal is None:
+        return
+    from afnio.runtime._journal_file import Record  # with sqlite3, which `import afnio` leaves out
+
+    call = trip.call
+    record = Record(
+        address=call.address,
+        scope=call.scope,
+        key=call.key,
+        model=call.model,
+        purpose=call.purpose,
+        account=trip.url,
+        usage=reply.usage if kind == "reply" else Usage(),
+        seconds=trip.seconds,
+        kind=kind,
+        reusable=call.codec.reusable(reply),
+    )
+    written = Signal()
+
+    def done(error: BaseException | None) -> None:
+        # A full disk isn't this reply's fault: its caller gets it, and the next call raises.
+        trip.runtime.post(written.set, None if error is journal.broken else error)
+
+    journal.append(record, done, payload=lambda: call.codec.encode(reply))
+    await written.wait()
+
+
+def _note_unknown(trip: Trip[Any]) -> None:
+    """Record an attempt whose end is unknown, at the most that it may have used."""
+    journal, call = trip.journal, trip.call
+    if journal is None or journal.broken is not None:
+        return
+    from afnio.runtime._journal_file import Record
+
+    usage = Usage(call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
+    record = Record(
+        address=call.address, scope=call.scope, key=call.key, model=call.model, purpose=call.purpose,
+        account=trip.url, usage=usage, kind="unknown", reusable=False,
+    )  # fmt: skip
+    with suppress(JournalError):  # closed meanwhile; the caller gets the error of its call
+        journal.append(record, lambda error: None)
+
+
+_noted: Final[set[Account]] = set()
+
+
+def _counted(call: Call[R], reply: R) -> R:
+    """Return the reply with impossible token counts corrected, before budgets, journals and events see them."""
+    usage = reply.usage
+    possible = possible_usage(usage, call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
+    if possible is usage:
+        return reply
+    if possible != usage and call.account not in _noted:
+        _noted.add(call.account)
+        text = "%s reported an impossible token count (%s), which is counted as %s (logged once per account)"
+        logging.getLogger("afnio").warning(text, call.account.url, usage, possible)
+    return call.codec.recount(reply, possible)

@@ -79,10 +79,8 @@ class Journal:
         mode: Mode,
         lock: LockFile,
         on_change: Callable[[ProgramChanged], object],
-        version: int = _journal_file.VERSION,
     ) -> None:
         self.path = path
-        self._takes_plain_keys = version < _journal_file.VERSION and mode == "resume"
         self.mode: Mode = mode
         self.changed: ProgramChanged | None = None
         self._on_change = on_change
@@ -137,8 +135,8 @@ class Journal:
             raise _unusable(file, error) from error
         lock = _lock(file)
         try:
-            version = _prepare(file)
-            return cls(file, mode, lock, on_change or _log_change, version)
+            _prepare(file)
+            return cls(file, mode, lock, on_change or _log_change)
         except BaseException:
             lock.release()
             raise
@@ -159,21 +157,17 @@ class Journal:
         assert broken is None or isinstance(broken, JournalError)
         return broken
 
-    def take(self, address: str, key: str, scope: str = "", plain_key: str | None = None) -> Record | None:
+    def take(self, address: str, key: str, scope: str = "") -> Record | None:
         """Return the record that answers a call, or None if the call must be sent.
 
         Args:
             key: digest of the request, in hex.
             scope: addresses of one scope may take each other's replies once the program has changed.
-            plain_key: the key in files of format 1, if it differs. Used in resume mode only: the same program
-                at the same place adds the same headers to its requests, but another one may not.
 
         Raises:
             JournalFormatError: the record is damaged.
         """
         self._check()
-        if self._takes_plain_keys and plain_key is not None and self._reader.has(address, plain_key):
-            key = plain_key
         return self._matching.take(address, bytes.fromhex(key), scope)
 
     def take_result(self, address: str, key: str, scope: str = "") -> Record | None:
@@ -271,8 +265,8 @@ def _lock(journal: Path) -> LockFile:
         ) from error
 
 
-def _prepare(path: Path) -> int:
-    """Create the file if it is missing; return the version of its format."""
+def _prepare(path: Path) -> None:
+    """Create the file if it is missing, and check its format."""
     try:
         if path.exists() and not path.is_file():
             raise OSError("it isn't a file")
@@ -282,7 +276,7 @@ def _prepare(path: Path) -> int:
             raise PermissionError("no right to write")
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from error
-    return _journal_file.check_file(path)
+    _journal_file.check_file(path)
 
 
 def _end(pid: int, reader: JournalReader, writer: SQLiteWriter[PendingRecord, Any]) -> None:

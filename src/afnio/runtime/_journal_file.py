@@ -8,7 +8,7 @@ that another process is writing.
 **Rows are only ever added.** `records.kind` is one of
 
 * `reply`: a call and its reply;
-* `shared`: a call that joined another call in flight and got its reply; it cost nothing;
+* `shared`: a call whose reply another lane of its launch had asked for; it cost nothing;
 * `failed`: an attempt that was paid for and gave no reply;
 * `unknown`: an attempt that timed out on the wire and may have been paid for;
 * `reused`: an address that was answered with the reply of another row, named by `source`. A later run then
@@ -19,10 +19,8 @@ that another process is writing.
 **The `ledger` table** holds the sums per purpose, model and account. It is updated in the transaction that
 inserts the rows, so it always matches them. Adding up a million rows would take seconds at each opening.
 
-**Versions.** `user_version` is 2. Format 1 has the same tables, but its keys leave out what a client adds to
-its requests, such as headers; see `Journal.take`. Such a file is read and written without an upgrade. A newer
-format is refused with an error. The indexes of results are younger than format 2. A file without them has no
-results; they are made with its first one, which older versions of Afnio skip.
+**Versions.** `user_version` is 2. Any other format is refused with an error. The indexes of results are made with the
+first result, because most journals have none.
 
 **Durability.** The file is in WAL mode with `synchronous = FULL`: a committed record survives a power cut. A
 new file is made under another name and moved into place, so a half-made one never has the journal's name.
@@ -96,9 +94,6 @@ class Record:
 
 VERSION: Final = 2
 """`user_version` of the tables below."""
-
-OLDEST: Final = 1
-"""The oldest format that can be used."""
 
 APPLICATION: Final = 0x41464E4A
 """`application_id` of every journal: "AFNJ"."""
@@ -312,8 +307,6 @@ _BY_ADDRESS: Final[Mapping[Answering, str]] = {
 }
 _BY_KEY: Final[Mapping[Answering, str]] = {"reply": _by_key("reply"), "result": _by_key("result")}
 _BY_ID = f"SELECT {_SELECTED} FROM records WHERE id = ?"  # noqa: S608 - constants
-_OLD_RESULTS: Final = _by_address("= 'shared' AND purpose = 'result'")
-"""Results had no kind of their own at first."""
 _HAS_RESULTS: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'results_by_address'"
 
 
@@ -355,16 +348,10 @@ class JournalReader:
     def at(self, address: str, kind: Answering = "reply") -> list[Found]:
         """Return the rows that answered the address: the newest session's first, in order of record."""
         rows = self._fetch(_BY_ADDRESS[kind], address, self.last) if kind in self._kinds else []
-        if kind == "result" and not rows and self.last:
-            rows = self._fetch(_OLD_RESULTS, address, self.last)
         return [
             Found(row[0] if row[1] is None else row[1], row[2], row[3:] if row[1] is None else None)
             for row in rows
         ]
-
-    def has(self, address: str, key: str) -> bool:
-        """Return True if a row answers this address for a request with this key, in hex."""
-        return any(found.key.hex() == key for found in self.at(address))
 
     def record(self, found: Found) -> Record:
         """Return the record behind a found row."""
@@ -652,12 +639,12 @@ def check_file(path: Path, *, pages: bool = True) -> int:
         raise unreadable(path, error) from error
     if application != APPLICATION:
         raise _foreign(path)
-    if version > VERSION:
+    if version != VERSION:
         raise JournalFormatError(
-            f"The journal [{path}] has the schema version [{version}], but this Afnio knows only "
-            f"[{VERSION}]; install a newer one, or name another path."
+            f"a journal must have format {VERSION} (got {version}: {path}); use the Afnio that wrote it, or name "
+            "another path"
         )
-    if version < OLDEST or not sound:
+    if not sound:
         raise corrupt(path, "its pages don't fit together")
     return version
 

@@ -50,7 +50,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
@@ -420,7 +420,7 @@ class Launch:
 
     __slots__ = (
         "__weakref__", "address", "cancelled", "context", "depth", "event", "holders", "home", "jobs", "left", "line",
-        "name", "runtime", "scope",
+        "name", "runtime", "scope", "shared",
     )  # fmt: skip
 
     def __init__(self, name: str, *, address: str | None = None, line: Line | None = None) -> None:
@@ -447,6 +447,8 @@ class Launch:
         self.event: Any = None
         # The loop that its `async def` callables run on; None is the runtime's.
         self.home: CallerLoop | None = None
+        # Calls at temperature 0 by account and key, until it ends: its lanes share equal ones.
+        self.shared: dict[Hashable, Any] = {}
 
     def add(
         self,
@@ -880,6 +882,7 @@ class Runtime:
         launch.left -= 1
         if launch.left == 0:
             launch.jobs = []
+            launch.shared = {}
             self.launches.pop(launch, None)
             launch.scope.owner.release(launch)
 

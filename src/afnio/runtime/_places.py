@@ -13,8 +13,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, final
 from urllib.parse import urlsplit
 
-from afnio.runtime._admission import ReplicaAdmitter
 from afnio.runtime._kernel import Runtime, existing_runtime
+from afnio.runtime._replicas import ReplicaAdmitter
 
 if TYPE_CHECKING:
     from afnio.runtime._executors import ExecutorState

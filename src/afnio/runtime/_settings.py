@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, Token
 from enum import IntEnum
-from typing import Any, Final, Generic, Literal, TypeVar, cast, final
+from typing import Any, Final, Generic, Literal, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -145,12 +145,11 @@ class Priority(IntEnum):
     SERVING = 0
     VALIDATION = 1
     TRAINING = 2
-    SPECULATIVE = 3
 
 
 _priority: Final[Setting[Priority]] = Setting("priority", Priority.TRAINING)
 
-PriorityName = Literal["serving", "validation", "training", "speculative"]
+PriorityName = Literal["serving", "validation", "training"]
 
 
 class priority(Assignment[Priority]):  # noqa: N801
@@ -159,7 +158,7 @@ class priority(Assignment[Priority]):  # noqa: N801
     A plain call sets the process default, a `with` block the priority in its context.
 
     Args:
-        name: "serving", "validation", "training" or "speculative", most urgent first.
+        name: "serving", "validation" or "training", most urgent first.
 
     Raises:
         ValueError: for any other name.
@@ -186,27 +185,3 @@ def prioritised(level: Priority) -> AbstractContextManager[Priority]:
 def current_priority() -> Priority:
     """Return the priority of calls that are launched here."""
     return _priority.get()
-
-
-@final
-class CallPriority:
-    """The priority of one call. A more urgent caller that joins the call raises it.
-
-    >>> priority = CallPriority(Priority.TRAINING)
-    >>> priority.raise_to(Priority.SERVING)
-    >>> priority.level.name
-    'SERVING'
-    """
-
-    __slots__ = ("level", "on_raise")
-
-    def __init__(self, level: Priority) -> None:
-        self.level = level
-        self.on_raise: Callable[[], object] | None = None
-
-    def raise_to(self, level: Priority) -> None:
-        """Take `level` if it is more urgent, and notify the queue that holds the call."""
-        if level < self.level:
-            self.level = level
-            if self.on_raise is not None:
-                self.on_raise()

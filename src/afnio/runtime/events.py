@@ -280,14 +280,7 @@ def subscribed(subscriber: Subscriber) -> Iterator[None]:
 @contextmanager
 def unheard() -> Iterator[None]:
     """Notify no subscriber of what is launched in the block."""
-    with heard_by():
-        yield
-
-
-@contextmanager
-def heard_by(*subscribers: Subscriber) -> Iterator[None]:
-    """Notify these subscribers, and no others, of what is launched in the block."""
-    with _subscribers.override(()), _local.override(subscribers), recorder.override(None):
+    with _subscribers.override(()), _local.override(()), recorder.override(None):
         yield
 
 
@@ -306,21 +299,11 @@ def listening() -> bool:
     return bool(_subscribers.get() or _local.get() or recorder.get() is not None)
 
 
-def audience() -> tuple[Subscriber, ...]:
-    """Return the subscribers of events that are emitted here, the recorder first."""
-    first = recorder.get()
-    return (*(() if first is None else (first,)), *_subscribers.get(), *_local.get())
-
-
 def emit(event: Any) -> None:
-    """Notify the recorder and the subscribers."""
-    for subscriber in audience():
-        tell(subscriber, event)
-
-
-def tell(subscriber: Subscriber, event: Any) -> None:
-    """Notify one subscriber. If it raises, log that and go on."""
-    try:
-        subscriber(event)
-    except Exception:
-        logging.getLogger("afnio").exception("a subscriber failed on %s", type(event).__name__)
+    """Notify the recorder and the subscribers. If one raises, log that and go on."""
+    first = recorder.get()
+    for subscriber in (*(() if first is None else (first,)), *_subscribers.get(), *_local.get()):
+        try:
+            subscriber(event)
+        except Exception:
+            logging.getLogger("afnio").exception("a subscriber failed on %s", type(event).__name__)

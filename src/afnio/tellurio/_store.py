@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from afnio.errors import StoreProblemError, StoreVersionError
-from afnio.runtime._admission import calls_on_wire
 from afnio.runtime._files import LockFile, SQLiteWriter, is_locked, make_private_folder
 from afnio.runtime._kernel import calls_under_way
 from afnio.runtime._places import Places, places
+from afnio.runtime._replicas import calls_on_wire
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
 from afnio.tellurio._program import git_commit, platform_facts, versions
 from afnio.tellurio._recording import Recording

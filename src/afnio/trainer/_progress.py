@@ -36,10 +36,10 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
-from afnio.runtime._admission import on_wire
 from afnio.runtime._budget import Budget, current_budgets
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._places import places
+from afnio.runtime._replicas import on_wire
 from afnio.runtime.events import (
     CallEnded,
     CallReplayed,

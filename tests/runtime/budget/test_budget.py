@@ -21,8 +21,8 @@ from afnio.errors import (
     UnknownPriceError,
 )
 from afnio.runtime import Budget, Launch, Ledger, Slot, budget, current_runtime
-from afnio.runtime._attempts import AttemptOutcome
 from afnio.runtime._budget import Charge, Reservation, current_budgets, reserve
+from afnio.runtime._call import AttemptOutcome
 from afnio.runtime._limits import DEFAULT_OUTPUT
 from afnio.runtime._spending import AttemptEstimate, Spent
 from afnio.runtime._waiting import wait

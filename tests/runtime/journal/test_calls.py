@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, JournalError, TransientModelError
 from afnio.models import ChatResponse, ToolCall
-from afnio.runtime import _journal_file, current_runtime
-from afnio.runtime._flight import Flights
+from afnio.runtime import _journal_file
 from afnio.runtime._journal import Journal
 from afnio.runtime.events import CallEnded, CallReplayed, Usage, subscribed
 from afnio.testing import ScriptedClient
@@ -109,92 +105,6 @@ def test_a_changed_program_takes_what_it_still_asks(tmp_path: Path, caplog: Any)
     assert 1 == sum("changed" in record.message for record in caplog.records)
 
 
-def test_equal_calls_at_temperature_zero_are_one() -> None:
-    """Sixteen equal calls at once are one on the wire if temperature 0 was asked for, else sixteen."""
-
-    async def ask(client: ScriptedClient, **args: Any) -> list[str]:
-        answers: list[str] = []
-
-        async def one() -> None:
-            reply = await client.achat(messages=[{"role": "user", "content": "x"}], model="m", **args)
-            answers.append(str(reply))
-
-        async with anyio.create_task_group() as tasks:
-            for _ in range(16):
-                tasks.start_soon(one)
-        return answers
-
-    merged, drawn = ScriptedClient("hi", latency=0.05), ScriptedClient("hi", latency=0.05)
-    assert ["hi"] * 16 == anyio.run(lambda: ask(merged, temperature=0))
-    assert ["hi"] * 16 == anyio.run(lambda: ask(drawn, temperature=0.7))
-    assert (1, 16) == (len(merged.requests), len(drawn.requests))
-    assert 1 == merged.get_usage()["calls"]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await anyio.sleep(0.001)
-
-
-def waiting() -> int:
-    """Return how many callers wait for calls that may be shared."""
-    flights = current_runtime().resource(Flights, Flights).by_key
-    return sum(flight.waiting for flight in list(flights.values()))
-
-
-def test_one_of_many_waiters_may_leave() -> None:
-    """Who asked first may be cancelled; the others get the reply. When all leave, the call is cancelled."""
-
-    async def main(stay: bool) -> tuple[list[str], int]:
-        asked, release, answers = threading.Event(), threading.Event(), []
-
-        async def held(request: Any) -> str:
-            asked.set()
-            while not release.is_set():
-                await anyio.sleep(0.001)
-            return "hi"
-
-        client = ScriptedClient(held)
-
-        async def one(patience: anyio.CancelScope) -> None:
-            with patience:
-                ask = client.achat(messages=[{"role": "user", "content": "x"}], model="m", temperature=0)
-                answers.append(str(await ask))
-
-        first, second = anyio.CancelScope(), anyio.CancelScope()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(one, first)
-            tasks.start_soon(one, second)
-            await until(lambda: asked.is_set() and waiting() == 2)
-            first.cancel()
-            await until(lambda: waiting() == 1)
-            if stay:
-                release.set()
-            else:
-                second.cancel()
-        while client._open:
-            await anyio.sleep(0.001)
-        return answers, len(client.requests)
-
-    assert (["hi"], 1) == anyio.run(main, True)
-    assert ([], 1) == anyio.run(main, False)
-
-
-def test_shared_calls_each_have_a_row(tmp_path: Path) -> None:
-    """Each address gets its own row, one of them paid for."""
-    messages = [
-        {"role": "user", "content": [afnio.Variable("x")]},
-        {"role": "user", "content": [afnio.Variable("{n}")]},
-    ]
-    for client, calls in [(ScriptedClient("hi", latency=0.02), 1), (ScriptedClient(DEAD), 0)]:
-        with afnio.journal(tmp_path / "j"):
-            reply = cog.chat_completion(client, messages, {"n": ["1", "1", "1"]}, model="m", temperature=0.0)
-            assert ["hi"] * 3 == reply.data
-        assert calls == len(client.requests)
-    stat = Journal.stat(tmp_path / "j")
-    assert (3, 1) == (stat.records, stat.total.calls)
-
-
 def test_a_full_disk_stops_new_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that can't be recorded reaches its waiter; then no new call is sent, and the error says why."""
 
@@ -274,21 +184,3 @@ def test_what_a_client_adds_is_part_of_the_request(tmp_path: Path, mode: Any) ->
         with afnio.journal(tmp_path / "j", mode):
             answers.append(tenant(name, reply).chat(**ask).content)
     assert ["for a", "for b", "for all", "for a", "for b"] == answers
-
-
-def test_a_journal_of_format_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its keys leave out what the client adds: the same program is resumed, and nothing is reused."""
-    ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
-    with afnio.journal(tmp_path / "j"):
-        assert "old" == tenant("", "old").chat(**ask).content
-    with closing(sqlite3.connect(tmp_path / "j")) as file:
-        file.execute("PRAGMA user_version = 1")
-    with afnio.journal(tmp_path / "j"):
-        assert "old" == tenant("a", "new").chat(**ask).content
-        assert "next" == tenant("a", "next").chat(**ask).content
-    with afnio.journal(tmp_path / "j", "reuse"):
-        assert "next" == tenant("a", "new").chat(**ask).content
-        assert "mine" == tenant("b", "mine").chat(**ask).content
-    with afnio.journal(tmp_path / "j"):
-        assert ["old", "next"] == [tenant("a", "new").chat(**ask).content for _ in range(2)]
-    assert [] == caplog.records

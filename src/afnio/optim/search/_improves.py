@@ -30,7 +30,6 @@ from afnio.optim._holdout import Evaluate, EvaluationBlock, Holdout, called, dig
 from afnio.optim._optimizer import Acceptance, Candidate, Change, Decision, StepInputs, proposals
 from afnio.optim._tgd import Reduced, gathered_of
 from afnio.optim.search._races import Race, Verdict
-from afnio.runtime._admission import Congestion, congestion
 from afnio.runtime._callables import tolerate
 from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import Priority, draw_seed, prioritised
@@ -350,20 +349,15 @@ class Trial:
         self.scores: list[UnitScores] = [{} for _ in numbers]
         self._proposed = [anyio.Event() for _ in numbers]
         self._passed = [[anyio.Event() for _ in blocks] for _ in numbers]
-        self._congestion = Congestion()
         self._cancels = [anyio.CancelScope() for _ in numbers]
         self._measuring = anyio.CancelScope()
 
     async def run(self) -> None:
         """Propose and evaluate until the race is over. A failure is the verdict on its candidate, not raised."""
-        counting = congestion.set(self._congestion)
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._measure_incumbent)
-                for candidate in range(len(self._numbers)):
-                    tasks.start_soon(self._run, candidate)
-        finally:
-            congestion.reset(counting)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._measure_incumbent)
+            for candidate in range(len(self._numbers)):
+                tasks.start_soon(self._run, candidate)
 
     @property
     def compared(self) -> bool:
@@ -414,11 +408,8 @@ class Trial:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._evaluate_block, candidate, 0, Priority.VALIDATION)
             for number in range(1, len(self._blocks)):
-                urgency = Priority.SPECULATIVE
-                if number == 1 or self._congestion.high:
-                    await self._passed[candidate][number - 1].wait()
-                    urgency = Priority.VALIDATION
-                tasks.start_soon(self._evaluate_block, candidate, number, urgency)
+                await self._passed[candidate][number - 1].wait()
+                tasks.start_soon(self._evaluate_block, candidate, number, Priority.VALIDATION)
 
     async def _propose(self, candidate: int) -> None:
         changes, failed = await proposals(self._inputs, self._feedback(candidate))

@@ -1,6 +1,6 @@
-"""Retries, and how an account recovers from refusals and failures.
+"""Health: how an account recovers from refusals and failures.
 
-A call whose attempt failed is tried again, with a growing, random delay (`retries`). That is right for one failure and
+A call whose attempt failed is tried again, with a growing, random delay (`_call.py`). That is right for one failure and
 wrong for many: a thousand calls that all retry against a broken server keep it broken, and one that is over its limit
 refuses all of them. So the account has its own state, and its calls wait in the queue instead:
 
@@ -17,112 +17,22 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, Final, Protocol, final
-
-import anyio
+from typing import TYPE_CHECKING, Final, final
 
 from afnio.errors import (
-    ModelError,
     ProviderDownError,
-    RateLimitedError,
     TransientModelError,
     UnreachableError,
 )
 from afnio.runtime._limits import Pacer
-from afnio.runtime._loop import loop_time
 from afnio.runtime.events import CircuitClosed, CircuitOpened, emit
 
 if TYPE_CHECKING:
-    from tenacity import AsyncRetrying, RetryCallState
+    pass
 
 ATTEMPTS: Final = 8
 """At 20 % faults five attempts lose some call in 11 % of runs of 350 calls, eight in 0.1 %."""
-REFUSED_FOR: Final = 3600.0
-"""Seconds of nothing but refusals after which a call fails: a quota by the hour is waited for, one by the day isn't."""
-BACKOFF_FIRST: Final = 0.5
-BACKOFF_MAX: Final = 30.0
-FIRST_CONTACT_MAX: Final = 2.0
-"""The longest backoff towards a host that was never reached, so that a wrong URL is reported within five seconds."""
-
-
-class Repeated(Protocol):
-    """A call that is tried again: the first argument of what `retries` is called with.
-
-    Attributes:
-        failures: attempts that were neither answered nor refused.
-        refused_since: when the refusals began that its last attempts have met, or None.
-    """
-
-    failures: int
-    refused_since: float | None
-
-    @property
-    def health(self) -> AccountHealth: ...
-    def retry(self, state: RetryCallState) -> None: ...
-
-
-def _used_up(state: RetryCallState) -> bool:
-    """Return True if a call has been tried often enough.
-
-    Refusals use up no attempts and no retry budget: the account is alive, and the call's turn will come. They
-    end after an hour.
-    """
-    call: Repeated = state.args[0]
-    error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, RateLimitedError):
-        now = loop_time()
-        if call.refused_since is None:
-            call.refused_since = now
-        if now - call.refused_since < REFUSED_FOR:
-            return False
-        error.add_note(f"not tried again: it was refused for {REFUSED_FOR / 60:g} minutes, each time")
-        return True
-    call.refused_since = None
-    call.failures += 1
-    # A first contact ends by time; a server that took its time over each refusal would never end it.
-    most = 2 * ATTEMPTS if is_first_contact(error) else ATTEMPTS
-    return call.failures >= most or (error is not None and not call.health.grant_retry(error, loop_time()))
-
-
-def backoff(state: RetryCallState) -> float:
-    """Return seconds to wait: full jitter (AWS, 2015), on top of what the provider asked for.
-
-    Without jitter, callers that got the same `retry-after` would come back as one herd.
-    """
-    error = state.outcome.exception() if state.outcome is not None else None
-    longest = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX
-    ceiling = min(longest, BACKOFF_FIRST * 2 ** min(state.attempt_number - 1, 10))
-    asked = error.retry_after if isinstance(error, ModelError) else None
-    return (asked or 0.0) + random.uniform(0, ceiling)
-
-
-async def _announce(state: RetryCallState) -> None:
-    call: Repeated = state.args[0]
-    call.retry(state)
-    if state.outcome is not None and state.next_action is not None:
-        await call.health.log_retry(state.outcome.exception(), state.next_action.sleep)
-
-
-@cache
-def retries() -> AsyncRetrying:
-    """Return what repeats attempts: `await retries()(attempt, call)`. Only transient errors are tried again.
-
-    There is one object for all calls, and it is called. One made for each call would leave a reference cycle. Iterating
-    this one would mix up concurrent calls, because it keeps the state of an iteration in itself.
-    """
-    from tenacity import AsyncRetrying, retry_if_exception_type
-
-    return AsyncRetrying(
-        stop=_used_up,
-        wait=backoff,
-        retry=retry_if_exception_type(TransientModelError),
-        sleep=anyio.sleep,
-        before_sleep=_announce,
-        reraise=True,
-    )
 
 
 def is_first_contact(error: BaseException | None) -> bool:
@@ -162,7 +72,6 @@ class AccountHealth:
         # Imported now and not at the first failure, which may be that no more files can be opened.
         from aiolimiter import AsyncLimiter
 
-        self.retrying = retries()
         self.circuit = Circuit()
         self.retries = RetryBudget()
         self.is_replica = False
@@ -242,8 +151,8 @@ class AccountHealth:
         if self.retries.spend(now):
             return True
         error.add_note(
-            f"not tried again: {self._url} had [{self.retries.retries}] retries in ten minutes, which is all "
-            f"that [{self.retries.calls}] calls and {SPARE} more allow"
+            f"not tried again: {self._url} used its retry budget: {self.retries.retries} retries in ten minutes for "
+            f"{self.retries.calls} calls (limit: {self.retries.calls} + {SPARE})"
         )
         return False
 
@@ -312,7 +221,7 @@ LOOKBACK: Final = 60.0
 """Seconds before a refusal whose requests are evidence of what the account takes."""
 STRAY: Final = 5
 STRAY_SHARE: Final = 0.3
-"""Refusals that are taken for chance: this number, and this share of what was sent. Slowing down for random refusals
+"""Refusals that are treated as chance: this number, and this share of what was sent. Slowing down for random refusals
 would not reduce them, so the account would get slower and slower."""
 PACED_SHARE: Final = 0.1
 """The same share while a learnt pace holds: then there is a limit."""

@@ -1,0 +1,186 @@
+"""Equal lanes of one launch at temperature 0 share a reply: it is sent, paid for and counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from budgets import FakeRuntime
+
+import afnio
+import afnio.cognitive as cog
+from afnio.errors import BatchError, BudgetExceeded, FinalModelError
+from afnio.models import Usage
+from afnio.runtime import Account
+from afnio.runtime._call import Call, Codec, perform
+from afnio.runtime._journal import Journal
+from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+from afnio.testing import ScriptedClient
+
+DEAD = FinalModelError("gone")
+WORDS = ["same", "same", "other", "same"]
+MESSAGES = [{"role": "user", "content": [afnio.Variable("{word}")]}]
+
+
+def echo(request: Any) -> str:
+    return request.messages[0]["content"].upper()
+
+
+def ask(client: ScriptedClient, words: list[str] = WORDS, **args: Any) -> afnio.Variable:
+    return cog.chat_completion(client, MESSAGES, {"word": words}, model="m", **args)
+
+
+def test_equal_lanes_are_one_call() -> None:
+    """At temperature 0 only; each lane has its reply, and what counts calls counts what was sent."""
+    client, events = ScriptedClient(echo, latency=0.01), []
+    with afnio.budget(max_calls=2) as spending, subscribed(events.append):
+        assert ask(client, temperature=0).data == ["SAME", "SAME", "OTHER", "SAME"]
+    assert len(client.requests) == 2
+    assert client.get_usage()["calls"] == 2
+    assert spending.ledger.total.calls == 2
+    assert len([event for event in events if isinstance(event, CallEnded)]) == 2
+
+    drawn = ScriptedClient(echo, latency=0.01)
+    assert ask(drawn, temperature=0.7).data == ["SAME", "SAME", "OTHER", "SAME"]
+    assert len(drawn.requests) == 4
+
+
+def test_launches_share_nothing() -> None:
+    """Two launches, and two calls of a client, may be in different contexts: each pays for itself."""
+    client = ScriptedClient(echo, latency=0.01)
+    first, second = ask(client, ["same"] * 2, temperature=0), ask(client, ["same"] * 2, temperature=0)
+    assert first.data == second.data == ["SAME", "SAME"]
+    assert len(client.requests) == 2
+
+
+def test_an_error_is_that_of_all_equal_lanes() -> None:
+    """The request is refused once, and fails the three lanes."""
+    client = ScriptedClient(DEAD, latency=0.01)
+    reply = ask(client, ["same"] * 3, temperature=0)
+    with pytest.raises(BatchError, match="3 of 3 samples") as caught:
+        _ = reply.data
+    assert {str(error) for error in caught.value.exceptions} == {"gone"}
+    assert len(client.requests) == 1
+
+
+def test_a_budget_without_room_ends_all_equal_lanes() -> None:
+    """They have the same budgets, so none of them sends it after all."""
+    client = ScriptedClient(echo)
+    with pytest.raises(BatchError) as caught, afnio.budget(max_calls=0):
+        _ = ask(client, ["same"] * 3, temperature=0).data
+    assert {type(error) for error in caught.value.exceptions} == {BudgetExceeded}
+    assert len(client.requests) == 0
+
+
+def test_each_lane_has_a_row(tmp_path: Path) -> None:
+    """One of them is paid for. When the program is resumed, each address is answered; also after rows have moved."""
+    for client, words, calls in [
+        (ScriptedClient(echo, latency=0.01), ["same"] * 3, 1),
+        (ScriptedClient(DEAD), ["same"] * 3, 0),
+        (ScriptedClient(echo), ["new", *["same"] * 3], 1),
+    ]:
+        with afnio.journal(tmp_path / "j"):
+            assert ask(client, words, temperature=0).data == [word.upper() for word in words]
+        assert len(client.requests) == calls
+    stat = Journal.stat(tmp_path / "j")
+    assert stat.total.calls == 2
+
+
+def test_lanes_with_a_record_answer_those_without(tmp_path: Path) -> None:
+    """A lane whose row was lost in a crash gets the reply that is on record for the others."""
+    with afnio.journal(tmp_path / "j"):
+        assert ask(ScriptedClient(echo), ["same"], temperature=0).data == ["SAME"]
+    resumed, events = ScriptedClient(DEAD), []
+    with afnio.journal(tmp_path / "j"), subscribed(events.append):
+        assert ask(resumed, ["same", "same"], temperature=0).data == ["SAME", "SAME"]
+    assert len(resumed.requests) == 0
+    assert [type(event) for event in events if isinstance(event, CallEnded | CallReplayed)] == [CallReplayed]
+
+
+def test_draws_of_a_cache_stay_independent(tmp_path: Path) -> None:
+    """A `reuse` journal gives the n-th use of a request the n-th reply; at a temperature each use is a draw."""
+    numbers = iter(range(100))
+    client = ScriptedClient(lambda request: str(next(numbers)), latency=0.01)
+    with afnio.journal(tmp_path / "j", mode="reuse"):
+        assert len(set(ask(client, ["same"] * 12, temperature=1.0).data)) == 12
+    with afnio.journal(tmp_path / "j", mode="reuse"):
+        assert len(set(ask(ScriptedClient(DEAD), ["same"] * 12, temperature=1.0).data)) == 12
+
+
+# What no program can time from outside: who asks first is cancelled.
+
+
+class Runtime(FakeRuntime):
+    def count_open(self, change: int) -> None:
+        return
+
+
+class Reply:
+    usage = Usage(3, 2)
+    limits = None
+
+
+def shared(attempt: Callable[[], Awaitable[Reply]], calls: dict[Any, Any]) -> Call[Reply]:
+    codec: Codec[Reply] = Codec(
+        encode=lambda reply: b"",
+        decode=lambda payload: Reply(),
+        reusable=lambda reply: True,
+        recount=lambda reply, usage: reply,
+    )
+    return Call(
+        address="scope/1/forward",
+        scope="scope",
+        key="c0ffee",
+        codec=codec,
+        account=Account("shared://host", "s"),
+        model="m",
+        purpose="forward",
+        attempt=attempt,
+        shared=calls,
+    )
+
+
+@pytest.mark.looptime
+async def test_the_next_lane_sends_what_a_cancelled_one_began() -> None:
+    """A lane that is cancelled takes nobody along; those that wait still share one reply."""
+    runtime, sent, replies = Runtime(), [], []
+    calls: dict[Any, Any] = {}
+
+    async def attempt() -> Reply:
+        sent.append(anyio.current_time())
+        await anyio.sleep(10)
+        return Reply()
+
+    async def lane(patience: float) -> None:
+        with anyio.move_on_after(patience):
+            replies.append(await perform(runtime, shared(attempt, calls)))  # type: ignore[arg-type]
+
+    async with anyio.create_task_group() as tasks:
+        for patience in (5, 100, 100):
+            tasks.start_soon(lane, patience)
+    assert len(sent) == 2
+    assert len(replies) == 2
+    assert replies[0] is replies[1]
+
+
+@pytest.mark.looptime
+async def test_a_lane_that_asks_after_a_failure_tries_again() -> None:
+    """Only those that waited share the error. A reply answers later lanes, too."""
+    runtime, errors = Runtime(), [FinalModelError("no")]
+    calls: dict[Any, Any] = {}
+    sent = []
+
+    async def attempt() -> Reply:
+        sent.append(1)
+        if errors:
+            raise errors.pop()
+        return Reply()
+
+    with pytest.raises(FinalModelError):
+        await perform(runtime, shared(attempt, calls))  # type: ignore[arg-type]
+    first = await perform(runtime, shared(attempt, calls))  # type: ignore[arg-type]
+    assert await perform(runtime, shared(attempt, calls)) is first  # type: ignore[arg-type]
+    assert len(sent) == 2
