@@ -42,6 +42,7 @@ def _encode(response: ChatResponse) -> bytes:
         "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in response.tool_calls],
         "finish_reason": response.finish_reason,
         "model": response.model,
+        "id": response.id,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,

@@ -117,6 +117,7 @@ class ChatResponse:
         tool_calls: the tools that the model asks for, in its order.
         finish_reason: why the model stopped, in the provider's word: "stop", "length", "tool_calls", ….
         model: the model that replied, by the provider's name for it.
+        id: the provider's name for this reply; not compared.
         usage: the tokens that the provider counted.
         limits: the account's limits as the provider reported them along with this reply, or None. The engine paces
             later calls by them. They belong to the moment, not to the reply: they aren't compared, journals don't
@@ -133,6 +134,7 @@ class ChatResponse:
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str | None = None
     model: str = ""
+    id: str = field(default="", compare=False)
     usage: Usage = field(default_factory=Usage)
     limits: RateLimits | None = field(default=None, repr=False, compare=False)
 

@@ -209,6 +209,11 @@ class RawReply:
     def model(self) -> str:
         return self.response.model
 
+    @property
+    def id(self) -> str:
+        name = self.json.get("id") or self.json.get("responseId")
+        return name if isinstance(name, str) else ""
+
 
 def _encode(reply: RawReply) -> bytes:
     usage = reply.usage

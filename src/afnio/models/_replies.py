@@ -234,6 +234,7 @@ class ChatBody(BaseModel):
 
     choices: list[_Choice] | None = None
     model: Any = None
+    id: Any = None
     usage: Any = None
     error: Any = None
 
@@ -251,6 +252,7 @@ class ChatBody(BaseModel):
             ),
             finish_reason=reason if isinstance(reason, str) else None,
             model=self.model if isinstance(self.model, str) else "",
+            id=self.id if isinstance(self.id, str) else "",
             usage=_counted(self.usage),
             limits=limits,
         )

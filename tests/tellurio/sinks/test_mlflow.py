@@ -131,15 +131,15 @@ async def test_a_run_with_two_hundred_concurrent_calls(
         trace = by_name[f"sample {lane}"]
         assert "run/step 1" == trace.info.tags["afnio.scope"]
         assert {
-            f"sample {lane} > ChatCompletion > chat m > attempt 1": 1,
-            f"sample {lane} > ChatCompletion backward > chat critic > attempt 1": 1,
+            f"sample {lane} > ChatCompletion > chat m": 1,
+            f"sample {lane} > ChatCompletion backward > chat critic": 1,
         }.keys() <= set(paths(trace))
         calls = [span for span in trace.data.spans if span.name == "chat m"]
         assert 20 == len(calls) == len({span.parent_id for span in calls})
         for span in calls:
             assert f"text {lane:03}" in json.dumps(span.inputs)
             assert f"{lane:03}" in json.dumps(span.outputs)
-    assert ["step > chat optimizer > attempt 1"] * 20 == paths(by_name["step"])
+    assert ["step > chat optimizer"] * 20 == paths(by_name["step"])
 
 
 def test_a_run_that_is_continued_goes_on_in_the_same_mlflow_run(
@@ -178,6 +178,6 @@ async def test_without_a_run_the_calls_of_a_block(store: Any, request: pytest.Fi
         await ScriptedClient("x").achat(messages=[{"role": "user", "content": "hi"}], model="m")
         await anyio.to_thread.run_sync(sink.flush)
     (trace,) = store.search_traces(locations=[experiment(store, request)])
-    assert ["chat > chat m > attempt 1"] == paths(trace)
+    assert ["chat > chat m"] == paths(trace)
     assert [None] == list({json.dumps(span.inputs) if span.inputs else None for span in trace.data.spans})
-    assert Counter({"CHAIN": 1, "CHAT_MODEL": 1, "TASK": 1}) == Counter(s.span_type for s in trace.data.spans)
+    assert Counter({"CHAIN": 1, "CHAT_MODEL": 1}) == Counter(s.span_type for s in trace.data.spans)

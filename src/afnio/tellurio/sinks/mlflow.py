@@ -1,7 +1,7 @@
 """The sink for MLflow: a run with its metrics and texts, and a trace for each sample. Needs `afnio[mlflow]`.
 
 MLflow keeps a trace in memory until its outermost span ends, and shows it on one page. One trace for a whole run
-would be too large for both. So each sample in each batch has its own trace (sample → node → call → attempt), and the
+would be too large for both. So each sample in each batch has its own trace (sample → node → call), and the
 trace's tag `afnio.scope` is the step that it belongs to. The spans come from the same `SpanTree` as OpenTelemetry's.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 from afnio.errors import AfnioError
-from afnio.tellurio.sinks import opentelemetry
+from afnio.tellurio.sinks import _gen_ai
 from afnio.tellurio.sinks._sink import (
     MetricLogged,
     Moment,
@@ -36,6 +36,7 @@ TYPES: Final[Mapping[Kind, str]] = {
     "sample": "AGENT",
     "node": "CHAIN",
     "call": "CHAT_MODEL",
+    "replay": "TASK",
     "attempt": "TASK",
 }
 METRICS: Final = 1_000
@@ -215,11 +216,11 @@ class _MlflowSpans:
         self._content = content
 
     def open(
-        self, kind: Kind, name: str, parent: _Place | None, start: int, attributes: opentelemetry.Attributes
+        self, kind: Kind, name: str, parent: _Place | None, start: int, attributes: _gen_ai.Attributes
     ) -> _Place:
         scope = parent.scope if parent is not None else ""
         if kind in ("run", "scope"):
-            return _Place(attributes.get(opentelemetry.ADDRESS, scope), None)
+            return _Place(attributes.get(_gen_ai.ADDRESS, scope), None)
         import mlflow
 
         above = None if parent is None else parent.span
@@ -232,8 +233,8 @@ class _MlflowSpans:
                 "experiment_id": self._run.experiment_id,
             }
         asked, answered = (
-            attributes.pop(opentelemetry.INPUT_MESSAGES, None),
-            attributes.pop(opentelemetry.OUTPUT_MESSAGES, None),
+            attributes.pop(_gen_ai.INPUT_MESSAGES, None),
+            attributes.pop(_gen_ai.OUTPUT_MESSAGES, None),
         )
         span = mlflow.start_span_no_context(
             name,
@@ -248,7 +249,7 @@ class _MlflowSpans:
             span.set_outputs(json.loads(answered))
         return _Place(scope, span)
 
-    def close(self, place: _Place, end: int, attributes: opentelemetry.Attributes, error: str | None) -> None:
+    def close(self, place: _Place, end: int, attributes: _gen_ai.Attributes, error: str | None) -> None:
         span = place.span
         if span is None:
             return
@@ -256,3 +257,9 @@ class _MlflowSpans:
         if error is not None:
             span.set_attribute("error", error)
         span.end(status="OK" if error is None else "ERROR", end_time_ns=end)
+
+    def note(self, place: _Place, name: str, time: int, attributes: _gen_ai.Attributes) -> None:
+        from mlflow.entities import SpanEvent
+
+        if place.span is not None:
+            place.span.add_event(SpanEvent(name, time, attributes))  # type: ignore[abstract]  # it has the method

@@ -1,22 +1,20 @@
 """The sink for OpenTelemetry: a run as a tree of spans. Needs `afnio[opentelemetry]`.
 
-The tree is run → scope (epoch, step, …) → sample → node → call → attempt. Events carry no spans, only addresses such
-as `run/epoch 1/step 3/7/12/forward`. `SpanTree` works out the tree from these: the scopes are the address's
-beginning, then comes the launch and the part. So the tree is right, though thousands of calls run at the same time in
-any order.
+The tree is run → scope (epoch, step, …) → sample → node → call; a call that was sent several times has a span for each
+attempt. Events carry no spans, only addresses such as `run/epoch 1/step 3/7/12/forward`. `SpanTree` works out the tree
+from these: the scopes are the address's beginning, then comes the launch and the part. So the tree is right, though
+thousands of calls run at the same time in any order.
 
 `SpanTree` doesn't know OpenTelemetry. It creates spans through the protocol `Spans`, so that MLflow's sink can use it
-too. The attributes of calls follow OpenTelemetry's conventions for generative AI.
+too. The attributes of calls follow OpenTelemetry's conventions for generative AI (`_gen_ai`).
 """
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, final
-from urllib.parse import urlsplit
 
 from afnio.errors import AfnioError
 from afnio.runtime.events import (
@@ -28,27 +26,39 @@ from afnio.runtime.events import (
     ScopeEnded,
     StepEnded,
 )
+from afnio.tellurio.sinks import _gen_ai
+from afnio.tellurio.sinks._gen_ai import Attributes
 from afnio.tellurio.sinks._sink import Moment, RunEnded, RunStarted, Sink
 
 if TYPE_CHECKING:
+    from opentelemetry._logs import LoggerProvider
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
 
 SCOPE: Final = "afnio"
 """The name of the instrumentation scope."""
+ABOUT: Final = {"afnio.gen_ai.conventions": _gen_ai.CONVENTIONS}
+"""Its attributes."""
 
 
 @final
 class OpenTelemetrySink(Sink):
-    """Sends spans (run → scope → sample → node → call → attempt) to an OpenTelemetry tracer.
+    """Sends spans (run → scope → sample → node → call), metrics of the calls, and scores to OpenTelemetry.
 
     If there is a current span when the sink is created, it becomes the parent of the outermost span. Spans of samples
     and nodes end with their scope, or with the sink.
 
+    A call that the journal answers has the operation `fetch_response`: it has no tokens, no duration in the metrics,
+    and nothing leaves the process. A score is an event `gen_ai.evaluation.result` of its evaluator's span.
+
     Args:
         tracer_provider: by default the process's.
+        meter_provider: by default the process's.
+        logger_provider: if given, scores are log records in the context of their span, in place of its events.
         name: the name of the outermost span.
-        content: put prompts and replies into the spans of calls.
+        content: put prompts, replies and tools into the spans of calls, and explanations into scores.
         process_wide: see `afnio.tellurio.sinks._sink.Sink`.
 
     Raises:
@@ -63,19 +73,22 @@ class OpenTelemetrySink(Sink):
     >>> with OpenTelemetrySink(provider):
     ...     _ = ScriptedClient("Hi").chat(messages=[{"role": "user", "content": "Hello"}], model="m")
     >>> [span.name for span in exporter.get_finished_spans()]
-    ['attempt 1', 'chat m', 'chat', 'run']
+    ['chat m', 'chat', 'run']
     """
 
     def __init__(
         self,
         tracer_provider: TracerProvider | None = None,
         *,
+        meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
         name: str = "run",
         content: bool = False,
         process_wide: bool = False,
     ) -> None:
         try:
-            spans = _OpenTelemetrySpans(tracer_provider)
+            spans = _OpenTelemetrySpans(tracer_provider, logger_provider)
+            self._metrics = _Metrics(meter_provider)
         except ImportError as error:
             raise AfnioError(
                 f"OpenTelemetry is not installed ({error}); pip install 'afnio[opentelemetry]'"
@@ -86,6 +99,8 @@ class OpenTelemetrySink(Sink):
     def take(self, moments: Sequence[Moment]) -> None:
         for moment in moments:
             self._tree.take(moment)
+            if isinstance(moment.event, CallEnded):
+                self._metrics.add(moment.event)
 
     def end(self) -> None:
         self._tree.finish()
@@ -94,28 +109,78 @@ class OpenTelemetrySink(Sink):
 class _OpenTelemetrySpans:
     """Creates OpenTelemetry's spans."""
 
-    def __init__(self, tracer_provider: TracerProvider | None) -> None:
+    def __init__(
+        self, tracer_provider: TracerProvider | None, logger_provider: LoggerProvider | None
+    ) -> None:
         from opentelemetry import context, trace
 
         self._trace = trace
-        self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
+        self._tracer = trace.get_tracer(SCOPE, None, tracer_provider, None, ABOUT)
+        self._logger = (
+            None if logger_provider is None else logger_provider.get_logger(SCOPE, None, None, ABOUT)
+        )
         self._outer = context.get_current()
 
     def open(self, kind: Kind, name: str, parent: Span | None, start: int, attributes: Attributes) -> Span:
-        trace = self._trace
-        context = self._outer if parent is None else trace.set_span_in_context(parent, self._outer)
-        outgoing = kind in ("call", "attempt")
-        span_kind = trace.SpanKind.CLIENT if outgoing else trace.SpanKind.INTERNAL
-        return self._tracer.start_span(name, context, span_kind, attributes, start_time=start)
+        # Only a call leaves the process. Its attempts are inner spans, or a backend would count each of them as a call.
+        span_kind = self._trace.SpanKind.CLIENT if kind == "call" else self._trace.SpanKind.INTERNAL
+        return self._tracer.start_span(name, self._inside(parent), span_kind, attributes, start_time=start)
+
+    def note(self, span: Span, name: str, time: int, attributes: Attributes) -> None:
+        if self._logger is None:
+            span.add_event(name, attributes, time)
+        else:
+            self._logger.emit(
+                timestamp=time, context=self._inside(span), attributes=attributes, event_name=name
+            )
+
+    def _inside(self, span: Span | None) -> Context:
+        return self._outer if span is None else self._trace.set_span_in_context(span, self._outer)
 
     def close(self, span: Span, end: int, attributes: Attributes, error: str | None) -> None:
         trace: Any = self._trace
         span.set_attributes(attributes)
         if error is not None:
             if (name := error.partition(":")[0]).isidentifier():
-                span.set_attribute(ERROR_TYPE, name)
+                span.set_attribute(_gen_ai.ERROR_TYPE, name)
             span.set_status(trace.Status(trace.StatusCode.ERROR, error))
         span.end(end)
+
+
+class _Metrics:
+    """The metrics of calls that were sent, with their failures. A replayed call isn't counted again."""
+
+    def __init__(self, meter_provider: MeterProvider | None) -> None:
+        from opentelemetry import metrics
+
+        meter = metrics.get_meter(SCOPE, "", meter_provider, None, ABOUT)
+
+        def histogram(name: str, unit: str, bounds: Sequence[float]) -> Any:
+            return meter.create_histogram(name, unit, explicit_bucket_boundaries_advisory=bounds)
+
+        self._inference = histogram(_gen_ai.DURATION, "s", _gen_ai.SECONDS)
+        self._embedding = histogram(_gen_ai.EMBEDDING_DURATION, "s", _gen_ai.SECONDS)
+        self._spent = {
+            attribute: meter.create_counter(name, "{token}") for attribute, name in _gen_ai.SPENT.items()
+        }
+        self._sizes = {
+            attribute: histogram(name, "{token}", _gen_ai.TOKENS) for attribute, name in _gen_ai.SIZES.items()
+        }
+
+    def add(self, event: CallEnded) -> None:
+        """Count a call."""
+        attributes = _gen_ai.of_call(event, content=False)
+        about: dict[str, Any] = {name: attributes[name] for name in _gen_ai.DIMENSIONS if name in attributes}
+        if attributes[_gen_ai.OPERATION] == _gen_ai.EMBEDDINGS:
+            self._embedding.record(event.seconds, about)
+            return
+        self._inference.record(event.seconds, about)
+        for attribute, counter in self._spent.items():
+            if attribute in attributes:
+                counter.add(attributes[attribute], about)
+        for attribute, histogram in self._sizes.items():
+            if attribute in attributes:
+                histogram.record(attributes[attribute], about)
 
 
 # The tree of spans.
@@ -125,7 +190,7 @@ KEPT_OPEN: Final = 10_000
 KEPT_LAUNCHES: Final = 50_000
 """How many launches are remembered. Calls of older ones have ended long ago."""
 
-Kind = Literal["run", "scope", "sample", "node", "call", "attempt"]
+Kind = Literal["run", "scope", "sample", "node", "call", "replay", "attempt"]
 S = TypeVar("S")
 
 
@@ -134,6 +199,8 @@ class Spans(Protocol[S]):
 
     def open(self, kind: Kind, name: str, parent: S | None, start: int, attributes: Attributes) -> S: ...
     def close(self, span: S, end: int, attributes: Attributes, error: str | None) -> None: ...
+    def note(self, span: S, name: str, time: int, attributes: Attributes) -> None:
+        """Add an event to a span."""
 
 
 @final
@@ -185,7 +252,7 @@ class SpanTree(Generic[S]):
         """Open, update or end the spans that an event is about."""
         time, event = moment
         if isinstance(event, RunStarted):
-            self._outermost(time).attributes |= {RUN: event.run_id, RUN_NAME: event.name}
+            self._outermost(time).attributes |= {_gen_ai.RUN: event.run_id, _gen_ai.RUN_NAME: event.name}
         elif isinstance(event, RunEnded):
             _touch(self._root, time)
             if self._root is not None and event.status != "COMPLETED":
@@ -242,11 +309,13 @@ class SpanTree(Generic[S]):
         if event.lane is not None:
             part = part.rpartition("/")[0]
         node = self._node(event.node, part, event.lane, event.purpose, time - lasted)
-        attributes = of_call(event, content=self._content)
-        span = self._spans.open("call", f"chat {event.model}", node.span, time - lasted, attributes)
+        attributes = _gen_ai.of_call(event, content=self._content)
+        kind: Kind = "replay" if isinstance(event, CallReplayed) else "call"
+        name = f"{attributes[_gen_ai.OPERATION]} {event.model}"
+        span = self._spans.open(kind, name, node.span, time - lasted, attributes)
         error = None if isinstance(event, CallReplayed) else event.error
         failed = self._failed.pop(event.address, [])
-        if isinstance(event, CallEnded):
+        if isinstance(event, CallEnded) and failed:
             self._attempts(event, failed, span, time)
         self._spans.close(span, time, {}, error)
         _touch(node, time)
@@ -261,7 +330,7 @@ class SpanTree(Generic[S]):
             self._attempt(span, event.attempts, start, time, event.error)
 
     def _attempt(self, parent: S, number: int, start: int, end: int, error: str | None) -> None:
-        attributes = {ATTEMPT: number}
+        attributes = {_gen_ai.ATTEMPT: number}
         span = self._spans.open("attempt", f"attempt {number}", parent, start, attributes)
         self._spans.close(span, end, {}, error)
 
@@ -269,13 +338,16 @@ class SpanTree(Generic[S]):
         node = self._node(event.node, "", event.lane, "evaluator", time)
         about = node if event.lane is None or node.parent is None else node.parent
         if isinstance(event.score, int | float):
-            about.attributes[SCORE] = float(event.score)
-        about.attributes[SUCCESS] = event.success
+            about.attributes[_gen_ai.SCORE] = float(event.score)
+        about.attributes[_gen_ai.SUCCESS] = event.success
+        launched = self._launches.get(event.node)
+        attributes = _gen_ai.of_score(event, launched.name if launched else "score", content=self._content)
+        self._spans.note(node.span, _gen_ai.EVALUATION, time, attributes)
         _touch(node, time)
 
     def _step(self, event: StepEnded, time: int) -> None:
         node = self._node(event.address, "", None, "step", time)
-        node.attributes |= {OPTIMIZER: event.optimizer, UPDATES: len(event.changes)}
+        node.attributes |= {_gen_ai.OPTIMIZER: event.optimizer, _gen_ai.UPDATES: len(event.changes)}
         node.error = event.error
         _touch(node, time)
         self._close((event.address, "", None))
@@ -309,11 +381,11 @@ class SpanTree(Generic[S]):
         scope = address.rpartition("/")[0]
         start = min(start, launched.start)
         parent = self._place(scope, start)
-        attributes: Attributes = {ADDRESS: f"{address}/{part}" if part else address}
+        attributes: Attributes = {_gen_ai.ADDRESS: f"{address}/{part}" if part else address}
         if lane is not None:
-            attributes[LANE] = lane
+            attributes[_gen_ai.LANE] = lane
             parent = self._opened(
-                (scope, group, lane), "sample", f"sample {lane}", parent, scope, start, {LANE: lane}
+                (scope, group, lane), "sample", f"sample {lane}", parent, scope, start, {_gen_ai.LANE: lane}
             )
         return self._opened(key, "node", name, parent, scope, start, attributes)
 
@@ -330,7 +402,9 @@ class SpanTree(Generic[S]):
                 return self._node(head, "", int(tail), "", start)
             if address in self._launches:
                 return self._node(address, part, int(tail), "", start)
-        return self._opened(path, "scope", tail, self._place(head, start), path, start, {ADDRESS: path})
+        return self._opened(
+            path, "scope", tail, self._place(head, start), path, start, {_gen_ai.ADDRESS: path}
+        )
 
     def _opened(
         self,
@@ -369,123 +443,3 @@ def _touch(entry: _Open[Any] | None, time: int) -> None:
 
 def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1e9)
-
-
-# The attributes of spans: OpenTelemetry's for generative AI, then Afnio's own.
-#
-# Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/. The conventions are still changing, so their names
-# are only written here.
-
-OPERATION: Final = "gen_ai.operation.name"
-PROVIDER: Final = "gen_ai.provider.name"
-REQUEST_MODEL: Final = "gen_ai.request.model"
-RESPONSE_MODEL: Final = "gen_ai.response.model"
-FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
-INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
-OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
-CACHED_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
-REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
-INPUT_MESSAGES: Final = "gen_ai.input.messages"
-OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
-OUTPUT_TYPE: Final = "gen_ai.output.type"
-SERVER_ADDRESS: Final = "server.address"
-SERVER_PORT: Final = "server.port"
-ERROR_TYPE: Final = "error.type"
-PARAMETERS: Final = {
-    "temperature": "gen_ai.request.temperature",
-    "top_p": "gen_ai.request.top_p",
-    "max_tokens": "gen_ai.request.max_tokens",
-    "max_completion_tokens": "gen_ai.request.max_tokens",
-    "frequency_penalty": "gen_ai.request.frequency_penalty",
-    "presence_penalty": "gen_ai.request.presence_penalty",
-    "seed": "gen_ai.request.seed",
-}
-
-RUN: Final = "afnio.run"
-RUN_NAME: Final = "afnio.run.name"
-ADDRESS: Final = "afnio.address"
-PURPOSE: Final = "afnio.purpose"
-LANE: Final = "afnio.lane"
-ATTEMPT: Final = "afnio.attempt"
-ATTEMPTS: Final = "afnio.attempts"
-WAITED: Final = "afnio.waited"
-COST: Final = "afnio.cost"
-REPLAYED: Final = "afnio.replayed"
-SCORE: Final = "afnio.score"
-SUCCESS: Final = "afnio.success"
-OPTIMIZER: Final = "afnio.optimizer"
-UPDATES: Final = "afnio.updates"
-
-Attributes = dict[str, Any]
-
-
-def of_call(event: CallEnded | CallReplayed, *, content: bool) -> Attributes:
-    """Return the attributes of a call's span, with prompt and reply if `content` is set."""
-    url = urlsplit(event.account)
-    found: Attributes = {
-        OPERATION: "chat",
-        PROVIDER: _provider(url.hostname or ""),
-        REQUEST_MODEL: event.model,
-        SERVER_ADDRESS: url.hostname or "",
-        ADDRESS: event.address,
-        PURPOSE: event.purpose,
-    }
-    if url.port is not None:
-        found[SERVER_PORT] = url.port
-    if event.lane is not None:
-        found[LANE] = event.lane
-    params = getattr(event.request, "params", {})
-    found |= {PARAMETERS[name]: value for name, value in params.items() if name in PARAMETERS}
-    if params.get("response_format"):
-        found[OUTPUT_TYPE] = "json"
-    found |= _of_reply(event.reply)
-    if isinstance(event, CallReplayed):
-        found[REPLAYED] = True
-    else:
-        found |= {ATTEMPTS: event.attempts, WAITED: event.waited}
-        found |= {} if event.cost is None else {COST: float(event.cost)}
-        found |= {} if event.error is None else {ERROR_TYPE: event.error.partition(":")[0]}
-    return found | (_content(event) if content else {})
-
-
-def _of_reply(reply: Any) -> Attributes:
-    if reply is None:
-        return {}
-    usage = reply.usage
-    return {
-        RESPONSE_MODEL: reply.model,
-        FINISH_REASONS: [reply.finish_reason] if reply.finish_reason else [],
-        INPUT_TOKENS: usage.prompt_tokens,
-        OUTPUT_TOKENS: usage.completion_tokens,
-        CACHED_TOKENS: usage.cached_tokens,
-        REASONING_TOKENS: usage.reasoning_tokens,
-    }
-
-
-def _content(event: CallEnded | CallReplayed) -> Attributes:
-    found: Attributes = {}
-    if event.request is not None:
-        found[INPUT_MESSAGES] = _dumped([_message(message) for message in event.request.messages])
-    if event.reply is not None:
-        reason = event.reply.finish_reason
-        answer = {"role": "assistant", "parts": _parts(event.reply.content or ""), "finish_reason": reason}
-        found[OUTPUT_MESSAGES] = _dumped([answer])
-    return found
-
-
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {"role": message["role"], "parts": _parts(message.get("content") or "")}
-
-
-def _parts(content: Any) -> list[dict[str, Any]]:
-    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-    return [{"type": "text", "content": text} for text in texts]
-
-
-def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _provider(host: str) -> str:
-    """Return the convention's name for the provider at `host`. OpenAI-compatible endpoints count as OpenAI."""
-    return "azure.ai.openai" if host.endswith(".openai.azure.com") else "openai"
