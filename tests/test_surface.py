@@ -70,7 +70,7 @@ def test_a_star_import_brings_the_names():
 
 @pytest.mark.parametrize(
     "module",
-    ["optim.lr_scheduler", "optim.search", "runtime.events", "utils.agents", "utils.data", "utils.datasets"],
+    ["models.openai", "optim.lr_scheduler", "optim.search", "runtime.events", "utils.data", "utils.datasets"],
 )
 def test_modules_are_attributes(module: str):
     """After `import afnio` alone, as a user writes `afnio.utils.data.DataLoader`."""
@@ -159,7 +159,7 @@ def test_importing_is_quick():
     """
     probes = [probe(watch=False) for _ in range(5)]
     print(f"import afnio: {min(one['seconds'] for one in probes) * 1000:.0f} ms")
-    assert min(one["seconds"] / max(one["reference"], 0.033) for one in probes) <= 6
+    assert min(one["seconds"] / max(one["reference"], 0.033) for one in probes) <= 8
 
 
 def test_importing_does_nothing():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,22 +139,44 @@ def test_numbers_out_of_range(given: dict[str, Any]) -> None:
         Echo().stream([], **given)
 
 
-def test_a_spent_budget_ends_it() -> None:
-    """No other row could succeed; the error names the row to start from, and what was answered is kept."""
-    client, answered = ScriptedClient(said), []
-    rows = list(map(str, range(10)))
-    with afnio.budget(max_calls=4), pytest.raises(BudgetExceeded) as caught:
-        for result in Echo().stream(rows, client, max_pending=2):
-            answered.append(result.value)
-    assert answered == rows[:4]
-    assert "pass start=4" in caught.value.__notes__[-1]
-    rest = [result.value for result in Echo().stream(rows, client, start=len(answered))]
-    assert answered + rest == rows
-
-
+@pytest.mark.parametrize("max_pending", [2, 20])
 @pytest.mark.parametrize("ordered", [True, False])
-def test_left_early(ordered: bool) -> None:
-    """A `break` cancels what is pending."""
+def test_a_spent_budget_ends_it(ordered: bool, max_pending: int) -> None:
+    """What was paid comes first. Then the error names the row to start from, below which nothing is missing."""
+
+    async def reply(request: Any) -> str:
+        for _ in range(50):  # the refusals come first
+            await anyio.lowlevel.checkpoint()
+        return said(request)
+
+    client, answered = ScriptedClient(reply), []
+    rows = list(map(str, range(50)))
+    with afnio.budget(max_calls=10), pytest.raises(BudgetExceeded) as caught:
+        for result in Echo().stream(rows, client, max_pending=max_pending, ordered=ordered):
+            answered.append(result.value)
+    assert sorted(answered) == rows[:10]
+    assert "pass start=10" in caught.value.__notes__[-1]
+    rest = [result.value for result in Echo().stream(rows, client, start=10)]
+    assert sorted(answered, key=int) + rest == rows
+
+
+def test_a_row_new_at_the_front(tmp_path: Path) -> None:
+    """A journal finds the replies of the others, though each has another number now."""
+    client, rows = ScriptedClient(said), list(map(str, range(20)))
+    for agent in (Echo(), AsyncEcho()):
+        asked = []
+        for source in (rows, ["new", *rows]):
+            with afnio.journal(tmp_path / type(agent).__name__):
+                assert len([result.value for result in agent.stream(source, client)]) == len(source)
+            asked.append(len(client.requests))
+            client.requests.clear()
+        assert asked == [20, 1]
+
+
+@pytest.mark.parametrize("block", [True, False])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_left_early(ordered: bool, block: bool) -> None:
+    """The end of a block cancels what is pending; so does a `break`, if nothing else holds the stream."""
     waiting: list[str] = []
     cancelled: list[str] = []
     started = anyio.Event()
@@ -175,7 +199,14 @@ def test_left_early(ordered: bool) -> None:
             assert result.value == "first"
             break
 
-    take_one()
+    results = None
+    if block:
+        with Echo().stream(
+            map(str, range(50)), ScriptedClient(reply), max_pending=3, ordered=ordered
+        ) as results:
+            assert next(results).value == "first"
+    else:
+        take_one()
     no_launch_is_left()
     assert sorted(cancelled) == ["1", "2"]
 
@@ -242,8 +273,11 @@ async def test_asynchronous_rows_that_raise() -> None:
             await anext(results)
 
 
-def test_rows_that_raise() -> None:
-    """The error of an iterable comes out of the loop, and no row before it is orphaned."""
+@pytest.mark.parametrize("max_pending", [1, 10])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("run", [None, anyio.run, trio.run])
+def test_rows_that_raise(run: Any, ordered: bool, max_pending: int) -> None:
+    """The error of a source comes after the results of the rows before it, and names the row to start from."""
 
     def rows() -> Iterator[str]:
         yield "a"
@@ -251,13 +285,115 @@ def test_rows_that_raise() -> None:
         raise OSError("the file has ended early")
 
     taken = []
-    with pytest.raises(OSError, match="ended early"):
-        for result in Echo().stream(rows(), ScriptedClient(said), max_pending=1):
+    stream = Echo().stream(rows(), ScriptedClient(said), max_pending=max_pending, ordered=ordered)
+
+    async def main() -> None:
+        async for result in stream:
             taken.append(result.value)
-    assert taken == ["a", "b"]
-    with pytest.raises(OSError, match="ended early"):
-        list(Echo().stream(rows(), ScriptedClient(said), max_pending=10))
+
+    def loop() -> None:
+        for result in stream:
+            taken.append(result.value)
+
+    with pytest.raises(OSError, match="ended early") as caught:
+        loop() if run is None else run(main)
+    assert sorted(taken) == ["a", "b"]
+    assert "pass start=2" in caught.value.__notes__[-1]
     no_launch_is_left()
+
+
+def test_a_slow_source_holds_no_result_up() -> None:
+    """A result that is ready goes before a row that the source still has to read."""
+    read: list[int] = []
+    answered = threading.Event()
+
+    async def reply(request: Any) -> str:
+        current_runtime().post(answered.set)
+        return said(request)
+
+    def rows() -> Iterator[str]:
+        for number in range(8):
+            read.append(number)
+            if number == 2:
+                answered.wait()
+            time.sleep(0.011)  # a source counts as slow from 10 ms
+            yield str(number)
+
+    stream = Echo().stream(rows(), ScriptedClient(reply))
+    assert next(stream).value == "0"
+    assert len(read) < 8
+    assert [result.index for result in stream] == list(range(1, 8))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("run", [anyio.run, trio.run])
+def test_a_live_source_on_an_event_loop(run: Any, ordered: bool) -> None:
+    """A source that waits blocks neither the loop nor the results of the rows before."""
+    more: queue.Queue[str | None] = queue.Queue()
+
+    async def main() -> list[str | None]:
+        seen: list[str | None] = []
+        stream = Echo().stream(iter(more.get, None), ScriptedClient(said), ordered=ordered)
+        async with stream as results:
+            for text in ("a", "b", "c"):  # each row is sent once the result of the one before is there
+                more.put(text)
+                seen.append((await anext(results)).value)
+            more.put(None)
+            seen += [result.value async for result in results]
+        return seen
+
+    assert run(main) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("run", [anyio.run, trio.run])
+def test_a_source_that_never_goes_on(run: Any) -> None:
+    """Who takes the results can be cancelled, and the program isn't kept from ending."""
+    never, reading = threading.Event(), threading.Event()
+
+    def rows() -> Iterator[str]:
+        yield "a"
+        reading.set()
+        never.wait()
+
+    async def main() -> None:
+        async with Echo().stream(rows(), ScriptedClient(said)) as results:
+            assert (await anext(results)).value == "a"
+            await anyio.to_thread.run_sync(reading.wait)
+            with anyio.move_on_after(0.01) as waiting:
+                await anext(results)
+            assert waiting.cancelled_caught
+
+    run(main)
+    never.set()
+
+
+async def test_reads_no_further_than_there_is_room() -> None:
+    """In a thread, too."""
+    read: list[int] = []
+
+    def rows() -> Iterator[str]:
+        for number in range(100):
+            read.append(number)
+            yield str(number)
+
+    async for result in Echo().stream(rows(), ScriptedClient(said), max_pending=4):
+        assert len(read) <= result.index + 6  # one more is taken, and another is on its way
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_a_stream_leaves_is_not_reported(held: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The rows that a spent budget refused, and those that a block's end cancelled."""
+    rows = map(str, range(200))
+    with afnio.budget(max_calls=4), Echo().stream(rows, ScriptedClient(said), max_pending=50) as results:
+        if held:
+            next(results)
+        else:
+            with pytest.raises(BudgetExceeded):
+                list(results)
+    no_launch_is_left()
+    del results
+    gc.collect()
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -121,6 +121,36 @@ def test_unread_failure_is_logged() -> None:
     assert "launched at <string>" in run.stderr
 
 
+def test_unread_failures_of_one_line_are_counted() -> None:
+    """The first one is logged, and the number of the others at the end."""
+    run = script(
+        """
+        import time
+        for number in range(100):
+            reply = ask(ScriptedClient(ValueError("no luck")))
+            slot = reply._slots[0]
+            while not slot.done: time.sleep(0)
+        del reply, slot
+        import gc; gc.collect()
+        """
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("a failure was never read: ValueError: no luck") == 1
+    assert "99 more failures of these kinds were never read" in run.stderr
+
+
+def test_equal_errors_of_a_block_are_one() -> None:
+    """Six failures of one line are six in the sentence, and one in the traceback."""
+    client = ScriptedClient(ValueError("no luck"))
+    with pytest.raises(ExceptionGroup) as caught, afnio.scope():
+        for _ in range(6):
+            afnio.functional.chat_completion(
+                client, [{"role": "user", "content": [afnio.Variable("hi")]}], model="m"
+            )
+    assert "6 launches" in str(caught.value)
+    assert len(caught.value.exceptions) == 1
+
+
 def test_close_and_start_again() -> None:
     """Closing cancels what is pending and ends the thread; the next launch starts a new runtime."""
     run = script(

@@ -369,20 +369,23 @@ class Module(Members, Training):
     ) -> Stream:
         """Call the agent for each row, and yield a `RowResult` for each, with bounded memory.
 
-        Use it with `for`, or with `async for` on an event loop. No graph is recorded. A row is launched by itself, at
+        Use it with `for`, or with `async for` on an event loop; in a `with` block if you may leave it early. No graph
+        is recorded. A row is launched by itself, at
         an address of its number, so a program that was killed continues with its journal.
 
         Args:
             rows: any iterable, also a generator, or an async iterable (within `async with`). A tuple is several
-                arguments of `forward`, a dict its keywords, any other row is one argument.
+                arguments of `forward`, a dict its keywords, any other row is one argument. `async for` reads a
+                synchronous iterable in a thread.
             *args, **kwargs: further arguments of `forward`, the same for all rows; `args` come before the row's.
             max_pending: the most rows that are launched and not yet taken.
             ordered: True for results in the order of the rows, False for the order in which they are done.
             start: the number of the first row to launch; those before it are read and skipped.
 
         Raises:
-            BudgetExceeded, JournalError: while iterating; no further row could succeed. Its note says where to start
-                again. Other errors of a row are in its result.
+            BudgetExceeded, JournalError: while iterating, after the results of the rows before; no further row could
+                succeed. So does an error of `rows` themselves. Its note says where to start again. Other errors of a
+                row are in its result.
             TypeError, ValueError: for rows that aren't iterable, or numbers out of range.
 
         >>> from afnio import Variable

@@ -8,8 +8,14 @@ have been taken are forgotten.
 that was killed and is started again with its journal is answered row by row, in any order. `start=17` skips rows
 without launching them.
 
-**Failures are values.** A failed row is a `RowResult` with an `error`. The stream itself ends only with an error after
-which no row could succeed: a budget that is spent, a journal that can't record any more.
+All rows share the journal's scope `stream`. If a row is new at the front, the others still find their replies there.
+
+**Failures are values.** A failed row is a `RowResult` with an `error`. The stream itself ends with an error of its
+source, or one after which no row could succeed: a budget that is spent, a journal that can't record any more. What
+has been paid comes first, and a note on the error names the row to start from. In order, results end at that row.
+
+**Reading the rows.** `for` reads them in its own thread, because a database cursor must stay there, and reads on only
+while it would have to wait for a result. `async for` must not block its loop, so a thread reads for it (`_Reader`).
 """
 
 from __future__ import annotations
@@ -21,10 +27,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
+from typing import Any, Final, Generic, Self, TypeVar, final
 
 import anyio
 import anyio.lowlevel
@@ -33,18 +40,18 @@ from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable
 from afnio.errors import BudgetExceeded, JournalError, LaunchCancelledError, RuntimeClosedError
 from afnio.runtime._callables import is_async
-from afnio.runtime._kernel import Failure, Job, Launch, Scope, Slot, Watcher, current_scope, within
+from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Scope, Slot, Watcher, current_scope, within
 from afnio.runtime._loop import parking
 from afnio.runtime._places import Places, places
 from afnio.runtime._waiting import check_blocking
 
-if TYPE_CHECKING:
-    from afnio.cognitive._module import Module
-    from afnio.runtime._kernel import Runtime
-
 _END: Final = object()
 _FOR_GOOD: Final = (BudgetExceeded, JournalError, LaunchCancelledError, RuntimeClosedError)
 """Errors after which no other row could succeed."""
+_SLOW: Final = 0.01
+"""Seconds for a row of a source that is so slow that results go before further rows."""
+_AT_ONCE: Final = 50
+"""Rows launched on an event loop before its other tasks have a turn: about 5 ms."""
 
 T = TypeVar("T")
 
@@ -101,12 +108,13 @@ class StreamSnapshot:
 class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
     """The results of an agent over rows, made by `Module.stream`. Iterate it once, with `for` or `async for`.
 
-    Leaving it early (a `break`, an error, the end of a `with` block) cancels the rows that are pending.
+    Leave it early through a `with` block: its end cancels the rows that are pending. A plain `for` that is left cancels
+    them when Python deletes the stream, which a variable that holds it puts off; `close` cancels them, too.
     """
 
     def __init__(
         self,
-        agent: Module,
+        agent: Any,
         rows: Iterable[Any] | AsyncIterable[Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -127,20 +135,23 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         self._args = args
         self._kwargs = dict(kwargs)
         self._max_pending = max_pending
+        self._ordered = ordered
         self._source = rows
         self._start = start
         parent = current_scope()
         self._runtime = parent.runtime
         self._path = parent.child_path("stream")
-        self._numbers = itertools.count(start)
+        self._next = start  # the number of the next row to launch
         self._rows: Iterator[Any] | None = None
+        self._reader: _Reader | None = None
+        self._slow = False
         self._exhausted = False
+        self._ending: tuple[int, BaseException] | None = None  # and the first row that has no result
         self._pending: dict[int, _PendingRow] = {}  # in the order of the rows
         self._line: _InOrder | _AsTheyCome = (
             _InOrder(self._pending, self._runtime) if ordered else _AsTheyCome(self._pending, self._runtime)
         )
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._source_error: BaseException | None = None
         self._room = anyio.Event()
         self._arrived: Callable[[], object] | None = None
         self._taken = self._failed = 0
@@ -157,16 +168,44 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         return self
 
     def __next__(self) -> RowResult[Any]:
-        self._fill()
-        while self._pending:
+        while True:
+            self._fill()
+            if not self._pending:
+                raise self._end() or StopIteration
             row = self._line.ready()
-            if row is not None:
-                return self._take(row)
-            check_blocking()
-            event = threading.Event()
-            self._line.watch(event.set)
-            event.wait()
-        raise StopIteration
+            if row is None:
+                check_blocking()
+                event = threading.Event()
+                self._line.watch(event.set)
+                event.wait()
+            elif (result := self._take(row)) is not None:
+                return result
+
+    def _fill(self) -> None:
+        """Launch rows until a result is ready or `max_pending` are pending, but one for each result that is taken."""
+        if self._rows is None:
+            if not isinstance(self._source, Iterable):
+                raise TypeError(
+                    f"rows must be an iterable for `for` (got {type(self._source).__name__}, which is asynchronous); "
+                    "write `async for`"
+                )
+            self._rows = itertools.islice(self._source, self._start, None)
+        enough = self._slow
+        while not self._exhausted and len(self._pending) < self._max_pending:
+            if enough and self._pending and self._line.ready() is not None:
+                return
+            began = time.monotonic()
+            try:
+                row = next(self._rows, _END)
+            except Exception as error:
+                self._end_at(self._next, error)
+                return
+            if row is _END:
+                self._exhausted = True
+                return
+            self._slow = time.monotonic() - began > _SLOW
+            self._launch(row)
+            enough = True
 
     def __enter__(self) -> Self:
         return self
@@ -178,15 +217,16 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
 
     def close(self) -> None:
         """Cancel the rows that are pending. Safe to call twice."""
-        self._exhausted = True
+        self._stop_reading()
         pending = list(self._pending.values())
         self._pending.clear()
         for row in pending:
             with suppress(RuntimeClosedError):
                 row.scope.abandon()
+            row.scope.unread()  # those that have failed by now: no one asks for them any more
 
     def __del__(self) -> None:
-        if getattr(self, "_pending", None):
+        if hasattr(self, "_began"):
             self.close()
 
     # On an event loop
@@ -201,24 +241,42 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
                     "a stream over an async iterable must run in a block, because it reads rows while you take "
                     "results; write `async with agent.stream(rows) as results:`"
                 )
-        else:
-            self._fill()
-        waited = False
+        elif self._reader is None:
+            self._reader = _Reader(itertools.islice(self._source, self._start, None), self._max_pending)
+        await anyio.lowlevel.checkpoint()
         while True:
+            self._launch_arrived()
             row = self._line.ready() if self._pending else None
             if row is not None:
-                if not waited:
-                    await anyio.lowlevel.checkpoint()
-                return self._take(row)
-            if not self._pending and self._exhausted:
-                error, self._source_error = self._source_error, None
-                raise StopAsyncIteration if error is None else error
+                result = self._take(row)
+                if result is not None:
+                    return result
+                continue
+            if self._exhausted and not self._pending:
+                raise self._end() or StopAsyncIteration
             wake, park = parking()
-            self._arrived = wake
+            if self._reader is None:
+                self._arrived = wake
+            else:
+                self._reader.watch(wake)
             if self._pending:
                 self._line.watch(wake)
             await park()
-            waited = True
+
+    def _launch_arrived(self) -> None:
+        """Launch rows that the thread has read."""
+        if self._reader is None or self._exhausted:
+            return
+        for _ in range(_AT_ONCE):
+            if not self._reader.rows:
+                return
+            row = self._reader.rows.popleft()
+            if isinstance(row, _Broken):
+                self._end_at(self._next, row.error)
+            if row is _END or isinstance(row, _Broken):
+                self._exhausted = True
+                return
+            self._launch(row)
 
     async def __aenter__(self) -> Self:
         if isinstance(self._source, AsyncIterable):
@@ -237,18 +295,20 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
     async def _pull(self, rows: AsyncIterator[Any]) -> None:
         """Launch the rows of an async iterable as they come, as long as there is room."""
         try:
-            index = -1
+            skipped = 0
             async for row in rows:
-                index += 1
-                if index < self._start:
+                if skipped < self._start:
+                    skipped += 1
                     continue
                 while len(self._pending) >= self._max_pending:
                     self._room = anyio.Event()
                     await self._room.wait()
-                self._launch(index, row)
+                if self._exhausted:
+                    return
+                self._launch(row)
                 self._tell_arrival()
         except Exception as error:
-            self._source_error = error
+            self._end_at(self._next, error)
         finally:
             self._exhausted = True
             self._tell_arrival()
@@ -262,26 +322,31 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
 
     # Both
 
-    def _fill(self) -> None:
-        """Launch rows until `max_pending` are pending."""
-        if self._rows is None:
-            if not isinstance(self._source, Iterable):
-                raise TypeError(
-                    f"rows must be an iterable for `for` (got {type(self._source).__name__}, which is asynchronous); "
-                    "write `async for`"
-                )
-            self._rows = itertools.islice(self._source, self._start, None)
-        while not self._exhausted and len(self._pending) < self._max_pending:
-            row = next(self._rows, _END)
-            if row is _END:
-                self._exhausted = True
-                return
-            self._launch(next(self._numbers), row)
+    def _stop_reading(self) -> None:
+        self._exhausted = True
+        if self._reader is not None:
+            self._reader.close()
 
-    def _launch(self, index: int, row: Any) -> None:
+    def _end_at(self, row: int, error: BaseException) -> None:
+        """Read no further, and raise `error` after the results that are still to come."""
+        self._stop_reading()
+        if self._ending is None or row < self._ending[0]:
+            self._ending = row, error
+
+    def _end(self) -> BaseException | None:
+        """Return the error that the stream ends with, once."""
+        ending, self._ending = self._ending, None
+        if ending is None:
+            return None
+        row, error = ending
+        error.add_note(f"the stream ended at row {row}; pass start={row} to continue there")
+        return error
+
+    def _launch(self, row: Any) -> None:
         if self._began is None:
             self._began = time.monotonic()
-        scope = Scope(f"{self._path}/{index}", runtime=self._runtime)
+        index, self._next = self._next, self._next + 1
+        scope = Scope(f"{self._path}/{index}", runtime=self._runtime, matched_in=self._path)
         with within(scope), no_grad():
             try:
                 output = self._call(row)
@@ -309,19 +374,82 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         launch.start()
         return slot
 
-    def _take(self, row: _PendingRow) -> RowResult[Any]:
+    def _take(self, row: _PendingRow) -> RowResult[Any] | None:
+        """Return a row's result, or None if the row ends the stream after the results still to come."""
         del self._pending[row.index]
         self._room.set()
-        self._taken += 1
+        if self._reader is not None:
+            self._reader.grant()
         try:
-            return RowResult(row.index, row.row, _plain(row.output))
+            result = RowResult(row.index, row.row, _plain(row.output))
         except _FOR_GOOD as error:
-            self.close()
-            error.add_note(f"the stream ended at row {row.index}; pass start={row.index} to continue there")
-            raise
+            self._end_at(row.index, error)
+            if self._ordered:
+                self.close()
+            return None
         except Exception as error:
             self._failed += 1
-            return RowResult(row.index, row.row, None, error)
+            result = RowResult(row.index, row.row, None, error)
+        self._taken += 1
+        return result
+
+
+@final
+class _Reader:
+    """Reads the rows of a synchronous source in a thread, no further than there is room.
+
+    The thread is a daemon. No one can interrupt a source that waits, and it must not keep the program from ending.
+    """
+
+    def __init__(self, source: Iterator[Any], room: int) -> None:
+        self.rows: deque[Any] = deque()
+        self._room = threading.Semaphore(room)
+        self._closed = False
+        self._wake: Callable[[], object] | None = None
+        context = copy_context()
+        threading.Thread(
+            target=context.run, args=(self._read, source), name="afnio-rows", daemon=True
+        ).start()
+
+    def _read(self, source: Iterator[Any]) -> None:
+        row: Any = None
+        while row is not _END and not isinstance(row, _Broken):
+            self._room.acquire()
+            if self._closed:
+                return
+            try:
+                row = next(source, _END)
+            except BaseException as error:
+                row = _Broken(error)
+            self.rows.append(row)
+            self._rouse()
+
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Call `wake` once there is a row."""
+        self._wake = wake
+        if self.rows:  # it came before the line above
+            self._rouse()
+
+    def _rouse(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
+
+    def grant(self) -> None:
+        """Make room for another row."""
+        self._room.release()
+
+    def close(self) -> None:
+        """Read no further row."""
+        self._closed = True
+        self._room.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """The end of a source that raised."""
+
+    error: BaseException
 
 
 @final
@@ -394,9 +522,9 @@ class _AsTheyCome:
 
     def ready(self) -> _PendingRow | None:
         while self._done:
-            row = self._done.popleft()
-            if row.index in self._pending:  # else it was cancelled
-                return row
+            if self._done[0].index in self._pending:
+                return self._done[0]
+            self._done.popleft()  # it was taken or cancelled
         return None
 
     def watch(self, wake: Callable[[], object]) -> None:

@@ -48,6 +48,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     globals(),
     {"afnio.models._masking": "mask secrets_in_headers", "afnio.models._replies": "read_limits"},
+    modules="openai",
 )
 show_in(__name__, globals(), [name for name in __all__ if name in globals()])
 

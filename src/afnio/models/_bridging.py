@@ -67,7 +67,7 @@ def launch_request(
     line = _line() if job is None else job.launch.line
     origin = CallOrigin(
         address=address or _address(scope, request),
-        scope=scope.path,
+        scope=scope.matched_in,
         purpose="embed" if request.dialect is EMBEDDINGS else purpose,
         depth=0 if job is None else job.launch.depth + 1,
         node="" if job is None else job.launch.address,

@@ -167,7 +167,7 @@ class ChatClient(ABC):
         shares = request.params.get("temperature") == 0 and len(job.launch.jobs) > 1
         call = Call(
             address=job.call_address(purpose),
-            scope=job.launch.scope.path,
+            scope=job.launch.scope.matched_in,
             key=self._key(request, wanted=shares or active_journal.get() is not None),
             codec=CODEC,
             account=self.account,

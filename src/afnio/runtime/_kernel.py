@@ -129,13 +129,35 @@ class Failure:
 
     def __del__(self) -> None:
         if not self.read:
-            notes = "; ".join(getattr(self.error, "__notes__", ()))
-            logging.getLogger("afnio").error(
-                "a failure was never read: %s: %s (%s)",
-                type(self.error).__name__,
-                self.error,
-                notes,
-            )
+            _unread.add(self)
+
+
+@final
+class _Unread:
+    """Logs failures that were never read: the first of each kind and launching line, and at the end how many more."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[type, str | None]] = set()
+        self._more = 0
+
+    def add(self, failure: Failure) -> None:
+        kind = type(failure.error), failure.place
+        if kind in self._seen:
+            self._more += 1
+            return
+        self._seen.add(kind)
+        notes = "; ".join(getattr(failure.error, "__notes__", ()))
+        logging.getLogger("afnio").error(
+            "a failure was never read: %s: %s (%s)", type(failure.error).__name__, failure.error, notes
+        )
+
+    def end(self) -> None:
+        more, self._more = self._more, 0
+        if more:
+            logging.getLogger("afnio").error("%d more failures of these kinds were never read", more)
+
+
+_unread: Final = _Unread()
 
 
 class Waiter(Protocol):
@@ -244,9 +266,11 @@ class Scope:
         is_root: bool = False,
         owner: Scope | None = None,
         max_pending: int | None = None,
+        matched_in: str | None = None,
     ) -> None:
         self.path = path
         self.runtime = runtime
+        self._matched_in = matched_in
         # Not `self`: the scope of each row of a stream would be a circle, which only the collector ends.
         self._owner = owner
         self.max_pending = max_pending
@@ -266,6 +290,11 @@ class Scope:
     @property
     def owner(self) -> Scope:
         return self._owner or self
+
+    @property
+    def matched_in(self) -> str:
+        """The path within which the journal matches calls of a changed program. The rows of a stream share one."""
+        return self._matched_in or self.path
 
     def count_equal(self, name: str) -> int:
         """Return how often `name` was counted in this scope, this time included.
@@ -572,7 +601,8 @@ class Job:
         """The scope for what the body launches: addresses below the job's own, owned by the launch's owner."""
         if self._scope is None:
             owner = self.launch.scope
-            self._scope = Scope(self.address, runtime=owner.runtime, owner=owner.owner)
+            shared = owner._matched_in
+            self._scope = Scope(self.address, runtime=owner.runtime, owner=owner.owner, matched_in=shared)
             self._scope.job = self
         return self._scope
 
@@ -614,13 +644,11 @@ class Job:
         note_place(error, self.launch, self.lane)
         if self.recover is not None:
             return self.recover(self, error)
-        # The launch's owner knows of a cancellation, so don't report it as unread.
-        failure = Failure(
-            error,
-            read=read or isinstance(error, LaunchCancelledError),
-            place=None if self.part else self.launch.title,
-        )
-        self.launch.scope.owner.note(failure)
+        # No one will read it if the launch's owner was abandoned or the runtime closed, and that isn't a mistake.
+        owner, left = self.launch.scope.owner, isinstance(error, LaunchCancelledError)
+        left = left or owner.abandoned or self.launch.runtime.closed
+        failure = Failure(error, read=read or left, place=None if self.part else self.launch.title)
+        owner.note(failure)
         return [failure] * len(self.outputs)
 
     def fill(self, outcomes: Outcomes) -> None:
@@ -994,6 +1022,7 @@ def _close_at_exit() -> None:
     global _exiting
     _exiting = True
     close()
+    _unread.end()
 
 
 def _renew_guard() -> None:

@@ -133,7 +133,7 @@ class Remote:
         """Return the journal's result, or run the function and record what it returned."""
         journal = active_journal.get()
         assert journal is not None
-        address, scope = job.call_address("result"), job.launch.scope.path
+        address, scope = job.call_address("result"), job.launch.scope.matched_in
         key = self._key(args, kwargs)
         record = journal.take_result(address, key, scope)
         if record is not None:

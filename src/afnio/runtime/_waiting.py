@@ -36,7 +36,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from afnio.errors import BlockingReadError, RuntimeClosedError, reason
+from afnio.errors import BlockingReadError, RuntimeClosedError, distinct, reason
 from afnio.runtime._kernel import (
     PENDING,
     Failure,
@@ -378,7 +378,7 @@ def _raise_unread(scope: Scope, error: BaseException | None) -> None:
     if len(errors) == 1:
         raise errors[0]
     message = f"{len(errors)} launches of scope {scope.path!r} failed, first with {reason(errors[0])}"
-    raise BaseExceptionGroup(message, errors)
+    raise BaseExceptionGroup(message, distinct(errors))
 
 
 def _tell_end(scope: Scope) -> None:
