@@ -14,8 +14,8 @@ empty; else an event wakes it. Whatever may let a call go (a reply, a timer, a n
 `ReplicaAdmitter` is the same queue for several accounts that serve the same models. It chooses one of them when a call
 goes, and not before.
 
-How fast an account may go is in `_limits.py`, how it recovers from failures in `_health.py`. What each ending of an
-attempt means for the account is the table `AttemptOutcome` in `_call.py`.
+How fast an account may go is in `_limits.py`, how it recovers from failures in `_health.py`. The table `AttemptOutcome`
+in `_call.py` says what each ending of an attempt means for the account.
 """
 
 from __future__ import annotations
@@ -389,7 +389,7 @@ class Ending(Protocol):
 
 
 class Tokens(Enum):
-    """What an attempt leaves behind in its account's windows of tokens."""
+    """The tokens that an attempt leaves behind in its account's windows."""
 
     USED = auto()
     """The tokens that its reply counted, or the reserve if it counted none."""
@@ -400,7 +400,7 @@ class Tokens(Enum):
 
 
 class Sign(Enum):
-    """What an attempt shows about the health of its account."""
+    """The evidence of an attempt about the health of its account."""
 
     ANSWERS = auto()
     REFUSES = auto()

@@ -271,7 +271,7 @@ _tickets = itertools.count()
 
 @final
 class Reservation(AbstractContextManager["Reservation"]):
-    """What one call holds of the budgets around it.
+    """The part of the budgets around it that one call holds.
 
     For each attempt: `hold` before admission, `attempt` when it goes on the wire, then `settle`. A call that
     waits for its next attempt holds nothing, so calls can't wait for one another in a circle. It keeps its
@@ -443,7 +443,7 @@ def reservation_of(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
 
 @final
 class Balance:
-    """What one budget allows, has spent and has promised, and the line of attempts that wait for it.
+    """One budget's limits, spending and promises, and the line of attempts that wait for it.
 
     A later attempt doesn't overtake one that waits in this line, so small requests don't starve a large one. It may
     overtake one that waits in the line of a nested budget.
@@ -455,7 +455,7 @@ class Balance:
         self.spent = Amount()
         self.promised = Amount()
         self.open = 0
-        """Reservations that hold something. What they give back may let others in."""
+        """Reservations that hold something. The amounts that they give back may let others in."""
         self._line: list[BudgetWaiter] = []
 
     def lacks(self, need: Amount) -> str | None:

@@ -140,7 +140,7 @@ class AccountHealth:
             _logger.info("%s; trying again in %.1f s", error, seconds)
 
     def grant_retry(self, error: BaseException, now: float) -> bool:
-        """Take one retry from the budget. If there is none, a note on the error says so."""
+        """Take one retry from the budget. If there is none, add a note to the error."""
         if not self._warned and not self.circuit.answered:
             # On the first failure: with a wrong URL the user shouldn't wait a minute for all attempts.
             how = "for some seconds" if is_first_contact(error) else f"(1 of {ATTEMPTS})"

@@ -13,7 +13,7 @@ instead of the network. There is no other state to restore, so nothing can be re
 * `reuse` is a cache across runs. The n-th use of a key gets the n-th reply on record, so samples stay
   independent.
 
-**Who may use the file.** One journal object of one process, which holds a lock file beside it. The caller
+**Who may use the file.** One journal object of one process, which holds a lock file next to it. The caller
 never waits for the disk: a `SQLiteWriter` appends in its own thread. When the disk is full, that writer breaks
 permanently, and the program stops at the error with all earlier replies kept; see `_files`.
 """
@@ -197,7 +197,7 @@ class Journal:
 
     @property
     def spent_before(self) -> Ledger:
-        """What earlier runs spent, when this journal was opened. The ledger has no prices."""
+        """The spending of earlier runs, when this journal was opened. The ledger has no prices."""
         return self._earlier
 
     def spent(self) -> Ledger:
@@ -233,14 +233,14 @@ class Journal:
     def _check(self) -> None:
         if self._pid != os.getpid():
             raise JournalForkedError(
-                f"The journal [{self.path}] belongs to the process [{self._pid}] that this one was forked from; "
-                "open another file here."
+                f"a journal must be used by the process that opened it (got {self.path}, opened by {self._pid}, which "
+                "this process was forked from); open another file here"
             )
         if not self._end.alive:
             raise self._closed()
 
     def _closed(self) -> JournalClosedError:
-        return JournalClosedError(f"The journal [{self.path}] is closed; open it again.")
+        return JournalClosedError(f"the journal {self.path} is closed; open it again")
 
     def _note_change(self, notice: ProgramChanged) -> None:
         if self.changed is None:
@@ -260,8 +260,8 @@ def _lock(journal: Path) -> LockFile:
         raise _in_use(journal, error.holder) from error
     except OSError as error:
         raise JournalError(
-            f"The folder [{journal.parent}] takes no lock file for the journal ({error}); "
-            "name a path in a local folder that you may write to."
+            f"the journal's folder must accept a lock file (got {journal.parent}: {error}); name a path in a local "
+            "folder that you may write to"
         ) from error
 
 
@@ -302,17 +302,17 @@ def _ignore(error: BaseException | None) -> None:
 
 def _in_use(journal: Path, holder: int | None) -> JournalLockedError:
     if holder == os.getpid():
-        message = f"The journal [{journal}] is open in this process already; close it first."
+        message = f"the journal {journal} is open in this process already; close it first"
     else:
-        who = "another process" if holder is None else f"the process [{holder}]"
-        message = f"The journal [{journal}] is in use by {who}; wait for its end, or name another path."
+        who = "another process" if holder is None else f"process {holder}"
+        message = f"the journal {journal} is in use by {who}; wait for its end, or name another path"
     return JournalLockedError(message, holder)
 
 
 def _unusable(path: Path, error: Exception) -> JournalError:
     return JournalError(
-        f"The journal [{path}] can't be opened ({error}); see to the rights and the space of its folder, "
-        "or name another path."
+        f"the journal must be a file that can be opened (got {path}: {error}); check its folder's permissions and "
+        "space, or name another path"
     )
 
 
@@ -335,8 +335,8 @@ class ProgramChanged:
 
     def __str__(self) -> str:
         return (
-            f"The program has changed: at [{self.address}] it made the request [{self.recorded[:12]}], and now "
-            f"makes [{self.asked[:12]}]; from here on this scope takes recorded replies to equal requests."
+            f"The program has changed: at {self.address} it made the request {self.recorded[:12]}, and now makes "
+            f"{self.asked[:12]}; from here on, equal requests of this scope are answered by recorded replies."
         )
 
 

@@ -46,7 +46,7 @@ from afnio.runtime.events import Usage
 
 Kind = Literal["reply", "shared", "failed", "unknown", "result"]
 Answering = Literal["reply", "result"]
-"""What is looked up: replies to calls, or results of functions."""
+"""The two kinds of lookups: replies to calls, and results of functions."""
 
 _NO_TOKENS: Final = Usage()
 
@@ -672,27 +672,27 @@ def unreadable(path: Path, error: Exception) -> JournalError:
     if code == sqlite3.SQLITE_CORRUPT:
         return corrupt(path, str(error))
     return JournalError(
-        f"The journal [{path}] can't be read ({error}); see to the rights and the disk, or name another path."
+        f"the journal must be readable ({path}: {error}); check its permissions and the disk, or name another path"
     )
 
 
 def corrupt(path: Path, reason: str) -> JournalFormatError:
     """Return the error for a damaged file."""
     return JournalFormatError(
-        f"The journal [{path}] is corrupt ({reason}) and was left unchanged; "
-        "restore a copy of it, or name another path."
+        f"the journal must be undamaged (got {path}, {reason}); it was left unchanged: restore a copy of it, or name "
+        "another path"
     )
 
 
 def _foreign(path: Path) -> JournalFormatError:
-    return JournalFormatError(f"The file [{path}] is not a journal of Afnio; name another path.")
+    return JournalFormatError(f"the path must name a journal of Afnio (got {path}); name another path")
 
 
 def _refused(path: Path, error: Exception) -> JournalError:
     reason = f"{type(error).__name__}: {error}"
     broken = JournalError(
-        f"The folder [{path.parent}] takes no more of the journal [{path.name}] ({reason}); make room there "
-        "and start again: every reply that was recorded so far is kept."
+        f"the journal {path} can't be written any more ({reason}); make room there and start again: every reply that "
+        "was recorded so far is kept"
     )
     broken.__cause__ = error
     return broken
@@ -700,6 +700,5 @@ def _refused(path: Path, error: Exception) -> JournalError:
 
 def _unfit(record: Record, error: Exception) -> JournalError:
     return JournalError(
-        f"The reply to [{record.address}] can't be recorded ({type(error).__name__}: {error}); "
-        "nothing else is affected."
+        f"the reply to {record.address} can't be recorded ({type(error).__name__}: {error}); nothing else is affected"
     )

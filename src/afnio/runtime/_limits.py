@@ -137,7 +137,7 @@ _total: Limits | None = None
 
 
 def give_total_limits(limits: Limits | None) -> None:
-    """Set limits for all accounts of the process together, beside those of each; None lifts them. From any thread.
+    """Set limits for all accounts of the process together, on top of those of each; None lifts them. From any thread.
 
     For a gateway, which sends for the keys of others. `max_in_flight` isn't used.
     """
@@ -178,7 +178,7 @@ the day. What the provider reports as left holds all the same."""
 
 @final
 class Allowance:
-    """What an account, or one of its models, may still send.
+    """The requests and tokens that an account, or one of its models, may still send.
 
     Attributes:
         pacer, bucket: set the pace, of requests and of tokens; None without a known limit.
@@ -320,7 +320,7 @@ class Allowance:
 
 @final
 class Grant:
-    """What one request took from an allowance, and the totals up to and including it."""
+    """The share of an allowance that one request took, and the totals up to and including it."""
 
     __slots__ = ("allowance", "at", "bucket", "requests", "reservation", "tokens", "tokens_before")
 

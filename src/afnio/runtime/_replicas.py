@@ -100,7 +100,7 @@ class ReplicaAdmitter(Admitter):
                 emit(ReplicaTakenBack(self.url, replica.account.url, seconds))
         replica.count(permit, ending, error)
         if isinstance(error, RateLimitedError):
-            error.retry_after = None  # it was said for one replica, which pauses
+            error.retry_after = None  # it holds for one replica, which pauses
             permit.spared = any(not other.trouble for other in self.replicas)
         self.admit()
         if hopeless is not None and all(other.given_up is not None for other in self.replicas):
@@ -254,7 +254,7 @@ def admitter(runtime: Runtime, account: Account) -> Admitter:
 
 
 class _Total:
-    """What all accounts of a runtime may still send."""
+    """The requests and tokens that all accounts of a runtime may still send."""
 
     def __init__(self, limits: Limits) -> None:
         self.allowance = Allowance.given(limits, loop_time())

@@ -126,7 +126,7 @@ def test_a_reply_that_is_no_text_fails_its_call_alone(tmp_path: Path) -> None:
     broken: Any = object()
     client = ScriptedClient([ChatResponse(content="x", model=broken), "whole"])
     with afnio.journal(tmp_path / "j"):
-        with pytest.raises(JournalError, match=r"The reply to .* can't be recorded"):
+        with pytest.raises(JournalError, match=r"the reply to .* can't be recorded"):
             client.chat(messages=[{"role": "user", "content": "first"}], model="m")
         assert "whole" == client.chat(messages=[{"role": "user", "content": "whole"}], model="m").content
     assert 1 == Journal.stat(tmp_path / "j").records

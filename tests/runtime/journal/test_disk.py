@@ -48,8 +48,8 @@ def test_file_size_limit(path: Path, script: Script) -> None:
     output, errors = program.communicate(timeout=50)
     assert errors == ""
     good, _, sentence = output.strip().partition(" ")
-    assert sentence.startswith(f"The folder [{path.parent}] takes no more of the journal [calls.journal] (")
-    assert sentence.endswith("make room there and start again: every reply that was recorded so far is kept.")
+    assert sentence.startswith(f"the journal {path} can't be written any more (")
+    assert sentence.endswith("make room there and start again: every reply that was recorded so far is kept")
     assert 0 < int(good) < 2000
     with Journal.open(path) as journal:
         assert [True] * int(good) == [journal.take(f"{n}", "aa") is not None for n in range(int(good))]

@@ -130,7 +130,7 @@ def test_unfit_record_fails_alone(path: Path, reply: Reply) -> None:
         journal.flush()
         assert journal.broken is None
     assert told.pop("good") is None
-    assert "The reply to [1] can't be recorded (TypeError: a set is not JSON)" in str(told["payload"])
+    assert "the reply to 1 can't be recorded (TypeError: a set is not JSON)" in str(told["payload"])
     assert [JournalError] * 3 == [type(error) for error in told.values()]
     assert count(path) == 1
 
@@ -223,7 +223,7 @@ def test_close_leaves_one_file(path: Path, reply: Reply) -> None:
         journal.flush,
     ]
     for use in uses:
-        with pytest.raises(JournalClosedError, match=r"calls.journal\] is closed; open it again"):
+        with pytest.raises(JournalClosedError, match=r"calls.journal is closed; open it again"):
             use()
     assert journal.broken is None
     assert journal.spent().items[Item("forward", "", "m")].calls == 1

@@ -63,8 +63,8 @@ def test_changed_program_is_logged(
     record(reply("s/1", key="aa" * 32))
     with caplog.at_level(logging.WARNING, "afnio"), Journal.open(path) as journal:
         taken(journal, "s/1", "bb" * 32)
-    assert ["The program has changed: at [s/1] it made the request [aaaaaaaaaaaa], and now makes"] == [
-        message.partition(" [bbbbbbbbbbbb]")[0] for message in caplog.messages
+    assert ["The program has changed: at s/1 it made the request aaaaaaaaaaaa, and now makes"] == [
+        message.partition(" bbbbbbbbbbbb")[0] for message in caplog.messages
     ]
 
 

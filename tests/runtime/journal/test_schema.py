@@ -53,14 +53,26 @@ def damaged(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (lambda path: path.write_text("dear diary"), r"is not a journal of Afnio; name another path\.$"),
-        (lambda path: path.write_bytes(os.urandom(9000)), r"is not a journal of Afnio; name another path\.$"),
-        (foreign, r"is not a journal of Afnio; name another path\.$"),
+        (
+            lambda path: path.write_text("dear diary"),
+            r"a journal of Afnio \(got .*\); name another path$",
+        ),
+        (
+            lambda path: path.write_bytes(os.urandom(9000)),
+            r"a journal of Afnio \(got .*\); name another path$",
+        ),
+        (foreign, r"a journal of Afnio \(got .*\); name another path$"),
         (newer, r"must have format 2 \(got 3: .*\); use the Afnio that wrote it, or name another path$"),
         (older, r"must have format 2 \(got 1: .*\); use the Afnio that wrote it, or name another path$"),
-        (damaged, r"is corrupt \(.*\) and was left unchanged; restore a copy"),
-        (lambda path: os.truncate(path, 10_000), r"is corrupt \(.*\) and was left unchanged; restore a copy"),
-        (lambda path: os.truncate(path, 60), r"is corrupt \(.*\) and was left unchanged; restore a copy"),
+        (damaged, r"undamaged \(got .*\); it was left unchanged: restore a copy"),
+        (
+            lambda path: os.truncate(path, 10_000),
+            r"undamaged \(got .*\); it was left unchanged: restore a copy",
+        ),
+        (
+            lambda path: os.truncate(path, 60),
+            r"undamaged \(got .*\); it was left unchanged: restore a copy",
+        ),
     ],
     ids=["text", "noise", "foreign", "newer", "older", "damaged", "cut", "stump"],
 )
@@ -105,7 +117,9 @@ def test_damaged_reply_is_found_when_it_is_taken(full: Path) -> None:
     with closing(sqlite3.connect(full, isolation_level=None)) as connection:
         connection.execute("UPDATE records SET payload = x'00ff' WHERE address = '7'")
     with Journal.open(full) as journal:
-        with pytest.raises(JournalFormatError, match=r"is corrupt \(the reply at \[7\]: .*restore a copy"):
+        with pytest.raises(
+            JournalFormatError, match=r"undamaged \(got .*, the reply at \[7\]: .*restore a copy"
+        ):
             journal.take("7", "0007")
         assert journal.take("8", "0008") is not None
 
@@ -115,7 +129,7 @@ def test_page_damaged_meanwhile(full: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_journal_file, "CHECKED_BYTES", 0)
     data = full.read_bytes()
     full.write_bytes(data[:8192] + bytes(len(data) - 8192))
-    with pytest.raises(JournalFormatError, match="is corrupt"), Journal.open(full) as journal:
+    with pytest.raises(JournalFormatError, match="must be undamaged"), Journal.open(full) as journal:
         for number in range(200):
             journal.take(f"{number}", f"{number:04x}")
 
@@ -131,16 +145,18 @@ def test_empty_file_becomes_a_journal(path: Path, reply: Reply) -> None:
 
 
 def test_folder_is_no_journal(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match=r"can't be opened \(it isn't a file\); see to the rights"):
+    with pytest.raises(
+        JournalError, match=r"opened \(got .*: it isn't a file\); check its folder's permissions"
+    ):
         Journal.open(tmp_path)
-    with pytest.raises(JournalError, match=r"missing\] can't be read \(unable to open"):
+    with pytest.raises(JournalError, match=r"must be readable \(.*missing: unable to open"):
         Journal.stat(tmp_path / "missing")
 
 
 def test_no_right_to_write(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The superuser may write anything, so the system's answer is set here."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(JournalError, match=r"can't be opened \(no right to write\); see to the rights"):
+    with pytest.raises(JournalError, match=r"opened \(got .*: no right to write\); check its folder's"):
         Journal.open(full)
     monkeypatch.undo()
     with Journal.open(full) as journal:
@@ -154,7 +170,7 @@ def test_writer_that_cannot_connect(full: Path, monkeypatch: pytest.MonkeyPatch)
         raise sqlite3.OperationalError("disk I/O error")
 
     monkeypatch.setattr(_journal_file, "connect_writer", refuse)
-    with pytest.raises(JournalError, match=r"can't be read \(disk I/O error\)"):
+    with pytest.raises(JournalError, match=r"must be readable \(.*: disk I/O error\)"):
         Journal.open(full)
     monkeypatch.undo()
     Journal.open(full).close()
