@@ -245,7 +245,8 @@ async def test_tool_calls_and_their_results(spans: Spans) -> None:
     without, span = spans.named("chat m")
     assert not {"gen_ai.tool.definitions", "gen_ai.output.messages"} & {*without.attributes}
     part = {"type": "tool_call", "id": "c1", "name": "weather", "arguments": {"city": "Paris"}}
-    assert texts(span, "gen_ai.output.messages") == [{"role": "assistant", "parts": [part]}]
+    answer = {"role": "assistant", "parts": [part], "finish_reason": "tool_calls"}
+    assert texts(span, "gen_ai.output.messages") == [answer]
     assert texts(span, "gen_ai.input.messages")[1:] == [
         {
             "role": "assistant",

@@ -221,7 +221,9 @@ def _content(event: CallEnded | CallReplayed) -> Attributes:
     if event.reply is not None:
         calls = [_tool_call(call.id, call.name, call.arguments) for call in event.reply.tool_calls]
         answer = {"role": "assistant", "parts": [*_parts(event.reply.content), *calls]}
-        attributes[OUTPUT_MESSAGES] = _dumped([answer])
+        # Deprecated, but readers such as Phoenix drop a message without it.
+        reason = {"finish_reason": event.reply.finish_reason or ""}
+        attributes[OUTPUT_MESSAGES] = _dumped([answer | reason])
     return attributes
 
 
