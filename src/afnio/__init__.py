@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from afnio import utils as utils
     from afnio._archive import load as load
     from afnio._archive import save as save
-    from afnio._headroom import headroom as headroom
-    from afnio._optimize import optimize as optimize
-    from afnio._result import Headroom as Headroom
-    from afnio._result import Result as Result
     from afnio.runtime._executors import Workers as Workers
+    from afnio.studies._headroom import headroom as headroom
+    from afnio.studies._optimize import optimize as optimize
+    from afnio.studies._result import Headroom as Headroom
+    from afnio.studies._result import Result as Result
 
 __version__ = "0.4.0"
 __all__ = [
@@ -105,9 +105,9 @@ __getattr__, __dir__ = _lazily(
     globals(),
     {
         "afnio._archive": "load save",
-        "afnio._headroom": "headroom",
-        "afnio._optimize": "optimize",
-        "afnio._result": "Headroom Result",
+        "afnio.studies._headroom": "headroom",
+        "afnio.studies._optimize": "optimize",
+        "afnio.studies._result": "Headroom Result",
         "afnio.runtime._executors": "Workers",
     },
     modules="bridge optim ray tellurio testing trainer utils",

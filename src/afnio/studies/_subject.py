@@ -22,7 +22,6 @@ from decimal import Decimal
 from typing import Any, Final, cast, final
 
 from afnio import cognitive as cog
-from afnio._rows import Row, in_words
 from afnio.autodiff._function import Arguments, Context
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind
@@ -51,6 +50,7 @@ from afnio.runtime._kernel import Failure, Job, Outcomes
 from afnio.runtime._spending import Amount, cost
 from afnio.runtime._waiting import scope, wait_async
 from afnio.runtime.events import CallEnded, CallReplayed, Usage
+from afnio.studies._rows import Row, in_words
 
 MOST_CHARACTERS: Final = 1_000
 """A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better."""

@@ -39,26 +39,7 @@ import anyio
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._headroom import HeadroomTest
-from afnio._result import Example, Gain, Headroom, Result, from_json, score_of, to_json, untested, verdict_of
-from afnio._rows import Row, digest, in_words, read_rows, split_rows
 from afnio._statistics import Scores, differences
-from afnio._subject import (
-    MOST_CHARACTERS,
-    QUORUM,
-    CallCount,
-    Scored,
-    Scoring,
-    Subject,
-    Unawaited,
-    budget_of,
-    check_crashes,
-    critic_of,
-    dearer,
-    paired,
-    seed_of,
-    wanted_by,
-)
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._module import mode
 from afnio.errors import BudgetExceeded, UnknownPriceError
@@ -77,6 +58,35 @@ from afnio.runtime._callables import may_fail, tolerate
 from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._waiting import active_journal, may_block
 from afnio.runtime.events import StepEnded, subscribed
+from afnio.studies._headroom import HeadroomTest
+from afnio.studies._result import (
+    Example,
+    Gain,
+    Headroom,
+    Result,
+    from_json,
+    score_of,
+    to_json,
+    untested,
+    verdict_of,
+)
+from afnio.studies._rows import Row, digest, in_words, read_rows, split_rows
+from afnio.studies._subject import (
+    MOST_CHARACTERS,
+    QUORUM,
+    CallCount,
+    Scored,
+    Scoring,
+    Subject,
+    Unawaited,
+    budget_of,
+    check_crashes,
+    critic_of,
+    dearer,
+    paired,
+    seed_of,
+    wanted_by,
+)
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path

@@ -26,10 +26,19 @@ from typing import Any, Final, NamedTuple, cast, final
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._result import Gain, Headroom
-from afnio._rows import Row, in_words, read_rows
 from afnio._statistics import p_value
-from afnio._subject import (
+from afnio.errors import BatchError, BudgetExceeded, ModelError, first_of, reason
+from afnio.models._backward_model import set_backward_model_client
+from afnio.models._client import ChatClient, ChatModel
+from afnio.optim import EditTGD
+from afnio.runtime._blocking import run_blocking
+from afnio.runtime._budget import Budget
+from afnio.runtime._spending import Amount, Ledger
+from afnio.runtime._waiting import active_journal, may_block, scope
+from afnio.runtime.events import StepEnded, subscribed
+from afnio.studies._result import Gain, Headroom
+from afnio.studies._rows import Row, in_words, read_rows
+from afnio.studies._subject import (
     CallCount,
     Scored,
     Scoring,
@@ -42,15 +51,6 @@ from afnio._subject import (
     seed_of,
     wanted_by,
 )
-from afnio.errors import BatchError, BudgetExceeded, ModelError, first_of, reason
-from afnio.models._backward_model import set_backward_model_client
-from afnio.models._client import ChatClient, ChatModel
-from afnio.optim import EditTGD
-from afnio.runtime._blocking import run_blocking
-from afnio.runtime._budget import Budget
-from afnio.runtime._spending import Amount, Ledger
-from afnio.runtime._waiting import active_journal, may_block, scope
-from afnio.runtime.events import StepEnded, subscribed
 from afnio.utils.data import DataLoader
 
 MOST_CALLS: Final = 400
