@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final, NamedTuple, cast, final
+from typing import Any, Final, NamedTuple, final
 
 import anyio.to_thread
 
@@ -31,26 +31,17 @@ from afnio.errors import BatchError, BudgetExceeded, ModelError, first_of, reaso
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.optim import EditTGD
-from afnio.runtime._blocking import run_blocking
 from afnio.runtime._budget import Budget
 from afnio.runtime._spending import Amount, Ledger
-from afnio.runtime._waiting import active_journal, may_block, scope
+from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
-from afnio.studies._result import Gain, Headroom
+from afnio.studies._figures import Gain
+from afnio.studies._needs import CallCount, dearer
+from afnio.studies._result import Headroom
 from afnio.studies._rows import Row, in_words, read_rows
-from afnio.studies._subject import (
-    CallCount,
-    Scored,
-    Scoring,
-    Subject,
-    Unawaited,
-    budget_of,
-    critic_of,
-    dearer,
-    paired,
-    seed_of,
-    wanted_by,
-)
+from afnio.studies._scoring import Scored, Scoring, paired, wanted_by
+from afnio.studies._study import Study, job
+from afnio.studies._subject import Subject
 from afnio.utils.data import DataLoader
 
 MOST_CALLS: Final = 400
@@ -109,14 +100,12 @@ def headroom(
         Subject.of(agent, prompts, wanted_by(metric)),
         metric,
         rows=read_rows(rows),
-        critic=critic_of(critic),
-        budget=budget_of(budget),
+        critic=critic,
+        budget=budget,
         perfect=perfect,
-        seed=seed_of(seed),
+        seed=seed,
     )
-    if may_block():
-        return run_blocking(test.run, "headroom")
-    return cast("Headroom", Unawaited(test.run, "headroom"))
+    return job(test.run, "headroom")
 
 
 class Design(NamedTuple):
@@ -172,7 +161,7 @@ class Passed:
 
 
 @final
-class HeadroomTest(Scoring):
+class HeadroomTest(Study):
     """One test. `run` it once."""
 
     def __init__(
@@ -181,18 +170,16 @@ class HeadroomTest(Scoring):
         metric: Callable[..., Any],
         *,
         rows: Sequence[Row],
-        critic: ChatModel,
-        budget: Budget,
+        critic: str | tuple[ChatClient, Any] | ChatModel,
+        budget: float | Budget,
         perfect: float,
-        seed: int,
+        seed: int | None,
     ) -> None:
-        super().__init__(subject, metric, perfect)
+        super().__init__(subject, metric, perfect=perfect, critic=critic, budget=budget, seed=seed)
         self.rows = rows
         if len(rows) < FEWEST_ROWS:
             raise ValueError(f"a headroom test needs at least {FEWEST_ROWS} rows (got {len(rows)}); add rows")
         subject.check(self.rows[0])
-        self.critic, self.budget, self.seed = critic, budget, seed
-        self.start = subject.texts
         self._each = 1.0
         self.design(None)
 

@@ -4,159 +4,26 @@ The claim of a result is one sentence, `verdict`, and it never says more than th
 scored on the same rows, so the gain is a paired difference. Its interval is much narrower than those of the two scores
 suggest, and if it contains 0 the verdict is "no gain beyond noise", whatever the two scores are.
 
-`score_of` makes the figure of one set of scores, `Gain.of` the paired one, `verdict_of` the sentence. A result is plain
-data, kept as JSON in its run (`to_json`, `from_json`): a program that is started again gets it from there.
+`verdict_of` writes the sentence. A result is plain data, kept as JSON in its run (`to_json`, `from_json`): a program
+that is started again gets it from there.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from statistics import fmean, variance
 from typing import Any, Final, Self, final
 
-from afnio._statistics import paired_interval, student_quantile, wilson
 from afnio.optim._gate import GateVerdict
+from afnio.studies._figures import Accuracy, Gain, MeanScore, Measured, counted
 from afnio.tellurio._queries import home_folder
 
 SHOWN_ROWS: Final = 30
 """Rows of each kind (newly right, newly wrong, still wrong) that a page shows."""
 NOISE: Final = "No gain beyond noise"
-
-
-# Figures
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """The share of right rows, with Wilson's 95 % interval.
-
-    >>> print(Accuracy.of([True] * 26 + [False] * 40))
-    39.4 % (26 of 66 right; 28.5 to 51.5)
-    """
-
-    right: int
-    rows: int
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, scores: Sequence[float]) -> Self:
-        right = int(sum(scores))
-        return cls(right, len(scores), *wilson(right, len(scores)))
-
-    @property
-    def mean(self) -> float:
-        return self.right / self.rows if self.rows else math.nan
-
-    def __float__(self) -> float:
-        return self.mean
-
-    def __str__(self) -> str:
-        low, high = 100 * self.low, 100 * self.high
-        return f"{100 * self.mean:.1f} % ({self.right} of {self.rows} right; {low:.1f} to {high:.1f})"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class MeanScore:
-    """The mean of graded scores, with Student's 95 % interval; the bounds are None for fewer than two rows.
-
-    >>> print(MeanScore.of([0.5, 0.7, 0.9]))
-    0.7 (3 rows; 0.203 to 1.2)
-    """
-
-    mean: float
-    rows: int
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, scores: Sequence[float]) -> Self:
-        mean, rows = (fmean(scores) if scores else math.nan), len(scores)
-        if rows < 2:
-            return cls(mean, rows, None, None)
-        reach = student_quantile(rows - 1) * math.sqrt(variance(scores) / rows)
-        return cls(mean, rows, mean - reach, mean + reach)
-
-    def __float__(self) -> float:
-        return self.mean
-
-    def __str__(self) -> str:
-        interval = "" if self.low is None else f"; {self.low:.3g} to {self.high:.3g}"
-        return f"{self.mean:.3g} ({self.rows} rows{interval})"
-
-
-Measured = Accuracy | MeanScore
-
-
-def score_of(scores: Sequence[float], *, graded: bool) -> Measured:
-    """Return the figure of rows' scores. `graded` is True if some score of the run is neither 0 nor 1."""
-    return MeanScore.of(scores) if graded else Accuracy.of(scores)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """The mean difference of the new prompts to the old ones on the same rows, with its 95 % interval.
-
-    Attributes:
-        difference, low, high: as shares (0.1 is ten points) or in units of the score; no bounds for a single row.
-        rows: rows that have both scores.
-        won, lost: rows that the new prompts do better and worse.
-        graded: True if the scores are graded, not right or wrong.
-    """
-
-    difference: float
-    low: float | None
-    high: float | None
-    rows: int
-    won: int
-    lost: int
-    graded: bool
-
-    @classmethod
-    def of(cls, before: Sequence[float], after: Sequence[float], *, graded: bool) -> Self:
-        """Compare scores of the same rows, in the same order.
-
-        >>> print(Gain.of([0, 0, 1, 1] * 10, [1, 1, 1, 1] * 10, graded=False))
-        +50.0 points (31.1 to 64.1; 20 rows better, 0 worse)
-        """
-        found = paired_interval(before, after)
-        return cls(found.difference, found.low, found.high, found.samples, found.won, found.lost, graded)
-
-    @property
-    def is_clear(self) -> bool:
-        """True if the interval lies above 0."""
-        return self.low is not None and self.low > 0
-
-    @property
-    def is_loss(self) -> bool:
-        """True if the interval lies below 0."""
-        return self.high is not None and self.high < 0
-
-    def __float__(self) -> float:
-        return self.difference
-
-    def __str__(self) -> str:
-        return f"{self.amount} ({self.interval}; {_count(self.won, 'row')} better, {self.lost} worse)"
-
-    @property
-    def amount(self) -> str:
-        return f"{self.difference:+.3g}" if self.graded else f"{100 * self.difference:+.1f} points"
-
-    @property
-    def interval(self) -> str:
-        if self.low is None or self.high is None:
-            return "no interval"
-        if self.graded:
-            return f"{self.low:.3g} to {self.high:.3g}"
-        return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
 
 
 def verdict_of(
@@ -220,10 +87,6 @@ def untested(kept: bool) -> str:
 
 def _percent(measured: Measured) -> str:
     return f"{100 * measured.mean:.1f} %" if isinstance(measured, Accuracy) else f"{measured.mean:.3g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 # The headroom test's result
@@ -387,16 +250,16 @@ class Result:
             else f"${self.cost:.4f}"
         )
         spent = (
-            f"{_count(self.calls, 'call')}, {_count(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
+            f"{counted(self.calls, 'call')}, {counted(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
         )
         used = ", ".join(f"{number} {part}" for part, number in self.splits.items() if number)
         rows += [("rows", used)] if used else []
         if self.failed:
-            rows.append(("crashed", f"{_count(self.failed, 'row')}, left out of all figures"))
+            rows.append(("crashed", f"{counted(self.failed, 'row')}, left out of all figures"))
         return [
             *rows,
             ("spent", spent),
-            ("ended", f"{self.stopped}, {_count(self.steps, 'step')}"),
+            ("ended", f"{self.stopped}, {counted(self.steps, 'step')}"),
             *(("note", note) for note in self.notes),
             ("run", self.run),
         ]

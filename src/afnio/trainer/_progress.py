@@ -99,6 +99,33 @@ class Progress:
         if ended:
             self._screen.line(ended)
 
+    def step(self, number: int, score: float | None) -> None:
+        """Show a step of a job without epochs, and the score that it reached."""
+        if self._screen is None:
+            return
+        scored = {} if score is None else {"loss": score}
+        with self._lock:
+            self._take(
+                LoopState(
+                    "train",
+                    "batch",
+                    0,
+                    None,
+                    number,
+                    None,
+                    number,
+                    0,
+                    None,
+                    0,
+                    self._started,
+                    self._seconds,
+                    scored,
+                )
+            )
+        self._screen.line(
+            [f"step {number}", *_metrics(scored), f"time {clock(self._seconds)}", f"cost {self._cost()}"]
+        )
+
     def message(self, text: str) -> None:
         """Show a line that stays."""
         if self._screen is None:
@@ -195,7 +222,7 @@ class Progress:
         plan, newest, train, left = self._plan, self._newest, self._states.get("train"), self._left()
         facts = [plan.agent, plan.stage]
         if train is not None:
-            facts = [plan.agent, f"epoch {_of(train.epoch, train.epochs)}"]
+            facts = [plan.agent, *([f"epoch {_of(train.epoch, train.epochs)}"] if train.epoch else [])]
             facts.append(f"step {_of(train.step, plan.max_steps)}")
         facts.append(clock(self._seconds) + ("" if left is None else f", {clock(left)} left"))
         if self._samples.rate:

@@ -1,0 +1,210 @@
+"""Needs: what rows cost, and how a budget is divided: the first rows, the training, the gate and the test.
+
+`CallCount` measures. `Needs` refuses a budget that can't pay for a whole optimization, and says how much of it the
+training gets. What depends on spending is decided by `CallCount`, which counts a reply from the journal like one from
+the wire, so that a run that is continued decides the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final, final
+
+from afnio.models._client import ChatModel
+from afnio.models._prices import price_of
+from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE
+from afnio.optim.search._sizes import SampleCost, Sizes
+from afnio.runtime._budget import Budget
+from afnio.runtime._spending import Amount, cost
+from afnio.runtime.events import CallEnded, CallReplayed, Usage
+from afnio.studies._rows import Splits
+from afnio.studies._subject import Subject
+
+FIRST: Final = 8
+"""Rows that are scored first, which shows what a row costs."""
+SPARE: Final = 1.1
+"""The gate and the test are reserved with this factor, because calls are retried and replies vary in length."""
+SMALLEST: Final = Sizes(chains=1, inner=1, minibatch=3, race=6, first=3, keep=2)
+"""The smallest step of the search."""
+
+
+@final
+@dataclass(slots=True)
+class CallCount:
+    """Adds up the calls that it hears of, as a subscriber to events.
+
+    A call that a journal answers counts like one that was sent. So a run that is continued counts as it did before,
+    and decides the same. A budget doesn't: replays are free, and all that was spent before counts from the start.
+
+    Attributes:
+        calls: that got a reply.
+        usage: their tokens, by model and account.
+    """
+
+    calls: int = 0
+    usage: dict[tuple[str, str], Usage] = field(default_factory=dict)
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, CallEnded | CallReplayed) and event.reply is not None:
+            key = event.model, event.account
+            self.calls += 1
+            self.usage[key] = self.usage.get(key, Usage()) + event.reply.usage
+
+    @property
+    def tokens(self) -> int:
+        return sum(usage.total_tokens for usage in self.usage.values())
+
+    @property
+    def cost(self) -> Decimal | None:
+        """Dollars, or None if a price is unknown. Reads prices from files, so not for the runtime's loop."""
+        prices = {key: price_of(*key) for key in self.usage}
+        if None in prices.values():
+            return None
+        return sum((cost(prices[key], usage) for key, usage in self.usage.items()), Decimal(0))  # type: ignore[arg-type]
+
+    def each(self, rows: int) -> Amount:
+        """Return what one of `rows` rows cost, an unknown price as 0. Its parts may be fractions."""
+        return Amount(self.calls / rows, self.tokens / rows, (self.cost or Decimal(0)) / rows)  # type: ignore[arg-type]
+
+
+def dearer(measured: Amount, critic: ChatModel, prompts: int) -> tuple[float, float]:
+    """Return how many times the tokens and the dollars of an agent's call one of a training takes, on average.
+
+    About one call in twelve is the proposer's, which reads eight mistakes. With several prompts three in ten are
+    critics', which read a row each. Prompts get longer. Reads prices from files, so not for the runtime's loop.
+
+    Args:
+        measured: what a row of the agent takes.
+    """
+    calls = max(float(measured.calls), 0.01)
+    tokens, dollars = max(1.0, measured.tokens / calls), float(measured.cost) / calls
+    others = [(0.08, 8 * tokens + 500, 400)]
+    others += [(0.3, 2 * tokens + 500, 100)] if prompts > 1 else []
+    own = 1.2 * (1 - sum(share for share, _, _ in others))
+    in_tokens = own + sum(share * (read + written) for share, read, written in others) / tokens
+    price = price_of(str(critic.completion_args.get("model")), critic.client.account.url)
+    if price is None or not dollars:
+        return in_tokens, in_tokens
+    bills = [
+        share * (read * float(price.input) + written * float(price.output)) / 1e6
+        for share, read, written in others
+    ]
+    return in_tokens, own + sum(bills) / dollars
+
+
+@final
+class Needs:
+    """What an optimization needs of its budget, and how much of it goes where."""
+
+    def __init__(self, subject: Subject, splits: Splits, critic: ChatModel, budget: Budget) -> None:
+        self._subject, self._splits, self._critic, self._caps = subject, splits, critic, budget.caps
+        self._start = subject.texts
+        self._spent = budget.ledger.total.amount  # by whatever else the budget is for
+        self._dearer = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
+        self._calls = 1.0  # of a row
+
+    @property
+    def calls(self) -> int | None:
+        """The calls that the budget has for this run."""
+        return None if self._caps.calls is None else max(1, self._caps.calls - self._spent.calls)
+
+    def sample(self, each: float) -> SampleCost:
+        """Return what a row takes in the training, if it takes `each` calls: with several prompts a critic too."""
+        prompts = len(self._subject.parameters)
+        return SampleCost(max(1, math.ceil(each)), 0 if prompts == 1 else 1, prompts)
+
+    def check_calls(self, each: float) -> None:
+        """Raise if the calls can't pay for the looks and one step at so many calls a row."""
+        most = self.calls
+        if most is None:
+            return
+        sizes = {"to begin": FIRST, f"for a gate of {FEWEST} rows": 2 * FEWEST, "to test": self._tests}
+        counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
+        step = SMALLEST.cost(self.sample(each))
+        needed, gate = sum(counted.values()) + step, math.ceil(2 * FEWEST * each / SHARE)
+        if most < needed:
+            parts = ", ".join(f"{number} {part}" for part, number in counted.items())
+            raise ValueError(
+                f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for one "
+                "step; give more, or fewer rows"
+            )
+        if most < gate:
+            raise ValueError(
+                f"budget must pay for at least {gate} calls (got {most}): a gate of {FEWEST} rows takes "
+                f"{math.ceil(2 * FEWEST * each)}, and a third at most may go there; give more"
+            )
+
+    def check(self, measured: Amount) -> int:
+        """Return the number of rows for the gate, now that it is known what a row costs.
+
+        Raises:
+            ValueError: if the budget can't pay for the looks and one step.
+        """
+        self.check_calls(max(1.0, measured.calls))
+        self._calls = max(measured.calls, 0.01)
+        prompts = len(self._subject.parameters)
+        self._dearer["tokens"], self._dearer["dollars"] = dearer(measured, self._critic, prompts)
+        size = float(len(self._splits.gate))
+        for unit, left, each in self._limits(measured):
+            free = (left - (FIRST + self._tests) * each) / (2 * each)
+            size = min(size, max(min(free * SHARE, ENOUGH), free * WIDE_SHARE))
+            needed = max(FIRST + 2 * FEWEST + self._tests + self._step(unit), 2 * FEWEST / SHARE) * each
+            if unit != "calls" and left < needed:
+                raise ValueError(
+                    f"budget must be at least {_in(unit, needed)} (got {_in(unit, left)}): a row takes "
+                    f"{_in(unit, each, 6)}, and a gate of {FEWEST} rows, the test and one step take as much as "
+                    f"{math.ceil(needed / each)} rows; give more, or fewer rows"
+                )
+        return max(FEWEST, int(size))
+
+    def _step(self, unit: str) -> float:
+        """Return how many of the agent's rows the smallest step costs as much as."""
+        return SMALLEST.cost(self.sample(self._calls)) * self._dearer[unit] / self._calls
+
+    def _limits(self, measured: Amount) -> Iterator[tuple[str, float, float]]:
+        """Yield each unit that is limited, with what is left of it and what a row takes."""
+        caps, spent = self._caps, self._spent
+        if caps.calls is not None:
+            yield "calls", caps.calls - spent.calls, max(1.0, measured.calls)
+        if caps.tokens is not None and measured.tokens:
+            yield "tokens", caps.tokens - spent.tokens, measured.tokens
+        if caps.cost is not None and measured.cost:
+            yield "dollars", float(caps.cost - spent.cost), float(measured.cost)
+
+    def looks(self, measured: Amount, gate: int) -> Amount:
+        """Return what is reserved for the looks at the gate's and the test rows: more than they take, if possible."""
+        rows = 2 * gate + self._tests
+        # The new prompts may be longer than the old ones that were measured, in each call.
+        limits, start = self._subject.limits, self._start
+        longer = sum(limits[name] - len(text) for name, text in start.items()) / 4
+        growth = 1 + max(0.0, longer) * measured.calls / max(1, measured.tokens) / 2
+        most = {unit: left - (FIRST + self._step(unit)) * each for unit, left, each in self._limits(measured)}
+        return Amount(
+            int(min(rows * measured.calls * SPARE + 1, most.get("calls", math.inf))),
+            int(min(rows * measured.tokens * SPARE * growth + 1, most.get("tokens", math.inf))),
+            Decimal(min(rows * float(measured.cost) * SPARE * growth, most.get("dollars", math.inf))),
+        )
+
+    def training_calls(self, measured: Amount, looks: Amount, spent: CallCount) -> float:
+        """Return about how many calls the training may take; infinite if only time is limited."""
+        used = {
+            "calls": float(looks.calls + spent.calls),
+            "tokens": looks.tokens + spent.tokens,
+            "dollars": float(looks.cost + (spent.cost or 0)),
+        }
+        limits = [math.inf]
+        for unit, left, each in self._limits(measured):
+            rest = left - used[unit]
+            limits.append(rest if unit == "calls" else rest / each * self._calls / self._dearer[unit])
+        return max(0.0, min(limits))
+
+    @property
+    def _tests(self) -> int:
+        return 2 * len(self._splits.test)
+
+
+def _in(unit: str, amount: float, digits: int = 4) -> str:
+    return f"${amount:.{digits}f}" if unit == "dollars" else f"{amount:,.0f} {unit}"

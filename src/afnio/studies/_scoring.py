@@ -1,0 +1,301 @@
+"""Scoring: how an agent and a metric score rows, as every part of a study does it.
+
+`Scorer` is the user's metric for the rows of one batch, and `RowMetric` the evaluator around it, which writes feedback
+on wrong rows. `Scored` is the outcome of a pass, and `Scoring` runs passes. A row that crashes has no score: if it
+counted as wrong, an agent with a flaky tool would look like one with a bad prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from afnio.autodiff._function import Arguments, Context
+from afnio.autodiff._graph import no_grad
+from afnio.autodiff._variable import Variable, bind
+from afnio.cognitive._evaluators import Evaluation, Evaluator, record, succeeded
+from afnio.cognitive._module import mode
+from afnio.cognitive._prompts import deterministic_feedback
+from afnio.errors import (
+    BatchError,
+    BudgetExceeded,
+    JournalError,
+    MetricError,
+    ScoreError,
+    UnknownPriceError,
+    first_of,
+    reason,
+)
+from afnio.models._client import rehearsing
+from afnio.runtime._blocking import task_group
+from afnio.runtime._callables import call_in_node, may_fail, tolerate
+from afnio.runtime._kernel import Failure, Job, Outcomes
+from afnio.runtime._waiting import scope, wait_async
+from afnio.studies._rows import Row, in_words
+from afnio.studies._subject import Subject, Traced
+
+QUORUM: Final = 0.9
+"""The share of rows that must not crash."""
+
+# The metric
+
+
+@final
+class Scorer:
+    """The user's metric, for the rows of one batch.
+
+    Attributes:
+        outputs: the agent's outputs in words, by lane.
+    """
+
+    def __init__(self, metric: Callable[..., Any], rows: Sequence[Row], perfect: float) -> None:
+        self.rows = rows
+        self.outputs: dict[int, str] = {}
+        self.perfect = perfect
+        self._metric = metric
+        self._wants = wanted_by(metric)
+        self.name = getattr(metric, "__name__", type(metric).__name__)
+        if self.name == "<lambda>":
+            self.name = "metric"
+
+    async def __call__(self, job: Job, lane: int, output: Any) -> tuple[Any, str | None]:
+        """Return a row's score and the metric's feedback.
+
+        Raises:
+            MetricError: for a score that isn't a number.
+        """
+        row = self.rows[lane]
+        value = output.value if isinstance(output, Traced) else output
+        self.outputs[lane] = in_words(value)
+        others = {"inputs": row.inputs, "trace": output.trace.calls if isinstance(output, Traced) else []}
+        given = {name: others[name] for name in self._wants}
+        call: Any = functools.partial(self._metric, value, row.expected, **given)
+        returned = await call_in_node(job, call)
+        feedback = None
+        if isinstance(returned, tuple) and len(returned) == 2:
+            returned, feedback = returned
+        score = (
+            returned.item()
+            if hasattr(returned, "item") and getattr(returned, "shape", None) == ()
+            else returned
+        )
+        if not isinstance(score, int | float) or math.isnan(score):
+            raise MetricError(
+                f"the metric must return True, False, a number or (score, feedback) (got {_short(returned)} for row "
+                f"{row.number})"
+            )
+        if feedback is not None and not isinstance(feedback, str):
+            raise MetricError(
+                f"the metric's feedback must be a text (got {_short(feedback)} for row {row.number})"
+            )
+        return score, feedback
+
+
+def wanted_by(metric: Callable[..., Any]) -> list[str]:
+    """Return the names that a metric takes beside output and expected.
+
+    Raises:
+        TypeError: for one that can't be called so.
+
+    >>> wanted_by(lambda output, expected, inputs: True)
+    ['inputs']
+    """
+    if not callable(metric):
+        raise TypeError(f"metric must be a function of output and expected (got {metric!r})")
+    try:
+        parameters = list(inspect.signature(metric).parameters.values())
+    except (TypeError, ValueError):  # a builtin
+        return []
+    others = parameters[2:]
+    names = [
+        one.name for one in others if one.name in ("inputs", "trace") and one.kind is not one.POSITIONAL_ONLY
+    ]
+    needed = [
+        one.name
+        for one in others
+        if one.default is one.empty
+        and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        and one.name not in names
+    ]
+    variadic = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    if needed or (len(parameters) < 2 and not variadic):
+        raise TypeError(
+            f"metric must take (output, expected), and by name inputs and trace if it wants them (got "
+            f"{inspect.signature(metric)})"
+        )
+    return names
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+@final
+class RowMetric(Evaluator):
+    """The evaluator around the user's metric: the score of a lane, and its feedback."""
+
+    @classmethod
+    def check(cls, arguments: Arguments) -> None:
+        if not isinstance(arguments.args[0], Variable):
+            raise TypeError(f"a Module's forward must return a Variable (got {_short(arguments.args[0])})")
+
+    @classmethod
+    async def run_forward(
+        cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Outcomes:
+        output, scorer = args[0], kwargs["scorer"]
+        lane = ctx.lane or 0
+        score, feedback = await scorer(job, lane, output)
+        expected = in_words(scorer.rows[lane].expected)
+        prediction = output if type(output) in (int, float, bool) else scorer.outputs[lane]
+        return record(
+            ctx,
+            prediction=prediction,
+            target=expected,
+            score=score,
+            explanation=feedback or deterministic_feedback(kwargs["purpose"], prediction, expected, score),
+            success=await succeeded(job, None, scorer.perfect, score),
+        )
+
+
+# The scores of a pass
+
+
+@final
+@dataclass(slots=True)
+class Scored:
+    """A pass over rows with one set of prompts: scores, outputs in words, errors; by row."""
+
+    scores: list[float | None] = field(default_factory=list)
+    outputs: list[str | None] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        known = [score for score in self.scores if score is not None]
+        return sum(known) / len(known) if known else -math.inf
+
+
+def paired(old: Scored, new: Scored) -> tuple[list[float], list[float]]:
+    """Return the scores of the rows that have both."""
+    both = [(a, b) for a, b in zip(old.scores, new.scores, strict=True) if a is not None and b is not None]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def check_crashes(errors: Sequence[BaseException], rows: int) -> None:
+    """Raise if more than a tenth of the rows crashed. One of several may."""
+    if len(errors) > may_fail(rows, QUORUM):
+        first = errors[0]
+        raise BatchError(
+            f"{len(errors)} of {rows} rows crashed, and a tenth may; the first with {reason(first)}",
+            [error for error in errors if isinstance(error, Exception)] or [RuntimeError(repr(first))],
+        ) from first
+
+
+def raise_fatal(error: BaseException) -> None:
+    """Raise what isn't one row's failure: the end of a budget, a broken journal, an unusable score."""
+    for kind in (UnknownPriceError, BudgetExceeded, JournalError, ScoreError):
+        fatal = first_of(error, kind)
+        if fatal is not None:
+            raise fatal
+
+
+class Scoring:
+    """Scores rows with an agent and a metric: what every part that looks at rows shares."""
+
+    def __init__(self, subject: Subject, metric: Callable[..., Any], perfect: float) -> None:
+        if isinstance(perfect, bool) or not isinstance(perfect, int | float) or math.isnan(perfect):
+            raise TypeError(f"perfect must be a number, the score of a right row (got {perfect!r})")
+        wanted_by(metric)
+        self.subject, self.metric, self.perfect = subject, metric, perfect
+
+    async def evaluated(self, rows: Sequence[Row]) -> tuple[Evaluation, Scorer]:
+        """Launch the agent and the metric on rows."""
+        scorer = Scorer(self.metric, rows, self.perfect)
+        output = self.subject(rows)
+        if inspect.isawaitable(output) and not isinstance(output, Variable):
+            output = await output
+        evaluation = RowMetric.apply(
+            output,
+            scorer=scorer,
+            purpose=scorer.name,
+            feedback_by="rules",
+            reduction_fn=None,
+            reduction_fn_purpose=None,
+        )
+        return evaluation, scorer
+
+    async def scored(
+        self, name: str, rows: Sequence[Row], *versions: Mapping[str, str], tolerant: bool = False
+    ) -> list[Scored]:
+        """Score rows with each version of the prompts, side by side.
+
+        Args:
+            tolerant: rows may crash.
+
+        Raises:
+            BatchError: if more than a tenth of the rows crashed.
+        """
+        results = [Scored() for _ in versions]
+
+        async def one(number: int, texts: Mapping[str, str]) -> None:
+            parameters = self.subject.parameters
+            values: dict[Variable, Any] = {
+                parameters[key]: Variable(text, parameters[key].role) for key, text in texts.items()
+            }
+            async with scope(name=f"{name} {number + 1}"):
+                with bind(values):
+                    results[number] = await self.read(*await self.evaluated(rows))
+
+        async with scope(name=name):
+            with no_grad(), mode(False), tolerate(1e-9):
+                async with task_group() as tasks:
+                    for number, texts in enumerate(versions):
+                        tasks.start_soon(one, number, texts)
+        for result in results if not tolerant else ():
+            check_crashes(result.errors, len(rows))
+        return results
+
+    async def read(self, evaluation: Evaluation, scorer: Scorer) -> Scored:
+        """Wait for the scores of an evaluation."""
+        slots = evaluation.score.sample_slots
+        await wait_async(slots)
+        result = Scored()
+        for lane, slot in enumerate(slots):
+            outcome = slot.outcome
+            if isinstance(outcome, Failure):
+                outcome.mark_read()
+                result.errors.append(outcome.error)
+            failed = isinstance(outcome, Failure) or outcome is None
+            result.scores.append(None if failed else float(outcome))
+            result.outputs.append(scorer.outputs.get(lane))
+        for error in result.errors:
+            raise_fatal(error)
+        return result
+
+    async def rehearsed(self, row: Row) -> int:
+        """Return how many calls a row takes. It is run with made-up replies, which sends nothing."""
+        with rehearsing() as found:
+            try:
+                await self.scored("rehearsal", [row], self.subject.texts, tolerant=True)
+            except Exception:  # made-up replies may be of no use to the agent or the metric
+                logging.getLogger("afnio").debug("a row could not be rehearsed", exc_info=True)
+        return max(1, len(found.calls))
+
+    @contextmanager
+    def bridge(self) -> Iterator[None]:
+        """Take in the calls that a function makes with an SDK of its own."""
+        if self.subject.function is None:
+            yield
+            return
+        from afnio import bridge
+
+        with bridge.installed():
+            yield

@@ -1,0 +1,119 @@
+"""Study: a job on an agent, rows and a metric, in the checked form of what a user asked for.
+
+A study is a job, as a training is. It blocks where it may, and is awaited where it may not (`job`): whoever writes
+`optimize(…)` in a script wants the result on the next line, and on an event loop waiting would stop everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from decimal import Decimal
+from typing import Any, TypeVar, cast, final
+
+from afnio.models._backward_model import chat_model
+from afnio.models._client import ChatClient, ChatModel
+from afnio.runtime._blocking import run_blocking
+from afnio.runtime._budget import Budget
+from afnio.runtime._waiting import may_block
+from afnio.studies._needs import CallCount
+from afnio.studies._scoring import Scoring
+from afnio.studies._subject import Subject
+
+T = TypeVar("T")
+
+
+class Study(Scoring):
+    """What all studies have: an agent, a metric, a critic, a budget and a seed.
+
+    Attributes:
+        start: the prompts to begin with.
+        count: the calls so far, as a subscriber to events.
+        asked: why the user wants the study to end early, or None.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        metric: Callable[..., Any],
+        *,
+        perfect: Any,
+        critic: Any,
+        budget: Any,
+        seed: Any,
+    ) -> None:
+        super().__init__(subject, metric, perfect)
+        self.critic, self.budget, self.seed = critic_of(critic), budget_of(budget), seed_of(seed)
+        self.start = subject.texts
+        self.count = CallCount()
+        self.asked: str | None = None
+
+
+def job(run: Callable[[], Awaitable[T]], name: str, gently: Callable[[], object] | None = None) -> T:
+    """Run a study to its end where a blocking wait is allowed; elsewhere return what can be awaited.
+
+    Args:
+        name: of the public function.
+        gently: what the first Ctrl-C calls, to let the study end early with a result.
+    """
+    return run_blocking(run, name, gently) if may_block() else cast("T", Unawaited(run, name))
+
+
+@final
+class Unawaited:
+    """What `optimize` and `headroom` return on a running event loop: await it."""
+
+    def __init__(self, run: Callable[[], Any], function: str) -> None:
+        self._run = run
+        self._function = function
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return cast("Generator[Any, None, Any]", self._run().__await__())
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"afnio.{self._function}(…) must be awaited on an event loop before .{name} can be read; write "
+            f"`result = await afnio.{self._function}(…)`"
+        )
+
+
+def critic_of(given: Any) -> ChatModel:
+    """Return the critic that a user names.
+
+    Raises:
+        TypeError, ValueError: if it is none.
+    """
+    if isinstance(given, ChatModel):
+        return given
+    client, arguments = given, None
+    if isinstance(given, tuple):
+        if len(given) != 2 or not isinstance(given[0], ChatClient):
+            raise TypeError(f'critic must be "provider/model" or (client, model) (got {given!r})')
+        client, arguments = given
+        arguments = {"model": arguments} if isinstance(arguments, str) else dict(arguments)
+    return chat_model(client, {}, arguments or {})
+
+
+def budget_of(given: Any) -> Budget:
+    """Return the budget that a user gives, as dollars or as an `afnio.budget`.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(given, Budget):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not given > 0:
+        raise TypeError(
+            f"budget must be dollars above 0 or afnio.budget(max_calls=…) and so on (got {given!r})"
+        )
+    return Budget(max_cost=given)
+
+
+def seed_of(given: Any) -> int:
+    """Return a user's seed; 0 by default.
+
+    Raises:
+        TypeError: if it isn't a whole number.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | None):
+        raise TypeError(f"seed must be a whole number (got {given!r})")
+    return given or 0

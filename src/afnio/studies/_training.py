@@ -1,0 +1,247 @@
+"""Training: the steps of `optim.EditTGD` on the training rows, until the budget, the rows or the patience end them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any, Final, final
+
+from afnio._statistics import Scores, differences
+from afnio.cognitive._module import mode
+from afnio.errors import BudgetExceeded, JournalError, first_of, is_passing, reason
+from afnio.optim import EditTGD
+from afnio.optim.search._chain_state import CLEAR
+from afnio.optim.search._sizes import SHARE as STEP_SHARE
+from afnio.optim.search._sizes import WIDE, SampleCost, Sizes, affordable
+from afnio.optim.search._sizes import WIDE_SHARE as WIDE_STEP_SHARE
+from afnio.runtime._budget import Budget
+from afnio.runtime._callables import tolerate
+from afnio.runtime._spending import Amount
+from afnio.runtime._waiting import active_journal, scope
+from afnio.runtime.events import StepEnded, subscribed
+from afnio.studies._needs import FIRST, SMALLEST, Needs
+from afnio.studies._rows import Splits
+from afnio.studies._scoring import QUORUM
+from afnio.studies._study import Study
+from afnio.studies._subject import MOST_CHARACTERS
+from afnio.tellurio._run import Run
+from afnio.trainer._checkpoints import Plan, Stage
+from afnio.trainer._progress import Progress
+from afnio.utils.data import DataLoader
+
+MOST_SKIPPED: Final = 3
+"""Steps that may fail one after the other, for instance because a provider was away."""
+
+
+@final
+class Training:
+    """The training of one study.
+
+    Args:
+        measured: what a row costs.
+        reserved: what the gate and the test will cost.
+        patience: steps without a clear gain that end it.
+
+    Attributes:
+        ended: why it ended.
+        steps: optimizer steps.
+    """
+
+    def __init__(
+        self, study: Study, splits: Splits, needs: Needs, *, measured: Amount, reserved: Amount, patience: int
+    ) -> None:
+        self.ended: str | None = None
+        self.steps = 0
+        self._study, self._splits, self._reserved, self._patience = study, splits, reserved, patience
+        self._calls = needs.training_calls(measured, reserved, study.count)
+        self._begun = study.count.calls
+        self._right = 0
+        self._waited = 0
+        rows = splits.train
+        self._sample = needs.sample(measured.calls)
+        wanted = SIZES._replace(chains=chains_for(self._calls, len(rows)))
+        self._optimizer = EditTGD(
+            list(study.subject.parameters.values()),
+            study.critic.client,
+            self._evaluate,
+            DataLoader(rows, collate_fn=list),
+            lr=wanted.chains,
+            **{name: size for name, size in wanted._asdict().items() if name != "chains"},
+            max_chars=MOST_CHARACTERS,
+            budget=step_budget(wanted, self._sample, self._calls),
+            quorum=ENOUGH_ROWS,
+            search_seed=study.seed,
+            **study.critic.completion_args,
+        )
+
+    async def run(self, run: Run, gone: float) -> None:
+        """Train on what the gate and the test leave of the budget.
+
+        Args:
+            run: gets the score of each step.
+            gone: seconds since the start, which the first rows took.
+        """
+        skipped = 0
+        self.ended = self._study.asked
+        with (
+            self._budget(gone),
+            mode(True),
+            tolerate(QUORUM),
+            shown("fit", self._study.subject.title) as progress,
+        ):
+            async with scope(name="training"):
+                while self.ended is None and not self._short():
+                    try:
+                        async with scope(name=f"step {self.steps + 1}"):
+                            scores = await self._step()
+                    except Exception as error:
+                        broken = first_of(error, JournalError)
+                        if broken is not None:
+                            raise broken from None
+                        if first_of(error, BudgetExceeded) is not None:
+                            break
+                        skipped += 1
+                        if not is_passing(error) or skipped >= MOST_SKIPPED:
+                            raise
+                        logging.getLogger("afnio").warning(
+                            "step %d was cut short: %s", self.steps + 1, reason(error)
+                        )
+                        scores = []
+                    else:
+                        skipped = 0
+                    self.steps += 1
+                    score = math.fsum(scores) / len(scores) if scores else None
+                    progress.step(self.steps, score)
+                    if score is not None:
+                        run.log("train_score", score, step=self.steps)
+                    self.ended = self.ended or self._study.asked
+        self.ended = self.ended or "the budget for training is used up"
+
+    def _budget(self, gone: float) -> Budget:
+        caps, reserved, seconds = self._study.budget.caps, self._reserved, self._study.budget.max_seconds
+        if seconds is not None:
+            # The rest may take as long as the first rows if quota is short, but half of what is left at most.
+            rows = 2 * (len(self._splits.gate) + len(self._splits.test)) / FIRST
+            seconds = max(0.0, seconds - gone - min(rows * gone, (seconds - gone) / 2))
+        inner = Budget(
+            max_calls=None if caps.calls is None else max(0, caps.calls - reserved.calls),
+            max_tokens=None if caps.tokens is None else max(0, caps.tokens - reserved.tokens),
+            max_cost=None if caps.cost is None else max(Decimal(0), caps.cost - reserved.cost),
+            max_seconds=seconds,
+        )
+        inner.charge(self._study.budget.ledger, active_journal.get())
+        return inner
+
+    async def _evaluate(self, rows: list[Any]) -> Any:
+        evaluation, _ = await self._study.evaluated(rows)
+        return evaluation
+
+    async def _step(self) -> list[float]:
+        """Take one step. Return the scores of the text that goes on, in its race."""
+        ended: list[StepEnded] = []
+        with subscribed(lambda event: ended.append(event) if isinstance(event, StepEnded) else None):
+            await self._optimizer.step()
+        now, before = self._raced(ended)
+        self._watch(ended, now, before)
+        return [score for score in now if score is not None]
+
+    def _short(self) -> bool:
+        """Return True if the rest of the budget doesn't pay for a step: a part of one would be for nothing.
+
+        A rest that pays for fewer chains is used for these.
+        """
+        left = self._calls - (self._study.count.calls - self._begun)
+        cost, sizes = self._optimizer.step_cost, self._optimizer.sizes
+        if cost is None or sizes is None or left >= cost:
+            return False
+        for chains in range(sizes.chains - 1, 0, -1):
+            if sizes._replace(chains=chains).cost(self._sample) <= left:
+                for group in self._optimizer.param_groups:
+                    group["lr"] = chains
+                return False
+        return True
+
+    def _raced(self, ended: Sequence[StepEnded]) -> tuple[Scores, Scores]:
+        """Return the scores of the values of now and of those before, in the step's last race; none without a race."""
+        values = tuple(self._study.subject.texts.values())
+        raced = [one for event in ended for one in event.candidates if one.scores]
+        now = [one.scores for one in raced if one.values == values]
+        before = [one.scores for one in raced if one.name == "incumbent"]
+        return (now[-1], before[-1]) if now and before else ((), ())
+
+    def _watch(self, ended: Sequence[StepEnded], now: Scores, before: Scores) -> None:
+        """End the training if nothing is left to learn, or nothing has got clearly better for a while."""
+        if not any(change.gradients for event in ended for change in event.changes):
+            sizes = self._optimizer.sizes
+            # A race that is left out for want of edits leaves up to half of the rows unseen.
+            rows = len(self._splits.train)
+            seen = 0 if sizes is None else sizes.chains * max(1, sizes.inner - 1) * sizes.minibatch
+            self._right += min(seen, rows - rows // 2)
+            if self._right >= min(SURE_ROWS, len(self._splits.train)):
+                self.ended = "no mistakes are left to learn from"
+        else:
+            self._right = 0
+        known = [score for score in (*now, *before) if score is not None]
+        # In rows: of right and wrong answers, a difference is the number of rows that are won.
+        both = min(len(now), len(before))  # a text that is out on the first rows hasn't run the others
+        won = math.fsum(differences(now[:both], before[:both])) / (
+            (max(known, default=0) - min(known, default=0)) or 1
+        )
+        self._waited = 0 if won >= CLEAR else self._waited + 1
+        if self._waited >= self._patience:
+            self.ended = self.ended or f"no clear gain in {self._waited} steps"
+
+
+SURE_ROWS: Final = 32
+"""Rows in a row without a mistake from which on there is nothing to learn."""
+ENOUGH_ROWS: Final = 0.6
+"""The share of a small step's rows that must not crash. With a tenth, one row of eight would end it."""
+
+
+SIZES: Final = Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
+"""A step's sizes before a budget lowers them."""
+
+
+def step_budget(wanted: Sizes, sample: SampleCost, calls: float) -> int | None:
+    """Return the budget by which `EditTGD` makes steps that use up `calls` as a whole number of them.
+
+    A part of a step that is left over would be of no use.
+
+    >>> limit = step_budget(SIZES, SampleCost(1, 0, 1), 360)
+    >>> affordable(SIZES, SampleCost(1, 0, 1), limit, 0)
+    Sizes(chains=2, inner=3, minibatch=8, race=24, first=8, keep=2)
+    """
+    if math.isinf(calls):
+        return None
+    # The first step takes more: its chains have no mistakes of a race to begin with. Replies are repaired.
+    left = 0.97 * calls - wanted.minibatch * sample.forward
+    whole = affordable(wanted, sample, max(int(left), SMALLEST.cost(sample)), 0).cost(sample)
+    steps = max(3, round(left / whole))
+    share = STEP_SHARE if wanted.chains <= WIDE else WIDE_STEP_SHARE
+    return max(2 * SMALLEST.cost(sample), math.ceil(left / steps / share))
+
+
+def chains_for(calls: float, rows: int) -> int:
+    """Return how many chains run side by side: as many as the budget pays for and the rows feed, from 3 to 24.
+
+    More of them take no more time. They don't learn more from the same calls, but they end sooner.
+
+    >>> chains_for(600, 1_000), chains_for(4_800, 1_000), chains_for(4_800, 200)
+    (3, 12, 4)
+    """
+    fed = (rows - 24) // 36
+    return max(3, int(min(24, calls // 400, fed)))
+
+
+@contextmanager
+def shown(stage: Stage, title: str, samples: int | None = None) -> Iterator[Progress]:
+    """Show the progress of a part of a study, as a Trainer's is shown."""
+    progress = Progress()
+    progress.start(Plan(stage, title, samples=samples))
+    try:
+        yield progress
+    finally:
+        progress.stop()
