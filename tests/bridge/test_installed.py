@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
+from collections.abc import AsyncIterator
 from contextvars import copy_context
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -16,6 +16,7 @@ import httpx
 import httpx2
 import openai
 import pytest
+from aiohttp import web
 from kit.endpoint import Endpoint
 
 import afnio
@@ -201,18 +202,97 @@ async def test_a_mock_stays_a_mock(library: Any) -> None:
     assert 1 == len(seen)
 
 
-def test_googles_async_client_is_named(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "google.genai", ModuleType("google.genai"))
-    for _ in range(2):
-        with bridge.installed():
-            pass
-    (warning,) = caplog.records
-    assert "httpx_async_client=afnio.bridge.client()" in warning.message
-
-
 def test_a_block_is_entered_once() -> None:
     block = bridge.installed()
     with block, pytest.raises(RuntimeError, match="can be entered only once"):
         block.__enter__()
+
+
+async def test_a_block_may_be_left_in_another_context() -> None:
+    """As fixtures of pytest-asyncio and lifespans of web servers do."""
+
+    async def lifespan() -> AsyncIterator[None]:
+        with bridge.installed():
+            yield
+
+    block = lifespan()
+    await asyncio.create_task(anext(block))  # type: ignore[arg-type]
+    assert await asyncio.create_task(anext(block, "left")) == "left"  # type: ignore[arg-type]
+
+
+async def test_threads_belong_to_the_innermost_budget(endpoint: Endpoint, tmp_path: Path) -> None:
+    async def run(*questions: str) -> list[str]:
+        errors = []
+
+        def each() -> None:
+            for question in questions:
+                try:
+                    with openai.OpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
+                        client.responses.create(model="m", input=question)
+                except openai.APIStatusError as error:
+                    errors.append(str(error))
+
+        await asyncio.get_running_loop().run_in_executor(None, in_thread, each)
+        return errors
+
+    with bridge.installed(threads=True):
+        for _ in range(2):
+            async with afnio.journal(tmp_path / "calls.journal"):
+                with afnio.budget(max_calls=2):
+                    (error,) = await run("a", "b", "c")
+                    assert "max_calls=2" in error
+        assert len(endpoint.asked) == 2  # the journal had them
+        assert await run("outside") == []
+
+
+async def test_threads_are_refused_while_blocks_are_open_side_by_side(endpoint: Endpoint) -> None:
+    inside, leave = asyncio.Event(), asyncio.Event()
+
+    async def elsewhere() -> None:
+        with afnio.budget(max_calls=5):
+            inside.set()
+            await leave.wait()
+
+    def refused() -> None:
+        with pytest.raises(openai.BadRequestError, match="belongs to none of them"):
+            ask(endpoint.url)
+        done.append(True)
+
+    done: list[bool] = []
+    with bridge.installed(threads=True):
+        task = asyncio.create_task(elsewhere())
+        await inside.wait()
+        with afnio.budget(max_calls=5):
+            await asyncio.get_running_loop().run_in_executor(None, in_thread, refused)
+        leave.set()
+        await task
+    assert done == [True]
+    assert endpoint.asked == []
+
+
+async def test_limits_of_outer_blocks_hold(endpoint: Endpoint) -> None:
+    endpoint.latency = 0.02
+    questions = afnio.Variable([str(number) for number in range(8)])
+
+    def row(question: str) -> str:
+        return ask(endpoint.url)
+
+    def by_address(question: str) -> str:
+        with bridge.url(f"{endpoint.url}/v1", limits=afnio.Limits(max_in_flight=6)) as base_url:
+            return str(httpx.post(f"{base_url}/chat/completions", json=BODY, timeout=30).status_code)
+
+    with bridge.installed(limits=afnio.Limits(max_in_flight=2)), bridge.installed():
+        await questions.map(row)
+        await questions.map(by_address)
+    assert endpoint.peak == 2
+
+
+@pytest.mark.parametrize("path", ["/api/embeddings", "/forms/1/responses", "/car/chat/completions"])
+async def test_what_another_api_has_answered_is_passed_on_once(endpoint: Endpoint, path: str) -> None:
+    answered = {"embedding": [1.0]}
+    endpoint.fail = lambda number, asked: web.json_response(answered)
+    with bridge.installed():
+        async with httpx.AsyncClient() as client:
+            reply = await client.post(endpoint.url + path, json={"model": "m", "prompt": "hello"})
+    assert (reply.status_code, reply.json()) == (200, answered)
+    assert len(endpoint.asked) == 1

@@ -9,7 +9,7 @@ import httpx2
 import openai
 import pytest
 from aiohttp import web
-from endpoint import Asked, Endpoint
+from kit.endpoint import Asked, Endpoint
 
 import afnio
 from afnio import bridge

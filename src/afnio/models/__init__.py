@@ -14,6 +14,7 @@ from afnio.models._client import ChatClient, ChatModel, Rehearsal, Rehearsed, re
 from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
 from afnio.models._prices import price_of
 from afnio.models._trace import Trace, TracedCall, tracing
+from afnio.runtime._blocks import on_open
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import RateLimits
 from afnio.runtime.events import Usage
@@ -61,4 +62,13 @@ def _lane_calls() -> Any:
     return LaneAddress
 
 
+def _watch() -> None:
+    from afnio.models._installed import watch
+
+    watch()
+
+
 Runtime.lane_calls = staticmethod(_lane_calls)
+on_open.append(
+    _watch
+)  # calls outside of the engine are named where a budget or a journal should hold for them

@@ -13,9 +13,6 @@ their replies. That changes nothing, because nobody can tell them apart.
 from __future__ import annotations
 
 import itertools
-import os
-import sys
-import sysconfig
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, final
@@ -23,10 +20,12 @@ from typing import Any, Final, final
 from afnio.errors import AfnioError, RuntimeClosedError
 from afnio.models._dialects import EMBEDDINGS
 from afnio.models._exchange import CallOrigin, Exchange, Sender, send_by_aiohttp
+from afnio.models._installed import limits_here
 from afnio.models._raw import RawRequest
 from afnio.models._trace import current_trace
 from afnio.runtime._kernel import Job, Launch, Scope, Slot, current_scope
-from afnio.runtime._tracebacks import Line, is_engine
+from afnio.runtime._limits import Limits, give_limits, given_limits, tightest
+from afnio.runtime._tracebacks import user_line
 from afnio.runtime._waiting import active_journal
 
 _numbers: Final = itertools.count(1)
@@ -54,17 +53,22 @@ def launch_request(
     read_timeout: float | None = None,
     address: str | None = None,
     send: Sender = send_by_aiohttp,
+    limits: Limits | None = None,
 ) -> Bridged:
     """Launch a call in the current scope. It never raises: errors are replies.
 
     Args:
         address: of an equal call that failed and is sent again. Default: the scope's next one.
+        limits: of its account. With those of the block of `installed` around it, the tightest hold.
     """
+    limits = tightest(limits_here(), limits)
+    if limits is not None and given_limits(request.account) != limits:
+        give_limits(request.account, limits)
     scope = current_scope()
     job = scope.job
     trace = current_trace.get()
     purpose = "chat" if trace is None else trace.purpose
-    line = _line() if job is None else job.launch.line
+    line = user_line() if job is None else job.launch.line
     origin = CallOrigin(
         address=address or _address(scope, request),
         scope=scope.matched_in,
@@ -102,32 +106,3 @@ def _address(scope: Scope, request: RawRequest) -> str:
     count = scope.count_equal(name)
     path = f"{scope.path}/{name}" if scope.path else name
     return path if count == 1 else f"{path}#{count}"
-
-
-_LIBRARIES: Final = (
-    f"{os.sep}site-packages{os.sep}",
-    f"{os.sep}dist-packages{os.sep}",
-    sysconfig.get_paths()["stdlib"] + os.sep,
-    "<frozen",
-)
-
-
-def _line() -> Line:
-    """Return the innermost line of the call stack that belongs neither to Afnio nor to a library."""
-    frame = first = sys._getframe(1)
-    while is_library(frame.f_code.co_filename):
-        if frame.f_back is None:
-            frame = first
-            break
-        frame = frame.f_back
-    code = frame.f_code
-    return Line(code.co_filename, frame.f_lineno, code.co_name)
-
-
-def is_library(file: str) -> bool:
-    return is_engine(file) or any(part in file for part in _LIBRARIES)
-
-
-def user_line() -> Line:
-    """Return the caller's line, for warnings."""
-    return _line()

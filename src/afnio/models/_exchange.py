@@ -315,10 +315,15 @@ class _Attempt:
             parsed = json.loads(body)
         except (ValueError, RecursionError):
             parsed = None
-        if 200 <= status < 300 and request.dialect.is_reply(parsed):
-            # The parsed body isn't kept: a reply may live as long as a run.
-            usage = request.dialect.usage(parsed) or Usage()
-            return replace(reply, usage=usage, complete=request.dialect.is_complete(parsed))
+        if 200 <= status < 300:
+            if request.dialect.is_reply(parsed):
+                # The parsed body isn't kept: a reply may live as long as a run.
+                usage = request.dialect.usage(parsed) or Usage()
+                return replace(reply, usage=usage, complete=request.dialect.is_complete(parsed))
+            if isinstance(parsed, dict) and not parsed.get("error"):
+                # An API that has only the path in common, such as Ollama's own embeddings. It has answered, which may
+                # have cost something, so it isn't asked again.
+                return replace(reply, complete=False)
         raise self._error(reply, parsed)
 
     def _error(self, reply: RawReply, parsed: Any) -> ModelError:

@@ -2,8 +2,8 @@
 
 The driver has the limits, the journal, the budgets and the trace, so calls that a lane makes in a worker must go
 through it. `LaneAddress` (in `_loopback.py`) gives a lane an address there, and `Forwarded` enters it in the worker:
-requests for a model of httpx and httpx2, and those of Afnio's own clients, are sent there, with their own URL in a
-header.
+requests for a model of httpx, httpx2 and aiohttp, those of Afnio's own clients among them, are sent there, with their
+own URL in a header.
 
 They are rewritten when they are sent, and not where a client gets its base URL, because a client in a module outlives
 the lane. OPENAI_BASE_URL is set, too, for other libraries and for subprocesses, but only where a process has one lane
@@ -13,25 +13,18 @@ at a time: the threads of a Dask worker share their environment.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import secrets
 import socket
-import sys
 import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
-from importlib import import_module
-from importlib.abc import MetaPathFinder
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 from afnio.models._dialects import may_be_known
-
-if TYPE_CHECKING:
-    from importlib.machinery import ModuleSpec
+from afnio.models._patching import add_route
 
 TARGET: Final = "x-afnio-target"
 """The header with the URL that a forwarded request is for."""
@@ -39,7 +32,6 @@ READ_TIMEOUT: Final = "x-afnio-read-timeout"
 """The header with its client's read timeout, which begins on the wire and not while it waits for its turn."""
 RUN: Final = "."
 """Stands between a lane's token and the run of its function. No token contains it."""
-_LIBRARIES: Final = ("httpx2", "httpx")
 PROBES: Final = [
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -85,7 +77,8 @@ class Forwarded(AbstractContextManager[None]):
         global _of_process
         if self.host and self.host != this_host():
             return
-        _patch_all()
+        add_route("driver", "httpx", _httpx_route)
+        add_route("driver", "aiohttp", _aiohttp_route)
         address = f"{self.address}{RUN}{secrets.token_hex(8)}"
         self._token = _of_lane.set(address)
         if threading.current_thread() is threading.main_thread():
@@ -115,11 +108,11 @@ def this_host() -> str:
     return socket.gethostname()
 
 
-def forwarded(url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
-    """Return a request's URL and headers as they are to be sent: to the driver, within a worker."""
+def _forwarded(url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]] | None:
+    """Return a request's URL and headers as they are sent to the driver, or None outside of a worker's lane."""
     lane = _of_lane.get() or _of_process
     if lane is None:
-        return url, headers
+        return None
     driver, _, _ = lane.rpartition("/")
     if url.startswith(f"{driver}/"):  # a client that was made in an earlier lane
         _, _, path = url[len(driver) + 1 :].partition("/")
@@ -127,61 +120,36 @@ def forwarded(url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, s
     return f"{lane}/forwarded", {**headers, TARGET: url}
 
 
-def _patch_all() -> None:
-    """Make the clients of the HTTP libraries forward, now or as soon as they are imported. Does it once."""
-    if _patched:
-        return
-    for name in _LIBRARIES:
-        if name in sys.modules:
-            _patch(import_module(name))
-    _patched.add("all")
-    sys.meta_path.insert(0, _PatchingFinder())
+def _is_forwarded(url: Any) -> bool:
+    lane = _of_lane.get() or _of_process
+    return lane is not None and (str(url).startswith(f"{lane.rpartition('/')[0]}/") or may_be_known(url.path))
 
 
-_patched: Final[set[str]] = set()
+def _httpx_route(library: Any, transport: Any, url: Any) -> Any:
+    # A mock, or a transport with retries, stays. The bridge's own would use limits of this process.
+    if _is_forwarded(url) and (is_plain(transport) or type(transport).__module__.startswith("afnio.")):
+        if library not in _transports:
+            _transports[library] = _transport_of(library)
+        return _transports[library]
+    return transport
 
 
-@final
-class _PatchingFinder(MetaPathFinder):
-    """Patches a library after its import."""
-
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname not in _LIBRARIES or fullname in _patched:
-            return None
-        _patched.add(fullname)
-        spec = importlib.util.find_spec(fullname)
-        loader: Any = None if spec is None else spec.loader
-        if loader is None:
-            return None
-        execute = loader.exec_module
-
-        def and_patch(module: ModuleType) -> None:
-            execute(module)
-            _patch(module)
-
-        loader.exec_module = and_patch
-        return spec
+_transports: Final[dict[Any, Any]] = {}
 
 
-def _patch(library: Any) -> None:
-    transport = _transport_of(library)
-    for kind in (library.Client, library.AsyncClient):
-        _patch_class(kind, transport)
+def _aiohttp_route(
+    session: Any, method: str, url: Any, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]] | None:
+    from yarl import URL
 
-
-def _patch_class(kind: Any, transport: Any) -> None:
-    original = kind._transport_for_url
-
-    def routed(self: Any, url: Any) -> Any:
-        found = original(self, url)
-        lane = _of_lane.get() or _of_process
-        if lane is None:
-            return found
-        ours = str(url).startswith(f"{lane.rpartition('/')[0]}/") or may_be_known(url.path)
-        # A mock, or a transport with retries, stays. The bridge's own would use limits of this process.
-        return transport if ours and (is_plain(found) or _is_bridge(found)) else found
-
-    kind._transport_for_url = routed
+    full = session._build_url(url)
+    if method != "POST" or not _is_forwarded(full):
+        return None
+    headers = {str(name): value for name, value in (options.get("headers") or {}).items()}
+    rewritten = _forwarded(str(full), headers)
+    if rewritten is None:
+        return None
+    return URL(rewritten[0], encoded=True), {**options, "headers": rewritten[1], "proxy": None}
 
 
 def is_plain(transport: Any) -> bool:
@@ -191,10 +159,6 @@ def is_plain(transport: Any) -> bool:
     return (library in ("httpx", "httpx2") and kind.__name__ in ("HTTPTransport", "AsyncHTTPTransport")) or (
         library == "litellm"
     )
-
-
-def _is_bridge(found: Any) -> bool:
-    return type(found).__module__ == "afnio.bridge"
 
 
 def _transport_of(library: Any) -> Any:
@@ -217,7 +181,8 @@ def _transport_of(library: Any) -> Any:
             )
 
         def _rewritten(self, request: Any, content: bytes) -> Any:
-            url, headers = forwarded(str(request.url), dict(request.headers))
+            own = str(request.url), dict(request.headers)
+            url, headers = _forwarded(*own) or own
             kept = {name: value for name, value in headers.items() if name not in ("host", "content-length")}
             timeout = dict(request.extensions.get("timeout") or {})
             if timeout.get("read") is not None:

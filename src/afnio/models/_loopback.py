@@ -30,6 +30,7 @@ import anyio
 from afnio.errors import BlockingReadError, ExecutorError, RuntimeClosedError
 from afnio.models._bridging import Bridged, launch_request
 from afnio.models._forwarding import RUN, TARGET, Forwarded, read_timeout_of, this_host
+from afnio.models._installed import own_addresses
 from afnio.models._kept_calls import KeptCalls
 from afnio.models._raw import RawRequest, not_utf8, own_reply
 from afnio.models._streams import BrokenReplyError, Head
@@ -41,7 +42,7 @@ from afnio.runtime._kernel import (
     current_runtime,
     on_runtime_thread,
 )
-from afnio.runtime._limits import Limits, give_limits
+from afnio.runtime._limits import Limits
 from afnio.runtime._waiting import wait, wait_async
 
 if TYPE_CHECKING:
@@ -223,6 +224,7 @@ class _Server:
         self._runner = runner
         shown = f"[{address}]" if ":" in address else address
         self._origin = f"http://{shown}:{runner.addresses[0][1]}"
+        own_addresses.add(f"{self._origin}/")
 
     def close(self, token: str) -> None:
         """Serve a lane no longer, and cancel its calls."""
@@ -257,8 +259,6 @@ class _Server:
         raw = RawRequest.read(request.method, target, headers, body)
         if raw is None:
             return await self._pass_on(request, target, headers, body)
-        if lane.limits is not None:
-            give_limits(raw.account, lane.limits)
         if lane.kept is not None:
             its_run = lane.kept.run(run)
             call = its_run.call_for(raw, read_timeout=read_timeout_of(request.headers))
@@ -267,7 +267,7 @@ class _Server:
             except BaseException:
                 its_run.leave(raw, call)
                 raise
-        bridged = lane.context.copy().run(launch_request, raw)
+        bridged = lane.context.copy().run(partial(launch_request, raw, limits=lane.limits))
         calls = self._calls.setdefault(token, [])
         calls.append(bridged)
         try:
@@ -299,6 +299,7 @@ class _Server:
             return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
 
     async def aclose(self) -> None:
+        own_addresses.discard(f"{self._origin}/")
         if self._runner is not None:
             await self._runner.cleanup()
 

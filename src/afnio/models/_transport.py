@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from afnio.errors import FinalModelError, ModelError, TransientModelError, UnreachableError
-from afnio.models._forwarding import forwarded
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._limits import Account
 
@@ -172,13 +171,12 @@ class AiohttpTransport:
         """
         import aiohttp
 
-        sent, headers = forwarded(url, headers)
         try:
             response = await self._session.post(
-                sent,
+                url,
                 data=data,
                 headers=headers,
-                proxy=self._proxy(url) if sent == url else None,
+                proxy=self._proxy(url),
                 allow_redirects=False,
             )
             try:
@@ -206,15 +204,14 @@ class AiohttpTransport:
         import aiohttp
         from yarl import URL
 
-        sent, headers = forwarded(url, headers)
         # A long body is written piece by piece, so that it doesn't block the loop.
         content = data if len(data) <= LARGE else io.BytesIO(data)
         try:
             response = await self._session.post(
-                URL(sent, encoded=True),
+                URL(url, encoded=True),
                 data=content,
                 headers=headers,
-                proxy=self._proxy(shown) if sent == url else None,
+                proxy=self._proxy(shown),
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, ValueError, OSError) as error:

@@ -20,13 +20,15 @@ import os
 import time
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from enum import Enum, auto
-from typing import Any, Final, NamedTuple, Self, final
+from typing import Any, Final, Self, final
 
 import anyio
 
 from afnio.errors import BudgetExceeded, UnknownPriceError
+from afnio.runtime._blocks import OpenBlock
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
 from afnio.runtime._spending import RESERVE_SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
@@ -182,7 +184,9 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
             return self
         outer = _block.get()
         budgets = () if outer is None else outer.budgets
-        _block.set(_Block(budgets if self in budgets else (*budgets, self), outer))
+        block = _Block(budgets if self in budgets else (*budgets, self), outer)
+        _block.set(block)
+        block.opened = OpenBlock()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -193,6 +197,8 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         block = _block.get()
         assert block is not None, "a budget's block is left in the context that it was entered in"
         _block.set(block.outer)
+        if block.opened is not None:
+            block.opened.close()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -217,11 +223,14 @@ def current_budgets() -> tuple[Budget, ...]:
     return (*dict.fromkeys(_process_wide), *budgets) if _process_wide else budgets
 
 
-class _Block(NamedTuple):
+@final
+@dataclass(slots=True, eq=False)
+class _Block:
     """The budgets that govern a block, outermost first, and the block around it."""
 
     budgets: tuple[Budget, ...]
     outer: _Block | None
+    opened: OpenBlock | None = None
 
 
 _block: ContextVar[_Block | None] = ContextVar("afnio_budgets", default=None)

@@ -22,7 +22,7 @@ import weakref
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Final, final
 
 NO_LIMIT: Final = 10**12
@@ -59,6 +59,18 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not value >= 1:
                 raise ValueError(f"{name} must be at least 1 (got {value}); omit it to {otherwise}")
+
+
+def tightest(first: Limits | None, second: Limits | None) -> Limits | None:
+    """Return the limits that hold where both do.
+
+    >>> tightest(Limits(max_in_flight=4), Limits(max_in_flight=8, requests_per_minute=60))
+    Limits(max_in_flight=4, requests_per_minute=60, tokens_per_minute=None)
+    """
+    if first is None or second is None:
+        return second if first is None else first
+    figures = zip(astuple(first), astuple(second), strict=True)
+    return Limits(*(min((one for one in pair if one is not None), default=None) for pair in figures))
 
 
 @dataclass(frozen=True, slots=True)

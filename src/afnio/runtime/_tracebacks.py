@@ -8,7 +8,7 @@ which errors leave the engine.
 Frames are kept if they may explain something: an error that isn't Afnio's and shows no line of the user's may be a
 bug in the engine.
 
-`caller_line` finds the line of the user's code that launched an op, by the same rule.
+`caller_line` finds the line of the user's code that launched an op, by the same rule. `user_line` skips all libraries.
 """
 
 from __future__ import annotations
@@ -151,6 +151,27 @@ def caller_line() -> Line:
         frame = frame.f_back
     code = frame.f_code
     return Line(code.co_filename, frame.f_lineno, code.co_name)
+
+
+def user_line() -> Line:
+    """Return the innermost line of the call stack that belongs neither to Afnio nor to a library."""
+    frame = first = sys._getframe(1)
+    while is_engine(frame.f_code.co_filename) or any(part in frame.f_code.co_filename for part in _INSTALLED):
+        if frame.f_back is None:
+            frame = first
+            break
+        frame = frame.f_back
+    code = frame.f_code
+    return Line(code.co_filename, frame.f_lineno, code.co_name)
+
+
+_INSTALLED: Final = (
+    f"{os.sep}site-packages{os.sep}",
+    f"{os.sep}dist-packages{os.sep}",
+    f"{os.path.dirname(os.__file__)}{os.sep}",
+    "<frozen",
+)
+"""Parts of the names of files that belong to Python or to an installed package."""
 
 
 def is_engine(file: str) -> bool:

@@ -37,6 +37,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from afnio.errors import BlockingReadError, RuntimeClosedError, distinct, reason
+from afnio.runtime._blocks import OpenBlock
 from afnio.runtime._kernel import (
     PENDING,
     Failure,
@@ -443,6 +444,7 @@ class journal(AbstractContextManager["Journal | None"], AbstractAsyncContextMana
         self._journal = self._open()
         self._entered.enter_context(active_journal.override(self._journal))
         self._scope.__enter__()
+        self._entered.callback(OpenBlock().close)
         return self._journal
 
     def __exit__(
@@ -461,6 +463,7 @@ class journal(AbstractContextManager["Journal | None"], AbstractAsyncContextMana
         self._journal = await anyio.to_thread.run_sync(self._open)
         self._entered.enter_context(active_journal.override(self._journal))
         self._scope.__enter__()
+        self._entered.callback(OpenBlock().close)
         return self._journal
 
     async def __aexit__(
