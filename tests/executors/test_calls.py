@@ -32,7 +32,9 @@ async def endpoint(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Endpoint]:
         yield found
 
 
-@pytest.mark.parametrize("ask", [errands.ask, errands.ask_later, errands.ask_natively])
+@pytest.mark.parametrize(
+    "ask", [errands.ask, errands.ask_later, errands.ask_natively, errands.ask_by_aiohttp]
+)
 async def test_calls_of_a_worker_belong_to_their_lane(
     endpoint: Endpoint, ask: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -46,6 +48,15 @@ async def test_calls_of_a_worker_belong_to_their_lane(
     assert 4 == len(endpoint.asked) == len(seen)
     assert {0, 1, 2, 3} == {event.lane for event in seen}
     assert "Bearer any-key-0123" == endpoint.asked[0].headers["authorization"]
+
+
+async def test_a_block_in_a_worker_adds_no_second_engine(endpoint: Endpoint) -> None:
+    """The driver has the limits, the retries and the journal, so the worker's engine takes no request."""
+    call = functools.partial(errands.ask_twice_in_a_block, f"{endpoint.url}/v1")
+    with anyio.fail_after(40):
+        found = await afnio.Variable(["a"]).map(call, executor=WORKERS)
+        assert found.data == ["200 200"]
+    assert len(endpoint.asked) == 2
 
 
 async def test_clients_without_a_base_url_and_other_libraries_read_the_environment(

@@ -154,6 +154,26 @@ def ask_natively(url: str, text: str) -> str:
     return str(_made[url].chat(**_question(text)).content)
 
 
+async def ask_by_aiohttp(url: str, text: str) -> str:
+    import aiohttp
+
+    headers = {"authorization": "Bearer any-key-0123"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        async with session.post(f"{url}/chat/completions", json=_question(text)) as reply:
+            return str((await reply.json())["choices"][0]["message"]["content"])
+
+
+def ask_twice_in_a_block(url: str, text: str) -> str:
+    """Return the statuses of two requests in a block that is entered in the worker, with a limit of one a minute."""
+    import httpx2
+
+    from afnio import Limits, bridge
+
+    with bridge.installed(limits=Limits(requests_per_minute=1)):
+        replies = [httpx2.post(f"{url}/chat/completions", json=_question(text), timeout=60) for _ in range(2)]
+    return " ".join(str(reply.status_code) for reply in replies)
+
+
 def ask_by_environment(text: str) -> str:
     """Ask as a subprocess does that reads OPENAI_BASE_URL."""
     body = json.dumps(_question(text)).encode()
