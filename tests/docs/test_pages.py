@@ -146,5 +146,5 @@ def test_site(tmp_path: Path) -> None:
     figures = (tmp_path / "site" / "benchmarks" / "index.html").read_text()
     assert "durable journal records" in figures
     reference = (tmp_path / "site" / "reference" / "utils" / "index.html").read_text()
-    assert "PrioritizedSampler" in reference
+    assert "WeightedRandomSampler" in reference
     assert "<blockquote" not in reference  # what `>>>` is to Markdown

@@ -23,7 +23,6 @@ from afnio.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
-    PrioritizedSampler,
     RandomSampler,
     Sampler,
 )
@@ -127,8 +126,6 @@ LOADERS: Final[dict[str, Callable[[], Any]]] = {
     "shuffled": lambda: DataLoader(ROWS, batch_size=4, shuffle=True),
     "dropping": lambda: DataLoader(ROWS, batch_size=4, shuffle=True, drop_last=True),
     "batch sampler": lambda: DataLoader(ROWS, batch_sampler=BatchSampler(RandomSampler(ROWS), 4)),
-    "prioritized": lambda: DataLoader(ROWS, batch_size=4, sampler=PrioritizedSampler(ROWS)),
-    "prioritized batches": lambda: DataLoader(ROWS, batch_sampler=BatchSampler(PrioritizedSampler(ROWS), 4)),
     "stream": lambda: DataLoader(Stream(), batch_size=4),
     "unsized": lambda: DataLoader(ROWS, batch_size=4, sampler=Unsized()),
     "rest": Rest,
@@ -175,15 +172,13 @@ def replies(request: Any) -> str:
 
 
 class Agent(cog.Module):
-    def __init__(self, train: Any, dying: Dying | None) -> None:
+    def __init__(self, dying: Dying | None) -> None:
         super().__init__()
         self.client = ScriptedClient(replies)
         self.prompt = cog.Parameter("start", role="prompt")
         self.template = afnio.Variable("{text}", role="text")
         self.chat = cog.ChatCompletion()
         self.loss = cog.ExactMatchEvaluator()
-        source = getattr(train, "batch_sampler", None) or train
-        self.learner = getattr(source, "sampler", None)
         self.dying = dying
 
     def forward(self, text: Any) -> afnio.Variable:
@@ -195,11 +190,7 @@ class Agent(cog.Module):
 
     async def training_step(self, batch: Any, batch_idx: int) -> Any:
         self._reached("training_step")
-        score, explanation = self.loss(self(batch[0]), batch[1])
-        if isinstance(self.learner, PrioritizedSampler):
-            await score
-            self.learner.update(score.samples)
-        return score, explanation
+        return self.loss(self(batch[0]), batch[1])
 
     async def validation_step(self, batch: Any, batch_idx: int) -> Any:
         self._reached("validation_step")
@@ -218,7 +209,7 @@ def fitted(
 ) -> list[Any]:
     """Train, going on from what is in `folder`; return what must be the same however often it died."""
     train = LOADERS[loader]()
-    agent = Agent(train, dying)
+    agent = Agent(dying)
     callbacks = [*extra] if dying is None else [*extra, dying]
     if dying is not None and dying.hook == "function":
 

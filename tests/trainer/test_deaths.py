@@ -49,13 +49,10 @@ def dies(
 def settles(loader: str, options: dict[str, Any]) -> bool:
     """Whether a training with this loader has one end, whoever is quick.
 
-    What goes on where it stands, and is no iterator, has to be read to the end of each epoch; and scores come in any
-    order where batches run side by side.
+    What goes on where it stands, and is no iterator, has to be read to the end of each epoch.
     """
     shortened = options.get("limit_train_batches", 3) < 3 or "limit_val_batches" in options
-    if "rewinding" in loader:
-        return not shortened
-    return not ("prioritized" in loader and "accumulate_grad_batches" in options)
+    return "rewinding" not in loader or not shortened
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -77,14 +74,6 @@ def test_the_end_of_an_epoch_with_every_loader(tmp_path: Path, loader: str, opti
     assert expected == dies(tmp_path, loader, "on_train_epoch_end", 1, **options)
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_validation_end"])
-def test_scores_that_a_sampler_learned_are_kept(tmp_path: Path, hook: str) -> None:
-    """Those of the last batch too, and they stay those of the samples that had them."""
-    for nth in (2, 3):
-        expected = left_alone("prioritized", True, "{}")
-        assert expected == dies(tmp_path / str(nth), "prioritized", hook, nth)
-
-
 MATRIX: Final = [case for case in itertools.product(LOADERS, HOOKS, OPTIONS) if settles(case[0], case[2])]
 
 
@@ -103,7 +92,7 @@ def test_every_hook_with_every_loader_and_option(
 REAL: Final = [
     ("shuffled", "on_train_epoch_end", {}),
     ("shuffled", "on_train_epoch_end", {"limit_train_batches": 2}),
-    ("prioritized", "on_validation_end", {}),
+    ("batch sampler", "on_validation_end", {}),
 ]
 if NIGHTLY:
     REAL = [case for case in MATRIX if case[2] in OPTIONS[:2]]

@@ -41,7 +41,7 @@ JUNK: Final = (
 
 
 def train(folder: Path) -> list[Any]:
-    return fitted(folder, "prioritized", True, extra=[EarlyStopping(patience=9)])
+    return fitted(folder, "shuffled", True, extra=[EarlyStopping(patience=9)])
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,6 @@ def test_any_edit_goes_on_or_is_refused_in_a_sentence(trained: Path, data: st.Da
         (("loop", "metrics", "val_score"), "x", "metric val_score must be a number"),
         (("loop", "sampler"), {"train": 3}, "training loader"),
         (("loop", "sampler", "train", "position"), 10**30, "position"),
-        (("loop", "sampler", "train", "sampler", "scores", 0), "x", "score"),
         (("rng", "rng", "python"), [1], "rng.json was edited"),
         (("optimizer", "optimizers"), [], "optimizer.json was edited"),
         (("optimizer", "optimizers", 0, "param_groups", 0, "momentum"), "x", "optimizer.json was edited"),

@@ -50,12 +50,6 @@ def loader_state(loader: Any) -> dict[str, Any] | None:
     return dict(state()) if callable(state) else None
 
 
-def caught_up(loader: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return `state`, taken when a batch was loaded, with what the loader has learned since, such as scores."""
-    since = getattr(loader, "since", None)
-    return dict(since(state)) if state is not None and callable(since) else state
-
-
 def length(loader: Any) -> int | None:
     """Return how many batches a loader gives, or None if it has no length."""
     try:
@@ -151,7 +145,7 @@ class Feed:
         if ahead is not None:
             await ahead.wait()
         if (ahead is not None or self._next is not None) and self._state is not None:
-            restore(self._loader, caught_up(self._loader, self._state), 0)
+            restore(self._loader, self._state, 0)
 
     def _pull(self) -> _Pull:
         pull = _Pull(lambda: next(self._items))

@@ -48,7 +48,6 @@ from afnio.trainer._checkpoints import JOURNAL, Checkpoint, Counters, LoopState,
 from afnio.trainer._feed import (
     Feed,
     Fetched,
-    caught_up,
     generators_state,
     length,
     limited,
@@ -468,7 +467,7 @@ class FitState:
         counters.step = number
         counters.batch += len(group)
         counters.samples += sum(fetched.size for fetched in group)
-        self.train_loader = caught_up(self._train_loader, group[-1].state)
+        self.train_loader = group[-1].state
         self.epoch += outcome
         entry = {"kind": "step", "epoch": counters.epoch + 1, "step": number, "batch": counters.batch}
         self._record({**entry, **({} if skipped is None else {"error": skipped}), **outcome.to_json()})
@@ -478,7 +477,7 @@ class FitState:
         counters = self.counters
         counters.epoch += 1
         counters.batch = 0
-        self.train_loader = caught_up(self._train_loader, ended.state)
+        self.train_loader = ended.state
         entry = {"kind": "epoch", "epoch": counters.epoch, "step": counters.step}
         self._record({**entry, **self.epoch.to_json()})
 

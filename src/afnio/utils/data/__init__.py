@@ -6,7 +6,6 @@ from afnio._public import show_in
 from afnio.utils.data._dataloader import DataLoader, Dataset, IterableDataset, collate
 from afnio.utils.data._sampler import (
     BatchSampler,
-    PrioritizedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -18,7 +17,6 @@ __all__ = [
     "DataLoader",
     "Dataset",
     "IterableDataset",
-    "PrioritizedSampler",
     "RandomSampler",
     "Sampler",
     "SequentialSampler",

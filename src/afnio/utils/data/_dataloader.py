@@ -163,17 +163,8 @@ class DataLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, the position in samples (with `batch_sampler` in batches), and the sampler's state."""
-        running = self._cursor.running
-        own = self._stateful()
-        sampler = self._sampler_state()
-        if running:
-            sampler = self._epoch_state if own is None else own.since(self._epoch_state)
+        sampler = self._epoch_state if self._cursor.running else self._sampler_state()
         return {**self._cursor.state_dict(), "sampler": dict(sampler)}
-
-    def since(self, begun: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the state `begun`, with everything that the sampler has learned since it was taken."""
-        own = self._stateful()
-        return dict(begun) if own is None else {**begun, "sampler": own.since(begun["sampler"])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the batch that came next when `state` was taken.

@@ -5,7 +5,7 @@ runs with one seed see the same batches. So a sampler doesn't keep the state of 
 generator for each epoch, from its seed and the epoch's number (`_SeededSampler`), and a `Cursor` counts how many of the
 epoch's samples were handed out. Seed, epoch and position are all that a checkpoint needs.
 
-`PrioritizedSampler` also learns from scores; its state contains them. `BatchSampler` groups the indices of any sampler.
+`BatchSampler` groups the indices of any sampler.
 """
 
 from __future__ import annotations
@@ -52,10 +52,6 @@ class Sampler(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which `load_state_dict` continues in the same order; empty by default."""
         return {}
-
-    def since(self, begun: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `begun`, the state at an epoch's start, with everything that the sampler has learned since then."""
-        return dict(begun)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (no state to load)
         """Continue where `state` was taken."""
@@ -227,134 +223,6 @@ class WeightedRandomSampler(_SeededSampler):
         return (index for _, index in heapq.nsmallest(self.num_samples, arrivals))
 
 
-class PrioritizedSampler(_SeededSampler):
-    """Draws samples by how badly they did, with replacement: prioritized replay.
-
-    A sample with score s, from 0 to 1, is drawn in proportion to (1 - s + floor)^alpha. A sample without a score counts
-    as wrong, so that it is seen. Call `sampler.update(score.samples)` after each batch; the scores are for the samples
-    in the order in which they were handed out. An epoch is drawn at its start from the scores known then. So its order
-    doesn't depend on which replies are quick, and it can be resumed in the middle: the state also has the scores
-    learned since.
-
-    Source: Schaul et al., "Prioritized Experience Replay", arXiv:1511.05952, the proportional variant with 1 - score
-    as the error. The correction by importance weights is left out, because feedback in words has no weight.
-
-    Args:
-        num_samples: length of an epoch; the dataset's by default.
-        alpha: 0 draws evenly, 1 in proportion to the errors.
-        floor: added to every error, so that correct samples are still seen from time to time.
-        seed: seed of the draws; drawn from the run's seed by default.
-
-    >>> sampler = PrioritizedSampler("abcd", floor=0.0, seed=0)
-    >>> sampler.update([1.0, 1.0, 0.0, 1.0], indices=[0, 1, 2, 3])
-    >>> list(sampler)
-    [2, 2, 2, 2]
-    """
-
-    def __init__(
-        self,
-        dataset: Sized,
-        num_samples: int | None = None,
-        *,
-        alpha: float = 0.6,
-        floor: float = 0.1,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(seed)
-        if num_samples is not None:
-            _check_num_samples(num_samples)
-        _check_fraction("alpha", alpha)
-        _check_fraction("floor", floor)
-        self.dataset = dataset
-        self.num_samples = num_samples
-        self.alpha = alpha
-        self.floor = floor
-        self.scores: list[float] = [0.0] * len(dataset)
-        self._drawn_by: list[float] | None = None
-        self._begun_by: list[float] = []
-        self._order_now: list[int] = []
-        self._scored = 0
-
-    def __len__(self) -> int:
-        return len(self.dataset) if self.num_samples is None else self.num_samples
-
-    def __iter__(self) -> Iterator[int]:
-        epoch, start = self._cursor.begin()
-        if self._drawn_by is None:
-            self._drawn_by, self._scored = list(self.scores), 0
-        self._order_now = list(self._order(random.Random(f"{self._settled_seed()}/{epoch}")))
-        drawn_by, self._drawn_by = self._drawn_by, None
-        self._begun_by = drawn_by
-        return _counted(self._cursor, epoch, islice(self._order_now, start, None))
-
-    def _order(self, generator: random.Random) -> Iterator[int]:
-        scores = self.scores if self._drawn_by is None else self._drawn_by
-        weights = [(1 - score + self.floor) ** self.alpha for score in scores]
-        if not scores:
-            return iter(())
-        if not any(weights):  # every sample is right and the floor is 0: draw evenly
-            weights = [1.0] * len(weights)
-        return iter(
-            generator.choices(range(len(weights)), cum_weights=list(accumulate(weights)), k=len(self))
-        )
-
-    def update(self, scores: Sequence[float | None], indices: Sequence[int] | None = None) -> None:
-        """Learn the scores of samples.
-
-        Args:
-            scores: from 0 to 1, clipped; None (the sample failed) keeps the old score.
-            indices: the samples' indices; by default the next ones that this epoch handed out.
-
-        Raises:
-            ValueError: for more scores than samples that are waiting for one, or for a score that isn't a number.
-        """
-        if indices is None:
-            indices = self._order_now[self._scored : self._scored + len(scores)]
-        if len(indices) != len(scores):
-            raise ValueError(
-                f"scores must be one for each of the {len(indices)} samples that wait for one (got {len(scores)}); "
-                "pass the scores of each batch once, or indices"
-            )
-        for score in scores:
-            _check_score(score)
-        for index, score in zip(indices, scores, strict=True):
-            if score is not None:
-                self.scores[index] = min(max(float(score), 0.0), 1.0)
-        self._scored += len(scores)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the seed, the epoch, the position in it, the scores, and the scores by which the epoch was drawn."""
-        begun = list(self._begun_by) if self._cursor.running else self._drawn_by
-        return {
-            **super().state_dict(),
-            "scores": list(self.scores),
-            "drawn_by": begun,
-            "scored": self._scored,
-        }
-
-    def since(self, begun: Mapping[str, Any]) -> dict[str, Any]:
-        return {**begun, "scores": list(self.scores), "scored": self._scored}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken."""
-        scores, drawn_by = state.get("scores"), state.get("drawn_by")
-        for given in (scores, drawn_by or scores):
-            if not isinstance(given, list) or len(given) != len(self.dataset):
-                raise ValueError(
-                    f"the state must have {len(self.dataset)} scores, one for each sample "
-                    f"(got {len(given) if isinstance(given, list) else given!r}); pass the state of this dataset"
-                )
-        for score in (*(scores or ()), *(drawn_by or ())):
-            _check_score(score)
-            _check_fraction("score", score)
-        scored = _natural_number({"scored": 0, **state}, "scored")
-        super().load_state_dict(state)
-        assert isinstance(scores, list)
-        self.scores = list(scores)
-        self._drawn_by = None if drawn_by is None else list(drawn_by)
-        self._scored = scored
-
-
 class BatchSampler:
     """Groups the indices of `sampler` into batches of `batch_size`.
 
@@ -382,10 +250,6 @@ class BatchSampler:
     def state_dict(self) -> dict[str, Any]:
         """Return the sampler's state."""
         return self.sampler.state_dict() if isinstance(self.sampler, Sampler) else {}
-
-    def since(self, begun: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `begun`, the sampler's state at an epoch's start, with everything that it has learned since then."""
-        return self.sampler.since(begun) if isinstance(self.sampler, Sampler) else dict(begun)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was taken."""
@@ -487,16 +351,6 @@ def batch_count(source: object, name: str, batch_size: int, *, drop_last: bool) 
 
 
 # Checks of arguments.
-
-
-def _check_score(score: Any) -> None:
-    if score is not None and (not isinstance(score, numbers.Real) or not math.isfinite(score)):
-        raise ValueError(f"a score must be a finite number or None (got {score!r})")
-
-
-def _check_fraction(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1 (got {value!r})")
 
 
 def _check_num_samples(num_samples: int) -> None:
