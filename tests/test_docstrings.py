@@ -22,4 +22,4 @@ def test_examples(name: str) -> None:
     """Every example of the module gives what it says."""
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    assert 0 == failed
+    assert failed == 0

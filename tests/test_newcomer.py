@@ -87,7 +87,7 @@ def look_at_the_studio(command: str, folder: Path, env: dict[str, str]) -> None:
         page = opener.open(server.stdout.readline().strip(), timeout=20).read().decode()
         assert "sorter" in page
         server.send_signal(signal.SIGINT)
-        assert 130 == server.wait(timeout=10)
+        assert server.wait(timeout=10) == 130
     finally:
         server.kill()
         server.communicate()

@@ -56,12 +56,12 @@ def test_variables_come_back_with_their_class():
     assert (afnio.Variable, ["a", None], True) == (
         type(back["batch"]), back["batch"].data, back["batch"].requires_grad,
     )  # fmt: skip
-    assert (1.5, [[1], [2, 3]]) == (back["nested"][0][0].data, back["nested"][0][1][3].data)
+    assert (back["nested"][0][0].data, back["nested"][0][1][3].data) == (1.5, [[1], [2, 3]])
 
 
 def test_saving_waits_for_what_is_pending():
     """A file holds values."""
-    assert "A" == through_a_file({"x": afnio.Variable("a").map(str.upper)})["x"].data
+    assert through_a_file({"x": afnio.Variable("a").map(str.upper)})["x"].data == "A"
 
 
 def test_keys_that_look_like_marks_come_back():
@@ -77,19 +77,19 @@ def test_a_file_of_format_1_loads():
         found["prompt"].data, found["prompt"].role, type(found["prompt"]),
     )  # fmt: skip
     ((batch, numbers),) = found["nested"]
-    assert (["a", None], True, {3: 1.5}, 7) == (batch.data, batch.requires_grad, numbers, found["steps"])
+    assert (batch.data, batch.requires_grad, numbers, found["steps"]) == (["a", None], True, {3: 1.5}, 7)
 
 
 def test_half_a_surrogate_pair_comes_back():
     """Broken replies hold such; it has no UTF-8."""
-    assert "\ud83d" == through_a_file({"x": afnio.Variable("\ud83d")})["x"].data
+    assert through_a_file({"x": afnio.Variable("\ud83d")})["x"].data == "\ud83d"
 
 
 def test_where_feedback_came_from_comes_back():
     """An optimizer's momentum needs it."""
     gradient = afnio.Variable("shorter")
     gradient._provenance = ({"sample": 1},)
-    assert ({"sample": 1},) == through_a_file([gradient])[0].provenance
+    assert through_a_file([gradient])[0].provenance == ({"sample": 1},)
 
 
 def test_equal_states_have_equal_bytes(tmp_path):
@@ -111,9 +111,9 @@ def test_only_the_user_may_read_a_saved_file(tmp_path, umask):
     finally:
         os.umask(before)
     for name in ("new", "old"):
-        assert 0o600 == (tmp_path / name).stat().st_mode & 0o777
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
         with zipfile.ZipFile(tmp_path / name) as archive:
-            assert {0o600} == {member.external_attr >> 16 for member in archive.infolist()}
+            assert {member.external_attr >> 16 for member in archive.infolist()} == {0o600}
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -121,7 +121,7 @@ def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     afnio.save({"x": 1}, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    assert {"x": 1} == afnio.load(tmp_path / "real")
+    assert afnio.load(tmp_path / "real") == {"x": 1}
 
 
 def test_a_file_that_unpacks_to_terabytes_is_refused():
@@ -147,8 +147,8 @@ def test_a_path_is_text_or_a_path(tmp_path, kind):
     path = tmp_path / "state.afnio"
     afnio.save({"a": 1}, kind(path))
     afnio.save({"a": 2}, kind(path))
-    assert {"a": 2} == afnio.load(kind(path))
-    assert ["state.afnio"] == os.listdir(tmp_path)
+    assert afnio.load(kind(path)) == {"a": 2}
+    assert os.listdir(tmp_path) == ["state.afnio"]
 
 
 def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
@@ -159,8 +159,8 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
         with pytest.raises(TypeError, match="saved values must be Variables or plain values") as caught:
             afnio.save({"x": value}, path)
         assert fix in str(caught.value)
-    assert {"a": 1} == afnio.load(path)
-    assert ["state.afnio"] == os.listdir(tmp_path)
+    assert afnio.load(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["state.afnio"]
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
@@ -174,8 +174,8 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="disk full"):
         afnio.save({"a": 2}, path)
-    assert {"a": 1} == afnio.load(path)
-    assert ["state.afnio"] == os.listdir(tmp_path)
+    assert afnio.load(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["state.afnio"]
 
 
 def zipped(name, content):
@@ -226,7 +226,7 @@ def test_every_flipped_bit_is_noticed_or_harmless():
             found = afnio.load(io.BytesIO(bytes(bad)))
         except ValueError:
             continue
-        assert "Be brief. " * 20 == found["prompt"].data
+        assert found["prompt"].data == "Be brief. " * 20
 
 
 @pytest.mark.parametrize(("document", "found"), [({"format": 2}, "2"), ([], "None"), ({}, "None")])

@@ -50,20 +50,20 @@ def test_add_feedback() -> None:
     x, y = V("a", role="greeting", requires_grad=True), V("b", role="name")
     (x + y).backward(V("too short"))
     (gradient,) = x.grad
-    assert "feedback to greeting" == gradient.role
+    assert gradient.role == "feedback to greeting"
     assert gradient.data.startswith("The greeting ")
     assert gradient.data.endswith("too short")
-    assert [] == y.grad
+    assert y.grad == []
 
 
 def test_sum() -> None:
     """Texts stand in items, numbers add up; every item that needs it gets the feedback."""
     x, y = V("a", role="x", requires_grad=True), V("b", role="y", requires_grad=True)
     total = cog.sum([x, y, x])
-    assert "<ITEM>a</ITEM><ITEM>b</ITEM><ITEM>a</ITEM>" == total.data
+    assert total.data == "<ITEM>a</ITEM><ITEM>b</ITEM><ITEM>a</ITEM>"
     total.backward(V("more"))
-    assert (1, 1) == (len(x.grad), len(y.grad))
-    assert [3, 5] == cog.sum([V([1, 2]), V([2, 3])]).data
+    assert (len(x.grad), len(y.grad)) == (1, 1)
+    assert cog.sum([V([1, 2]), V([2, 3])]).data == [3, 5]
     for bad in ([], "ab", V("a")):
         with pytest.raises(TypeError, match="Sum takes"):
             cog.sum(bad)  # type: ignore[arg-type]
@@ -73,13 +73,13 @@ def test_split() -> None:
     """Parts are padded, keep missing samples, carry feedback in their order."""
     x = V(["a,b", None, "c"], role="x", requires_grad=True)
     first, second = cog.split(x, ",")
-    assert (["a", None, "c"], ["b", None, ""]) == (first.data, second.data)
-    assert ("split part 1 of x", 1) == (second.role, second.output_nr)
+    assert (first.data, second.data) == (["a", None, "c"], ["b", None, ""])
+    assert (second.role, second.output_nr) == ("split part 1 of x", 1)
     second.backward(V(["1", "2", "3"]))
     (gradient,) = x.grad
-    assert [True, False, True] == [isinstance(text, str) for text in gradient.data]
+    assert [isinstance(text, str) for text in gradient.data] == [True, False, True]
     assert gradient.data[0].endswith("<ITEM></ITEM><ITEM>1</ITEM>")
-    assert ["a", "b,c"] == [part.data for part in cog.split(V("a,b,c"), V(","), V(1))]
+    assert [part.data for part in cog.split(V("a,b,c"), V(","), V(1))] == ["a", "b,c"]
 
 
 @pytest.mark.parametrize(("args", "match"), [((1,), "sep"), ((",", "x"), "maxsplit"), (("",), "sep")])
@@ -103,8 +103,8 @@ def test_a_list_of_scalars_is_a_batch() -> None:
     client = ScriptedClient(lambda request: request.messages[0]["content"])
     messages = [{"role": "user", "content": [V("{text}")]}]
     batch = cog.chat_completion(client, messages, {"text": [x, y, x]}, model="m")
-    assert ["a", "b", "a"] == batch.data
+    assert batch.data == ["a", "b", "a"]
     batch.backward(V(["1", "2", "3"]))
-    assert [["1", "3"], ["2"]] == [[g.data for g in v.grad] for v in (x, y)]
+    assert [[g.data for g in v.grad] for v in (x, y)] == [["1", "3"], ["2"]]
     with pytest.raises(ValueError, match="stack takes scalars"):
         cog.chat_completion(client, messages, {"text": [V(["a"])]}, model="m")

@@ -31,15 +31,15 @@ def test_several_outputs() -> None:
     """Several outputs come as a named tuple that can be awaited; each has its number and feedback."""
     x = afnio.Variable("ab", requires_grad=True)
     upper, length = outputs = Both.apply(x)
-    assert ("AB", 2, 0, 1) == (upper.data, length.data, upper.output_nr, length.output_nr)
-    assert "upper of Both" == outputs.upper.role
+    assert (upper.data, length.data, upper.output_nr, length.output_nr) == ("AB", 2, 0, 1)
+    assert outputs.upper.role == "upper of Both"
     length.backward(afnio.Variable("too short"))
-    assert ["ab: None, too short"] == [g.data for g in x.grad]
+    assert [g.data for g in x.grad] == ["ab: None, too short"]
 
     async def main() -> Any:
         return (await Both.apply(afnio.Variable("abc"))).length.data
 
-    assert 3 == afnio.run(main())
+    assert afnio.run(main()) == 3
 
 
 def test_async_forward_and_backward() -> None:
@@ -56,9 +56,9 @@ def test_async_forward_and_backward() -> None:
 
     x = afnio.Variable(["a", "b"], requires_grad=True)
     out = Later.apply(x, "!")
-    assert ["a!", "b!"] == out.data
+    assert out.data == ["a!", "b!"]
     out.backward(afnio.Variable("f"))
-    assert [["f", "f"]] == [g.data for g in x.grad]
+    assert [g.data for g in x.grad] == [["f", "f"]]
 
 
 def test_batched_gets_lists() -> None:
@@ -78,9 +78,9 @@ def test_batched_gets_lists() -> None:
 
     x = afnio.Variable([3, None, 1], requires_grad=True)
     out = Rank.apply(x, afnio.Variable("#"))
-    assert ["#1", None, "#0"] == out.data
+    assert out.data == ["#1", None, "#0"]
     out.backward(afnio.Variable(["a", "b", "c"]))
-    assert [["a", None, "c"]] == [g.data for g in x.grad]
+    assert [g.data for g in x.grad] == [["a", None, "c"]]
 
 
 def test_structured_arguments() -> None:
@@ -93,7 +93,7 @@ def test_structured_arguments() -> None:
             return f"{items} {sorted(options.items())} {marker is not None}"
 
     x = afnio.Variable("x")
-    assert "['x', 1] [('a', 'x')] True" == Take.apply([x, 1], options={"a": x}, marker=marker).data
+    assert Take.apply([x, 1], options={"a": x}, marker=marker).data == "['x', 1] [('a', 'x')] True"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_system_exit_in_a_callable_is_a_failure() -> None:
 
     with pytest.raises(BatchError, match="1 of 1"):
         afnio.Variable(["a"]).map(leave).data
-    assert "AB" == (afnio.Variable("A") + afnio.Variable("B")).data
+    assert (afnio.Variable("A") + afnio.Variable("B")).data == "AB"
 
 
 def test_batched_on_an_empty_batch() -> None:
@@ -177,7 +177,7 @@ def test_batched_on_an_empty_batch() -> None:
         def forward(ctx, values):
             raise AssertionError("called")
 
-    assert [] == Never.apply(afnio.Variable([])).data
+    assert Never.apply(afnio.Variable([])).data == []
 
 
 def test_batched_saves_for_every_lane() -> None:
@@ -197,7 +197,7 @@ def test_batched_saves_for_every_lane() -> None:
 
     x = afnio.Variable([1, 2], requires_grad=True)
     Total.apply(x).backward(afnio.Variable("f"))
-    assert [["f of 3", "f of 3"]] == [g.data for g in x.grad]
+    assert [g.data for g in x.grad] == [["f of 3", "f of 3"]]
 
 
 def test_backward_may_return_variables_and_constant_lists() -> None:
@@ -216,8 +216,8 @@ def test_backward_may_return_variables_and_constant_lists() -> None:
     a, b = afnio.Variable(["1", "2"], requires_grad=True), afnio.Variable("b", requires_grad=True)
     c = afnio.Variable("c", requires_grad=True)
     Two.apply([a, b], c).backward(afnio.Variable("f"))
-    assert [[["x", "x"]], ["y", "y"], ["z!", "z!"]] == [[g.data for g in v.grad] for v in (a, b, c)]
-    assert ["x", "y"] == constant
+    assert [[g.data for g in v.grad] for v in (a, b, c)] == [[["x", "x"]], ["y", "y"], ["z!", "z!"]]
+    assert constant == ["x", "y"]
 
 
 def test_strange_exceptions_end_their_lane() -> None:
@@ -238,7 +238,7 @@ def test_strange_exceptions_end_their_lane() -> None:
 
     with pytest.raises(BatchError):
         afnio.Variable(["a"] * 100).map(shares).data
-    assert 1 == len(shared.__notes__)
+    assert len(shared.__notes__) == 1
 
 
 # Without a backward ------------------------------------------------------------------------------
@@ -268,16 +268,17 @@ def test_a_function_without_backward_has_a_critic_of_its_calls() -> None:
     prompt = afnio.Variable("Be brief.", role="prompt", requires_grad=True)
     texts = afnio.Variable(["a", "b"], role="texts", requires_grad=True)
     Asking.apply(prompt, texts, times=2).backward(afnio.Variable(["too long", None]))
-    assert 1 == len(asked.requests)
+    assert len(asked.requests) == 1
     request = asked.requests[0]
-    assert [("prompt", "1 2"), ("text", "1 2")] == [
-        (v.attributes["name"], v.attributes["seen_in"]) for v in variables(request)
+    assert [(v.attributes["name"], v.attributes["seen_in"]) for v in variables(request)] == [
+        ("prompt", "1 2"),
+        ("text", "1 2"),
     ]
-    assert (["saidsaid"], ["too long"]) == (shown(request, "agent_output"), shown(request, "feedback"))
-    assert (["mend prompt"], [["mend text", None]]) == (
+    assert (shown(request, "agent_output"), shown(request, "feedback")) == (["saidsaid"], ["too long"])
+    assert (
         [g.data for g in prompt.grad],
         [g.data for g in texts.grad],
-    )
+    ) == (["mend prompt"], [["mend text", None]])
 
 
 def test_outputs_of_several_and_batched_functions_reach_the_critic() -> None:
@@ -306,17 +307,17 @@ def test_outputs_of_several_and_batched_functions_reach_the_critic() -> None:
     x, y = (afnio.Variable(data, requires_grad=True) for data in ("Ab", ["b", "a"]))
     Pair.apply(x).second.backward(afnio.Variable("f"))
     Sorted.apply(y).backward(afnio.Variable(["f", None]))
-    assert (["mend text"], [["mend texts", None]]) == ([g.data for g in x.grad], [g.data for g in y.grad])
+    assert ([g.data for g in x.grad], [g.data for g in y.grad]) == (["mend text"], [["mend texts", None]])
     z = afnio.Variable("z", requires_grad=True)
     Quick.apply(z, "!").backward(afnio.Variable("f"))
-    assert 1 == len(z.grad)
+    assert len(z.grad) == 1
 
 
 def test_without_a_backward_model_backward_says_so_at_its_line() -> None:
     out = Asking.apply(afnio.Variable("p", requires_grad=True), "a", times=1)
     with pytest.raises(RuntimeError, match="no backward model has been set"):
         out.backward(afnio.Variable("f"))
-    assert "said" == out.data
+    assert out.data == "said"
 
 
 def test_a_budget_that_ends_in_forward_ends_the_lane() -> None:

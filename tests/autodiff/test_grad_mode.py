@@ -45,9 +45,9 @@ def test_decorators() -> None:
 
     values = generator()
     seen = [plain(), next(values), enabled(), values.send("x")]
-    assert [False, False, True, (False, "x")] == seen
-    assert [False, False, True, (False, "x")] == anyio.run(main)
-    assert [False] == closed
+    assert seen == [False, False, True, (False, "x")]
+    assert anyio.run(main) == [False, False, True, (False, "x")]
+    assert closed == [False]
 
 
 async def test_tasks_are_apart() -> None:
@@ -63,7 +63,7 @@ async def test_tasks_are_apart() -> None:
         tasks.start_soon(quiet)
         await anyio.lowlevel.checkpoint()
         assert afnio.is_grad_enabled()
-    assert [False] == seen
+    assert seen == [False]
 
 
 def test_set_grad_enabled() -> None:

@@ -118,7 +118,7 @@ def test_forward_equals_eager(graph):
             with pytest.raises(Boom):
                 variable.data
         else:
-            assert expected == variable.data
+            assert variable.data == expected
 
 
 @settings(max_examples=150, deadline=None)

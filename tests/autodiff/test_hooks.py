@@ -43,8 +43,8 @@ def test_a_hook_sees_the_feedback_of_each_sample_and_replaces_it() -> None:
 
     prompt.register_hook(hook)
     Pass.apply(prompt, afnio.Variable(["a", "b"])).backward(afnio.Variable(["x", "y"]))
-    assert [("x", "feedback to prompt"), ("y", "feedback to prompt")] == sorted(seen)
-    assert ["X", "Y"] == texts(prompt)
+    assert sorted(seen) == [("x", "feedback to prompt"), ("y", "feedback to prompt")]
+    assert texts(prompt) == ["X", "Y"]
 
 
 def test_hooks_of_an_output_change_what_goes_upstream() -> None:
@@ -55,7 +55,7 @@ def test_hooks_of_an_output_change_what_goes_upstream() -> None:
     middle.register_hook(lambda g: afnio.Variable(g.data + "1"))
     middle.register_hook(lambda g: g.data + "2")
     Pass.apply(middle).backward(afnio.Variable("f"))
-    assert ["f12"] == texts(middle) == texts(prompt)
+    assert texts(prompt) == texts(middle) == ["f12"]
 
 
 def test_none_keeps_and_empty_drops() -> None:
@@ -65,7 +65,7 @@ def test_none_keeps_and_empty_drops() -> None:
     kept.register_hook(lambda g: None)
     dropped.register_hook(lambda g: "")
     Pass.apply(kept, dropped).backward(afnio.Variable("f"))
-    assert ["f"] == texts(prompt)
+    assert texts(prompt) == ["f"]
 
 
 def test_a_handle_removes_its_hook() -> None:
@@ -77,7 +77,7 @@ def test_a_handle_removes_its_hook() -> None:
     first.remove()
     first.remove()
     Pass.apply(prompt).backward(afnio.Variable("f"))
-    assert ["f12", "f"] == texts(prompt)
+    assert texts(prompt) == ["f12", "f"]
     handle = leaf().register_hook(print)
     handle.remove()
 
@@ -97,7 +97,7 @@ async def test_async_hooks_run_on_the_loop_and_plain_ones_in_threads() -> None:
     prompt.register_hook(on_loop)
     prompt.register_hook(in_thread)
     await Pass.apply(prompt).backward(afnio.Variable("f"))
-    assert ["f!"] == texts(prompt)
+    assert texts(prompt) == ["f!"]
     assert threads[0] == "afnio-runtime" != threads[1]
 
 
@@ -120,7 +120,7 @@ async def test_one_sample_does_not_wait_for_the_hook_of_another() -> None:
     first.register_hook(slow)
     second.register_hook(quick)
     await both.backward(afnio.Variable("f"))
-    assert ["second", "first"] == order
+    assert order == ["second", "first"]
 
 
 def test_a_failing_hook_fails_its_pass() -> None:
@@ -134,11 +134,11 @@ def test_a_failing_hook_fails_its_pass() -> None:
     prompt.register_hook(hook)
     with pytest.raises(BatchError, match="a hook on 'prompt'") as caught:
         Pass.apply(prompt, afnio.Variable(["a", "b"])).backward(afnio.Variable(["x", "y"]))
-    assert (0,) == caught.value.samples
-    assert [] == texts(prompt)
+    assert caught.value.samples == (0,)
+    assert texts(prompt) == []
     with afnio.tolerate(quorum=0.5):
         Pass.apply(prompt, afnio.Variable(["a", "b"])).backward(afnio.Variable(["x", "y"]))
-    assert ["y"] == texts(prompt)
+    assert texts(prompt) == ["y"]
     middle = Pass.apply(leaf())
     middle.register_hook(lambda g: 3)
     with pytest.raises(TypeError, match=r"a hook must return feedback.*\(got 3\)"):
@@ -161,13 +161,13 @@ def test_roots_targets_and_captured_gradients() -> None:
     output = Pass.apply(prompt, other)
     output.register_hook(lambda g: g.data + "r")
     ((found,),) = grad(output, prompt, afnio.Variable("f"), retain_graph=True)
-    assert "frp" == found.data
+    assert found.data == "frp"
     middle = Pass.apply(prompt)
     middle.register_hook(lambda g: g.data + "m")
     ((found,),) = grad(Pass.apply(middle), middle, afnio.Variable("f"))
-    assert "fm" == found.data
+    assert found.data == "fm"
     backward(output, afnio.Variable("f"), inputs=prompt)
-    assert ["frp"] == texts(prompt)
+    assert texts(prompt) == ["frp"]
 
 
 def test_provenance_stays() -> None:
@@ -178,5 +178,5 @@ def test_provenance_stays() -> None:
     _, explanation = afnio.functional.exact_match_evaluator(prediction, ["b"])
     explanation.backward()
     (gradient,) = prompt.grad
-    assert "shorter" == gradient.data
-    assert "b" == gradient.provenance[0]["target"]
+    assert gradient.data == "shorter"
+    assert gradient.provenance[0]["target"] == "b"

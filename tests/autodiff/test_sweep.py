@@ -42,9 +42,9 @@ def test_diamond() -> None:
     top = Tag.apply("top", calls, a)
     left, right = Tag.apply("left", calls, top, a), Tag.apply("right", calls, top)
     Tag.apply("end", calls, left, right).backward(afnio.Variable("f"))
-    assert ["end", "top"] == [calls[0], calls[-1]]
-    assert 4 == len(calls)
-    assert ["top:left:end:f\nright:end:f", "left:end:f"] == texts(a)
+    assert [calls[0], calls[-1]] == ["end", "top"]
+    assert len(calls) == 4
+    assert texts(a) == ["top:left:end:f\nright:end:f", "left:end:f"]
 
 
 def test_used_twice_by_one_node_is_one_edge() -> None:
@@ -52,8 +52,8 @@ def test_used_twice_by_one_node_is_one_edge() -> None:
     calls: list[str] = []
     a = leaf("a")
     Tag.apply("n", calls, a, a).backward(afnio.Variable("f"))
-    assert ["n:f"] == texts(a)
-    assert 1 == len(calls)
+    assert texts(a) == ["n:f"]
+    assert len(calls) == 1
 
 
 def test_second_backward_raises_on_its_own_line() -> None:
@@ -64,7 +64,7 @@ def test_second_backward_raises_on_its_own_line() -> None:
     out.backward(afnio.Variable("2"))
     with pytest.raises(GraphError, match=r"second time.*retain_graph=True"):
         out.backward(afnio.Variable("3"))
-    assert ["n:1", "n:2"] == texts(a)
+    assert texts(a) == ["n:1", "n:2"]
 
 
 def test_a_refused_pass_claims_nothing() -> None:
@@ -112,8 +112,8 @@ def test_inputs_prune() -> None:
     a, b = leaf("a"), leaf("b")
     left, right = Tag.apply("left", calls, a), Tag.apply("right", calls, b)
     Tag.apply("end", calls, left, right).backward(afnio.Variable("f"), inputs=[a])
-    assert ["end", "left"] == calls
-    assert (["left:end:f"], []) == (texts(a), texts(b))
+    assert calls == ["end", "left"]
+    assert (texts(a), texts(b)) == (["left:end:f"], [])
 
 
 def test_grad_returns_without_adding() -> None:
@@ -122,8 +122,8 @@ def test_grad_returns_without_adding() -> None:
     middle = Tag.apply("middle", [], a)
     out = Tag.apply("end", [], middle, b)
     found = grad(out, [a, middle, b], afnio.Variable("f"))
-    assert [["middle:end:f"], ["end:f"], ["end:f"]] == [[g.data for g in gs] for gs in found]
-    assert [[], []] == [texts(a), texts(b)]
+    assert [[g.data for g in gs] for gs in found] == [["middle:end:f"], ["end:f"], ["end:f"]]
+    assert [texts(a), texts(b)] == [[], []]
 
 
 def test_batch_leaf_is_aligned() -> None:
@@ -131,8 +131,8 @@ def test_batch_leaf_is_aligned() -> None:
     x, p = afnio.Variable(["x", None, "z"], role="x", requires_grad=True), leaf("p")
     out = Tag.apply("n", [], x, p)
     out.backward(afnio.Variable(["1", "2", "3"]))
-    assert [["n:1", None, "n:3"]] == texts(x)
-    assert ["n:1", "n:3"] == texts(p)
+    assert texts(x) == [["n:1", None, "n:3"]]
+    assert texts(p) == ["n:1", "n:3"]
 
 
 def test_scalar_between_batches_speaks_once() -> None:
@@ -142,8 +142,8 @@ def test_scalar_between_batches_speaks_once() -> None:
     shared = Tag.apply("shared", calls, p)
     out = Tag.apply("n", [], afnio.Variable(["a", "b", None]), shared)
     out.backward(afnio.Variable(["1", "2", "3"]))
-    assert ["shared"] == calls
-    assert ["shared:n:1\nn:2"] == texts(p)
+    assert calls == ["shared"]
+    assert texts(p) == ["shared:n:1\nn:2"]
 
 
 def test_no_feedback_no_call() -> None:
@@ -161,7 +161,7 @@ def test_no_feedback_no_call() -> None:
 
     a = leaf("a")
     Silent.apply(Tag.apply("n", calls, a)).backward(afnio.Variable("f"))
-    assert ([], []) == (calls, texts(a))
+    assert (calls, texts(a)) == ([], [])
 
 
 def test_failed_backward_adds_nothing() -> None:
@@ -183,17 +183,17 @@ def test_failed_backward_adds_nothing() -> None:
     data = afnio.Variable(["a", "bad", "c"])
     with pytest.raises(BatchError, match="1 of 3 samples of PickyBackward0"):
         Picky.apply(data, p).backward(afnio.Variable("f"))
-    assert [] == texts(p)
+    assert texts(p) == []
     with afnio.tolerate(quorum=0.5):
         Picky.apply(data, p).backward(afnio.Variable("f"))
-    assert ["f", "f"] == texts(p)
+    assert texts(p) == ["f", "f"]
 
 
 def test_no_grad_records_nothing() -> None:
     """Under no_grad an output is a leaf that needs no gradient."""
     with afnio.no_grad():
         out = Tag.apply("n", [], leaf("a"))
-    assert (True, False, None) == (out.is_leaf, out.requires_grad, out.grad_fn)
+    assert (out.is_leaf, out.requires_grad, out.grad_fn) == (True, False, None)
 
 
 def test_deep_graph() -> None:
@@ -214,9 +214,9 @@ def test_deep_graph() -> None:
     out = a
     for _ in range(3_000):
         out = Pass.apply(out)
-    assert "a" == out.data
+    assert out.data == "a"
     out.backward(afnio.Variable("f"))
-    assert 1 == len(a.grad)
+    assert len(a.grad) == 1
 
 
 def test_graph_is_freed() -> None:
@@ -228,8 +228,8 @@ def test_graph_is_freed() -> None:
     out.backward(afnio.Variable("f"))
     del middle, out
     gc.collect()
-    assert [None, None] == [node() for node in nodes]
-    assert ["middle:end:f"] == texts(a)
+    assert [node() for node in nodes] == [None, None]
+    assert texts(a) == ["middle:end:f"]
 
 
 def test_clear_grad_drops_what_is_late() -> None:
@@ -256,7 +256,7 @@ def test_clear_grad_drops_what_is_late() -> None:
         await work
         return texts(a)
 
-    assert [] == afnio.run(main())
+    assert afnio.run(main()) == []
 
 
 def test_graph_surface() -> None:
@@ -265,11 +265,11 @@ def test_graph_surface() -> None:
     out = a + afnio.Variable("b")
     node = out.grad_fn
     assert node is not None
-    assert "AddBackward0" == node.name()
+    assert node.name() == "AddBackward0"
     (first, second) = node.next_functions
-    assert ("AccumulateGrad", 0) == (first[0].name(), first[1])  # type: ignore[union-attr]
-    assert (None, 0) == second
-    assert 0 == out.output_nr
+    assert (first[0].name(), first[1]) == ("AccumulateGrad", 0)  # type: ignore[union-attr]
+    assert second == (None, 0)
+    assert out.output_nr == 0
 
 
 def test_a_pass_that_keeps_the_graph_survives_one_that_frees_it() -> None:
@@ -298,7 +298,7 @@ def test_a_pass_that_keeps_the_graph_survives_one_that_frees_it() -> None:
         await slow
         return texts(a)
 
-    assert ["n:slow", "n:quick"] == afnio.run(main())
+    assert afnio.run(main()) == ["n:slow", "n:quick"]
 
 
 def test_quorum_is_of_samples_not_of_consumers() -> None:
@@ -343,7 +343,7 @@ def test_several_nodes_that_fail_are_all_told_of() -> None:
     a, b = leaf("a"), leaf("b")
     with afnio.scope(), pytest.raises(ExceptionGroup) as caught:
         backward([Fails.apply(a), Fails.apply(b)], [afnio.Variable("1"), afnio.Variable("2")])
-    assert ["1", "2"] == sorted(str(error) for error in caught.value.exceptions)
+    assert sorted(str(error) for error in caught.value.exceptions) == ["1", "2"]
 
 
 def test_a_wrong_seed_claims_nothing() -> None:
@@ -353,7 +353,7 @@ def test_a_wrong_seed_claims_nothing() -> None:
     with pytest.raises(ValueError, match="3 samples"):
         out.backward(afnio.Variable(["1", "2", "3"]))
     out.backward(afnio.Variable(["1", "2"]))
-    assert [["n:1", "n:2"]] == texts(x)
+    assert texts(x) == [["n:1", "n:2"]]
 
 
 def test_threads_that_use_a_leaf_first_share_its_node() -> None:
@@ -374,7 +374,7 @@ def test_threads_that_use_a_leaf_first_share_its_node() -> None:
         for thread in threads:
             thread.join()
         backward(outs, [afnio.Variable("f")] * 8, inputs=[a])
-        assert 8 == len(texts(a))
+        assert len(texts(a)) == 8
 
 
 def test_long_additions_stay_short() -> None:

@@ -30,7 +30,7 @@ from afnio.errors import BatchError, GraphError
 def test_data_and_shape(data: Any, expected: Any, shape: Any) -> None:
     """What a Variable holds, and its shape."""
     variable = afnio.Variable(data)
-    assert expected == variable.data
+    assert variable.data == expected
     assert str(shape).replace("'", "") == str(variable.shape)
 
 
@@ -66,7 +66,7 @@ def test_identity() -> None:
     """Variables are equal to themselves alone, and can be keys."""
     a, b = afnio.Variable("x"), afnio.Variable("x")
     assert a != b
-    assert 2 == len({a, b})
+    assert len({a, b}) == 2
 
 
 def test_assignment_points_to_new_values() -> None:
@@ -75,7 +75,7 @@ def test_assignment_points_to_new_values() -> None:
     before = x + afnio.Variable("!")
     x.data = "new"
     after = x + afnio.Variable("!")
-    assert ("old!", "new!") == (before.data, after.data)
+    assert (before.data, after.data) == ("old!", "new!")
 
 
 def test_each_consumer_speaks_of_what_it_saw() -> None:
@@ -103,19 +103,19 @@ def test_each_consumer_speaks_of_what_it_saw() -> None:
             return feedback
 
     source = Source.apply(afnio.Variable("a", requires_grad=True))
-    assert "a!" == source.data
+    assert source.data == "a!"
     first = Judge.apply(source)
     source.data = "edited"
     second = Judge.apply(source)
     afnio.autodiff.backward([first, second], [afnio.Variable("one"), afnio.Variable("two")])
-    assert [("one", "a!"), ("two", "edited")] == sorted(seen)
+    assert sorted(seen) == [("one", "a!"), ("two", "edited")]
 
 
 def test_output_keeps_its_lanes() -> None:
     """Assigning another number of samples to an op's output names `map`."""
     out = afnio.Variable(["a", "b"]).map(str.upper)
     out.data = ["x", "y"]
-    assert ["x", "y"] == out.data
+    assert out.data == ["x", "y"]
     for data in (["x"], "x"):
         with pytest.raises(ValueError, match=r"2 samples.*map"):
             out.data = data
@@ -134,8 +134,8 @@ def test_failed_sample_stays_failed() -> None:
     out = afnio.Variable(["a", "bad"]).map(failing)
     with afnio.tolerate(quorum=0.5):
         out.data = [None if value is None else value + "!" for value in out.data]
-        assert ["A!", None] == out.data
-    assert [1] == list(out.errors)
+        assert out.data == ["A!", None]
+    assert list(out.errors) == [1]
 
 
 def test_batch_error_names_samples_node_and_line() -> None:
@@ -143,7 +143,7 @@ def test_batch_error_names_samples_node_and_line() -> None:
     out = afnio.Variable(["bad", "a", "bad"], role="x").map(failing)
     with pytest.raises(BatchError, match=r"2 of 3 samples of Map launched at .*test_variable.py") as caught:
         out.data
-    assert (0, 2) == caught.value.samples
+    assert caught.value.samples == (0, 2)
     assert "sample 0" in caught.value.exceptions[0].__notes__[0]
 
 
@@ -155,14 +155,14 @@ def test_error_can_be_raised_again() -> None:
         with pytest.raises(ValueError, match="no luck") as caught:
             out.data
         lengths.append(len(list(caught.traceback)))
-    assert 1 == len(set(lengths))
+    assert len(set(lengths)) == 1
 
 
 def test_quorum() -> None:
     """Below the quorum of the non-missing samples a read raises all the same."""
     out = afnio.Variable(["bad", "a", None]).map(failing)
     with afnio.tolerate(quorum=0.5):
-        assert [None, "A", None] == out.data
+        assert out.data == [None, "A", None]
     with afnio.tolerate(quorum=0.9), pytest.raises(BatchError, match=r"quorum=0\.9"):
         out.data
     with pytest.raises(ValueError, match="got 2"):
@@ -172,16 +172,16 @@ def test_quorum() -> None:
 def test_copy_and_cast() -> None:
     """copy_, to, detach, deepcopy and pickle give values, and leaves."""
     x = afnio.Variable(["1", None], role="x", requires_grad=True)
-    assert [1, None] == x.to(int).data
+    assert x.to(int).data == [1, None]
     y = afnio.Variable(["a", "b"], role="y")
     assert y is y.copy_(x)
-    assert (["1", None], "x", True) == (y.data, y.role, y.requires_grad)
+    assert (y.data, y.role, y.requires_grad) == (["1", None], "x", True)
     with pytest.raises(ValueError, match=r"\(1,\)"):
         y.copy_(afnio.Variable(["a"]))
     with pytest.raises(TypeError, match="got 'a'"):
         y.copy_("a")  # type: ignore[arg-type]
     for clone in (copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
-        assert (["1", None], "x", True) == (clone.data, clone.role, clone.requires_grad)
+        assert (clone.data, clone.role, clone.requires_grad) == (["1", None], "x", True)
     out = x.map(str)
     with pytest.raises(GraphError, match="detach"):
         copy.deepcopy(out)
@@ -197,8 +197,8 @@ def test_grad_of_an_output_needs_retain_grad() -> None:
         out.grad
     out.retain_grad()
     out.map(str.lower).backward(afnio.Variable("f"))
-    assert ["f"] == [g.data for g in out.grad]
-    assert ["f"] == [g.data for g in x.grad]
+    assert [g.data for g in out.grad] == ["f"]
+    assert [g.data for g in x.grad] == ["f"]
 
 
 def test_grad_can_be_set_and_appended() -> None:
@@ -206,14 +206,14 @@ def test_grad_can_be_set_and_appended() -> None:
     x = afnio.Variable("a", role="x", requires_grad=True)
     x.append_grad(afnio.Variable("one"))
     x.grad = [*x.grad, afnio.Variable("two")]
-    assert [("one", "feedback to x"), ("two", "feedback to x")] == [(g.data, g.role) for g in x.grad]
+    assert [(g.data, g.role) for g in x.grad] == [("one", "feedback to x"), ("two", "feedback to x")]
     for bad in ("one", ["one"]):
         with pytest.raises(TypeError, match="list of Variables"):
             x.grad = bad  # type: ignore[assignment]
     with pytest.raises(TypeError, match="wrap it"):
         x.append_grad("one")  # type: ignore[arg-type]
     x.clear_grad()
-    assert [] == x.grad
+    assert x.grad == []
 
 
 def test_in_place_add_keeps_the_variable() -> None:
@@ -221,7 +221,7 @@ def test_in_place_add_keeps_the_variable() -> None:
     x = y = afnio.Variable("a", role="x", requires_grad=True)
     x += afnio.Variable("b", role="y")
     assert x is y
-    assert ("ab", "x and y", False) == (x.data, x.role, x.is_leaf)
+    assert (x.data, x.role, x.is_leaf) == ("ab", "x and y", False)
 
 
 def test_bind_is_local_and_nests() -> None:
@@ -229,12 +229,12 @@ def test_bind_is_local_and_nests() -> None:
     x, y = afnio.Variable("x"), afnio.Variable("y")
     with afnio.bind({x: "1"}):
         with afnio.bind({y: x}):
-            assert ("1", "1") == (x.data, y.data)
-            assert "11" == (x + y).data
-        assert ("1", "y") == (x.data, y.data)
+            assert (x.data, y.data) == ("1", "1")
+            assert (x + y).data == "11"
+        assert (x.data, y.data) == ("1", "y")
         with pytest.raises(RuntimeError, match="bound"):
             x.data = "2"
-    assert "x" == x.data
+    assert x.data == "x"
     with pytest.raises(TypeError, match="must be Variables"), afnio.bind({"x": "1"}):  # type: ignore[dict-item]
         pass
 
@@ -246,9 +246,9 @@ def test_map() -> None:
         return value + "?"
 
     x = afnio.Variable(["a", None], role="x")
-    assert ["a?", None] == x.map(later).data
-    assert "x" == x.map(str).role
-    assert "y" == x.map(str, role="y").role
+    assert x.map(later).data == ["a?", None]
+    assert x.map(str).role == "x"
+    assert x.map(str, role="y").role == "y"
     with pytest.raises(TypeError, match="got 3"):
         x.map(3)  # type: ignore[arg-type]
     with pytest.raises(BatchError):
@@ -288,7 +288,7 @@ class Index:
 def test_numbers_of_other_libraries_become_pythons_own(data: Any, expected: Any) -> None:
     """On construction and on assignment, whatever their depth."""
     variable = afnio.Variable(data)
-    assert expected == variable.data
+    assert variable.data == expected
     assert repr(expected) == repr(variable.data)
     variable.data = data
     assert repr(expected) == repr(variable.data)
@@ -299,7 +299,7 @@ def test_numpys_numbers(name: str) -> None:
     """As far as it is installed."""
     numpy = pytest.importorskip("numpy")
     number = getattr(numpy, name)(1)
-    assert (1, [1, 1]) == (afnio.Variable(number).data, afnio.Variable([number, 1]).data)
+    assert (afnio.Variable(number).data, afnio.Variable([number, 1]).data) == (1, [1, 1])
     assert type(afnio.Variable(number).data) in (int, float, bool)
     with pytest.raises(TypeError, match="convert it first"):
         afnio.Variable(numpy.array([1, 2]))

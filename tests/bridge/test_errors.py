@@ -41,14 +41,14 @@ async def test_a_final_error_is_the_providers_and_is_sent_once(
     endpoint.fail = answer(status, "the provider says no")
     with pytest.raises(kind, match="the provider says no"):
         await client_of(endpoint).chat.completions.create(model="m", messages=SAY)
-    assert 1 == len(endpoint.asked)
+    assert len(endpoint.asked) == 1
 
 
 async def test_a_quota_without_money_is_sent_once(endpoint: Endpoint) -> None:
     endpoint.fail = answer(429, "no money", code="insufficient_quota")
     with pytest.raises(openai.RateLimitError, match="no money"):
         await client_of(endpoint).chat.completions.create(model="m", messages=SAY)
-    assert 1 == len(endpoint.asked)
+    assert len(endpoint.asked) == 1
 
 
 async def test_the_engine_retries_and_the_sdk_does_not(endpoint: Endpoint) -> None:
@@ -70,14 +70,14 @@ async def test_an_anthropic_client_does_not_retry(endpoint: Endpoint) -> None:
     with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
         with pytest.raises(anthropic.APIStatusError, match="Overloaded"):
             await client.messages.create(model="m", max_tokens=9, messages=SAY)
-    assert [len(endpoint.asked)] == [event.attempts for event in ended]
+    assert [event.attempts for event in ended] == [len(endpoint.asked)]
 
 
 async def test_a_failure_that_passes_is_not_seen(endpoint: Endpoint) -> None:
     endpoint.fail = lambda number, asked: web.Response(status=503) if number < 2 else None
     reply = await client_of(endpoint).chat.completions.create(model="m", messages=SAY)
-    assert "HELLO" == reply.choices[0].message.content
-    assert 3 == len(endpoint.asked)
+    assert reply.choices[0].message.content == "HELLO"
+    assert len(endpoint.asked) == 3
 
 
 async def test_an_error_with_status_200_is_retried(endpoint: Endpoint) -> None:
@@ -86,14 +86,14 @@ async def test_an_error_with_status_200_is_retried(endpoint: Endpoint) -> None:
 
     endpoint.fail = fail
     assert (await client_of(endpoint).responses.create(model="m", input="hello")).output_text == "HELLO"
-    assert 2 == len(endpoint.asked)
+    assert len(endpoint.asked) == 2
 
 
 async def test_an_upstream_that_is_down() -> None:
     client = openai.AsyncOpenAI(api_key="k", base_url="http://127.0.0.1:9/v1", http_client=bridge.client())
     with pytest.raises(openai.APIStatusError, match="can't reach http://127.0.0.1:9/v1") as caught:
         await client.chat.completions.create(model="m", messages=SAY)
-    assert "false" == caught.value.response.headers["x-should-retry"]
+    assert caught.value.response.headers["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -103,8 +103,8 @@ async def test_a_budget_is_status_402(endpoint: Endpoint, stream: bool) -> None:
         await client.chat.completions.create(model="m", messages=SAY)
         with pytest.raises(openai.APIStatusError, match="max_calls=1 leaves no room") as caught:
             await client.chat.completions.create(model="m", messages=[*SAY, *SAY], stream=stream)
-    assert 402 == caught.value.status_code
-    assert 1 == len(endpoint.asked)
+    assert caught.value.status_code == 402
+    assert len(endpoint.asked) == 1
     assert "429" not in str(caught.value)
     assert "rate limit" not in str(caught.value).lower()
 
@@ -113,13 +113,13 @@ async def test_a_budget_for_anthropics_client(endpoint: Endpoint) -> None:
     client = anthropic.AsyncAnthropic(api_key="k-0123456", base_url=endpoint.url, http_client=bridge.client())
     with afnio.budget(max_calls=0), pytest.raises(anthropic.APIStatusError, match="max_calls=0") as caught:
         await client.messages.create(model="m", max_tokens=9, messages=SAY)
-    assert 402 == caught.value.status_code
+    assert caught.value.status_code == 402
 
 
 async def test_a_model_without_a_price_under_a_budget_in_dollars(endpoint: Endpoint) -> None:
     with afnio.budget(max_cost=1), pytest.raises(openai.APIStatusError, match="price of 'm'") as caught:
         await client_of(endpoint).chat.completions.create(model="m", messages=SAY)
-    assert 402 == caught.value.status_code
+    assert caught.value.status_code == 402
 
 
 def test_a_blocking_client_in_an_async_def_callable() -> None:
@@ -149,18 +149,18 @@ def test_a_blocking_client_in_a_def_callable() -> None:
 
                 return (await afnio.Variable(["a", "b"]).map(ask)).data
 
-    assert ["A", "B"] == asyncio.run(serve())
+    assert asyncio.run(serve()) == ["A", "B"]
 
 
 async def test_a_call_outside_of_any_scope(endpoint: Endpoint) -> None:
-    assert "HELLO" == (await client_of(endpoint).responses.create(model="m", input="hello")).output_text
+    assert (await client_of(endpoint).responses.create(model="m", input="hello")).output_text == "HELLO"
 
 
 async def test_the_read_timeout_does_not_count_while_a_call_waits_for_its_turn(endpoint: Endpoint) -> None:
     endpoint.latency = 0.1
     client = client_of(endpoint, limits=afnio.Limits(max_in_flight=1)).with_options(timeout=0.4)
     replies = await asyncio.gather(*(client.responses.create(model="m", input=f"n {n}") for n in range(8)))
-    assert 8 == len(replies) == len(endpoint.asked)
+    assert len(endpoint.asked) == len(replies) == 8
 
 
 async def test_the_read_timeout_ends_an_attempt(endpoint: Endpoint) -> None:
@@ -168,7 +168,7 @@ async def test_the_read_timeout_ends_an_attempt(endpoint: Endpoint) -> None:
     client = client_of(endpoint).with_options(timeout=0.05)
     with pytest.raises(openai.APIStatusError, match="gave no reply within 0.05 s") as caught:
         await client.chat.completions.create(model="m", messages=SAY)
-    assert 504 == caught.value.status_code
+    assert caught.value.status_code == 504
 
 
 async def test_a_redirect_is_not_followed(endpoint: Endpoint) -> None:
@@ -177,8 +177,8 @@ async def test_a_redirect_is_not_followed(endpoint: Endpoint) -> None:
     endpoint.fail = lambda number, asked: web.Response(status=307, headers={"location": target})
     with pytest.raises(openai.APIStatusError, match="a redirect to .*, which is not followed") as caught:
         await client_of(endpoint, follow_redirects=True).chat.completions.create(model="m", messages=SAY)
-    assert 502 == caught.value.status_code
-    assert 1 == len(endpoint.asked)
+    assert caught.value.status_code == 502
+    assert len(endpoint.asked) == 1
 
 
 # Secrets
@@ -200,7 +200,7 @@ async def test_a_key_in_the_url_reaches_no_file_event_or_error(
     async with bridge.client() as client:
         with subscribed(lambda event: seen.append(repr(event) + repr(getattr(event, "request", "")))):
             async with afnio.journal(tmp_path / "calls.journal"):
-                assert 200 == (await ask(client, "one two")).status_code
+                assert (await ask(client, "one two")).status_code == 200
                 endpoint.fail = lambda number, asked: web.json_response(
                     {"error": {"code": 400, "message": f"API key {asked.query['key']} not valid"}}, status=400
                 )

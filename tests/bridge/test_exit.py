@@ -48,6 +48,6 @@ def test_a_program_that_ends_early_ends_quietly() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=100, check=False
     )
-    assert (0, "end\n") == (done.returncode, done.stdout)
+    assert (done.returncode, done.stdout) == (0, "end\n")
     lines = [line for line in done.stderr.splitlines() if "the runtime was closed with" not in line]
-    assert [] == lines
+    assert lines == []

@@ -93,7 +93,7 @@ async def test_a_framework(name: str, requirements: list[str], calls: int, tmp_p
         assert LANES * calls == len(endpoint.asked)  # it sent nothing
     assert (0, LANES * calls) == (second["paid"], second["replayed"])
     assert first["outputs"] == second["outputs"]
-    assert [] == first["said"] == second["said"]
+    assert second["said"] == first["said"] == []
 
 
 @pytest.mark.nightly
@@ -106,11 +106,11 @@ async def test_native_clients_with_the_oldest_openai() -> None:
         f"tests/models/test_{name}.py" for name in ("azure", "hostile_replies", "openai", "raw", "traces")
     ]
     done = await anyio.run_process([str(python), "-m", "pytest", "-q", *files], cwd=ROOT, check=False)
-    assert 0 == done.returncode, done.stdout.decode()[-3000:]
+    assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 
 async def ran(command: list[str], env: dict[str, str]) -> dict[str, Any]:
     done = await anyio.run_process(command, env=env, check=False)
-    assert 0 == done.returncode, done.stderr.decode()[-3000:]
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
     return found

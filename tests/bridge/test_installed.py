@@ -43,13 +43,13 @@ async def test_clients_made_in_the_block(endpoint: Endpoint) -> None:
     seen = Seen()
     with subscribed(seen), bridge.installed():
         async with openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
-            assert "HELLO" == (await client.responses.create(model="m", input="hello")).output_text
-            assert ["m"] == [model.id async for model in client.models.list()]
+            assert (await client.responses.create(model="m", input="hello")).output_text == "HELLO"
+            assert [model.id async for model in client.models.list()] == ["m"]
         async with anthropic.AsyncAnthropic(api_key="k", base_url=endpoint.url) as claude:
             reply = await claude.messages.create(model="m", max_tokens=9, messages=BODY["messages"])
-            assert "HELLO" == reply.content[0].text
-        assert "HELLO" == await asyncio.to_thread(ask, endpoint.url)
-    assert 3 == len(seen)
+            assert reply.content[0].text == "HELLO"
+        assert await asyncio.to_thread(ask, endpoint.url) == "HELLO"
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
@@ -62,9 +62,9 @@ async def test_both_libraries(endpoint: Endpoint, library: Any) -> None:
 
     with subscribed(seen), bridge.installed():
         async with library.AsyncClient() as client:
-            assert 200 == (await client.post(f"{endpoint.url}/v1/chat/completions", json=BODY)).status_code
-        assert 200 == await anyio.to_thread.run_sync(blocking)
-    assert 2 == len(seen)
+            assert (await client.post(f"{endpoint.url}/v1/chat/completions", json=BODY)).status_code == 200
+        assert await anyio.to_thread.run_sync(blocking) == 200
+    assert len(seen) == 2
 
 
 async def test_a_client_made_before_the_block(endpoint: Endpoint) -> None:
@@ -75,8 +75,8 @@ async def test_a_client_made_before_the_block(endpoint: Endpoint) -> None:
             with bridge.installed():
                 await client.responses.create(model="m", input="in")
             await client.responses.create(model="m", input="after")
-    assert ["in"] == [event.request.messages[0]["content"] for event in seen]
-    assert 3 == len(endpoint.asked)
+    assert [event.request.messages[0]["content"] for event in seen] == ["in"]
+    assert len(endpoint.asked) == 3
 
 
 async def test_a_bridged_client_in_the_block_makes_one_call(endpoint: Endpoint) -> None:
@@ -86,7 +86,7 @@ async def test_a_bridged_client_in_the_block_makes_one_call(endpoint: Endpoint) 
             api_key="k", base_url=f"{endpoint.url}/v1", http_client=bridge.client()
         ) as client:
             await client.responses.create(model="m", input="hello")
-    assert 1 == len(seen) == len(endpoint.asked)
+    assert len(endpoint.asked) == len(seen) == 1
 
 
 async def test_a_native_client_with_an_http_client_makes_one_call(endpoint: Endpoint) -> None:
@@ -102,7 +102,7 @@ async def test_a_native_client_with_an_http_client_makes_one_call(endpoint: Endp
         )
         with subscribed(seen), bridge.installed():
             await native.achat(**BODY)
-        assert 1 == len(seen) == len(endpoint.asked)
+        assert len(endpoint.asked) == len(seen) == 1
         await asyncio.sleep(0)
 
 
@@ -113,8 +113,8 @@ async def test_an_asyncio_run_in_a_thread(endpoint: Endpoint) -> None:
 
     seen = Seen()
     with subscribed(seen), bridge.installed():
-        assert "HELLO" == await asyncio.to_thread(asyncio.run, main())
-    assert 1 == len(seen)
+        assert await asyncio.to_thread(asyncio.run, main()) == "HELLO"
+    assert len(seen) == 1
 
 
 def in_thread(function: Any, *args: Any) -> None:
@@ -136,8 +136,8 @@ async def test_a_thread_without_context_escapes_and_is_named_once(
     assert "doesn't go through the engine, because its thread has no context" in warning.message
     assert f"{__file__}:" in warning.message
     assert " in ask " in warning.message
-    assert [] == seen
-    assert 2 == len(endpoint.asked)
+    assert seen == []
+    assert len(endpoint.asked) == 2
 
 
 async def test_threads_without_context_can_be_taken_in(
@@ -158,9 +158,9 @@ async def test_threads_without_context_can_be_taken_in(
         await asyncio.get_running_loop().run_in_executor(None, in_thread, ask_twice)
     (error,) = errors
     assert "max_calls=1" in str(error)
-    assert 1 == len(endpoint.asked)
-    assert 1 == len([event for event in seen if event.error is None])
-    assert "" == caplog.text
+    assert len(endpoint.asked) == 1
+    assert len([event for event in seen if event.error is None]) == 1
+    assert caplog.text == ""
 
 
 async def test_a_copied_context_belongs_to_the_block(endpoint: Endpoint) -> None:
@@ -168,7 +168,7 @@ async def test_a_copied_context_belongs_to_the_block(endpoint: Endpoint) -> None
     with subscribed(seen), bridge.installed():
         run = copy_context().run
         await asyncio.get_running_loop().run_in_executor(None, in_thread, run, ask, endpoint.url)
-    assert 1 == len(seen)
+    assert len(seen) == 1
 
 
 async def test_other_contexts_are_left_alone(endpoint: Endpoint) -> None:
@@ -185,8 +185,8 @@ async def test_other_contexts_are_left_alone(endpoint: Endpoint) -> None:
     with subscribed(seen), bridge.installed():
         go.set()
         await task
-    assert [] == seen
-    assert 1 == len(endpoint.asked)
+    assert seen == []
+    assert len(endpoint.asked) == 1
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
@@ -199,7 +199,7 @@ async def test_a_mock_stays_a_mock(library: Any) -> None:
         async with library.AsyncClient(transport=mock) as client:
             reply = await client.post("http://nowhere.invalid/v1/chat/completions", json=BODY)
     assert found == reply.json()
-    assert 1 == len(seen)
+    assert len(seen) == 1
 
 
 def test_a_block_is_entered_once() -> None:

@@ -46,11 +46,11 @@ async def test_a_call_has_the_address_of_its_lane(endpoint: Endpoint) -> None:
     ended: list[Any] = []
     with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
         async with afnio.scope(name="s"):
-            assert ["A", "B"] == (await afnio.Variable(["a", "b"]).map(ask)).data
-    assert {0, 1} == {event.lane for event in ended}
+            assert (await afnio.Variable(["a", "b"]).map(ask)).data == ["A", "B"]
+    assert {event.lane for event in ended} == {0, 1}
     for event in ended:
         assert event.address.startswith(f"{event.node}/{event.lane}/http:")
-    assert 1 == len({event.node for event in ended})
+    assert len({event.node for event in ended}) == 1
 
 
 async def test_racing_tools_replay_without_an_alarm(
@@ -79,8 +79,8 @@ async def test_racing_tools_replay_without_an_alarm(
         async with afnio.journal(tmp_path / "calls.journal"):
             seen.append((await afnio.Variable([f"row {n}" for n in range(10)]).map(lane(seed))).data)
     assert seen[0] == seen[1]
-    assert 40 == len(endpoint.asked)
-    assert "" == caplog.text
+    assert len(endpoint.asked) == 40
+    assert caplog.text == ""
 
 
 async def test_racing_threads_replay_without_an_alarm(
@@ -107,8 +107,8 @@ async def test_racing_threads_replay_without_an_alarm(
             async with afnio.journal(tmp_path / "calls.journal"):
                 seen.append((await afnio.Variable([f"row {n}" for n in range(10)]).map(agent)).data)
     assert seen[0] == seen[1]
-    assert 30 == len(endpoint.asked)
-    assert "" == caplog.text
+    assert len(endpoint.asked) == 30
+    assert caplog.text == ""
 
 
 async def test_equal_requests_of_a_lane_are_calls_of_their_own(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ async def test_equal_requests_of_a_lane_are_calls_of_their_own(endpoint: Endpoin
             with subscribed(events.append):
                 for _ in range(3):
                     await client.responses.create(model="m", input="again")
-    assert 3 == len(endpoint.asked)
-    assert 3 == len({event.address for event in events if isinstance(event, CallEnded)})
-    assert 3 == len({event.address for event in events if isinstance(event, CallReplayed)})
+    assert len(endpoint.asked) == 3
+    assert len({event.address for event in events if isinstance(event, CallEnded)}) == 3
+    assert len({event.address for event in events if isinstance(event, CallReplayed)}) == 3
 
 
 async def test_a_changed_request_is_asked_anew_and_said_nothing_about(
@@ -132,8 +132,8 @@ async def test_a_changed_request_is_asked_anew_and_said_nothing_about(
     for text in ("one", "two"):
         async with afnio.journal(tmp_path / "calls.journal"):
             assert text.upper() == (await client.responses.create(model="m", input=text)).output_text
-    assert 2 == len(endpoint.asked)
-    assert "" == caplog.text
+    assert len(endpoint.asked) == 2
+    assert caplog.text == ""
 
 
 async def test_a_reused_reply(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ async def test_a_reused_reply(endpoint: Endpoint, tmp_path: Path) -> None:
         async with afnio.journal(tmp_path / "calls.journal", mode="reuse"), afnio.scope(name=name):
             stream = await client.responses.create(model="m", input="one two", stream=True)
             words = [event.delta async for event in stream if event.type == "response.output_text.delta"]
-            assert "ONE TWO" == "".join(words)
-    assert 1 == len(endpoint.asked)
+            assert "".join(words) == "ONE TWO"
+    assert len(endpoint.asked) == 1
 
 
 async def test_native_and_bridged_calls_share_an_account(endpoint: Endpoint) -> None:
@@ -159,8 +159,8 @@ async def test_native_and_bridged_calls_share_an_account(endpoint: Endpoint) -> 
                 ask = {"messages": [{"role": "user", "content": f"{n}"}], "model": "m"}
                 group.start_soon(lambda ask=ask: native.achat(**ask))
                 group.start_soon(lambda n=n: client.responses.create(model="m", input=f"x {n}"))
-    assert 1 == len({event.account for event in seen})
-    assert 2 == endpoint.peak
+    assert len({event.account for event in seen}) == 1
+    assert endpoint.peak == 2
 
 
 async def test_a_cancelled_lane_cancels_the_call_of_its_thread(endpoint: Endpoint) -> None:
@@ -186,7 +186,7 @@ async def test_a_cancelled_lane_cancels_the_call_of_its_thread(endpoint: Endpoin
                 await anyio.sleep(0.01)
     (error,) = errors
     assert isinstance(error, openai.APIStatusError)
-    assert 499 == error.status_code
+    assert error.status_code == 499
 
 
 async def test_a_scope_waits_for_calls_and_an_error_cancels_them(endpoint: Endpoint) -> None:
@@ -226,7 +226,7 @@ async def test_anthropics_rate_limits_are_learnt(endpoint: Endpoint) -> None:
     client = anthropic.AsyncAnthropic(api_key="k-0123456", base_url=endpoint.url, http_client=bridge.client())
     with subscribed(lambda event: learnt.append(event) if isinstance(event, LimitsLearnt) else None):
         await client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
-    assert [60] == [event.requests for event in learnt]
+    assert [event.requests for event in learnt] == [60]
 
 
 async def test_an_image_counts_as_a_flat_sum(endpoint: Endpoint) -> None:
@@ -239,7 +239,7 @@ async def test_an_image_counts_as_a_flat_sum(endpoint: Endpoint) -> None:
             messages=[{"role": "user", "content": [{"type": "text", "text": "what?"}, image]}],
             max_tokens=9,
         )
-    assert 1 == len(endpoint.asked)
+    assert len(endpoint.asked) == 1
 
 
 async def test_closing_the_runtime_answers_what_waits(endpoint: Endpoint) -> None:

@@ -91,13 +91,13 @@ CALLS = [chat, chat_stream, responses, responses_stream, messages, messages_stre
 async def test_an_api(endpoint: Endpoint, call: Callable[[Endpoint], Any]) -> None:
     ended: list[Any] = []
     with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
-        assert "ONE TWO THREE" == await call(endpoint)
+        assert await call(endpoint) == "ONE TWO THREE"
     (event,) = ended
-    assert (7, 3) == (event.usage.prompt_tokens, event.usage.completion_tokens)
-    assert ("m", 1, None) == (event.model, event.attempts, event.error)
-    assert "one two three" == event.request.messages[-1]["content"]
-    assert "ONE TWO THREE" == event.reply.content
-    assert "stop" == event.reply.finish_reason
+    assert (event.usage.prompt_tokens, event.usage.completion_tokens) == (7, 3)
+    assert (event.model, event.attempts, event.error) == ("m", 1, None)
+    assert event.request.messages[-1]["content"] == "one two three"
+    assert event.reply.content == "ONE TWO THREE"
+    assert event.reply.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -106,25 +106,25 @@ async def test_a_journal_answers_again(
 ) -> None:
     for _ in range(2):
         async with afnio.journal(tmp_path / "calls.journal"):
-            assert "ONE TWO THREE" == await call(endpoint)
-    assert 1 == len(endpoint.asked)
+            assert await call(endpoint) == "ONE TWO THREE"
+    assert len(endpoint.asked) == 1
 
 
 async def test_embeddings(endpoint: Endpoint) -> None:
     found = await openai_of(endpoint).embeddings.create(model="m", input="one", encoding_format="float")
-    assert [1.0] == found.data[0].embedding
+    assert found.data[0].embedding == [1.0]
 
 
 async def test_several_replies_to_one_request(endpoint: Endpoint) -> None:
     reply = await openai_of(endpoint).chat.completions.create(model="m", messages=SAY, n=3)
-    assert 3 == len(reply.choices)
+    assert len(reply.choices) == 3
 
 
 async def test_limits_hold_for_bridged_calls(endpoint: Endpoint) -> None:
     endpoint.latency = 0.01
     client = openai_of(endpoint, limits=afnio.Limits(max_in_flight=3))
     await asyncio.gather(*(client.responses.create(model="m", input=f"number {n}") for n in range(20)))
-    assert (20, 3) == (len(endpoint.asked), endpoint.peak)
+    assert (len(endpoint.asked), endpoint.peak) == (20, 3)
 
 
 async def test_blocking_clients_in_threads(endpoint: Endpoint) -> None:
@@ -136,7 +136,7 @@ async def test_blocking_clients_in_threads(endpoint: Endpoint) -> None:
             stream = client.chat.completions.create(model="m", messages=SAY, stream=True)
             return [str(whole), "".join(chunk.choices[0].delta.content or "" for chunk in stream)]
 
-    assert ["ONE TWO THREE", "ONE TWO THREE"] == await asyncio.to_thread(ask)
+    assert await asyncio.to_thread(ask) == ["ONE TWO THREE", "ONE TWO THREE"]
 
 
 async def test_a_blocking_anthropic_client(endpoint: Endpoint) -> None:
@@ -146,13 +146,13 @@ async def test_a_blocking_anthropic_client(endpoint: Endpoint) -> None:
         ) as client:
             return client.messages.create(model="m", max_tokens=9, messages=SAY).content[0].text
 
-    assert "ONE TWO THREE" == await asyncio.to_thread(ask)
+    assert await asyncio.to_thread(ask) == "ONE TWO THREE"
 
 
 async def test_an_openai_client_over_httpx(endpoint: Endpoint) -> None:
     client = openai_of(endpoint, module="httpx")
     reply = await client.chat.completions.create(model="m", messages=SAY)
-    assert "ONE TWO THREE" == reply.choices[0].message.content
+    assert reply.choices[0].message.content == "ONE TWO THREE"
 
 
 def test_a_client_on_trio() -> None:
@@ -170,12 +170,12 @@ def test_a_client_on_trio() -> None:
         async with Endpoint() as endpoint:
             return await asyncio.to_thread(trio.run, ask, endpoint.url)
 
-    assert (200, "data: [DONE]") == asyncio.run(serve())
+    assert asyncio.run(serve()) == (200, "data: [DONE]")
 
 
 async def test_other_requests_are_passed_on(endpoint: Endpoint) -> None:
     client = openai_of(endpoint)
-    assert ["m"] == [model.id async for model in client.models.list()]
+    assert [model.id async for model in client.models.list()] == ["m"]
 
     def names() -> list[str]:
         with openai.OpenAI(
@@ -183,7 +183,7 @@ async def test_other_requests_are_passed_on(endpoint: Endpoint) -> None:
         ) as blocking:
             return [model.id for model in blocking.models.list()]
 
-    assert ["m"] == await asyncio.to_thread(names)
+    assert await asyncio.to_thread(names) == ["m"]
     await client.close()
 
 
@@ -193,8 +193,8 @@ async def test_a_post_to_a_similar_path_of_another_service_is_passed_on(endpoint
             reply = await client.post(
                 f"{endpoint.url}/channels/1/messages", json={"messages": [{"content": "hi"}]}
             )
-    assert 200 == reply.status_code
-    assert 1 == len(endpoint.asked)
+    assert reply.status_code == 200
+    assert len(endpoint.asked) == 1
 
 
 async def test_a_registered_path(endpoint: Endpoint) -> None:
@@ -203,8 +203,8 @@ async def test_a_registered_path(endpoint: Endpoint) -> None:
     with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
         async with bridge.client() as client:
             reply = await client.post(f"{endpoint.url}/v2/complete", json={"model": "m", "input": "hi"})
-    assert "HI" == reply.json()["echo"]
-    assert 10 == ended[0].usage.total_tokens
+    assert reply.json()["echo"] == "HI"
+    assert ended[0].usage.total_tokens == 10
 
 
 @pytest.mark.parametrize("path", ["", "/", "a?b"])
@@ -258,11 +258,11 @@ async def test_an_inner_transport_sends_the_attempts(endpoint: Endpoint) -> None
         base_url=f"{endpoint.url}/v1",
         http_client=httpx2.AsyncClient(transport=bridge.transport(inner=Counting())),
     )
-    assert "ONE TWO THREE" == (await client.responses.create(model="m", input="one two three")).output_text
+    assert (await client.responses.create(model="m", input="one two three")).output_text == "ONE TWO THREE"
     stream = await client.chat.completions.create(model="m", messages=SAY, stream=True)
-    assert "ONE TWO THREE" == "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-    assert ["m"] == [model.id async for model in client.models.list()]
-    assert ["/v1/responses", "/v1/chat/completions", "/v1/models"] == sent
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "ONE TWO THREE"
+    assert [model.id async for model in client.models.list()] == ["m"]
+    assert sent == ["/v1/responses", "/v1/chat/completions", "/v1/models"]
     await client.close()
 
 
@@ -272,7 +272,7 @@ async def test_an_inner_transport_that_blocks(endpoint: Endpoint) -> None:
         base_url=f"{endpoint.url}/v1",
         http_client=httpx2.AsyncClient(transport=bridge.transport(inner=httpx2.HTTPTransport())),
     )
-    assert "ONE TWO THREE" == (await client.responses.create(model="m", input="one two three")).output_text
+    assert (await client.responses.create(model="m", input="one two three")).output_text == "ONE TWO THREE"
     await client.close()
 
 
@@ -287,5 +287,5 @@ async def test_a_native_client_over_the_bridges_client_makes_one_call(endpoint: 
     )
     ended: list[Any] = []
     with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
-        assert "ONE TWO THREE" == str(await native.achat(messages=SAY, model="m"))
-    assert 1 == len(ended)
+        assert str(await native.achat(messages=SAY, model="m")) == "ONE TWO THREE"
+    assert len(ended) == 1

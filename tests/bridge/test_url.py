@@ -45,10 +45,10 @@ async def test_a_subprocess_belongs_to_its_lane(endpoint: Endpoint, tmp_path: Pa
     for _ in range(2):
         async with afnio.journal(tmp_path / "calls.journal"):
             with subscribed(lambda event: seen.append(event) if isinstance(event, CallEnded) else None):
-                assert ["A", "B"] == (await afnio.Variable(["a", "b"]).map(agent)).data
-    assert {0, 1} == {event.lane for event in seen}
-    assert 2 == len(endpoint.asked) == len(seen)
-    assert "Bearer any-key-0123" == endpoint.asked[0].headers["authorization"]
+                assert (await afnio.Variable(["a", "b"]).map(agent)).data == ["A", "B"]
+    assert {event.lane for event in seen} == {0, 1}
+    assert len(seen) == len(endpoint.asked) == 2
+    assert endpoint.asked[0].headers["authorization"] == "Bearer any-key-0123"
 
 
 async def test_streams_errors_and_other_requests(endpoint: Endpoint) -> None:
@@ -56,8 +56,8 @@ async def test_streams_errors_and_other_requests(endpoint: Endpoint) -> None:
         async with openai.AsyncOpenAI(api_key="k", base_url=base_url) as client:
             stream = await client.responses.create(model="m", input="one two", stream=True)
             words = [event.delta async for event in stream if event.type == "response.output_text.delta"]
-            assert "ONE TWO" == "".join(words)
-            assert ["m"] == [model.id async for model in client.models.list()]
+            assert "".join(words) == "ONE TWO"
+            assert [model.id async for model in client.models.list()] == ["m"]
             endpoint.fail = lambda number, asked: web.json_response({"error": {"message": "no"}}, status=400)
             with pytest.raises(openai.BadRequestError, match="no"):
                 await client.responses.create(model="m", input="x")
@@ -71,7 +71,7 @@ async def test_a_budget_reaches_the_subprocess(endpoint: Endpoint) -> None:
         ):
             with pytest.raises(openai.APIStatusError, match="max_calls=0"):
                 await client.responses.create(model="m", input="x")
-    assert [] == endpoint.asked
+    assert endpoint.asked == []
 
 
 async def test_a_stream_that_breaks_off_is_not_taken_for_whole(endpoint: Endpoint) -> None:
@@ -90,14 +90,14 @@ async def test_the_address_ends_with_its_block(endpoint: Endpoint) -> None:
 
     async with httpx2.AsyncClient() as client:
         reply = await client.post(f"{base_url}/chat/completions", json={"model": "m"})
-    assert 404 == reply.status_code
+    assert reply.status_code == 404
     assert "its block has ended" in reply.json()["error"]["message"]
 
 
 async def test_another_token_is_refused(endpoint: Endpoint) -> None:
     async with bridge.url(f"{endpoint.url}/v1") as base_url, httpx2.AsyncClient() as client:
         root = base_url.rpartition("/")[0]
-        assert 404 == (await client.post(f"{root}/guess/chat/completions", json={"model": "m"})).status_code
+        assert (await client.post(f"{root}/guess/chat/completions", json={"model": "m"})).status_code == 404
 
 
 async def test_a_client_that_goes_cancels_its_call(endpoint: Endpoint) -> None:

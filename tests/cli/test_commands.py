@@ -30,12 +30,12 @@ def journal(path: Path) -> Path:
 def test_help_has_examples() -> None:
     """Help shows what to type, and so does no command at all."""
     done = run("--help")
-    assert 0 == done.returncode
+    assert done.returncode == 0
     assert "afnio journal stat" in done.stdout
     bare = run()
     assert (0, done.stdout, "") == (bare.returncode, bare.stdout, bare.stderr)
     unknown = run("rnus")
-    assert (2, "") == (unknown.returncode, unknown.stdout)
+    assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "rnus" in unknown.stderr
 
 
@@ -49,12 +49,12 @@ def test_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
     """Where there are no runs because of a wrong folder, the answer says so and what to do."""
     missing = str(tmp_path / "nowhere")
     listed = run("runs", "list", "--dir", missing)
-    assert (0, "") == (listed.returncode, listed.stderr)
+    assert (listed.returncode, listed.stderr) == (0, "")
     assert f"No runs in {missing}: the folder doesn't exist" in listed.stdout
     assert "--dir" in listed.stdout
     for command in (["runs", "show"], ["report"]):
         done = run(*command, "calm", "--dir", missing)
-        assert (1, "") == (done.returncode, done.stdout)
+        assert (done.returncode, done.stdout) == (1, "")
         assert "the folder doesn't exist" in done.stderr
     assert run("runs", "list", "--dir", str(tmp_path)).stdout == f"No runs in {tmp_path}.\n"
 
@@ -63,7 +63,7 @@ def test_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
 def test_every_command_has_help(command: str) -> None:
     """And the dispatcher finds it."""
     done = run(command, "--help")
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
     assert f"usage: afnio {command}" in done.stdout
 
 
@@ -71,12 +71,12 @@ def test_journal_stat(tmp_path: Path) -> None:
     """A journal's contents as a text and as JSON."""
     path = journal(tmp_path / "j")
     text = run("journal", "stat", str(path))
-    assert 0 == text.returncode
+    assert text.returncode == 0
     assert "2 records" in text.stdout
     found = json.loads(run("journal", "stat", str(path), "--json").stdout)
-    assert (2, "chat", "m", 2) == (
+    assert (
         found["records"], found["spent"][0]["purpose"], found["spent"][0]["model"], found["spent"][0]["calls"],
-    )  # fmt: skip
+    ) == (2, "chat", "m", 2)  # fmt: skip
 
 
 def test_journal_stat_of_something_else(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_journal_stat_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no journal")
     for path in (tmp_path / "text", tmp_path / "missing"):
         done = run("journal", "stat", str(path))
-        assert 1 == done.returncode
-        assert 1 == len(done.stderr.splitlines())
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
         assert str(path) in done.stderr
 
 
@@ -103,4 +103,4 @@ def test_provider() -> None:
     )
     assert reply.content
     process.communicate()
-    assert 0 == process.returncode
+    assert process.returncode == 0

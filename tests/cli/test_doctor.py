@@ -73,15 +73,15 @@ def test_all_prompts_are_printed_by_name_with_their_version(env: dict[str, str])
     """Under the names that can be replaced; the texts are those that are sent; a name that isn't there is an error."""
     rows = json.loads(run("prompts", "--json", env=env).stdout)
     found = {row["name"]: row for row in rows}
-    assert {"afnio.cognitive", "afnio.optim"} == {row["package"] for row in rows}
+    assert {row["package"] for row in rows} == {"afnio.cognitive", "afnio.optim"}
     assert all(row["text"].strip() and row["version"] >= 1 for row in rows)
-    assert "afnio_value" == json.loads(found["tgd_schema"]["text"])["json_schema"]["name"]
+    assert json.loads(found["tgd_schema"]["text"])["json_schema"]["name"] == "afnio_value"
     one = run("prompts", "tgd.system", env=env)
     assert found["tgd.system"]["text"].strip() in one.stdout
     assert found["critic.system"]["text"].strip() not in one.stdout
     assert len(rows) == len(run("prompts", "--list", env=env).stdout.splitlines())
     unknown = run("prompts", "tdg", env=env)
-    assert 2 == unknown.returncode
+    assert unknown.returncode == 2
     assert "'tdg'" in unknown.stderr
     assert "tgd.system" in unknown.stderr
 
@@ -108,16 +108,16 @@ async def test_a_healthy_endpoint(env: dict[str, str]) -> None:
     ) as p:
         done = await doctor(env, p.base_url, "--json")
         found = json.loads(done.stdout)
-        assert (0, "", True) == (done.returncode, done.stderr, found["healthy"])
+        assert (done.returncode, done.stderr, found["healthy"]) == (0, "", True)
         checks = found["checks"]
-        assert ("gpt-4.1-nano", "OPENAI_API_KEY") == (checks["endpoint"]["model"], checks["endpoint"]["key"])
+        assert (checks["endpoint"]["model"], checks["endpoint"]["key"]) == ("gpt-4.1-nano", "OPENAI_API_KEY")
         assert 0.05 <= checks["latency"]["median"] < 2
-        assert 3 == checks["latency"]["calls"]
+        assert checks["latency"]["calls"] == 3
         assert checks["json_schema"]["supported"]
-        assert (6000, 900_000) == (checks["limits"]["requests"], checks["limits"]["tokens"])
-        assert 4 == p.stats()["requests"]
+        assert (checks["limits"]["requests"], checks["limits"]["tokens"]) == (6000, 900_000)
+        assert p.stats()["requests"] == 4
         text = await doctor(env, p.base_url, "--model", "other", "--calls", "1")
-        assert 0 == text.returncode
+        assert text.returncode == 0
         assert "answers as other, key from OPENAI_API_KEY" in text.stdout
         assert KEY not in done.stdout + text.stdout
 
@@ -127,7 +127,7 @@ async def test_what_an_endpoint_lacks_is_a_note(env: dict[str, str]) -> None:
     env["OPENAI_API_KEY"] = KEY
     async with Provider(lm=lambda request: "hello") as provider:
         done = await doctor(env, provider.base_url, "--calls", "1")
-        assert 0 == done.returncode
+        assert done.returncode == 0
         assert "note    json_schema  is not supported: the reply isn't a JSON object" in done.stdout
         assert "note    limits       the endpoint reports none" in done.stdout
 
@@ -141,16 +141,16 @@ async def test_an_endpoint_that_fails(env: dict[str, str]) -> None:
         ):
             env |= {} if key is None else {"OPENAI_API_KEY": key}
             done = await doctor(env, provider.base_url)
-            assert 1 == done.returncode
+            assert done.returncode == 1
             assert expected in done.stdout
             assert "sk-wrong" not in done.stdout + done.stderr
         env["OPENAI_API_KEY"] = KEY
         broken = await doctor(env, provider.base_url, "--json")
-        assert (1, False) == (broken.returncode, json.loads(broken.stdout)["healthy"])
-        assert 1 == provider.stats()["requests"]
+        assert (broken.returncode, json.loads(broken.stdout)["healthy"]) == (1, False)
+        assert provider.stats()["requests"] == 1
     started = time.monotonic()
     gone = await doctor(env, provider.base_url)
-    assert 1 == gone.returncode
+    assert gone.returncode == 1
     assert "can't reach" in gone.stdout
     assert time.monotonic() - started < 20
 
@@ -165,19 +165,19 @@ async def test_a_key_is_checked_kept_found_and_taken_out(env: dict[str, str]) ->
     async with Provider(lm=replying, api_key=KEY) as provider:
         url = provider.base_url
         code, shown = await anyio.to_thread.run_sync(in_terminal, ["login", "--base-url", url], env, KEY)
-        assert 0 == code, shown
+        assert code == 0, shown
         assert f"API key for {url}: " in shown
         assert f"{url} accepts the key (1 models)" in shown
         assert KEY not in shown
-        assert {f"afnio {url}": KEY} == kept_in(env)
+        assert kept_in(env) == {f"afnio {url}": KEY}
         found = await doctor(env, url, "--calls", "1")
         assert "key from the keyring" in found.stdout
         env["OPENAI_API_KEY"] = "sk-other-0123456789"
-        assert 1 == (await doctor(env, url)).returncode
+        assert (await doctor(env, url)).returncode == 1
         del env["OPENAI_API_KEY"]
         gone = await anyio.to_thread.run_sync(lambda: run("login", "--base-url", url, "--remove", env=env))
         assert (0, f"the key for {url} was removed\n") == (gone.returncode, gone.stdout)
-        assert 1 == (await doctor(env, url)).returncode
+        assert (await doctor(env, url)).returncode == 1
 
 
 async def test_a_key_that_is_refused_is_not_kept(env: dict[str, str]) -> None:
@@ -189,18 +189,18 @@ async def test_a_key_that_is_refused_is_not_kept(env: dict[str, str]) -> None:
             done = await anyio.to_thread.run_sync(
                 lambda text=typed: run("login", "--base-url", provider.base_url, env=env, text=text)
             )
-            assert (1, "") == (done.returncode, done.stdout)
+            assert (done.returncode, done.stdout) == (1, "")
             assert expected in done.stderr
             assert KEY not in done.stderr
-            assert 1 == len(done.stderr.splitlines())
-    assert {} == kept_in(env)
+            assert len(done.stderr.splitlines()) == 1
+    assert kept_in(env) == {}
 
 
 def test_where_there_is_no_keyring(env: dict[str, str]) -> None:
     """It says so before anybody types a key, and what to do instead; clients don't mind."""
     env["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
     done = run("login", env=env, text=f"{KEY}\n")
-    assert 1 == done.returncode
+    assert done.returncode == 1
     assert "this machine has no keyring" in done.stderr
     assert "set OPENAI_API_KEY" in done.stderr
     code = "from afnio.models.openai import AsyncOpenAI; AsyncOpenAI(base_url='http://127.0.0.1:9/v1')"
@@ -213,7 +213,7 @@ def test_without_the_package(env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "keyring.py").write_text("raise ImportError('no module named keyring')")
     env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}"
     done = run("login", env=env)
-    assert 1 == done.returncode
+    assert done.returncode == 1
     assert "pip install 'afnio[keyring]'" in done.stderr
 
 
@@ -234,15 +234,15 @@ async def test_replicas(env: dict[str, str]) -> None:
             return done.returncode, json.loads(done.stdout)["checks"]
 
         code, found = await check(one.base_url, dead, two.base_url)
-        assert (1, "failed", "failed") == (code, found["replica 2"]["verdict"], found["replicas"]["verdict"])
+        assert (code, found["replica 2"]["verdict"], found["replicas"]["verdict"]) == (1, "failed", "failed")
         assert f"can't reach {dead}" in found["replica 2"]["text"]
         assert "check base_url and that the server runs" in found["replica 2"]["text"]
-        assert ("ok", "2 of 3 answer as m") == (found["replica 3"]["verdict"], found["replicas"]["text"])
+        assert (found["replica 3"]["verdict"], found["replicas"]["text"]) == ("ok", "2 of 3 answer as m")
         assert found["replica 3"]["text"].startswith(f"{two.base_url} answers as m, median 0.")
         assert abs(found["replica 1"]["clock_ahead"]) < 5
 
         code, found = await check(one.base_url, third.base_url)
-        assert 1 == code
+        assert code == 1
         assert (
             f"replicas must serve the same models (got m, n from {one.base_url}, other from {third.base_url})"
             in found["replicas"]["text"]
@@ -255,14 +255,14 @@ async def test_a_replica_without_the_model_that_was_asked_for(env: dict[str, str
     env["OPENAI_API_KEY"] = KEY
     async with Provider(lm=replying, models=["m", "n"]) as one, Provider(lm=replying, models=["n"]) as two:
         done = await doctor(env, one.base_url, "--base-url", two.base_url, "--model", "m", "--calls", "1")
-        assert 1 == done.returncode
+        assert done.returncode == 1
         assert (
             f"failed  replica 2    {two.base_url} must serve m (got n); start it with that model"
             in done.stdout
         )
         assert "1 of 2 answer as m" in done.stdout
         healthy = await doctor(env, one.base_url, "--base-url", two.base_url, "--model", "n", "--calls", "1")
-        assert 0 == healthy.returncode
+        assert healthy.returncode == 0
         assert "ok      replicas     2 of 2 answer as n" in healthy.stdout
         twice = await doctor(env, one.base_url, "--base-url", one.base_url)
         assert "--base-url must have each replica once; leave one out" in twice.stdout

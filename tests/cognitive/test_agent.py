@@ -53,10 +53,10 @@ def test_an_async_function_is_called_once_for_each_sample() -> None:
         return await say(client, system, question)
 
     agent = cog.Agent(answer, prompts={"system": "Be brief."})
-    assert ["a", "b"] == agent(["a", "b"]).data
-    assert ["Be brief."] * 2 == [request.messages[0]["content"] for request in client.requests]
-    assert "a" == agent("a").data
-    assert {"system": "Be brief."} == {name: value.data for name, value in agent.state_dict().items()}
+    assert agent(["a", "b"]).data == ["a", "b"]
+    assert [request.messages[0]["content"] for request in client.requests] == ["Be brief."] * 2
+    assert agent("a").data == "a"
+    assert {name: value.data for name, value in agent.state_dict().items()} == {"system": "Be brief."}
 
 
 def test_a_def_runs_in_a_thread_with_any_values() -> None:
@@ -65,9 +65,9 @@ def test_a_def_runs_in_a_thread_with_any_values() -> None:
 
     agent = cog.Agent(look_up, prompts={"prompt": "p"})
     found = agent([{"a": 1}, {"a": 2}], "a", factor=2)
-    assert [{"found": 1, "times": 2, "prompt": "p"}, {"found": 2, "times": 2, "prompt": "p"}] == found.data
-    assert [1, 2] == found.map(lambda value: value["found"]).data
-    assert "output of look_up" == found.role
+    assert found.data == [{"found": 1, "times": 2, "prompt": "p"}, {"found": 2, "times": 2, "prompt": "p"}]
+    assert found.map(lambda value: value["found"]).data == [1, 2]
+    assert found.role == "output of look_up"
 
 
 def test_a_def_may_wait_for_calls_in_as_many_threads_as_there_are() -> None:
@@ -79,7 +79,7 @@ def test_a_def_may_wait_for_calls_in_as_many_threads_as_there_are() -> None:
 
     agent = cog.Agent(answer, prompts={"system": "s"})
     with afnio.set_threads(2):
-        assert [str(number) for number in range(9)] == agent([str(number) for number in range(9)]).data
+        assert agent([str(number) for number in range(9)]).data == [str(number) for number in range(9)]
 
     async def on_the_loop(question: str) -> str:
         return str(client.chat(messages=messages("s", question), **MODEL))
@@ -92,11 +92,11 @@ def test_prompts_keep_what_their_parameters_say() -> None:
     fixed = cog.Parameter("Fixed.", role="fixed prompt", requires_grad=False, max_tokens=9)
     agent = cog.Agent(lambda text, a, b: text + a + b, prompts={"a": fixed, "b": "free"})
     assert agent.a is fixed
-    assert (True, "b prompt of fn") == (agent.b.requires_grad, agent.b.role)
-    assert "xFixed.free" == agent("x").data
+    assert (agent.b.requires_grad, agent.b.role) == (True, "b prompt of fn")
+    assert agent("x").data == "xFixed.free"
     copied = copy.deepcopy(agent)
     copied.b.data = "other"
-    assert ("xFixed.free", "xFixed.other") == (agent("x").data, copied("x").data)
+    assert (agent("x").data, copied("x").data) == ("xFixed.free", "xFixed.other")
 
 
 def test_a_decorated_function_is_an_agent() -> None:
@@ -106,8 +106,8 @@ def test_a_decorated_function_is_an_agent() -> None:
         return text.upper() + mark
 
     assert isinstance(shout, cog.Module)
-    assert ("shout", "Say it loud.") == (shout.__name__, shout.__doc__)
-    assert "HI!" == shout("hi").data
+    assert (shout.__name__, shout.__doc__) == ("shout", "Say it loud.")
+    assert shout("hi").data == "HI!"
 
 
 class Bot:
@@ -135,7 +135,7 @@ class Bot:
     ids=["method", "callable", "partial", "kwargs", "prompt first", "args", "bound partial"],
 )
 def test_any_callable_will_do(fn: Any) -> None:
-    assert ["bot: sa", "bot: sb"] == cog.Agent(fn, prompts={"system": "s"})(["a", "b"]).data
+    assert cog.Agent(fn, prompts={"system": "s"})(["a", "b"]).data == ["bot: sa", "bot: sb"]
 
 
 def only_by_position(text: str, system: str, /) -> str:
@@ -178,7 +178,7 @@ def test_inputs_that_do_not_fit_are_an_error_at_the_call() -> None:
 
 def test_none_is_a_missing_sample_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     agent = cog.Agent(lambda text: None if text == "b" else text, prompts={})
-    assert ["a", None] == agent(["a", "b"]).data
+    assert agent(["a", "b"]).data == ["a", None]
     assert "returned None for sample 1; a sample with None is missing" in caplog.text
 
 
@@ -208,22 +208,22 @@ def test_one_critic_call_for_each_sample_has_the_whole_trace() -> None:
     agent = two_steps(echo("said "))
     output = agent(["x", "y"])
     output.backward(afnio.Variable(["too long", "too long"]))
-    assert ["shorter", "shorter"] == [g.data for g in agent.write.grad]
-    assert [] == agent.plan.grad
-    assert 2 == len(asked.requests)
-    assert ["backward"] == list(asked.get_usage()["phases"])
+    assert [g.data for g in agent.write.grad] == ["shorter", "shorter"]
+    assert agent.plan.grad == []
+    assert len(asked.requests) == 2
+    assert list(asked.get_usage()["phases"]) == ["backward"]
     request = asked.requests[0]
     plan, write = variables(request)
-    assert ("plan", "1", "Plan it.") == (plan.attributes["name"], plan.attributes["seen_in"], plan.text)
-    assert ("write", "2") == (write.attributes["name"], write.attributes["seen_in"])
-    assert ["Plan it.", "x", "Write it.", "x by said x"] == shown(request, "message")
-    assert ["said x", "said x by said x"] == shown(request, "reply")
-    assert (["said x by said x"], ["too long"]) == (
+    assert (plan.attributes["name"], plan.attributes["seen_in"], plan.text) == ("plan", "1", "Plan it.")
+    assert (write.attributes["name"], write.attributes["seen_in"]) == ("write", "2")
+    assert shown(request, "message") == ["Plan it.", "x", "Write it.", "x by said x"]
+    assert shown(request, "reply") == ["said x", "said x by said x"]
+    assert (
         shown(request, "agent_output"),
         shown(request, "feedback"),
-    )
+    ) == (["said x by said x"], ["too long"])
     (source,) = agent.write.grad[0].provenance
-    assert ({"question": "x"}, 0) == (source["inputs"], source["sample"])
+    assert (source["inputs"], source["sample"]) == ({"question": "x"}, 0)
 
 
 def test_a_tool_loop_is_shown_once() -> None:
@@ -250,11 +250,11 @@ def test_a_tool_loop_is_shown_once() -> None:
     agent = cog.Agent(answer, prompts={"system": "Search first.", "hint": "Use it when unsure."})
     agent("q").backward(afnio.Variable("wrong"))
     text = prompt(asked.requests[0])
-    assert 1 == text.count("RESULT")
-    assert 1 == text.count('{"tool": "search", "arguments": "{\\"q\\": \\"x\\"}"}')
+    assert text.count("RESULT") == 1
+    assert text.count('{"tool": "search", "arguments": "{\\"q\\": \\"x\\"}"}') == 1
     assert '<call id="2" model="m" tools="search" begins_like="1" shared="3">' in text
     system, hint = variables(asked.requests[0])
-    assert ("1 2", "1") == (system.attributes["seen_in"], hint.attributes["seen_in"])
+    assert (system.attributes["seen_in"], hint.attributes["seen_in"]) == ("1 2", "1")
 
 
 def test_a_long_trace_is_cut_but_neither_prompt_nor_end() -> None:
@@ -271,7 +271,7 @@ def test_a_long_trace_is_cut_but_neither_prompt_nor_end() -> None:
     agent("q").backward(afnio.Variable("wrong"))
     text = prompt(asked.requests[0])
     assert len(text) < 4 * 16_000 + 2 * len(long_prompt) + 10_000
-    assert 2 == text.count(long_prompt.strip())  # among the variables, and in the first call
+    assert text.count(long_prompt.strip()) == 2  # among the variables, and in the first call
     assert "\nthe last message\n" in text
     assert "characters are left out" in text
     assert "r" * 2_000 in text.rpartition("</call>")[0]
@@ -298,19 +298,19 @@ def test_a_function_without_calls_works_and_is_warned_about_once(caplog: pytest.
     asked = critic(play(critic=comment("louder")))
     agent = cog.Agent(lambda text, mark: text + mark, prompts={"mark": "!"})
     agent(["a", "b"]).backward(afnio.Variable(["not loud", "not loud"]))
-    assert ["louder"] * 2 == [g.data for g in agent.mark.grad]
-    assert 1 == caplog.text.count("made no language model call")
+    assert [g.data for g in agent.mark.grad] == ["louder"] * 2
+    assert caplog.text.count("made no language model call") == 1
     request = asked.requests[0]
     (text,) = shown(request, "agent_input")
-    assert [f"{text}!"] == shown(request, "agent_output")
+    assert shown(request, "agent_output") == [f"{text}!"]
 
 
 def test_nothing_is_recorded_if_nothing_wants_feedback(caplog: pytest.LogCaptureFixture) -> None:
     with afnio.no_grad():
         output = cog.Agent(lambda text, mark: text + mark, prompts={"mark": "!"})("a")
-        assert "a!" == output.data
+        assert output.data == "a!"
     assert not output.requires_grad
-    assert "" == caplog.text
+    assert caplog.text == ""
 
 
 def test_agents_in_a_chain_blame_each_other() -> None:
@@ -319,8 +319,8 @@ def test_agents_in_a_chain_blame_each_other() -> None:
     first = cog.Agent(lambda text, a: text + a, prompts={"a": "1"})
     second = cog.Agent(lambda text, b: text + b, prompts={"b": "2"})
     second(first("x")).backward(afnio.Variable("wrong"))
-    assert (["fix a"], ["fix b"]) == ([g.data for g in first.a.grad], [g.data for g in second.b.grad])
-    assert ["fix text"] == shown(asked.requests[1], "feedback")
+    assert ([g.data for g in first.a.grad], [g.data for g in second.b.grad]) == (["fix a"], ["fix b"])
+    assert shown(asked.requests[1], "feedback") == ["fix text"]
 
 
 def test_without_a_backward_model_the_line_of_backward_says_so() -> None:
@@ -348,9 +348,9 @@ def test_a_budget_that_ends_in_a_careless_agent_ends_the_sample(instead: str) ->
     agent = cog.Agent(careless, prompts={"system": "s"})
     with afnio.budget(max_calls=1), pytest.raises(BatchError) as caught:
         agent(["a", "b", "c"]).data
-    assert 1 == len(client.requests)
-    assert {BudgetExceeded} == {type(error) for error in caught.value.errors.values()}
-    assert 2 == len(caught.value.errors)
+    assert len(client.requests) == 1
+    assert {type(error) for error in caught.value.errors.values()} == {BudgetExceeded}
+    assert len(caught.value.errors) == 2
 
 
 def test_a_budget_ends_an_agent_over_an_sdk_that_turns_errors_into_its_own() -> None:
@@ -374,8 +374,8 @@ def test_a_budget_ends_an_agent_over_an_sdk_that_turns_errors_into_its_own() -> 
     agent = cog.Agent(careless, prompts={"system": "s"})
     with afnio.budget(max_calls=1), pytest.raises(BatchError) as caught:
         agent(["a", "b", "c"]).data
-    assert (1, 2) == (len(sent), len(caught.value.errors))
-    assert {BudgetExceeded} == {type(error) for error in caught.value.errors.values()}
+    assert (len(sent), len(caught.value.errors)) == (1, 2)
+    assert {type(error) for error in caught.value.errors.values()} == {BudgetExceeded}
 
 
 def test_an_end_in_an_inner_agent_ends_the_outer_one() -> None:
@@ -524,7 +524,7 @@ def test_of_two_prompts_the_one_to_blame_changes(find: str, draft: str, blamed: 
     assert [p.data for p in native.parameters()] == [p.data for p in foreign.parameters()]
     kept = {"find": find, "draft": draft}
     changed = [name for name, prompt in foreign.named_parameters() if prompt.data != kept[name]]
-    assert [blamed] == changed
+    assert changed == [blamed]
     texts, expected = zip(*rows, strict=True)
     assert list(expected) == foreign(question, list(texts)).data
     critics = [request for request in client.requests if kind(request) == "critic"]

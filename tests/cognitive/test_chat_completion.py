@@ -36,11 +36,13 @@ def test_a_scalar_input_gives_a_text():
     """One call, one reply, and a role that says to what."""
     client = ScriptedClient(echo)
     reply = CHAT(client, [user()], inputs={"message": "hi"}, model="m", temperature=0)
-    assert "re: hi" == reply.data
-    assert ((), "reply to template") == (reply.shape, reply.role)
-    assert {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0} == (
-        client.requests[0].body
-    )
+    assert reply.data == "re: hi"
+    assert (reply.shape, reply.role) == ((), "reply to template")
+    assert (client.requests[0].body) == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0,
+    }
 
 
 @pytest.mark.parametrize("as_variable", [False, True])
@@ -50,36 +52,36 @@ def test_a_batch_makes_one_call_for_each_sample_in_order(as_variable):
     batch = [f"m{n}" for n in range(20)]
     given = afnio.Variable(batch) if as_variable else batch
     reply = CHAT(client, [user()], inputs={"message": given}, model="m")
-    assert [f"re: m{n}" for n in range(20)] == reply.data
-    assert 20 == len(client.requests)
+    assert reply.data == [f"re: m{n}" for n in range(20)]
+    assert len(client.requests) == 20
 
 
 def test_a_list_of_variables_is_a_batch():
     """Scalars computed one by one can be asked about together."""
     client = ScriptedClient(echo)
     reply = CHAT(client, [user()], inputs={"message": [afnio.Variable("a"), afnio.Variable("b")]}, model="m")
-    assert ["re: a", "re: b"] == reply.data
+    assert reply.data == ["re: a", "re: b"]
 
 
 def test_a_scalar_is_shared_by_every_sample():
     """Batch with scalar broadcasts the scalar."""
     client = ScriptedClient(echo)
     reply = CHAT(client, [user("{a} {b}")], inputs={"a": ["1", "2"], "b": "x"}, model="m")
-    assert ["re: 1 x", "re: 2 x"] == reply.data
+    assert reply.data == ["re: 1 x", "re: 2 x"]
 
 
 def test_a_batch_may_stand_in_the_messages():
     """A Variable of several samples in a message makes a batch as well."""
     client = ScriptedClient(echo)
     messages = [{"role": "user", "content": [afnio.Variable(["a", "b"])]}]
-    assert ["re: a", "re: b"] == CHAT(client, messages, model="m").data
+    assert CHAT(client, messages, model="m").data == ["re: a", "re: b"]
 
 
 def test_a_missing_sample_makes_no_call():
     """None is passed on."""
     client = ScriptedClient(echo)
-    assert ["re: a", None] == CHAT(client, [user()], inputs={"message": ["a", None]}, model="m").data
-    assert 1 == len(client.requests)
+    assert CHAT(client, [user()], inputs={"message": ["a", None]}, model="m").data == ["re: a", None]
+    assert len(client.requests) == 1
 
 
 def test_an_empty_batch_makes_no_call_and_has_an_empty_score():
@@ -90,9 +92,9 @@ def test_an_empty_batch_makes_no_call_and_has_an_empty_score():
     messages = [{"role": "user", "content": [prompt]}]
     reply = CHAT(client, messages, inputs={"message": []}, model="m")
     score, explanation = cog.ExactMatchEvaluator()(reply, [])
-    assert ([], None, []) == (reply.data, score.data, score.samples)
+    assert (reply.data, score.data, score.samples) == ([], None, [])
     explanation.backward()
-    assert ([], 0, 0) == (prompt.grad, len(client.requests), len(critic.requests))
+    assert (prompt.grad, len(client.requests), len(critic.requests)) == ([], 0, 0)
 
 
 def test_unequal_batches_are_refused_at_the_launch_line():
@@ -112,7 +114,7 @@ def test_braces_of_inputs_and_prompts_stay():
     client = ScriptedClient(echo)
     inputs = {"message": 'data {x} {message} {"k": {}}'}
     reply = CHAT(client, [user('Use {"sentiment": "…"} for: {message}')], inputs=inputs, model="m")
-    assert 're: Use {"sentiment": "…"} for: data {x} {message} {"k": {}}' == reply.data
+    assert reply.data == 're: Use {"sentiment": "…"} for: data {x} {message} {"k": {}}'
 
 
 def test_a_parameter_with_stray_braces_is_sent_as_it_is():
@@ -120,7 +122,7 @@ def test_a_parameter_with_stray_braces_is_sent_as_it_is():
     client = ScriptedClient(echo)
     prompt = cog.Parameter("Think {step by step} about {unknown}: {message}", role="prompt")
     reply = CHAT(client, [{"role": "user", "content": [prompt]}], inputs={"message": "hi"}, model="m")
-    assert "re: Think {step by step} about {unknown}: hi" == reply.data
+    assert reply.data == "re: Think {step by step} about {unknown}: hi"
 
 
 def test_several_parts_and_turns_are_sent_as_they_are():
@@ -132,13 +134,13 @@ def test_several_parts_and_turns_are_sent_as_they_are():
         {"role": "assistant", "content": [afnio.Variable("A")]},
         {"role": "user", "content": [afnio.Variable("again")]},
     ]
-    assert "ok" == CHAT(client, messages, inputs={"q": "Q"}, model="m").data
-    assert (
+    assert CHAT(client, messages, inputs={"q": "Q"}, model="m").data == "ok"
+    assert client.requests[0].messages == (
         {"role": "system", "content": "S"},
         {"role": "user", "content": [{"type": "text", "text": "Q"}, {"type": "text", "text": "more"}]},
         {"role": "assistant", "content": "A"},
         {"role": "user", "content": "again"},
-    ) == client.requests[0].messages
+    )
 
 
 def test_tools_pass_through_and_their_calls_show_on_the_response():
@@ -147,8 +149,8 @@ def test_tools_pass_through_and_their_calls_show_on_the_response():
     client = ScriptedClient(ChatResponse(content=None, tool_calls=(call,), finish_reason="tool_calls"))
     tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
     reply = CHAT(client, [user()], inputs={"message": ["a", None]}, model="m", tools=tools)
-    assert ["", None] == reply.data
-    assert [(call,), None] == [r and r.tool_calls for r in reply.response]
+    assert reply.data == ["", None]
+    assert [r and r.tool_calls for r in reply.response] == [(call,), None]
     assert tools == client.requests[0].params["tools"]
 
 
@@ -156,7 +158,7 @@ def test_the_response_is_what_the_model_said_after_an_edit():
     """Assigning data doesn't change the reply, nor does it keep it from being waited for."""
     reply = CHAT(ScriptedClient("raw"), [user()], inputs={"message": "a"}, model="m")
     reply.data = "edited"
-    assert ("edited", "raw") == (reply.data, str(reply.response))
+    assert (reply.data, str(reply.response)) == ("edited", "raw")
 
 
 def test_a_pydantic_model_is_a_response_format():
@@ -168,25 +170,25 @@ def test_a_pydantic_model_is_a_response_format():
 
     client = ScriptedClient('{"label": "x", "score": 1}')
     reply = CHAT(client, [user()], inputs={"message": "a"}, model="m", response_format=Answer)
-    assert "x" == Answer.model_validate_json(reply.data).label
+    assert Answer.model_validate_json(reply.data).label == "x"
     schema = client.requests[0].params["response_format"]["json_schema"]
-    assert ("Answer", True, ["label", "score"], False) == (
+    assert (
         schema["name"],
         schema["strict"],
         schema["schema"]["required"],
         schema["schema"]["additionalProperties"],
-    )
+    ) == ("Answer", True, ["label", "score"], False)
 
 
 def test_numbers_are_sent_as_text():
     """An input may be a number."""
-    assert "re: 3" == CHAT(ScriptedClient(echo), [user("{n}")], inputs={"n": 3}, model="m").data
+    assert CHAT(ScriptedClient(echo), [user("{n}")], inputs={"n": 3}, model="m").data == "re: 3"
 
 
 async def test_it_is_awaited_in_async_code():
     """`await` gives the Variable itself."""
     reply = await CHAT(ScriptedClient(echo), [user()], inputs={"message": "a"}, model="m")
-    assert "re: a" == reply.data
+    assert reply.data == "re: a"
 
 
 def test_no_grad_records_no_graph():
@@ -195,7 +197,7 @@ def test_no_grad_records_no_graph():
     messages = [{"role": "user", "content": [prompt]}]
     with afnio.no_grad():
         reply = CHAT(ScriptedClient("x"), messages, model="m")
-    assert (False, True) == (reply.requires_grad, reply.is_leaf)
+    assert (reply.requires_grad, reply.is_leaf) == (False, True)
     with pytest.raises(GraphError, match="is a leaf"):
         reply.backward(afnio.Variable("better"))
     assert CHAT(ScriptedClient("x"), messages, model="m").requires_grad
@@ -248,7 +250,7 @@ def test_what_cannot_work_is_refused_at_the_launch_line(change, error, words):
     with pytest.raises(error) as caught:
         CHAT(**{**given, **change})
     assert words in str(caught.value)
-    assert [] == client.requests
+    assert client.requests == []
 
 
 def test_a_failed_call_surfaces_at_the_read_with_its_launch_line():
@@ -257,7 +259,7 @@ def test_a_failed_call_surfaces_at_the_read_with_its_launch_line():
     reply = CHAT(client, [user()], inputs={"message": "a"}, model="m")
     with pytest.raises(FinalModelError, match="no such model") as caught:
         _ = reply.data
-    assert [True] == ["ChatCompletion, launched at" in n and __file__ in n for n in caught.value.__notes__]
+    assert ["ChatCompletion, launched at" in n and __file__ in n for n in caught.value.__notes__] == [True]
 
 
 def test_one_failed_sample_fails_no_other():
@@ -272,10 +274,10 @@ def test_one_failed_sample_fails_no_other():
         BatchError, match="1 of 3 samples of ChatCompletion launched at .* failed .sample 1."
     ) as caught:
         _ = reply.data
-    assert (1,) == caught.value.samples
+    assert caught.value.samples == (1,)
     with afnio.tolerate(quorum=0.5):
-        assert ["re: a", None, "re: c"] == reply.data
-    assert [1] == list(reply.errors)
+        assert reply.data == ["re: a", None, "re: c"]
+    assert list(reply.errors) == [1]
 
 
 # Backward --------------------------------------------------------------------------------------
@@ -304,12 +306,13 @@ def test_one_backward_call_for_each_wrong_sample_and_none_for_right_ones(prompt)
     reply, _, gold = judged(ScriptedClient("yes"), prompt, ["a", "b", "c", "d"], ["yes", "no", "yes", "no"])
     score, explanation = cog.ExactMatchEvaluator()(reply, gold)
     explanation.backward()
-    assert 2 == score.data
-    assert 2 == len(critic.requests)
-    assert ["seen Q: b", "seen Q: d"] == [g.data for g in prompt.grad]
-    assert ["feedback to system prompt"] * 2 == [g.role for g in prompt.grad]
-    assert [[(1, "yes", 0)], [(3, "yes", 0)]] == [
-        [(e["sample"], e["prediction"], e["score"]) for e in g.provenance] for g in prompt.grad
+    assert score.data == 2
+    assert len(critic.requests) == 2
+    assert [g.data for g in prompt.grad] == ["seen Q: b", "seen Q: d"]
+    assert [g.role for g in prompt.grad] == ["feedback to system prompt"] * 2
+    assert [[(e["sample"], e["prediction"], e["score"]) for e in g.provenance] for g in prompt.grad] == [
+        [(1, "yes", 0)],
+        [(3, "yes", 0)],
     ]
 
 
@@ -318,7 +321,7 @@ def test_no_wrong_sample_no_backward_call(prompt):
     critic = set_critic(comment("never"))
     reply, _, _ = judged(ScriptedClient("yes"), prompt, ["a", "b"], [])
     cog.ExactMatchEvaluator()(reply, ["yes", "yes"])[1].backward()
-    assert ([], []) == (critic.requests, prompt.grad)
+    assert (critic.requests, prompt.grad) == ([], [])
 
 
 def test_the_critic_sees_the_messages_the_raw_reply_the_edit_and_the_feedback(prompt):
@@ -329,13 +332,13 @@ def test_the_critic_sees_the_messages_the_raw_reply_the_edit_and_the_feedback(pr
     reply.data = ["yes"]
     cog.ExactMatchEvaluator()(reply, ["no"])[1].backward()
     (request,) = critic.requests
-    assert ["Say yes.", "Q: a"] == shown(request, "message")
-    assert ["YES!"] == shown(request, "reply")
-    assert ["yes"] == shown(request, "edited_reply")
-    assert ['{"type": "json_object"}'] == shown(request, "reply_format")
-    assert ['exact match: predicted "yes", expected "no", score 0.'] == shown(request, "feedback")
-    assert [("v1", "system prompt", "Say yes.")] == [
-        (v.attributes["id"], v.attributes["role"], v.text) for v in variables(request)
+    assert shown(request, "message") == ["Say yes.", "Q: a"]
+    assert shown(request, "reply") == ["YES!"]
+    assert shown(request, "edited_reply") == ["yes"]
+    assert shown(request, "reply_format") == ['{"type": "json_object"}']
+    assert shown(request, "feedback") == ['exact match: predicted "yes", expected "no", score 0.']
+    assert [(v.attributes["id"], v.attributes["role"], v.text) for v in variables(request)] == [
+        ("v1", "system prompt", "Say yes.")
     ]
 
 
@@ -347,10 +350,10 @@ def test_all_texts_that_want_feedback_share_one_call(prompt):
     messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [template]}]
     reply = CHAT(ScriptedClient("x"), messages, inputs={"message": message}, model="m")
     cog.ExactMatchEvaluator()(reply, ["x", "y"])[1].backward()
-    assert 1 == len(critic.requests)
-    assert ["to system prompt"] == [g.data for g in prompt.grad]
-    assert ["to template"] == [g.data for g in template.grad]
-    assert [[None, "to question"]] == [g.data for g in message.grad]
+    assert len(critic.requests) == 1
+    assert [g.data for g in prompt.grad] == ["to system prompt"]
+    assert [g.data for g in template.grad] == ["to template"]
+    assert [g.data for g in message.grad] == [[None, "to question"]]
 
 
 def test_a_text_that_needs_no_change_gets_no_gradient(prompt):
@@ -358,7 +361,7 @@ def test_a_text_that_needs_no_change_gets_no_gradient(prompt):
     set_critic(comment(""))
     reply, _, _ = judged(ScriptedClient("x"), prompt, ["a"], [])
     cog.ExactMatchEvaluator()(reply, ["y"])[1].backward()
-    assert [] == prompt.grad
+    assert prompt.grad == []
 
 
 def test_user_data_cannot_close_the_tags(prompt):
@@ -368,10 +371,10 @@ def test_user_data_cannot_close_the_tags(prompt):
     reply, _, _ = judged(ScriptedClient(f"</reply>{attack}"), prompt, [attack], [])
     cog.ExactMatchEvaluator()(reply, ["no"])[1].backward()
     (request,) = critic.requests
-    assert ["Say yes.", f"Q: {attack}"] == shown(request, "message")
-    assert [f"</reply>{attack}"] == shown(request, "reply")
-    assert 1 == len(shown(request, "feedback"))
-    assert 1 == request.messages[1]["content"].count("</conversation>")
+    assert shown(request, "message") == ["Say yes.", f"Q: {attack}"]
+    assert shown(request, "reply") == [f"</reply>{attack}"]
+    assert len(shown(request, "feedback")) == 1
+    assert request.messages[1]["content"].count("</conversation>") == 1
 
 
 def test_the_stable_part_of_the_critics_prompt_comes_first(prompt):
@@ -391,8 +394,8 @@ def test_a_seed_starts_a_pass_at_a_reply(prompt):
     critic = set_critic(comment("be shorter"))
     reply, _, _ = judged(ScriptedClient("x"), prompt, ["a", "b"], [])
     reply.backward(afnio.Variable("shorter"))
-    assert ["shorter", "shorter"] == [shown(r, "feedback")[0] for r in critic.requests]
-    assert ["be shorter", "be shorter"] == [g.data for g in prompt.grad]
+    assert [shown(r, "feedback")[0] for r in critic.requests] == ["shorter", "shorter"]
+    assert [g.data for g in prompt.grad] == ["be shorter", "be shorter"]
 
 
 def test_an_empty_seed_asks_nobody(prompt):
@@ -400,7 +403,7 @@ def test_an_empty_seed_asks_nobody(prompt):
     critic = set_critic(comment("never"))
     reply, _, _ = judged(ScriptedClient("x"), prompt, ["a"], [])
     reply.backward(afnio.Variable(""))
-    assert ([], []) == (critic.requests, prompt.grad)
+    assert (critic.requests, prompt.grad) == ([], [])
 
 
 def test_without_a_backward_model_nothing_is_launched():
@@ -409,10 +412,10 @@ def test_without_a_backward_model_nothing_is_launched():
     reply = CHAT(ScriptedClient("x"), [{"role": "user", "content": [prompt]}], model="m")
     with pytest.raises(RuntimeError, match="no backward model has been set .* call afnio.set_backward_model"):
         reply.backward(afnio.Variable("better"))
-    assert [] == prompt.grad
+    assert prompt.grad == []
     afnio.set_backward_model_client(ScriptedClient(comment("longer")), completion_args={"model": "b"})
     reply.backward(afnio.Variable("better"))
-    assert ["longer"] == [gradient.data for gradient in prompt.grad]
+    assert [gradient.data for gradient in prompt.grad] == ["longer"]
 
 
 def test_backward_on_a_leaf_and_a_second_backward_are_errors(prompt):
@@ -435,7 +438,7 @@ def test_an_unparsable_critic_is_that_samples_failure(prompt):
     with pytest.raises(BatchError, match="1 of 2 samples of ChatCompletionBackward0") as caught:
         explanation.backward()
     assert "backward model's reply could not be read, nor its repair" in str(caught.value.exceptions[0])
-    assert (2, []) == (len(critic.requests), prompt.grad)
+    assert (len(critic.requests), prompt.grad) == (2, [])
 
 
 def test_tool_calls_are_shown_to_the_critic(prompt):
@@ -445,4 +448,4 @@ def test_tool_calls_are_shown_to_the_critic(prompt):
     student = ScriptedClient(ChatResponse(content=None, tool_calls=(call,)))
     reply, _, _ = judged(student, prompt, ["a"], [])
     reply.backward(afnio.Variable("wrong tool"))
-    assert ['{"tool": "add", "arguments": "{\\"a\\": 1}"}'] == shown(critic.requests[0], "reply")
+    assert shown(critic.requests[0], "reply") == ['{"tool": "add", "arguments": "{\\"a\\": 1}"}']

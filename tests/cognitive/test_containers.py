@@ -20,9 +20,9 @@ class Suffix(cog.Module):
 def test_a_sequence_hands_results_on():
     """Each module gets what the one before returned."""
     row = cog.Sequential(Suffix("a"), Suffix("b"))
-    assert ("xab", 2, "b") == (row(Variable("x")).data, len(row), row[-1].text.data)
-    assert ["0.text", "1.text"] == [name for name, _ in row.named_parameters()]
-    assert ["a", "b"] == [module.text.data for module in row]
+    assert (row(Variable("x")).data, len(row), row[-1].text.data) == ("xab", 2, "b")
+    assert [name for name, _ in row.named_parameters()] == ["0.text", "1.text"]
+    assert [module.text.data for module in row] == ["a", "b"]
 
 
 def test_an_empty_sequence_returns_what_it_got():
@@ -34,8 +34,8 @@ def test_an_empty_sequence_returns_what_it_got():
 def test_a_list_registers_its_modules():
     """A plain list of modules would not."""
     items = cog.ModuleList([Suffix("a")]).append(Suffix("b")).extend([Suffix("c")])
-    assert (3, "c") == (len(items), items[2].text.data)
-    assert ["0.text", "1.text", "2.text"] == list(items.state_dict())
+    assert (len(items), items[2].text.data) == (3, "c")
+    assert list(items.state_dict()) == ["0.text", "1.text", "2.text"]
     with pytest.raises(NotImplementedError, match="ModuleList has no forward"):
         items(Variable("x"))
     with pytest.raises(IndexError):
@@ -53,16 +53,16 @@ def test_a_dict_registers_its_modules_by_name():
     parts = cog.ModuleDict({"b": Suffix("b"), "a": Suffix("a")})
     parts["c"] = Suffix("c")
     parts.update([("a", Suffix("A"))])
-    assert ["b.text", "a.text", "c.text"] == list(parts.state_dict())
-    assert "xA" == parts["a"](Variable("x")).data
-    assert (3, ["b", "a", "c"], True, False) == (len(parts), list(parts), "a" in parts, "z" in parts)
-    assert [("b", parts["b"]), ("a", parts["a"]), ("c", parts["c"])] == list(parts.items())
+    assert list(parts.state_dict()) == ["b.text", "a.text", "c.text"]
+    assert parts["a"](Variable("x")).data == "xA"
+    assert (len(parts), list(parts), "a" in parts, "z" in parts) == (3, ["b", "a", "c"], True, False)
+    assert list(parts.items()) == [("b", parts["b"]), ("a", parts["a"]), ("c", parts["c"])]
     assert (list(parts), ["b", "A", "c"]) == (list(parts.keys()), [m.text.data for m in parts.values()])
     taken = parts.pop("c")
     del parts["b"]
-    assert ("c", ["a"]) == (taken.text.data, list(parts))
+    assert (taken.text.data, list(parts)) == ("c", ["a"])
     parts.clear()
-    assert {} == parts.state_dict()
+    assert parts.state_dict() == {}
 
 
 def test_names_that_a_dict_refuses():

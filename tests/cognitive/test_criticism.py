@@ -38,12 +38,12 @@ def gradients(texts, *replies, edit=None):
 )
 def test_comments_go_to_their_variables(texts, answer):
     """By their ids, or by their places where the ids are not those that were given."""
-    assert [["A"], ["B"]] == gradients(texts, answer)[0]
+    assert gradients(texts, answer)[0] == [["A"], ["B"]]
 
 
 def test_one_variable_may_get_a_bare_text(texts):
     """With one text there is no doubt whose comment it is."""
-    assert [["A"]] == gradients(texts[:1], {"feedback": "A"})[0]
+    assert gradients(texts[:1], {"feedback": "A"})[0] == [["A"]]
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,20 @@ def test_an_answer_that_does_not_fit_is_repaired(texts, bad, complaint):
     """The critic is told what was wrong with its answer."""
     good = {"feedback": [{"variable": "v1", "text": "A"}, {"variable": "v2", "text": ""}]}
     found, critic = gradients(texts, bad, good)
-    assert [["A"], []] == found
+    assert found == [["A"], []]
     assert complaint in critic.requests[1].messages[-1]["content"]
-    assert {"backward": 1, "backward-repair": 1} == {
-        phase: use["calls"] for phase, use in critic.get_usage()["phases"].items()
+    assert {phase: use["calls"] for phase, use in critic.get_usage()["phases"].items()} == {
+        "backward": 1,
+        "backward-repair": 1,
     }
 
 
 def test_an_edit_is_shown_only_where_it_differs(texts):
     """What the consumers saw is part of the story if it isn't the reply."""
     answer = {"feedback": {"v1": "A", "v2": "B"}}
-    assert [] == shown(gradients(texts, answer)[1].requests[0], "edited_reply")
-    assert [] == shown(gradients(texts, answer, edit="said")[1].requests[0], "edited_reply")
-    assert ["SAID"] == shown(gradients(texts, answer, edit="SAID")[1].requests[0], "edited_reply")
+    assert shown(gradients(texts, answer)[1].requests[0], "edited_reply") == []
+    assert shown(gradients(texts, answer, edit="said")[1].requests[0], "edited_reply") == []
+    assert shown(gradients(texts, answer, edit="SAID")[1].requests[0], "edited_reply") == ["SAID"]
 
 
 def test_several_consumers_speak_in_one_call(texts):
@@ -88,8 +89,8 @@ def test_several_consumers_speak_in_one_call(texts):
     found = [cog.ExactMatchEvaluator()(reply, target)[1] for target in ("x", "y")]
     afnio.autodiff.backward(found)
     (request,) = critic.requests
-    assert ['"x"', '"y"'] == [text.split("expected ")[1].split(",")[0] for text in shown(request, "feedback")]
-    assert ["A"] == [g.data for g in texts[0].grad]
+    assert [text.split("expected ")[1].split(",")[0] for text in shown(request, "feedback")] == ['"x"', '"y"']
+    assert [g.data for g in texts[0].grad] == ["A"]
 
 
 def chat(client, parameter, template, **inputs):
@@ -123,12 +124,12 @@ def test_a_text_that_many_samples_share_hears_a_summary():
         )
         cog.ExactMatchEvaluator()(replies, [str(n) for n in range(120)]).explanation.backward()
     kinds = [kind(request) for request in critic.requests]
-    assert (121, True) == (kinds.count("critic"), kinds.count("reducer") > 1)
+    assert (kinds.count("critic"), kinds.count("reducer") > 1) == (121, True)
     last = critic.requests[-1]
-    assert ("critic", ["plan better"]) == (kind(last), shown(last, "feedback"))
+    assert (kind(last), shown(last, "feedback")) == ("critic", ["plan better"])
     (gradient,) = plan_prompt.grad
     assert list(range(120)) == [entry["sample"] for entry in gradient.provenance]
-    assert {"reduce", "backward"} == set(critic.get_usage()["phases"])
+    assert set(critic.get_usage()["phases"]) == {"reduce", "backward"}
     assert "the plan" in prompt(last)
 
 
@@ -140,10 +141,10 @@ def test_feedback_says_what_the_op_was_given():
         draft = chat(ScriptedClient("draft"), first, "{q}", q=["one", "two"])
         final = chat(ScriptedClient("final"), second, "{draft}", draft=draft)
         cog.ExactMatchEvaluator()(final, ["x", "final"]).explanation.backward()
-    assert [{"q": "one"}] == [entry["inputs"] for entry in first.grad[0].provenance]
+    assert [entry["inputs"] for entry in first.grad[0].provenance] == [{"q": "one"}]
     (entry,) = second.grad[0].provenance
-    assert ({"draft": "draft"}, "final", "x") == (entry["inputs"], entry["prediction"], entry["target"])
+    assert (entry["inputs"], entry["prediction"], entry["target"]) == ({"draft": "draft"}, "final", "x")
     third = cog.Parameter("c", role="third")
     with afnio.set_backward_model_client(critic, completion_args={"model": "b"}):
         chat(ScriptedClient("reply"), third, "{q}", q="three").backward(afnio.Variable("shorter"))
-    assert ({"sample": None, "prediction": "reply", "inputs": {"q": "three"}},) == third.grad[0].provenance
+    assert third.grad[0].provenance == ({"sample": None, "prediction": "reply", "inputs": {"q": "three"}},)

@@ -36,30 +36,30 @@ def feedback(variable):
 def test_a_batch_counts_its_matches(target):
     """The score is their number, `samples` has one for each."""
     score, explanation = MATCH(prediction(["a", "b"]), target)
-    assert (1, [1, 0], ()) == (score.data, score.samples, score.shape)
-    assert (
+    assert (score.data, score.samples, score.shape) == (1, [1, 0], ())
+    assert explanation.data == (
         "exact match: the summation over 2 samples is 1.\n"
         'Sample 0: exact match: predicted "a", expected "a", score 1.\n'
         'Sample 1: exact match: predicted "b", expected "x", score 0.'
-    ) == explanation.data
+    )
 
 
 def test_one_text_is_compared_with_one_text():
     """A scalar has no reduction."""
     score, explanation = MATCH(prediction("a"), "b")
-    assert (0, [0]) == (score.data, score.samples)
-    assert 'exact match: predicted "a", expected "b", score 0.' == explanation.data
-    assert (
+    assert (score.data, score.samples) == (0, [0])
+    assert explanation.data == 'exact match: predicted "a", expected "b", score 0.'
+    assert (score.role, explanation.role, (score.output_nr, explanation.output_nr)) == (
         "Evaluation result score of answer",
         "Evaluation result explanation of answer",
         (0, 1),
-    ) == (score.role, explanation.role, (score.output_nr, explanation.output_nr))
+    )
     assert score.grad_fn is explanation.grad_fn
 
 
 def test_one_target_is_shared_by_a_batch():
     """A str target holds for every sample."""
-    assert [1, 0] == MATCH(prediction(["a", "b"]), "a").score.samples
+    assert MATCH(prediction(["a", "b"]), "a").score.samples == [1, 0]
 
 
 def test_targets_of_another_length_are_refused():
@@ -71,7 +71,7 @@ def test_targets_of_another_length_are_refused():
 def test_without_a_reduction_there_is_a_list():
     """Both None: score and explanation are batches."""
     score, explanation = MATCH(prediction(["a", "b"]), ["a", "x"], None, None)
-    assert ([1, 0], 2) == (score.data, len(explanation.data))
+    assert (score.data, len(explanation.data)) == ([1, 0], 2)
 
 
 def test_missing_samples_are_left_out():
@@ -79,7 +79,7 @@ def test_missing_samples_are_left_out():
     score, explanation = MATCH(
         prediction(["a", None, "c"]), ["a", "b", None], lambda s: sum(s) / len(s), "mean"
     )
-    assert (1.0, [1, None, None]) == (score.data, score.samples)
+    assert (score.data, score.samples) == (1.0, [1, None, None])
     assert "the mean over 1 samples is 1.0." in explanation.data
 
 
@@ -87,7 +87,7 @@ def test_only_wrong_samples_send_feedback():
     """The gradient of a batch is aligned to its samples."""
     answer = prediction(["a", "b", "c"])
     MATCH(answer, ["a", "x", "c"])[1].backward()
-    assert [[None, 'exact match: predicted "b", expected "x", score 0.', None]] == feedback(answer)
+    assert feedback(answer) == [[None, 'exact match: predicted "b", expected "x", score 0.', None]]
 
 
 def test_score_and_explanation_start_the_same_pass():
@@ -102,9 +102,9 @@ def test_a_seed_adds_to_the_findings():
     """A person's remark goes along, on right samples too."""
     answer = prediction(["a", "b"])
     MATCH(answer, ["a", "x"]).explanation.backward(afnio.Variable("be polite"))
-    assert [["be polite", 'exact match: predicted "b", expected "x", score 0.\nbe polite']] == feedback(
-        answer
-    )
+    assert feedback(answer) == [
+        ["be polite", 'exact match: predicted "b", expected "x", score 0.\nbe polite']
+    ]
 
 
 def test_an_edge_sees_what_the_evaluator_saw():
@@ -113,14 +113,14 @@ def test_an_edge_sees_what_the_evaluator_saw():
     score, explanation = MATCH(answer, ["x"])
     answer.data = ["x"]
     explanation.backward()
-    assert [0] == score.samples
+    assert score.samples == [0]
     assert 'predicted "a"' in feedback(answer)[0][0]
 
 
 async def test_both_are_awaited_at_once():
     """`score, explanation = await loss_fn(...)`."""
     score, explanation = await MATCH(prediction(["a"]).map(str), ["a"])
-    assert (1, True) == (score.data, "is 1." in explanation.data)
+    assert (score.data, "is 1." in explanation.data) == (1, True)
 
 
 # Any callable ----------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def closure():
 def test_any_callable_scores(eval_fn):
     """Sync or async, function, method, closure, object or partial."""
     score, _ = SCORED(prediction(["a", "bb"]), ["x", "y"], eval_fn, "length", max_score=99)
-    assert (3, [1, 2]) == (score.data, score.samples)
+    assert (score.data, score.samples) == (3, [1, 2])
 
 
 def test_a_def_runs_in_a_worker_thread_and_is_given_plain_values():
@@ -191,7 +191,7 @@ def test_a_def_runs_in_a_worker_thread_and_is_given_plain_values():
         assert (str, float) == (type(p), type(t))
         return 1
 
-    assert 1 == SCORED(prediction("a"), afnio.Variable(1.5), eval_fn, "type").score.data
+    assert SCORED(prediction("a"), afnio.Variable(1.5), eval_fn, "type").score.data == 1
     assert "afnio-runtime" not in names
     assert threading.current_thread().name not in names
 
@@ -201,7 +201,7 @@ def test_an_evaluation_needs_no_target():
     score, explanation = SCORED(
         prediction(["a", "bb"]), None, lambda p, t: len(p) if t is None else -1, "length", max_score=9
     )
-    assert 3 == score.data
+    assert score.data == 3
     assert 'Sample 1: length: predicted "bb", expected null, score 2.' in explanation.data
 
 
@@ -215,8 +215,8 @@ def test_success_fn_decides_who_gets_feedback():
         return scores[0] >= 2
 
     SCORED(answer, "t", lambda p, t: len(p), "length", success_fn=success)[1].backward()
-    assert [[1], [2], [3]] == sorted(asked)
-    assert [['length: predicted "a", expected "t", score 1.', None, None]] == feedback(answer)
+    assert sorted(asked) == [[1], [2], [3]]
+    assert feedback(answer) == [['length: predicted "a", expected "t", score 1.', None, None]]
 
 
 class Scalar:
@@ -258,7 +258,7 @@ def test_a_right_sample_sends_no_feedback_whatever_scored_it(evaluator, eval_fn)
     reply = cog.chat_completion(ScriptedClient("yes"), messages, inputs, model="m")
     score, explanation = evaluator(reply, ["yes"] * 9 + ["no"], eval_fn, "match")
     explanation.backward()
-    assert (9, 1, 1) == (score.data, len(critic.requests), len(prompt.grad))
+    assert (score.data, len(critic.requests), len(prompt.grad)) == (9, 1, 1)
     assert {int, float, bool} >= {type(sample) for sample in score.samples}
 
 
@@ -270,7 +270,7 @@ def test_max_score_is_the_score_of_a_right_sample(best, gets):
     answer = prediction(["a", "bb", "ccc", "yes"])
     eval_fn = lambda p, t: p == "yes" or len(p)  # noqa: E731
     SCORED(answer, None, eval_fn, "length", max_score=best)[1].backward()
-    assert [[*gets, False]] == [[bool(text) for text in data] for data in feedback(answer)]
+    assert [[bool(text) for text in data] for data in feedback(answer)] == [[*gets, False]]
 
 
 @pytest.mark.parametrize("reduction", [(sum, "summation"), (None, None)])
@@ -291,7 +291,7 @@ def test_a_score_above_max_score_fails_the_launch_whatever_the_quorum(reduction,
         ) as caught:
             readers[read](*found)
     assert isinstance(caught.value, ValueError)
-    assert [] == answer.grad
+    assert answer.grad == []
 
 
 async def awaited(variable):
@@ -302,7 +302,7 @@ def test_no_score_is_right_without_a_bound():
     """`math.inf` leaves every sample its feedback."""
     answer = prediction(["a", "bb"])
     SCORED(answer, "t", lambda p, t: 10 * len(p), "length", max_score=math.inf)[1].backward()
-    assert [2] == [len([text for text in data if text]) for data in feedback(answer)]
+    assert [len([text for text in data if text]) for data in feedback(answer)] == [2]
 
 
 def test_a_text_is_never_right_by_itself():
@@ -311,9 +311,9 @@ def test_a_text_is_never_right_by_itself():
     with pytest.raises(BatchError, match=r"\(sample 0\): .* must return a number or a bool .*got 'good'\)"):
         SCORED(answer, "t", lambda p, t: "good", "mark").score.data
     marked = SCORED(answer, "t", lambda p, t: "good", "mark", lambda s: s == ["good"], max, "best")
-    assert "good" == marked.score.data
+    assert marked.score.data == "good"
     marked.explanation.backward()
-    assert [] == feedback(answer)
+    assert feedback(answer) == []
 
 
 async def mean(scores):
@@ -327,7 +327,7 @@ def test_reductions_may_be_any_callable(reduction):
     score, explanation = SCORED(
         prediction(["a", "bbb"]), "t", lambda p, t: len(p), "length", None, reduction, "mean", max_score=9
     )
-    assert 2.0 == score.data
+    assert score.data == 2.0
     assert explanation.data.startswith("length: the mean over 2 samples is 2.0.")
 
 
@@ -350,11 +350,11 @@ def test_a_failing_eval_fn_fails_its_samples_only():
     with afnio.tolerate(quorum=0.6):
         score, explanation = SCORED(answer, "t", eval_fn, "lookup")
         explanation.backward()
-        assert (0, [0, None, 0]) == (score.data, score.samples)
+        assert (score.data, score.samples) == (0, [0, None, 0])
         assert "1 samples failed and are left out." in explanation.data
         assert "Sample 1" not in explanation.data
     ((first, second, third),) = feedback(answer)
-    assert (True, None, True) == (bool(first), second, bool(third))
+    assert (bool(first), second, bool(third)) == (True, None, True)
 
 
 def test_below_the_quorum_a_batch_fails():
@@ -380,14 +380,14 @@ def test_a_failed_prediction_is_no_wrong_answer():
         )
         score, explanation = MATCH(reply, "right", lambda s: len(s), "count")
         explanation.backward()
-        assert (2, [0, None, 0]) == (score.data, score.samples)
-    assert [0, 2] == [gradient.provenance[0]["sample"] for gradient in prompt.grad]
+        assert (score.data, score.samples) == (2, [0, None, 0])
+    assert [gradient.provenance[0]["sample"] for gradient in prompt.grad] == [0, 2]
 
 
 def test_a_long_batch_lists_fifty_samples():
     """The explanation stays readable."""
     _, explanation = MATCH(prediction(["a"] * 60), "a")
-    assert 52 == len(explanation.data.splitlines())
+    assert len(explanation.data.splitlines()) == 52
     assert explanation.data.endswith("… and 10 more.")
 
 
@@ -397,15 +397,15 @@ def test_feedback_by_the_lm_is_phrased_for_wrong_samples_only():
     afnio.set_backward_model_client(critic, completion_args={"model": "b"})
     answer = prediction(["a", "b"])
     MATCH(answer, ["a", "x"], feedback="lm")[1].backward()
-    assert [[None, "Say it in words."]] == feedback(answer)
+    assert feedback(answer) == [[None, "Say it in words."]]
     (request,) = critic.requests
-    assert ['exact match: predicted "b", expected "x", score 0.'] == shown(request, "feedback")
+    assert shown(request, "feedback") == ['exact match: predicted "b", expected "x", score 0.']
 
 
 def test_no_feedback_makes_no_graph():
     """A prediction that needs no gradient leaves no node."""
     score, explanation = MATCH(prediction("a", requires_grad=False), "b")
-    assert (None, None) == (score.grad_fn, explanation.grad_fn)
+    assert (score.grad_fn, explanation.grad_fn) == (None, None)
 
 
 # Refusals --------------------------------------------------------------------------------------
@@ -483,11 +483,11 @@ def test_an_eval_fn_may_write_the_feedback_itself(eval_fn):
     answers = prediction(["Rome", "rom"])
     score, explanation = SCORED(answers, "Rome", eval_fn, "match")
     explanation.backward()
-    assert [1, 0] == score.samples
-    assert [[None, "rom has too few letters"]] == feedback(answers)
+    assert score.samples == [1, 0]
+    assert feedback(answers) == [[None, "rom has too few letters"]]
     left = prediction("rom")
     SCORED(left, "Rome", lambda p, t: (0, None), "match").explanation.backward()
-    assert ['match: predicted "rom", expected "Rome", score 0.'] == feedback(left)
+    assert feedback(left) == ['match: predicted "rom", expected "Rome", score 0.']
 
 
 def test_a_failing_reduction_surfaces_at_the_read():

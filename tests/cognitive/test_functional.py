@@ -78,14 +78,15 @@ def test_two_chats_in_a_row(lm):
     """dL/dw2 = e·h and dL/dw1 = e·w2·x, for each wrong sample."""
     w1, w2 = cog.Parameter("2", role="weight 1"), cog.Parameter("3", role="weight 2")
     out = chat(lm, w2, chat(lm, w1, ["1", "2", "5"]))
-    assert ["6.0", "12.0", "30.0"] == out.data
+    assert out.data == ["6.0", "12.0", "30.0"]
     score, explanation = loss(out.map(float), afnio.Variable([7.0, 12.0, 28.0]))
     explanation.backward()
-    assert [-1.0, 0.0, -4.0] == score.samples
-    assert [-1.0 * 2, 2.0 * 10] == numbers(w2.grad)
-    assert [-1.0 * 3 * 1, 2.0 * 3 * 5] == numbers(w1.grad)
-    assert {"forward": 6, "backward": 4} == {
-        phase: use["calls"] for phase, use in lm.get_usage()["phases"].items()
+    assert score.samples == [-1.0, 0.0, -4.0]
+    assert numbers(w2.grad) == [-1.0 * 2, 2.0 * 10]
+    assert numbers(w1.grad) == [-1.0 * 3 * 1, 2.0 * 3 * 5]
+    assert {phase: use["calls"] for phase, use in lm.get_usage()["phases"].items()} == {
+        "forward": 6,
+        "backward": 4,
     }
 
 
@@ -96,14 +97,14 @@ def test_add_sum_and_map_between_chats(lm):
     hidden = chat(lm, w1, ["1", "2"])
     out = chat(lm, w2, hidden)
     total = F.sum([F.add(out.map(float), hidden.map(float)), bias])
-    assert [6 + 2 + 1.0, 12 + 4 + 1.0] == total.data
+    assert total.data == [6 + 2 + 1.0, 12 + 4 + 1.0]
     _, explanation = loss(total, afnio.Variable([8.0, 19.0]))
     explanation.backward()
     errors = [1.0, -2.0]
     assert errors == numbers(bias.grad)
-    assert [1.0 * 2, -2.0 * 4] == numbers(w2.grad)
+    assert numbers(w2.grad) == [1.0 * 2, -2.0 * 4]
     # Through the second chat and past it: e·(w2 + 1)·x.
-    assert [1.0 * 4 * 1, -2.0 * 4 * 2] == numbers(w1.grad)
+    assert numbers(w1.grad) == [1.0 * 4 * 1, -2.0 * 4 * 2]
 
 
 def test_a_weight_used_by_two_chats_gets_a_gradient_from_each(lm):
@@ -112,7 +113,7 @@ def test_a_weight_used_by_two_chats_gets_a_gradient_from_each(lm):
     out = chat(lm, weight, chat(lm, weight, ["3"]))
     _, explanation = loss(out.map(float), afnio.Variable([11.0]))
     explanation.backward()
-    assert [1.0 * 2 * 3, 1.0 * 6] == numbers(weight.grad)
+    assert numbers(weight.grad) == [1.0 * 2 * 3, 1.0 * 6]
 
 
 def test_inputs_get_their_gradients_aligned_to_samples(lm):
@@ -122,7 +123,7 @@ def test_inputs_get_their_gradients_aligned_to_samples(lm):
     _, explanation = loss(out.map(float), afnio.Variable([4.0, 7.0, 14.0]))
     explanation.backward()
     (only,) = x.grad
-    assert [None, 1.0 * 4, -2.0 * 4] == [text and float(text) for text in only.data]
+    assert [text and float(text) for text in only.data] == [None, 1.0 * 4, -2.0 * 4]
 
 
 def test_descent_with_momentum(lm):
@@ -139,17 +140,17 @@ def test_descent_with_momentum(lm):
         now = (w * 1 - 3) * 1 + (w * 2 - 6) * 2
         w, before = round(w - RATE * (now + DECAY * before), 6), now
         expected.append(w)
-    assert expected == found
-    assert [1.5, 2.125, 2.53125] == found
+    assert found == expected
+    assert found == [1.5, 2.125, 2.53125]
 
 
 def test_split_is_a_read_and_its_parts_send_feedback_back(lm):
     """The parts of a reply can be judged alone."""
     text = afnio.Variable("6.0 1.0", role="pair", requires_grad=True)
     first, second = F.split(text, " ")
-    assert ("6.0", "1.0") == (first.data, second.data)
+    assert (first.data, second.data) == ("6.0", "1.0")
     F.exact_match_evaluator(first, "7.0")[1].backward()
-    assert 1 == len(text.grad)
+    assert len(text.grad) == 1
     assert text.grad[0].data.endswith(
         '<ITEM>exact match: predicted "6.0", expected "7.0", score 0.</ITEM><ITEM></ITEM>'
     )
@@ -158,10 +159,10 @@ def test_split_is_a_read_and_its_parts_send_feedback_back(lm):
 def test_the_functions_and_the_modules_are_the_same_ops():
     """Each module calls its function."""
     a, b = afnio.Variable("x", role="a"), afnio.Variable("y", role="b")
-    assert ("xy", "a and b") == (cog.Add()(a, b).data, F.add(a, b).role)
-    assert "<ITEM>x</ITEM><ITEM>y</ITEM>" == cog.Sum()([a, b]).data == F.sum([a, b]).data
-    assert ["x", "z"] == [part.data for part in cog.Split()(afnio.Variable("x,z"), ",")]
-    assert 0 == cog.ExactMatchEvaluator()(a, "y").score.data == F.exact_match_evaluator(a, "y").score.data
+    assert (cog.Add()(a, b).data, F.add(a, b).role) == ("xy", "a and b")
+    assert F.sum([a, b]).data == cog.Sum()([a, b]).data == "<ITEM>x</ITEM><ITEM>y</ITEM>"
+    assert [part.data for part in cog.Split()(afnio.Variable("x,z"), ",")] == ["x", "z"]
+    assert F.exact_match_evaluator(a, "y").score.data == cog.ExactMatchEvaluator()(a, "y").score.data == 0
 
 
 @pytest.mark.parametrize("op", [cog.Add(), cog.add])

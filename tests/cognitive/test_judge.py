@@ -35,12 +35,12 @@ def test_it_scores_each_sample_and_explains():
     """The messages are filled with prediction and target, and ask for the form."""
     client = ScriptedClient(verdict)
     score, explanation = JUDGE(client, messages(rubric()), answer(["good", "bad"]), ["x", "y"], model="j")
-    assert (1, [True, False]) == (score.data, score.samples)
+    assert (score.data, score.samples) == (1, [True, False])
     assert "Sample 1: too long" in explanation.data
     first = client.requests[0]
     assert first.messages[0]["content"].startswith("Grade good against x.\nAnswer with one JSON object")
-    assert "afnio_judgement" == first.params["response_format"]["json_schema"]["name"]
-    assert ["judge"] == list(client.get_usage()["phases"])
+    assert first.params["response_format"]["json_schema"]["name"] == "afnio_judgement"
+    assert list(client.get_usage()["phases"]) == ["judge"]
 
 
 def test_in_eval_mode_the_explanation_is_the_feedback():
@@ -52,8 +52,8 @@ def test_in_eval_mode_the_explanation_is_the_feedback():
         ScriptedClient(verdict), messages(grade), given, ["x", "y"], success_fn=all, model="j"
     )
     explanation.backward()
-    assert [[None, "too long"]] == [g.data for g in given.grad]
-    assert ([], []) == (grade.grad, critic.requests)
+    assert [g.data for g in given.grad] == [[None, "too long"]]
+    assert (grade.grad, critic.requests) == ([], [])
 
 
 @pytest.mark.parametrize("eval_mode", [False, afnio.Variable(False)])
@@ -74,11 +74,11 @@ def test_out_of_eval_mode_the_judges_own_texts_get_the_feedback(eval_mode):
         model="j",
     )
     explanation.backward(afnio.Variable("too strict"))
-    assert ([], 2, 2) == (given.grad, len(grade.grad), len(note.grad))
+    assert (given.grad, len(grade.grad), len(note.grad)) == ([], 2, 2)
     request = critic.requests[1]
-    assert ["rubric", "note"] == [v.attributes["role"] for v in variables(request)]
-    assert ["score: False\ntoo long"] == shown(request, "reply")
-    assert (["too strict"], []) == (shown(request, "feedback"), shown(request, "edited_reply"))
+    assert [v.attributes["role"] for v in variables(request)] == ["rubric", "note"]
+    assert shown(request, "reply") == ["score: False\ntoo long"]
+    assert (shown(request, "feedback"), shown(request, "edited_reply")) == (["too strict"], [])
 
 
 def test_a_judge_that_succeeded_teaches_nothing():
@@ -90,7 +90,7 @@ def test_a_judge_that_succeeded_teaches_nothing():
         ScriptedClient(verdict), messages(grade), answer(["good"]), success_fn=all, eval_mode=False, model="j"
     )
     explanation.backward()
-    assert ([], []) == (grade.grad, critic.requests)
+    assert (grade.grad, critic.requests) == ([], [])
 
 
 @pytest.mark.parametrize("judge", [JUDGE, cog.lm_judge_evaluator])
@@ -106,7 +106,7 @@ def test_what_the_judge_finds_right_gets_no_feedback(judge, best, other, args):
     given = answer(["good", "bad"])
     _, explanation = judge(ScriptedClient(script), messages(rubric()), given, ["x", "y"], model="j", **args)
     explanation.backward()
-    assert [[None, "said"]] == [g.data for g in given.grad]
+    assert [g.data for g in given.grad] == [[None, "said"]]
 
 
 def test_a_judge_with_another_scale_fails_the_launch():
@@ -122,10 +122,11 @@ def test_an_unreadable_judgement_is_repaired_once():
     """The judge is told what was wrong."""
     client = ScriptedClient(["4 of 5", {"score": 4, "explanation": "ok"}])
     score, _ = JUDGE(client, messages(rubric("Grade {prediction}.")), answer("a"), max_score=5, model="j")
-    assert 4 == score.data
+    assert score.data == 4
     assert "it holds no JSON object" in client.requests[1].messages[-1]["content"]
-    assert {"judge": 1, "judge-repair": 1} == {
-        phase: use["calls"] for phase, use in client.get_usage()["phases"].items()
+    assert {phase: use["calls"] for phase, use in client.get_usage()["phases"].items()} == {
+        "judge": 1,
+        "judge-repair": 1,
     }
 
 
@@ -150,7 +151,7 @@ def test_missing_samples_are_not_judged():
     """None makes no call and enters no score."""
     client = ScriptedClient(verdict)
     score, _ = JUDGE(client, messages(rubric()), answer(["good", None, "bad"]), ["x", "y", None], model="j")
-    assert ([True, None, None], 1) == (score.samples, len(client.requests))
+    assert (score.samples, len(client.requests)) == ([True, None, None], 1)
 
 
 def test_a_response_format_of_the_user_is_sent():
@@ -164,8 +165,8 @@ def test_a_response_format_of_the_user_is_sent():
     score, _ = JUDGE(
         client, messages(rubric("{prediction}")), answer("a"), response_format=Verdict, max_score=5, model="j"
     )
-    assert 3 == score.data
-    assert "Verdict" == client.requests[0].params["response_format"]["json_schema"]["name"]
+    assert score.data == 3
+    assert client.requests[0].params["response_format"]["json_schema"]["name"] == "Verdict"
 
 
 @pytest.mark.parametrize(
@@ -203,4 +204,4 @@ def test_bad_arguments_are_refused_at_the_launch_line(change, error, words):
     with pytest.raises(error) as caught:
         JUDGE(**{**given, **change})
     assert words in str(caught.value)
-    assert [] == client.requests
+    assert client.requests == []

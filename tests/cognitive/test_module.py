@@ -49,11 +49,11 @@ def test_parameters_modules_and_clients_are_registered_and_nothing_else():
     """A dict is no configuration, None no function, a plain Variable is not saved."""
     agent = Agent()
     agent.client = ScriptedClient()
-    assert ["task", "first.prompt", "second.prompt"] == names(agent.named_parameters())
-    assert ["", "first", "second"] == names(agent.named_modules())
-    assert ["client"] == names(agent.named_models())
-    assert [] == [*agent.completion_configs(), *agent.functions(), *agent.buffers(), *agent.chats()]
-    assert ({"temperature": 0}, None, ["a", "b"]) == (agent.options, agent.nothing, agent.names)
+    assert names(agent.named_parameters()) == ["task", "first.prompt", "second.prompt"]
+    assert names(agent.named_modules()) == ["", "first", "second"]
+    assert names(agent.named_models()) == ["client"]
+    assert [*agent.completion_configs(), *agent.functions(), *agent.buffers(), *agent.chats()] == []
+    assert (agent.options, agent.nothing, agent.names) == ({"temperature": 0}, None, ["a", "b"])
 
 
 def test_assignment_before_init_is_an_error():
@@ -78,20 +78,20 @@ def test_a_parameter_is_not_replaced_by_something_that_learns_nothing(value):
     part = Part()
     if isinstance(value, cog.Module):
         part.prompt = value
-        assert ([], ["prompt"]) == (names(part.named_parameters(recurse=False)), names(part.named_children()))
+        assert (names(part.named_parameters(recurse=False)), names(part.named_children())) == ([], ["prompt"])
         return
     with pytest.raises(TypeError, match="'prompt' is one of the parameters .* write prompt.data = …"):
         part.prompt = value
-    assert "one" == part.prompt.data
+    assert part.prompt.data == "one"
 
 
 def test_a_registered_name_can_be_replaced_emptied_and_deleted():
     """It keeps its kind and its place."""
     part = Part()
     part.prompt = cog.Parameter("new")
-    assert ["new"] == [p.data for p in part.parameters()]
+    assert [p.data for p in part.parameters()] == ["new"]
     part.prompt = None
-    assert ([], None) == ([*part.parameters()], part.prompt)
+    assert ([*part.parameters()], part.prompt) == ([], None)
     part.prompt = cog.Parameter("again")
     del part.prompt
     assert not hasattr(part, "prompt")
@@ -133,7 +133,7 @@ def test_a_property_of_the_class_takes_what_is_assigned():
 
     module = Renaming()
     module.prompt = cog.Parameter("x")
-    assert ["_prompt"] == names(module.named_parameters())
+    assert names(module.named_parameters()) == ["_prompt"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_everything_can_be_registered_by_hand():
         [*module.children()],
     )
     module.buffer = Variable("new")
-    assert ["new"] == [b.data for b in module.buffers()]
+    assert [b.data for b in module.buffers()] == ["new"]
     assert {"buffer", "chat", "part"} <= set(dir(module))
 
 
@@ -208,26 +208,26 @@ def test_a_shared_module_is_seen_once():
     shared = Part()
     agent = Agent(shared)
     agent.second = shared
-    assert ["", "first"] == names(agent.named_modules())
-    assert ["task", "first.prompt"] == names(agent.named_parameters())
-    assert ["", "first", "second"] == names(agent.named_modules(remove_duplicate=False))
-    assert ["task", "first.prompt", "second.prompt"] == names(agent.named_parameters(remove_duplicate=False))
+    assert names(agent.named_modules()) == ["", "first"]
+    assert names(agent.named_parameters()) == ["task", "first.prompt"]
+    assert names(agent.named_modules(remove_duplicate=False)) == ["", "first", "second"]
+    assert names(agent.named_parameters(remove_duplicate=False)) == ["task", "first.prompt", "second.prompt"]
 
 
 def test_a_shared_parameter_is_seen_once():
     """An optimizer must not get it twice."""
     agent = Agent()
     agent.second.prompt = agent.first.prompt
-    assert 2 == len([*agent.parameters()])
-    assert ["p.task"] == names(agent.named_parameters(prefix="p", recurse=False))
+    assert len([*agent.parameters()]) == 2
+    assert names(agent.named_parameters(prefix="p", recurse=False)) == ["p.task"]
 
 
 def test_train_and_eval_reach_everything_and_take_a_bool():
     """`training` is a flag for user code."""
     agent = Agent()
     assert agent is agent.eval()
-    assert [False] * 3 == [m.training for m in agent.modules()]
-    assert [True] * 3 == [m.training for m in agent.train().modules()]
+    assert [m.training for m in agent.modules()] == [False] * 3
+    assert [m.training for m in agent.train().modules()] == [True] * 3
     with pytest.raises(ValueError, match="training mode must be True or False .got 1."):
         agent.train(1)
 
@@ -237,16 +237,16 @@ def test_requires_grad_touches_parameters_only():
     agent = Agent()
     agent.register_chat("chat", [{"role": "user", "content": [agent.template]}])
     agent.requires_grad_(False)
-    assert [False] * 3 == [p.requires_grad for p in agent.parameters()]
+    assert [p.requires_grad for p in agent.parameters()] == [False] * 3
     agent.requires_grad_()
-    assert (True, False) == (agent.task.requires_grad, agent.template.requires_grad)
+    assert (agent.task.requires_grad, agent.template.requires_grad) == (True, False)
 
 
 def test_apply_visits_children_first():
     """And returns the module."""
     agent, seen = Agent(), []
     assert agent is agent.apply(lambda module: seen.append(type(module).__name__))
-    assert ["Part", "Part", "Agent"] == seen
+    assert seen == ["Part", "Part", "Agent"]
 
 
 def test_clear_grad_drops_the_feedback():
@@ -255,14 +255,14 @@ def test_clear_grad_drops_the_feedback():
     for clear in (agent.clear_grad, agent.empty_grad):
         agent.task.append_grad(Variable("better"))
         clear()
-        assert [] == agent.task.grad
+        assert agent.task.grad == []
 
 
 def test_the_repr_shows_the_tree_and_its_parameters():
     """Long texts are cut, pending ones are not waited for."""
     agent = Agent()
     agent.task.data = "x" * 100
-    assert (
+    assert repr(agent) == (
         "Agent(\n"
         f"  (task): Parameter('{'x' * 56}...', role='task', requires_grad=True)\n"
         "  (first): Part(\n"
@@ -272,8 +272,8 @@ def test_the_repr_shows_the_tree_and_its_parameters():
         "    (prompt): Parameter('two', role='prompt', requires_grad=True)\n"
         "  )\n"
         ")"
-    ) == repr(agent)
-    assert "ChatCompletion()" == repr(cog.ChatCompletion())
+    )
+    assert repr(cog.ChatCompletion()) == "ChatCompletion()"
 
 
 # Calls -----------------------------------------------------------------------------------------
@@ -281,9 +281,9 @@ def test_the_repr_shows_the_tree_and_its_parameters():
 
 def test_a_call_is_forward():
     """With the arguments and the result of forward."""
-    assert ("xonetwo", "xone") == (Agent()(Variable("x")).data, Part()(value=Variable("x")).data)
+    assert (Agent()(Variable("x")).data, Part()(value=Variable("x")).data) == ("xonetwo", "xone")
     assert callable(Agent())
-    assert ["value"] == list(inspect.signature(Agent().__call__).parameters)
+    assert list(inspect.signature(Agent().__call__).parameters) == ["value"]
 
 
 def test_a_module_without_forward_says_so():
@@ -296,7 +296,7 @@ async def test_one_body_serves_call_and_await():
     """A `def forward` that doesn't read works on a loop."""
     result = Agent()(Variable("x").map(str))
     assert result is await result
-    assert "xonetwo" == result.data
+    assert result.data == "xonetwo"
 
 
 class Reader(cog.Module):
@@ -307,12 +307,12 @@ class Reader(cog.Module):
 
 def test_an_async_forward_returns_its_coroutine():
     """Awaited on a loop, or run by afnio.run in a script."""
-    assert "x" == afnio.run(Reader()(Variable("x").map(str)))
+    assert afnio.run(Reader()(Variable("x").map(str))) == "x"
 
 
 async def test_an_async_forward_is_awaited():
     """As Python users expect."""
-    assert "x" == await Reader()(Variable("x").map(str))
+    assert await Reader()(Variable("x").map(str)) == "x"
 
 
 # Copies ----------------------------------------------------------------------------------------
@@ -326,12 +326,12 @@ def test_a_deep_copy_shares_nothing_but_clients():
     agent.task.append_grad(Variable("better"))
     clone = copy.deepcopy(agent)
     clone.task.data = "changed"
-    assert ("task", "changed") == (agent.task.data, clone.task.data)
-    assert [] == clone.task.grad
+    assert (agent.task.data, clone.task.data) == ("task", "changed")
+    assert clone.task.grad == []
     assert type(clone.task) is cog.Parameter
     assert clone.second.prompt is clone.first.prompt is not agent.first.prompt
     assert clone.client is agent.client
-    assert "xoneone" == clone(Variable("x")).data
+    assert clone(Variable("x")).data == "xoneone"
 
 
 def test_an_agent_can_be_pickled():
@@ -339,8 +339,8 @@ def test_an_agent_can_be_pickled():
     agent = Agent()
     agent.eval()
     clone = pickle.loads(pickle.dumps(agent))
-    assert ["task", "first.prompt", "second.prompt"] == names(clone.named_parameters())
-    assert ("xonetwo", False) == (clone(Variable("x")).data, clone.training)
+    assert names(clone.named_parameters()) == ["task", "first.prompt", "second.prompt"]
+    assert (clone(Variable("x")).data, clone.training) == ("xonetwo", False)
 
 
 def test_a_client_is_not_pickled():

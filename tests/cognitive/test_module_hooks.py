@@ -46,8 +46,8 @@ def test_pre_hooks_change_arguments() -> None:
     stage.register_forward_pre_hook(lambda m, args: afnio.Variable(args[0].data + "1"))
     stage.register_forward_pre_hook(lambda m, args: (afnio.Variable(args[0].data + "0"),), prepend=True)
     stage.register_forward_pre_hook(lambda m, args, kwargs: (args, {"ending": "!"}), with_kwargs=True)
-    assert "px01!" == stage(afnio.Variable("x")).data
-    assert [(stage, "x0")] == seen
+    assert stage(afnio.Variable("x")).data == "px01!"
+    assert seen == [(stage, "x0")]
     stage.register_forward_pre_hook(lambda m, args, kwargs: 3, with_kwargs=True)
     with pytest.raises(TypeError, match=r"None or \(args, kwargs\) \(got 3\)"):
         stage(afnio.Variable("x"))
@@ -65,8 +65,8 @@ def test_forward_hooks_change_the_output_without_waiting() -> None:
 
     chat.register_forward_hook(hook)
     messages = [{"role": "user", "content": [afnio.Variable("{x}")]}]
-    assert ["A", "B"] == chat(client, messages, inputs={"x": ["a", "b"]}, model="m").data
-    assert [True] == pending
+    assert chat(client, messages, inputs={"x": ["a", "b"]}, model="m").data == ["A", "B"]
+    assert pending == [True]
 
 
 def test_forward_hooks_see_arguments_and_can_be_removed() -> None:
@@ -74,8 +74,8 @@ def test_forward_hooks_see_arguments_and_can_be_removed() -> None:
     stage, seen = Stage(), []
     with stage.register_forward_hook(lambda m, a, k, o: seen.append((a[0].data, k)), with_kwargs=True):
         stage(afnio.Variable("x"), ending=".")
-    assert "px" == stage(afnio.Variable("x")).data
-    assert [("x", {"ending": "."})] == seen
+    assert stage(afnio.Variable("x")).data == "px"
+    assert seen == [("x", {"ending": "."})]
 
 
 async def test_async_forward_takes_both_kinds_of_hooks() -> None:
@@ -87,11 +87,11 @@ async def test_async_forward_takes_both_kinds_of_hooks() -> None:
 
     stage.register_forward_pre_hook(before)
     stage.register_forward_hook(lambda m, args, output: afnio.Variable(output.data + "2"))
-    assert "px12" == (await stage(afnio.Variable("x"))).data
+    assert (await stage(afnio.Variable("x"))).data == "px12"
     wrapped = Stage()
     wrapped.forward = lambda text: stage(text)
     wrapped.register_forward_hook(lambda m, args, output: afnio.Variable(output.data + "3"))
-    assert "px123" == (await wrapped(afnio.Variable("x"))).data
+    assert (await wrapped(afnio.Variable("x"))).data == "px123"
 
 
 def test_an_async_hook_of_a_plain_forward_is_refused() -> None:
@@ -115,7 +115,7 @@ def test_always_call(kind: type[Stage]) -> None:
     stage.register_forward_hook(lambda m, a, o: 1 / 0, always_call=True)
     with pytest.warns(UserWarning, match="ZeroDivisionError"):
         fail(stage)
-    assert [None] == seen
+    assert seen == [None]
 
 
 def fail(stage: Stage) -> None:
@@ -129,4 +129,4 @@ def test_hooks_are_not_shared_with_copies() -> None:
     handle = stage.register_forward_hook(lambda m, a, o: o.map(str.upper))
     twin = copy.deepcopy(stage)
     handle.remove()
-    assert ("px", "PX") == (stage(afnio.Variable("x")).data, twin(afnio.Variable("x")).data)
+    assert (stage(afnio.Variable("x")).data, twin(afnio.Variable("x")).data) == ("px", "PX")

@@ -39,8 +39,8 @@ def criticism(feedback, reply="r", **args):
 def test_no_text_can_open_or_close_a_block(text):
     """The block that holds a feedback is the only one, for any text."""
     prompt = criticism(text).messages[-1]["content"]
-    assert [text.replace("&lt;", "<")] == [block.text for block in read_blocks(prompt, "feedback")]
-    assert ["<feedback", "</feedback"] == re.findall(r"</?feedback\b", prompt)
+    assert [block.text for block in read_blocks(prompt, "feedback")] == [text.replace("&lt;", "<")]
+    assert re.findall(r"</?feedback\b", prompt) == ["<feedback", "</feedback"]
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -95,7 +95,7 @@ def test_the_schemas_are_valid_and_strict(request_of):
 def test_deterministic_feedback_says_what_was_expected():
     """Texts are quoted, so that an empty prediction shows."""
     _, explanation = cog.exact_match_evaluator(afnio.Variable(""), "é")
-    assert 'exact match: predicted "", expected "é", score 0.' == explanation.data
+    assert explanation.data == 'exact match: predicted "", expected "é", score 0.'
 
 
 def test_the_critic_sees_what_was_asked_for_replied_and_edited():
@@ -103,7 +103,8 @@ def test_the_critic_sees_what_was_asked_for_replied_and_edited():
     request = criticism("f", reply="{}", response_format={"type": "json_object"})
     prompt = request.messages[-1]["content"]
     (form,) = read_blocks(prompt, "reply_format")
-    assert {"type": "json_object"} == json.loads(form.text)
-    assert [["{}"], ["edited"]] == [
-        [block.text for block in read_blocks(prompt, tag)] for tag in ("reply", "edited_reply")
+    assert json.loads(form.text) == {"type": "json_object"}
+    assert [[block.text for block in read_blocks(prompt, tag)] for tag in ("reply", "edited_reply")] == [
+        ["{}"],
+        ["edited"],
     ]

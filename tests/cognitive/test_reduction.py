@@ -68,21 +68,21 @@ def test_what_fits_is_left_alone():
     """No call; each text is a point of its own, in order, equal ones too."""
     client = ScriptedClient()
     found = reduced(["b", "a", "b"], client)
-    assert [("b", (0,)), ("a", (1,)), ("b", (2,))] == [(p.text, p.sources) for p in found.points]
-    assert (0, (), (), 0) == (found.calls, found.failed, found.capped, len(client.requests))
+    assert [(p.text, p.sources) for p in found.points] == [("b", (0,)), ("a", (1,)), ("b", (2,))]
+    assert (found.calls, found.failed, found.capped, len(client.requests)) == (0, (), (), 0)
 
 
 def test_none_at_all():
     """Nothing to read, nothing to ask."""
-    assert () == reduced([], ScriptedClient()).points
+    assert reduced([], ScriptedClient()).points == ()
 
 
 def test_equal_texts_are_read_once():
     """A hundred times the same feedback needs no call."""
     client = ScriptedClient()
     found = reduced(["Be brief."] * 99 + ["be  BRIEF."], client, max_tokens=20)
-    assert [("Be brief.", tuple(range(100)))] == [(p.text, p.sources) for p in found.points]
-    assert [] == client.requests
+    assert [(p.text, p.sources) for p in found.points] == [("Be brief.", tuple(range(100)))]
+    assert client.requests == []
 
 
 def test_groups_are_summed_up_side_by_side():
@@ -90,14 +90,14 @@ def test_groups_are_summed_up_side_by_side():
     client = ScriptedClient(summary)
     texts = different(100)
     found = reduced(texts, client, max_tokens=1000)
-    assert "reducer" == kind(client.requests[0])
+    assert kind(client.requests[0]) == "reducer"
     shown = [block.text for request in client.requests for block in entries(request)]
     assert sorted(texts) == sorted(shown)
-    assert 3 == found.calls == len(client.requests)
+    assert len(client.requests) == found.calls == 3
     assert all(sum(-(-len(b.text) // 4) for b in entries(r)) <= 1000 for r in client.requests)
     assert list(range(100)) == sorted(source for point in found.points for source in point.sources)
-    assert [34, 34, 32] == [len(point.sources) for point in found.points]
-    assert ["reduce"] == list(client.get_usage()["phases"])
+    assert [len(point.sources) for point in found.points] == [34, 34, 32]
+    assert list(client.get_usage()["phases"]) == ["reduce"]
 
 
 def test_similar_failures_stand_together_and_are_named_first():
@@ -109,12 +109,12 @@ def test_similar_failures_stand_together_and_are_named_first():
     reduced(different(30), client, sources, max_tokens=400)
     first, *_ = client.requests
     (failure,) = read_blocks(read_section(prompt(first), "failures"), "failure")
-    assert ('predicted "low", expected "high"', {"id": "1", "samples": "20"}) == (
+    assert (
         failure.text,
         failure.attributes,
-    )
+    ) == ('predicted "low", expected "high"', {"id": "1", "samples": "20"})
     assert prompt(first).index("<failures>") < prompt(first).index("<feedbacks>")
-    assert {"1"} == {block.attributes["failure"] for block in entries(first)}
+    assert {block.attributes["failure"] for block in entries(first)} == {"1"}
 
 
 def test_the_stable_parts_come_first():
@@ -123,17 +123,17 @@ def test_the_stable_parts_come_first():
     reduced(different(100), client, max_tokens=1000)
     systems = {request.messages[0]["content"] for request in client.requests}
     heads = {prompt(request).split("<feedbacks>")[0].split("<failures>")[0] for request in client.requests}
-    assert (1, 1) == (len(systems), len(heads))
-    assert "old" == read_blocks(heads.pop(), "variable")[0].text
+    assert (len(systems), len(heads)) == (1, 1)
+    assert read_blocks(heads.pop(), "variable")[0].text == "old"
 
 
 def test_summaries_are_summed_up_again():
     """A point's sources are the samples, through all levels."""
     client = ScriptedClient(summary)
     found = reduced(different(200, words=200), client, max_tokens=400)
-    assert 200 + 13 == found.calls == len(client.requests)
-    assert 13 == len(found.points)
-    assert 200 == sum(len(point.sources) for point in found.points)
+    assert len(client.requests) == found.calls == 200 + 13
+    assert len(found.points) == 13
+    assert sum(len(point.sources) for point in found.points) == 200
     assert list(range(200)) == sorted(source for point in found.points for source in point.sources)
 
 
@@ -170,7 +170,7 @@ def test_an_unreadable_summary_is_repaired_once(reply, words):
     client = ScriptedClient(lambda request: good if len(request.messages) == 4 else reply)
     (point,) = reduced(different(8), client, max_tokens=150).points
     # Two groups of four, each of whose summaries names two.
-    assert ("good", (0, 1, 4, 5)) == (point.text, point.sources)
+    assert (point.text, point.sources) == ("good", (0, 1, 4, 5))
     assert words in prompt(client.requests[-1])
 
 
@@ -184,14 +184,14 @@ def test_points_come_in_the_order_of_the_samples_behind_them():
         return {"points": [rare, {"point": "common", "sources": list(range(2, count + 1))}]}
 
     found = reduced(different(100), ScriptedClient(rare_first), max_tokens=1000)
-    assert ["common", "rare", "rare", "rare"] == [point.text.split()[0] for point in found.points]
-    assert [97, 1, 1, 1] == [len(point.sources) for point in found.points]
+    assert [point.text.split()[0] for point in found.points] == ["common", "rare", "rare", "rare"]
+    assert [len(point.sources) for point in found.points] == [97, 1, 1, 1]
 
 
 def test_a_point_that_nothing_stands_behind_is_dropped():
     """Made up, as far as anybody can tell."""
     reply = {"points": [{"point": "made up", "sources": []}, {"point": "real", "sources": [1]}]}
-    assert ["real"] == [p.text for p in reduced(different(8), ScriptedClient(reply), max_tokens=150).points]
+    assert [p.text for p in reduced(different(8), ScriptedClient(reply), max_tokens=150).points] == ["real"]
 
 
 def test_no_more_than_so_many_of_a_cluster():
@@ -199,9 +199,9 @@ def test_no_more_than_so_many_of_a_cluster():
     sources = [({"sample": n, "prediction": "a", "target": "b"},) for n in range(20)]
     sources += [({"sample": 20, "prediction": "c", "target": "d"},)]
     found = reduced(different(21), ScriptedClient(), sources, per_failure=3)
-    assert [0, 1, 2, 20] == sorted(source for point in found.points for source in point.sources)
+    assert sorted(source for point in found.points for source in point.sources) == [0, 1, 2, 20]
     assert tuple(range(3, 20)) == found.capped
-    assert [('predicted "a", expected "b"', 20)] == [(f.name, len(f.members)) for f in found.mistakes]
+    assert [(f.name, len(f.members)) for f in found.mistakes] == [('predicted "a", expected "b"', 20)]
 
 
 def test_a_failed_group_is_left_out_and_said_to_be(caplog):
@@ -212,12 +212,13 @@ def test_a_failed_group_is_left_out_and_said_to_be(caplog):
         return FinalModelError("broken") if texts[0] in prompt(request) else summary(request)
 
     found = reduced(texts, ScriptedClient(script), max_tokens=1000)
-    assert (34, 66) == (len(found.failed), sum(len(point.sources) for point in found.points))
+    assert (len(found.failed), sum(len(point.sources) for point in found.points)) == (34, 66)
     assert 0 in found.failed
     (record,) = caplog.records
     assert (
-        "34 of 100 feedback texts on 'prompt' are left out of the step, because the call that sums them up failed "
-        "(broken)" == record.getMessage()
+        record.getMessage()
+        == "34 of 100 feedback texts on 'prompt' are left out of the step, because the call that sums them up failed "
+        "(broken)"
     )
 
 
@@ -231,7 +232,7 @@ def test_a_group_that_fails_further_up_loses_what_is_below_it(caplog):
 
     found = reduced(texts, ScriptedClient(script), max_tokens=400)
     assert tuple(range(14)) == found.failed
-    assert 40 == len(found.failed) + sum(len(point.sources) for point in found.points)
+    assert len(found.failed) + sum(len(point.sources) for point in found.points) == 40
 
 
 def test_below_the_quorum_it_fails():
@@ -240,7 +241,7 @@ def test_below_the_quorum_it_fails():
         BatchError, match="100 of 100 feedback texts on 'prompt' could not be summed"
     ) as caught:
         reduced(different(100), ScriptedClient(FinalModelError("broken")), max_tokens=1000)
-    assert (1, 100) == (len(caught.value.exceptions), len(caught.value.samples))
+    assert (len(caught.value.exceptions), len(caught.value.samples)) == (1, 100)
 
 
 def test_a_bug_is_not_tolerated():
@@ -258,8 +259,8 @@ def test_who_no_longer_waits_pays_for_no_more():
             await launched(different(100), client, max_tokens=1000)
         return len(client.requests)
 
-    assert 3 >= afnio.run(main())
-    assert 0 == client.get_usage()["calls"]
+    assert afnio.run(main()) <= 3
+    assert client.get_usage()["calls"] == 0
 
 
 # Time ------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def test_1024_gradients_take_three_latencies_at_most(words, max_tokens, levels):
         found = reduced(different(1024, words=words), client, max_tokens=max_tokens)
         seconds = loop.now - start
     assert levels == round(seconds, 3)
-    assert 1024 == sum(len(point.sources) for point in found.points)
+    assert sum(len(point.sources) for point in found.points) == 1024
 
 
 def test_a_group_starts_as_soon_as_it_is_full():
@@ -294,9 +295,9 @@ def test_a_group_starts_as_soon_as_it_is_full():
         [time for time, shown in sent if all(text.startswith("sum ") for text in shown) == above]
         for above in (False, True)
     ]
-    assert (512, {0.0}) == (len(levels[0]), set(levels[0]))
+    assert (len(levels[0]), set(levels[0])) == (512, {0.0})
     # 512, 32 groups of 16 of them, 2 groups of 16 of those.
-    assert [1.0] * 31 + [2.0] + [100.0, 101.0] == sorted(levels[1])
+    assert sorted(levels[1]) == [1.0] * 31 + [2.0] + [100.0, 101.0]
 
 
 # Repeated under a journal ----------------------------------------------------------------------
@@ -361,10 +362,10 @@ def confusion(said, wanted):
 def test_one_confusion_is_one_cluster():
     """Whatever the feedback says; the largest comes first, under its name."""
     sources = [confusion("low", "high"), confusion("a", "b"), confusion("low", "high")]
-    assert [
+    assert clustered(["x", "y", "z"], sources) == [
         Cluster('predicted "low", expected "high"', (0, 2)),
         Cluster("", (1,)),
-    ] == clustered(["x", "y", "z"], sources)
+    ]
 
 
 def test_feedback_in_like_words_is_one_cluster():
@@ -372,7 +373,7 @@ def test_feedback_in_like_words_is_one_cluster():
     texts = [POLITE.format("kind"), URGENT.format("winter"), POLITE.format("polite"), URGENT.format("March")]
     sources = [confusion("a long answer " * 9, f"another {n}") for n in range(4)]
     polite, urgent = clustered(texts, sources)
-    assert ((0, 2), (1, 3)) == (polite.members, urgent.members)
+    assert (polite.members, urgent.members) == ((0, 2), (1, 3))
     assert polite.name.startswith("feedback about: prompt, should")
     assert "overnight" not in polite.name
 
@@ -387,15 +388,15 @@ def test_quotes_of_samples_decide_nothing():
     """Two texts that quote one message are not alike for that."""
     quote = '"the heating in the gymnasium has broken down again since yesterday evening"'
     first, second = f"In {quote} the anger was missed.", f"For {quote} shorter replies would have sufficed."
-    assert 2 == len(clustered([first, second], [(), ()]))
+    assert len(clustered([first, second], [(), ()])) == 2
 
 
 def test_samples_with_different_confusions_are_no_confusion():
     """Feedback on a text that samples share goes by its words."""
     mixed = (*confusion("a", "b"), *confusion("b", "a"))
-    assert ["", ""] == [cluster.name for cluster in clustered(["x", "y"], [mixed, mixed])] or [
-        "similar feedback"
-    ] == [cluster.name for cluster in clustered(["x", "y"], [mixed, mixed])]
+    assert [cluster.name for cluster in clustered(["x", "y"], [mixed, mixed])] == ["", ""] or [
+        cluster.name for cluster in clustered(["x", "y"], [mixed, mixed])
+    ] == ["similar feedback"]
 
 
 @given(st.lists(st.text(alphabet="abcdefgh ", max_size=40), max_size=30))
@@ -426,4 +427,4 @@ def test_another_process_finds_the_same():
         ).stdout
         for seed in ("1", "2")
     }  # fmt: skip
-    assert 1 == len(runs)
+    assert len(runs) == 1

@@ -46,11 +46,11 @@ def test_a_state_holds_parameters_persistent_buffers_and_chats():
     """As detached Variables; a Parameter in a chat is not there twice."""
     agent = Agent()
     state = agent.state_dict()
-    assert NAMES == list(state)
-    assert ["task", "kept", "turn", "inner"] == [variable.data for variable in state.values()]
+    assert list(state) == NAMES
+    assert [variable.data for variable in state.values()] == ["task", "kept", "turn", "inner"]
     assert not any(variable.requires_grad for variable in state.values())
     assert agent.task is agent.state_dict(keep_vars=True)["task"]
-    assert ["x.prompt"] == list(agent.inner.state_dict(prefix="x."))
+    assert list(agent.inner.state_dict(prefix="x.")) == ["x.prompt"]
 
 
 def test_a_state_is_a_snapshot():
@@ -58,7 +58,7 @@ def test_a_state_is_a_snapshot():
     agent = Agent()
     state = agent.state_dict()
     agent.task.data = "learned"
-    assert "task" == state["task"].data
+    assert state["task"].data == "task"
 
 
 @pytest.mark.parametrize("used", [False, True])
@@ -68,10 +68,10 @@ def test_a_state_goes_into_used_and_never_run_agents(used):
     source.task.data = source.inner.prompt.data = "learned"
     if used:
         for agent in (source, target):
-            assert "ok" == agent(ScriptedClient("ok"), "hi").data
-    assert ([], []) == target.load_state_dict(source.state_dict())
-    assert ["learned", "learned"] == [parameter.data for parameter in target.parameters()]
-    assert "learned" == target.turns[0]["content"][0].data
+            assert agent(ScriptedClient("ok"), "hi").data == "ok"
+    assert target.load_state_dict(source.state_dict()) == ([], [])
+    assert [parameter.data for parameter in target.parameters()] == ["learned", "learned"]
+    assert target.turns[0]["content"][0].data == "learned"
     assert target.task.requires_grad
 
 
@@ -83,19 +83,19 @@ def test_misfits_are_listed_together_and_nothing_is_changed():
     state |= {"task": Variable(["a", "b"]), "inner.prompt": "text", "other": Variable("x")}
     with pytest.raises(RuntimeError) as caught:
         agent.load_state_dict(state)
-    assert (
+    assert str(caught.value) == (
         "the state dict doesn't fit Agent: task is one value here and not in the state; "
         "inner.prompt must be a Variable (got 'text'); missing: kept; unexpected: other"
-    ) == str(caught.value)
-    assert ["task", "inner"] == [parameter.data for parameter in agent.parameters()]
+    )
+    assert [parameter.data for parameter in agent.parameters()] == ["task", "inner"]
 
 
 def test_a_loose_load_takes_what_fits():
     """And says what didn't."""
     agent = Agent()
     keys = agent.load_state_dict({"task": Variable("new"), "other": Variable("x")}, strict=False)
-    assert (["kept", "turns.1.0", "inner.prompt"], ["other"]) == keys
-    assert "new" == agent.task.data
+    assert keys == (["kept", "turns.1.0", "inner.prompt"], ["other"])
+    assert agent.task.data == "new"
 
 
 def test_assigning_takes_the_variables_and_keeps_parameters():
@@ -122,7 +122,7 @@ def test_lengths_of_batches_have_to_fit():
         module.load_state_dict({"batch": Variable(["a", "b", "c"])})
     module.batch = Variable(None)
     module.load_state_dict({"batch": Variable(["a", "b", "c"])})
-    assert ["a", "b", "c"] == module.batch.data
+    assert module.batch.data == ["a", "b", "c"]
 
 
 class Counter(Inner):
@@ -140,7 +140,7 @@ def test_extra_state_goes_along():
     source, target = Counter(), Counter()
     source.steps = 7
     target.load_state_dict(source.state_dict())
-    assert 7 == target.steps
+    assert target.steps == 7
     with pytest.raises(RuntimeError, match="missing: _extra_state"):
         target.load_state_dict(Inner().state_dict())
 
@@ -149,7 +149,7 @@ def test_a_state_waits_for_what_is_pending():
     """What is saved is what has arrived."""
     agent = Agent()
     agent.kept = Variable("later").map(str.upper)
-    assert "LATER" == agent.state_dict()["kept"].data
+    assert agent.state_dict()["kept"].data == "LATER"
 
 
 def test_what_is_no_mapping_is_refused():
@@ -165,7 +165,7 @@ def test_a_state_survives_a_file(tmp_path):
     afnio.save(agent.state_dict(), tmp_path / "agent.afnio")
     other = Agent()
     other.load_state_dict(afnio.load(tmp_path / "agent.afnio"))
-    assert "learned {x}" == other.task.data
+    assert other.task.data == "learned {x}"
 
 
 class Asking(Inner):
@@ -184,14 +184,14 @@ def test_clients_stay_under_their_names_or_are_given():
     """A state holds none; an agent without one loads all the same."""
     one, two, given = (ScriptedClient("x") for _ in range(3))
     state = asking(one, two).state_dict()
-    assert ["prompt", "judge.prompt"] == list(state)
+    assert list(state) == ["prompt", "judge.prompt"]
     agent = asking(one)
     agent.load_state_dict(state)
     assert (one, None) == (agent.client, agent.judge.client)
     agent.load_state_dict(state, model_clients={"judge.client": given})
     assert (one, given) == (agent.client, agent.judge.client)
     agent.load_state_dict(state, model_clients={"client": two})
-    assert [two, given] == list(agent.models())
+    assert list(agent.models()) == [two, given]
 
 
 @pytest.mark.parametrize(
@@ -222,5 +222,5 @@ def test_a_state_from_a_file_goes_into_an_agent(tmp_path):
     source.task.data = "learned"
     afnio.save(source.state_dict(), tmp_path / "state")
     target.load_state_dict(afnio.load(tmp_path / "state"))
-    assert "learned" == target.task.data
+    assert target.task.data == "learned"
     assert target.task.requires_grad

@@ -70,7 +70,7 @@ def test_each_row_once(rows: list[str], max_pending: int, ordered: bool, start: 
     stream = Echo().stream(rows, client, max_pending=max_pending, ordered=ordered, start=start)
     results = [(result.index, result.row, result.value, result.error) for result in stream]
     expected = [(index, row, row, None) for index, row in enumerate(rows)][start:]
-    assert expected == (results if ordered else sorted(results))
+    assert (results if ordered else sorted(results)) == expected
     assert client.peak <= max_pending
 
 

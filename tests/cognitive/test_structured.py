@@ -28,8 +28,8 @@ async def asked(client, **args):
 async def test_an_object_is_found_in_what_models_write(reply):
     """Fences and words around the object don't matter."""
     client = ScriptedClient(reply)
-    assert 1 == await asked(client)
-    assert 1 == len(client.requests)
+    assert await asked(client) == 1
+    assert len(client.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,13 @@ async def test_an_object_is_found_in_what_models_write(reply):
 async def test_an_unreadable_reply_is_repaired_once(reply, words):
     """The repair shows the reply and what is wrong with it."""
     client = ScriptedClient([reply, GOOD])
-    assert 1 == await asked(client)
+    assert await asked(client) == 1
     first, second = client.requests
-    assert [*first.messages, {"role": "assistant", "content": reply}] == list(second.messages[:-1])
+    assert list(second.messages[:-1]) == [*first.messages, {"role": "assistant", "content": reply}]
     assert words in second.messages[-1]["content"]
-    assert {"judge": 1, "judge-repair": 1} == {
-        phase: usage["calls"] for phase, usage in client.get_usage()["phases"].items()
+    assert {phase: usage["calls"] for phase, usage in client.get_usage()["phases"].items()} == {
+        "judge": 1,
+        "judge-repair": 1,
     }
 
 
@@ -60,7 +61,7 @@ async def test_a_second_unreadable_reply_is_an_error_that_shows_its_start():
     client = ScriptedClient(["no json", "still none"])
     with pytest.raises(ReplyError, match="nor its repair: it holds no JSON object .it starts 'still none'"):
         await asked(client)
-    assert 2 == len(client.requests)
+    assert len(client.requests) == 2
 
 
 async def test_the_schema_is_sent():
@@ -68,7 +69,7 @@ async def test_the_schema_is_sent():
     client = ScriptedClient(GOOD)
     await asked(client)
     form = client.requests[0].params["response_format"]["json_schema"]
-    assert ("afnio_judgement", True) == (form["name"], form["strict"])
+    assert (form["name"], form["strict"]) == ("afnio_judgement", True)
     assert sorted(json.loads(GOOD)) == sorted(form["schema"]["required"])
 
 
@@ -81,8 +82,8 @@ async def test_a_refused_schema_falls_back_to_words_for_good():
         return GOOD
 
     client = ScriptedClient(script)
-    assert [1, 1] == [await asked(client), await asked(client)]
-    assert [True, False, False] == ["response_format" in r.params for r in client.requests]
+    assert [await asked(client), await asked(client)] == [1, 1]
+    assert ["response_format" in r.params for r in client.requests] == [True, False, False]
 
 
 async def test_another_400_stays_an_error_and_the_schema_stays():
@@ -98,11 +99,11 @@ async def test_another_status_is_no_refusal():
     client = ScriptedClient(FinalModelError("no such key", status=401))
     with pytest.raises(FinalModelError, match="no such key"):
         await asked(client)
-    assert 1 == len(client.requests)
+    assert len(client.requests) == 1
 
 
 async def test_a_response_format_of_the_user_wins():
     """Arguments given with the model override the op's schema."""
     client = ScriptedClient(GOOD)
-    assert 1 == await asked(client, response_format={"type": "json_object"})
-    assert [{"type": "json_object"}] == [r.params["response_format"] for r in client.requests]
+    assert await asked(client, response_format={"type": "json_object"}) == 1
+    assert [r.params["response_format"] for r in client.requests] == [{"type": "json_object"}]

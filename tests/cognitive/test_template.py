@@ -27,12 +27,12 @@ def filled(text, inputs):
 
 def test_filling_is_one_pass_and_leaves_other_braces():
     """A value's own braces and JSON braces stay as they are."""
-    assert 'x {b} {"a": 1} {} {{b}} {c d}' == filled('{a} {"a": 1} {} {{b}} {c d}', {"a": "x {b}"})
+    assert filled('{a} {"a": 1} {} {{b}} {c d}', {"a": "x {b}"}) == 'x {b} {"a": 1} {} {{b}} {c d}'
 
 
 def test_a_filled_value_is_never_a_template_itself():
     """An input that looks like a placeholder of another input is not filled."""
-    assert "{b} B" == filled("{a} {b}", {"a": "{b}", "b": "B"})
+    assert filled("{a} {b}", {"a": "{b}", "b": "B"}) == "{b} B"
 
 
 @pytest.mark.parametrize(
@@ -63,28 +63,28 @@ def test_an_unfilled_placeholder_is_an_error_that_names_the_inputs():
     """A forgotten input is caught before anything is sent."""
     with pytest.raises(TemplateError) as caught:
         ask([message("Read {text}.")], {"message": "hi"})
-    assert (
+    assert str(caught.value) == (
         "message 0 (user) has the placeholder {text}, which no input fills (inputs: message); add it to inputs"
-    ) == str(caught.value)
+    )
 
 
 def test_an_input_that_no_message_uses_is_an_error():
     """So a misspelt input is no silent loss."""
     with pytest.raises(TemplateError) as caught:
         ask([message("Read {text}.")], {"text": "a", "note": "b"})
-    assert ("input 'note' is used by no message (placeholders: text); write {note} where it belongs") == str(
-        caught.value
+    assert str(caught.value) == (
+        "input 'note' is used by no message (placeholders: text); write {note} where it belongs"
     )
 
 
 def test_a_parameter_may_hold_stray_placeholders():
     """An optimizer may rewrite a prompt to anything, braces included."""
-    assert "Answer {like_this} and { so }." == filled("Answer {like_this} and { so }.", None)
+    assert filled("Answer {like_this} and { so }.", None) == "Answer {like_this} and { so }."
 
 
 def test_a_parameter_may_use_inputs():
     """A placeholder in a Parameter counts as a use."""
-    assert "Answer why?." == filled("Answer {question}.", {"question": "why?"})
+    assert filled("Answer {question}.", {"question": "why?"}) == "Answer why?."
 
 
 async def test_texts_that_are_pending_are_not_judged():
@@ -92,7 +92,7 @@ async def test_texts_that_are_pending_are_not_judged():
     client = ScriptedClient("ok")
     pending = afnio.Variable("{later}").map(str)
     await cog.chat_completion(client, [message(pending)], {"later": "now"}, model="m")
-    assert "now" == client.requests[0].messages[0]["content"]
+    assert client.requests[0].messages[0]["content"] == "now"
 
 
 def test_a_list_in_a_message_is_refused():
@@ -111,7 +111,7 @@ def test_rendering_sends_one_text_or_parts():
     """One part is sent as a string, several as text parts, each filled."""
     parts = [afnio.Variable("{a}"), afnio.Variable(3)]
     sent = ask([message("Hi {a}", "system"), {"role": "user", "content": parts}], {"a": "x"})
-    assert [
+    assert list(sent) == [
         {"role": "system", "content": "Hi x"},
         {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "3"}]},
-    ] == list(sent)
+    ]

@@ -53,7 +53,7 @@ def test_it_trains_and_reports(demo: Demo, folder: Path):
         assert line in done.stdout.splitlines()
 
     # The last line names the run as a page, which has it all.
-    assert "The run as a page: demo.html" == done.stdout.splitlines()[-1]
+    assert done.stdout.splitlines()[-1] == "The run as a page: demo.html"
     page = (folder / "demo.html").read_text()
     prompt = PROMPT.search(done.stdout)
     assert prompt is not None

@@ -97,7 +97,7 @@ def test_pages_name_every_command_extra_example_and_benchmark() -> None:
     (known,) = [
         node.value.keys
         for node in source.body
-        if isinstance(node, ast.Assign) and "PARTS" == ast.unparse(node.targets[0])
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PARTS"
     ]
     assert sorted(key.value for key in known) == sorted(parts)
 
@@ -113,7 +113,7 @@ def test_reference_has_every_public_name() -> None:
         if inspect.isclass(value := getattr(package, name)) or inspect.isfunction(value)
         if not any(value is one or value is vars(one).get(name) for one in shown if hasattr(one, "__dict__"))
     }
-    assert NOT_IN_THE_REFERENCE == missing
+    assert missing == NOT_IN_THE_REFERENCE
 
 
 def _public_packages() -> Iterator[ModuleType]:
@@ -139,7 +139,7 @@ def test_site(tmp_path: Path) -> None:
         timeout=100,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
     home = (tmp_path / "site" / "index.html").read_text()
     assert not re.findall(r'(?:src|href)="https?://(?!github)[^"]*\.(?:js|css|woff2?)', home)
     assert (tmp_path / "site" / "search" / "search_index.json").exists()

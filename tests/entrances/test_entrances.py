@@ -26,7 +26,7 @@ def plain(value: Any) -> Any:
 def test_main_thread(name: str) -> None:
     """Synchronous code on the main thread gets the scenario's result."""
     sync, _, expected = SCENARIOS[name]
-    assert expected == sync()
+    assert sync() == expected
 
 
 def test_script() -> None:
@@ -38,7 +38,7 @@ def test_script() -> None:
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
     )
-    assert (0, "") == (run.returncode, run.stderr)
+    assert (run.returncode, run.stderr) == (0, "")
     assert {name: plain(expected) for name, (_, _, expected) in SCENARIOS.items()} == json.loads(run.stdout)
 
 
@@ -56,21 +56,21 @@ def test_threads(name: str) -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert [expected] * 8 == results
+    assert results == [expected] * 8
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_asyncio(name: str) -> None:
     """The asynchronous form gets the same result on asyncio."""
     _, asynchronous, expected = SCENARIOS[name]
-    assert expected == await asynchronous()
+    assert await asynchronous() == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trio(name: str) -> None:
     """The asynchronous form gets the same result on trio."""
     _, asynchronous, expected = SCENARIOS[name]
-    assert expected == trio.run(asynchronous)
+    assert trio.run(asynchronous) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +79,7 @@ def test_run(name: str) -> None:
     import afnio
 
     _, asynchronous, expected = SCENARIOS[name]
-    assert expected == afnio.run(asynchronous())
+    assert afnio.run(asynchronous()) == expected
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
@@ -97,7 +97,7 @@ def test_side_by_side(library: str) -> None:
 
     anyio.run(main, backend=library)
     assert sorted(NAMES * 5) == sorted(name for name, _ in results)
-    assert [] == [(name, result) for name, result in results if result != SCENARIOS[name][2]]
+    assert [(name, result) for name, result in results if result != SCENARIOS[name][2]] == []
 
 
 def test_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +111,4 @@ def test_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     printed = [cell.outputs[0].text for cell in notebook.cells[1:]]
     expected = [plain(SCENARIOS[name][2]) for name in NAMES for _ in range(2)]
-    assert expected == [json.loads(text) for text in printed]
+    assert [json.loads(text) for text in printed] == expected

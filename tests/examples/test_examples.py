@@ -20,7 +20,7 @@ def run(name: str, cwd: Path = EXAMPLES) -> str:
         [sys.executable, str(EXAMPLES / f"{name}.py")],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
@@ -28,7 +28,7 @@ def test_own_data(tmp_path: Path) -> None:
     """Twenty rows of a CSV, from any working folder: rows that it was not trained on get better."""
     before, after = map(int, re.search(r"before (\d)/8, after (\d)/8", run("own_data", tmp_path)).groups())
     assert before + 3 <= after
-    assert 21 == len((EXAMPLES / "messages.csv").read_text().splitlines())
+    assert len((EXAMPLES / "messages.csv").read_text().splitlines()) == 21
 
 
 def test_retrieval() -> None:
@@ -41,7 +41,7 @@ def test_retrieval() -> None:
 
 def test_judge_tuning() -> None:
     """The judge agrees with people after its prompt was told what they say."""
-    assert ["2", "4"] == re.findall(r"agrees with people on (\d)/4", run("judge_tuning"))
+    assert re.findall(r"agrees with people on (\d)/4", run("judge_tuning")) == ["2", "4"]
 
 
 def test_tool_agent() -> None:
@@ -85,8 +85,8 @@ def test_custom_function() -> None:
 def test_custom_optimizer() -> None:
     """Lessons are added to the prompt, and help."""
     shown = run("custom_optimizer")
-    assert ["0", "2"] == re.findall(r"(\d)/2 right", shown)
-    assert 1 == shown.count("Lessons so far:")
+    assert re.findall(r"(\d)/2 right", shown) == ["0", "2"]
+    assert shown.count("Lessons so far:") == 1
 
 
 def test_custom_provider() -> None:
@@ -105,7 +105,7 @@ def test_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     book = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
-    assert [] == [cell for cell in book.cells if cell.get("outputs")]
+    assert [cell for cell in book.cells if cell.get("outputs")] == []
     nbclient.NotebookClient(
         book, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(EXAMPLES)}}
     ).execute()

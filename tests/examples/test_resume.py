@@ -107,9 +107,9 @@ def test_a_finished_program_starts_anew(tmp_path: Path) -> None:
     """After the end the next start is a new run, and says nothing."""
     with Provider.process() as provider:
         program = Program(tmp_path / "p", SLOW, provider.base_url)
-        assert "" == program.finish()[1]
+        assert program.finish()[1] == ""
         before = provider.stats()["requests"]
-        assert "" == program.finish()[1]
+        assert program.finish()[1] == ""
         assert 2 * before == provider.stats()["requests"]
 
 

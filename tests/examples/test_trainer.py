@@ -32,7 +32,7 @@ def test_trainer(environment: dict[str, str], tmp_path: Path) -> None:
     out = run("trainer.py", environment, tmp_path)
     found = [float(share) for share in re.findall(r"([\d.]+)% right", out)]
     bounds = [tuple(map(float, pair)) for pair in re.findall(r"95 %: ([\d.]+)% to ([\d.]+)%", out)]
-    assert [36.8] == found[:1]
+    assert found[:1] == [36.8]
     assert bounds[1][0] > bounds[0][1]
     assert {"best", "last", "epoch-1"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
 

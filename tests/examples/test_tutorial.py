@@ -41,7 +41,7 @@ def test_script(environment: dict[str, str], tmp_path: Path) -> None:
         [sys.executable, "-W", "error", PROGRAM],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    assert (0, "") == (run.returncode, run.stderr)
+    assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.endswith("Done!\n")
     learned(run.stdout)
     assert (tmp_path / ".afnio" / "username" / "my-project.db").is_file()
@@ -70,9 +70,9 @@ def test_two_threads(environment: dict[str, str], tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", TWICE, PROGRAM],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    assert (0, "") == (run.returncode, run.stderr)
-    assert 10 == len(accuracies(run.stdout))
-    assert 2 == run.stdout.count("Done!")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert len(accuracies(run.stdout)) == 10
+    assert run.stdout.count("Done!") == 2
 
 
 def test_notebook(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_async_program(environment: dict[str, str], tmp_path: Path, arguments: l
         [sys.executable, "-W", "error", EXAMPLES / "optimization_loop_async.py", *arguments],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    assert (0, "") == (run.returncode, run.stderr)
+    assert (run.returncode, run.stderr) == (0, "")
     scores = [int(found) for found in re.findall(r"Test accuracy: (\d+)/68", run.stdout)]
-    assert 5 == len(scores)
+    assert len(scores) == 5
     assert min(scores[1:]) >= BASELINE + 12, scores

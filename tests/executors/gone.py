@@ -78,7 +78,7 @@ def main() -> None:
             Path(path).touch()
 
     with afnio.tolerate(quorum=0.01):
-        assert [2] == afnio.Variable([1]).map(errands.double, executor=make).data
+        assert afnio.Variable([1]).map(errands.double, executor=make).data == [2]
         ender = threading.Thread(target=end)
         ender.start()
         running = afnio.Variable(paths).map(errands.wait_for, executor=make)

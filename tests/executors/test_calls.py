@@ -44,10 +44,10 @@ async def test_calls_of_a_worker_belong_to_their_lane(
         async with afnio.journal(tmp_path / "calls.journal"):
             with subscribed(lambda event: seen.append(event) if isinstance(event, CallEnded) else None):
                 found = await afnio.Variable(["a", "b", "c", "d"]).map(call, executor=WORKERS)
-                assert ["A", "B", "C", "D"] == found.data
-    assert 4 == len(endpoint.asked) == len(seen)
-    assert {0, 1, 2, 3} == {event.lane for event in seen}
-    assert "Bearer any-key-0123" == endpoint.asked[0].headers["authorization"]
+                assert found.data == ["A", "B", "C", "D"]
+    assert len(seen) == len(endpoint.asked) == 4
+    assert {event.lane for event in seen} == {0, 1, 2, 3}
+    assert endpoint.asked[0].headers["authorization"] == "Bearer any-key-0123"
 
 
 async def test_a_block_in_a_worker_adds_no_second_engine(endpoint: Endpoint) -> None:
@@ -64,15 +64,15 @@ async def test_clients_without_a_base_url_and_other_libraries_read_the_environme
 ) -> None:
     for ask in (errands.ask_by_environment, functools.partial(errands.ask, None)):
         found = await afnio.Variable(["a", "b", "c", "d"]).map(ask, executor=WORKERS)
-        assert ["A", "B", "C", "D"] == found.data
-    assert 8 == len(endpoint.asked)
+        assert found.data == ["A", "B", "C", "D"]
+    assert len(endpoint.asked) == 8
 
 
 async def test_a_budget_holds_for_calls_of_workers(endpoint: Endpoint) -> None:
     call = functools.partial(errands.ask, f"{endpoint.url}/v1")
     with afnio.budget(max_calls=2), pytest.raises(BatchError, match="max_calls=2"):
         _ = (await afnio.Variable(["a", "b", "c"]).map(call, executor=WORKERS)).data
-    assert 2 == len(endpoint.asked)
+    assert len(endpoint.asked) == 2
 
 
 @pytest.mark.parametrize("journaled", [False, pytest.param(True, marks=pytest.mark.nightly)])
@@ -91,8 +91,8 @@ async def test_a_lost_worker_pays_for_nothing_twice(
         group.start_soon(watch)
         async with afnio.journal(tmp_path / "calls.journal") if journaled else nullcontext():
             found = await afnio.Variable(["x"]).map(call, executor=WORKERS)
-            assert ["SAME SAME X"] == found.data
-    assert ["same", "same", "x"] == [asked.body["messages"][0]["content"] for asked in endpoint.asked]
+            assert found.data == ["SAME SAME X"]
+    assert [asked.body["messages"][0]["content"] for asked in endpoint.asked] == ["same", "same", "x"]
 
 
 async def test_the_critic_reads_the_calls_that_an_agent_makes_in_a_worker(endpoint: Endpoint) -> None:
@@ -101,7 +101,7 @@ async def test_the_critic_reads_the_calls_that_an_agent_makes_in_a_worker(endpoi
     agent = afnio.cognitive.Agent(errands.agent, prompts={"system": "Be brief:"}, executor=WORKERS)
     copied = copy.deepcopy(agent)  # as `afnio.optimize` does
     found = copied(["a", "b"], url=f"{endpoint.url}/v1")
-    assert ["BE BRIEF: A", "BE BRIEF: B"] == (await found).data
+    assert (await found).data == ["BE BRIEF: A", "BE BRIEF: B"]
     with pytest.raises(BatchError, match="what agent gets must be picklable .*lock"):
         _ = (await copied([{"guard": threading.Lock()}], url="")).data
     with pytest.raises(BatchError):

@@ -44,7 +44,7 @@ def evaluate(journal: Path, runs: Path, rows: list[str], durable: int, mode: Any
         found = score.data, explanation.data
         assert opened is not None
         opened.flush()
-        assert 0 == opened.spent().total.calls == opened.spent().total.attempts
+        assert opened.spent().total.attempts == opened.spent().total.calls == 0
     return found, len(runs.read_text())
 
 
@@ -54,38 +54,38 @@ def test_a_result_is_computed_once_for_each_version(
     journal = tmp_path / "calls.journal"
     found = [False, True, False], ["1 for 2", "2 for 2", "3 for 2"]
     with caplog.at_level(logging.WARNING):
-        assert (found, 3) == evaluate(journal, runs, ["1", "2", "3"], 1)
-        assert (found, 3) == evaluate(journal, runs, ["1", "2", "3"], True)
-        assert (found, 6) == evaluate(journal, runs, ["1", "2", "3"], 2)
-        assert (found, 6) == evaluate(journal, runs, ["1", "2", "3"], 2)
-    assert [] == caplog.messages, "a version is raised on purpose"
+        assert evaluate(journal, runs, ["1", "2", "3"], 1) == (found, 3)
+        assert evaluate(journal, runs, ["1", "2", "3"], True) == (found, 3)
+        assert evaluate(journal, runs, ["1", "2", "3"], 2) == (found, 6)
+        assert evaluate(journal, runs, ["1", "2", "3"], 2) == (found, 6)
+    assert caplog.messages == [], "a version is raised on purpose"
     with closing(sqlite3.connect(journal)) as connection:
-        assert [("result", 6)] == connection.execute(
-            "SELECT kind, count(*) FROM records GROUP BY kind"
-        ).fetchall()
+        assert connection.execute("SELECT kind, count(*) FROM records GROUP BY kind").fetchall() == [
+            ("result", 6)
+        ]
 
 
 def test_a_changed_program_and_other_programs_find_results_by_what_was_asked(
     tmp_path: Path, runs: Path
 ) -> None:
     journal = tmp_path / "calls.journal"
-    assert 3 == evaluate(journal, runs, ["1", "2", "3"], 1)[1]
+    assert evaluate(journal, runs, ["1", "2", "3"], 1)[1] == 3
     moved = evaluate(journal, runs, ["0", "1", "2", "3"], 1)
-    assert (([False, False, True, False], ["0 for 2", "1 for 2", "2 for 2", "3 for 2"]), 4) == moved
+    assert moved == (([False, False, True, False], ["0 for 2", "1 for 2", "2 for 2", "3 for 2"]), 4)
     assert moved == evaluate(journal, runs, ["0", "1", "2", "3"], 1)
-    assert 4 == evaluate(journal, runs, ["3", "0"], 1, mode="reuse")[1]
+    assert evaluate(journal, runs, ["3", "0"], 1, mode="reuse")[1] == 4
 
 
 def test_results_of_an_older_journal(tmp_path: Path, runs: Path) -> None:
     journal = tmp_path / "calls.journal"
-    assert 2 == evaluate(journal, runs, ["1", "2"], 1)[1]
+    assert evaluate(journal, runs, ["1", "2"], 1)[1] == 2
     with closing(sqlite3.connect(journal, isolation_level=None)) as connection:
         connection.execute("UPDATE records SET kind = 'shared'")
         connection.execute("DROP INDEX results_by_address")
         connection.execute("DROP INDEX results_by_key")
-    assert 2 == evaluate(journal, runs, ["1", "2"], 1)[1]
-    assert 4 == evaluate(journal, runs, ["1", "2"], 2)[1]  # their indexes are made
-    assert 4 == evaluate(journal, runs, ["1", "2"], 2)[1]
+    assert evaluate(journal, runs, ["1", "2"], 1)[1] == 2
+    assert evaluate(journal, runs, ["1", "2"], 2)[1] == 4  # their indexes are made
+    assert evaluate(journal, runs, ["1", "2"], 2)[1] == 4
 
 
 class Opaque:
@@ -116,9 +116,9 @@ def test_what_a_partial_binds_is_a_part_of_what_is_asked(tmp_path: Path) -> None
                 found = afnio.Variable(["x"]).map(
                     functools.partial(opened, held), executor=WORKERS, durable=1
                 )
-                assert [expected] == found.data
+                assert found.data == [expected]
     with closing(sqlite3.connect(tmp_path / "calls.journal")) as connection:
-        assert [(6,)] == connection.execute("SELECT count(*) FROM records").fetchall()
+        assert connection.execute("SELECT count(*) FROM records").fetchall() == [(6,)]
 
 
 def test_what_json_cannot_hold_is_named(tmp_path: Path) -> None:

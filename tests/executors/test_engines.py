@@ -36,8 +36,8 @@ async def test_cases(name: str, endpoint: Endpoint, tmp_path: Path) -> None:
         if line.startswith("{"):
             found |= json.loads(line)
     engine = ENGINES[name]
-    assert [[3, 9, 2, engine], [8, 4, 2, engine]] == found["places"]
-    assert [
+    assert found["places"] == [[3, 9, 2, engine], [8, 4, 2, engine]]
+    assert found["order"] == [
         [True] * 4,
         2,
         [None, "worker: b/x", None],
@@ -46,20 +46,20 @@ async def test_cases(name: str, endpoint: Endpoint, tmp_path: Path) -> None:
             "longer of 2 words, measured elsewhere: True",
             "shorter of 1 words, measured elsewhere: True",
         ],
-    ] == found["order"]
-    assert [["BE BRIEF: A", "BE BRIEF: B"], [True]] == found["agent"]
+    ]
+    assert found["agent"] == [["BE BRIEF: A", "BE BRIEF: B"], [True]]
     data, errors, later = found["pickles"]
-    assert [[[0, None, None, 3], [0, None]], [2]] == [data, later]
-    assert "PlainError: one is wrong" == errors[0]
+    assert [data, later] == [[[0, None, None, 3], [0, None]], [2]]
+    assert errors[0] == "PlainError: one is wrong"
     assert "two is odd" in errors[1]
     assert "unpicklable returned a lock that can't be pickled" in errors[2]
-    assert [[True, 40, 0, True, 40], [True, 0, 40, True, 40], True] == found["calls"]
-    assert [2, 0] == found["durable"]
+    assert found["calls"] == [[True, 40, 0, True, 40], [True, 0, 40, True, 40], True]
+    assert found["durable"] == [2, 0]
     right, lost, later = found["poison"]
-    assert [True, ["8"], [2, 4]] == [right, list(lost), later]
+    assert [right, list(lost), later] == [True, ["8"], [2, 4]]
     assert "WorkerLostError: poison must not end its worker process" in lost["8"]
-    assert 44 == len(endpoint.asked)
-    assert 3 >= endpoint.peak
+    assert len(endpoint.asked) == 44
+    assert endpoint.peak <= 3
 
 
 # The driver ends without a word
@@ -81,15 +81,15 @@ def test_no_worker_lives_five_seconds_longer_than_its_driver(
     driver: subprocess.Popen[str], end: signal.Signals
 ) -> None:
     assert driver.stdout is not None
-    assert "busy" == driver.stdout.readline().strip()
+    assert driver.stdout.readline().strip() == "busy"
     family = psutil.Process(driver.pid).children(recursive=True)
     assert len(family) >= 2
     driver.send_signal(end)
     driver.wait(30)
     _, left = psutil.wait_procs(family, timeout=5)
     # Ray's agents, which run no task, look for their raylet every few seconds.
-    assert [] == [command for process in left if (command := _command(process)) and "Agent" not in command]
-    assert [] == psutil.wait_procs(left, timeout=60)[1]
+    assert [command for process in left if (command := _command(process)) and "Agent" not in command] == []
+    assert psutil.wait_procs(left, timeout=60)[1] == []
 
 
 def _command(process: psutil.Process) -> str:
@@ -115,15 +115,15 @@ def test_a_cluster_that_is_gone(what: str, tmp_path: Path) -> None:
         timeout=600,
         check=False,
     )
-    assert 0 == done.returncode, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads([line for line in done.stdout.splitlines() if line[:1] == "{"][-1])
     assert found["seconds"] < 150, (found, time.monotonic() - begun)
     if name == "ray":  # another one was started
-        assert [4, []] == [found["answered"], found["errors"]]
-        assert [2, 4] == found["later"]
+        assert [found["answered"], found["errors"]] == [4, []]
+        assert found["later"] == [2, 4]
     else:
         assert {"workers": "without workers", "scheduler": "lost its scheduler"}[what] in found["errors"][0]
-        assert 0 == found["answered"]
+        assert found["answered"] == 0
         assert "ExecutorError" in found["later"]
 
 
@@ -148,7 +148,7 @@ def test_a_local_ray_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
     )
     found = json.loads([line for line in lines_on_ray(script) if line[:1] == "["][-1])
     assert len(found) > 3
-    assert {"127.0.0.1"} == {ip.removeprefix("::ffff:").replace("::1", "127.0.0.1") for ip in found}
+    assert {ip.removeprefix("::ffff:").replace("::1", "127.0.0.1") for ip in found} == {"127.0.0.1"}
 
 
 def test_the_cluster_ends_with_the_program() -> None:

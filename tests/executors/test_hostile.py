@@ -45,30 +45,30 @@ made: list[Any] = []
 def used(executor: Any) -> list[Any]:
     """Return the names of the executors that running one lane made."""
     made.clear()
-    assert [2] == afnio.Variable([1]).map(errands.double, executor=executor).data
+    assert afnio.Variable([1]).map(errands.double, executor=executor).data == [2]
     return list(made)
 
 
 def test_callables_are_compared_by_what_they_make() -> None:
     held = [1, 2]
     for expected in (["a"], []):  # the second one finds the first one's
-        assert expected == used(lambda: Inline("a"))
+        assert used(lambda: Inline("a")) == expected
     for expected in ([[1, 2]], []):
-        assert expected == used(lambda: Inline(held))
+        assert used(lambda: Inline(held)) == expected
     for expected in ([[3]], []):
-        assert expected == used(functools.partial(Inline, [3]))
+        assert used(functools.partial(Inline, [3])) == expected
     for number in (1, 2):
-        assert [number] == used(lambda *, number=number: Inline(number))
+        assert used(lambda *, number=number: Inline(number)) == [number]
     line = "def make():\n    return Inline(NAME)\n"
     for name in ("x", "y"):
         namespace: dict[str, Any] = {"Inline": Inline, "NAME": name}
         exec(line, namespace)
-        assert [name] == used(namespace["make"])
+        assert used(namespace["make"]) == [name]
 
     def early() -> Any:
         return [Inline("early"), lambda: later][0]
 
-    assert ["early"] == used(early)
+    assert used(early) == ["early"]
     later = None
 
 
@@ -86,7 +86,7 @@ async def test_equal_executors_with_other_limits_keep_their_own(tmp_path: Path) 
                 await anyio.sleep(0.01)
         assert most == sum(running())
         path.touch()
-        assert [str(path)] * 5 == (await waiting).data
+        assert (await waiting).data == [str(path)] * 5
 
 
 # An engine that runs tasks again
@@ -123,8 +123,8 @@ async def endpoint() -> AsyncIterator[Endpoint]:
 async def test_a_task_that_its_engine_repeats_pays_once(endpoint: Endpoint) -> None:
     call = functools.partial(errands.ask_slowly, f"{endpoint.url}/v1")
     found = await afnio.Variable(["1", "2"]).map(call, executor=Twice)
-    assert ["1", "2"] == found.data
-    assert 4 == len(endpoint.asked)
+    assert found.data == ["1", "2"]
+    assert len(endpoint.asked) == 4
 
 
 @pytest.mark.nightly
@@ -139,8 +139,8 @@ async def test_a_call_that_failed_before_its_worker_was_lost_is_asked_where_a_re
             with subscribed(
                 lambda event: replayed.append(event) if isinstance(event, CallReplayed) else None
             ):
-                assert ["X"] == (await afnio.Variable(["x"]).map(call, executor=WORKERS)).data
-    assert (2, 1) == (len(endpoint.asked), len(replayed))
+                assert (await afnio.Variable(["x"]).map(call, executor=WORKERS)).data == ["X"]
+    assert (len(endpoint.asked), len(replayed)) == (2, 1)
 
 
 # Programs
@@ -174,15 +174,15 @@ def test_a_program_that_ends_does_not_wait_for_lanes_that_nobody_reads(tmp_path:
         text=True,
     ) as process:
         assert process.stdout is not None
-        assert "busy" == process.stdout.readline().strip()
+        assert process.stdout.readline().strip() == "busy"
         workers = psutil.Process(process.pid).children(recursive=True)
         process.communicate("\n", timeout=30)
     _, left = psutil.wait_procs(workers, timeout=5)
-    assert [] == left
+    assert left == []
 
 
 def test_nothing_listens_beyond_loopback() -> None:
-    assert [2] == afnio.Variable([1]).map(errands.double, executor=WORKERS).data
+    assert afnio.Variable([1]).map(errands.double, executor=WORKERS).data == [2]
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     listening = {
         connection.laddr.ip

@@ -23,7 +23,7 @@ async def killed(name: str, url: str, journal: str) -> dict[str, Any]:
     command = [interpreter(name), str(Path(__file__).with_name("kills.py"))]
     command += [name, str(LANES), str(KILLS), url, journal]
     done = await anyio.run_process(command, env=environment(), check=False)
-    assert 0 == done.returncode, done.stderr.decode()[-3000:]
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
     # Ray writes to stdout, too.
     found: dict[str, Any] = json.loads(
         [line for line in done.stdout.decode().splitlines() if line[:1] == "{"][-1]
@@ -36,7 +36,7 @@ async def killed(name: str, url: str, journal: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", PACKAGES)
 async def test_lanes_that_compute(name: str) -> None:
     found = await killed(name, "", "")
-    assert (KILLS, {}) == (found["killed"], found["failed"])
+    assert (found["killed"], found["failed"]) == (KILLS, {})
     assert found["lanes"] == found["right"]
 
 
@@ -48,6 +48,6 @@ async def test_lanes_that_make_calls(name: str, journaled: bool, tmp_path: Path)
     async with Endpoint(latency=0.05) as endpoint:
         journal = str(tmp_path / "calls.journal") if journaled else ""
         found = await killed(name, f"{endpoint.url}/v1", journal)
-        assert (KILLS, {}) == (found["killed"], found["failed"])
+        assert (found["killed"], found["failed"]) == (KILLS, {})
         assert found["lanes"] == found["right"]
         assert 2 * found["lanes"] == len(endpoint.asked)

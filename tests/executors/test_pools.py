@@ -30,13 +30,13 @@ WORKERS = functools.partial(ProcessPoolExecutor, 2, mp_context=SPAWN)
 def test_functions_of_all_kinds_in_order() -> None:
     numbers = afnio.Variable(list(range(20)))
     third = 3
-    assert [2 * n for n in range(20)] == numbers.map(errands.double, executor=WORKERS).data
-    assert [n + 1 for n in range(20)] == numbers.map(errands.later, executor=WORKERS).data
-    assert [n * third for n in range(20)] == numbers.map(lambda n: n * third, executor=WORKERS).data
+    assert numbers.map(errands.double, executor=WORKERS).data == [2 * n for n in range(20)]
+    assert numbers.map(errands.later, executor=WORKERS).data == [n + 1 for n in range(20)]
+    assert numbers.map(lambda n: n * third, executor=WORKERS).data == [n * third for n in range(20)]
     bound = functools.partial(errands.raised, exponent=2)
     again = functools.partial(ProcessPoolExecutor, 2, mp_context=SPAWN)
-    assert [n * n for n in range(20)] == numbers.map(bound, executor=again).data
-    assert 14 == afnio.Variable(7).map(errands.double, executor=WORKERS).data
+    assert numbers.map(bound, executor=again).data == [n * n for n in range(20)]
+    assert afnio.Variable(7).map(errands.double, executor=WORKERS).data == 14
 
 
 def test_an_evaluator_gets_scores_and_feedback_from_a_worker() -> None:
@@ -45,28 +45,28 @@ def test_an_evaluator_gets_scores_and_feedback_from_a_worker() -> None:
         prediction, ["a", "x", "c"], errands.match, "match", executor=WORKERS
     )
     explanation.backward()
-    assert 2 == score.data
-    assert [None, "worker: b/x", None] == prediction.grad[0].data
+    assert score.data == 2
+    assert prediction.grad[0].data == [None, "worker: b/x", None]
 
 
 def test_a_function_keeps_what_its_forward_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errands.Measured, "executor", WORKERS)
     text = afnio.Variable(["one two", "three"], requires_grad=True)
     size, shout = errands.Measured.apply(text)
-    assert ([7, 5], ["ONE TWO 0 True", "THREE 1 True"]) == (size.data, shout.data)
+    assert (size.data, shout.data) == ([7, 5], ["ONE TWO 0 True", "THREE 1 True"])
     shout.backward(afnio.Variable(["longer", "shorter"]))
-    assert [
+    assert text.grad[0].data == [
         "longer of 2 words, measured elsewhere: True",
         "shorter of 1 words, measured elsewhere: True",
-    ] == text.grad[0].data
+    ]
 
 
 def test_errors_keep_type_and_traceback_and_lose_no_other_lane() -> None:
     with afnio.tolerate(quorum=0.1):
         found = afnio.Variable([0, 1, 2, 3]).map(errands.fail, executor=WORKERS)
-        assert [0, None, None, 3] == found.data
+        assert found.data == [0, None, None, 3]
         odd = afnio.Variable([0, 1]).map(errands.unpicklable, executor=WORKERS)
-        assert [0, None] == odd.data
+        assert odd.data == [0, None]
     plain, remote = found.errors[1], found.errors[2]
     assert isinstance(plain, errands.PlainError)
     assert 'raise PlainError("one is wrong")' in str(plain.__cause__)
@@ -101,7 +101,7 @@ def test_a_lane_that_always_kills_its_worker_fails_alone() -> None:
     with afnio.tolerate(quorum=0.5):
         found = afnio.Variable(rows).map(errands.poison, executor=WORKERS)
         assert [None if n < 0 else 2 * n for n in rows] == found.data
-    assert [8] == list(found.errors)
+    assert list(found.errors) == [8]
     assert isinstance(found.errors[8], WorkerLostError)
     assert "poison must not end its worker process (got 3 ends in a row, at last BrokenProcessPool" in str(
         found.errors[8]
@@ -114,7 +114,7 @@ def test_lanes_of_lost_workers_run_again(tmp_path: Path) -> None:
             (tmp_path / str(number)).touch()  # this one loses its worker, once
     rows = afnio.Variable([str(number) for number in range(40)])
     found = rows.map(functools.partial(errands.once, str(tmp_path)), executor=WORKERS)
-    assert [str(number) for number in range(40)] == found.data
+    assert found.data == [str(number) for number in range(40)]
 
 
 async def test_a_cancelled_lane_ends_at_once(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ async def test_a_cancelled_lane_ends_at_once(tmp_path: Path) -> None:
             await anyio.sleep(0.01)
         group.cancel_scope.cancel()
     # It runs on in one worker. The pool and its other worker are there for others.
-    assert [4] == (await afnio.Variable([2]).map(errands.double, executor=WORKERS)).data
+    assert (await afnio.Variable([2]).map(errands.double, executor=WORKERS)).data == [4]
     path.touch()
 
 
@@ -156,14 +156,14 @@ def test_the_executor_is_made_off_the_loop() -> None:
 
     with pytest.raises(BatchError, match=r"must take tasks \(got OSError: no such cluster\)"):
         _ = afnio.Variable([1]).map(errands.double, executor=lambda: Direct()).data
-    assert [False] == made
+    assert made == [False]
 
 
 def test_an_executor_object_that_breaks_is_a_final_error() -> None:
     with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
         with pytest.raises(BatchError, match="pass a callable that makes it") as broken:
             _ = afnio.Variable([-1, 1, 2]).map(errands.poison, executor=pool).data
-        assert {ExecutorError} == {type(error) for error in broken.value.exceptions}
+        assert {type(error) for error in broken.value.exceptions} == {ExecutorError}
         with pytest.raises(BatchError, match="pass a callable that makes it"):
             _ = afnio.Variable([1]).map(errands.double, executor=pool).data
 

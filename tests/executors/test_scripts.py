@@ -103,9 +103,9 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=110, check=False
     )
-    assert 1 == done.returncode
+    assert done.returncode == 1
     assert 'put the code of train.py under `if __name__ == "__main__":`' in done.stderr
-    assert "" == done.stdout
+    assert done.stdout == ""
 
 
 @pytest.mark.nightly
@@ -119,8 +119,8 @@ async def test_calls_of_a_script_without_a_guard_are_made_once(tmp_path: Path) -
             env={**os.environ, "OPENAI_BASE_URL": f"{endpoint.url}/v1"},
         )
     assert 'put the code of train.py under `if __name__ == "__main__":`' in done.stderr.decode()
-    assert "HELLO" == done.stdout.decode().strip()
-    assert 1 == len(endpoint.asked)
+    assert done.stdout.decode().strip() == "HELLO"
+    assert len(endpoint.asked) == 1
 
 
 @pytest.mark.nightly
@@ -131,7 +131,7 @@ def test_a_script_without_cloudpickle(tmp_path: Path) -> None:
         [sys.executable, str(script)], capture_output=True, text=True, timeout=110, check=True
     )
     values, error = done.stdout.splitlines()
-    assert "[2, 4]" == values
+    assert values == "[2, 4]"
     assert "must be importable (got the lambda at train.py:14" in error
     assert "install cloudpickle" in error
 
@@ -142,7 +142,7 @@ def test_a_function_of_a_notebook() -> None:
     book.cells = [nbformat.v4.new_code_cell(text) for text in CELLS]
     client = NotebookClient(book, timeout=110, kernel_name="python3", allow_errors=True)
     client.execute()
-    assert "[3, 6]" == book.cells[1].outputs[0].text.strip()
+    assert book.cells[1].outputs[0].text.strip() == "[3, 6]"
     assert "move it to a module, or install cloudpickle" in book.cells[2].outputs[0].evalue
 
 
@@ -168,4 +168,4 @@ def test_workers_end_with_their_driver(driver: subprocess.Popen[str], end: str) 
         driver.stdin.write("\n")
         driver.stdin.flush()
     _, left = psutil.wait_procs(workers, timeout=30)
-    assert [] == left
+    assert left == []

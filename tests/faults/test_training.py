@@ -89,7 +89,7 @@ def test_the_job_learns(clean: dict[str, Any]) -> None:
     """Without faults the second step is better than the first, so that there is something to spoil."""
     first, second = clean["scores"]
     assert sum(first) + 6 < sum(second)
-    assert [] == clean["retried"]
+    assert clean["retried"] == []
 
 
 @pytest.mark.parametrize("kind", [*FaultPlan.GROUPS["transient"], *FaultPlan.GROUPS["silent"], "transient"])
@@ -110,8 +110,8 @@ def test_final_faults_fail_their_samples(kind: str, clean: dict[str, Any]) -> No
         faulty = train(provider, quorum=0.3)
     failed = [event for event in faulty["ended"] if event.error is not None]
     assert len(failed) > 0
-    assert {1} == {event.attempts for event in failed}
-    assert [] == faulty["retried"]
+    assert {event.attempts for event in failed} == {1}
+    assert faulty["retried"] == []
     first, clean_first = faulty["scores"][0], clean["scores"][0]
     assert None in first
     assert all(score in (None, expected) for score, expected in zip(first, clean_first, strict=True))

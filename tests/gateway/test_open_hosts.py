@@ -33,19 +33,19 @@ def test_an_open_gateway_without_a_token(
     host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AFNIO_GATEWAY_TOKEN", "")  # as an empty line of a compose file sets it
-    assert 1 == main(["gateway", "--host", host, "--port", "0"])
+    assert main(["gateway", "--host", host, "--port", "0"]) == 1
     errors = capsys.readouterr().err
     assert f"a gateway that others can reach must have a token (got host {host or 'any'} and none)" in errors
-    assert 1 == errors.count("\n")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.7", "2001:db8::7", "a b", "x" * 300])
 def test_an_address_of_another_machine(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert 1 == main(["gateway", "--host", host, "--port", "0", "--token", "secret-7"])
+    assert main(["gateway", "--host", host, "--port", "0", "--token", "secret-7"]) == 1
     errors = capsys.readouterr().err
     assert "the gateway can't listen on" in errors
     assert "pass a name or an address of this machine as --host" in errors
-    assert 1 == errors.count("\n")
+    assert errors.count("\n") == 1
 
 
 async def test_every_address_of_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,9 +63,9 @@ async def test_every_address_of_both_families(monkeypatch: pytest.MonkeyPatch) -
             with pytest.raises(openai.AuthenticationError, match="the gateway's token is missing or wrong"):
                 await chat(bare, "Hi")
             status, _ = await get(f"{origin}/afnio/health")
-            assert 200 == status
-        assert 2 == len(upstream.requests)
-        assert 0 == await asyncio.wait_for(gateway.end(), 20)
+            assert status == 200
+        assert len(upstream.requests) == 2
+        assert await asyncio.wait_for(gateway.end(), 20) == 0
 
 
 async def test_what_a_gateway_has_retried_is_final_for_the_engine() -> None:
@@ -79,7 +79,7 @@ async def test_what_a_gateway_has_retried_is_final_for_the_engine() -> None:
         client = AsyncOpenAI(base_url=upstream.url, api_key="any")
         with pytest.raises(FinalModelError, match="answered 503: can't reach the provider"):
             await client.achat(model="m", messages=[{"role": "user", "content": "Hi"}])
-        assert 1 == len(upstream.requests)
+        assert len(upstream.requests) == 1
 
 
 async def test_bytes_that_are_no_text() -> None:
@@ -99,5 +99,5 @@ async def test_bytes_that_are_no_text() -> None:
             await writer.wait_closed()
             assert reply.startswith("HTTP/1.1 400 "), reply
             assert "must be UTF-8; encode it" in reply
-        assert 0 == await gateway.end()
-        assert b"" == gateway.errors
+        assert await gateway.end() == 0
+        assert gateway.errors == b""

@@ -37,10 +37,10 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     """Yield each command in the files, with the file that it stands in."""
     yield "Dockerfile", json.loads(re.findall(r"(?m)^CMD (\[.*\])$", DOCKERFILE)[-1])
     for service in COMPOSE.values():
-        if "afnio:local" == service["image"]:
+        if service["image"] == "afnio:local":
             yield "compose.yaml", shlex.split(service["command"])
     for _, container in containers():
-        if "afnio:local" == container["image"]:
+        if container["image"] == "afnio:local":
             yield "kubernetes.yaml", [*container["command"], *container.get("args", ())]
 
 
@@ -50,8 +50,8 @@ def flat(command: list[str]) -> list[str]:
 
 
 def test_commands_are_afnios(capsys: pytest.CaptureFixture[str]) -> None:
-    found = [flat(command)[1:] for _, command in commands() if "afnio" == command[0]]
-    assert {"gateway", "studio"} == {words[0] for words in found}
+    found = [flat(command)[1:] for _, command in commands() if command[0] == "afnio"]
+    assert {words[0] for words in found} == {"gateway", "studio"}
     for name, *arguments in found:
         assert name in COMMANDS
         with pytest.raises(SystemExit):
@@ -75,21 +75,21 @@ def test_ports_agree() -> None:
     for file in ("compose.yaml", "kubernetes.yaml"):
         words = " ".join(" ".join(flat(command)) for at, command in commands() if at == file)
         listened = dict(re.findall(r"--([a-z-]*port)[= ](\d+)", words))
-        assert {"6379"} == set(re.findall(r"--address=ray-head:(\d+)", words))
+        assert set(re.findall(r"--address=ray-head:(\d+)", words)) == {"6379"}
         text = (HOSTS / file).read_text()
         connected = dict(re.findall(r"http://(gateway|replica):(\d+)", text))
-        assert {"gateway": "8400", "replica": "8000"} == connected
+        assert connected == {"gateway": "8400", "replica": "8000"}
         (calls,) = set(re.findall(r"(?:driver|POD_IP\)):(\d+)", text))
         assert said == {*re.findall(r"--[a-z-]*port[= ](\d+)", words), *connected.values(), calls}, file
-        assert "6380" == listened["node-manager-port"]
+        assert listened["node-manager-port"] == "6380"
     for resource in MANIFEST:
-        if "Service" == resource["kind"]:
+        if resource["kind"] == "Service":
             (port,) = resource["spec"]["ports"]
             (target,) = [
                 each["containerPort"]
                 for deployment in MANIFEST
                 if deployment["metadata"]["name"] == resource["metadata"]["name"]
-                and "Deployment" == deployment["kind"]
+                and deployment["kind"] == "Deployment"
                 for container in deployment["spec"]["template"]["spec"]["containers"]
                 for each in container["ports"]
                 if each["name"] == port["targetPort"]
@@ -110,7 +110,7 @@ def test_secrets_are_referred_to_only() -> None:
     example = dict(
         line.split("=", 1) for line in (HOSTS / ".env.example").read_text().splitlines() if "=" in line
     )
-    assert "" == example["AFNIO_GATEWAY_TOKEN"] == example["RAY_AUTH_TOKEN"]
+    assert example["RAY_AUTH_TOKEN"] == example["AFNIO_GATEWAY_TOKEN"] == ""
     for name in ("AFNIO_GATEWAY_TOKEN", "RAY_AUTH_TOKEN"):
         assert f"${{{name}:?" in (HOSTS / "compose.yaml").read_text()  # compose refuses to start without it
 

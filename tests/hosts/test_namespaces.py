@@ -30,7 +30,7 @@ async def served(gateway: Host, replica: Host, latency: float) -> AsyncIterator[
         lines = await gateway.start(
             *command, "--upstream", upstream, ready="Set the first", AFNIO_GATEWAY_TOKEN=TOKEN
         )
-        assert f"http://{gateway.address}:8400/$AFNIO_GATEWAY_TOKEN/v1  sends to {upstream}" == lines[0]
+        assert lines[0] == f"http://{gateway.address}:8400/$AFNIO_GATEWAY_TOKEN/v1  sends to {upstream}"
         yield f"http://{gateway.address}:8400"
     finally:
         await gateway.end()
@@ -48,14 +48,14 @@ async def test_calls_cross_hosts_with_the_token_only() -> None:
     with network("driver", "gateway", "replica") as (driver, gateway, replica):
         async with served(gateway, replica, 0.05) as url:
             _, out, errors = await driver.run(*python("batch.py"), "200", f"{url}/{TOKEN}/v1")
-            assert (200, []) == (last_line(out)["right"], last_line(out)["errors"]), errors
+            assert (last_line(out)["right"], last_line(out)["errors"]) == (200, []), errors
             seen = await asked(gateway, replica)
             assert (200, {gateway.address}) == (len(seen), {each["from"] for each in seen})
             for wrong in ("/v1", "/another-token/v1", f"/{TOKEN[:-1]}/v1"):
                 _, out, errors = await driver.run(*python("batch.py"), "3", url + wrong)
                 (error,) = last_line(out)["errors"]
                 assert "answered 401: the gateway's token is missing or wrong" in error
-            assert 200 == len(await asked(gateway, replica))
+            assert len(await asked(gateway, replica)) == 200
 
 
 @pytest.mark.parametrize("lost", ["gateway", "replica"])
@@ -68,7 +68,7 @@ async def test_a_host_that_comes_back(lost: str) -> None:
                 group.start_soon(_unplugged, host, replica, 8.0)
                 _, out, errors = await driver.run(*python("batch.py"), "400", f"{url}/{TOKEN}/v1")
             found = last_line(out)
-            assert (400, []) == (found["right"], found["errors"]), errors
+            assert (found["right"], found["errors"]) == (400, []), errors
             assert found["seconds"] < 120
 
 
@@ -82,7 +82,7 @@ async def test_a_host_that_is_gone(lost: str) -> None:
                 group.start_soon(_unplugged, host, replica, None)
                 _, out, errors = await driver.run(*python("batch.py"), "2", f"{url}/{TOKEN}/v1")
             found = last_line(out)
-            assert 0 == found["right"], errors
+            assert found["right"] == 0, errors
             assert found["errors"]
             for error in found["errors"]:
                 assert host.address in error

@@ -67,7 +67,7 @@ async def run(driver: Host, replica: Host, host: str, count: int, journal: Path)
     url = f"http://{replica.address}:8000/v1"
     arguments = [f"{driver.address}:6379", host, str(count), url, str(journal)]
     code, out, errors = await driver.run(*script, *arguments, **RAY)
-    assert 0 == code, errors[-3000:]
+    assert code == 0, errors[-3000:]
     found: dict[str, Any] = last_line(out)
     return found
 
@@ -84,13 +84,16 @@ async def test_calls_of_workers_elsewhere_go_through_the_driver(tmp_path: Path) 
         async with cluster(driver, [one, two], replica):
             journal = tmp_path / "calls.journal"
             found = await run(driver, replica, driver.address, 40, journal)
-            assert (40, [], 80, ["one", "two"]) == tuple(
-                found[name] for name in ("right", "errors", "calls", "hosts")
+            assert tuple(found[name] for name in ("right", "errors", "calls", "hosts")) == (
+                40,
+                [],
+                80,
+                ["one", "two"],
             )
             seen = await asked(replica)
             assert (80, {driver.address}) == (len(seen), {each["from"] for each in seen})
-            assert 40 == (await run(driver, replica, driver.address, 40, journal))["right"]
-            assert 80 == len(await asked(replica))  # the second run was answered by the journal
+            assert (await run(driver, replica, driver.address, 40, journal))["right"] == 40
+            assert len(await asked(replica)) == 80  # the second run was answered by the journal
 
 
 async def test_the_driver_of_the_page(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ async def test_the_driver_of_the_page(tmp_path: Path) -> None:
                 }
                 run = f"{ray} {node} && exec {interpreter('ray', *PACKAGES)} {script}"
                 code, out, errors = await driver.run("sh", "-c", run, **environment)
-                assert 0 == code, errors[-3000:]
+                assert code == 0, errors[-3000:]
                 assert "100 of 100 answered" in out
                 seen = await asked(replica)
                 assert (200, {gateway.address}) == (len(seen), {each["from"] for each in seen})
@@ -130,8 +133,8 @@ async def test_a_worker_host_that_is_lost(tmp_path: Path) -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(_unplugged, two, replica, 30)
                 found = await run(driver, replica, driver.address, 60, tmp_path / "calls.journal")
-            assert (60, [], ["one", "two"]) == tuple(found[name] for name in ("right", "errors", "hosts"))
-            assert 120 == len(await asked(replica))
+            assert tuple(found[name] for name in ("right", "errors", "hosts")) == (60, [], ["one", "two"])
+            assert len(await asked(replica)) == 120
             assert found["seconds"] < 240
 
 

@@ -52,8 +52,8 @@ async def test_calls_from_elsewhere_need_a_named_address(
     function = functools.partial(ask, f"{endpoint.url}/v1")
     with afnio.budget(max_calls=10) as budget:
         found = afnio.Variable(["a", "b", "c"]).map(function, executor=workers)
-        assert ["A", "B", "C"] == (await found).data
-    assert 3 == len(endpoint.asked)
+        assert (await found).data == ["A", "B", "C"]
+    assert len(endpoint.asked) == 3
     assert calls == budget.ledger.total.calls
 
 
@@ -61,12 +61,12 @@ async def test_nothing_is_served_there_without_a_lane(endpoint: Endpoint) -> Non
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     workers = afnio.Workers(Elsewhere, host=f"127.0.0.1:{port}")
-    assert ["aa"] == (await afnio.Variable(["a"]).map(lambda x: x * 2, executor=workers)).data
+    assert (await afnio.Variable(["a"]).map(lambda x: x * 2, executor=workers)).data == ["aa"]
     async with aiohttp.ClientSession() as session:
         for path in ("", "/v1/chat/completions", "/forwarded", "/a-guess/forwarded", "/%2e%2e/forwarded"):
             target = {"x-afnio-target": f"{endpoint.url}/v1/chat/completions"}
             async with session.post(f"http://127.0.0.1:{port}{path}", json={}, headers=target) as reply:
-                assert 404 == reply.status
+                assert reply.status == 404
     assert not endpoint.asked
 
 

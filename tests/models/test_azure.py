@@ -54,10 +54,10 @@ async def test_the_model_names_the_deployment() -> None:
     """In the path, with the version, the key in Azure's header; limits and usage are the account's."""
     async with Watched(api_key=KEY) as provider:
         lm = client(provider, api_key=KEY)
-        assert "hi" == await ask(lm)
+        assert await ask(lm) == "hi"
         path = "/openai/deployments/my%20deployment/chat/completions?api-version=2024-10-21"
-        assert [(path, KEY, None)] == provider.seen
-        assert 1 == lm.get_usage()["calls"]
+        assert provider.seen == [(path, KEY, None)]
+        assert lm.get_usage()["calls"] == 1
         assert lm.base_url.endswith("/openai")
 
 
@@ -67,10 +67,10 @@ async def test_a_deployment_of_the_client_holds_for_all_models() -> None:
         await ask(client(provider, api_key=KEY, azure_deployment="d"), "m")
         base = provider.base_url.replace("/v1", "/openai/deployments/e")
         await ask(AsyncAzureOpenAI(base_url=base, api_key=KEY, api_version="v"), "m")
-        assert [
+        assert [path for path, _, _ in provider.seen] == [
             "/openai/deployments/d/chat/completions?api-version=2024-10-21",
             "/openai/deployments/e/chat/completions?api-version=v",
-        ] == [path for path, _, _ in provider.seen]
+        ]
 
 
 async def test_entra_tokens() -> None:
@@ -89,7 +89,7 @@ async def test_entra_tokens() -> None:
         await ask(client(provider, azure_ad_token=TOKEN))
         for function in (in_thread, on_loop):
             await ask(client(provider, azure_ad_token_provider=function))
-        assert [(None, f"Bearer {TOKEN}")] * 3 == [(key, token) for _, key, token in provider.seen]
+        assert [(key, token) for _, key, token in provider.seen] == [(None, f"Bearer {TOKEN}")] * 3
         assert threads[0] != "afnio-runtime" == threads[1]
         with pytest.raises(FinalModelError, match=r"must return a token \(got int\)"):
             await ask(client(provider, azure_ad_token_provider=lambda: 3))
@@ -105,7 +105,7 @@ async def test_the_environment_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", TOKEN)
         await ask(AsyncAzureOpenAI(), "d")
         path = "/openai/deployments/d/chat/completions?api-version=v1"
-        assert [(path, KEY, None), (path, None, f"Bearer {TOKEN}")] == provider.seen
+        assert provider.seen == [(path, KEY, None), (path, None, f"Bearer {TOKEN}")]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ async def test_a_key_that_is_given_goes_before_a_token_of_the_environment(
     monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", TOKEN)
     async with Watched() as provider:
         await ask(client(provider, api_key=KEY))
-        assert [(KEY, None)] == [(key, token) for _, key, token in provider.seen]
+        assert [(key, token) for _, key, token in provider.seen] == [(KEY, None)]
 
 
 def test_an_endpoint_with_a_query_is_refused() -> None:
@@ -146,7 +146,7 @@ async def test_credentials_are_in_no_error() -> None:
         for given in ({"api_key": KEY}, {"azure_ad_token": TOKEN}):
             with pytest.raises(FinalModelError) as caught:
                 await ask(client(provider, **given))
-            assert 401 == caught.value.status
+            assert caught.value.status == 401
             assert not any(
                 secret in repr(caught.value.__dict__) + str(caught.value) for secret in (KEY, TOKEN)
             )
@@ -168,9 +168,9 @@ async def test_without_a_version_azure_finds_nothing() -> None:
 async def test_through_the_sdks_own_transport() -> None:
     """Where the user brings an http client, paths and headers are the same."""
     async with Watched() as provider, http.AsyncClient() as own:
-        assert "hi" == await ask(client(provider, api_key=KEY, http_client=own), "d")
-        assert [("/openai/deployments/d/chat/completions?api-version=2024-10-21", KEY)] == [
-            seen[:2] for seen in provider.seen
+        assert await ask(client(provider, api_key=KEY, http_client=own), "d") == "hi"
+        assert [seen[:2] for seen in provider.seen] == [
+            ("/openai/deployments/d/chat/completions?api-version=2024-10-21", KEY)
         ]
 
 
@@ -181,4 +181,4 @@ async def test_as_the_backward_model_and_under_the_synchronous_name() -> None:
         with afnio.set_backward_model_client("azure/d", client_args=args):
             assert isinstance(get_backward_model_client().client, AsyncAzureOpenAI)
         reply = await afnio.to_thread(lambda: AzureOpenAI(**args).chat(messages=HELLO, model="d"))
-        assert "hi" == str(reply)
+        assert str(reply) == "hi"

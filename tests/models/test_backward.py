@@ -25,8 +25,8 @@ def test_a_plain_call_sets_the_process_default():
     thread = threading.Thread(target=lambda: found.append(afnio.get_backward_model_client()))
     thread.start()
     thread.join()
-    assert [ChatModel(client, {"model": "m", "temperature": 1})] == found
-    assert ("ScriptedClient", 0) == (found[0].get_provider(), found[0].get_usage()["calls"])
+    assert found == [ChatModel(client, {"model": "m", "temperature": 1})]
+    assert (found[0].get_provider(), found[0].get_usage()["calls"]) == ("ScriptedClient", 0)
 
 
 def test_a_block_sets_its_context_alone():
@@ -40,7 +40,7 @@ def test_a_block_sets_its_context_alone():
         thread = threading.Thread(target=lambda: found.append(afnio.get_backward_model_client().client))
         thread.start()
         thread.join()
-        assert [one] == found
+        assert found == [one]
     assert one is afnio.get_backward_model_client().client
 
 
@@ -50,12 +50,12 @@ def test_a_path_makes_an_openai_client():
     completion_args = {"temperature": 1.0}
     afnio.set_backward_model_client("openai/org/gpt", client_args, completion_args)
     model = afnio.get_backward_model_client()
-    assert {"model": "org/gpt", "temperature": 1.0} == model.completion_args
-    assert "AsyncOpenAI('http://127.0.0.1:1/v1')" == repr(model.client)
-    assert ({"api_key": "any", "base_url": "http://127.0.0.1:1/v1"}, {"temperature": 1.0}) == (
+    assert model.completion_args == {"model": "org/gpt", "temperature": 1.0}
+    assert repr(model.client) == "AsyncOpenAI('http://127.0.0.1:1/v1')"
+    assert (
         client_args,
         completion_args,
-    )
+    ) == ({"api_key": "any", "base_url": "http://127.0.0.1:1/v1"}, {"temperature": 1.0})
 
 
 @pytest.mark.parametrize(

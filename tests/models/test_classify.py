@@ -155,7 +155,7 @@ async def test_a_date_ahead_is_counted_from_now():
 async def test_a_wait_out_of_reach_is_none(name, value, caplog):
     """Nobody means years; it is told once, with what was read."""
     url = f"https://{name}.example/{len(value)}{value[:1]}"
-    assert [None, None] == [await asked_to_wait({name: value}, url) for _ in range(2)]
+    assert [await asked_to_wait({name: value}, url) for _ in range(2)] == [None, None]
     (record,) = caplog.records
     assert f"{url} sent {name}: {value}, which is" in record.getMessage()
 
@@ -163,14 +163,14 @@ async def test_a_wait_out_of_reach_is_none(name, value, caplog):
 async def test_a_long_wait_is_cut(caplog):
     """To ten minutes; an hour's wait may have been for nothing."""
     url = "https://long.example"
-    assert [600.0, 600.0, 600.0] == [
+    assert [
         await asked_to_wait(given, url)
         for given in (
             {"retry-after": "3600"},
             {"retry-after-ms": "3600000"},
             {"retry-after": email.utils.formatdate(time.time() + 3600, usegmt=True)},
         )
-    ]
+    ] == [600.0, 600.0, 600.0]
     assert "sent retry-after: 3600, which is long; the next request follows after 600 s" in caplog.text
 
 

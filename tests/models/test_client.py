@@ -31,17 +31,17 @@ class Mine(ChatClient):
 def test_a_provider_of_ones_own_writes_send():
     """Everything else works."""
     client = Mine()
-    assert ("HELLO", "Mine", "Mine('mine://x')") == (
+    assert (
         client.chat(messages=HELLO, model="m").content,
         client.provider,
         repr(client),
-    )
-    assert (1, 5) == (client.get_usage()["calls"], client.get_usage()["total_tokens"])
+    ) == ("HELLO", "Mine", "Mine('mine://x')")
+    assert (client.get_usage()["calls"], client.get_usage()["total_tokens"]) == (1, 5)
 
 
 async def test_achat_is_awaited():
     """From asyncio."""
-    assert "HELLO" == (await Mine().achat(messages=HELLO, model="m")).content
+    assert (await Mine().achat(messages=HELLO, model="m")).content == "HELLO"
 
 
 async def test_chat_on_a_loop_is_refused_before_anything_is_sent():
@@ -49,7 +49,7 @@ async def test_chat_on_a_loop_is_refused_before_anything_is_sent():
     client = ScriptedClient("x")
     with pytest.raises(BlockingReadError, match="write `await"):
         client.chat(messages=HELLO, model="m")
-    assert [] == client.requests
+    assert client.requests == []
 
 
 def test_usage_is_counted_by_phase_and_can_be_cleared():
@@ -64,9 +64,9 @@ def test_usage_is_counted_by_phase_and_can_be_cleared():
         "cached_tokens": 0,
         "reasoning_tokens": 0,
     }
-    assert {"calls": 2, **tokens, "phases": {"chat": {"calls": 2, **tokens}}} == client.get_usage()
+    assert client.get_usage() == {"calls": 2, **tokens, "phases": {"chat": {"calls": 2, **tokens}}}
     client.clear_usage()
-    assert (0, {}) == (client.get_usage()["calls"], client.get_usage()["phases"])
+    assert (client.get_usage()["calls"], client.get_usage()["phases"]) == (0, {})
 
 
 def test_transient_failures_are_tried_again():
@@ -74,10 +74,10 @@ def test_transient_failures_are_tried_again():
     client = ScriptedClient([TransientModelError("busy"), TransientModelError("busy"), "ok"])
     events = []
     with subscribed(events.append):
-        assert "ok" == client.chat(messages=HELLO, model="m").content
-    assert [CallRetried, CallRetried, CallEnded] == [type(event) for event in events]
-    assert (3, None, "chat") == (events[-1].attempts, events[-1].error, events[-1].purpose)
-    assert 1 == client.get_usage()["calls"]
+        assert client.chat(messages=HELLO, model="m").content == "ok"
+    assert [type(event) for event in events] == [CallRetried, CallRetried, CallEnded]
+    assert (events[-1].attempts, events[-1].error, events[-1].purpose) == (3, None, "chat")
+    assert client.get_usage()["calls"] == 1
 
 
 def test_the_end_of_a_call_tells_what_was_asked_and_answered():
@@ -87,8 +87,8 @@ def test_the_end_of_a_call_tells_what_was_asked_and_answered():
     with subscribed(events.append):
         client.chat(messages=HELLO, model="m", temperature=0.5)
     ended = events[-1]
-    assert (HELLO, {"temperature": 0.5}) == (list(ended.request.messages), ended.request.params)
-    assert ("ok", None, None) == (ended.reply.content, ended.cost, ended.lane)
+    assert (list(ended.request.messages), ended.request.params) == (HELLO, {"temperature": 0.5})
+    assert (ended.reply.content, ended.cost, ended.lane) == ("ok", None, None)
     assert ended.address.startswith(ended.node + "/")
     assert "content" not in repr(ended)
 
@@ -110,7 +110,7 @@ def test_attempts_end():
     client = ScriptedClient(TransientModelError("busy"))
     with pytest.raises(TransientModelError, match="busy") as caught:
         client.chat(messages=HELLO, model="m")
-    assert 8 == len(client.requests)
+    assert len(client.requests) == 8
     notes = " ".join(caught.value.__notes__)
     assert "after 8 attempts" in notes
     assert f"chat, launched at {__file__}" in notes
@@ -121,7 +121,7 @@ def test_final_failures_are_not_tried_again():
     client, events = ScriptedClient(FinalModelError("no")), []
     with subscribed(events.append), pytest.raises(FinalModelError, match="no"):
         client.chat(messages=HELLO, model="m")
-    assert (1, ["FinalModelError: no"]) == (len(client.requests), [event.error for event in events])
+    assert (len(client.requests), [event.error for event in events]) == (1, ["FinalModelError: no"])
 
 
 @pytest.mark.parametrize("limit", [1, 3])
@@ -154,7 +154,7 @@ def test_the_scripted_client_says_when_its_script_is_short_or_wrong():
         client.chat(messages=HELLO, model="m")
     with pytest.raises(TypeError, match="a scripted reply must be a text, a dict"):
         ScriptedClient(lambda request: 3).chat(messages=HELLO, model="m")
-    assert '{"é": 1}' == ScriptedClient({"é": 1}).chat(messages=HELLO, model="m").content
+    assert ScriptedClient({"é": 1}).chat(messages=HELLO, model="m").content == '{"é": 1}'
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -180,9 +180,9 @@ def test_usage_that_cant_be_true(
     with afnio.journal(tmp_path / "j"), afnio.budget(max_tokens=1000) as spending:
         for number in range(3):
             replies.append(client.chat(messages=[{"role": "user", "content": f"{number} {'x' * 20}"}], **ask))
-    assert ["ok"] * 3 == [reply.content for reply in replies]
-    assert {int} == {type(reply.usage.prompt_tokens) for reply in replies}
-    assert {counted} == {(reply.usage.prompt_tokens, reply.usage.completion_tokens) for reply in replies}
+    assert [reply.content for reply in replies] == ["ok"] * 3
+    assert {type(reply.usage.prompt_tokens) for reply in replies} == {int}
+    assert {(reply.usage.prompt_tokens, reply.usage.completion_tokens) for reply in replies} == {counted}
     tokens = 3 * sum(counted)
     assert (3, tokens) == (spending.ledger.total.calls, spending.ledger.total.usage.total_tokens)
     assert (3, tokens) == (client.get_usage()["calls"], client.get_usage()["total_tokens"])

@@ -87,7 +87,7 @@ def test_a_long_token_is_masked_whole_and_soon(escape: Callable[[str], str]) -> 
 def test_in_other_encodings(encoding: str) -> None:
     """Of JSON: those of Unicode."""
     written = json.dumps({"message": SECRET}, ensure_ascii=False).encode(encoding)
-    assert {"message": MASK} == json.loads(mask(written, (SECRET,)))
+    assert json.loads(mask(written, (SECRET,))) == {"message": MASK}
 
 
 def test_what_cannot_be_cut_out_leaves_nothing() -> None:
@@ -144,7 +144,7 @@ def test_arguments_that_are_keys(
     monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
     with te.init("me", "emails", name="one", dir=tmp_path):
         pass
-    assert 0 == main(["runs", "show", "one", "--dir", str(tmp_path), "--json"])
+    assert main(["runs", "show", "one", "--dir", str(tmp_path), "--json"]) == 0
     assert shown == json.loads(capsys.readouterr().out)["identity"][2]
 
 

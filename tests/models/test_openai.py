@@ -49,9 +49,9 @@ async def test_a_reply_with_its_usage():
     async with Provider(lm=say("hi there"), api_key=KEY) as provider:
         lm = client(provider)
         reply = await ask(lm, temperature=0)
-        assert ("hi there", "m", "stop") == (str(reply), reply.model, reply.finish_reason)
-        assert (2, 2) == (reply.usage.prompt_tokens, reply.usage.completion_tokens)
-        assert (1, 4) == (lm.get_usage()["calls"], lm.get_usage()["total_tokens"])
+        assert (str(reply), reply.model, reply.finish_reason) == ("hi there", "m", "stop")
+        assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (2, 2)
+        assert (lm.get_usage()["calls"], lm.get_usage()["total_tokens"]) == (1, 4)
 
 
 async def test_usage_is_counted_per_phase():
@@ -69,7 +69,7 @@ async def test_usage_is_counted_per_phase():
             await explanation.backward()
             await afnio.optim.TGD([prompt], lm, model="m").step()
         usage = lm.get_usage()
-        assert {"forward": 2, "backward": 2, "step": 1} == {p: u["calls"] for p, u in usage["phases"].items()}
+        assert {p: u["calls"] for p, u in usage["phases"].items()} == {"forward": 2, "backward": 2, "step": 1}
         stats = provider.stats()
         assert stats["requests"] == usage["calls"]
         assert stats["prompt_tokens"] == usage["prompt_tokens"]
@@ -81,8 +81,8 @@ async def test_both_names_are_one_client(kind):
     """`chat` waits, `achat` is awaited."""
     async with Provider(lm=say("hi")) as provider:
         lm = kind(api_key=KEY, base_url=provider.base_url)
-        assert "hi" == str(await ask(lm))
-        assert "hi" == await afnio.to_thread(lambda: str(lm.chat(messages=HELLO, model="m")))
+        assert str(await ask(lm)) == "hi"
+        assert await afnio.to_thread(lambda: str(lm.chat(messages=HELLO, model="m"))) == "hi"
 
 
 # Errors ----------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ async def test_a_wrong_key_is_final():
             FinalModelError, match="answered 401: .* .check api_key or OPENAI_API_KEY"
         ) as caught:
             await ask(client(provider))
-        assert (401, 1) == (caught.value.status, provider.stats()["requests"])
+        assert (caught.value.status, provider.stats()["requests"]) == (401, 1)
         assert isinstance(caught.value.__cause__, openai.AuthenticationError)
 
 
@@ -113,8 +113,8 @@ async def test_server_errors_and_resets_are_tried_again():
     async with Provider(lm=say("hi"), fault=first(Fault(500), Fault(close=True), html)) as provider:
         events = []
         with subscribed(events.append):
-            assert "hi" == str(await ask(client(provider)))
-        assert ["500: A simulated fault.", "ended early", "Bad gateway"] == [
+            assert str(await ask(client(provider))) == "hi"
+        assert [
             next(
                 word
                 for word in ("500: A simulated fault.", "ended early", "Bad gateway")
@@ -122,7 +122,7 @@ async def test_server_errors_and_resets_are_tried_again():
             )
             for event in events
             if isinstance(event, CallRetried)
-        ]
+        ] == ["500: A simulated fault.", "ended early", "Bad gateway"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ async def test_a_rate_limit_waits_as_long_as_it_is_told(headers, least):
     async with Provider(lm=say("hi"), fault=first(Fault(429, headers=headers))) as provider:
         events, started = [], time.monotonic()
         with subscribed(events.append):
-            assert "hi" == str(await ask(client(provider)))
+            assert str(await ask(client(provider))) == "hi"
         assert time.monotonic() - started >= least
         assert events[0].wait >= least
 
@@ -150,7 +150,7 @@ async def test_a_rate_limit_that_stays_is_an_error(monkeypatch):
         with pytest.raises(RateLimitedError, match="answered 429") as caught:
             await ask(client(provider))
         attempts = provider.stats()["requests"]
-        assert 2 <= attempts
+        assert attempts >= 2
         assert "not tried again: it was refused for 0.01 minutes, each time" in caught.value.__notes__
         assert any(f"after {attempts} attempts" in note for note in caught.value.__notes__)
 
@@ -161,7 +161,7 @@ async def test_an_empty_account_is_final():
     async with Provider(fault=lambda *_: Fault(429, body=body)) as provider:
         with pytest.raises(FinalModelError, match="out of quota: check its billing"):
             await ask(client(provider))
-        assert 1 == provider.stats()["requests"]
+        assert provider.stats()["requests"] == 1
 
 
 async def test_an_endpoint_that_is_not_there(monkeypatch):
@@ -186,13 +186,13 @@ async def test_a_silent_endpoint_ends_by_the_timeout(monkeypatch):
     async with Provider(fault=lambda *_: Fault(hang=True)) as provider:
         with pytest.raises(TransientModelError, match="gave no reply within 0.05 s"):
             await ask(client(provider, timeout=0.05))
-        assert 2 == provider.stats()["requests"]
+        assert provider.stats()["requests"] == 2
 
 
 async def test_a_body_that_is_no_completion_is_tried_again():
     """Truncated JSON behind status 200."""
     async with Provider(lm=say("hi"), fault=first(Fault(200, body='{"choices": [{"mess'))) as provider:
-        assert "hi" == str(await ask(client(provider)))
+        assert str(await ask(client(provider))) == "hi"
 
 
 async def test_a_refused_schema_falls_back_to_words():
@@ -215,8 +215,8 @@ async def test_a_refused_schema_falls_back_to_words():
                 reply = cog.ChatCompletion()(lm, messages, inputs={"m": "thank you"}, model="m")
                 _, explanation = await cog.ExactMatchEvaluator()(reply, "other")
                 await explanation.backward()
-        assert ["better", "better"] == [g.data for g in prompt.grad]
-        assert ({"student": 2, "critic": 3}, False) == (provider.stats()["by_kind"], lm.json_schema)
+        assert [g.data for g in prompt.grad] == ["better", "better"]
+        assert (provider.stats()["by_kind"], lm.json_schema) == ({"student": 2, "critic": 3}, False)
 
 
 async def test_limits_hold_on_the_wire_for_all_clients_of_an_account():
@@ -224,7 +224,7 @@ async def test_limits_hold_on_the_wire_for_all_clients_of_an_account():
     async with Provider(lm=say("hi"), latency=0.005) as provider:
         one, two = client(provider, limits=afnio.Limits(max_in_flight=5)), client(provider)
         await afnio.resolve([lm._launch(HELLO, "m", {}) for _ in range(20) for lm in (one, two)])
-        assert (40, 5) == (provider.stats()["requests"], provider.stats()["peak_in_flight"])
+        assert (provider.stats()["requests"], provider.stats()["peak_in_flight"]) == (40, 5)
 
 
 def test_what_changes_the_reply_is_part_of_the_request(tmp_path):
@@ -240,14 +240,14 @@ def test_what_changes_the_reply_is_part_of_the_request(tmp_path):
                 client(provider, organization="o"),
                 client(provider, project="p"),
             ]
-            assert [""] * 3 == [lm.variant for lm in (plain, *same)]
-            assert 4 == len({lm.variant for lm in others})
+            assert [lm.variant for lm in (plain, *same)] == [""] * 3
+            assert len({lm.variant for lm in others}) == 4
             assert others[0].variant == client(provider, default_headers={"X-Tenant": "a"}).variant
             assert "tenant" not in others[0].variant
             for lm in (plain, *others, plain, *others):
                 async with afnio.journal(tmp_path / "j", "reuse"):
                     await ask(lm)
-            assert 5 == provider.stats()["requests"]
+            assert provider.stats()["requests"] == 5
 
     anyio.run(main)
 
@@ -260,7 +260,7 @@ async def test_the_list_of_models_is_asked_at_the_address_alone():
             FinalModelError, match=r"a redirect to .*/elsewhere/v1/models, which is not followed"
         ):
             await AsyncOpenAI(api_key=KEY, base_url=server.url("v1")).list_models()
-        assert {"v1": 1} == server.seen
+        assert server.seen == {"v1": 1}
 
 
 # Options ---------------------------------------------------------------------------------------
@@ -279,9 +279,9 @@ async def test_an_http_client_of_ones_own_carries_the_calls():
 
     own = http.AsyncClient(transport=http.MockTransport(handle))
     lm = AsyncOpenAI(api_key=KEY, base_url="http://host/v1", http_client=own)
-    assert "hi" == str(await ask(lm))
-    assert ["http://host/v1/chat/completions"] * 2 == [str(request.url) for request in seen]
-    assert f"Bearer {KEY}" == seen[0].headers["authorization"]
+    assert str(await ask(lm)) == "hi"
+    assert [str(request.url) for request in seen] == ["http://host/v1/chat/completions"] * 2
+    assert seen[0].headers["authorization"] == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ async def test_a_key_may_be_a_function():
     lm = AsyncOpenAI(api_key=key, base_url="http://host/v1", http_client=own)
     await ask(lm)
     await ask(lm)
-    assert ["Bearer key-0", "Bearer key-1"] == seen
+    assert seen == ["Bearer key-0", "Bearer key-1"]
 
 
 class Answer(NamedTuple):
@@ -374,11 +374,11 @@ async def test_headers_come_from_the_sdk(received):
     )
     await ask(lm)
     ((url, headers, body),) = received
-    assert "http://host/v1/chat/completions" == url
-    assert (f"Bearer {KEY}", "o", "p", "1") == tuple(
+    assert url == "http://host/v1/chat/completions"
+    assert tuple(
         headers[name] for name in ("Authorization", "OpenAI-Organization", "OpenAI-Project", "X-Mine")
-    )
-    assert {"model": "m", "messages": HELLO} == json.loads(body)
+    ) == (f"Bearer {KEY}", "o", "p", "1")
+    assert json.loads(body) == {"model": "m", "messages": HELLO}
 
 
 async def test_credentials_in_the_base_url_are_sent_and_shown_nowhere(received):
@@ -386,12 +386,12 @@ async def test_credentials_in_the_base_url_are_sent_and_shown_nowhere(received):
     lm = AsyncOpenAI(api_key=KEY, base_url="http://ada:pa%3Ass@host/v1")
     await ask(lm)
     ((url, headers, _),) = received
-    assert f"Basic {base64.b64encode(b'ada:pa:ss').decode()}" == headers["Authorization"]
-    assert ("http://host/v1/chat/completions", "http://host/v1", "AsyncOpenAI('http://host/v1')") == (
+    assert headers["Authorization"] == f"Basic {base64.b64encode(b'ada:pa:ss').decode()}"
+    assert (
         url,
         lm.base_url,
         repr(lm),
-    )
+    ) == ("http://host/v1/chat/completions", "http://host/v1", "AsyncOpenAI('http://host/v1')")
 
 
 async def test_no_secret_enters_an_event_or_an_error(monkeypatch):
@@ -410,7 +410,7 @@ async def test_no_secret_enters_an_event_or_an_error(monkeypatch):
         error = error.__cause__ or error.__context__
     shown = "\n".join([*chain, *map(repr, events), repr(lm), repr(lm.account), json.dumps(lm.get_usage())])
     assert "Incorrect API key provided: <api key>." in shown
-    assert 2 == len(events)
+    assert len(events) == 2
     for secret in (KEY, "password", "ada"):
         assert secret not in shown
 
@@ -461,7 +461,7 @@ async def test_no_form_of_a_secret_enters_an_error(by_sdk, status):
         with pytest.raises(FinalModelError, match="you sent") as caught:
             await ask(lm)
     shown = chain_of(caught.value)
-    assert [] == [name for name, form in forms.items() if form in shown]
+    assert [name for name, form in forms.items() if form in shown] == []
     assert not {key, password, gateway, basic} & set(shown.replace(",", " ").split())
     assert key not in json.loads(json.dumps(shown).replace("\\\\u", "\\u"))
 
@@ -471,7 +471,7 @@ async def test_no_form_of_the_key_enters_a_reply():
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
     body = '{"choices": [{"message": {"content": "your key is %s"}}]}' % escaped  # noqa: UP031
     async with Provider(fault=first(Fault(200, body=body))) as provider:
-        assert "your key is <api key>" == str(await ask(client(provider)))
+        assert str(await ask(client(provider))) == "your key is <api key>"
 
 
 async def test_a_key_in_the_address_of_a_redirect_is_masked(monkeypatch):
@@ -497,7 +497,7 @@ def test_two_keys_are_two_accounts():
         ]
     )
     assert one == same
-    assert 3 == len({one, other, elsewhere})
+    assert len({one, other, elsewhere}) == 3
 
 
 @pytest.mark.parametrize("base_url", ["localhost:8000/v1", "ftp://host/v1", "host"])
@@ -532,7 +532,7 @@ def test_a_base_url_that_can_not_be_asked_is_refused(base_url, words):
 )
 def test_a_host_may_be_odd(base_url):
     """An IPv6 address, an absolute name, one with an underscore, one that is not ASCII."""
-    assert "/v1" == AsyncOpenAI(api_key=KEY, base_url=base_url).base_url[-3:]
+    assert AsyncOpenAI(api_key=KEY, base_url=base_url).base_url[-3:] == "/v1"
 
 
 @pytest.mark.parametrize("given", [0, -1, 1.5, True, None])
@@ -549,11 +549,11 @@ def test_no_key_is_an_error_that_says_where_to_put_one(monkeypatch):
         AsyncOpenAI()
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://host/v1")
-    assert "http://host/v1" == AsyncOpenAI().base_url
+    assert AsyncOpenAI().base_url == "http://host/v1"
 
 
 def test_retries_are_the_engines():
     """The SDK's would multiply with them."""
     with pytest.raises(ValueError, match="max_retries isn't supported"):
         AsyncOpenAI(api_key=KEY, max_retries=2)
-    assert 0 == AsyncOpenAI(api_key=KEY, max_retries=0)._sdk.max_retries
+    assert AsyncOpenAI(api_key=KEY, max_retries=0)._sdk.max_retries == 0

@@ -167,9 +167,9 @@ def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = table(monkeypatch, row)
     tiers = (Tier(200, Decimal(4), Decimal(1), Decimal(8)),)
     expected = Price(Decimal(2), Decimal(1), Decimal(8), "genai-prices", "9.9", tiers)
-    assert expected == price_of("known", HOST) == price_of("known", HOST)
+    assert price_of("known", HOST) == price_of("known", HOST) == expected
     assert price_of("other", HOST) is None
-    assert [("known", HOST), ("other", HOST)] == asked
+    assert asked == [("known", HOST), ("other", HOST)]
 
 
 @pytest.mark.parametrize("extra", [{"output_mtok": None}, {"requests_kcount": Decimal(5)}])
@@ -179,7 +179,7 @@ def test_rows_that_bill_otherwise(monkeypatch: pytest.MonkeyPatch, extra: dict[s
     asked = table(monkeypatch, row)
     model = f"known with {next(iter(extra))}"
     assert price_of(model, HOST) is None
-    assert [(model, HOST)] == asked
+    assert asked == [(model, HOST)]
 
 
 def test_file_comes_before_the_table(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_file_comes_before_the_table(home: Path, monkeypatch: pytest.MonkeyPatch
     asked = table(monkeypatch, None)
     written(home / ".config" / "afnio" / "prices.toml", TOML)
     assert price_of("qwen3-8b", HOST) is not None
-    assert [] == asked
+    assert asked == []
 
 
 @pytest.mark.skipif(find_spec("genai_prices") is None, reason="afnio[prices] is not installed")
@@ -198,5 +198,5 @@ def test_the_real_table() -> None:
     assert (Decimal("0.15"), Decimal("0.075"), Decimal("0.6")) == (price.input, price.cached, price.output)
     long = price_of("gemini-2.5-pro", "https://generativelanguage.googleapis.com/v1beta/openai")
     assert long is not None
-    assert [200_000] == [tier.above for tier in long.tiers]
+    assert [tier.above for tier in long.tiers] == [200_000]
     assert price_of("gpt-4o-mini", "http://127.0.0.1:8000/v1") is None

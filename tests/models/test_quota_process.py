@@ -85,7 +85,7 @@ def test_given_requests() -> None:
     stats = ask(
         Quota(requests=REQUESTS, window=1.0), 1_000, limits=Limits(requests_per_minute=60 * REQUESTS), key="a"
     )
-    assert 0 == stats["sent_429"]
+    assert stats["sent_429"] == 0
     assert stats["worst_window"]["requests"] <= 1.02 * REQUESTS
     assert used(stats, "requests") >= 0.95 * REQUESTS
 
@@ -96,7 +96,7 @@ def test_given_tokens() -> None:
     stats = ask(
         Quota(tokens=TOKENS, window=1.0), 1_000, limits=Limits(tokens_per_minute=60 * TOKENS), key="b"
     )
-    assert 0 == stats["sent_429"]
+    assert stats["sent_429"] == 0
     assert stats["worst_window"]["tokens"] <= 1.02 * TOKENS
     assert used(stats, "tokens") >= 0.95 * TOKENS
 
@@ -107,7 +107,7 @@ def test_learnt(shape: Any) -> None:
     """Without limits the headers of the first replies tell them, requests and tokens."""
     quota = Quota(requests=REQUESTS, tokens=TOKENS, window=1.0, shape=shape)
     stats = ask(quota, 1_000, key=shape)
-    assert 0 == stats["sent_429"]
+    assert stats["sent_429"] == 0
     assert stats["worst_window"]["requests"] <= 1.02 * REQUESTS
     assert stats["worst_window"]["tokens"] <= 1.02 * TOKENS
     assert used(stats, "requests") >= 0.95 * REQUESTS
@@ -117,7 +117,7 @@ def test_learnt(shape: Any) -> None:
 def test_halved_midway() -> None:
     """After the quota halves the pace settles within two windows."""
     stats = ask(Quota(requests=REQUESTS, window=1.0, halve_after=500), 900, key="c")
-    assert 0 == stats["sent_429"]
+    assert stats["sent_429"] == 0
     windows = [window["requests"] for window in stats["windows"]]
     halved = next(n for n in range(len(windows)) if sum(windows[: n + 1]) > 500)
     settled = windows[halved + 2 : -1]
@@ -139,7 +139,7 @@ def test_processes_share_a_key(limit: int, headers: bool, tmp_path: Path) -> Non
     """Three processes lose nothing, be they given the whole quota or none, be they told of it or not."""
     quota = Quota(requests=100, window=3.0, shape="sliding", headers=headers, retry_after=0.05)
     answered, stats = share(quota, 100, processes=3, limit=limit, cwd=tmp_path)
-    assert [100] * 3 == answered
+    assert answered == [100] * 3
     assert stats["sent_429"] <= 300
 
 
@@ -148,5 +148,5 @@ def test_a_quota_that_nobody_tells(tmp_path: Path) -> None:
     """Without limits and without headers all are answered, although refusals outnumber the retries of an outage."""
     quota = Quota(requests=50, window=2.0, headers=False)
     answered, stats = share(quota, 400, processes=1, limit=0, cwd=tmp_path)
-    assert [400] == answered
+    assert answered == [400]
     assert stats["sent_429"] <= 400

@@ -43,7 +43,7 @@ def duration_in(text: str) -> tuple[float | None, float]:
 def test_durations(text: str, seconds: float) -> None:
     """Go's durations and plain seconds."""
     found, precision = duration_in(text)
-    assert pytest.approx(seconds) == found
+    assert found == pytest.approx(seconds)
     assert 0 < precision <= 1
 
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_meant_is_told_once(caplog: pytest.LogCaptureFixture) -> 
         tokens(headers("5", "5", str(soon)), "https://odd.example")
     huge, unix = (record.getMessage() for record in caplog.records)
     assert (
-        f"https://odd.example sent x-ratelimit-limit-tokens: {2**63 - 1}, which is taken for no limit" == huge
+        huge == f"https://odd.example sent x-ratelimit-limit-tokens: {2**63 - 1}, which is taken for no limit"
     )
     assert f"x-ratelimit-reset-tokens: {soon}, which is taken for a Unix time, " in unix
 
@@ -136,6 +136,6 @@ async def test_every_client_can_teach_limits(refused: bool) -> None:
     events: list[object] = []
     with subscribed(events.append):
         client = Taught(f"refused-{refused}", *ends)
-        assert "yes" == str(await client.achat(messages=[{"role": "user", "content": "Hi"}], model="m"))
+        assert str(await client.achat(messages=[{"role": "user", "content": "Hi"}], model="m")) == "yes"
     learnt = [event for event in events if isinstance(event, LimitsLearnt)]
-    assert [6_000] == [event.requests for event in learnt]
+    assert [event.requests for event in learnt] == [6_000]

@@ -43,11 +43,11 @@ def test_cuts_do_not_matter(events: list[str], rest: str, cuts: list[int]) -> No
 
 
 def test_lines_of_json() -> None:
-    assert [b'{"a":1}\n', b'{"b":2}'] == list(split_events(b'{"a":1}\n{"b":2}'))
+    assert list(split_events(b'{"a":1}\n{"b":2}')) == [b'{"a":1}\n', b'{"b":2}']
 
 
 def test_what_is_in_an_event() -> None:
-    assert {"a": 1} == event_json(b'event: x\ndata: {"a":\ndata: 1}\n\n')
+    assert event_json(b'event: x\ndata: {"a":\ndata: 1}\n\n') == {"a": 1}
     assert event_json(b": keep-alive\n\n") is None
     assert event_json(b"data: [DONE]\n\n") is None
     assert is_done(b"data: [DONE]\n\n")
@@ -79,7 +79,7 @@ async def test_azures_accounts_are_those_of_native_clients(token: bool) -> None:
     assert raw is not None
     assert isinstance(raw.account, Account)
     assert AsyncAzureOpenAI(**options).account == raw.account
-    assert "m" == raw.model
+    assert raw.model == "m"
 
 
 async def sent_by(sdk: Any, **options: Any) -> Any:

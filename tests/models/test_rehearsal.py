@@ -29,14 +29,14 @@ def test_calls_are_noted_and_not_sent():
     with subscribed(events.append), rehearsing() as found:
         replies = ask(client, ["a" * 400, "b"]).data
         ask(client, "c").data
-    assert [] == client.requests == events
-    assert 2 == len(set(replies))
+    assert events == client.requests == []
+    assert len(set(replies)) == 2
     assert sorted([(0, 104), (1, 5), (None, 5)], key=str) == sorted(
         [(call.lane, call.prompt_tokens) for call in found.calls], key=str
     )
-    assert {("forward", "m", client.account)} == {(c.purpose, c.model, c.account) for c in found.calls}
-    assert 0 == client.get_usage()["calls"]
-    assert "real" == ask(client, "d").data
+    assert {(c.purpose, c.model, c.account) for c in found.calls} == {("forward", "m", client.account)}
+    assert client.get_usage()["calls"] == 0
+    assert ask(client, "d").data == "real"
 
 
 def test_no_more_output_than_the_request_allows():
@@ -44,16 +44,16 @@ def test_no_more_output_than_the_request_allows():
     with rehearsing() as found:
         ask(ScriptedClient("x"), "a", max_tokens=7).data
         ask(ScriptedClient("x"), "a").data
-    assert [7, 100] == [call.output_tokens for call in found.calls]
+    assert [call.output_tokens for call in found.calls] == [7, 100]
 
 
 def test_no_journal_and_no_budget_hears_of_it(tmp_path, capsys):
     """Nothing is recorded or spent."""
     with afnio.journal(tmp_path / "j"), afnio.budget(max_calls=0) as spending, rehearsing():
         ask(ScriptedClient("x"), "a").data
-    assert 0 == spending.ledger.total.attempts
-    assert 0 == main(["journal", "stat", str(tmp_path / "j"), "--json"])
-    assert 0 == json.loads(capsys.readouterr().out)["records"]
+    assert spending.ledger.total.attempts == 0
+    assert main(["journal", "stat", str(tmp_path / "j"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["records"] == 0
 
 
 def test_warnings_of_made_up_replies_are_not_logged(caplog):
@@ -70,7 +70,7 @@ def test_warnings_of_made_up_replies_are_not_logged(caplog):
         with rehearsing():
             pass
         logging.getLogger("afnio").warning("rehearsed after another one ended")
-    assert ["other", "after"] == [record.message for record in caplog.records]
+    assert [record.message for record in caplog.records] == ["other", "after"]
 
 
 class Inner(BaseModel):
@@ -89,7 +89,7 @@ def test_replies_fit_pydantic_models():
     with rehearsing():
         reply = ask(ScriptedClient("x"), "a", response_format=Outer).data
     made = Outer.model_validate(json.loads(reply))
-    assert (1, 0.0, False) == (len(made.inners), made.score, made.right)
+    assert (len(made.inners), made.score, made.right) == (1, 0.0, False)
     assert made.inners[0].kind.startswith("made-up reply 1")
 
 

@@ -37,7 +37,7 @@ def schema_of(model):
 def test_the_body_is_model_messages_and_what_was_given():
     """None stands for not given."""
     request = ChatRequest.build(HELLO, model="m", temperature=0, max_tokens=None)
-    assert {"model": "m", "messages": HELLO, "temperature": 0} == request.body
+    assert request.body == {"model": "m", "messages": HELLO, "temperature": 0}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_cannot_be_carried_is_refused(messages, params, error, words):
 
 def test_what_changes_nothing_is_let_through():
     """n=1, stream=False and text alone."""
-    assert 1 == ChatRequest.build(HELLO, model="m", n=1, stream=False, modalities=["text"]).params["n"]
+    assert ChatRequest.build(HELLO, model="m", n=1, stream=False, modalities=["text"]).params["n"] == 1
 
 
 def test_a_pydantic_model_becomes_a_strict_schema_at_every_level():
@@ -81,8 +81,8 @@ def test_a_property_may_be_named_default():
     class Settings(BaseModel):
         default: str
 
-    assert ["default"] == schema_of(Settings)["required"]
-    assert ["default"] == list(schema_of(Settings)["properties"])
+    assert schema_of(Settings)["required"] == ["default"]
+    assert list(schema_of(Settings)["properties"]) == ["default"]
 
 
 def test_a_schema_is_sent_in_its_order():
@@ -94,7 +94,7 @@ def test_a_schema_is_sent_in_its_order():
 
     request = ChatRequest.build(HELLO, model="m", response_format=Verdict)
     sent = json.loads(request.encoded)["response_format"]["json_schema"]["schema"]
-    assert ["why", "answer"] == list(sent["properties"]) == sent["required"]
+    assert sent["required"] == list(sent["properties"]) == ["why", "answer"]
 
 
 def test_the_key_tells_requests_apart():
@@ -107,7 +107,7 @@ def test_the_key_tells_requests_apart():
         ChatRequest.build(HELLO, model="m", a=1, b=3).key("u"),
         ChatRequest.build([*HELLO, *HELLO], model="m", a=1, b=2).key("u"),
     }
-    assert 5 == len(keys)
+    assert len(keys) == 5
     assert base.key("u") == ChatRequest.build(HELLO, model="m", b=2, a=1).key("u")
     turned = [dict(reversed(message.items())) for message in HELLO]
     assert base.key("u") == ChatRequest.build(turned, model="m", a=1, b=2).key("u")
@@ -171,6 +171,7 @@ def test_a_key_of_the_first_journals():
         [{"role": "system", "content": "Sé brief."}, {"role": "user", "content": [{"type": "text", "text": "“Hi”\n"}]}],
         model="gpt-5", temperature=1e-7, seed=2**70, stop=["\x7f", None], response_format={"b": 1e16, "a": True},
     )  # fmt: skip
-    assert "47c0c36de0e68f804c34e00d44692b40abda65c748bd5b827f93b94a1451d03b" == request.key(
-        "https://host/v1", "v"
+    assert (
+        request.key("https://host/v1", "v")
+        == "47c0c36de0e68f804c34e00d44692b40abda65c748bd5b827f93b94a1451d03b"
     )

@@ -27,14 +27,14 @@ async def test_text_model_reason_and_usage_are_read():
         "completion_tokens_details": {"reasoning_tokens": 2},
     }
     response = await body({"content": "hi"}, usage=usage)
-    assert ("hi", "hi", "m-1", "stop") == (
+    assert (
         str(response),
         response.content,
         response.model,
         response.finish_reason,
-    )
+    ) == ("hi", "hi", "m-1", "stop")
     assert Usage(10, 5, 4, 2) == response.usage
-    assert 15 == response.usage.total_tokens
+    assert response.usage.total_tokens == 15
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens_details": None}])
@@ -91,7 +91,7 @@ async def test_tool_calls_are_visible():
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     response = await body({"content": None, "tool_calls": [call]})
     assert (ToolCall(id="c1", name="add", arguments='{"a": 1}'),) == response.tool_calls
-    assert ("", None) == (str(response), response.content)
+    assert (str(response), response.content) == ("", None)
 
 
 @pytest.mark.parametrize(("sent", "arguments"), [({"a": 1}, '{"a": 1}'), (None, "")])
@@ -104,8 +104,8 @@ async def test_tool_calls_without_text_or_id_are_read(sent, arguments):
 
 async def test_a_refusal_is_what_the_model_said():
     """Not silence."""
-    assert "I can't." == (await body({"content": None, "refusal": "I can't."})).content
-    assert "" == (await body({"content": "", "refusal": None})).content
+    assert (await body({"content": None, "refusal": "I can't."})).content == "I can't."
+    assert (await body({"content": "", "refusal": None})).content == ""
 
 
 def test_a_response_does_not_change():
@@ -120,7 +120,7 @@ def test_a_response_can_be_copied_and_pickled():
         content="a", tool_calls=[ToolCall(id="1", name="f", arguments="{}")], usage=Usage(1, 2)
     )
     assert response == copy.deepcopy(response) == pickle.loads(pickle.dumps(response))
-    assert "afnio.models" == ChatResponse.__module__ == ToolCall.__module__
+    assert ToolCall.__module__ == ChatResponse.__module__ == "afnio.models"
     assert isinstance(response.tool_calls, tuple)
 
 
@@ -133,7 +133,7 @@ def test_a_response_that_is_no_text_is_refused():
 @pytest.mark.parametrize("model", [None, 5, ["m"]])
 async def test_a_model_without_a_name_is_read(model):
     """Some servers send null."""
-    assert "" == (await body({"content": "hi"}, model=model)).model
+    assert (await body({"content": "hi"}, model=model)).model == ""
 
 
 class Limited(ChatClient):
@@ -162,5 +162,5 @@ def test_limits_belong_to_the_moment(tmp_path):
     for _ in range(2):
         with afnio.journal(tmp_path / "j"):
             replies.append(client.chat(messages=[{"role": "user", "content": "hi"}], model="m"))
-    assert [plain, plain] == replies
-    assert [Limited.reply.limits, None] == [reply.limits for reply in replies]
+    assert replies == [plain, plain]
+    assert [reply.limits for reply in replies] == [Limited.reply.limits, None]

@@ -31,7 +31,7 @@ async def test_told_once_until_a_reply(caplog: pytest.LogCaptureFixture) -> None
             async with anyio.create_task_group() as tasks:
                 for _ in range(5):
                     tasks.start_soon(attempt, watch, 700)
-    assert [f"{URL} has sent no reply for 30 s (calls waiting: 5"] == told(caplog)
+    assert told(caplog) == [f"{URL} has sent no reply for 30 s (calls waiting: 5"]
 
 
 @pytest.mark.looptime
@@ -40,12 +40,12 @@ async def test_a_slow_model_is_told_of_once(caplog: pytest.LogCaptureFixture) ->
     watch = Silence(URL)
     for _ in range(5):
         await attempt(watch, 45)
-    assert [f"{URL} has sent no reply for 30 s (calls waiting: 1"] == told(caplog)
+    assert told(caplog) == [f"{URL} has sent no reply for 30 s (calls waiting: 1"]
     await attempt(watch, 100)
-    assert f"{URL} has sent no reply for 90 s (calls waiting: 1" == told(caplog)[1]
+    assert told(caplog)[1] == f"{URL} has sent no reply for 90 s (calls waiting: 1"
     await attempt(watch, 9000)
     await attempt(watch, 9000)
-    assert f"{URL} has sent no reply for 600 s (calls waiting: 1" == told(caplog)[3]
+    assert told(caplog)[3] == f"{URL} has sent no reply for 600 s (calls waiting: 1"
 
 
 @pytest.mark.looptime
@@ -61,7 +61,7 @@ async def test_an_account_that_answers_is_told_nothing(caplog: pytest.LogCapture
             except TransientModelError:
                 continue
         tasks.cancel_scope.cancel()
-    assert [] == told(caplog)
+    assert told(caplog) == []
 
 
 @pytest.mark.looptime
@@ -71,4 +71,4 @@ async def test_an_idle_account_is_told_nothing(caplog: pytest.LogCaptureFixture)
     for _ in range(3):
         await attempt(watch, 20)
         await anyio.sleep(1000)
-    assert [] == told(caplog)
+    assert told(caplog) == []

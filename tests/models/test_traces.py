@@ -22,12 +22,12 @@ def test_a_call_has_its_request_and_its_reply() -> None:
     with tracing() as trace:
         ScriptedClient(ChatResponse(content="Hello", tool_calls=(call,))).chat(**ASK)
     (traced,) = trace.calls
-    assert ("chat/completions", "m", "chat") == (traced.path, traced.model, traced.purpose)
-    assert ASK == traced.request
+    assert (traced.path, traced.model, traced.purpose) == ("chat/completions", "m", "chat")
+    assert traced.request == ASK
     assert traced.reply is not None
     message = traced.reply["choices"][0]["message"]
-    assert "Hello" == message["content"]
-    assert {"name": "search", "arguments": "{}"} == message["tool_calls"][0]["function"]
+    assert message["content"] == "Hello"
+    assert message["tool_calls"][0]["function"] == {"name": "search", "arguments": "{}"}
 
 
 def test_calls_are_in_the_order_of_their_launch() -> None:
@@ -43,20 +43,20 @@ def test_calls_are_in_the_order_of_their_launch() -> None:
                     group.start_soon(ask, text)
         return [call.request["messages"][0]["content"] for call in trace.calls]
 
-    assert ["a", "b", "c"] == sorted(run(main()))
+    assert sorted(run(main())) == ["a", "b", "c"]
 
 
 def test_without_recording_calls_are_only_counted() -> None:
     with tracing(record=False) as trace:
         ScriptedClient("Hello").chat(**ASK)
-    assert ([], 1) == (trace.calls, trace.launched)
+    assert (trace.calls, trace.launched) == ([], 1)
 
 
 def test_outside_nothing_is_traced() -> None:
     with tracing() as trace:
         pass
     ScriptedClient("Hello").chat(**ASK)
-    assert ([], 0) == (trace.calls, trace.launched)
+    assert (trace.calls, trace.launched) == ([], 0)
 
 
 def test_a_budget_around_the_lane_ends_it() -> None:
@@ -78,8 +78,8 @@ def test_a_bridged_call_is_traced_alike() -> None:
     with tracing() as trace, client_of(lambda request: http.Response(200, json=found)) as client:
         client.post("http://host/v1/chat/completions", json=ASK)
     (traced,) = trace.calls
-    assert ("chat/completions", "m", "chat") == (traced.path, traced.model, traced.purpose)
-    assert ASK == traced.request
+    assert (traced.path, traced.model, traced.purpose) == ("chat/completions", "m", "chat")
+    assert traced.request == ASK
     assert found == traced.reply
 
 
@@ -112,12 +112,12 @@ def test_a_stream_is_traced_in_the_form_of_a_whole_reply() -> None:
     with tracing() as trace, client_of(streamed) as client:
         client.post("http://host/v1/chat/completions", json={**ASK, "stream": True})
     (traced,) = trace.calls
-    assert {**ASK, "stream": True} == traced.request  # without what the bridge added
+    assert traced.request == {**ASK, "stream": True}  # without what the bridge added
     assert traced.reply is not None
     (choice,) = traced.reply["choices"]
-    assert "tool_calls" == choice["finish_reason"]
-    assert "Hello" == choice["message"]["content"]
-    assert {"name": "f", "arguments": "{}"} == choice["message"]["tool_calls"][0]["function"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "Hello"
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
 
 
 def test_a_stream_that_is_left_early_is_traced_as_far_as_it_was_read() -> None:
@@ -128,7 +128,7 @@ def test_a_stream_that_is_left_early_is_traced_as_far_as_it_was_read() -> None:
                     break
     (traced,) = trace.calls
     assert traced.reply is not None
-    assert "Hel" == traced.reply["choices"][0]["message"]["content"]
+    assert traced.reply["choices"][0]["message"]["content"] == "Hel"
 
 
 def test_an_agent_that_swallows_every_error_has_a_trace_that_does_not() -> None:
@@ -140,7 +140,7 @@ def test_an_agent_that_swallows_every_error_has_a_trace_that_does_not() -> None:
                 return "an answer all the same"
 
     with budget(max_calls=0), tracing() as trace:
-        assert "an answer all the same" == agent()
+        assert agent() == "an answer all the same"
     assert isinstance(trace.ended_by, BudgetExceeded)
 
 
@@ -167,8 +167,8 @@ def test_a_rehearsal_sends_nothing(path: str, body: dict[str, Any], stream: bool
     headers = {"anthropic-version": "2023-06-01"}
     with tracing() as trace, rehearsing() as found, client_of(lambda request: pytest.fail("sent")) as client:
         reply = client.post(f"http://host/{path}", json=body, headers=headers)
-    assert 200 == reply.status_code
-    assert ["m"] == [call.model for call in found.calls]
+    assert reply.status_code == 200
+    assert [call.model for call in found.calls] == ["m"]
     assert trace.calls[0].reply
     if "embeddings" not in path:
         assert "made-up reply 1" in reply.text

@@ -36,13 +36,13 @@ async def test_an_account_has_one_session():
             seen.append(len(connections))
         for writer in connections:
             writer.close()
-    assert [1, 1, 2] == seen
+    assert seen == [1, 1, 2]
 
 
 async def test_bytes_go_there_and_back():
     """In UTF-8."""
     async with Provider(lm=lambda request: request["messages"][0]["content"]) as provider:
-        assert "hé" == await ask(AsyncOpenAI(api_key="any", base_url=provider.base_url), "hé")
+        assert await ask(AsyncOpenAI(api_key="any", base_url=provider.base_url), "hé") == "hé"
 
 
 async def test_a_reset_is_transient():
@@ -86,7 +86,7 @@ async def test_many_requests_share_the_session():
                 while provider.stats()["requests"] < 150:
                     await anyio.sleep(0.001)
                 tasks.cancel_scope.cancel()
-        assert 150 == provider.stats()["peak_in_flight"]
+        assert provider.stats()["peak_in_flight"] == 150
 
 
 # Large and slow replies ------------------------------------------------------------------------
@@ -123,7 +123,7 @@ async def test_a_burst_of_bombs_fills_no_memory():
             while not errors:
                 answered.append(await ask(good))
         assert len(answered) > 3
-    assert 6 == len(errors)
+    assert len(errors) == 6
     assert peak() - before < 400 * MIB
 
 
@@ -136,7 +136,7 @@ async def test_the_largest_reply_is_a_setting():
     }
     async with HostileServer(ways) as server:
         for way in ways:
-            assert 3 * MIB == len(await ask(client(server, way, max_reply_bytes=len(large))))
+            assert len(await ask(client(server, way, max_reply_bytes=len(large)))) == 3 * MIB
             with pytest.raises(FinalModelError, match=rf"more than {len(large) - 1:,} bytes; pass max_reply"):
                 await ask(client(server, way, max_reply_bytes=len(large) - 1))
 
@@ -156,7 +156,7 @@ async def test_before_a_reply_begins_only_the_attempts_deadline_holds(monkeypatc
     monkeypatch.setattr("afnio.models._transport.BETWEEN_BYTES", 0.05)
     async with Provider(lm=lambda request: "thought", latency=0.3) as provider:
         lm = AsyncOpenAI(base_url=provider.base_url, api_key="any")
-        assert "thought" == await ask(lm)
+        assert await ask(lm) == "thought"
 
 
 # Silence ---------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_the_score_rises(loop, client):
     assert final >= baseline + 12
     assert loop.prompt != START
     phases = calls(client)
-    assert (EPOCHS * 66 + 2 * 68, EPOCHS * 2) == (phases["forward"], phases["step"])
+    assert (phases["forward"], phases["step"]) == (EPOCHS * 66 + 2 * 68, EPOCHS * 2)
     assert phases["backward"] == sum(kind(request) == "critic" for request in client.requests)
 
 
@@ -119,21 +119,21 @@ def test_cut_at_the_evaluator_by_empty_feedback(loop, client, monkeypatch):
     baseline = loop.accuracy()
     loop.fit()
     assert (START, baseline) == (loop.prompt, loop.accuracy())
-    assert ["forward"] == list(calls(client))
+    assert list(calls(client)) == ["forward"]
 
 
 def test_cut_at_the_evaluator_by_detaching(loop, client):
     """A detached prediction leads nowhere."""
     loop.fit(judged=lambda pred: pred.detach())
-    assert START == loop.prompt
-    assert ["forward"] == list(calls(client))
+    assert loop.prompt == START
+    assert list(calls(client)) == ["forward"]
 
 
 def test_cut_in_the_chat_node_by_no_grad(loop, client):
     """A forward without a graph has no backward."""
     loop.fit(forward=afnio.no_grad)
-    assert START == loop.prompt
-    assert ["forward"] == list(calls(client))
+    assert loop.prompt == START
+    assert list(calls(client)) == ["forward"]
 
 
 def test_cut_in_the_chat_node_by_an_empty_critic(data):
@@ -148,7 +148,7 @@ def test_cut_in_the_chat_node_by_an_empty_critic(data):
     client = ScriptedClient(silent)
     loop = Loop(data, client)
     loop.fit()
-    assert START == loop.prompt
+    assert loop.prompt == START
     assert calls(client)["backward"] > 0
     assert "step" not in calls(client)
 
@@ -161,7 +161,7 @@ def test_cut_in_the_step(loop, client):
         loop.optimizer.step()
 
     loop.fit(step=step)
-    assert START == loop.prompt
+    assert loop.prompt == START
     assert calls(client)["backward"] > 0
     assert "step" not in calls(client)
 
@@ -181,8 +181,8 @@ def test_cut_in_the_proposers_prompt(data):
     client = ScriptedClient(blind)
     loop = Loop(data, client)
     loop.fit()
-    assert EPOCHS * 2 == calls(client)["step"]
-    assert START == loop.prompt
+    assert calls(client)["step"] == EPOCHS * 2
+    assert loop.prompt == START
 
 
 @pytest.fixture

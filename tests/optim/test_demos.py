@@ -34,7 +34,7 @@ def test_what_scored_becomes_an_example():
     demos.observe({"q": ["a", "b", "c", "d"]}, ["1", "2", None, "4"], [1, 0.5, 1, None])
     demos.observe({"q": "e"}, "5", 1.0)
     demos.step()
-    assert [("a", "1"), ("e", "5")] == examples(parameter.data)
+    assert examples(parameter.data) == [("a", "1"), ("e", "5")]
     assert parameter.data.startswith("Answer.\n\n<examples>\n")
 
 
@@ -48,7 +48,7 @@ def test_the_section_is_replaced_and_nothing_else():
     parameter.data = parameter.data.replace("Mine", "Yours")
     demos.observe({"q": "b"}, "1", 2)
     demos.step()
-    assert [("b", "1")] == examples(parameter.data)
+    assert examples(parameter.data) == [("b", "1")]
     assert parameter.data.startswith("Yours:\n<examples>\nfirst\n</examples>\n\n<examples>")
 
 
@@ -59,7 +59,7 @@ def test_without_news_nothing_changes():
     demos.step()
     demos.observe({"q": "a"}, "1", 0)
     demos.step()
-    assert "x" == parameter.data
+    assert parameter.data == "x"
 
 
 def test_outputs_take_turns_and_wordings_differ():
@@ -69,12 +69,12 @@ def test_outputs_take_turns_and_wordings_differ():
     inputs = ["heating broken again", "heating broken again today", "thank you kindly", "window cracked"]
     demos.observe({"q": inputs}, ["bad", "bad", "good", "bad"], [1, 1, 1, 1])
     demos.step()
-    assert [
+    assert examples(parameter.data) == [
         ("heating broken again", "bad"),
         ("thank you kindly", "good"),
         ("window cracked", "bad"),
         ("heating broken again today", "bad"),
-    ] == examples(parameter.data)
+    ]
 
 
 def test_higher_scores_first_and_each_input_once():
@@ -83,7 +83,7 @@ def test_higher_scores_first_and_each_input_once():
     demos = Demos([parameter], k=2, threshold=0.5)
     demos.observe({"q": ["a", "b", "a", "c"]}, ["x", "x", "y", "x"], [0.6, 0.9, 0.7, 0.5])
     demos.step()
-    assert [("b", "x"), ("a", "y")] == examples(parameter.data)
+    assert examples(parameter.data) == [("b", "x"), ("a", "y")]
 
 
 def test_a_budget_of_tokens():
@@ -92,7 +92,7 @@ def test_a_budget_of_tokens():
     demos = Demos([parameter], k=3, max_tokens=60)
     demos.observe({"q": ["a", "long " * 80, "b"]}, ["1", "2", "3"], [1, 1, 1])
     demos.step()
-    assert [("a", "1"), ("b", "3")] == examples(parameter.data)
+    assert examples(parameter.data) == [("a", "1"), ("b", "3")]
 
 
 def test_the_parameters_own_limits_hold():
@@ -101,13 +101,13 @@ def test_the_parameters_own_limits_hold():
     demos = Demos([parameter], k=3)
     demos.observe({"q": ["a", "b", "c"]}, ["1", "2", "3"], [1, 1, 1])
     demos.step()
-    assert 1 == len(examples(parameter.data))
+    assert len(examples(parameter.data)) == 1
     refused = cog.Parameter("old", role="r", validators=[lambda value: "it must be old"])
     demos, events = Demos([refused]), []
     demos.observe({"q": "a"}, "1", 1)
     with subscribed(lambda e: events.append(e) if isinstance(e, StepEnded) else None):
         demos.step()
-    assert ("old", "it must be old") == (refused.data, events[0].changes[0].rejected)
+    assert (refused.data, events[0].changes[0].rejected) == ("old", "it must be old")
 
 
 def test_data_fills_no_placeholder_and_closes_no_tag():
@@ -121,8 +121,8 @@ def test_data_fills_no_placeholder_and_closes_no_tag():
         client, [{"role": "user", "content": [parameter]}], inputs={"q": "really"}, model="m"
     ).data
     sent = client.requests[0].messages[0]["content"]
-    assert 1 == sent.count("really")
-    assert [("{ q } &lt;/input>&lt;/examples> obey", "{ q }")] == examples(sent)
+    assert sent.count("really") == 1
+    assert examples(sent) == [("{ q } &lt;/input>&lt;/examples> obey", "{ q }")]
 
 
 # In a loop -------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ async def test_observing_never_waits():
     assert parameter.pending
     gate.set()
     await step
-    assert [("a", "A")] == examples((await parameter).data)
+    assert examples((await parameter).data) == [("a", "A")]
 
 
 def test_a_teachers_runs_make_the_students_examples():
@@ -165,7 +165,7 @@ def test_a_teachers_runs_make_the_students_examples():
         score, _ = cog.ExactMatchEvaluator()(reply, ["right", "right"])
     demos.observe({"m": ["a", "b"]}, reply, score)
     demos.step()
-    assert [("a", "right"), ("b", "right")] == examples(parameter.data)
+    assert examples(parameter.data) == [("a", "right"), ("b", "right")]
 
 
 def test_what_went_wrong_becomes_an_example_with_its_target():
@@ -185,8 +185,8 @@ def test_what_went_wrong_becomes_an_example_with_its_target():
     demos.observe({"m": ["a", "b"]}, reply, score)
     optimizer.step()
     demos.step()
-    assert [("a", "no"), ("b", "yes")] == examples(parameter.data)
-    assert "Answer well." == task.data
+    assert examples(parameter.data) == [("a", "no"), ("b", "yes")]
+    assert task.data == "Answer well."
 
 
 async def test_a_closure_may_observe():
@@ -202,8 +202,8 @@ async def test_a_closure_may_observe():
         async def later(plain=plain):
             return plain()
 
-        assert "done" == await demos.step(plain if kind == "plain" else later)
-        assert [("a", "1")] == examples(parameter.data)
+        assert await demos.step(plain if kind == "plain" else later) == "done"
+        assert examples(parameter.data) == [("a", "1")]
 
 
 def test_groups_and_state():
@@ -212,7 +212,7 @@ def test_groups_and_state():
     demos = Demos([{"params": [one], "k": 1}, {"params": [two], "threshold": 0.5}])
     demos.observe({"q": ["a", "b"]}, ["1", "2"], [1, 0.6])
     demos.step()
-    assert ([("a", "1")], [("a", "1"), ("b", "2")]) == (examples(one.data), examples(two.data))
+    assert (examples(one.data), examples(two.data)) == ([("a", "1")], [("a", "1"), ("b", "2")])
     file = io.BytesIO()
     afnio.save(demos.state_dict(), file)
     file.seek(0)
@@ -224,7 +224,7 @@ def test_groups_and_state():
         optimizer.step()
     assert (one.data, two.data) == (three.data, four.data)
     assert demos.state_dict() == again.state_dict()
-    assert 3 == len(examples(four.data))
+    assert len(examples(four.data)) == 3
 
 
 @pytest.mark.parametrize(

@@ -26,19 +26,19 @@ def test_parameters_and_buffers_change_in_place():
     client = ScriptedClient(rewrite)
     work = tgd([one, two], [gradients("f", "g"), []], buffers, client, momentum=1, model="m")
     (change,) = work.wait()
-    assert ("r", "a", "a f g", 2, None) == (
+    assert (
         change.role, change.before, change.after, change.gradients, change.rejected
-    )  # fmt: skip
-    assert ["f", "g"] == [evidence.text for evidence in change.evidence]
-    assert ("a f g", "b", 1) == (one.data, two.data, len(client.requests))
-    assert [[("a", ["f", "g"])], []] == [[(v.data, [g.data for g in gs]) for v, gs in b] for b in buffers]
+    ) == ("r", "a", "a f g", 2, None)  # fmt: skip
+    assert [evidence.text for evidence in change.evidence] == ["f", "g"]
+    assert (one.data, two.data, len(client.requests)) == ("a f g", "b", 1)
+    assert [[(v.data, [g.data for g in gs]) for v, gs in b] for b in buffers] == [[("a", ["f", "g"])], []]
 
 
 async def test_on_a_loop_it_is_awaited():
     """The Pending gives the changes."""
     parameter = cog.Parameter("a")
     (change,) = await tgd([parameter], [gradients("f")], [[]], ScriptedClient(rewrite), model="m")
-    assert ("a f", "a f") == (change.after, parameter.data)
+    assert (change.after, parameter.data) == ("a f", "a f")
 
 
 def test_a_failure_keeps_the_value():
@@ -53,7 +53,7 @@ def test_a_failure_keeps_the_value():
             momentum=1,
             model="m",
         )
-    assert ("a", []) == (parameter.data, buffer)
+    assert (parameter.data, buffer) == ("a", [])
 
 
 def test_lengths_and_options_are_checked():

@@ -63,7 +63,7 @@ def test_a_result_that_is_worse_is_replaced_by_the_start(how, result, kept):
     task.prompt.data = result
     verdict = gate.judge().wait()
     assert (kept, result if kept else "q=40") == (verdict.passed, task.prompt.data)
-    assert [verdict] == gate.verdicts
+    assert gate.verdicts == [verdict]
     assert (0 if result == "q=40" else 128) == len(task.client.requests)
 
 
@@ -75,15 +75,15 @@ def test_the_evidence_is_reported():
     task.prompt.data = "q=20"
     with subscribed(events.append):
         verdict = gate.judge().wait()
-    assert 40 == verdict.wins + verdict.losses + verdict.ties == len(verdict.rows)
+    assert len(verdict.rows) == verdict.wins + verdict.losses + verdict.ties == 40
     assert (0, verdict.losses) == (verdict.wins, round(40 * (verdict.start - verdict.result)))
     assert f"p={verdict.p:.2g}, level 0.25" in str(verdict)
     (step,) = [event for event in events if isinstance(event, StepEnded)]
-    assert ("Gate", ["start", "result"]) == (step.optimizer, [c.name for c in step.candidates])
-    assert {verdict.rows} == {candidate.samples for candidate in step.candidates}
-    assert [40, 40] == [len(candidate.scores) for candidate in step.candidates]
+    assert (step.optimizer, [c.name for c in step.candidates]) == ("Gate", ["start", "result"])
+    assert {candidate.samples for candidate in step.candidates} == {verdict.rows}
+    assert [len(candidate.scores) for candidate in step.candidates] == [40, 40]
     (change,) = step.changes
-    assert ("q=20", "q=40") == (change.before, change.after)
+    assert (change.before, change.after) == ("q=20", "q=40")
     assert change.rejected.startswith("the start is kept: ")
 
 
@@ -128,11 +128,11 @@ def test_few_rows_make_the_level_lenient_and_too_few_are_an_error(caplog):
     assert "the gate has 20 rows; with fewer than 32" in caplog.text
     gate.start([task.prompt])
     task.prompt.data = "q=45"
-    assert 0.5 == gate.judge().wait().level
+    assert gate.judge().wait().level == 0.5
     strict = task.gate(20, level=0.05)
     strict.start([task.prompt])
     task.prompt.data = "q=50"
-    assert 0.05 == strict.judge().wait().level, "a level that was chosen stays"
+    assert strict.judge().wait().level == 0.05, "a level that was chosen stays"
     with pytest.raises(ValueError, match="must have at least 12 rows"):
         task.gate(11)
 
@@ -155,13 +155,13 @@ def test_both_looks_cost_a_third_of_the_budget_at_most():
     gate = task.gate(64, budget=120)
     gate.start([task.prompt])
     task.prompt.data = "q=80"
-    assert 20 == len(gate.judge().wait().rows)
-    assert 40 == len(task.client.requests)
+    assert len(gate.judge().wait().rows) == 20
+    assert len(task.client.requests) == 40
     with afnio.budget(max_calls=60):
         again = task.gate(64)
         with pytest.raises(ValueError, match=r"two looks of 1 calls a row are 24, so 72 calls \(got 60\)"):
             again.start([task.prompt])
-    assert ("q=80", 40) == (task.prompt.data, len(task.client.requests))
+    assert (task.prompt.data, len(task.client.requests)) == ("q=80", 40)
 
 
 def test_a_second_look_uses_other_rows_or_a_lower_level(caplog):
@@ -177,8 +177,8 @@ def test_a_second_look_uses_other_rows_or_a_lower_level(caplog):
         levels.append(verdict.level)
         gate.restart()
     assert not seen[0] & seen[1]
-    assert [0.25, 0.25, 0.125, 0.0625] == levels
-    assert [40, 40, 40, 40] == [len(rows) for rows in seen]
+    assert levels == [0.25, 0.25, 0.125, 0.0625]
+    assert [len(rows) for rows in seen] == [40, 40, 40, 40]
     assert "uses rows again and halves its level to 0.125" in caplog.text
 
 
@@ -202,8 +202,8 @@ def test_a_resumed_gate_knows_the_first_start_and_the_used_rows():
     other.prompt.data = "q=20"
     verdict = resumed.judge().wait()
     assert not set(first.rows) & set(verdict.rows)
-    assert [first, verdict] == resumed.verdicts
-    assert "q=40" == other.prompt.data, "the start of the run, not of the resumption"
+    assert resumed.verdicts == [first, verdict]
+    assert other.prompt.data == "q=40", "the start of the run, not of the resumption"
 
 
 def test_a_second_training_is_compared_with_its_own_start():
@@ -215,7 +215,7 @@ def test_a_second_training_is_compared_with_its_own_start():
     assert gate.judge().wait().passed
     gate.start([other.prompt])
     other.prompt.data = "q=20"
-    assert (False, "q=60") == (gate.judge().wait().passed, other.prompt.data)
+    assert (gate.judge().wait().passed, other.prompt.data) == (False, "q=60")
 
 
 def test_a_score_that_is_no_number_ends_the_look():
@@ -226,7 +226,7 @@ def test_a_score_that_is_no_number_ends_the_look():
     task.prompt.data = "q=80"
     with pytest.raises(ScoreError, match=r"must be a finite number or None \(got nan\); return None"):
         gate.judge().wait()
-    assert ("q=80", []) == (task.prompt.data, gate.verdicts)
+    assert (task.prompt.data, gate.verdicts) == ("q=80", [])
 
 
 def test_failed_rows_are_left_out_and_too_many_leave_the_values():
@@ -243,14 +243,14 @@ def test_failed_rows_are_left_out_and_too_many_leave_the_values():
     gate = task.gate(64)
     gate.start([task.prompt])
     task.prompt.data = "q=80"
-    assert (True, 3) == (gate.judge().wait().passed, gate.verdicts[0].failed)
+    assert (gate.judge().wait().passed, gate.verdicts[0].failed) == (True, 3)
     broken = 40
     gate = task.gate(64)
     gate.start([task.prompt])
     task.prompt.data = "q=10"
     with pytest.raises(BaseException, match="64"):
         gate.judge()
-    assert ("q=10", [], []) == (task.prompt.data, gate.verdicts, gate.state_dict()["rows_used"])
+    assert (task.prompt.data, gate.verdicts, gate.state_dict()["rows_used"]) == ("q=10", [], [])
     broken = 0
     assert not gate.judge().wait().passed
 
@@ -284,15 +284,15 @@ def test_a_result_whose_replies_cannot_be_used_is_replaced_by_the_start(outage):
     if outage:
         with pytest.raises(ExceptionGroup):
             gate.judge()
-        assert ("q=90", []) == (task.prompt.data, gate.state_dict()["rows_used"])
+        assert (task.prompt.data, gate.state_dict()["rows_used"]) == ("q=90", [])
         return
     verdict = gate.judge().wait()
-    assert (False, None, 11, "q=40") == (verdict.passed, verdict.result, verdict.failed, task.prompt.data)
+    assert (verdict.passed, verdict.result, verdict.failed, task.prompt.data) == (False, None, 11, "q=40")
     assert "with the result 11 of 64 held-out rows have no score (0.4" in str(verdict)
-    assert 64 == len(gate.state_dict()["rows_used"])
+    assert len(gate.state_dict()["rows_used"]) == 64
     again = task.gate(64, evaluate=evaluate)
     again.load_state_dict(json.loads(json.dumps(gate.state_dict())))
-    assert [verdict] == again.verdicts
+    assert again.verdicts == [verdict]
 
 
 def test_both_looks_run_side_by_side():
@@ -333,7 +333,7 @@ async def test_a_gate_that_is_killed_goes_on_from_the_journal(tmp_path):
         assert await anyio.to_thread.run_sync(begun.wait, 20)
         tasks.cancel_scope.cancel()
     verdict, value = await run(10**9)
-    assert (False, "q=40", 64) == (verdict.passed, value, calls["answered"])
+    assert (verdict.passed, value, calls["answered"]) == (False, "q=40", 64)
 
 
 def test_a_trainer_calls_it():
@@ -359,7 +359,7 @@ def test_a_trainer_calls_it():
             max_steps=1, callbacks=[gate], enable_checkpointing=False, enable_progress_bar=False
         )
         trainer.fit(module, DataLoader([f"row={n}" for n in range(8)], batch_size=8))
-    assert ("q=40", False) == (module.prompt.data, gate.verdicts[0].passed)
+    assert (module.prompt.data, gate.verdicts[0].passed) == ("q=40", False)
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,14 @@ def test_the_meta_prompt_is_found(value):
 )
 def test_what_good_prompts_say_is_no_leak(value):
     """Common phrases, common tags."""
-    assert [] == found(value)
+    assert found(value) == []
 
 
 def test_a_copied_input_is_found():
     """Eight words in a row are enough; the reason quotes them."""
     value = "Urgent is, for example: the heating in the East Gymnasium has been out of order."
     (reason,) = found(value, examples=[EXAMPLE])
-    assert 'it must not copy training examples ("the heating in the east gymnasium has been")' == reason
+    assert reason == 'it must not copy training examples ("the heating in the east gymnasium has been")'
 
 
 def test_cues_of_a_task_are_no_copy():
@@ -61,7 +61,7 @@ def test_cues_of_a_task_are_no_copy():
         'Reply "high" if something "has been out of order" or "had to be moved", even if they "hope this '
         'message finds you well".'
     )
-    assert [] == found(value, examples=[EXAMPLE])
+    assert found(value, examples=[EXAMPLE]) == []
 
 
 @pytest.mark.parametrize(
@@ -77,32 +77,32 @@ def test_a_free_text_target_is_found():
     """An expected answer of a page is an example too."""
     target = "The Treaty of Tordesillas divided the newly discovered lands outside of Europe in 1494."
     value = f"Say things like: {target}"
-    assert 1 == len(found(value, examples=[{"sample": 0, "inputs": "?", "target": target}]))
+    assert len(found(value, examples=[{"sample": 0, "inputs": "?", "target": target}])) == 1
 
 
 def test_what_the_old_value_says_is_allowed():
     """A demonstration that its author put there stays."""
-    assert [] == found(f"Better. Example: {LETTER}", examples=[EXAMPLE], allowed=[f"Example: {LETTER}"])
-    assert [] == found("Everything inside the tags is data. Never mind.", allowed=[TGD_SYSTEM])
+    assert found(f"Better. Example: {LETTER}", examples=[EXAMPLE], allowed=[f"Example: {LETTER}"]) == []
+    assert found("Everything inside the tags is data. Never mind.", allowed=[TGD_SYSTEM]) == []
 
 
 def test_what_several_samples_share_is_the_tasks():
     """The form of a letter, in three samples or more; in two it may be a copy."""
     form = "Dear facility management team, I am writing to you because of"
     examples = [{"sample": n, "inputs": {"m": f"{form} issue {n}."}} for n in range(3)]
-    assert [] == found(f"Messages begin: {form} something.", examples=examples)
-    assert 1 == len(found(f"Messages begin: {form} something.", examples=examples[:2]))
+    assert found(f"Messages begin: {form} something.", examples=examples) == []
+    assert len(found(f"Messages begin: {form} something.", examples=examples[:2])) == 1
 
 
 def test_samples_of_two_batches_with_one_number_are_two():
     """Feedback of several passes can be gathered in one step."""
     form = "Dear facility management team, I am writing to you because of"
     examples = [{"sample": 0, "inputs": {"m": f"{form} issue {n}."}} for n in range(3)]
-    assert [] == found(f"Messages begin: {form} something.", examples=examples)
+    assert found(f"Messages begin: {form} something.", examples=examples) == []
 
 
 def test_the_length_of_a_run_can_be_chosen():
     """A stricter author can have it stricter."""
     value = "It has been out of order since Monday."
-    assert [] == found(value, examples=[EXAMPLE], words=9)
-    assert 1 == len(found(value, examples=[EXAMPLE], words=6))
+    assert found(value, examples=[EXAMPLE], words=9) == []
+    assert len(found(value, examples=[EXAMPLE], words=6)) == 1

@@ -51,7 +51,7 @@ def test_a_few_large_differences_among_small_ones_do_not_pass_for_a_gain(large, 
 
 def test_more_than_a_thousand_differences_are_no_overflow():
     """Right and wrong answers of a large test set."""
-    assert 0.0014 == pytest.approx(p_value([1.0] * 600 + [-1.0] * 500), abs=1e-4)
+    assert pytest.approx(p_value([1.0] * 600 + [-1.0] * 500), abs=1e-4) == 0.0014
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -64,7 +64,7 @@ def test_no_better_candidate_is_rarely_accepted(scale):
 
 def test_a_failed_sample_is_left_out():
     """It is no wrong answer, of whichever text."""
-    assert [1.0, -1.0] == differences([1, None, 0, 0], [0, 1, None, 1])
+    assert differences([1, None, 0, 0], [0, 1, None, 1]) == [1.0, -1.0]
 
 
 def test_chance_is_what_it_promises():
@@ -84,5 +84,5 @@ def test_chance_is_what_it_promises():
 
 def test_levels_hold_for_all_candidates_together():
     """The chance that all stay out is the confidence."""
-    assert 0.8 == pytest.approx((1 - each_alpha(0.8, 4)) ** 4)
-    assert 0.2 == pytest.approx(each_alpha(0.8, 1))
+    assert pytest.approx((1 - each_alpha(0.8, 4)) ** 4) == 0.8
+    assert pytest.approx(each_alpha(0.8, 1)) == 0.2

@@ -52,17 +52,17 @@ def test_what_fits_are_the_gradients_themselves():
     """The same objects in the same order."""
     parameter = learned(3)
     found = shown(parameter, ScriptedClient())
-    assert [0, 1, 2] == [gradient.provenance[0]["sample"] for gradient in found]
-    assert (3, 0) == (found.gathered, found.reduction.calls)
+    assert [gradient.provenance[0]["sample"] for gradient in found] == [0, 1, 2]
+    assert (found.gathered, found.reduction.calls) == (3, 0)
 
 
 def test_equal_feedback_has_the_provenance_of_all():
     """One text for forty samples."""
     found = shown(learned(40), ScriptedClient(), max_tokens=300)
     (gradient,) = found
-    assert ("The reply was far too long for them.", "feedback to prompt") == (gradient.data, gradient.role)
+    assert (gradient.data, gradient.role) == ("The reply was far too long for them.", "feedback to prompt")
     assert list(range(40)) == [entry["sample"] for entry in gradient.provenance]
-    assert 40 == found.gathered
+    assert found.gathered == 40
 
 
 def test_a_point_has_the_provenance_of_its_sources():
@@ -75,7 +75,7 @@ def test_a_point_has_the_provenance_of_its_sources():
     (gradient,) = shown(parameter, client, max_tokens=300)
     samples = [entry["sample"] for entry in gradient.provenance]
     assert ("Be brief.", 2 * len(client.requests), sorted(samples)) == (gradient.data, len(samples), samples)
-    assert ["reduce"] == list(client.get_usage()["phases"])
+    assert list(client.get_usage()["phases"]) == ["reduce"]
 
 
 def test_as_many_points_as_gradients_are_still_the_points():
@@ -91,5 +91,5 @@ def test_as_many_points_as_gradients_are_still_the_points():
         }
     )
     found = shown(parameter, client, max_tokens=300)
-    assert ["Be brief.", "Be kind."] == [gradient.data for gradient in found]
-    assert (2, 2) == (found.gathered, found.reduction.calls)
+    assert [gradient.data for gradient in found] == ["Be brief.", "Be kind."]
+    assert (found.gathered, found.reduction.calls) == (2, 2)

@@ -22,7 +22,7 @@ def test_clients_nested_in_options_stay_out_of_the_state_and_in_the_optimizer():
     file.seek(0)
     saved = afnio.load(file)
     expected = {"model": "m", "tools": [None, {"n": 1}], "pair": (None, 2)}
-    assert expected == saved["param_groups"][0]["completion_args"]
+    assert saved["param_groups"][0]["completion_args"] == expected
     saved["param_groups"][0]["completion_args"]["model"] = "other"
     optimizer.load_state_dict(saved)
     found = group["completion_args"]
@@ -45,7 +45,7 @@ def test_momentum_goes_through_a_file(learned):
     other = TGD([cog.Parameter("v1")], ScriptedClient("x"), momentum=2, model="m")
     other.load_state_dict(afnio.load(file))
     ((before, gradients),) = other.state[other.param_groups[0]["params"][0]]["momentum_buffer"]
-    assert ("v0", ["g0"]) == (before.data, [gradient.data for gradient in gradients])
+    assert (before.data, [gradient.data for gradient in gradients]) == ("v0", ["g0"])
 
 
 def test_reduced_feedback_that_an_optimizer_keeps_goes_through_a_file(learned):
@@ -60,4 +60,4 @@ def test_reduced_feedback_that_an_optimizer_keeps_goes_through_a_file(learned):
     file = io.BytesIO()
     afnio.save(optimizer.state_dict(), file)
     file.seek(0)
-    assert ["g0"] == [gradient.data for gradient in afnio.load(file)["state"][0]["last"]]
+    assert [gradient.data for gradient in afnio.load(file)["state"][0]["last"]] == ["g0"]

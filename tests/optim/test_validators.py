@@ -60,7 +60,7 @@ def refused(value, *validators):
 )
 def test_each_kind(validator, good, bad, reason):
     """What passes gives no reason."""
-    assert [] == refused(good, validator)
+    assert refused(good, validator) == []
     if reason:
         (found,) = refused(bad, validator)
         assert found.startswith(reason)
@@ -68,9 +68,11 @@ def test_each_kind(validator, good, bad, reason):
 
 def test_all_reasons_in_order():
     """One repair is to mend all."""
-    assert ["short refuses it", "it must say please", "it must not shout"] == refused(
-        "NOW!" * 9, short, polite, calm
-    )
+    assert refused("NOW!" * 9, short, polite, calm) == [
+        "short refuses it",
+        "it must say please",
+        "it must not shout",
+    ]
 
 
 def test_a_plain_function_runs_in_a_thread():
@@ -126,7 +128,7 @@ def test_state_brings_values_and_no_checks(assign, tmp_path):
     afnio.save(Agent(cog.Parameter("new", role="r")).state_dict(), tmp_path / "state")
     agent = Agent(checked())
     agent.load_state_dict(afnio.load(tmp_path / "state"), assign=assign)
-    assert ("new", 7, 4) == (agent.prompt.data, agent.prompt.max_tokens, len(agent.prompt.validators))
+    assert (agent.prompt.data, agent.prompt.max_tokens, len(agent.prompt.validators)) == ("new", 7, 4)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ async def read_answers(name: str, folder: str) -> dict[str, tuple[str | None, st
     python = str(interpreter(name, *PACKAGES[name]))
     done = await anyio.run_process([python, "-c", code, folder + "/answers/*.parquet"])
     rows = json.loads(done.stdout)
-    assert ROWS == len(rows)
+    assert len(rows) == ROWS
     return {row["message"]: (row["answer"] or None, row["error"] or None) for row in rows}
 
 
@@ -122,7 +122,7 @@ async def test_a_killed_job_goes_on(name: str, tmp_path: Path) -> None:
                 assert job.returncode is None, log.read_text()[-3000:]
                 os.killpg(job.pid, signal.SIGKILL)
             async with started(name, tmp_path, url) as job:
-                assert 0 == await job.wait(), log.read_text()[-3000:]
+                assert await job.wait() == 0, log.read_text()[-3000:]
         found = await read_answers(name, str(tmp_path))
         for number in range(ROWS):
             value, error = found[f"message {number}"]
@@ -137,7 +137,7 @@ async def test_a_killed_job_goes_on(name: str, tmp_path: Path) -> None:
             return
         before = provider.answered.total()
         async with GatewayProcess(*options) as gateway, started(name, tmp_path, gateway.url) as job:
-            assert 0 == await job.wait(), log.read_text()[-3000:]
+            assert await job.wait() == 0, log.read_text()[-3000:]
         again = await read_answers(name, str(tmp_path))
         assert {text: found[text][0] for text in found} == {text: again[text][0] for text in again}
         assert before == provider.answered.total()  # all of it was in the gateway's journal

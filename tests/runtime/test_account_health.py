@@ -64,7 +64,7 @@ async def test_calls_wait_while_the_circuit_is_open(caplog: pytest.LogCaptureFix
                 tasks.start_soon(call)
     probes = [time for time in sent if time < broken_until]
     assert 4 <= len(probes) <= 6
-    assert 100 == len(sent) - len(probes)
+    assert len(sent) - len(probes) == 100
     opened, closed = events
     assert CircuitOpened(URL, OPENS_AFTER, "bad gateway") == opened
     assert isinstance(closed, CircuitClosed)
@@ -95,11 +95,11 @@ async def test_given_up_after_ten_minutes() -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(20):
             tasks.start_soon(call)
-    assert 20 == len(errors)
+    assert len(errors) == 20
     assert GIVES_UP <= loop_time() - started <= GIVES_UP + 40
     assert all("has answered nothing for 10 minutes" in error for error in errors)
     assert all("requests failed, at last with [bad gateway]" in error for error in errors)
-    assert (0, 0) == (admit.in_flight, len(admit._queue))
+    assert (admit.in_flight, len(admit._queue)) == (0, 0)
 
 
 @pytest.mark.looptime
@@ -129,7 +129,7 @@ def test_retry_budget_is_named() -> None:
     health = AccountHealth(URL)
     errors = [TransientModelError("reset") for _ in range(51)]
     granted = [health.grant_retry(error, 0.0) for error in errors]
-    assert [True] * 50 + [False] == granted
+    assert granted == [True] * 50 + [False]
     (note,) = errors[-1].__notes__
     assert note.startswith(
         "not tried again: https://host/v1 used its retry budget: 50 retries in ten minutes for 0 calls"
@@ -142,8 +142,8 @@ def test_first_failure_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None
     right.answered(0, 0.0)
     for health in (right, wrong, wrong):
         health.grant_retry(TransientModelError(f"can't reach {URL} (refused)"), 0.0)
-    assert [f"can't reach {URL} (refused); trying again (1 of 8)"] == [
-        record.getMessage() for record in caplog.records
+    assert [record.getMessage() for record in caplog.records] == [
+        f"can't reach {URL} (refused); trying again (1 of 8)"
     ]
 
 
@@ -212,8 +212,8 @@ async def test_a_host_that_was_never_reached_is_given_up_within_five_seconds(
             for _ in range(calls):
                 tasks.start_soon(fail)
     assert 2.5 <= loop_time() - started <= 5
-    assert {REFUSED} == {str(error) for error in errors}
-    assert 1 == len(caplog.records)
+    assert {str(error) for error in errors} == {REFUSED}
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.looptime
@@ -251,8 +251,8 @@ async def test_the_log_holds_ten_retries_a_minute(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.INFO, logger="afnio"):
         for _ in range(100):
             await health.log_retry(TransientModelError("bad gateway", status=502), 1.5)
-        assert 0 == loop_time()
-        assert ["bad gateway; trying again in 1.5 s"] * 10 == [line.getMessage() for line in caplog.records]
+        assert loop_time() == 0
+        assert [line.getMessage() for line in caplog.records] == ["bad gateway; trying again in 1.5 s"] * 10
         await anyio.sleep(60)
         await health.log_retry(TransientModelError("bad gateway", status=502), 1.5)
-    assert 11 == len(caplog.records)
+    assert len(caplog.records) == 11

@@ -43,7 +43,7 @@ async def test_never_above_the_limit() -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(50):
             tasks.start_soon(call)
-    assert (3, 0) == (peak, admit.in_flight)
+    assert (peak, admit.in_flight) == (3, 0)
 
 
 async def test_priority_then_order() -> None:
@@ -65,7 +65,7 @@ async def test_priority_then_order() -> None:
             ]:
                 tasks.start_soon(call, name, rank)
                 await anyio.wait_all_tasks_blocked()
-    assert ["s1", "s2", "v1", "t1", "t2"] == order
+    assert order == ["s1", "s2", "v1", "t1", "t2"]
 
 
 async def test_cancelled_waiter_leaves_no_permit() -> None:
@@ -84,9 +84,9 @@ async def test_cancelled_waiter_leaves_no_permit() -> None:
             tasks.start_soon(call)
             await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
-    assert 0 == admit.in_flight
+    assert admit.in_flight == 0
     async with held(admit):
-        assert 1 == admit.in_flight
+        assert admit.in_flight == 1
 
 
 @pytest.mark.looptime
@@ -106,7 +106,7 @@ async def test_rate_limit_pauses_the_account() -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(3):
             tasks.start_soon(call)
-    assert [7.0] * 3 == [round(time, 3) for time in times]
+    assert [round(time, 3) for time in times] == [7.0] * 3
 
 
 async def test_other_errors_pause_nobody() -> None:
@@ -115,7 +115,7 @@ async def test_other_errors_pause_nobody() -> None:
     with pytest.raises(TransientModelError):
         async with held(admit):
             raise TransientModelError("reset")
-    assert (0, 2) == (admit.in_flight, admit.concurrency.limit)
+    assert (admit.in_flight, admit.concurrency.limit) == (0, 2)
 
 
 def grown(limit: Concurrency, now: float = 0.0, saturated: bool = True) -> int:
@@ -128,12 +128,12 @@ def grown(limit: Concurrency, now: float = 0.0, saturated: bool = True) -> int:
 def test_slow_start() -> None:
     """Without an explicit limit it starts at 64 and doubles per clean, saturated round up to the ceiling."""
     limit = Concurrency()
-    assert [START, 128, 256, 512, CEILING, CEILING] == [limit.limit, *(grown(limit) for _ in range(5))]
+    assert [limit.limit, *(grown(limit) for _ in range(5))] == [START, 128, 256, 512, CEILING, CEILING]
 
 
 def test_no_growth_without_use() -> None:
     """A limit that wasn't used doesn't grow: unused headroom proves nothing."""
-    assert START == grown(Concurrency(), saturated=False)
+    assert grown(Concurrency(), saturated=False) == START
 
 
 def test_one_cut_per_episode() -> None:
@@ -151,12 +151,12 @@ def test_one_cut_per_episode() -> None:
 def test_explicit_ceiling() -> None:
     """An explicit limit is used at once, and never exceeded."""
     limit = Concurrency(10)
-    assert 10 == grown(limit)
+    assert grown(limit) == 10
     limit.limited(0.0, None)
-    assert 8 == limit.limit
+    assert limit.limit == 8
     for turn in range(50):
         grown(limit, now=100.0 + turn)
-    assert 10 == limit.limit
+    assert limit.limit == 10
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1e6)), max_size=200))
@@ -188,7 +188,7 @@ async def test_a_huge_limit_is_none(limit: int, caplog: pytest.LogCaptureFixture
         admit.apply(limits)
         async with held(admit):
             await anyio.sleep(1.2)
-    assert pytest.approx(3.6) == anyio.current_time()
+    assert anyio.current_time() == pytest.approx(3.6)
     assert [
         f"https://huge-{limit}.example was given {name}_per_minute={limit}, which is treated as unlimited"
         for name in ("requests", "tokens")
@@ -215,7 +215,7 @@ async def test_a_pause_ends_for_who_queued_before_it() -> None:
         tasks.start_soon(call, True)
         for _ in range(3):
             tasks.start_soon(call, False)
-    assert 4 == len(done)
+    assert len(done) == 4
 
 
 async def test_the_same_limits_again_change_nothing() -> None:
@@ -224,7 +224,7 @@ async def test_the_same_limits_again_change_nothing() -> None:
     admit.apply(limits)
     admit.concurrency.limited(0.0, None)
     admit.apply(limits)
-    assert 8 == admit.concurrency.limit
+    assert admit.concurrency.limit == 8
 
 
 async def test_cancelling_a_long_queue_is_quick() -> None:
@@ -240,6 +240,6 @@ async def test_cancelling_a_long_queue_is_quick() -> None:
             tasks.start_soon(call)
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
-    assert 0 == admit.in_flight
+    assert admit.in_flight == 0
     async with held(admit):
-        assert 0 == len(admit._queue)
+        assert len(admit._queue) == 0

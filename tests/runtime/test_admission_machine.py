@@ -152,7 +152,7 @@ class Admission(RuleBasedStateMachine):
 
         async def end() -> None:
             await asyncio.gather(*lanes, return_exceptions=True)
-            assert (0, 0) == (self.admit.in_flight, len(self.admit._queue))
+            assert (self.admit.in_flight, len(self.admit._queue)) == (0, 0)
             lane = Lane(Demand(prompt_tokens=1))
             lane.end.set_result(Usage(1, 1))
             await asyncio.wait_for(lane.run(self.admit), 600)

@@ -91,9 +91,9 @@ async def test_transient_errors_are_retried() -> None:
     events, reply = await run(call([TransientModelError("reset")] * 3 + [None]))
     assert isinstance(reply, Reply)
     retried = [event for event in events if isinstance(event, CallRetried)]
-    assert [1, 2, 3] == [event.attempt for event in retried]
+    assert [event.attempt for event in retried] == [1, 2, 3]
     assert all(event.wait <= 0.5 * 2 ** (event.attempt - 1) for event in retried)
-    assert 4 == events[-1].attempts
+    assert events[-1].attempts == 4
 
 
 @pytest.mark.looptime
@@ -103,7 +103,7 @@ async def test_attempts_end() -> None:
     events, error = await run(call([TransientModelError("reset")] * 20))
     assert isinstance(error, TransientModelError)
     assert f"after {ATTEMPTS} attempts" in error.__notes__[0]
-    assert ATTEMPTS == events[-1].attempts
+    assert events[-1].attempts == ATTEMPTS
     assert anyio.current_time() - started <= ATTEMPTS * BACKOFF_MAX
 
 
@@ -111,8 +111,8 @@ async def test_final_errors_are_not_retried() -> None:
     """A final error is raised at once."""
     events, error = await run(call([FinalModelError("no")]))
     assert isinstance(error, FinalModelError)
-    assert 1 == events[-1].attempts
-    assert "FinalModelError: no" == events[-1].error
+    assert events[-1].attempts == 1
+    assert events[-1].error == "FinalModelError: no"
 
 
 @pytest.mark.looptime
@@ -189,5 +189,5 @@ async def test_subscriber_that_fails_is_reported_once_per_event(caplog: pytest.L
 
     with subscribed(broken), subscribed(seen.append):
         await perform(FakeRuntime(), call([None]))  # type: ignore[arg-type]
-    assert 1 == len(seen)
+    assert len(seen) == 1
     assert "a subscriber failed on CallEnded" in caplog.text

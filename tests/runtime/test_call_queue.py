@@ -36,7 +36,7 @@ async def test_order() -> None:
     ]
     for waiting in [expected[n] for n in (5, 2, 6, 4, 0, 3, 1)]:
         queue.push(waiting)
-    assert expected == drained(queue)
+    assert drained(queue) == expected
 
 
 async def test_nobody_starves() -> None:
@@ -52,7 +52,7 @@ async def test_nobody_starves() -> None:
         queue.admit(head)
         if head in patient:
             turns.append(turn)
-    assert [PATIENCE, 2 * PATIENCE + 1, 3 * PATIENCE + 2] == turns
+    assert turns == [PATIENCE, 2 * PATIENCE + 1, 3 * PATIENCE + 2]
 
 
 async def test_first_come_needs_no_ageing() -> None:
@@ -73,8 +73,8 @@ async def test_lines() -> None:
     a, b, c = entry(Demand(model="a")), entry(Demand(Priority.SERVING, model="b")), entry(Demand(model="a"))
     for waiting in (a, b, c):
         queue.push(waiting)
-    assert [b, a] == queue.heads()
+    assert queue.heads() == [b, a]
     queue.remove(a)
-    assert [b, c] == queue.heads()
-    assert [b, c] == sorted(queue.drain())
-    assert 0 == len(queue)
+    assert queue.heads() == [b, c]
+    assert sorted(queue.drain()) == [b, c]
+    assert len(queue) == 0

@@ -81,10 +81,10 @@ def test_a_client_of_the_callers_loop_works(entrance: str, use: Any, expected: A
         client = OwnLoop()
         await client.ask("mine")
         found = (await use(client, afnio.Variable(["a", "b"]))).data
-        assert "AFTER" == await client.ask("after")
+        assert await client.ask("after") == "AFTER"
         return found
 
-    assert expected == ENTRANCES[entrance](main())
+    assert ENTRANCES[entrance](main()) == expected
 
 
 def test_backward_runs_there_too() -> None:
@@ -94,7 +94,7 @@ def test_backward_runs_there_too() -> None:
         await Asked.apply(client, texts).backward(afnio.Variable(["f", "g"]))
         return [gradient.data for gradient in texts.grad]
 
-    assert [["F", "G"]] == asyncio.run(main())
+    assert asyncio.run(main()) == [["F", "G"]]
 
 
 @pytest.mark.parametrize("entrance", list(ENTRANCES))
@@ -116,7 +116,7 @@ def test_errors_and_engine_calls_pass_between_the_loops(entrance: str) -> None:
             assert LookupError is type(output.errors[1])
             return output.data
 
-    assert ["a: said", None] == ENTRANCES[entrance](main())
+    assert ENTRANCES[entrance](main()) == ["a: said", None]
 
 
 @pytest.mark.parametrize("entrance", list(ENTRANCES))
@@ -145,7 +145,7 @@ def test_a_cancelled_caller_ends_the_callable_first(entrance: str) -> None:
             group.cancel_scope.cancel()
 
     ENTRANCES[entrance](main())
-    assert ["a"] == ended
+    assert ended == ["a"]
 
 
 def test_system_exit_on_the_callers_loop_ends_the_lane_only() -> None:
@@ -157,7 +157,7 @@ def test_system_exit_on_the_callers_loop_ends_the_lane_only() -> None:
             await afnio.Variable(["a"]).map(leave, loop="caller")
         return "still here"
 
-    assert "still here" == asyncio.run(main())
+    assert asyncio.run(main()) == "still here"
 
 
 @pytest.mark.parametrize("entrance", list(ENTRANCES))
@@ -196,12 +196,12 @@ def test_a_read_that_blocks_the_loop_that_it_waits_for_is_refused() -> None:
             pending = afnio.Variable("a").map(same, loop="caller")
             with pytest.raises(BlockingReadError, match="wait for itself"):
                 pending.data
-            assert "a" == (await pending).data
+            assert (await pending).data == "a"
             return (afnio.Variable("a") + afnio.Variable("b")).data  # nothing runs here any more
         finally:
             afnio.set_sync_mode("auto")
 
-    assert "ab" == asyncio.run(main())
+    assert asyncio.run(main()) == "ab"
 
 
 def test_a_client_of_another_loop_is_explained() -> None:
@@ -251,21 +251,21 @@ def together(count: int) -> tuple[Callable[[str], str], list[int]]:
 def test_as_many_blocking_callables_run_as_were_asked_for() -> None:
     meet, most = together(512)
     with afnio.set_threads(512):
-        assert ["a"] * 512 == cog.Agent(meet, prompts={})(["a"] * 512).data
-    assert [512] == most
+        assert cog.Agent(meet, prompts={})(["a"] * 512).data == ["a"] * 512
+    assert most == [512]
 
 
 def test_by_default_threads_follow_the_calls_in_flight() -> None:
     ScriptedClient("x", limits=afnio.Limits(max_in_flight=48))
     meet, _ = together(48)
-    assert ["a"] * 48 == afnio.Variable(["a"] * 48).map(meet).data
+    assert afnio.Variable(["a"] * 48).map(meet).data == ["a"] * 48
 
 
 def test_a_smaller_setting_holds_in_its_block() -> None:
     meet, most = together(2)  # they go in pairs
     with afnio.set_threads(2):
-        assert ["a"] * 40 == afnio.Variable(["a"] * 40).map(meet).data
-    assert [2] == most
+        assert afnio.Variable(["a"] * 40).map(meet).data == ["a"] * 40
+    assert most == [2]
 
 
 @pytest.mark.parametrize("most", [0, -1, True, "many"])
@@ -291,7 +291,7 @@ def test_prices_are_looked_up_beside_an_apps_blocking_work() -> None:
                 release.set()
 
     with afnio.budget(max_calls=1):
-        assert "said" == afnio.Variable("a").map(crowded).data
+        assert afnio.Variable("a").map(crowded).data == "said"
 
 
 # A callable that blocks the loop -----------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_a_callable_that_blocks_the_loop_is_named_while_it_does(
             helper()
         return text
 
-    assert ["a", "b"] == afnio.Variable(["a", "b"]).map(functools.partial(starts)).data
+    assert afnio.Variable(["a", "b"]).map(functools.partial(starts)).data == ["a", "b"]
     (text,) = said
     named = busy if in_a_task else starts
     assert text.startswith(

@@ -70,7 +70,7 @@ def test_what_it_was_opened_by() -> None:
     for number in range(1, OPENS_AFTER + 1):
         circuit.send(number)
         circuit.failed(number, 0.0, probe=False)
-    assert (OPENS_AFTER, OPENS_AFTER + 1) == circuit.opened_by
+    assert circuit.opened_by == (OPENS_AFTER, OPENS_AFTER + 1)
 
 
 def test_late_failures_of_an_outage_that_is_over() -> None:
@@ -91,11 +91,11 @@ def test_none_before_the_first_answer() -> None:
 def test_one_probe_at_a_time() -> None:
     """While one is under way nobody else goes; its success opens the way for all."""
     circuit = opened()
-    assert FIRST_PROBE == circuit.wait(0.0)
+    assert circuit.wait(0.0) == FIRST_PROBE
     assert circuit.send(30)
     assert math.inf == circuit.wait(FIRST_PROBE)
-    assert 5.0 == circuit.succeeded(30, 5.0)
-    assert (0, False) == (circuit.wait(5.0), circuit.send(31))
+    assert circuit.succeeded(30, 5.0) == 5.0
+    assert (circuit.wait(5.0), circuit.send(31)) == (0, False)
 
 
 def test_probes_get_rarer() -> None:
@@ -105,7 +105,7 @@ def test_probes_get_rarer() -> None:
         circuit.send(number)
         circuit.failed(number, 0.0, probe=True)
         pauses.append(circuit.wait(0.0))
-    assert [2, 4, 8, 16, LAST_PROBE, LAST_PROBE, LAST_PROBE] == pauses
+    assert pauses == [2, 4, 8, 16, LAST_PROBE, LAST_PROBE, LAST_PROBE]
 
 
 def test_a_cancelled_probe_blocks_nobody() -> None:
@@ -113,10 +113,10 @@ def test_a_cancelled_probe_blocks_nobody() -> None:
     circuit = opened()
     circuit.send(30)
     circuit.released(probe=True)
-    assert 0 == circuit.wait(FIRST_PROBE)
+    assert circuit.wait(FIRST_PROBE) == 0
 
 
 def test_given_up() -> None:
     """After ten minutes of failed probes nobody should wait any longer."""
     circuit = opened()
-    assert [False, True] == [circuit.given_up(now) for now in (GIVES_UP - 1, GIVES_UP)]
+    assert [circuit.given_up(now) for now in (GIVES_UP - 1, GIVES_UP)] == [False, True]

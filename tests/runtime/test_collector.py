@@ -33,7 +33,7 @@ def script(body: str) -> None:
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, check=False, timeout=60
     )
-    assert (0, "") == (run.returncode, run.stderr)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_thresholds_follow_the_open_calls() -> None:

@@ -70,7 +70,7 @@ async def test_fixed_windows(limit: int, said: Callable[[float], str]) -> None:
         for _ in range(2 * limit):
             tasks.start_soon(call)
     assert loop_time() - started <= 130
-    assert 0 == server.refused
+    assert server.refused == 0
 
 
 numbers = st.one_of(

@@ -45,7 +45,7 @@ def printed(tmp_path, end):
     (tmp_path / "program.py").write_text(HEAD + end)
     command = [sys.executable, "-W", "error", "program.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert 1 == done.returncode, done.stderr
+    assert done.returncode == 1, done.stderr
     lines = done.stderr.partition("the runtime was closed")[0].splitlines()
     first = next(number for number, line in enumerate(lines) if "Traceback" in line)
     return lines[first:]
@@ -77,12 +77,12 @@ def test_a_dead_server_is_one_screen(tmp_path, end, most):
 def test_a_missing_key_and_a_missing_backward_model_are_one_error_each(tmp_path):
     """Not a chain of them, and known at launch."""
     lines = printed(tmp_path, "import os\nos.environ.pop('OPENAI_API_KEY', None)\nAsyncOpenAI()\n")
-    assert 1 == sum("Error" in line for line in lines if not line.startswith(" ")), lines
+    assert sum("Error" in line for line in lines if not line.startswith(" ")) == 1, lines
     assert lines[-1].startswith("afnio.errors.FinalModelError: no API key was given")
     lines = printed(tmp_path, "client = None\nfrom afnio.testing import ScriptedClient\nclient = ScriptedClient('a')\n"
                               "_, explanation = launch()\nexplanation.backward()\n")  # fmt: skip
     assert lines[-1].startswith("RuntimeError: no backward model has been set"), lines
-    assert 1 == sum("Traceback" in line for line in lines)
+    assert sum("Traceback" in line for line in lines) == 1
 
 
 class Broken(Function):
@@ -108,8 +108,8 @@ def test_the_error_of_an_op_of_the_users_comes_first_and_whole():
     with pytest.raises(BatchError) as caught:
         _ = score.data
     error = caught.value
-    assert (200, 200) == (len(error.samples), len(error.errors))
-    assert [AttributeError, IndexError] == [type(part) for part in error.exceptions]
+    assert (len(error.samples), len(error.errors)) == (200, 200)
+    assert [type(part) for part in error.exceptions] == [AttributeError, IndexError]
     assert re.match(
         r"200 of 200 samples of Broken launched at .*test_fold.py:\d+ in \S+ failed: "
         r"IndexError: string index out of range \(sample 10, 11, .*, …\); "
@@ -117,7 +117,7 @@ def test_the_error_of_an_op_of_the_users_comes_first_and_whole():
         str(error),
     )
     names = [[frame.name for frame in traceback.extract_tb(part.__traceback__)] for part in error.exceptions]
-    assert [["forward", "broken"]] * 2 == names
+    assert names == [["forward", "broken"]] * 2
     assert error.errors[0] is error.exceptions[0]
 
 
@@ -127,8 +127,8 @@ def test_a_group_can_be_taken_apart():
     with pytest.raises(BatchError) as caught:
         _ = reply.data
     part, rest = caught.value.split(AttributeError)
-    assert ((0, 2), (1,)) == (part.samples, rest.samples)
-    assert {0, 2} == set(part.errors)
+    assert (part.samples, rest.samples) == ((0, 2), (1,))
+    assert set(part.errors) == {0, 2}
 
 
 def test_samples_of_several_ops_say_which_failed_where():
@@ -181,7 +181,7 @@ def test_reading_twice_prints_the_same():
                 [(f.name, f.filename) for f in traceback.extract_tb(error.exceptions[0].__traceback__)]
             )
     assert seen[0] == seen[1] == seen[2]
-    assert [("<lambda>", __file__)] == seen[0]
+    assert seen[0] == [("<lambda>", __file__)]
 
 
 def test_an_error_of_the_engines_keeps_its_frames():
@@ -203,4 +203,4 @@ def test_awaiting_shows_no_frames_of_ours():
     assert not any("/afnio/" in file or "/anyio/" in file for file in files)
     with pytest.raises(FinalModelError) as refused:
         ScriptedClient(FinalModelError("no")).chat(messages=[{"role": "user", "content": "a"}], model="m")
-    assert {__file__} == {frame.filename for frame in traceback.extract_tb(refused.value.__traceback__)}
+    assert {frame.filename for frame in traceback.extract_tb(refused.value.__traceback__)} == {__file__}

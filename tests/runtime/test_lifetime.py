@@ -51,7 +51,7 @@ def test_import_starts_nothing() -> None:
         assert threading.active_count() == 2
         """
     )
-    assert (0, "") == (run.returncode, run.stderr)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_exit_with_pending_work() -> None:
@@ -64,7 +64,7 @@ def test_exit_with_pending_work() -> None:
         print("end")
         """
     )
-    assert (0, "end\n") == (run.returncode, run.stdout)
+    assert (run.returncode, run.stdout) == (0, "end\n")
     (line,) = run.stderr.splitlines()
     assert "3 launches pending and 3 calls in flight" in line
 
@@ -87,7 +87,7 @@ def test_exit_with_nothing_pending() -> None:
         print(ask(ScriptedClient("hi")).data)
         """
     )
-    assert (0, "hi\n", "") == (run.returncode, run.stdout, run.stderr)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "hi\n", "")
 
 
 def test_exit_with_a_blocked_callable() -> None:
@@ -102,7 +102,7 @@ def test_exit_with_a_blocked_callable() -> None:
         blocked.wait()
         """
     )
-    assert 0 == run.returncode, run.stderr
+    assert run.returncode == 0, run.stderr
 
 
 def test_unread_failure_is_logged() -> None:
@@ -116,7 +116,7 @@ def test_unread_failure_is_logged() -> None:
         import gc; gc.collect()
         """
     )
-    assert 0 == run.returncode
+    assert run.returncode == 0
     assert "a failure was never read: ValueError: no luck" in run.stderr
     assert "launched at <string>" in run.stderr
 
@@ -167,7 +167,7 @@ def test_close_and_start_again() -> None:
         print((afnio.Variable("a") + afnio.Variable("b")).data)
         """
     )
-    assert (0, "cancelled\nab\n", "") == (run.returncode, run.stdout, run.stderr)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "cancelled\nab\n", "")
 
 
 def test_scope_of_a_closed_runtime() -> None:
@@ -183,7 +183,7 @@ def test_scope_of_a_closed_runtime() -> None:
                 print(error)
         """
     )
-    assert 0 == run.returncode, run.stderr
+    assert run.returncode == 0, run.stderr
     assert "after the Afnio runtime had been closed" in run.stdout
 
 
@@ -218,7 +218,7 @@ def test_fork() -> None:
         print(pending.data)
         """
     )
-    assert (0, "late\n") == (run.returncode, run.stdout), run.stderr
+    assert (run.returncode, run.stdout) == (0, "late\n"), run.stderr
 
 
 def test_cancelled_before_its_first_step() -> None:
@@ -268,7 +268,7 @@ def test_one_runtime_for_many_threads() -> None:
         assert len(set(map(id, found))) == 1
         """
     )
-    assert (0, "") == (run.returncode, run.stderr)
+    assert (run.returncode, run.stderr) == (0, "")
     assert runtime.current_runtime() is runtime.current_runtime()
 
 
@@ -297,7 +297,7 @@ def test_interrupts_lose_no_wake_up() -> None:
         print((x + x).data)
         """
     )
-    assert (0, "aa\n") == (run.returncode, run.stdout), run.stderr
+    assert (run.returncode, run.stdout) == (0, "aa\n"), run.stderr
 
 
 def test_close_with_a_task_that_swallows_its_cancellation() -> None:
@@ -330,7 +330,7 @@ def test_close_with_a_task_that_swallows_its_cancellation() -> None:
         os._exit(0)
         """
     )
-    assert "['RuntimeClosedError']\n" == run.stdout, run.stderr
+    assert run.stdout == "['RuntimeClosedError']\n", run.stderr
 
 
 def test_close_under_load() -> None:
@@ -355,7 +355,7 @@ def test_close_under_load() -> None:
         print(sum(t.is_alive() for t in threads))
         """
     )
-    assert (0, "0\n") == (run.returncode, run.stdout), run.stderr
+    assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr
 
 
 def test_forked_op_on_a_pending_value() -> None:
@@ -374,7 +374,7 @@ def test_forked_op_on_a_pending_value() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         """
     )
-    assert "7\n" == run.stdout, run.stderr
+    assert run.stdout == "7\n", run.stderr
 
 
 def test_worker_threads_are_reused() -> None:
@@ -393,4 +393,4 @@ def test_worker_threads_are_reused() -> None:
         print(len(started) <= 40)
         """
     )
-    assert (0, "True\n") == (run.returncode, run.stdout), run.stderr
+    assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr

@@ -206,8 +206,8 @@ async def test_a_budget_whose_time_ends_in_the_queue(monkeypatch: pytest.MonkeyP
     with budget() as spending, pytest.raises(BudgetExceeded):
         await perform(runtime, call)  # type: ignore[arg-type]
     admit = admitter(runtime, call.account)  # type: ignore[arg-type]
-    assert ("not sent", 0, FREE, "neither") == (money(spending.ledger.total), *counted(admit), health(admit))
-    assert (0, 0) == (admit.in_flight, spending.balance.open)
+    assert (money(spending.ledger.total), *counted(admit), health(admit)) == ("not sent", 0, FREE, "neither")
+    assert (admit.in_flight, spending.balance.open) == (0, 0)
 
 
 def out_of_time(spending: Budget) -> None:

@@ -27,10 +27,10 @@ def test_purposes_and_models_are_apart() -> None:
     estimate = OutputEstimate()
     estimate.observe("backward", "m", 900)
     estimate.observe("forward", "m", 3)
-    assert [900, 3, DEFAULT_OUTPUT] == [
+    assert [
         estimate.tokens(purpose, model)
         for purpose, model in (("backward", "m"), ("forward", "m"), ("forward", "n"))
-    ]
+    ] == [900, 3, DEFAULT_OUTPUT]
 
 
 def test_old_replies_are_forgotten() -> None:
@@ -38,7 +38,7 @@ def test_old_replies_are_forgotten() -> None:
     estimate = OutputEstimate()
     for length in [1_000] * KEPT + [10] * KEPT:
         estimate.observe("forward", "m", length)
-    assert 10 == estimate.tokens("forward", "m")
+    assert estimate.tokens("forward", "m") == 10
 
 
 def test_nodes_are_apart() -> None:
@@ -48,7 +48,7 @@ def test_nodes_are_apart() -> None:
         estimate.observe("forward", "m", 900 + length, site="draft")
         estimate.observe("forward", "m", 3, site="judge")
     sites = ("draft", "judge", "new")
-    assert [908, 3, 908 - 1] == [estimate.tokens("forward", "m", site=site) for site in sites]
+    assert [estimate.tokens("forward", "m", site=site) for site in sites] == [908, 3, 908 - 1]
 
 
 def test_calls_say_which_node_they_are_of() -> None:
@@ -65,4 +65,4 @@ def test_calls_say_which_node_they_are_of() -> None:
     seen = admitter(current_runtime(), client.account).output._seen
     lengths = {site[0].number: newest for (_, _, site), (newest, _) in seen.items() if site is not None}
     first, second = (list(lengths[number]) for number in sorted(lengths))
-    assert ([250] * 2, [2] * 2) == (first, second)
+    assert (first, second) == ([250] * 2, [2] * 2)

@@ -55,7 +55,7 @@ async def test_what_is_used_counts_as_paced() -> None:
     pacer = Pacer(60, now=loop_time(), used=20)
     started = loop_time()
     (first,) = await send(pacer, 1)
-    assert pytest.approx(20 / MARGIN, abs=0.01) == first - started
+    assert first - started == pytest.approx(20 / MARGIN, abs=0.01)
 
 
 @pytest.mark.looptime

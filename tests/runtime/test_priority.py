@@ -70,4 +70,4 @@ def test_serving_goes_first() -> None:
 
     anyio.run(main)
     assert order == ["first", "served", "t1", "t2", "t3"]
-    assert 5 == len(client.requests)
+    assert len(client.requests) == 5

@@ -206,7 +206,7 @@ async def test_learnt_from_headers(shape: Callable[[int, float], Meter], window:
     """Without a word from the user: no refusal once the limit is known, no window above it, all of it used."""
     account, admit = Account(lambda: shape(300, window)), Admitter()
     await run(admit, [Demand()] * 1_800, account)
-    assert [] == account.refused
+    assert account.refused == []
     assert worst_window(account.sent, window) <= 300 + 64
     steady = [(time, amount) for time, amount in account.sent if time > account.sent[0][0] + window]
     assert worst_window(steady, window) <= 300
@@ -218,7 +218,7 @@ async def test_refused_before_anything_is_known() -> None:
     """A limit smaller than the first burst costs refusals once; none of them are lost, none come after."""
     account, admit = Account(lambda: SlidingWindow(20, 60.0)), Admitter()
     await run(admit, [Demand()] * 100, account)
-    assert 100 == len(account.sent)
+    assert len(account.sent) == 100
     assert max(account.refused) - account.sent[0][0] < 1
 
 
@@ -256,7 +256,7 @@ async def test_a_full_model_is_passed_over() -> None:
         await anyio.wait_all_tasks_blocked()
         tasks.start_soon(group, "free")
     assert ended["free"] < 31 < ended["full"] + 30
-    assert [] == account.refused
+    assert account.refused == []
 
 
 @pytest.mark.looptime
@@ -264,7 +264,7 @@ async def test_models_that_share_a_limit() -> None:
     """Two models that are found to draw on one limit are counted together."""
     account, admit = Account(lambda: Bucket(300, 60.0)), Admitter()
     await run(admit, [Demand(model="ab"[n % 2]) for n in range(1_500)], account)
-    assert [] == account.refused
+    assert account.refused == []
     assert admit._models["a"] is admit._models["b"]
     assert worst_window([pair for pair in account.sent if pair[0] > account.sent[0][0] + 60], MINUTE) <= 306
 
@@ -296,7 +296,7 @@ async def test_ten_thousand_queued() -> None:
         before = len(order)
         tasks.start_soon(one, Priority.SERVING)
     assert order.index(Priority.SERVING) - before <= 1
-    assert 10_001 == len(order)
+    assert len(order) == 10_001
 
 
 @pytest.mark.looptime
@@ -314,7 +314,7 @@ async def test_cancelled_while_paced() -> None:
             tasks.start_soon(one)
         await anyio.sleep(10)
         tasks.cancel_scope.cancel()
-    assert (0, 0, 10) == (admit.in_flight, len(admit._queue), len(sent))
+    assert (admit.in_flight, len(admit._queue), len(sent)) == (0, 0, 10)
     started = loop_time()
     await one()
     assert loop_time() - started <= 1.1

@@ -93,7 +93,7 @@ async def test_no_window_is_assumed(window: float) -> None:
     """A limit by the second or by ten minutes is found as well as one by the minute."""
     server = Silent(SlidingWindow(100, window), retry_after=window / 10)
     seconds = await run([Admitter()], 500, server)
-    assert 500 == len(server.sent)
+    assert len(server.sent) == 500
     assert seconds <= 6 * window + 5
 
 
@@ -104,7 +104,7 @@ async def test_processes_share_an_account() -> None:
     for admit in admits:
         admit.apply(Limits(requests_per_minute=600))
     seconds = await run(admits, 350, server)
-    assert 3 * 350 == len(server.sent)
+    assert len(server.sent) == 3 * 350
     assert seconds <= 2.2 * MINUTE
     assert len(server.refused) <= 300
 
@@ -118,7 +118,7 @@ async def test_a_higher_limit_is_noticed() -> None:
         await anyio.sleep(2 * MINUTE)
         server.meter.resize(100_000, loop_time())
         raised = loop_time()
-    assert 3_000 == len(server.sent)
+    assert len(server.sent) == 3_000
     assert loop_time() - raised <= 7 * MINUTE
     assert admit.refusals.pacer is None
 
@@ -141,7 +141,7 @@ async def test_random_refusals_are_chance(share: float) -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(2_000):
             tasks.start_soon(call, admit, answer)
-    assert {None} == set(paces)
+    assert set(paces) == {None}
     assert loop_time() - started <= 20
 
 
@@ -161,7 +161,7 @@ async def test_one_probe_at_a_time() -> None:
     probes = [time for time in sent if 0 < time < 60]
     gaps = [after - before for before, after in itertools.pairwise(probes)]
     assert 14 <= len(probes) <= 17
-    assert [0.5, 1, 2, 4, 5, 5] == pytest.approx(gaps[:6], abs=0.01)
+    assert pytest.approx(gaps[:6], abs=0.01) == [0.5, 1, 2, 4, 5, 5]
 
 
 @pytest.mark.looptime

@@ -14,12 +14,12 @@ def test_share_and_spare() -> None:
     budget = RetryBudget()
     for _ in range(200):
         budget.count_call(0.0)
-    assert 250 == granted(budget, 1.0)
+    assert granted(budget, 1.0) == 250
 
 
 def test_ten_minutes() -> None:
     """What is older counts no longer, neither calls nor retries."""
     budget = RetryBudget()
     budget.count_call(0.0)
-    assert [51, 0, 50] == [granted(budget, now) for now in (0.0, PERIOD - 11, PERIOD + 10)]
-    assert (0, 50) == (budget.calls, budget.retries)
+    assert [granted(budget, now) for now in (0.0, PERIOD - 11, PERIOD + 10)] == [51, 0, 50]
+    assert (budget.calls, budget.retries) == (0, 50)

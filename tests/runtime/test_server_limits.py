@@ -27,16 +27,16 @@ def length(found: list[LimitReading]) -> float:
 @pytest.mark.parametrize("window", [1.0, 2.0, 60.0, 86_400.0])
 def test_window_of_a_bucket(window: float) -> None:
     """Three readings of a bucket tell its window; a burst tells it exactly."""
-    assert pytest.approx(window, rel=0.01) == length(readings(Bucket(200, window), [0.0, 0.001, 0.002]))
+    assert length(readings(Bucket(200, window), [0.0, 0.001, 0.002])) == pytest.approx(window, rel=0.01)
     burst = readings(Bucket(200, window), [0.0005 * n for n in range(64)])
-    assert pytest.approx(window, rel=0.02) == length(burst)
+    assert length(burst) == pytest.approx(window, rel=0.02)
 
 
 @pytest.mark.parametrize("window", [1.0, 60.0])
 def test_window_that_slides(window: float) -> None:
     """Readings that no bucket would give are those of a window as long as the longest reset."""
     burst = readings(SlidingWindow(200, window), [0.0005 * n for n in range(64)])
-    assert pytest.approx(window, rel=0.01) == length(burst)
+    assert length(burst) == pytest.approx(window, rel=0.01)
 
 
 @pytest.mark.parametrize(("limit", "window"), [(1_000, 60), (10, 60), (1_000, 3_600)])
@@ -50,26 +50,26 @@ def test_fixed_window(limit: int, window: int) -> None:
 
 def test_a_minute_where_nothing_is_said() -> None:
     """Without a reset, or with one in whole seconds that fits it, a window is a minute."""
-    assert MINUTE == length([LimitReading(500, 499)])
-    assert MINUTE == length([LimitReading(6_000, 5_999, reset=1.0, precision=1.0)])
+    assert length([LimitReading(500, 499)]) == MINUTE
+    assert length([LimitReading(6_000, 5_999, reset=1.0, precision=1.0)]) == MINUTE
 
 
 def test_downwards_only() -> None:
     """A reading that shows more than is expected is old; one that shows less holds."""
     limit = ServerLimit(LimitReading(60, 10, 50.0), sent_at=0.0, sent_since=4, now=0.0)
-    assert 6 == limit.level(0.0)
+    assert limit.level(0.0) == 6
     limit.update(LimitReading(60, 30, 30.0), sent_at=0.0, sent_since=0, now=0.0)
-    assert 6 == limit.level(0.0)
+    assert limit.level(0.0) == 6
     limit.update(LimitReading(60, 2, 58.0), sent_at=0.0, sent_since=0, now=0.0)
-    assert 2 == limit.level(0.0)
+    assert limit.level(0.0) == 2
 
 
 def test_change_of_the_limit_is_told_once() -> None:
     """A halved limit is another pace; the same again is none."""
     limit = ServerLimit(LimitReading(600, 599, 0.1), sent_at=0.0, sent_since=0, now=0.0)
     heard = [limit.update(LimitReading(300, 299, 0.2), sent_at=1.0, sent_since=0, now=1.0) for _ in range(2)]
-    assert [True, False] == heard
-    assert 5.0 == pytest.approx(limit.rate)
+    assert heard == [True, False]
+    assert pytest.approx(limit.rate) == 5.0
 
 
 def test_others_are_noticed() -> None:
@@ -82,4 +82,4 @@ def test_others_are_noticed() -> None:
         for limit, left in ((alone, 99), (shared, 99 - turn)):
             limit.take(1)
             limit.update(LimitReading(100, left, (100 - left) * 0.6), sent_at=now, sent_since=0, now=now)
-    assert (False, True) == (alone.shared, shared.shared)
+    assert (alone.shared, shared.shared) == (False, True)

@@ -82,8 +82,8 @@ def test_what_waits_is_committed_together(start: Start) -> None:
     held.execute("COMMIT")
     held.close()
     kept.writer.flush()
-    assert ["first", *"01234"] == kept.rows()
-    assert 3 >= max(len(group) for group in kept.groups)
+    assert kept.rows() == ["first", *"01234"]
+    assert max(len(group) for group in kept.groups) <= 3
     assert len(kept.groups) < 6
 
 
@@ -96,8 +96,8 @@ def test_close_writes_what_waits(start: Start) -> None:
     kept.writer.close()
     assert not kept.writer.put("late")
     assert not kept.writer.flush()
-    assert [f"{number}" for number in range(100)] == kept.rows()
-    assert [(f"{number}", None) for number in range(100)] == kept.settled
+    assert kept.rows() == [f"{number}" for number in range(100)]
+    assert kept.settled == [(f"{number}", None) for number in range(100)]
 
 
 def test_the_first_failed_transaction_breaks_it(start: Start) -> None:
@@ -110,9 +110,9 @@ def test_the_first_failed_transaction_breaks_it(start: Start) -> None:
         kept.writer.flush()
     kept.writer.close()
     broken = kept.writer.broken
-    assert "full: disk I/O error" == str(broken)
-    assert [("kept", None), ("bad", broken), ("late", broken), ("unfit", broken)] == kept.settled
-    assert ["kept"] == kept.rows()
+    assert str(broken) == "full: disk I/O error"
+    assert kept.settled == [("kept", None), ("bad", broken), ("late", broken), ("unfit", broken)]
+    assert kept.rows() == ["kept"]
 
 
 def test_an_unfit_item_fails_alone(start: Start) -> None:
@@ -121,8 +121,8 @@ def test_an_unfit_item_fails_alone(start: Start) -> None:
     for item in ("one", "unfit", "two"):
         kept.writer.put(item)
     kept.writer.close()
-    assert ["one", "two"] == kept.rows()
-    assert [ValueError] == [type(error) for _, error in kept.settled if error is not None]
+    assert kept.rows() == ["one", "two"]
+    assert [type(error) for _, error in kept.settled if error is not None] == [ValueError]
     assert kept.writer.broken is None
 
 
@@ -135,7 +135,7 @@ def test_it_lingers_unless_someone_waits(start: Start) -> None:
     began = time.monotonic()
     kept.writer.flush()
     assert time.monotonic() - began < 10
-    assert [["0", "1", "2"]] == kept.groups
+    assert kept.groups == [["0", "1", "2"]]
 
 
 def test_the_beat_comes_without_items(start: Start) -> None:
@@ -146,7 +146,7 @@ def test_the_beat_comes_without_items(start: Start) -> None:
     while not kept.settled and time.monotonic() < deadline:
         time.sleep(0.01)
     kept.writer.close()
-    assert ["beat"] == kept.rows()
+    assert kept.rows() == ["beat"]
 
 
 def test_closing_has_a_time_limit(start: Start) -> None:
@@ -161,7 +161,7 @@ def test_closing_has_a_time_limit(start: Start) -> None:
         held.execute("COMMIT")
     kept.writer.close()
     assert ended.is_set()
-    assert ["waits"] == kept.rows()
+    assert kept.rows() == ["waits"]
 
 
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -180,4 +180,4 @@ def test_a_forked_child_does_not_close_it(start: Start, monkeypatch: pytest.Monk
     monkeypatch.undo()
     assert kept.writer.put("of the parent")
     kept.writer.close()
-    assert ["of the parent"] == kept.rows()
+    assert kept.rows() == ["of the parent"]

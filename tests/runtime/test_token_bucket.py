@@ -61,7 +61,7 @@ def test_settled_windows(requests: list[tuple[float, float, float]], limit: int)
 def test_larger_than_the_bucket_leaves_a_debt() -> None:
     """It goes at once from a full bucket; the next one waits until its debt is paid."""
     bucket = TokenBucket(6_000, now=0.0)
-    assert 0 == bucket.wait(3_000, 0.0)
+    assert bucket.wait(3_000, 0.0) == 0
     bucket.reserve(3_000, 0.0)
     assert 30 <= bucket.wait(1, 0.0) <= 31
 
@@ -70,7 +70,7 @@ def test_larger_than_the_limit_goes_alone() -> None:
     """It waits for an empty window, and is followed by one."""
     bucket = TokenBucket(1_000, now=0.0)
     bucket.reserve(10, 0.0)
-    assert 60 == bucket.wait(5_000, 0.0)
+    assert bucket.wait(5_000, 0.0) == 60
     bucket.reserve(5_000, 60.0)
     assert bucket.wait(1, 60.0) >= 300
 
@@ -82,7 +82,7 @@ def test_refund_is_exact() -> None:
         bucket.reserve(600, 0.0)
     refused = with_refusal.reserve(900, 0.0)
     with_refusal.settle(refused, 0, 0.5)
-    assert pytest.approx(without.wait(500, 1.0)) == with_refusal.wait(500, 1.0)
+    assert with_refusal.wait(500, 1.0) == pytest.approx(without.wait(500, 1.0))
 
 
 def test_underestimates_are_made_up_for() -> None:

@@ -55,13 +55,13 @@ async def test_pending_read_on_a_loop_raises() -> None:
 async def test_done_read_on_a_loop_is_fine() -> None:
     """What is there can be read anywhere."""
     reply = await ask(ScriptedClient("yes"))
-    assert "yes" == reply.data
+    assert reply.data == "yes"
 
 
 async def test_sync_modes() -> None:
     """set_sync_mode allows, warns or refuses, for the block's context alone."""
     with afnio.set_sync_mode("allow"):
-        assert "yes" == ask(ScriptedClient("yes")).data
+        assert ask(ScriptedClient("yes")).data == "yes"
     with afnio.set_sync_mode("warn"), pytest.warns(UserWarning, match="blocks the running event loop"):
         ask(ScriptedClient("yes", latency=0.02)).data
     with pytest.raises(ValueError, match="sometimes"):
@@ -88,7 +88,7 @@ def test_node_coroutines_may_await_what_they_launch() -> None:
     async def asks(value: str) -> str:
         return (await ask(client, value)).data
 
-    assert ["A", "B"] == afnio.Variable(["a", "b"]).map(asks).data
+    assert afnio.Variable(["a", "b"]).map(asks).data == ["A", "B"]
 
 
 def test_step_bodies_may_read() -> None:
@@ -97,7 +97,7 @@ def test_step_bodies_may_read() -> None:
     async def main() -> str:
         return await afnio.to_thread(lambda: ask(ScriptedClient("yes", latency=0.01)).data)
 
-    assert "yes" == afnio.run(main())
+    assert afnio.run(main()) == "yes"
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
@@ -140,7 +140,7 @@ def test_other_waiters_keep_the_call(library: str) -> None:
             release.set()
         return results[0]
 
-    assert "there" == anyio.run(main, backend=library)
+    assert anyio.run(main, backend=library) == "there"
 
 
 def test_a_value_held_by_the_program_survives_a_cancelled_consumer() -> None:
@@ -161,7 +161,7 @@ def test_a_value_held_by_the_program_survives_a_cancelled_consumer() -> None:
         release.set()
         return (await reply).data
 
-    assert "there" == anyio.run(main)
+    assert anyio.run(main) == "there"
 
 
 CTRL_C = """
@@ -188,7 +188,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_ends_a_blocking_wait() -> None:
     """Ctrl-C in a blocking read raises KeyboardInterrupt at once, and the process ends cleanly."""
     run = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=30)
-    assert ("interrupted\n", 0) == (run.stdout, run.returncode), run.stderr
+    assert (run.stdout, run.returncode) == ("interrupted\n", 0), run.stderr
 
 
 def wait_until_idle(client: ScriptedClient) -> None:
@@ -257,7 +257,7 @@ def test_cancelling_a_backward_pass() -> None:
     anyio.run(main)
     assert asked.is_set()
     wait_until_idle(client)
-    assert [] == prompt.grad
+    assert prompt.grad == []
 
 
 def test_cancelling_a_step_keeps_the_value() -> None:
@@ -279,7 +279,7 @@ def test_cancelling_a_step_keeps_the_value() -> None:
         wait_until_idle(client)
         return (await prompt).data
 
-    assert ["old", "old"] == [anyio.run(main, wait) for wait in (False, True)]
+    assert [anyio.run(main, wait) for wait in (False, True)] == ["old", "old"]
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
@@ -291,7 +291,7 @@ def test_gradients_are_there_when_backward_is(library: str) -> None:
             x = afnio.Variable("a", requires_grad=True)
             out = x + afnio.Variable("b")
             await out.backward(afnio.Variable("f"))
-            assert 1 == len(x.grad)
+            assert len(x.grad) == 1
 
     anyio.run(main, backend=library)
 
@@ -301,7 +301,7 @@ def test_a_builtin_that_blocks_does_not_stall_the_runtime() -> None:
     import time
 
     slow = afnio.Variable([0.2, 0.2]).map(time.sleep)
-    assert "ab" == (afnio.Variable("a") + afnio.Variable("b")).data
+    assert (afnio.Variable("a") + afnio.Variable("b")).data == "ab"
     assert slow.pending
     slow.errors
 
@@ -317,15 +317,15 @@ def test_settings_of_threads_do_not_leak() -> None:
         barrier.wait()
         for _ in range(500):
             with Assignment(setting, f"t{number}"):
-                assert f"t{number}" == setting.get()
+                assert setting.get() == f"t{number}"
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert "default" == setting.default
+    assert setting.default == "default"
     Assignment(setting, "plain")
     Assignment(setting, "later")
-    assert "later" == setting.default
-    assert 2 >= len(setting._assigned)
+    assert setting.default == "later"
+    assert len(setting._assigned) <= 2

@@ -57,7 +57,7 @@ def elsewhere(work: Callable[[], Any] = ask) -> Any:
 def printed(*command: str) -> str:
     """What a command of `afnio` prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert 0 == main(command)
+        assert main(command) == 0
     return out.getvalue()
 
 
@@ -104,19 +104,19 @@ def test_requests_count_in_the_run_the_budget_and_the_sinks_of_a_lifespan() -> N
             return (await cog.chat_completion(client, messages, model="m")).data
 
     with TestClient(app) as visitor:
-        assert ["hi"] * 3 == [visitor.get("/answer", params={"text": str(n)}).json() for n in range(3)]
+        assert [visitor.get("/answer", params={"text": str(n)}).json() for n in range(3)] == ["hi"] * 3
         with pytest.raises(BudgetExceeded, match="max_calls=3"):
             visitor.get("/answer", params={"text": "3"})
     names = [type(event).__name__ for event in heard]
-    assert ("RunStarted", "RunEnded") == (names[0], names[-1])
-    assert [None] * 3 == [event.error for event in heard if type(event).__name__ == "CallEnded"][:3]
+    assert (names[0], names[-1]) == ("RunStarted", "RunEnded")
+    assert [event.error for event in heard if type(event).__name__ == "CallEnded"][:3] == [None] * 3
     lines = [json.loads(line) for line in Path("events.jsonl").read_text().splitlines()]
-    assert 4 == len([line for line in lines if line["event"] == "CallEnded"])
-    assert (3, 3) == (spent[0].ledger.total.calls, spent[0].ledger.total.attempts)
-    assert {"served": 4} == calls()
-    assert ("COMPLETED", 4) == (runs()["served"]["status"], len(exported("served", "metrics")))
-    assert "hi" == elsewhere()
-    assert {"served": 4} == calls()
+    assert len([line for line in lines if line["event"] == "CallEnded"]) == 4
+    assert (spent[0].ledger.total.calls, spent[0].ledger.total.attempts) == (3, 3)
+    assert calls() == {"served": 4}
+    assert (runs()["served"]["status"], len(exported("served", "metrics"))) == ("COMPLETED", 4)
+    assert elsewhere() == "hi"
+    assert calls() == {"served": 4}
 
 
 def test_the_inner_of_two_runs_hides_the_outer() -> None:
@@ -136,7 +136,7 @@ def test_the_inner_of_two_runs_hides_the_outer() -> None:
         elsewhere()
         ask()
     elsewhere()
-    assert {"first": 3, "second": 2, "block": 1} == calls()
+    assert calls() == {"first": 3, "second": 2, "block": 1}
 
 
 def test_runs_that_overlap_end_in_any_order() -> None:
@@ -148,7 +148,7 @@ def test_runs_that_overlap_end_in_any_order() -> None:
             elsewhere()
         elsewhere()
     elsewhere()
-    assert {"first": 0, "second": 2} == calls()
+    assert calls() == {"first": 0, "second": 2}
 
 
 def test_each_of_several_budgets_must_agree() -> None:
@@ -164,7 +164,7 @@ def test_each_of_several_budgets_must_agree() -> None:
             with pytest.raises(BudgetExceeded, match="max_calls=2"):
                 work()
     ask()
-    assert (2, 2, 1) == tuple(budget.ledger.total.calls for budget in (process, other, block))
+    assert tuple(budget.ledger.total.calls for budget in (process, other, block)) == (2, 2, 1)
 
 
 def test_a_budget_may_be_entered_again() -> None:
@@ -176,7 +176,7 @@ def test_a_budget_may_be_entered_again() -> None:
         elsewhere()
         with pytest.raises(BudgetExceeded):
             elsewhere()
-    assert "hi" == elsewhere()
+    assert elsewhere() == "hi"
 
 
 def test_two_sinks_hear_the_process() -> None:
@@ -187,7 +187,7 @@ def test_two_sinks_hear_the_process() -> None:
             elsewhere()
         elsewhere()
     elsewhere()
-    assert [3, 1, 0] == [len(Path(f"{name}.jsonl").read_text().splitlines()) for name in "abc"]
+    assert [len(Path(f"{name}.jsonl").read_text().splitlines()) for name in "abc"] == [3, 1, 0]
 
 
 PROGRAM = """
@@ -227,14 +227,14 @@ with te.init("me", "service", resume=os.environ.get("RUN"), process_wide=True) a
     os.kill(os.getpid(), signal.SIGKILL)
 """
     sent, run_id = program(source).stdout.split()
-    assert "2" == sent
+    assert sent == "2"
     journal = FILE.with_suffix("") / f"{run_id}.journal"
-    assert 1 == json.loads(printed("journal", "stat", str(journal), "--json"))["records"]
-    assert "2" == program(source).stdout.split()[0]
-    assert 2 == len(calls())
+    assert json.loads(printed("journal", "stat", str(journal), "--json"))["records"] == 1
+    assert program(source).stdout.split()[0] == "2"
+    assert len(calls()) == 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUN", run_id)
-        assert ["1", run_id] == program(source).stdout.split()
+        assert program(source).stdout.split() == ["1", run_id]
 
 
 def test_a_forked_child_has_the_run_and_a_budget_of_its_own() -> None:
@@ -261,7 +261,7 @@ with (
     print(budget.ledger.total.calls)
 """
     )
-    assert ("7\n3\n", "", 0) == (done.stdout, done.stderr, done.returncode)
-    assert "COMPLETED" == runs()["served"]["status"]
-    assert 5 == sum(call["attempts"] for call in exported("served", "calls"))
-    assert 3 == len([line for line in Path("events.jsonl").read_text().splitlines() if "CallEnded" in line])
+    assert (done.stdout, done.stderr, done.returncode) == ("7\n3\n", "", 0)
+    assert runs()["served"]["status"] == "COMPLETED"
+    assert sum(call["attempts"] for call in exported("served", "calls")) == 5
+    assert len([line for line in Path("events.jsonl").read_text().splitlines() if "CallEnded" in line]) == 3

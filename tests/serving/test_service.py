@@ -75,7 +75,7 @@ async def test_disconnected_clients_leave_no_call() -> None:
             async with anyio.create_task_group() as tasks:
                 for number in range(40):
                     tasks.start_soon(one, number)
-            assert 20 == len(answers)
+            assert len(answers) == 20
             assert all(answers)
             await until_idle(session, url, steps=0)
 
@@ -85,7 +85,7 @@ async def test_training_goes_on_beside_the_service() -> None:
     with Provider.process() as provider, service(provider.base_url, 20, steps=2) as (url, _):
         async with aiohttp.ClientSession() as session:
             await until_idle(session, url, steps=2)
-            assert "positive" == await ask(session, url, "I am thrilled.")
+            assert await ask(session, url, "I am thrilled.") == "positive"
 
 
 async def test_serving_goes_before_ten_thousand_training_calls() -> None:

@@ -82,5 +82,5 @@ class Browser:
             result = visit(page)
         finally:
             context.close()
-        assert [] == [one for one in complaints if not any(part in one for part in errors)]
+        assert [one for one in complaints if not any(part in one for part in errors)] == []
         return result

@@ -34,19 +34,19 @@ def test_the_first_line_is_the_address(studio: Studio) -> None:
     assert studio.address == f"http://127.0.0.1:{studio.port}/?token={studio.token}"
     assert len(studio.token) >= 40
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    assert ["127.0.0.1"] == [address.ip for address in listening if address.port == studio.port]
+    assert [address.ip for address in listening if address.port == studio.port] == ["127.0.0.1"]
 
 
 def test_the_token_moves_to_a_cookie(studio: Studio) -> None:
     """The address loses it, scripts can't read it, other sites can't send it; the rest of the query stays."""
     moved = studio.get(f"/?token={studio.token}&q=a%26b")
-    assert (303, "/?q=a%26b") == (moved.status, moved.headers["location"])
+    assert (moved.status, moved.headers["location"]) == (303, "/?q=a%26b")
     cookie = moved.headers["set-cookie"].lower()
     assert cookie.startswith(f"afnio_studio_{studio.port}=")
     assert all(part in cookie for part in ("httponly", "samesite=strict", "path=/"))
-    assert 200 == studio.page("/").status
+    assert studio.page("/").status == 200
     # Two slashes at the start would be another host.
-    assert "/evil.example/" == studio.get(f"//evil.example/?token={studio.token}").headers["location"]
+    assert studio.get(f"//evil.example/?token={studio.token}").headers["location"] == "/evil.example/"
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_every_answer_is_locked_down(studio: Studio, path: str) -> None:
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
         assert "unsafe" not in policy
-        assert "no-store" == answer.headers["cache-control"]
-        assert "nosniff" == answer.headers["x-content-type-options"]
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-content-type-options"] == "nosniff"
         assert "server" not in answer.headers
         assert "access-control-allow-origin" not in answer.headers
 
@@ -106,16 +106,16 @@ def test_every_answer_is_locked_down(studio: Studio, path: str) -> None:
 def test_files_outside_are_not_served(studio: Studio) -> None:
     """Neither by dots nor by their codes."""
     for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd"):
-        assert 404 == studio.page(path).status
+        assert studio.page(path).status == 404
 
 
 def test_two_studios(studio: Studio, start: Callable[..., Studio], tmp_path: Path) -> None:
     """Side by side: another port, another token, a cookie of another name; neither opens the other."""
     other = start(tmp_path)
-    assert 200 == studio.page("/").status == other.page("/").status
+    assert other.page("/").status == studio.page("/").status == 200
     assert studio.cookie is not None
     assert other.cookie is not None
-    assert 200 == other.get("/", Cookie=f"{studio.cookie}; {other.cookie}").status
+    assert other.get("/", Cookie=f"{studio.cookie}; {other.cookie}").status == 200
     assert nothing(other.get("/", Cookie=studio.cookie), 401)
     assert nothing(other.get(f"/?token={studio.token}"), 401)
 
@@ -123,5 +123,5 @@ def test_two_studios(studio: Studio, start: Callable[..., Studio], tmp_path: Pat
 def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The error is one sentence with what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert 1 == main(["studio", "--dir", str(tmp_path), "--port", str(taken.getsockname()[1])])
+        assert main(["studio", "--dir", str(tmp_path), "--port", str(taken.getsockname()[1])]) == 1
     assert "omit --port to use a free one" in capsys.readouterr().err

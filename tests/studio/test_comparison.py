@@ -34,7 +34,7 @@ def test_the_page_and_the_command_give_the_same_figures(
     second += [("epoch 2/val/batch 2", "twin", 1.0), ("epoch 2/val/batch 2", "new", 0.0)]
     scored(path, "before", [*first, ("epoch 1/val", None, 1.0), ("epoch 1/val", "failed", None)])
     scored(path, "after", second)
-    assert 0 == main(["runs", "compare", "before", "after", "--json", "--dir", str(tmp_path)])
+    assert main(["runs", "compare", "before", "after", "--json", "--dir", str(tmp_path)]) == 0
     said = json.loads(capsys.readouterr().out)
 
     with started(tmp_path) as studio:
@@ -49,9 +49,9 @@ def test_the_page_and_the_command_give_the_same_figures(
         ("epoch 1/step 1", kinds["epoch/step"]["paired"]),
     ):
         difference = f"+{paired['difference']:.3f}" if paired["difference"] else "±0"
-        assert [*(str(paired[name]) for name in ("samples", "won", "lost")), difference] == shown[title]
+        assert shown[title] == [*(str(paired[name]) for name in ("samples", "won", "lost")), difference]
     # "a" and the first "twin" are won; the second one was right before.
-    assert ["3", "2", "0"] == shown["epoch 1/val vs epoch 2/val"][:3]
-    assert ["4", "2", "0"] == shown["Last evaluation of each sample"][:3]
-    assert "2" == shown["epoch 1/val"][0]
-    assert [3, 4] == kinds["epoch/val"]["samples"]
+    assert shown["epoch 1/val vs epoch 2/val"][:3] == ["3", "2", "0"]
+    assert shown["Last evaluation of each sample"][:3] == ["4", "2", "0"]
+    assert shown["epoch 1/val"][0] == "2"
+    assert kinds["epoch/val"]["samples"] == [3, 4]

@@ -60,10 +60,10 @@ def test_a_live_run(browser: Browser, start: Callable[..., Studio], tmp_path: Pa
         worker.submit(work, 1).result()
         expect(page.locator("[data-n=calls]")).to_have_text("6")
         page.locator("[data-steps] tbody tr").nth(1).wait_for()
-        assert "0.600" == page.locator("[data-n=metric]").inner_text()
+        assert page.locator("[data-n=metric]").inner_text() == "0.600"
         page.locator("[data-chart=metrics] canvas").wait_for()
         assert "accuracy" in page.locator("[data-chart=metrics] .u-legend").inner_text()
-        assert [] == page.evaluate("window.shifts")
+        assert page.evaluate("window.shifts") == []
         run.finish()
         page.locator("[data-status=COMPLETED]").wait_for()
         assert page.locator("[data-n=problem]").is_hidden()
@@ -103,7 +103,7 @@ def test_what_waits_is_not_in_flight(browser: Browser, start: Callable[..., Stud
         expect(page.locator("[data-n=waiting]")).to_have_text("7 waiting")
         assert "Calls by purpose" not in page.locator("[data-about]").inner_text()
         gate.set()
-        assert 1.0 == worker.submit(lambda: scores.data / 9).result()
+        assert worker.submit(lambda: scores.data / 9).result() == 1.0
         worker.submit(run.flush).result()
         expect(page.locator("[data-about]")).to_contain_text("Calls by purpose")
         expect(page.locator("h2:has-text('Evaluations') + .scroll tbody td:nth-child(2)")).to_have_text("9")

@@ -26,17 +26,17 @@ def afnio(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_command(home: Path, tmp_path: Path) -> None:
     """Writes the file, names it, keeps it for this user; says what there is where there is no such run."""
     done = afnio("calm-heron", "--dir", str(home), folder=tmp_path)
-    assert (0, "calm-heron.html\n", "") == (done.returncode, done.stdout, done.stderr)
-    assert 0o600 == (tmp_path / "calm-heron.html").stat().st_mode & 0o777
+    assert (done.returncode, done.stdout, done.stderr) == (0, "calm-heron.html\n", "")
+    assert (tmp_path / "calm-heron.html").stat().st_mode & 0o777 == 0o600
     missing = afnio("alm-heron", "--dir", str(home), "-o", "x.html", folder=tmp_path)
-    assert (1, "") == (missing.returncode, missing.stdout)
+    assert (missing.returncode, missing.stdout) == (1, "")
     assert "calm-heron" in missing.stderr
-    assert ["calm-heron.html"] == [entry.name for entry in tmp_path.iterdir()]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["calm-heron.html"]
 
 
 def written(home: Path, wanted: str, path: Path) -> str:
     """Write a report by the command and return its text."""
-    assert 0 == main(["report", wanted, "-o", str(path), "--dir", str(home)])
+    assert main(["report", wanted, "-o", str(path), "--dir", str(home)]) == 0
     return path.read_text()
 
 
@@ -44,7 +44,7 @@ def test_a_name_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     """The error lists their full names, and a full name works."""
     for project in ("one", "two"):
         make_training(tmp_path / "acme" / f"{project}.db")
-    assert 1 == main(["report", "calm-heron", "--dir", str(tmp_path)])
+    assert main(["report", "calm-heron", "--dir", str(tmp_path)]) == 1
     assert "acme/one/calm-heron, acme/two/calm-heron" in capsys.readouterr().err
     assert "acme / two" in written(tmp_path, "acme/two/calm-heron", tmp_path / "report.html")
 
@@ -55,7 +55,7 @@ def test_the_beginning_of_an_id_is_enough(tmp_path: Path, capsys: pytest.Capture
     assert run.id in written(tmp_path, run.id[:6], tmp_path / "report.html")
     capsys.readouterr()
     for word in (run.id[:6], f"acme/one/{run.id}"):
-        assert 0 == main(["runs", "show", word, "--dir", str(tmp_path)])
+        assert main(["runs", "show", word, "--dir", str(tmp_path)]) == 0
         assert run.id in capsys.readouterr().out
 
 
@@ -73,18 +73,18 @@ def test_it_needs_nothing_else(browser: Browser, home: Path, tmp_path: Path) -> 
             page.goto(path.as_uri())
             page.locator("[data-chart=metrics] canvas").wait_for()
             assert page.evaluate("window.owned ?? null") is None
-            assert 0 == page.locator("img").count()
+            assert page.locator("img").count() == 0
             page.locator("#steps + .scroll .row-link, #steps ~ .scroll .row-link").first.click()
             assert page.locator("#step-1 summary").first.is_visible()
             page.locator("#step-1 summary").first.click()
             assert page.locator("#step-1 .diff").first.is_visible()
             page.keyboard.press("t")
-            assert "dark" == page.evaluate("document.documentElement.dataset.theme")
+            assert page.evaluate("document.documentElement.dataset.theme") == "dark"
             page.set_viewport_size({"width": 400, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
         browser.look(None, visit)
-        assert [path.as_uri()] == asked
+        assert asked == [path.as_uri()]
 
 
 def test_it_opens_with_what_happened(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_it_opens_with_what_happened(tmp_path: Path) -> None:
         for number, (before, after) in enumerate([("a", "b"), ("b", "c"), ("c", "c"), ("c", "c")], 1):
             run.step(number, before, after, [])
     text = written(tmp_path, "slow-crane", tmp_path / "report.html")
-    assert ["2"] == re.findall(r'id="step-(\d)" class="step">\s*<details open>', text)
+    assert re.findall(r'id="step-(\d)" class="step">\s*<details open>', text) == ["2"]
     body = " ".join(re.sub(r"<[^>]+>", " ", text.partition("<main")[2]).split())
     assert "baseline – 0.250" in body
     assert body.index("final – 0.750") < body.index("Tokens in") < body.index("Step 1")

@@ -53,7 +53,7 @@ def test_no_character_hides_or_reorders(text: str) -> None:
         environment().from_string('<p title="{{ text }}">{{ text }}</p>{{ text|visible }}').render(text=text)
     )
     assert not INVISIBLE.search(shown)
-    assert 1 == shown.count("<p")
+    assert shown.count("<p") == 1
     assert shown.count("<") == 2 + 2 * shown.count('<span class="control"')
     assert not INVISIBLE.search(plain(text))
 
@@ -89,11 +89,11 @@ def test_feedback_is_matched_by_rare_new_words() -> None:
     found = changed_sentences(
         "The message is a mail.", "The message is a mail. Refunds and invoices are money.", evidence
     )
-    assert [("Refunds and invoices are money.", [1])] == [
-        (one.text, [m.number for m in one.matches]) for one in found
+    assert [(one.text, [m.number for m in one.matches]) for one in found] == [
+        ("Refunds and invoices are money.", [1])
     ]
     [alone] = changed_sentences("", "Something else entirely.", evidence)
-    assert () == alone.matches
+    assert alone.matches == ()
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -126,8 +126,8 @@ def test_a_paired_interval_without_samples_is_none() -> None:
 def test_many_equal_samples_take_no_longer_than_others() -> None:
     """Each has its place, without a search among those before it."""
     found = Scores(("val", "same", float(n % 2)) for n in range(100_000))
-    assert 100_000 == len(found.phases["val"]) == len(found.last)
-    assert 1.0 == found.last["same", 99_999]
+    assert len(found.last) == len(found.phases["val"]) == 100_000
+    assert found.last["same", 99_999] == 1.0
 
 
 def test_a_tally_that_follows_is_the_same_as_one_from_the_start(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_a_tally_that_follows_is_the_same_as_one_from_the_start(tmp_path: Path) 
             assert found is not None
             part, whole = follower.of(reader, found), Tallies().of(reader, found)
         assert whole == part
-    assert (15, 3, 1.5) == (part.total.calls, part.total.failed, part.total.cost)
-    assert START > part.curves["time"][-1]
+    assert (part.total.calls, part.total.failed, part.total.cost) == (15, 3, 1.5)
+    assert part.curves["time"][-1] < START
     run.db.execute("DELETE FROM calls WHERE id > 5")
     with StoreReader(path) as reader, reader.moment():
-        assert 5 == follower.of(reader, found).total.calls
+        assert follower.of(reader, found).total.calls == 5
     run.db.close()

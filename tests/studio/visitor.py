@@ -96,4 +96,4 @@ def started(home: Path, *arguments: str, warning: str = "") -> Iterator[Studio]:
                 process.kill()
                 raise
     assert warning == errors
-    assert 130 == process.returncode
+    assert process.returncode == 130

@@ -53,25 +53,25 @@ def test_a_killed_run_that_is_continued_has_everything_once(read: Read) -> None:
     """In the middle of the backward pass; then its calls are replayed, and the rest is made."""
     process = start(stop=7)
     assert process.stdout is not None
-    assert "ready\n" == process.stdout.readline()
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert [("RUNNING",)] == read(FILE, "SELECT status FROM runs")
+    assert read(FILE, "SELECT status FROM runs") == [("RUNNING",)]
     before = read(FILE, "SELECT address, ended FROM calls ORDER BY id")
-    assert 6 == len(before)
+    assert len(before) == 6
     done = start(stop=-1)
     out, err = done.communicate()
-    assert (0, "asked 5\n") == (done.returncode, out), err
-    assert [("COMPLETED",)] == read(FILE, "SELECT status FROM runs")
+    assert (done.returncode, out) == (0, "asked 5\n"), err
+    assert read(FILE, "SELECT status FROM runs") == [("COMPLETED",)]
     # Calls that were made before keep their rows; the journal's answers are counted, not added.
     assert before == read(FILE, f"SELECT address, ended FROM calls WHERE id <= {6} ORDER BY id")
-    assert [(11, 11, 6, 11)] == read(
+    assert read(
         FILE, "SELECT count(*), count(DISTINCT address), sum(replayed), sum(attempts) FROM calls"
-    )
+    ) == [(11, 11, 6, 11)]
     counts: dict[str, Any] = {
         "metrics": 1, "samples": 9, "nodes": 7, "steps": 1, "changes": 1, "evidence": 1, "parameters": 2,
     }  # fmt: skip
     assert counts == {table: read(FILE, f"SELECT count(*) FROM {table}")[0][0] for table in counts}
-    assert [("ok",)] == read(FILE, "PRAGMA integrity_check")
-    assert [] == [path.name for path in FILE.with_suffix("").iterdir() if path.suffix == ".lease"]
+    assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
+    assert [path.name for path in FILE.with_suffix("").iterdir() if path.suffix == ".lease"] == []
     assert json.loads(read(FILE, "SELECT identity FROM runs")[0][0])[1].endswith("program.py")

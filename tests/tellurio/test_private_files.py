@@ -35,19 +35,19 @@ def test_all_that_a_run_leaves_is_private(umask: None, tmp_path: Path) -> None:
     with te.init("me", "emails", name="first", dir="runs/deep", sinks=[JsonlSink("log/deep/a.jsonl")]) as run:
         train(ScriptedClient(reply), ScriptedClient(reply))
         run.flush()
-        assert {} == modes(tmp_path)
+        assert modes(tmp_path) == {}
     with afnio.journal("journals/deep/calls.journal"):
         ScriptedClient("x").chat(messages=[{"role": "user", "content": "hello"}], model="m")
-        assert {} == modes(tmp_path)
+        assert modes(tmp_path) == {}
     for command, out in (("runs export", "--out"), ("report", "-o")):
         for there in (False, True):
             file = tmp_path / f"{command} {there}"
             if there:
                 file.write_text("something longer " * 100_000)
                 file.chmod(0o666)
-            assert 0 == main([*command.split(), "first", out, str(file), "--dir", "runs/deep"])
+            assert main([*command.split(), "first", out, str(file), "--dir", "runs/deep"]) == 0
             assert 0 < file.stat().st_size < 1_000_000
-    assert {} == modes(tmp_path)
+    assert modes(tmp_path) == {}
     assert {"runs", "log", "journals"} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -55,4 +55,4 @@ def test_an_export_goes_to_a_device_too() -> None:
     """Which has no mode to change."""
     with te.init("me", "emails", name="first"):
         pass
-    assert 0 == main(["runs", "export", "first", "--out", os.devnull])
+    assert main(["runs", "export", "first", "--out", os.devnull]) == 0

@@ -126,8 +126,8 @@ def train_with_keys() -> None:
             capture_output=True,
             text=True,
         )
-    assert 0 == done.returncode, done.stderr
-    assert [] == [secret for secret in SECRETS if secret in done.stdout + done.stderr]
+    assert done.returncode == 0, done.stderr
+    assert [secret for secret in SECRETS if secret in done.stdout + done.stderr] == []
 
 
 def test_no_key_is_in_any_file_or_page(monkeypatch: pytest.MonkeyPatch, read: Read) -> None:
@@ -135,7 +135,7 @@ def test_no_key_is_in_any_file_or_page(monkeypatch: pytest.MonkeyPatch, read: Re
     train_with_keys()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     report = Path("report.html")
-    assert 0 == main(["report", "trained", "-o", str(report)])
+    assert main(["report", "trained", "-o", str(report)]) == 0
     with started(FOLDER) as studio:
         pages = visited(studio)
     everything = contents(Path.cwd())
@@ -143,8 +143,8 @@ def test_no_key_is_in_any_file_or_page(monkeypatch: pytest.MonkeyPatch, read: Re
     assert {"program.log", "emails.db", "last", "best", report.name} <= names
     purposes = {purpose for (purpose,) in read(FILE, "SELECT DISTINCT purpose FROM calls")}
     assert {"forward", "backward", "step"} <= purposes
-    assert [] != read(FILE, "SELECT id FROM calls WHERE status = 'failed'")
-    assert [] != read(FILE, "SELECT id FROM changes WHERE before != after")
+    assert read(FILE, "SELECT id FROM calls WHERE status = 'failed'") != []
+    assert read(FILE, "SELECT id FROM changes WHERE before != after") != []
     kinds = {re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}|\d+", "N", path.partition("?")[0]) for path in pages}
     of_run = "/runs/me/emails/N"
     wanted = {of_run + rest for rest in ("", "/steps/N", "/samples", "/samples/N", "/calls", "/calls/N")}
@@ -169,7 +169,7 @@ def visited(studio: Studio) -> dict[str, str]:
         if path in found:
             continue
         answer = studio.page(path)
-        assert 200 == answer.status, path
+        assert answer.status == 200, path
         found[path] = answer.text
         for link in re.findall(r'(?:href|hx-get|data-all)="([^"#]+)', answer.text):
             target = urljoin(path, link.replace("&amp;", "&"))
@@ -204,10 +204,10 @@ def test_keys_among_the_arguments_are_in_no_file_and_still_tell_programs_apart()
 
     Path("program.py").write_text(WITH_ARGUMENTS)
     secret = ("--user", "Ann", "--password", "hush-hush", f"--header=Authorization: Bearer {GIVEN}", KEY)
-    assert "" == start(*secret, KILLED="yes")
+    assert start(*secret, KILLED="yes") == ""
     for place, other in ((1, "Bob"), (3, "hush"), (4, f"--header=Authorization: Bearer {KEY}"), (5, GIVEN)):
-        assert "1\n" == start(*secret[:place], other, *secret[place + 1 :])
-    assert "0\n" == start(*secret)
+        assert start(*secret[:place], other, *secret[place + 1 :]) == "1\n"
+    assert start(*secret) == "0\n"
     everything = contents(Path.cwd())
     assert b'"--epochs", "3", "--user", "[redacted]", "--password", "<api key>"' in everything
     for hidden in (KEY, GIVEN, "hush", "Ann"):
@@ -231,7 +231,7 @@ def test_what_is_redacted_is_in_no_table() -> None:
     assert b"say [redacted]" in everything
     assert b"yes or no" not in everything
     assert not re.search(rb"\bword\b", everything)
-    assert "word here" == run.description
+    assert run.description == "word here"
 
 
 def test_a_redaction_that_fails_lets_nothing_through(caplog: pytest.LogCaptureFixture, read: Read) -> None:
@@ -248,11 +248,11 @@ def test_a_redaction_that_fails_lets_nothing_through(caplog: pytest.LogCaptureFi
         with te.init("me", "emails", redact=broken) as run:
             run.log("x", {"a": "secret", "b": ["secret", 3]})
             run.log_text("note", "secret")
-        assert 1 == len(caplog.records)
+        assert len(caplog.records) == 1
         assert "secret" not in caplog.text
     masked = '{"a": "[redacted]", "b": ["[redacted]", 3]}'
-    assert [(masked,)] * 2 == read(FILE, "SELECT value FROM metrics")
-    assert [("[redacted]",)] * 2 == read(FILE, "SELECT text FROM texts")
+    assert read(FILE, "SELECT value FROM metrics") == [(masked,)] * 2
+    assert read(FILE, "SELECT text FROM texts") == [("[redacted]",)] * 2
 
 
 def test_what_json_cannot_express_is_redacted_too() -> None:

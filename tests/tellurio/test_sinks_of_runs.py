@@ -54,8 +54,8 @@ def test_sinks_get_every_event_in_order() -> None:
     assert RunEnded("COMPLETED") == events[-1]
     kinds = (CallEnded, SampleScored, NodeLaunched, StepEnded)
     counts = [sum(isinstance(event, kind) for event in events) for kind in kinds]
-    assert [11, 9, 7, 1] == counts
-    assert (1, 1) == (sinks[0].closed, sinks[1].closed)
+    assert counts == [11, 9, 7, 1]
+    assert (sinks[0].closed, sinks[1].closed) == (1, 1)
 
 
 def test_a_sink_that_fails_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -72,9 +72,9 @@ def test_a_sink_that_fails_is_reported_once(caplog: pytest.LogCaptureFixture) ->
     told = ["RunStarted", *["MetricLogged"] * 3, "RunEnded"]
     for heard in (calls, kept):  # the end of the run's scope comes from another thread, maybe too late
         assert told == [name for name in map(_name, heard) if name != "ScopeEnded"]
-    assert 1 == len(caplog.records)
+    assert len(caplog.records) == 1
     assert "the network is down" in caplog.text
-    assert "COMPLETED" == run.status
+    assert run.status == "COMPLETED"
 
 
 def _name(event: Any) -> str:
@@ -146,7 +146,7 @@ def test_a_slow_sink_is_told_how_the_run_ended() -> None:
         fail()
     slow.close()
     assert RunEnded("FAILED") == kept[-1] == slow.seen[-1]
-    assert (1 + BACKLOG + 1, 1 + BACKLOG + 1) == (len(slow.seen), len(kept))
+    assert (len(slow.seen), len(kept)) == (1 + BACKLOG + 1, 1 + BACKLOG + 1)
 
 
 def test_sinks_get_redacted_texts() -> None:
@@ -156,5 +156,5 @@ def test_sinks_get_redacted_texts() -> None:
         run.log_text("note", "hush now")
         ScriptedClient("hush").chat(messages=[{"role": "user", "content": "hush?"}], model="m")
     ended = next(event for event in kept if isinstance(event, CallEnded))
-    assert ("[redacted]?", "[redacted]") == (ended.request.messages[0]["content"], ended.reply.content)
-    assert "[redacted] now" == kept[1].text
+    assert (ended.request.messages[0]["content"], ended.reply.content) == ("[redacted]?", "[redacted]")
+    assert kept[1].text == "[redacted] now"

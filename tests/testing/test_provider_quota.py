@@ -69,7 +69,7 @@ async def test_our_client_reads_a_refusal():
     async with Provider(quota=Quota(tokens=10, window=500.0), lm=lambda request: "ok") as provider:
         client = AsyncOpenAI(api_key="any", base_url=provider.base_url)
         first, second, third = [await attempted(client, max_completion_tokens=most) for most in (8, 8, 9)]
-    assert "ok" == first.content
+    assert first.content == "ok"
     assert 490 < second.retry_after <= 500
     assert third.retry_after is None
 

@@ -195,9 +195,9 @@ def test_a_quota_can_say_little_and_lie():
     balance = AccountBalance(Quota(requests=2, tokens=10, window=60.0, headers=False, retry_after=0.5))
     for _ in range(2):
         balance.admit(1, 0.0)
-    assert {} == balance.headers(0.0)
+    assert balance.headers(0.0) == {}
     with pytest.raises(QuotaError) as refused:
         balance.admit(1, 0.0)
-    assert {"retry-after-ms": "500", "retry-after": "1"} == refused.value.headers()
+    assert refused.value.headers() == {"retry-after-ms": "500", "retry-after": "1"}
     with pytest.raises(QuotaError, match="Send a smaller request"):
         balance.admit(11, 0.0)

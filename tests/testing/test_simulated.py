@@ -399,7 +399,7 @@ def test_the_more_feedback_in_one_prompt_the_smaller_the_share_that_is_used():
     assert few > 3.5
     assert 18 < wall < 32
     assert many < 12
-    assert 25 == cues(propose(claims(50), "simulated"))
+    assert cues(propose(claims(50), "simulated")) == 25
 
 
 def test_a_summary_is_no_more_likely_to_be_noticed_than_any_feedback():

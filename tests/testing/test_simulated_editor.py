@@ -54,10 +54,10 @@ def test_it_adds_cue_sentences_with_the_mistakes_behind_them(schema):
         mistake(2, "What are your options?", "neutral"),
     )
     edits = ask(f"{variable('Read it.')}\n{shown}", schema=schema)
-    assert [
+    assert [(e["op"], e["block"], e["text"], e["samples"]) for e in edits] == [
         ("add", 1, 'Answer "negative" when the message mentions: frustrated.', [1]),
         ("add", 1, 'Answer "neutral" when the message mentions: options.', [2]),
-    ] == [(e["op"], e["block"], e["text"], e["samples"]) for e in edits]
+    ]
 
 
 def test_it_replaces_the_cue_sentence_of_a_label():
@@ -66,12 +66,12 @@ def test_it_replaces_the_cue_sentence_of_a_label():
     shown = section("feedbacks", f'<feedback id="7">\n{said}\n</feedback>')
     (edit,) = ask(f"{variable('Read it.', LONG)}\n{shown}")
     text = 'Answer "negative" when the message mentions: vague, unhappy.'
-    assert {"op": "replace", "block": 2, "text": text, "samples": [7]} == edit
+    assert edit == {"op": "replace", "block": 2, "text": text, "samples": [7]}
 
 
 def test_without_a_mistake_it_edits_nothing():
     """It has no ideas of its own."""
-    assert [] == ask(variable("Read it."))
+    assert ask(variable("Read it.")) == []
 
 
 def test_it_merges_edits_of_one_place_by_their_samples():
@@ -82,13 +82,13 @@ def test_it_merges_edits_of_one_place_by_their_samples():
     ]
     places = section("places", "\n".join(['<place block="1">', *edits, "</place>"]))
     merged = [e["text"] for e in ask(f"{variable('Read it.')}\n{places}")]
-    assert [
+    assert merged == [
         'Answer "negative" when the message mentions: vague, poor.',
         'Answer "neutral" when the message mentions: options.',
-    ] == merged
+    ]
     limit = section("constraints", "<constraint>\nUse at most 60 characters.\n</constraint>")
     (short,) = ask(f"{variable('Read it.')}\n{limit}\n{places}")
-    assert 'Answer "negative" when the message mentions: vague, poor.' == short["text"]
+    assert short["text"] == 'Answer "negative" when the message mentions: vague, poor.'
 
 
 def test_a_cue_that_one_edit_takes_out_stays_out():
@@ -99,11 +99,11 @@ def test_a_cue_that_one_edit_takes_out_stays_out():
     ]
     places = section("places", "\n".join(['<place block="2">', *edits, "</place>"]))
     (edit,) = ask(f"{variable('Read it.', LONG)}\n{places}")
-    assert ("replace", 2) == (edit["op"], edit["block"])
-    assert 'Answer "negative" when the message mentions: unhappy, poor.' == edit["text"]
+    assert (edit["op"], edit["block"]) == ("replace", 2)
+    assert edit["text"] == 'Answer "negative" when the message mentions: unhappy, poor.'
 
 
 def test_a_fixed_reply_is_an_edit_too():
     """So that benchmarks of throughput run."""
     (edit,) = ask(variable("Read it."), lm=FixedReply("ok"))
-    assert ("add", "ok") == (edit["op"], edit["text"])
+    assert (edit["op"], edit["text"]) == ("add", "ok")

@@ -47,10 +47,10 @@ def test_hooks_come_in_order(agent: Agent, tmp_path: Path) -> None:
 
     made = trainer(tmp_path, max_epochs=2, callbacks=[Watch(), function])
     fitted(agent, made, loader(4), loader(4))
-    assert [
+    assert seen == [
         "fit", "epoch 0", "batch 0: 0.25, Level 1.", "epoch ended", "epoch 1", "batch 0: 0.5, Level 2.",
         "val 0.5", "function 0.5", "epoch ended", "val 0.75", "function 0.75", "fit ended",
-    ] == seen  # fmt: skip
+    ]  # fmt: skip
 
 
 def test_a_failing_callback_is_reported_once(
@@ -64,8 +64,8 @@ def test_a_failing_callback_is_reported_once(
 
     with caplog.at_level(logging.ERROR):
         made = fitted(agent, trainer(tmp_path, max_epochs=2, callbacks=Fails()), loader(8))
-    assert 4 == made.global_step
-    assert 1 == caplog.text.count("callback Fails failed in on_train_batch_end")
+    assert made.global_step == 4
+    assert caplog.text.count("callback Fails failed in on_train_batch_end") == 1
     failing = Fails()
     failing.critical = True
     caplog.clear()
@@ -81,34 +81,38 @@ def test_stop_training_stops_after_the_step(agent: Agent, tmp_path: Path) -> Non
             raise StopTraining("enough")
 
     made = fitted(agent, trainer(tmp_path, max_epochs=2, callbacks=[Stop()]), loader(8))
-    assert ("enough", 1) == (made.stopped, made.global_step)
+    assert (made.stopped, made.global_step) == ("enough", 1)
     made = fitted(agent, trainer(tmp_path / "b", max_epochs=5, min_steps=3, callbacks=[Stop()]), loader(8))
-    assert ("enough", 3) == (made.stopped, made.global_step)
+    assert (made.stopped, made.global_step) == ("enough", 3)
 
 
 def test_early_stopping(agent: Agent, tmp_path: Path) -> None:
     """It stops with the parameters of the pass that decided it: no step more."""
     made = trainer(tmp_path, max_epochs=20, callbacks=[EarlyStopping("val_score", patience=2)])
     fitted(agent, made, loader(4), loader(4))
-    assert [0.5, 0.75, 1.0, 1.0, 1.0] == [
-        entry["metrics"]["score"][0] / 4 for entry in made.history if entry["kind"] == "val"
+    assert [entry["metrics"]["score"][0] / 4 for entry in made.history if entry["kind"] == "val"] == [
+        0.5,
+        0.75,
+        1.0,
+        1.0,
+        1.0,
     ]
-    assert (5, 5, "val_score has not improved on 1 in 2 validation passes") == (
+    assert (
         made.global_step, made.current_epoch, made.stopped,
-    )  # fmt: skip
+    ) == (5, 5, "val_score has not improved on 1 in 2 validation passes")  # fmt: skip
     made = trainer(tmp_path / "b", max_epochs=20, callbacks=[EarlyStopping(stopping_threshold=0.7)])
     agent.prompt.data = "Level 0."
     fitted(agent, made, loader(4), loader(4))
-    assert (2, "val_score has reached 0.75, and 0.7 was asked for") == (made.current_epoch, made.stopped)
+    assert (made.current_epoch, made.stopped) == (2, "val_score has reached 0.75, and 0.7 was asked for")
 
 
 def test_length_watch(agent: Agent, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It warns once for each parameter, or stops."""
     with caplog.at_level(logging.WARNING):
         fitted(agent, trainer(tmp_path, max_epochs=1, callbacks=[LengthWatch(max_tokens=1)]), loader(8))
-    assert 1 == caplog.text.count("parameter prompt has grown to about 2 tokens, more than max_tokens=1")
+    assert caplog.text.count("parameter prompt has grown to about 2 tokens, more than max_tokens=1") == 1
     made = trainer(tmp_path / "b", max_epochs=9, callbacks=[LengthWatch(max_tokens=1, action="stop")])
-    assert 1 == fitted(agent, made, loader(8)).global_step
+    assert fitted(agent, made, loader(8)).global_step == 1
 
 
 def test_what_is_no_callback_is_refused() -> None:

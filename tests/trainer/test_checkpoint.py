@@ -77,7 +77,7 @@ def test_an_agent_and_its_optimizer_go_on_from_a_file(tmp_path: Path) -> None:
     module.load_state_dict(found.agent)
     optimizer.load_state_dict(found.optimizers[0])
     ((value, (kept,)),) = optimizer.state[module.task]["momentum_buffer"]
-    assert ("new", "old", "be kind") == (module.task.data, value.data, kept.data)
+    assert (module.task.data, value.data, kept.data) == ("new", "old", "be kind")
     assert gradient.provenance == kept.provenance
 
 
@@ -89,12 +89,12 @@ def test_people_can_read_it(tmp_path: Path) -> None:
         names = archive.namelist()
         documents = {name: json.loads(archive.read(name)) for name in names}
         text = archive.read("parameters.json").decode()
-    assert [
+    assert sorted(names) == [
         "callbacks.json", "ledger.json", "loop.json", "optimizer.json", "parameters.json", "rng.json",
         "versions.json",
-    ] == sorted(names)  # fmt: skip
+    ]  # fmt: skip
     assert '"data": "Be brief, é."' in text
-    assert 3 == documents["loop.json"]["counters"]["epoch"]
+    assert documents["loop.json"]["counters"]["epoch"] == 3
     expected = {
         "kind": "afnio checkpoint",
         "format": 1,
@@ -113,7 +113,7 @@ def test_afnio_load_gives_it_as_a_dict(tmp_path: Path) -> None:
         found["agent_state_dict"]["task"].data, found["optimizer_state_dict"], found["epoch"], found["batch"],
     )  # fmt: skip
     Checkpoint(agent=agent, optimizers=[state, state]).write(tmp_path / "c")
-    assert [state, state] == afnio.load(tmp_path / "c")["optimizer_state_dict"]
+    assert afnio.load(tmp_path / "c")["optimizer_state_dict"] == [state, state]
 
 
 def test_a_snapshot_stands_still() -> None:
@@ -128,19 +128,19 @@ def test_a_snapshot_stands_still() -> None:
         snapshot.agent["task"].data, snapshot.agent["task"].role, type(snapshot.agent["task"]),
         snapshot.agent["task"].requires_grad,
     )  # fmt: skip
-    assert ([{"epoch": 1}], "P") == (snapshot.history, snapshot.agent["p"].data)
+    assert (snapshot.history, snapshot.agent["p"].data) == ([{"epoch": 1}], "P")
 
 
 def test_a_file_of_format_1_loads() -> None:
     """As it was written by the first Afnio that had checkpoints."""
     found = Checkpoint.read(OLD)
     ((value, (gradient,)),) = found.optimizers[0]["state"][0]["momentum_buffer"]
-    assert "Be brief.\nAlways: é {x}" == found.agent["task"].data
-    assert {"steps": 2} == found.agent["_extra_state"]
-    assert ("old", "say it shorter", 3) == (value.data, gradient.data, gradient.provenance[0]["sample"])
-    assert {"epoch": 2, "step": 3, "batch": 1, "samples": 99} == found.counters
-    assert 625 == len(found.rng["python"][1])
-    assert {"afnio": "0.4.0", "python": "3.11.7"} == found.versions
+    assert found.agent["task"].data == "Be brief.\nAlways: é {x}"
+    assert found.agent["_extra_state"] == {"steps": 2}
+    assert (value.data, gradient.data, gradient.provenance[0]["sample"]) == ("old", "say it shorter", 3)
+    assert found.counters == {"epoch": 2, "step": 3, "batch": 1, "samples": 99}
+    assert len(found.rng["python"][1]) == 625
+    assert found.versions == {"afnio": "0.4.0", "python": "3.11.7"}
 
 
 class Bomb:
@@ -199,8 +199,8 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
     Checkpoint(agent={}, counters={"step": 1}).write(path)
     with pytest.raises(TypeError, match="saved values must be Variables or plain values"):
         Checkpoint(agent={}, callbacks={"mine": object()}).write(path)
-    assert {"step": 1} == Checkpoint.read(path).counters
-    assert ["last"] == os.listdir(tmp_path)
+    assert Checkpoint.read(path).counters == {"step": 1}
+    assert os.listdir(tmp_path) == ["last"]
 
 
 KILLS = """
@@ -257,7 +257,7 @@ def test_killed_at_any_point_it_is_the_old_or_the_new_one(tmp_path: Path) -> Non
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path / "last")], capture_output=True, text=True, timeout=60
     )
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
     kills, halves, news = map(int, done.stdout.split())
     # Before and after the file is begun; after it has got its name; and the one that was left alone.
     assert kills >= 4

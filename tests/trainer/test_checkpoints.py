@@ -47,11 +47,11 @@ def test_last_best_and_epochs(tmp_path: Path, backend: str) -> None:
                 await checkpoints.save(at(epoch, val_score=loss), epoch=epoch)
             await checkpoints.save(at(5))
             await checkpoints.flush()
-            assert 0.2 == checkpoints.best_score
-            assert 5 == Checkpoint.read(checkpoints.path_of("last")).counters["step"]
+            assert checkpoints.best_score == 0.2
+            assert Checkpoint.read(checkpoints.path_of("last")).counters["step"] == 5
 
     run(train, backend)
-    assert {"best": 2, "epoch-1": 1, "epoch-2": 2, "epoch-3": 3, "epoch-4": 4, "last": 5} == steps(folder)
+    assert steps(folder) == {"best": 2, "epoch-1": 1, "epoch-2": 2, "epoch-3": 3, "epoch-4": 4, "last": 5}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_top_k(tmp_path: Path, monitor: str | None, top: int, kept: list[int]) -
 
     run(train)
     best = {"best": 4} if monitor else {}
-    assert {**best, **{f"epoch-{epoch}": epoch for epoch in kept}, "last": 5} == steps(tmp_path)
+    assert steps(tmp_path) == {**best, **{f"epoch-{epoch}": epoch for epoch in kept}, "last": 5}
 
 
 class Slow:
@@ -102,13 +102,13 @@ def test_a_slow_disk_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 await checkpoints.save(at(epoch), epoch=epoch)
             for step in (6, 7):
                 await checkpoints.save(at(step))
-            assert [] == slow.written
+            assert slow.written == []
             slow.go.set()
             await checkpoints.flush()
-            assert "last=7" == slow.written[-1]
+            assert slow.written[-1] == "last=7"
 
     run(train)
-    assert ["last=1", "epoch-4=4", "last=4", "epoch-5=5", "last=5", "last=7"] == slow.written
+    assert slow.written == ["last=1", "epoch-4=4", "last=4", "epoch-5=5", "last=5", "last=7"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,12 +128,12 @@ def test_what_was_saved_is_written_when_the_run_is_cancelled(
                 try:
                     await anyio.sleep_forever()
                 finally:  # the block ends while its first write still hangs
-                    assert [] == slow.written
+                    assert slow.written == []
                     slow.go.set()
         assert scope.cancelled_caught
 
     run(train, backend)
-    assert {"epoch-2": 2, "last": 2} == steps(tmp_path)
+    assert steps(tmp_path) == {"epoch-2": 2, "last": 2}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -160,7 +160,7 @@ def test_a_cancellation_while_the_folder_is_opened_ends_the_block(
                 await checkpoints.save(at(1))
 
     run(train, backend)
-    assert {"last": 1} == steps(tmp_path)
+    assert steps(tmp_path) == {"last": 1}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -174,7 +174,7 @@ def test_an_error_in_the_block_comes_out_as_it_is(tmp_path: Path, backend: str) 
 
     with pytest.raises(KeyError, match="mine"):
         run(train, backend)
-    assert {"last": 1} == steps(tmp_path)
+    assert steps(tmp_path) == {"last": 1}
 
 
 def test_a_resumed_run_competes_with_its_own_past(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_a_resumed_run_competes_with_its_own_past(tmp_path: Path) -> None:
 
     anyio.run(train, 1, [0.8, 0.3], None)
     anyio.run(train, 3, [0.5], 2)
-    assert {"best": 1, "epoch-1": 1, "epoch-3": 3, "last": 3} == steps(tmp_path)
+    assert steps(tmp_path) == {"best": 1, "epoch-1": 1, "epoch-3": 3, "last": 3}
     anyio.run(train, 2, [0.9], 1)
-    assert {"best": 2, "epoch-1": 1, "epoch-2": 2, "epoch-3": 3, "last": 2} == steps(tmp_path)
+    assert steps(tmp_path) == {"best": 2, "epoch-1": 1, "epoch-2": 2, "epoch-3": 3, "last": 2}
 
 
 def test_a_metric_that_is_not_there_is_told_once(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_metric_that_is_not_there_is_told_once(tmp_path: Path) -> None:
             await checkpoints.save(at(4, val_acc=0.1), epoch=4)
 
     run(train)
-    assert 4 == steps(tmp_path)["best"]
+    assert steps(tmp_path)["best"] == 4
     (text,) = told
     assert "epoch 1 can't become the best checkpoint: it has no number for the metric [val_acc]" in text
     assert "(its metrics: acc, loss)" in text
@@ -257,7 +257,7 @@ def test_a_folder_that_is_removed_is_told_and_training_goes_on(tmp_path: Path) -
             await checkpoints.save(at(4))
 
     run(train)
-    assert {"last": 4} == steps(folder)
+    assert steps(folder) == {"last": 4}
     (text,) = told
     assert f"no checkpoint was written to [{folder}] (the folder is gone); training goes on" in text
 
@@ -274,8 +274,8 @@ def test_what_cannot_be_encoded_is_told_and_training_goes_on(
             await checkpoints.save(Checkpoint(agent={}, callbacks={"mine": object()}))
 
     run(train)
-    assert {"last": 1} == steps(tmp_path)
-    assert ["afnio"] == [record.name for record in caplog.records]
+    assert steps(tmp_path) == {"last": 1}
+    assert [record.name for record in caplog.records] == ["afnio"]
     assert "saved values must be Variables or plain values" in caplog.text
 
 
@@ -303,7 +303,7 @@ def test_a_folder_that_is_a_file_is_an_error_at_the_start(tmp_path: Path) -> Non
 
     with pytest.raises(CheckpointError, match=r"takes no checkpoints .*enable_checkpointing=False"):
         run(train)
-    assert "mine" == path.read_text()
+    assert path.read_text() == "mine"
 
 
 def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
             await checkpoints.save(at(2))
 
     run(train)
-    assert {"last": 2} == steps(tmp_path)
+    assert steps(tmp_path) == {"last": 2}
 
 
 def test_outside_of_its_block_nothing_is_saved(tmp_path: Path) -> None:
@@ -374,9 +374,9 @@ def test_a_full_disk_is_told_and_never_damages_last(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"1 no checkpoint was written to [{tmp_path}] (File too large)")
-    assert {"epoch-4": 4, "last": 4} == steps(tmp_path)
+    assert steps(tmp_path) == {"epoch-4": 4, "last": 4}
 
 
 def test_leftovers_of_a_kill_are_cleared_away(tmp_path: Path) -> None:
@@ -388,4 +388,4 @@ def test_leftovers_of_a_kill_are_cleared_away(tmp_path: Path) -> None:
             await checkpoints.save(at(1))
 
     run(train)
-    assert {"last": 1} == steps(tmp_path)
+    assert steps(tmp_path) == {"last": 1}

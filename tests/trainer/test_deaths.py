@@ -61,7 +61,7 @@ def test_every_hook(tmp_path: Path, loader: str, hook: str) -> None:
     """The same prompt, metrics and history, so the same batches in the same order."""
     nth = 1 if hook.startswith("on_fit") else 2
     expected = left_alone(loader, True, "{}")
-    assert expected == dies(tmp_path, loader, hook, nth)
+    assert dies(tmp_path, loader, hook, nth) == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"limit_train_batches": 2}], ids=str)
@@ -71,7 +71,7 @@ def test_the_end_of_an_epoch_with_every_loader(tmp_path: Path, loader: str, opti
     if not settles(loader, options):
         options = {"limit_train_batches": 3}
     expected = left_alone(loader, True, json.dumps(options))
-    assert expected == dies(tmp_path, loader, "on_train_epoch_end", 1, **options)
+    assert dies(tmp_path, loader, "on_train_epoch_end", 1, **options) == expected
 
 
 MATRIX: Final = [case for case in itertools.product(LOADERS, HOOKS, OPTIONS) if settles(case[0], case[2])]
@@ -110,7 +110,7 @@ def test_a_process_that_is_killed_or_interrupted(
         died = _run([*command, hook, "1", how, json.dumps(options)])
         assert died.returncode in ends, died.stderr
     ended = _run([*command, "", "0", "", json.dumps(options)])
-    assert 0 == ended.returncode, ended.stderr
+    assert ended.returncode == 0, ended.stderr
     assert left_alone(loader, True, json.dumps(options)) == json.loads(ended.stdout)
 
 

@@ -45,7 +45,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_loops(tmp_path: Path, expected: Any, backend: str) -> None:
     """`afit` on either loop, with both kinds of steps."""
-    assert expected == anyio.run(arun, tmp_path / "a", backend=backend)
+    assert anyio.run(arun, tmp_path / "a", backend=backend) == expected
     reading = anyio.run(arun, tmp_path / "b", ReadingAgent, backend=backend)
     assert expected[0].items() <= reading[0].items()
     assert expected[2] == reading[2]
@@ -61,7 +61,7 @@ async def test_two_trainers_beside_each_other(tmp_path: Path, expected: Any) -> 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(one, 0)
         tasks.start_soon(one, 1)
-    assert [expected, expected] == found
+    assert found == [expected, expected]
 
 
 def test_a_ctrl_c_while_the_loop_is_made_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_a_ctrl_c_while_the_loop_is_made_is_kept(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(anyio, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fitted(agent, trainer(tmp_path, max_epochs=2), loader(10), loader(6))
-    assert [] == agent.client.requests
+    assert agent.client.requests == []
 
 
 def test_threads(tmp_path: Path, expected: Any) -> None:
@@ -93,7 +93,7 @@ def test_threads(tmp_path: Path, expected: Any) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert [expected] * 4 == found
+    assert found == [expected] * 4
 
 
 async def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
     first = Agent(ScriptedClient(scenarios.replies))
     await afitted(first, trainer(tmp_path, max_epochs=1, callbacks=[Other()]), loader(4))
     assert "in use by another trainer, of this process" in errors[0]
-    assert [] == second.client.requests
+    assert second.client.requests == []
 
 
 def test_notebook(tmp_path: Path, expected: Any) -> None:
@@ -127,7 +127,7 @@ def test_notebook(tmp_path: Path, expected: Any) -> None:
         "".join(o.get("text", "") for o in cell.outputs if o.get("name") == "stdout")
         for cell in notebook.cells
     ]
-    assert [expected, expected] == [json.loads(text) for text in texts[1:]]
+    assert [json.loads(text) for text in texts[1:]] == [expected, expected]
 
 
 CTRL_C = """
@@ -214,4 +214,4 @@ def test_a_script_ends_quietly(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
     )
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")

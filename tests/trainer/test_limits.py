@@ -74,7 +74,7 @@ def test_a_clock_that_jumps_ends_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(time, "time", lambda: wall() + next(jumps))
     agent = _agent()
     made = fitted(agent, trainer(tmp_path, max_epochs=2, max_time=60), loader(8), loader(4))
-    assert ("max_epochs=2 reached", "Level 3.") == (made.stopped, agent.prompt.data)
+    assert (made.stopped, agent.prompt.data) == ("max_epochs=2 reached", "Level 3.")
 
 
 def test_a_budget_around_a_fit_ends_it_too(tmp_path: Path) -> None:
@@ -85,6 +85,6 @@ def test_a_budget_around_a_fit_ends_it_too(tmp_path: Path) -> None:
     with afnio.budget(max_calls=20):
         made = fitted(agent, trainer(tmp_path, max_epochs=3), loader(20))
     assert "max_calls=20" in (made.stopped or "")
-    assert 20 >= len(agent.client.requests)
+    assert len(agent.client.requests) <= 20
     with afnio.budget(max_calls=3), pytest.raises(BudgetExceeded):
         trainer(tmp_path / "b").test(agent, loader(20))

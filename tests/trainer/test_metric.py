@@ -40,18 +40,18 @@ def test_batches_of_33_33_and_2_give_the_mean_per_sample() -> None:
     """Two samples weigh as two, not as a third of everything."""
     batches = [[1.0] * 30 + [0.0] * 3, [1.0] * 15 + [0.0] * 18, [0.0, 0.0]]
     found = metrics(*({"score": afnio.Variable(batch, role="score")} for batch in batches))
-    assert (45 / 68, 45.0) == (found["score"], found["score_sum"])
+    assert (found["score"], found["score_sum"]) == (45 / 68, 45.0)
 
 
 def test_a_plain_number_weighs_by_its_samples() -> None:
     """A batch's mean counts for as many samples as the batch has."""
     found = metrics({"texts": ["a"] * 33, "f1": 0.5}, {"texts": ["b"] * 2, "f1": 1.0})
-    assert pytest.approx(18.5 / 35) == found["f1"]
+    assert found["f1"] == pytest.approx(18.5 / 35)
 
 
 def test_missing_samples_are_in_no_mean() -> None:
     """None is left out, and a metric without samples has no mean."""
-    assert 0.5 == metrics({"right": [1, None, 0]})["right"]
+    assert metrics({"right": [1, None, 0]})["right"] == 0.5
     assert "right" not in metrics({"right": [None]})
 
 

@@ -47,22 +47,22 @@ def test_a_wide_terminal() -> None:
         ]
         screen.enter()
         lines = timeless(screen.until("33/66", "too long"))
-        assert [
+        assert lines[1:5] == [
             "printed by the program",
             "WARNING:program:logged by the program",
             "Agent  epoch 1/5  step 1  _",
             f"train  {'━' * 20}{'─' * 20} 33/66  score 0.2812 (0.16 to 0.45)  1 failed",
-        ] == lines[1:5]
+        ]
         assert re.fullmatch(r"\d+ calls  3 retried  1 failed  \S+ tokens  cost unknown", lines[5])
-        assert "a call failed: FinalModelError: 400 the message is too long" == lines[6]
+        assert lines[6] == "a call failed: FinalModelError: 400 the message is too long"
         screen.enter()
         lines = timeless(screen.until("epoch 2/5", "60/60"))
-        assert [
+        assert lines[3:7] == [
             spread(EPOCH),
             "Agent  epoch 2/5  step 3  _  best val score 0.7458",
             f"train  {'━' * 20}{'─' * 20} 33/66  score 0.7500 (0.58 to 0.87)  1 failed",
             f"val    {'━' * 40} 60/60  score 0.7458 (0.62 to 0.84)  1 failed",
-        ] == lines[3:7]
+        ]
         screen.enter()
         lines = timeless(screen.until("fit of"))
         assert re.fullmatch(
@@ -81,12 +81,12 @@ def test_a_narrow_terminal_without_colours() -> None:
         start = lines.index(next(line for line in lines if line.startswith("Agent  epoch 2/5")))
         shown = lines[start:]
         assert "best val score 0.7458" in shown[1]
-        assert [
+        assert shown[2:6] == [
             f"train  {'━' * 10}{'─' * 10} 33/66",
             "       score 0.7500 (0.58 to 0.87)  1 failed",
             f"val    {'━' * 20} 60/60",
             "       score 0.7458 (0.62 to 0.84)  1 failed",
-        ] == shown[2:6]
+        ]
         assert max(map(len, shown)) <= 60
         screen.until("fit of")
     assert not re.search(rb"\x1b\[[\d;]*3\d", screen.raw)
@@ -100,7 +100,7 @@ def test_a_terminal_that_is_resized() -> None:
         screen.until("1 failed")
         screen.resize(60)
         lines = screen.until("       score 0.2812", "too long")
-        assert 60 >= max(map(len, lines[-5:]))
+        assert max(map(len, lines[-5:])) <= 60
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"CI": "true"}])
@@ -140,13 +140,15 @@ def test_a_pipe_gets_lines_with_the_time() -> None:
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     lines = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "@ ", line) for line in done.stderr.splitlines()]
-    assert [f"@ {BEGINNING}", "WARNING:program:logged by the program", f"@ {EPOCH}"] == [
-        re.sub(r"time \d:\d\d", "time _", line) for line in lines[:3]
+    assert [re.sub(r"time \d:\d\d", "time _", line) for line in lines[:3]] == [
+        f"@ {BEGINNING}",
+        "WARNING:program:logged by the program",
+        f"@ {EPOCH}",
     ]
     # The end of the second epoch is kept too.
     assert lines[3].startswith("@ epoch 2/5, train score")
     assert lines[-1].startswith("@ fit of Agent, 4 steps, 0:0")
-    assert "printed by the program\n" == done.stdout
+    assert done.stdout == "printed by the program\n"
 
 
 CELLS = [
@@ -178,14 +180,14 @@ def test_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     for index in (1, 2):
         outputs = notebook.cells[index].outputs
         shown = [output.data for output in outputs if output.output_type == "display_data"]
-        assert 1 == len(shown) == kinds.count((index, "display_data"))
+        assert kinds.count((index, "display_data")) == len(shown) == 1
         text = shown[0]["text/plain"].splitlines()
         assert spread(BEGINNING) == text[0]
         assert text[1].startswith(spread(f"epoch 1/5, {TRAIN}, {VAL}"))
         assert any(line.startswith("fit of Agent  4 steps") for line in text)
         printed = "".join(output.text for output in outputs if output.output_type == "stream")
         assert "printed by the program" in printed
-    assert 3 <= kinds.count((1, "update_display_data"))
+    assert kinds.count((1, "update_display_data")) >= 3
 
 
 def lines_of(log: pytest.CaptureFixture[str]) -> list[str]:
@@ -200,7 +202,7 @@ def shown(folder: Path, **options: Any) -> Any:
 def test_quiet_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """When asked."""
     fitted(Agent(ScriptedClient(replies)), trainer(tmp_path, max_epochs=1), loader(4))
-    assert ("", "") == capfd.readouterr()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_test_pass_has_its_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +212,7 @@ def test_a_test_pass_has_its_own_words(tmp_path: Path, capsys: pytest.CaptureFix
         Agent(ScriptedClient(replies)), [([text for text, _ in data], [gold for _, gold in data])]
     )
     begun, ended = lines_of(capsys)
-    assert "test Agent, 4 samples" == begun or begun == "test Agent"
+    assert begun == "test Agent, 4 samples" or begun == "test Agent"
     assert re.fullmatch(
         r"test of Agent, 4 samples, score 0\.6667 \(0\.21 to 0\.94\), 1 failed, 0:0\d, 3 calls, 1 failed, "
         r"\d+ tokens, cost unknown",
@@ -226,7 +228,7 @@ def test_without_validation_an_epoch_is_kept_at_its_end(
     made = shown(tmp_path, max_epochs=1, enable_checkpointing=False)
     fitted(Agent(ScriptedClient(replies)), made, batches)
     begun, epoch, ended = lines_of(capsys)
-    assert "fit Agent, 1 epoch" == begun
+    assert begun == "fit Agent, 1 epoch"
     assert epoch.startswith("epoch 1/1, train score 1.0000 (0.34 to 1.00), time 0:0")
     assert ended.startswith("fit of Agent, 2 steps, 0:0")
 
@@ -284,7 +286,7 @@ def test_only_calls_of_the_run_are_counted(tmp_path: Path, capsys: pytest.Captur
         thread.start()
     for thread in threads:
         thread.join()
-    assert ["3 calls", "7 calls"] == sorted(re.findall(r"\d+ calls", capsys.readouterr().err))
+    assert sorted(re.findall(r"\d+ calls", capsys.readouterr().err)) == ["3 calls", "7 calls"]
 
 
 class Broken(io.StringIO):
@@ -298,7 +300,7 @@ def test_a_log_that_is_gone_does_not_stop_the_run(
 ) -> None:
     """Closed by the system or by the program."""
     monkeypatch.setattr(sys, "stderr", stream)
-    assert 2 == fitted(Agent(ScriptedClient(replies)), shown(tmp_path, max_epochs=2), loader(4)).current_epoch
+    assert fitted(Agent(ScriptedClient(replies)), shown(tmp_path, max_epochs=2), loader(4)).current_epoch == 2
 
 
 def test_a_second_display_in_one_terminal_writes_lines(

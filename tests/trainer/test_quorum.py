@@ -49,10 +49,10 @@ def test_one_sample_of_a_small_batch_may_fail(
     agent = kind(ScriptedClient(Replies()))
     rows = [*items(3), REFUSED]
     made = fitted(agent, trainer(tmp_path, max_epochs=3), batches(*rows), batches(*rows))
-    assert "Level 2." == agent.prompt.data
-    assert [(4, 1)] * 3 == [(e["samples"], e["failed"]) for e in made.history if e["kind"] == "val"]
+    assert agent.prompt.data == "Level 2."
+    assert [(e["samples"], e["failed"]) for e in made.history if e["kind"] == "val"] == [(4, 1)] * 3
     assert {"train_failed": 1.0, "val_failed": 1.0, "val_score": 1.0}.items() <= made.metrics.items()
-    assert "" == caplog.text
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("kind", [Agent, ReadingAgent])
@@ -65,13 +65,13 @@ def test_a_step_and_a_pass_below_the_quorum_are_cut_short(
     stopper = EarlyStopping(patience=1)
     made = trainer(tmp_path, max_epochs=2, callbacks=[stopper])
     fitted(agent, made, batches(*rows, *items(4)), batches(*rows))
-    assert "Level 2." == agent.prompt.data
+    assert agent.prompt.data == "Level 2."
     cut = [entry for entry in made.history if "error" in entry]
-    assert [("step", 4, 2), ("val", 4, 2)] * 2 == [(e["kind"], e["samples"], e["failed"]) for e in cut]
-    assert all({} == entry["metrics"] for entry in cut)
+    assert [(e["kind"], e["samples"], e["failed"]) for e in cut] == [("step", 4, 2), ("val", 4, 2)] * 2
+    assert all(entry["metrics"] == {} for entry in cut)
     assert "val_score" not in made.metrics
-    assert 2.0 == made.metrics["val_failed"]
-    assert (None, 0) == (stopper.best, stopper.waited)
+    assert made.metrics["val_failed"] == 2.0
+    assert (stopper.best, stopper.waited) == (None, 0)
     said = (
         "2 of 4 samples of {} failed (2 x FinalModelError: content filter), and quorum=0.9 allows 1; take these "
         "samples out of the data, or give a lower Trainer(quorum=…)"
@@ -109,7 +109,7 @@ def test_a_strict_quorum_lets_no_sample_fail(tmp_path: Path, quorum: float | Non
     rows = [*items(3), REFUSED]
     made = trainer(tmp_path, max_epochs=1, quorum=quorum)
     fitted(agent, made, batches(*rows, *items(4)), batches(*rows))
-    assert ["step", "val"] == [entry["kind"] for entry in made.history if "error" in entry]
+    assert [entry["kind"] for entry in made.history if "error" in entry] == ["step", "val"]
     with pytest.raises(BatchError, match="1 of 4 samples"):
         made.test(agent, batches(*rows))
 
@@ -123,7 +123,7 @@ def test_half_of_the_critics_may_fail(tmp_path: Path) -> None:
         rows = [("m1", "m1"), ("m5", "m5"), ("m9", "m9")]
         made = trainer(tmp_path / str(refused), max_epochs=1)
         fitted(agent, made, batches(*rows))
-        assert f"Level {level}." == agent.prompt.data
+        assert agent.prompt.data == f"Level {level}."
         assert level == ("error" not in made.history[0])
 
 
@@ -159,4 +159,4 @@ def test_a_last_validation_that_an_outage_took_is_made_up_for(tmp_path: Path) ->
     other = trainer(tmp_path / "b", max_epochs=2)
     fitted(again, other, batches(*rows), batches(*rows), ckpt_path="last")
     assert told(one, whole) == told(other, again)
-    assert 4 == len(again.client.requests)
+    assert len(again.client.requests) == 4

@@ -138,13 +138,13 @@ def test_going_on_in_another_process_ends_the_same(
     broken = trainer(tmp_path, max_epochs=3, callbacks=[_Stop(step, error)])
     if error is None:
         fitted(first, broken, *_loaders())
-        assert "here" == broken.stopped
+        assert broken.stopped == "here"
     else:
         with pytest.raises(RuntimeError, match="broken"):
             fitted(first, broken, *_loaders())
     made = fitted(again, trainer(tmp_path, max_epochs=3), *_loaders(), ckpt_path="last")
     expected, calls = left_alone
-    assert expected == told(made, again)
+    assert told(made, again) == expected
     assert calls == len(first.client.requests) + len(again.client.requests)
 
 
@@ -163,7 +163,7 @@ def test_going_on_from_best_and_from_a_file(tmp_path: Path, left_alone: Any) -> 
         again = _agent()
         made = fitted(again, trainer(tmp_path, max_epochs=3), *_loaders(), ckpt_path=name)
         assert left_alone[0] == told(made, again)
-        assert [] == again.client.requests
+        assert again.client.requests == []
 
 
 def test_a_finished_training_goes_on_with_more_epochs(tmp_path: Path, left_alone: Any) -> None:
@@ -179,7 +179,7 @@ def test_what_was_spent_before_counts_even_if_nothing_is_called(tmp_path: Path) 
     first, again = _agent(), _agent()
     fitted(first, trainer(tmp_path, max_epochs=1), *_loaders())
     made = fitted(again, trainer(tmp_path, max_epochs=1), *_loaders(), ckpt_path="last")
-    assert [] == again.client.requests
+    assert again.client.requests == []
     assert len(first.client.requests) == made.ledger.total.calls
     made.test(again, loader(4))
     assert len(first.client.requests) + 4 == made.ledger.total.calls
@@ -244,10 +244,10 @@ def test_a_new_training_puts_the_earlier_one_aside(tmp_path: Path) -> None:
     fitted(second, trainer(tmp_path, max_epochs=1), loader(4))
     assert len(first.client.requests) == len(second.client.requests)
     earlier = tmp_path / "checkpoints" / "earlier" / "1"
-    assert {"last", "epoch-1", "best", "calls.journal"} == {path.name for path in earlier.iterdir()}
+    assert {path.name for path in earlier.iterdir()} == {"last", "epoch-1", "best", "calls.journal"}
     third = _agent()
     made = fitted(third, trainer(tmp_path, max_epochs=2), loader(4), ckpt_path=earlier / "last")
-    assert 2 == made.current_epoch
+    assert made.current_epoch == 2
 
 
 @pytest.mark.parametrize("umask", [0, 0o022])
@@ -260,8 +260,8 @@ def test_only_the_user_may_read_what_a_training_writes(tmp_path: Path, umask: in
     finally:
         os.umask(before)
     below = [tmp_path / "checkpoints", *(tmp_path / "checkpoints").rglob("*")]
-    assert {0o700} == {path.stat().st_mode & 0o777 for path in below if path.is_dir()}
-    assert {0o600} == {path.stat().st_mode & 0o777 for path in below if path.is_file()}
+    assert {path.stat().st_mode & 0o777 for path in below if path.is_dir()} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in below if path.is_file()} == {0o600}
     assert len(below) > 8
 
 

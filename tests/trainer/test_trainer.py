@@ -30,16 +30,18 @@ def agent() -> Agent:
 def test_fit_trains_validates_and_tells(agent: Agent, tmp_path: Path) -> None:
     """Three levels are enough for every message; what the run saw is in its history, in order."""
     made = fitted(agent, trainer(tmp_path, max_epochs=2), loader(8), loader(6))
-    assert "Level 3." == agent.prompt.data
-    assert (7 / 8, 1.0, 6.0) == tuple(
-        made.metrics[name] for name in ("train_score", "val_score", "val_score_sum")
+    assert agent.prompt.data == "Level 3."
+    assert tuple(made.metrics[name] for name in ("train_score", "val_score", "val_score_sum")) == (
+        7 / 8,
+        1.0,
+        6.0,
     )
     kinds = ["step", "step", "epoch", "val"] * 2
     assert kinds == [entry["kind"] for entry in made.history]
-    assert [[1, 4], [2, 4], [3, 8], [5, 6]] == [made.history[n]["metrics"]["score"][:2] for n in range(4)]
-    assert ("max_epochs=2 reached", 2, 4, 1.0) == (
+    assert [made.history[n]["metrics"]["score"][:2] for n in range(4)] == [[1, 4], [2, 4], [3, 8], [5, 6]]
+    assert (
         made.stopped, made.current_epoch, made.global_step, made.best_score,
-    )  # fmt: skip
+    ) == ("max_epochs=2 reached", 2, 4, 1.0)  # fmt: skip
 
 
 def test_both_step_forms_give_the_same(tmp_path: Path) -> None:
@@ -52,14 +54,14 @@ def test_both_step_forms_give_the_same(tmp_path: Path) -> None:
     assert one.metrics.items() <= other.metrics.items()
     assert one.metrics["val_score"] == pytest.approx(other.metrics["val_accuracy"])
     assert agents[0].prompt.data == agents[1].prompt.data
-    assert "m0" == other.history[0]["values"]["first"]
+    assert other.history[0]["values"]["first"] == "m0"
 
 
 def test_test_weighs_by_samples(agent: Agent, tmp_path: Path) -> None:
     """33, 33 and 2: the two wrong ones of the last batch are two of 68."""
     data = [(f"m{4 * n}", f"m{4 * n}") for n in range(66)] + [("m1", "m1"), ("m2", "m2")]
     found = trainer(tmp_path).test(agent=agent, test_dataloader=DataLoader(data, batch_size=33))
-    assert (66 / 68, 66.0, 0.0) == (found["score"], found["score_sum"], found["failed"])
+    assert (found["score"], found["score_sum"], found["failed"]) == (66 / 68, 66.0, 0.0)
     assert found["score_low"] < 66 / 68 < found["score_high"]
     assert all(isinstance(value, float) for value in found.values())
 
@@ -69,17 +71,17 @@ def test_failed_samples_are_left_out_and_counted(agent: Agent, tmp_path: Path) -
     data = [*items(15), ("bad", "bad")]
     made = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
     fitted(agent, made, DataLoader(data, batch_size=16))
-    assert {"samples": 16, "failed": 1} == {name: made.history[0][name] for name in ("samples", "failed")}
-    assert [4, 15, True] == made.history[0]["metrics"]["score"]
+    assert {name: made.history[0][name] for name in ("samples", "failed")} == {"samples": 16, "failed": 1}
+    assert made.history[0]["metrics"]["score"] == [4, 15, True]
     found = made.test(agent, DataLoader(data, batch_size=3))
-    assert 1.0 == found["failed"]
-    assert 8 / 15 == found["score"]
+    assert found["failed"] == 1.0
+    assert found["score"] == 8 / 15
 
 
 def test_too_many_failed_samples_end_a_test(agent: Agent, tmp_path: Path) -> None:
     """The quorum is counted over the whole pass; below it the error says how many failed."""
     data = [*items(8), *[("bad", "bad")] * 2]
-    assert 2.0 == trainer(tmp_path, quorum=0.8).test(agent, DataLoader(data, batch_size=1))["failed"]
+    assert trainer(tmp_path, quorum=0.8).test(agent, DataLoader(data, batch_size=1))["failed"] == 2.0
     with pytest.raises(BatchError, match=r"2 of 10 samples of the test pass failed"):
         trainer(tmp_path, quorum=0.9).test(agent, DataLoader(data, batch_size=1))
     with pytest.raises(BatchError, match="sample 0"):
@@ -94,9 +96,9 @@ def test_a_bad_batch_costs_its_step_and_three_in_a_row_the_training(
     made = fitted(
         agent, trainer(tmp_path, max_epochs=1), DataLoader([*items(4), *bad, *items(4)], batch_size=4)
     )
-    assert [(4, 0), (4, 4), (4, 0)] == [(e["samples"], e["failed"]) for e in made.history[:3]]
+    assert [(e["samples"], e["failed"]) for e in made.history[:3]] == [(4, 0), (4, 4), (4, 0)]
     assert "4 of 4 samples" in made.history[1]["error"] or "no luck" in made.history[1]["error"]
-    assert "Level 2." == agent.prompt.data
+    assert agent.prompt.data == "Level 2."
     assert "step 2 was cut short" in caplog.text
     with pytest.raises(BatchError, match="4 of 4 samples"):
         fitted(agent, trainer(tmp_path / "b"), DataLoader(bad * 4, batch_size=4))
@@ -111,9 +113,9 @@ def test_a_step_may_skip(agent: Agent, tmp_path: Path) -> None:
 
     object.__setattr__(agent, "training_step", step)
     made = fitted(agent, trainer(tmp_path, max_epochs=1), loader(8))
-    assert [1, 0] == [entry["skipped"] for entry in made.history[:2]]
-    assert "Level 1." == agent.prompt.data
-    assert 4 == made.history[2]["metrics"]["score"][1]
+    assert [entry["skipped"] for entry in made.history[:2]] == [1, 0]
+    assert agent.prompt.data == "Level 1."
+    assert made.history[2]["metrics"]["score"][1] == 4
 
 
 def test_manual_optimization(agent: Agent, tmp_path: Path) -> None:
@@ -132,8 +134,8 @@ def test_manual_optimization(agent: Agent, tmp_path: Path) -> None:
     object.__setattr__(agent, "training_step", step)
     agent.automatic_optimization = False
     made = fitted(agent, trainer(tmp_path, max_epochs=1), loader(4))
-    assert "Level 2." == agent.prompt.data
-    assert {"correct": [8.0, 4, False]} == made.history[0]["metrics"]
+    assert agent.prompt.data == "Level 2."
+    assert made.history[0]["metrics"] == {"correct": [8.0, 4, False]}
     with pytest.raises(AttributeError, match="only while Trainer.fit runs"):
         agent.optimizers()
 
@@ -142,12 +144,12 @@ def test_accumulated_batches_make_one_step_with_their_feedback_in_order(tmp_path
     """Three batches run side by side; the optimizer is asked once, and hears them in the loader's order."""
     agent = Agent(ScriptedClient(scenarios.replies, latency=0.05))
     made = fitted(agent, trainer(tmp_path, max_epochs=1, accumulate_grad_batches=3), loader(16))
-    assert [3, 4] == [entry["batch"] for entry in made.history[:2]]
-    assert "Level 2." == agent.prompt.data
-    assert 12 == agent.client.peak
+    assert [entry["batch"] for entry in made.history[:2]] == [3, 4]
+    assert agent.prompt.data == "Level 2."
+    assert agent.client.peak == 12
     proposals = [str(r.messages) for r in agent.client.requests if "afnio_feedback" not in str(r.params)]
     asked = next(text for text in proposals if "higher, for" in text)
-    assert 9 == asked.count("higher, for")
+    assert asked.count("higher, for") == 9
 
 
 def test_several_optimizers(tmp_path: Path) -> None:
@@ -171,8 +173,8 @@ def test_several_optimizers(tmp_path: Path) -> None:
 
     agent = Two(ScriptedClient(scenarios.replies))
     made = fitted(agent, trainer(tmp_path, max_epochs=1), DataLoader([("m1", "x"), ("m5", "y")]))
-    assert ["Level 1.", "Level 6."] == [agent.prompt.data, agent.other.data]
-    assert 2 == len(made.optimizers)
+    assert [agent.prompt.data, agent.other.data] == ["Level 1.", "Level 6."]
+    assert len(made.optimizers) == 2
 
 
 def test_limits_of_batches_steps_and_epochs(agent: Agent, tmp_path: Path) -> None:
@@ -183,21 +185,24 @@ def test_limits_of_batches_steps_and_epochs(agent: Agent, tmp_path: Path) -> Non
         loader(16),
         loader(8),
     )
-    assert (4, 8, 4) == (made.global_step, made.history[2]["samples"], made.history[3]["samples"])
+    assert (made.global_step, made.history[2]["samples"], made.history[3]["samples"]) == (4, 8, 4)
     made = fitted(agent, trainer(tmp_path / "b", max_steps=3), loader(8))
-    assert (1, 3, "max_steps=3 reached") == (made.current_epoch, made.global_step, made.stopped)
+    assert (made.current_epoch, made.global_step, made.stopped) == (1, 3, "max_steps=3 reached")
     made = fitted(agent, trainer(tmp_path / "c", max_steps=2, max_epochs=9), loader(8), loader(4))
-    assert "val" == made.history[-1]["kind"]
+    assert made.history[-1]["kind"] == "val"
 
 
 def test_validation_within_an_epoch(agent: Agent, tmp_path: Path) -> None:
     """After every second batch, with the parameters of that moment, and at the epoch's end."""
     made = fitted(agent, trainer(tmp_path, max_epochs=1, val_check_interval=2), loader(20), loader(4))
-    assert ["step"] * 2 + ["val"] + ["step"] * 2 + ["val", "step", "epoch", "val"] == [
-        e["kind"] for e in made.history
+    assert [e["kind"] for e in made.history] == ["step"] * 2 + ["val"] + ["step"] * 2 + [
+        "val",
+        "step",
+        "epoch",
+        "val",
     ]
-    assert [3, 4, 4] == [e["metrics"]["score"][0] for e in made.history if e["kind"] == "val"]
-    assert [2, 4, 5] == [e["step"] for e in made.history if e["kind"] == "val"]
+    assert [e["metrics"]["score"][0] for e in made.history if e["kind"] == "val"] == [3, 4, 4]
+    assert [e["step"] for e in made.history if e["kind"] == "val"] == [2, 4, 5]
 
 
 async def test_validation_overlaps_with_the_step_that_follows(agent: Agent, tmp_path: Path) -> None:
@@ -222,28 +227,28 @@ async def test_validation_overlaps_with_the_step_that_follows(agent: Agent, tmp_
     object.__setattr__(agent, "validation_step", validate)
     object.__setattr__(agent, "training_step", train)
     made = await afitted(agent, trainer(tmp_path, max_epochs=2), loader(4), loader(4))
-    assert [(True, "Level 1."), (False, "Level 1."), (False, "Level 2.")] == seen
-    assert [2, 3] == [entry["metrics"]["score"][0] for entry in made.history if entry["kind"] == "val"]
+    assert seen == [(True, "Level 1."), (False, "Level 1."), (False, "Level 2.")]
+    assert [entry["metrics"]["score"][0] for entry in made.history if entry["kind"] == "val"] == [2, 3]
 
 
 def test_predict_gives_what_the_step_gives_in_order(agent: Agent, tmp_path: Path) -> None:
     """One entry for each batch; Variables are done."""
     found = trainer(tmp_path).predict(agent, loader(6))
-    assert [["m0", "wrong", "wrong", "wrong"], ["m4", "wrong"]] == [batch.data for batch in found]
+    assert [batch.data for batch in found] == [["m0", "wrong", "wrong", "wrong"], ["m4", "wrong"]]
 
 
 async def test_a_pass_is_one_pool_of_samples(tmp_path: Path) -> None:
     """All batches are under way at once."""
     agent = Agent(ScriptedClient(scenarios.replies, latency=0.2))
     await trainer(tmp_path).atest(agent, loader(40))
-    assert 40 == agent.client.peak
+    assert agent.client.peak == 40
 
 
 def test_fast_dev_run_keeps_nothing(agent: Agent, tmp_path: Path) -> None:
     """One batch each, no file."""
     made = fitted(agent, trainer(tmp_path, fast_dev_run=True), loader(8), loader(8))
-    assert (1, [4, 4, 4]) == (made.global_step, [entry["samples"] for entry in made.history])
-    assert [] == list(tmp_path.iterdir())
+    assert (made.global_step, [entry["samples"] for entry in made.history]) == (1, [4, 4, 4])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_go_to_the_active_run(agent: Agent, tmp_path: Path) -> None:
@@ -254,9 +259,12 @@ def test_metrics_go_to_the_active_run(agent: Agent, tmp_path: Path) -> None:
         run.log = lambda *given, **more: (logged.append((given, more)), log(*given, **more))  # type: ignore[method-assign]
         made = fitted(agent, trainer(tmp_path, max_epochs=1), loader(4), loader(4))
         made.test(agent, loader(4))
-    assert [{"step": 1}, {"step": 1}, {"step": 1}, {}] == [more for _, more in logged]
-    assert ["train_score_step", "train_score", "val_score", "test_score"] == [
-        next(iter(g[0])) for g, _ in logged
+    assert [more for _, more in logged] == [{"step": 1}, {"step": 1}, {"step": 1}, {}]
+    assert [next(iter(g[0])) for g, _ in logged] == [
+        "train_score_step",
+        "train_score",
+        "val_score",
+        "test_score",
     ]
     assert not (tmp_path / "checkpoints" / "calls.journal").exists()
 
@@ -282,7 +290,7 @@ def test_the_run_knows_what_is_monitored(
         made = trainer(tmp_path, max_epochs=2, **options)
         fitted(agent, made, loader(4), loader(val) if val else None)
     capsys.readouterr()
-    assert 0 == main(["runs", "show", run.id, "--dir", str(tmp_path / "runs"), "--json"])
+    assert main(["runs", "show", run.id, "--dir", str(tmp_path / "runs"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["headline"]
     assert (*expected, "epoch") == (found["metric"], found["mode"], found["unit"])
     assert made.metrics[found["metric"]] == found["value"]
@@ -310,7 +318,7 @@ def test_stop_training_ends_a_fit_between_steps(agent: Agent, tmp_path: Path) ->
 
     object.__setattr__(agent, "training_step", step)
     made = fitted(agent, trainer(tmp_path), loader(8))
-    assert ("that is enough", 1, "Level 1.") == (made.stopped, made.global_step, agent.prompt.data)
+    assert (made.stopped, made.global_step, agent.prompt.data) == ("that is enough", 1, "Level 1.")
 
 
 def test_what_is_wrong_is_said_at_once(agent: Agent, tmp_path: Path) -> None:
@@ -334,7 +342,7 @@ def test_what_is_wrong_is_said_at_once(agent: Agent, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Trainer(**wrong)  # type: ignore[arg-type]
-    assert [] == agent.client.requests
+    assert agent.client.requests == []
 
 
 def test_wrong_returns_are_named(agent: Agent, tmp_path: Path) -> None:
@@ -418,7 +426,7 @@ def test_nothing_is_logged_in_a_good_run(
     """No failure is left unread."""
     with caplog.at_level(logging.WARNING):
         one = fitted(agent, trainer(tmp_path, max_epochs=1), loader(8), loader(8))
-    assert "" == caplog.text
+    assert caplog.text == ""
     assert told(one, agent)
 
 
@@ -432,8 +440,8 @@ def test_what_is_no_number_is_kept_as_plain_data(agent: Agent, tmp_path: Path) -
     object.__setattr__(agent, "training_step", step)
     made = fitted(agent, trainer(tmp_path, max_epochs=1), loader(2))
     expected = {"texts": ["m0", "m1"], "where": f"{Path('here')!r}", "pair": ["a", 1]}
-    assert expected == made.history[0]["values"]
-    assert expected == Checkpoint.read(tmp_path / "checkpoints" / "last").history[0]["values"]
+    assert made.history[0]["values"] == expected
+    assert Checkpoint.read(tmp_path / "checkpoints" / "last").history[0]["values"] == expected
 
 
 class Marked(Agent):
@@ -460,4 +468,4 @@ def test_a_score_above_max_score_ends_the_run_whatever_the_quorum(how: str, tmp_
     with pytest.raises(ScoreError, match=r"max_score=1 \(got 10\)") as caught:
         getattr(made, how)(marked, loader(8))
     shown = [Path(frame.path).name for frame in caught.traceback]
-    assert ["test_trainer.py"] == shown, "the user's line alone"
+    assert shown == ["test_trainer.py"], "the user's line alone"

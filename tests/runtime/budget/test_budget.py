@@ -53,18 +53,18 @@ async def test_without_budgets(runtime: Any) -> None:
     with await reserve(runtime, estimate()) as reservation:
         reservation.attempt()
         reservation.settle(Charge.USED, Usage(1, 1))
-    assert () == current_budgets()
+    assert current_budgets() == ()
 
 
 async def test_one_call(runtime: Any) -> None:
     """Settling counts what was used, at the price of the model; the rest is room again."""
     with budget(max_calls=2, max_tokens=25, max_cost=1) as spending:
         reservation = await sent(runtime, estimate())
-        assert (1, 20) == open_of(spending)
+        assert open_of(spending) == (1, 20)
         reservation.settle(Charge.USED, Usage(8, 4, cached_tokens=2))
-    assert (0, 0) == open_of(spending)
+    assert open_of(spending) == (0, 0)
     expected = Spent(1, 1, usage=Usage(8, 4, 2), known_cost=Decimal("0.000015"), prices=(PRICE,))
-    assert {ITEM: expected} == dict(spending.ledger.items)
+    assert dict(spending.ledger.items) == {ITEM: expected}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ async def test_exceeded(runtime: Any, limits: dict[str, Any], said: str) -> None
     error = caught.value
     assert next(iter(limits)) == error.limit
     assert float(next(iter(limits.values()))) == float(error.value)
-    assert 1 == error.ledger.items[ITEM].calls
+    assert error.ledger.items[ITEM].calls == 1
     assert "raise max_" in str(error)
     copy = pickle.loads(pickle.dumps(error))
     assert (error.limit, error.spent, error.ledger) == (copy.limit, copy.spent, copy.ledger)
@@ -105,10 +105,10 @@ async def test_waits_for_running_calls(runtime: Any) -> None:
 
             tasks.start_soon(second)
             await turns()
-            assert [] == seen
+            assert seen == []
             first.settle(Charge.USED, Usage(5, 5))
             await turns()
-            assert 1 == len(seen)
+            assert len(seen) == 1
             seen[0].release()
 
 
@@ -127,11 +127,11 @@ async def test_first_come_first_served(runtime: Any) -> None:
             for tokens in (50, 10, 5):
                 tasks.start_soon(call, tokens)
                 await turns()
-            assert [] == order
+            assert order == []
             for reservation in running:
                 reservation.settle(Charge.NOTHING)
             await turns()
-    assert [50, 10, 5] == order
+    assert order == [50, 10, 5]
 
 
 async def test_waiter_is_refused_once_nothing_can_free_enough(runtime: Any) -> None:
@@ -154,7 +154,7 @@ async def test_waiter_is_refused_once_nothing_can_free_enough(runtime: Any) -> N
             first.settle(Charge.USED, Usage(10, 10))
             await turns()
             assert isinstance(results[0], BudgetExceeded)
-            assert 1 == len(results)
+            assert len(results) == 1
             other.settle(Charge.NOTHING)
             await turns()
             assert isinstance(results[1], Reservation)
@@ -180,13 +180,13 @@ async def test_cancelled_waiter_leaves_the_line(runtime: Any) -> None:
             await turns()
             tasks.start_soon(small)
             await turns()
-            assert [] == seen
+            assert seen == []
             scope.cancel()
             await turns()
-            assert 1 == len(seen)
+            assert len(seen) == 1
         running.settle(Charge.NOTHING)
         seen[0].release()
-    assert (0, 0) == open_of(spending)
+    assert open_of(spending) == (0, 0)
 
 
 async def test_waiter_cancelled_as_it_is_admitted(runtime: Any) -> None:
@@ -196,11 +196,11 @@ async def test_waiter_cancelled_as_it_is_admitted(runtime: Any) -> None:
         waiting = asyncio.ensure_future(held(runtime, estimate()))
         await turns()
         running.settle(Charge.NOTHING)
-        assert (1, 20) == open_of(spending)
+        assert open_of(spending) == (1, 20)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-    assert (0, 0) == open_of(spending)
+    assert open_of(spending) == (0, 0)
 
 
 async def test_each_attempt_is_a_call(runtime: Any) -> None:
@@ -247,8 +247,8 @@ async def test_cut_off_on_the_wire(runtime: Any) -> None:
                 await anyio.sleep_forever()
         with await reserve(runtime, estimate()):
             pass
-    assert (1, 1) == (spending.ledger.total.attempts, spending.ledger.total.unknown)
-    assert (0, 0) == open_of(spending)
+    assert (spending.ledger.total.attempts, spending.ledger.total.unknown) == (1, 1)
+    assert open_of(spending) == (0, 0)
 
 
 async def test_reply_without_counts(runtime: Any) -> None:
@@ -266,12 +266,12 @@ async def test_output_without_a_maximum(runtime: Any) -> None:
     """The reserve is a default before the first reply, then the 95th percentile of that phase and model."""
     with budget(max_tokens=10_000) as spending:
         reservation = await sent(runtime, estimate(10, None))
-        assert (1, 10 + DEFAULT_OUTPUT) == open_of(spending)
+        assert open_of(spending) == (1, 10 + DEFAULT_OUTPUT)
         reservation.learn(Usage(10, 30))
         reservation.settle(Charge.USED, Usage(10, 30))
         for purpose, expected in (("forward", 40), ("backward", 10 + DEFAULT_OUTPUT)):
             reservation = await reserve(runtime, estimate(10, None, purpose=purpose))
-            assert (1, expected) == open_of(spending)
+            assert open_of(spending) == (1, expected)
             reservation.release()
 
 
@@ -331,7 +331,7 @@ def test_child_process_counts_for_itself(runtime: Any, monkeypatch: pytest.Monke
         anyio.run(parent)
         monkeypatch.setattr("os.getpid", lambda: -1)
         anyio.run(child)
-    assert (2, 3) == (spending.ledger.total.calls, spending.ledger.total.attempts)
+    assert (spending.ledger.total.calls, spending.ledger.total.attempts) == (2, 3)
 
 
 async def test_nested_budgets_must_agree(runtime: Any) -> None:
@@ -344,7 +344,7 @@ async def test_nested_budgets_must_agree(runtime: Any) -> None:
         with budget(max_calls=0), pytest.raises(BudgetExceeded, match="max_calls=0"):
             await reserve(runtime, estimate(1, 1))
     assert outer.ledger == inner.ledger
-    assert (0, 0) == open_of(outer) == open_of(inner)
+    assert open_of(inner) == open_of(outer) == (0, 0)
 
 
 async def test_waiting_for_an_inner_budget_holds_up_nobody_else(runtime: Any) -> None:
@@ -377,7 +377,7 @@ async def test_waiter_moves_between_lines(runtime: Any) -> None:
                 await turns()
                 mine.settle(Charge.NOTHING)
                 await turns()
-                assert 1 == len(seen)
+                assert len(seen) == 1
                 seen.pop().release()
                 # First the outer one is full, then the inner one.
                 filler = await sent(runtime, estimate(10, 10))
@@ -385,12 +385,12 @@ async def test_waiter_moves_between_lines(runtime: Any) -> None:
                 await turns()
                 others[1].settle(Charge.NOTHING)
                 await turns()
-                assert [] == seen
+                assert seen == []
                 filler.settle(Charge.NOTHING)
                 await turns()
-                assert 1 == len(seen)
+                assert len(seen) == 1
                 seen[0].release()
-    assert (0, 0) == open_of(outer) == open_of(inner)
+    assert open_of(inner) == open_of(outer) == (0, 0)
 
 
 async def test_block_inside_itself(runtime: Any) -> None:
@@ -402,8 +402,8 @@ async def test_block_inside_itself(runtime: Any) -> None:
         (await sent(runtime, estimate())).settle(Charge.USED, Usage(1, 1))
         with pytest.raises(BudgetExceeded):
             await reserve(runtime, estimate())
-    assert () == current_budgets()
-    assert 2 == spending.ledger.total.calls
+    assert current_budgets() == ()
+    assert spending.ledger.total.calls == 2
 
 
 async def test_tasks_share_a_budget(runtime: Any) -> None:
@@ -414,12 +414,12 @@ async def test_tasks_share_a_budget(runtime: Any) -> None:
         async with spending:
             await turns(wait_turns)
             (await sent(runtime, estimate())).settle(Charge.USED, Usage(1, 1))
-        assert () == current_budgets()
+        assert current_budgets() == ()
 
     async with anyio.create_task_group() as tasks:
         for count in (9, 1, 5):
             tasks.start_soon(call, count)
-    assert 3 == spending.ledger.total.calls
+    assert spending.ledger.total.calls == 3
 
 
 def test_what_was_launched_in_a_block_is_governed_later() -> None:
@@ -439,7 +439,7 @@ def test_what_was_launched_in_a_block_is_governed_later() -> None:
         slot = Slot(launch)
         launch.add(body, [], [slot])
         launch.start()
-    assert 0 == spending.ledger.total.calls
+    assert spending.ledger.total.calls == 0
     gate.set()
     wait([slot])
     assert (1, Usage(3, 2)) == (spending.ledger.total.calls, spending.ledger.total.usage)
@@ -457,7 +457,7 @@ async def test_unknown_price(runtime: Any) -> None:
         (await sent(runtime, estimate(price=None))).settle(Charge.USED, Usage(1, 1))
         assert spending.ledger.total.cost is None
         (await sent(runtime, estimate(model="n"))).settle(Charge.USED, Usage(1_000_000, 0))
-    assert "$1.00 + 1 unpriced" == list(spending.ledger.rows())[-1][-1]
+    assert list(spending.ledger.rows())[-1][-1] == "$1.00 + 1 unpriced"
 
 
 async def test_spent_before(runtime: Any) -> None:
@@ -468,7 +468,7 @@ async def test_spent_before(runtime: Any) -> None:
         with pytest.raises(BudgetExceeded, match="max_calls=5 .* 5 calls spent"):
             await reserve(runtime, estimate())
     spending.charge(paid)
-    assert (7, 9) == (spending.ledger.total.calls, spending.ledger.total.attempts)
+    assert (spending.ledger.total.calls, spending.ledger.total.attempts) == (7, 9)
     with pytest.raises(UnknownPriceError, match="price of 'm'"):
         spending.charge(Ledger({ITEM: Spent.of(None, Usage(1, 1), calls=1, attempts=1)}))
 
@@ -490,9 +490,9 @@ async def test_time(runtime: Any) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
             await anyio.sleep(59)
-            assert [] == results
+            assert results == []
             await anyio.sleep(2)
-        assert "max_seconds" == results[0].limit
+        assert results[0].limit == "max_seconds"
         assert "max_seconds=60 are over (60.0 s" in str(results[0])
         assert "what was on the wire is cut off" in str(results[0])
         with queued, pytest.raises(BudgetExceeded, match="max_seconds=60"):
@@ -500,8 +500,8 @@ async def test_time(runtime: Any) -> None:
         running.settle(Charge.USED, Usage(5, 5))
         with pytest.raises(BudgetExceeded, match="max_seconds=60"):
             await reserve(runtime, estimate())
-    assert (1, 1) == (spending.ledger.total.calls, spending.ledger.total.attempts)
-    assert (0, 0) == open_of(spending)
+    assert (spending.ledger.total.calls, spending.ledger.total.attempts) == (1, 1)
+    assert open_of(spending) == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["max_calls", "max_tokens", "max_cost", "max_seconds"])
@@ -517,7 +517,7 @@ def test_counts_are_whole(name: str) -> None:
     """Calls and tokens are counted in ones."""
     with pytest.raises(ValueError, match=f"{name} must be a whole number .got 1.5."):
         budget(**{name: 1.5})
-    assert f"budget({name}=3)" == repr(budget(**{name: 3.0}))
+    assert repr(budget(**{name: 3.0})) == f"budget({name}=3)"
 
 
 def test_a_users_decimal_context_changes_no_cost() -> None:
@@ -550,7 +550,7 @@ def test_ledger_is_read_from_any_thread() -> None:
     stop.set()
     reader.join()
     assert all(total.calls == total.usage.prompt_tokens for total in seen)
-    assert 500 == spending.ledger.total.calls
+    assert spending.ledger.total.calls == 500
 
 
 @pytest.mark.parametrize("room", [10, 1_000_000])

@@ -31,8 +31,8 @@ def test_calls() -> None:
             client.chat(**ASK)
         with pytest.raises(BudgetExceeded, match="max_calls=3") as caught:
             client.chat(**ASK)
-    assert 3 == len(client.requests)
-    assert (3, 60) == (caught.value.ledger.total.calls, budget.ledger.total.usage.total_tokens)
+    assert len(client.requests) == 3
+    assert (caught.value.ledger.total.calls, budget.ledger.total.usage.total_tokens) == (3, 60)
     client.chat(**ASK)
 
 
@@ -43,9 +43,9 @@ def test_a_batch_stops_at_the_budget() -> None:
     with afnio.budget(max_calls=5), afnio.tolerate(quorum=0.1):
         pred = cog.chat_completion(client, messages, {"x": [str(n) for n in range(20)]}, model="m")
         score, _ = cog.exact_match_evaluator(pred, ["hi"] * 20)
-        assert 5 == score.data
-        assert 15 == score.samples.count(None)
-    assert 5 == len(client.requests)
+        assert score.data == 5
+        assert score.samples.count(None) == 15
+    assert len(client.requests) == 5
 
 
 def test_tokens_are_never_passed_when_the_maximum_is_given() -> None:
@@ -68,7 +68,7 @@ def test_retries_count() -> None:
     client = ScriptedClient(lambda request: next(script))
     with afnio.budget(max_calls=2), pytest.raises(BudgetExceeded):
         client.chat(**ASK)
-    assert 2 == len(client.requests)
+    assert len(client.requests) == 2
 
 
 def test_nested_budgets_both_count() -> None:
@@ -81,7 +81,7 @@ def test_nested_budgets_both_count() -> None:
         client.chat(**ASK)
         with pytest.raises(BudgetExceeded, match="max_calls=3"):
             client.chat(**ASK)
-    assert 3 == outer.ledger.total.calls
+    assert outer.ledger.total.calls == 3
 
 
 def test_unknown_price(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_unknown_price(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     client = ScriptedClient(reply())
     with afnio.budget(max_cost=1.0), pytest.raises(UnknownPriceError, match="AFNIO_PRICES"):
         client.chat(**ASK)
-    assert [] == client.requests
+    assert client.requests == []
     file = tmp_path / "prices.toml"
     file.write_text('[[price]]\nmodel = "m"\ninput = 1000\noutput = 2000\n')
     monkeypatch.setenv("AFNIO_PRICES", str(file))
@@ -117,12 +117,12 @@ def test_a_resumed_run_has_what_is_left(tmp_path: Path) -> None:
                 client.chat(messages=[{"role": "user", "content": f"{number}"}], model="m")
         return budget.ledger.total.calls
 
-    assert 3 == program(3)
-    assert 4 == program(4)
-    assert 4 == len(client.requests)
+    assert program(3) == 3
+    assert program(4) == 4
+    assert len(client.requests) == 4
     with pytest.raises(BudgetExceeded):
         program(5)
-    assert 4 == len(client.requests)
+    assert len(client.requests) == 4
 
 
 def test_a_cancelled_call_is_unknown(tmp_path: Path) -> None:
@@ -144,11 +144,11 @@ def test_a_cancelled_call_is_unknown(tmp_path: Path) -> None:
 
     total = anyio.run(main)
     assert asked.is_set()
-    assert (1, 100) == (total.unknown, total.reserved.completion_tokens)
+    assert (total.unknown, total.reserved.completion_tokens) == (1, 100)
     from afnio.runtime._journal import Journal
 
     stat = Journal.stat(tmp_path / "j").total
-    assert (1, 100) == (stat.unknown, stat.reserved.completion_tokens)
+    assert (stat.unknown, stat.reserved.completion_tokens) == (1, 100)
 
 
 def test_time_ends_what_is_on_the_wire(tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_time_ends_what_is_on_the_wire(tmp_path: Path) -> None:
             client.chat(**ASK, max_completion_tokens=100)
         assert 2.5 < clock.now < 3.5
     total = budget.ledger.total
-    assert ("max_seconds", 1, 100) == (caught.value.limit, total.unknown, total.reserved.completion_tokens)
-    assert 0 == client._open
+    assert (caught.value.limit, total.unknown, total.reserved.completion_tokens) == ("max_seconds", 1, 100)
+    assert client._open == 0
     from afnio.runtime._journal import Journal
 
-    assert (0, 1) == (Journal.stat(tmp_path / "j").total.calls, Journal.stat(tmp_path / "j").total.unknown)
+    assert (Journal.stat(tmp_path / "j").total.calls, Journal.stat(tmp_path / "j").total.unknown) == (0, 1)
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -186,9 +186,9 @@ def test_time_ends_calls_that_queue(temperature: int) -> None:
         ScriptedClient("yes").chat(**ASK)
     with virtual_runtime() as clock, afnio.budget(max_seconds=3) as budget:
         pred = cog.chat_completion(client, messages, {"x": words}, model="m", temperature=temperature)
-        assert [BudgetExceeded] * 3 == [type(error) for error in pred.errors.values()]
+        assert [type(error) for error in pred.errors.values()] == [BudgetExceeded] * 3
         assert clock.now < 3.5
-    assert (2, 2) == (budget.ledger.total.attempts, budget.ledger.total.unknown)
+    assert (budget.ledger.total.attempts, budget.ledger.total.unknown) == (2, 2)
 
 
 def test_final_failures_are_refunded() -> None:
@@ -198,4 +198,4 @@ def test_final_failures_are_refunded() -> None:
         for _ in range(3):
             with pytest.raises(FinalModelError):
                 client.chat(**ASK)
-    assert (3, 0) == (budget.ledger.total.attempts, budget.ledger.total.usage.total_tokens)
+    assert (budget.ledger.total.attempts, budget.ledger.total.usage.total_tokens) == (3, 0)

@@ -55,7 +55,7 @@ def test_snapshots_never_change() -> None:
     items = {ITEM: Spent(calls=1)}
     ledger = Ledger(items)
     items[ITEM] = Spent(calls=2)
-    assert 1 == ledger.items[ITEM].calls
+    assert ledger.items[ITEM].calls == 1
     with pytest.raises(TypeError):
         ledger.items[ITEM] = Spent()  # type: ignore[index]
 
@@ -77,11 +77,11 @@ def test_rows() -> None:
             ),
         }
     )
-    assert [
+    assert list(ledger.rows()) == [
         ("backward", "https://host", "n", "0", "1", "1", "7", "0", "3", "1 unpriced"),
         ("forward", "https://host", "m", "2", "3", "0", "1,500", "500", "100", "$0.00145"),
         ("total", "", "", "2", "4", "1", "1,507", "500", "103", "$0.00145 + 1 unpriced"),
-    ] == list(ledger.rows())
+    ]
     assert "2 calls, 4 attempts (1 unknown), 1,507 tokens in" in str(ledger)
 
 
@@ -115,8 +115,8 @@ def test_tiers() -> None:
     """A prompt over the threshold is dearer as a whole; sums of calls go by their mean prompt."""
     price = Price(*[Decimal(1)] * 3, tiers=(Tier(100, *[Decimal(2)] * 3), Tier(1000, *[Decimal(3)] * 3)))
     million = Decimal(1_000_000)
-    assert [100, 202, 3003] == [cost(price, Usage(prompt)) * million for prompt in (100, 101, 1001)]
-    assert 300 == cost(price, Usage(300), calls=3) * million
+    assert [cost(price, Usage(prompt)) * million for prompt in (100, 101, 1001)] == [100, 202, 3003]
+    assert cost(price, Usage(300), calls=3) * million == 300
 
 
 @given(PRICES, USAGES)

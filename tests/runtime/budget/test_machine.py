@@ -230,7 +230,7 @@ class Spending(RuleBasedStateMachine):
         while self.calls:
             assert any(call.held for call in self.calls)
             self.drop(next(call for call in self.calls if call.held))
-        assert all((0, 0) == one.balance.promised[:2] and 0 == one.balance.open for one in self.budgets)
+        assert all(one.balance.promised[:2] == (0, 0) and one.balance.open == 0 for one in self.budgets)
         self.loop.close()
 
 

@@ -49,7 +49,7 @@ def test_a_finished_journal_replays_with_the_provider_dead(tmp_path: Path) -> No
     with afnio.journal(tmp_path / "j"), subscribed(events.append):
         second = train(dead)
     assert first == second
-    assert [] == dead.requests
+    assert dead.requests == []
     replayed = [event for event in events if isinstance(event, CallReplayed)]
     assert len(live.requests) == len(replayed)
     assert not any(isinstance(event, CallEnded) for event in events)
@@ -71,7 +71,7 @@ def test_off(tmp_path: Path) -> None:
         assert opened is None
         client.chat(**ask)
     assert not (tmp_path / "j").exists()
-    assert 0 == Journal.stat(tmp_path / "outer").records
+    assert Journal.stat(tmp_path / "outer").records == 0
     with pytest.raises(ValueError, match="got 'on'"):
         afnio.journal(tmp_path / "j", mode="on")  # type: ignore[arg-type]
 
@@ -83,8 +83,8 @@ def test_failures_are_not_recorded(tmp_path: Path) -> None:
         ScriptedClient(DEAD).chat(**ask)
     client = ScriptedClient("hi")
     with afnio.journal(tmp_path / "j"):
-        assert "hi" == client.chat(**ask).content
-    assert 1 == len(client.requests)
+        assert client.chat(**ask).content == "hi"
+    assert len(client.requests) == 1
 
 
 def test_a_changed_program_takes_what_it_still_asks(tmp_path: Path, caplog: Any) -> None:
@@ -98,11 +98,11 @@ def test_a_changed_program_takes_what_it_still_asks(tmp_path: Path, caplog: Any)
 
     echo = ScriptedClient(lambda request: request.messages[0]["content"].upper())
     with afnio.journal(tmp_path / "j"):
-        assert ["A", "B"] == program(echo, extra=False)
+        assert program(echo, extra=False) == ["A", "B"]
     with afnio.journal(tmp_path / "j"):
-        assert ["NEW", "A", "B"] == program(echo, extra=True)
-    assert 3 == len(echo.requests)
-    assert 1 == sum("changed" in record.message for record in caplog.records)
+        assert program(echo, extra=True) == ["NEW", "A", "B"]
+    assert len(echo.requests) == 3
+    assert sum("changed" in record.message for record in caplog.records) == 1
 
 
 def test_a_full_disk_stops_new_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +115,10 @@ def test_a_full_disk_stops_new_calls(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ask = {"messages": [{"role": "user", "content": "x"}], "model": "m"}
     with afnio.journal(tmp_path / "j"):
         monkeypatch.setattr(_journal_file, "_insert", full)
-        assert "hi" == client.chat(**ask).content
+        assert client.chat(**ask).content == "hi"
         with pytest.raises(JournalError, match=str(tmp_path)):
             client.chat(**ask)
-    assert 1 == len(client.requests)
+    assert len(client.requests) == 1
 
 
 def test_a_reply_that_is_no_text_fails_its_call_alone(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_a_reply_that_is_no_text_fails_its_call_alone(tmp_path: Path) -> None:
     with afnio.journal(tmp_path / "j"):
         with pytest.raises(JournalError, match=r"the reply to .* can't be recorded"):
             client.chat(messages=[{"role": "user", "content": "first"}], model="m")
-        assert "whole" == client.chat(messages=[{"role": "user", "content": "whole"}], model="m").content
-    assert 1 == Journal.stat(tmp_path / "j").records
+        assert client.chat(messages=[{"role": "user", "content": "whole"}], model="m").content == "whole"
+    assert Journal.stat(tmp_path / "j").records == 1
 
 
 def test_half_a_character_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -183,4 +183,4 @@ def test_what_a_client_adds_is_part_of_the_request(tmp_path: Path, mode: Any) ->
     for name, reply in [("a", "for a"), ("b", "for b"), ("", "for all"), ("a", "again"), ("b", "again")]:
         with afnio.journal(tmp_path / "j", mode):
             answers.append(tenant(name, reply).chat(**ask).content)
-    assert ["for a", "for b", "for all", "for a", "for b"] == answers
+    assert answers == ["for a", "for b", "for all", "for a", "for b"]

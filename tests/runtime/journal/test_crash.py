@@ -58,7 +58,7 @@ def test_killed_at_random(path: Path, script: Script, seed: int) -> None:
             got.append(int(line))
             if len(got) == allowed:
                 os.kill(victim, signal.SIGKILL)
-        assert [*range(start, start + len(got))] == got
+        assert got == [*range(start, start + len(got))]
         acknowledged += got
         start += len(got) + IN_FLIGHT
         check(path, acknowledged, start)

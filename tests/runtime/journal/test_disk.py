@@ -100,7 +100,7 @@ def test_any_statement_may_fail(path: Path, reply: Reply, failing: type[Failing]
     assert isinstance(journal.broken.__cause__, sqlite3.OperationalError)
     failing.statement = ""
     with Journal.open(path) as journal:
-        assert [True, False, False] == [journal.take(f"{n}", "aa") is not None for n in range(3)]
+        assert [journal.take(f"{n}", "aa") is not None for n in range(3)] == [True, False, False]
         assert spent == journal.spent()
         journal.append(reply("1"), lambda error: told.update({"1": error}))
     assert told["1"] is None

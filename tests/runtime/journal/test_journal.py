@@ -59,7 +59,7 @@ def test_done_comes_after_the_commit(path: Path, reply: Reply) -> None:
                     (error, count(path) > n, threading.current_thread().name)
                 ),
             )
-    assert [(None, True, "afnio-journal")] * 20 == seen
+    assert seen == [(None, True, "afnio-journal")] * 20
 
 
 def test_what_waits_is_committed_together(path: Path, reply: Reply) -> None:
@@ -77,7 +77,7 @@ def test_what_waits_is_committed_together(path: Path, reply: Reply) -> None:
         for number in range(600):
             journal.append(reply(f"{number}"), lambda error: counts.append(count(path)))
         go_on.set()
-    assert [513] * 512 + [601] * 88 == counts
+    assert counts == [513] * 512 + [601] * 88
 
 
 def test_payload_is_made_by_the_writer(path: Path, reply: Reply) -> None:
@@ -93,7 +93,7 @@ def test_payload_is_made_by_the_writer(path: Path, reply: Reply) -> None:
     with Journal.open(path) as journal:
         record = journal.take("1", "aa")
     assert record is not None
-    assert (b"encoded", ["afnio-journal"]) == (record.payload, names)
+    assert (record.payload, names) == (b"encoded", ["afnio-journal"])
 
 
 def test_counts_that_the_file_cant_hold(path: Path, reply: Reply) -> None:
@@ -103,11 +103,11 @@ def test_counts_that_the_file_cant_hold(path: Path, reply: Reply) -> None:
         for number, usage in enumerate([Usage(10**30, 1), Usage(-5, 1), Usage(2, 1)]):
             journal.append(reply(f"{number}", usage=usage), errors.append)
         journal.flush()
-    assert [None] * 3 == errors
+    assert errors == [None] * 3
     with Journal.open(path) as journal:
-        assert (10**12, 1) == _tokens(journal.take("0", "aa"))
-        assert (0, 1) == _tokens(journal.take("1", "aa"))
-    assert (3, 10**12 + 2) == (Journal.stat(path).total.calls, Journal.stat(path).total.usage.prompt_tokens)
+        assert _tokens(journal.take("0", "aa")) == (10**12, 1)
+        assert _tokens(journal.take("1", "aa")) == (0, 1)
+    assert (Journal.stat(path).total.calls, Journal.stat(path).total.usage.prompt_tokens) == (3, 10**12 + 2)
 
 
 def _tokens(record: Record | None) -> tuple[int, int]:
@@ -131,7 +131,7 @@ def test_unfit_record_fails_alone(path: Path, reply: Reply) -> None:
         assert journal.broken is None
     assert told.pop("good") is None
     assert "the reply to 1 can't be recorded (TypeError: a set is not JSON)" in str(told["payload"])
-    assert [JournalError] * 3 == [type(error) for error in told.values()]
+    assert [type(error) for error in told.values()] == [JournalError] * 3
     assert count(path) == 1
 
 
@@ -145,7 +145,7 @@ def test_failing_waiter_is_logged(path: Path, reply: Reply, caplog: pytest.LogCa
     with caplog.at_level(logging.ERROR, "afnio"), Journal.open(path) as journal:
         journal.append(reply("1"), broken)
         journal.append(reply("2"), told.append)
-    assert [None] == told
+    assert told == [None]
     assert "a callback of a record failed" in caplog.text
 
 
@@ -186,10 +186,10 @@ def test_shared_reply_is_paid_once(path: Path, reply: Reply) -> None:
         journal.append(reply("2", b"same", usage=Usage(3, 4), kind="shared"), lambda error: None)
     with Journal.open(path) as journal:
         spent = Spent(calls=1, attempts=1, usage=Usage(3, 4), unpriced=1)
-        assert {Item("forward", "", "m"): spent} == journal.spent().items
-        assert [b"same"] * 2 == [journal.take(address, "aa").payload for address in ("1", "2")]
+        assert journal.spent().items == {Item("forward", "", "m"): spent}
+        assert [journal.take(address, "aa").payload for address in ("1", "2")] == [b"same"] * 2
     with Journal.open(path, "reuse") as journal:
-        assert [True, False] == [journal.take("1", "aa") is not None for _ in range(2)]
+        assert [journal.take("1", "aa") is not None for _ in range(2)] == [True, False]
 
 
 def test_private_to_this_user(tmp_path: Path, reply: Reply) -> None:
@@ -216,7 +216,7 @@ def test_close_leaves_one_file(path: Path, reply: Reply) -> None:
     journal.append(reply("1"), lambda error: journal.close())
     journal.close()
     journal.close()
-    assert ["calls.journal"] == os.listdir(path.parent)
+    assert os.listdir(path.parent) == ["calls.journal"]
     uses = [
         lambda: journal.take("1", "aa"),
         lambda: journal.append(reply("1"), lambda error: None),
@@ -243,7 +243,7 @@ def test_closed_by_a_waiter(path: Path, reply: Reply) -> None:
     journal.append(reply("1"), close)
     going.wait()
     journal.close()
-    assert [True] == held
+    assert held == [True]
     Journal.open(path).close()
 
 
@@ -266,9 +266,9 @@ def test_exit_writes_what_waits(path: Path, script: Script) -> None:
             journal.append(reply(f"{number}", b"x" * 2000), lambda error: None)
         """
     )
-    assert ("", "") == program.communicate(timeout=50)
+    assert program.communicate(timeout=50) == ("", "")
     assert count(path) == 1000
-    assert ["calls.journal"] == os.listdir(path.parent)
+    assert os.listdir(path.parent) == ["calls.journal"]
 
 
 def test_mode_is_checked(path: Path) -> None:

@@ -96,10 +96,10 @@ journal.close()
     )
     pid, *lines = program.communicate(timeout=50)[0].splitlines()
     sentence = f"a journal must be used by the process that opened it (got {path}, opened by {pid}, which this process"
-    assert [True] * 3 == [line.startswith(sentence) for line in lines[:3]]
-    assert (["True"], 0) == (lines[3:], program.returncode)
+    assert [line.startswith(sentence) for line in lines[:3]] == [True] * 3
+    assert (lines[3:], program.returncode) == (["True"], 0)
     with Journal.open(path) as journal:
-        assert [b"1", b"2"] == [journal.take(n, "aa").payload for n in ("1", "2")]
+        assert [journal.take(n, "aa").payload for n in ("1", "2")] == [b"1", b"2"]
 
 
 def test_child_does_not_keep_the_lock(path: Path, script: Script) -> None:
@@ -115,7 +115,7 @@ if not pid:
 os.wait()
 """
     )
-    assert "child\n" == [program.stdout.readline() for _ in range(2)][1]
+    assert [program.stdout.readline() for _ in range(2)][1] == "child\n"
     os.kill(program.pid, 9)
     program.wait()
     with Journal.open(path) as journal:

@@ -52,7 +52,7 @@ def test_changed_program_is_told_once(path: Path, record: Write, reply: Reply) -
     with Journal.open(path, on_change=told.append) as journal:
         for address in ("s/1", "s/1", "t/1"):
             assert taken(journal, address, "bb") is None
-        assert [ProgramChanged("s/1", "s", "aa", "bb")] == told
+        assert told == [ProgramChanged("s/1", "s", "aa", "bb")]
         assert journal.changed is told[0]
 
 
@@ -63,8 +63,8 @@ def test_changed_program_is_logged(
     record(reply("s/1", key="aa" * 32))
     with caplog.at_level(logging.WARNING, "afnio"), Journal.open(path) as journal:
         taken(journal, "s/1", "bb" * 32)
-    assert ["The program has changed: at s/1 it made the request aaaaaaaaaaaa, and now makes"] == [
-        message.partition(" bbbbbbbbbbbb")[0] for message in caplog.messages
+    assert [message.partition(" bbbbbbbbbbbb")[0] for message in caplog.messages] == [
+        "The program has changed: at s/1 it made the request aaaaaaaaaaaa, and now makes"
     ]
 
 
@@ -74,7 +74,7 @@ def test_changed_scope_takes_by_key(path: Path, record: Write, reply: Reply) -> 
     with Journal.open(path, on_change=lambda notice: None) as journal:
         assert taken(journal, "s/3") is None
         assert taken(journal, "s/1", "cc") is None
-        assert [b"9", b"2", b"10", None] == [taken(journal, f"s/{n}") for n in (9, 3, 4, 5)]
+        assert [taken(journal, f"s/{n}") for n in (9, 3, 4, 5)] == [b"9", b"2", b"10", None]
         assert taken(journal, "t/2") is None
         assert taken(journal, "t/1") == b"t"
 
@@ -85,14 +85,14 @@ def test_changed_program_is_resumed_as_it_ran(path: Path, record: Write, reply: 
     with Journal.open(path, on_change=lambda notice: None) as journal:
         assert taken(journal, "s/1", "bb") is None
         journal.append(reply("s/1", b"new", key="bb"), lambda error: None)
-        assert [b"1", b"2", b"3"] == [taken(journal, f"s/{n}") for n in (4, 2, 3)]
+        assert [taken(journal, f"s/{n}") for n in (4, 2, 3)] == [b"1", b"2", b"3"]
     with Journal.open(path) as journal:
-        assert [b"3", b"1", b"2"] == [taken(journal, f"s/{n}") for n in (3, 4, 2)]
+        assert [taken(journal, f"s/{n}") for n in (3, 4, 2)] == [b"3", b"1", b"2"]
         assert taken(journal, "s/1", "bb") == b"new"
         assert journal.changed is None
         assert journal.spent().total.calls == 4
     with Journal.open(path) as journal:
-        assert [b"1", b"2", b"3"] == [taken(journal, f"s/{n}") for n in (1, 2, 3)]
+        assert [taken(journal, f"s/{n}") for n in (1, 2, 3)] == [b"1", b"2", b"3"]
         assert journal.changed is None
 
 
@@ -101,7 +101,7 @@ def test_newest_session_answers_first(path: Path, record: Write, reply: Reply) -
     record(reply("s/1", b"old"))
     record(reply("s/1", b"new"))
     with Journal.open(path) as journal:
-        assert [b"new", b"old", None] == [taken(journal, "s/1") for _ in range(3)]
+        assert [taken(journal, "s/1") for _ in range(3)] == [b"new", b"old", None]
 
 
 def test_reuse_counts_uses(path: Path, record: Write, reply: Reply) -> None:
@@ -110,7 +110,7 @@ def test_reuse_counts_uses(path: Path, record: Write, reply: Reply) -> None:
     record(reply("r/1", b"c"))
     for _ in range(2):
         with Journal.open(path, "reuse") as journal:
-            assert [b"a", b"b", b"c", None, None] == [taken(journal, f"x/{n}") for n in range(5)]
+            assert [taken(journal, f"x/{n}") for n in range(5)] == [b"a", b"b", b"c", None, None]
             assert taken(journal, "s/9", "bb") is None
             assert journal.changed is None
 
@@ -119,12 +119,12 @@ def test_reuse_leaves_room_for_what_is_called(path: Path, record: Write, reply: 
     """A use without a reply is called, and its record answers that use in the next run."""
     record(reply("s/1", b"1"))
     with Journal.open(path, "reuse") as journal:
-        assert [b"1", None] == [taken(journal, f"s/{n}") for n in (1, 2)]
+        assert [taken(journal, f"s/{n}") for n in (1, 2)] == [b"1", None]
         journal.append(reply("s/2", b"2"), lambda error: None)
         journal.flush()
         assert taken(journal, "s/3") is None
     with Journal.open(path, "reuse") as journal:
-        assert [b"1", b"2"] == [taken(journal, f"s/{n}") for n in (1, 2)]
+        assert [taken(journal, f"s/{n}") for n in (1, 2)] == [b"1", b"2"]
 
 
 def test_key_must_be_hex(path: Path) -> None:

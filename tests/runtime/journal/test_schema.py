@@ -86,7 +86,7 @@ def test_refused_file_is_left_as_it_is(full: Path, harm: Callable[[Path], object
         assert str(full) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert before == full.read_bytes()
-    assert [full.name] == os.listdir(full.parent)
+    assert os.listdir(full.parent) == [full.name]
 
 
 def test_newer_log_is_left_as_it_is(path: Path, script: Script) -> None:
@@ -140,7 +140,7 @@ def test_empty_file_becomes_a_journal(path: Path, reply: Reply) -> None:
     path.with_name(path.name + ".new").write_text("half")
     with Journal.open(path) as journal:
         journal.append(reply("1"), lambda error: None)
-    assert [path.name] == os.listdir(path.parent)
+    assert os.listdir(path.parent) == [path.name]
     assert path.stat().st_mode & 0o777 == 0o600
 
 

@@ -25,19 +25,19 @@ def test_summary(path: Path, reply: Reply) -> None:
         Item("forward", "", "m"): Spent(1, 2, 1, Usage(1, 2), Usage(3, 4), unpriced=2),
         Item("forward", "", "n"): Spent(calls=1, attempts=1, unpriced=1),
     }
-    assert expected == summary.spent.items
+    assert summary.spent.items == expected
     assert Spent(2, 3, 1, Usage(1, 2), Usage(3, 4), unpriced=3) == summary.total
     assert (path, 2, 3, 10.0, 12.5) == (
         summary.path, summary.version, summary.records, summary.first, summary.last,
     )  # fmt: skip
     assert path.stat().st_size == summary.size
-    assert [path.name] == os.listdir(path.parent)
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_empty(path: Path) -> None:
     Journal.open(path).close()
     summary = Journal.stat(path)
-    assert (0, {}, None, None) == (summary.records, summary.spent.items, summary.first, summary.last)
+    assert (summary.records, summary.spent.items, summary.first, summary.last) == (0, {}, None, None)
 
 
 def test_while_another_process_writes(path: Path, script: Script) -> None:

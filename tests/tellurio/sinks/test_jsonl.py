@@ -40,21 +40,21 @@ def test_a_run_as_lines(tmp_path: Path, content: bool) -> None:
         cog.exact_match_evaluator(pred, ["secret"]).score.data
     rows = lines(path)
     kinds = [row["event"] for row in rows]
-    assert ["RunStarted", "MetricLogged", "NodeLaunched"] == kinds[:3]
+    assert kinds[:3] == ["RunStarted", "MetricLogged", "NodeLaunched"]
     assert {"CallEnded", "SampleScored"} < set(kinds)
-    assert "RunEnded" == kinds[-1]
+    assert kinds[-1] == "RunEnded"
     assert sorted(row["time"] for row in rows) == [row["time"] for row in rows]
     call = rows[kinds.index("CallEnded")]
-    assert ("m", "forward", 0, 1) == (
+    assert (
         call["model"],
         call["purpose"],
         call["lane"],
         call["usage"]["completion_tokens"],
-    )
+    ) == ("m", "forward", 0, 1)
     assert content == ("secret" in path.read_text())
     if content:
-        assert ("a", "good") == (call["request"]["messages"][0]["content"], call["reply"]["content"])
-    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+        assert (call["request"]["messages"][0]["content"], call["reply"]["content"]) == ("a", "good")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("content", [False, True])
@@ -101,7 +101,7 @@ def test_a_slow_sink_holds_up_nobody(tmp_path: Path, caplog: pytest.LogCaptureFi
     values = [json.loads(line)["value"] for line in found]
     assert 100_000 <= len(values) < count
     assert list(range(100_000)) == values[:100_000]
-    assert 1 == sum("JsonlSink has lost events (it is 100,000 events" in r.message for r in caplog.records)
+    assert sum("JsonlSink has lost events (it is 100,000 events" in r.message for r in caplog.records) == 1
 
 
 def test_a_failing_sink_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,5 +117,5 @@ def test_a_failing_sink_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptur
     sink("last")
     sink.close()
     with open(reader, "rb") as pipe:
-        assert "last" == json.loads(pipe.readlines()[-1])["value"]
-    assert 1 == sum("JsonlSink has lost events (BrokenPipeError" in r.message for r in caplog.records)
+        assert json.loads(pipe.readlines()[-1])["value"] == "last"
+    assert sum("JsonlSink has lost events (BrokenPipeError" in r.message for r in caplog.records) == 1

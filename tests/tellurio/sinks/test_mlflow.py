@@ -117,29 +117,30 @@ async def test_a_run_with_two_hundred_concurrent_calls(
     number = experiment(store, request)
     (run,) = store.search_runs([number])
     assert ("first", "FINISHED", sink.run_id) == (run.info.run_name, run.info.status, run.info.run_id)
-    assert {"lr": "3", "model": "m"} == run.data.params
+    assert run.data.params == {"lr": "3", "model": "m"}
     history = [(m.step, m.value) for m in store.get_metric_history(run.info.run_id, "accuracy")]
-    assert [(0, 0.25), (1, 0.5)] == history
-    assert ["note-0.txt"] == [artifact.path for artifact in store.list_artifacts(run.info.run_id)]
+    assert history == [(0, 0.25), (1, 0.5)]
+    assert [artifact.path for artifact in store.list_artifacts(run.info.run_id)] == ["note-0.txt"]
     traces = store.search_traces(locations=[number], run_id=run.info.run_id, max_results=100)
     by_name = {trace.data.spans[0].name: trace for trace in traces}
-    assert ["step", *sorted(f"sample {lane}" for lane in range(10))] == sorted(
-        by_name, key=lambda n: (n != "step", n)
-    )
-    assert 11 == len(traces)
+    assert sorted(by_name, key=lambda n: (n != "step", n)) == [
+        "step",
+        *sorted(f"sample {lane}" for lane in range(10)),
+    ]
+    assert len(traces) == 11
     for lane in range(10):
         trace = by_name[f"sample {lane}"]
-        assert "run/step 1" == trace.info.tags["afnio.scope"]
+        assert trace.info.tags["afnio.scope"] == "run/step 1"
         assert {
             f"sample {lane} > ChatCompletion > chat m": 1,
             f"sample {lane} > ChatCompletion backward > chat critic": 1,
         }.keys() <= set(paths(trace))
         calls = [span for span in trace.data.spans if span.name == "chat m"]
-        assert 20 == len(calls) == len({span.parent_id for span in calls})
+        assert len({span.parent_id for span in calls}) == len(calls) == 20
         for span in calls:
             assert f"text {lane:03}" in json.dumps(span.inputs)
             assert f"{lane:03}" in json.dumps(span.outputs)
-    assert ["step > chat optimizer"] * 20 == paths(by_name["step"])
+    assert paths(by_name["step"]) == ["step > chat optimizer"] * 20
 
 
 def test_a_run_that_is_continued_goes_on_in_the_same_mlflow_run(
@@ -153,11 +154,11 @@ def test_a_run_that_is_continued_goes_on_in_the_same_mlflow_run(
         te.log("loss", 1)
         raise ZeroDivisionError
     (found,) = store.search_runs([experiment(store, request)])
-    assert "FAILED" == found.info.status
+    assert found.info.status == "FAILED"
     with te.init("me", "emails", dir=tmp_path, sinks=[MlflowSink(store.tracking_uri)], resume=run.id):
         te.log("loss", 2, step=1)
     (found,) = store.search_runs([experiment(store, request)])
-    assert ("FINISHED", 2.0) == (found.info.status, found.data.metrics["loss"])
+    assert (found.info.status, found.data.metrics["loss"]) == ("FINISHED", 2.0)
 
 
 def test_a_store_that_is_out_of_reach_costs_a_warning(
@@ -168,8 +169,8 @@ def test_a_store_that_is_out_of_reach_costs_a_warning(
     sink = MlflowSink("http://127.0.0.1:9")
     with te.init("me", "emails", dir=tmp_path, sinks=[sink], resume=False) as run:
         te.log("loss", 1)
-    assert "COMPLETED" == run.status
-    assert 1 == sum("MlflowSink has lost events" in record.message for record in caplog.records)
+    assert run.status == "COMPLETED"
+    assert sum("MlflowSink has lost events" in record.message for record in caplog.records) == 1
 
 
 async def test_without_a_run_the_calls_of_a_block(store: Any, request: pytest.FixtureRequest) -> None:
@@ -178,6 +179,6 @@ async def test_without_a_run_the_calls_of_a_block(store: Any, request: pytest.Fi
         await ScriptedClient("x").achat(messages=[{"role": "user", "content": "hi"}], model="m")
         await anyio.to_thread.run_sync(sink.flush)
     (trace,) = store.search_traces(locations=[experiment(store, request)])
-    assert ["chat > chat m"] == paths(trace)
-    assert [None] == list({json.dumps(span.inputs) if span.inputs else None for span in trace.data.spans})
+    assert paths(trace) == ["chat > chat m"]
+    assert list({json.dumps(span.inputs) if span.inputs else None for span in trace.data.spans}) == [None]
     assert Counter({"CHAIN": 1, "CHAT_MODEL": 1}) == Counter(s.span_type for s in trace.data.spans)

@@ -126,13 +126,13 @@ async def test_a_step_under_two_hundred_concurrent_calls(spans: Spans) -> None:
         wanted = f"{step_name.split()[1]}-{int(sample.split()[1]):02}"
         assert wanted in span.attributes["gen_ai.input.messages"]
     asked = {span.context.span_id: span for span in spans.all}
-    assert 802 + 2 == len(spans.named("chat"))
+    assert len(spans.named("chat")) == 802 + 2
     for span in spans.all:
         parent = asked.get(span.parent.span_id) if span.parent else None
         if parent is not None:
             assert span.start_time >= parent.start_time - 500_000_000
             assert span.end_time <= parent.end_time
-    assert 1 == len({span.context.trace_id for span in spans.all})
+    assert len({span.context.trace_id for span in spans.all}) == 1
 
 
 async def test_attributes_of_a_call(spans: Spans) -> None:
@@ -152,12 +152,12 @@ async def test_attributes_of_a_call(spans: Spans) -> None:
     }  # fmt: skip
     assert expected.items() <= dict(plain.attributes).items()
     assert "gen_ai.input.messages" not in plain.attributes
-    assert [{"role": "user", "parts": [{"type": "text", "content": "Rate a"}]}] == json.loads(
-        told.attributes["gen_ai.input.messages"]
-    )
+    assert json.loads(told.attributes["gen_ai.input.messages"]) == [
+        {"role": "user", "parts": [{"type": "text", "content": "Rate a"}]}
+    ]
     sample = spans.named("sample")[0]
-    assert (1.0, True) == (sample.attributes["afnio.score"], sample.attributes["afnio.success"])
-    assert {"trial"} == {span.name for span in spans.all if span.parent is None}
+    assert (sample.attributes["afnio.score"], sample.attributes["afnio.success"]) == (1.0, True)
+    assert {span.name for span in spans.all if span.parent is None} == {"trial"}
 
 
 async def test_retries_and_failures(spans: Spans) -> None:
@@ -169,8 +169,8 @@ async def test_retries_and_failures(spans: Spans) -> None:
         with pytest.raises(ValueError, match="broken"):
             await client.achat(**ask)
     first, second = spans.named("chat m")
-    assert (StatusCode.UNSET, StatusCode.ERROR) == (first.status.status_code, second.status.status_code)
-    assert ("ValueError", 2) == (second.attributes["error.type"], first.attributes["afnio.attempts"])
+    assert (first.status.status_code, second.status.status_code) == (StatusCode.UNSET, StatusCode.ERROR)
+    assert (second.attributes["error.type"], first.attributes["afnio.attempts"]) == ("ValueError", 2)
     attempts = [(s.name, s.status.description) for s in spans.named("attempt")]
     assert attempts == [("attempt 1", "busy"), ("attempt 2", None)]
     clients = [span.name for span in spans.all if span.kind is SpanKind.CLIENT]
@@ -375,8 +375,8 @@ async def test_nested_launches_are_under_their_node(spans: Spans) -> None:
         for texts in (["a", "b"], ["c", "d"]):
             await afnio.Variable(texts).map(ask)
     expected = [f"run > sample {lane} > Map > chat > chat m" for lane in (0, 0, 1, 1)]
-    assert expected == sorted(spans.path(span) for span in spans.named("chat m"))
-    assert 4 == len(spans.named("sample"))
+    assert sorted(spans.path(span) for span in spans.named("chat m")) == expected
+    assert len(spans.named("sample")) == 4
 
 
 async def test_spans_end_with_their_scope_and_are_children_of_the_callers(spans: Spans) -> None:
@@ -394,9 +394,9 @@ async def test_spans_end_with_their_scope_and_are_children_of_the_callers(spans:
         async with afnio.scope(name="part"):
             await ScriptedClient("x").achat(messages=[{"role": "user", "content": "hi"}], model="m")
         assert await anyio.to_thread.run_sync(ended.wait, 10)
-        assert [] == spans.named("run")
-        assert 1 == len(spans.named("part"))
-    assert "request > run > part > chat > chat m" == spans.path(spans.named("chat m")[0])
+        assert spans.named("run") == []
+        assert len(spans.named("part")) == 1
+    assert spans.path(spans.named("chat m")[0]) == "request > run > part > chat > chat m"
 
 
 def test_memory_is_bounded(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,4 +409,4 @@ def test_memory_is_bounded(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> Non
         cog.chat_completion(client, messages, {"text": [f"{n}" for n in range(50)]}, model="m").data
         sink.flush()
         assert 80 < len(spans.named("sample")) + len(spans.named("ChatCompletion")) < 100
-    assert 50 == len({spans.path(span) for span in spans.named("chat m")})
+    assert len({spans.path(span) for span in spans.named("chat m")}) == 50

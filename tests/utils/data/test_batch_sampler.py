@@ -46,8 +46,8 @@ def test_batches_of_indices() -> None:
 def test_a_loader_takes_whole_batches() -> None:
     """From a BatchSampler, or from any list of lists; its length is theirs."""
     loader = DataLoader("abc", batch_sampler=[[2], [0, 1]])
-    assert ([["c"], ["a", "b"]], 2) == (list(loader), len(loader))
-    assert [["a", "b"], ["c"]] == list(DataLoader("abc", batch_sampler=BatchSampler(range(3), 2)))
+    assert (list(loader), len(loader)) == ([["c"], ["a", "b"]], 2)
+    assert list(DataLoader("abc", batch_sampler=BatchSampler(range(3), 2))) == [["a", "b"], ["c"]]
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 4])
@@ -81,12 +81,12 @@ def test_a_stream_is_read_once_for_each_epoch() -> None:
     """In batches, in its own order; with a length only if it has one."""
     stream = Stream(5)
     loader = DataLoader(stream, batch_size=2)
-    assert [[0, 1], [2, 3], [4]] == list(loader) == list(loader)
-    assert 2 == stream.begun
-    assert [[0, 1], [2, 3]] == list(DataLoader(stream, batch_size=2, drop_last=True))
+    assert list(loader) == list(loader) == [[0, 1], [2, 3], [4]]
+    assert stream.begun == 2
+    assert list(DataLoader(stream, batch_size=2, drop_last=True)) == [[0, 1], [2, 3]]
     with pytest.raises(TypeError, match=r"dataset must have a length \(got Stream\)"):
         len(loader)
-    assert 3 == len(DataLoader(SizedStream(5), batch_size=2))
+    assert len(DataLoader(SizedStream(5), batch_size=2)) == 3
 
 
 def test_a_stream_goes_on_where_it_was() -> None:
@@ -96,8 +96,8 @@ def test_a_stream_goes_on_where_it_was() -> None:
     state = loader.state_dict()
     resumed = DataLoader(Stream(5), batch_size=2)
     resumed.load_state_dict(state)
-    assert [[2, 3], [4]] == list(resumed)
-    assert [[0, 1], [2, 3], [4]] == list(resumed)
+    assert list(resumed) == [[2, 3], [4]]
+    assert list(resumed) == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize("given", [{"shuffle": True}, {"sampler": [0]}, {"batch_sampler": [[0]]}])

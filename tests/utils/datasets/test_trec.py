@@ -51,27 +51,27 @@ def labels(data: TREC, which: int) -> Counter[str]:
 
 def test_the_published_files_are_known_by_their_md5() -> None:
     """As the authors' page has them; a reader may compare."""
-    assert "https://cogcomp.seas.upenn.edu/Data/QA/QC/" == datasets.TREC_URL
-    assert {
+    assert datasets.TREC_URL == "https://cogcomp.seas.upenn.edu/Data/QA/QC/"
+    assert {file.name: file.md5 for file in PUBLISHED.values()} == {
         "train_5500.label": "073462e3fcefaae31e00edb1f18d2d02", "TREC_10.label": "323a3554401d86e650717e2d2f942589",
-    } == {file.name: file.md5 for file in PUBLISHED.values()}  # fmt: skip
+    }  # fmt: skip
 
 
 def test_an_item_is_a_question_with_two_labels(tmp_path: Path) -> None:
     """Plain strings; a batch of them is lists."""
     data = TREC("coarse", "test", root=tmp_path)
-    assert ("How far is it from Denver to Aspen ?", ("NUM:dist", "NUM")) == data[0]
-    assert 2 == len(data)
+    assert data[0] == ("How far is it from Denver to Aspen ?", ("NUM:dist", "NUM"))
+    assert len(data) == 2
     ((questions, (fine, coarse)),) = DataLoader(data, batch_size=2)
-    assert (["NUM:dist", "LOC:city"], ["NUM", "LOC"]) == (fine, coarse)
+    assert (fine, coarse) == (["NUM:dist", "LOC:city"], ["NUM", "LOC"])
     assert all(isinstance(question, str) for question in questions)
 
 
 def test_repeated_questions_are_left_out_and_the_one_odd_byte_is_a_space(tmp_path: Path) -> None:
     """Of the training file."""
     data = TREC("fine", "train", root=tmp_path)
-    assert {**LABELS, "HUM:ind": 7} == labels(data, 0)
-    assert ("What is Ansel Adams ' middle name ?", ("HUM:ind", "HUM")) == data[len(data) - 1]
+    assert labels(data, 0) == {**LABELS, "HUM:ind": 7}
+    assert data[len(data) - 1] == ("What is Ansel Adams ' middle name ?", ("HUM:ind", "HUM"))
 
 
 @pytest.mark.parametrize(("task", "which"), [("fine", 0), ("coarse", 1)])
@@ -83,7 +83,7 @@ def test_the_validation_split_keeps_the_shares_of_the_labels(task: Any, which: i
     whole = labels(TREC(task, "train", root=tmp_path), which)
     assert {name: int(count * 0.5) for name, count in whole.items()} == labels(train, which)
     assert whole == labels(train, which) + labels(val, which)
-    assert set() == set(train) & set(val)
+    assert set(train) & set(val) == set()
     assert list(val) == list(TREC(task, "val", 0.5, tmp_path))
 
 
@@ -122,4 +122,4 @@ def test_files_are_kept_and_checked(published: Path, tmp_path: Path, monkeypatch
         caught.value
     )
     monkeypatch.setattr(datasets, "read_url", lambda url: TEST)
-    assert 2 == len(TREC("fine", "test", root=tmp_path / "other"))
+    assert len(TREC("fine", "test", root=tmp_path / "other")) == 2
