@@ -27,6 +27,8 @@ from gateway.running import (
     get,
 )
 
+from afnio.cli import main
+
 
 async def test_passes_calls_and_keys() -> None:
     """A call arrives with its key and without our headers; other requests pass, too; the figures count it."""
@@ -339,3 +341,11 @@ def test_wrong_arguments(arguments: list[str], sentence: str, monkeypatch: pytes
     assert code in (1, 2)
     assert sentence in errors
     assert "Traceback" not in errors
+
+
+def test_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence says what to install."""
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert main(["gateway", "--port", "0"]) == 1
+    errors = capsys.readouterr().err
+    assert errors.endswith("run pip install 'afnio[gateway]'\n")

@@ -87,7 +87,7 @@ def gateway_main(argv: Sequence[str]) -> int:
         upstreams = _upstreams(options.upstream or [endpoint_url(None)])
     except ValueError as error:
         parser.error(str(error))
-    from afnio._gateway import GatewayOptions, serve
+    from afnio.gateway import GatewayOptions, serve
     from afnio.runtime._limits import Limits
 
     limits = Limits(options.max_in_flight, options.rpm, options.tpm)
