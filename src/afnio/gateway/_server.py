@@ -20,8 +20,13 @@ goes on. With `--once` an equal request of a key gets the reply of the first one
 and tries again. A call whose client has gone keeps its place for `REJOIN` seconds: the repeated request joins it. If
 none comes it is cancelled, unless it is on the wire by then. There it is being paid for, so it ends and is recorded.
 
-**The end.** The first signal stops the listening. What is on the wire ends, is recorded and delivered; what still waits
-is refused with a 503 that clients may try again.
+**Tenants.** Whoever sends other credentials, cookies or other headers that may tell callers apart gets no reply of
+another: neither a repeated request's, nor a record's, nor that of an equal request with `--once`.
+
+**The end.** The first signal stops the listening. What is on the wire ends, is recorded and delivered; what still
+waits, or fails from then on, is refused with a 503 that clients may try again.
+
+`_requests.py` decides what is sent on, `_keys.py` whose limits hold, `_metrics.py` counts.
 """
 
 from __future__ import annotations
@@ -30,65 +35,54 @@ import asyncio
 import contextlib
 import errno
 import hmac
+import math
 import os
+import resource
 import secrets
 import signal
 import socket
 import sys
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final, final
 
-from afnio.errors import GatewayError
+from afnio.errors import GatewayError, TransientModelError
+from afnio.gateway._keys import Keys
 from afnio.gateway._metrics import Metrics
+from afnio.gateway._requests import Requests, path_of, refuse
 from afnio.models._exchange import CallOrigin, Exchange, Opened, send_by_aiohttp
-from afnio.models._raw import NO_RETRY, RawReply, RawRequest, not_utf8, own_reply
-from afnio.models._streams import BrokenReplyError
+from afnio.models._kept_calls import KeptCall, Memory
+from afnio.models._raw import NO_RETRY, RawReply, RawRequest
+from afnio.models._raw_server import RawServer, Visit, response_of
 from afnio.runtime._budget import Budget
 from afnio.runtime._kernel import Job, Launch, Slot
-from afnio.runtime._limits import Account, Limits, give_limits, give_total_limits
+from afnio.runtime._limits import Account, Limits, give_total_limits
 from afnio.runtime._settings import Priority, prioritised
 from afnio.runtime._waiting import Pending, active_journal
 from afnio.runtime.events import subscribed
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession, web
+    from aiohttp import web
 
     from afnio.runtime._journal import Journal
 
 REJOIN: Final = 60.0
 """Seconds for which a call whose client has gone keeps its place, and its reply."""
-COMMENT: Final = 15.0
-"""Seconds after which a stream that waits for its first event is sent a comment, and again each time."""
-RETRY_GRACE: Final = 0.05
-"""Seconds for which a repeated request waits for the end of the connection that it replaces."""
 KEPT: Final = 256
 """Delivered replies that are kept for a while. A client may have given up at the moment in which its reply was sent."""
-ONCE: Final = 256 << 20
-"""Bytes of replies that are kept for equal requests with `--once`. The oldest ones are forgotten first."""
-MOST_BODY: Final = 64 << 20
-"""Bytes of a request."""
-MOST_KEYS: Final = 10_000
-"""Keys that have limits of their own here. A client that invents keys must not fill the memory."""
+KEPT_BYTES: Final = 256 << 20
+"""Bytes of replies that are kept: of delivered ones, and of those for equal requests with `--once`."""
+DESCRIPTORS: Final = 65_536
+"""File descriptors that the gateway asks for. A client that waits takes one, and its call on the wire another."""
+SPARE: Final = 64
+"""Descriptors for everything else."""
 PAGES: Final = "/afnio/"
 """The path of the gateway's own pages."""
-PRIORITY: Final = "x-afnio-priority"
-TOKEN: Final = "x-afnio-token"  # noqa: S105 - the header's name
 TOKEN_VARIABLE: Final = "AFNIO_GATEWAY_TOKEN"  # noqa: S105 - the variable's name
-
-_OWN: Final = frozenset(
-    {
-        "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization", "proxy-connection",
-        "te", "trailer", "transfer-encoding", "upgrade",
-    }
-)  # fmt: skip
-"""Headers that belong to a connection."""
 
 
 @final
@@ -229,11 +223,11 @@ def _print(text: str) -> None:
 
 @final
 class Gateway:
-    """The server, on the runtime's loop.
+    """The calls of the gateway, on the runtime's loop.
 
     Args:
         context: the context of calls: journal, budget, subscribers.
-        listener: a socket that listens already.
+        listener: a socket that is bound.
     """
 
     def __init__(
@@ -252,59 +246,31 @@ class Gateway:
         self._journal = journal
         self._listener = listener
         self._token = options.token or secrets.token_urlsafe(24)
-        self._runner: web.AppRunner | None = None
-        self._session: ClientSession | None = None
+        self._requests = Requests(options.upstreams, options.token, counted=budget is not None)
+        self._keys = Keys(options.limits)
         self._stopping = False
-        self._limited: set[Account] = set()
-        self._uses: dict[tuple[Account, bytes], int] = {}
         self._calls: dict[GatewayCall, None] = {}
-        self._left: dict[tuple[Account, str], deque[GatewayCall]] = {}
-        self._live: dict[tuple[Account, str], int] = {}
-        self._delivered: OrderedDict[tuple[Account, str], Delivered] = OrderedDict()
-        # With `once`: calls that are under way, and replies that are kept.
-        self._shared: dict[tuple[Account, str], asyncio.Task[Delivered]] = {}
-        self._kept: OrderedDict[tuple[Account, str], Delivered] = OrderedDict()
-        self._kept_bytes = 0
+        # Only a journal needs them: the number of equal requests, about 150 bytes for each.
+        self._uses: dict[tuple[Account, bytes], int] = {}
+        self._left = Memory("left", patience=REJOIN, most=KEPT, most_bytes=KEPT_BYTES)
+        self._first = Memory("first", most_bytes=KEPT_BYTES)
+        pages = {PAGES + "health": self._health, PAGES + "metrics": self._show_metrics}
+        self._server = RawServer(self, pages=pages, most=_most_connections())
 
     # Its life
 
     async def start(self) -> None:
-        import aiohttp
-        from aiohttp import web
-
-        from afnio.models._connections import probed_socket
-
-        app = web.Application(client_max_size=MOST_BODY, middlewares=[_only_utf8()])
-        app.router.add_get(PAGES + "health", self._health)
-        app.router.add_get(PAGES + "metrics", self._show_metrics)
-        app.router.add_route("*", "/{path:.*}", self._serve)
-        # Handlers are cancelled when their client has gone. aiohttp's own wait at the end isn't used: `stop` waits.
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5.0)
-        await runner.setup()
-        await web.SockSite(runner, self._listener, backlog=4096).start()
-        self._runner = runner
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=probed_socket),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=600.0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=True,
-        )
+        await self._server.start(self._listener)
 
     async def stop(self) -> None:
         """Listen no longer, end what is on the wire, and refuse the rest."""
-        assert self._runner is not None
-        assert self._session is not None
         self._stopping = True
-        for site in list(self._runner.sites):
-            await site.stop()
+        self._server.stop_listening()
         for call in list(self._calls):
-            if not call.on_wire:
-                call.cancel()
+            call.stop()
         while self._calls:
             await asyncio.wait([call.task for call in self._calls])
-        await self._runner.cleanup()
-        await self._session.close()
+        await self._server.aclose()
 
     @property
     def on_wire(self) -> int:
@@ -320,281 +286,69 @@ class Gateway:
             token = f"${TOKEN_VARIABLE}"  # containers' output is kept in logs
         guard = f"/{token}" if self._options.token else ""
         lines = [
-            f"{origin}{guard}{_path(name, upstream)}  sends to {upstream}"
+            f"{origin}{guard}{path_of(name, upstream)}  sends to {upstream}"
             for name, upstream in self._options.upstreams.items()
         ]
         lines.append(f"{origin}{PAGES}metrics?token={token}  has the figures")
         lines.append("Set the first address as OPENAI_BASE_URL. Press Ctrl-C to stop.")
         return "\n".join(lines) + "\n"
 
-    # Requests
+    # Its server's desk
 
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
-        if "upgrade" in request.headers.get("connection", "").lower():
-            return _refuse(
-                501, "the gateway passes on HTTP requests only; connect WebSockets to the provider itself"
-            )
-        path = self._admitted(request)
-        if path is None:
-            return _refuse(
-                401, f"the gateway's token is missing or wrong; send it as {TOKEN}, or in the base URL"
-            )
-        target = self._target(path)
-        if target is None:
-            served = ", ".join(_path(name, url) for name, url in self._options.upstreams.items())
-            return _refuse(
-                404, f"the gateway serves {served} (got {request.path}); check the client's base URL"
-            )
-        try:
-            priority = _priority(request.headers.get(PRIORITY))
-        except ValueError as error:
-            return _refuse(400, str(error))
-        body = await request.read()
-        headers = {
-            name.lower(): value
-            for name, value in request.headers.items()
-            if name.lower() not in _OWN and not name.lower().startswith("x-afnio-")
-        }
-        raw = RawRequest.read(request.method, target, headers, body)
+    def visit(self, request: web.Request) -> Visit | RawReply:
+        way = self._requests.way(request)
+        if isinstance(way, RawReply):
+            return way
+
+        def new(raw: RawRequest, address: str | None) -> KeptCall:
+            return self._new_call(raw, way.priority, memory(raw))
+
+        def memory(raw: RawRequest) -> Memory:
+            return self._first if self._options.once and not raw.stream else self._left
+
+        return Visit(way.target, memory, new, comments=True)
+
+    def refusal(self, request: web.Request, raw: RawRequest | None, body: bytes) -> RawReply | None:
         if raw is None:
-            return await self._pass_on(request, target, headers, body)
+            return self._requests.uncounted(request, body)
         if self._stopping:
-            return _response(_stopping_reply())
-        if not self._limit(raw.account):
-            return _refuse(503, f"the gateway knows {MOST_KEYS:,} keys already; restart it to forget them")
-        if self._options.once and not raw.stream:
-            return (await self._answer_once(raw, priority)).response()
-        again = _is_retry(headers)
-        if again and (lost := self._delivered.pop((raw.account, raw.key), None)) is not None and lost.fresh:
-            return lost.response()
-        call = await self._call_for(raw, priority, again=again)
-        self._count_live(call, 1)
-        try:
-            if raw.stream:
-                return await self._answer_stream(request, call)
-            return await self._answer(call)
-        except BaseException:
-            self._leave(call)
-            raise
-        finally:
-            self._count_live(call, -1)
+            return _stopping()
+        if not self._keys.admit(raw.account, {call.account for call in self._calls}):
+            return refuse(503, "the gateway has calls of as many keys open as it can; send the request again")
+        return self._requests.background(raw)
 
-    def _admitted(self, request: web.Request) -> str | None:
-        """Return the path without the token, or None if a token is needed and isn't there."""
-        path = request.raw_path
-        if self._options.token is None:
-            return path
-        if hmac.compare_digest(request.headers.get(TOKEN, "").encode(), self._token.encode()):
-            return path
-        first, slash, rest = path[1:].partition("/")
-        if hmac.compare_digest(first.encode(), self._token.encode()):
-            return slash + rest
-        return None
+    # Calls
 
-    def _target(self, path: str) -> str | None:
-        """Return the provider's URL for a path here."""
-        for name, upstream in self._options.upstreams.items():
-            if name and (path == f"/{name}" or path.startswith(f"/{name}/")):
-                return upstream + path[len(name) + 1 :]
-        root = self._options.upstreams.get("")
-        if root is None:
-            return None
-        own = urlsplit(root).path
-        return root + (path.removeprefix(own) if own and path.startswith(f"{own}/") else path)
-
-    def _limit(self, account: Account) -> bool:
-        if account not in self._limited:
-            if len(self._limited) >= MOST_KEYS:
-                return False
-            self._limited.add(account)
-            if self._options.limits is not None:
-                give_limits(account, self._options.limits)
-        return True
-
-    async def _call_for(self, raw: RawRequest, priority: Priority, *, again: bool) -> GatewayCall:
-        """Return the call for a request: one that its client has left, or a new one."""
-        name = (raw.account, raw.key)
-        if again and not self._left.get(name) and self._live.get(name):
-            # The end of the connection that it replaces may arrive after it.
-            await asyncio.sleep(RETRY_GRACE)
-        left = self._left.get(name)
-        if left:
-            call = left.popleft()
-            if not left:
-                del self._left[name]
-            call.rejoin()
-            return call
-        return self._new_call(raw, priority)
-
-    def _new_call(self, raw: RawRequest, priority: Priority) -> GatewayCall:
-        call = GatewayCall(raw, self._origin(raw), (raw.account, raw.key))
+    def _new_call(self, raw: RawRequest, priority: Priority, memory: Memory) -> KeptCall:
+        call = GatewayCall(raw, self._origin(raw), stopping=self._is_stopping)
+        kept = KeptCall(call.exchange, call.give_up)
         context = self._context.copy()
         call.task = context.run(asyncio.get_running_loop().create_task, call.run(priority), context=context)
         self._calls[call] = None
-        call.task.add_done_callback(lambda task: self._ended(call))
-        return call
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._calls[call]
+            # A task that is cancelled before its first step never enters the exchange: its client would wait for ever.
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is not None:
+                call.exchange.abort(error)
+            memory.end(kept)
+
+        call.task.add_done_callback(ended)
+        return kept
 
     def _origin(self, raw: RawRequest) -> CallOrigin:
         scope = f"gateway/{raw.account.key_digest}"
-        address = f"{scope}/http:{raw.key[:16]}"
+        address = f"{scope}/http:{raw.shared_key[:16]}"
         if self._journal is not None and not self._options.once:
-            # About 150 bytes for each distinct request. Only a journal needs them.
-            name = (raw.account, bytes.fromhex(raw.key)[:16])
+            name = (raw.account, bytes.fromhex(raw.shared_key)[:16])
             self._uses[name] = use = self._uses.get(name, 0) + 1
             if use > 1:
                 address += f"#{use}"
-        return CallOrigin(address=address, scope=scope, site=raw.dialect.name)
+        return CallOrigin(address=address, scope=scope, site=raw.dialect.name, key=raw.shared_key)
 
-    def _ended(self, call: GatewayCall) -> None:
-        self._calls.pop(call, None)
-        # A task that is cancelled before its first step never enters the exchange, and its client would wait for ever.
-        error = asyncio.CancelledError() if call.task.cancelled() else call.task.exception()
-        if error is not None:
-            call.exchange.abort(error)
-
-    def _leave(self, call: GatewayCall) -> None:
-        """Its client has gone. Keep the call for a while, unless a part of its reply was delivered already."""
-        if call.delivering:
-            call.exchange.pipe.leave()
-            return
-        self._left.setdefault(call.name, deque()).append(call)
-        call.leave(lambda: self._give_up(call))
-
-    def _give_up(self, call: GatewayCall) -> None:
-        left = self._left.get(call.name)
-        if left is not None and call in left:
-            left.remove(call)
-            if not left:
-                del self._left[call.name]
-        call.give_up()
-
-    def _count_live(self, call: GatewayCall, step: int) -> None:
-        count = self._live.get(call.name, 0) + step
-        if count:
-            self._live[call.name] = count
-        else:
-            self._live.pop(call.name, None)
-
-    # Responses
-
-    async def _answer(self, call: GatewayCall) -> web.Response:
-        reply = await self._whole(call)
-        if reply.status == 200:
-            self._delivered[call.name] = reply
-            if len(self._delivered) > KEPT:
-                self._delivered.popitem(last=False)
-        return reply.response()
-
-    async def _whole(self, call: GatewayCall) -> Delivered:
-        pipe = call.exchange.pipe
-        head = await pipe.head()
-        until = asyncio.get_running_loop().time() + REJOIN
-        if call.cancelled and self._stopping:
-            stopping = _stopping_reply()
-            return Delivered(stopping.status, stopping.headers, stopping.body, until)
-        return Delivered(head.status, head.headers, b"".join([piece async for piece in pipe]), until)
-
-    async def _answer_once(self, raw: RawRequest, priority: Priority) -> Delivered:
-        """Answer by the call of an earlier equal request, which ends whether or not somebody waits for it."""
-        name = (raw.account, raw.key)
-        kept = self._kept.get(name)
-        if kept is not None:
-            self._kept.move_to_end(name)
-            return kept
-        shared = self._shared.get(name)
-        if shared is None:
-            call = self._new_call(raw, priority)
-            shared = self._shared[name] = asyncio.get_running_loop().create_task(self._whole(call))
-            shared.add_done_callback(lambda done: self._keep(name, done))
-        return await asyncio.shield(shared)
-
-    def _keep(self, name: tuple[Account, str], done: asyncio.Task[Delivered]) -> None:
-        """Keep a reply for equal requests. After a failure the next one asks again."""
-        del self._shared[name]
-        if done.cancelled() or done.exception() is not None or done.result().status != 200:
-            return
-        self._kept[name] = done.result()
-        self._kept_bytes += done.result().size
-        while self._kept_bytes > ONCE:
-            _, oldest = self._kept.popitem(last=False)
-            self._kept_bytes -= oldest.size
-
-    async def _answer_stream(self, request: web.Request, call: GatewayCall) -> web.StreamResponse:
-        from aiohttp import web
-
-        pipe = call.exchange.pipe
-        head = asyncio.ensure_future(pipe.head())
-        response: web.StreamResponse | None = None
-        try:
-            while not head.done():
-                await asyncio.wait([head], timeout=COMMENT if call.takes_comments else None)
-                if head.done():
-                    break
-                if response is None:
-                    response = web.StreamResponse(
-                        headers={"content-type": "text/event-stream; charset=utf-8"}
-                    )
-                    await response.prepare(request)
-                await response.write(b": waiting\n\n")
-        finally:
-            head.cancel()
-        status, headers = head.result()
-        if call.cancelled and self._stopping and response is None:
-            return _response(_stopping_reply())
-        if response is None:
-            response = web.StreamResponse(status=status, headers=headers)
-            call.delivering = True
-            await response.prepare(request)
-        elif status != 200:
-            # The head has gone out, so the error is an event.
-            body = b"".join([piece async for piece in pipe])
-            named = b"event: error\n" if call.exchange.request.dialect.name == "messages" else b""
-            await response.write(named + b"data: " + b" ".join(body.split(b"\n")) + b"\n\n")
-            await response.write_eof()
-            return response
-        call.delivering = True
-        try:
-            async for piece in pipe:
-                await response.write(piece)
-        except BrokenReplyError:
-            if request.transport is not None:
-                request.transport.abort()  # the client must not take it for the end
-            return response
-        except OSError:
-            pipe.leave()
-            return response
-        await response.write_eof()
-        return response
-
-    async def _pass_on(
-        self, request: web.Request, target: str, headers: dict[str, str], body: bytes
-    ) -> web.StreamResponse:
-        """Send on a request that isn't for a model, such as one for the list of models."""
-        import aiohttp
-        from aiohttp import web
-
-        assert self._session is not None
-        try:
-            answer = await self._session.request(
-                request.method, target, headers=headers, data=body or None, allow_redirects=False
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _refuse(
-                502, f"the gateway can't reach {urlsplit(target).hostname} ({type(error).__name__})"
-            )
-        async with answer:
-            kept = {name: value for name, value in answer.headers.items() if name.lower() not in _OWN}
-            response = web.StreamResponse(status=answer.status, headers=kept)
-            await response.prepare(request)
-            try:
-                async for piece in answer.content.iter_any():
-                    await response.write(piece)
-            except aiohttp.ClientError:
-                if request.transport is not None:
-                    request.transport.abort()
-                return response
-            await response.write_eof()
-            return response
+    def _is_stopping(self) -> bool:
+        return self._stopping
 
     # Its own pages
 
@@ -610,38 +364,27 @@ class Gateway:
     async def _show_metrics(self, request: web.Request) -> web.Response:
         from aiohttp import web
 
-        given = request.query.get("token") or request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._token.encode()):
-            return _refuse(401, "this page needs the gateway's token; send it as `Authorization: Bearer …`")
+        shown = request.query.get("token") or request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(shown.encode(), self._token.encode()):
+            return response_of(
+                refuse(401, "this page needs the gateway's token; send it as `Authorization: Bearer …`")
+            )
         self._metrics.measure(len(self._calls), self.on_wire, self._budget)
         return web.Response(body=self._metrics.text(), headers={"content-type": self._metrics.content_type})
 
 
-class Delivered(NamedTuple):
-    """A reply that was sent to a client, which may have been gone already.
-
-    Attributes:
-        until: the loop's time after which it is forgotten.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    until: float
-
-    @property
-    def size(self) -> int:
-        """Bytes, with about what its headers and its key take."""
-        return len(self.body) + 2_000
-
-    @property
-    def fresh(self) -> bool:
-        return asyncio.get_running_loop().time() < self.until
-
-    def response(self) -> web.Response:
-        from aiohttp import web
-
-        return web.Response(status=self.status, headers=self.headers, body=self.body)
+def _most_connections() -> float:
+    """Ask for more file descriptors, and return how many clients they are enough for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = max(soft, DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY:
+        return math.inf
+    wanted = max(soft, min(hard, DESCRIPTORS))
+    with contextlib.suppress(OSError, ValueError):  # a container may forbid it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return max(16, (soft - SPARE) // 2)
 
 
 @final
@@ -649,45 +392,36 @@ class GatewayCall:
     """One call of the gateway, which may outlive the request that began it.
 
     Attributes:
-        name: the account and the key of its request.
         task: makes the call.
         on_wire: True while an attempt is at the provider, and after one has succeeded.
-        delivering: True once a client has got a part of the reply.
-        cancelled: True if it was cancelled by the gateway.
     """
 
     task: asyncio.Task[None]
 
-    def __init__(self, raw: RawRequest, origin: CallOrigin, name: tuple[Account, str]) -> None:
-        self.name = name
-        self.on_wire = self.delivering = self.cancelled = False
-        self.takes_comments = raw.stream and (raw.dialect.name != "generateContent" or "alt=sse" in raw.url)
+    def __init__(self, raw: RawRequest, origin: CallOrigin, *, stopping: Callable[[], bool]) -> None:
+        self.account = raw.account
+        self.on_wire = False
         self.exchange = Exchange(raw, origin, send=self._send)
+        self._stopping = stopping
         self._unwanted = False
-        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, priority: Priority) -> None:
         with prioritised(priority):
             await self.exchange.run()
 
-    def cancel(self) -> None:
-        self.cancelled = True
-        self.task.cancel()
-
-    def leave(self, give_up: Callable[[], object]) -> None:
-        """Wait for its client to come back, then `give_up`."""
-        self._timer = asyncio.get_running_loop().call_later(REJOIN, give_up)
-
-    def rejoin(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._unwanted = False
-
     def give_up(self) -> None:
         """Cancel it if it isn't on the wire, and at its next failure if it is."""
         self._unwanted = True
         if not self.on_wire:
-            self.cancel()
+            self.task.cancel()
+
+    def stop(self) -> None:
+        """As `give_up`, with a refusal for its client."""
+        if not self.on_wire and not self.task.done():
+            error = TransientModelError("the gateway is stopping")
+            error.response = _stopping()
+            self.exchange.abort(error)
+            self.task.cancel()
 
     async def _send(self, request: RawRequest, body: bytes) -> Opened:
         self.on_wire = True
@@ -699,8 +433,9 @@ class GatewayCall:
 
     def _failed(self) -> None:
         self.on_wire = False
-        if self._unwanted:
-            asyncio.get_running_loop().call_soon(self.cancel)
+        if self._unwanted or self._stopping():
+            # The attempt's end comes first: it settles what the budget and the limits hold.
+            asyncio.get_running_loop().call_soon(self.give_up if self._unwanted else self.stop)
 
 
 @final
@@ -735,50 +470,8 @@ class _Watched:
         return await self._opened.__aexit__(*exc)
 
 
-# Small things
-
-
-def _refuse(status: int, sentence: str) -> web.Response:
-    return _response(own_reply(status, sentence, "afnio_gateway"))
-
-
-def _response(reply: RawReply) -> web.Response:
-    from aiohttp import web
-
-    return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-
-
-def _only_utf8() -> Any:
-    from aiohttp import web
-
-    @web.middleware
-    async def check(request: web.Request, handler: Any) -> web.StreamResponse:
-        sentence = not_utf8(request.headers)
-        return await handler(request) if sentence is None else _refuse(400, sentence)
-
-    return check
-
-
-def _stopping_reply() -> RawReply:
+def _stopping() -> RawReply:
     """Return a refusal that clients answer by asking again."""
-    reply = own_reply(503, "the gateway is stopping; send the request again", "afnio_gateway")
+    reply = refuse(503, "the gateway is stopping; send the request again")
     kept = {name: value for name, value in reply.headers.items() if name not in NO_RETRY}
     return RawReply(reply.status, {**kept, "retry-after": "1"}, reply.body)
-
-
-def _path(name: str, upstream: str) -> str:
-    return f"/{name}" if name else urlsplit(upstream).path
-
-
-def _priority(name: str | None) -> Priority:
-    if name is None:
-        return Priority.TRAINING
-    try:
-        return Priority[name.strip().upper()]
-    except KeyError:
-        names = ", ".join(each.name.lower() for each in Priority)
-        raise ValueError(f"{PRIORITY} must be one of {names} (got {name!r}); omit it for training") from None
-
-
-def _is_retry(headers: Mapping[str, str]) -> bool:
-    return headers.get("x-stainless-retry-count", "0") not in ("", "0")

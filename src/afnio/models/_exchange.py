@@ -3,18 +3,6 @@
 An `Exchange` is one call under way: `run` makes it, and a reader takes the reply from its pipe, whole or event by
 event. In between it is a call like any other: journal, single flight, budgets, limits, retries, events.
 
-How a gateway uses it, on the runtime's loop, with its journal and budgets in the context:
-
-    request = RawRequest.read("POST", upstream + path, headers, body)       # None: not for a model, pass it on as it is
-    exchange = Exchange(request, CallOrigin(address=f"gateway/http:{request.key[:16]}#{n}", scope="gateway"))
-    with prioritised(level):
-        task = asyncio.create_task(exchange.run())                          # cancel it to cancel the call
-    head = await exchange.pipe.head()                                       # status and headers, also of errors
-    response = web.StreamResponse(status=head.status, headers=head.headers)
-    async for event in exchange.pipe:                                       # one piece, or the events of a stream
-        await response.write(event)
-    # exchange.pipe.leave(), if its client has gone: a stream is read on for a while and recorded
-
 `run` never raises an error of ours. Whoever reads the reply is an SDK, which takes an exception for a lost connection
 and tries again. So it gets the provider's own response, or one of ours, with `x-should-retry: false`: the engine has
 retried already. `Exchange.error` has our error, and the context's trace remembers it.
@@ -87,19 +75,16 @@ READ_ON_TOKENS: Final = 2_000
 """The most tokens that are read on."""
 _END_OF_BODY: Final = 5.0
 """Seconds between a stream's last event and the end of its body."""
-_NOT_SENT: Final = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
-        "accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization",
-        "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+        "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization", "proxy-connection",
+        "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-"""Headers of a request that belong to its own connection. (aiohttp asks for the encodings that it can undo.)"""
-_NOT_RETURNED: Final = frozenset(
-    {
-        "connection", "content-encoding", "content-length", "keep-alive", "proxy-authenticate", "set-cookie", "trailer",
-        "transfer-encoding", "upgrade",
-    }
-)  # fmt: skip
+"""Headers that belong to a connection, and aren't passed on."""
+_NOT_SENT: Final = HOP_BY_HOP | {"accept-encoding"}
+"""Headers of a request that aren't sent: aiohttp asks for the encodings that it can undo."""
+_NOT_RETURNED: Final = HOP_BY_HOP | {"content-encoding", "proxy-authenticate", "set-cookie"}
 
 
 @final
@@ -114,6 +99,7 @@ class CallOrigin:
         depth: of the launch; deeper calls go first.
         node, lane: the launch and the sample that it is made for, for events.
         site: the place in the program; its replies are assumed to be alike in length.
+        key: what a record must have been asked. Default: the request's own, without credentials.
     """
 
     address: str
@@ -123,6 +109,7 @@ class CallOrigin:
     node: str = ""
     lane: int | None = None
     site: Hashable = None
+    key: str = ""
 
 
 class Opened(Protocol):
@@ -228,7 +215,7 @@ class Exchange:
         call = Call(
             address=origin.address,
             scope=origin.scope,
-            key=request.key,
+            key=origin.key or request.key,
             codec=CODEC,
             account=request.account,
             model=request.model,

@@ -4,8 +4,8 @@ A script in another language can't use a transport of ours, but it reads OPENAI_
 this machine. The requests that arrive there are launched in the context of the block that gave the address out, so they
 belong to its lane: traced, journaled, counted and limited as if the lane had made them.
 
-One aiohttp.web server on the runtime's loop serves all lanes. A random token in the path says whose request it is, and
-keeps others on the machine out.
+One server on the runtime's loop (`_raw_server.py`) serves all lanes. A random token in the path says whose request it
+is, and keeps others on the machine out.
 
 Lanes in the workers of an executor have an address as well (`LaneAddress`). For workers on other hosts the user names
 one, where a second server listens. What happens at its other end, and why it keeps the lane's calls, is in
@@ -18,41 +18,27 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context, copy_context
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import anyio
 
 from afnio.errors import BlockingReadError, ExecutorError, RuntimeClosedError
-from afnio.models._bridging import Bridged, launch_request
+from afnio.models._bridging import launch_request
 from afnio.models._forwarding import RUN, TARGET, Forwarded, read_timeout_of, this_host
 from afnio.models._installed import own_addresses
-from afnio.models._kept_calls import KeptCalls
-from afnio.models._raw import RawRequest, not_utf8, own_reply
-from afnio.models._streams import BrokenReplyError, Head
-from afnio.runtime._kernel import (
-    Failure,
-    Job,
-    Launch,
-    Slot,
-    current_runtime,
-    on_runtime_thread,
-)
+from afnio.models._kept_calls import KeptCall, Memory
+from afnio.models._raw import RawReply, RawRequest, own_reply
+from afnio.models._raw_server import RawServer, Visit
+from afnio.runtime._kernel import Failure, Job, Launch, Slot, current_runtime, on_runtime_thread
 from afnio.runtime._limits import Limits
 from afnio.runtime._waiting import wait, wait_async
 
 if TYPE_CHECKING:
     from aiohttp import web
-
-_MOST: Final = 64 << 20
-"""Bytes of a request."""
-_OWN: Final = frozenset(
-    {"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "keep-alive"}
-)
 
 
 @final
@@ -103,7 +89,7 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
 
     def _begin(self) -> tuple[Launch, Slot]:
         self._token = secrets.token_urlsafe(24)
-        lane = _Lane(self._upstream, self._limits, copy_context())
+        lane = _Lane(self._upstream, self._limits, copy_context(), Memory("left", patience=0, most=0))
         launch = Launch("url", address="url")
         slot = Slot(launch)
 
@@ -134,7 +120,9 @@ class _Lane(NamedTuple):
     upstream: str | None
     limits: Limits | None
     context: Context
-    kept: KeptCalls | None = None
+    memory: Memory
+    """A lane in a worker has one of rule "nth". Its requests name their targets."""
+    of_worker: bool = False
 
 
 @final
@@ -148,32 +136,31 @@ class LaneAddress:
     def __init__(self, host: tuple[str, int] | None = None) -> None:
         self._server = _server(host)
         self._elsewhere = host is not None
-        self._kept = KeptCalls(copy_context())
+        self._lane = _Lane(None, None, copy_context(), Memory("nth"), of_worker=True)
         self._token = ""
 
     async def attempt(self) -> Forwarded:
         """Return what the next attempt enters in its worker. The address of the one before is served no longer."""
         self._server.close(self._token)
         self._token = secrets.token_urlsafe(24)
-        lane = _Lane(None, None, self._kept.context, self._kept)
-        origin = await self._server.open(self._token, lane)
+        origin = await self._server.open(self._token, self._lane)
         return Forwarded(f"{origin}/{self._token}", "" if self._elsewhere else this_host())
 
     def end(self) -> None:
         """Serve it no longer, and cancel its calls."""
         self._server.close(self._token)
-        self._kept.cancel()
+        self._lane.memory.cancel()
 
 
 def _server(host: tuple[str, int] | None = None) -> _Server:
     """Return the server at an address, or the one on loopback."""
-    found = host or ("127.0.0.1", 0)
-    return current_runtime().resource((_Server, found), partial(_Server, *found))
+    place = host or ("127.0.0.1", 0)
+    return current_runtime().resource((_Server, place), partial(_Server, *place))
 
 
 @final
 class _Server:
-    """The server at one address, on the runtime's loop. It starts with the first lane that needs it.
+    """The lanes that are served at one address, on the runtime's loop. It starts with the first one that needs it.
 
     Args:
         host: a name or an IP address of this machine.
@@ -185,8 +172,7 @@ class _Server:
         self._port = port
         self._origin = ""
         self._lanes: dict[str, _Lane] = {}
-        self._calls: dict[str, list[Bridged]] = {}
-        self._runner: web.AppRunner | None = None
+        self._server: RawServer | None = None
         self._starting = anyio.Lock()
 
     async def open(self, token: str, lane: _Lane) -> str:
@@ -195,113 +181,70 @@ class _Server:
         Raises:
             ExecutorError: if it can't listen there.
         """
-        if self._runner is None:
-            async with self._starting:
-                if self._runner is None:
-                    await self._start()
+        async with self._starting:
+            if self._server is None:
+                await self._start()
         self._lanes[token] = lane
         return self._origin
 
     async def _start(self) -> None:
-        from aiohttp import web
-
-        app = web.Application(client_max_size=_MOST)
-        app.router.add_route("*", "/{token}/{path:.*}", self._serve)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-        await runner.setup()
         try:
             address = await _address_of(self._host)
-            await web.TCPSite(runner, address, self._port, backlog=1024).start()
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            listener = socket.create_server((address, self._port), family=family)
         except OSError as error:
-            await runner.cleanup()
             shown = f"{self._host}, port {self._port}" if self._port else self._host
             number = error.errno or 0
-            why = os.strerror(number) if number > 0 else error  # asyncio's text says it twice
+            why = (
+                os.strerror(number) if number > 0 else error
+            )  # the error's own text may name the address again
             raise ExecutorError(
                 f"host must be an address of this machine, with a free port (got {shown}: {why}); pass the one by "
                 "which workers reach it"
             ) from None
-        self._runner = runner
+        self._server = RawServer(self, "/{token}/{path:.*}")
+        await self._server.start(listener)
         shown = f"[{address}]" if ":" in address else address
-        self._origin = f"http://{shown}:{runner.addresses[0][1]}"
+        self._origin = f"http://{shown}:{listener.getsockname()[1]}"
         own_addresses.add(f"{self._origin}/")
 
     def close(self, token: str) -> None:
-        """Serve a lane no longer, and cancel its calls."""
-        self._lanes.pop(token, None)
-        for bridged in self._calls.pop(token, ()):
-            bridged.cancel()
-
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
-        from aiohttp import web
-
-        sentence = not_utf8(request.headers)
-        if sentence is not None:
-            refused = own_reply(400, sentence, "invalid_request")
-            return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
-        given = request.match_info["token"]
-        token, _, run = given.partition(RUN)
-        lane = self._lanes.get(token)
-        if lane is None:
-            refused = own_reply(
-                404, "this address is no longer served, because its block has ended", "unknown_lane"
-            )
-            return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
-        body = await request.read()
-        target = "" if lane.kept is None else request.headers.get(TARGET, "")
-        if not target:
-            target = f"{lane.upstream or _default_upstream()}/{request.raw_path.removeprefix(f'/{given}/')}"
-        headers = {
-            name: value
-            for name, value in request.headers.items()
-            if name.lower() not in _OWN and not name.lower().startswith("x-afnio-")
-        }
-        raw = RawRequest.read(request.method, target, headers, body)
-        if raw is None:
-            return await self._pass_on(request, target, headers, body)
-        if lane.kept is not None:
-            its_run = lane.kept.run(run)
-            call = its_run.call_for(raw, read_timeout=read_timeout_of(request.headers))
-            try:
-                return await _answer(request, call, stream=raw.stream)
-            except BaseException:
-                its_run.leave(raw, call)
-                raise
-        bridged = lane.context.copy().run(partial(launch_request, raw, limits=lane.limits))
-        calls = self._calls.setdefault(token, [])
-        calls.append(bridged)
-        try:
-            return await _answer(request, bridged.exchange.pipe, stream=raw.stream)
-        except BaseException:  # its client has gone
-            bridged.cancel()
-            raise
-        finally:
-            calls.remove(bridged)
-
-    async def _pass_on(
-        self, request: web.Request, target: str, headers: dict[str, str], body: bytes
-    ) -> web.StreamResponse:
-        """Send on a request that isn't for a model, such as one for the list of models."""
-        import aiohttp
-        from aiohttp import web
-
-        try:
-            async with (
-                aiohttp.ClientSession(trust_env=True, auto_decompress=False) as session,
-                session.request(
-                    request.method, target, headers=headers, data=body or None, allow_redirects=False
-                ) as answer,
-            ):
-                kept = {name: value for name, value in answer.headers.items() if name.lower() not in _OWN}
-                return web.Response(status=answer.status, headers=kept, body=await answer.read())
-        except (aiohttp.ClientError, OSError) as error:
-            refused = own_reply(502, f"can't reach the provider ({type(error).__name__})", "unreachable")
-            return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
+        """Serve a lane no longer. Its calls are cancelled, unless another attempt of a worker may want them."""
+        lane = self._lanes.pop(token, None)
+        if lane is not None and not lane.of_worker:
+            lane.memory.cancel()
 
     async def aclose(self) -> None:
         own_addresses.discard(f"{self._origin}/")
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._server is not None:
+            await self._server.aclose()
+
+    # The server's desk
+
+    def visit(self, request: web.Request) -> Visit | RawReply:
+        """Find the lane by the token in the path."""
+        first = request.match_info["token"]
+        token, _, run = first.partition(RUN)
+        lane = self._lanes.get(token)
+        if lane is None:
+            sentence = "this address is no longer served, because its block has ended"
+            return own_reply(404, sentence, "unknown_lane")
+        target = request.headers.get(TARGET, "") if lane.of_worker else ""
+        if not target:
+            target = f"{lane.upstream or _default_upstream()}/{request.raw_path.removeprefix(f'/{first}/')}"
+        read_timeout = read_timeout_of(request.headers) if lane.of_worker else None
+
+        def new(raw: RawRequest, address: str | None) -> KeptCall:
+            launch = partial(
+                launch_request, raw, read_timeout=read_timeout, address=address, limits=lane.limits
+            )
+            bridged = lane.context.copy().run(launch)
+            return KeptCall(bridged.exchange, bridged.cancel, keeps=lane.of_worker)
+
+        return Visit(target, lambda raw: lane.memory, new, run)
+
+    def refusal(self, request: web.Request, raw: RawRequest | None, body: bytes) -> RawReply | None:
+        return None
 
 
 async def _address_of(host: str) -> str:
@@ -322,34 +265,3 @@ def _default_upstream() -> str:
     from afnio.models.openai import endpoint_url
 
     return endpoint_url(None)
-
-
-class _Reply(Protocol):
-    """A reply that is read as it arrives."""
-
-    async def head(self) -> Head: ...
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-    def leave(self) -> None: ...
-
-
-async def _answer(request: web.Request, pipe: _Reply, *, stream: bool) -> web.StreamResponse:
-    from aiohttp import web
-
-    head = await pipe.head()
-    if not stream:
-        body = b"".join([piece async for piece in pipe])
-        return web.Response(status=head.status, headers=head.headers, body=body)
-    response = web.StreamResponse(status=head.status, headers=head.headers)
-    await response.prepare(request)
-    try:
-        async for piece in pipe:
-            await response.write(piece)
-    except BrokenReplyError:
-        if request.transport is not None:
-            request.transport.abort()  # the client must not take it for the end
-        return response
-    except OSError:  # its client has gone: what it paid for is read on and recorded
-        pipe.leave()
-        return response
-    await response.write_eof()
-    return response

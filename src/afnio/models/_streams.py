@@ -55,11 +55,20 @@ class Pipe:
         self.on_end: Callable[[], object] | None = None
         """Called on the reader's side when it has got everything, or leaves."""
 
-    # The writer, on the runtime's loop
+    @property
+    def ended(self) -> bool:
+        return self._ended
 
     @property
-    def opened(self) -> bool:
-        return self._head is not None
+    def broken(self) -> bool:
+        return self._error is not None
+
+    @property
+    def size(self) -> int:
+        """The bytes that were written."""
+        return self._written
+
+    # The writer, on the runtime's loop
 
     def open(self, status: int, headers: Mapping[str, str]) -> None:
         self._head = Head(status, headers)
@@ -125,15 +134,19 @@ class Pipe:
             self._block(lambda: self._head is not None)
         return self._head
 
+    async def piece(self) -> bytes | None:
+        """Wait for the next piece; None at the end.
+
+        Raises:
+            BrokenReplyError: at the end of a reply that broke off.
+        """
+        while (piece := self._take()) is None and not self._is_over():
+            await self._park(lambda: bool(self._pieces) or self._ended)
+        return piece
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            piece = self._take()
-            if piece is not None:
-                yield piece
-            elif self._is_over():
-                return
-            else:
-                await self._park(lambda: bool(self._pieces) or self._ended)
+        while (piece := await self.piece()) is not None:
+            yield piece
 
     def __iter__(self) -> Iterator[bytes]:
         while True:

@@ -134,10 +134,10 @@ class Answer(NamedTuple):
 
 @final
 class AiohttpTransport:
-    """An aiohttp session on the runtime's loop. The clients of an account share one.
+    """An aiohttp session on the runtime's loop. The clients of a host share one.
 
     Args:
-        tls: whether the account's URL begins with https.
+        tls: whether its URL begins with https.
     """
 
     def __init__(self, *, tls: bool) -> None:
@@ -155,7 +155,9 @@ class AiohttpTransport:
 
     @classmethod
     def shared(cls, account: Account) -> AiohttpTransport:
-        return current_runtime().resource((cls, account), lambda: cls(tls=account.url.startswith("https:")))
+        """Return the session for an account's host. Keys share it: a gateway has thousands of them."""
+        place = urlsplit(account.url)[:2]
+        return current_runtime().resource((cls, place), lambda: cls(tls=place[0] == "https"))
 
     async def post(self, url: str, headers: Mapping[str, str], data: bytes, most: int = MAX_REPLY) -> Answer:
         """Send `data`, a JSON text, and return the response with any status. Redirects aren't followed.

@@ -819,6 +819,11 @@ class Runtime:
             found = self._resources[key] = Context().run(make)
         return cast("R", found)
 
+    def drop_resources(self, part: Any) -> None:
+        """Drop the resources whose keys contain `part`, unclosed: its owner has no use of them any more."""
+        for key in [key for key in self._resources if isinstance(key, tuple) and part in key]:
+            del self._resources[key]
+
     def resources(self) -> list[Any]:
         """Return the resources made so far. Safe on any thread."""
         return list(self._resources.values())

@@ -104,6 +104,12 @@ def give_limits(account: Account, limits: Limits) -> None:
         )
 
 
+def forget_limits(account: Account) -> None:
+    """Take back the limits of an account that is no longer used."""
+    _given.pop(account, None)
+    _warned.discard(account)
+
+
 def given_limits(account: Account) -> Limits | None:
     """Return the limits that were given last for the account, or None."""
     return _given.get(account)
