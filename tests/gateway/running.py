@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 import openai
 from aiohttp import web
+from yarl import URL
 
 KEY = "sk-a-key-that-must-not-be-kept"
 
@@ -21,14 +23,20 @@ KEY = "sk-a-key-that-must-not-be-kept"
 class GatewayProcess:
     """Runs `afnio gateway` while its block lasts."""
 
-    def __init__(self, *arguments: str, port: int = 0) -> None:
+    def __init__(self, *arguments: str, port: int = 0, descriptors: tuple[int, int] | None = None) -> None:
+        self._limit = descriptors  # the soft and the hard limit
         self._sdks: list[openai.AsyncOpenAI] = []
         self._command = [sys.executable, "-m", "afnio.cli", "gateway", f"--port={port}", *arguments]
 
     async def __aenter__(self) -> Self:
+        def limit() -> None:
+            if self._limit is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
+
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            *self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit
         )
+        self.pid = self._process.pid
         self.lines: list[str] = []
         self.errors: bytes = b""
         while not self.lines or not self.lines[-1].startswith("Set the first address"):
@@ -62,6 +70,24 @@ class GatewayProcess:
         code = self._process.returncode
         assert code is not None
         return code
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.split("/")[2].rpartition(":")
+        return host, int(port)
+
+    async def post(
+        self, path: str, body: Any, headers: Mapping[str, str] | None = None, method: str = "POST"
+    ) -> tuple[int, str]:
+        """Send a body, JSON or bytes, and return the status and the text of the answer."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        kind = {"content-type": "application/json"}
+        origin = "/".join(self.url.split("/")[:3])
+        async with aiohttp.ClientSession() as session:
+            async with session.request(
+                method, URL(origin + path, encoded=True), data=data, headers={**kind, **(headers or {})}
+            ) as response:
+                return response.status, await response.text()
 
     def sdk(self, **options: Any) -> openai.AsyncOpenAI:
         made = openai.AsyncOpenAI(**{"base_url": self.url, "api_key": KEY, **options})

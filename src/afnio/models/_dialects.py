@@ -1,6 +1,7 @@
 """Dialects: which API a raw request is for.
 
 Chat         OpenAI's chat completions, and everything compatible (`_openai_dialects.py`)
+Completions  OpenAI's completions, the API before chats
 Embeddings   OpenAI's embeddings
 Responses    OpenAI's Responses API
 Anthropic    Anthropic's messages (`_other_dialects.py`)
@@ -16,17 +17,18 @@ from typing import Any, Final, final
 
 from afnio.models._dialect import Dialect, Events, Json, size_of, whole
 from afnio.models._messages import ChatResponse
-from afnio.models._openai_dialects import Chat, Embeddings, Responses
+from afnio.models._openai_dialects import Chat, Completions, Embeddings, Responses
 from afnio.models._other_dialects import Anthropic, Gemini
 from afnio.runtime.events import Usage
 
 CHAT: Final = Chat()
+COMPLETIONS: Final = Completions()
 EMBEDDINGS: Final = Embeddings()
 RESPONSES: Final = Responses()
 ANTHROPIC: Final = Anthropic()
 GEMINI: Final = Gemini()
 _BY_NAME: Final[dict[str, Dialect]] = {
-    dialect.name: dialect for dialect in (CHAT, EMBEDDINGS, RESPONSES, ANTHROPIC, GEMINI)
+    dialect.name: dialect for dialect in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, ANTHROPIC, GEMINI)
 }
 _registered: Final[dict[str, Registered]] = {}
 
@@ -92,11 +94,12 @@ def register(path: str, usage: Callable[[dict[str, Any]], Any]) -> None:
 
 def may_be_known(path: str) -> bool:
     """Return True if a request to `path` may be one for a model. Cheap: the bridge asks it for every request."""
+    path = path.rstrip("/")
     return path.endswith(_ENDINGS) or any(path.endswith(f"/{known}") for known in _registered)
 
 
 _ENDINGS: Final = (
-    "/chat/completions",
+    "/completions",
     "/responses",
     "/embeddings",
     "/messages",
@@ -115,6 +118,7 @@ def dialect_of(path: str, headers: Mapping[str, str], body: Json) -> tuple[Diale
     >>> dialect.name, base
     ('chat/completions', '/v1')
     """
+    path = path.rstrip("/")
     for known, registered in _registered.items():
         if path.endswith(f"/{known}"):
             return registered, path.removesuffix(f"/{known}")
@@ -124,8 +128,8 @@ def dialect_of(path: str, headers: Mapping[str, str], body: Json) -> tuple[Diale
     named = isinstance(body.get("model"), str) or "/deployments/" in path
     if not named:
         return None
-    if last == "completions" and head.endswith("/chat"):
-        return CHAT, head.removesuffix("/chat")
+    if last == "completions":
+        return (CHAT, head.removesuffix("/chat")) if head.endswith("/chat") else (COMPLETIONS, head)
     if last == "messages" and "anthropic-version" in headers:
         return ANTHROPIC, head
     found = {"embeddings": EMBEDDINGS, "responses": RESPONSES}.get(last)

@@ -73,6 +73,8 @@ READ_ON: Final = 5.0
 """Seconds for which a stream is read on after its reader has left."""
 READ_ON_TOKENS: Final = 2_000
 """The most tokens that are read on."""
+MOST_EVENT: Final = 16 << 20
+"""Bytes of a stream's event."""
 _END_OF_BODY: Final = 5.0
 """Seconds between a stream's last event and the end of its body."""
 HOP_BY_HOP: Final = frozenset(
@@ -419,9 +421,10 @@ class _Attempt:
                             for early in waiting:
                                 pipe.put(early)
                             waiting.clear()
-                    if stream.size > MAX_REPLY:
+                    if stream.size > MAX_REPLY or splitter.waiting > MOST_EVENT:
                         raise FinalModelError(
-                            f"{request.account.url} sent a stream of more than {MAX_REPLY:,} bytes"
+                            f"{request.account.url} sent a stream of more than {MAX_REPLY:,} bytes, or an event of "
+                            f"more than {MOST_EVENT:,}"
                         )
                     if pipe.left and stream.written - stream.written_at_leave > 4 * READ_ON_TOKENS:
                         break

@@ -135,6 +135,68 @@ def _merge_call(calls: list[dict[str, Any]], part: Json) -> None:
     call["function"]["arguments"] += text(function.get("arguments"))
 
 
+class Completions(Chat):
+    """Source: https://platform.openai.com/docs/api-reference/completions (the API before chats)"""
+
+    name = "completions"
+    prompt = ("prompt", "suffix")
+
+    def max_output(self, body: Json) -> int | None:
+        prompts = body.get("prompt")
+        many = (
+            len(prompts)
+            if isinstance(prompts, list) and not all(isinstance(part, int) for part in prompts)
+            else 1
+        )
+        each = max(1, whole(body.get("n")), whole(body.get("best_of")))
+        return (whole(body.get("max_tokens")) or 16) * many * each
+
+    def messages(self, body: Json) -> list[dict[str, Any]]:
+        prompt = body.get("prompt")
+        return [{"role": "user", "content": prompt if isinstance(prompt, str) else json.dumps(prompt)}]
+
+    def schema(self, body: Json) -> Json | None:
+        return None
+
+    def response(self, reply: Json) -> ChatResponse:
+        choice = next(iter(dicts(reply.get("choices"))), {})
+        return ChatResponse(
+            content=text(choice.get("text")),
+            finish_reason=text(choice.get("finish_reason")) or None,
+            model=text(reply.get("model")),
+            usage=self.usage(reply) or Usage(),
+        )
+
+    def made_up(self, response: ChatResponse) -> dict[str, Any]:
+        made = super().made_up(response)
+        choice = {"index": 0, "text": response.content or "", "finish_reason": "stop"}
+        return {**made, "object": "text_completion", "choices": [choice]}
+
+    def made_up_events(self, response: ChatResponse) -> list[tuple[str, Any]]:
+        return [("", self.made_up(response)), ("", "[DONE]")]
+
+    def has_content(self, event: Json) -> bool:
+        return any(
+            choice.get("finish_reason") or choice.get("text") for choice in dicts(event.get("choices"))
+        )
+
+    def written(self, event: Json) -> int:
+        return sum(len(text(choice.get("text"))) for choice in dicts(event.get("choices")))
+
+    def joined(self, events: Events) -> dict[str, Any]:
+        parts = list(events)
+        reply = super().joined(parts)
+        for choice in reply["choices"]:
+            del choice["message"]
+            choice["text"] = "".join(
+                text(part.get("text"))
+                for event in parts
+                for part in dicts(event.get("choices"))
+                if whole(part.get("index")) == choice["index"]
+            )
+        return {**reply, "object": "text_completion"}
+
+
 class Embeddings(Chat):
     """Source: https://platform.openai.com/docs/api-reference/embeddings"""
 

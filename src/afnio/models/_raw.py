@@ -270,24 +270,28 @@ class EventSplitter:
 
     def __init__(self, *, lines: bool = False) -> None:
         self._between = re.compile(rb"\n") if lines else _BETWEEN_EVENTS
-        self._rest = b""
-        self._seen = 0
+        self._rest = bytearray()
+
+    @property
+    def waiting(self) -> int:
+        """The bytes of an event that isn't whole."""
+        return len(self._rest)
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the events that `piece` completes."""
-        data = self._rest + piece
-        events, start = [], 0
         # Where the rest had no end, only its last bytes can begin one.
-        for end in self._between.finditer(data, max(0, self._seen - 3)):
-            events.append(data[start : end.end()])
-            start = end.end()
-        self._rest = data[start:]
-        self._seen = len(self._rest)
+        searched = max(0, len(self._rest) - 3)
+        self._rest += piece
+        ends = [end.end() for end in self._between.finditer(self._rest, searched)]
+        starts = [0, *ends[:-1]]
+        events = [bytes(self._rest[start:end]) for start, end in zip(starts, ends, strict=False)]
+        if ends:
+            del self._rest[: ends[-1]]
         return events
 
     def rest(self) -> bytes:
         """Return what followed the last event."""
-        rest, self._rest, self._seen = self._rest, b"", 0
+        rest, self._rest = bytes(self._rest), bytearray()
         return rest
 
 

@@ -364,6 +364,9 @@ def _logger() -> logging.Logger:
 
 
 def _without_requests(record: logging.LogRecord) -> bool:
+    from aiohttp import web
+
     error = record.exc_info[1] if record.exc_info else None
-    status = getattr(error, "status", getattr(error, "code", 500))
-    return not (isinstance(status, int) and 400 <= status < 500)  # the client was told
+    status = getattr(error, "status", getattr(error, "code", 500))  # of a reply, of the parser
+    refused = isinstance(status, int) and 400 <= status < 500
+    return not refused and not isinstance(error, web.RequestPayloadError)
