@@ -17,17 +17,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, final
+from typing import Any, Final, Literal, final
 
+from afnio.cognitive._module import Module
 from afnio.errors import AfnioError, BudgetExceeded, JournalError
 from afnio.optim.lr_scheduler import ReduceLROnPlateau
 from afnio.runtime._callables import to_thread
 from afnio.runtime._waiting import scope
-
-if TYPE_CHECKING:
-    from afnio.cognitive._module import Module
-    from afnio.trainer._trainer import Trainer
-
 
 HOOKS: Final = (
     "on_fit_start", "on_fit_end", "on_train_epoch_start", "on_train_epoch_end", "on_train_batch_start",
@@ -41,7 +37,7 @@ class StopTraining(AfnioError):  # noqa: N818 - a requested end, not an error
 
 
 @contextmanager
-def stopping(trainer: Trainer) -> Iterator[None]:
+def stopping(trainer: Any) -> Iterator[None]:
     """Stop the training of `trainer` if the block raises `StopTraining`."""
     try:
         yield
@@ -52,10 +48,10 @@ def stopping(trainer: Trainer) -> Iterator[None]:
 class Callback:
     """A base class with all hooks. Any object with some of these methods works too; they may be `async def`.
 
-    A hook gets the Trainer and the agent. `on_train_batch_start` gets the batch and its index too,
-    `on_train_batch_end` the batch's metrics before these, `on_exception` the exception. Validation overlaps
-    with training: `on_validation_end` is called after the step that follows, unless `needs_validation`. It isn't called
-    for a pass that was cut short because too many samples failed.
+    A hook gets the Trainer and the agent, which it may annotate as it likes. `on_train_batch_start` gets the batch and
+    its index too, `on_train_batch_end` the batch's metrics before these, `on_exception` the exception. Validation
+    overlaps with training: `on_validation_end` is called after the step that follows, unless `needs_validation`. It
+    isn't called for a pass that was cut short because too many samples failed.
 
     Attributes:
         needs_validation: if True, the next step waits for the validation pass and this callback. Set it if the callback
@@ -66,21 +62,21 @@ class Callback:
     needs_validation: bool = False
     critical: bool = False
 
-    def on_fit_start(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_fit_end(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_train_epoch_start(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_train_epoch_end(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_train_batch_start(self, trainer: Trainer, agent: Module, batch: Any, batch_idx: int) -> Any: ...
+    def on_fit_start(self, trainer: Any, agent: Module) -> Any: ...
+    def on_fit_end(self, trainer: Any, agent: Module) -> Any: ...
+    def on_train_epoch_start(self, trainer: Any, agent: Module) -> Any: ...
+    def on_train_epoch_end(self, trainer: Any, agent: Module) -> Any: ...
+    def on_train_batch_start(self, trainer: Any, agent: Module, batch: Any, batch_idx: int) -> Any: ...
     def on_train_batch_end(
-        self, trainer: Trainer, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
+        self, trainer: Any, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
     ) -> Any: ...
-    def on_validation_start(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_validation_end(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_test_start(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_test_end(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_predict_start(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_predict_end(self, trainer: Trainer, agent: Module) -> Any: ...
-    def on_exception(self, trainer: Trainer, agent: Module, exception: BaseException) -> Any: ...
+    def on_validation_start(self, trainer: Any, agent: Module) -> Any: ...
+    def on_validation_end(self, trainer: Any, agent: Module) -> Any: ...
+    def on_test_start(self, trainer: Any, agent: Module) -> Any: ...
+    def on_test_end(self, trainer: Any, agent: Module) -> Any: ...
+    def on_predict_start(self, trainer: Any, agent: Module) -> Any: ...
+    def on_predict_end(self, trainer: Any, agent: Module) -> Any: ...
+    def on_exception(self, trainer: Any, agent: Module, exception: BaseException) -> Any: ...
 
 
 @final
@@ -111,14 +107,14 @@ class Callbacks:
         """True if the next step must wait for the validation pass in flight."""
         return any(getattr(callback, "needs_validation", False) is True for callback in self._all)
 
-    async def call(self, hook: str, trainer: Trainer, agent: Module, *args: Any) -> None:
+    async def call(self, hook: str, trainer: Any, agent: Module, *args: Any) -> None:
         """Call one hook of all callbacks, in order. A `def` runs in a worker thread, where it may read values."""
         for number, callback in enumerate(self._all):
             function = getattr(callback, hook, None)
             if function is not None and getattr(type(callback), hook, None) is not getattr(Callback, hook):
                 await self._call(number, hook, callback, function, trainer, agent, *args)
 
-    async def epoch_ended(self, trainer: Trainer) -> None:
+    async def epoch_ended(self, trainer: Any) -> None:
         """Call the callbacks that are functions."""
         for number, callback in enumerate(self._all):
             if _is_function(callback):
@@ -218,7 +214,7 @@ class EarlyStopping(Callback):
             self.best is not None and self.waited >= self.patience - 1
         )
 
-    def on_validation_end(self, trainer: Trainer, agent: Module) -> None:
+    def on_validation_end(self, trainer: Any, agent: Module) -> None:
         if trainer.stage != "fit":  # `trainer.validate` decides nothing
             return
         monitor, mode = self.monitor or trainer.monitor, self.mode or trainer.mode
@@ -233,12 +229,12 @@ class EarlyStopping(Callback):
             self.waited += 1
         self._decide(trainer, value)
 
-    def on_fit_start(self, trainer: Trainer, agent: Module) -> None:
+    def on_fit_start(self, trainer: Any, agent: Module) -> None:
         """End a resumed training immediately if it had ended before."""
         if self.best is not None:
             self._decide(trainer, self.best)
 
-    def _decide(self, trainer: Trainer, value: float) -> None:
+    def _decide(self, trainer: Any, value: float) -> None:
         monitor, good = self.monitor or trainer.monitor, self.stopping_threshold
         sign = 1 if (self.mode or trainer.mode) == "max" else -1
         if good is not None and sign * (value - good) >= 0:
@@ -276,7 +272,7 @@ class LengthWatch(Callback):
         self._warned: list[str] = []
 
     def on_train_batch_end(
-        self, trainer: Trainer, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
+        self, trainer: Any, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
     ) -> None:
         for name, parameter in agent.named_parameters():
             length = -(-len(str(parameter.data).encode("utf-8", "replace")) // 4)
@@ -358,21 +354,21 @@ class SchedulerSteps(Callback):
         self.needs_validation = any(name.startswith("val_") for name in names)
 
     def on_train_batch_end(
-        self, trainer: Trainer, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
+        self, trainer: Any, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step != self._stepped:  # the batches of one step end together
             self._stepped = trainer.global_step
             self._step(trainer, "step", validated=None)
 
-    def on_train_epoch_end(self, trainer: Trainer, agent: Module) -> None:
+    def on_train_epoch_end(self, trainer: Any, agent: Module) -> None:
         self._step(trainer, "epoch", validated=False)
 
-    def on_validation_end(self, trainer: Trainer, agent: Module) -> None:
+    def on_validation_end(self, trainer: Any, agent: Module) -> None:
         if self._epochs < trainer.current_epoch:  # a pass within an epoch steps nothing
             self._epochs = trainer.current_epoch
             self._step(trainer, "epoch", validated=True)
 
-    def _step(self, trainer: Trainer, interval: str, *, validated: bool | None) -> None:
+    def _step(self, trainer: Any, interval: str, *, validated: bool | None) -> None:
         for one in self._all:
             monitor = one.monitor or trainer.monitor
             late = one.by_metric and monitor.startswith("val_")

@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, Literal, final
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -43,8 +43,8 @@ from afnio.runtime._spending import Ledger
 from afnio.runtime._waiting import active_journal, journal, scope
 from afnio.tellurio._queries import MONITOR
 from afnio.tellurio._run import Run, RunStatus, get_active_run
-from afnio.trainer._callbacks import StopTraining, stopping
-from afnio.trainer._checkpoints import JOURNAL, Checkpoint, Counters, LoopState, Moment, Phase
+from afnio.trainer._callbacks import Callbacks, StopTraining, stopping
+from afnio.trainer._checkpoints import JOURNAL, Checkpoint, Checkpoints, Counters, LoopState, Moment, Phase
 from afnio.trainer._feed import (
     Feed,
     Fetched,
@@ -60,11 +60,6 @@ from afnio.trainer._options import Outcome, TrainerOptions, combined, is_outage,
 from afnio.trainer._progress import Progress
 from afnio.trainer._steps import EvaluationPass, StepEnd, ValidationPass, settled, train_step
 
-if TYPE_CHECKING:
-    from afnio.trainer._checkpoints import Checkpoints
-    from afnio.trainer._trainer import Trainer
-
-
 MAX_SKIPPED: Final = 3
 """Steps in a row whose failure ends the training. So many failures aren't some samples' fault."""
 
@@ -75,7 +70,7 @@ class FitLoop:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: TrainerState,
         agent: Module,
         optimizers: Sequence[Optimizer],
         train_loader: Any,
@@ -337,6 +332,52 @@ class FitLoop:
 # Where a training is
 
 
+class TrainerState:
+    """The part of a Trainer that its loop reads and writes. Its docstring says what the attributes are."""
+
+    def __init__(self, options: TrainerOptions, callbacks: Callbacks) -> None:
+        self.options = options
+        self.callbacks = callbacks
+        self.monitor = options.monitor or "val_score"
+        self.metrics: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = []
+        self.current_epoch = 0
+        self.global_step = 0
+        self.best_score: float | None = None
+        self.stopped: str | None = None
+        self.asked_to_stop: str | None = None
+        self._session = Session(options)
+        self._run_log = RunLog()
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        return self.options.mode
+
+    @property
+    def ledger(self) -> Ledger:
+        """This Trainer's spending by phase, client and model, including what its journals recorded before."""
+        return self._session.ledger
+
+    @property
+    def total_cost(self) -> float | None:
+        """Dollars spent so far, or None if a price is unknown."""
+        cost = self.ledger.total.cost
+        return None if cost is None else float(cost)
+
+    def stop(self, reason: str = "stop was called") -> None:
+        """End the training after the current step, once `min_epochs` and `min_steps` are reached."""
+        self.asked_to_stop = self.asked_to_stop or reason
+
+    def log_to_run(self, entry: dict[str, Any]) -> None:
+        """Record an entry of the history in the active run, if there is one."""
+        self._run_log.entry(entry, self.total_cost)
+
+    def _reset(self) -> None:
+        self.metrics, self.history = {}, []
+        self.current_epoch = self.global_step = 0
+        self.best_score = self.stopped = self.asked_to_stop = None
+
+
 @final
 class FitState:
     """Where a training is. Keeps the Trainer's history, metrics and counts in step.
@@ -352,7 +393,7 @@ class FitState:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: TrainerState,
         agent: Module,
         optimizers: Sequence[Optimizer],
         train_loader: Any,

@@ -37,13 +37,13 @@ from afnio.models._prices import price_of
 from afnio.optim._optimizer import Optimizer
 from afnio.runtime._blocking import alone, run_blocking, task_group
 from afnio.runtime._limits import Limits, given_limits
-from afnio.runtime._spending import Ledger, Price
+from afnio.runtime._spending import Price
 from afnio.runtime._tracebacks import folding
 from afnio.trainer._callbacks import Callbacks, Scheduled, SchedulerSteps, stopping
 from afnio.trainer._checkpoints import Checkpoint, Checkpoints, LoopState, Phase, Plan, Stage, take_up
 from afnio.trainer._estimate import Estimate, rehearse
 from afnio.trainer._feed import length, limited, sample_count, seed_all
-from afnio.trainer._loop import FitLoop, RunLog, Schedule, Session
+from afnio.trainer._loop import FitLoop, Schedule, TrainerState
 from afnio.trainer._options import Outcome, Share, TrainerOptions, checked, seconds_of
 from afnio.trainer._progress import Progress
 from afnio.trainer._steps import STEPS, EvaluationPass
@@ -53,7 +53,7 @@ _STAGES: Final[dict[str, Stage]] = {"val": "validate", "test": "test", "predict"
 
 
 @final
-class Trainer:
+class Trainer(TrainerState):
     """Trains, validates and tests agents that have `training_step`, `validation_step` and so on.
 
     Each method has an asynchronous twin: `fit` and `afit`, `validate` and `avalidate`, `test` and `atest`, `predict`
@@ -127,7 +127,7 @@ class Trainer:
         mode: Literal["min", "max"] = "max",
         save_top_k: int = -1,
     ) -> None:
-        self.options = checked(
+        options = checked(
             TrainerOptions(
                 max_epochs=max_epochs,
                 min_epochs=min_epochs,
@@ -153,24 +153,10 @@ class Trainer:
                 save_top_k=save_top_k,
             )
         )
-        self.callbacks = Callbacks(callbacks)
-        self.monitor = monitor or "val_score"
-        self.metrics: dict[str, float] = {}
-        self.history: list[dict[str, Any]] = []
-        self.current_epoch = 0
-        self.global_step = 0
-        self.best_score: float | None = None
-        self.stopped: str | None = None
+        super().__init__(options, Callbacks(callbacks))
         self.optimizers: list[Optimizer] = []
-        self.asked_to_stop: str | None = None
-        self._session = Session(self.options)
-        self._run_log = RunLog()
         self._busy: str | None = None
         self._progress: Progress | None = None
-
-    @property
-    def mode(self) -> Literal["min", "max"]:
-        return self.options.mode
 
     @property
     def stage(self) -> str | None:
@@ -181,21 +167,6 @@ class Trainer:
     def folder(self) -> Path:
         """The folder of the checkpoints."""
         return self.options.root / CHECKPOINTS
-
-    @property
-    def ledger(self) -> Ledger:
-        """This Trainer's spending by phase, client and model, including what its journals recorded before."""
-        return self._session.ledger
-
-    @property
-    def total_cost(self) -> float | None:
-        """Dollars spent so far, or None if a price is unknown."""
-        cost = self.ledger.total.cost
-        return None if cost is None else float(cost)
-
-    def stop(self, reason: str = "stop was called") -> None:
-        """End the training after the current step, once `min_epochs` and `min_steps` are reached."""
-        self.asked_to_stop = self.asked_to_stop or reason
 
     def tell(self, text: str) -> None:
         """Show a line that stays, beside the progress of a `fit`. For callbacks; without progress it does nothing."""
@@ -211,12 +182,9 @@ class Trainer:
         train_dataloader: Iterable[Any] | None = None,
         val_dataloader: Iterable[Any] | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
-        llm_clients: Sequence[Any] = (),
     ) -> None:
         """Train `agent`: run `afit` to its end, in a script, a thread or a notebook."""
-        run_blocking(
-            lambda: self.afit(agent, train_dataloader, val_dataloader, ckpt_path, llm_clients), "fit"
-        )
+        run_blocking(lambda: self.afit(agent, train_dataloader, val_dataloader, ckpt_path), "fit")
 
     @folding
     async def afit(
@@ -225,14 +193,12 @@ class Trainer:
         train_dataloader: Iterable[Any] | None = None,
         val_dataloader: Iterable[Any] | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
-        llm_clients: Sequence[Any] = (),
     ) -> None:
         """Train `agent`.
 
         Args:
             val_dataloader: the batches to validate on, beside the training.
             ckpt_path: continue from "last", "best" or a file. "last" begins if there is none yet.
-            llm_clients: ignored; the calls of all clients are counted.
 
         Raises:
             CheckpointError: if the folder is in use or can't be written, or the file isn't a checkpoint.
@@ -247,31 +213,23 @@ class Trainer:
             await self._fit(agent, train_dataloader, val_dataloader, ckpt_path)
 
     @folding
-    def validate(
-        self, agent: Module, val_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
-    ) -> dict[str, float]:
+    def validate(self, agent: Module, val_dataloader: Iterable[Any]) -> dict[str, float]:
         """Return the metrics of one pass over `val_dataloader`; see `atest`."""
-        return run_blocking(lambda: self.avalidate(agent, val_dataloader, llm_clients), "validate")
+        return run_blocking(lambda: self.avalidate(agent, val_dataloader), "validate")
 
     @folding
-    async def avalidate(
-        self, agent: Module, val_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
-    ) -> dict[str, float]:
+    async def avalidate(self, agent: Module, val_dataloader: Iterable[Any]) -> dict[str, float]:
         """Return the metrics of one pass over `val_dataloader`; see `atest`."""
         outcome, _ = await self._pass(agent, "val", val_dataloader)
         return outcome.flat()
 
     @folding
-    def test(
-        self, agent: Module, test_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
-    ) -> dict[str, float]:
+    def test(self, agent: Module, test_dataloader: Iterable[Any]) -> dict[str, float]:
         """Return the metrics of one pass over `test_dataloader`; see `atest`."""
-        return run_blocking(lambda: self.atest(agent, test_dataloader, llm_clients), "test")
+        return run_blocking(lambda: self.atest(agent, test_dataloader), "test")
 
     @folding
-    async def atest(
-        self, agent: Module, test_dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
-    ) -> dict[str, float]:
+    async def atest(self, agent: Module, test_dataloader: Iterable[Any]) -> dict[str, float]:
         """Return the metrics of one pass, without gradients.
 
         "score" is the mean score per sample, "score_sum" the total, and "failed" the number of samples without one. If
@@ -281,14 +239,12 @@ class Trainer:
         return outcome.flat()
 
     @folding
-    def predict(self, agent: Module, dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()) -> list[Any]:
+    def predict(self, agent: Module, dataloader: Iterable[Any]) -> list[Any]:
         """Return what `predict_step` gives for each batch, in order; see `apredict`."""
-        return run_blocking(lambda: self.apredict(agent, dataloader, llm_clients), "predict")
+        return run_blocking(lambda: self.apredict(agent, dataloader), "predict")
 
     @folding
-    async def apredict(
-        self, agent: Module, dataloader: Iterable[Any], llm_clients: Sequence[Any] = ()
-    ) -> list[Any]:
+    async def apredict(self, agent: Module, dataloader: Iterable[Any]) -> list[Any]:
         """Return what `predict_step` gives for each batch, in order, its Variables done."""
         _, outputs = await self._pass(agent, "predict", dataloader)
         return outputs
@@ -454,15 +410,6 @@ class Trainer:
                 f"afnio: the training {how} after step {self.global_step}, in epoch {self.current_epoch + 1}; "
                 f'trainer.fit(..., ckpt_path="last") goes on from {self.folder} and pays for no reply again\n'
             )
-
-    def _reset(self) -> None:
-        self.metrics, self.history = {}, []
-        self.current_epoch = self.global_step = 0
-        self.best_score = self.stopped = self.asked_to_stop = None
-
-    def log_to_run(self, entry: dict[str, Any]) -> None:
-        """Record an entry of the history in the active run, if there is one."""
-        self._run_log.entry(entry, self.total_cost)
 
     @contextmanager
     def _occupied(self, name: str) -> Iterator[None]:
