@@ -52,7 +52,7 @@ def test_parameters_modules_and_clients_are_registered_and_nothing_else():
     assert names(agent.named_parameters()) == ["task", "first.prompt", "second.prompt"]
     assert names(agent.named_modules()) == ["", "first", "second"]
     assert names(agent.named_models()) == ["client"]
-    assert [*agent.completion_configs(), *agent.functions(), *agent.buffers(), *agent.chats()] == []
+    assert [*agent.buffers()] == []
     assert (agent.options, agent.nothing, agent.names) == ({"temperature": 0}, None, ["a", "b"])
 
 
@@ -152,13 +152,6 @@ def test_a_property_of_the_class_takes_what_is_assigned():
         (lambda m: m.register_buffer("p", "x"), TypeError, "'p' is one of the buffers and can't become 'x'"),
         (lambda m: m.register_module("p", "x"), TypeError, "'p' is one of the modules"),
         (lambda m: m.register_model("p", "x"), TypeError, "'p' is one of the models"),
-        (lambda m: m.register_function("p", "x"), TypeError, "'p' is one of the functions"),
-        (lambda m: m.register_completion_config("p", "x"), TypeError, "'p' is one of the completion_configs"),
-        (
-            lambda m: m.register_chat("p", [{"role": "user"}]),
-            ValueError,
-            "message 0 needs 'role' and 'content'",
-        ),
         (lambda m: setattr(m, "a.b", cog.Parameter("x")), KeyError, "hold a dot"),
     ],
 )
@@ -180,24 +173,17 @@ def test_a_parameter_has_to_be_a_leaf():
 def test_everything_can_be_registered_by_hand():
     """Each kind has its traversal."""
     module = cog.Module()
-    chat = [{"role": "user", "content": [Variable("hi")]}]
     module.register_buffer("buffer", Variable("b"))
-    module.register_chat("chat", chat)
-    module.register_function("function", len)
-    module.register_completion_config("config", {"model": "m"})
     module.register_model("model", client := ScriptedClient())
     module.register_module("part", part := Part())
-    assert (["b"], [chat], [len], [{"model": "m"}], [client], [part]) == (
+    assert (["b"], [client], [part]) == (
         [b.data for b in module.buffers()],
-        [*module.chats()],
-        [*module.functions()],
-        [*module.completion_configs()],
         [*module.models()],
         [*module.children()],
     )
     module.buffer = Variable("new")
     assert [b.data for b in module.buffers()] == ["new"]
-    assert {"buffer", "chat", "part"} <= set(dir(module))
+    assert {"buffer", "part"} <= set(dir(module))
 
 
 # Traversal -------------------------------------------------------------------------------------
@@ -233,9 +219,8 @@ def test_train_and_eval_reach_everything_and_take_a_bool():
 
 
 def test_requires_grad_touches_parameters_only():
-    """A plain template in a chat doesn't become trainable."""
+    """A plain template doesn't become trainable."""
     agent = Agent()
-    agent.register_chat("chat", [{"role": "user", "content": [agent.template]}])
     agent.requires_grad_(False)
     assert [p.requires_grad for p in agent.parameters()] == [False] * 3
     agent.requires_grad_()

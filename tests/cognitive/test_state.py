@@ -26,10 +26,6 @@ class Agent(cog.Module):
         self.steps = 0
         self.register_buffer("kept", Variable("kept", role="buffer"))
         self.register_buffer("passing", Variable("passing"), persistent=False)
-        self.register_chat(
-            "turns",
-            [{"role": "system", "content": [self.task]}, {"role": "user", "content": [Variable("turn")]}],
-        )
 
     def forward(self, client, message):
         messages = [
@@ -39,15 +35,15 @@ class Agent(cog.Module):
         return self.chat(client, messages, inputs={"message": message}, model="m")
 
 
-NAMES = ["task", "kept", "turns.1.0", "inner.prompt"]
+NAMES = ["task", "kept", "inner.prompt"]
 
 
-def test_a_state_holds_parameters_persistent_buffers_and_chats():
-    """As detached Variables; a Parameter in a chat is not there twice."""
+def test_a_state_holds_parameters_and_persistent_buffers():
+    """As detached Variables."""
     agent = Agent()
     state = agent.state_dict()
     assert list(state) == NAMES
-    assert [variable.data for variable in state.values()] == ["task", "kept", "turn", "inner"]
+    assert [variable.data for variable in state.values()] == ["task", "kept", "inner"]
     assert not any(variable.requires_grad for variable in state.values())
     assert agent.task is agent.state_dict(keep_vars=True)["task"]
     assert list(agent.inner.state_dict(prefix="x.")) == ["x.prompt"]
@@ -71,7 +67,6 @@ def test_a_state_goes_into_used_and_never_run_agents(used):
             assert agent(ScriptedClient("ok"), "hi").data == "ok"
     assert target.load_state_dict(source.state_dict()) == ([], [])
     assert [parameter.data for parameter in target.parameters()] == ["learned", "learned"]
-    assert target.turns[0]["content"][0].data == "learned"
     assert target.task.requires_grad
 
 
@@ -94,7 +89,7 @@ def test_a_loose_load_takes_what_fits():
     """And says what didn't."""
     agent = Agent()
     keys = agent.load_state_dict({"task": Variable("new"), "other": Variable("x")}, strict=False)
-    assert keys == (["kept", "turns.1.0", "inner.prompt"], ["other"])
+    assert keys == (["kept", "inner.prompt"], ["other"])
     assert agent.task.data == "new"
 
 

@@ -28,7 +28,6 @@ class Agent(cog.Module):
         super().__init__()
         self.task = cog.Parameter("Read the message.", role="system prompt")
         self.client = ScriptedClient("x", limits=Limits(max_in_flight=1000, tokens_per_minute=60_000))
-        self.register_completion_config("config", {"model": "small", "temperature": 0})
         self.judge = Judge(self.task)
 
 
@@ -39,7 +38,7 @@ def test_modules_texts_clients_limits_and_prices(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("AFNIO_PRICES", str(prices))
     monkeypatch.setenv("COLUMNS", "120")
     agent = Agent()
-    optimizer = TGD([agent.task], agent.client, model="big")
+    optimizer = TGD([agent.task], agent.client, model="small")
     with afnio.set_backward_model_client(agent.client, completion_args={"model": "critic"}):
         lines = str(AgentSummary.of(agent, [optimizer, optimizer])).splitlines()
     assert lines[:6] == [
@@ -55,9 +54,9 @@ def test_modules_texts_clients_limits_and_prices(tmp_path: Path, monkeypatch: py
     limits = "1,000 in flight, 60,000 tokens/min"
     assert [
         "asked for client model limits $/M in, out",
-        f"client {client} small {limits} 0.1, 0.4",
+        f"client {client} at each call {limits}",
         f"backward {client} critic {limits} unknown",
-        f"TGD {client} big {limits} unknown",
+        f"TGD {client} small {limits} 0.1, 0.4",
     ] == [table[0], *table[2:]]
 
 

@@ -28,18 +28,16 @@ from afnio.autodiff._graph import Hook, RemovableHandle
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._hooks import HookedCall, ModuleHooks
 from afnio.cognitive._stream import Stream
-from afnio.cognitive._template import Parameter, check_messages
+from afnio.cognitive._template import Parameter
 from afnio.models._client import ChatClient
 
-KINDS: Final = (
-    "parameters", "buffers", "chats", "modules", "models", "functions", "completion_configs",
-)  # fmt: skip
+KINDS: Final = ("parameters", "buffers", "modules", "models")
 
 
 class Members:
     """Base of Module: holds its members by name and kind.
 
-    Parameters, Modules and clients are registered when they are assigned, members of the other kinds by `register_…`.
+    Parameters, Modules and clients are registered when they are assigned, buffers by `register_buffer`.
     A name keeps its kind. Assigning a value that doesn't fit, such as a plain str to a Parameter's name, raises: the
     text would otherwise silently drop out of the optimizer and the saved state.
     """
@@ -103,21 +101,11 @@ class Members:
         self._register("buffers", name, variable)
         (self._transient.discard if persistent else self._transient.add)(name)
 
-    def register_chat(self, name: str, messages: list[dict[str, Any]] | None) -> None:
-        """Hold messages, whose texts are saved."""
-        self._register("chats", name, messages)
-
     def register_module(self, name: str, module: Members | None) -> None:
         self._register("modules", name, module)
 
     def register_model(self, name: str, model: ChatClient | None) -> None:
         self._register("models", name, model)
-
-    def register_function(self, name: str, function: Callable[..., Any] | None) -> None:
-        self._register("functions", name, function)
-
-    def register_completion_config(self, name: str, args: dict[str, Any] | None) -> None:
-        self._register("completion_configs", name, args)
 
     def _register(self, kind: str, name: str, value: Any) -> None:
         if "_members" not in self.__dict__:
@@ -135,16 +123,11 @@ class Members:
             raise KeyError(f"the name of a member must not be empty or hold a dot (got {name!r})")
         if value is None:
             return
-        if kind == "chats":
-            check_messages(value)
         fits = {
             "parameters": isinstance(value, Parameter),
             "buffers": isinstance(value, Variable),
-            "chats": isinstance(value, list),
             "modules": isinstance(value, Members),
             "models": isinstance(value, ChatClient),
-            "functions": callable(value),
-            "completion_configs": isinstance(value, dict),
         }[kind]
         if not fits:
             fix = f"; write {name}.data = … to change its text" if kind == "parameters" else ""
@@ -162,7 +145,7 @@ class Members:
         return "models" if isinstance(value, ChatClient) else None
 
 
-recorder: Final[ContextVar[Callable[[str, Any], None] | None]] = ContextVar("afnio_recorder", default=None)
+step_log: Final[ContextVar[Callable[[str, Any], None] | None]] = ContextVar("afnio_step_log", default=None)
 """Receives the metrics of `self.log()`; set for the context of a Trainer's step."""
 
 _mode: Final[ContextVar[bool | None]] = ContextVar("afnio_mode", default=None)
@@ -249,7 +232,7 @@ class Training:
         """
         if not isinstance(name, str):
             raise TypeError(f"a metric's name must be a string (got {name!r})")
-        record = recorder.get()
+        record = step_log.get()
         if record is not None:
             record(name, value)
 
@@ -458,35 +441,12 @@ class Module(Members, Training):
         for _, buffer in self.named_buffers(recurse=recurse):
             yield buffer
 
-    def named_chats(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Any]]:
-        return self._named("chats", prefix, recurse)
-
-    def chats(self, recurse: bool = True) -> Iterator[Any]:
-        for _, chat in self.named_chats(recurse=recurse):
-            yield chat
-
     def named_models(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, ChatClient]]:
         return self._named("models", prefix, recurse)
 
     def models(self, recurse: bool = True) -> Iterator[ChatClient]:
         for _, model in self.named_models(recurse=recurse):
             yield model
-
-    def named_functions(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Any]]:
-        return self._named("functions", prefix, recurse)
-
-    def functions(self, recurse: bool = True) -> Iterator[Any]:
-        for _, function in self.named_functions(recurse=recurse):
-            yield function
-
-    def named_completion_configs(
-        self, prefix: str = "", recurse: bool = True
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        return self._named("completion_configs", prefix, recurse)
-
-    def completion_configs(self, recurse: bool = True) -> Iterator[dict[str, Any]]:
-        for _, config in self.named_completion_configs(recurse=recurse):
-            yield config
 
     def apply(self, fn: Callable[[Module], object]) -> Self:
         """Call `fn` on every module below and on this one; returns this one."""
@@ -533,7 +493,7 @@ class Module(Members, Training):
         raise RuntimeError(f"{type(self).__name__} was given extra state; write set_extra_state(self, state)")
 
     def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> dict[str, Any]:
-        """Return parameters, persistent buffers, chats' texts and extra state by dotted name; waits for them.
+        """Return parameters, persistent buffers and extra state by dotted name; waits for them.
 
         Args:
             keep_vars: return the Variables themselves, not detached copies.
@@ -582,11 +542,6 @@ class Module(Members, Training):
         for name, variable in members["buffers"].items():
             if variable is not None and name not in self._transient:
                 yield name, variable
-        for name, messages in members["chats"].items():
-            for number, message in enumerate(messages or ()):
-                for part, variable in enumerate(message["content"]):
-                    if not isinstance(variable, Parameter):
-                        yield f"{name}.{number}.{part}", variable
 
     def extra_repr(self) -> str:
         return ""
@@ -833,19 +788,14 @@ def _unfit(name: str, client: Any, owners: Mapping[str, Module]) -> str | None:
 
 
 def _assign(owners: Mapping[str, Module], name: str, variable: Variable, given: Variable) -> None:
-    """Put the state's Variable in the place of the module's; in a chat only its value is taken."""
+    """Put the state's Variable in the place of the module's."""
     prefix, _, last = name.rpartition(".")
-    members = owners[prefix]._members if prefix in owners else {}
-    for kind in ("parameters", "buffers"):
-        if last in members.get(kind, ()):
-            if kind == "parameters" and not isinstance(given, Parameter):
-                # state_dict() returns plain Variables, but optimizers only find Parameters.
-                given = Parameter(given.data, given.role)
-            if isinstance(given, Parameter) and isinstance(variable, Parameter):
-                # Checks of values belong to the program, not to the state.
-                given.max_tokens, given.validators = variable.max_tokens, variable.validators
-            given.requires_grad_(variable.requires_grad)
-            members[kind][last] = given
-            return
-    variable.data = given.data
-    variable.role = given.role or variable.role
+    members = owners[prefix]._members
+    if last in members["parameters"] and not isinstance(given, Parameter):
+        # state_dict() returns plain Variables, but optimizers only find Parameters.
+        given = Parameter(given.data, given.role)
+    if isinstance(given, Parameter) and isinstance(variable, Parameter):
+        # Checks of values belong to the program, not to the state.
+        given.max_tokens, given.validators = variable.max_tokens, variable.validators
+    given.requires_grad_(variable.requires_grad)
+    members["parameters" if last in members["parameters"] else "buffers"][last] = given

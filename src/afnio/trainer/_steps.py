@@ -22,7 +22,7 @@ import anyio
 from afnio.autodiff._backward import resolve
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind
-from afnio.cognitive._module import Module, mode, recorder
+from afnio.cognitive._module import Module, mode, step_log
 from afnio.errors import BatchError, BudgetExceeded, is_passing
 from afnio.optim._optimizer import Optimizer
 from afnio.runtime._blocking import task_group
@@ -120,14 +120,14 @@ async def settled(agent: Module) -> None:
 async def call_step(function: Callable[..., Any], batch: Any, number: int) -> tuple[Any, dict[str, Any]]:
     """Call a user's step, a `def` in a worker thread. Return its result and what it logged."""
     logged: dict[str, Any] = {}
-    token = recorder.set(logged.__setitem__)
+    token = step_log.set(logged.__setitem__)
     try:
         if is_async(function):
             return await function(batch, number), logged
         returned = await to_thread(function, batch, number)
         return (await returned if inspect.iscoroutine(returned) else returned), logged
     finally:
-        recorder.reset(token)
+        step_log.reset(token)
 
 
 async def _outputs(agent: Module, group: Sequence[Fetched]) -> list[StepOutput]:

@@ -623,13 +623,8 @@ def _tokens(variable: Any) -> int | None:
 
 def _clients(agent: Module, optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, ChatClient, str | None]]:
     """Yield clients with their use and model: the agent's own, the critic's, the optimizers'."""
-    models = {
-        name: config["model"] for name, config in agent.named_completion_configs() if config.get("model")
-    }
-    # With several models, nothing connects a model to a client.
-    only = next(iter(models.values())) if len(set(models.values())) == 1 else None
     for name, client in agent.named_models():
-        yield name, client, only
+        yield name, client, None
     backward = _backward_model()
     if backward is not None:
         yield "backward", backward.client, backward.completion_args.get("model")
