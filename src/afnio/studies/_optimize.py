@@ -30,7 +30,7 @@ from typing import Any, Final, final
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio.cognitive._module import mode
+from afnio.cognitive._training import mode
 from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel

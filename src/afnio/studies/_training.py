@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final, final
 
 from afnio._statistics import Scores, differences
-from afnio.cognitive._module import mode
+from afnio.cognitive._training import mode
 from afnio.errors import BudgetExceeded, JournalError, first_of, is_passing, reason
 from afnio.optim import EditTGD
 from afnio.optim.search._chain_state import CLEAR

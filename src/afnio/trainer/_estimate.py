@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from afnio.autodiff._graph import no_grad
-from afnio.cognitive._module import Module, mode
+from afnio.cognitive._module import Module
+from afnio.cognitive._training import mode
 from afnio.models._client import Rehearsed, rehearsing, stage
 from afnio.models._prices import price_of
 from afnio.optim._optimizer import Optimizer

@@ -30,7 +30,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from afnio.cognitive._module import Module, Training
+from afnio.cognitive._module import Module
+from afnio.cognitive._training import Training
 from afnio.errors import CheckpointError
 from afnio.models._client import CHARACTERS_PER_TOKEN, ChatClient, ChatModel
 from afnio.models._prices import price_of
