@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from afnio.autodiff._function import Context, LaneFeedback
 from afnio.autodiff._graph import Feedback
+from afnio.cognitive._json_replies import ask
 from afnio.cognitive._prompts import Prompted, critic_messages, critic_schema, trace_messages, wording
-from afnio.cognitive._reduction import ask, reduce_feedback
+from afnio.cognitive._reduction import reduce_feedback
 from afnio.cognitive._template import as_text
 from afnio.cognitive._transcript import Transcript, shortened
 from afnio.models._client import ChatModel
