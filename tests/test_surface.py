@@ -24,7 +24,7 @@ SURFACE = {
         no_grad enable_grad set_grad_enabled is_grad_enabled""",
     "afnio.cognitive": """Module Parameter ModuleDict ChatCompletion ExactMatchEvaluator DeterministicEvaluator
         LMJudgeEvaluator Add Sum Split Sequential ModuleList add sum split chat_completion exact_match_evaluator
-        deterministic_evaluator lm_judge_evaluator functional Completion Score Evaluation""",
+        deterministic_evaluator lm_judge_evaluator functional Completion Score Judgement""",
     "afnio.cognitive.functional": """add sum split chat_completion exact_match_evaluator
         deterministic_evaluator lm_judge_evaluator""",
     "afnio.optim": "Optimizer TGD Demos reduce tgd Change",

@@ -60,7 +60,7 @@ class Task:
     reading: tuple[str, str] = ("text", "")
     flags: Sequence[str] | None = None
 
-    def evaluate(self, reply: Variable, targets: Sequence[str]) -> cog.Evaluation:
+    def evaluate(self, reply: Variable, targets: Sequence[str]) -> cog.Judgement:
         """Return scores and feedback of a batch of replies."""
         answers = reply.map(self.read)
         if self.score is exact:

@@ -73,7 +73,7 @@ class Trial:
         each = sum(1 for _ in self.agent.parameters())  # the agents here make one call with each prompt
         return 2 * each * min(len(self.task.val), rows_for(self.budget, each))
 
-    def judged(self, items: Sequence[Item], endpoint: Endpoint | None = None) -> cog.Evaluation:
+    def judged(self, items: Sequence[Item], endpoint: Endpoint | None = None) -> cog.Judgement:
         """Launch the agent on `items` and return scores and feedback at once."""
         endpoint = endpoint or self.endpoint
         inputs = {name: [item.inputs[name] for item in items] for name in items[0].inputs}
@@ -191,7 +191,7 @@ def batches(items: Sequence[Item], size: int, seed: int) -> Iterator[list[Item]]
         del waiting[:size]
 
 
-def scores_of(evaluation: cog.Evaluation) -> list[float | None]:
+def scores_of(evaluation: cog.Judgement) -> list[float | None]:
     """Return a batch's scores; waits for them, and raises if the quorum doesn't hold."""
     _ = evaluation.score.data
     return [None if score is None else float(score) for score in evaluation.score.samples]

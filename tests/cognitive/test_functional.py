@@ -64,7 +64,7 @@ def chat(lm: ScriptedClient, weight: Any, value: Any) -> cog.Completion:
     return F.chat_completion(lm, messages, {"x": value}, model="toy")
 
 
-def loss(prediction: afnio.Variable, target: Any) -> cog.Evaluation:
+def loss(prediction: afnio.Variable, target: Any) -> cog.Judgement:
     return F.deterministic_evaluator(
         prediction, target, lambda p, t: -((p - t) ** 2), "error", success_fn=lambda s: s[0] == 0
     )

@@ -40,7 +40,7 @@ class Job(SentimentAnalyzer):
         self.client = client
         self.loss_fn = cog.ExactMatchEvaluator()
 
-    async def training_step(self, batch: Any, batch_idx: int) -> cog.Evaluation:
+    async def training_step(self, batch: Any, batch_idx: int) -> cog.Judgement:
         messages, (_, sentiments, _) = batch
         reply = self(self.client, inputs={"message": messages}, **FORWARD)
         return self.loss_fn(reply.map(lambda text: json.loads(text)["sentiment"].lower()), sentiments)

@@ -37,7 +37,7 @@ class Async(cog.Module):
 
 
 class Pair(cog.Module):
-    def forward(self, prediction: afnio.Variable) -> cog.Evaluation:
+    def forward(self, prediction: afnio.Variable) -> cog.Judgement:
         return cog.ExactMatchEvaluator()(prediction, ["a"])
 
 
@@ -92,8 +92,8 @@ async def evaluators(prediction: afnio.Variable, client: ChatClient) -> None:
     messages = [{"role": "user", "content": [prediction]}]
     score, explanation = await cog.LMJudgeEvaluator()(client, messages, prediction, max_score=10, model="m")
     assert_type((score, explanation), tuple[cog.Score, afnio.Variable])
-    assert_type(Pair()(prediction), cog.Evaluation)
-    assert_type(await Pair()(prediction), cog.Evaluation)
+    assert_type(Pair()(prediction), cog.Judgement)
+    assert_type(await Pair()(prediction), cog.Judgement)
     await explanation.backward()
 
 

@@ -7,7 +7,7 @@ from afnio.cognitive import functional
 from afnio.cognitive._agent import Agent, agent
 from afnio.cognitive._chat import Completion
 from afnio.cognitive._containers import ModuleDict, ModuleList, Sequential
-from afnio.cognitive._evaluators import Evaluation, Score
+from afnio.cognitive._evaluators import Judgement, Score
 from afnio.cognitive._module import Module
 from afnio.cognitive._prompts import prompts
 from afnio.cognitive._stream import RowResult, Stream, StreamSnapshot
@@ -36,7 +36,7 @@ __all__ = [
     "ChatCompletion",
     "Completion",
     "DeterministicEvaluator",
-    "Evaluation",
+    "Judgement",
     "ExactMatchEvaluator",
     "LMJudgeEvaluator",
     "Module",

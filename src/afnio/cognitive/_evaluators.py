@@ -58,14 +58,14 @@ MAX_LISTED = 50
 """How many samples a batch's explanation lists at most."""
 
 
-class Evaluation(NamedTuple):
+class Judgement(NamedTuple):
     """The two outputs of an evaluator: unpack it, or `score, explanation = await loss_fn(...)`."""
 
     score: Score
     explanation: Variable
 
     @folding
-    def __await__(self) -> Generator[Any, None, Evaluation]:
+    def __await__(self) -> Generator[Any, None, Judgement]:
         yield from self.score.__await__()
         yield from self.explanation.__await__()
         return self
@@ -156,11 +156,11 @@ class Evaluator(Function):
         return Score if number == 0 else Variable
 
     @classmethod
-    def wrap(cls, outputs: list[Variable], op: Op) -> Evaluation:
+    def wrap(cls, outputs: list[Variable], op: Op) -> Judgement:
         score, explanation = outputs
         assert isinstance(score, Score)
         score._sample_slots = op.slots[0]
-        return Evaluation(score, explanation)
+        return Judgement(score, explanation)
 
     @classmethod
     def check_backward(cls, ctx: Context) -> None:

@@ -21,9 +21,9 @@ from afnio.cognitive import _chat
 from afnio.cognitive._chat import Completion, input_variables, prepared
 from afnio.cognitive._evaluators import (
     Deterministic,
-    Evaluation,
     ExactMatch,
     FeedbackBy,
+    Judgement,
     LMJudge,
     ReductionFn,
     SuccessFn,
@@ -88,7 +88,7 @@ def exact_match_evaluator(
     reduction_fn: ReductionFn = builtins.sum,
     reduction_fn_purpose: str | None = "summation",
     feedback: FeedbackBy = "rules",
-) -> Evaluation:
+) -> Judgement:
     """Return 1 per sample that equals its target, else 0, reduced; and the explanation.
 
     The arguments are those of `deterministic_evaluator`.
@@ -97,7 +97,7 @@ def exact_match_evaluator(
     >>> score.data, score.samples
     (1, [1, 0])
     """
-    evaluation: Evaluation = ExactMatch.apply(
+    evaluation: Judgement = ExactMatch.apply(
         prediction,
         _as_target(target),
         purpose="exact match",
@@ -121,7 +121,7 @@ def deterministic_evaluator(
     loop: Loop = "runtime",
     executor: Any = None,
     durable: int = False,
-) -> Evaluation:
+) -> Judgement:
     """Return `eval_fn(prediction, target)` per sample, reduced; and the explanation.
 
     A sample is right, and sends no feedback, if its score is True or `max_score`.
@@ -160,7 +160,7 @@ def deterministic_evaluator(
         from afnio.runtime._remote import remote
 
         eval_fn = remote(eval_fn, executor, durable=durable, loop=loop)
-    evaluation: Evaluation = Deterministic.apply(
+    evaluation: Judgement = Deterministic.apply(
         *compared,
         eval_fn=eval_fn,
         purpose=eval_fn_purpose,
@@ -186,7 +186,7 @@ def lm_judge_evaluator(
     eval_mode: bool | Variable = True,
     max_score: float = 1,
     **completion_args: Any,
-) -> Evaluation:
+) -> Judgement:
     """Return a model's score per sample, reduced; and its explanation.
 
     A sample is right, and sends no feedback, if its score is True or `max_score`.
@@ -218,7 +218,7 @@ def lm_judge_evaluator(
         raise ValueError(f"the input name {taken[0]!r} is filled by the judge itself; choose another one")
     targets = {} if target is None else {"target": _as_target(target)}
     check_inputs(messages, [*variables, "prediction", *targets])
-    evaluation: Evaluation = LMJudge.apply(
+    evaluation: Judgement = LMJudge.apply(
         prediction,
         copied,
         {**variables, **targets},

@@ -75,7 +75,7 @@ class SentimentJob(SentimentAnalyzer):
         self.client = client
         self.loss_fn = cog.ExactMatchEvaluator()
 
-    async def training_step(self, batch: Any, batch_idx: int) -> cog.Evaluation:
+    async def training_step(self, batch: Any, batch_idx: int) -> cog.Judgement:
         messages, (_, sentiments, _) = batch
         reply = self(self.client, inputs={"message": messages}, model=MODEL, temperature=0.0)
         return self.loss_fn(reply.map(read_sentiment), sentiments)

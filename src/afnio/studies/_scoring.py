@@ -19,7 +19,7 @@ from typing import Any, Final, final
 from afnio.autodiff._function import Arguments, Context
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind
-from afnio.cognitive._evaluators import Evaluation, Evaluator, record, succeeded
+from afnio.cognitive._evaluators import Evaluator, Judgement, record, succeeded
 from afnio.cognitive._prompts import deterministic_feedback
 from afnio.cognitive._training import mode
 from afnio.errors import (
@@ -216,7 +216,7 @@ class Scoring:
         wanted_by(metric)
         self.subject, self.metric, self.perfect = subject, metric, perfect
 
-    async def evaluated(self, rows: Sequence[Row]) -> tuple[Evaluation, Scorer]:
+    async def evaluated(self, rows: Sequence[Row]) -> tuple[Judgement, Scorer]:
         """Launch the agent and the metric on rows."""
         scorer = Scorer(self.metric, rows, self.perfect)
         output = self.subject(rows)
@@ -263,7 +263,7 @@ class Scoring:
             check_crashes(result.errors, len(rows))
         return results
 
-    async def read(self, evaluation: Evaluation, scorer: Scorer) -> Scored:
+    async def read(self, evaluation: Judgement, scorer: Scorer) -> Scored:
         """Wait for the scores of an evaluation."""
         slots = evaluation.score.sample_slots
         await wait_async(slots)
