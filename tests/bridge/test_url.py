@@ -131,3 +131,20 @@ def test_a_with_on_the_runtimes_loop() -> None:
 def test_an_upstream_must_be_a_url() -> None:
     with pytest.raises(ValueError, match="must start with http"):
         bridge.url("api.openai.com")
+
+
+async def test_a_response_in_the_background_is_not_sent_under_a_budget(endpoint: Endpoint) -> None:
+    """It is paid for after the reply, which counts nothing."""
+    async with (
+        bridge.url(f"{endpoint.url}/v1") as base_url,
+        openai.AsyncOpenAI(api_key="k", base_url=base_url) as client,
+    ):
+        await client.responses.create(model="m", input="x", background=True)
+    with afnio.budget(max_calls=5):
+        async with (
+            bridge.url(f"{endpoint.url}/v1") as base_url,
+            openai.AsyncOpenAI(api_key="k", base_url=base_url) as client,
+        ):
+            with pytest.raises(openai.APIStatusError, match="leave background out"):
+                await client.responses.create(model="m", input="y", background=True)
+    assert len(endpoint.asked) == 1

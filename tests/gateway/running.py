@@ -6,6 +6,7 @@ import asyncio
 import json
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,10 +24,20 @@ KEY = "sk-a-key-that-must-not-be-kept"
 class GatewayProcess:
     """Runs `afnio gateway` while its block lasts."""
 
-    def __init__(self, *arguments: str, port: int = 0, descriptors: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        port: int = 0,
+        descriptors: tuple[int, int] | None = None,
+        listener: socket.socket | None = None,
+    ) -> None:
         self._limit = descriptors  # the soft and the hard limit
+        self._passed = [] if listener is None else [listener.fileno()]
         self._sdks: list[openai.AsyncOpenAI] = []
-        self._command = [sys.executable, "-m", "afnio.cli", "gateway", f"--port={port}", *arguments]
+        self.command = [sys.executable, "-m", "afnio.cli", "gateway", f"--port={port}", *arguments]
+        for number in self._passed:  # as systemd does it
+            script = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{number}'
+            self.command = ["bash", "-c", script, "bash", *self.command]
 
     async def __aenter__(self) -> Self:
         def limit() -> None:
@@ -34,7 +45,11 @@ class GatewayProcess:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
 
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit
+            *self.command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=limit,
+            pass_fds=self._passed,
         )
         self.pid = self._process.pid
         self.lines: list[str] = []

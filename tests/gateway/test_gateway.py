@@ -349,3 +349,27 @@ def test_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert main(["gateway", "--port", "0"]) == 1
     errors = capsys.readouterr().err
     assert errors.endswith("run pip install 'afnio[gateway]'\n")
+
+
+async def test_a_socket_that_outlives_a_restart() -> None:
+    """A client that comes while the gateway is down waits for the next one, without a retry of its own."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        async with Upstream() as upstream:
+            async with GatewayProcess("--upstream", upstream.url, listener=listener) as gateway:
+                sdk = gateway.sdk(max_retries=0)
+                assert await chat(sdk, "before") == "before"
+                assert await gateway.end() == 0
+                asked = asyncio.create_task(chat(gateway.sdk(max_retries=0), "between"))
+                async with GatewayProcess("--upstream", upstream.url, listener=listener):
+                    assert await asked == "between"
+
+
+def test_a_socket_for_others_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AFNIO_GATEWAY_TOKEN", raising=False)
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        gateway = GatewayProcess(listener=listener)
+        done = subprocess.run(
+            gateway.command, capture_output=True, text=True, pass_fds=[listener.fileno()], timeout=60
+        )
+    assert "must have a token (got host 0.0.0.0 and none)" in done.stderr
+    assert done.returncode == 1

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 from urllib.parse import urlsplit
 
-from afnio.models._dialects import RESPONSES, may_be_known
-from afnio.models._raw import RawReply, RawRequest, own_reply
+from afnio.models._dialects import may_be_known
+from afnio.models._raw import RawReply, own_reply
 from afnio.runtime._settings import Priority
 
 if TYPE_CHECKING:
@@ -102,15 +102,6 @@ class Requests:
                 402,
                 f"the gateway can't count what {request.method} {request.path} costs, so it isn't sent under "
                 "--budget; send it to the provider itself, or through a gateway without a budget",
-            )
-        return None
-
-    def background(self, raw: RawRequest) -> RawReply | None:
-        """Return the refusal of a response that is made, and paid for, after the reply. No budget could count it."""
-        if self._counted and raw.dialect is RESPONSES and raw.json.get("background"):
-            return refuse(
-                402,
-                "a background response can't be counted, so it isn't sent under --budget; leave background out",
             )
         return None
 

@@ -113,10 +113,14 @@ class GatewayOptions:
 
     def __post_init__(self) -> None:
         if not self.token and not _is_loopback(self.host):
-            raise GatewayError(
-                f"a gateway that others can reach must have a token (got host {self.host or 'any'} and none); set "
-                f"{TOKEN_VARIABLE}, or pass --token"
-            )
+            raise _needs_token(self.host)
+
+
+def _needs_token(host: str) -> GatewayError:
+    return GatewayError(
+        f"a gateway that others can reach must have a token (got host {host or 'any'} and none); set "
+        f"{TOKEN_VARIABLE}, or pass --token"
+    )
 
 
 def serve(options: GatewayOptions) -> None:
@@ -153,7 +157,7 @@ def _opened(options: GatewayOptions) -> Iterator[Gateway]:
     from afnio.errors import JournalError
     from afnio.runtime._journal import Journal
 
-    listener = _listen(options.host, options.port)
+    listener = _inherited(options) or _listen(options.host, options.port)
     with contextlib.ExitStack() as entered:
         entered.enter_context(listener)
         journal: Journal | None = None
@@ -197,6 +201,28 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _inherited(options: GatewayOptions) -> socket.socket | None:
+    """Return the socket on which systemd listens for this process (sd_listen_fds), or None.
+
+    Its owner keeps it while the gateway restarts, and clients that connect meanwhile wait in the kernel's queue.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    try:
+        listener = socket.socket(fileno=3)  # SD_LISTEN_FDS_START
+        fits = os.environ.get("LISTEN_FDS") == "1" and listener.family in (socket.AF_INET, socket.AF_INET6)
+    except OSError:
+        fits = False
+    if not fits:
+        raise GatewayError(
+            "the gateway must be handed one TCP socket (got others); give its unit one ListenStream="
+        )
+    host = listener.getsockname()[0]
+    if not options.token and not _is_loopback(host):
+        raise _needs_token(host)
+    return listener
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -315,7 +341,7 @@ class Gateway:
             return _stopping()
         if not self._keys.admit(raw.account, {call.account for call in self._calls}):
             return refuse(503, "the gateway has calls of as many keys open as it can; send the request again")
-        return self._requests.background(raw)
+        return None
 
     # Calls
 

@@ -39,7 +39,7 @@ from afnio.errors import (
 )
 from afnio.models._client import rehearsal
 from afnio.models._dialect import mapping
-from afnio.models._dialects import CHAT
+from afnio.models._dialects import CHAT, RESPONSES
 from afnio.models._masking import mask
 from afnio.models._messages import ChatResponse
 from afnio.models._prices import governed_price
@@ -59,6 +59,7 @@ from afnio.models._replies import read_limits, status_error
 from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
 from afnio.models._trace import TracedCall, current_trace, in_attempt
 from afnio.models._transport import MAX_REPLY, AiohttpTransport, Silence
+from afnio.runtime._budget import current_budgets
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, perform
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._limits import Account, RateLimits
@@ -214,6 +215,8 @@ class Exchange:
         rehearsed = rehearsal.get()
         if rehearsed is not None:
             return _made_up(request, rehearsed, origin)
+        if request.dialect is RESPONSES and request.json.get("background") and current_budgets():
+            raise _uncounted()
         call = Call(
             address=origin.address,
             scope=origin.scope,
@@ -526,6 +529,16 @@ def _refusal(error: BaseException) -> RawReply:
     )
     sentence = str(error).removesuffix(".") or type(error).__name__
     return own_reply(status, sentence, kind)
+
+
+def _uncounted() -> FinalModelError:
+    """Return the error for a response that is made, and paid for, after the reply."""
+    sentence = (
+        "a response in the background can't be counted, so it isn't sent under a budget; leave background out"
+    )
+    error = FinalModelError(sentence)
+    error.response = own_reply(402, sentence, "uncounted")
+    return error
 
 
 _REFUSALS: Final[tuple[tuple[Any, int, str], ...]] = (
