@@ -142,8 +142,8 @@ def test_a_gate_that_fails_is_said() -> None:
     """The search takes a text that its own rows like; the gate's rows don't, so the start is kept."""
     model = client()
     train = [(f"row {number}", "yes") for number in range(60)]
-    against = [(f"row {number}", "no") for number in range(100, 140)]
-    result = optimized(model, rows=train, valset=against, testset=against)
+    against, other = ([(f"row {n}", "no") for n in range(at, at + 40)] for at in (100, 200))
+    result = optimized(model, rows=train, valset=against, testset=other)
     assert result.gate is not None
     assert not result.gate.passed
     assert result.prompts == {"system": "level 2"}
@@ -174,8 +174,8 @@ def test_prompts_that_break_the_agent_do_not_pass() -> None:
             raise ValueError("cannot read the reply")
         return await plain(text, system)
 
-    other = [(f"row {number}", "yes") for number in range(100, 140)]
-    result = optimized(model, agent=agent, rows=rows(60), valset=other, testset=other)
+    gate, test = ([(f"row {n}", "yes") for n in range(at, at + 40)] for at in (100, 200))
+    result = optimized(model, agent=agent, rows=rows(60), valset=gate, testset=test)
     assert result.gate is not None
     assert (result.gate.passed, result.gate.wins) == (False, 0)
     assert result.prompts == {"system": "level 2"}
@@ -239,18 +239,11 @@ def test_prompts_keep_to_their_length(start: str, most: int) -> None:
 def test_headroom_comes_first_and_sees_training_rows_only() -> None:
     """Its verdict, interval and cost are in the result, also when that is read from the run again."""
     model = client()
-    plain = agent_of(model)
-    seen: list[str] = []
-
-    async def agent(text: str, system: str) -> str:
-        seen.append(text)
-        return await plain(text, system)
-
     gate, test = ([(f"row {n}", "yes") for n in range(at, at + 40)] for at in (1000, 2000))
     given: dict[str, Any] = {
         "rows": rows(100), "valset": gate, "testset": test, "headroom": True, "budget": afnio.budget(max_calls=3000)
     }  # fmt: skip
-    result = optimized(model, agent=agent, **given)
+    result = optimized(model, **given)
     found = result.headroom
     assert found is not None
     assert found.found
@@ -259,9 +252,9 @@ def test_headroom_comes_first_and_sees_training_rows_only() -> None:
     assert found.gain.low > 0
     assert 0 < found.calls <= 300
     assert f"headroom  {found.verdict}" in str(result)
-    # Both looks of the gate and of the test; the gate's first row also shows a rehearsal what a row takes.
-    assert all(seen.count(text) == 2 for text, _ in [*gate[1:], *test])
-    assert optimized(agent=agent, **given).headroom == found
+    seen = [str(request.messages[-1]["content"]) for request in model.requests if request.model == "student"]
+    assert all(seen.count(text) == 2 for text, _ in [*gate, *test])  # with the old and the new prompt
+    assert optimized(**given).headroom == found
 
 
 @pytest.mark.parametrize(
@@ -299,23 +292,46 @@ def test_own_splits_are_used_as_they_are() -> None:
 
 
 def test_each_row_has_one_job() -> None:
-    """Test rows are seen at the end only; rows with equal inputs stay together; labels are spread."""
-    seen: list[tuple[str, str]] = []
+    """Test rows are seen at the end only, and exact copies of a row are no evidence of their own."""
     model = client()
-    plain = agent_of(model)
-
-    async def agent(text: str, system: str) -> str:
-        seen.append((text, system))
-        return await plain(text, system)
-
-    doubled = rows(60) + rows(60)
-    result = optimized(model, agent=agent, rows=doubled)
+    result = optimized(model, rows=rows(100) + rows(100))
+    seen = [str(request.messages[-1]["content"]) for request in model.requests if request.model == "student"]
     tested = {example.inputs for example in result.examples}
-    last = max(number for number, (text, _) in enumerate(seen) if text not in tested)
-    assert not {text for text, _ in seen[: last + 1]} & tested
-    assert sum(result.splits.values()) == 120
-    numbers = [example.number % 60 for example in result.examples]
-    assert all(numbers.count(number) == 2 for number in numbers)
+    last = max(number for number, text in enumerate(seen) if text not in tested)
+    assert not {*seen[: last + 1]} & tested
+    assert sum(result.splits.values()) == 100
+    assert "100 of 200 rows repeat another one's inputs" in result.notes[0]
+
+
+def test_inputs_are_the_unit_of_evidence() -> None:
+    """Rows with equal inputs and other labels stay in one part, and count once in sizes, gate and interval."""
+    data = [(text, label) for text, _ in rows(100) for label in ("yes", "yes, please")]
+    result = optimized(rows=data, budget=afnio.budget(max_calls=900))
+    numbers = [example.inputs for example in result.examples]
+    assert all(numbers.count(text) == 2 for text in numbers)
+    assert result.after is not None
+    assert result.after.rows == 32
+    assert result.gate is not None
+    assert result.gate.wins + result.gate.losses + result.gate.ties == 32
+    assert result.on == "32 test inputs"
+
+
+def test_a_testset_that_repeats_rows_takes_them_out_of_the_training() -> None:
+    """A prompt that memorised test rows would get a gain for that."""
+    model = client()
+    result = optimized(model, testset=rows(40))
+    assert result.splits == {"train": 40, "gate": 20, "test": 40} | {
+        part: result.splits[part] for part in ("train", "gate")
+    }
+    assert result.splits["train"] + result.splits["gate"] == 60
+    assert "rows 0, 1, 2, 3, 4 and others have inputs of valset or testset" in result.notes[0]
+    assert result.notes[0] in str(result)
+
+
+def test_a_valset_that_repeats_the_testset_is_refused() -> None:
+    """Rows that prompts were chosen by can't measure them."""
+    with pytest.raises(ValueError, match="valset and testset must have different inputs .got rows 0, 1, 2"):
+        optimized(valset=rows(40), testset=rows(40))
 
 
 def test_labels_are_spread_evenly() -> None:
@@ -427,6 +443,44 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str
     assert not [request for request in model.requests if request.model == "critic"]
 
 
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [(-1e308, "-1e\\+308"), (10**400, "1000"), (10, "at most perfect=1 .got 10 for row .*pass perfect=")],
+)
+def test_a_score_out_of_range_is_refused_with_its_row(score: Any, said: str) -> None:
+    """Sums of squares would overflow; and what is above perfect must be given."""
+    with pytest.raises(MetricError, match=rf"{said}.*row \d+|row \d+.*{said}|{said}"):
+        optimized(metric=lambda output, expected: score)
+
+
+def test_a_metric_that_exits_is_refused_with_its_row() -> None:
+    """It must not look like a row that crashed."""
+    with pytest.raises(MetricError, match=r"got sys.exit\(\) for row \d+"):
+        optimized(metric=lambda output, expected: sys.exit(3))
+
+
+def test_a_numpy_array_of_one_number_is_a_score() -> None:
+    """As models and libraries return them."""
+    np = pytest.importorskip("numpy")
+    assert optimized(metric=lambda output, expected: np.array([output == expected])).prompts == {
+        "system": "level 10"
+    }
+
+
+@pytest.mark.parametrize("make", [str, lambda text: (text,), lambda text: {"text": text}])
+def test_a_metric_without_labels_takes_bare_inputs(make: Callable[[str], Any]) -> None:
+    """A second parameter named inputs gets the inputs, not what was expected."""
+    got: list[Any] = []
+
+    def metric(output: str, inputs: Any) -> bool:
+        got.append(inputs)
+        return output == "yes"
+
+    result = optimized(rows=[make(text) for text, _ in rows(100)], metric=metric)
+    assert result.prompts == {"system": "level 10"}
+    assert got[0] in ([text for text, _ in rows(100)] + [{"text": text} for text, _ in rows(100)])
+
+
 # What it refuses
 
 
@@ -447,7 +501,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str
         ({"critic": ("openai", "gpt-5")}, r"\(client, model\)"),
         ({"budget": None}, "must be dollars"),
         ({"budget": 0}, "must be dollars"),
-        ({"metric": lambda output: True}, r"\(output, expected\)"),
+        ({"metric": lambda: True}, r"\(output, expected\)"),
         ({"metric": lambda output, expected, label: True}, r"\(output, expected\)"),
         ({"patience": 0}, "patience"),
         ({"perfect": "1"}, "perfect"),
@@ -464,7 +518,9 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: Any, said: str
         ({"headroom": 1}, "headroom must be True or False"),
         ({"rows": [({"other": "a"}, "b")] * 100}, "must fit agent"),
         ({"valset": rows(5)}, "valset"),
-        ({"rows": rows(2) * 50}, "2 different ones"),
+        ({"rows": rows(2) * 50}, r"20 rows with different inputs.*got 2"),
+        ({"rows": [*rows(99), ("a \ud800", "b")]}, r"row 99 must have text that UTF-8 can express"),
+        ({"prompts": {"system": "level \udc00"}}, r"prompt 'system' must have text that UTF-8"),
     ],
 )
 def test_arguments_that_cannot_work(changes: dict[str, Any], said: str) -> None:
@@ -609,7 +665,12 @@ def test_a_finished_call_is_answered_from_its_run(capsys: pytest.CaptureFixture[
     again = optimized(model)
     assert model.requests == []
     assert (again.verdict, again.prompts, again.run) == (first.verdict, first.prompts, first.run)
-    assert str(again) == str(first)
+    assert first.earlier == ""
+    assert again.earlier
+    assert str(again) == f"{first}".replace(
+        f"run       {first.run}",
+        f"run       {first.run}\nearlier   read from this run, which ended {again.earlier}",
+    )
     assert "returns the result of" in capsys.readouterr().err
     assert afnio.run(again.agent("row 9")) == "yes"
     optimized(model, seed=1)
@@ -631,22 +692,25 @@ def test_a_changed_function_is_not_answered_from_the_run() -> None:
 
 def test_an_interrupted_call_continues_and_pays_nothing_twice() -> None:
     """A run that errors ended is continued by the same call, from its journal, as often as it takes."""
+
+    def equal_until(at: int) -> Callable[..., Any]:
+        stops = itertools.chain([False] * at, itertools.repeat(True))  # an object that shows no value
+
+        def equal(output: str, expected: str) -> Any:
+            return "a mistake" if next(stops) else output == expected
+
+        return equal
+
     whole = client()
     expected = optimized(whole, name="whole")
     sent = 0
     for at in (60, 130):
-        scored = itertools.count()
-
-        def breaking(output: str, expected: str, scored: Any = scored, at: int = at) -> Any:
-            return "a mistake" if next(scored) == at else output == expected
-
-        breaking.__name__ = equal.__name__  # critics read it
         model = client()
         with pytest.raises(MetricError):
-            optimized(model, metric=breaking, budget=afnio.budget(max_calls=300))
+            optimized(model, metric=equal_until(at), budget=afnio.budget(max_calls=300))
         sent += len(model.requests)
     model = client()
-    result = optimized(model, budget=afnio.budget(max_calls=300))
+    result = optimized(model, metric=equal_until(10**5), budget=afnio.budget(max_calls=300))
     assert result.prompts == expected.prompts
     assert result.verdict == expected.verdict
     # Calls that were in flight at an error had no reply.
@@ -766,6 +830,8 @@ def test_save_report_and_text(folder: Path) -> None:
     """Texts as files, the page with the gain and the rows, a text that a person can read."""
     result = optimized()
     assert (result.save("prompts") / "system.txt").read_text() == "level 10"
+    assert (folder / "prompts" / "system.txt").stat().st_mode & 0o077 == 0
+    assert afnio.Result.load("prompts") == {"system": "level 10"}
     page = result.report("result.html").read_text()
     assert result.verdict.replace("+", "&#43;") in page or result.verdict in page
     assert "Better now" in page

@@ -378,6 +378,7 @@ class Rehearsed:
         lane: the sample's index, or None if there is only one value.
         prompt_tokens: the client's estimate.
         output_tokens: the length of the made-up reply.
+        params: what else the request has, without its messages: temperature, tools, a schema.
     """
 
     stage: str
@@ -387,6 +388,7 @@ class Rehearsed:
     lane: int | None
     prompt_tokens: int
     output_tokens: int
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final
@@ -408,6 +410,7 @@ class Rehearsal:
             max_output=request.max_output,
             schema=(wanted.get("json_schema") or {}).get("schema"),
             any_json=wanted.get("type") == "json_object",
+            params=request.params,
         )
 
     def make_up(
@@ -421,6 +424,7 @@ class Rehearsal:
         max_output: int | None,
         schema: Mapping[str, Any] | None,
         any_json: bool = False,
+        params: Mapping[str, Any] | None = None,
     ) -> ChatResponse:
         """Record a call by its facts, and make up its reply.
 
@@ -439,7 +443,9 @@ class Rehearsal:
         tokens = max(1, len(content) // CHARACTERS_PER_TOKEN)
         tokens = min(tokens, max_output or tokens)
         usage = Usage(prompt_tokens, tokens)
-        self.calls.append(Rehearsed(stage.get(), purpose, model, account, lane, prompt_tokens, tokens))
+        self.calls.append(
+            Rehearsed(stage.get(), purpose, model, account, lane, prompt_tokens, tokens, params or {})
+        )
         return ChatResponse(content=content, finish_reason="stop", model=model, usage=usage)
 
 

@@ -602,6 +602,12 @@ def _as_openai(headers: Mapping[str, str]) -> Mapping[str, str]:
 # Rehearsals
 
 
+_MESSAGES: Final = (
+    "messages", "input", "contents", "prompt", "system", "instructions", "systemInstruction", "system_instruction"
+)  # fmt: skip
+"""The fields of all APIs that hold what a model reads."""
+
+
 def _made_up(request: RawRequest, rehearsed: Any, origin: CallOrigin) -> RawReply:
     """Return a made-up reply, as a native call gets it in a rehearsal."""
     dialect = request.dialect
@@ -613,6 +619,7 @@ def _made_up(request: RawRequest, rehearsed: Any, origin: CallOrigin) -> RawRepl
         prompt_tokens=request.prompt_tokens,
         max_output=dialect.max_output(request.json),
         schema=dialect.schema(request.json),
+        params={name: part for name, part in request.json.items() if name not in _MESSAGES},
     )
     if not request.stream:
         body = json.dumps(dialect.made_up(response)).encode()

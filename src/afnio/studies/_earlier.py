@@ -1,17 +1,13 @@
-"""Earlier runs of the same study in the store: to continue, or with a result to return."""
+"""Earlier runs of the same study in the store: one to continue, or one with a result to return."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import CodeType
 from typing import Any, Final, final
 
-from afnio.studies._rows import digest
 from afnio.tellurio._queries import StoreReader
 
 RESULT: Final = "OptimizeResult"
@@ -53,25 +49,3 @@ class Earlier:
                     return cls(result=kept[-1], when=when) if same and kept else cls()
                 return cls(run.id)
         return cls()
-
-
-def code_digest(function: Any) -> str:
-    """Return a digest of what a function does: its code without names of files and numbers of lines.
-
-    A finished result isn't returned for a function that was changed since. An unfinished run continues with it.
-    """
-    function = inspect.unwrap(function) if callable(function) else function
-    while isinstance(function, functools.partial):
-        function = function.func
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    return "" if code is None else digest(_parts(code))
-
-
-def _parts(code: CodeType) -> list[Any]:
-    constants = [_parts(one) if isinstance(one, CodeType) else _constant(one) for one in code.co_consts]
-    return [code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)]
-
-
-def _constant(value: Any) -> Any:
-    # The order of a set of texts differs from process to process.
-    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)

@@ -38,8 +38,8 @@ from afnio.runtime.events import StepEnded, subscribed
 from afnio.studies._figures import Gain
 from afnio.studies._needs import CallCount, dearer
 from afnio.studies._result import Headroom
-from afnio.studies._rows import Row, in_words, read_rows
-from afnio.studies._scoring import Scored, Scoring, paired, wanted_by
+from afnio.studies._rows import Row, distinct, in_words, read_rows
+from afnio.studies._scoring import Scored, Scoring, paired, takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
 from afnio.utils.data import DataLoader
@@ -99,7 +99,7 @@ def headroom(
     test = HeadroomTest(
         Subject.of(agent, prompts, wanted_by(metric)),
         metric,
-        rows=read_rows(rows),
+        rows=read_rows(rows, labelled=takes_expected(metric)),
         critic=critic,
         budget=budget,
         perfect=perfect,
@@ -176,7 +176,8 @@ class HeadroomTest(Study):
         seed: int | None,
     ) -> None:
         super().__init__(subject, metric, perfect=perfect, critic=critic, budget=budget, seed=seed)
-        self.rows = rows
+        self.rows, _ = distinct(rows)
+        rows = self.rows
         if len(rows) < FEWEST_ROWS:
             raise ValueError(f"a headroom test needs at least {FEWEST_ROWS} rows (got {len(rows)}); add rows")
         subject.check(self.rows[0])
@@ -237,7 +238,7 @@ class HeadroomTest(Study):
         gain = None
         is_found = False
         if new is not None:
-            before, after = paired(*(Scored(one.scores) for one in (old, new)))
+            before, after = paired(final, *(Scored(one.scores) for one in (old, new)))
             gain = Gain.of(before, after, graded=any(score not in (0, 1) for score in (*before, *after)))
             changes = [b - a for a, b in zip(before, after, strict=True)]
             is_found = sum(changes) > 0 and p_value(changes) <= LEVEL

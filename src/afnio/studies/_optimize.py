@@ -12,15 +12,16 @@ It is the engine's front door: everything here is put together from parts that c
 5. `optim.Gate` decides once, on rows that nothing else saw, if the result is better than the start prompts.
 6. Both are scored on the test rows, side by side, once. `Result` says what came out.
 
-The whole runs inside a run of `te.init` that is recognized by its data (rows, prompts, critic, seed), not by the
-program. A process that was killed is started again and continues, because the run's journal has every reply that was
-paid for; one that had finished gets its result from the run. What depends on spending is decided by `CallCount`, which
-counts a reply from the journal like one from the wire, so that a continued run decides the same.
+The whole runs inside a run of `te.init` that is recognized by what the call is about (`_identity`), not by the program.
+A process that was killed is started again and continues, because the run's journal has every reply that was paid for.
+One that had finished gets its result from the run. What depends on spending is decided by `CallCount`, so that a
+continued run decides the same.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,13 +43,14 @@ from afnio.runtime._callables import may_fail, tolerate
 from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import subscribed
-from afnio.studies._earlier import RESULT, Earlier, code_digest
+from afnio.studies._earlier import RESULT, Earlier
 from afnio.studies._figures import Gain, score_of
 from afnio.studies._headroom import HeadroomTest
+from afnio.studies._identity import Contents, requested
 from afnio.studies._needs import FIRST, Needs
 from afnio.studies._result import Example, Headroom, Result, from_json, to_json, untested, verdict_of
-from afnio.studies._rows import Row, digest, in_words, read_rows, split_rows
-from afnio.studies._scoring import QUORUM, Scored, check_crashes, paired, wanted_by
+from afnio.studies._rows import Row, by_input, digest, in_words, read_rows, split_rows
+from afnio.studies._scoring import QUORUM, Scored, check_crashes, paired, takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
 from afnio.studies._training import Training, shown
@@ -94,17 +96,25 @@ def optimize(
 
     The first Ctrl-C ends the training: what was learned so far is tested and returned. The second one stops at once.
     A process that was stopped or killed continues if the same call is made again, and pays for no reply twice. If that
-    call had finished, its result is returned from the run. Rows, prompts, critic, seed and `name` say which call is
-    the same; to start anew, give another `seed` or `name`.
+    call had finished, its result is returned from the run (`result.earlier`); to start anew, give another `seed` or
+    `name`. A call is the same if rows, prompts, critic, seed and `name` are, and agent and metric: their code, and the
+    values that they can see, such as closures, defaults, globals, helpers and settings. A client has no value that
+    could be compared; what the first row asks a model for counts instead. It is run with made-up replies for that. An
+    object that no request shows makes a new run, which `print(result)` says.
+
+    Inputs are counted, not rows: exact copies of a row are left out, and rows with equal inputs stay together and count
+    once. Rows that are in `testset` or `valset`, too, aren't used in the training.
 
     Args:
         agent: a function, `def` or `async def`, that is called once a row with the row's inputs and, by name, the
             prompts. Or a Module, called once a batch; its Parameters are the prompts. It isn't changed:
             `result.agent` is the better one.
         rows: `(inputs, expected)` each, or dicts with "inputs" and "expected" (MLflow's "expectations" will do), or
-            dicts of inputs with the key "expected". Inputs are one value, or a dict of arguments by name.
+            dicts of inputs with the key "expected". Inputs are one value, or a dict of arguments by name. For a metric
+            that takes no label also inputs alone: a text, a dict, or a tuple of one value.
         metric: `metric(output, expected)`; if it has parameters of these names it also gets the row's `inputs`, and
-            `trace`, the list of the model calls behind the output. Returns True or False, a number, or
+            `trace`, the list of the model calls behind the output. `metric(output)` and `metric(output, inputs)` take
+            no label. Returns True or False, a number, or
             `(score, feedback)` with a sentence for the critic; larger is better. `def` or `async def`.
         prompts: the function's prompts by name.
         critic: the model that reads mistakes and rewrites prompts: "openai/gpt-5", or `(client, model)`.
@@ -187,7 +197,7 @@ class Optimization(Study):
             raise TypeError(f"headroom must be True or False (got {headroom!r})")
         super().__init__(subject, metric, perfect=perfect, critic=critic, budget=budget, seed=seed)
         data, chosen, tested = (
-            read_rows(one or (), part)
+            read_rows(() if one is None else one, part, labelled=takes_expected(metric))
             for one, part in ((rows, "rows"), (valset, "valset"), (testset, "testset"))
         )
         given = (data, chosen, tested)
@@ -199,7 +209,11 @@ class Optimization(Study):
         self.splits = split_rows(data, chosen, tested, self.seed)
         self.project = name or subject.title
         self.store = store_path(NAMESPACE, self.project, folder)
+        contents = Contents()
+        self.unseen = contents.unseen
         self.identity = digest(
+            contents.of(self.subject.origin),
+            contents.of(metric, "the metric"),
             [[(row.args, row.kwargs, row.expected) for row in part] for part in given],
             self.start,
             [self.critic.client.account.url, self.critic.completion_args],
@@ -216,9 +230,8 @@ class Optimization(Study):
             "patience": patience,
             "perfect": perfect,
             "headroom": headroom,
-            "code": [code_digest(subject.function), code_digest(metric)],
         }
-        self.notes: list[str] = []
+        self.notes = [*self.splits.notes]
         self.needs = Needs(subject, self.splits, self.critic, self.budget)
         self.needs.check_calls(1)
         self._gate_looks: dict[tuple[str, ...], Scored] = {}
@@ -237,16 +250,27 @@ class Optimization(Study):
 
     async def run(self) -> Result:
         """Optimize, or continue or return what an earlier call of the same did."""
+        with self.bridge():
+            calls = await self.rehearsed(self.splits.train[0])
+        self.identity = digest(self.identity, requested(calls))
+        if self.unseen and not calls:
+            # Nothing shows what these objects do, so another call may be another agent's.
+            self.identity = f"{self.identity} {secrets.token_hex(8)}"
+            self.notes.append(
+                f"a new run in any case, as nothing shows what is in {', '.join(self.unseen[:3])}; give the agent "
+                "values instead of objects to have it continued"
+            )
         earlier = await anyio.to_thread.run_sync(Earlier.find, self.store, self.identity, self.settings)
         if earlier.result is not None:
             sys.stderr.write(
                 f"afnio: optimize returns the result of {earlier.when}; another seed or name starts anew\n"
             )
-            return from_json(earlier.result, home=self._home, make_agent=self.subject.restored)
+            return from_json(
+                earlier.result, home=self._home, make_agent=self.subject.restored, earlier=earlier.when
+            )
         started = time.monotonic()
         if self.budget.caps.calls is not None:
-            with self.bridge():
-                self.needs.check_calls(await self.rehearsed(self.splits.train[0]))
+            self.needs.check_calls(max(1, len(calls)))
         async with AsyncExitStack() as stack:
             run = await anyio.to_thread.run_sync(self._begin, earlier.run)
             run.continued_by = "the same call of optimize"
@@ -285,7 +309,7 @@ class Optimization(Study):
         measured = await self._first_look()
         size = await anyio.to_thread.run_sync(self.needs.check, measured)
         gate = Gate(
-            self._gate_scores, DataLoader(self.splits.gate, collate_fn=list), size=size, seed=self.seed,
+            self._gate_scores, DataLoader(by_input(self.splits.gate), collate_fn=list), size=size, seed=self.seed,
             budget=self.needs.calls, quorum=1e-9,
         )  # fmt: skip
         await gate.start(self.subject.parameters.values())
@@ -348,12 +372,13 @@ class Optimization(Study):
 
     # The gate and the test
 
-    async def _gate_scores(self, rows: list[Row]) -> list[float | None]:
-        """Return the rows' scores with the prompts that are bound: what the gate compares.
+    async def _gate_scores(self, inputs: list[list[Row]]) -> list[float | None]:
+        """Return the mean scores of inputs with the prompts that are bound: what the gate compares.
 
         Rows that crash are left out. If more than a tenth crash with the start prompts, that is an error; with others,
         these rows count as the worst, so that prompts which break the agent don't pass.
         """
+        rows = [row for group in inputs for row in group]
         with mode(False), tolerate(1e-9):
             scored = await self.read(*await self.evaluated(rows))
         texts = self.subject.texts
@@ -362,9 +387,13 @@ class Optimization(Study):
             check_crashes(scored.errors, len(rows))
         known = [score for score in scored.scores if score is not None]
         self._lowest = min([self._lowest, *known])
-        if len(scored.errors) <= may_fail(len(rows), QUORUM):
-            return scored.scores
-        return [self._lowest if score is None else score for score in scored.scores]
+        broken = None if len(scored.errors) <= may_fail(len(rows), QUORUM) else self._lowest
+        scores = iter([broken if score is None else score for score in scored.scores])
+        means = []
+        for group in inputs:
+            known = [score for score in (next(scores) for _ in group) if score is not None]
+            means.append(sum(known) / len(known) if known else None)
+        return means
 
     async def _judged(self, gate: Gate) -> GateVerdict | None:
         """Return the gate's verdict, or None if the prompts are the old ones. If it fails they are restored."""
@@ -382,7 +411,8 @@ class Optimization(Study):
         versions = [self.start] if texts == self.start else [self.start, texts]
         if verdict is not None and not self.splits.test:
             looks = [self._gate_looks[tuple(version.values())] for version in versions]
-            return [self.splits.gate[place] for place in verdict.rows], tuple(looks)
+            inputs = by_input(self.splits.gate)
+            return [row for place in verdict.rows for row in inputs[place]], tuple(looks)
         name, rows = ("test", self.splits.test) if self.splits.test else ("gate", self.splits.gate)
         with shown("test", PAIR, len(versions) * len(rows)):
             return rows, tuple(await self.scored(name, rows, *versions))
@@ -402,7 +432,7 @@ class Optimization(Study):
         looked: tuple[Scored, ...],
         started: float,
     ) -> Result:
-        before, after = paired(looked[0], looked[-1]) if looked else ([], [])
+        before, after = paired(rows, looked[0], looked[-1]) if looked else ([], [])
         graded = any(score not in (0, 1) for score in (*before, *after))
         first, last = score_of(before, graded=graded), score_of(after, graded=graded)
         gain = None
@@ -411,7 +441,10 @@ class Optimization(Study):
         if changed and self.splits.test:
             gain = Gain.of(before, after, graded=graded)
         kept = texts != self.start and (gain is None or gain.difference > 0)
-        on = f"{len(before)} {'test' if self.splits.test else 'gate'} rows"
+        both = [] if not looked else list(zip(looked[0].scores, looked[-1].scores, strict=True))
+        failed = sum(None in pair for pair in both)
+        unit = "rows" if len(before) == len(both) - failed else "inputs"
+        on = f"{len(before)} {'test' if self.splits.test else 'gate'} {unit}"
         spent = spending.ledger.total
         return Result(
             verdict=verdict_of(first, last, gain, verdict, changed=changed, kept=kept, on=on)
@@ -423,7 +456,7 @@ class Optimization(Study):
             after=last if looked else None,
             gain=gain,
             on=on,
-            failed=len(rows) - len(before),
+            failed=failed,
             stopped=training.ended or "",
             steps=training.steps,
             calls=spent.calls,

@@ -11,7 +11,9 @@ that is started again gets it from there.
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -180,7 +182,8 @@ class Result:
             in dollars, or None if a price is unknown. Minutes are those of the last start.
         run: the run's name in the store, for `afnio report` and `afnio studio`.
         notes: what was left out, and why.
-        examples: the rows of the last look.
+        examples: the rows that were scored last.
+        earlier: when the run ended that this result was read from; "" if it was made just now.
     """
 
     verdict: str
@@ -204,6 +207,7 @@ class Result:
     home: str = ""
     splits: Mapping[str, int] = field(default_factory=dict)
     examples: Sequence[Example] = ()
+    earlier: str = ""
     make_agent: Callable[[Mapping[str, str]], Any] | None = None
 
     @property
@@ -262,16 +266,47 @@ class Result:
             ("ended", f"{self.stopped}, {counted(self.steps, 'step')}"),
             *(("note", note) for note in self.notes),
             ("run", self.run),
+            *([("earlier", f"read from this run, which ended {self.earlier}")] if self.earlier else []),
         ]
 
     def save(self, folder: str | Path) -> Path:
-        """Write each prompt to `folder/<name>.txt`, exactly as it is. Files of the same name are replaced."""
+        """Write each prompt to `folder/<name>.txt`, exactly as it is.
+
+        A file of the same name is replaced as a whole, so that a program which reads it meanwhile gets the old text or
+        the new one. Only the current user can read the files.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.prompts.items():
-            path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.txt"
-            path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
+            path = folder / (re.sub(r"[^\w.-]", "_", name) + ".txt")
+            descriptor, temporary = tempfile.mkstemp(
+                prefix=".prompt-", dir=folder
+            )  # readable by its user only
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+                    file.write(text)
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
         return folder
+
+    @staticmethod
+    def load(folder: str | Path) -> dict[str, str]:
+        """Return the prompts that `save` wrote to a folder, by name.
+
+        Raises:
+            FileNotFoundError: if there are none.
+        """
+        texts = {}
+        for path in sorted(Path(folder).glob("*.txt")):
+            with path.open(encoding="utf-8", newline="") as file:
+                texts[path.stem] = file.read()
+        if not texts:
+            raise FileNotFoundError(
+                f"{folder} must have prompts as <name>.txt (got none); write them by Result.save"
+            )
+        return texts
 
     def report(self, path: str | Path = "optimize.html") -> Path:
         """Write the result and its run as one page that needs neither a server nor a network, and return its path.
@@ -350,7 +385,7 @@ def to_json(result: Result) -> dict[str, Any]:
     data = {
         one.name: getattr(result, one.name)
         for one in fields(result)
-        if one.name not in ("make_agent", "home")
+        if one.name not in ("make_agent", "home", "earlier")
     }
     for name in _PARTS:
         data[name] = _plain(data[name])

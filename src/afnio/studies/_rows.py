@@ -65,9 +65,16 @@ class Row:
         """The inputs as the user gave them: the value, or the dict."""
         return self.args[0] if self.args else dict(self.kwargs)
 
+    @property
+    def key(self) -> str:
+        """A digest of the inputs: the unit of evidence, as copies of a row say nothing new."""
+        return digest(self.args, self.kwargs)
+
     @classmethod
     def of(cls, number: int, inputs: Any, expected: Any) -> Self:
         inputs, expected = unwrapped(inputs), unwrapped(expected)
+        for value in (inputs, expected):
+            check_text(f"row {number}", in_words(value))
         if not isinstance(inputs, Mapping):
             return cls(number, (inputs,), {}, expected, in_words(inputs))
         for name in inputs:
@@ -93,6 +100,17 @@ def in_words(value: Any) -> str:
         return repr(value)
 
 
+def check_text(name: str, text: str) -> None:
+    """Raise a `ValueError` for a text that can't be sent or stored."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} must have text that UTF-8 can express (got {text[error.start]!a} at {error.start}, half of a "
+            "character); clean it by text.encode('utf-8', 'replace').decode()"
+        ) from None
+
+
 def _plainly(value: Any) -> Any:
     for method in ("model_dump", "to_dict", "tolist", "_asdict"):
         if callable(found := getattr(value, method, None)):
@@ -114,8 +132,11 @@ def unwrapped(value: Any) -> Any:
 # Reading
 
 
-def read_rows(given: Any, name: str = "rows") -> list[Row]:
+def read_rows(given: Any, name: str = "rows", *, labelled: bool = True) -> list[Row]:
     """Return the rows of a user's data.
+
+    Args:
+        labelled: whether the metric compares with what is expected; if not, rows may be inputs alone.
 
     Raises:
         TypeError: if the data isn't a sequence, or a row has none of the forms.
@@ -134,7 +155,7 @@ def read_rows(given: Any, name: str = "rows") -> list[Row]:
             f"{name} must be a sequence of rows, each {_FORMS} (got {type(given).__name__}); "
             "make a list of an iterator"
         )
-    rows = [_read(number, given[number], name) for number in range(len(given))]
+    rows = [_read(number, given[number], name, labelled) for number in range(len(given))]
     shapes = Counter((len(row.args), *sorted(row.kwargs)) for row in rows)
     if len(shapes) > 1:
         usual = shapes.most_common(1)[0][0]
@@ -150,7 +171,13 @@ def _named(row: Row) -> str:
     return " ".join(sorted(row.kwargs)) or "one value"
 
 
-def _read(number: int, given: Any, name: str) -> Row:
+def _read(number: int, given: Any, name: str, labelled: bool) -> Row:
+    if not labelled and isinstance(given, tuple) and len(given) == 1:
+        return Row.of(number, given[0], None)
+    if not labelled and (
+        isinstance(given, str) or (isinstance(given, Mapping) and not {*given} & {_INPUTS, *_EXPECTED})
+    ):
+        return Row.of(number, given, None)
     if isinstance(given, tuple | list) and len(given) == 2:
         return Row.of(number, given[0], given[1])
     if isinstance(given, Mapping):
@@ -184,78 +211,113 @@ def digest(*parts: Any) -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The rows by their job. Without a `test` no gain can be claimed."""
+    """The rows by their job. Without a `test` no gain can be claimed.
+
+    Attributes:
+        notes: which rows were left out, and why.
+    """
 
     train: Sequence[Row]
     gate: Sequence[Row]
     test: Sequence[Row]
+    notes: Sequence[str] = ()
+
+
+def by_input(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return rows in groups with equal inputs, in the order of the first ones."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.key, []).append(row)
+    return list(groups.values())
+
+
+def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Return rows without exact copies, and a note on those. A copy would count as evidence of its own."""
+    kept: dict[str, Row] = {}
+    for row in rows:
+        kept.setdefault(f"{row.key} {digest(row.expected)}", row)
+    copies = len(rows) - len(kept)
+    note = f"{copies} of {len(rows)} rows repeat another one's inputs and what is expected, and are left out"
+    return list(kept.values()), [note] if copies else []
 
 
 def split_rows(rows: Sequence[Row], valset: Sequence[Row], testset: Sequence[Row], seed: int) -> Splits:
     """Return the splits of `rows`; a `valset` and a `testset` that are given replace their parts.
 
-    Labels are spread evenly, and rows with equal inputs stay together.
+    Labels are spread evenly. Inputs are what is counted: rows with equal inputs stay together. Rows whose inputs are in
+    `valset` or `testset`, too, aren't used in the training.
 
     Raises:
-        ValueError: for too few rows.
+        ValueError: for too few rows, or if `valset` and `testset` share inputs.
     """
-    total = len(rows) + len(valset)
+    (rows, notes), (valset, _), (testset, _) = distinct(rows), distinct(valset), distinct(testset)
+    held, tested = {row.key for row in valset}, {row.key for row in testset}
+    shared = [row.number for row in testset if row.key in held]
+    if shared:
+        raise ValueError(
+            f"valset and testset must have different inputs (got {_numbers(shared)} of testset in both): rows that "
+            "prompts were chosen by can't measure them; take these out of one"
+        )
+    twice = [row.number for row in rows if row.key in held | tested]
+    if twice:
+        notes.append(f"{_numbers(twice)} have inputs of valset or testset and are left out of the training")
+        rows = [row for row in rows if row.key not in held | tested]
+    groups, held_out = by_input(rows), len(by_input(valset))
+    total = len(groups) + held_out
     if total < FEWEST:
         raise ValueError(
-            f"optimize needs at least {FEWEST} rows, {TAUGHT} to train and {GATED} for the gate, and {TESTABLE} to "
-            f"measure a gain (got {total}); add rows"
+            f"optimize needs at least {FEWEST} rows with different inputs, {TAUGHT} to train and {GATED} for the gate, "
+            f"and {TESTABLE} to measure a gain (got {total}); add rows"
         )
-    if valset and len(valset) < GATED:
-        raise ValueError(f"valset must have at least {GATED} rows (got {len(valset)}); leave it out")
+    if valset and held_out < GATED:
+        raise ValueError(f"valset must have at least {GATED} rows (got {held_out}); leave it out")
     sizes = {"train": 0, "gate": 0, "test": 0}
     testable = total >= TESTABLE
     if not valset and not testset and not testable:
-        sizes["gate"] = max(GATED, len(rows) // 2)
+        sizes["gate"] = max(GATED, len(groups) // 2)
     else:
         wanted = {"train": True, "gate": not valset, "test": not testset and testable}
         whole = sum(share for part, share in _SHARES.items() if wanted[part])
         for part in ("gate", "test"):
             if wanted[part]:
-                share = round(len(rows) * _SHARES[part] / whole)
+                share = round(len(groups) * _SHARES[part] / whole)
                 sizes[part] = max(share, LEAST if testable else GATED)
-    sizes["train"] = len(rows) - sizes["gate"] - sizes["test"]
+    sizes["train"] = len(groups) - sizes["gate"] - sizes["test"]
     if sizes["train"] < TAUGHT:
         raise ValueError(
-            f"too few rows are left to train on (got {sizes['train']} of {len(rows)}); add rows, or leave "
+            f"too few rows are left to train on (got {sizes['train']} of {len(groups)}); add rows, or leave "
             "valset or testset out"
         )
-    parts = _dealt(rows, sizes, random.Random(f"splits {seed}"))
-    splits = Splits(parts["train"], list(valset) or parts["gate"], list(testset) or parts["test"])
-    if not splits.train or len(splits.gate) < GATED or (sizes["test"] and not splits.test):
-        raise ValueError(
-            f"the rows must have enough different inputs to fill every split (got {total} rows with "
-            f"{len({digest(row.args, row.kwargs) for row in (*rows, *valset)})} different ones); add others"
-        )
-    return splits
+    parts = _dealt(groups, sizes, random.Random(f"splits {seed}"))
+    return Splits(parts["train"], valset or parts["gate"], testset or parts["test"], notes)
 
 
-def _dealt(rows: Sequence[Row], sizes: Mapping[str, int], draw: random.Random) -> dict[str, list[Row]]:
-    """Deal rows to parts of these sizes: stratum after stratum, each row to the part that is furthest behind."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(digest(row.args, row.kwargs), []).append(row)
+def _numbers(rows: Sequence[int]) -> str:
+    shown = ", ".join(map(str, rows[:5]))
+    return f"row {shown}" if len(rows) == 1 else f"rows {shown}{' and others' if len(rows) > 5 else ''}"
+
+
+def _dealt(
+    groups: Sequence[list[Row]], sizes: Mapping[str, int], draw: random.Random
+) -> dict[str, list[Row]]:
+    """Deal inputs to parts of these sizes: stratum after stratum, each to the part that is furthest behind."""
     strata: dict[str, list[list[Row]]] = {}
-    labels = Counter(digest(row.expected) for row in rows)
-    for group in groups.values():
+    labels = Counter(digest(row.expected) for group in groups for row in group)
+    for group in groups:
         label = digest(group[0].expected)
         strata.setdefault(label if labels[label] > 2 else "", []).append(group)
-    parts: dict[str, list[Row]] = {name: [] for name in sizes}
+    parts: dict[str, list[list[Row]]] = {name: [] for name in sizes}
     done = 0
     for label in sorted(strata):
         draw.shuffle(strata[label])
         for group in strata[label]:
-            done += len(group)
+            done += 1
             behind = {
-                name: size * done / len(rows) - len(parts[name])
+                name: size * done / len(groups) - len(parts[name])
                 for name, size in sizes.items()
-                if len(parts[name]) + len(group) <= size
-            } or {name: size - len(parts[name]) for name, size in sizes.items()}
-            parts[max(behind, key=lambda name: behind[name])] += group
+                if len(parts[name]) < size
+            }
+            parts[max(behind, key=lambda name: behind[name])].append(group)
     for part in parts.values():
         draw.shuffle(part)
-    return parts
+    return {name: [row for group in part for row in group] for name, part in parts.items()}

@@ -32,7 +32,7 @@ from afnio.errors import (
     first_of,
     reason,
 )
-from afnio.models._client import rehearsing
+from afnio.models._client import Rehearsed, rehearsing
 from afnio.runtime._blocking import task_group
 from afnio.runtime._callables import call_in_node, may_fail, tolerate
 from afnio.runtime._kernel import Failure, Job, Outcomes
@@ -42,6 +42,8 @@ from afnio.studies._subject import Subject, Traced
 
 QUORUM: Final = 0.9
 """The share of rows that must not crash."""
+HIGHEST: Final = 1e100
+"""The highest score, and the negative of the lowest one: their squares can be summed up."""
 
 # The metric
 
@@ -75,20 +77,29 @@ class Scorer:
         self.outputs[lane] = in_words(value)
         others = {"inputs": row.inputs, "trace": output.trace.calls if isinstance(output, Traced) else []}
         given = {name: others[name] for name in self._wants}
-        call: Any = functools.partial(self._metric, value, row.expected, **given)
-        returned = await call_in_node(job, call)
+        expected = [row.expected] if takes_expected(self._metric) else []
+        call: Any = functools.partial(self._metric, value, *expected, **given)
+        try:
+            returned = await call_in_node(job, call)
+        except BaseException as error:
+            if first_of(error, SystemExit, contexts=True) is None:
+                raise
+            raise MetricError(
+                f"the metric must return a score (got sys.exit() for row {row.number}); raise an error instead"
+            ) from None
         feedback = None
         if isinstance(returned, tuple) and len(returned) == 2:
             returned, feedback = returned
-        score = (
-            returned.item()
-            if hasattr(returned, "item") and getattr(returned, "shape", None) == ()
-            else returned
-        )
-        if not isinstance(score, int | float) or math.isnan(score):
+        score = returned.item() if getattr(returned, "shape", None) in ((), (1,)) else returned
+        if not isinstance(score, int | float) or not abs(score) <= HIGHEST:
             raise MetricError(
                 f"the metric must return True, False, a number or (score, feedback) (got {_short(returned)} for row "
                 f"{row.number})"
+            )
+        if score > self.perfect:
+            raise MetricError(
+                f"a score must be at most perfect={self.perfect:g} (got {score:g} for row {row.number}); pass "
+                "perfect=…, the score of a right row"
             )
         if feedback is not None and not isinstance(feedback, str):
             raise MetricError(
@@ -97,14 +108,26 @@ class Scorer:
         return score, feedback
 
 
+def takes_expected(metric: Callable[..., Any]) -> bool:
+    """Return False for a metric whose second parameter is missing, or named inputs or trace: it needs no labels."""
+    try:
+        parameters = list(inspect.signature(metric).parameters.values())
+    except (TypeError, ValueError):  # a builtin
+        return True
+    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        return True
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1 and positional[1].name not in _OTHERS
+
+
 def wanted_by(metric: Callable[..., Any]) -> list[str]:
-    """Return the names that a metric takes beside output and expected.
+    """Return which of inputs and trace a metric takes by name.
 
     Raises:
         TypeError: for one that can't be called so.
 
-    >>> wanted_by(lambda output, expected, inputs: True)
-    ['inputs']
+    >>> wanted_by(lambda output, expected, inputs: True), wanted_by(lambda output, inputs: True)
+    (['inputs'], ['inputs'])
     """
     if not callable(metric):
         raise TypeError(f"metric must be a function of output and expected (got {metric!r})")
@@ -112,10 +135,8 @@ def wanted_by(metric: Callable[..., Any]) -> list[str]:
         parameters = list(inspect.signature(metric).parameters.values())
     except (TypeError, ValueError):  # a builtin
         return []
-    others = parameters[2:]
-    names = [
-        one.name for one in others if one.name in ("inputs", "trace") and one.kind is not one.POSITIONAL_ONLY
-    ]
+    others = parameters[2 if takes_expected(metric) else 1 :]
+    names = [one.name for one in others if one.name in _OTHERS and one.kind is not one.POSITIONAL_ONLY]
     needed = [
         one.name
         for one in others
@@ -123,13 +144,15 @@ def wanted_by(metric: Callable[..., Any]) -> list[str]:
         and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
         and one.name not in names
     ]
-    variadic = any(one.kind is one.VAR_POSITIONAL for one in parameters)
-    if needed or (len(parameters) < 2 and not variadic):
+    if needed or not parameters:
         raise TypeError(
-            f"metric must take (output, expected), and by name inputs and trace if it wants them (got "
-            f"{inspect.signature(metric)})"
+            f"metric must take (output, expected), or (output) alone, and by name inputs and trace if it wants them "
+            f"(got {inspect.signature(metric)})"
         )
     return names
+
+
+_OTHERS: Final = ("inputs", "trace")
 
 
 def _short(value: Any) -> str:
@@ -183,10 +206,14 @@ class Scored:
         return sum(known) / len(known) if known else -math.inf
 
 
-def paired(old: Scored, new: Scored) -> tuple[list[float], list[float]]:
-    """Return the scores of the rows that have both."""
-    both = [(a, b) for a, b in zip(old.scores, new.scores, strict=True) if a is not None and b is not None]
-    return [a for a, _ in both], [b for _, b in both]
+def paired(rows: Sequence[Row], old: Scored, new: Scored) -> tuple[list[float], list[float]]:
+    """Return the mean scores of each input, over its rows that have both scores."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for row, a, b in zip(rows, old.scores, new.scores, strict=True):
+        if a is not None and b is not None:
+            groups.setdefault(row.key, []).append((a, b))
+    means = [[sum(column) / len(pairs) for column in zip(*pairs, strict=True)] for pairs in groups.values()]
+    return [a for a, _ in means], [b for _, b in means]
 
 
 def check_crashes(errors: Sequence[BaseException], rows: int) -> None:
@@ -280,14 +307,14 @@ class Scoring:
             raise_fatal(error)
         return result
 
-    async def rehearsed(self, row: Row) -> int:
-        """Return how many calls a row takes. It is run with made-up replies, which sends nothing."""
-        with rehearsing() as found:
+    async def rehearsed(self, row: Row) -> Sequence[Rehearsed]:
+        """Return the calls that a row makes. It is run with made-up replies, which sends nothing."""
+        with rehearsing() as rehearsal:
             try:
                 await self.scored("rehearsal", [row], self.subject.texts, tolerant=True)
             except Exception:  # made-up replies may be of no use to the agent or the metric
                 logging.getLogger("afnio").debug("a row could not be rehearsed", exc_info=True)
-        return max(1, len(found.calls))
+        return rehearsal.calls
 
     @contextmanager
     def bridge(self) -> Iterator[None]:

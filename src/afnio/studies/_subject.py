@@ -13,7 +13,7 @@ from afnio.autodiff._variable import Variable
 from afnio.cognitive._agent import traced_within
 from afnio.models._trace import Trace
 from afnio.runtime._callables import is_async
-from afnio.studies._rows import Row, in_words
+from afnio.studies._rows import Row, check_text, in_words
 
 MOST_CHARACTERS: Final = 1_000
 """A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better."""
@@ -37,6 +37,7 @@ class Subject:
         self.title = title
         self.restored = restored
         self.function = function
+        self.origin = module if function is None else function
         self.parameters = {
             name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
         }
@@ -67,6 +68,7 @@ class Subject:
         for name, text in prompts.items():
             if not isinstance(name, str) or not isinstance(text, str):
                 raise TypeError(f"prompts must be texts by name (got {name!r}: {text!r})")
+            check_text(f"prompt {name!r}", text)
         module = cog.Agent(traced(agent) if "trace" in wanted else agent, prompts=dict(prompts))
         return cls(module, module.extra_repr(), functools.partial(with_prompts, module), agent)
 
