@@ -8,7 +8,6 @@ import time
 from rich.console import Console
 
 from benchmarks import (
-    accept,
     bridge,
     calls,
     executors,
@@ -44,7 +43,6 @@ PARTS = {
     "bridge": bridge.main,
     "step": step.main,
     "trainer": trainer.main,
-    "accept": accept.main,
     "reduce": reduce.main,
     "tail": tail.main,
     "quota": quota.main,

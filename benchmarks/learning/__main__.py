@@ -24,7 +24,7 @@ from benchmarks.learning.tasks import FAULTY, HARD, HOPS, NAMES, load
 
 CALLS = 600
 METHOD_NAMES = [*METHODS, *PEERS]
-DEFAULT = ("TGD", "TGD + Improves", "ParetoTGD", "TextGrad", "GEPA")
+DEFAULT = ("EditTGD", "TGD", "TextGrad", "GEPA")
 
 
 def main(argv: Sequence[str] | None = None) -> list[Outcome]:

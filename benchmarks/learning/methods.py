@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from afnio.optim import TGD, Demos, EditTGD, Improves, ParetoTGD
+from afnio.optim import TGD, Demos, EditTGD
 from afnio.optim._prompts import EDITS_SCHEMA
 from afnio.utils.data import DataLoader
 from benchmarks.learning.curve import SHORT
 from benchmarks.learning.training import Items, MakeOptimizer, Trial
 
 BATCH = 16
-CANDIDATES = 4
-HELD_OUT = 32
-"""Samples of the validation split that a step's candidates are compared on, in blocks of 8."""
 READABLE = 1000
 """Tokens of feedback that a proposer is shown where it is reduced: some thirty texts, short of the wall."""
 
@@ -27,39 +24,6 @@ EXAMPLES = 1600
 def tgd(trial: Trial, **options: Any) -> TGD:
     """Return plain textual gradient descent: each proposal becomes the value."""
     return TGD(trial.agent.parameters(), trial.endpoint.client, **{**trial.endpoint.step, **options})
-
-
-def improves(trial: Trial) -> TGD:
-    """Return descent that takes a proposal only if it beats the value on held-out samples."""
-    held_out = DataLoader(Items(trial.task.val), collate_fn=list)
-    accept = Improves(
-        trial.judged,
-        held_out,
-        CANDIDATES,
-        minibatch_size=HELD_OUT,
-        block_size=8,
-        quorum=trial.endpoint.quorum,
-        seed=trial.seed,
-    )
-    return tgd(trial, accept=accept)
-
-
-def pareto(trial: Trial) -> ParetoTGD:
-    """Return the search over a pool of candidates; it runs forward and backward itself."""
-    train, held_out = (
-        DataLoader(Items(items), collate_fn=list) for items in (trial.task.train, trial.task.val)
-    )
-    return ParetoTGD(
-        trial.agent.parameters(),
-        trial.endpoint.client,
-        trial.judged,
-        train,
-        held_out,
-        proposals=CANDIDATES,
-        quorum=trial.endpoint.quorum,
-        search_seed=trial.seed,
-        **trial.endpoint.step,
-    )
 
 
 def edits(trial: Trial, **options: Any) -> EditTGD:
@@ -147,8 +111,6 @@ METHODS: dict[str, Method] = {
     "TGD 4, 1,000 characters, gate": Method(short, 4, gated=True),
     "TGD 32, 1,000 characters": Method(short, 32),
     "TGD 64, 1,000 characters": Method(short, 64),
-    "TGD + Improves": Method(improves),
-    "ParetoTGD": Method(pareto),
     "Demos": Method(demos),
     "TGD 4, pass of 256": Method(short, 4, 256, pooled=True),
     # Two steps of four chains, each of four small steps with eight samples.

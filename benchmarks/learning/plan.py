@@ -24,8 +24,6 @@ EQUAL = (
     "EditTGD, no gate",
     "TGD",
     "TGD 4, 1,000 characters",
-    "TGD + Improves",
-    "ParetoTGD",
     "TextGrad",
     "GEPA",
     "GEPA, minibatch 8",

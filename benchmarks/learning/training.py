@@ -11,7 +11,7 @@ from typing import Any
 import afnio
 from afnio import cognitive as cog
 from afnio.errors import BatchError, ReplyError
-from afnio.optim import Demos, EditTGD, Gate, Optimizer, ParetoTGD
+from afnio.optim import Demos, EditTGD, Gate, Optimizer
 from afnio.optim._gate import rows_for
 from afnio.runtime.events import CallEnded, StepEnded, Usage, subscribed
 from afnio.utils.data import DataLoader, Dataset
@@ -155,7 +155,7 @@ class Trial:
             return
         for batch in batches(self.task.train, self.batch, self.seed):
             try:
-                if not isinstance(optimizer, ParetoTGD | EditTGD):  # which draw their own batches
+                if not isinstance(optimizer, EditTGD):  # which draws its own batches
                     self.judged(batch).explanation.backward()
                 optimizer.step()
             except (BatchError, ReplyError) as error:

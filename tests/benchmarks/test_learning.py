@@ -70,10 +70,10 @@ def test_a_benchmark_can_be_done_in_pieces(results: Path, capsys: pytest.Capture
 @pytest.mark.nightly
 def test_a_run_alone_is_the_same_as_among_others(results: Path) -> None:
     """Its draws depend on its name, and on nothing that ran before."""
-    asked = ("--task", "notes-draft", "--method", "TGD", "--method", "ParetoTGD")
+    asked = ("--task", "notes-draft", "--method", "TGD", "--method", "EditTGD")
     together = {run.key: run.prompts for run in run(*asked)}
     (results / "learning" / "tiny.jsonl").unlink()
-    alone = run("--task", "notes-draft", "--method", "ParetoTGD", "--shard", "2/3")
+    alone = run("--task", "notes-draft", "--method", "EditTGD", "--shard", "2/3")
     assert {run.key: run.prompts for run in alone}.items() <= together.items()
 
 
@@ -138,11 +138,10 @@ def test_a_gate_is_paid_from_the_same_budget() -> None:
     assert "held-out rows" in found.gate
 
 
-@pytest.mark.parametrize("method", ["TGD + Improves", "ParetoTGD"])
-def test_accepted_prompts_do_not_get_long(method: str) -> None:
+def test_edited_prompts_do_not_get_long() -> None:
     task = tasks.load("notes-judge")
     with simulated() as endpoint:
-        found = training.Trial(method, task, endpoint, 0, 400, 16).run(METHODS[method].make)
+        found = training.Trial("EditTGD", task, endpoint, 0, 400, 16).run(METHODS["EditTGD"].make)
     assert found.correct >= 95
     assert found.lengths[-1] < 1500
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from benchmarks import (
-    accept,
     calls,
     executors,
     launch,
@@ -26,7 +25,6 @@ from benchmarks import (
 )
 from benchmarks.endpoint import endpoint
 from benchmarks.peers import environment
-from benchmarks.race import MIXES
 
 
 @pytest.fixture(autouse=True)
@@ -170,19 +168,6 @@ def test_trainer(results: Callable[[str], dict[str, Any]], monkeypatch: pytest.M
     assert [row["calls"] for row in rows] == [2 * (2 * 4 + 1 + 4)] * 2
     assert all(row["latencies"] >= 7 for row in rows)
     assert (reach.reach, extra.reach) == (1.10, 0.05)
-
-
-def test_accept(results: Callable[[str], dict[str, Any]]) -> None:
-    (claim,) = accept.gate(latency=0.05, repeats=1, in_flight=64, samples=32)
-    plain, gated = results("accept-gate")["rows"]
-    assert (1, 4 + 32 + 4 * 32) == (plain["calls"], gated["calls"])
-    assert claim.value is not None
-    assert claim.value > 0
-    accept.race(seeds=20)
-    rows = results("accept-race")["rows"]
-    assert list(MIXES) == [row["mix"] for row in rows]
-    assert all(0 <= row["saved"] < 0.75 and 0.8 <= row["decided alike"] <= 1 for row in rows)
-    assert rows[-1]["saved"] < 0.2, "where all are good there is nothing to save"
 
 
 @pytest.mark.nightly

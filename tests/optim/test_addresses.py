@@ -7,7 +7,7 @@ import pytest
 import afnio
 import afnio.cognitive as cog
 from afnio.models import ChatModel
-from afnio.optim import TGD, Change, Improves, Optimizer, tgd
+from afnio.optim import TGD, Change, Optimizer, tgd
 from afnio.runtime.events import CallEnded, subscribed
 from afnio.testing import ScriptedClient
 
@@ -55,15 +55,6 @@ def test_reductions_are_below_their_parameter(learned):
     found = addresses(lambda: optimizer.step().wait())
     assert "1/parameter 0/step" == found.pop()
     assert {"1/parameter 0/1/level 0"} == {address.rsplit("/", 2)[0] for address in found}
-
-
-def test_candidates_are_numbered(parameters):
-    """And a joint step numbers all parameters, with feedback or not."""
-    accept = Improves(lambda batch: [0.0] * len(batch), ["s"] * 4, k=2, seed=0)
-    optimizer = TGD(parameters, ScriptedClient(reply), accept=accept, model="m")
-    assert [
-        f"1/all/candidate {candidate}/1/parameter {number}/step" for candidate in (1, 2) for number in (0, 2)
-    ] == addresses(lambda: optimizer.step().wait())
 
 
 def test_an_async_closure_makes_the_step_joint(parameters):

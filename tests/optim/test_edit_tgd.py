@@ -574,7 +574,7 @@ def test_any_edits_of_any_text_leave_a_text_that_is_made_of_its_blocks(text, edi
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lr": 0.5}, "lr must be a number of chains, 1 or more (got 0.5)"),
+        ({"lr": 0.5}, "lr must be a whole number of chains, 1 or more (got 0.5)"),
         ({"inner": 0}, "inner must be a whole number, 1 or more (got 0)"),
         ({"race": 1.5}, "race must be a whole number"),
         ({"max_chars": 0}, "max_chars must be a whole number"),
@@ -802,7 +802,7 @@ def play(agent, tmp_path, *, proposer=teach, steps=2, **options):
     with afnio.journal(tmp_path / "calls.journal"):
         optimizer = agent.optimizer(proposer, **options)
         found = told(optimizer, steps)
-    return agent.value, [step.candidates for step in found], optimizer.state_dict()["accept"]
+    return agent.value, [step.candidates for step in found], optimizer.state_dict()["search"]
 
 
 def test_a_journal_gives_the_same_run_without_a_call(tmp_path):
@@ -827,7 +827,7 @@ async def test_a_run_that_is_killed_anywhere_goes_on_and_pays_for_nothing_twice(
         async with afnio.journal(folder / "calls.journal"), afnio.scope(name="run"):
             for _ in range(2):
                 await optimizer.step()
-        return agent.value, optimizer.state_dict()["accept"]
+        return agent.value, optimizer.state_dict()["search"]
 
     calls = Counter()
     begun = threading.Event()
@@ -870,7 +870,7 @@ def test_the_state_goes_through_a_file_and_the_next_step_is_the_same(inner):
     first, second = told(went_on, 2), told(restored, 2)
     assert [step.candidates for step in first] == [step.candidates for step in second]
     assert went_on.lineage == restored.lineage
-    json.dumps(went_on.state_dict()["accept"])
+    json.dumps(went_on.state_dict()["search"])
 
 
 async def test_a_cancelled_step_keeps_the_values_and_the_state():
@@ -883,7 +883,7 @@ async def test_a_cancelled_step_keeps_the_values_and_the_state():
 
     agent = Agent(answer=answer)
     optimizer = agent.optimizer(evaluate=agent.aevaluate)
-    before = optimizer.state_dict()["accept"]
+    before = optimizer.state_dict()["search"]
     with pytest.raises(RuntimeError, match="stop"):
         async with afnio.scope():
             optimizer.step()
@@ -891,7 +891,7 @@ async def test_a_cancelled_step_keeps_the_values_and_the_state():
             raise RuntimeError("stop")
     await agent.prompts[0]
     assert "Answer." == agent.value
-    after = optimizer.accept.state_dict()
+    after = optimizer.state_dict()["search"]
     assert {**before, "seed": 0} == {**after, "seed": 0}
 
 
@@ -1037,11 +1037,11 @@ def test_wins_and_losses_are_those_of_candidates_with_the_block():
 
 
 def test_lr_is_read_where_the_step_is_launched():
-    """A scheduler's next step doesn't reach it; fractions are rounded, with one chain at least."""
+    """What a loop assigns later is the next step's."""
     agent = Agent()
     optimizer = agent.optimizer(rows=agent.rows)
     counts = []
-    for lr in (3.6, 0.2, 1.5):
+    for lr in (4, 1, 2):
         optimizer.param_groups[0]["lr"] = lr
         with subscribed(lambda e: counts.append(names(e)) if isinstance(e, StepEnded) else None):
             optimizer.step()

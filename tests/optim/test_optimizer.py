@@ -268,12 +268,6 @@ def test_a_failing_closure_changes_nothing(learned):
     assert "a" == parameter.data
 
 
-def test_only_an_acceptance_is_taken_as_one(learned):
-    """At the line that gives it."""
-    with pytest.raises(TypeError, match="accept must be an Acceptance"):
-        afnio.optim.TGD([learned()], ScriptedClient("x"), model="m", accept=max)
-
-
 @pytest.mark.parametrize("kind", ["plain", "joint"])
 def test_feedback_is_reduced_once_a_step(learned, kind):
     """What is proposed and remembered comes from what `reduce` returned; its failure keeps the value."""

@@ -13,7 +13,6 @@ from kit.roles import kind, prompt, read_blocks, read_section, shown
 
 import afnio
 import afnio.cognitive as cog
-import afnio.tellurio as te
 from afnio.errors import FinalModelError, ReplyError, TemplateError
 from afnio.optim import TGD, prompts
 from afnio.runtime.events import StepEnded, subscribed
@@ -514,8 +513,6 @@ def test_state_after_a_reduction_is_exact(learned, tmp_path):
     first, client = many(learned), ScriptedClient(summed)
     options = {
         "momentum": 4,
-        "momentum_samples": 1,
-        "momentum_seed": 5,
         "feedback_tokens": 1000,
         "model": "m",
     }
@@ -536,70 +533,15 @@ def test_state_after_a_reduction_is_exact(learned, tmp_path):
     assert repr(optimizer.state_dict()) == repr(restored.state_dict())
 
 
-# Sampled momentum ------------------------------------------------------------------------------
-
-
-def walked(learned, steps, **options):
-    """Take steps with one gradient each, and return what history each proposer saw."""
-    client = ScriptedClient([{"value": f"v{n + 1}"} for n in range(steps)])
-    parameter = learned("v0", "g")
-    optimizer = TGD([parameter], client, model="m", **options)
-    for _ in range(steps):
-        optimizer.step()
-    return [shown(request, "value") for request in client.requests], optimizer, parameter
-
-
-def test_of_the_window_some_are_drawn():
-    """No more than asked for, oldest first, the same for the same seed."""
-
-    def run(seed):
-        def learned(text, *said):
-            parameter = cog.Parameter(text, role="prompt")
-            parameter.grad = [afnio.Variable(entry) for entry in said]
-            return parameter
-
-        return walked(learned, 12, momentum=8, momentum_samples=2, momentum_seed=seed)[0]
-
-    histories = run(1)
-    assert [0, 1, 2] == [len(history) for history in histories[:3]]
-    assert {2} == {len(history) for history in histories[2:]}
-    assert all(sorted(history, key=lambda value: int(value[1:])) == history for history in histories)
-    assert histories == run(1)
-    assert histories != run(2)
-
-
-def test_without_a_decay_only_the_last_is_drawn(learned):
-    """All weight is on it."""
-    histories, _, _ = walked(learned, 4, momentum=4, momentum_samples=1, momentum_decay=0, momentum_seed=3)
-    assert [[], ["v0"], ["v1"], ["v2"]] == histories
-
-
-def test_the_draws_come_from_the_runs_seed(learned, tmp_path, monkeypatch):
-    """Settled by the first step, and part of the state."""
-    seeds = []
-    for start in ("42", "42", "7"):
-        monkeypatch.setenv("AFNIO_SEED", start)
-        with te.init("me", "p", dir=tmp_path / "runs", resume=False):
-            _, optimizer, parameter = walked(learned, 3, momentum=3, momentum_samples=1)
-        seeds.append(optimizer.state_dict()["param_groups"][0]["momentum_seed"])
-    assert seeds[0] == seeds[1] != seeds[2]
-    assert ([1, 1, 1], 3) == (
-        optimizer.state[parameter]["momentum_sizes"],
-        optimizer.state[parameter]["momentum_steps"],
-    )
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"momentum_samples": 0}, "momentum_samples must be a number from 1, or None (got 0)"),
         ({"feedback_tokens": 10}, "feedback_tokens must be a number from 200, or None (got 10)"),
         ({"per_failure": 0}, "per_failure must be a number from 1, or None (got 0)"),
         ({"leak_words": True}, "leak_words must be a number from 4, or None (got True)"),
-        ({"momentum_decay": 1.5}, "momentum_decay must be from 0 to 1 (got 1.5)"),
     ],
 )
-def test_options_of_reduction_and_momentum_are_checked(options, words):
+def test_options_of_reduction_are_checked(options, words):
     """At the constructor."""
     with pytest.raises(ValueError) as caught:
         TGD([cog.Parameter("a")], ScriptedClient(), model="m", **options)

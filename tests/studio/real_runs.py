@@ -1,4 +1,4 @@
-"""Real runs: small programs with the Trainer, ParetoTGD and Improves, recorded as a user's would be."""
+"""Real runs: small programs with the Trainer and EditTGD, recorded as a user's would be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio import tellurio as te
 from afnio.errors import BatchError
-from afnio.optim import TGD, Improves, ParetoTGD
+from afnio.optim import TGD, EditTGD
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
 from afnio.trainer import Trainer
@@ -104,12 +104,13 @@ class Pair:
     def play(self, request: Any) -> Any:
         if kind(request) == "critic":
             return comment("it was wrong")(request)
-        if kind(request) == "optimizer":
-            value = shown(request, "variable")[0]
-            return {"value": f"{value} {value.split()[0].upper()}"}
+        if kind(request) == "editor":
+            blocks = shown(request, "block")
+            mark = f"{blocks[0].upper()} {len(blocks)}."
+            return {"edits": [{"op": "add", "block": len(blocks), "text": mark, "samples": [1]}]}
         number = int(re.findall(r"\d+", prompt(request))[0])
         marks = str(request.messages[0]["content"]).count("EVEN" if number % 2 == 0 else "ODD")
-        return "yes" if random.Random(f"{number} {marks}").random() < 0.2 + 0.2 * marks else "no"
+        return "yes" if random.Random(f"{number} {marks}").random() < 0.2 + 0.08 * marks else "no"
 
     def launch(self, batch: Sequence[str]) -> Any:
         messages = [
@@ -121,43 +122,21 @@ class Pair:
         return cog.functional.exact_match_evaluator(answers, ["yes"] * len(batch))
 
 
-def search(home: Path, steps: int = 6) -> list[StepEnded]:
-    """A run of ParetoTGD with three parameters, one of which gets no feedback; returns what its steps told."""
+def search(home: Path, steps: int = 8) -> list[StepEnded]:
+    """A run of EditTGD with three parameters, of which one is frozen; returns what its steps told."""
     agent, told = Pair(), list[StepEnded]()
-    parameters = [agent.even, agent.odd, agent.greeting]
-    client = ScriptedClient(agent.play)
+    agent.greeting.requires_grad_(False)
     with (
-        te.init("me", "emails", name="wide-front", dir=home, resume=False),
+        te.init("me", "emails", name="wide-race", dir=home, resume=False),
         afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}),
         subscribed(lambda event: told.append(event) if isinstance(event, StepEnded) else None),
     ):
-        optimizer = ParetoTGD(
-            parameters, client, agent.launch, Samples(0, 20), Samples(20, 52),
-            proposals=2, minibatch_size=6, search_seed=0, model="m",
+        optimizer = EditTGD(
+            [agent.even, agent.odd, agent.greeting], ScriptedClient(agent.play), agent.launch, Samples(0, 60),
+            lr=2, inner=1, minibatch=6, race=16, first=16, search_seed=0, model="m",
         )  # fmt: skip
         for _ in range(steps):
             optimizer.step()
-    return told
-
-
-def improve(home: Path, steps: int = 4) -> list[StepEnded]:
-    """A run of TGD that accepts by Improves."""
-    agent, told = Pair(), list[StepEnded]()
-    values = ["even EVEN EVEN EVEN", "useless", "useless too"]
-    proposer = ScriptedClient(lambda request: {"value": random.Random(len(proposer.requests)).choice(values)})
-    with (
-        te.init("me", "emails", name="careful-gate", dir=home, resume=False),
-        afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}),
-        subscribed(lambda event: told.append(event) if isinstance(event, StepEnded) else None),
-    ):
-        held_out = DataLoader(Samples(20, 84), batch_size=16)
-        accept = Improves(agent.launch, held_out, k=3, minibatch_size=64, seed=0)
-        optimizer = TGD([agent.even], proposer, accept=accept, model="m")
-        for number in range(steps):
-            with afnio.scope(name=f"step {number + 1}"):
-                agent.launch(Samples(0, 12).texts)[1].backward()
-                optimizer.step()
-                optimizer.clear_grad()
     return told
 
 

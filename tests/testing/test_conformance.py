@@ -8,7 +8,7 @@ import pytest
 
 import afnio
 import afnio.cognitive as cog
-from afnio.optim import TGD, Acceptance, Change, Decision, Demos, Improves, Optimizer, ParetoTGD
+from afnio.optim import TGD, Change, Demos, EditTGD, Optimizer
 from afnio.testing import ScriptedClient, optimizer_conformance
 from afnio.testing.conformance import CHECKS
 
@@ -19,18 +19,6 @@ def parameters_of(params):
 
 def tgd(params, client):
     return TGD(params, client, momentum=2, model="m")
-
-
-def improving(params, client):
-    """Some proposals are better, as a hash decides."""
-    mine = parameters_of(params)
-
-    async def evaluate(batch):
-        level = sum(sum(map(ord, p.data)) for p in mine) % 97
-        return [float((sample * 31 + 7) % 97 < level) for sample in batch]
-
-    data = list(range(48))
-    return TGD(params, client, accept=Improves(evaluate, data, k=2, seed=1), momentum=2, model="m")
 
 
 def searching(params, client):
@@ -44,8 +32,18 @@ def searching(params, client):
         pred = cog.functional.chat_completion(student, messages, inputs=inputs, model="student")
         return cog.functional.exact_match_evaluator(pred, ["1"] * len(batch))
 
-    data = list(range(12))
-    return ParetoTGD(params, client, evaluate, data, data, proposals=2, search_seed=1, model="m")
+    return EditTGD(
+        params,
+        client,
+        evaluate,
+        list(range(12)),
+        inner=2,
+        minibatch=4,
+        race=4,
+        first=2,
+        search_seed=1,
+        model="m",
+    )
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def critic():
     afnio.set_backward_model_client(ScriptedClient(script), completion_args={"model": "critic"})
 
 
-@pytest.mark.parametrize("make", [tgd, improving, searching])
+@pytest.mark.parametrize("make", [tgd, searching])
 @pytest.mark.usefixtures("critic")
 def test_our_optimizers_pass(make):
     """All checks."""
@@ -78,8 +76,8 @@ def test_demos_pass_what_is_not_about_a_model():
 class Mine(Optimizer):
     """One that is right, with places for what may be wrong."""
 
-    def __init__(self, params, client, accept=None):
-        super().__init__(params, {"client": client}, accept)
+    def __init__(self, params, client):
+        super().__init__(params, {"client": client})
 
     async def propose(self, parameter, value, gradients, options):
         model = afnio.models.ChatModel(options["client"], {"model": "m"})
@@ -145,9 +143,9 @@ class Slow(Mine):
         return await super().propose(parameter, value, gradients, options)
 
 
-class Nothing(Acceptance):
-    async def decide(self, inputs):
-        return Decision(tuple(None for _ in inputs.values))
+class Nothing(Mine):
+    async def propose(self, parameter, value, gradients, options):
+        return Change(parameter.role, value, None, len(gradients))
 
 
 def test_an_optimizer_of_ones_own_passes():
@@ -165,7 +163,7 @@ def test_an_optimizer_of_ones_own_passes():
         (Deaf, "closure: step(closure) returned None and not the closure's result"),
         (Forgetful, "state: step 1 after loading gave"),
         (Random, "state: step 1 after loading gave"),
-        (lambda p, c: Mine(p, c, Nothing()), "feedback: a step left 'text 0' with None"),
+        (Nothing, "feedback: a step left 'text 0' with None"),
         (lambda p, c: None, "no_feedback: make_optimizer must return an Optimizer (got None)"),
     ],
 )

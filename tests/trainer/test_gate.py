@@ -1,4 +1,4 @@
-"""A gate and schedulers in a Trainer: with TGD and EditTGD, killed and resumed, beside early stopping."""
+"""A gate in a Trainer: with TGD and EditTGD, killed and resumed, beside early stopping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import afnio
 import afnio.cognitive as cog
 from afnio.optim import TGD, EditTGD, Gate
-from afnio.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
 from afnio.trainer import EarlyStopping, Trainer
@@ -65,12 +64,12 @@ class Meter:
 class Job(cog.Module):
     """A prompt whose quality is the number in it, with either optimizer."""
 
-    def __init__(self, how: str, meter: Meter, *, gain: int = 10, scheduler: Any = None) -> None:
+    def __init__(self, how: str, meter: Meter, *, gain: int = 10) -> None:
         super().__init__()
         self.prompt = cog.Parameter("q=40", role="prompt")
         self.user = afnio.Variable("{row}", role="row")
         self.client = ScriptedClient(meter.student)
-        self.how, self.meter, self.gain, self.scheduler = how, meter, gain, scheduler
+        self.how, self.meter, self.gain = how, meter, gain
         self.automatic_optimization = how == "TGD"
 
     async def evaluate(self, batch: list[str]) -> Any:
@@ -92,12 +91,9 @@ class Job(cog.Module):
         proposer = self.meter.proposer(self.how, self.gain)
         if self.how == "TGD":
             return TGD([self.prompt], proposer, model="m")
-        optimizer = EditTGD(
+        return EditTGD(
             [self.prompt], proposer, self.evaluate, TRAIN, lr=4, inner=1, minibatch=4, race=12, first=4, model="m"
         )  # fmt: skip
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
 
 
 async def fit(folder: Path, job: Job, gate: Gate | None, epochs: int = 2, **options: Any) -> Trainer:
@@ -170,63 +166,3 @@ async def test_killed_in_the_training_or_at_the_gate_it_resumes(tmp_path: Path, 
     after, found = await run(tmp_path / "cut", float("inf"), ckpt_path="last")
     assert found == expected
     assert before + after == whole
-
-
-def cosine(optimizer: Any) -> Any:
-    return CosineAnnealingLR(optimizer, T_max=4, eta_min=1)
-
-
-def plateau(optimizer: Any) -> Any:
-    return {
-        "scheduler": ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0),
-        "monitor": "val_score",
-    }
-
-
-def each_step(optimizer: Any) -> Any:
-    return {"scheduler": cosine(optimizer), "interval": "step"}
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "chains"),
-    [
-        (cosine, [4, 4, 4, 4, 2, 2]),
-        pytest.param(each_step, [4, 4, 2, 1, 1, 1], marks=pytest.mark.nightly),
-        (plateau, [4, 4, 4, 4, 2, 2]),
-    ],
-)
-async def test_a_scheduler_is_stepped_and_resumed(tmp_path: Path, scheduler: Any, chains: list[int]) -> None:
-    """By epoch, by step, by the metric of the validation; and a resumed run takes as many chains as a whole one."""
-
-    async def run(folder: Path, epochs: int, **options: Any) -> list[int]:
-        job = Job("EditTGD", Meter(), gain=0 if scheduler is plateau else 3, scheduler=scheduler)
-        steps: list[Any] = []
-        with subscribed(lambda event: steps.append(event) if isinstance(event, StepEnded) else None):
-            await fit(folder, job, None, epochs, **options)
-        return [sum(one.name.startswith("chain") for one in step.candidates) for step in steps]
-
-    assert await run(tmp_path / "whole", 3) == chains
-    first = await run(tmp_path / "parts", 2)
-    assert [*first, *await run(tmp_path / "parts", 3, ckpt_path="last")] == chains
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "said"),
-    [
-        (lambda optimizer: 3, "lr_scheduler must be a scheduler"),
-        (
-            lambda optimizer: {"scheduler": cosine(optimizer), "frequency": 2},
-            "lr_scheduler must be a scheduler",
-        ),
-        (
-            lambda optimizer: {"scheduler": cosine(optimizer), "interval": "batch"},
-            'must be "epoch" or "step"',
-        ),
-    ],
-)
-async def test_a_scheduler_that_is_none_is_refused(tmp_path: Path, scheduler: Any, said: str) -> None:
-    """Before the first call."""
-    job = Job("EditTGD", Meter(), scheduler=scheduler)
-    with pytest.raises((TypeError, ValueError), match=said):
-        await fit(tmp_path, job, None)
-    assert job.meter.replies == 0

@@ -64,12 +64,7 @@ class Training:
         raise NotImplementedError(_missing(self, "predict_step", "predict"))
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer, or a list of several.
-
-        For a schedule of its `lr`, return a dict: `{"optimizer": optimizer, "lr_scheduler": scheduler}`. The Trainer
-        steps the scheduler at the end of each epoch and keeps its state in checkpoints. A dict as scheduler says more:
-        `{"scheduler": scheduler, "interval": "step", "monitor": "val_score"}`; the metric is `ReduceLROnPlateau`'s.
-        """
+        """Return the optimizer, or a list of several."""
         raise NotImplementedError(
             f"{type(self).__name__} has no optimizer; write `def configure_optimizers(self)` that returns one"
         )

@@ -19,7 +19,16 @@ from afnio.autodiff._variable import Data, Variable
 from afnio.cognitive._evaluators import Score
 from afnio.cognitive._reduction import similarity, sketch
 from afnio.optim._checks import FEW, check
-from afnio.optim._optimizer import Change, Decision, Evidence, Gathered, Optimizer, accepted, for_each
+from afnio.optim._optimizer import (
+    Change,
+    DecideAll,
+    Decision,
+    Evidence,
+    Gathered,
+    Optimizer,
+    accepted,
+    for_each,
+)
 from afnio.runtime._callables import call_in_node
 from afnio.runtime._kernel import Failure, Slot, current_job
 
@@ -137,7 +146,9 @@ class Demos(Optimizer):
         parameter, options = self._members()[position]
         return await self.propose(parameter, value, gathered.read(), options)
 
-    async def _decide(self, values: tuple[Any, ...], gathered: Mapping[int, Gathered]) -> Decision:
+    async def _decide(
+        self, values: tuple[Any, ...], gathered: Mapping[int, Gathered], decide_all: DecideAll
+    ) -> Decision:
         found = await for_each(gathered, lambda at: self._improve(at, values[at], gathered[at]))
         return accepted(values, *found)
 

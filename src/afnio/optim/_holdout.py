@@ -6,9 +6,8 @@ import hashlib
 import inspect
 import json
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from afnio.autodiff._backward import resolve
 from afnio.autodiff._graph import no_grad
@@ -19,12 +18,6 @@ from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import Priority, prioritised
 from afnio.runtime._waiting import scope
 from afnio.utils.data._dataloader import DataLoader, collate
-
-
-class EvaluationBlock(NamedTuple):
-    """The numbers of samples that are evaluated together."""
-
-    units: tuple[int, ...]
 
 
 @final
@@ -38,9 +31,8 @@ class Holdout:
         TypeError: for data without a length, such as an iterator, which could be read only once.
         ValueError: for no samples.
 
-    >>> holdout = Holdout([("a", 1), ("b", 2), ("c", 3)])
-    >>> [holdout.batch(block.units) for block in holdout.blocks(range(3), 2)]
-    [(['a', 'b'], [1, 2]), (['c'], [3])]
+    >>> Holdout([("a", 1), ("b", 2), ("c", 3)]).batch([2, 0])
+    (['c', 'a'], [3, 1])
     """
 
     def __init__(self, data: Any) -> None:
@@ -59,17 +51,6 @@ class Holdout:
 
     def __len__(self) -> int:
         return len(self._data)
-
-    def draw(self, generator: random.Random, *, samples: int, block_size: int) -> list[EvaluationBlock]:
-        """Draw `samples` samples, or all if there are fewer. Return them in blocks of `block_size`."""
-        return self.blocks(generator.sample(range(len(self)), min(samples, len(self))), block_size)
-
-    def blocks(self, units: Sequence[int], block_size: int) -> list[EvaluationBlock]:
-        """Return `units` in blocks, in the given order."""
-        return [
-            EvaluationBlock(tuple(units[start : start + block_size]))
-            for start in range(0, len(units), block_size)
-        ]
 
     def batch(self, units: Sequence[int]) -> Any:
         """Return the batch of `units`, collated for `evaluate`."""

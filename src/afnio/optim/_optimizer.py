@@ -7,11 +7,10 @@ Whatever reads them, such as the next batch's forward pass, waits for the step a
 How a step runs:
 
 * `step()` notes the feedback that is there, in program order. A `clear_grad()` on the next line takes nothing from it.
-* Without `accept`, each parameter with feedback is a job. The job waits for that parameter's value and feedback, calls
-  `reduce`, `propose` and `remember`, and fills in the new value. A slow proposal for one parameter doesn't hold up
-  the others.
-* With `accept`, a candidate is a value for every parameter, so a single job waits for all of them and decides
-  (`Acceptance.decide`). The same holds after an async closure, because it may give feedback to any parameter.
+* Each parameter with feedback is a job. The job waits for that parameter's value and feedback, calls `reduce`,
+  `propose` and `remember`, and fills in the new value. A slow proposal for one parameter doesn't hold up the others.
+* In a search (`EditTGD`) a candidate is a value for every parameter, so a single job waits for all of them and decides.
+  The same holds after an async closure, because it may give feedback to any parameter.
 * A last job collects the changes, emits `StepEnded` and resolves the step's `Pending`.
 
 A step never leaves a parameter without a value. If a job fails or is cancelled, its parameters keep the values they
@@ -30,7 +29,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar, final
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar, final
 
 import anyio
 
@@ -56,9 +55,6 @@ from afnio.runtime.events import StepEnded, emit
 
 T = TypeVar("T")
 
-REMEMBERED: Final = 8
-"""Number of rejected proposals that a parameter's state keeps for the next prompt."""
-
 
 class Optimizer(ABC):
     """Base class of optimizers. A subclass writes `propose`, which gets one parameter's value and feedback.
@@ -66,7 +62,6 @@ class Optimizer(ABC):
     Args:
         params: Parameters, or dicts with "params" and options for that group.
         defaults: Options of groups that don't set them.
-        accept: Decides which proposals become values. By default all do.
 
     Raises:
         TypeError: for anything but Parameters.
@@ -84,18 +79,15 @@ class Optimizer(ABC):
     'Answer. Be brief.'
     """
 
+    needs_feedback: ClassVar[bool] = True
+    """False if a step finds feedback itself, as that of `EditTGD`, and so does something without any."""
+
     def __init__(
-        self,
-        params: Iterable[Variable] | Iterable[dict[str, Any]],
-        defaults: dict[str, Any],
-        accept: Acceptance | None = None,
+        self, params: Iterable[Variable] | Iterable[dict[str, Any]], defaults: dict[str, Any]
     ) -> None:
         if isinstance(params, Variable):
             raise TypeError(f"params must be an iterable of Parameters (got {params!r}); put it in a list")
-        if accept is not None and not isinstance(accept, Acceptance):
-            raise TypeError(f"accept must be an Acceptance such as optim.Improves(...) (got {accept!r})")
         self.defaults = defaults
-        self.accept = accept
         self.state: defaultdict[Variable, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[dict[str, Any]] = []
         self._last: Slot | None = None
@@ -114,10 +106,7 @@ class Optimizer(ABC):
     ) -> Change:
         """Return the change to one parameter. All parameters are asked at the same time, on the runtime's loop.
 
-        With `accept` a step may call it several times, so write what later steps need in `remember`.
-        `self.state[parameter].get("rejected")` lists the proposals that were tried and not accepted, oldest first:
-        dicts with "value", and "score" and "against", the mean scores of the proposal and of the value it was meant
-        to replace.
+        Write what later steps need in `remember`, which is called only if the step succeeds.
 
         Args:
             value: The parameter's value. Don't read `parameter.data`, which is pending until the step ends.
@@ -177,8 +166,7 @@ class Optimizer(ABC):
                 on this line. An `async def` runs on the runtime's loop once earlier steps have ended, and reads
                 their values.
         """
-        if self.accept is not None:
-            self.accept.begin()
+        decide = self._begin()
         result = [None]
         deferred: Callable[[], Awaitable[Any]] | None = None
         if closure is not None:
@@ -189,10 +177,10 @@ class Optimizer(ABC):
                 if inspect.iscoroutine(returned):
                     deferred = lambda: returned  # noqa: E731
         launch = Launch(f"{type(self).__name__}.step")
-        if deferred is None and self.accept is None:
+        if deferred is None and self.needs_feedback:
             lanes = self._lanes(self._gathered())
         else:
-            lanes = [self._joint_lane(deferred, result)]
+            lanes = [self._joint_lane(decide, deferred, result)]
         parameters = [parameter for parameter, _ in self._members()]
         self._last = launch_step(launch, type(self).__name__, parameters, lanes)
         return Pending(self._last, lambda _: result[0]).wait_if_allowed()
@@ -230,11 +218,30 @@ class Optimizer(ABC):
         self.remember(parameter, value, reduced, options)
         return change
 
-    def _joint_lane(self, deferred: Callable[[], Awaitable[Any]] | None, result: list[Any]) -> StepLane:
+    def _begin(self) -> DecideAll:
+        """Return how a step decides for all parameters together.
+
+        Called when the step is launched, in program order: draw seeds and read options here.
+        """
+        return self._propose_all
+
+    async def _propose_all(self, inputs: StepInputs) -> Decision:
+        feedback = inputs.feedback
+        changes, failed = await for_each(
+            feedback,
+            lambda at: self.propose(
+                inputs.parameters[at], inputs.values[at], feedback[at], inputs.options[at]
+            ),
+        )
+        return accepted(inputs.values, changes, failed)
+
+    def _joint_lane(
+        self, decide_all: DecideAll, deferred: Callable[[], Awaitable[Any]] | None, result: list[Any]
+    ) -> StepLane:
         """Return the lane that decides for all parameters together, after `deferred` if it is given."""
         parameters = [parameter for parameter, _ in self._members()]
         gathered = {} if deferred is not None else self._gathered()
-        any_may_change = deferred is not None or (self.accept is not None and not self.accept.needs_feedback)
+        any_may_change = deferred is not None or not self.needs_feedback
         advances = [
             n for n, p in enumerate(parameters) if p.requires_grad and (any_may_change or n in gathered)
         ]
@@ -246,33 +253,33 @@ class Optimizer(ABC):
                     result[0] = await deferred()
                 found = self._gathered()
                 await wait_async([slot for entry in found.values() for slot in entry.waits])
-            return await self._decide(values, found)
+            return await self._decide(values, found, decide_all)
 
         waits = [slot for entry in gathered.values() for slot in entry.waits]
         return StepLane("all", range(len(parameters)), advances, waits, decide)
 
-    async def _decide(self, values: tuple[Any, ...], gathered: Mapping[int, Gathered]) -> Decision:
-        """Reduce the feedback, let `accept` decide, and keep what later steps need."""
+    async def _decide(
+        self, values: tuple[Any, ...], gathered: Mapping[int, Gathered], decide_all: DecideAll
+    ) -> Decision:
+        """Reduce the feedback, decide, and keep what later steps need."""
         members = self._members()
         found = {at: gradients for at, entry in gathered.items() if (gradients := entry.read())}
         parameters, options = tuple(p for p, _ in members), tuple(group for _, group in members)
-        inputs = StepInputs(parameters, values, found, options, self)
-        feedback, failed = await for_each(found, lambda at: inputs.reduce(at, found[at], values[at]))
+        feedback, failed = await for_each(
+            found, lambda at: self.reduce(parameters[at], values[at], found[at], options[at])
+        )
         errors = tuple(failed.values())
-        if not feedback and (errors or self.accept is None or self.accept.needs_feedback):
+        if not feedback and (errors or self.needs_feedback):
             return Decision(values, errors=errors)
-        decision = await (self.accept or AcceptAll()).decide(replace(inputs, feedback=feedback))
+        decision = await decide_all(StepInputs(parameters, values, feedback, options))
         kept = (feedback if decision.errors else ()) if decision.failed is None else decision.failed
         for position, gradients in feedback.items():
             if position not in kept:
                 self.remember(parameters[position], values[position], gradients, options[position])
-        for position, tried in decision.rejected:
-            memory = self.state[parameters[position]].setdefault("rejected", [])
-            memory[:] = [*(past for past in memory if past["value"] != tried["value"]), tried][-REMEMBERED:]
         return replace(decision, errors=(*errors, *decision.errors))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return groups, state and the state of `accept`, with parameters by number. Waits for the last step.
+        """Return groups and state, with parameters by number. Waits for the last step.
 
         Values that can't be saved (model clients, which hold keys, and functions) are left out at any depth.
         `load_state_dict` keeps those that the optimizer has.
@@ -288,14 +295,13 @@ class Optimizer(ABC):
             for group in self.param_groups
         ]
         state = {numbers[id(p)]: copied(entries) for p, entries in self.state.items() if id(p) in numbers}
-        saved = {"state": state, "param_groups": groups}
-        return saved if self.accept is None else {**saved, "accept": self.accept.state_dict()}
+        return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore options and state from `state_dict()`.
 
         Raises:
-            ValueError: if the groups differ in number or size, or only one of the two has an `accept`.
+            ValueError: if the groups differ in number or size.
         """
         groups = state_dict["param_groups"]
         sizes = [len(group["params"]) for group in groups]
@@ -304,9 +310,6 @@ class Optimizer(ABC):
             raise ValueError(
                 f"the state must have groups of {own} parameters, as this optimizer (got {sizes})"
             )
-        if ("accept" in state_dict) != (self.accept is not None):
-            has = "an accept state" if "accept" in state_dict else "no accept state"
-            raise ValueError(f"the state must fit this optimizer's accept={self.accept!r} (got {has})")
         for group, saved in zip(self.param_groups, groups, strict=True):
             options = {name: value for name, value in saved.items() if name != "params"}
             group.update(restored({name: group.get(name) for name in options}, options))
@@ -314,8 +317,6 @@ class Optimizer(ABC):
         self.state.clear()
         for number, entries in state_dict["state"].items():
             self.state[members[int(number)][0]] = copied(entries)
-        if self.accept is not None:
-            self.accept.load_state_dict(state_dict["accept"])
 
     def _members(self) -> list[tuple[Variable, dict[str, Any]]]:
         """Return every parameter with its group. A parameter's position in this list is its number."""
@@ -435,47 +436,7 @@ class Candidate:
     samples: tuple[int, ...] = ()
 
 
-# Acceptance: which proposals become values.
-
-
-class Acceptance(ABC):
-    """Decides which proposals become values. `Improves` is one.
-
-    An acceptance belongs to one optimizer, and its state is saved in the optimizer's `state_dict`.
-    """
-
-    needs_feedback = True
-    """False if it has something to decide in a step without feedback, such as a search that gets its own."""
-
-    def begin(self) -> None:  # noqa: B027 - most need nothing
-        """Prepare for a step. Called when it is launched, in program order, so draw random seeds here."""
-
-    @abstractmethod
-    async def decide(self, inputs: StepInputs) -> Decision:
-        """Ask for proposals and return the new values. Runs on the runtime's loop."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state to save, as JSON can hold it."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Restore the state that `state_dict` returned."""
-
-
-@final
-class AcceptAll(Acceptance):
-    """Accepts every proposal."""
-
-    async def decide(self, inputs: StepInputs) -> Decision:
-        return accepted(inputs.values, *await proposals(inputs, inputs.feedback))
-
-
-def accepted(
-    values: Sequence[Any], changes: Mapping[int, Change], failed: Mapping[int, BaseException]
-) -> Decision:
-    """Return the decision to take all `changes`, by position. Parameters that `failed` keep their values."""
-    after = tuple(changes[at].after if at in changes else value for at, value in enumerate(values))
-    return Decision(after, tuple(changes.values()), (), tuple(failed.values()), failed=tuple(failed))
+# Steps that decide for all parameters together.
 
 
 @final
@@ -488,26 +449,12 @@ class StepInputs:
         values: Their values before the step.
         feedback: The reduced gradients of the parameters that have some, by position.
         options: The options of each parameter's group.
-        optimizer: The optimizer that proposes.
     """
 
     parameters: tuple[Variable, ...]
     values: tuple[Any, ...]
     feedback: Mapping[int, Sequence[Variable]]
     options: tuple[Mapping[str, Any], ...]
-    optimizer: Optimizer
-
-    async def propose(self, position: int, gradients: Sequence[Variable], value: Any) -> Change:
-        """Ask for a better value than `value`, which the gradients are about."""
-        return await self.optimizer.propose(
-            self.parameters[position], value, gradients, self.options[position]
-        )
-
-    async def reduce(self, position: int, gradients: Sequence[Variable], value: Any) -> Sequence[Variable]:
-        """Cut gradients about `value` down to what a proposer can read."""
-        return await self.optimizer.reduce(
-            self.parameters[position], value, gradients, self.options[position]
-        )
 
     def bound(self, values: Sequence[Any]) -> dict[Variable, Any]:
         """Return `values` by parameter, for `bind`."""
@@ -524,7 +471,6 @@ class Decision:
         changes: One for each parameter that had feedback.
         candidates: The candidates that were compared.
         errors: Errors for the step to raise.
-        rejected: Proposals that didn't help, by position: dicts with "value", "score" and "against".
         failed: Positions of the parameters that `errors` are about. None means all.
     """
 
@@ -532,15 +478,19 @@ class Decision:
     changes: tuple[Change, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     errors: tuple[BaseException, ...] = ()
-    rejected: tuple[tuple[int, Mapping[str, Any]], ...] = ()
     failed: tuple[int, ...] | None = None
 
 
-async def proposals(
-    inputs: StepInputs, feedback: Mapping[int, Sequence[Variable]]
-) -> tuple[dict[int, Change], dict[int, BaseException]]:
-    """Ask for one proposal for each position in `feedback`, concurrently. See `for_each`."""
-    return await for_each(feedback, lambda at: inputs.propose(at, feedback[at], inputs.values[at]))
+DecideAll = Callable[[StepInputs], Awaitable[Decision]]
+"""Returns new values of all parameters."""
+
+
+def accepted(
+    values: Sequence[Any], changes: Mapping[int, Change], failed: Mapping[int, BaseException]
+) -> Decision:
+    """Return the decision to take all `changes`, by position. Parameters that `failed` keep their values."""
+    after = tuple(changes[at].after if at in changes else value for at, value in enumerate(values))
+    return Decision(after, tuple(changes.values()), (), tuple(failed.values()), failed=tuple(failed))
 
 
 async def for_each(

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 from afnio.cognitive import _prompts as cognitive_prompts
 from afnio.cognitive._prompts import Prompt, Replacement, block, escape, prompts_of, worded
 
-VERSION: Final = 4
+VERSION: Final = 5
 
 TGD_SYSTEM: Final = """\
 You improve one text of a system by the feedback that it received.
@@ -28,8 +28,6 @@ Rules:
 - Obey every constraint.
 - History, where given, lists earlier values of the variable with the feedback that they received: \
 do not go back to what failed.
-- Rejected, where given, lists values that were tried on other inputs and did not help, with their mean \
-score and that of the variable as it was: propose something else.
 - Failures, where given, names what went wrong repeatedly, with from how many inputs: mind these first.
 Answer with one JSON object: {"value": "<the improved variable>"}. The value is the whole new text, \
 without comments on it."""
@@ -56,7 +54,6 @@ def tgd_sections(
     constraints: list[str],
     history: list[tuple[str, list[str]]],
     feedback: list[str],
-    rejected: list[tuple[str, float, float]] | None = None,
     samples: list[int] | None = None,
     failures: list[tuple[str, int]] | None = None,
     left_out: int = 0,
@@ -65,7 +62,6 @@ def tgd_sections(
 
     Args:
         history: Earlier values, each with its feedback.
-        rejected: Values that didn't help, each with its mean score and that of the current value.
         samples: The number of inputs behind each feedback, if it was summed up.
         failures: Names of similar failures, each with the number of inputs that had it.
         left_out: The number of inputs whose feedback isn't shown.
@@ -79,16 +75,11 @@ def tgd_sections(
     named = [block("failure", name, samples=str(count)) for name, count in failures or ()]
     note = wording("tgd.left_out").replace("{count}", str(left_out)) if left_out else ""
     parts = [_section("failures", named), _section("feedbacks", texts), note]
-    tried = [
-        block("tried", past, score=f"{score:.3g}", current=f"{against:.3g}")
-        for past, score, against in rejected or ()
-    ]
     return {
         "role": role,
         "variable": block("variable", value, role=role),
         "constraints": _section("constraints", [block("constraint", text) for text in constraints]),
         "history": _section("history", steps),
-        "rejected": _section("rejected", tried),
         "feedback": "\n".join(part for part in parts if part),
     }
 
@@ -101,7 +92,6 @@ TGD_USER: Final = """\
 {variable}
 {constraints}
 {history}
-{rejected}
 {feedback}"""
 
 TGD_OBJECTION: Final = """\

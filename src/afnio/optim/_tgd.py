@@ -5,8 +5,8 @@ Source: Yuksekgonul et al., "TextGrad: Automatic 'Differentiation' via Text", ar
 For one parameter, a step does this:
 
 1. `reduce` cuts the feedback down to `feedback_tokens`. Feedback that fits is shown unchanged, without a call.
-2. `rewrite` fills the prompt (`afnio.optim.prompts`): the text, its constraints, the feedback, earlier values with
-   their feedback (momentum), and proposals that were tried and rejected.
+2. `rewrite` fills the prompt (`afnio.optim.prompts`): the text, its constraints, the feedback, and earlier values with
+   their feedback (momentum).
 3. The model answers with a new text. If the checks object (a lost placeholder, too long, copied from a sample, a
    validator), the model gets their reasons and a second try. If that fails too, the parameter keeps its value.
 4. `remember` adds the old value and its feedback to the momentum buffer.
@@ -16,13 +16,9 @@ For one parameter, a step does this:
 
 from __future__ import annotations
 
-import heapq
 import logging
-import math
-import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, final
 
@@ -35,20 +31,18 @@ from afnio.errors import ReplyError
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import check_completion_args
 from afnio.optim._checks import WORDS, check, words_in
-from afnio.optim._optimizer import Acceptance, Change, Evidence, Gathered, Optimizer, launch_step
+from afnio.optim._optimizer import Change, Evidence, Gathered, Optimizer, launch_step
 from afnio.optim._prompts import TGD_SCHEMA, tgd_sections, wording
 from afnio.runtime._kernel import Launch, current_job
-from afnio.runtime._settings import draw_seed
-from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending
 
 Messages = Sequence[Mapping[str, Any]]
 
-SECTIONS: Final = ("role", "variable", "constraints", "history", "rejected", "feedback")
+SECTIONS: Final = ("role", "variable", "constraints", "history", "feedback")
 """Placeholders that `messages` may use, beside those of `inputs`."""
 LEAST_FEEDBACK: Final = 200
 """Lowest `feedback_tokens`. A summary in fewer tokens would have no content."""
-_LEAST: Final = {"momentum_samples": 1, "feedback_tokens": LEAST_FEEDBACK, "per_failure": 1, "leak_words": 4}
+_LEAST: Final = {"feedback_tokens": LEAST_FEEDBACK, "per_failure": 1, "leak_words": 4}
 
 
 class TGD(Optimizer):
@@ -58,20 +52,15 @@ class TGD(Optimizer):
         params: Parameters, or dicts with "params" and options for that group.
         model_client: The client that proposes.
         messages: Your own prompt. Its texts may use `{role}`, `{variable}`, `{constraints}`, `{history}`,
-            `{rejected}`, `{feedback}`, and the names of `inputs`.
+            `{feedback}`, and the names of `inputs`.
         inputs: Values for further placeholders of `messages`.
         constraints: Rules in words that every value must obey.
         momentum: The number of updates that the proposer sees, this one included.
-        momentum_samples: Draw this many of the earlier updates instead of showing all (sampled momentum,
-            arXiv:2506.00400). Newer ones and those with less feedback are likelier.
-        momentum_decay: The weight of an update in that draw, relative to the update after it; from 0 to 1.
-        momentum_seed: Seed of those draws. By default it comes from the run.
         feedback_tokens: Tokens of feedback that one prompt shows. More is summed up first (`optim.reduce`), by the same
             model. None shows all.
         per_failure: Feedback texts taken from each kind of similar failure. None takes all.
         leak_words: Length in words from which a passage counts as copied from the instructions or from training
             samples (`optim.leaks`). None doesn't look for copies.
-        accept: Decides whether a proposal becomes the value, such as `optim.Improves(...)`. By default all do.
         **completion_args: `model`, and any other argument of the provider.
 
     Raises:
@@ -96,13 +85,9 @@ class TGD(Optimizer):
         constraints: Sequence[str | Variable] | None = None,
         momentum: int = 0,
         *,
-        momentum_samples: int | None = None,
-        momentum_decay: float = 0.8,
-        momentum_seed: int | None = None,
         feedback_tokens: int | None = BUDGET,
         per_failure: int | None = None,
         leak_words: int | None = WORDS,
-        accept: Acceptance | None = None,
         **completion_args: Any,
     ) -> None:
         defaults = {
@@ -111,29 +96,18 @@ class TGD(Optimizer):
             "inputs": inputs,
             "constraints": _listed(constraints),
             "momentum": momentum,
-            "momentum_samples": momentum_samples,
-            "momentum_decay": momentum_decay,
-            "momentum_seed": momentum_seed,
             "feedback_tokens": feedback_tokens,
             "per_failure": per_failure,
             "leak_words": leak_words,
             "completion_args": completion_args,
         }
-        super().__init__(params, defaults, accept)
+        super().__init__(params, defaults)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         if isinstance(group, dict) and "constraints" in group:
             group = {**group, "constraints": _listed(group["constraints"])}
         _check_options({**self.defaults, **group} if isinstance(group, dict) else self.defaults)
         super().add_param_group(group)
-
-    @folding
-    def step(self, closure: Callable[[], Any] | None = None) -> Pending[Any]:
-        for group in self.param_groups:
-            if group["momentum_samples"] is not None and group["momentum_seed"] is None:
-                # Draw the seed here, in program order, so that a repeated run gets the same one.
-                group["momentum_seed"] = draw_seed()
-        return super().step(closure)
 
     async def reduce(
         self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
@@ -150,37 +124,20 @@ class TGD(Optimizer):
     async def propose(
         self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> Change:
-        rejected = self.state[parameter].get("rejected", ())
-        return await rewrite(
-            parameter, value, gradients, self._history(parameter, options), options, rejected
-        )
+        return await rewrite(parameter, value, gradients, self._history(parameter, options), options)
 
     def _history(self, parameter: Variable, options: Mapping[str, Any]) -> list[Any]:
-        state = self.state[parameter]
-        momentum, count = options["momentum"], options["momentum_samples"]
+        buffer, momentum = self.state[parameter].setdefault("momentum_buffer", []), options["momentum"]
         # The current update counts as one of the `momentum` ones.
-        past = list(state.setdefault("momentum_buffer", []))[-(momentum - 1) :] if momentum > 1 else []
-        if count is None or len(past) <= count:
-            return past
-        sizes = state["momentum_sizes"][-len(past) :]
-        draw = random.Random(f"{options['momentum_seed']}/{state['momentum_steps']}")
-        return _sampled(past, sizes, count, options["momentum_decay"], draw)
+        return list(buffer)[-(momentum - 1) :] if momentum > 1 else []
 
     def remember(
         self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
     ) -> None:
-        state, momentum = self.state[parameter], options["momentum"]
-        buffer = state.setdefault("momentum_buffer", [])
+        buffer, momentum = self.state[parameter].setdefault("momentum_buffer", []), options["momentum"]
         if momentum > 0:
             buffer.append((Variable(value, parameter.role), [_lighter(gradient) for gradient in gradients]))
             del buffer[:-momentum]
-        if options["momentum_samples"] is not None:
-            # Sizes are kept as many as updates, even if a group begins to sample later than at its first step.
-            sizes = [len(feedback) for _, feedback in buffer[:-1]]
-            known = state.get("momentum_sizes", [])[-len(sizes) :] if sizes else []
-            sizes[len(sizes) - len(known) :] = known
-            state["momentum_sizes"] = [*sizes, gathered_of(gradients)][-len(buffer) :]
-            state["momentum_steps"] = state.get("momentum_steps", 0) + 1
 
 
 def _listed(constraints: Any) -> list[str | Variable]:
@@ -203,9 +160,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
         number = options[name]
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
             raise ValueError(f"{name} must be a number from {least}, or None (got {number!r})")
-    decay = options["momentum_decay"]
-    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
-        raise ValueError(f"momentum_decay must be from 0 to 1 (got {decay!r})")
     for constraint in options["constraints"]:
         if not isinstance(constraint, str | Variable):
             raise TypeError(f"a constraint must be a text or a Variable (got {constraint!r})")
@@ -300,13 +254,6 @@ class Reduced(list[Variable]):
         self.gathered = gathered
         self.reduction = reduction
 
-    def part(self, numbers: Sequence[int]) -> Reduced:
-        """Return the gradients with these numbers, as if only the gradients behind them had been there."""
-        points = tuple(self.reduction.points[number] for number in numbers)
-        behind = {source for point in points for source in point.sources}
-        reduction = replace(self.reduction, points=points)
-        return Reduced([self[number] for number in numbers], len(behind), reduction)
-
 
 def gathered_of(gradients: Sequence[Variable]) -> int:
     """Return how many gradients there were before they were reduced."""
@@ -322,7 +269,6 @@ async def rewrite(
     gradients: Sequence[Variable],
     history: Sequence[tuple[Any, Sequence[Any]]],
     options: Mapping[str, Any],
-    rejected: Sequence[Mapping[str, Any]] = (),
 ) -> Change:
     """Ask the model for a better value. If the checks object twice, the change keeps the value and has the reasons.
 
@@ -330,14 +276,13 @@ async def rewrite(
         gradients: The feedback to show, reduced.
         history: Earlier values, oldest first, each with its feedback.
         options: Those of `TGD`.
-        rejected: Proposals that didn't help: dicts with "value", "score" and "against".
     """
     role = parameter.role
     if not isinstance(value, str):
         raise TypeError(f"a value that TGD rewrites must be a text (got {value!r} for {role!r})")
     model = ChatModel(options["model_client"], options["completion_args"])
     constraints = _constraints(parameter, options)
-    messages = _messages(role, value, gradients, history, options, rejected, constraints, model)
+    messages = _messages(role, value, gradients, history, options, constraints, model)
     count = gathered_of(gradients)
     evidence = tuple(Evidence(str(entry.data), entry.provenance) for entry in gradients)
 
@@ -397,7 +342,6 @@ def _messages(
     gradients: Sequence[Variable],
     history: Sequence[tuple[Any, Sequence[Any]]],
     options: Mapping[str, Any],
-    rejected: Sequence[Mapping[str, Any]],
     constraints: list[str],
     model: ChatModel,
 ) -> list[dict[str, Any]]:
@@ -411,7 +355,6 @@ def _messages(
             (_text_of(past), _fitting([_text_of(g) for g in feedback], share, model))
             for past, feedback in history
         ],
-        rejected=[(str(past["value"]), past["score"], past["against"]) for past in rejected],
         feedback=[_text_of(gradient) for gradient in gradients],
         **_summary(gradients),
     )
@@ -487,36 +430,6 @@ def value_in(reply: str) -> str:
 
 def _text_of(value: Any) -> str:
     return str(value.data) if isinstance(value, Variable) else str(value)
-
-
-# Momentum: the earlier values that a proposer sees, with their feedback.
-#
-# Sampled momentum is after Ding et al., "Scaling Textual Gradients via Sampling-Based Momentum" (TSGD-M,
-# arXiv:2506.00400). A few of the earlier values are drawn, without replacement, by the Gumbel-top-k trick. The paper
-# weights them by decayed minibatch accuracy. Here a value weighs decay^age / (1 + n) for the n gradients that it
-# received. Samples that succeed send no gradient, so with batches of one size n counts the failures, without a call to
-# find out.
-
-
-def _sampled(
-    past: Sequence[Any], sizes: Sequence[int], count: int, decay: float, draw: random.Random
-) -> list[Any]:
-    """Draw `count` of the past updates. Return them oldest first.
-
-    Args:
-        sizes: The number of gradients that each received.
-        decay: The weight of an update relative to the one after it, from 0 to 1.
-
-    >>> _sampled(["old", "bad", "new"], [1, 900, 1], 2, 0.9, random.Random(0))
-    ['old', 'new']
-    """
-    keys = []
-    for place, size in enumerate(sizes):
-        age = len(past) - 1 - place
-        weight = age * math.log(decay) if decay else (0.0 if age == 0 else -math.inf)
-        gumbel = -math.log(-math.log(draw.random() or 5e-324))
-        keys.append((weight - math.log1p(size) + gumbel, place))
-    return [past[place] for _, place in sorted(heapq.nlargest(count, keys), key=lambda key: key[1])]
 
 
 def _lighter(entry: Variable) -> Variable:

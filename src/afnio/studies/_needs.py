@@ -16,7 +16,7 @@ from typing import Any, Final, final
 from afnio.models._client import ChatModel
 from afnio.models._prices import price_of
 from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE
-from afnio.optim.search._sizes import SampleCost, Sizes
+from afnio.optim._sizes import SampleCost, Sizes
 from afnio.runtime._budget import Budget
 from afnio.runtime._spending import Amount, cost
 from afnio.runtime.events import CallEnded, CallReplayed, Usage

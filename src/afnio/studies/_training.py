@@ -13,10 +13,10 @@ from afnio._statistics import Scores, differences
 from afnio.cognitive._training import mode
 from afnio.errors import BudgetExceeded, JournalError, first_of, is_passing, reason
 from afnio.optim import EditTGD
-from afnio.optim.search._chain_state import CLEAR
-from afnio.optim.search._sizes import SHARE as STEP_SHARE
-from afnio.optim.search._sizes import WIDE, SampleCost, Sizes, affordable
-from afnio.optim.search._sizes import WIDE_SHARE as WIDE_STEP_SHARE
+from afnio.optim._edit_state import CLEAR
+from afnio.optim._sizes import SHARE as STEP_SHARE
+from afnio.optim._sizes import WIDE, SampleCost, Sizes, affordable
+from afnio.optim._sizes import WIDE_SHARE as WIDE_STEP_SHARE
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
 from afnio.runtime._spending import Amount

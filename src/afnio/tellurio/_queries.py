@@ -207,17 +207,6 @@ AND step = (SELECT max(step) FROM parameters WHERE run_id = p.run_id AND number 
 CANDIDATES: Final = """
 SELECT s.number, c.number, c.parents, c.vals, c.scores, c.verdict, c.name, c.samples
 FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ?1"""
-HELD: Final = f"""{CANDIDATES} AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number BETWEEN ?3 AND ?4
-AND (c.verdict IN ('start', 'incumbent') OR c.verdict LIKE 'accepted%') ORDER BY c.id"""
-"""The candidates that the parameters may have held."""
-LAST_START: Final = """
-SELECT max(s.number) FROM candidates c JOIN steps s ON s.id = c.step_id
-WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number <= ?3 AND c.verdict IN ('start', 'incumbent')"""
-OPTIMIZER_CHANGES: Final = """
-SELECT s.number, c.before, c.after FROM changes c JOIN steps s ON s.id = c.step_id
-WHERE c.run_id = ?1 AND s.run_id = ?1 AND s.optimizer = ?2 AND s.number BETWEEN ?3 AND ?4 AND c.before != c.after
-ORDER BY c.id"""
-
 LONG_TEXTS: Final = {
     "change": ("changes", ("before", "after")),
     "sample": ("samples", ("prediction", "target", "explanation")),
@@ -627,41 +616,25 @@ class StoreReader:
         ]
 
     def last_choice(self, run_id: str) -> Choice | None:
-        """The choice of the last step that weighed candidates; None if it isn't known."""
-        query = "SELECT max(s.number) FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ?"
+        """The choice of the last step that raced candidates against the current text; None without one."""
+        query = (
+            "SELECT max(s.number) FROM candidates c JOIN steps s ON s.id = c.step_id "
+            "WHERE c.run_id = ? AND c.name = 'incumbent'"
+        )
         last = self._value(query, run_id)
         return None if last is None else self.choice(run_id, last)
 
     def choice(self, run_id: str, step: int) -> Choice | None:
-        """The candidates that the parameters held before and after a step.
+        """What the last race of a step chose: the candidate that it began with, and the one that went on.
 
-        None if the step weighed no candidates, or if the record doesn't tell.
-
-        Steps don't record this directly. A step records the candidate that it found in the parameters if it is its
-        optimizer's first, or if the optimizer is `Improves`. From the last such step on, the changes are replayed:
-        each replaces a value, and the values identify the candidate.
+        None if the step raced no candidates.
         """
-        optimizer = self._value("SELECT optimizer FROM steps WHERE run_id = ? AND number = ?", run_id, step)
-        first = self._value(LAST_START, run_id, optimizer, step)
-        if first is None:
+        found = self.race(run_id, step)
+        before = next((one for one in reversed(found) if one.name == "incumbent"), None)
+        if before is None:
             return None
-        span = (run_id, optimizer, first, step)
-        known: dict[tuple[str, ...], CandidateRecord] = {}
-        before: tuple[str, ...] = ()
-        for found in map(_candidate, self._all(HELD, *span)):
-            known[found.texts] = found
-            if not found.accepted:
-                before = found.texts
-        changes: dict[int, list[tuple[str, str]]] = {}
-        for number, old, new in self._all(OPTIMIZER_CHANGES, *span):
-            changes.setdefault(number, []).append((old, new))
-        for number in sorted(changes):
-            if number < step:
-                before = _changed(before, changes[number]) or before
-        after = _changed(before, changes.get(step, []))
-        if after is None or before not in known or after not in known:
-            return None
-        return Choice(known[before], known[after])
+        raced = found[found.index(before) :]
+        return Choice(before, next((one for one in raced if one.accepted), before))
 
     # What the program logged, and all that has no table of its own.
 
@@ -804,15 +777,3 @@ def _is_within(address: str, steps: set[str]) -> bool:
         if address in steps:
             return True
     return False
-
-
-def _changed(values: tuple[str, ...], changes: Sequence[tuple[str, str]]) -> tuple[str, ...] | None:
-    """Return the values after a step's changes; None if the changes are about other values."""
-    found, left = list(values), set(range(len(values)))
-    for before, after in changes:
-        place = next((one for one in sorted(left) if found[one] == before), None)
-        if place is None:
-            return None
-        found[place] = after
-        left.remove(place)
-    return tuple(found)

@@ -145,16 +145,11 @@ def _readable(parameters: Sequence[Parameter]) -> list[Any]:
     return values
 
 
-def _searches(optimizer: Optimizer) -> bool:
-    """Return True if it gets its own feedback, so a step without any has something to do."""
-    return optimizer.accept is not None and not optimizer.accept.needs_feedback
-
-
 def no_feedback(bench: _Bench) -> None:
     """No sample failed: nothing changes, and no call is made."""
     parameters, client = bench.parameters(2), bench.client()
     optimizer = bench.optimizer(parameters, client)
-    if _searches(optimizer):
+    if not optimizer.needs_feedback:
         return
     optimizer.step().wait()
     expect(_readable(parameters) == ["text 0", "text 1"], "a step without feedback changed a value")

@@ -5,8 +5,7 @@ epoch. `Callbacks` calls them in order, `def` hooks in a worker thread.
 An error in a callback is logged once. It ends the training only if the callback is `critical`: a broken plot must not
 cost a night of calls.
 
-`EarlyStopping` and `LengthWatch` are ready-made. `SchedulerSteps` is the Trainer's own: it steps the schedulers that
-`configure_optimizers` returns.
+`EarlyStopping` and `LengthWatch` are ready-made.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Literal, final
 
 from afnio.cognitive._module import Module
 from afnio.errors import AfnioError, BudgetExceeded, JournalError
-from afnio.optim.lr_scheduler import ReduceLROnPlateau
 from afnio.runtime._callables import to_thread
 from afnio.runtime._waiting import scope
 
@@ -97,10 +94,6 @@ class Callbacks:
                     f"a callback is an object (got the class {callback.__name__}); write {callback.__name__}()"
                 )
         self._reported: set[tuple[int, str]] = set()
-
-    def joined(self, callback: Any) -> Callbacks:
-        """Return these callbacks and another one, the last."""
-        return Callbacks([*self._all, callback])
 
     @property
     def needs_validation(self) -> bool:
@@ -293,104 +286,3 @@ class LengthWatch(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.lengths, self._warned = dict(state["lengths"]), list(state["told"])
-
-
-# Schedulers
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """A scheduler of an optimizer's `lr`, and when it is stepped.
-
-    Attributes:
-        interval: "epoch" or "step".
-        monitor: the metric that a `ReduceLROnPlateau` is stepped with; the Trainer's by default.
-    """
-
-    scheduler: Any
-    interval: Literal["epoch", "step"] = "epoch"
-    monitor: str | None = None
-
-    @classmethod
-    def of(cls, given: Any) -> Scheduled:
-        """Return a scheduler as `configure_optimizers` may give it: alone, or in a dict with the other fields.
-
-        Raises:
-            TypeError, ValueError: for something else.
-        """
-        fields = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
-        unknown = sorted(set(fields) - {"scheduler", "interval", "monitor"})
-        if unknown or not all(
-            callable(getattr(fields.get("scheduler"), name, None)) for name in ("step", "state_dict")
-        ):
-            raise TypeError(
-                'lr_scheduler must be a scheduler, or a dict with "scheduler", "interval" and "monitor" '
-                f"(got {given!r})"
-            )
-        if fields.get("interval", "epoch") not in ("epoch", "step"):
-            raise ValueError(f'interval must be "epoch" or "step" (got {fields["interval"]!r})')
-        return cls(**fields)
-
-    @property
-    def by_metric(self) -> bool:
-        return isinstance(self.scheduler, ReduceLROnPlateau)
-
-
-@final
-class SchedulerSteps(Callback):
-    """Steps schedulers at the end of each step or epoch, and keeps their state in checkpoints.
-
-    One that follows a metric of the validation is stepped after the pass, and the next step waits for it. A step or an
-    epoch without the metric leaves its scheduler as it is.
-    """
-
-    critical = True
-
-    def __init__(self, schedulers: Sequence[Scheduled], monitor: str) -> None:
-        self._all = list(schedulers)
-        self._stepped = self._epochs = 0
-        names = [one.monitor or monitor for one in self._all if one.by_metric and one.interval == "epoch"]
-        self.needs_validation = any(name.startswith("val_") for name in names)
-
-    def on_train_batch_end(
-        self, trainer: Any, agent: Module, metrics: Mapping[str, float], batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step != self._stepped:  # the batches of one step end together
-            self._stepped = trainer.global_step
-            self._step(trainer, "step", validated=None)
-
-    def on_train_epoch_end(self, trainer: Any, agent: Module) -> None:
-        self._step(trainer, "epoch", validated=False)
-
-    def on_validation_end(self, trainer: Any, agent: Module) -> None:
-        if self._epochs < trainer.current_epoch:  # a pass within an epoch steps nothing
-            self._epochs = trainer.current_epoch
-            self._step(trainer, "epoch", validated=True)
-
-    def _step(self, trainer: Any, interval: str, *, validated: bool | None) -> None:
-        for one in self._all:
-            monitor = one.monitor or trainer.monitor
-            late = one.by_metric and monitor.startswith("val_")
-            if one.interval != interval or (validated is not None and late is not validated):
-                continue
-            if not one.by_metric:
-                one.scheduler.step()
-            elif monitor in trainer.metrics:
-                one.scheduler.step(trainer.metrics[monitor])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "schedulers": [one.scheduler.state_dict() for one in self._all],
-            "stepped": self._stepped,
-            "epochs": self._epochs,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if len(state["schedulers"]) != len(self._all):
-            raise ValueError(
-                f"it has {len(state['schedulers'])} schedulers, and configure_optimizers gives {len(self._all)}"
-            )
-        for one, own in zip(self._all, state["schedulers"], strict=True):
-            one.scheduler.load_state_dict(own)
-        self._stepped, self._epochs = state["stepped"], state["epochs"]

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,7 +40,7 @@ from afnio.runtime._blocking import alone, run_blocking, task_group
 from afnio.runtime._limits import Limits, given_limits
 from afnio.runtime._spending import Price
 from afnio.runtime._tracebacks import folding
-from afnio.trainer._callbacks import Callbacks, Scheduled, SchedulerSteps, stopping
+from afnio.trainer._callbacks import Callbacks, stopping
 from afnio.trainer._checkpoints import Checkpoint, Checkpoints, LoopState, Phase, Plan, Stage, take_up
 from afnio.trainer._estimate import Estimate, rehearse
 from afnio.trainer._feed import length, limited, sample_count, seed_all
@@ -322,10 +322,7 @@ class Trainer(TrainerState):
         path = await stack.enter_async_context(self._session.entered("fit", folder, resumed))
         if self.options.seed is not None:
             seed_all(self.options.seed)
-        self.optimizers, schedulers = configured(agent)
-        if schedulers:
-            stack.callback(setattr, self, "callbacks", self.callbacks)
-            self.callbacks = self.callbacks.joined(SchedulerSteps(schedulers, self.monitor))
+        self.optimizers = optimizers_of(agent)
         object.__setattr__(agent, "_optimizers", self.optimizers)
         stack.callback(agent.__dict__.pop, "_optimizers", None)
         agent.train()
@@ -427,31 +424,19 @@ class Trainer(TrainerState):
 
 
 def optimizers_of(agent: Module) -> list[Optimizer]:
-    """Return the agent's optimizers, from `configure_optimizers`, as a list."""
-    return configured(agent)[0]
-
-
-def configured(agent: Module) -> tuple[list[Optimizer], list[Scheduled]]:
-    """Return the agent's optimizers and the schedulers of their `lr`, from `configure_optimizers`.
+    """Return the agent's optimizers, from `configure_optimizers`, as a list.
 
     Raises:
         TypeError: for something else.
     """
     given = agent.configure_optimizers()
-    optimizers, schedulers = [], []
-    for one in given if isinstance(given, list | tuple) else [given]:
-        optimizer, scheduler = (
-            (one.get("optimizer"), one.get("lr_scheduler")) if isinstance(one, Mapping) else (one, None)
-        )
+    optimizers = list(given) if isinstance(given, list | tuple) else [given]
+    for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
-                "configure_optimizers must return an optimizer, a dict with it as 'optimizer' and a scheduler as "
-                f"'lr_scheduler', or a list of these (got {one!r})"
+                f"configure_optimizers must return an optimizer or a list of some (got {optimizer!r})"
             )
-        optimizers.append(optimizer)
-        if scheduler is not None:
-            schedulers.append(Scheduled.of(scheduler))
-    return optimizers, schedulers
+    return optimizers
 
 
 def check_agent(agent: Any, *needed: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afnio.optim.search import chance, differences, each_alpha, p_value
+from afnio._statistics import differences, p_value
 
 SMALL = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=1, max_size=9)
 
@@ -65,24 +65,3 @@ def test_no_better_candidate_is_rarely_accepted(scale):
 def test_a_failed_sample_is_left_out():
     """It is no wrong answer, of whichever text."""
     assert differences([1, None, 0, 0], [0, 1, None, 1]) == [1.0, -1.0]
-
-
-def test_chance_is_what_it_promises():
-    """Of candidates whose effects are drawn from the prior, about so many are accepted in the end."""
-    draw = random.Random(2)
-    promised: dict[bool, list[tuple[float, bool]]] = {True: [], False: []}
-    for _ in range(3000):
-        effect = draw.gauss(0, 0.5)
-        pairs = [draw.gauss(effect, 1) for _ in range(64)]
-        probable = chance(pairs[:16], 64, 0.05)
-        promised[probable < 0.1].append((probable, p_value(pairs) <= 0.05))
-    for group in promised.values():
-        expected = sum(probable for probable, _ in group) / len(group)
-        happened = sum(accepted for _, accepted in group) / len(group)
-        assert expected == pytest.approx(happened, abs=0.06)
-
-
-def test_levels_hold_for_all_candidates_together():
-    """The chance that all stay out is the confidence."""
-    assert pytest.approx((1 - each_alpha(0.8, 4)) ** 4) == 0.8
-    assert pytest.approx(each_alpha(0.8, 1)) == 0.2

@@ -21,10 +21,9 @@ candidates, and a journal answers their calls.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any, final
 
 from afnio.autodiff._variable import Variable
@@ -32,17 +31,14 @@ from afnio.models._client import ChatClient, rehearsal, rehearsing
 from afnio.models._messages import check_completion_args
 from afnio.optim._blocks import Draft
 from afnio.optim._checks import WORDS
+from afnio.optim._edit_state import SearchState
+from afnio.optim._edit_step import ChainSetup, ChainStep, Runner
 from afnio.optim._edits import Mistake, propose_edits
 from afnio.optim._holdout import Evaluate, Holdout
-from afnio.optim._optimizer import Acceptance, Change, Decision, Evidence, Lineage, Optimizer, StepInputs
-from afnio.optim.search._chain_race import ChainSetup, Runner
-from afnio.optim.search._chain_state import SearchState
-from afnio.optim.search._chain_step import ChainStep
-from afnio.optim.search._sizes import SampleCost, Sizes, affordable
+from afnio.optim._optimizer import Change, DecideAll, Decision, Evidence, Lineage, Optimizer, StepInputs
+from afnio.optim._sizes import SampleCost, Sizes, affordable
 from afnio.runtime._budget import current_budgets
 from afnio.runtime._settings import draw_seed
-from afnio.runtime._tracebacks import folding
-from afnio.runtime._waiting import Pending
 
 
 @final
@@ -91,8 +87,7 @@ class EditTGD(Optimizer):
             recorded. A `def` may read values; an `async def` awaits them.
         train: A `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn` are used.
             `evaluate` gets samples in batches, as a `DataLoader` makes them. At least two.
-        lr: The number of chains, 1 or more. `optim.lr_scheduler` may make it a fraction: `max(1, round(lr))` chains
-            run. With several groups the largest counts.
+        lr: The number of chains, 1 or more. With several groups the largest counts.
         inner: The number of small steps in a chain.
         minibatch: The number of samples of a small step.
         race: The number of fresh samples that candidates are compared on.
@@ -130,6 +125,8 @@ class EditTGD(Optimizer):
     'Say 2.'
     """
 
+    needs_feedback = False
+
     def __init__(
         self,
         params: Iterable[Variable] | Iterable[dict[str, Any]],
@@ -137,7 +134,7 @@ class EditTGD(Optimizer):
         evaluate: Evaluate,
         train: Any,
         *,
-        lr: float = 3,
+        lr: int = 3,
         inner: int = 4,
         minibatch: int = 12,
         race: int = 24,
@@ -163,8 +160,9 @@ class EditTGD(Optimizer):
                 f"train must have at least 2 samples (got {len(rows)}); a race needs one that no edit was made from"
             )
         self._max_chars = max_chars
-        setup = ChainSetup(evaluate, rows, max_chars, prune_every, critics, quorum)
-        self._search = ChainSearch(setup, wanted, budget=budget, reserve=reserve, seed=search_seed)
+        self._setup = ChainSetup(evaluate, rows, max_chars, prune_every, critics, quorum)
+        self._wanted, self._budget, self._reserve = wanted, budget, reserve
+        self._search = SearchState(len(rows), search_seed)
         defaults = {
             "model_client": model_client,
             "lr": lr,
@@ -173,22 +171,13 @@ class EditTGD(Optimizer):
             "mistake_tokens": mistake_tokens,
             "completion_args": completion_args,
         }
-        super().__init__(params, defaults, accept=self._search)
+        super().__init__(params, defaults)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         if isinstance(group, dict) and "constraints" in group:
             group = {**group, "constraints": _listed(group["constraints"])}
         _check_options({**self.defaults, **group} if isinstance(group, dict) else self.defaults)
         super().add_param_group(group)
-
-    @folding
-    def step(self, closure: Callable[[], Any] | None = None) -> Pending[Any]:
-        # Read `lr` on this line: a scheduler's next step must not reach a step that was launched before it.
-        token = _lr.set(max(float(group["lr"]) for group in self.param_groups))
-        try:
-            return super().step(closure)
-        finally:
-            _lr.reset(token)
 
     async def propose(
         self, parameter: Variable, value: Any, gradients: Sequence[Variable], options: Mapping[str, Any]
@@ -202,24 +191,72 @@ class EditTGD(Optimizer):
         after = proposal.draft.text
         return Change(parameter.role, value, after, len(gradients), rejected, evidence, (), proposal.dropped)
 
+    def _begin(self) -> DecideAll:
+        if self._search.seed is None:
+            self._search.seed = draw_seed()
+        return partial(self._searched, max(group["lr"] for group in self.param_groups))
+
+    async def _searched(self, chains: int, inputs: StepInputs) -> Decision:
+        texts = [_text(p, v) for p, v in zip(inputs.parameters, inputs.values, strict=True)]
+        # Work on a copy: a step that is cancelled must leave the state as it leaves the values.
+        state = deepcopy(self._search)
+        state.begin(texts)
+        sizes = await self._sized(state, inputs, chains)
+        decision = await ChainStep(self._setup, state, inputs, sizes).run()
+        self._search = state
+        return decision
+
+    async def _sized(self, state: SearchState, inputs: StepInputs, chains: int) -> Sizes:
+        sizes = self._wanted._replace(chains=chains)
+        prompts = sum(parameter.requires_grad for parameter in inputs.parameters)
+        limits = [b.caps.calls for b in current_budgets() if b.caps.calls is not None]
+        calls = self._budget if self._budget is not None else min(limits, default=None)
+        if calls is not None:
+            if state.sample is None:
+                state.sample = await self._rehearsed(inputs, prompts)
+            sizes = affordable(sizes, state.sample, int(calls), self._reserve)
+        state.sizes, state.step_cost = sizes, sizes.cost(state.sample or SampleCost(1, 0, prompts))
+        return sizes
+
+    async def _rehearsed(self, inputs: StepInputs, prompts: int) -> SampleCost:
+        """Return what one sample costs. It is run with made-up replies, which sends nothing."""
+        direct = self._setup.direct(inputs.parameters)
+        if rehearsal.get() is not None:  # this step itself is rehearsed
+            return SampleCost(1, 0 if direct else 1, prompts)
+        with rehearsing() as found:
+            try:
+                await Runner(self._setup, inputs).learn(inputs.values, [0], "rehearsal", quorum=1e-6)
+            except Exception:  # made-up replies may be of no use to the agent
+                logging.getLogger("afnio").debug("a sample could not be rehearsed", exc_info=True)
+        forward = max(1, sum(call.purpose != "backward" for call in found.calls))
+        critics = sum(call.purpose == "backward" for call in found.calls)
+        return SampleCost(forward, 0 if direct else critics or forward, prompts)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "search": self._search.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if "search" not in state_dict:
+            raise ValueError("the state must be one of EditTGD, with a search (got none)")
+        search = SearchState.from_dict(self._search.count, state_dict["search"])
+        super().load_state_dict(state_dict)
+        self._search = search
+
     @property
     def lineage(self) -> list[list[Lineage]]:
         """The blocks of each parameter's last value, with their records, in order."""
-        state = self._search.state
+        state = self._search
         return [state.lineage(at, text) for at, text in enumerate(state.texts)]
 
     @property
     def sizes(self) -> Sizes | None:
         """The sizes of the last step, after shrinking. None before the first one."""
-        return self._search.state.sizes
+        return self._search.sizes
 
     @property
     def step_cost(self) -> int | None:
         """About how many calls a step takes. None before the first one."""
-        return self._search.state.step_cost
-
-
-_lr: ContextVar[float] = ContextVar("afnio_edit_lr", default=1.0)
+        return self._search.step_cost
 
 
 def _listed(constraints: Any) -> list[str | Variable]:
@@ -256,10 +293,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if not isinstance(options["model_client"], ChatClient):
         raise TypeError(f"model_client must be a model client (got {options['model_client']!r})")
     lr = options["lr"]
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 1 <= lr < math.inf:
-        raise ValueError(
-            f"lr must be a number of chains, 1 or more (got {lr!r}); a scheduler may lower it later"
-        )
+    if isinstance(lr, bool) or not isinstance(lr, int) or lr < 1:
+        raise ValueError(f"lr must be a whole number of chains, 1 or more (got {lr!r})")
     for name, least in (("leak_words", 4), ("mistake_tokens", 100)):
         number = options[name]
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
@@ -274,69 +309,3 @@ def _text(parameter: Variable, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a value that is edited must be a text (got {value!r} for {parameter.role!r})")
     return value
-
-
-# The search.
-
-
-@final
-class ChainSearch(Acceptance):
-    """The acceptance of `EditTGD`, which documents the arguments."""
-
-    needs_feedback = False
-
-    def __init__(
-        self, setup: ChainSetup, wanted: Sizes, *, budget: int | None, reserve: int, seed: int | None
-    ) -> None:
-        self._setup, self._wanted, self._budget, self._reserve = setup, wanted, budget, reserve
-        self.state = SearchState(len(setup.train), seed)
-
-    def begin(self) -> None:
-        if self.state.seed is None:
-            self.state.seed = draw_seed()
-
-    async def decide(self, inputs: StepInputs) -> Decision:
-        texts = [_text(p, v) for p, v in zip(inputs.parameters, inputs.values, strict=True)]
-        # Work on a copy: a step that is cancelled must leave the state as it leaves the values.
-        state = deepcopy(self.state)
-        state.begin(texts)
-        sizes = await self._sized(state, inputs)
-        decision = await ChainStep(self._setup, state, inputs, sizes).run()
-        self.state = state
-        return decision
-
-    async def _sized(self, state: SearchState, inputs: StepInputs) -> Sizes:
-        sizes = self._wanted._replace(chains=max(1, round(_lr.get())))
-        prompts = sum(parameter.requires_grad for parameter in inputs.parameters)
-        limits = [b.caps.calls for b in current_budgets() if b.caps.calls is not None]
-        calls = self._budget if self._budget is not None else min(limits, default=None)
-        if calls is not None:
-            if state.sample is None:
-                state.sample = await self._rehearsed(inputs, prompts)
-            sizes = affordable(sizes, state.sample, int(calls), self._reserve)
-        state.sizes, state.step_cost = sizes, sizes.cost(state.sample or SampleCost(1, 0, prompts))
-        return sizes
-
-    async def _rehearsed(self, inputs: StepInputs, prompts: int) -> SampleCost:
-        """Return what one sample costs. It is run with made-up replies, which sends nothing."""
-        direct = self._setup.direct(inputs.parameters)
-        if rehearsal.get() is not None:  # this step itself is rehearsed
-            return SampleCost(1, 0 if direct else 1, prompts)
-        with rehearsing() as found:
-            try:
-                await Runner(self._setup, inputs).learn(inputs.values, [0], "rehearsal", quorum=1e-6)
-            except Exception:  # made-up replies may be of no use to the agent
-                logging.getLogger("afnio").debug("a sample could not be rehearsed", exc_info=True)
-        forward = max(1, sum(call.purpose != "backward" for call in found.calls))
-        critics = sum(call.purpose == "backward" for call in found.calls)
-        return SampleCost(forward, 0 if direct else critics or forward, prompts)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.state = SearchState.from_dict(self.state.count, state)
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{k}={v}" for k, v in self._wanted._asdict().items() if k != "chains")
-        return f"ChainSearch({sizes})"

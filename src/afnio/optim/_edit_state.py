@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
-from afnio.optim._blocks import blocks_of
+from afnio.optim._blocks import Edit, blocks_of
 from afnio.optim._edits import LostEdit, Mistake
 from afnio.optim._holdout import digest
 from afnio.optim._optimizer import Lineage
-from afnio.optim.search._chain_race import Entry, RacedEntries
-from afnio.optim.search._sizes import RowStream, SampleCost, Sizes
+from afnio.optim._sizes import RowStream, SampleCost, Sizes
 
 
 @dataclass(slots=True)
@@ -304,3 +303,45 @@ def _fields(record: Any, names: Sequence[str]) -> dict[str, Any]:
     """Return fields as JSON can hold them: tuples become lists."""
     found = {name: getattr(record, name) for name in names}
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in found.items()}
+
+
+# Candidates.
+
+
+@final
+@dataclass(slots=True)
+class Entry:
+    """A candidate of a race.
+
+    Attributes:
+        values: One text for each parameter.
+        edits: For each parameter its edits of the current text.
+        mistakes: For each parameter the feedback that its edits were made from.
+        note: Why it isn't raced. Empty if it is.
+        place: Its number in the race.
+        number: Its number among all candidates.
+        left_out: The position and the text of the block that it does without, if that is what it tries.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    edits: list[list[Edit]] = field(default_factory=list)
+    mistakes: list[list[Mistake]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    note: str = ""
+    place: int = 0
+    number: int = 0
+    left_out: tuple[int, str] | None = None
+    error: Exception | None = None
+    scores: list[float | None] = field(default_factory=list)
+    graphs: list[tuple[Any, list[int]]] = field(default_factory=list)
+    verdict: str = ""
+
+
+@final
+class RacedEntries(NamedTuple):
+    """A race's candidates, its samples, and the candidate that goes on; None if none could be judged."""
+
+    entries: list[Entry]
+    units: list[int]
+    winner: Entry | None
