@@ -16,7 +16,7 @@ def test_seeds_come_from_the_operating_system_by_default() -> None:
 def test_a_context_can_bring_its_own_source() -> None:
     """A sampler without a seed takes it from the context's source, at its first iteration."""
     sampler = RandomSampler(range(50))
-    with seed_source.override(lambda: 7):
+    with seed_source.override(lambda name: 7):
         epoch = list(sampler)
     assert epoch == list(RandomSampler(range(50), seed=7))
     assert seed_source.get() is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -96,17 +98,19 @@ class Job(cog.Module):
         )  # fmt: skip
 
 
-async def fit(folder: Path, job: Job, gate: Gate | None, epochs: int = 2, **options: Any) -> Trainer:
+async def fit(
+    folder: Path, job: Job, gate: Gate | None, seed: int | None = 1, shuffle: bool = False, **options: Any
+) -> Trainer:
     trainer = Trainer(
-        max_epochs=epochs,
+        max_epochs=2,
         callbacks=[one for one in (gate, EarlyStopping(patience=5)) if one is not None],
         default_root_dir=folder,
         enable_agent_summary=False,
-        seed=1,
+        seed=seed,
     )
     critic = ScriptedClient({"feedback": [{"variable": "v1", "text": "Raise it."}]})
     with afnio.set_backward_model_client(critic, completion_args={"model": "c"}):
-        loaders = (DataLoader(rows, batch_size=20) for rows in (TRAIN, VAL))
+        loaders = (DataLoader(rows, batch_size=20, shuffle=shuffle) for rows in (TRAIN, VAL))
         await trainer.afit(job, *loaders, **options)
     return trainer
 
@@ -166,3 +170,45 @@ async def test_killed_in_the_training_or_at_the_gate_it_resumes(tmp_path: Path, 
     after, found = await run(tmp_path / "cut", float("inf"), ckpt_path="last")
     assert found == expected
     assert before + after == whole
+
+
+async def cut_off(folder: Path, most: float, seed: int | None, **options: Any) -> tuple[int, Any]:
+    """Train until `most` replies have come. Return how many came, and the end."""
+    job = Job("EditTGD", Meter(most))
+    gate = Gate(job.evaluate, HELD_OUT)
+    trainer: Trainer | None = None
+    async with anyio.create_task_group() as tasks:
+
+        async def kill() -> None:
+            await anyio.to_thread.run_sync(job.meter.begun.wait, abandon_on_cancel=True)
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(kill)
+        trainer = await fit(folder, job, gate, seed, shuffle=True, **options)
+        tasks.cancel_scope.cancel()
+    history = None if trainer is None else trainer.history
+    return job.meter.replies, (job.prompt.data, gate.verdicts, history)
+
+
+CUTS = [25, *(pytest.param(number, marks=pytest.mark.nightly) for number in range(100))]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+async def test_a_search_that_was_cut_anywhere_goes_on_as_itself(tmp_path: Path, cut: int) -> None:
+    """In a step, a race or the gate, the first step above all: the same draws, and no reply is paid for twice."""
+    whole, expected = await cut_off(tmp_path / "whole", float("inf"), 7)
+    most = cut if cut == 25 else random.Random(cut).randrange(1, whole)
+    before, _ = await cut_off(tmp_path / "cut", most, 7)
+    after, found = await cut_off(tmp_path / "cut", float("inf"), 7, ckpt_path="last")
+    assert found == expected
+    assert before + after == whole
+
+
+@pytest.mark.parametrize("cut", [25, pytest.param(90, marks=pytest.mark.nightly)])
+async def test_a_training_without_a_seed_goes_on_with_its_own(tmp_path: Path, cut: int) -> None:
+    """Nobody has to give one: it is drawn and stored before the first call."""
+    before, _ = await cut_off(tmp_path / "one", cut, None)
+    assert before == cut
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    ends = [await cut_off(tmp_path / name, float("inf"), None, ckpt_path="last") for name in ("one", "two")]
+    assert ends[0] == ends[1]

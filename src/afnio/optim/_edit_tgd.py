@@ -38,6 +38,7 @@ from afnio.optim._holdout import Evaluate, Holdout
 from afnio.optim._optimizer import Change, DecideAll, Decision, Evidence, Lineage, Optimizer, StepInputs
 from afnio.optim._sizes import SampleCost, Sizes, affordable
 from afnio.runtime._budget import current_budgets
+from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import draw_seed
 
 
@@ -193,7 +194,7 @@ class EditTGD(Optimizer):
 
     def _begin(self) -> DecideAll:
         if self._search.seed is None:
-            self._search.seed = draw_seed()
+            self._search.seed = draw_seed(f"{current_scope().path}/{type(self).__name__}")
         return partial(self._searched, max(group["lr"] for group in self.param_groups))
 
     async def _searched(self, chains: int, inputs: StepInputs) -> Decision:

@@ -31,7 +31,7 @@ from afnio.optim._holdout import Evaluate, Holdout, called, sample_scores, score
 from afnio.optim._optimizer import Candidate, Change, Decision, Optimizer, StepLane, launch_step, side_by_side
 from afnio.runtime._budget import current_budgets
 from afnio.runtime._callables import quorum_holds, tolerate
-from afnio.runtime._kernel import Job, Launch, Slot, working
+from afnio.runtime._kernel import Job, Launch, Slot, current_scope, working
 from afnio.runtime._settings import Priority, draw_seed
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, scope, wait
@@ -186,7 +186,7 @@ class Gate:
         """
         self._parameters = _listed(params)
         if self._seed is None:
-            self._seed = draw_seed()
+            self._seed = draw_seed(f"{current_scope().path}/Gate")
         keep, self._loaded = self._loaded and self._start is not None, False
         if keep and self._start is not None and len(self._start) != len(self._parameters):
             raise ValueError(

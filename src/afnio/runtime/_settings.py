@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, Token
@@ -120,20 +121,43 @@ class Assignment(AbstractContextManager[T], Generic[T]):
 # Seeds
 
 
-seed_source: Final[Setting[Callable[[], int] | None]] = Setting("seed_source", None)
+class Seeds:
+    """Draws seeds by name: the n-th of a name is always the same, whatever else was drawn in between.
+
+    A resumed program has the seeds of some of its parts from a checkpoint, and draws only those of the others.
+
+    >>> one, other = Seeds(3), Seeds(3)
+    >>> one("shuffle"), one("search") == other("search")
+    (5093864225766400342, True)
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._drawn: Counter[str] = Counter()
+
+    def __call__(self, name: str) -> int:
+        self._drawn[name] += 1
+        number = self._drawn[name] - 1
+        text = f"{self.seed}/{name}/{number}" if name else f"{self.seed}/{number}"
+        return random.Random(text).getrandbits(63)  # 63 bits fit in an SQLite integer
+
+
+seed_source: Final[Setting[Callable[[str], int] | None]] = Setting("seed_source", None)
 """The function that draws seeds. A run sets it, so that it can be repeated. None means the operating system."""
 
 
-def draw_seed() -> int:
+def draw_seed(name: str = "") -> int:
     """Return a seed of 63 bits, from `seed_source` or the operating system.
 
-    >>> with seed_source.override(lambda: 7):
+    Args:
+        name: what it is for, and where, if others may be drawn before it in one session and not in the next.
+
+    >>> with seed_source.override(lambda name: 7):
     ...     draw_seed()
     7
     """
     source = seed_source.get()
-    # 63 bits fit in an SQLite integer.
-    return source() if source is not None else random.SystemRandom().getrandbits(63)
+    return source(name) if source is not None else random.SystemRandom().getrandbits(63)
 
 
 # Priorities

@@ -18,11 +18,9 @@ Sinks get the same events as the store, from a thread of `RunSinks`, so that a s
 from __future__ import annotations
 
 import atexit
-import itertools
 import json
 import logging
 import os
-import random
 import secrets
 import sys
 import time
@@ -39,7 +37,7 @@ from typing import Any, Final, Self, overload
 from afnio.errors import JournalError, JournalLockedError, LockHeldError
 from afnio.runtime._files import LockFile
 from afnio.runtime._journal import Journal
-from afnio.runtime._settings import seed_source
+from afnio.runtime._settings import Seeds, seed_source
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import recorder
 from afnio.tellurio._program import program_identity
@@ -132,15 +130,11 @@ class Run:
         self._token: Token[Run | None] | None = None
         self._scope = scope(name="run", rooted=True)
         self._context = ExitStack()
-        self._seeds = itertools.count()
+        self._seeds = Seeds(self.seed)
         store.begin(self.id)
         about = (self.namespace, self.project, self.description, self.config)
         self._send(RunStarted(self.id, self.name, *about, row.date, continued))
         atexit.register(self._end_with_process)
-
-    def draw_seed(self) -> int:
-        """Return the next seed. The n-th is the same each time the run is continued."""
-        return random.Random(f"{self.seed}/{next(self._seeds)}").getrandbits(63)
 
     def __repr__(self) -> str:
         return f"<Run {self.name} of {self.namespace}/{self.project}, {self.status}>"
@@ -269,7 +263,7 @@ class Run:
             _remove(self)
         self._token = _enter(self)
         self._context.enter_context(recorder.override(self.observe))
-        self._context.enter_context(seed_source.override(self.draw_seed))
+        self._context.enter_context(seed_source.override(self._seeds))
         self._context.enter_context(active_journal.override(self.journal))
         # The run owns everything launched in its block, and its addresses start with "run".
         self._scope.__enter__()
@@ -621,7 +615,7 @@ def _use_as_default(run: Run | None) -> None:
     recorder.default = None if run is None else run.observe
     # Requests arrive in a different order each time, so the journal would answer one with another's reply.
     active_journal.default = None if run is None or run.process_wide else run.journal
-    seed_source.default = None if run is None else run.draw_seed
+    seed_source.default = None if run is None else run._seeds
 
 
 @contextmanager

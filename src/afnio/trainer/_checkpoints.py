@@ -657,6 +657,7 @@ class Counters:
         skipped: steps in a row that changed nothing because of an error.
         validating: True if the parameters' validation was running when the checkpoint was made.
         scope: the address path of the training's launches. A resumed training uses it again.
+        seed: of everything that the training draws. A resumed training goes on with it.
     """
 
     epoch: int = 0
@@ -666,6 +667,7 @@ class Counters:
     skipped: int = 0
     validating: bool = False
     scope: str = ""
+    seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

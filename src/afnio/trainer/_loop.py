@@ -12,13 +12,11 @@ the history where the pass began. Otherwise a training that is killed and resume
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
-import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -38,7 +36,7 @@ from afnio.optim._optimizer import Optimizer
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
 from afnio.runtime._kernel import current_scope
-from afnio.runtime._settings import seed_source
+from afnio.runtime._settings import Seeds, draw_seed, seed_source
 from afnio.runtime._spending import Ledger
 from afnio.runtime._waiting import active_journal, journal, scope
 from afnio.tellurio._queries import MONITOR
@@ -78,6 +76,7 @@ class FitLoop:
         checkpoints: Checkpoints | None,
         progress: Progress,
         path: str,
+        seed: int,
     ) -> None:
         self._trainer = trainer
         self._options = trainer.options
@@ -88,7 +87,7 @@ class FitLoop:
         self._checkpoints = checkpoints
         self._progress = progress
         self.schedule = Schedule(self._options, train_loader, val_loader)
-        self._state = FitState(trainer, agent, optimizers, train_loader, val_loader, path)
+        self._state = FitState(trainer, agent, optimizers, train_loader, val_loader, path, seed)
         self._validation: ValidationPass | None = None
         self._stop: str | None = None
         self._boundary: Checkpoint | None = None
@@ -384,6 +383,7 @@ class FitState:
 
     Args:
         path: the address path that the training's launches start with, unless a checkpoint has another.
+        seed: of everything that the training draws.
 
     Attributes:
         epoch: the outcome of the current epoch so far.
@@ -399,13 +399,14 @@ class FitState:
         train_loader: Any,
         val_loader: Any,
         path: str,
+        seed: int,
     ) -> None:
         self._trainer = trainer
         self._agent = agent
         self._optimizers = optimizers
         self._train_loader = train_loader
         self._val_loader = val_loader
-        self.counters = Counters(scope=path)
+        self.counters = Counters(scope=path, seed=seed)
         self.epoch = Outcome()
         self.val = Outcome()
         self.train_loader: dict[str, Any] | None = None
@@ -439,7 +440,7 @@ class FitState:
                 f"the checkpoint has {len(checkpoint.optimizers)} optimizers and configure_optimizers gives "
                 f"{len(self._optimizers)}; give as many"
             )
-        path = self.counters.scope
+        path, seed = self.counters.scope, self.counters.seed
         with _named("agent or optimizers"):
             for name, own in self._agent.state_dict().items():
                 given = checkpoint.agent.get(name)
@@ -447,6 +448,7 @@ class FitState:
                     _check_value(name, own.data, given.data)
             self._load(checkpoint, Counters.of(checkpoint.counters))
         self.counters.scope = self.counters.scope or path
+        self.counters.seed = seed
         sampler = checkpoint.sampler or {}
         self.train_loader = sampler.get("train")
         with _named("training loader"):
@@ -664,6 +666,8 @@ class Session:
         self._folder: Path | None = None
         self._journals: list[Path] = []
         self._uses: dict[str, int] = {}
+        self.seed = 0
+        """Of everything that is drawn in the pass or fit that was entered last."""
 
     @property
     def ledger(self) -> Ledger:
@@ -697,8 +701,11 @@ class Session:
                 stack.enter_context(Budget(max_seconds=options.max_time))
             if options.quorum is not None:
                 stack.enter_context(tolerate(options.quorum))
-            if options.seed is not None:
-                stack.enter_context(seed_source.override(_drawing(options.seed)))
+            seed = None if resumed is None else resumed.counters.get("seed")
+            if seed is None:
+                seed = draw_seed(f"{path}/Trainer") if options.seed is None else options.seed
+            self.seed = seed
+            stack.enter_context(seed_source.override(Seeds(seed)))
             await stack.enter_async_context(scope(path, rooted=True))
             yield path
 
@@ -712,11 +719,6 @@ class Session:
             before = await anyio.to_thread.run_sync(earlier_ledger, opened)
         self._spending.charge(before, opened)
         self._journals.append(path)
-
-
-def _drawing(seed: int) -> Callable[[], int]:
-    numbers = itertools.count()
-    return lambda: random.Random(f"{seed}/{next(numbers)}").getrandbits(63)
 
 
 # The run of `te.init`

@@ -326,7 +326,9 @@ class Trainer(TrainerState):
         object.__setattr__(agent, "_optimizers", self.optimizers)
         stack.callback(agent.__dict__.pop, "_optimizers", None)
         agent.train()
-        loop = FitLoop(self, agent, self.optimizers, train, val, checkpoints, progress, path)
+        loop = FitLoop(
+            self, agent, self.optimizers, train, val, checkpoints, progress, path, self._session.seed
+        )
         if resumed is not None:
             loop.restore(resumed)
             self._run_log.history(self.history)
