@@ -1036,6 +1036,27 @@ def test_wins_and_losses_are_those_of_candidates_with_the_block():
     assert (1, 12, 0, 0, 1.0) == (line.races, line.wins, line.losses, line.ties, line.effect)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_block_that_a_validator_protects_is_not_left_out(asynchronous):
+    """Though the agent does better without it: before the first step, and later."""
+
+    def protects(text):
+        return None if "Say no." in text else "the sentence about no must stay"
+
+    async def aprotects(text):
+        return protects(text)
+
+    agent = Agent("Answer.\nSay no.", answer=lambda r: "no" if "Say no." in json.dumps(r.messages) else "yes")
+    agent.prompts[0].validators = [aprotects if asynchronous else protects]
+    steps = told(
+        agent.optimizer(lambda request: add("Be kind.", samples=[1]), prune_every=1, max_chars=30), 2
+    )
+    assert "Say no." in agent.value
+    tried = {value for step in steps for one in step.candidates for value in one.values}
+    assert [value for value in tried if "Say no." not in value] == []
+    assert any(one.name == 'without "Answer."' for step in steps for one in step.candidates)
+
+
 def test_lr_is_read_where_the_step_is_launched():
     """What a loop assigns later is the next step's."""
     agent = Agent()

@@ -19,8 +19,9 @@ from afnio.autodiff._graph import enable_grad
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import BudgetExceeded, JournalError, ScoreError
 from afnio.models._backward_model import backward_by, backward_model
+from afnio.models._client import ChatModel
 from afnio.optim._blocks import Draft, Edit, blocks_of, is_editable, union, without_block
-from afnio.optim._checks import objections
+from afnio.optim._checks import check
 from afnio.optim._edit_state import LOST_SHOWN, Entry, RacedEntries, SearchState
 from afnio.optim._edits import Mistake, Proposal, Quoting, merge_edits, propose_edits
 from afnio.optim._holdout import Evaluate, Holdout, called, sample_scores
@@ -94,7 +95,7 @@ class ChainStep:
     async def _open(self) -> None:
         """Try the start texts without each of their sentences, before the first step."""
         state, sizes = self._state, self._sizes
-        options = self._removable()[: self._most_left_out()]
+        options = (await self._removable())[: self._most_left_out()]
         if not options:
             return
         assert state.stream is not None
@@ -127,16 +128,20 @@ class ChainStep:
         samples = state.step_cost // state.sample.forward - keep * (sizes.race - first)
         return max(0, min(MOST_LEFT_OUT, samples // first - 1))
 
-    def _removable(self) -> list[tuple[int, int, str]]:
-        """Return (position, number, text) of each block that a text may lose."""
+    async def _removable(self) -> list[tuple[int, int, str]]:
+        """Return (position, number, text) of each block that a text may lose, as its parameter's validators allow."""
         found: list[tuple[int, int, str]] = []
         for at, parameter in enumerate(self._inputs.parameters):
             blocks = [b.text for b in blocks_of(self._values[at])]
             if not parameter.requires_grad or len(blocks) < 2:
                 continue
+            options = self._inputs.options[at]
+            model = ChatModel(options["model_client"], options["completion_args"])
             for number, text in enumerate(blocks, start=1):
                 rest = without_block(self._values[at], number)
-                if is_editable(text) and not objections(self._values[at], rest):
+                if is_editable(text) and not await check(
+                    parameter, self._values[at], rest, count_tokens=model.count_tokens
+                ):
                     found.append((at, number, text))
         return found
 
@@ -149,10 +154,10 @@ class ChainStep:
         short = block if len(block) <= 40 else f"{block[:39]}…"
         return Entry(f'without "{short}"', tuple(values), edits, left_out=(at, block))
 
-    def _least_tested(self) -> Entry | None:
+    async def _least_tested(self) -> Entry | None:
         """Return the current text without the block that was tested longest ago, of equals the one that did worst."""
         tested, records = self._state.tested, self._state.records
-        options = self._removable()
+        options = await self._removable()
         if not options:
             return None
 
@@ -256,7 +261,7 @@ class ChainStep:
             entries.append(joint)
         every = self._setup.prune_every
         if every is not None and self._number % every == 0:
-            shorter = self._least_tested()
+            shorter = await self._least_tested()
             if shorter is not None:
                 entries.append(shorter)
         seen: dict[tuple[str, ...], str] = {}

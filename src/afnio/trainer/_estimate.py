@@ -242,7 +242,7 @@ async def rehearse(
     notes: list[str] = []
     async with _restored(agent):
         # Draw no seeds from the user's generators: the training would differ from one without an estimate.
-        with seed_source.override(lambda: 0):
+        with seed_source.override(lambda _: 0):
             calls, size = await _train(agent, configure(agent), batch, notes)
     val_calls, val_size = await _validate(agent, val_batch, notes) if work.val_samples else ([], 1)
     own = {call.purpose for call in calls if call.stage == _STEP}
