@@ -32,6 +32,9 @@ _LOCAL: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
 }
+_OURS_TO_END: Final = {"RAY_gcs_rpc_server_reconnect_timeout_s": "1000000"}
+"""Otherwise Ray ends the whole program 60 seconds after a head has died, though another cluster runs by then: a thread
+of Ray that nothing stops still waits for the old head. `_Session` sees to it that the lanes don't wait."""
 _PROBES: Final = {
     "RAY_grpc_client_keepalive_time_ms": "20000",
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
@@ -155,8 +158,8 @@ class _RayFuture(Future[Any]):
 class _Session:
     """This process's connection to a cluster, which its executors share.
 
-    A thread looks whether the cluster is there. If it isn't, Ray's own futures never end, and after a minute without
-    the head node Ray ends the whole program. So the connection is closed before that.
+    A thread looks whether the cluster is there. If it isn't, Ray's own futures never end. So the connection is closed
+    then, and the lanes run on another one.
 
     Attributes:
         ours: True if an executor made the connection.
@@ -241,7 +244,7 @@ _session: _Session | None = None
 _LOOK: Final = 2.0
 """Seconds between looks at whether the cluster is there."""
 _PATIENCE: Final = 20.0
-"""Seconds that the head has for an answer. Ray ends the program after 60 without one."""
+"""Seconds that the head has for an answer."""
 
 
 def _join(ray: Any, address: str | None, executor: RayExecutor) -> _Session:
@@ -267,7 +270,7 @@ def _join(ray: Any, address: str | None, executor: RayExecutor) -> _Session:
 
 
 def _imported(*, local: bool) -> Any:
-    for name, value in (_LOCAL if local else _PROBES).items():
+    for name, value in {**_OURS_TO_END, **(_LOCAL if local else _PROBES)}.items():
         os.environ.setdefault(name, value)
     if local:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -139,7 +139,7 @@ def lines_on_ray(script: str) -> list[str]:
 
 def test_a_local_ray_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
     script = (
-        "import afnio, afnio.ray, errands, subprocess, psutil, os, json\n"
+        "import afnio, afnio.ray, subprocess, psutil, os, json\nfrom kit import errands\n"
         "assert [2] == afnio.Variable([1]).map(errands.double, executor=afnio.ray.RayExecutor).data\n"
         "family = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
         "found = [c.laddr.ip for p in family for c in p.net_connections('inet') if c.status == 'LISTEN']\n"
@@ -153,7 +153,7 @@ def test_a_local_ray_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
 
 def test_the_cluster_ends_with_the_program() -> None:
     script = (
-        "import afnio, afnio.ray, errands, os\n"
+        "import afnio, afnio.ray, os\nfrom kit import errands\n"
         "print(afnio.Variable(['']).map(errands.pid, executor=afnio.ray.RayExecutor).data[0])\n"
     )
     pid = int(lines_on_ray(script)[-1])

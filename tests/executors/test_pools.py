@@ -168,6 +168,30 @@ def test_an_executor_object_that_breaks_is_a_final_error() -> None:
             _ = afnio.Variable([1]).map(errands.double, executor=pool).data
 
 
+def starting(folder: Path, ends: int, code: int) -> Any:
+    end = functools.partial(errands.end_while_starting, str(folder), ends, code)
+    return functools.partial(ProcessPoolExecutor, 1, mp_context=SPAWN, initializer=end)
+
+
+@pytest.mark.parametrize("code", [-signal.SIGKILL, -signal.SIGTERM])
+def test_workers_that_are_killed_while_they_start_cost_no_lane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """However often: it isn't their fault."""
+    monkeypatch.setattr("afnio.runtime._executors.PAUSE", 0.001)
+    rows = afnio.Variable([1, 2, 3])
+    assert rows.map(errands.double, executor=starting(tmp_path, 5, code)).data == [2, 4, 6]
+    said = [record.message for record in caplog.records if "were killed while they started" in record.message]
+    assert len(said) == 5
+    assert "(5 times in a row)" in said[-1]
+
+
+def test_workers_that_end_by_themselves_while_they_start_fail_the_lanes(tmp_path: Path) -> None:
+    with pytest.raises(BatchError, match="workers must live until their first task"):
+        _ = afnio.Variable([1, 2]).map(errands.double, executor=starting(tmp_path, 100, 3)).data
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_pool_that_was_shut_down() -> None:
     pool = ProcessPoolExecutor(1, mp_context=SPAWN)
     pool.shutdown()

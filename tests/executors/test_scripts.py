@@ -96,6 +96,15 @@ if __name__ == "__main__":
 """
 
 
+def test_a_program_from_standard_input_is_told_to_be_a_file() -> None:
+    """At once: a worker can't import it."""
+    done = subprocess.run(
+        [sys.executable, "-"], input=NO_GUARD, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "(got one from standard input); save the program in a file and run that" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 @pytest.mark.nightly
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "train.py"

@@ -13,7 +13,9 @@ often, the same lane may be hit three times.
 
 **Who makes the pool can replace it.** A broken one is of no use any more, so `executor=` takes a callable that makes
 another one. It is made in a thread, and its first task shows that its workers start: a pool whose workers die before
-that is no lane's fault. What we didn't make we don't shut down.
+that is no lane's fault. If the system killed them (too little memory, a host that is taken back), another pool is made
+after a pause, as often as it takes; if they ended by themselves, three times are enough. What we didn't make we don't
+shut down.
 
 **A lane that is cancelled ends at once**, and gives its place to the next one. Its task runs on in a plain pool, which
 can't end one task alone. Ray ends it.
@@ -23,10 +25,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import os
 import re
+import signal
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -52,11 +57,17 @@ from afnio.runtime._worker import Ended, pickled, run_task, start_worker
 ATTEMPTS: Final = 3
 """How often a lane may lose its worker for which nothing else is to blame."""
 STARTS: Final = 3
-"""How often a pool is made whose workers end before their first task."""
+"""How often a pool is made whose workers end by themselves before their first task."""
+PAUSE: Final = 0.5
+"""Seconds before a pool is made again whose workers were killed while they started. Each further time they double."""
+LONGEST_PAUSE: Final = 30.0
+"""The most of these seconds."""
 START: Final = 120.0
 """Seconds that a pool's first worker has for its start."""
 LOOK: Final = 1.0
 """Seconds between looks at whether a cluster is there, while its first worker starts."""
+ENDING: Final = 5.0
+"""Seconds that a worker of a broken pool has for its end."""
 AHEAD: Final = 4
 """Lanes in flight for each worker, unless `Workers` says more: workers must not wait for the driver."""
 
@@ -458,12 +469,12 @@ class WorkerPool:
             self._started.set()
 
     async def _made(self) -> Any:
-        last = "its workers ended"
-        for _ in range(STARTS if self._ours else 1):
+        last, ended, killed = "its workers ended", 0, 0
+        while ended < (STARTS if self._ours else 1):
             greeted = anyio.Event()
             limiter = anyio.CapacityLimiter(1)
             make = partial(self._make, partial(self._wake, greeted))
-            executor, greetings = await anyio.to_thread.run_sync(make, limiter=limiter)
+            executor, greetings, processes = await anyio.to_thread.run_sync(make, limiter=limiter)
             gone = await _first_task(executor, greeted)
             if greeted.is_set():
                 first = next(each for each in greetings if each.done())
@@ -478,12 +489,27 @@ class WorkerPool:
                 _shut_down(executor)
             if error is not None and not isinstance(error, BrokenExecutor | WorkerLostError):
                 break
+            wait = partial(_were_killed, processes)
+            if not self._ours or not await anyio.to_thread.run_sync(wait, abandon_on_cancel=True):
+                ended += 1
+                continue
+            pause = min(LONGEST_PAUSE, PAUSE * 2**killed)
+            killed += 1
+            logging.getLogger("afnio").warning(
+                "The workers of %s were killed while they started (%d times in a row); look for too little memory. The "
+                "next start is in %g s.", _callable_name(self._source), killed, pause,
+            )  # fmt: skip
+            await anyio.sleep(pause)
         raise ExecutorError(
             f"an executor's workers must live until their first task (got {last}); {_advice()}"
         )
 
-    def _make(self, greeted: Callable[[object], object]) -> tuple[Any, list[Future[Any]]]:
-        """Make the executor and submit its first tasks; in a thread, because starting processes takes its time."""
+    def _make(self, greeted: Callable[[object], object]) -> tuple[Any, list[Future[Any]], list[Any]]:
+        """Make the executor and submit its first tasks; in a thread, because starting processes takes its time.
+
+        Returns:
+            the executor, the futures of its first tasks, and its processes if it has some on this machine.
+        """
         source = self._source
         try:
             executor = source if isinstance(source, Executor) else source()
@@ -492,6 +518,10 @@ class WorkerPool:
                 f"the callable given as executor must make one (got {reason(error)}); call it by itself to see why"
             ) from error
         _check_kind(executor)
+        if isinstance(executor, ProcessPoolExecutor) and _is_from_stdin():
+            raise ExecutorError(
+                f"an executor's workers must be able to import the program (got one from standard input); {_advice()}"
+            )
         if is_dask(executor):
             executor = DaskExecutor(executor)
         if self._ours and isinstance(executor, ProcessPoolExecutor) and not executor._processes:
@@ -519,9 +549,10 @@ class WorkerPool:
             with suppress(RuntimeError):  # it is ending now
                 register(partial(_end_at_exit, weakref.ref(self)))
                 self._ends_at_exit = True
+        processes = list((getattr(executor, "_processes", None) or {}).values())
         for future in futures:
             future.add_done_callback(greeted)
-        return executor, futures
+        return executor, futures, processes
 
     def end_at_exit(self) -> None:
         """End the workers that are in a task, because nobody can read its result any more."""
@@ -602,8 +633,30 @@ def _kill(executor: Any) -> None:
                 process.kill()
 
 
+def _were_killed(processes: list[Any]) -> bool:
+    """Return whether workers ended because somebody else killed them, and none by itself. Blocks until they have ended.
+
+    A broken pool ends the rest of its workers with the same signals, so those say nothing about who was first.
+    """
+    until = time.monotonic() + ENDING
+    codes = []
+    for process in processes:
+        process.join(ENDING)
+        # The pool's own thread may have been first to ask the system for the code, and not have noted it yet.
+        while process.exitcode is None and time.monotonic() < until:
+            time.sleep(0.01)
+        codes.append(process.exitcode)
+    return bool(codes) and all(code in (-signal.SIGKILL, -signal.SIGTERM) for code in codes)
+
+
+def _is_from_stdin() -> bool:
+    return getattr(sys.modules.get("__main__"), "__file__", None) == "<stdin>"
+
+
 def _advice() -> str:
     """Return what to do about workers that don't start."""
+    if _is_from_stdin():
+        return "save the program in a file and run that, because each worker imports it"
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     with suppress(OSError, UnicodeDecodeError):
         if file is not None and "__main__" not in Path(file).read_text("utf-8"):
