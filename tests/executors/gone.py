@@ -16,7 +16,6 @@ from kit import errands
 
 import afnio
 
-
 OUTLIVED = 90
 """Seconds after the end of Ray's head at which the program must still run."""
 
