@@ -7,7 +7,10 @@ import gc
 import json
 import os
 import random
+import signal
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import afnio
+from afnio.errors import DownloadError
 from afnio.runtime import current_runtime
+from afnio.utils.datasets import FacilitySupport, cache_folder
 
 # How fast a busy machine draws and runs examples says nothing about what they test.
 settings.register_profile("afnio", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -25,6 +30,11 @@ settings.load_profile("afnio")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell ignores Ctrl-C for what runs in the background, and programs that tests interrupt would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput") and not os.environ.get("AFNIO_DATA"):
+        with suppress(DownloadError):
+            os.environ["AFNIO_DATA"] = str(fetched_data())
     # Programs that a test starts import what the tests import.
     path = filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
@@ -38,6 +48,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("nightly") is not None:
                 item.add_marker(pytest.mark.skip(reason="make nightly"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple) and "make nightly" not in report.longrepr[2]
+    )
+    if reasons:
+        needs = "; ".join(f"{count} need: {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"{reasons.total()} tests can't run here: {needs}")
+
+
+def fetched_data() -> Path:
+    """Return a folder with the e-mails, which come from where a program gets them: a cache, or a download.
+
+    Raises:
+        DownloadError: if no source has them.
+    """
+    FacilitySupport("train")
+    folder = cache_folder() / "tests"
+    folder.mkdir(exist_ok=True)
+    copied = cache_folder() / "FacilitySupport" / "raw" / "dataset.json"
+    (folder / "facility_support.json").write_bytes(copied.read_bytes())
+    return folder
 
 
 def pytest_sessionfinish() -> None:
@@ -61,7 +96,7 @@ def facility() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """The messages of FacilitySupport with their sentiments: 66 to train on, and 68 that are held out."""
     folder = os.environ.get("AFNIO_DATA")
     if folder is None:
-        pytest.skip("AFNIO_DATA is not set; point it to the folder with facility_support.json")
+        pytest.skip("e-mails: a network, or facility_support.json in AFNIO_DATA")
     items = json.loads((Path(folder) / "facility_support.json").read_text())
     random.Random(0).shuffle(items)
     pairs = [(item["fields"]["input"], json.loads(item["answer"])["sentiment"]) for item in items]

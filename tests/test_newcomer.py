@@ -52,7 +52,10 @@ def script(blocks: list[tuple[str, str]]) -> str:
     return "".join(lines)
 
 
-@pytest.mark.skipif("AFNIO_DATA" not in os.environ, reason="AFNIO_DATA is not set; the demo would download")
+@pytest.mark.skipif(
+    "AFNIO_DATA" not in os.environ,
+    reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
+)
 def test_path(tmp_path: Path, env: dict[str, str]) -> None:
     """Every step works as written: install, demo, data, endpoint, optimizer, a look at the runs."""
     text = PAGE.replace("8000", str(free_port()))  # somebody else may have it

@@ -22,7 +22,8 @@ PRICES = 'version = 1\n[[price]]\nmodel = "*"\ninput = 1.0\noutput = 4.0\n'
 
 
 @pytest.mark.skipif(
-    "AFNIO_DATA" not in os.environ, reason="AFNIO_DATA is not set; the e-mails would be downloaded"
+    "AFNIO_DATA" not in os.environ,
+    reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
 )
 def test_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The program as it stands: the verdict, both scores and both prompts are those of the README's table."""

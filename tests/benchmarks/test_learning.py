@@ -20,7 +20,10 @@ from benchmarks.learning.methods import METHODS, WAYS
 from benchmarks.learning.outcome import Outcome
 from benchmarks.peers import environment
 
-needs_data = pytest.mark.skipif("AFNIO_DATA" not in os.environ, reason="AFNIO_DATA is not set")
+needs_data = pytest.mark.skipif(
+    "AFNIO_DATA" not in os.environ,
+    reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -116,9 +119,10 @@ def test_an_accuracy_is_held_once_three_looks_have_it() -> None:
 @pytest.mark.parametrize("name", [*tasks.HARD, *tasks.FAULTY])
 def test_hard_and_faulty_tasks_have_room_and_can_be_scored(name: str) -> None:
     """The start prompt is far from right; where a fault is a sentence, the prompt without it does better."""
-    if "/" in name and "AFNIO_DATA" not in os.environ:
-        pytest.skip("AFNIO_DATA is not set")
-    task = tasks.load(name).subset([20, 20, 40])
+    try:
+        task = tasks.load(name).subset([20, 20, 40])
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     with simulated() as endpoint:
         trial = training.Trial("baseline", task, endpoint, 0, 0, 4)
         start = trial.tested({"prompt": task.prompt})
@@ -241,7 +245,7 @@ def test_a_live_benchmark_says_what_it_will_take_first(
     monkeypatch.setattr("builtins.input", lambda question: "n")
     with Provider.process(api_key="k") as process:
         asked = (
-            f"--live --base-url {process.base_url} --model simulated --task counting --subset 6 --calls 40 "
+            f"--live --base-url {process.base_url} --model simulated --task notes-judge --subset 6 --calls 40 "
             "--seeds 1 --method TGD"
         ).split()
         assert command.main(asked) == []

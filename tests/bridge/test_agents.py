@@ -24,7 +24,7 @@ from afnio.utils.agents import RESPONSE_FORMAT, SentimentAnalyzer
 def rows() -> list[tuple[str, str]]:
     folder = os.environ.get("AFNIO_DATA")
     if folder is None:
-        pytest.skip("AFNIO_DATA is not set; point it to the folder with facility_support.json")
+        pytest.skip("e-mails: a network, or facility_support.json in AFNIO_DATA")
     items = json.loads((Path(folder) / "facility_support.json").read_text())
     random.Random(0).shuffle(items)
     return [(i["fields"]["input"], json.loads(i["answer"])["sentiment"]) for i in items[:66]]

@@ -12,5 +12,6 @@ import pytest
 Demo: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
 
 needs_data = pytest.mark.skipif(
-    not os.environ.get("AFNIO_DATA"), reason="AFNIO_DATA names no folder with facility_support.json"
+    not os.environ.get("AFNIO_DATA"),
+    reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
 )

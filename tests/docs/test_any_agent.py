@@ -30,7 +30,10 @@ print(json.dumps([result.verdict, result.calls, result.changed]))
 pytestmark = [
     pytest.mark.nightly,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif("AFNIO_DATA" not in os.environ, reason="AFNIO_DATA is not set"),
+    pytest.mark.skipif(
+        "AFNIO_DATA" not in os.environ,
+        reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
+    ),
 ]
 
 

@@ -57,7 +57,7 @@ def test_code(page: Path, folder: Path) -> None:
     """Every block of a page runs after those before it, as a reader would paste them."""
     blocks = FENCE.findall(page.read_text())
     if any("FacilitySupport(" in block for block in blocks) and "AFNIO_DATA" not in os.environ:
-        pytest.skip("AFNIO_DATA is not set; point it to the folder with facility_support.json")
+        pytest.skip("e-mails: a network, or facility_support.json in AFNIO_DATA")
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, block in enumerate(blocks):
         code = compile(block, f"{page.name}[{number}]", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

@@ -25,7 +25,8 @@ from afnio.utils.data import DataLoader, WeightedRandomSampler
 from afnio.utils.datasets import FacilitySupport
 
 pytestmark = pytest.mark.skipif(
-    not os.environ.get("AFNIO_DATA"), reason="AFNIO_DATA names no folder with the real data"
+    not os.environ.get("AFNIO_DATA"),
+    reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
 )
 BATCH = 33
 FORWARD = {"model": "simulated", "temperature": 0.0}

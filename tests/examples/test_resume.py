@@ -22,7 +22,8 @@ SEEDS = int(os.environ.get("AFNIO_KILL_SEEDS", "1"))
 
 pytestmark = [
     pytest.mark.skipif(
-        "AFNIO_DATA" not in os.environ, reason="AFNIO_DATA names no folder with the real data"
+        "AFNIO_DATA" not in os.environ,
+        reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
     ),
     pytest.mark.timeout(240),
 ]

@@ -14,7 +14,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = [
     pytest.mark.skipif(
-        "AFNIO_DATA" not in os.environ, reason="AFNIO_DATA names no folder with the real data"
+        "AFNIO_DATA" not in os.environ,
+        reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
     ),
     pytest.mark.timeout(120),
 ]

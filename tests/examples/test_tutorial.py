@@ -19,7 +19,8 @@ BASELINE = 25  # of the 68 test messages: what the simulated LM scores with the 
 
 pytestmark = [
     pytest.mark.skipif(
-        "AFNIO_DATA" not in os.environ, reason="AFNIO_DATA names no folder with the real data"
+        "AFNIO_DATA" not in os.environ,
+        reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
     ),
     pytest.mark.timeout(120),
 ]

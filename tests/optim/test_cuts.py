@@ -27,7 +27,7 @@ START = "Read the provided message and determine the sentiment."
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FacilitySupport]:
     if not os.environ.get("AFNIO_DATA"):
-        pytest.skip("AFNIO_DATA is not set; point it to the folder with facility_support.json")
+        pytest.skip("e-mails: a network, or facility_support.json in AFNIO_DATA")
     root = tmp_path_factory.mktemp("data")
     return {split: FacilitySupport(split, root) for split in ("train", "test")}
 

@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
     except ImportError:
         path = None
     if path is None:
-        reason = "no browser: chromium (apt-get install chromium) and playwright (pip) are needed"
+        reason = "a browser: apt-get install chromium, and pip install playwright"
         if os.environ.get("AFNIO_CI"):
             pytest.fail(reason)
         pytest.skip(reason)

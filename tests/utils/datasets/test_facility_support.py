@@ -19,7 +19,9 @@ from afnio.utils.datasets import FacilitySupport
 
 from_pypi = datasets.read_wheel_json  # before the tests put it out of reach
 DATA = os.environ.get("AFNIO_DATA")
-needs_data = pytest.mark.skipif(DATA is None, reason="set AFNIO_DATA to a folder with facility_support.json")
+needs_data = pytest.mark.skipif(
+    DATA is None, reason="e-mails: a network, or facility_support.json in AFNIO_DATA"
+)
 
 
 def refuse(*_: Any) -> bytes:
