@@ -30,7 +30,7 @@ SURFACE = {
     "afnio.optim": "Optimizer TGD Demos reduce tgd Change",
     "afnio.models": """ChatClient ChatModel ChatRequest ChatResponse ToolCall Usage set_backward_model_client
         get_backward_model_client""",
-    "afnio.models.openai": "OpenAI AsyncOpenAI AzureOpenAI AsyncAzureOpenAI",
+    "afnio.models.openai": "AsyncOpenAI AsyncAzureOpenAI",
     "afnio.testing": "Provider ScriptedClient SimulatedLM",
     "afnio.tellurio": "init Run log suppress_variable_notifications configure_logging",
     "afnio.trainer": "Trainer Callback EarlyStopping LengthWatch StopTraining",

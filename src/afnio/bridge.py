@@ -27,7 +27,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final, Literal
 
-from afnio.models import _dialects
+from afnio.models import _apis
 from afnio.models._httpx import transport_class, transport_for
 from afnio.models._installed import installed, takers
 from afnio.models._loopback import url
@@ -134,7 +134,7 @@ def register(path: str, usage: Callable[[dict[str, Any]], Any]) -> None:
         raise ValueError(
             f"path must be the end of a URL's path (got {path!r}); pass one such as 'v1/complete'"
         )
-    _dialects.register(ending, usage)
+    _apis.register(ending, usage)
 
 
 def _client(kind: str, limits: Limits | None, module: str | None, options: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from kit.wire import http
 import afnio
 from afnio.errors import FinalModelError
 from afnio.models import get_backward_model_client
-from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI
+from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
 from afnio.testing import Provider
 
 KEY = "azure-secret-0123456789"
@@ -180,5 +180,5 @@ async def test_as_the_backward_model_and_under_the_synchronous_name() -> None:
         args = {"azure_endpoint": provider.base_url.removesuffix("/v1"), "api_key": KEY, "api_version": "v"}
         with afnio.set_backward_model_client("azure/d", client_args=args):
             assert isinstance(get_backward_model_client().client, AsyncAzureOpenAI)
-        reply = await afnio.to_thread(lambda: AzureOpenAI(**args).chat(messages=HELLO, model="d"))
+        reply = await afnio.to_thread(lambda: AsyncAzureOpenAI(**args).chat(messages=HELLO, model="d"))
         assert str(reply) == "hi"

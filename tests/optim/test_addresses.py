@@ -76,7 +76,7 @@ def test_calls_of_ones_own_are_numbered_by_purpose(learned):
             model = ChatModel(options["client"], {"model": "m"})
             messages = [{"role": "user", "content": "Improve."}]
             for purpose in ("step", "step", "look"):
-                await model.complete(messages, purpose)
+                await model.ask(messages, purpose)
             await cog.chat_completion(
                 options["client"], messages=[{"role": "user", "content": [afnio.Variable("Hi")]}], model="m"
             )
@@ -90,6 +90,4 @@ def test_calls_of_ones_own_are_numbered_by_purpose(learned):
 async def test_a_model_is_not_called_outside_a_job():
     """The error names what to use instead."""
     with pytest.raises(RuntimeError, match=r"inside a job, .*use client\.chat"):
-        await ChatModel(ScriptedClient("ok"), {"model": "m"}).complete(
-            [{"role": "user", "content": "Hi"}], "step"
-        )
+        await ChatModel(ScriptedClient("ok"), {"model": "m"}).ask([{"role": "user", "content": "Hi"}], "step")

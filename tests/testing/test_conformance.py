@@ -84,7 +84,7 @@ class Mine(Optimizer):
         messages = [
             {"role": "user", "content": f"{value}: {[g.data for g in gradients]} {self.steps(parameter)}"}
         ]
-        after = str(await model.complete(messages, "step"))
+        after = str(await model.ask(messages, "step"))
         return Change(parameter.role, value, after, len(gradients))
 
     def steps(self, parameter):

@@ -238,11 +238,24 @@ def _ahead(date: str | None, now: float) -> float | None:
         return None
 
 
+def _once(client: AsyncOpenAI) -> Any:
+    """Return a client of the same account whose calls make a single attempt: the first error is what matters here."""
+    from afnio.errors import FinalModelError, TransientModelError
+    from afnio.models import ChatClient, ChatRequest, ChatResponse
+
+    class Once(ChatClient):
+        async def send(self, request: ChatRequest) -> ChatResponse:
+            try:
+                return await client.send(request)
+            except TransientModelError as error:
+                raise FinalModelError(str(error), status=error.status, limits=error.limits) from error
+
+    return Once(client.account, timeout=client.timeout)
+
+
 async def _timed(client: AsyncOpenAI, model: str, calls: int) -> list[float]:
     """Return the seconds of a few calls. A failed one isn't retried: its error is what the user needs to see."""
-    from afnio.models._client import Once
-
-    once, seconds = Once(client), []
+    once, seconds = _once(client), []
     for _ in range(calls):
         started = time.monotonic()
         await once.achat(messages=HELLO, model=model)
@@ -252,13 +265,12 @@ async def _timed(client: AsyncOpenAI, model: str, calls: int) -> list[float]:
 
 async def _asked(client: AsyncOpenAI, model: str, calls: int) -> list[Finding]:
     """Send a few calls, one after the other."""
-    from afnio.models._client import Once
     from afnio.runtime.events import LimitsLearnt, subscribed
 
     learnt: list[LimitsLearnt] = []
     with subscribed(lambda event: learnt.append(event) if isinstance(event, LimitsLearnt) else None):
         seconds = await _timed(client, model, calls)
-        schema = await _schema(Once(client), model)
+        schema = await _schema(_once(client), model)
     middle, worst = statistics.median(seconds), max(seconds)
     latency = Finding(
         "latency",

@@ -71,7 +71,7 @@ class ChatCompletion(Function):
         messages, values = args
         check_texts(values)
         sent = rendered(messages, values)
-        reply = await kwargs["model"].complete(sent, "forward", job=job)
+        reply = await kwargs["model"].ask(sent, "forward", job=job)
         ctx.reply = reply
         if any(ctx.wanted):
             ctx.sent = sent

@@ -237,7 +237,7 @@ async def _phrased(job: Job, ctx: Context, texts: Sequence[str]) -> LaneFeedback
         {"role": "system", "content": wording("phrase.system")},
         {"role": "user", "content": "\n".join(block("feedback", text) for text in texts)},
     ]
-    reply = await get_backward_model_client().complete(messages, "backward", job=job)
+    reply = await get_backward_model_client().ask(messages, "backward", job=job)
     return _to_prediction(ctx, str(reply))
 
 

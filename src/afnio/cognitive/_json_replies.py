@@ -31,13 +31,13 @@ async def complete_json(
 ) -> ChatResponse:
     """Ask for a reply in `schema`. If the endpoint refuses schemas, stop sending them to it."""
     if not model.client.json_schema:
-        return await model.complete(messages, purpose, job=job)
+        return await model.ask(messages, purpose, job=job)
     try:
-        return await model.complete(messages, purpose, job=job, response_format=schema)
+        return await model.ask(messages, purpose, job=job, response_format=schema)
     except FinalModelError as error:
         if error.status not in REFUSALS or "response_format" in model.completion_args:
             raise
-    reply = await model.complete(messages, purpose, job=job)
+    reply = await model.ask(messages, purpose, job=job)
     # The same request without the schema was accepted, so it was the schema that was refused.
     model.client.json_schema = False
     return reply

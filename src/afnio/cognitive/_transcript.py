@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from typing import Any, Final, NamedTuple, final
 
+from afnio.models._apis import dialect_named
 from afnio.models._dialect import Dialect, dicts, mapping, text_of
-from afnio.models._dialects import dialect_named
 from afnio.models._trace import TracedCall
 
 MOST_TOKENS: Final = 16_000

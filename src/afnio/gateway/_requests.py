@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 from urllib.parse import urlsplit
 
-from afnio.models._dialects import may_be_known
+from afnio.models._apis import may_be_known
 from afnio.models._raw import RawReply, own_reply
 from afnio.runtime._settings import Priority
 

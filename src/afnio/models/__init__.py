@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from afnio._public import lazily, show_in
 from afnio.models._backward_model import get_backward_model_client, set_backward_model_client
-from afnio.models._client import ChatClient, ChatModel, Rehearsal, Rehearsed, rehearsing
+from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
 from afnio.models._prices import price_of
+from afnio.models._rehearsal import Rehearsal, Rehearsed, rehearsing
 from afnio.models._trace import Trace, TracedCall, tracing
 from afnio.runtime._blocks import on_open
 from afnio.runtime._kernel import Runtime

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, Final, final
 
 from afnio.errors import AfnioError, RuntimeClosedError
-from afnio.models._dialects import EMBEDDINGS
+from afnio.models._apis import EMBEDDINGS
 from afnio.models._exchange import CallOrigin, Exchange, Sender, send_by_aiohttp
 from afnio.models._installed import limits_here
 from afnio.models._raw import RawRequest

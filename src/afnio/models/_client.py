@@ -6,31 +6,27 @@ queue, rate limits, retries, journal, budgets and counting are the engine's, the
 
     ChatClient   one account at one provider
     ChatModel    a client with the arguments of its calls, for critics and optimizers
-    Once         a client whose calls make one attempt, for probes
-    rehearsing   a block in which calls get made-up replies, to count them without sending any
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, Self, final
 
-from afnio.errors import AfnioError, FinalModelError, TransientModelError
+from afnio.errors import AfnioError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_price
+from afnio.models._rehearsal import rehearsal
 from afnio.models._trace import CHAT_PATH, current_trace, in_attempt
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, active_journal, check_blocking
-from afnio.runtime.events import Usage, unheard
+from afnio.runtime.events import Usage
 
 
 def _encode(response: ChatResponse) -> bytes:
@@ -147,10 +143,10 @@ class ChatClient(ABC):
         """
         trace = current_trace.get()
         if trace is None:
-            return await self._complete(job, request, purpose)
+            return await self._perform(job, request, purpose)
         traced = trace.begin(CHAT_PATH, request.body, request.model, purpose)
         try:
-            response = await self._complete(job, request, purpose)
+            response = await self._perform(job, request, purpose)
         except AfnioError as error:
             trace.note(error)
             raise
@@ -158,10 +154,21 @@ class ChatClient(ABC):
             traced.reply = response.body
         return response
 
-    async def _complete(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
+    async def _perform(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
         rehearsed = rehearsal.get()
         if rehearsed is not None:
-            return rehearsed.answer(self, job, request, purpose)
+            wanted = request.params.get("response_format") or {}
+            return rehearsed.make_up(
+                model=request.model,
+                account=self.account,
+                purpose=purpose,
+                lane=job.lane,
+                prompt_tokens=self.count_tokens(request),
+                max_output=request.max_output,
+                schema=(wanted.get("json_schema") or {}).get("schema"),
+                any_json=wanted.get("type") == "json_object",
+                params=request.params,
+            )
         runtime = job.launch.runtime
         # Lanes of a launch may share a reply at temperature 0. A single job has nobody to share with.
         shares = request.params.get("temperature") == 0 and len(job.launch.jobs) > 1
@@ -211,7 +218,9 @@ class ChatClient(ABC):
     @final
     @folding
     def chat(self, *, messages: Sequence[Message], model: str, **completion_args: Any) -> ChatResponse:
-        """Make one call and wait for its reply. A `def` that an op runs in a worker thread may call it, too.
+        """Make one call, and block this thread until its reply is there. `achat` is the same to be awaited.
+
+        A `def` that an op runs in a worker thread may call it, too.
 
         Raises:
             BlockingReadError: on an event loop; write `await client.achat(…)` there.
@@ -301,7 +310,7 @@ class ChatModel:
     client: ChatClient
     completion_args: Mapping[str, Any]
 
-    async def complete(
+    async def ask(
         self, messages: Sequence[Message], purpose: str, *, job: Job | None = None, **defaults: Any
     ) -> ChatResponse:
         """Make one call, on the runtime's loop.
@@ -334,207 +343,3 @@ class ChatModel:
 
     def clear_usage(self) -> None:
         self.client.clear_usage()
-
-
-@final
-class Once(ChatClient):
-    """A client on another client's account whose calls make a single attempt. For probes that want the first error."""
-
-    def __init__(self, client: ChatClient) -> None:
-        super().__init__(client.account, timeout=client.timeout)
-        self._client = client
-
-    async def send(self, request: ChatRequest) -> ChatResponse:
-        try:
-            return await self._client.send(request)
-        except TransientModelError as error:
-            raise FinalModelError(str(error), status=error.status, limits=error.limits) from error
-
-
-# Rehearsal
-#
-# Runs a program with made-up replies, to see which calls it makes. Estimates of cost and time are based on it.
-
-
-CHARACTERS_PER_TOKEN: Final = 4
-"""About right for English."""
-LENGTHS: Final = {"backward": 100, "step": 400, "reduce": 300}
-"""Tokens of a made-up text by purpose: the usual lengths of feedback, proposals and reductions."""
-USUAL: Final = 100
-"""Tokens of a made-up text for other purposes."""
-SHORT: Final = 10
-"""Tokens of each text in a made-up JSON reply for other purposes."""
-_DEEP: Final = 8
-"""The most levels of a schema that are filled. A schema that refers to itself has no end."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Rehearsed:
-    """A call that a rehearsed program made.
-
-    Attributes:
-        stage: a label of `Trainer.estimate`, which tells an optimizer's own calls apart; empty in other rehearsals.
-        lane: the sample's index, or None if there is only one value.
-        prompt_tokens: the client's estimate.
-        output_tokens: the length of the made-up reply.
-        params: what else the request has, without its messages: temperature, tools, a schema.
-    """
-
-    stage: str
-    purpose: str
-    model: str
-    account: Account
-    lane: int | None
-    prompt_tokens: int
-    output_tokens: int
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-
-@final
-@dataclass(slots=True)
-class Rehearsal:
-    """The calls of a block, in order."""
-
-    calls: list[Rehearsed] = field(default_factory=list)
-
-    def answer(self, client: ChatClient, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
-        """Record a call and make up its reply: JSON if the request has a schema, else text."""
-        wanted = request.params.get("response_format") or {}
-        return self.make_up(
-            model=request.model,
-            account=client.account,
-            purpose=purpose,
-            lane=job.lane,
-            prompt_tokens=client.count_tokens(request),
-            max_output=request.max_output,
-            schema=(wanted.get("json_schema") or {}).get("schema"),
-            any_json=wanted.get("type") == "json_object",
-            params=request.params,
-        )
-
-    def make_up(
-        self,
-        *,
-        model: str,
-        account: Account,
-        purpose: str,
-        lane: int | None,
-        prompt_tokens: int,
-        max_output: int | None,
-        schema: Mapping[str, Any] | None,
-        any_json: bool = False,
-        params: Mapping[str, Any] | None = None,
-    ) -> ChatResponse:
-        """Record a call by its facts, and make up its reply.
-
-        Args:
-            any_json: True if the reply must be JSON without a schema.
-        """
-        length = LENGTHS.get(purpose)
-        # Number the replies: equal ones would count once as feedback.
-        text = f"made-up reply {len(self.calls) + 1}"
-        if schema is not None:
-            content = json.dumps(instance(schema, _filled(text, length or SHORT)))
-        elif any_json:
-            content = "{}"
-        else:
-            content = _filled(text, length or USUAL)
-        tokens = max(1, len(content) // CHARACTERS_PER_TOKEN)
-        tokens = min(tokens, max_output or tokens)
-        usage = Usage(prompt_tokens, tokens)
-        self.calls.append(
-            Rehearsed(stage.get(), purpose, model, account, lane, prompt_tokens, tokens, params or {})
-        )
-        return ChatResponse(content=content, finish_reason="stop", model=model, usage=usage)
-
-
-stage: Final[ContextVar[str]] = ContextVar("afnio_rehearsal_stage", default="")
-"""A label for the calls that are launched in this context, such as the phase of training."""
-
-rehearsal: Final[ContextVar[Rehearsal | None]] = ContextVar("afnio_rehearsal", default=None)
-"""The rehearsal that answers the calls of this context."""
-
-
-@contextmanager
-def rehearsing() -> Iterator[Rehearsal]:
-    """Answer the calls of the block with made-up replies. It emits no events and logs no warnings.
-
-    >>> from afnio.testing import ScriptedClient
-    >>> with rehearsing() as found:
-    ...     reply = ScriptedClient("never sent").chat(messages=[{"role": "user", "content": "Hi"}], model="m")
-    >>> found.calls[0].model
-    'm'
-    """
-    made = Rehearsal()
-    token = rehearsal.set(made)
-    # The filter is never removed: another rehearsal may still be running when this one ends.
-    logging.getLogger("afnio").addFilter(_unrehearsed)
-    try:
-        with unheard():
-            yield made
-    finally:
-        rehearsal.reset(token)
-
-
-def instance(
-    schema: Mapping[str, Any], text: str, root: Mapping[str, Any] | None = None, level: int = 0
-) -> Any:
-    """Return a value that fits a JSON schema, with `text` for strings.
-
-    >>> instance({"type": "object", "properties": {"label": {"enum": ["a", "b"]}, "why": {"type": "string"}}}, "…")
-    {'label': 'a', 'why': '…'}
-    """
-    root = schema if root is None else root
-    if "$ref" in schema:
-        schema = _referred(schema["$ref"], root)
-    if "const" in schema:
-        return schema["const"]
-    if schema.get("enum"):
-        return schema["enum"][0]
-    for several in ("anyOf", "oneOf", "allOf"):
-        if schema.get(several):
-            return instance(schema[several][0], text, root, level + 1)
-    kind = schema.get("type")
-    kind = kind[0] if isinstance(kind, list) else kind
-    if level > _DEEP:
-        return None
-    if kind == "object" or "properties" in schema:
-        return {
-            name: instance(part, text, root, level + 1) for name, part in schema.get("properties", {}).items()
-        }
-    if kind == "array":
-        return _items(schema, text, root, level)
-    plain: dict[Any, Any] = {
-        "string": text, "integer": schema.get("minimum", 0), "number": schema.get("minimum", 0.0), "boolean": False,
-    }  # fmt: skip
-    return plain.get(kind)
-
-
-def _items(schema: Mapping[str, Any], text: str, root: Mapping[str, Any], level: int) -> list[Any]:
-    """Return the fewest entries that the schema allows. Fields with an `enum` go through its values."""
-    entries = [
-        instance(schema.get("items") or {}, text, root, level + 1)
-        for _ in range(max(1, schema.get("minItems", 1)))
-    ]
-    properties = (schema.get("items") or {}).get("properties", {})
-    for name, part in properties.items():
-        for entry, choice in zip(entries, part.get("enum", ()), strict=False):
-            entry[name] = choice
-    return entries
-
-
-def _referred(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Any = root
-    for part in reference.removeprefix("#/").split("/"):
-        found = found.get(part, {}) if isinstance(found, Mapping) else {}
-    return found if isinstance(found, Mapping) else {}
-
-
-def _filled(text: str, tokens: int) -> str:
-    characters = max(len(text), tokens * CHARACTERS_PER_TOKEN)
-    return (text + " and so on" * (characters // len(" and so on") + 1))[:characters]
-
-
-def _unrehearsed(record: logging.LogRecord) -> bool:
-    return rehearsal.get() is None

@@ -37,9 +37,8 @@ from afnio.errors import (
     TransientModelError,
     UnknownPriceError,
 )
-from afnio.models._client import rehearsal
+from afnio.models._apis import CHAT, RESPONSES
 from afnio.models._dialect import mapping
-from afnio.models._dialects import CHAT, RESPONSES
 from afnio.models._masking import mask
 from afnio.models._messages import ChatResponse
 from afnio.models._prices import governed_price
@@ -55,6 +54,7 @@ from afnio.models._raw import (
     parsed_events,
     split_events,
 )
+from afnio.models._rehearsal import rehearsal
 from afnio.models._replies import read_limits, status_error
 from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
 from afnio.models._trace import TracedCall, current_trace, in_attempt

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from typing import Any, Final, final
 
-from afnio.models._dialects import may_be_known
+from afnio.models._apis import may_be_known
 from afnio.models._patching import add_route
 
 TARGET: Final = "x-afnio-target"

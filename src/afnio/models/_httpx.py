@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 
 from afnio.errors import FinalModelError, TransientModelError
+from afnio.models._apis import may_be_known
 from afnio.models._bridging import Bridged, launch_request
-from afnio.models._dialects import may_be_known
 from afnio.models._exchange import Sender, send_by_aiohttp
 from afnio.models._forwarding import is_plain
 from afnio.models._installed import Taken, note_unseen

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context, ContextVar
 from typing import Any, Final, NamedTuple, final
 
-from afnio.models._dialects import may_be_known
+from afnio.models._apis import may_be_known
 from afnio.models._patching import add_route
 from afnio.models._trace import in_attempt
 from afnio.runtime._blocks import OpenBlock, UnnestedError, innermost, is_inside

@@ -21,8 +21,8 @@ import anyio
 import anyio.to_thread
 
 from afnio.errors import FinalModelError, TransientModelError
+from afnio.models._apis import may_be_known
 from afnio.models._bridging import Bridged
-from afnio.models._dialects import may_be_known
 from afnio.models._httpx import launch_taken, refused_on_loop, unnested
 from afnio.models._installed import Taken
 from afnio.models._raw import RawReply, RawRequest

@@ -19,8 +19,8 @@ from functools import cached_property, lru_cache
 from typing import Any, Final, final
 
 from afnio.models._accounts import account_of, parts_of, sorted_out
+from afnio.models._apis import CHAT, dialect_named, dialect_of
 from afnio.models._dialect import Dialect
-from afnio.models._dialects import CHAT, dialect_named, dialect_of
 from afnio.models._masking import secrets_in_headers
 from afnio.models._messages import ChatResponse, ToolCall
 from afnio.runtime._call import Codec

@@ -25,7 +25,8 @@ from typing import Any, ClassVar, Final
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 from zlib import crc32
 
-from afnio.errors import FinalModelError, KeyStoreError, ModelError, TransientModelError
+from afnio.errors import FinalModelError, ModelError, TransientModelError
+from afnio.models import _keyring
 from afnio.models._accounts import account_of, basic_credentials, is_credential, is_harmless
 from afnio.models._client import ChatClient
 from afnio.models._masking import mask, names_secret, secrets_in_headers, secrets_in_url
@@ -332,7 +333,7 @@ class AsyncOpenAI(ChatClient):
             and self._sdk_name == "AsyncOpenAI"
             and not os.environ.get("OPENAI_API_KEY")
         ):
-            kept = find(endpoint_url(given.get("base_url")))
+            kept = _keyring.find(endpoint_url(given.get("base_url")))
             given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
@@ -342,10 +343,6 @@ class AsyncOpenAI(ChatClient):
             if "credentials" in str(error).lower() or "api_key" in str(error):
                 raise FinalModelError(self._no_key) from None
             raise
-
-
-class OpenAI(AsyncOpenAI):
-    """The same client under the SDK's other name. `chat` waits, `achat` is awaited."""
 
 
 class AsyncAzureOpenAI(AsyncOpenAI):
@@ -448,10 +445,6 @@ class AsyncAzureOpenAI(AsyncOpenAI):
         return [*super()._secrets(), *([self._token] if self._token else [])]
 
 
-class AzureOpenAI(AsyncAzureOpenAI):
-    """The same client under the SDK's other name. `chat` waits, `achat` is awaited."""
-
-
 async def _token_from(provider: Callable[[], str | Awaitable[str]]) -> str:
     """Return a token provider's token. In a thread if it is a `def`: it blocks when it fetches a new token."""
     token: Any = provider() if is_async(provider) else await look_up(provider)
@@ -524,7 +517,7 @@ def key_source(base_url: str | None) -> str:
     """Return a name for the place where a client without `api_key` finds its key."""
     if os.environ.get("OPENAI_API_KEY"):
         return "OPENAI_API_KEY"
-    return "the keyring" if find(endpoint_url(base_url)) is not None else "nowhere"
+    return "the keyring" if _keyring.find(endpoint_url(base_url)) is not None else "nowhere"
 
 
 def _variant(sdk: Any, headers: Mapping[str, Any]) -> str:
@@ -591,59 +584,3 @@ def _sdk_error(error: ModelError, answer: Answer) -> BaseException:
     response = library.Response(status, content=answer.body, request=request)
     sdk_error: BaseException = made(str(error), response=response, body=None)
     return sdk_error
-
-
-# Keys in the operating system's keyring
-#
-# `afnio login` stores them. A key that is given or in the environment has precedence. Needs `afnio[keyring]`.
-
-
-SERVICE: Final = "afnio"
-"""The service name of all keys in the keyring. The user name is the endpoint's base URL."""
-
-
-def keep(url: str, key: str) -> None:
-    """Store the key of the endpoint at `url`.
-
-    Raises:
-        KeyStoreError: if there is no keyring, or it refuses.
-    """
-    _ask("set_password", url, key)
-
-
-def forget(url: str) -> bool:
-    """Delete the key of the endpoint at `url`. Returns False if there was none."""
-    if _ask("get_password", url) is None:
-        return False
-    _ask("delete_password", url)
-    return True
-
-
-def find(url: str) -> str | None:
-    """Return the key of the endpoint at `url`, or None if there is no key or no keyring."""
-    try:
-        found: str | None = _ask("get_password", url)
-    except KeyStoreError:
-        return None
-    return found
-
-
-def _ask(what: str, *args: str) -> Any:
-    try:
-        import keyring
-        from keyring.errors import NoKeyringError
-    except ImportError as error:
-        raise KeyStoreError(
-            "the keyring package is not installed; run pip install 'afnio[keyring]'"
-        ) from error
-    try:
-        return getattr(keyring, what)(SERVICE, *args)
-    except NoKeyringError as error:
-        raise KeyStoreError(
-            "this machine has no keyring (containers and servers rarely do); set OPENAI_API_KEY in the environment "
-            "instead"
-        ) from error
-    except Exception as error:  # each backend raises its own; leave out its text, which we don't control
-        raise KeyStoreError(
-            f"the keyring refused ({type(error).__name__}); unlock it, or set OPENAI_API_KEY"
-        ) from None

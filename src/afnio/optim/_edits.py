@@ -64,11 +64,11 @@ class Quoting(ChatModel):
         model: Makes all other calls of a backward pass, such as those that sum up feedback.
     """
 
-    async def complete(
+    async def ask(
         self, messages: Sequence[Message], purpose: str, *, job: Job | None = None, **defaults: Any
     ) -> ChatResponse:
         if purpose != "backward":
-            return await ChatModel.complete(self, messages, purpose, job=job, **defaults)
+            return await ChatModel.ask(self, messages, purpose, job=job, **defaults)
         head, _, shown = str(messages[-1]["content"]).partition("</variables>\n")
         feedback: list[dict[str, str]] = []
         for name, seen in _NAMES.findall(head):

@@ -32,7 +32,7 @@ from afnio.errors import (
     first_of,
     reason,
 )
-from afnio.models._client import Rehearsed, rehearsing
+from afnio.models._rehearsal import Rehearsed, rehearsing
 from afnio.runtime._blocking import task_group
 from afnio.runtime._callables import call_in_node, may_fail, tolerate
 from afnio.runtime._kernel import Failure, Job, Outcomes

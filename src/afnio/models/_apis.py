@@ -1,10 +1,10 @@
 """Dialects: which API a raw request is for.
 
-Chat         OpenAI's chat completions, and everything compatible (`_openai_dialects.py`)
+Chat         OpenAI's chat completions, and everything compatible (`_apis_of_openai.py`)
 Completions  OpenAI's completions, the API before chats
 Embeddings   OpenAI's embeddings
 Responses    OpenAI's Responses API
-Anthropic    Anthropic's messages (`_other_dialects.py`)
+Anthropic    Anthropic's messages (`_apis_of_others.py`)
 Gemini       Google's generateContent and streamGenerateContent
 Registered   another path, with the user's function for its usage
 """
@@ -15,10 +15,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
+from afnio.models._apis_of_openai import Chat, Completions, Embeddings, Responses
+from afnio.models._apis_of_others import Anthropic, Gemini
 from afnio.models._dialect import Dialect, Events, Json, size_of, whole
 from afnio.models._messages import ChatResponse
-from afnio.models._openai_dialects import Chat, Completions, Embeddings, Responses
-from afnio.models._other_dialects import Anthropic, Gemini
 from afnio.runtime.events import Usage
 
 CHAT: Final = Chat()
