@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def optimized(agent: Any, metric: Any = equal, model: ScriptedClient | None = None) -> afnio.Result:
     return afnio.optimize(
-        agent, rows(100), metric, prompts={"system": "level 2"}, name="one",
+        agent, rows(100), metric, prompts={"system": "level 2"}, name="one", makes_calls=False,
         critic=(client() if model is None else model, "critic"), budget=afnio.budget(max_calls=400),
     )  # fmt: skip
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import openai
 import pytest
 from optimize.task import agent_of, answer, client, equal, is_right, rows
 
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import BatchError, MetricError, UnknownPriceError
-from afnio.testing import ScriptedClient
+from afnio.testing import Provider, ScriptedClient
 
 
 @pytest.fixture(autouse=True)
@@ -371,7 +372,7 @@ def test_inputs_and_outputs_of_any_kind() -> None:
 
     data = [{"row": {"text": f"row {number}"}, "limit": 3, "expected": True} for number in range(96)]
     model = client()
-    result = optimized(model, agent=agent, rows=data, metric=metric)
+    result = optimized(model, agent=agent, rows=data, metric=metric, makes_calls=False)
     assert result.verdict.startswith("Better")
     assert got[0][0]["limit"] == 3
     assert set(got[0][1]) == {"row", "limit"}
@@ -383,7 +384,7 @@ def test_prompts_may_stand_before_the_inputs() -> None:
     def agent(system: str, text: str) -> str:
         return "yes" if is_right(text, system) else "no"
 
-    result = optimized(agent=agent)
+    result = optimized(agent=agent, makes_calls=False)
     assert result.prompts == {"system": "level 10"}
     assert result.agent("row 9") == "yes"
     assert result.agent(text="row 9") == "yes"
@@ -516,6 +517,8 @@ def test_a_metric_without_labels_takes_bare_inputs(make: Callable[[str], Any]) -
         ),
         ({"rows": rows(30), "valset": rows(11)}, "valset must have at least 12 rows"),
         ({"headroom": 1}, "headroom must be True or False"),
+        ({"limits": 4}, r"limits must be an afnio.Limits .got 4"),
+        ({"makes_calls": None}, "makes_calls must be True or False"),
         ({"rows": [({"other": "a"}, "b")] * 100}, "must fit agent"),
         ({"valset": rows(5)}, "valset"),
         ({"rows": rows(2) * 50}, r"20 rows with different inputs.*got 2"),
@@ -594,6 +597,49 @@ def test_an_unpriced_model_with_dollars_is_refused_before_the_first_call() -> No
     with pytest.raises(UnknownPriceError, match="max_calls"):
         optimized(model, budget=5.00)
     assert model.requests == []
+
+
+@pytest.mark.parametrize("study", [afnio.optimize, afnio.headroom])
+def test_an_agent_whose_calls_are_not_seen_stops_before_a_critic_is_paid(study: Callable[..., Any]) -> None:
+    """Budget and limits wouldn't hold for it. Who says that it makes none gets a result."""
+    model = client()
+
+    def agent(text: str, system: str) -> str:
+        return "yes" if is_right(text, system) else "no"
+
+    given: dict[str, Any] = {
+        "prompts": {"system": "level 2"}, "critic": (model, "critic"), "budget": afnio.budget(max_calls=400)
+    }  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"got none on \d+ rows.*bridge\.url\(\).*bridge\.register.*makes_calls"
+    ):
+        study(agent, rows(100), equal, **given)
+    assert model.requests == []
+    assert study(agent, rows(100), equal, **given, makes_calls=False).verdict
+
+
+@pytest.mark.parametrize("by_block", [True, False])
+def test_limits_hold_for_the_agents_own_sdk(by_block: bool) -> None:
+    """Those of the argument and those of a block around the call."""
+    limits = afnio.Limits(max_in_flight=3)
+    with Provider.process(latency=0.02) as provider:
+        sdk = openai.AsyncOpenAI(base_url=provider.base_url, api_key="any")
+
+        async def agent(text: str, system: str) -> str:
+            messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+            return str(
+                (await sdk.chat.completions.create(model="m", messages=messages)).choices[0].message.content
+            )
+
+        def metric(output: str, expected: str) -> bool:
+            return len(output) % 2 == 0
+
+        with afnio.bridge.installed(limits=limits if by_block else None):
+            optimized(
+                agent=agent, rows=rows(40), metric=metric, budget=afnio.budget(max_calls=150), patience=1,
+                limits=None if by_block else limits,
+            )  # fmt: skip
+        assert provider.stats()["peak_in_flight"] == 3
 
 
 # Budgets

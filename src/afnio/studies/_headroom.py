@@ -32,6 +32,7 @@ from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.optim import EditTGD
 from afnio.runtime._budget import Budget
+from afnio.runtime._limits import Limits
 from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
@@ -67,6 +68,8 @@ def headroom(
     budget: float | Budget,
     perfect: float = 1.0,
     seed: int | None = None,
+    limits: Limits | None = None,
+    makes_calls: bool = True,
 ) -> Headroom:
     """Test if better prompts can raise an agent's score, before a training is paid for.
 
@@ -80,6 +83,11 @@ def headroom(
         agent, rows, metric, prompts, critic, perfect: As for `afnio.optimize`.
         budget: The most to spend: dollars, or `afnio.budget(max_calls=…)` and so on.
         seed: Of the order of the rows.
+        limits: `afnio.Limits` of each account that a function's clients and the critic use. Of these and the limits
+            around it, such as those of `bridge.installed(limits=…)`, the tightest hold. A Module's clients have their
+            own.
+        makes_calls: False if the agent asks no model. By default it is an error if none of the first rows makes a call
+            that Afnio sees, before a critic is paid.
 
     Raises:
         TypeError, ValueError: for arguments that can't work, before the first call; for a budget that can't pay for
@@ -93,7 +101,7 @@ def headroom(
     ...     return "hi"
     >>> rows = [(f"Ann {n}", "hi") for n in range(48)]
     >>> print(afnio.headroom(greet, rows, lambda output, expected: output == expected, prompts={"system": "Greet."},
-    ...     critic=(client, "any"), budget=afnio.budget(max_calls=300)).verdict)
+    ...     critic=(client, "any"), budget=afnio.budget(max_calls=300), makes_calls=False).verdict)
     No headroom: all 8 rows are right (95 %: at least 68.8 % of all are).
     """
     test = HeadroomTest(
@@ -104,6 +112,8 @@ def headroom(
         budget=budget,
         perfect=perfect,
         seed=seed,
+        limits=limits,
+        makes_calls=makes_calls,
     )
     return job(test.run, "headroom")
 
@@ -174,8 +184,19 @@ class HeadroomTest(Study):
         budget: float | Budget,
         perfect: float,
         seed: int | None,
+        limits: Limits | None,
+        makes_calls: bool,
     ) -> None:
-        super().__init__(subject, metric, perfect=perfect, critic=critic, budget=budget, seed=seed)
+        super().__init__(
+            subject,
+            metric,
+            perfect=perfect,
+            critic=critic,
+            budget=budget,
+            seed=seed,
+            limits=limits,
+            makes_calls=makes_calls,
+        )
         self.rows, _ = distinct(rows)
         rows = self.rows
         if len(rows) < FEWEST_ROWS:
@@ -216,6 +237,7 @@ class HeadroomTest(Study):
         design = await anyio.to_thread.run_sync(self.design, each)
         twice, final = rows[: design.twice], rows[design.twice : design.twice + design.final]
         (rest,) = await self._pass("first", twice[PROBED:], self.start)
+        self.check_seen(spent.calls, len(twice))
         (again,) = await self._pass("again", twice, self.start)
         once = Passed([*probe.scores, *rest.scores], [*probe.form, *rest.form])
         pairs = [(a, b) for a, b in zip(once.scores, again.scores, strict=True) if None not in (a, b)]

@@ -40,6 +40,7 @@ from afnio.optim import Gate
 from afnio.optim._gate import GateVerdict
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import may_fail, tolerate
+from afnio.runtime._limits import Limits
 from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import subscribed
@@ -80,6 +81,8 @@ def optimize(
     patience: int = 3,
     perfect: float = 1.0,
     headroom: bool = False,
+    limits: Limits | None = None,
+    makes_calls: bool = True,
 ) -> Result:
     """Improve an agent's prompts on rows of data, and measure by how much.
 
@@ -129,6 +132,11 @@ def optimize(
         headroom: run the headroom test first, on training rows and for at most a tenth of the budget. Its finding is
             `result.headroom`; it is skipped, with a note, where that can't pay for it. The training runs in any case:
             a test as small as that can miss a gain.
+        limits: `afnio.Limits` of each account that a function's clients and the critic use. Of these and the limits
+            around it, such as those of `bridge.installed(limits=…)`, the tightest hold. A Module's clients have their
+            own.
+        makes_calls: False if the agent asks no model. By default it is an error if none of the first rows makes a call
+            that Afnio sees, before a critic is paid.
 
     Raises:
         TypeError, ValueError: for arguments that can't work, before the first call, among them too few rows for the
@@ -145,7 +153,8 @@ def optimize(
     >>> rows = [(f"Ann {number}", "hi") for number in range(96)]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     result = optimize(greet, rows, lambda output, expected: output == expected, prompts={"system": "Greet."},
-    ...                       critic=(client, "any"), budget=afnio.budget(max_calls=500), dir=folder)
+    ...                       critic=(client, "any"), budget=afnio.budget(max_calls=500), dir=folder,
+    ...                       makes_calls=False)
     >>> result.prompts, result.verdict
     ({'system': 'Say hi.'}, 'Better: +100.0 points (95 %: 82.8 to 100.0) on 32 test rows.')
     """
@@ -160,6 +169,8 @@ def optimize(
         name=name,
         folder=dir,
         seed=seed,
+        limits=limits,
+        makes_calls=makes_calls,
         patience=patience,
         perfect=perfect,
         headroom=headroom,
@@ -187,6 +198,8 @@ class Optimization(Study):
         name: str | None,
         folder: str | os.PathLike[str] | None,
         seed: int | None,
+        limits: Limits | None,
+        makes_calls: bool,
         patience: int,
         perfect: float,
         headroom: bool,
@@ -195,7 +208,16 @@ class Optimization(Study):
             raise ValueError(f"patience must be a number of steps, 1 or more (got {patience!r})")
         if not isinstance(headroom, bool):
             raise TypeError(f"headroom must be True or False (got {headroom!r})")
-        super().__init__(subject, metric, perfect=perfect, critic=critic, budget=budget, seed=seed)
+        super().__init__(
+            subject,
+            metric,
+            perfect=perfect,
+            critic=critic,
+            budget=budget,
+            seed=seed,
+            limits=limits,
+            makes_calls=makes_calls,
+        )
         data, chosen, tested = (
             read_rows(() if one is None else one, part, labelled=takes_expected(metric))
             for one, part in ((rows, "rows"), (valset, "valset"), (testset, "testset"))
@@ -343,6 +365,7 @@ class Optimization(Study):
             raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
         except BudgetExceeded as error:
             raise ValueError(f"budget must pay for more than the first {len(first)} rows ({error})") from None
+        self.check_seen(self.count.calls, len(first))
         return await anyio.to_thread.run_sync(self.count.each, len(first))
 
     async def _headroom(self, measured: Amount) -> Headroom | None:
@@ -358,7 +381,7 @@ class Optimization(Study):
         try:
             test = HeadroomTest(
                 self.subject.copied(), self.metric, rows=self.splits.train, critic=self.critic, budget=tenth,
-                perfect=self.perfect, seed=self.seed,
+                perfect=self.perfect, seed=self.seed, limits=self.limits, makes_calls=self.makes_calls,
             )  # fmt: skip
             test.design(measured)
             return await test.measured()

@@ -11,8 +11,7 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -315,14 +314,3 @@ class Scoring:
             except Exception:  # made-up replies may be of no use to the agent or the metric
                 logging.getLogger("afnio").debug("a row could not be rehearsed", exc_info=True)
         return rehearsal.calls
-
-    @contextmanager
-    def bridge(self) -> Iterator[None]:
-        """Take in the calls that a function makes with an SDK of its own."""
-        if self.subject.function is None:
-            yield
-            return
-        from afnio import bridge
-
-        with bridge.installed():
-            yield

@@ -6,14 +6,17 @@ A study is a job, as a training is. It blocks where it may, and is awaited where
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, TypeVar, cast, final
 
 from afnio.models._backward_model import chat_model
 from afnio.models._client import ChatClient, ChatModel
+from afnio.models._installed import limits_here
 from afnio.runtime._blocking import run_blocking
 from afnio.runtime._budget import Budget
+from afnio.runtime._limits import Limits, give_limits, given_limits, tightest
 from afnio.runtime._waiting import may_block
 from afnio.studies._needs import CallCount
 from afnio.studies._scoring import Scoring
@@ -23,7 +26,7 @@ T = TypeVar("T")
 
 
 class Study(Scoring):
-    """What all studies have: an agent, a metric, a critic, a budget and a seed.
+    """What all studies have: an agent, a metric, a critic, a budget, a seed and limits.
 
     Attributes:
         start: the prompts to begin with.
@@ -40,12 +43,44 @@ class Study(Scoring):
         critic: Any,
         budget: Any,
         seed: Any,
+        limits: Any,
+        makes_calls: Any,
     ) -> None:
         super().__init__(subject, metric, perfect)
+        if not isinstance(limits, Limits | None):
+            raise TypeError(f"limits must be an afnio.Limits (got {limits!r})")
+        if not isinstance(makes_calls, bool):
+            raise TypeError(f"makes_calls must be True or False (got {makes_calls!r})")
         self.critic, self.budget, self.seed = critic_of(critic), budget_of(budget), seed_of(seed)
+        self.limits, self.makes_calls = limits, makes_calls
         self.start = subject.texts
         self.count = CallCount()
         self.asked: str | None = None
+
+    @contextmanager
+    def bridge(self) -> Iterator[None]:
+        """Take in the calls of HTTP clients, with the limits of this study and those of the blocks around it."""
+        account = self.critic.client.account
+        limits = tightest(given_limits(account), tightest(limits_here(), self.limits))
+        if self.limits is not None and limits is not None and limits != given_limits(account):
+            give_limits(account, limits)
+        if self.subject.function is None:
+            yield
+            return
+        from afnio import bridge
+
+        with bridge.installed(limits=self.limits):
+            yield
+
+    def check_seen(self, seen: int, rows: int) -> None:
+        """Raise if no row made a call that the engine sees: budget and limits wouldn't hold for those that it makes."""
+        if self.makes_calls and not seen:
+            raise ValueError(
+                f"the agent must make calls that Afnio sees, or budget and limits don't hold for them (got none on "
+                f"{rows} rows, so no critic was asked); give its SDK a client of afnio.bridge, its subprocess or "
+                "another language the address of afnio.bridge.url(), register an unknown API by "
+                "afnio.bridge.register, or pass makes_calls=False if it makes none"
+            )
 
 
 def job(run: Callable[[], Awaitable[T]], name: str, gently: Callable[[], object] | None = None) -> T:
