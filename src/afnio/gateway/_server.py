@@ -54,7 +54,7 @@ from afnio.errors import GatewayError, TransientModelError
 from afnio.gateway._keys import Keys
 from afnio.gateway._metrics import Metrics
 from afnio.gateway._requests import Requests, path_of, refuse
-from afnio.models._exchange import CallOrigin, Exchange, Opened, send_by_aiohttp
+from afnio.models._exchange import CallOrigin, Exchange
 from afnio.models._kept_calls import KeptCall, Memory
 from afnio.models._raw import NO_RETRY, RawReply, RawRequest
 from afnio.models._raw_server import RawServer, Visit, response_of
@@ -427,7 +427,7 @@ class GatewayCall:
     def __init__(self, raw: RawRequest, origin: CallOrigin, *, stopping: Callable[[], bool]) -> None:
         self.account = raw.account
         self.on_wire = False
-        self.exchange = Exchange(raw, origin, send=self._send)
+        self.exchange = Exchange(raw, origin, on_wire=self._attempt)
         self._stopping = stopping
         self._unwanted = False
 
@@ -449,51 +449,11 @@ class GatewayCall:
             self.exchange.abort(error)
             self.task.cancel()
 
-    async def _send(self, request: RawRequest, body: bytes) -> Opened:
-        self.on_wire = True
-        try:
-            return _Watched(await send_by_aiohttp(request, body), self._failed)
-        except BaseException:
-            self._failed()
-            raise
-
-    def _failed(self) -> None:
-        self.on_wire = False
-        if self._unwanted or self._stopping():
+    def _attempt(self, at_provider: bool) -> None:
+        self.on_wire = at_provider
+        if not at_provider and (self._unwanted or self._stopping()):
             # The attempt's end comes first: it settles what the budget and the limits hold.
             asyncio.get_running_loop().call_soon(self.give_up if self._unwanted else self.stop)
-
-
-@final
-class _Watched:
-    """A response that notifies its call if reading it fails."""
-
-    def __init__(self, opened: Opened, failed: Callable[[], object]) -> None:
-        self._opened = opened
-        self._failed = failed
-
-    @property
-    def status(self) -> int:
-        return self._opened.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._opened.headers
-
-    async def read(self) -> bytes:
-        return await self._opened.read()
-
-    async def read_all(self) -> bytes:
-        return await self._opened.read_all()
-
-    async def __aenter__(self) -> _Watched:
-        await self._opened.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> Any:
-        if exc[0] is not None:
-            self._failed()
-        return await self._opened.__aexit__(*exc)
 
 
 def _stopping() -> RawReply:

@@ -150,6 +150,7 @@ class Exchange:
         origin: where it comes from.
         read_timeout: seconds without a byte, once it is on the wire. None means the engine's own.
         send: sends one attempt. The default is the account's aiohttp session.
+        on_wire: called with True when an attempt begins, and with False when it has failed.
 
     Attributes:
         origin: as given.
@@ -164,6 +165,7 @@ class Exchange:
         *,
         read_timeout: float | None = None,
         send: Sender = send_by_aiohttp,
+        on_wire: Callable[[bool], object] = lambda at_provider: None,
     ) -> None:
         self.request = request
         self.error: BaseException | None = None
@@ -178,7 +180,7 @@ class Exchange:
         self.pipe = Pipe(log=self._traced is not None and request.stream)
         if self._traced is not None and request.stream:
             self.pipe.on_end = self._trace_stream
-        self._attempt = _Attempt(self.request, self.pipe, read_timeout, send)
+        self._attempt = _Attempt(self.request, self.pipe, read_timeout, send, on_wire)
 
     async def run(self) -> RawReply:
         """Make the call, and return the reply: the provider's, or one of ours if there is none.
@@ -270,7 +272,14 @@ class _Attempt:
         told: True if the reader has had the provider's own event of an error.
     """
 
-    def __init__(self, request: RawRequest, pipe: Pipe, read_timeout: float | None, send: Sender) -> None:
+    def __init__(
+        self,
+        request: RawRequest,
+        pipe: Pipe,
+        read_timeout: float | None,
+        send: Sender,
+        on_wire: Callable[[bool], object],
+    ) -> None:
         self.began = False
         self.told = False
         self.held: list[bytes] = []
@@ -278,12 +287,17 @@ class _Attempt:
         self._pipe = pipe
         self._silence = read_timeout or READ_TIMEOUT
         self._send = send
+        self._on_wire = on_wire
         self._reading: anyio.CancelScope | None = None
 
     async def make(self) -> RawReply:
         token = in_attempt.set(True)
+        self._on_wire(True)
         try:
             return await (self._stream() if self._request.stream else self._whole())
+        except BaseException:
+            self._on_wire(False)
+            raise
         finally:
             in_attempt.reset(token)
 

@@ -64,7 +64,7 @@ class KeptCall:
         self.timer: asyncio.TimerHandle | None = None
         self._keeps = keeps or not exchange.request.stream
         self._pieces: list[bytes] = []
-        self._reading = anyio.Lock()
+        self._reading = anyio.Lock(fast_acquire=True)
         if keeps and exchange.request.stream:
             self._task = current_runtime().spawn(self._read(), Context())
 
