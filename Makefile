@@ -9,7 +9,7 @@ ARGS ?=
 help:
 	@echo "make demo              the tutorial's job against the bundled simulated LM (offline)"
 	@echo "make test              everything that CI runs"
-	@echo "make nightly           the long tests: a hundred seeds of kills, 100,000 calls over HTTP"
+	@echo "make nightly           the long tests, an hour on two cores: 20 seeds of kills, 100,000 calls over HTTP"
 	@echo "make bench             the benchmarks, small: about eight minutes; ARGS=\"calls step\" takes some"
 	@echo "make bench-learning    what optimizers learn, with the simulated LM; ARGS=\"--lm local\" with a real one"
 	@echo "make docs              the documentation as a site in ./site"
@@ -50,8 +50,7 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 nightly: $(VENV)/.dev
-	AFNIO_NIGHTLY=1 AFNIO_KILL_SEEDS=100 $(BIN)/python -m pytest -n 2 tests/examples/test_resume.py tests/trainer/test_deaths.py tests/trainer/test_edited.py tests/trainer/test_resume.py tests/runtime/test_scale.py $(ARGS)
-	AFNIO_NIGHTLY=1 $(BIN)/python -m pytest -n 2 -m nightly tests $(ARGS)
+	AFNIO_NIGHTLY=1 AFNIO_KILL_SEEDS=$(KILL_SEEDS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "nightly or longer" --durations 30 $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -51,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if seeds := os.environ.get("AFNIO_KILL_SEEDS"):
+        terminalreporter.write_line(f"the tutorial was killed with {seeds} seeds")
     reasons = Counter(
         report.longrepr[2].removeprefix("Skipped: ")
         for report in terminalreporter.stats.get("skipped", [])

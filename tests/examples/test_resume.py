@@ -18,7 +18,7 @@ PROGRAM = Path(__file__).parents[2] / "examples" / "optimization_loop.py"
 IN_FLIGHT = 33
 KILLS = 10
 SEEDS = int(os.environ.get("AFNIO_KILL_SEEDS", "1"))
-"""`make nightly` takes a hundred."""
+"""`make nightly` takes 20."""
 
 pytestmark = [
     pytest.mark.skipif(
@@ -73,6 +73,7 @@ anyio.run(main)
 """
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize(
     ("source", "arguments"), [(RUNNER, [str(PROGRAM)]), (SLOW, [])], ids=["tutorial", "async"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import threading
 from typing import Any
 
@@ -157,7 +156,7 @@ def test_memory_is_flat_over_a_hundred_thousand_awaits() -> None:
     assert left == alive()
 
 
-@pytest.mark.skipif("AFNIO_NIGHTLY" not in os.environ, reason="a hundred thousand HTTP calls: make nightly")
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_memory_is_flat_over_a_hundred_thousand_calls_over_http() -> None:
     """As above through a real provider process: sessions, connections and replies are let go."""

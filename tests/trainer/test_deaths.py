@@ -77,6 +77,7 @@ def test_the_end_of_an_epoch_with_every_loader(tmp_path: Path, loader: str, opti
 MATRIX: Final = [case for case in itertools.product(LOADERS, HOOKS, OPTIONS) if settles(case[0], case[2])]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("loader", "hook", "options"), MATRIX if NIGHTLY else [], ids=str)
 def test_every_hook_with_every_loader_and_option(
     tmp_path: Path, loader: str, hook: str, options: dict[str, Any]
@@ -98,6 +99,7 @@ if NIGHTLY:
     REAL = [case for case in MATRIX if case[2] in OPTIONS[:2]]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 @pytest.mark.parametrize(("loader", "hook", "options"), REAL, ids=str)
 def test_a_process_that_is_killed_or_interrupted(

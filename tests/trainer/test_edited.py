@@ -86,6 +86,7 @@ def goes_on(trained: Path, content: bytes) -> str | None:
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.longer
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_edit_goes_on_or_is_refused_in_a_sentence(trained: Path, data: st.DataObject) -> None:

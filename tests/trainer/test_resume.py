@@ -69,6 +69,7 @@ pathlib.Path("end.json").write_text(json.dumps(end))
 """
 
 
+@pytest.mark.longer
 def test_kill_and_go_on(tmp_path: Path) -> None:
     """After kills at random points it ends with the same bytes, and pays again for no more than was in flight."""
     chance = random.Random(os.environ.get("AFNIO_SEED", "11"))
