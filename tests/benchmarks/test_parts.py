@@ -196,7 +196,7 @@ def test_executors(results: Callable[[str], dict[str, Any]]) -> None:
     served = executors.serve(evaluations=20)
     assert all(claim.value > executors.LATENCY for claim in served)  # type: ignore[operator]
     rows = results("executors: serving")["rows"]
-    assert ["threads", "spawn"] == [row["evaluators in"] for row in rows][:2]
+    assert [row["evaluators in"] for row in rows][:2] == ["threads", "spawn"]
     executors.gain(lanes=20, repeats=1)
     driver, *_ = executors.overhead(lanes=50, repeats=1)
     rows = results("executors: overhead")["rows"]

@@ -139,16 +139,16 @@ async def test_once(tmp_path: Path) -> None:
             others = [asyncio.create_task(chat(sdk, "a")) for _ in range(3)]
             await until_figure(gateway, "afnio_gateway_open_calls 1.0")
             go.set()
-            assert ["a", "a", "a", "a"] == [*await asyncio.gather(*others), await chat(sdk, "a")]
+            assert [*await asyncio.gather(*others), await chat(sdk, "a")] == ["a", "a", "a", "a"]
             with pytest.raises(openai.BadRequestError):
                 await chat(sdk, "bad")
             failing.append(0)
-            assert "bad" == await chat(sdk, "bad")  # a failure is asked again
-            assert "a" == await chat(gateway.sdk(api_key="another"), "a")
+            assert await chat(sdk, "bad") == "bad"  # a failure is asked again
+            assert await chat(gateway.sdk(api_key="another"), "a") == "a"
             await gateway.end(signal.SIGKILL)
         async with GatewayProcess(*arguments) as gateway:
-            assert ["a", "a"] == [await chat(gateway.sdk(), "a") for _ in range(2)]
-        assert ["a", "bad", "bad", "a"] == upstream.asked
+            assert [await chat(gateway.sdk(), "a") for _ in range(2)] == ["a", "a"]
+        assert upstream.asked == ["a", "bad", "bad", "a"]
 
 
 async def test_clients_that_time_out_and_retry() -> None:

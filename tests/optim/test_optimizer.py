@@ -39,11 +39,11 @@ def test_a_step_replaces_values_by_what_is_proposed(learned):
     one, two = learned("a", "x", "y"), learned("b", "z")
     optimizer = Append([one, two])
     assert optimizer.step().done
-    assert ("a x y", "b z") == (one.data, two.data)
-    assert (True, True) == (one.is_leaf, one.requires_grad)
-    assert 2 == len(one.grad)
+    assert (one.data, two.data) == ("a x y", "b z")
+    assert (one.is_leaf, one.requires_grad) == (True, True)
+    assert len(one.grad) == 2
     optimizer.clear_grad()
-    assert ([], []) == (one.grad, two.grad)
+    assert (one.grad, two.grad) == ([], [])
 
 
 def test_a_step_without_gradients_changes_and_asks_nothing():
@@ -51,7 +51,7 @@ def test_a_step_without_gradients_changes_and_asks_nothing():
     parameter = cog.Parameter("a")
     optimizer = Append([parameter])
     optimizer.step()
-    assert ("a", []) == (parameter.data, optimizer.proposed)
+    assert (parameter.data, optimizer.proposed) == ("a", [])
 
 
 def test_a_parameter_that_requires_no_grad_stays(learned):
@@ -59,7 +59,7 @@ def test_a_parameter_that_requires_no_grad_stays(learned):
     parameter = learned()
     parameter.requires_grad_(False)
     Append([parameter]).step()
-    assert "old" == parameter.data
+    assert parameter.data == "old"
 
 
 def test_a_failed_proposal_keeps_the_value_and_only_the_step_raises(learned):
@@ -68,14 +68,14 @@ def test_a_failed_proposal_keeps_the_value_and_only_the_step_raises(learned):
     with pytest.raises(ValueError, match="no proposal for bad") as caught:
         Append([bad, good]).step()
     assert any(__file__ in note for note in caught.value.__notes__)
-    assert ("bad", "good x") == (bad.data, good.data)
+    assert (bad.data, good.data) == ("bad", "good x")
 
 
 def test_several_failures_are_raised_together(learned):
     """As one group."""
     with pytest.raises(ExceptionGroup, match="parameters kept their values") as caught:
         Append([learned("a", "error"), learned("b", "error")]).step()
-    assert ["no proposal for a", "no proposal for b"] == [str(e) for e in caught.value.exceptions]
+    assert [str(e) for e in caught.value.exceptions] == ["no proposal for a", "no proposal for b"]
 
 
 async def test_on_a_loop_a_step_is_awaited(learned):
@@ -88,10 +88,10 @@ async def test_on_a_loop_a_step_is_awaited(learned):
             return await super().propose(*args)
 
     work = Gated([parameter]).step()
-    assert (True, False) == (parameter.pending, work.done)
+    assert (parameter.pending, work.done) == (True, False)
     gate.set()
     await work
-    assert "a x" == parameter.data
+    assert parameter.data == "a x"
     with pytest.raises(ValueError, match="no proposal"):
         await Append([learned("a", "error")]).step()
 
@@ -101,7 +101,7 @@ async def test_steps_on_one_parameter_follow_each_other(learned):
     parameter = learned("a", "x")
     one, two = Append([parameter], sep="-"), Append([parameter], sep="+")
     await afnio.resolve([one.step(), two.step()])
-    assert "a-x+x" == parameter.data
+    assert parameter.data == "a-x+x"
 
 
 async def test_a_step_takes_what_was_there_at_its_launch(learned):
@@ -111,7 +111,7 @@ async def test_a_step_takes_what_was_there_at_its_launch(learned):
     work = optimizer.step()
     optimizer.clear_grad()
     await work
-    assert ("a x", []) == (parameter.data, parameter.grad)
+    assert (parameter.data, parameter.grad) == ("a x", [])
 
 
 async def test_a_cancelled_step_keeps_the_value(learned):
@@ -131,9 +131,9 @@ async def test_a_cancelled_step_keeps_the_value(learned):
             Slow([parameter]).step()
             raise RuntimeError("stop")
     await parameter
-    assert "a" == parameter.data
+    assert parameter.data == "a"
     (ended,) = events
-    assert ((), (("prompt", "a"),)) == (ended.changes, ended.values)
+    assert (ended.changes, ended.values) == ((), (("prompt", "a"),))
     assert ended.error is not None
 
 
@@ -146,8 +146,8 @@ def test_the_closure_is_called_first_and_its_result_returned(learned):
         parameter.append_grad(afnio.Variable("x"))
         return "score", "explanation"
 
-    assert ("score", "explanation") == optimizer.step(closure).wait()
-    assert "a x" == parameter.data
+    assert optimizer.step(closure).wait() == ("score", "explanation")
+    assert parameter.data == "a x"
 
 
 def test_groups_have_options_of_their_own(learned):
@@ -156,7 +156,7 @@ def test_groups_have_options_of_their_own(learned):
     optimizer = Append([{"params": [one]}, {"params": two, "sep": "/"}])
     optimizer.add_param_group({"params": [three], "sep": "|"})
     optimizer.step()
-    assert ["a x", "b/x", "c|x"] == [one.data, two.data, three.data]
+    assert [one.data, two.data, three.data] == ["a x", "b/x", "c|x"]
     assert "Append (\n  group 0: 1 parameters\n    sep: ' '\n" in repr(optimizer)
 
 
@@ -195,12 +195,12 @@ def test_state_goes_to_another_optimizer(learned):
         "state": {0: {"steps": [1]}, 1: {"steps": [1]}},
         "param_groups": [{"sep": " ", "params": [0]}, {"sep": "/", "params": [1]}],
     }
-    assert expected == state
+    assert state == expected
     optimizer.step()
-    assert expected == state
+    assert state == expected
     other = Append([{"params": [cog.Parameter("c")]}, {"params": [cog.Parameter("d")]}])
     other.load_state_dict(state)
-    assert expected == other.state_dict()
+    assert other.state_dict() == expected
     with pytest.raises(ValueError, match=r"groups of \[1\] parameters, as this optimizer \(got \[1, 1\]\)"):
         Append([cog.Parameter("e")]).load_state_dict(state)
 
@@ -223,7 +223,7 @@ def test_an_event_tells_what_a_step_did(learned):
             Append([learned("b", "error")]).step()
     done, failed = events
     assert ("Append", (Change("r", "a", "a x", 1),), None) == (done.optimizer, done.changes, done.error)
-    assert ((), "no proposal for b") == (failed.changes, failed.error)
+    assert (failed.changes, failed.error) == ((), "no proposal for b")
 
 
 async def test_an_async_closure_is_awaited_and_sees_the_values_of_earlier_steps(learned):
@@ -239,8 +239,8 @@ async def test_an_async_closure_is_awaited_and_sees_the_values_of_earlier_steps(
         return "score"
 
     optimizer.step()
-    assert "score" == await optimizer.step(closure)
-    assert (["a x"], "a x y") == (seen, (await parameter).data)
+    assert await optimizer.step(closure) == "score"
+    assert (seen, (await parameter).data) == (["a x"], "a x y")
 
 
 def test_an_async_closure_works_in_a_script_too(learned):
@@ -252,8 +252,8 @@ def test_an_async_closure_works_in_a_script_too(learned):
         parameter.append_grad(afnio.Variable(text))
         return text
 
-    assert "x" == optimizer.step(lambda: closure("x")).wait()
-    assert "a x" == parameter.data
+    assert optimizer.step(lambda: closure("x")).wait() == "x"
+    assert parameter.data == "a x"
 
 
 def test_a_failing_closure_changes_nothing(learned):
@@ -265,7 +265,7 @@ def test_a_failing_closure_changes_nothing(learned):
 
     with pytest.raises(ValueError, match="no loss"):
         Append([parameter]).step(closure)
-    assert "a" == parameter.data
+    assert parameter.data == "a"
 
 
 @pytest.mark.parametrize("kind", ["plain", "joint"])
@@ -288,4 +288,4 @@ def test_feedback_is_reduced_once_a_step(learned, kind):
 
     with pytest.raises(ValueError, match="can't be reduced"):
         Reducing([parameter, other]).step(closure if kind == "joint" else None)
-    assert ("a x", "b") == (parameter.data, other.data)
+    assert (parameter.data, other.data) == ("a x", "b")

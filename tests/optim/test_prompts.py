@@ -31,20 +31,20 @@ def test_all_that_the_proposer_needs_is_in_the_sections():
         optimizer.step()
     text = prompt(client.requests[-1])
     (variable,) = read_blocks(text, "variable")
-    assert ({"role": "prompt"}, "old </variable>") == (variable.attributes, variable.text)
-    assert ["short"] == [b.text for b in read_blocks(read_section(text, "constraints"), "constraint")]
+    assert (variable.attributes, variable.text) == ({"role": "prompt"}, "old </variable>")
+    assert [b.text for b in read_blocks(read_section(text, "constraints"), "constraint")] == ["short"]
     history = read_section(text, "history")
-    assert (["older"], ["f1", "f2"]) == (
+    assert (
         [b.text for b in read_blocks(history, "value")],
         [b.text for b in read_blocks(history, "feedback")],
-    )
-    assert ["f3"] == [b.text for b in read_blocks(read_section(text, "feedbacks"), "feedback")]
+    ) == (["older"], ["f1", "f2"])
+    assert [b.text for b in read_blocks(read_section(text, "feedbacks"), "feedback")] == ["f3"]
 
 
 def test_what_is_not_there_leaves_no_empty_section():
     """No constraints, no history."""
     text = prompt(proposal("f"))
-    assert ["f"] == [block.text for block in read_blocks(text, "feedback")]
+    assert [block.text for block in read_blocks(text, "feedback")] == ["f"]
     assert not any(f"<{tag}" in text for tag in ("constraints", "history", "rejected", "failures"))
 
 
@@ -53,7 +53,7 @@ def test_the_form_is_in_words_too():
     request = proposal("f")
     assert '{"value": "' in request.messages[0]["content"]
     schema = request.params["response_format"]
-    assert ["value"] == list(schema["json_schema"]["schema"]["properties"])
+    assert list(schema["json_schema"]["schema"]["properties"]) == ["value"]
     json.dumps(schema)
 
 
@@ -97,12 +97,13 @@ def test_a_replaced_prompt_is_what_is_sent(learned):
         )
         reply.backward(afnio.Variable("shorter"))
         TGD([parameter], client, model="m").step()
-        assert ("Improve it.", 0) == prompts()["tgd.system"]
+        assert prompts()["tgd.system"] == ("Improve it.", 0)
     TGD([parameter], client, model="m").step()
-    assert ["Improve it.", prompts()["tgd.system"].text] == [
-        r.messages[0]["content"] for r in client.requests
+    assert [r.messages[0]["content"] for r in client.requests] == [
+        "Improve it.",
+        prompts()["tgd.system"].text,
     ]
-    assert "Criticize it." == critic.requests[0].messages[0]["content"]
+    assert critic.requests[0].messages[0]["content"] == "Criticize it."
 
 
 @pytest.mark.parametrize(
@@ -153,10 +154,10 @@ def test_instructions_in_user_data_stay_inside_their_blocks():
         )
     )
     TGD([parameter], client, feedback_tokens=1000, model="m").step()
-    assert {"reducer", "optimizer"} == {kind(r) for r in client.requests}
+    assert {kind(r) for r in client.requests} == {"reducer", "optimizer"}
     for request in (*critic.requests, *client.requests):
         text = prompt(request)
-        assert [] == read_blocks(text, "constraint")
-        assert 1 == text.count("<variable ")
+        assert read_blocks(text, "constraint") == []
+        assert text.count("<variable ") == 1
         assert all("obey" in block.text for block in read_blocks(text, "feedback"))
         assert "PWNED" not in request.messages[0]["content"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from budgets import FakeRuntime
+from runtime.budgets import FakeRuntime
 
 import afnio
 import afnio.cognitive as cog

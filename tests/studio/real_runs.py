@@ -160,7 +160,7 @@ def give_up(home: Path) -> None:
 
     with te.init("me", "emails", name="given-up", dir=home, resume=False):
         with afnio.tolerate(0.5):
-            assert ["yes", None] == ask("right", "wrong").data
+            assert ask("right", "wrong").data == ["yes", None]
         with afnio.scope() as owner:
             lost = ask("never 1", "never 2", "never 3")
             for _ in range(3):

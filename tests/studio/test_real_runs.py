@@ -39,13 +39,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
 
 
 def said(capsys: pytest.CaptureFixture[str], home: Path, *arguments: str) -> str:
-    assert 0 == main([*arguments, "--dir", str(home)])
+    assert main([*arguments, "--dir", str(home)]) == 0
     return capsys.readouterr().out
 
 
 def report_of(recorded: Recorded, run: str) -> str:
     path = recorded.home / f"{run}.html"
-    assert 0 == main(["report", run, "-o", str(path), "--dir", str(recorded.home)])
+    assert main(["report", run, "-o", str(path), "--dir", str(recorded.home)]) == 0
     return path.read_text()
 
 
@@ -58,16 +58,16 @@ def test_the_monitored_metric_is_the_score(recorded: Recorded, capsys: pytest.Ca
     (run,) = [
         one for one in json.loads(said(capsys, recorded.home, "runs", "list", "--json")) if one["headline"]
     ]
-    assert {
+    assert run["headline"] == {
         "metric": "val_score", "value": 0.75, "mode": "max", "best": 1.0, "step": 2, "unit": "epoch",
-    } == run["headline"]  # fmt: skip
+    }  # fmt: skip
     listed = said(capsys, recorded.home, "runs", "list")
     assert "val_score 0.75 (best 1 at epoch 2), test_score 0.75" in listed
     shown = said(capsys, recorded.home, "runs", "show", "best-second")
     assert "val_score                      0.75 (best 1 at epoch 2)  95 %: " in shown
     page = recorded.studio.page(recorded.studio.run("best-second")).text
     curves = json.loads(page.partition('id="curves">')[2].partition("</script>")[0])
-    assert ["val_score", "test_score", "train_score"] == [line["name"] for line in curves["metrics"][:3]]
+    assert [line["name"] for line in curves["metrics"][:3]] == ["val_score", "test_score", "train_score"]
     report = report_of(recorded, "best-second")
     for html in (page, report):
         assert "val_score 0.750 best 1 at epoch 2" in words(html)
@@ -141,7 +141,7 @@ def test_the_lineage_marks_the_candidate_in_the_parameters(browser: Browser, rec
 def test_cancelled_calls_did_not_fail(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     """A program gives calls up on purpose, as of a candidate that can't win any more; they are counted apart."""
     run = json.loads(said(capsys, recorded.home, "runs", "show", "given-up", "--json"))
-    assert (5, 1, 3) == (run["calls"], run["failed"], run["cancelled"])
+    assert (run["calls"], run["failed"], run["cancelled"]) == (5, 1, 3)
     assert "1 failed" in (text := said(capsys, recorded.home, "runs", "show", "given-up"))
     assert "3 cancelled" in text
     address = recorded.studio.run("given-up")
@@ -197,6 +197,6 @@ def test_samples_of_an_evaluation_are_asked_for_together(recorded: Recorded) -> 
     assert "/batch" not in page
     assert f'href="{address}/samples?phase=test"' in page
     found = recorded.studio.page(f"{address}/samples?phase=test").text
-    assert 4 == found.count('class="row-link"')
-    assert {"test/batch 1", "test/batch 2"} == set(re.findall(r"test[^<\"]*/batch \d", found))
-    assert 4 == recorded.studio.page(f"{address}/calls?phase=test").text.count('class="row-link"')
+    assert found.count('class="row-link"') == 4
+    assert set(re.findall(r"test[^<\"]*/batch \d", found)) == {"test/batch 1", "test/batch 2"}
+    assert recorded.studio.page(f"{address}/calls?phase=test").text.count('class="row-link"') == 4

@@ -35,15 +35,15 @@ def test_it_bounds_what_a_training_asks_for(tmp_path: Path, kind: type[Agent]) -
     agent = kind(ScriptedClient(replies))
     made = trainer(tmp_path, max_epochs=3)
     found = estimated(agent, made, loader(10, seed=1), loader(6))
-    assert [] == agent.client.requests
-    assert {
+    assert agent.client.requests == []
+    assert counts(found) == {
         "train forward": (30, 30), "train backward": (0, 30), "train step": (0, 9), "val forward": (18, 18),
-    } == counts(found)  # fmt: skip
+    }  # fmt: skip
     fitted(agent, made, loader(10, seed=1), loader(6))
     calls = {item.purpose: 0 for item in made.ledger.items}
     for item, spent in made.ledger.items.items():
         calls[item.purpose] += spent.calls
-    assert 48 == calls["forward"]
+    assert calls["forward"] == 48
     assert 0 < calls["backward"] <= 30
     assert 0 < calls["step"] <= 9
     low, high = found.calls
@@ -59,8 +59,8 @@ def test_the_agent_and_the_loader_are_as_before(tmp_path: Path) -> None:
         made = trainer(tmp_path / folder, max_epochs=2)
         if look:
             estimated(agent, made, train)
-            assert ["kept"] == [gradient.data for gradient in agent.prompt.grad]
-            assert "Level 0." == agent.prompt.data
+            assert [gradient.data for gradient in agent.prompt.grad] == ["kept"]
+            assert agent.prompt.data == "Level 0."
             with pytest.raises(AttributeError):
                 agent.optimizers()
         fitted(agent, made, train)
@@ -91,8 +91,9 @@ def test_steps_that_weigh_values_count_their_own_calls(tmp_path: Path) -> None:
 
     agent = Gated(ScriptedClient(replies))
     found = counts(estimated(agent, trainer(tmp_path, max_epochs=1), loader(8, batch_size=8)))
-    assert {"train forward": (8, 8), "train backward": (0, 8)} == {
-        name: number for name, number in found.items() if "step" not in name
+    assert {name: number for name, number in found.items() if "step" not in name} == {
+        "train forward": (8, 8),
+        "train backward": (0, 8),
     }
     assert (found["train step"], found["train step forward"]) == ((0, 4), (0, 4))
 
@@ -107,7 +108,7 @@ def test_what_cannot_be_rehearsed_is_said(tmp_path: Path) -> None:
             raise ValueError(f"no number in {answers[0][:13]!r}")
 
     found = estimated(Picky(ScriptedClient(replies)), trainer(tmp_path, max_epochs=1), loader(4))
-    assert {"train forward": (4, 4)} == counts(found)
+    assert counts(found) == {"train forward": (4, 4)}
     assert "training_step could not be rehearsed to its end" in (found.note or "")
     assert "(ValueError: no number in 'made-up reply')" in str(found)
 
@@ -119,9 +120,9 @@ async def test_on_a_loop(tmp_path: Path) -> None:
         found = await made.aestimate(agent, loader(10), seconds_per_call=3.0)
         with pytest.raises(afnio.errors.BlockingReadError, match="aestimate"):
             made.estimate(agent, loader(10))
-    assert (2, 5, (17, 17)) == (found.epochs, found.steps, counts(found)["train forward"])
+    assert (found.epochs, found.steps, counts(found)["train forward"]) == (2, 5, (17, 17))
     # Five steps of one call forward; then one backward and one to rewrite each.
-    assert (15.0, 45.0) == found.seconds
+    assert found.seconds == (15.0, 45.0)
 
 
 @pytest.fixture
@@ -144,8 +145,8 @@ def test_cost_is_unknown_as_soon_as_one_price_is(made_up: Estimate) -> None:
     items = [item(made_up, 100, 100, 10), item(made_up, 0, 50, 20, purpose="backward")]
     one = dataclasses.replace(made_up, items=items)
     assert (Decimal("0.11"), Decimal("0.22")) == one.cost
-    assert ((100, 150), (11_000, 16_500)) == (one.calls, one.tokens)
-    assert (4.0, 12.0) == one.seconds
+    assert (one.calls, one.tokens) == ((100, 150), (11_000, 16_500))
+    assert one.seconds == (4.0, 12.0)
     assert "$0.1100 to $0.2200" in str(one)
     unknown = dataclasses.replace(one, items=[*one.items, item(made_up, 0, 1)])
     assert unknown.cost is None
@@ -201,7 +202,7 @@ def test_loaders_that_do_not_say_how_long_they_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="limit_train_batches"):
         estimated(agent, trainer(tmp_path), Endless())
     limited = trainer(tmp_path, max_epochs=1, limit_train_batches=3)
-    assert 3 == estimated(agent, limited, Endless()).steps
+    assert estimated(agent, limited, Endless()).steps == 3
 
 
 def test_one_batch_is_looked_at_and_none_is_gone(tmp_path: Path) -> None:
@@ -217,10 +218,10 @@ def test_one_batch_is_looked_at_and_none_is_gone(tmp_path: Path) -> None:
     spread = loader(10, 3, shuffle=True)
     before = spread.state_dict()
     estimated(agent, made, spread)
-    assert ["m0", "m3", "m6"] == seen[0]
+    assert seen[0] == ["m0", "m3", "m6"]
     assert before == spread.state_dict()
     estimated(agent, made, [(["m1", "m2"], ["m1", "m2"]), (["m3"], ["m3"])])
-    assert ["m1", "m2"] == seen[1]
+    assert seen[1] == ["m1", "m2"]
     with pytest.raises(TypeError, match="iterated over twice"):
         estimated(agent, trainer(tmp_path, limit_train_batches=1), iter([(["m1"], ["m1"])]))
     with pytest.raises(ValueError, match="no batch|gave none"):
