@@ -90,7 +90,9 @@ def _ask(client: AsyncOpenAI, calls: int) -> None:
     asked = afnio.Variable("{message}", role="template")
     messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [asked]}]
     texts = {"message": [message(number) for number in range(calls)]}
-    reply = cog.chat_completion(client, messages, texts, model=MODEL, max_completion_tokens=REPLY_TOKENS)
+    reply = cog.functional.chat_completion(
+        client, messages, texts, model=MODEL, max_completion_tokens=REPLY_TOKENS
+    )
     assert reply.data == [REPLY] * calls
 
 

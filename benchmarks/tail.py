@@ -75,7 +75,7 @@ def _run(*, samples: int, middle: float, seed: int, barrier: bool) -> tuple[floa
                     {"role": "user", "content": [asked]},
                 ]
                 inputs = {**texts, "before": reply}
-                reply = cog.chat_completion(client, messages, inputs, model=MODEL)
+                reply = cog.functional.chat_completion(client, messages, inputs, model=MODEL)
                 if barrier:
                     assert reply.data
             assert reply.data == [REPLY] * samples

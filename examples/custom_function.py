@@ -56,9 +56,11 @@ def main() -> None:
         optimizer = afnio.optim.TGD([prompt], client, model=MODEL)
         for _ in range(2):
             optimizer.clear_grad()
-            reply = cog.chat_completion(client, messages, texts, model=MODEL, response_format=SCHEMA)
+            reply = cog.functional.chat_completion(
+                client, messages, texts, model=MODEL, response_format=SCHEMA
+            )
             label = Label.apply(reply)
-            score, explanation = cog.exact_match_evaluator(label, targets)
+            score, explanation = cog.functional.exact_match_evaluator(label, targets)
             print(label.data, f"{score.data}/{len(targets)}")
             explanation.backward()
             optimizer.step()

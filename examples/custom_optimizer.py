@@ -53,10 +53,10 @@ def main() -> None:
         optimizer = Lessons([prompt], keep=3)
         for _ in range(2):
             optimizer.clear_grad()
-            pred = cog.chat_completion(
+            pred = cog.functional.chat_completion(
                 client, messages, {"text": ["I am thrilled.", "It was poor."]}, model=MODEL
             )
-            score, explanation = cog.exact_match_evaluator(pred, ["positive", "negative"])
+            score, explanation = cog.functional.exact_match_evaluator(pred, ["positive", "negative"])
             print(f"{score.data}/2 right")
             explanation.backward()
             optimizer.step()

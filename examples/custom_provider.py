@@ -45,8 +45,8 @@ def main() -> None:
     client = WordCounter(limits=afnio.Limits(requests_per_minute=6000))
     messages = [{"role": "user", "content": [afnio.Variable("{text}")]}]
     texts = ["A superb job.", "It was late.", "When do you open?", "I love it, overload or not."]
-    pred = cog.chat_completion(client, messages, {"text": texts}, model="words-1")
-    score, _ = cog.exact_match_evaluator(pred, ["positive", "negative", "neutral", "positive"])
+    pred = cog.functional.chat_completion(client, messages, {"text": texts}, model="words-1")
+    score, _ = cog.functional.exact_match_evaluator(pred, ["positive", "negative", "neutral", "positive"])
     print(pred.data, f"{score.data}/4 right")
     print(f"{client.refused} refusal, {client.get_usage()['total_tokens']} tokens")
 

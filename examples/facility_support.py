@@ -84,8 +84,8 @@ class FacilityAgent(cog.Module):
         )  # fmt: skip
         return {
             "score": (
-                cog.sum([sentiment.score, urgency.score, category.score]),
-                cog.sum([sentiment.explanation, urgency.explanation, category.explanation]),
+                cog.functional.sum([sentiment.score, urgency.score, category.score]),
+                cog.functional.sum([sentiment.explanation, urgency.explanation, category.explanation]),
             ),
             "sentiment": sentiment,
             "urgency": urgency,

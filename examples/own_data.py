@@ -52,14 +52,14 @@ class Classifier(cog.Module):
             {"role": "system", "content": [self.prompt]},
             {"role": "user", "content": [self.message]},
         ]
-        return cog.chat_completion(client, messages, {"message": message}, model=MODEL)
+        return cog.functional.chat_completion(client, messages, {"message": message}, model=MODEL)
 
 
 def count_right(agent: Classifier, client: ChatClient, data: Rows) -> int:
     right = 0
     with afnio.no_grad():
         for message, sentiment in DataLoader(data, batch_size=8):
-            right += cog.exact_match_evaluator(agent(client, message), sentiment).score.data
+            right += cog.functional.exact_match_evaluator(agent(client, message), sentiment).score.data
     return right
 
 
@@ -74,7 +74,7 @@ def main() -> None:
         for _ in range(2):
             for message, sentiment in DataLoader(train, batch_size=6, shuffle=True, seed=1):
                 optimizer.clear_grad()
-                _, explanation = cog.exact_match_evaluator(agent(client, message), sentiment)
+                _, explanation = cog.functional.exact_match_evaluator(agent(client, message), sentiment)
                 explanation.backward()
                 optimizer.step()
         after = count_right(agent, client, test)

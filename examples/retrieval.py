@@ -48,14 +48,14 @@ class Pipeline(cog.Module):
         self.letter = afnio.Variable("{letter}", role="letter")
 
     def forward(self, client: ChatClient, letter: afnio.Variable) -> cog.Completion:
-        search = cog.chat_completion(
+        search = cog.functional.chat_completion(
             client,
             [{"role": "system", "content": [self.rewrite]}, {"role": "user", "content": [self.letter]}],
             {"letter": letter},
             model=MODEL,
         )
         passage = search.map(find, role="passage that was found")  # each as it arrives
-        return cog.chat_completion(
+        return cog.functional.chat_completion(
             client,
             [
                 {"role": "system", "content": [self.answer, self.context]},
@@ -76,7 +76,7 @@ def main() -> None:
         )
         for epoch in range(3):
             optimizer.clear_grad()
-            score, explanation = cog.exact_match_evaluator(pipeline(client, letters), targets)
+            score, explanation = cog.functional.exact_match_evaluator(pipeline(client, letters), targets)
             print(f"epoch {epoch}: {score.data}/{len(targets)} right")
             explanation.backward()
             for name, parameter in pipeline.named_parameters():

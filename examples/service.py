@@ -45,7 +45,7 @@ class Service:
             {"role": "system", "content": [prompt]},
             {"role": "user", "content": [afnio.Variable("{text}", role="message")]},
         ]
-        return cog.chat_completion(self.client, messages, {"text": texts}, model=MODEL)
+        return cog.functional.chat_completion(self.client, messages, {"text": texts}, model=MODEL)
 
     async def train(self) -> None:
         """Make a few training steps, while the service answers requests."""
@@ -61,7 +61,7 @@ class Service:
                 async with afnio.scope(name="training"):
                     pred = self.ask(self.prompt, texts)
                     targets = [row["sentiment"] for row in chosen]
-                    _, explanation = await cog.exact_match_evaluator(pred, targets)
+                    _, explanation = await cog.functional.exact_match_evaluator(pred, targets)
                     await explanation.backward()
                     await optimizer.step()
                 self.served = self.prompt.detach()

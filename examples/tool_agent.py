@@ -103,7 +103,7 @@ async def main() -> None:
         optimizer = afnio.optim.TGD(agent.parameters(), served, model=MODEL)
         replies = await _together(agent, client, [question for question, _ in questions])
         results = [
-            cog.exact_match_evaluator(reply, target)
+            cog.functional.exact_match_evaluator(reply, target)
             for reply, (_, target) in zip(replies, questions, strict=True)
         ]
         for (question, target), reply, (score, _) in zip(questions, replies, results, strict=True):

@@ -18,13 +18,12 @@ ROOT = Path(__file__).parents[1]
 SURFACE = {
     "afnio": """Variable Parameter no_grad enable_grad set_grad_enabled is_grad_enabled bind scope resolve run
         to_thread set_sync_mode tolerate Limits Pending set_backward_model_client get_backward_model_client save load
-        autodiff bridge cognitive functional models optim tellurio testing trainer utils errors GradientEdge Node""",
+        autodiff bridge cognitive models optim tellurio testing trainer utils errors""",
     "afnio.bridge": "client sync_client transport installed url register",
-    "afnio.autodiff": """Variable backward grad Function Node GradientEdge Add Sum Split Map Context Feedback bind
+    "afnio.autodiff": """Variable backward grad Function Node GradientEdge Context Feedback bind
         no_grad enable_grad set_grad_enabled is_grad_enabled""",
     "afnio.cognitive": """Module Parameter ModuleDict ChatCompletion ExactMatchEvaluator DeterministicEvaluator
-        LMJudgeEvaluator Add Sum Split Sequential ModuleList add sum split chat_completion exact_match_evaluator
-        deterministic_evaluator lm_judge_evaluator functional Completion Score Judgement""",
+        LMJudgeEvaluator Sequential ModuleList functional Completion Score Judgement""",
     "afnio.cognitive.functional": """add sum split chat_completion exact_match_evaluator
         deterministic_evaluator lm_judge_evaluator""",
     "afnio.optim": "Optimizer TGD Demos reduce tgd Change",

@@ -45,7 +45,7 @@ def measure(
     seconds: list[float] = []
 
     def ask(texts: list[str]) -> None:
-        reply = cog.chat_completion(client, messages, {"message": texts}, model=MODEL)
+        reply = cog.functional.chat_completion(client, messages, {"message": texts}, model=MODEL)
         assert reply.requires_grad
         assert reply.data == [REPLY] * len(texts)
 

@@ -26,7 +26,7 @@ def measure(quick_url: str, held_url: str, counts_port: int, calls: int) -> dict
     messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [template]}]
 
     def launch(client: AsyncOpenAI, texts: list[str]) -> afnio.Variable:
-        return cog.chat_completion(client, messages, {"message": texts}, model=MODEL)
+        return cog.functional.chat_completion(client, messages, {"message": texts}, model=MODEL)
 
     assert launch(quick, ["warm"]).data == [REPLY]  # imports, thread, TLS
     before = psutil.Process().memory_full_info().uss

@@ -38,7 +38,7 @@ def _cpu(samples: int, steps: int) -> dict[str, Any]:
 
     def step(texts: list[str]) -> None:
         reply = _ask(client, prompt, texts)
-        _, explanation = cog.exact_match_evaluator(reply, ["never"] * len(texts))
+        _, explanation = cog.functional.exact_match_evaluator(reply, ["never"] * len(texts))
         explanation.backward()
         optimizer.step().wait()
         optimizer.clear_grad()
@@ -78,7 +78,7 @@ def _queued(samples: int) -> dict[str, Any]:
 def _ask(client: ScriptedClient, prompt: cog.Parameter, texts: list[str]) -> afnio.Variable:
     asked = afnio.Variable("{message}", role="template")
     messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [asked]}]
-    return cog.chat_completion(client, messages, {"message": texts}, model=MODEL)
+    return cog.functional.chat_completion(client, messages, {"message": texts}, model=MODEL)
 
 
 def _reply(request: ChatRequest) -> str:

@@ -31,8 +31,10 @@ def _step(base_url: str, numbers: Sequence[int]) -> None:
     optimizer = afnio.optim.TGD([prompt], client, model=MODEL)
     with afnio.set_backward_model_client(client, completion_args={"model": MODEL}):
         inputs = {"message": [f"message {number}" for number in numbers]}
-        reply = cog.chat_completion(client, messages, inputs, model=MODEL)
-        _, explanation = cog.exact_match_evaluator(reply, [f"never {number}" for number in numbers])
+        reply = cog.functional.chat_completion(client, messages, inputs, model=MODEL)
+        _, explanation = cog.functional.exact_match_evaluator(
+            reply, [f"never {number}" for number in numbers]
+        )
         explanation.backward()
         optimizer.step().wait()
     assert prompt.data != FIRST

@@ -24,8 +24,8 @@ def measure(base_url: str, calls: int, in_flight: int, tracked: bool, rounds: in
     messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [template]}]
 
     def ask(texts: list[str]) -> None:
-        reply = cog.chat_completion(client, messages, {"message": texts}, model=MODEL)
-        score, _ = cog.exact_match_evaluator(reply, [REPLY] * len(texts))
+        reply = cog.functional.chat_completion(client, messages, {"message": texts}, model=MODEL)
+        score, _ = cog.functional.exact_match_evaluator(reply, [REPLY] * len(texts))
         assert score.data == len(texts)
 
     batches = [[message(place + 1_000_000 * number) for place in range(calls)] for number in range(rounds)]

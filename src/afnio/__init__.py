@@ -12,8 +12,6 @@ from afnio import cognitive as cognitive
 from afnio import errors as errors
 from afnio import models as models
 from afnio._public import lazily as _lazily
-from afnio.autodiff import GradientEdge as GradientEdge
-from afnio.autodiff import Node as Node
 from afnio.autodiff import Variable as Variable
 from afnio.autodiff import bind as bind
 from afnio.autodiff import enable_grad as enable_grad
@@ -22,7 +20,6 @@ from afnio.autodiff import no_grad as no_grad
 from afnio.autodiff import resolve as resolve
 from afnio.autodiff import set_grad_enabled as set_grad_enabled
 from afnio.cognitive import Parameter as Parameter
-from afnio.cognitive import functional as functional
 from afnio.models import get_backward_model_client as get_backward_model_client
 from afnio.models import set_backward_model_client as set_backward_model_client
 from afnio.runtime import Limits as Limits
@@ -55,10 +52,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.4.0"
 __all__ = [
-    "GradientEdge",
     "Headroom",
     "Limits",
-    "Node",
     "Parameter",
     "Pending",
     "Result",
@@ -71,7 +66,6 @@ __all__ = [
     "cognitive",
     "enable_grad",
     "errors",
-    "functional",
     "get_backward_model_client",
     "headroom",
     "is_grad_enabled",

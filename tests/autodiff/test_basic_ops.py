@@ -30,7 +30,7 @@ V = afnio.Variable
 )
 def test_add(x: Any, y: Any, expected: Any) -> None:
     """Numbers are summed and texts joined, per sample; a scalar is shared."""
-    total = cog.add(V(x, role="x"), V(y, role="y"))
+    total = cog.functional.add(V(x, role="x"), V(y, role="y"))
     assert (expected, "x and y") == (total.data, total.role)
 
 
@@ -59,36 +59,36 @@ def test_add_feedback() -> None:
 def test_sum() -> None:
     """Texts stand in items, numbers add up; every item that needs it gets the feedback."""
     x, y = V("a", role="x", requires_grad=True), V("b", role="y", requires_grad=True)
-    total = cog.sum([x, y, x])
+    total = cog.functional.sum([x, y, x])
     assert total.data == "<ITEM>a</ITEM><ITEM>b</ITEM><ITEM>a</ITEM>"
     total.backward(V("more"))
     assert (len(x.grad), len(y.grad)) == (1, 1)
-    assert cog.sum([V([1, 2]), V([2, 3])]).data == [3, 5]
+    assert cog.functional.sum([V([1, 2]), V([2, 3])]).data == [3, 5]
     for bad in ([], "ab", V("a")):
         with pytest.raises(TypeError, match="Sum takes"):
-            cog.sum(bad)  # type: ignore[arg-type]
+            cog.functional.sum(bad)  # type: ignore[arg-type]
 
 
 def test_split() -> None:
     """Parts are padded, keep missing samples, carry feedback in their order."""
     x = V(["a,b", None, "c"], role="x", requires_grad=True)
-    first, second = cog.split(x, ",")
+    first, second = cog.functional.split(x, ",")
     assert (first.data, second.data) == (["a", None, "c"], ["b", None, ""])
     assert (second.role, second.output_nr) == ("split part 1 of x", 1)
     second.backward(V(["1", "2", "3"]))
     (gradient,) = x.grad
     assert [isinstance(text, str) for text in gradient.data] == [True, False, True]
     assert gradient.data[0].endswith("<ITEM></ITEM><ITEM>1</ITEM>")
-    assert [part.data for part in cog.split(V("a,b,c"), V(","), V(1))] == ["a", "b,c"]
+    assert [part.data for part in cog.functional.split(V("a,b,c"), V(","), V(1))] == ["a", "b,c"]
 
 
 @pytest.mark.parametrize(("args", "match"), [((1,), "sep"), ((",", "x"), "maxsplit"), (("",), "sep")])
 def test_split_errors(args: Any, match: str) -> None:
     """Bad separators and limits are TypeErrors; so is splitting numbers."""
     with pytest.raises(TypeError, match=match):
-        cog.split(V("a"), *args)
+        cog.functional.split(V("a"), *args)
     with pytest.raises(TypeError, match="strings"):
-        cog.split(V([1]))
+        cog.functional.split(V([1]))
 
 
 def test_a_list_of_scalars_is_a_batch() -> None:
@@ -102,9 +102,9 @@ def test_a_list_of_scalars_is_a_batch() -> None:
     x, y = V("a", role="x", requires_grad=True), V("b", role="y", requires_grad=True)
     client = ScriptedClient(lambda request: request.messages[0]["content"])
     messages = [{"role": "user", "content": [V("{text}")]}]
-    batch = cog.chat_completion(client, messages, {"text": [x, y, x]}, model="m")
+    batch = cog.functional.chat_completion(client, messages, {"text": [x, y, x]}, model="m")
     assert batch.data == ["a", "b", "a"]
     batch.backward(V(["1", "2", "3"]))
     assert [[g.data for g in v.grad] for v in (x, y)] == [["1", "3"], ["2"]]
     with pytest.raises(ValueError, match="stack takes scalars"):
-        cog.chat_completion(client, messages, {"text": [V(["a"])]}, model="m")
+        cog.functional.chat_completion(client, messages, {"text": [V(["a"])]}, model="m")

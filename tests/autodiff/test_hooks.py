@@ -104,7 +104,7 @@ async def test_async_hooks_run_on_the_loop_and_plain_ones_in_threads() -> None:
 async def test_one_sample_does_not_wait_for_the_hook_of_another() -> None:
     """The second sample is through the whole pass while the first one's hook still waits."""
     first, second = leaf("1"), leaf("2")
-    both = afnio.autodiff.Add.apply(Pass.apply(first), Pass.apply(second))
+    both = Pass.apply(first) + Pass.apply(second)
     import anyio
 
     passed, order = anyio.Event(), []
@@ -175,7 +175,7 @@ def test_provenance_stays() -> None:
     prompt = leaf()
     prompt.register_hook(lambda g: "shorter")
     prediction = Pass.apply(prompt, afnio.Variable(["a"]))
-    _, explanation = afnio.functional.exact_match_evaluator(prediction, ["b"])
+    _, explanation = afnio.cognitive.functional.exact_match_evaluator(prediction, ["b"])
     explanation.backward()
     (gradient,) = prompt.grad
     assert gradient.data == "shorter"

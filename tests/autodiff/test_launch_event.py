@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import afnio
 from afnio.autodiff import Variable
-from afnio.cognitive import Parameter, chat_completion, exact_match_evaluator
+from afnio.cognitive import Parameter
+from afnio.cognitive.functional import chat_completion, exact_match_evaluator
 from afnio.runtime.events import NodeLaunched, SampleScored, recorder, subscribed
 from afnio.testing import ScriptedClient
 

@@ -394,6 +394,6 @@ def test_seedless_sum_of_explanations() -> None:
     import afnio.cognitive as cog
 
     a, b = leaf("a"), leaf("b")
-    explanations = [cog.exact_match_evaluator(x, "z").explanation for x in (a, b)]
-    cog.sum([explanations[0], explanations[1]]).backward()
+    explanations = [cog.functional.exact_match_evaluator(x, "z").explanation for x in (a, b)]
+    cog.functional.sum([explanations[0], explanations[1]]).backward()
     assert all("expected" in text for x in (a, b) for text in texts(x))

@@ -41,7 +41,7 @@ def train(agent: Any, predict: Any, rows: list[tuple[str, str]], model: Scripted
     prompts = []
     for start in range(0, len(rows), 33):
         texts, labels = zip(*rows[start : start + 33], strict=True)
-        _, explanation = cog.exact_match_evaluator(predict(list(texts)), list(labels))
+        _, explanation = cog.functional.exact_match_evaluator(predict(list(texts)), list(labels))
         explanation.backward()
         optimizer.step()
         optimizer.clear_grad()

@@ -443,7 +443,7 @@ def train(agent: Any, predict: Any, pairs: list[Any], client: ScriptedClient) ->
     optimizer = TGD(agent.parameters(), model_client=client, model="simulated")
     for start in range(0, len(pairs), 33):
         texts, labels = zip(*pairs[start : start + 33], strict=True)
-        _, explanation = cog.exact_match_evaluator(predict(list(texts)), list(labels))
+        _, explanation = cog.functional.exact_match_evaluator(predict(list(texts)), list(labels))
         explanation.backward()
         optimizer.step()
         optimizer.clear_grad()
@@ -498,7 +498,9 @@ class Native(cog.Module):
     def forward(self, question: str, notes: Any) -> afnio.Variable:
         for system, ask in zip((self.find, self.draft), self.asks, strict=True):
             chat = [{"role": "system", "content": [system]}, {"role": "user", "content": [ask]}]
-            notes = cog.chat_completion(self.client, chat, {"question": question, "notes": notes}, **MODEL)
+            notes = cog.functional.chat_completion(
+                self.client, chat, {"question": question, "notes": notes}, **MODEL
+            )
         return notes
 
 

@@ -246,7 +246,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("evaluator", [cog.deterministic_evaluator, SCORED])
+@pytest.mark.parametrize("evaluator", [cog.functional.deterministic_evaluator, SCORED])
 @pytest.mark.parametrize("eval_fn", RIGHT.values(), ids=RIGHT)
 def test_a_right_sample_sends_no_feedback_whatever_scored_it(evaluator, eval_fn):
     """Nine of ten are right: one critic call, one gradient."""
@@ -255,7 +255,7 @@ def test_a_right_sample_sends_no_feedback_whatever_scored_it(evaluator, eval_fn)
     prompt = cog.Parameter("p", role="prompt")
     messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content": [afnio.Variable("{q}")]}]
     inputs = {"q": [str(number) for number in range(10)]}
-    reply = cog.chat_completion(ScriptedClient("yes"), messages, inputs, model="m")
+    reply = cog.functional.chat_completion(ScriptedClient("yes"), messages, inputs, model="m")
     score, explanation = evaluator(reply, ["yes"] * 9 + ["no"], eval_fn, "match")
     explanation.backward()
     assert (score.data, len(critic.requests), len(prompt.grad)) == (9, 1, 1)

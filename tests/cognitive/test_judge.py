@@ -93,7 +93,7 @@ def test_a_judge_that_succeeded_teaches_nothing():
     assert (grade.grad, critic.requests) == ([], [])
 
 
-@pytest.mark.parametrize("judge", [JUDGE, cog.lm_judge_evaluator])
+@pytest.mark.parametrize("judge", [JUDGE, cog.functional.lm_judge_evaluator])
 @pytest.mark.parametrize(
     ("best", "other", "args"), [(True, False, {}), (1.0, 0.5, {}), (10, 1, {"max_score": 10})]
 )

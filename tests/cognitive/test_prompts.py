@@ -24,7 +24,7 @@ def criticism(feedback, reply="r", **args):
     critic, prompt = ScriptedClient(comment("better")), cog.Parameter("p", role="role")
     messages = [{"role": "user", "content": [prompt]}]
     with afnio.set_backward_model_client(critic, completion_args={"model": "m"}):
-        output = cog.chat_completion(ScriptedClient(reply), messages, model="m", **args)
+        output = cog.functional.chat_completion(ScriptedClient(reply), messages, model="m", **args)
         output.data = "edited"
         output.backward(afnio.Variable(feedback))
     return critic.requests[0]
@@ -58,7 +58,7 @@ def test_other_angle_brackets_stay():
 def judgement():
     client = ScriptedClient({"score": 1, "explanation": "e"})
     messages = [{"role": "user", "content": [afnio.Variable("Judge {prediction}.")]}]
-    _ = cog.lm_judge_evaluator(client, messages, afnio.Variable("p"), model="m").score.data
+    _ = cog.functional.lm_judge_evaluator(client, messages, afnio.Variable("p"), model="m").score.data
     return client.requests[0]
 
 
@@ -94,7 +94,7 @@ def test_the_schemas_are_valid_and_strict(request_of):
 
 def test_deterministic_feedback_says_what_was_expected():
     """Texts are quoted, so that an empty prediction shows."""
-    _, explanation = cog.exact_match_evaluator(afnio.Variable(""), "é")
+    _, explanation = cog.functional.exact_match_evaluator(afnio.Variable(""), "é")
     assert explanation.data == 'exact match: predicted "", expected "é", score 0.'
 
 

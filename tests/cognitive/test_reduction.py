@@ -21,7 +21,8 @@ import afnio
 from afnio.cognitive._reduction import Cluster, clustered, reduce_feedback
 from afnio.errors import BatchError, FinalModelError, TransientModelError
 from afnio.models import ChatModel
-from afnio.runtime import Launch, Limits, Pending, Slot
+from afnio.runtime import Limits, Pending
+from afnio.runtime._kernel import Launch, Slot
 from afnio.runtime.events import CallEnded, subscribed
 from afnio.testing import ScriptedClient
 

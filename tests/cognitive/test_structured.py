@@ -17,7 +17,9 @@ GOOD = '{"score": 1, "explanation": "fine"}'
 async def asked(client, **args):
     """Return the score that a judge gives one prediction."""
     messages = [{"role": "user", "content": [afnio.Variable("Judge {prediction}.")]}]
-    score, _ = await cog.lm_judge_evaluator(client, messages, afnio.Variable("p"), model="m", **args)
+    score, _ = await cog.functional.lm_judge_evaluator(
+        client, messages, afnio.Variable("p"), model="m", **args
+    )
     return score.data
 
 

@@ -17,7 +17,7 @@ def message(text, role="user"):
 def ask(messages, inputs=None):
     """Return the first request that a chat sends."""
     client = ScriptedClient("ok")
-    cog.chat_completion(client, messages, inputs, model="m").data
+    cog.functional.chat_completion(client, messages, inputs, model="m").data
     return client.requests[0].messages
 
 
@@ -91,7 +91,7 @@ async def test_texts_that_are_pending_are_not_judged():
     """A text that isn't known at the launch line is no error there."""
     client = ScriptedClient("ok")
     pending = afnio.Variable("{later}").map(str)
-    await cog.chat_completion(client, [message(pending)], {"later": "now"}, model="m")
+    await cog.functional.chat_completion(client, [message(pending)], {"later": "now"}, model="m")
     assert client.requests[0].messages[0]["content"] == "now"
 
 

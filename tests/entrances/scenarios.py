@@ -77,15 +77,15 @@ TRAINED = [1, [1, 0, None], ["yes", "no", None], ["be longer"], "Be long.", 4]
 
 def ops_sync() -> Result:
     x, y = afnio.Variable([1, 2, None]), afnio.Variable(10)
-    total = cog.sum([x, y, x + y])
-    left, right = cog.split(afnio.Variable(["a b", "c"]), " ")
+    total = cog.functional.sum([x, y, x + y])
+    left, right = cog.functional.split(afnio.Variable(["a b", "c"]), " ")
     return [total.data, left.data, right.data, total.shape]
 
 
 async def ops_async() -> Result:
     x, y = afnio.Variable([1, 2, None]), afnio.Variable(10)
-    total = await cog.sum([x, y, x + y])
-    left, right = cog.split(afnio.Variable(["a b", "c"]), " ")
+    total = await cog.functional.sum([x, y, x + y])
+    left, right = cog.functional.split(afnio.Variable(["a b", "c"]), " ")
     await afnio.resolve({"left": left, "right": [right]})
     return [total.data, left.data, right.data, total.shape]
 

@@ -36,7 +36,7 @@ from afnio.models.openai import AsyncOpenAI
 
 client = AsyncOpenAI(api_key="any-key-0123")
 messages = [{"role": "user", "content": [afnio.Variable("hello")]}]
-prediction = cog.chat_completion(client, messages, {}, model="m")
+prediction = cog.functional.chat_completion(client, messages, {}, model="m")
 print(prediction.data)
 workers = functools.partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context("spawn"))
 print(prediction.map(str, executor=workers).data)

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import afnio
-from afnio.cognitive import Parameter, chat_completion, exact_match_evaluator
+from afnio.cognitive import Parameter
+from afnio.cognitive.functional import chat_completion, exact_match_evaluator
 from afnio.optim import TGD
 from afnio.testing import ScriptedClient
 

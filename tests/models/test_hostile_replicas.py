@@ -28,7 +28,9 @@ async def answers(lm: AsyncOpenAI, count: int) -> list[str]:
     """What the model says to `count` texts, which it repeats."""
     template = afnio.Variable("{text}", role="input")
     texts = [f"text {number}" for number in range(count)]
-    reply = cog.chat_completion(lm, [{"role": "user", "content": [template]}], {"text": texts}, model="m")
+    reply = cog.functional.chat_completion(
+        lm, [{"role": "user", "content": [template]}], {"text": texts}, model="m"
+    )
     await reply
     return list(reply.data)
 

@@ -55,7 +55,7 @@ client = AsyncOpenAI(base_url=url, api_key="shared", limits=limits)
 asked = [{"role": "user", "content": [afnio.Variable("{word}", role="message")]}]
 words = {"word": [f"{name} {number}" for number in range(int(calls))]}
 with afnio.tolerate(quorum=0.01):
-    data = cog.chat_completion(client, asked, words, model="m").data
+    data = cog.functional.chat_completion(client, asked, words, model="m").data
 print(json.dumps(sum(reply is not None for reply in data)))
 """
 

@@ -37,7 +37,9 @@ def client(*urls: str, name: str | None = "group", **options: Any) -> AsyncOpenA
 
 def ask(lm: AsyncOpenAI, texts: list[str]) -> cog.Completion | Any:
     template = afnio.Variable("{text}", role="input")
-    return cog.chat_completion(lm, [{"role": "user", "content": [template]}], {"text": texts}, model="m")
+    return cog.functional.chat_completion(
+        lm, [{"role": "user", "content": [template]}], {"text": texts}, model="m"
+    )
 
 
 def texts(count: int) -> list[str]:

@@ -77,7 +77,7 @@ def test_calls_of_ones_own_are_numbered_by_purpose(learned):
             messages = [{"role": "user", "content": "Improve."}]
             for purpose in ("step", "step", "look"):
                 await model.ask(messages, purpose)
-            await cog.chat_completion(
+            await cog.functional.chat_completion(
                 options["client"], messages=[{"role": "user", "content": [afnio.Variable("Hi")]}], model="m"
             )
             return Change(parameter.role, value, value, len(gradients))

@@ -170,7 +170,7 @@ def test_a_function_with_one_prompt_needs_no_critic_either():
     agent = cog.Agent(answer, prompts={"system": "Answer the question."})
 
     def evaluate(batch):
-        return cog.exact_match_evaluator(agent(afnio.Variable(list(batch))), ["yes"] * len(batch))
+        return cog.functional.exact_match_evaluator(agent(afnio.Variable(list(batch))), ["yes"] * len(batch))
 
     proposer = ScriptedClient(teach)
     optimizer = EditTGD(
@@ -715,10 +715,10 @@ def test_a_score_above_the_maximum_ends_the_step():
 
     def evaluate(batch):
         messages = [{"role": "user", "content": [*agent.prompts, afnio.Variable("{t}")]}]
-        pred = cog.chat_completion(
+        pred = cog.functional.chat_completion(
             agent.client, messages, inputs={"t": afnio.Variable(list(batch))}, model="s"
         )
-        return cog.deterministic_evaluator(pred, "yes", lambda p, t: 7 if p == t else 0, "mark")
+        return cog.functional.deterministic_evaluator(pred, "yes", lambda p, t: 7 if p == t else 0, "mark")
 
     with pytest.raises(ScoreError, match=r"max_score=1 \(got 7\)"):
         told(agent.optimizer(evaluate=evaluate), 4)

@@ -477,8 +477,10 @@ def test_a_cap_for_each_failure(learned):
     ]
     with afnio.set_backward_model_client(critic, completion_args={"model": "m"}):
         inputs = {"x": [f"word{number}" for number in range(9)]}
-        reply = cog.chat_completion(ScriptedClient(lambda request: "a"), messages, inputs, model="m")
-        cog.exact_match_evaluator(reply, ["b"] * 9)[1].backward()
+        reply = cog.functional.chat_completion(
+            ScriptedClient(lambda request: "a"), messages, inputs, model="m"
+        )
+        cog.functional.exact_match_evaluator(reply, ["b"] * 9)[1].backward()
     client = ScriptedClient(rewrite)
     TGD([parameter], client, per_failure=2, model="m").step()
     (request,) = client.requests

@@ -31,8 +31,8 @@ messages = [{"role": "system", "content": [prompt]}, {"role": "user", "content":
 
 
 def launch():
-    reply = cog.chat_completion(client, messages, {"q": ["a", "b"]}, model="m")
-    return cog.exact_match_evaluator(reply, ["a", "b"])
+    reply = cog.functional.chat_completion(client, messages, {"q": ["a", "b"]}, model="m")
+    return cog.functional.exact_match_evaluator(reply, ["a", "b"])
 
 
 async def main():
@@ -104,7 +104,7 @@ def broken(text):
 def test_the_error_of_an_op_of_the_users_comes_first_and_whole():
     """It is named in the first line, told once, and shows each of the user's frames."""
     reply = Broken.apply(afnio.Variable([f"text {n}" for n in range(200)], role="text", requires_grad=True))
-    score, _ = cog.exact_match_evaluator(reply.map(str), "x")
+    score, _ = cog.functional.exact_match_evaluator(reply.map(str), "x")
     with pytest.raises(BatchError) as caught:
         _ = score.data
     error = caught.value
@@ -134,7 +134,7 @@ def test_a_group_can_be_taken_apart():
 def test_samples_of_several_ops_say_which_failed_where():
     """The op that is read is named, and each reason has its own."""
     client = ScriptedClient(lambda r: FinalModelError("refused") if "b" in r.messages[0]["content"] else "ok")
-    reply = cog.chat_completion(
+    reply = cog.functional.chat_completion(
         client, [{"role": "user", "content": [afnio.Variable("{q}")]}], {"q": ["a", "b", "c"]}, model="m"
     )
     merged = reply.map(lambda text: text) + afnio.Variable(["x", "y", "z"]).map(lambda t: {"x": t, "y": t}[t])

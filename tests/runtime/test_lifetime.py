@@ -26,7 +26,7 @@ async def never(request):
     await anyio.sleep_forever()
 def ask(client):
     messages = [{"role": "user", "content": [afnio.Variable("hi")]}]
-    return afnio.functional.chat_completion(client, messages, model="m")
+    return afnio.cognitive.functional.chat_completion(client, messages, model="m")
 """
 
 
@@ -73,7 +73,7 @@ def test_exit_with_nothing_pending() -> None:
     """A program that ends as soon as its last value is there is told of nothing."""
     run = script(
         """
-        from afnio.runtime import Job
+        from afnio.runtime._kernel import Job
         from afnio.runtime._loop import LoopThread
         fill, post, closing = Job.fill, LoopThread.post, threading.Event()
         def filled(job, outcomes):
@@ -144,7 +144,7 @@ def test_equal_errors_of_a_block_are_one() -> None:
     client = ScriptedClient(ValueError("no luck"))
     with pytest.raises(ExceptionGroup) as caught, afnio.scope():
         for _ in range(6):
-            afnio.functional.chat_completion(
+            afnio.cognitive.functional.chat_completion(
                 client, [{"role": "user", "content": [afnio.Variable("hi")]}], model="m"
             )
     assert "6 launches" in str(caught.value)
@@ -228,7 +228,7 @@ def test_cancelled_before_its_first_step() -> None:
         for _ in range(50):
             with anyio.CancelScope() as scope:
                 scope.cancel()
-                await afnio.functional.chat_completion(
+                await afnio.cognitive.functional.chat_completion(
                     ScriptedClient("x"), [{"role": "user", "content": [afnio.Variable("hi")]}], model="m"
                 )
 
@@ -245,7 +245,7 @@ def test_cancelled_value_raises() -> None:
         return ""
 
     with afnio.scope() as owner:
-        reply = afnio.functional.chat_completion(
+        reply = afnio.cognitive.functional.chat_completion(
             ScriptedClient(never), [{"role": "user", "content": [afnio.Variable("hi")]}], model="m"
         )
         started.wait(10)

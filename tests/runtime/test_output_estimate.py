@@ -59,8 +59,8 @@ def test_calls_say_which_node_they_are_of() -> None:
         return [{"role": "user", "content": [afnio.Variable(text)]}]
 
     for _ in range(2):
-        long = afnio.functional.chat_completion(client, ask("long"), model="m")
-        short = afnio.functional.chat_completion(client, ask("short"), model="m")
+        long = afnio.cognitive.functional.chat_completion(client, ask("long"), model="m")
+        short = afnio.cognitive.functional.chat_completion(client, ask("short"), model="m")
     assert len(long.data) > len(short.data)
     seen = admitter(current_runtime(), client.account).output._seen
     lengths = {site[0].number: newest for (_, _, site), (newest, _) in seen.items() if site is not None}

@@ -13,7 +13,8 @@ import pytest
 
 import afnio
 import afnio.cognitive as cog
-from afnio.runtime import Job, Launch, Slot, current_runtime
+from afnio.runtime import current_runtime
+from afnio.runtime._kernel import Job, Launch, Slot
 from afnio.testing import ScriptedClient
 
 TEMPLATE = afnio.Variable("{x}", role="template")
@@ -21,7 +22,7 @@ TEMPLATE = afnio.Variable("{x}", role="template")
 
 def ask(client: ScriptedClient, x: Any) -> afnio.Variable:
     messages = [{"role": "user", "content": [TEMPLATE]}]
-    return afnio.functional.chat_completion(client, messages, {"x": x}, model="m").map(str.upper)
+    return afnio.cognitive.functional.chat_completion(client, messages, {"x": x}, model="m").map(str.upper)
 
 
 def echo() -> ScriptedClient:
@@ -101,9 +102,9 @@ def test_memory_is_flat_over_steps() -> None:
 
     def step() -> None:
         client.requests.clear()
-        pred = cog.chat_completion(client, messages, inputs, model="m")
+        pred = cog.functional.chat_completion(client, messages, inputs, model="m")
         pred.data = [text.lower() for text in pred.data]
-        _, explanation = cog.exact_match_evaluator(pred, ["right"] * 33)
+        _, explanation = cog.functional.exact_match_evaluator(pred, ["right"] * 33)
         explanation.backward()
         optimizer.step()
         optimizer.clear_grad()
@@ -137,7 +138,7 @@ def test_memory_is_flat_over_a_hundred_thousand_awaits() -> None:
 
         async def worker() -> None:
             for number in numbers:
-                reply = await afnio.functional.chat_completion(
+                reply = await afnio.cognitive.functional.chat_completion(
                     client, [{"role": "user", "content": [TEMPLATE]}], {"x": f"{number}"}, model="m"
                 )
                 assert reply.data == f"{number}"
@@ -172,7 +173,9 @@ def test_memory_is_flat_over_a_hundred_thousand_calls_over_http() -> None:
             for number in numbers:
                 messages = [{"role": "user", "content": [TEMPLATE]}]
                 assert (
-                    await afnio.functional.chat_completion(client, messages, {"x": f"{number}"}, model="m")
+                    await afnio.cognitive.functional.chat_completion(
+                        client, messages, {"x": f"{number}"}, model="m"
+                    )
                 ).data == "ok"
 
         with afnio.no_grad():

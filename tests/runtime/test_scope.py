@@ -11,7 +11,8 @@ import trio
 
 import afnio
 from afnio.errors import BlockingReadError, LaunchCancelledError, TooManyPendingError
-from afnio.runtime import Failure, Launch, Pending, Slot, current_scope
+from afnio.runtime import Pending
+from afnio.runtime._kernel import Failure, Launch, Slot, current_scope
 from afnio.testing import ScriptedClient
 
 
@@ -212,7 +213,7 @@ def test_a_handled_batch_error_is_not_raised_again() -> None:
 
     with afnio.scope():
         bad = afnio.Variable(["a", "b"], requires_grad=True).map(fails)
-        score, explanation = afnio.functional.exact_match_evaluator(bad, ["a", "b"])
+        score, explanation = afnio.cognitive.functional.exact_match_evaluator(bad, ["a", "b"])
         with pytest.raises(afnio.errors.BatchError):
             explanation.backward()
         del score
@@ -254,11 +255,11 @@ def test_every_call_has_its_own_address() -> None:
         afnio.set_backward_model_client(client, completion_args={"model": "m"}),
         subscribed(lambda event: addresses.append(event.address) if isinstance(event, CallEnded) else None),
     ):
-        first = afnio.functional.chat_completion(client, messages, model="m")
-        second = afnio.functional.chat_completion(
+        first = afnio.cognitive.functional.chat_completion(client, messages, model="m")
+        second = afnio.cognitive.functional.chat_completion(
             client, [{"role": "system", "content": [p]}, {"role": "user", "content": [first]}], model="m"
         )
-        _, explanation = afnio.functional.deterministic_evaluator(
+        _, explanation = afnio.cognitive.functional.deterministic_evaluator(
             second, "yes", judge, "check", success_fn=judge
         )
         explanation.backward()
@@ -289,7 +290,7 @@ threading.Thread(target=interrupt).start()
 messages = [{"role": "user", "content": [afnio.Variable("hi")]}]
 try:
     with afnio.scope():
-        afnio.functional.chat_completion(ScriptedClient(never), messages, model="m")
+        afnio.cognitive.functional.chat_completion(ScriptedClient(never), messages, model="m")
 except KeyboardInterrupt:
     print(cancelled.wait(10))
 """

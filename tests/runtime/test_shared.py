@@ -30,7 +30,7 @@ def echo(request: Any) -> str:
 
 
 def ask(client: ScriptedClient, words: list[str] = WORDS, **args: Any) -> afnio.Variable:
-    return cog.chat_completion(client, MESSAGES, {"word": words}, model="m", **args)
+    return cog.functional.chat_completion(client, MESSAGES, {"word": words}, model="m", **args)
 
 
 def test_equal_lanes_are_one_call() -> None:

@@ -36,7 +36,7 @@ def test_a_batch_is_read_at_its_quorum(failing: int) -> None:
     messages = [{"role": "user", "content": [afnio.Variable("{n}", role="number")]}]
     with afnio.tolerate(quorum=0.55):
         inputs = {"n": [str(number) for number in range(100)]}
-        pred = cog.chat_completion(ScriptedClient(reply), messages, inputs, model="m")
+        pred = cog.functional.chat_completion(ScriptedClient(reply), messages, inputs, model="m")
         if failing == 45:
             assert pred.data.count("yes") == 55
         else:

@@ -18,7 +18,7 @@ MESSAGES = [{"role": "user", "content": [afnio.Variable("{x}", role="template")]
 
 
 def ask(client: ScriptedClient, x: str = "hi") -> afnio.Variable:
-    return afnio.functional.chat_completion(client, MESSAGES, {"x": x}, model="m")
+    return afnio.cognitive.functional.chat_completion(client, MESSAGES, {"x": x}, model="m")
 
 
 def gate() -> tuple[ScriptedClient, threading.Event]:
@@ -173,7 +173,7 @@ async def never(request):
     asked.set()
     await anyio.sleep_forever()
 messages = [{"role": "user", "content": [afnio.Variable("hi")]}]
-reply = afnio.functional.chat_completion(ScriptedClient(never), messages, model="m")
+reply = afnio.cognitive.functional.chat_completion(ScriptedClient(never), messages, model="m")
 def interrupt():
     asked.wait()
     os.kill(os.getpid(), signal.SIGINT)
@@ -230,8 +230,8 @@ def test_cancelling_a_reduced_evaluation() -> None:
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_once, asked, tasks.cancel_scope)
-            reply = afnio.functional.chat_completion(client, MESSAGES, {"x": ["a", "b"]}, model="m")
-            score, _ = afnio.functional.exact_match_evaluator(reply, ["a", "b"])
+            reply = afnio.cognitive.functional.chat_completion(client, MESSAGES, {"x": ["a", "b"]}, model="m")
+            score, _ = afnio.cognitive.functional.exact_match_evaluator(reply, ["a", "b"])
             del reply
             await score
 
@@ -247,8 +247,8 @@ def test_cancelling_a_backward_pass() -> None:
     messages = [{"role": "system", "content": [prompt]}]
 
     async def main() -> None:
-        reply = await afnio.functional.chat_completion(ScriptedClient("no"), messages, model="m")
-        _, explanation = afnio.functional.exact_match_evaluator(reply, "yes")
+        reply = await afnio.cognitive.functional.chat_completion(ScriptedClient("no"), messages, model="m")
+        _, explanation = afnio.cognitive.functional.exact_match_evaluator(reply, "yes")
         with afnio.set_backward_model_client(client, completion_args={"model": "m"}):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(cancel_once, asked, tasks.cancel_scope)

@@ -101,7 +101,7 @@ def test_requests_count_in_the_run_the_budget_and_the_sinks_of_a_lifespan() -> N
         te.log("length", len(text))
         messages = [{"role": "user", "content": [afnio.Variable(text, role="question")]}]
         async with afnio.scope(name="answer"):
-            return (await cog.chat_completion(client, messages, model="m")).data
+            return (await cog.functional.chat_completion(client, messages, model="m")).data
 
     with TestClient(app) as visitor:
         assert [visitor.get("/answer", params={"text": str(n)}).json() for n in range(3)] == ["hi"] * 3

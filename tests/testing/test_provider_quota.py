@@ -7,11 +7,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from kit.engine import Launch, Slot
 
 from afnio.errors import RateLimitedError
 from afnio.models import ChatRequest
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import Launch, Pending, Slot
+from afnio.runtime import Pending
 from afnio.testing import Provider, Quota
 
 LONG = 1000.0

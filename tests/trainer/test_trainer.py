@@ -449,7 +449,9 @@ class Marked(Agent):
 
     def judged(self, batch: Any) -> Any:
         texts, golds = batch
-        return cog.deterministic_evaluator(self(texts), golds, lambda p, t: 10 if p == t else 1, "mark")
+        return cog.functional.deterministic_evaluator(
+            self(texts), golds, lambda p, t: 10 if p == t else 1, "mark"
+        )
 
     async def training_step(self, batch: Any, batch_idx: int) -> Any:
         return self.judged(batch)

@@ -106,8 +106,8 @@ async def the_rest(agent: Agent, client: AsyncOpenAI) -> None:
     assert_type(agent.train(), Agent)
     assert_type(await afnio.resolve([agent.prompt]), list[cog.Parameter])
     assert_type(await client.achat(messages=[{"role": "user", "content": "hi"}], model="m"), ChatResponse)
-    assert_type(cog.add(agent.prompt, agent.prompt), afnio.Variable)
-    assert_type(cog.split(agent.prompt), tuple[afnio.Variable, ...])
+    assert_type(cog.functional.add(agent.prompt, agent.prompt), afnio.Variable)
+    assert_type(cog.functional.split(agent.prompt), tuple[afnio.Variable, ...])
     assert_type(afnio.run(calls(agent, ScriptedClient())), None)
     with afnio.no_grad(), afnio.tolerate(quorum=0.9):
         pass

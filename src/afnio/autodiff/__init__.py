@@ -14,19 +14,14 @@ from afnio.autodiff._graph import (
     no_grad,
     set_grad_enabled,
 )
-from afnio.autodiff._ops import Add, Map, Split, Sum
 from afnio.autodiff._variable import Variable, bind
 
 __all__ = [
-    "Add",
     "Context",
     "Feedback",
     "Function",
     "GradientEdge",
-    "Map",
     "Node",
-    "Split",
-    "Sum",
     "Variable",
     "backward",
     "bind",

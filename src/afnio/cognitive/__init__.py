@@ -14,24 +14,13 @@ from afnio.cognitive._stream import RowResult, Stream, StreamSnapshot
 from afnio.cognitive._template import Parameter
 from afnio.cognitive._training import Training
 from afnio.cognitive.functional import (
-    Add,
     ChatCompletion,
     DeterministicEvaluator,
     ExactMatchEvaluator,
     LMJudgeEvaluator,
-    Split,
-    Sum,
-    add,
-    chat_completion,
-    deterministic_evaluator,
-    exact_match_evaluator,
-    lm_judge_evaluator,
-    split,
-    sum,
 )
 
 __all__ = [
-    "Add",
     "Agent",
     "ChatCompletion",
     "Completion",
@@ -46,21 +35,12 @@ __all__ = [
     "RowResult",
     "Score",
     "Sequential",
-    "Split",
     "Stream",
     "StreamSnapshot",
-    "Sum",
     "Training",
-    "add",
     "agent",
-    "chat_completion",
-    "deterministic_evaluator",
-    "exact_match_evaluator",
     "functional",
-    "lm_judge_evaluator",
     "prompts",
-    "split",
-    "sum",
 ]
 
 show_in(__name__, globals(), __all__)

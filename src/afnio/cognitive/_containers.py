@@ -73,11 +73,11 @@ class ModuleList(Module):
 class ModuleDict(Module):
     """Modules by name, registered, in the order in which they were put in.
 
-    >>> from afnio.cognitive import Add, Sum
-    >>> parts = ModuleDict({"add": Add()})
-    >>> parts["sum"] = Sum()
-    >>> list(parts), "add" in parts
-    (['add', 'sum'], True)
+    >>> from afnio.cognitive import ExactMatchEvaluator
+    >>> parts = ModuleDict({"judge": ExactMatchEvaluator()})
+    >>> parts["other"] = ExactMatchEvaluator()
+    >>> list(parts), "judge" in parts
+    (['judge', 'other'], True)
     """
 
     def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:

@@ -112,10 +112,12 @@ class Module(Members, Training):
             with_kwargs: call it as `hook(module, args, kwargs, output)`.
             always_call: call it after a `forward` that raised too, with an output of None.
 
-        >>> from afnio.cognitive import Add
-        >>> add = Add()
-        >>> with add.register_forward_hook(lambda module, args, output: output.map(str.upper)):
-        ...     add(Variable("a"), Variable("b")).data
+        >>> class Echo(Module):
+        ...     def forward(self, text):
+        ...         return text
+        >>> echo = Echo()
+        >>> with echo.register_forward_hook(lambda module, args, output: output.map(str.upper)):
+        ...     echo(Variable("ab")).data
         'AB'
         """
         return self._hooks.add_post(hook, prepend=prepend, with_kwargs=with_kwargs, always_call=always_call)

@@ -238,36 +238,15 @@ def _as_target(target: Any) -> Variable:
 
 
 @final
-class Add(Module):
-    """The sum of two Variables per sample; see `afnio.cognitive.add`."""
-
-    forward = staticmethod(add)
-
-
-@final
-class Sum(Module):
-    """The sum of many Variables per sample; see `afnio.cognitive.sum`."""
-
-    forward = staticmethod(sum)
-
-
-@final
-class Split(Module):
-    """The parts of each text; waits for it. See `afnio.cognitive.split`."""
-
-    forward = staticmethod(split)
-
-
-@final
 class ChatCompletion(Module):
-    """A model's reply to the filled messages, one for each sample; see `afnio.cognitive.chat_completion`."""
+    """A model's reply to the filled messages, one for each sample; see `afnio.cognitive.functional.chat_completion`."""
 
     forward = staticmethod(chat_completion)
 
 
 @final
 class ExactMatchEvaluator(Module):
-    """1 per sample that equals its target, else 0; see `afnio.cognitive.exact_match_evaluator`.
+    """1 per sample that equals its target, else 0; see `afnio.cognitive.functional.exact_match_evaluator`.
 
     >>> from afnio import Variable
     >>> score, explanation = ExactMatchEvaluator()(Variable(["a", "b"]), ["a", "c"])
@@ -280,7 +259,7 @@ class ExactMatchEvaluator(Module):
 
 @final
 class DeterministicEvaluator(Module):
-    """The score that a function of yours gives each sample; see `afnio.cognitive.deterministic_evaluator`.
+    """The score that a function of yours gives each sample; see `afnio.cognitive.functional.deterministic_evaluator`.
 
     A sample is right, and sends no feedback, if its score is True or `max_score`, or if `success_fn` decides so.
     """
@@ -290,7 +269,7 @@ class DeterministicEvaluator(Module):
 
 @final
 class LMJudgeEvaluator(Module):
-    """The score that a model gives each sample; see `afnio.cognitive.lm_judge_evaluator`.
+    """The score that a model gives each sample; see `afnio.cognitive.functional.lm_judge_evaluator`.
 
     A sample is right, and sends no feedback, if its score is True or `max_score`, or if `success_fn` decides so.
     """

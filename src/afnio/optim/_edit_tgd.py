@@ -116,10 +116,11 @@ class EditTGD(Optimizer):
     >>> from afnio.testing import ScriptedClient
     >>> prompt = afnio.Parameter("Say 1.", role="prompt")
     >>> student = ScriptedClient(lambda request: "2" if "Say 2" in str(request.messages) else "1")
+    >>> F = afnio.cognitive.functional
     >>> def evaluate(batch):
     ...     messages = [{"role": "user", "content": [prompt, afnio.Variable("{x}")]}]
-    ...     pred = afnio.functional.chat_completion(student, messages, inputs={"x": afnio.Variable(batch)}, model="m")
-    ...     return afnio.functional.exact_match_evaluator(pred, ["2"] * len(batch))
+    ...     pred = F.chat_completion(student, messages, inputs={"x": afnio.Variable(batch)}, model="m")
+    ...     return F.exact_match_evaluator(pred, ["2"] * len(batch))
     >>> proposer = ScriptedClient({"edits": [{"op": "replace", "block": 1, "text": "Say 2.", "samples": [1]}]})
     >>> optimizer = afnio.optim.EditTGD([prompt], proposer, evaluate, ["a", "b", "c", "d"], lr=1, model="m")
     >>> _ = optimizer.step()

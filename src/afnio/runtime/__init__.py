@@ -8,19 +8,8 @@ from __future__ import annotations
 
 from afnio._public import show_in
 from afnio.runtime._budget import Budget, budget
-from afnio.runtime._callables import call_in_node, run, set_threads, to_thread, tolerate
-from afnio.runtime._kernel import (
-    NO_FEEDBACK,
-    PENDING,
-    Failure,
-    Job,
-    Launch,
-    Scope,
-    Slot,
-    close,
-    current_runtime,
-    current_scope,
-)
+from afnio.runtime._callables import run, set_threads, to_thread, tolerate
+from afnio.runtime._kernel import close, current_runtime
 from afnio.runtime._limits import Account, LimitReading, Limits, RateLimits
 from afnio.runtime._places import Places, ReplicaState, places
 from afnio.runtime._settings import priority
@@ -30,27 +19,18 @@ from afnio.runtime._waiting import Pending, journal, scope, set_sync_mode
 __all__ = [
     "Account",
     "Budget",
-    "Failure",
-    "Job",
-    "Launch",
     "Ledger",
     "LimitReading",
     "Limits",
-    "NO_FEEDBACK",
-    "PENDING",
     "Places",
     "Price",
     "RateLimits",
     "ReplicaState",
-    "Scope",
-    "Slot",
     "Tier",
     "Pending",
     "budget",
-    "call_in_node",
     "close",
     "current_runtime",
-    "current_scope",
     "journal",
     "places",
     "priority",

@@ -20,9 +20,10 @@ from afnio.errors import (
     TransientModelError,
     UnknownPriceError,
 )
-from afnio.runtime import Budget, Launch, Ledger, Slot, budget, current_runtime
+from afnio.runtime import Budget, Ledger, budget, current_runtime
 from afnio.runtime._budget import Charge, Reservation, current_budgets, reserve
 from afnio.runtime._call import AttemptOutcome
+from afnio.runtime._kernel import Launch, Slot
 from afnio.runtime._limits import DEFAULT_OUTPUT
 from afnio.runtime._spending import AttemptEstimate, Spent
 from afnio.runtime._waiting import wait

@@ -41,8 +41,8 @@ def test_a_batch_stops_at_the_budget() -> None:
     client = ScriptedClient(reply(), latency=0.01)
     messages = [{"role": "user", "content": [afnio.Variable("{x}")]}]
     with afnio.budget(max_calls=5), afnio.tolerate(quorum=0.1):
-        pred = cog.chat_completion(client, messages, {"x": [str(n) for n in range(20)]}, model="m")
-        score, _ = cog.exact_match_evaluator(pred, ["hi"] * 20)
+        pred = cog.functional.chat_completion(client, messages, {"x": [str(n) for n in range(20)]}, model="m")
+        score, _ = cog.functional.exact_match_evaluator(pred, ["hi"] * 20)
         assert score.data == 5
         assert score.samples.count(None) == 15
     assert len(client.requests) == 5
@@ -53,7 +53,7 @@ def test_tokens_are_never_passed_when_the_maximum_is_given() -> None:
     client = ScriptedClient(reply(tokens=14), latency=0.01)
     messages = [{"role": "user", "content": [afnio.Variable("{x}")]}]
     with afnio.budget(max_tokens=200) as budget:
-        pred = cog.chat_completion(
+        pred = cog.functional.chat_completion(
             client, messages, {"x": ["x" * 40] * 50}, model="m", max_completion_tokens=14, temperature=1
         )
         assert 0 < len(pred.errors) < 50
@@ -185,7 +185,9 @@ def test_time_ends_calls_that_queue(temperature: int) -> None:
     with afnio.budget():  # looks the price up, so that the lanes below go in their order
         ScriptedClient("yes").chat(**ASK)
     with virtual_runtime() as clock, afnio.budget(max_seconds=3) as budget:
-        pred = cog.chat_completion(client, messages, {"x": words}, model="m", temperature=temperature)
+        pred = cog.functional.chat_completion(
+            client, messages, {"x": words}, model="m", temperature=temperature
+        )
         assert [type(error) for error in pred.errors.values()] == [BudgetExceeded] * 3
         assert clock.now < 3.5
     assert (budget.ledger.total.attempts, budget.ledger.total.unknown) == (2, 2)

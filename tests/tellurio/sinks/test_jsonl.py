@@ -31,13 +31,13 @@ def test_a_run_as_lines(tmp_path: Path, content: bool) -> None:
     path = tmp_path / "new" / "events.jsonl"
     with te.init("me", "p", dir=tmp_path, sinks=[JsonlSink(path, content=content)], resume=False):
         te.log("loss", 0.5)
-        pred = cog.chat_completion(
+        pred = cog.functional.chat_completion(
             ScriptedClient("good"),
             [{"role": "user", "content": [afnio.Variable("{x}")]}],
             {"x": ["a"]},
             model="m",
         )
-        cog.exact_match_evaluator(pred, ["secret"]).score.data
+        cog.functional.exact_match_evaluator(pred, ["secret"]).score.data
     rows = lines(path)
     kinds = [row["event"] for row in rows]
     assert kinds[:3] == ["RunStarted", "MetricLogged", "NodeLaunched"]

@@ -81,10 +81,14 @@ async def train(client: ScriptedClient, samples: int, branches: int) -> None:
     async with afnio.scope(name="step 1"):
         texts = afnio.Variable([f"text {number:03}" for number in range(samples)], role="text")
         replies = [
-            cog.chat_completion(client, [{"role": "user", "content": [prompt]}], {"text": texts}, model="m")
+            cog.functional.chat_completion(
+                client, [{"role": "user", "content": [prompt]}], {"text": texts}, model="m"
+            )
             for prompt in prompts
         ]
-        _, explanation = await cog.exact_match_evaluator(cog.sum(replies), ["x"] * samples)
+        _, explanation = await cog.functional.exact_match_evaluator(
+            cog.functional.sum(replies), ["x"] * samples
+        )
         await explanation.backward()
         await optimizer.step()
 

@@ -73,8 +73,10 @@ class Agent(cog.Module):
         self.final = cog.Parameter("Final: {text}", role="final prompt")
 
     def forward(self, client: Any, text: Any) -> cog.Completion:
-        draft = cog.chat_completion(client, _user(self.draft), {"text": text}, model="m", temperature=0.5)
-        return cog.chat_completion(client, _user(self.final), {"text": draft}, model="m")
+        draft = cog.functional.chat_completion(
+            client, _user(self.draft), {"text": text}, model="m", temperature=0.5
+        )
+        return cog.functional.chat_completion(client, _user(self.final), {"text": draft}, model="m")
 
 
 def _user(prompt: afnio.Variable) -> list[dict[str, Any]]:
@@ -102,7 +104,7 @@ async def test_a_step_under_two_hundred_concurrent_calls(spans: Spans) -> None:
         optimizer = afnio.optim.TGD(agent.parameters(), client, model="optimizer")
         async with afnio.scope(name=f"step {number}"):
             pred = agent(client, [f"{number}-{lane:02}" for lane in range(100)])
-            _, explanation = await cog.exact_match_evaluator(pred, ["x"] * 100)
+            _, explanation = await cog.functional.exact_match_evaluator(pred, ["x"] * 100)
             await explanation.backward()
             await optimizer.step()
 
@@ -141,8 +143,10 @@ async def test_attributes_of_a_call(spans: Spans) -> None:
     messages = [{"role": "user", "content": [afnio.Variable("Rate {text}")]}]
     for content in (False, True):
         with OpenTelemetrySink(spans.provider, name="trial", content=content):
-            pred = cog.chat_completion(client, messages, {"text": ["a"]}, model="m", temperature=0.5, seed=3)
-            await cog.exact_match_evaluator(pred, ["good"])
+            pred = cog.functional.chat_completion(
+                client, messages, {"text": ["a"]}, model="m", temperature=0.5, seed=3
+            )
+            await cog.functional.exact_match_evaluator(pred, ["good"])
     plain, told = spans.named("chat")
     expected = {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "m",
@@ -345,7 +349,7 @@ async def test_scores_are_evaluation_results(spans: Spans) -> None:
     logs.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     for options in ({}, {"content": True}, {"logger_provider": logs}):
         with OpenTelemetrySink(spans.provider, **options):  # type: ignore[arg-type]
-            await cog.exact_match_evaluator(afnio.Variable(["good", "bad"]), ["good", "good"])
+            await cog.functional.exact_match_evaluator(afnio.Variable(["good", "bad"]), ["good", "good"])
     evaluators = spans.named("ExactMatch")
     events = [event for span in evaluators for event in span.events]
     assert {event.name for event in events} == {"gen_ai.evaluation.result"}
@@ -406,7 +410,9 @@ def test_memory_is_bounded(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(opentelemetry, "KEPT_OPEN", 10)
     with OpenTelemetrySink(spans.provider) as sink:
         client, messages = ScriptedClient("x"), [{"role": "user", "content": [afnio.Variable("{text}")]}]
-        cog.chat_completion(client, messages, {"text": [f"{n}" for n in range(50)]}, model="m").data
+        cog.functional.chat_completion(
+            client, messages, {"text": [f"{n}" for n in range(50)]}, model="m"
+        ).data
         sink.flush()
         assert 80 < len(spans.named("sample")) + len(spans.named("ChatCompletion")) < 100
     assert len({spans.path(span) for span in spans.named("chat m")}) == 50

@@ -39,7 +39,7 @@ for _ in range(2):
     with OpenTelemetrySink(provider, content=True), afnio.journal("calls"):
         ScriptedClient(reply).chat(messages=[{"role": "user", "content": "Weather?"}], model="m")
 with OpenTelemetrySink(provider):
-    _, explanation = cog.exact_match_evaluator(afnio.Variable(["good"]), ["bad"])
+    _, explanation = cog.functional.exact_match_evaluator(afnio.Variable(["good"]), ["bad"])
     explanation.data
 provider.shutdown()
 """
