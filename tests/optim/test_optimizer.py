@@ -11,6 +11,8 @@ import pytest
 
 import afnio
 import afnio.cognitive as cog
+from afnio import tellurio as te
+from afnio.models import ChatModel
 from afnio.optim import Change, Optimizer
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
@@ -289,3 +291,31 @@ def test_feedback_is_reduced_once_a_step(learned, kind):
     with pytest.raises(ValueError, match="can't be reduced"):
         Reducing([parameter, other]).step(closure if kind == "joint" else None)
     assert (parameter.data, other.data) == ("a x", "b")
+
+
+@pytest.mark.parametrize("parameters", [1, 3])
+def test_where_the_budget_ends_values_stay_and_a_run_completes(tmp_path, parameters):
+    """An optimizer of one's own lets the error through; the loop around it catches it, in a run as well."""
+
+    class Mine(Optimizer):
+        async def propose(self, parameter, value, gradients, options):
+            model = ChatModel(options["client"], {"model": "m"})
+            reply = await model.complete([{"role": "user", "content": f"{parameter.role} {value}"}], "step")
+            return Change(parameter.role, value, str(reply), len(gradients))
+
+    prompts = [cog.Parameter("a", role=f"prompt {number}") for number in range(parameters)]
+    optimizer = Mine(prompts, {"client": ScriptedClient(lambda request: "better")})
+    ended = False
+    with te.init("me", "budget", dir=tmp_path) as run:
+        try:
+            with afnio.budget(max_calls=parameters):
+                for _ in range(3):
+                    for prompt in prompts:
+                        prompt.append_grad(afnio.Variable("feedback"))
+                    optimizer.step()
+                    optimizer.clear_grad()
+        except* afnio.errors.BudgetExceeded:
+            ended = True
+    assert ended
+    assert [prompt.data for prompt in prompts] == ["better"] * parameters
+    assert run.status == "COMPLETED"

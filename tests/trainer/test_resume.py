@@ -15,6 +15,7 @@ from kit.programs import Program
 from trainer import scenarios
 from trainer.scenarios import Agent, afitted, fitted, loader, told, trainer
 
+import afnio
 from afnio.errors import CheckpointError
 from afnio.testing import Provider, ScriptedClient
 from afnio.trainer import Callback, Checkpoint, EarlyStopping
@@ -126,6 +127,35 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     agent = _agent()
     made = fitted(agent, trainer(tmp_path_factory.mktemp("alone"), max_epochs=3), *_loaders())
     return told(made, agent), len(agent.client.requests)
+
+
+WRITTEN = afnio.__version__
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_settings_that_changed_are_said_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    """The batch size, the seed, the versions: the training goes on, and the log has why it may differ."""
+    fitted(
+        Agent(ScriptedClient(scenarios.replies)),
+        trainer(tmp_path, max_epochs=1, seed=1),
+        loader(8, batch_size=4),
+    )
+    if changed:
+        monkeypatch.setattr(afnio, "__version__", "99.0")
+    size, seed = (2, 5) if changed else (4, 1)
+    caplog.clear()
+    agent = Agent(ScriptedClient(scenarios.replies))
+    made = trainer(tmp_path, max_epochs=2, seed=seed)
+    fitted(agent, made, loader(8, batch_size=size), ckpt_path="last")
+    said = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
+    assert made.global_step == (6 if changed else 4)
+    sentence = (
+        "the training is resumed with other settings: the batch size is 2 (was 4), the seed is 5 (was 1, which it "
+        f"goes on with), afnio is 99.0 (was {WRITTEN})"
+    )
+    assert said == ([sentence] if changed else [])
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 6, 10, 14])

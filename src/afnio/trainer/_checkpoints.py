@@ -658,6 +658,7 @@ class Counters:
         validating: True if the parameters' validation was running when the checkpoint was made.
         scope: the address path of the training's launches. A resumed training uses it again.
         seed: of everything that the training draws. A resumed training goes on with it.
+        batch_size: of the training loader, or 0 if unknown.
     """
 
     epoch: int = 0
@@ -668,6 +669,7 @@ class Counters:
     validating: bool = False
     scope: str = ""
     seed: int = 0
+    batch_size: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -42,7 +42,16 @@ from afnio.runtime._waiting import active_journal, journal, scope
 from afnio.tellurio._queries import MONITOR
 from afnio.tellurio._run import Run, RunStatus, get_active_run
 from afnio.trainer._callbacks import Callbacks, StopTraining, stopping
-from afnio.trainer._checkpoints import JOURNAL, Checkpoint, Checkpoints, Counters, LoopState, Moment, Phase
+from afnio.trainer._checkpoints import (
+    JOURNAL,
+    Checkpoint,
+    Checkpoints,
+    Counters,
+    LoopState,
+    Moment,
+    Phase,
+    current_versions,
+)
 from afnio.trainer._feed import (
     Feed,
     Fetched,
@@ -406,7 +415,8 @@ class FitState:
         self._optimizers = optimizers
         self._train_loader = train_loader
         self._val_loader = val_loader
-        self.counters = Counters(scope=path, seed=seed)
+        size = getattr(train_loader, "batch_size", None)
+        self.counters = Counters(scope=path, seed=seed, batch_size=size if isinstance(size, int) else 0)
         self.epoch = Outcome()
         self.val = Outcome()
         self.train_loader: dict[str, Any] | None = None
@@ -440,15 +450,16 @@ class FitState:
                 f"the checkpoint has {len(checkpoint.optimizers)} optimizers and configure_optimizers gives "
                 f"{len(self._optimizers)}; give as many"
             )
-        path, seed = self.counters.scope, self.counters.seed
+        mine = self.counters
+        changes = self._changes(checkpoint)
         with _named("agent or optimizers"):
             for name, own in self._agent.state_dict().items():
                 given = checkpoint.agent.get(name)
                 if isinstance(own, Variable) and isinstance(given, Variable):
                     _check_value(name, own.data, given.data)
             self._load(checkpoint, Counters.of(checkpoint.counters))
-        self.counters.scope = self.counters.scope or path
-        self.counters.seed = seed
+        self.counters.scope = self.counters.scope or mine.scope
+        self.counters.seed, self.counters.batch_size = mine.seed, mine.batch_size
         sampler = checkpoint.sampler or {}
         self.train_loader = sampler.get("train")
         with _named("training loader"):
@@ -459,10 +470,28 @@ class FitState:
                 restore(self._val_loader, self.val_loader, 0)
         with _named("random generators"):
             restore_generators(checkpoint.rng)
+        if changes:
+            logging.getLogger("afnio").warning("the training is resumed with other settings: %s", changes)
         with _named("callbacks"):
             self._trainer.callbacks.load_state_dict(checkpoint.callbacks)
         self._read_history()
         return skip
+
+    def _changes(self, checkpoint: Checkpoint) -> str:
+        """Return which settings differ from those that the checkpoint was made with. Empty if none does."""
+        saved = checkpoint.counters
+        changes: list[str] = []
+        size, before = self.counters.batch_size, saved.get("batch_size")
+        if before and size and size != before:
+            changes.append(f"the batch size is {size} (was {before})")
+        asked, before = self._trainer.options.seed, saved.get("seed")
+        if None not in (asked, before) and asked != before:
+            changes.append(f"the seed is {asked} (was {before}, which it goes on with)")
+        for name, version in current_versions().items():
+            before = checkpoint.versions.get(name)
+            if before is not None and before != version:
+                changes.append(f"{name} is {version} (was {before})")
+        return ", ".join(changes)
 
     def go_back(self, checkpoint: Checkpoint) -> None:
         """Undo everything since `checkpoint`, one that this training made."""
