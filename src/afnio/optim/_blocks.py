@@ -96,9 +96,9 @@ class Edit:
 
     Attributes:
         op: "add" puts `text` after the block, "replace" puts it in its place, "delete" removes the block.
-        block: The number of the block, from 1. `add` takes 0 too, for the beginning.
-        text: The new text. Empty for `delete`.
-        samples: Numbers of the training samples that it was made from.
+        block: the number of the block, from 1. `add` takes 0 too, for the beginning.
+        text: the new text. Empty for `delete`.
+        samples: numbers of the training samples that it was made from.
     """
 
     op: Op
@@ -118,9 +118,9 @@ class _Piece:
     """A block of a draft.
 
     Attributes:
-        origin: The number of the start text's block that it is, or that it replaces. None if it was added.
-        anchor: The number of the last block of the start text before it, or its own.
-        samples: Those behind the edits that wrote it.
+        origin: the number of the start text's block that it is, or that it replaces. None if it was added.
+        anchor: the number of the last block of the start text before it, or its own.
+        samples: those behind the edits that wrote it.
     """
 
     text: str
@@ -243,8 +243,8 @@ class Union:
     """The edits of several drafts of one text.
 
     Attributes:
-        agreed: Edits that no other contests.
-        contested: The edits of each contested place, by the number of its block, those with most samples first.
+        agreed: edits that no other contests.
+        contested: the edits of each contested place, by the number of its block, those with most samples first.
     """
 
     agreed: tuple[Edit, ...]

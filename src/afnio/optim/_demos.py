@@ -61,11 +61,11 @@ class Demos(Optimizer):
     that an earlier step appended, and nothing else. Placeholders and tags in an input are escaped.
 
     Args:
-        params: Parameters, or dicts with "params" and options for that group.
-        k: The number of examples at most.
-        max_tokens: The length of all examples together, at four bytes per token.
-        threshold: The score from which a run becomes an example.
-        labeled: Make examples of failed samples from their targets.
+        params: parameters, or dicts with "params" and options for that group.
+        k: the number of examples at most.
+        max_tokens: the length of all examples together, at four bytes per token.
+        threshold: the score from which a run becomes an example.
+        labeled: make examples of failed samples from their targets.
 
     Raises:
         TypeError, ValueError: for options that can't work.
@@ -114,9 +114,9 @@ class Demos(Optimizer):
         Values may be pending: this never waits. Samples that fail or are missing are left out.
 
         Args:
-            inputs: Texts or batches by name. All samples share a single text.
-            prediction: The agent's replies.
-            score: The samples' scores: an evaluator's `score`, or numbers.
+            inputs: texts or batches by name. All samples share a single text.
+            prediction: the agent's replies.
+            score: the samples' scores: an evaluator's `score`, or numbers.
 
         Raises:
             TypeError: for inputs that aren't a dict with entries.

@@ -72,24 +72,24 @@ class SearchState:
     """The state of one `EditTGD`. Lists by parameter are in the optimizer's order.
 
     Attributes:
-        count: The number of training samples.
-        seed: Of all draws.
-        steps: Steps that ended with a race, or without a mistake.
-        next: The number of the next candidate.
-        incumbent: The number of the candidate that the parameters hold. 0 is the start.
-        digest: Of the values that the parameters hold.
-        texts: These values.
-        starts: The lengths of the first values.
+        count: the number of training samples.
+        seed: of all draws.
+        steps: steps that ended with a race, or without a mistake.
+        next: the number of the next candidate.
+        incumbent: the number of the candidate that the parameters hold. 0 is the start.
+        digest: of the values that the parameters hold.
+        texts: these values.
+        starts: the lengths of the first values.
         opened: True once the sentences of the start texts have been left out.
-        sample: What one sample costs. None if nothing depends on it yet.
-        sizes: Those of the last step.
-        step_cost: The calls of a step of these sizes.
-        stream: The order of the training samples.
-        records: The record of each known block.
-        tested: The step in which each block was left out last.
-        lost: Edits that didn't help, the newest last.
-        carried: Mistakes of the last race, for the next step.
-        raced: The samples of that race.
+        sample: what one sample costs. None if nothing depends on it yet.
+        sizes: those of the last step.
+        step_cost: the calls of a step of these sizes.
+        stream: the order of the training samples.
+        records: the record of each known block.
+        tested: the step in which each block was left out last.
+        lost: edits that didn't help, the newest last.
+        carried: mistakes of the last race, for the next step.
+        raced: the samples of that race.
         warned: True once a race had too few samples. Not saved.
     """
 
@@ -314,13 +314,13 @@ class Entry:
     """A candidate of a race.
 
     Attributes:
-        values: One text for each parameter.
-        edits: For each parameter its edits of the current text.
-        mistakes: For each parameter the feedback that its edits were made from.
-        note: Why it isn't raced. Empty if it is.
-        place: Its number in the race.
-        number: Its number among all candidates.
-        left_out: The position and the text of the block that it does without, if that is what it tries.
+        values: one text for each parameter.
+        edits: for each parameter its edits of the current text.
+        mistakes: for each parameter the feedback that its edits were made from.
+        note: why it isn't raced. Empty if it is.
+        place: its number in the race.
+        number: its number among all candidates.
+        left_out: the position and the text of the block that it does without, if that is what it tries.
     """
 
     name: str

@@ -83,29 +83,29 @@ class EditTGD(Optimizer):
     criticism after ComBEE (arXiv:2604.04247); racing after CAPO (arXiv:2504.16005).
 
     Args:
-        params: Parameters, or dicts with "params" and options for that group.
-        model_client: The client that proposes.
-        evaluate: Called with a batch. Runs the agent and returns an evaluator's `(score, explanation)`, with its graph
+        params: parameters, or dicts with "params" and options for that group.
+        model_client: the client that proposes.
+        evaluate: called with a batch. Runs the agent and returns an evaluator's `(score, explanation)`, with its graph
             recorded. A `def` may read values; an `async def` awaits them.
-        train: A `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn` are used.
+        train: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn` are used.
             `evaluate` gets samples in batches, as a `DataLoader` makes them. At least two.
-        lr: The number of chains, 1 or more. With several groups the largest counts.
-        inner: The number of small steps in a chain.
-        minibatch: The number of samples of a small step.
-        race: The number of fresh samples that candidates are compared on.
-        first: How many of them all candidates get.
-        keep: How many candidates get the rest.
-        max_chars: The most characters of a text. A start text that is longer may keep its length. None sets no limit.
-        prune_every: Every so many steps a block is left out. None never does, nor before the first step.
-        critics: If critics give feedback. By default only with several parameters.
-        budget: Calls that the run may take.
-        reserve: Calls of the budget that something else needs, such as a gate.
-        quorum: The fraction of the samples that must not fail.
-        constraints: Rules in words that every value must obey.
-        leak_words: Length in words from which a passage counts as copied from the instructions or from training
+        lr: the number of chains, 1 or more. With several groups the largest counts.
+        inner: the number of small steps in a chain.
+        minibatch: the number of samples of a small step.
+        race: the number of fresh samples that candidates are compared on.
+        first: how many of them all candidates get.
+        keep: how many candidates get the rest.
+        max_chars: the most characters of a text. A start text that is longer may keep its length. None sets no limit.
+        prune_every: every so many steps a block is left out. None never does, nor before the first step.
+        critics: if critics give feedback. By default only with several parameters.
+        budget: calls that the run may take.
+        reserve: calls of the budget that something else needs, such as a gate.
+        quorum: the fraction of the samples that must not fail.
+        constraints: rules in words that every value must obey.
+        leak_words: length in words from which a passage counts as copied from the instructions or from training
             samples (`optim.leaks`). None doesn't look for copies.
-        mistake_tokens: Tokens of mistakes that one prompt shows. Longer ones lose their middle. None shows all.
-        search_seed: Seed of all draws. By default it comes from the run.
+        mistake_tokens: tokens of mistakes that one prompt shows. Longer ones lose their middle. None shows all.
+        search_seed: seed of all draws. By default it comes from the run.
         **completion_args: `model`, and any other argument of the provider.
 
     Raises:

@@ -35,9 +35,9 @@ class Mistake:
     """Feedback on one parameter from one sample.
 
     Attributes:
-        unit: The number of the training sample. None if the feedback came with the step.
-        text: A critic's feedback; or, if `quoted`, the conversation with its reply and the feedback on that.
-        trail: The provenance of the feedback.
+        unit: the number of the training sample. None if the feedback came with the step.
+        text: a critic's feedback; or, if `quoted`, the conversation with its reply and the feedback on that.
+        trail: the provenance of the feedback.
     """
 
     unit: int | None
@@ -61,7 +61,7 @@ class Quoting(ChatModel):
     as GEPA's reflection does (arXiv:2507.19457). That saves one call for each mistake.
 
     Args:
-        model: Makes all other calls of a backward pass, such as those that sum up feedback.
+        model: makes all other calls of a backward pass, such as those that sum up feedback.
     """
 
     async def ask(
@@ -135,8 +135,8 @@ class LostEdit:
     """An edit whose candidates all scored less than the text without it.
 
     Attributes:
-        text: What it wrote; for a deletion, the block that it removed.
-        score, against: Mean scores with it and without it.
+        text: what it wrote; for a deletion, the block that it removed.
+        score, against: mean scores with it and without it.
     """
 
     op: str
@@ -159,9 +159,9 @@ class Proposal:
     """The result of one call.
 
     Attributes:
-        draft: The text with the edits.
-        edits: Those that were applied. Their samples are numbers of training samples.
-        dropped: Why others weren't, one sentence each.
+        draft: the text with the edits.
+        edits: those that were applied. Their samples are numbers of training samples.
+        dropped: why others weren't, one sentence each.
         repaired: True if the model was asked twice.
     """
 
@@ -183,10 +183,10 @@ async def propose_edits(
     """Ask for edits of a draft, and apply those that can be made.
 
     Args:
-        mistakes: At least one.
-        options: Those of `EditTGD`.
-        limit: The most characters that the text may have. A text that is longer already may not grow.
-        lost: Edits that were tried and didn't help.
+        mistakes: at least one.
+        options: those of `EditTGD`.
+        limit: the most characters that the text may have. A text that is longer already may not grow.
+        lost: edits that were tried and didn't help.
 
     Raises:
         ModelError: if the call failed.
@@ -255,7 +255,7 @@ def edits_in(reply: str, *, escaped: bool = False) -> list[Edit]:
     """Return the edits in a reply.
 
     Args:
-        escaped: Undo the escaping of tags, which models repeat from their prompt.
+        escaped: undo the escaping of tags, which models repeat from their prompt.
 
     Raises:
         ValueError: if it is no JSON object with a list of edits.

@@ -56,13 +56,13 @@ class GateVerdict:
 
     Attributes:
         passed: True if the result was kept.
-        p: The p-value of the sign-flip test. 1 if the texts are equal, which costs no call.
-        level: The level that it was compared with.
-        start, result: Mean scores on the rows that both have a score of. None if the texts are equal. `result` is
+        p: the p-value of the sign-flip test. 1 if the texts are equal, which costs no call.
+        level: the level that it was compared with.
+        start, result: mean scores on the rows that both have a score of. None if the texts are equal. `result` is
             also None if its replies can't be used; `start` is then the mean of all its rows.
-        wins, losses, ties: Rows on which the result scored more, less or the same.
-        rows: The numbers of the rows that were used.
-        failed: How many of them have no pair of scores.
+        wins, losses, ties: rows on which the result scored more, less or the same.
+        rows: the numbers of the rows that were used.
+        failed: how many of them have no pair of scores.
     """
 
     passed: bool
@@ -101,17 +101,17 @@ class Gate:
     Neither early stopping nor the choice of a checkpoint may see the gate's rows.
 
     Args:
-        evaluate: Called with a batch. Runs the agent and returns an evaluator's `(score, …)`, or a list of numbers with
+        evaluate: called with a batch. Runs the agent and returns an evaluator's `(score, …)`, or a list of numbers with
             None for rows that failed. A `def` may read values; an `async def` awaits them.
-        rows: Held-out samples: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn`
+        rows: held-out samples: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn`
             are used. 32 or more are useful, 64 find a small gain more often; with 12 to 31 the level is 0.5.
-        level: The result passes if p is at most this. One that is stricter than 0.25 holds for any number of rows.
-        size: Rows for one look. By default all. With several looks in mind, give a part of them.
-        budget: Calls that the whole run may take. Both looks together use a quarter of it at most, or a third for up
+        level: the result passes if p is at most this. One that is stricter than 0.25 holds for any number of rows.
+        size: rows for one look. By default all. With several looks in mind, give a part of them.
+        budget: calls that the whole run may take. Both looks together use a quarter of it at most, or a third for up
             to 32 rows; so fewer rows if it is small. By default the lowest `max_calls` of the `afnio.budget` blocks
             around. What a row costs is found by running one with made-up replies.
-        quorum: The fraction of the rows that must have both scores.
-        seed: Seed of the choice of rows. By default it comes from the run.
+        quorum: the fraction of the rows that must have both scores.
+        seed: seed of the choice of rows. By default it comes from the run.
 
     Raises:
         TypeError, ValueError: for arguments that can't work, and for fewer than 12 rows.

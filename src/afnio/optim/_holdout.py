@@ -25,7 +25,7 @@ class Holdout:
     """Held-out samples.
 
     Args:
-        data: A `Dataset` or a list of samples. Of a `DataLoader`, the dataset and `collate_fn` are used, not its order.
+        data: a `Dataset` or a list of samples. Of a `DataLoader`, the dataset and `collate_fn` are used, not its order.
 
     Raises:
         TypeError: for data without a length, such as an iterator, which could be read only once.
@@ -89,9 +89,9 @@ async def scores_of(
     """Return the score of each sample of `batch`, with `values` bound to the parameters. None if a sample failed.
 
     Args:
-        name: Name of the scope for everything that `evaluate` launches. Cancelling this call cancels that scope.
-        urgency: Priority of its calls.
-        quorum: The fraction of the samples that must not fail.
+        name: name of the scope for everything that `evaluate` launches. Cancelling this call cancels that scope.
+        urgency: priority of its calls.
+        quorum: the fraction of the samples that must not fail.
     """
     async with scope(name=name):
         owner = current_scope()

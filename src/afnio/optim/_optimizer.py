@@ -60,8 +60,8 @@ class Optimizer(ABC):
     """Base class of optimizers. A subclass writes `propose`, which gets one parameter's value and feedback.
 
     Args:
-        params: Parameters, or dicts with "params" and options for that group.
-        defaults: Options of groups that don't set them.
+        params: parameters, or dicts with "params" and options for that group.
+        defaults: options of groups that don't set them.
 
     Raises:
         TypeError: for anything but Parameters.
@@ -109,9 +109,9 @@ class Optimizer(ABC):
         Write what later steps need in `remember`, which is called only if the step succeeds.
 
         Args:
-            value: The parameter's value. Don't read `parameter.data`, which is pending until the step ends.
-            gradients: Feedback from the step's launch, or some of it; at least one.
-            options: The options of the parameter's group.
+            value: the parameter's value. Don't read `parameter.data`, which is pending until the step ends.
+            gradients: feedback from the step's launch, or some of it; at least one.
+            options: the options of the parameter's group.
         """
 
     async def reduce(
@@ -162,7 +162,7 @@ class Optimizer(ABC):
         blocking wait is allowed; on an event loop, await the `Pending`.
 
         Args:
-            closure: Computes the loss and its feedback; called before the step, which returns its result. A `def` runs
+            closure: computes the loss and its feedback; called before the step, which returns its result. A `def` runs
                 on this line. An `async def` runs on the runtime's loop once earlier steps have ended, and reads
                 their values.
         """
@@ -342,13 +342,13 @@ class Change:
     """What a step did to one parameter.
 
     Attributes:
-        role: The parameter's role.
-        before, after: Its values. They are equal if it wasn't changed.
-        gradients: The number of gradients it had.
-        rejected: Why a proposal was rejected. None if it was accepted or there was none.
-        evidence: The feedback that the proposer read, after reduction.
-        lineage: The blocks of `after` in order, for optimizers that edit by block. Empty for others.
-        dropped: Why edits were left out, one sentence for each.
+        role: the parameter's role.
+        before, after: its values. They are equal if it wasn't changed.
+        gradients: the number of gradients it had.
+        rejected: why a proposal was rejected. None if it was accepted or there was none.
+        evidence: the feedback that the proposer read, after reduction.
+        lineage: the blocks of `after` in order, for optimizers that edit by block. Empty for others.
+        dropped: why edits were left out, one sentence for each.
     """
 
     role: str
@@ -372,15 +372,15 @@ class Lineage:
          "races": 2, "wins": 5, "losses": 1, "ties": 42, "effect": 0.083, "low": -0.02, "high": 0.187}
 
     Attributes:
-        text: The block.
-        step: The step whose edit wrote it, from 1. 0 for a block of the start text.
-        samples: Numbers of the training samples that the edit was made from.
-        replaces: The block that it replaced. None if it was added.
-        races: The number of races in which some candidates had it and others didn't.
-        wins, losses, ties: Samples of these races on which the candidates with it scored more, less or the same, on
+        text: the block.
+        step: the step whose edit wrote it, from 1. 0 for a block of the start text.
+        samples: numbers of the training samples that the edit was made from.
+        replaces: the block that it replaced. None if it was added.
+        races: the number of races in which some candidates had it and others didn't.
+        wins, losses, ties: samples of these races on which the candidates with it scored more, less or the same, on
             average, than those without it.
-        effect: The mean difference in score, with minus without. None if it was in no race.
-        low, high: The 95 % interval of `effect`. Most intervals contain 0: one block is worth little, and a race is
+        effect: the mean difference in score, with minus without. None if it was in no race.
+        low, high: the 95 % interval of `effect`. Most intervals contain 0: one block is worth little, and a race is
             short. None with fewer than two samples.
     """
 
@@ -403,8 +403,8 @@ class Evidence:
     """One feedback text that a proposer read.
 
     Attributes:
-        text: The feedback.
-        trail: The samples it comes from, plain data as in `Variable.provenance`.
+        text: the feedback.
+        trail: the samples it comes from, plain data as in `Variable.provenance`.
     """
 
     text: str
@@ -417,13 +417,13 @@ class Candidate:
     """A value for each parameter of an optimizer, compared with other candidates.
 
     Attributes:
-        number: Unique within the optimizer. 0 is the start.
-        parents: The numbers of the candidates it was made from.
-        values: One for each parameter, in the optimizer's order.
-        scores: One for each sample it was evaluated on. None if the sample failed or was cancelled.
+        number: unique within the optimizer. 0 is the start.
+        parents: the numbers of the candidates it was made from.
+        values: one for each parameter, in the optimizer's order.
+        scores: one for each sample it was evaluated on. None if the sample failed or was cancelled.
         verdict: "accepted", or the reason why it wasn't.
-        name: What it is, such as "incumbent", "chain 2", "union". Empty if the optimizer doesn't name candidates.
-        samples: The numbers of the samples that `scores` are of, in the data set. Candidates of one race share them,
+        name: what it is, such as "incumbent", "chain 2", "union". Empty if the optimizer doesn't name candidates.
+        samples: the numbers of the samples that `scores` are of, in the data set. Candidates of one race share them,
             so a table of candidate by sample has a column for each. Empty if unknown.
     """
 
@@ -445,10 +445,10 @@ class StepInputs:
     """The input of a step that decides for all parameters together.
 
     Attributes:
-        parameters: All parameters, in the optimizer's order.
-        values: Their values before the step.
-        feedback: The reduced gradients of the parameters that have some, by position.
-        options: The options of each parameter's group.
+        parameters: all parameters, in the optimizer's order.
+        values: their values before the step.
+        feedback: the reduced gradients of the parameters that have some, by position.
+        options: the options of each parameter's group.
     """
 
     parameters: tuple[Variable, ...]
@@ -467,11 +467,11 @@ class Decision:
     """The result of a lane of a step.
 
     Attributes:
-        values: One for each parameter that the lane reads, in order.
-        changes: One for each parameter that had feedback.
-        candidates: The candidates that were compared.
-        errors: Errors for the step to raise.
-        failed: Positions of the parameters that `errors` are about. None means all.
+        values: one for each parameter that the lane reads, in order.
+        changes: one for each parameter that had feedback.
+        candidates: the candidates that were compared.
+        errors: errors for the step to raise.
+        failed: positions of the parameters that `errors` are about. None means all.
     """
 
     values: tuple[Any, ...]
@@ -565,11 +565,11 @@ class StepLane(NamedTuple):
     """One job of a step. Parameters are given by position.
 
     Attributes:
-        part: The job's name in addresses. Journals find calls by it.
-        reads: Parameters whose values `decide` gets.
-        advances: Parameters that may change, among those that it reads. They are pending from the launch on.
-        waits: Slots that must be done before, beside the values.
-        decide: Returns the new values.
+        part: the job's name in addresses. Journals find calls by it.
+        reads: parameters whose values `decide` gets.
+        advances: parameters that may change, among those that it reads. They are pending from the launch on.
+        waits: slots that must be done before, beside the values.
+        decide: returns the new values.
     """
 
     part: str

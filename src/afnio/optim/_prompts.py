@@ -61,10 +61,10 @@ def tgd_sections(
     """Return the filled parts of a proposal prompt, by placeholder.
 
     Args:
-        history: Earlier values, each with its feedback.
-        samples: The number of inputs behind each feedback, if it was summed up.
-        failures: Names of similar failures, each with the number of inputs that had it.
-        left_out: The number of inputs whose feedback isn't shown.
+        history: earlier values, each with its feedback.
+        samples: the number of inputs behind each feedback, if it was summed up.
+        failures: names of similar failures, each with the number of inputs that had it.
+        left_out: the number of inputs whose feedback isn't shown.
     """
     steps = [
         "\n".join(["<step>", block("value", past), *(block("feedback", text) for text in texts), "</step>"])
@@ -184,11 +184,11 @@ def edit_message(
     """Return the message that asks for edits.
 
     Args:
-        blocks: The text's blocks.
-        rejected: Edits that didn't help, each with the mean score with and without it.
-        reply_format: What the replies had to match, escaped. Empty if there is none.
-        mistakes: The id and the conversation of each sample that went wrong. The conversations are blocks already.
-        feedback: The id and the text of each feedback.
+        blocks: the text's blocks.
+        rejected: edits that didn't help, each with the mean score with and without it.
+        reply_format: what the replies had to match, escaped. Empty if there is none.
+        mistakes: the id and the conversation of each sample that went wrong. The conversations are blocks already.
+        feedback: the id and the text of each feedback.
     """
     shown = [f"<mistake id={json.dumps(str(number))}>\n{text}\n</mistake>" for number, text in mistakes]
     tried = [
@@ -216,7 +216,7 @@ def merge_message(
     """Return the message that asks which of several edits of one place to make.
 
     Args:
-        places: By the number of a block, the operation, the text and the number of samples of each edit.
+        places: by the number of a block, the operation, the text and the number of samples of each edit.
     """
     shown = [
         "\n".join(
@@ -273,7 +273,7 @@ class replace_prompts(Replacement):  # noqa: N801
     A `with` block replaces them for launches in the block, a plain call for the process.
 
     Args:
-        texts: Texts by the names in `afnio.optim.prompts()` and `afnio.cognitive.prompts()`. Each must have the
+        texts: texts by the names in `afnio.optim.prompts()` and `afnio.cognitive.prompts()`. Each must have the
             placeholders of the prompt it replaces.
 
     Raises:

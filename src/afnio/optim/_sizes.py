@@ -71,9 +71,9 @@ class SampleCost(NamedTuple):
     """The calls that one sample takes.
 
     Attributes:
-        forward: To run and score it.
-        critics: To criticise it. 0 if the proposer reads the mistakes.
-        prompts: Parameters that may change, each with a proposal.
+        forward: to run and score it.
+        critics: to criticise it. 0 if the proposer reads the mistakes.
+        prompts: parameters that may change, each with a proposal.
     """
 
     forward: int
@@ -154,8 +154,8 @@ class Rows(NamedTuple):
     """The training samples of one step.
 
     Attributes:
-        chains: For each chain the samples of each of its small steps.
-        race: Samples that no edit of the step is made from.
+        chains: for each chain the samples of each of its small steps.
+        race: samples that no edit of the step is made from.
     """
 
     chains: list[list[list[int]]]
@@ -170,8 +170,8 @@ def rows_for(stream: RowStream, sizes: Sizes, *, forwards: int, raced: Iterable[
     too few for all chains, each goes through them in an order of its own, several times if its small steps need more.
 
     Args:
-        forwards: How many small steps of each chain run samples.
-        raced: The samples of the last race.
+        forwards: how many small steps of each chain run samples.
+        raced: the samples of the last race.
 
     >>> rows = rows_for(RowStream(8, seed=0), Sizes(2, 2, 4, 24, 8, 2), forwards=2, raced=[0, 1, 2, 3])
     >>> sorted(rows.race), [sorted(shard) for chain in rows.chains for shard in chain]

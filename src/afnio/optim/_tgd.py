@@ -49,17 +49,17 @@ class TGD(Optimizer):
     """Textual gradient descent.
 
     Args:
-        params: Parameters, or dicts with "params" and options for that group.
-        model_client: The client that proposes.
-        messages: Your own prompt. Its texts may use `{role}`, `{variable}`, `{constraints}`, `{history}`,
+        params: parameters, or dicts with "params" and options for that group.
+        model_client: the client that proposes.
+        messages: your own prompt. Its texts may use `{role}`, `{variable}`, `{constraints}`, `{history}`,
             `{feedback}`, and the names of `inputs`.
-        inputs: Values for further placeholders of `messages`.
-        constraints: Rules in words that every value must obey.
-        momentum: The number of updates that the proposer sees, this one included.
-        feedback_tokens: Tokens of feedback that one prompt shows. More is summed up first (`optim.reduce`), by the same
+        inputs: values for further placeholders of `messages`.
+        constraints: rules in words that every value must obey.
+        momentum: the number of updates that the proposer sees, this one included.
+        feedback_tokens: tokens of feedback that one prompt shows. More is summed up first (`optim.reduce`), by the same
             model. None shows all.
-        per_failure: Feedback texts taken from each kind of similar failure. None takes all.
-        leak_words: Length in words from which a passage counts as copied from the instructions or from training
+        per_failure: feedback texts taken from each kind of similar failure. None takes all.
+        leak_words: length in words from which a passage counts as copied from the instructions or from training
             samples (`optim.leaks`). None doesn't look for copies.
         **completion_args: `model`, and any other argument of the provider.
 
@@ -191,12 +191,12 @@ async def reduce(
     calls get the step's address and priority, and the purpose "reduce".
 
     Args:
-        gradients: Gradients of one parameter, each one text.
-        model: The model that sums up.
-        role, value: Those of the parameter, for the prompt.
-        max_tokens: Tokens of feedback to return at most. None never sums up.
-        per_failure: Gradients taken from each group of similar failures. None takes all.
-        quorum: The fraction of the gradients that must have been read if calls fail.
+        gradients: gradients of one parameter, each one text.
+        model: the model that sums up.
+        role, value: those of the parameter, for the prompt.
+        max_tokens: tokens of feedback to return at most. None never sums up.
+        per_failure: gradients taken from each group of similar failures. None takes all.
+        quorum: the fraction of the gradients that must have been read if calls fail.
 
     Raises:
         BatchError: if calls failed and fewer gradients than the quorum are left.
@@ -245,8 +245,8 @@ class Reduced(list[Variable]):
     """Gradients after `reduce`: a list of them, each with the provenance of the gradients behind it.
 
     Attributes:
-        gathered: The number of gradients before.
-        reduction: How they were reduced. Its points name the gradients behind each, by number.
+        gathered: the number of gradients before.
+        reduction: how they were reduced. Its points name the gradients behind each, by number.
     """
 
     def __init__(self, gradients: Iterable[Variable], gathered: int, reduction: Reduction) -> None:
@@ -273,9 +273,9 @@ async def rewrite(
     """Ask the model for a better value. If the checks object twice, the change keeps the value and has the reasons.
 
     Args:
-        gradients: The feedback to show, reduced.
-        history: Earlier values, oldest first, each with its feedback.
-        options: Those of `TGD`.
+        gradients: the feedback to show, reduced.
+        history: earlier values, oldest first, each with its feedback.
+        options: those of `TGD`.
     """
     role = parameter.role
     if not isinstance(value, str):
