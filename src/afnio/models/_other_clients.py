@@ -149,7 +149,7 @@ class _Body(io.RawIOBase):
 
 
 @final
-class _Threads:
+class _PoolThreads:
     """The threads of one runtime in which pools are waited for."""
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ async def _send_by_pool(
     """Send one attempt by the client's own pool."""
     from urllib3 import exceptions
 
-    threads = current_runtime().resource(_Threads, _Threads)
+    threads = current_runtime().resource(_PoolThreads, _PoolThreads)
     kept = {
         _text(name): value
         for name, value in headers.items()
@@ -205,7 +205,7 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 class _PoolResponse:
     """A pool's response to one attempt."""
 
-    def __init__(self, response: Any, shown: str, threads: _Threads) -> None:
+    def __init__(self, response: Any, shown: str, threads: _PoolThreads) -> None:
         self.status: int = response.status
         self.headers: Mapping[str, str] = response.headers
         self._shown = shown
