@@ -6,7 +6,7 @@ import afnio
 from afnio.autodiff import Variable
 from afnio.cognitive import Parameter
 from afnio.cognitive.functional import chat_completion, exact_match_evaluator
-from afnio.runtime.events import NodeLaunched, SampleScored, recorder, subscribed
+from afnio.runtime.events import NodeLaunched, SampleScored, run_recorder, subscribed
 from afnio.testing import ScriptedClient
 
 
@@ -71,11 +71,11 @@ def test_no_event_is_built_without_a_subscriber():
 
 
 def test_an_inner_recorder_hides_the_outer_one():
-    """A recorder has what is launched in its block, subscribers have all."""
+    """A run_recorder has what is launched in its block, subscribers have all."""
     outer, inner, everything = [], [], []
-    with subscribed(everything.append), recorder.override(outer.append):
+    with subscribed(everything.append), run_recorder.override(outer.append):
         assert 3 == (Variable(1) + Variable(2)).data
-        with recorder.override(inner.append):
+        with run_recorder.override(inner.append):
             assert 7 == (Variable(3) + Variable(4)).data
     assert (1, 1, 2) == (len(outer), len(inner), len(everything))
     assert everything == outer + inner

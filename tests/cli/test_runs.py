@@ -82,9 +82,11 @@ def test_show_tells_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_run_that_is_not_there_or_not_one_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     """And exit code 1."""
-    assert "There is no run [nobody]" in runs(capsys, "show", "nobody", code=1)
+    assert "there is no run 'nobody'" in runs(capsys, "show", "nobody", code=1)
     trained("same"), trained("same", "other")
-    assert "[same] means 2 runs (me/emails/same, me/other/same)" in runs(capsys, "show", "same", code=1)
+    assert "'same' must mean one run (got 2: me/emails/same, me/other/same)" in runs(
+        capsys, "show", "same", code=1
+    )
 
 
 def test_the_beginning_of_a_name_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,10 +95,12 @@ def test_the_beginning_of_a_name_is_enough(capsys: pytest.CaptureFixture[str]) -
     third = trained("keen-lynx")
     for word, run in (("calm", first), ("calm-", second), ("k", third), ("me/emails/k", third)):
         assert run.id == json.loads(runs(capsys, "show", word, "--json"))["id"]
-    assert "[ca] means 2 runs (me/emails/calm-heron, me/emails/calm)" in runs(capsys, "show", "ca", code=1)
-    assert "There is no run [alm]" in runs(capsys, "show", "alm", code=1)
-    assert "There is no run []" in runs(capsys, "show", "", code=1)
-    assert "There is no run [keen]" in runs(capsys, "rm", "keen", "--yes", code=1)
+    assert "'ca' must mean one run (got 2: me/emails/calm-heron, me/emails/calm)" in runs(
+        capsys, "show", "ca", code=1
+    )
+    assert "there is no run 'alm'" in runs(capsys, "show", "alm", code=1)
+    assert "there is no run ''" in runs(capsys, "show", "", code=1)
+    assert "there is no run 'keen'" in runs(capsys, "rm", "keen", "--yes", code=1)
     assert 3 == len(json.loads(runs(capsys, "list", "--json")))
 
 

@@ -30,7 +30,7 @@ def test_the_list_filters_and_compares(browser: Browser, studio: Studio) -> None
     def visit(page: Page) -> None:
         assert {"calm-heron", "swift-tern", "keen-otter", "vast-crane"} < set(texts(page, ".row-link"))
         assert page.locator(".spark polyline").count() >= 3
-        assert "broken.db] is damaged" in page.locator(".notice").inner_text()
+        assert "broken.db is damaged" in page.locator(".notice").inner_text()
         page.select_option("#status", "FAILED")
         page.wait_for_url("**status=FAILED**")
         assert ["swift-tern"] == texts(page, ".row-link")

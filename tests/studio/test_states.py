@@ -40,7 +40,7 @@ def test_no_store_at_all(studio: Studio) -> None:
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     """Is told at the start and on the page, as it may be the wrong one; what comes to be there later is shown."""
     home = tmp_path / "nowhere"
-    warning = f"afnio: the folder [{home}] doesn't exist yet, so the studio starts without runs\n"
+    warning = f"afnio: the folder {home} doesn't exist yet, so the studio starts without runs\n"
     with started(home, warning=warning) as studio:
         page = studio.page("/").text
         assert f"There is no folder <code>{home}</code>" in page

@@ -30,7 +30,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AFNIO_HOME", raising=False)
     yield
-    with pytest.raises(ValueError, match="No run is active"):
+    with pytest.raises(ValueError, match="no run is active"):
         te.get_active_run()
     assert not [thread for thread in threading.enumerate() if thread.name == "afnio-store"]
 

@@ -40,6 +40,6 @@ def test_the_offending_part_is_named() -> None:
     """Not the container around it."""
     with (
         te.init("me", "emails") as run,
-        pytest.raises(TypeError, match=r"metric \[x\] must be JSON \(got bytes in it\)"),
+        pytest.raises(TypeError, match=r"metric 'x' must be JSON \(got bytes in it\)"),
     ):
         run.log("x", {"a": [b""]})

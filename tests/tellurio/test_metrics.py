@@ -33,11 +33,11 @@ def plain(metric: str, value: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["val_failed", "val_loss", "val_loss_sum", "val_loss_low", "val_loss_high"], "val_loss"),
+        (["val_failed", "val_score", "val_score_sum", "val_score_low", "val_score_high"], "val_score"),
         (["test_failed", "test_accuracy", "train_accuracy"], "test_accuracy"),
-        (["train_failed_step", "train_loss_low_step", "train_loss_step"], "train_loss_step"),
+        (["train_failed_step", "train_score_low_step", "train_score_step"], "train_score_step"),
         (["alpha", "final_score"], "final_score"),
-        (["failed", "val_loss_sum", "high"], None),
+        (["failed", "val_score_sum", "high"], None),
     ],
 )
 def test_what_only_accompanies_a_metric_is_never_it(
@@ -50,7 +50,7 @@ def test_what_only_accompanies_a_metric_is_never_it(
 
 def test_the_monitored_metric_has_a_best_value(capsys: pytest.CaptureFixture[str]) -> None:
     """The first of equals, with its step, in the direction that was named."""
-    logged = [{"val_loss": 0.1, "cost": value} for value in (0.5, 0.2, 0.4, 0.2, math.nan)]
+    logged = [{"val_score": 0.1, "cost": value} for value in (0.5, 0.2, 0.4, 0.2, math.nan)]
     least = headline(capsys, *logged, monitor={"metric": "cost", "mode": "min", "unit": "epoch"})
     assert {**plain("cost", 0.2), "mode": "min", "best": 0.2, "step": 1, "unit": "epoch"} == least
     most = headline(capsys, *logged, monitor={"metric": "cost", "mode": "max"})
@@ -60,6 +60,6 @@ def test_the_monitored_metric_has_a_best_value(capsys: pytest.CaptureFixture[str
 def test_a_monitored_metric_without_a_number_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
     """Like one that the run never logged; a run without metrics has no headline."""
     monitor = {"metric": "f1", "mode": "max"}
-    assert plain("val_loss", 0.1) == headline(capsys, {"val_loss": 0.1}, monitor=monitor)
-    assert plain("val_loss", 0.1) == headline(capsys, {"val_loss": 0.1, "f1": "?"}, monitor=monitor)
+    assert plain("val_score", 0.1) == headline(capsys, {"val_score": 0.1}, monitor=monitor)
+    assert plain("val_score", 0.1) == headline(capsys, {"val_score": 0.1, "f1": "?"}, monitor=monitor)
     assert headline(capsys) is None

@@ -68,7 +68,7 @@ def test_a_training_can_be_read_back() -> None:
         spending = reader.spending(run.id)
         assert {"forward": 9, "backward": 1, "step": 1} == {name: one.calls for name, one in spending.items()}
         assert (None, 9) == (spending["forward"].cost, spending["forward"].unpriced)
-        with pytest.raises(LookupError, match=r"no call \[999\]"):
+        with pytest.raises(LookupError, match=r"no call 999"):
             reader.call_texts(999)
 
 
@@ -155,7 +155,7 @@ def problem(path: Path) -> str:
 
 def test_what_cannot_be_read_is_one_sentence() -> None:
     """Missing, no database, damaged, older, newer, being created, locked."""
-    assert "There is no run store" in problem(Path("nowhere.db"))
+    assert "there is no run store" in problem(Path("nowhere.db"))
     Path("text.db").write_text("not a database, but somebody's file" * 100)
     assert "damaged" in problem(Path("text.db"))
     with closing(sqlite3.connect("empty.db")) as db:

@@ -134,9 +134,7 @@ def test_a_live_run_cannot_be_continued_by_its_id() -> None:
     """The error names the process that has it."""
     with (
         te.init("me", "emails", name="first") as run,
-        pytest.raises(
-            JournalLockedError, match=rf"run \[first\] is under way in the process \[{os.getpid()}\]"
-        ),
+        pytest.raises(JournalLockedError, match=rf"run first is recorded by the process {os.getpid()};"),
     ):
         te.init("me", "emails", resume=run.id)
 

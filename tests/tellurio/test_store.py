@@ -185,7 +185,7 @@ def test_a_read_only_folder_costs_one_warning() -> None:
     """As one that can't be made; root, who may write everywhere, steps down for it."""
     done = subprocess.run([sys.executable, "-c", READ_ONLY], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("COMPLETED\n", 0)
-    assert done.stderr.count("Nothing more is recorded") == 1
+    assert done.stderr.count("nothing more is recorded") == 1
     assert len(done.stderr.splitlines()) == 2
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_costs_one_warning(read: Read) -> None:
     """What was recorded before stays, and the program ends well."""
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("COMPLETED\n", 0)
-    assert done.stderr.count("Nothing more is recorded") == 1
+    assert done.stderr.count("nothing more is recorded") == 1
     assert len(done.stderr.splitlines()) == 1
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
     assert read(FILE, "SELECT count(*) FROM runs") == [(1,)]

@@ -420,7 +420,7 @@ def studio_main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     home = home_folder(options.dir)
     if not home.is_dir():
-        sys.stderr.write(f"afnio: the folder [{home}] doesn't exist yet, so the studio starts without runs\n")
+        sys.stderr.write(f"afnio: the folder {home} doesn't exist yet, so the studio starts without runs\n")
     try:
         serve(home, options.port)
     except StudioError as error:

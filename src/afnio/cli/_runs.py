@@ -139,7 +139,7 @@ def _remove(runs: Runs, options: argparse.Namespace) -> int:
     chosen = [runs.choose(word, whole=True) for word in options.runs]
     running = [one.run.path for one in chosen if one.run.is_running]
     if running:
-        sys.stderr.write(f"afnio: [{running[0]}] is still running; end its program first.\n")
+        sys.stderr.write(f"afnio: {running[0]} is still running; end its program first\n")
         return 1
     names = ", ".join(one.run.path for one in chosen)
     if not options.yes:
@@ -153,7 +153,7 @@ def _remove(runs: Runs, options: argparse.Namespace) -> int:
         try:
             remove_run(run.store, run.id)
         except sqlite3.Error as error:
-            sys.stderr.write(f"afnio: [{run.path}] can't be deleted ({error}).\n")
+            sys.stderr.write(f"afnio: {run.path} can't be deleted ({error})\n")
             return 1
         _print(f"deleted {run.path}")
     return 0

@@ -7,7 +7,7 @@ Runs record their history from events, progress displays count them, and sinks f
 on the runtime's thread, so a slow one delays every call; hand the work to a thread if it takes longer than a
 millisecond. If it raises, the error is logged and nothing else happens.
 
-Who is notified is decided where something is launched: by the run that records (`recorder`, only the innermost one),
+Who is notified is decided where something is launched: by the run that records (`run_recorder`, the innermost one),
 by `subscribe` for the process, and by `subscribed` for a block.
 
 Events contain no key and no header. Texts are only in the fields documented here: `request`, `reply`, the values of
@@ -266,7 +266,7 @@ Subscriber = Callable[[Any], object]
 
 _subscribers: Final[Setting[tuple[Subscriber, ...]]] = Setting("subscribers", ())
 _local: Final[Setting[tuple[Subscriber, ...]]] = Setting("local_subscribers", ())
-recorder: Final[Setting[Subscriber | None]] = Setting("recorder", None)
+run_recorder: Final[Setting[Subscriber | None]] = Setting("run_recorder", None)
 """The run that records the launches of this context. There is one at most: an inner run hides the outer one."""
 
 
@@ -280,7 +280,7 @@ def subscribed(subscriber: Subscriber) -> Iterator[None]:
 @contextmanager
 def unheard() -> Iterator[None]:
     """Notify no subscriber of what is launched in the block."""
-    with _subscribers.override(()), _local.override(()), recorder.override(None):
+    with _subscribers.override(()), _local.override(()), run_recorder.override(None):
         yield
 
 
@@ -296,12 +296,12 @@ def subscribe(subscriber: Subscriber) -> Callable[[], None]:
 
 def listening() -> bool:
     """Return True if an event emitted here reaches a subscriber. Check it before building a costly event."""
-    return bool(_subscribers.get() or _local.get() or recorder.get() is not None)
+    return bool(_subscribers.get() or _local.get() or run_recorder.get() is not None)
 
 
 def emit(event: Any) -> None:
-    """Notify the recorder and the subscribers. If one raises, log that and go on."""
-    first = recorder.get()
+    """Notify the recording run and the subscribers. If one raises, log that and go on."""
+    first = run_recorder.get()
     for subscriber in (*(() if first is None else (first,)), *_subscribers.get(), *_local.get()):
         try:
             subscriber(event)

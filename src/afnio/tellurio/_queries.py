@@ -7,7 +7,7 @@ reads a store by SQL. So a figure can't differ between a page, a report and `--j
 
 Reading never disturbs a run that is being recorded: the file is in WAL mode, where readers and the writer don't block
 each other. A page asks many questions while the run continues. `moment` makes all of them see the file as it was at one
-time, or a page might show a step whose samples it has just counted without it.
+time. Otherwise a page could count the samples before a step and then list the step.
 
 Lists are paged by row id, not by OFFSET: the next page starts after the last id of this one, so it is as fast at the
 end of a million calls as at the start, and rows added in between shift nothing.
@@ -84,7 +84,7 @@ NAMED: Final = 10
 PREFIX: Final = 4
 """The fewest characters of an id that may stand for the whole id."""
 
-MISSING: Final = "the folder doesn't exist; run this where your program runs, pass --dir, or set AFNIO_HOME."
+MISSING: Final = "the folder doesn't exist; run this where your program runs, pass --dir, or set AFNIO_HOME"
 
 
 def home_folder(given: str | os.PathLike[str] | None = None) -> Path:
@@ -137,14 +137,14 @@ def choose(word: str, runs: Sequence[RunRecord], home: Path, *, whole: bool = Fa
             return meant[0]
         if meant:
             names = ", ".join(run.path for run in meant[:NAMED])
-            raise ChoiceError(f"[{word}] means {len(meant)} runs ({names}); write namespace/project/name.")
+            raise ChoiceError(
+                f"{word!r} must mean one run (got {len(meant)}: {names}); write namespace/project/name"
+            )
     names = ", ".join(run.name for run in runs[:NAMED])
     if not names:
-        reason = "it has no runs." if home.exists() else MISSING
-        raise ChoiceError(f"There is no run [{word}] in [{home}]: {reason}")
-    raise ChoiceError(
-        f"There is no run [{word}] in [{home}]; there are: {names} (`afnio runs list` shows all)."
-    )
+        reason = "it has no runs" if home.exists() else MISSING
+        raise ChoiceError(f"there is no run {word!r} in {home}: {reason}")
+    raise ChoiceError(f"there is no run {word!r} in {home}; it has {names} (`afnio runs list` shows all)")
 
 
 def _begins(run: RunRecord, word: str, *, whole: bool) -> bool:
@@ -221,19 +221,16 @@ class StoreReader:
     Methods return dataclasses and named tuples; `dataclasses.asdict` makes rows of them. Reading never disturbs a
     program that is writing the file.
 
-    A file of an older version is read through a copy in memory that is upgraded to this version. The file itself is
-    left unchanged.
-
     >>> import tempfile, afnio.tellurio as te
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with te.init("me", "emails", name="first", dir=folder) as run:
-    ...         run.log("loss", 0.5)
+    ...         run.log("accuracy", 0.5)
     ...     with te.StoreReader(f"{folder}/me/emails.db") as reader:
-    ...         [(found.name, found.status, reader.last_metrics(found.id)[0].value) for found in reader.runs()]
+    ...         [(run.name, run.status, reader.last_metrics(run.id)[0].value) for run in reader.runs()]
     [('first', 'COMPLETED', 0.5)]
 
     Raises:
-        StoreProblemError: by the constructor or any method, if the file is missing, damaged, locked or of a newer
+        StoreProblemError: by the constructor or any method, if the file is missing, damaged, locked or of another
             version.
     """
 
@@ -415,7 +412,7 @@ class StoreReader:
         """The messages, parameters and reply of a call."""
         row = self._first("SELECT messages, params, reply FROM calls WHERE id = ?", call_id)
         if row is None:
-            raise LookupError(f"There is no call [{call_id}] in [{self.path}].")
+            raise LookupError(f"there is no call {call_id} in {self.path}")
         messages = [int(number) for number in row["messages"].split(",") if number.strip().isdecimal()]
         found = self._bodies([*messages, row["params"], row["reply"]])
         return CallTexts(

@@ -1,7 +1,7 @@
 """Recording: events of the engine become rows of the store.
 
 `Recording.write` runs in the store's writing thread, inside a transaction. It does everything that would slow the
-program down: JSON, digests, compression, prices, and the user's `redact`. One class each looks after
+program down: JSON, digests, compression, prices, and the user's `redact`. One class each writes
 
 * calls, with their messages and replies (`CallRows`, `Bodies`). Prompts are long and repeat, so each message is
   stored once in a run and found by its digest;
@@ -106,7 +106,7 @@ class Recording:
             if not self._failed:
                 self._failed = True
                 logging.getLogger("afnio").warning(
-                    "An event [%s] is not recorded (%s: %s); there is no warning for later ones.",
+                    "an event %s is not recorded (%s: %s); there is no warning for later ones",
                     type(event).__name__,
                     type(error).__name__,
                     error,
@@ -346,7 +346,7 @@ def _price(model: str, account: str) -> Price | None:
     try:
         return price_of(model, account)
     except (OSError, ValueError) as error:
-        logging.getLogger("afnio").warning("the costs of [%s] are not recorded: %s", model, error)
+        logging.getLogger("afnio").warning("the costs of %s are not recorded: %s", model, error)
         return None
 
 

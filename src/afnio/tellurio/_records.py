@@ -468,7 +468,7 @@ def loaded_list(text: str | None) -> list[Any]:
 
 # Which metrics to show, and in which order.
 
-FAVOURITES: Final = ("validation", "val_", "test", "accuracy", "score", "final", "reward", "loss")
+FAVOURITES: Final = ("validation", "val_", "test", "score", "accuracy", "final", "reward", "loss")
 """Parts of metric names, most telling first."""
 
 _COMPANION: Final = re.compile(r"(?:^|_)(?:failed|sum|low|high)(?:_step)?$")
@@ -477,8 +477,8 @@ _COMPANION: Final = re.compile(r"(?:^|_)(?:failed|sum|low|high)(?:_step)?$")
 def is_companion(name: str) -> bool:
     """Return True if a metric only accompanies another: a count of failures, a sum, or a bound of an interval.
 
-    >>> [name for name in ("val_loss", "val_loss_low", "train_failed_step", "loss_sum") if is_companion(name)]
-    ['val_loss_low', 'train_failed_step', 'loss_sum']
+    >>> [name for name in ("val_score", "val_score_low", "train_failed_step", "score_sum") if is_companion(name)]
+    ['val_score_low', 'train_failed_step', 'score_sum']
     """
     return _COMPANION.search(name) is not None
 
@@ -486,8 +486,8 @@ def is_companion(name: str) -> bool:
 def ranked(names: Iterable[str], monitored: str | None = None) -> list[str]:
     """Return the metrics worth showing: the monitored one first, then by how much they tell about the run.
 
-    >>> ranked(["val_failed", "train_loss", "val_loss", "val_loss_sum"])
-    ['val_loss', 'train_loss']
+    >>> ranked(["val_failed", "train_score", "val_score", "val_score_sum"])
+    ['val_score', 'train_score']
     """
 
     def rank(name: str) -> tuple[bool, int, str]:

@@ -126,7 +126,7 @@ def encode(what: str, value: Any) -> str:
         TypeError: JSON can't express the value.
 
 
-    >>> encode("metric [loss]", {"sum": 0.5})
+    >>> encode("metric accuracy", {"sum": 0.5})
     '{"sum": 0.5}'
     """
 

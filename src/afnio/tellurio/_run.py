@@ -39,7 +39,7 @@ from afnio.runtime._files import LockFile
 from afnio.runtime._journal import Journal
 from afnio.runtime._settings import Seeds, seed_source
 from afnio.runtime._waiting import active_journal, scope
-from afnio.runtime.events import recorder
+from afnio.runtime.events import run_recorder
 from afnio.tellurio._program import program_identity
 from afnio.tellurio._redaction import Redact, Redaction, as_text, encode
 from afnio.tellurio._store import NewRun, Store, lease_path, store_path, take_lease
@@ -94,7 +94,7 @@ class Run:
         status: see `RunStatus`.
         seed: all seeds of the run are derived from it.
         journal: the file that answers calls when the run is continued; None if it couldn't be opened.
-        continued_by: what a program is told to do if the run fails, to continue it.
+        continued_by: the line that continues the run if it fails.
         date_created: of the first start, in UTC.
         date_updated: of the last record, in UTC.
     """
@@ -154,7 +154,7 @@ class Run:
         _check_step(step)
         pairs = _pairs(name, value)
         redacted = self._store.redaction.value
-        metrics = {metric: encode(f"metric [{metric}]", redacted(part)) for metric, part in pairs}
+        metrics = {metric: encode(f"metric {metric!r}", redacted(part)) for metric, part in pairs}
         date = self._touch()
         for metric, part in metrics.items():
             self._store.add_logged("metrics", self.id, metric, step, {"value": part}, date)
@@ -166,7 +166,7 @@ class Run:
         self._check_running()
         _check_step(step)
         _check_text("text's name", name)
-        _check_text(f"text [{name}]", text)
+        _check_text(f"text {name!r}", text)
         values = {"text": as_text(self._store.redaction.text(text))}
         self._store.add_logged("texts", self.id, name, step, values, self._touch())
         self._send(TextLogged(name, text, step))
@@ -184,16 +184,16 @@ class Run:
         _check_text("table's name", name)
         names, lines = list(columns), [list(row) for row in rows]
         for column in names:
-            _check_text(f"name of a column of table [{name}]", column)
+            _check_text(f"name of a column of table {name!r}", column)
         for number, line in enumerate(lines):
             if len(line) != len(names):
                 raise ValueError(
-                    f"Row [{number}] of the table [{name}] has {len(line)} values for {len(names)} columns."
+                    f"row {number} of the table {name!r} must have {len(names)} values, one a column (got {len(line)})"
                 )
         redacted = self._store.redaction.value
         values = {
-            "columns": encode(f"table [{name}]", names),
-            "rows": encode(f"table [{name}]", redacted(lines)),
+            "columns": encode(f"table {name!r}", names),
+            "rows": encode(f"table {name!r}", redacted(lines)),
         }
         self._store.add_logged("tables", self.id, name, step, values, self._touch())
         self._send(TableLogged(name, names, lines, step))
@@ -201,14 +201,14 @@ class Run:
     def _check_running(self) -> None:
         if self.status is not RunStatus.RUNNING:
             raise ValueError(
-                f"The run [{self.name}] has ended as [{self.status}]; start another with te.init."
+                f"the run {self.name} must be running (it ended as {self.status}); start another with te.init"
             )
 
     def record(self, kind: str, payload: Mapping[str, Any]) -> None:
         """Record an event as JSON. After the run's end it is dropped."""
         _check_text("event's kind", kind)
         if self.status is RunStatus.RUNNING:
-            text = encode(f"event [{kind}]", self._store.redaction.value(dict(payload)))
+            text = encode(f"event {kind!r}", self._store.redaction.value(dict(payload)))
             self._store.add_event(self.id, kind, text, self._touch())
 
     def flush(self) -> None:
@@ -224,7 +224,7 @@ class Run:
         """
         status = RunStatus(status)
         if status is RunStatus.RUNNING:
-            raise ValueError("A run can't end as [RUNNING]; pass COMPLETED, FAILED or CRASHED.")
+            raise ValueError("status must be COMPLETED, FAILED or CRASHED (got RUNNING)")
         self._end(status)
 
     def _end(self, status: RunStatus, timeout: float | None = None) -> None:
@@ -258,11 +258,11 @@ class Run:
 
     def __enter__(self) -> Self:
         if self._token is not None or self.status is not RunStatus.RUNNING:
-            raise RuntimeError(f"The run [{self.name}] can't be entered again; start another with te.init.")
+            raise RuntimeError(f"the run {self.name} can't be entered again; start another with te.init")
         if not self.process_wide:
             _remove(self)
         self._token = _enter(self)
-        self._context.enter_context(recorder.override(self.observe))
+        self._context.enter_context(run_recorder.override(self.observe))
         self._context.enter_context(seed_source.override(self._seeds))
         self._context.enter_context(active_journal.override(self.journal))
         # The run owns everything launched in its block, and its addresses start with "run".
@@ -407,7 +407,7 @@ def init(
             own launches: requests can't be repeated.
 
     Raises:
-        StoreVersionError: a newer Afnio wrote the project's file.
+        StoreVersionError: another version of Afnio wrote the project's file.
         JournalLockedError: the run named by `resume` is running in another process.
         ValueError: `resume` names no run, or a name has no letter or digit.
 
@@ -450,7 +450,7 @@ def init(
                 _new_seed(),
                 datetime.now(UTC).timestamp(),
             )
-            # Take the lease before writing the row: a row without one is taken for a killed run.
+            # Take the lease before writing the row: a row without one counts as a killed run.
             lease = take_lease(lease_path(store.path, row.id))
             row = row._replace(name=store.add_run(row))
             journal = _new_journal(store, row)
@@ -534,9 +534,9 @@ def _continue(store: Store, identity: str | None, row: NewRun, wanted: str | Non
 
 
 def _in_use(row: NewRun, holder: int | None) -> JournalLockedError:
-    who = "another process" if holder is None else f"the process [{holder}]"
+    who = "another process" if holder is None else f"the process {holder}"
     return JournalLockedError(
-        f"The run [{row.name}] is under way in {who}; wait for its end, or leave resume out to start another.",
+        f"the run {row.name} is recorded by {who}; wait for its end, or leave resume out to start another",
         holder,
     )
 
@@ -558,7 +558,7 @@ def log(name: str, value: Any, step: int | None = None) -> None: ...
 @overload
 def log(name: Mapping[str, Any], *, step: int | None = None) -> None: ...
 def log(name: Any, value: Any = _MISSING, step: int | None = None) -> None:
-    """Record a metric in the active run: `log("loss", 0.3)`, or `log({"loss": 0.3}, step=5)`."""
+    """Record a metric in the active run: `log("accuracy", 0.3)`, or `log({"accuracy": 0.3}, step=5)`."""
     get_active_run().log(name, value, step)
 
 
@@ -582,8 +582,8 @@ def get_active_run() -> Run:
         return _started[-1]
     except IndexError:
         raise ValueError(
-            "No run is active here; start one with te.init(namespace, project). In a thread of "
-            "your own, call log on the run that te.init returned."
+            "no run is active here; start one with te.init(namespace, project). In a thread of your own, call log on "
+            "the run that te.init returned"
         ) from None
 
 
@@ -612,7 +612,7 @@ def _leave(token: Token[Run | None]) -> None:
 
 def _use_as_default(run: Run | None) -> None:
     """Route calls, events and seeds outside any block to this run."""
-    recorder.default = None if run is None else run.observe
+    run_recorder.default = None if run is None else run.observe
     # Requests arrive in a different order each time, so the journal would answer one with another's reply.
     active_journal.default = None if run is None or run.process_wide else run.journal
     seed_source.default = None if run is None else run._seeds

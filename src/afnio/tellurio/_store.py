@@ -3,7 +3,7 @@
 `Store` writes one run. Every method but `flush`, `close`, `add_run` and `find_runs` only puts a function into
 the queue of a `SQLiteWriter`, so recording never makes the program wait for the disk. Recording is a side
 effect, and a training run that has cost money must not end because of it: a disk that refuses costs one
-warning, and from then on nothing is recorded. Only a file of a newer Afnio is refused with an error,
+warning, and from then on nothing is recorded. Only a file of another version is refused with an error,
 when the run starts.
 
 Events of the engine come faster than a slow disk can take them. About 64 MB of them may wait; more are dropped
@@ -117,7 +117,7 @@ class Store:
         """Start the writing thread of this process, unless it is there.
 
         Raises:
-            StoreVersionError: a newer Afnio wrote the file.
+            StoreVersionError: another version of Afnio wrote the file.
         """
         # An inherited writer's queue and locks may be in any state, so they aren't touched.
         if self._writer_pid == os.getpid():
@@ -251,7 +251,7 @@ class Store:
         self._submit(_Slow(work))
 
     def _where(self) -> str:
-        """Return what runs where, as JSON."""
+        """Return the executors and replicas of the run, as JSON."""
         found = places().since(self._places)
         if not (found.executors or found.replicas):
             return "{}"
@@ -274,7 +274,7 @@ class Store:
             self._taken += item.weight
         elif isinstance(item, _Slow) and error is not None and self._writer and self._writer.broken is None:
             logging.getLogger("afnio").warning(
-                "The run's commit and versions are not recorded (%s: %s).", type(error).__name__, error
+                "the run's commit and versions are not recorded (%s: %s)", type(error).__name__, error
             )
 
     def _beat(self) -> Write | None:
@@ -291,8 +291,8 @@ class Store:
 
     def _warn(self, error: Exception) -> Exception:
         logging.getLogger("afnio").warning(
-            "Nothing more is recorded, because the run store [%s] can't be written (%s: %s); "
-            "free some space, or set AFNIO_HOME to a folder that you may write to.",
+            "nothing more is recorded, because the run store %s can't be written (%s: %s); free some space, or set "
+            "AFNIO_HOME to a folder that you may write to",
             self.path,
             type(error).__name__,
             error,
@@ -303,8 +303,8 @@ class Store:
         self.dropped += 1
         if self.dropped == 1:
             logging.getLogger("afnio").warning(
-                "The run store [%s] is written more slowly than events arrive, so some events are left out; values "
-                "that the program logs are kept.",
+                "the run store %s is written more slowly than events arrive, so some events are left out; values that "
+                "the program logs are kept",
                 self.path,
             )
 
@@ -448,7 +448,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
         StoreProblemError: the file is missing, damaged, locked or of another version.
     """
     if not path.is_file():
-        raise StoreProblemError(f"There is no run store at [{path}].")
+        raise StoreProblemError(f"there is no run store at {path}")
     try:
         connection = _connect_reader(path)
         try:
@@ -469,18 +469,18 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def problem_of(path: Path, error: sqlite3.Error) -> StoreProblemError:
-    """Return what to report to a user for an error of SQLite's."""
+    """Return an error of SQLite's as a sentence for users."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreProblemError(
-            f"The run store [{path}] has been locked by another program for {PATIENCE:g} s; try again.",
+            f"the run store {path} has been locked by another program for {PATIENCE:g} s; try again",
             passing=True,
         )
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return StoreProblemError(
-            f"The run store [{path}] is damaged ({error}); `sqlite3 {path} .recover` may save what is whole."
+            f"the run store {path} is damaged ({error}); `sqlite3 {path} .recover` may save parts of it"
         )
-    return StoreProblemError(f"The run store [{path}] can't be read ({error}).")
+    return StoreProblemError(f"the run store {path} can't be read ({error})")
 
 
 def _connect_reader(path: Path) -> sqlite3.Connection:
