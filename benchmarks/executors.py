@@ -47,9 +47,9 @@ def engines() -> tuple[dict[str, Callable[[], Any]], list[str]]:
 
         found["loky"] = functools.partial(loky.get_reusable_executor, 2)
     if find_spec("ray"):
-        import afnio.ray
+        from afnio.ray import RayExecutor
 
-        found["Ray"] = afnio.ray.RayExecutor
+        found["Ray"] = RayExecutor
     for name, executor in list(found.items()):
         try:
             _ = afnio.Variable([1, 2, 3, 4]).map(nothing, executor=executor).data

@@ -105,7 +105,10 @@ async def test_native_clients_with_the_oldest_openai() -> None:
     files = [
         f"tests/models/test_{name}.py" for name in ("azure", "hostile_replies", "openai", "raw", "traces")
     ]
-    done = await anyio.run_process([str(python), "-m", "pytest", "-q", *files], cwd=ROOT, check=False)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ["PYTHONPATH"]])}
+    done = await anyio.run_process(
+        [str(python), "-m", "pytest", "-q", *files], cwd=ROOT, env=env, check=False
+    )
     assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 
