@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
-from afnio.runtime import Account
+from afnio.runtime import Account, budget
 from afnio.runtime._call import BACKOFF_MAX, REFUSED_FOR, Call, Codec, perform
 from afnio.runtime._health import ATTEMPTS
+from afnio.runtime._limits import give_replicas
 from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
 
 
@@ -131,6 +133,31 @@ async def test_a_refused_call_pauses_once() -> None:
     assert isinstance(reply, Reply)
     assert [event.wait for event in events if isinstance(event, CallRetried)] == [2.0]
     assert anyio.current_time() - started == pytest.approx(2.0, abs=0.01)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("replicas", [[], ["https://one", "https://two"]])
+async def test_a_refused_call_holds_no_money(replicas: list[str]) -> None:
+    """While its account pauses, calls to other accounts have the whole budget."""
+    runtime: Any = FakeRuntime()
+    refused = [RateLimitedError("slow", status=429, retry_after=60.0) for _ in replicas or [""]]
+    paused = replace(call([*refused, None]), prompt_tokens=100, max_output=900)
+    if replicas:
+        paused = replace(paused, account=Account("https://group", "s"))
+        give_replicas(paused.account, tuple(Account(url, "s") for url in replicas), runtime)
+    other = replace(call([None]), account=Account("https://other", "s"), prompt_tokens=100, max_output=900)
+    started, ended = anyio.current_time(), {}
+
+    async def lane(asked: Call[Reply], delay: float) -> None:
+        await anyio.sleep(delay)
+        await perform(runtime, asked)
+        ended[asked.account.url] = round(anyio.current_time() - started)
+
+    with budget(max_tokens=1500):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lane, paused, 0)
+            tasks.start_soon(lane, other, 1)
+    assert ended == {"https://other": 1, paused.account.url: 60}
 
 
 @pytest.mark.looptime

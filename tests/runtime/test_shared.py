@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -184,3 +186,36 @@ async def test_a_lane_that_asks_after_a_failure_tries_again() -> None:
     first = await perform(runtime, shared(attempt, calls))  # type: ignore[arg-type]
     assert await perform(runtime, shared(attempt, calls)) is first  # type: ignore[arg-type]
     assert len(sent) == 2
+
+
+class OddError(Exception):
+    """An error that can't be copied."""
+
+    def __init__(self, *, text: str) -> None:
+        super().__init__(text)
+
+
+@pytest.mark.parametrize("kind", [lambda: OddError(text="no"), lambda: FinalModelError("no")])
+async def test_a_shared_error_leaves_no_cycle(kind: Callable[[], Exception]) -> None:
+    """Once its lanes have caught it, it is gone without the collector's help."""
+    runtime, errors = Runtime(), []
+    calls: dict[Any, Any] = {}
+
+    async def attempt() -> Reply:
+        await anyio.sleep(0.001)
+        raise kind()
+
+    async def lane() -> None:
+        try:
+            await perform(runtime, shared(attempt, calls))  # type: ignore[arg-type]
+        except Exception as error:
+            errors.append(weakref.ref(error))
+
+    gc.disable()
+    try:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(lane)
+        assert [error() for error in errors] == [None] * 3
+    finally:
+        gc.enable()

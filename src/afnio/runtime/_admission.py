@@ -220,6 +220,10 @@ class Admitter:
             return math.inf
         return max(self.health.circuit.wait(now), self.refusals.wait(now))
 
+    def pause(self, now: float) -> float:
+        """Return the seconds for which nothing is sent because of a refusal."""
+        return 0.0 if self.paused_until is None else max(0.0, self.paused_until - now)
+
     def _next(self, now: float) -> tuple[QueueEntry | None, float]:
         """Return the next call, or the seconds until there may be one.
 

@@ -11,8 +11,8 @@ the account (`_admission.py`). The orders of the two differ, so they can't be on
 decided once, by the table `AttemptOutcome`. Budgets, the account's limits and its health all settle by the same row.
 
 What happens on a 429, for example: `AttemptOutcome.LIMITED` charges no money and gives the request and its tokens back.
-Admission pauses the account and finds its pace (`Refusals` in `_health.py`). The call goes back to the queue, for an
-hour at most, and none of that counts as a failed attempt.
+Admission pauses the account and finds its pace (`Refusals` in `_health.py`). The call waits for the end of the pause
+without money and goes back to the queue, for an hour at most, and none of that counts as a failed attempt.
 """
 
 from __future__ import annotations
@@ -107,7 +107,10 @@ async def _share(trip: Trip[R], calls: dict[Hashable, SharedCall[Any]]) -> R:
     while (first := calls.get(key)) is not None:
         await first.ended.wait()
         if first.error is not None:
-            raise _copied(first.error)
+            try:
+                raise _copied(first.error)
+            finally:
+                del first  # an error that can't be copied would lead from its traceback back to itself
         if first.reply is not None:
             await _record(trip, first.reply, "shared")
             return first.reply  # type: ignore[no-any-return]
@@ -121,6 +124,7 @@ async def _share(trip: Trip[R], calls: dict[Hashable, SharedCall[Any]]) -> R:
         if first.reply is None:
             del calls[key]  # a lane that asks later tries again
         first.ended.set()
+        del first
     await _record(trip, reply)
     return reply
 
@@ -391,11 +395,13 @@ def _used_up(state: RetryCallState) -> bool:
 def backoff(state: RetryCallState) -> float:
     """Return seconds to wait: full jitter (AWS, 2015), on top of what the provider asked for.
 
-    A refused call goes back to the queue at once: its account pauses there, for all of its calls.
+    A refused call waits for as long as its account pauses. In the queue it would hold money that others may need.
     """
     trip, error = _failed(state)
-    if trip.spared or isinstance(error, RateLimitedError):
+    if trip.spared:
         return 0.0
+    if isinstance(error, RateLimitedError):
+        return trip.account.pause(loop_time())
     longest = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX
     ceiling = min(longest, BACKOFF_FIRST * 2 ** min(trip.failures, 10))
     return (error.retry_after or 0.0) + random.uniform(0, ceiling)
@@ -406,8 +412,6 @@ async def _announce(state: RetryCallState) -> None:
     if trip.spared or state.next_action is None:
         return
     wait = state.next_action.sleep
-    if isinstance(error, RateLimitedError):
-        wait = error.retry_after or 0.0
     trip.retried(error, wait)
     await trip.account.health.log_retry(error, wait)
 

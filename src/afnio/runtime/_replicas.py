@@ -117,6 +117,9 @@ class ReplicaAdmitter(Admitter):
     def held(self, now: float) -> float:
         return min(replica.held(now) for replica in self.replicas)
 
+    def pause(self, now: float) -> float:
+        return min(replica.admitter.pause(now) for replica in self.replicas)
+
     def wait(self, cost: int, now: float) -> float:
         return 0.0  # what each of them allows depends on the replica, too
 
