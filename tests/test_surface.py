@@ -44,20 +44,20 @@ SURFACE = {
 def test_the_names_that_users_know_are_there(package):
     """Under the package that documents them."""
     module = importlib.import_module(package)
-    assert [] == [name for name in SURFACE[package].split() if not hasattr(module, name)]
+    assert [name for name in SURFACE[package].split() if not hasattr(module, name)] == []
 
 
 def test_all_is_complete_and_sorted():
     """Every public name of `afnio` is in `__all__`, and every name of `__all__` can be imported."""
     assert sorted(afnio.__all__) == list(afnio.__all__)
-    assert [] == [name for name in afnio.__all__ if getattr(afnio, name, None) is None]
+    assert [name for name in afnio.__all__ if getattr(afnio, name, None) is None] == []
     public = {
         name
         for name, value in vars(afnio).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    assert set() == public - set(afnio.__all__) - {"annotations", "TYPE_CHECKING"}
-    assert set() == set(SURFACE["afnio"].split()) - set(afnio.__all__)
+    assert public - set(afnio.__all__) - {"annotations", "TYPE_CHECKING"} == set()
+    assert set(SURFACE["afnio"].split()) - set(afnio.__all__) == set()
 
 
 def test_a_star_import_brings_the_names():
@@ -75,7 +75,7 @@ def test_modules_are_attributes(module: str):
     """After `import afnio` alone, as a user writes `afnio.utils.data.DataLoader`."""
     code = f"import afnio; print(afnio.{module}.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert f"afnio.{module}\n" == done.stdout, done.stderr
+    assert done.stdout == f"afnio.{module}\n", done.stderr
 
 
 def test_what_is_not_there_is_an_attribute_error():
@@ -147,7 +147,7 @@ BARRED = [
 def probe(watch: bool) -> dict:
     code = _PROBE.replace("WATCH", str(watch)).replace("BARRED", repr(BARRED))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "" == done.stderr
+    assert done.stderr == ""
     return json.loads(done.stdout)
 
 
@@ -165,9 +165,9 @@ def test_importing_does_nothing():
     """No heavy library, no thread, no file, no logging."""
     found = probe(watch=True)
     del found["seconds"], found["reference"]
-    assert {
+    assert found == {
         "modules": [], "threads": 1, "files": [], "descriptors": 0, "handlers": 0, "level": 0,
-    } == found  # fmt: skip
+    }  # fmt: skip
 
 
 def test_types_are_what_the_documentation_says():
@@ -176,4 +176,4 @@ def test_types_are_what_the_documentation_says():
     if not pyright.exists():
         pytest.skip("pyright is not installed; make test installs it")
     done = subprocess.run([pyright, "--pythonpath", sys.executable], capture_output=True, text=True, cwd=ROOT)
-    assert 0 == done.returncode, done.stdout
+    assert done.returncode == 0, done.stdout

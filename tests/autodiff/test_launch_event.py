@@ -24,12 +24,12 @@ def test_a_launch_tells_where_its_inputs_are_from():
         reply = ask(prompt, ["a", "b"])
         exact_match_evaluator(reply, ["yes", "yes"])[1].backward()
     chat, evaluator, sweep = [event for event in events if isinstance(event, NodeLaunched)]
-    assert ("ChatCompletion", "forward", 2) == (chat.name, chat.kind, chat.lanes)
-    assert [["a", "b"]] == [entry.values for entry in chat.inputs if entry.values is not None]
-    assert {None} == {entry.producer for entry in chat.inputs}
-    assert ("told/1", "told/2", "told/3") == (chat.address, evaluator.address, sweep.address)
-    assert [("told/1", None), (None, ["yes", "yes"])] == [tuple(entry) for entry in evaluator.inputs]
-    assert ("backward", ["told/2", "told/1"]) == (sweep.kind, [entry.producer for entry in sweep.inputs])
+    assert (chat.name, chat.kind, chat.lanes) == ("ChatCompletion", "forward", 2)
+    assert [entry.values for entry in chat.inputs if entry.values is not None] == [["a", "b"]]
+    assert {entry.producer for entry in chat.inputs} == {None}
+    assert (chat.address, evaluator.address, sweep.address) == ("told/1", "told/2", "told/3")
+    assert [tuple(entry) for entry in evaluator.inputs] == [("told/1", None), (None, ["yes", "yes"])]
+    assert (sweep.kind, [entry.producer for entry in sweep.inputs]) == ("backward", ["told/2", "told/1"])
     assert __file__ == chat.line.file
 
 
@@ -39,8 +39,9 @@ def test_an_evaluator_tells_of_each_sample():
     with subscribed(events.append), afnio.scope(name="told", rooted=True):
         exact_match_evaluator(Variable(["yes", "yes", None]), ["yes", "no", "no"])
     scored = [event for event in events if isinstance(event, SampleScored)]
-    assert [("told/1", 0, "yes", "yes", 1, True), ("told/1", 1, "yes", "no", 0, False)] == [
-        (e.node, e.lane, e.prediction, e.target, e.score, e.success) for e in scored
+    assert [(e.node, e.lane, e.prediction, e.target, e.score, e.success) for e in scored] == [
+        ("told/1", 0, "yes", "yes", 1, True),
+        ("told/1", 1, "yes", "no", 0, False),
     ]
     assert "no" in scored[1].explanation
 
@@ -51,7 +52,7 @@ def test_feedback_names_the_evaluator_that_it_came_from():
     with afnio.scope(name="told", rooted=True):
         exact_match_evaluator(reply, ["b"])[1].backward()
         (gradient,) = reply.grad
-    assert [("told/1", 0)] == [(entry["node"], entry["sample"]) for entry in gradient.provenance[0]]
+    assert [(entry["node"], entry["sample"]) for entry in gradient.provenance[0]] == [("told/1", 0)]
 
 
 def test_no_event_is_built_without_a_subscriber():
@@ -63,19 +64,19 @@ def test_no_event_is_built_without_a_subscriber():
         def origin(self):
             looked.append(self)
 
-    assert 3 == (Watched(1) + Variable(2)).data
-    assert [] == looked
+    assert (Watched(1) + Variable(2)).data == 3
+    assert looked == []
     with subscribed(lambda event: None):
-        assert 3 == (Watched(1) + Variable(2)).data
-    assert 1 == len(looked)
+        assert (Watched(1) + Variable(2)).data == 3
+    assert len(looked) == 1
 
 
 def test_an_inner_recorder_hides_the_outer_one():
     """A run_recorder has what is launched in its block, subscribers have all."""
     outer, inner, everything = [], [], []
     with subscribed(everything.append), run_recorder.override(outer.append):
-        assert 3 == (Variable(1) + Variable(2)).data
+        assert (Variable(1) + Variable(2)).data == 3
         with run_recorder.override(inner.append):
-            assert 7 == (Variable(3) + Variable(4)).data
-    assert (1, 1, 2) == (len(outer), len(inner), len(everything))
+            assert (Variable(3) + Variable(4)).data == 7
+    assert (len(outer), len(inner), len(everything)) == (1, 1, 2)
     assert everything == outer + inner

@@ -49,18 +49,18 @@ def runs(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
 
 def test_list_is_one_json_array(capsys: pytest.CaptureFixture[str]) -> None:
     """Newest first, over all projects; without a run it is empty."""
-    assert [] == json.loads(runs(capsys, "list", "--json"))
+    assert json.loads(runs(capsys, "list", "--json")) == []
     assert "No runs in .afnio" in runs(capsys, "list")
     first, second = trained("first"), trained("second", "other")
     found = json.loads(runs(capsys, "list", "--json"))
-    assert [second.id, first.id] == [run["id"] for run in found]
+    assert [run["id"] for run in found] == [second.id, first.id]
     run = found[1]
-    assert ("COMPLETED", 11, {"score": 3.0, "nothing": None}) == (run["status"], run["calls"], run["metrics"])
-    assert (None, 11, {"lr": 0.5}) == (run["cost"], run["unpriced"], run["config"])
+    assert (run["status"], run["calls"], run["metrics"]) == ("COMPLETED", 11, {"score": 3.0, "nothing": None})
+    assert (run["cost"], run["unpriced"], run["config"]) == (None, 11, {"lr": 0.5})
     only = json.loads(runs(capsys, "list", "--json", "--project", "me/emails", "--status", "completed"))
-    assert [first.id] == [run["id"] for run in only]
+    assert [run["id"] for run in only] == [first.id]
     text = runs(capsys, "list").splitlines()
-    assert 3 == len(text)
+    assert len(text) == 3
     assert "me/other/second" in text[1]
     assert "score 3" in text[1]
 
@@ -71,9 +71,9 @@ def test_show_tells_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("first", run.id, run.id[:8], "me/emails/first"):
         found = json.loads(runs(capsys, "show", word, "--json"))
         assert run.id == found["id"]
-    assert ({"val": 3, "epoch 1/step 1": 3, "val#2": 3}, ["system prompt"]) == (
+    assert (
         found["phases"], found["steps"][0]["changed"],
-    )  # fmt: skip
+    ) == ({"val": 3, "epoch 1/step 1": 3, "val#2": 3}, ["system prompt"])  # fmt: skip
     text = runs(capsys, "show", "first")
     assert SECOND in text
     assert "step 1 (TGD) changed system prompt" in text
@@ -101,7 +101,7 @@ def test_the_beginning_of_a_name_is_enough(capsys: pytest.CaptureFixture[str]) -
     assert "there is no run 'alm'" in runs(capsys, "show", "alm", code=1)
     assert "there is no run ''" in runs(capsys, "show", "", code=1)
     assert "there is no run 'keen'" in runs(capsys, "rm", "keen", "--yes", code=1)
-    assert 3 == len(json.loads(runs(capsys, "list", "--json")))
+    assert len(json.loads(runs(capsys, "list", "--json"))) == 3
 
 
 def test_compare_pairs_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +113,7 @@ def test_compare_pairs_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(runs(capsys, "compare", "first", "second", "--json"))
     (phase,) = [one for one in found["phases"] if one["kind"] == "val"]
     paired = phase["paired"]
-    assert (3, 3, 0, 1.0) == (paired["samples"], paired["won"], paired["lost"], paired["difference"])
+    assert (paired["samples"], paired["won"], paired["lost"], paired["difference"]) == (3, 3, 0, 1.0)
     assert paired["low"] < 1.0 <= paired["high"]
     text = runs(capsys, "compare", "first", "second")
     assert "3 samples in both: 3 won, 0 lost, +1.000" in text
@@ -127,15 +127,15 @@ def test_rm_deletes_a_run_with_its_journal(capsys: pytest.CaptureFixture[str]) -
     folder = Path(".afnio/me/emails")
     assert "add --yes" in runs(capsys, "rm", "secret", code=2)
     runs(capsys, "rm", "secret", "first", "--yes")
-    assert [second.id] == [run["id"] for run in json.loads(runs(capsys, "list", "--json"))]
-    assert [f"{second.id}.journal"] == [path.name for path in folder.iterdir()]
+    assert [run["id"] for run in json.loads(runs(capsys, "list", "--json"))] == [second.id]
+    assert [path.name for path in folder.iterdir()] == [f"{second.id}.journal"]
     assert not any(
         b"unmistakable-text" in path.read_bytes() for path in Path(".afnio").rglob("*") if path.is_file()
     )
     with closing(sqlite3.connect(".afnio/me/emails.db")) as db:
-        assert [(11,)] == db.execute("SELECT count(*) FROM calls").fetchall()
-        assert [(0,)] == db.execute("SELECT count(*) FROM bodies WHERE run_id = ?", (first.id,)).fetchall()
-        assert [("ok",)] == db.execute("PRAGMA integrity_check").fetchall()
+        assert db.execute("SELECT count(*) FROM calls").fetchall() == [(11,)]
+        assert db.execute("SELECT count(*) FROM bodies WHERE run_id = ?", (first.id,)).fetchall() == [(0,)]
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def test_rm_leaves_a_run_alone_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,24 +153,28 @@ def test_export_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     for line in lines:
         tables.setdefault(line["table"], []).append(line)
     counts = {table: len(rows) for table, rows in tables.items()}
-    assert (11, 9, 1, 1, 2) == tuple(
-        counts[name] for name in ("calls", "samples", "steps", "evidence", "parameters")
+    assert tuple(counts[name] for name in ("calls", "samples", "steps", "evidence", "parameters")) == (
+        11,
+        9,
+        1,
+        1,
+        2,
     )
-    assert ["system", "user"] == [message["role"] for message in tables["calls"][0]["messages"]]
-    assert "yes" == tables["calls"][0]["reply"]["content"]
+    assert [message["role"] for message in tables["calls"][0]["messages"]] == ["system", "user"]
+    assert tables["calls"][0]["reply"]["content"] == "yes"
     runs(capsys, "export", "first", "--out", "run.jsonl")
     assert len(lines) == len(Path("run.jsonl").read_text().splitlines())
-    assert 0o600 == os.stat("run.jsonl").st_mode & 0o777
+    assert os.stat("run.jsonl").st_mode & 0o777 == 0o600
 
 
 def test_a_store_that_cannot_be_read_costs_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     """The others are listed; the exit code says that something is missing."""
     trained("first")
     Path(".afnio/me/broken.db").write_text("no database at all" * 100)
-    assert 1 == main(["runs", "list", "--json"])
+    assert main(["runs", "list", "--json"]) == 1
     out, err = capsys.readouterr()
-    assert ["first"] == [run["name"] for run in json.loads(out)]
-    assert 1 == len(err.splitlines())
+    assert [run["name"] for run in json.loads(out)] == ["first"]
+    assert len(err.splitlines()) == 1
     assert "broken.db" in err
 
 
@@ -201,7 +205,7 @@ def cpu(command: list[str]) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
@@ -209,7 +213,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     """And a wrong call is exit code 2."""
     with pytest.raises(SystemExit) as caught:
         main(["runs", "--help"])
-    assert 0 == caught.value.code
+    assert caught.value.code == 0
     assert "afnio runs compare calm-heron keen-lynx" in capsys.readouterr().out
     assert "usage" in runs(capsys, "show", code=2)
 
@@ -221,4 +225,4 @@ def test_a_config_that_redaction_broke_is_shown(capsys: pytest.CaptureFixture[st
     with closing(sqlite3.connect(".afnio/me/emails.db", isolation_level=None)) as db:
         db.execute("UPDATE runs SET config = '{lr: ***'")
     assert "{lr: ***" in runs(capsys, "show", "first")
-    assert "{lr: ***" == json.loads(runs(capsys, "show", "first", "--json"))["config"]
+    assert json.loads(runs(capsys, "show", "first", "--json"))["config"] == "{lr: ***"

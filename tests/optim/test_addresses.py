@@ -37,7 +37,7 @@ def parameters(learned):
 def test_a_step_numbers_the_parameters_with_feedback(parameters):
     """Of three parameters here the first and the last."""
     optimizer = TGD(parameters, ScriptedClient(reply), model="m")
-    assert ["1/parameter 0/step", "1/parameter 1/step"] == addresses(lambda: optimizer.step().wait())
+    assert addresses(lambda: optimizer.step().wait()) == ["1/parameter 0/step", "1/parameter 1/step"]
 
 
 def test_the_function_has_the_addresses_of_the_class(parameters):
@@ -45,7 +45,7 @@ def test_the_function_has_the_addresses_of_the_class(parameters):
     grads = [parameter.grad for parameter in parameters]
     client = ScriptedClient(reply)
     found = addresses(lambda: tgd(parameters, grads, [[], [], []], client, model="m").wait())
-    assert ["1/parameter 0/step", "1/parameter 1/step"] == found
+    assert found == ["1/parameter 0/step", "1/parameter 1/step"]
 
 
 def test_reductions_are_below_their_parameter(learned):
@@ -53,8 +53,8 @@ def test_reductions_are_below_their_parameter(learned):
     texts = [f"{n} " + " ".join(f"word{n}-{k}" for k in range(60)) for n in range(3)]
     optimizer = TGD([learned("a", *texts)], ScriptedClient(reply), feedback_tokens=300, model="m")
     found = addresses(lambda: optimizer.step().wait())
-    assert "1/parameter 0/step" == found.pop()
-    assert {"1/parameter 0/1/level 0"} == {address.rsplit("/", 2)[0] for address in found}
+    assert found.pop() == "1/parameter 0/step"
+    assert {address.rsplit("/", 2)[0] for address in found} == {"1/parameter 0/1/level 0"}
 
 
 def test_an_async_closure_makes_the_step_joint(parameters):

@@ -138,12 +138,12 @@ def test_steps_learn_what_the_mistakes_ask_for(how):
     agent = Agent()
     optimizer = agent.optimizer(evaluate=getattr(agent, how))
     steps = told(optimizer, 3)
-    assert ["incumbent", "chain 1", "chain 2", "union"] == names(steps[0])
+    assert names(steps[0]) == ["incumbent", "chain 1", "chain 2", "union"]
     for step in steps:
         won = [c for c in step.candidates if c.verdict.startswith(("accepted", "kept"))]
         assert len(won) == any(c.scores for c in step.candidates)
     assert agent.value in {c.values[0] for c in steps[-1].candidates}
-    assert 6 <= len(set(re.findall(r"Know \d\.", agent.value)))
+    assert len(set(re.findall(r"Know \d\.", agent.value))) >= 6
     assert agent.value.startswith("Answer.\n"), "what the text said stays"
 
 
@@ -152,9 +152,9 @@ def test_one_prompt_needs_no_critic():
     agent = Agent("Answer the question with yes or no, and with nothing else.")
     proposer = ScriptedClient(teach)
     told(agent.optimizer(proposer))
-    assert {"student"} == {kind(request) for request in agent.client.requests}
+    assert {kind(request) for request in agent.client.requests} == {"student"}
     first = prompt(proposer.requests[0])
-    assert 1 == first.count("Answer the question with yes or no, and with nothing else.")
+    assert first.count("Answer the question with yes or no, and with nothing else.") == 1
     assert 'predicted "no", expected "yes"' in shown(proposer.requests[0], "mistake")[0]
 
 
@@ -195,12 +195,12 @@ def test_with_several_prompts_the_critics_say_which_one_to_change():
     proposer = ScriptedClient(teach)
     with afnio.set_backward_model_client(ScriptedClient(critic), completion_args={"model": "c"}):
         (step,) = told(agent.optimizer(proposer))
-    assert "Answer." == agent.value
+    assert agent.value == "Answer."
     assert "Know" in agent.prompts[1].data
-    assert {'"second prompt"'} == {
-        re.search(r"<variable role=(.*)>", prompt(r))[1] for r in proposer.requests
+    assert {re.search(r"<variable role=(.*)>", prompt(r))[1] for r in proposer.requests} == {
+        '"second prompt"'
     }
-    assert ["second prompt"] == [change.role for change in step.changes]
+    assert [change.role for change in step.changes] == ["second prompt"]
 
 
 def test_a_race_uses_samples_that_no_candidate_was_made_from():
@@ -219,7 +219,7 @@ def test_a_race_uses_samples_that_no_candidate_was_made_from():
     batches = optimizer.batches
     small = {row for batch in batches[: 2 * 2] for row in batch}
     assert all(not small & set(batch) for batch in batches[2 * 2 :])
-    assert {4, 8} == {len(batch) for batch in batches[2 * 2 :]}
+    assert {len(batch) for batch in batches[2 * 2 :]} == {4, 8}
 
 
 @pytest.mark.parametrize("rows", [24, 40, 60, 100])
@@ -240,7 +240,7 @@ def test_no_race_uses_a_sample_whose_mistake_was_shown_in_its_step(rows):
         shown_now.clear()
         (step,) = told(optimizer)
         raced = {unit for candidate in step.candidates for unit in candidate.samples}
-        assert 12 == len(raced)
+        assert len(raced) == 12
         assert shown_now
         assert not raced & shown_now
 
@@ -250,8 +250,8 @@ def test_a_long_chain_goes_through_its_samples_again():
     agent = Agent(rows=16, answer=lambda request: "no")
     told(agent.optimizer(lr=1, inner=4, minibatch=6, race=24, prune_every=None))
     chain, race = agent.batches[:4], agent.batches[4:]
-    assert [6] * 4 == [len(set(batch)) for batch in chain]
-    assert 8 == len({row for batch in chain for row in batch})
+    assert [len(set(batch)) for batch in chain] == [6] * 4
+    assert len({row for batch in chain for row in batch}) == 8
     assert not {row for batch in chain for row in batch} & {row for batch in race for row in batch}
 
 
@@ -268,16 +268,16 @@ def test_the_first_samples_are_for_all_and_the_rest_for_the_best():
     """So many scores has each candidate, in the columns of one table."""
     (step,) = told(Agent().optimizer(keep=2))
     counts = Counter(len(candidate.scores) for candidate in step.candidates)
-    assert {4: 2, 12: 2} == counts
+    assert counts == {4: 2, 12: 2}
     columns = {candidate.samples[:4] for candidate in step.candidates}
-    assert 1 == len(columns)
+    assert len(columns) == 1
 
 
 def test_ties_keep_the_current_text():
     """A candidate that does as well isn't better."""
     agent = Agent()
     (step,) = told(agent.optimizer(lambda request: add("Useless.", samples=[1]), lr=1, inner=1))
-    assert "Answer." == agent.value
+    assert agent.value == "Answer."
     assert step.candidates[0].verdict.startswith("kept: 0 on 12 samples")
     assert step.candidates[1].verdict == "lost: 0 against 0 of incumbent on 12 samples"
     assert step.changes[0].rejected == "no candidate did better than the current text in the race"
@@ -289,9 +289,9 @@ def test_a_harmful_sentence_of_the_start_is_left_out():
     quiet = lambda request: {"edits": []}  # noqa: E731
     agent = Agent(text)
     (step,) = told(agent.optimizer(quiet))
-    assert "Know 1. Know 2. Know 3." == agent.value
-    assert ['without "Never answer."'] == [
-        c.name for c in step.candidates if c.verdict.startswith("accepted")
+    assert agent.value == "Know 1. Know 2. Know 3."
+    assert [c.name for c in step.candidates if c.verdict.startswith("accepted")] == [
+        'without "Never answer."'
     ]
     agent = Agent(text)
     told(agent.optimizer(quiet, prune_every=None))
@@ -303,12 +303,12 @@ def test_blocks_are_left_out_in_turn_later():
     agent = Agent("Know 1. Know 2. Know 3.", answer=lambda request: "yes")
     steps = told(agent.optimizer(prune_every=2), 6)
     tried = [[name for name in names(step) if name.startswith("without")] for step in steps]
-    assert ['without "Know 1."', 'without "Know 2."', 'without "Know 3."'] == tried[0]
-    assert [[], ['without "Know 1."'], [], ['without "Know 2."'], [], ['without "Know 3."']] == [
+    assert tried[0] == ['without "Know 1."', 'without "Know 2."', 'without "Know 3."']
+    assert [
         [],
         *tried[1:],
-    ]
-    assert "Know 1. Know 2. Know 3." == agent.value
+    ] == [[], ['without "Know 1."'], [], ['without "Know 2."'], [], ['without "Know 3."']]
+    assert agent.value == "Know 1. Know 2. Know 3."
 
 
 def test_placeholders_and_examples_are_not_left_out():
@@ -316,8 +316,8 @@ def test_placeholders_and_examples_are_not_left_out():
     examples = "<examples>\n<example>\n<input>a</input>\n</example>\n</examples>"
     agent = Agent(f"Use {{text}}. Be kind.\n{examples}", answer=lambda request: "yes")
     (step,) = told(agent.optimizer())
-    assert ["incumbent", 'without "Be kind."'] == names(step)[:2]
-    assert 1 == sum(name.startswith("without") for name in names(step))
+    assert names(step)[:2] == ["incumbent", 'without "Be kind."']
+    assert sum(name.startswith("without") for name in names(step)) == 1
 
 
 def test_demos_may_work_on_the_same_text():
@@ -346,11 +346,11 @@ def test_equal_edits_count_once_and_need_no_merge():
     agent = Agent(answer=lambda r: "yes" if "Say yes." in json.dumps(r.messages) else "no")
     proposer = ScriptedClient(lambda request: add("Say yes.", samples=[1, 2]))
     (step,) = told(agent.optimizer(proposer, inner=1))
-    assert "Answer.\nSay yes." == agent.value
-    assert 2 == len(proposer.requests)
-    assert ["equals chain 1", "equals chain 1"] == [c.verdict for c in step.candidates[2:]]
+    assert agent.value == "Answer.\nSay yes."
+    assert len(proposer.requests) == 2
+    assert [c.verdict for c in step.candidates[2:]] == ["equals chain 1", "equals chain 1"]
     (_, line) = step.changes[0].lineage
-    assert (1, 4) == (line.step, len(line.samples)), "the samples of both chains stand behind it"
+    assert (line.step, len(line.samples)) == (1, 4), "the samples of both chains stand behind it"
 
 
 def test_one_call_decides_what_is_done_at_a_contested_place():
@@ -364,10 +364,10 @@ def test_one_call_decides_what_is_done_at_a_contested_place():
         return teach(request)
 
     (step,) = told(agent.optimizer(proposer, inner=1))
-    assert 1 == len(merges)
+    assert len(merges) == 1
     assert {'"1"', '"2"', '"3"', '"4"'} >= set(re.findall(r"samples=(\S+)>", prompt(merges[0])))
-    assert [f"Know {number}." for number in range(KINDS)] == re.findall(r"Know \d\.", agent.value)
-    assert "union" == next(c.name for c in step.candidates if c.verdict.startswith("accepted"))
+    assert re.findall(r"Know \d\.", agent.value) == [f"Know {number}." for number in range(KINDS)]
+    assert next(c.name for c in step.candidates if c.verdict.startswith("accepted")) == "union"
 
 
 @pytest.mark.parametrize("reply", ["I would keep both.", {"edits": []}, add("x", block=7)])
@@ -462,11 +462,11 @@ def test_edits_that_cannot_be_made_are_repaired_once_dropped_and_counted(name):
     assert "{text}" in agent.value
     chain = next(c for c in step.candidates if c.name == "chain")
     if name == "contradictory ones":
-        assert ([], "{text}!") == (again, chain.values[0]), "the one with more samples is made"
+        assert (again, chain.values[0]) == ([], "{text}!"), "the one with more samples is made"
     else:
         assert reason in again[0]
-        assert "Use {text}.\nKnow more." == chain.values[0]
-    assert f"{len(change.dropped)} edits left out" in chain.verdict or 1 == len(change.dropped)
+        assert chain.values[0] == "Use {text}.\nKnow more."
+    assert f"{len(change.dropped)} edits left out" in chain.verdict or len(change.dropped) == 1
 
 
 def test_an_edit_that_copies_a_training_sample_is_not_made():
@@ -481,7 +481,7 @@ def test_an_edit_that_copies_a_training_sample_is_not_made():
     agent = Agent()
     (step,) = told(agent.optimizer(proposer, rows=rows, lr=1, inner=1))
     assert "must not copy training examples" in step.changes[0].dropped[0]
-    assert "Answer.\nKnow more." == step.candidates[1].values[0]
+    assert step.candidates[1].values[0] == "Answer.\nKnow more."
 
 
 def test_good_edits_beside_bad_ones_are_made_without_another_call():
@@ -490,8 +490,8 @@ def test_good_edits_beside_bad_ones_are_made_without_another_call():
     reply = {"edits": [*add("Nothing.", block=9)["edits"], *add("Say yes.")["edits"]]}
     proposer = ScriptedClient(lambda request: reply)
     (step,) = told(agent.optimizer(proposer, lr=1, inner=1))
-    assert ("Answer.\nSay yes.", 1) == (agent.value, len(proposer.requests))
-    assert ("add at block 9, which isn't there",) == step.changes[0].dropped
+    assert (agent.value, len(proposer.requests)) == ("Answer.\nSay yes.", 1)
+    assert step.changes[0].dropped == ("add at block 9, which isn't there",)
 
 
 def test_an_edit_that_lost_is_shown_and_not_made_again():
@@ -500,10 +500,10 @@ def test_an_edit_that_lost_is_shown_and_not_made_again():
     proposer = ScriptedClient(lambda request: add("Never answer.", block=2, samples=[1]))
     steps = told(agent.optimizer(proposer, lr=1, inner=1, prune_every=None), 2)
     assert "lost" in steps[0].candidates[1].verdict
-    assert ["Never answer."] == shown(proposer.requests[-2], "tried")
+    assert shown(proposer.requests[-2], "tried") == ["Never answer."]
     assert 'score="0"' in prompt(proposer.requests[-2])
     assert any("was tried and lost before" in text for text in steps[1].changes[0].dropped)
-    assert "Know 1. Know 2." == agent.value
+    assert agent.value == "Know 1. Know 2."
 
 
 def test_a_validator_may_object_to_one_edit_of_several():
@@ -516,8 +516,8 @@ def test_a_validator_may_object_to_one_edit_of_several():
         )
     ]  # fmt: skip
     (step,) = told(agent.optimizer(lambda request: add("Use JSON.", "Say yes."), lr=1, inner=1))
-    assert "Answer.\nSay yes." == agent.value
-    assert ("add at block 1: it must not mention JSON",) == step.changes[0].dropped
+    assert agent.value == "Answer.\nSay yes."
+    assert step.changes[0].dropped == ("add at block 1: it must not mention JSON",)
 
 
 def test_texts_stay_within_the_limit():
@@ -595,11 +595,12 @@ def test_a_batch_that_is_all_right_costs_no_proposal():
     """There is nothing to learn, and nothing to race."""
     agent, proposer = Agent(answer=lambda request: "yes"), ScriptedClient(teach)
     (step,) = told(agent.optimizer(proposer))
-    assert [] == proposer.requests
-    assert {"not raced: there was no other candidate", "changed nothing"} == {
-        c.verdict for c in step.candidates
+    assert proposer.requests == []
+    assert {c.verdict for c in step.candidates} == {
+        "not raced: there was no other candidate",
+        "changed nothing",
     }
-    assert ((), 2 * 2 * 4) == (step.changes, len(agent.client.requests))
+    assert (step.changes, len(agent.client.requests)) == ((), 2 * 2 * 4)
 
 
 def test_half_of_the_samples_failing_ends_a_chain_and_all_of_them_the_step():
@@ -616,7 +617,7 @@ def test_half_of_the_samples_failing_ends_a_chain_and_all_of_them_the_step():
     optimizer = agent.optimizer()
     with pytest.raises(BaseException, match="samples"):
         optimizer.step()
-    assert "Answer." == agent.value
+    assert agent.value == "Answer."
     agent = Agent(answer=answer)
     told(agent.optimizer(quorum=0.2))
     assert "Know" in agent.value, "a lower quorum takes what is there"
@@ -636,7 +637,7 @@ def test_a_candidate_that_fails_is_out_of_the_race():
     (step,) = told(
         agent.optimizer(lambda r: {"edits": []} if "<places>" in prompt(r) else next(replies), inner=1)
     )
-    assert "Answer.\nSay yes." == agent.value
+    assert agent.value == "Answer.\nSay yes."
     assert any(c.verdict.startswith("failed: only 0 of 4 samples have a score") for c in step.candidates)
 
 
@@ -645,8 +646,8 @@ def test_few_rows_make_a_smaller_race_which_is_said_once(caplog):
     agent = Agent(rows=8)
     with caplog.at_level(logging.WARNING, "afnio"):
         steps = told(agent.optimizer(), 3)
-    assert 1 == sum("races compare on 4 samples instead of 12" in r.message for r in caplog.records)
-    assert {4} == {len(c.samples) for step in steps for c in step.candidates if c.samples}
+    assert sum("races compare on 4 samples instead of 12" in r.message for r in caplog.records) == 1
+    assert {len(c.samples) for step in steps for c in step.candidates if c.samples} == {4}
 
 
 def test_two_rows_are_enough():
@@ -665,7 +666,7 @@ def test_a_budget_that_cannot_pay_for_a_step_is_an_error_before_the_first_call()
         agent.optimizer(proposer, budget=70, reserve=64).step()
     with afnio.budget(max_calls=5), pytest.raises(ValueError, match=r"one step of \d+ calls \(got 5\)"):
         agent.optimizer(proposer).step()
-    assert ([], [], "Answer.") == (agent.client.requests, proposer.requests, agent.value)
+    assert (agent.client.requests, proposer.requests, agent.value) == ([], [], "Answer.")
 
 
 @pytest.mark.parametrize("calls", [60, 120, 400])
@@ -689,7 +690,7 @@ def test_chains_shrink_first():
         optimizer = Agent().optimizer(budget=calls, lr=3, inner=4, minibatch=12, race=24, first=12)
         told(optimizer)
         found.append(tuple(optimizer.sizes)[:4])
-    assert [(3, 4, 12, 24), (2, 4, 12, 24), (1, 4, 12, 24)] == found[:3]
+    assert found[:3] == [(3, 4, 12, 24), (2, 4, 12, 24), (1, 4, 12, 24)]
     assert all(chains == 1 and inner == 4 and minibatch < 12 for chains, inner, minibatch, _ in found[3:])
 
 
@@ -699,7 +700,7 @@ def test_a_budget_that_ends_in_the_middle_keeps_the_value():
     optimizer = agent.optimizer(budget=1000)
     with pytest.raises(afnio.errors.BudgetExceeded), afnio.budget(max_calls=30):
         optimizer.step()
-    assert "Answer." == agent.value
+    assert agent.value == "Answer."
 
 
 def test_an_evaluate_without_a_graph_is_told():
@@ -729,7 +730,7 @@ def test_if_every_chain_fails_the_step_raises():
     agent = Agent()
     with pytest.raises(FinalModelError, match="no"):
         agent.optimizer(ScriptedClient(FinalModelError("no", status=401))).step()
-    assert "Answer." == agent.value
+    assert agent.value == "Answer."
 
 
 # Time
@@ -852,7 +853,7 @@ async def test_a_run_that_is_killed_anywhere_goes_on_and_pays_for_nothing_twice(
             tasks.start_soon(run, folder, mortal(student, cut), mortal(teach, cut))
             assert await anyio.to_thread.run_sync(begun.wait, 20)
             tasks.cancel_scope.cancel()
-        assert expected == await run(folder, mortal(student, 10**9), mortal(teach, 10**9))
+        assert await run(folder, mortal(student, 10**9), mortal(teach, 10**9)) == expected
         assert total == calls["answered"]
 
 
@@ -890,7 +891,7 @@ async def test_a_cancelled_step_keeps_the_values_and_the_state():
             assert await anyio.to_thread.run_sync(begun.wait, 20)
             raise RuntimeError("stop")
     await agent.prompts[0]
-    assert "Answer." == agent.value
+    assert agent.value == "Answer."
     after = optimizer.state_dict()["search"]
     assert {**before, "seed": 0} == {**after, "seed": 0}
 
@@ -902,11 +903,12 @@ def test_feedback_of_a_loop_takes_the_place_of_the_first_samples():
     agent.prompts[0].append_grad(afnio.Variable("It lacks Know 4."))
     agent.prompts[0].append_grad(afnio.Variable("It lacks Know 5."))
     (step,) = told(optimizer)
-    assert [["It lacks Know 4."], ["It lacks Know 5."]] == [
-        shown(r, "feedback") for r in proposer.requests[:2]
+    assert [shown(r, "feedback") for r in proposer.requests[:2]] == [
+        ["It lacks Know 4."],
+        ["It lacks Know 5."],
     ]
     assert {"Know 4.", "Know 5."} >= set(re.findall(r"Know \d\.", agent.value))
-    assert 2 == step.changes[0].gradients
+    assert step.changes[0].gradients == 2
 
 
 def test_a_value_from_outside_is_another_text():
@@ -916,7 +918,7 @@ def test_a_value_from_outside_is_another_text():
     told(optimizer, 2)
     agent.prompts[0].data = "Start again."
     (step,) = told(optimizer)
-    assert "Start again." == step.candidates[0].values[0]
+    assert step.candidates[0].values[0] == "Start again."
     assert agent.value.startswith("Start again.")
 
 
@@ -950,7 +952,7 @@ def test_a_trainer_trains_with_it():
         loader = DataLoader(module.inner.rows, batch_size=12)
         trainer = Trainer(max_steps=3, enable_checkpointing=False, enable_progress_bar=False)
         trainer.fit(module, loader)
-    assert 5 <= len(set(re.findall(r"Know \d\.", module.prompt.data)))
+    assert len(set(re.findall(r"Know \d\.", module.prompt.data))) >= 5
 
 
 class Manual(cog.Module):
@@ -999,7 +1001,7 @@ async def test_a_trainer_that_is_killed_inside_a_step_resumes_it(tmp_path):
         tasks.start_soon(fit, tmp_path / "cut", total - 20)
         assert await anyio.to_thread.run_sync(begun.wait, 30)
         tasks.cancel_scope.cancel()
-    assert expected == await fit(tmp_path / "cut", 10**9, ckpt_path="last")
+    assert await fit(tmp_path / "cut", 10**9, ckpt_path="last") == expected
     assert total == calls["answered"]
 
 
@@ -1012,11 +1014,11 @@ def test_a_block_keeps_its_lineage():
     optimizer = agent.optimizer()
     steps = told(optimizer, 4)
     ((first, *others),) = optimizer.lineage
-    assert ("Answer.", 0, ()) == (first.text, first.step, first.samples)
+    assert (first.text, first.step, first.samples) == ("Answer.", 0, ())
     assert "".join(line.text + "\n" for line in (first, *others)).rstrip("\n") == agent.value
     for line in others:
         kind_of = int(re.search(r"\d", line.text)[0])
-        assert {kind_of} == {unit % KINDS for unit in line.samples}
+        assert {unit % KINDS for unit in line.samples} == {kind_of}
         assert line.step in (1, 2, 3, 4)
     raced = [line for line in others if line.races]
     assert raced
@@ -1033,7 +1035,7 @@ def test_wins_and_losses_are_those_of_candidates_with_the_block():
     optimizer = agent.optimizer(lambda r: add("Say yes.", samples=[1]), lr=1, inner=1, race=12, first=4)
     told(optimizer)
     line = optimizer.lineage[0][1]
-    assert (1, 12, 0, 0, 1.0) == (line.races, line.wins, line.losses, line.ties, line.effect)
+    assert (line.races, line.wins, line.losses, line.ties, line.effect) == (1, 12, 0, 0, 1.0)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -1066,4 +1068,4 @@ def test_lr_is_read_where_the_step_is_launched():
         optimizer.param_groups[0]["lr"] = lr
         with subscribed(lambda e: counts.append(names(e)) if isinstance(e, StepEnded) else None):
             optimizer.step()
-    assert [4, 1, 2] == [sum(name.startswith("chain") for name in found) for found in counts]
+    assert [sum(name.startswith("chain") for name in found) for found in counts] == [4, 1, 2]

@@ -28,14 +28,14 @@ def test_all_gradients_go_into_one_rewrite(learned):
     """One call for each parameter, with its schema, phase and arguments."""
     client, parameter = ScriptedClient(rewrite), learned("old", "f1", "f2")
     TGD([parameter], client, model="m", temperature=1.0).step()
-    assert "old f1 f2" == parameter.data
+    assert parameter.data == "old f1 f2"
     (request,) = client.requests
-    assert ("m", 1.0, "afnio_value") == (
+    assert (
         request.model,
         request.params["temperature"],
         request.params["response_format"]["json_schema"]["name"],
-    )
-    assert ["step"] == list(client.get_usage()["phases"])
+    ) == ("m", 1.0, "afnio_value")
+    assert list(client.get_usage()["phases"]) == ["step"]
 
 
 async def test_parameters_are_rewritten_side_by_side(learned):
@@ -53,8 +53,8 @@ async def test_parameters_are_rewritten_side_by_side(learned):
     parameters = [learned(f"p{n}", "f") for n in range(5)]
     client = ScriptedClient(script)
     await TGD(parameters, client, model="m").step()
-    assert [f"p{n} f" for n in range(5)] == [parameter.data for parameter in parameters]
-    assert 5 == client.peak
+    assert [parameter.data for parameter in parameters] == [f"p{n} f" for n in range(5)]
+    assert client.peak == 5
 
 
 def test_groups_have_clients_models_and_constraints_of_their_own(learned):
@@ -70,15 +70,15 @@ def test_groups_have_clients_models_and_constraints_of_their_own(learned):
         },
     ]
     TGD(groups, one, constraints=["short"], model="m").step()
-    assert (["short"], "m") == (shown(one.requests[0], "constraint"), one.requests[0].model)
-    assert (["never shout"], "other") == (shown(two.requests[0], "constraint"), two.requests[0].model)
+    assert (shown(one.requests[0], "constraint"), one.requests[0].model) == (["short"], "m")
+    assert (shown(two.requests[0], "constraint"), two.requests[0].model) == (["never shout"], "other")
 
 
 def test_constraints_are_texts_or_variables(learned):
     """Both are shown to the proposer."""
     client = ScriptedClient(rewrite)
     TGD([learned()], client, constraints=["short", afnio.Variable("polite")], model="m").step()
-    assert ["short", "polite"] == shown(client.requests[0], "constraint")
+    assert shown(client.requests[0], "constraint") == ["short", "polite"]
 
 
 def test_momentum_is_a_window_of_updates(learned):
@@ -91,9 +91,9 @@ def test_momentum_is_a_window_of_updates(learned):
         parameter.append_grad(afnio.Variable(f"g{number + 1}"))
         parameter.data = f"v{number + 1}"
     buffer = optimizer.state[parameter]["momentum_buffer"]
-    assert [("v1", ["g1"]), ("v2", ["g2"])] == [(v.data, [g.data for g in gs]) for v, gs in buffer]
-    assert [[], ["v0"], ["v1"]] == [shown(request, "value") for request in client.requests]
-    assert [["g0"], ["g0", "g1"], ["g1", "g2"]] == [shown(request, "feedback") for request in client.requests]
+    assert [(v.data, [g.data for g in gs]) for v, gs in buffer] == [("v1", ["g1"]), ("v2", ["g2"])]
+    assert [shown(request, "value") for request in client.requests] == [[], ["v0"], ["v1"]]
+    assert [shown(request, "feedback") for request in client.requests] == [["g0"], ["g0", "g1"], ["g1", "g2"]]
 
 
 def test_without_momentum_nothing_is_remembered(learned):
@@ -101,7 +101,7 @@ def test_without_momentum_nothing_is_remembered(learned):
     parameter = learned()
     optimizer = TGD([parameter], ScriptedClient(rewrite), model="m")
     optimizer.step()
-    assert [] == optimizer.state[parameter]["momentum_buffer"]
+    assert optimizer.state[parameter]["momentum_buffer"] == []
 
 
 def test_own_messages_and_inputs(learned):
@@ -117,10 +117,10 @@ def test_own_messages_and_inputs(learned):
     client = ScriptedClient({"value": "new {x}"})
     TGD([parameter], client, messages=messages, inputs={"tone": "Kindly"}, model="m").step()
     (request,) = client.requests
-    assert "Improve the system prompt. Kindly!" == request.messages[0]["content"]
-    assert ["old {x}"] == shown(request, "variable")
+    assert request.messages[0]["content"] == "Improve the system prompt. Kindly!"
+    assert shown(request, "variable") == ["old {x}"]
     assert prompt(request).endswith(" {literal brace}")
-    assert "new {x}" == parameter.data
+    assert parameter.data == "new {x}"
 
 
 # What comes back -------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_reply_without_a_value_keeps_the_old_one_and_the_step_raises(learned, 
     parameter = learned("old")
     with pytest.raises(ReplyError, match='is cut off or has no text as its "value" .it starts'):
         TGD([parameter], ScriptedClient(reply), model="m").step()
-    assert "old" == parameter.data
+    assert parameter.data == "old"
 
 
 def test_an_endpoint_without_schemas_is_asked_in_words(learned):
@@ -170,7 +170,7 @@ def test_an_endpoint_without_schemas_is_asked_in_words(learned):
     optimizer = TGD([parameter], client, model="m")
     optimizer.step()
     optimizer.step()
-    assert ("new text", 3) == (parameter.data, len(client.requests))
+    assert (parameter.data, len(client.requests)) == ("new text", 3)
 
 
 def test_a_failed_call_keeps_the_value_and_the_step_raises(learned):
@@ -184,8 +184,8 @@ def test_a_failed_call_keeps_the_value_and_the_step_raises(learned):
     with pytest.raises(FinalModelError, match="out of quota") as caught:
         optimizer.step()
     assert any("TGD.step" in note and __file__ in note for note in caught.value.__notes__)
-    assert ("old", "other be brief") == (parameter.data, other.data)
-    assert [] == optimizer.state[parameter]["momentum_buffer"]
+    assert (parameter.data, other.data) == ("old", "other be brief")
+    assert optimizer.state[parameter]["momentum_buffer"] == []
 
 
 @pytest.mark.parametrize("texts", [("old", "other"), ("old", "odd")])
@@ -215,9 +215,9 @@ def test_a_lost_placeholder_is_asked_for_once(learned):
     client = ScriptedClient([{"value": "Answer."}, {"value": "Answer {q} briefly."}])
     parameter = learned("Answer {q}.")
     TGD([parameter], client, model="m").step()
-    assert "Answer {q} briefly." == parameter.data
+    assert parameter.data == "Answer {q} briefly."
     assistant, objection = client.requests[1].messages[-2:]
-    assert '{"value": "Answer."}' == assistant["content"]
+    assert assistant["content"] == '{"value": "Answer."}'
     assert "it must keep the placeholder {q}" in objection["content"]
 
 
@@ -226,10 +226,10 @@ def test_a_placeholder_lost_twice_changes_nothing_and_warns(learned, caplog):
     parameter = learned("Answer {q}.")
     with caplog.at_level(logging.WARNING, "afnio"):
         TGD([parameter], ScriptedClient({"value": "Answer."}), model="m").step()
-    assert "Answer {q}." == parameter.data
-    assert [
+    assert parameter.data == "Answer {q}."
+    assert [record.getMessage() for record in caplog.records] == [
         "the proposal for 'prompt' was not taken, as it must keep the placeholder {q}; the parameter keeps its value"
-    ] == [record.getMessage() for record in caplog.records]
+    ]
 
 
 def test_a_number_is_not_rewritten():
@@ -238,7 +238,7 @@ def test_a_number_is_not_rewritten():
     parameter.append_grad(afnio.Variable("more"))
     with pytest.raises(TypeError, match="must be a text .got 3 for 'count'"):
         TGD([parameter], ScriptedClient("4"), model="m").step()
-    assert 3 == parameter.data
+    assert parameter.data == 3
 
 
 # Options and state -----------------------------------------------------------------------------
@@ -294,12 +294,12 @@ def test_state_survives_a_file_and_momentum_goes_on(learned, tmp_path):
     restored.load_state_dict(afnio.load(tmp_path / "optimizer.afnio"))
     restored.step()
     (request,) = client.requests
-    assert (["v0"], ["g0", "g1"], ["short"], "m") == (
+    assert (
         shown(request, "value"),
         shown(request, "feedback"),
         shown(request, "constraint"),
         request.model,
-    )
+    ) == (["v0"], ["g0", "g1"], ["short"], "m")
 
 
 async def test_feedback_and_step_need_no_wait_between_them():
@@ -313,7 +313,7 @@ async def test_feedback_and_step_need_no_wait_between_them():
         backward = reply.backward(afnio.Variable("shorter"))
         step = TGD([parameter], ScriptedClient(rewrite), model="m").step()
     await afnio.resolve([backward, step])
-    assert "old be brief" == parameter.data
+    assert parameter.data == "old be brief"
 
 
 # Checks ----------------------------------------------------------------------------------------
@@ -326,8 +326,8 @@ def test_a_refused_proposal_is_repaired_with_all_reasons(learned):
     parameter.validators = (lambda value: None if "please" in value else "it must say please",)
     client = ScriptedClient([{"value": "very " * 40}, {"value": "please {x}"}])
     TGD([parameter], client, constraints=["polite"], model="m").step()
-    assert "please {x}" == parameter.data
-    assert ["polite", "At most 20 tokens, about 15 words."] == shown(client.requests[0], "constraint")
+    assert parameter.data == "please {x}"
+    assert shown(client.requests[0], "constraint") == ["polite", "At most 20 tokens, about 15 words."]
     assert (
         "it must keep the placeholder {x}; it must have at most 20 tokens, about 15 words, and has 50; it must say "
         "please." in prompt(client.requests[1])
@@ -342,9 +342,9 @@ def test_what_is_refused_twice_changes_nothing_and_says_why(learned, caplog):
     events = []
     with subscribed(lambda event: events.append(event) if isinstance(event, StepEnded) else None):
         TGD([parameter], client, model="m").step()
-    assert ("old", 2) == (parameter.data, len(client.requests))
+    assert (parameter.data, len(client.requests)) == ("old", 2)
     (change,) = events[0].changes
-    assert ("it must rhyme", "old") == (change.rejected, change.after)
+    assert (change.rejected, change.after) == ("it must rhyme", "old")
     assert "was not taken, as it must rhyme; the parameter keeps its value" in caplog.text
 
 
@@ -354,7 +354,7 @@ def test_a_value_that_stays_is_not_checked(learned):
     parameter.max_tokens = 5
     client = ScriptedClient({"value": "x" * 100})
     TGD([parameter], client, model="m").step()
-    assert 1 == len(client.requests)
+    assert len(client.requests) == 1
 
 
 def test_a_copied_training_example_is_refused():
@@ -373,10 +373,10 @@ def test_a_copied_training_example_is_refused():
             model="m",
         )
         cog.ExactMatchEvaluator()(reply, ["high", "high"]).explanation.backward()
-    assert {"m": letter} == parameter.grad[0].provenance[0]["inputs"]
+    assert parameter.grad[0].provenance[0]["inputs"] == {"m": letter}
     client = ScriptedClient([{"value": f"Answer high to: {letter}"}, {"value": "Broken heating is high."}])
     TGD([parameter], client, model="m").step()
-    assert "Broken heating is high." == parameter.data
+    assert parameter.data == "Broken heating is high."
     assert "it must not copy training examples" in prompt(client.requests[1])
     lenient = ScriptedClient({"value": f"Answer high to: {letter}"})
     TGD([parameter], lenient, leak_words=None, model="m").step()
@@ -398,7 +398,7 @@ def test_the_meta_prompt_does_not_leak(learned, own):
     client = ScriptedClient([{"value": f"Be brief. {told}"}, {"value": "Be brief."}])
     parameter = learned("old")
     TGD([parameter], client, messages=messages, model="m").step()
-    assert ("Be brief.", 2) == (parameter.data, len(client.requests))
+    assert (parameter.data, len(client.requests)) == ("Be brief.", 2)
     assert "it must not repeat instructions of this conversation" in prompt(client.requests[1])
 
 
@@ -409,7 +409,7 @@ def test_tags_of_the_value_come_back_as_they_were(learned):
         lambda request: {"value": prompt(request).split("\n")[1].replace("Read", "Study")}
     )
     TGD([parameter], client, model="m").step()
-    assert "Study <message>{m}</message>." == parameter.data
+    assert parameter.data == "Study <message>{m}</message>."
 
 
 # Reduction -------------------------------------------------------------------------------------
@@ -437,13 +437,13 @@ def test_feedback_that_does_not_fit_is_summed_up_first(learned):
     with subscribed(lambda event: events.append(event) if isinstance(event, StepEnded) else None):
         optimizer.step()
     *reductions, step = client.requests
-    assert (3, {"reducer"}) == (len(reductions), {kind(request) for request in reductions})
+    assert (len(reductions), {kind(request) for request in reductions}) == (3, {"reducer"})
     blocks = read_blocks(prompt(step), "feedback")
-    assert {("point 40", "120")} == {(block.text, block.attributes["samples"]) for block in blocks}
+    assert {(block.text, block.attributes["samples"]) for block in blocks} == {("point 40", "120")}
     (change,) = events[0].changes
-    assert (120, ["point 40"]) == (change.gradients, [entry.text for entry in change.evidence])
+    assert (change.gradients, [entry.text for entry in change.evidence]) == (120, ["point 40"])
     ((before, said),) = optimizer.state[parameter]["momentum_buffer"]
-    assert ("old", ["point 40"]) == (before.data, [gradient.data for gradient in said])
+    assert (before.data, [gradient.data for gradient in said]) == ("old", ["point 40"])
 
 
 def test_a_failed_summary_is_told_to_the_proposer(learned, caplog):
@@ -484,9 +484,9 @@ def test_a_cap_for_each_failure(learned):
     client = ScriptedClient(rewrite)
     TGD([parameter], client, per_failure=2, model="m").step()
     (request,) = client.requests
-    assert ["feedback 0", "feedback 1", "other"] == shown(request, "feedback")
+    assert shown(request, "feedback") == ["feedback 0", "feedback 1", "other"]
     (failure,) = read_blocks(prompt(request), "failure")
-    assert ('predicted "a", expected "b"', "9") == (failure.text, failure.attributes["samples"])
+    assert (failure.text, failure.attributes["samples"]) == ('predicted "a", expected "b"', "9")
     assert "The feedback from 7 more inputs is left out." in prompt(request)
 
 
@@ -496,7 +496,7 @@ def test_groups_reduce_by_their_own_options(learned):
     groups = [{"params": [many(learned)], "feedback_tokens": None}, {"params": [many(learned)]}]
     TGD(groups, client, feedback_tokens=1000, model="m").step()
     steps = [request for request in client.requests if kind(request) == "optimizer"]
-    assert [1, 120] == sorted(len(shown(request, "feedback")) for request in steps)
+    assert sorted(len(shown(request, "feedback")) for request in steps) == [1, 120]
 
 
 def test_history_takes_no_more_room_than_feedback(learned):

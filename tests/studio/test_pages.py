@@ -33,7 +33,7 @@ def test_the_list_filters_and_compares(browser: Browser, studio: Studio) -> None
         assert "broken.db is damaged" in page.locator(".notice").inner_text()
         page.select_option("#status", "FAILED")
         page.wait_for_url("**status=FAILED**")
-        assert ["swift-tern"] == texts(page, ".row-link")
+        assert texts(page, ".row-link") == ["swift-tern"]
         page.goto(f"{studio.base}/?q=nothing+like+it")
         assert "No run matches" in page.locator(".empty").inner_text()
         page.goto(f"{studio.base}/?q=mails+sentiment&project=acme/mails")
@@ -48,7 +48,7 @@ def test_the_list_filters_and_compares(browser: Browser, studio: Studio) -> None
         first = texts(page, "tbody tr")[0]
         assert re.search(r"Last evaluation of each sample 32 \d+ \d+ .* to ", first), first
         assert page.locator(".interval").count() >= 5
-        assert 2 == page.locator(".chart canvas").count()
+        assert page.locator(".chart canvas").count() == 2
         assert "swift-tern" in texts(page, ".u-legend")[0]
 
     browser.look(studio, visit)
@@ -65,7 +65,7 @@ def test_the_run_that_is_selected_first_is_the_baseline(browser: Browser, studio
     def visit(page: Page) -> None:
         page.goto(f"{studio.base}/?q=mails+sentiment&project=acme/mails")
         names = [name for name in texts(page, ".row-link") if name in ("calm-heron", "swift-tern")]
-        assert 2 == len(names)
+        assert len(names) == 2
         for first, second in (names, reversed(names)):
             page.goto(f"{studio.base}/?q=mails+sentiment&project=acme/mails")
             page.check(f"[aria-label='Compare {second}']")
@@ -74,10 +74,10 @@ def test_the_run_that_is_selected_first_is_the_baseline(browser: Browser, studio
             page.check(f"[aria-label='Compare {second}']")
             page.click("[data-compare]")
             assert first == baseline(page)
-            assert f"{second} minus {first}" == page.locator("h3").first.inner_text()
+            assert page.locator("h3").first.inner_text() == f"{second} minus {first}"
             page.locator("main p a").nth(1).click()
             expect(page.locator("main p a").first).to_have_text(second)
-            assert f"{first} minus {second}" == page.locator("h3").first.inner_text()
+            assert page.locator("h3").first.inner_text() == f"{first} minus {second}"
 
     browser.look(studio, visit)
 
@@ -108,9 +108,9 @@ def test_pages_are_accessible(browser: Browser, studio: Studio) -> None:
                 page.goto(studio.base + path)
                 found = page.evaluate(UNNAMED)
                 levels = found.pop("headings")
-                assert (1, 1) == (levels[0], levels.count(1)), path
+                assert (levels[0], levels.count(1)) == (1, 1), path
                 assert all(after <= before + 1 for before, after in pairwise(levels)), path
-                assert {"heads": 0, "nested": 0, "unreachable": 0, "plain": 0} == found, (path, width)
+                assert found == {"heads": 0, "nested": 0, "unreachable": 0, "plain": 0}, (path, width)
 
     browser.look(studio, visit)
 
@@ -125,7 +125,7 @@ def test_a_part_by_its_own_address_is_a_page(browser: Browser, studio: Studio) -
         ):
             page.goto(studio.base + path)
             assert title == page.locator("h1").inner_text()
-            assert 0 == page.locator("main [data-do=close]").count()
+            assert page.locator("main [data-do=close]").count() == 0
         page.locator("dd a:has-text('candidate')").first.click()
         page.wait_for_url("**/lineage/*")
 
@@ -137,16 +137,18 @@ def test_a_step_tells_what_changed_why_and_what_it_did(browser: Browser, studio:
 
     def visit(page: Page) -> None:
         page.goto(studio.base + studio.run("calm-heron") + "/steps/3")
-        assert ["overall", "Words of thanks at the end don't make it positive.", "lower-case"] == texts(
-            page, ".diff ins"
-        )
-        assert 0 == page.locator(".diff del").count()
+        assert texts(page, ".diff ins") == [
+            "overall",
+            "Words of thanks at the end don't make it positive.",
+            "lower-case",
+        ]
+        assert page.locator(".diff del").count() == 0
         by_sentence = {
             " ".join(one.locator(".said").inner_text().split()): one.locator(".evidence p").all_inner_texts()
             for one in page.locator(".sentence").all()
         }
         thanks, capital, overall = FEEDBACK[2]
-        assert [thanks] == by_sentence["Words of thanks at the end don't make it positive."]
+        assert by_sentence["Words of thanks at the end don't make it positive."] == [thanks]
         assert capital == by_sentence["Answer with one lower-case word."][0]
         assert overall == next(found for said, found in by_sentence.items() if "overall" in said)[0]
         assert "shared words" in page.locator(".evidence .by").first.inner_text()
@@ -171,7 +173,7 @@ def test_a_step_shows_where_each_block_comes_from_and_its_race(browser: Browser,
 
     def visit(page: Page) -> None:
         page.goto(studio.base + studio.run("brisk-lynx") + "/steps/3")
-        assert 0 == page.locator(".sentence").count()
+        assert page.locator(".sentence").count() == 0
         assert "guess" not in page.locator("main").inner_text()
         clear = "+0.250 (+0.030 to +0.470)"
         assert texts(page, ".blocks tbody tr")[1:] == [
@@ -179,14 +181,14 @@ def test_a_step_shows_where_each_block_comes_from_and_its_race(browser: Browser,
             "Thanks at the end don't make a message positive. step 3 17, 4, 52 1 2 2 4 ±0 (−0.400 to +0.400)",
             "Treat polite requests without complaint as neutral. step 3 8 0 0 0 0 not raced",
         ]
-        assert 1 == page.locator(".blocks .interval .clear").count()
+        assert page.locator(".blocks .interval .clear").count() == 1
         assert "isn't there" in texts(page, "h3:has-text('left out') + ul li")[0]
         heads = texts(page, ".race thead th")
-        assert ["Candidate", "Sum", "On", "5", "12", "19", "23", "40", "41", "58", "60"] == heads
+        assert heads == ["Candidate", "Sum", "On", "5", "12", "19", "23", "40", "41", "58", "60"]
         rows = texts(page, ".race tbody tr")
-        assert 6 == len(rows)
+        assert len(rows) == 6
         assert re.match(r"union goes on \d 8 ", rows[4]), rows[4]
-        assert 4 * 4 == page.locator(".race td.none").count()
+        assert page.locator(".race td.none").count() == 4 * 4
         page.locator(".race tbody a").nth(4).click()
         page.wait_for_url("**/lineage/4")
 
@@ -200,13 +202,13 @@ def test_a_sample_and_its_calls(browser: Browser, studio: Studio) -> None:
         page.goto(studio.base + studio.run("calm-heron") + "/samples?success=0")
         page.locator(".row-link").first.click()
         page.wait_for_url("**/samples/*")
-        assert ["chat_completion", "exact_match_evaluator", "chat_completion"] == texts(page, ".way .name")
-        assert 4 == page.locator("h2:has-text('All evaluations') + .scroll tbody tr").count()
+        assert texts(page, ".way .name") == ["chat_completion", "exact_match_evaluator", "chat_completion"]
+        assert page.locator("h2:has-text('All evaluations') + .scroll tbody tr").count() == 4
         forward, back = page.locator(".calls-inline a").all()
         forward.click()
         drawer = page.locator("#drawer[open]")
         drawer.wait_for()
-        assert ["system", "user", "reply"] == [one.split()[0] for one in texts(page, "#drawer .who")]
+        assert [one.split()[0] for one in texts(page, "#drawer .who")] == ["system", "user", "reply"]
         assert "$0.0004" in drawer.inner_text()
         page.keyboard.press("Escape")
         page.locator("#drawer:not([open])").wait_for(state="attached")
@@ -218,7 +220,7 @@ def test_a_sample_and_its_calls(browser: Browser, studio: Studio) -> None:
         page.goto(studio.base + studio.run("calm-heron") + "/calls?status=failed")
         page.locator(".row-link").click()
         drawer.wait_for()
-        assert 7 == drawer.locator("p.warn").count()
+        assert drawer.locator("p.warn").count() == 7
         assert "504 Gateway Timeout" in drawer.locator(".notice").inner_text()
 
     browser.look(studio, visit)
@@ -229,14 +231,14 @@ def test_a_pool_has_a_lineage(browser: Browser, studio: Studio) -> None:
 
     def visit(page: Page) -> None:
         page.goto(studio.base + studio.run("keen-otter") + "/lineage")
-        assert 13 == page.locator(".tree circle").count() == page.locator("tbody tr").count()
+        assert page.locator("tbody tr").count() == page.locator(".tree circle").count() == 13
         assert page.locator(".tree path").count() >= 12
-        assert 1 == page.locator(".tree .best").count()
+        assert page.locator(".tree .best").count() == 1
         page.locator(".row-link").nth(4).click()
         drawer = page.locator("#drawer[open]")
         drawer.wait_for()
         assert "Candidate 4" in drawer.inner_text()
-        assert "4" == texts(page, "#drawer .diff ins")[0]
+        assert texts(page, "#drawer .diff ins")[0] == "4"
 
     browser.look(studio, visit)
 
@@ -246,18 +248,18 @@ def test_keys(browser: Browser, studio: Studio) -> None:
 
     def visit(page: Page) -> None:
         page.keyboard.press("Tab")
-        assert "Skip to the content" == page.evaluate("document.activeElement.textContent")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
         names = texts(page, ".row-link")
         for key in "jjk":
             page.keyboard.press(key)
         assert names[0] == page.evaluate("document.activeElement.textContent")
         assert page.evaluate("document.activeElement.matches(':focus-visible')")
-        assert "none" != page.evaluate("getComputedStyle(document.activeElement.closest('tr')).outlineStyle")
+        assert page.evaluate("getComputedStyle(document.activeElement.closest('tr')).outlineStyle") != "none"
         page.keyboard.press("/")
-        assert "q" == page.evaluate("document.activeElement.id")
+        assert page.evaluate("document.activeElement.id") == "q"
         page.keyboard.type("calm j")
         page.keyboard.press("Escape")
-        assert "BODY" == page.evaluate("document.activeElement.tagName")
+        assert page.evaluate("document.activeElement.tagName") == "BODY"
         page.keyboard.press("?")
         assert page.locator("#help").is_visible()
         page.keyboard.press("j")
@@ -273,9 +275,9 @@ def test_keys(browser: Browser, studio: Studio) -> None:
         page.keyboard.press("[")
         page.wait_for_url("**/steps/1")
         page.keyboard.press("t")
-        assert "dark" == page.evaluate("document.documentElement.dataset.theme")
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         page.reload()
-        assert "dark" == page.evaluate("document.documentElement.dataset.theme")
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         page.keyboard.press("g")
         page.wait_for_url(studio.base + "/")
 
@@ -287,17 +289,17 @@ def test_where_a_run_ran(browser: Browser, studio: Studio) -> None:
 
     def visit(page: Page) -> None:
         page.goto(studio.base + studio.run("wide-heron"))
-        assert ["Replicas", "Executors"] == texts(page, "[data-about] h2")[:2]
+        assert texts(page, "[data-about] h2")[:2] == ["Replicas", "Executors"]
         rows = texts(page, "h2:has-text('Replicas') + .scroll tr")
-        assert "REPLICA CALLS FAILED LEFT OUT MEAN TIME" == rows[0].upper()
-        assert "http://10.0.0.1:8000/v1 qwen 6 0 0 600 ms" == rows[1]
-        assert "http://10.0.0.2:8000/v1 qwen 3 7 2 600 ms" == rows[2]
+        assert rows[0].upper() == "REPLICA CALLS FAILED LEFT OUT MEAN TIME"
+        assert rows[1] == "http://10.0.0.1:8000/v1 qwen 6 0 0 600 ms"
+        assert rows[2] == "http://10.0.0.2:8000/v1 qwen 3 7 2 600 ms"
         assert (
-            "ProcessPoolExecutor (processes) 2 3" == texts(page, "h2:has-text('Executors') + .scroll tr")[1]
+            texts(page, "h2:has-text('Executors') + .scroll tr")[1] == "ProcessPoolExecutor (processes) 2 3"
         )
         page.click("text=http://10.0.0.2:8000/v1")
         page.wait_for_url("**/calls?q=**")
-        assert 3 == page.locator("tbody tr").count()
+        assert page.locator("tbody tr").count() == 3
         page.goto(studio.base + studio.run("calm-heron"))
         assert not {"Replicas", "Executors"} & set(texts(page, "h2"))
 
@@ -395,7 +397,7 @@ def test_hostile_texts_stay_texts(browser: Browser, studio: Studio) -> None:
             page.goto(studio.base + run + path)
             found = harmless(page)
             assert found.pop("marked") > 0, path
-            assert {"owned": None, "images": 0, "handlers": 0, "inline": 0, "hidden": False} == found, path
+            assert found == {"owned": None, "images": 0, "handlers": 0, "inline": 0, "hidden": False}, path
         page.goto(studio.base + run + "/calls")
         page.locator(".row-link").first.click()
         page.locator("#drawer[open]").wait_for()
@@ -412,7 +414,7 @@ def test_hostile_texts_stay_texts(browser: Browser, studio: Studio) -> None:
         expect(text.locator(".more")).to_have_count(0)
         assert 1_048_576 < grown() < 1_049_000
         found = harmless(page)
-        assert (None, 0, False) == (found["owned"], found["images"], found["hidden"])
+        assert (found["owned"], found["images"], found["hidden"]) == (None, 0, False)
 
     browser.look(studio, visit)
 
@@ -437,14 +439,14 @@ def test_pages_of_another_origin_get_nothing(browser: Browser, studio: Studio, t
     def visit(page: Page) -> None:
         answer = page.goto(f"http://rebound.example:{studio.port}/?token={studio.token}")
         assert answer is not None
-        assert (403, False) == (answer.status, "Runs" in page.content())
+        assert (answer.status, "Runs" in page.content()) == (403, False)
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         asked = "url => fetch(url, {credentials: 'include'}).then((r) => r.text(), (error) => 'refused')"
-        assert "refused" == page.evaluate(asked, studio.base + "/")
+        assert page.evaluate(asked, studio.base + "/") == "refused"
         opaque = (
             "url => fetch(url, {credentials: 'include', mode: 'no-cors'}).then((r) => r.text(), () => '')"
         )
-        assert "" == page.evaluate(opaque, studio.base + "/")
+        assert page.evaluate(opaque, studio.base + "/") == ""
         assert "calm-heron" not in "".join(frame.content() for frame in page.frames)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:

@@ -71,7 +71,7 @@ def test_a_store_of_a_newer_version(studio: Studio, store: Path) -> None:
     assert "install a newer Afnio" in listed
     assert "other-run" in listed
     answer = studio.page(run)
-    assert (503, True) == (answer.status, "install a newer Afnio" in answer.text)
+    assert (answer.status, "install a newer Afnio" in answer.text) == (503, True)
     store.with_name("other.db").unlink()
 
 
@@ -82,10 +82,10 @@ def test_a_locked_store(studio: Studio, store: Path) -> None:
     db.execute("PRAGMA journal_mode = DELETE")
     db.execute("BEGIN EXCLUSIVE")
     answer = studio.page(run)
-    assert (503, True) == (answer.status, "locked by another program" in answer.text)
+    assert (answer.status, "locked by another program" in answer.text) == (503, True)
     db.execute("ROLLBACK")
     db.close()
-    assert 200 == studio.page(run).status
+    assert studio.page(run).status == 200
 
 
 def test_a_damaged_store(studio: Studio, store: Path) -> None:
@@ -101,8 +101,8 @@ def test_a_damaged_store(studio: Studio, store: Path) -> None:
             file.seek((root - 1) * size)
             file.write(b"\xff" * size)
     answer = studio.page(run)
-    assert (503, True) == (answer.status, "is damaged" in answer.text)
-    assert 200 == studio.page("/").status
+    assert (answer.status, "is damaged" in answer.text) == (503, True)
+    assert studio.page("/").status == 200
 
 
 RECORDING = """
@@ -120,7 +120,7 @@ def test_a_run_whose_process_is_gone(studio: Studio, folder: Path) -> None:
     command = [sys.executable, "-c", RECORDING, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert "ready\n" == process.stdout.readline()
+        assert process.stdout.readline() == "ready\n"
         run = studio.run("lost-lynx")
         assert 'data-status="RUNNING"' in studio.page(run).text
         process.kill()
@@ -129,7 +129,7 @@ def test_a_run_whose_process_is_gone(studio: Studio, folder: Path) -> None:
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("DELETE FROM runs")
     db.close()
-    assert 404 == studio.page(run).status
+    assert studio.page(run).status == 404
     path.unlink()
 
 
@@ -147,7 +147,7 @@ def test_a_run_whose_process_is_gone(studio: Studio, folder: Path) -> None:
 def test_what_is_not_there(studio: Studio, store: Path, rest: str) -> None:
     """Is a page that says so."""
     answer = studio.page(studio.run("calm-heron") + rest)
-    assert (404, True) == (answer.status, "Not found" in answer.text)
+    assert (answer.status, "Not found" in answer.text) == (404, True)
 
 
 @pytest.mark.parametrize("number", ["9" * 20, "9" * 5_000])
@@ -157,4 +157,4 @@ def test_what_is_not_there(studio: Studio, store: Path, rest: str) -> None:
 def test_a_number_that_nobody_has(studio: Studio, store: Path, asked: str, number: str) -> None:
     """Is past the end, however long it is."""
     path = asked.replace("{run}", studio.run("calm-heron")).replace("{}", number)
-    assert 200 == studio.page(path).status
+    assert studio.page(path).status == 200

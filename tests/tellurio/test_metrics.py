@@ -21,7 +21,7 @@ def headline(
             run.record("monitor", monitor)
         for values in logged:
             run.log(values)
-    assert 0 == main(["runs", "list", "--json"])
+    assert main(["runs", "list", "--json"]) == 0
     found: dict[str, Any] | None = json.loads(capsys.readouterr().out)[0]["headline"]
     return found
 
@@ -52,9 +52,9 @@ def test_the_monitored_metric_has_a_best_value(capsys: pytest.CaptureFixture[str
     """The first of equals, with its step, in the direction that was named."""
     logged = [{"val_score": 0.1, "cost": value} for value in (0.5, 0.2, 0.4, 0.2, math.nan)]
     least = headline(capsys, *logged, monitor={"metric": "cost", "mode": "min", "unit": "epoch"})
-    assert {**plain("cost", 0.2), "mode": "min", "best": 0.2, "step": 1, "unit": "epoch"} == least
+    assert least == {**plain("cost", 0.2), "mode": "min", "best": 0.2, "step": 1, "unit": "epoch"}
     most = headline(capsys, *logged, monitor={"metric": "cost", "mode": "max"})
-    assert {**plain("cost", 0.2), "mode": "max", "best": 0.5, "step": 0} == most
+    assert most == {**plain("cost", 0.2), "mode": "max", "best": 0.5, "step": 0}
 
 
 def test_a_monitored_metric_without_a_number_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:

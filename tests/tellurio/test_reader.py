@@ -48,26 +48,28 @@ def test_a_training_can_be_read_back() -> None:
     run = trained("first")
     with StoreReader(FILE) as reader:
         (found,) = reader.runs()
-        assert ("me/emails/first", "COMPLETED", FILE) == (found.path, found.status, found.store)
-        assert [(1, 2.0), (2, 3.0)] == reader.metric_points(run.id, "score")
-        assert [("score", 2, 3.0)] == [(one.name, one.step, one.value) for one in reader.last_metrics(run.id)]
-        assert ["score"] == reader.metric_names(run.id)
+        assert (found.path, found.status, found.store) == ("me/emails/first", "COMPLETED", FILE)
+        assert reader.metric_points(run.id, "score") == [(1, 2.0), (2, 3.0)]
+        assert [(one.name, one.step, one.value) for one in reader.last_metrics(run.id)] == [("score", 2, 3.0)]
+        assert reader.metric_names(run.id) == ["score"]
         first = reader.calls(run.id)[1]
         texts = reader.call_texts(first.id)
-        assert [FIRST, TEXTS[1]] == [message["content"] for message in texts.messages]
-        assert ("yes", None) == (texts.reply["content"], texts.params)
-        assert [("val", 3), ("epoch 1/step 1", 3), ("val#2", 3)] == [
-            (one.phase, one.samples) for one in reader.phases(run.id)
+        assert [message["content"] for message in texts.messages] == [FIRST, TEXTS[1]]
+        assert (texts.reply["content"], texts.params) == ("yes", None)
+        assert [(one.phase, one.samples) for one in reader.phases(run.id)] == [
+            ("val", 3),
+            ("epoch 1/step 1", 3),
+            ("val#2", 3),
         ]
-        assert [0, 1, 0] != [sample.score for sample in reader.samples(run.id, phase="val")]
+        assert [sample.score for sample in reader.samples(run.id, phase="val")] != [0, 1, 0]
         (step,) = reader.steps(run.id)
         (change,) = step.changes
-        assert (FIRST, SECOND) == (change.before, change.after)
-        assert "say yes or no" == reader.evidence(run.id, change)[0].text
-        assert [(0, FIRST), (1, SECOND)] == [(one.step, one.value) for one in reader.parameters(run.id)]
+        assert (change.before, change.after) == (FIRST, SECOND)
+        assert reader.evidence(run.id, change)[0].text == "say yes or no"
+        assert [(one.step, one.value) for one in reader.parameters(run.id)] == [(0, FIRST), (1, SECOND)]
         spending = reader.spending(run.id)
-        assert {"forward": 9, "backward": 1, "step": 1} == {name: one.calls for name, one in spending.items()}
-        assert (None, 9) == (spending["forward"].cost, spending["forward"].unpriced)
+        assert {name: one.calls for name, one in spending.items()} == {"forward": 9, "backward": 1, "step": 1}
+        assert (spending["forward"].cost, spending["forward"].unpriced) == (None, 9)
         with pytest.raises(LookupError, match=r"no call 999"):
             reader.call_texts(999)
 
@@ -81,13 +83,13 @@ def test_pages_go_on_after_the_last_one() -> None:
             seen += [call.id for call in page]
             after = page[-1].id
         assert sorted(set(seen)) == seen
-        assert 11 == len(seen)
-        assert ["backward"] == [call.purpose for call in reader.calls(run.id, purpose="backward")]
-        assert [] == reader.calls(run.id, status="failed")
+        assert len(seen) == 11
+        assert [call.purpose for call in reader.calls(run.id, purpose="backward")] == ["backward"]
+        assert reader.calls(run.id, status="failed") == []
         node = reader.calls(run.id)[0].node
-        assert 3 == len(reader.calls(run.id, node=node))
+        assert len(reader.calls(run.id, node=node)) == 3
         rows = list(reader.rows("samples", run.id))
-        assert 9 == len(rows)
+        assert len(rows) == 9
 
 
 def test_two_runs_are_compared_sample_by_sample(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,20 +97,20 @@ def test_two_runs_are_compared_sample_by_sample(capsys: pytest.CaptureFixture[st
     first, _ = trained("first"), trained("second")
 
     def phases() -> dict[str, dict[str, Any]]:
-        assert 0 == main(["runs", "compare", "first", "second", "--json"])
+        assert main(["runs", "compare", "first", "second", "--json"]) == 0
         return {one["kind"]: one for one in json.loads(capsys.readouterr().out)["phases"]}
 
     found = phases()
-    assert {"val", "epoch/step"} == set(found)
+    assert set(found) == {"val", "epoch/step"}
     val = found["val"]
-    assert ("val#2", "val#2", [3, 3]) == (val["first"], val["second"], val["samples"])
-    assert [3, 0, 0] == [val["paired"][name] for name in ("samples", "won", "lost")]
+    assert (val["first"], val["second"], val["samples"]) == ("val#2", "val#2", [3, 3])
+    assert [val["paired"][name] for name in ("samples", "won", "lost")] == [3, 0, 0]
     with closing(sqlite3.connect(FILE)) as db:
         db.execute("UPDATE samples SET score = 0 WHERE run_id = ? AND phase = 'val#2'", (first.id,))
         db.commit()
     val = phases()["val"]
-    assert [3, 3, 0, 1.0] == [val["paired"][name] for name in ("samples", "won", "lost", "difference")]
-    assert [0.0, 1.0] == val["means"]
+    assert [val["paired"][name] for name in ("samples", "won", "lost", "difference")] == [3, 3, 0, 1.0]
+    assert val["means"] == [0.0, 1.0]
 
 
 def test_a_killed_run_is_seen_as_crashed() -> None:
@@ -117,22 +119,22 @@ def test_a_killed_run_is_seen_as_crashed() -> None:
         [sys.executable, "-c", GOING_ON], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert "ready\n" == process.stdout.readline()
+    assert process.stdout.readline() == "ready\n"
     with StoreReader(FILE) as reader:
-        assert ["RUNNING"] == [run.status for run in reader.runs()]
+        assert [run.status for run in reader.runs()] == ["RUNNING"]
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert ["CRASHED"] == [run.status for run in reader.runs()]
+        assert [run.status for run in reader.runs()] == ["CRASHED"]
     with closing(sqlite3.connect(FILE)) as db:
         # A number that is alive: the lease decides.
         db.execute("UPDATE runs SET pid = ?", (os.getpid(),))
         db.commit()
         with StoreReader(FILE) as reader:
-            assert ["CRASHED"] == [run.status for run in reader.runs()]
+            assert [run.status for run in reader.runs()] == ["CRASHED"]
         db.execute("UPDATE runs SET host = 'elsewhere'")
         db.commit()
     with StoreReader(FILE) as reader:
-        assert ["RUNNING"] == [run.status for run in reader.runs()]
+        assert [run.status for run in reader.runs()] == ["RUNNING"]
 
 
 def test_a_store_is_read_while_it_is_written() -> None:
@@ -142,7 +144,7 @@ def test_a_store_is_read_while_it_is_written() -> None:
             run.log("loss", value)
             run.flush()
             assert value + 1 == len(reader.metric_points(run.id, "loss"))
-        assert "RUNNING" == reader.runs()[0].status
+        assert reader.runs()[0].status == "RUNNING"
 
 
 def problem(path: Path) -> str:
@@ -185,7 +187,7 @@ def test_a_folder_that_cannot_be_written_can_be_read(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", READ_ONLY, str(FILE.absolute())], capture_output=True, text=True, check=False
     )
-    assert ("['first']\n", "") == (done.stdout, done.stderr)
+    assert (done.stdout, done.stderr) == ("['first']\n", "")
 
 
 READ_ONLY = """

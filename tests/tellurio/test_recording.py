@@ -36,28 +36,28 @@ def test_calls_are_recorded_with_what_was_asked_and_answered(read: Read) -> None
     """Each once, at its address; equal messages are kept once."""
     trained()
     rows = read(FILE, "SELECT phase, purpose, lane, status, attempts, model FROM calls ORDER BY id")
-    assert ("val", "forward", 0, "ok", 1, "m") == rows[0]
+    assert rows[0] == ("val", "forward", 0, "ok", 1, "m")
     counts = read(FILE, "SELECT phase, purpose, count(*) FROM calls GROUP BY 1, 2 ORDER BY 1, 2")
     step = "epoch 1/step 1"
-    assert [
+    assert counts == [
         (step, "backward", 1),
         (step, "forward", 3),
         (step, "step", 1),
         ("val", "forward", 3),
         ("val#2", "forward", 3),
-    ] == counts
+    ]
     bodies = {
         number: json.loads(zlib.decompress(body) if packed else body)
         for number, packed, body in read(FILE, "SELECT id, packed, body FROM bodies")
     }
     asked, answered = read(FILE, "SELECT messages, reply FROM calls WHERE phase = 'val' AND lane = 1")[0]
-    assert [FIRST, TEXTS[1]] == [bodies[int(number)]["content"] for number in asked.split(",")]
-    assert {"content": "yes", "finish_reason": "stop"} == bodies[answered]
+    assert [bodies[int(number)]["content"] for number in asked.split(",")] == [FIRST, TEXTS[1]]
+    assert bodies[answered] == {"content": "yes", "finish_reason": "stop"}
     texts = [body.get("content") for body in bodies.values()]
-    assert (1, 1, 3) == (texts.count(FIRST), texts.count(SECOND), sum(texts.count(text) for text in TEXTS))
+    assert (texts.count(FIRST), texts.count(SECOND), sum(texts.count(text) for text in TEXTS)) == (1, 1, 3)
     usage = read(FILE, "SELECT sum(prompt_tokens) > 0, sum(completion_tokens) > 0, max(cost) FROM calls")
-    assert [(1, 1, None)] == usage
-    assert [(1,)] == read(FILE, "SELECT min(started <= ended AND ended > 1e9) FROM calls")
+    assert usage == [(1, 1, None)]
+    assert read(FILE, "SELECT min(started <= ended AND ended > 1e9) FROM calls") == [(1,)]
 
 
 def test_a_nodes_calls_are_found_by_its_address(read: Read) -> None:
@@ -69,11 +69,11 @@ def test_a_nodes_calls_are_found_by_its_address(read: Read) -> None:
         "LEFT JOIN calls ON calls.address >= nodes.address || '/' AND calls.address < nodes.address || '0' "
         "WHERE nodes.phase = 'epoch 1/step 1' GROUP BY nodes.id ORDER BY nodes.id",
     )
-    assert [
+    assert [row[:4] for row in rows] == [
         ("ChatCompletion", "forward", 3, 3),
         ("ExactMatch", "evaluator", 3, 0),
         ("backward", "backward", None, 1),
-    ] == [row[:4] for row in rows]
+    ]
     ((parents,), (passed,)) = read(
         FILE, "SELECT parents FROM nodes WHERE phase = 'epoch 1/step 1' AND kind != 'forward' ORDER BY id"
     )
@@ -100,19 +100,20 @@ def test_a_sample_has_one_key_whatever_the_prompt_is(read: Read) -> None:
     assert before == [row for row in rows if row[0] == "val"]
     assert ("val#2", 1, "no", "no", 1.0, 1) in rows
     keys = read(FILE, "SELECT lane, count(DISTINCT key), count(*) FROM samples GROUP BY lane ORDER BY lane")
-    assert [(0, 1, 3), (1, 1, 3), (2, 1, 3)] == keys
-    assert [(3,)] == read(FILE, "SELECT count(DISTINCT key) FROM samples")
+    assert keys == [(0, 1, 3), (1, 1, 3), (2, 1, 3)]
+    assert read(FILE, "SELECT count(DISTINCT key) FROM samples") == [(3,)]
 
 
 def test_a_step_is_recorded_with_the_feedback_behind_it(read: Read) -> None:
     """The change, the evidence, the samples it came from, each value of the parameter."""
     trained()
-    assert [(1, "TGD", None)] == read(FILE, "SELECT number, optimizer, error FROM steps")
+    assert read(FILE, "SELECT number, optimizer, error FROM steps") == [(1, "TGD", None)]
     change = read(FILE, "SELECT parameter, role, before, after, gradients, rejected FROM changes")
-    assert [(0, "system prompt", FIRST, SECOND, 1, None)] == change
-    assert [(0, 0, FIRST), (0, 1, SECOND)] == read(
-        FILE, "SELECT number, step, value FROM parameters ORDER BY id"
-    )
+    assert change == [(0, "system prompt", FIRST, SECOND, 1, None)]
+    assert read(FILE, "SELECT number, step, value FROM parameters ORDER BY id") == [
+        (0, 0, FIRST),
+        (0, 1, SECOND),
+    ]
     ((text, samples),) = read(FILE, "SELECT text, samples FROM evidence")
     (sample,) = json.loads(samples)
     assert ("say yes or no", 1, "yes", LABELS[1]) == (
@@ -122,7 +123,7 @@ def test_a_step_is_recorded_with_the_feedback_behind_it(read: Read) -> None:
         sample["target"],
     )
     found = read(FILE, f"SELECT phase, score FROM samples WHERE node = '{sample['node']}' AND lane = 1")
-    assert [("epoch 1/step 1", 0.0)] == found
+    assert found == [("epoch 1/step 1", 0.0)]
 
 
 def test_a_plain_run_records_the_same(read: Read) -> None:
@@ -131,11 +132,15 @@ def test_a_plain_run_records_the_same(read: Read) -> None:
     train(ScriptedClient(reply), ScriptedClient(reply))
     run.finish()
     train(ScriptedClient(reply), ScriptedClient(reply))
-    assert [(11,)] == read(FILE, "SELECT count(*) FROM calls")
-    assert [(9,)] == read(FILE, "SELECT count(*) FROM samples")
-    assert [
-        ("", 1),
-    ] == read(FILE, "SELECT min(phase), count(*) FROM steps JOIN nodes ON 0") or True
+    assert read(FILE, "SELECT count(*) FROM calls") == [(11,)]
+    assert read(FILE, "SELECT count(*) FROM samples") == [(9,)]
+    assert (
+        read(FILE, "SELECT min(phase), count(*) FROM steps JOIN nodes ON 0")
+        == [
+            ("", 1),
+        ]
+        or True
+    )
 
 
 def test_nested_runs_are_kept_apart(read: Read) -> None:
@@ -152,7 +157,7 @@ def test_nested_runs_are_kept_apart(read: Read) -> None:
         FILE,
         "SELECT name, count(calls.id) FROM runs LEFT JOIN calls ON run_id = runs.id GROUP BY 1 ORDER BY 1",
     )
-    assert [("inner", 2), ("outer", 1), ("plain", 1)] == rows
+    assert rows == [("inner", 2), ("outer", 1), ("plain", 1)]
 
 
 def ask(text: str, client: ScriptedClient | None = None) -> str | None:
@@ -168,8 +173,8 @@ def test_failures_and_retries_are_recorded(read: Read) -> None:
         with pytest.raises(FinalModelError):
             ask("b", ScriptedClient(FinalModelError("no such model")))
     rows = read(FILE, "SELECT status, attempts, error, reply IS NULL FROM calls ORDER BY id")
-    assert [("ok", 2, None, 0), ("failed", 1, "FinalModelError: no such model", 1)] == rows
-    assert [("run/1/chat", 1, "busy")] == read(FILE, "SELECT address, attempt, error FROM retries")
+    assert rows == [("ok", 2, None, 0), ("failed", 1, "FinalModelError: no such model", 1)]
+    assert read(FILE, "SELECT address, attempt, error FROM retries") == [("run/1/chat", 1, "busy")]
 
 
 def test_costs_come_from_the_users_price_file(
@@ -180,7 +185,7 @@ def test_costs_come_from_the_users_price_file(
     monkeypatch.setenv("AFNIO_PRICES", str(tmp_path / "p.toml"))
     with te.init("me", "emails"):
         ScriptedClient("ok").chat(messages=[{"role": "user", "content": "1234"}], model="priced")
-    assert [(1.0,)] == read(FILE, "SELECT cost FROM calls")
+    assert read(FILE, "SELECT cost FROM calls") == [(1.0,)]
 
 
 def test_what_cannot_be_written_costs_one_warning_and_nothing_else(
@@ -196,9 +201,9 @@ def test_what_cannot_be_written_costs_one_warning_and_nothing_else(
         for _ in range(2):
             emit(StepEnded("run/1", "Mine", (Change("r", Bad(), "after", 1),), None))
         ask("still recorded")
-    assert 1 == len(caplog.records)
+    assert len(caplog.records) == 1
     assert "StepEnded is not recorded" in caplog.text
-    assert [(1,)] == read(FILE, "SELECT count(*) FROM calls")
+    assert read(FILE, "SELECT count(*) FROM calls") == [(1,)]
 
 
 def test_broken_texts_are_kept(read: Read) -> None:
@@ -206,8 +211,8 @@ def test_broken_texts_are_kept(read: Read) -> None:
     with te.init("me", "emails"):
         evaluate(Parameter("p\x00", role="prompt"), ScriptedClient("a\ud800\x00")).score.samples
         emit(StepEnded("run/1", "Mine", (Change("r", "\ud800", math.nan, 1),), "\ud800"))
-    assert [("a\\ud800\x00",)] == read(FILE, "SELECT DISTINCT prediction FROM samples")
-    assert [("\\ud800", "NaN")] == read(FILE, "SELECT before, after FROM changes")
+    assert read(FILE, "SELECT DISTINCT prediction FROM samples") == [("a\\ud800\x00",)]
+    assert read(FILE, "SELECT before, after FROM changes") == [("\\ud800", "NaN")]
 
 
 def test_the_lineage_of_a_text_and_its_race_are_recorded(
@@ -243,7 +248,7 @@ def test_candidates_are_recorded(read: Read) -> None:
         made = Candidate(2, (0, 1), ("a", "b"), (1.0, None), "accepted")
         emit(StepEnded("run/1", "Pool", (), None, (made,)))
     row = read(FILE, "SELECT number, parents, vals, scores, verdict FROM candidates")
-    assert [(2, "[0, 1]", '["a", "b"]', "[1.0, null]", "accepted")] == row
+    assert row == [(2, "[0, 1]", '["a", "b"]', "[1.0, null]", "accepted")]
 
 
 def test_parameters_of_one_role_are_told_apart(read: Read) -> None:
@@ -252,7 +257,7 @@ def test_parameters_of_one_role_are_told_apart(read: Read) -> None:
         for changes in ((("a", "b"), ("x", "y")), (("y", "z"),), (("own", "c"),)):
             emit(StepEnded("run/1", "Mine", tuple(Change("prompt", *pair, 1) for pair in changes), None))
     rows = read(FILE, "SELECT number, step, value FROM parameters ORDER BY number, step")
-    assert [
+    assert rows == [
         (0, 0, "a"),
         (0, 1, "b"),
         (0, 2, "own"),
@@ -260,7 +265,7 @@ def test_parameters_of_one_role_are_told_apart(read: Read) -> None:
         (1, 0, "x"),
         (1, 1, "y"),
         (1, 2, "z"),
-    ] == rows
+    ]
 
 
 def test_texts_and_tables_are_logged(read: Read) -> None:
@@ -275,10 +280,10 @@ def test_texts_and_tables_are_logged(read: Read) -> None:
             run.log_text("prompt", 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="it ended as"):
         run.log_text("prompt", "late")
-    assert [(0, "Be brief."), (1, "Be kind.")] == read(FILE, "SELECT step, text FROM texts")
-    assert [(7, '["text", "count"]', '[["a", 1], ["b", null]]')] == read(
-        FILE, "SELECT step, columns, rows FROM tables"
-    )
+    assert read(FILE, "SELECT step, text FROM texts") == [(0, "Be brief."), (1, "Be kind.")]
+    assert read(FILE, "SELECT step, columns, rows FROM tables") == [
+        (7, '["text", "count"]', '[["a", 1], ["b", null]]')
+    ]
 
 
 def test_a_run_says_what_it_ran_on(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +307,9 @@ def test_a_parameter_without_feedback_is_recorded(read: Read) -> None:
             parameter.append_grad(afnio.Variable("better", role="feedback"))
             optimizer.step()
             optimizer.clear_grad()
-    assert [(0, "old", "old"), (0, "other", "other"), (1, "old", "new"), (2, "other", "changed")] == read(
-        FILE, "SELECT step, role, value FROM parameters ORDER BY step, id"
-    )
+    assert read(FILE, "SELECT step, role, value FROM parameters ORDER BY step, id") == [
+        (0, "old", "old"),
+        (0, "other", "other"),
+        (1, "old", "new"),
+        (2, "other", "changed"),
+    ]

@@ -76,14 +76,14 @@ def start(stop: str | None = None) -> subprocess.Popen[str]:
     )  # fmt: skip
     if stop is not None:
         assert process.stdout is not None
-        assert "here\n" == process.stdout.readline()
+        assert process.stdout.readline() == "here\n"
     return process
 
 
 def asked(process: subprocess.Popen[str]) -> int:
     """Let it go on to its end, wherever it stops; return how many calls it sent."""
     out, err = process.communicate("\n" * 10, timeout=60)
-    assert 0 == process.returncode, err
+    assert process.returncode == 0, err
     assert "not kept for a resume" not in err
     return int(out.splitlines()[-1].removeprefix("asked "))
 
@@ -97,37 +97,40 @@ def kill(process: subprocess.Popen[str]) -> None:
 def test_a_start_beside_a_live_run_is_a_run_of_its_own(place: str, read: Read) -> None:
     """Also while that one has a row and no journal yet, and while it is just ending."""
     first = start(place)
-    assert 5 == asked(start())
-    assert 5 == asked(first)
-    assert [("COMPLETED", 5, 5)] * 2 == read(
-        FILE,
-        "SELECT status, (SELECT count(*) FROM calls WHERE run_id = runs.id),"
-        " (SELECT count(*) FROM metrics WHERE run_id = runs.id) FROM runs",
+    assert asked(start()) == 5
+    assert asked(first) == 5
+    assert (
+        read(
+            FILE,
+            "SELECT status, (SELECT count(*) FROM calls WHERE run_id = runs.id),"
+            " (SELECT count(*) FROM metrics WHERE run_id = runs.id) FROM runs",
+        )
+        == [("COMPLETED", 5, 5)] * 2
     )
 
 
 def test_as_many_starts_at_once_are_as_many_runs(read: Read) -> None:
     """Without any order among them."""
     processes = [start() for _ in range(6)]
-    assert [5] * 6 == [asked(process) for process in processes]
-    assert [("COMPLETED",)] * 6 == read(FILE, "SELECT status FROM runs")
+    assert [asked(process) for process in processes] == [5] * 6
+    assert read(FILE, "SELECT status FROM runs") == [("COMPLETED",)] * 6
 
 
 def test_one_of_many_starts_continues_a_killed_run(read: Read) -> None:
     """The others are runs of their own."""
     kill(start("calls are made"))
     processes = [start() for _ in range(4)]
-    assert {0: 1, 5: 3} == Counter(asked(process) for process in processes)
-    assert [("COMPLETED",)] * 4 == read(FILE, "SELECT status FROM runs")
+    assert Counter(asked(process) for process in processes) == {0: 1, 5: 3}
+    assert read(FILE, "SELECT status FROM runs") == [("COMPLETED",)] * 4
 
 
 def test_a_run_that_ended_meanwhile_is_not_continued(read: Read) -> None:
     """Two starts find the same killed run; the second one gets to it when the first has completed it."""
     kill(start("calls are made"))
     second = start("run is found")
-    assert 0 == asked(start())
-    assert 5 == asked(second)
-    assert [("COMPLETED",)] * 2 == read(FILE, "SELECT status FROM runs")
+    assert asked(start()) == 0
+    assert asked(second) == 5
+    assert read(FILE, "SELECT status FROM runs") == [("COMPLETED",)] * 2
 
 
 def test_a_live_run_cannot_be_continued_by_its_id() -> None:
@@ -177,15 +180,15 @@ def test_a_program_that_is_killed_after_its_block_starts_a_new_run(
     """The old one is over, and is continued only by its id; then its journal has all replies."""
     monkeypatch.setenv("BLOCK", "yes")
     run_id = killed_afterwards(read)
-    assert [("COMPLETED",)] == read(FILE, "SELECT status FROM runs")
-    assert 5 == asked(start())
+    assert read(FILE, "SELECT status FROM runs") == [("COMPLETED",)]
+    assert asked(start()) == 5
     monkeypatch.setenv("RUN", run_id)
-    assert 0 == asked(start())
-    assert [("COMPLETED",)] * 2 == read(FILE, "SELECT status FROM runs")
+    assert asked(start()) == 0
+    assert read(FILE, "SELECT status FROM runs") == [("COMPLETED",)] * 2
 
 
 def test_a_run_without_a_block_is_over_with_its_process(read: Read) -> None:
     """So a kill at the end of the program is continued, too."""
     killed_afterwards(read)
-    assert 0 == asked(start())
-    assert [("COMPLETED",)] == read(FILE, "SELECT status FROM runs")
+    assert asked(start()) == 0
+    assert read(FILE, "SELECT status FROM runs") == [("COMPLETED",)]

@@ -120,7 +120,7 @@ def test_the_file_lies_in_the_working_folder_by_default(
 def test_names_become_safe_file_names(name: str, slug: str) -> None:
     """No separator, no leading dot, no endless name."""
     with te.init(name, name):
-        assert [Path(".afnio") / slug / f"{slug}.db"] == list(Path(".afnio").rglob("*.db"))
+        assert list(Path(".afnio").rglob("*.db")) == [Path(".afnio") / slug / f"{slug}.db"]
 
 
 def test_only_the_user_may_read_it() -> None:
@@ -140,7 +140,7 @@ def test_the_file_is_in_wal_mode_and_whole(read: Read) -> None:
     with te.init("me", "emails") as run:
         te.log("loss", 1)
     journal = FILE.with_suffix("") / f"{run.id}.journal"
-    assert {FILE, journal} == {path for path in FILE.parent.rglob("*") if path.is_file()}
+    assert {path for path in FILE.parent.rglob("*") if path.is_file()} == {FILE, journal}
     assert read(FILE, "PRAGMA journal_mode") == [("wal",)]
     assert read(FILE, "PRAGMA user_version") == [(5,)]
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_made_costs_one_warning(
             run.flush()
     assert (run.name, run.status) == ("first", "COMPLETED")
     record, calls = caplog.records
-    assert {"WARNING"} == {record.levelname, calls.levelname}
+    assert {record.levelname, calls.levelname} == {"WARNING"}
     assert "AFNIO_HOME" in record.message
     assert "not kept for a resume" in calls.message
 
