@@ -48,7 +48,7 @@ def test_the_names_that_users_know_are_there(package):
 
 
 def test_all_is_complete_and_sorted():
-    """Every public name of `afnio` is in `__all__`, and every name of `__all__` can be imported."""
+    """Every public name of `afnio` is in `__all__`, and can be imported. Packages have no place there."""
     assert sorted(afnio.__all__) == list(afnio.__all__)
     assert [name for name in afnio.__all__ if getattr(afnio, name, None) is None] == []
     public = {
@@ -57,7 +57,10 @@ def test_all_is_complete_and_sorted():
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
     assert public - set(afnio.__all__) - {"annotations", "TYPE_CHECKING"} == set()
-    assert set(SURFACE["afnio"].split()) - set(afnio.__all__) == set()
+    packages = {
+        name for name in SURFACE["afnio"].split() if isinstance(getattr(afnio, name), types.ModuleType)
+    }
+    assert set(SURFACE["afnio"].split()) - set(afnio.__all__) == packages
 
 
 def test_a_star_import_brings_the_names():

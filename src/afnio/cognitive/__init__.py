@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afnio._public import show_in
-from afnio.cognitive import functional
+from afnio.cognitive import functional as functional
 from afnio.cognitive._agent import Agent, agent
 from afnio.cognitive._chat import Completion
 from afnio.cognitive._containers import ModuleDict, ModuleList, Sequential
@@ -39,7 +39,6 @@ __all__ = [
     "StreamSnapshot",
     "Training",
     "agent",
-    "functional",
     "prompts",
 ]
 

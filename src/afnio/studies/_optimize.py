@@ -54,7 +54,7 @@ from afnio.studies._rows import Row, by_input, digest, in_words, read_rows, spli
 from afnio.studies._scoring import QUORUM, Scored, check_crashes, paired, takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
-from afnio.studies._training import Training, shown
+from afnio.studies._training import TrainingRun, shown
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
 from afnio.utils.data import DataLoader
@@ -336,7 +336,7 @@ class Optimization(Study):
         )  # fmt: skip
         await gate.start(self.subject.parameters.values())
         found = await self._headroom(measured) if self.with_headroom else None
-        training = Training(
+        training = TrainingRun(
             self, self.splits, self.needs, measured=measured, reserved=self.needs.looks(measured, size),
             patience=self.patience,
         )  # fmt: skip
@@ -448,7 +448,7 @@ class Optimization(Study):
         self,
         run: Run,
         spending: Budget,
-        training: Training,
+        training: TrainingRun,
         verdict: GateVerdict | None,
         headroom: Headroom | None,
         rows: Sequence[Row],

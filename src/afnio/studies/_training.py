@@ -37,7 +37,7 @@ MOST_SKIPPED: Final = 3
 
 
 @final
-class Training:
+class TrainingRun:
     """The training of one study.
 
     Args:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from afnio._public import lazily
 
 if TYPE_CHECKING:
-    from afnio.errors import StoreVersionError
     from afnio.tellurio._logs import configure_logging
     from afnio.tellurio._queries import StoreReader
     from afnio.tellurio._run import (
@@ -27,7 +26,6 @@ __all__ = [
     "RunStarted",
     "RunStatus",
     "StoreReader",
-    "StoreVersionError",
     "TableLogged",
     "TextLogged",
     "configure_logging",
@@ -41,7 +39,6 @@ __getattr__, __dir__ = lazily(
     __name__,
     globals(),
     {
-        "afnio.errors": "StoreVersionError",
         "afnio.tellurio._logs": "configure_logging",
         "afnio.tellurio._queries": "StoreReader",
         "afnio.tellurio._run": "Run RunStatus get_active_run init log suppress_variable_notifications",

@@ -11,6 +11,4 @@ if TYPE_CHECKING:
     from afnio.utils import data as data
     from afnio.utils import datasets as datasets
 
-__all__ = ["agents", "data", "datasets"]
-
 __getattr__, __dir__ = _lazily(__name__, globals(), {}, modules="agents data datasets")
