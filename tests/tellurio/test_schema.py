@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import afnio.tellurio as te
+from afnio.errors import StoreVersionError
 
 if TYPE_CHECKING:
     from conftest import Read
@@ -31,7 +32,7 @@ def test_a_file_of_another_version_is_refused_and_left_alone(version: int, insta
         connection.execute(f"PRAGMA user_version = {version}")
     before = FILE.read_bytes()
     sentence = rf"must have schema version 5 \(got {version}\); install {install} Afnio, or set AFNIO_HOME"
-    with pytest.raises(te.StoreVersionError, match=sentence):
+    with pytest.raises(StoreVersionError, match=sentence):
         record(FILE)
     assert FILE.read_bytes() == before
     assert list(FILE.parent.iterdir()) == [FILE]
