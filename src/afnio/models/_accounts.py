@@ -40,6 +40,7 @@ _QUOTA: Final = ("openai-organization", "openai-project", "x-goog-user-project")
 _AWS_KEY: Final = re.compile(r"AWS4-\S+ Credential=([^/,\s]+)")
 
 
+@lru_cache(maxsize=4096)
 def is_harmless(header: str) -> bool:
     """Return True for a header, in lower case, that neither changes a reply nor says who asks."""
     return (
@@ -47,6 +48,7 @@ def is_harmless(header: str) -> bool:
     )
 
 
+@lru_cache(maxsize=4096)
 def is_credential(header: str) -> bool:
     """Return True for a header, in lower case, that says who asks and doesn't change the reply.
 
@@ -102,15 +104,14 @@ class Headers(NamedTuple):
 
 def sorted_out(headers: Mapping[str, str]) -> Headers:
     """Sort headers, with names in lower case."""
-    return _sorted_out(tuple(headers.items()))
+    # Without the harmless ones the requests of a client have the same headers. Their lengths differ.
+    return _sorted_out(tuple((name, value) for name, value in headers.items() if not is_harmless(name)))
 
 
 @lru_cache(maxsize=256)
 def _sorted_out(headers: tuple[tuple[str, str], ...]) -> Headers:
-    # The requests of a client have the same headers.
-    kept = sorted((name, value) for name, value in headers if not is_harmless(name))
     lines = {True: "", False: ""}
-    for name, value in kept:
+    for name, value in sorted(headers):
         lines[is_credential(name)] += f"{name}:{value}\0"
     return Headers(lines[False], lines[True])
 
