@@ -93,4 +93,4 @@ def test_equal_messages_of_a_batch_are_one_call(tmp_path: Path) -> None:
     assert verdict.passed
     # The Trainer made 553 forward calls, the gate asked the start and the result on 33 messages.
     assert (purposes["forward"] - 2 * BATCH, purposes["backward"], purposes["step"]) == (553, 76, 7)
-    assert (before["loss_sum"], after["loss_sum"], len(test)) == (25, 50, 68)
+    assert (before["score_sum"], after["score_sum"], len(test)) == (25, 50, 68)

@@ -76,18 +76,6 @@ def test_a_changed_program_and_other_programs_find_results_by_what_was_asked(
     assert evaluate(journal, runs, ["3", "0"], 1, mode="reuse")[1] == 4
 
 
-def test_results_of_an_older_journal(tmp_path: Path, runs: Path) -> None:
-    journal = tmp_path / "calls.journal"
-    assert evaluate(journal, runs, ["1", "2"], 1)[1] == 2
-    with closing(sqlite3.connect(journal, isolation_level=None)) as connection:
-        connection.execute("UPDATE records SET kind = 'shared'")
-        connection.execute("DROP INDEX results_by_address")
-        connection.execute("DROP INDEX results_by_key")
-    assert evaluate(journal, runs, ["1", "2"], 1)[1] == 2
-    assert evaluate(journal, runs, ["1", "2"], 2)[1] == 4  # their indexes are made
-    assert evaluate(journal, runs, ["1", "2"], 2)[1] == 4
-
-
 class Opaque:
     def __init__(self, value: Any) -> None:
         self.value = value

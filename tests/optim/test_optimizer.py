@@ -300,7 +300,7 @@ def test_where_the_budget_ends_values_stay_and_a_run_completes(tmp_path, paramet
     class Mine(Optimizer):
         async def propose(self, parameter, value, gradients, options):
             model = ChatModel(options["client"], {"model": "m"})
-            reply = await model.complete([{"role": "user", "content": f"{parameter.role} {value}"}], "step")
+            reply = await model.ask([{"role": "user", "content": f"{parameter.role} {value}"}], "step")
             return Change(parameter.role, value, str(reply), len(gradients))
 
     prompts = [cog.Parameter("a", role=f"prompt {number}") for number in range(parameters)]

@@ -46,11 +46,9 @@ class Contents:
     Attributes:
         unseen: the places of objects that count by their class alone.
 
-    >>> def sayer(word):
-    ...     return lambda: word
-    >>> Contents().of(sayer("hi")) == Contents().of(sayer("hi"))
+    >>> Contents().of(functools.partial(str.upper, "hi")) == Contents().of(functools.partial(str.upper, "hi"))
     True
-    >>> Contents().of(sayer("hi")) == Contents().of(sayer("no"))
+    >>> Contents().of(functools.partial(str.upper, "hi")) == Contents().of(functools.partial(str.upper, "no"))
     False
     """
 

@@ -186,8 +186,9 @@ async def test_a_replayed_call_uses_nothing(spans: Spans, tmp_path: Path) -> Non
     reader = InMemoryMetricReader()
     meters = MeterProvider([reader], shutdown_on_exit=False)
     for _ in range(2):
-        with OpenTelemetrySink(spans.provider, meter_provider=meters), afnio.journal(tmp_path / "calls"):
-            await ScriptedClient("one two").achat(messages=[{"role": "user", "content": "hi"}], model="m")
+        with OpenTelemetrySink(spans.provider, meter_provider=meters):
+            async with afnio.journal(tmp_path / "calls"):
+                await ScriptedClient("one two").achat(messages=[{"role": "user", "content": "hi"}], model="m")
     sent, replayed = (*spans.named("chat m"), *spans.named("fetch_response m"))
     tokens = [span.attributes.get("gen_ai.usage.output_tokens", 0) for span in spans.all]
     assert sum(tokens) == sent.attributes["gen_ai.usage.output_tokens"] == 2
