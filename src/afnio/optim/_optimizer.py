@@ -36,10 +36,10 @@ import anyio
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import LaunchCancelledError, distinct, reason
 from afnio.runtime._callables import is_async
+from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import (
     PENDING,
     Body,
-    Failure,
     Job,
     Launch,
     Outcomes,

@@ -28,7 +28,8 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from afnio.errors import BatchError, RuntimeClosedError, ScoreError, chain, likeness, reason, text_of
-from afnio.runtime._kernel import Failure, Job, Launch, Runtime, Slot, on_runtime_thread, within
+from afnio.runtime._failures import Failure
+from afnio.runtime._kernel import Job, Launch, Runtime, Slot, on_runtime_thread, within
 from afnio.runtime._limits import most_in_flight
 from afnio.runtime._loop import CallerLoop, running_caller, running_library
 from afnio.runtime._settings import Assignment, Setting

@@ -38,9 +38,9 @@ import anyio.to_thread
 
 from afnio.errors import BlockingReadError, RuntimeClosedError, distinct, reason
 from afnio.runtime._blocks import OpenBlock
+from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import (
     PENDING,
-    Failure,
     Runtime,
     Scope,
     Slot,
