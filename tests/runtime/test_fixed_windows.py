@@ -105,7 +105,7 @@ def test_hostile_headers(replies: list[tuple[dict[str, str], float]]) -> None:
         assert 0 <= wait < math.inf
         async with Attempt(admit, Demand(prompt_tokens=100)):
             pass
-        assert loop_time() <= 6 * 86_400 * 1.1
+        assert loop_time() <= 6 * 86_400 * 1.2  # and what is left of the first window
 
     loop = looptime.new_event_loop()
     try:

@@ -13,6 +13,7 @@ at a time: the threads of a Dask worker share their environment.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import secrets
 import socket
@@ -128,13 +129,16 @@ def _is_forwarded(url: Any) -> bool:
 def _httpx_route(library: Any, transport: Any, url: Any) -> Any:
     # A mock, or a transport with retries, stays. The bridge's own would use limits of this process.
     if _is_forwarded(url) and (is_plain(transport) or type(transport).__module__.startswith("afnio.")):
-        if library not in _transports:
-            _transports[library] = _transport_of(library)
-        return _transports[library]
+        with _making:  # two threads would make two, and the sockets of one would be lost
+            if library not in _transports:
+                _transports[library] = _transport_of(library)
+                atexit.register(_transports[library].close)
+            return _transports[library]
     return transport
 
 
 _transports: Final[dict[Any, Any]] = {}
+_making: Final = threading.Lock()
 
 
 def _aiohttp_route(
@@ -168,6 +172,9 @@ def _transport_of(library: Any) -> Any:
         def __init__(self) -> None:
             self._blocking = library.HTTPTransport(socket_options=PROBES)
             self._by_loop: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+        def close(self) -> None:
+            self._blocking.close()
 
         def handle_request(self, request: Any) -> Any:
             return self._blocking.handle_request(self._rewritten(request, request.read()))
