@@ -72,7 +72,7 @@ def test_a_star_import_brings_the_names():
 
 @pytest.mark.parametrize(
     "module",
-    ["models.openai", "runtime.events", "utils.data", "utils.datasets"],
+    ["models.openai", "runtime.events", "utils.agents", "utils.data", "utils.datasets"],
 )
 def test_modules_are_attributes(module: str):
     """After `import afnio` alone, as a user writes `afnio.utils.data.DataLoader`."""

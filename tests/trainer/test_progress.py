@@ -46,7 +46,7 @@ def test_a_wide_terminal() -> None:
             *first[2:],
         ]
         screen.enter()
-        lines = timeless(screen.until("33/66", "too long"))
+        lines = timeless(screen.until("33/66", "too long", "logged by the program"))
         assert lines[1:5] == [
             "printed by the program",
             "WARNING:program:logged by the program",
