@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -329,3 +333,36 @@ def test_a_callable_that_blocks_the_loop_is_named_while_it_does(
     )
     assert f"{__file__}:{named.__code__.co_firstlineno}) has blocked the runtime's loop for " in text
     assert f"now at {__file__}:{helper.__code__.co_firstlineno + 1}, and every call" in text
+
+
+def test_many_quick_callables_in_one_turn_block_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Each of them holds the loop for 50 ms; together they hold it for a second."""
+
+    async def quick(text: str) -> str:
+        time.sleep(0.05)  # noqa: ASYNC251 - the block is what is tested
+        return text
+
+    texts = [str(number) for number in range(20)]
+    assert afnio.Variable(texts).map(quick).data == texts
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+@pytest.mark.nightly
+def test_a_callable_that_waits_for_a_processor_blocks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """On a busy machine a step of 0.1 s of computing takes a second or more."""
+    cores = os.cpu_count() or 1
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(15 * cores)]
+
+    async def computes(text: str) -> str:
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+        return text
+
+    try:
+        assert afnio.Variable(["a", "b", "c"]).map(computes).data == ["a", "b", "c"]
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert [record.getMessage() for record in caplog.records] == []

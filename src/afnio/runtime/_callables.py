@@ -10,6 +10,7 @@ shared one, `to_thread` functions that wait for nodes could hold every thread th
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import math
@@ -20,6 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
+from pathlib import Path
 from types import CodeType
 from typing import Any, Final, ParamSpec, TypeVar, cast, final
 
@@ -226,9 +228,9 @@ def _other_loops_error(error: BaseException) -> BaseException | None:
 
 
 BLOCKED: Final = 0.5
-"""Seconds for which an `async def` may keep the runtime's loop from anything else, without a warning."""
-_LOOK: Final = 0.25
-"""Seconds between two looks at the loop."""
+"""Seconds for which one step of an `async def` may keep the runtime's loop from anything else without a warning."""
+_LOOK: Final = 0.125
+"""Seconds between two checks of the loop."""
 
 
 @final
@@ -236,22 +238,23 @@ class LoopWatch:
     """Warns once of each `async def` that blocks the runtime's loop, while it does.
 
     A blocking call in one callable, such as `time.sleep`, a synchronous client or a computation, stops every call of
-    the process. The loop can't notice that itself, so a thread looks: it posts to the loop, and if the loop doesn't
-    answer for half a second, it reads from the loop's stack which line is running. It exists only while
-    callables run, and for a moment longer.
+    the process. The loop can't notice that itself, so a thread checks: it posts to the loop, and while the loop doesn't
+    answer, it compares the task that the loop is in. One that is the same for half a second blocks. Many that are each
+    quick don't, even if they all start in one turn of the loop, and neither does one that waits for a processor on a
+    busy machine. The thread exists only while callables run, and for a moment longer.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._running: dict[CodeType, int] = {}
         self._warned: set[CodeType] = set()
-        self._last: CodeType | None = None
         self._thread: threading.Thread | None = None
-        self._loop_thread = threading.get_ident()
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread, self._native_id = threading.get_ident(), threading.get_native_id()
         self._stop = threading.Event()
 
     def begin(self, start: Callable[..., Any]) -> CodeType | None:
-        """Watch the loop until `end`, while it runs the callable `start`. Returns what `end` takes."""
+        """Watch the loop until `end`, while it runs the callable `start`. Returns the argument of `end`."""
         code = _code_of(start)
         if code is not None:
             self._running[code] = self._running.get(code, 0) + 1
@@ -270,7 +273,9 @@ class LoopWatch:
         self._stop.set()
 
     def _watch(self) -> None:
-        answered, asked = True, time.monotonic()
+        answered = True
+        task: Any = None
+        since = late = 0.0
 
         def answer() -> None:
             nonlocal answered
@@ -279,43 +284,54 @@ class LoopWatch:
                 self._thread = None  # here, on the loop's thread, so that no callable starts in between
 
         while not self._stop.is_set() and self._thread is threading.current_thread():
-            now = time.monotonic()
+            # A task that is current at two looks without an answer in between is in the same step at both.
+            before, task = task, None if answered else asyncio.current_task(self._loop)
+            now = time.monotonic() - late - _starved(self._native_id)
+            if task is None or task is not before:
+                since = now
+            elif now - since >= BLOCKED:
+                self._warn(now - since)
             if answered:
-                answered, asked = False, now
+                answered = False
                 try:
                     self._runtime.post(answer)
                 except RuntimeClosedError:
                     return
-            elif now - asked >= BLOCKED - _LOOK:
-                self._look(now - asked)
+            asleep = time.monotonic()
             self._stop.wait(_LOOK)
+            # A busy machine lets this thread wait for a processor or the GIL, too, and the loop's thread wait for it.
+            late += time.monotonic() - asleep - _LOOK
 
-    def _look(self, seconds: float) -> None:
-        """Warn of what the loop's thread is in, if it was in the same at the last look.
-
-        That is a callable, or the outermost function of the user's in a task that a callable has started.
-        """
+    def _warn(self, seconds: float) -> None:
+        """Warn of the callable that the loop's thread is in, or of the user's outermost function in a task of it."""
         frame = sys._current_frames().get(self._loop_thread)
         inner = outer = None
         while frame is not None:
-            known = frame.f_code in self._running
-            if known or _is_own(frame.f_code.co_filename):
+            is_callable = frame.f_code in self._running
+            if is_callable or _is_own(frame.f_code.co_filename):
                 inner, outer = inner or frame, frame
-            frame = None if known else frame.f_back
-        before, self._last = self._last, None if outer is None else outer.f_code
-        if inner is None or outer is None or outer.f_code is not before or before in self._warned:
+            frame = None if is_callable else frame.f_back
+        if inner is None or outer is None or outer.f_code in self._warned:
             return
-        self._warned.add(before)
+        self._warned.add(outer.f_code)
         logging.getLogger("afnio").warning(
-            "%s (%s:%d) has blocked the runtime's loop for %.1f s, now at %s:%d, and every call of the process waits; "
-            "make it a `def`, which runs in a worker thread, or await what blocks",
-            before.co_qualname,
-            before.co_filename,
-            before.co_firstlineno,
+            "%s (%s:%d) has blocked the runtime's loop for %.1f s in one go, now at %s:%d, and every call of the "
+            "process waits; make it a `def`, which runs in a worker thread, or await what blocks",
+            outer.f_code.co_qualname,
+            outer.f_code.co_filename,
+            outer.f_code.co_firstlineno,
             seconds,
             inner.f_code.co_filename,
             inner.f_lineno,
         )
+
+
+def _starved(thread: int) -> float:
+    """Return the seconds for which a thread has waited for a processor so far; 0 where the system doesn't say."""
+    try:
+        return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _is_own(file: str) -> bool:
