@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from afnio.cli import main
 
 if TYPE_CHECKING:
     from conftest import Read
@@ -75,3 +81,26 @@ def test_a_killed_run_that_is_continued_has_everything_once(read: Read) -> None:
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
     assert [path.name for path in FILE.with_suffix("").iterdir() if path.suffix == ".lease"] == []
     assert json.loads(read(FILE, "SELECT identity FROM runs")[0][0])[1].endswith("program.py")
+
+
+def test_an_unknown_cost_stays_unknown_and_an_hour_of_death_is_no_duration(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The models have no price. The process died before the rows of its calls were written; its journal has them."""
+    process = start(stop=7)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with closing(sqlite3.connect(FILE)) as connection, connection:
+        connection.execute("DELETE FROM calls")
+        connection.execute(
+            "UPDATE runs SET date_created = date_created - 3600, date_updated = date_updated - 3600"
+        )
+    done = start(stop=-1)
+    out, err = done.communicate()
+    assert (done.returncode, out) == (0, "asked 5\n"), err
+    assert main(["runs", "list", "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["calls"], run["cost"], run["unpriced"]) == (11, None, 11)
+    assert run["seconds"] < 600

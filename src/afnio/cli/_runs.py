@@ -211,6 +211,7 @@ def summary(chosen: Chosen) -> dict[str, Any]:
         "description": run.description,
         "date_created": run.date_created,
         "date_updated": run.date_updated,
+        "seconds": run.seconds,
         "git_commit": run.git_commit,
         "config": run.config,
         "headline": None if headline is None else asdict(headline),

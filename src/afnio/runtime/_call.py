@@ -84,7 +84,8 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
                 call.shared.setdefault((call.account, call.key), SharedCall(reply))
             if listening():
                 about = (call.address, call.account.url, call.model, call.purpose)
-                emit(CallReplayed(*about, call.request, reply, call.node, call.lane))
+                resumed = journal.mode == "resume"
+                emit(CallReplayed(*about, call.request, reply, call.node, call.lane, resumed))
             return reply
         if journal.broken is not None:
             raise journal.broken

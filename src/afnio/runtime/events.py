@@ -71,12 +71,14 @@ class CallReplayed(CallEvent):
 
     Attributes:
         request, reply, node, lane: as in `CallEnded`.
+        resumed: True if an earlier process of the same run paid for it, False if the journal is a cache (`reuse`).
     """
 
     request: Any = field(default=None, repr=False)
     reply: Any = field(default=None, repr=False)
     node: str = ""
     lane: int | None = None
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

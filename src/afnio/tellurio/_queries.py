@@ -158,7 +158,7 @@ def _begins(run: RunRecord, word: str, *, whole: bool) -> bool:
 TOTALS: Final = """
     count(*), sum(status = 'failed'), sum(status = 'cancelled'), sum(replayed > 0), sum(attempts),
     sum(max(attempts - 1, 0)), sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(cost),
-    sum(cost IS NULL AND status = 'ok'), sum(seconds)"""
+    sum(cost IS NULL AND status IN ('ok', 'replayed')), sum(seconds)"""
 """The fields of `Spending`, in order. Every total of calls in Afnio is added up by this and by `Spending.__add__`."""
 
 BY_PURPOSE: Final = f"SELECT purpose, {TOTALS} FROM calls WHERE run_id = ? GROUP BY purpose ORDER BY purpose"

@@ -242,7 +242,7 @@ class CallRows:
     def end(self, connection: sqlite3.Connection, event: CallEnded, time: float) -> None:
         """Write a call that has ended."""
         status, error_text = outcome(event.error)
-        known = float(event.cost) if event.cost is not None else _cost(event)
+        known = float(event.cost) if event.cost is not None else _cost(event, event.usage)
         error = None if error_text is None else encodable(self._redaction.text(error_text))
         effort = (event.attempts, event.seconds, event.waited, time - event.seconds - event.waited, time)
         self._insert(connection, event, (status, 0), effort, event.usage, known, error)
@@ -251,7 +251,8 @@ class CallRows:
         """Count an answer of the journal. Its call has a row, unless the process was killed before writing it."""
         if connection.execute(REPLAY, (self._run_id, event.address)).rowcount == 0:
             usage = event.reply.usage if event.reply is not None else Usage()
-            self._insert(connection, event, ("replayed", 1), (0, 0.0, 0.0, time, time), usage, 0.0, None)
+            dollars = _cost(event, usage) if event.resumed else 0.0
+            self._insert(connection, event, ("replayed", 1), (0, 0.0, 0.0, time, time), usage, dollars, None)
 
     def retry(self, connection: sqlite3.Connection, event: CallRetried, time: float) -> None:
         """Write an attempt that failed."""
@@ -333,12 +334,12 @@ def _shown(reply: Any) -> dict[str, Any]:
     return shown
 
 
-def _cost(event: CallEnded) -> float | None:
+def _cost(event: CallEnded | CallReplayed, usage: Usage) -> float | None:
     """Return dollars by the user's or the known prices; None if the price is unknown."""
     if event.reply is None:
         return None
     price = _price(event.model, event.account)
-    return None if price is None else float(cost(price, event.usage))
+    return None if price is None else float(cost(price, usage))
 
 
 @lru_cache(maxsize=256)

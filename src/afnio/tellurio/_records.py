@@ -33,6 +33,7 @@ class RunRecord:
     pid: int
     date_created: float
     date_updated: float
+    seconds_dead: float
     git_commit: str | None
     versions: Mapping[str, str]
     platform: Mapping[str, Any]
@@ -59,8 +60,8 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Seconds from the start to the last write."""
-        return max(0.0, self.date_updated - self.date_created)
+        """Seconds from the start to the last write, without those in which the run waited to be continued."""
+        return max(0.0, self.date_updated - self.date_created - self.seconds_dead)
 
     @property
     def is_running(self) -> bool:

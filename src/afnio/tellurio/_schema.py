@@ -22,6 +22,7 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
     seed                start of the run's seeds
     host, pid           of the process that records it
     date_created, date_updated
+    seconds_dead        between the end of a process and the start of the one that continued its run
     git_commit          hash of the working folder's commit, with "+" if files differ from it; NULL without git
     versions            JSON object: Python, Afnio and the packages that calls go through
     platform            JSON object: system, machine, processors
@@ -126,7 +127,7 @@ def connect(path: Path) -> sqlite3.Connection:
     ...     connection = connect(pathlib.Path(folder) / "new" / "project.db")
     ...     connection.execute("PRAGMA user_version").fetchone()
     ...     connection.close()
-    (5,)
+    (6,)
     """
     make_private_folder(path.parent)
     # Create the file first: SQLite gives its side files the mode of the database.
@@ -188,7 +189,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             return
 
 
-VERSION: Final = 5
+VERSION: Final = 6
 
 _RUN: Final = "run_id TEXT NOT NULL REFERENCES runs (id)"
 
@@ -207,6 +208,7 @@ TABLES: Final = (
         pid INTEGER NOT NULL,
         date_created REAL NOT NULL,
         date_updated REAL NOT NULL,
+        seconds_dead REAL NOT NULL DEFAULT 0,
         git_commit TEXT,
         versions TEXT NOT NULL DEFAULT '{}',
         platform TEXT NOT NULL DEFAULT '{}',

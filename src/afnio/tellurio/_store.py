@@ -191,7 +191,8 @@ class Store:
             for table in OF_A_RUN:
                 if table not in _KEPT_WHEN_CONTINUED:
                     connection.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
-            connection.execute(_CONTINUE_RUN, (socket.gethostname(), os.getpid(), date, run_id))
+            row = {"host": socket.gethostname(), "pid": os.getpid(), "date": date, "id": run_id}
+            connection.execute(_CONTINUE_RUN, row)
 
         self._submit(update)
         self._describe(run_id)
@@ -338,7 +339,10 @@ _FIND_RUNS: Final = """
 SELECT id, name, description, namespace, project, status, config, identity, seed, date_created FROM runs
 WHERE id = :id OR (identity = :identity AND status IN ('RUNNING', 'CRASHED'))
 ORDER BY date_created DESC, rowid DESC"""
-_CONTINUE_RUN: Final = "UPDATE runs SET status = 'RUNNING', host = ?, pid = ?, date_updated = ? WHERE id = ?"
+_CONTINUE_RUN: Final = """
+UPDATE runs SET status = 'RUNNING', host = :host, pid = :pid, date_updated = :date,
+    seconds_dead = seconds_dead + max(0, :date - date_updated)
+WHERE id = :id"""
 _UPDATE_RUN: Final = """
 UPDATE runs SET status = :status, date_updated = :date, places = :places,
     in_flight = iif(:status = 'RUNNING', in_flight, 0), waiting = iif(:status = 'RUNNING', waiting, 0)
