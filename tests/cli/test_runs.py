@@ -187,6 +187,20 @@ def test_hostile_texts_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[st
         assert not {"\x1b", "\x07", "\u202e"} & set(text)
 
 
+def test_a_project_has_one_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """However it is written: its runs are in one file, which is named in small letters and hyphens."""
+    with te.init("Me", "My Project", name="first"):
+        pass
+    with te.init("me", "my-project", name="second"):
+        pass
+    for project in ("Me/My Project", "me/my-project"):
+        found = json.loads(runs(capsys, "list", "--json", "--project", project))
+        assert [(one["namespace"], one["project"], one["name"]) for one in found] == [
+            ("me", "my-project", "second"), ("me", "my-project", "first"),
+        ]  # fmt: skip
+    assert runs(capsys, "show", "Me/My Project/first").startswith("me/my-project/first")
+
+
 def test_it_starts_quickly() -> None:
     """0.3 s on a quiet machine; on a busy one at most 80 ms more than `import afnio` takes there."""
     trained("first")

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from afnio.errors import StoreProblemError
 from afnio.tellurio._compare import Scores, compare
-from afnio.tellurio._queries import MISSING, StoreReader, choose, home_folder, stores
+from afnio.tellurio._queries import MISSING, StoreReader, as_stored, choose, home_folder, stores
 from afnio.tellurio._records import RunRecord, Spending, loaded, ranked
 
 EXAMPLES: Final = """\
@@ -107,10 +107,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(runs: Runs, options: argparse.Namespace) -> int:
+    project = None if options.project is None else as_stored(options.project)
     wanted = [
         one
         for one in runs.all()
-        if options.project in (None, f"{one.run.namespace}/{one.run.project}")
+        if project in (None, f"{one.run.namespace}/{one.run.project}")
         and options.status in (None, one.run.status)
     ]
     wanted.sort(key=lambda one: -one.run.date_created)

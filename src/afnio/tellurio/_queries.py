@@ -62,7 +62,7 @@ from afnio.tellurio._records import (
     ranked,
 )
 from afnio.tellurio._schema import IN_PHASE, of_phase
-from afnio.tellurio._store import live_status, open_to_read, problem_of
+from afnio.tellurio._store import live_status, open_to_read, problem_of, slug
 
 PAGE: Final = 100
 """Rows of one page of calls or samples."""
@@ -128,6 +128,7 @@ def choose(word: str, runs: Sequence[RunRecord], home: Path, *, whole: bool = Fa
     Raises:
         ChoiceError: if the word means no run, or several.
     """
+    word = as_stored(word)
     for meant in (
         [run for run in runs if word in (run.id, run.path, run.key)],
         [run for run in runs if word == run.name],
@@ -145,6 +146,19 @@ def choose(word: str, runs: Sequence[RunRecord], home: Path, *, whole: bool = Fa
         reason = "it has no runs" if home.exists() else MISSING
         raise ChoiceError(f"there is no run {word!r} in {home}: {reason}")
     raise ChoiceError(f"there is no run {word!r} in {home}; it has {names} (`afnio runs list` shows all)")
+
+
+def as_stored(word: str) -> str:
+    """Return namespace/project, or namespace/project/name, with the first two as the store's file has them.
+
+    >>> as_stored("me/My Project/calm-heron"), as_stored("calm-heron")
+    ('me/my-project/calm-heron', 'calm-heron')
+    """
+    namespace, *rest = word.split("/")
+    try:
+        return "/".join([slug("namespace", namespace), slug("project", rest[0]), *rest[1:]]) if rest else word
+    except ValueError:
+        return word
 
 
 def _begins(run: RunRecord, word: str, *, whole: bool) -> bool:
@@ -292,8 +306,12 @@ class StoreReader:
         parsed = {
             name: loaded(row[name]) for name in ("config", "identity", "versions", "platform", "places")
         }
-        others = set(columns_of(RunRecord)) - {*parsed, "store", "status"}
-        return RunRecord(store=self.path, status=status, **parsed, **{name: row[name] for name in others})
+        others = set(columns_of(RunRecord)) - {*parsed, "store", "status", "namespace", "project"}
+        # "My Project" and "my-project" are one project with one file, so it has the file's name everywhere.
+        place = {"namespace": self.path.parent.name, "project": self.path.stem}
+        return RunRecord(
+            store=self.path, status=status, **place, **parsed, **{name: row[name] for name in others}
+        )
 
     # Metrics.
 
