@@ -154,6 +154,7 @@ def probe(watch: bool) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.nightly
 def test_importing_is_quick():
     """CPU time, best of five: 0.15 s on a quiet machine.
 

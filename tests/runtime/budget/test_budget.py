@@ -556,7 +556,7 @@ def test_ledger_is_read_from_any_thread() -> None:
 
 @pytest.mark.parametrize("room", [10, 1_000_000])
 async def test_many_at_once_take_linear_time(runtime: Any, room: int) -> None:
-    """Eight times the calls take about eight times as long, whether they fit at once or wait in line."""
+    """Eight times the calls take about eight times as long, not 64 times, whether they fit at once or wait in line."""
 
     async def seconds(calls: int) -> float:
         started = time.process_time()
@@ -576,4 +576,4 @@ async def test_many_at_once_take_linear_time(runtime: Any, room: int) -> None:
     await seconds(100)
     small = min([await seconds(250) for _ in range(3)])
     large = min([await seconds(2000) for _ in range(2)])
-    assert large < 3 * 8 * small
+    assert large < 4 * 8 * small
