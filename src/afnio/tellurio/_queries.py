@@ -308,7 +308,7 @@ class StoreReader:
         }
         others = set(columns_of(RunRecord)) - {*parsed, "store", "status", "namespace", "project"}
         # "My Project" and "my-project" are one project with one file, so it has the file's name everywhere.
-        place = {"namespace": self.path.parent.name, "project": self.path.stem}
+        place: dict[str, Any] = {"namespace": self.path.parent.name, "project": self.path.stem}
         return RunRecord(
             store=self.path, status=status, **place, **parsed, **{name: row[name] for name in others}
         )
