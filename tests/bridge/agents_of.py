@@ -156,6 +156,19 @@ def llama_index(url: str) -> Callable[..., Any]:
     return agent
 
 
+def llama_index_streams(url: str) -> Callable[..., Any]:
+    from llama_index.core.llms import ChatMessage
+    from llama_index.llms.openai import OpenAI
+
+    model = OpenAI(model="gpt-4o-mini", api_key=KEY, api_base=f"{url}/v1")
+
+    async def agent(text: str) -> str:
+        stream = await model.astream_chat([ChatMessage(role="user", content=text)])
+        return "".join([part.delta or "" async for part in stream])
+
+    return agent
+
+
 def smolagents(url: str) -> Callable[..., Any]:
     from smolagents import OpenAIServerModel
 
@@ -180,6 +193,90 @@ def crewai(url: str) -> Callable[..., Any]:
     return agent
 
 
+def crewai_anthropic(url: str) -> Callable[..., Any]:
+    from crewai import LLM, Agent, Crew, Task
+
+    llm = LLM(model="anthropic/claude-sonnet-4-5", base_url=url, api_key=KEY, max_tokens=99)
+
+    def agent(text: str) -> str:
+        worker = Agent(role="r", goal="g", backstory="b", llm=llm)
+        task = Task(description=text, expected_output="a text", agent=worker)
+        return str(Crew(agents=[worker], tasks=[task]).kickoff())
+
+    return agent
+
+
+def ag2(url: str) -> Callable[..., Any]:
+    from ag2 import Agent
+    from ag2.config import OpenAIConfig
+
+    inner = Agent("a", prompt="p", config=OpenAIConfig(model="m", api_key=KEY, base_url=f"{url}/v1"))
+
+    async def agent(text: str) -> str:
+        return str((await inner.ask(text)).body)
+
+    return agent
+
+
+def litellm_router(url: str) -> Callable[..., Any]:
+    """Two deployments of a model at one endpoint."""
+    from litellm import Router
+
+    deployment = {"model": "openai/m", "api_base": f"{url}/v1", "api_key": KEY}
+    router = Router([{"model_name": "any", "litellm_params": deployment} for _ in range(2)], num_retries=0)
+
+    async def agent(text: str) -> str:
+        reply = await router.acompletion("any", messages=[{"role": "user", "content": text}])
+        return str(reply.choices[0].message.content)
+
+    return agent
+
+
+def plain_requests(url: str) -> Callable[..., Any]:
+    import requests
+
+    def agent(text: str) -> str:
+        body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+        headers = {"authorization": f"Bearer {KEY}"}
+        reply = requests.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+        reply.raise_for_status()
+        return str(reply.json()["choices"][0]["message"]["content"])
+
+    return agent
+
+
+def plain_aiohttp(url: str) -> Callable[..., Any]:
+    import aiohttp
+
+    async def agent(text: str) -> str:
+        body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+        headers = {"authorization": f"Bearer {KEY}"}
+        async with (
+            aiohttp.ClientSession(headers=headers, raise_for_status=True) as session,
+            session.post(f"{url}/v1/chat/completions", json=body) as reply,
+        ):
+            return str((await reply.json())["choices"][0]["message"]["content"])
+
+    return agent
+
+
+def boto3_bedrock(url: str) -> Callable[..., Any]:
+    """Each request is signed, so no two have the same headers."""
+    import boto3
+
+    bridge.register(
+        "model/m/converse", lambda reply: (reply["usage"]["inputTokens"], reply["usage"]["outputTokens"])
+    )
+    session = boto3.Session(aws_access_key_id=KEY, aws_secret_access_key=KEY, region_name="us-east-1")
+    client = session.client("bedrock-runtime", endpoint_url=url)
+
+    def agent(text: str) -> str:
+        reply = client.converse(modelId="m", messages=[{"role": "user", "content": [{"text": text}]}])
+        return str(reply["output"]["message"]["content"][0]["text"])
+
+    return agent
+
+
 class Messages(logging.Handler):
     """Collects what Afnio logs."""
 
@@ -197,11 +294,12 @@ async def main(name: str, url: str, journal: str, lanes: int) -> dict[str, Any]:
     events: list[Any] = []
     rows = [f"row {n}" for n in range(lanes)]
     async with afnio.journal(journal):
-        with subscribed(events.append), bridge.installed(limits=LIMITS):
+        with subscribed(events.append), bridge.installed(limits=LIMITS), afnio.budget() as spent:
             outputs = (await afnio.Variable(rows).map(globals()[name](url))).data
     return {
         "outputs": hashlib.sha256(json.dumps(outputs).encode()).hexdigest(),
         "last": outputs[-1],
+        "ledger": spent.ledger.total.calls,
         "paid": sum(isinstance(event, CallEnded) for event in events),
         "replayed": sum(isinstance(event, CallReplayed) for event in events),
         # A busy machine takes more than half a second for the first steps of 400 agents.

@@ -1,4 +1,4 @@
-"""An endpoint with the APIs of OpenAI, Anthropic and Google, which stream, fail and wait as a test wants.
+"""An endpoint with the APIs of OpenAI, Anthropic, Google and Bedrock, which stream, fail and wait as a test wants.
 
 A reply repeats the last text of the request in capitals. In streams it comes word by word.
 """
@@ -187,8 +187,17 @@ def reply(asked: Asked) -> dict[str, Any]:
             "data": data,
             "usage": {"prompt_tokens": 7, "total_tokens": 7},
         }
+    if path.endswith("/messages/count_tokens"):
+        return {"input_tokens": 7}
     if path.endswith("/messages"):
         return message_of([{"type": "text", "text": text}], "end_turn")
+    if path.endswith("/converse"):
+        return {
+            "output": {"message": {"role": "assistant", "content": [{"text": text}]}},
+            "stopReason": "end_turn",
+            "usage": {"inputTokens": 7, "outputTokens": 3, "totalTokens": 10},
+            "metrics": {"latencyMs": 1},
+        }
     if "generateContent" in path:
         return gemini_of(text, "STOP")
     return {"echo": text, "in": 7, "out": 3}
