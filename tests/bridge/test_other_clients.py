@@ -219,6 +219,28 @@ async def test_a_budget_without_a_bridge_names_it_as_well(
     assert __file__ in caplog.text
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/messages/count_tokens", "/v1/responses/input_tokens", "/model/m/count-tokens", "/m:countTokens"],
+)
+async def test_counting_tokens_is_no_call(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """Its body is that of a call, but providers take nothing for it. CrewAI counts before each call of Anthropic's."""
+    with bridge.installed():
+        for client in (*GOVERNED, by_httpx, by_http_client):
+            assert (await run(client, endpoint.url + path))[0] == 200
+    assert caplog.text == ""
+
+
+async def test_a_thread_without_a_line_of_the_users_names_that_of_the_library(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    with bridge.installed():
+        await asyncio.to_thread(requests.post, f"{endpoint.url}/own/service", json=BODY, timeout=20)
+    assert f"a request to a model at {Path(requests.__file__).parent}" in caplog.text
+
+
 async def test_an_address_of_the_bridge_is_one_call(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:

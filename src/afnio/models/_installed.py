@@ -228,6 +228,8 @@ _MODEL_PATH: Final = re.compile(
     r"|/api/(?:chat|generate|embed)$"
 )
 """Paths of OpenAI's, Anthropic's, Google's, Amazon's and Ollama's APIs."""
+_FREE_PATH: Final = re.compile(r"/count[_-]tokens/?$|/responses/input_tokens/?$|:countTokens$")
+"""Paths where providers count tokens for nothing. The body is that of a call."""
 _LONGEST: Final = 4 << 20
 """Bytes of the longest body that is parsed to see whether it is a call of a model."""
 
@@ -246,6 +248,8 @@ def note_unseen(url: str, body: Any, advice: str = "") -> None:
         return
     bare, _, _ = url.partition("?")
     path = "/" + bare.partition("://")[2].partition("/")[2]
+    if _FREE_PATH.search(path):
+        return
     if not _MODEL_PATH.search(path) and not may_be_known(path) and not _is_chat(body):
         return
     line = user_line()

@@ -18,7 +18,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from afnio.errors import AfnioError, text_of
@@ -154,15 +154,22 @@ def caller_line() -> Line:
 
 
 def user_line() -> Line:
-    """Return the innermost line of the call stack that belongs neither to Afnio nor to a library."""
-    frame = first = sys._getframe(1)
-    while is_engine(frame.f_code.co_filename) or any(part in frame.f_code.co_filename for part in _INSTALLED):
-        if frame.f_back is None:
-            frame = first
-            break
+    """Return the innermost line of the call stack that belongs neither to Afnio nor to a library.
+
+    A framework's own thread has none: then it is the library's line that called Afnio.
+    """
+    here = sys._getframe(1)
+    frame: FrameType | None = here
+    library: FrameType | None = None
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not is_engine(file):
+            if not any(part in file for part in _INSTALLED):
+                break
+            library = library or frame
         frame = frame.f_back
-    code = frame.f_code
-    return Line(code.co_filename, frame.f_lineno, code.co_name)
+    shown = frame or library or here
+    return Line(shown.f_code.co_filename, shown.f_lineno, shown.f_code.co_name)
 
 
 _INSTALLED: Final = (
