@@ -359,6 +359,23 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def hint(error: BaseException) -> str:
+    """Return what to try, for errors of others that don't say it; else "".
+
+    >>> hint(AttributeError("'coroutine' object has no attribute 'choices'"))
+    'write `await` before the call that returned the coroutine'
+    """
+    if "'coroutine' object" in text_of(error) and isinstance(error, AttributeError | TypeError):
+        return "write `await` before the call that returned the coroutine"
+    url = getattr(getattr(error, "request", None), "url", None)
+    if getattr(error, "status_code", None) == 404 and url is not None:
+        bare = str(url).partition("?")[0]
+        return f"the server has no {bare}" + (
+            "" if "/v1" in bare else "; is /v1 missing at the end of base_url?"
+        )
+    return ""
+
+
 # What is inside of an error
 
 

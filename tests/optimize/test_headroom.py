@@ -156,7 +156,7 @@ def test_calls_that_fail_are_no_mistakes() -> None:
     def answer(number: int, system: str) -> str:
         raise FinalModelError("the key is wrong", status=401)
 
-    with pytest.raises(BatchError, match="4 of 4 rows failed, and a tenth may"):
+    with pytest.raises(BatchError, match="4 of 4 rows failed, more than a tenth"):
         measured(answer)
 
 

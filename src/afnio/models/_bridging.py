@@ -25,7 +25,7 @@ from afnio.models._raw import RawRequest
 from afnio.models._trace import current_trace
 from afnio.runtime._kernel import Job, Launch, Scope, Slot, current_scope
 from afnio.runtime._limits import Limits, give_limits, given_limits, tightest
-from afnio.runtime._tracebacks import user_line
+from afnio.runtime._tracebacks import caller_line
 from afnio.runtime._waiting import active_journal
 
 _numbers: Final = itertools.count(1)
@@ -68,7 +68,7 @@ def launch_request(
     job = scope.job
     trace = current_trace.get()
     purpose = "chat" if trace is None else trace.purpose
-    line = user_line() if job is None else job.launch.line
+    line = caller_line() if job is None else job.launch.line
     origin = CallOrigin(
         address=address or _address(scope, request),
         scope=scope.matched_in,

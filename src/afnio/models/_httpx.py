@@ -29,7 +29,7 @@ from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Job, Launch, Slot, current_runtime, on_runtime_thread
 from afnio.runtime._limits import Limits
 from afnio.runtime._loop import running_loop
-from afnio.runtime._tracebacks import user_line
+from afnio.runtime._tracebacks import caller_line
 from afnio.runtime._waiting import wait_async
 
 T = TypeVar("T")
@@ -253,7 +253,7 @@ def unnested(taken: Taken) -> RawReply:
 
 
 def refused_on_loop() -> RawReply:
-    line = user_line()
+    line = caller_line()
     return own_reply(
         400,
         "a synchronous client was called in an `async def` callable, where waiting for it would stop every other call "

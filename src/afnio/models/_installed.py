@@ -26,7 +26,7 @@ from afnio.models._patching import add_route
 from afnio.models._trace import in_attempt
 from afnio.runtime._blocks import OpenBlock, UnnestedError, innermost, is_inside
 from afnio.runtime._limits import Limits, tightest
-from afnio.runtime._tracebacks import user_line
+from afnio.runtime._tracebacks import caller_line
 
 _logger = logging.getLogger("afnio")
 
@@ -252,7 +252,7 @@ def note_unseen(url: str, body: Any, advice: str = "") -> None:
         return
     if not _MODEL_PATH.search(path) and not may_be_known(path) and not _is_chat(body):
         return
-    line = user_line()
+    line = caller_line()
     place = f"{line}"
     for counted in _counting:
         counted[place] = counted.get(place, 0) + 1

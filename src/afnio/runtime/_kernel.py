@@ -66,6 +66,7 @@ from afnio.errors import (
     LaunchCancelledError,
     RuntimeClosedError,
     TooManyPendingError,
+    hint,
 )
 from afnio.runtime._failures import Failure, unread
 from afnio.runtime._loop import CallerLoop, Cancelled, Collector, LoopThread, Task, adopted, current_task
@@ -616,6 +617,8 @@ def note_place(error: BaseException, launch: Launch, lane: int | None) -> None:
     if isinstance(notes, list | None) and not any(
         ", launched at " in str(note) for note in (notes or ())[-1:]
     ):
+        if advice := hint(error):
+            error.add_note(advice)
         error.add_note(launch.place(lane))
 
 

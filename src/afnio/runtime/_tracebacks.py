@@ -8,7 +8,7 @@ which errors leave the engine.
 Frames are kept if they may explain something: an error that isn't Afnio's and shows no line of the user's may be a
 bug in the engine.
 
-`caller_line` finds the line of the user's code that launched an op, by the same rule. `user_line` skips all libraries.
+`caller_line` finds the line of the user's code that launched an op, by the same rule; it skips libraries, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ def fold(error: BaseException) -> None:
 
     If no frame of the user's is left and the error isn't Afnio's, the frames outside of `afnio.runtime` stay. A
     library's error whose text the Afnio error repeats is no longer shown as its cause.
+
+    With AFNIO_TRACEBACK=full in the environment nothing is removed.
     """
+    if os.environ.get("AFNIO_TRACEBACK") == "full":
+        return
     _fold(error, explained=False, done=set())
 
 
@@ -145,18 +149,9 @@ class Line(NamedTuple):
 
 
 def caller_line() -> Line:
-    """Return the innermost line of the call stack outside of Afnio."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and is_engine(frame.f_code.co_filename):
-        frame = frame.f_back
-    code = frame.f_code
-    return Line(code.co_filename, frame.f_lineno, code.co_name)
-
-
-def user_line() -> Line:
     """Return the innermost line of the call stack that belongs neither to Afnio nor to a library.
 
-    A framework's own thread has none: then it is the library's line that called Afnio.
+    A task or a thread that a library started has none. Then it is the library's line that called Afnio.
     """
     here = sys._getframe(1)
     frame: FrameType | None = here
@@ -164,12 +159,17 @@ def user_line() -> Line:
     while frame is not None:
         file = frame.f_code.co_filename
         if not is_engine(file):
-            if not any(part in file for part in _INSTALLED):
+            if not _is_installed(file):
                 break
             library = library or frame
         frame = frame.f_back
     shown = frame or library or here
     return Line(shown.f_code.co_filename, shown.f_lineno, shown.f_code.co_name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_installed(file: str) -> bool:
+    return any(part in file for part in _INSTALLED)
 
 
 _INSTALLED: Final = (

@@ -34,6 +34,7 @@ from afnio.optim import EditTGD
 from afnio.runtime._budget import Budget
 from afnio.runtime._limits import Limits
 from afnio.runtime._spending import Amount, Ledger
+from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.studies._figures import Gain
@@ -58,6 +59,7 @@ _CRASHED: Final = 0.0
 """The score of a row whose reply the agent or the metric could not read."""
 
 
+@folding
 def headroom(
     agent: Callable[..., Any] | cog.Module,
     rows: Sequence[Any],
@@ -306,9 +308,9 @@ class HeadroomTest(Study):
         failed = [error for error in looked.errors if first_of(error, ModelError) is not None]
         if len(failed) > len(rows) / 10:
             raise BatchError(
-                f"{len(failed)} of {len(rows)} rows failed, and a tenth may; the first with {reason(failed[0])}",
+                f"{len(failed)} of {len(rows)} rows failed, more than a tenth; the first with {reason(failed[0])}",
                 [error for error in failed if isinstance(error, Exception)],
-            ) from failed[0]
+            ) from None
         passed, errors = Passed(), iter(looked.errors)
         labels = self._labels(rows, looked)
         for row, score, output in zip(rows, looked.scores, looked.outputs, strict=True):

@@ -42,6 +42,7 @@ from afnio.runtime._budget import Budget
 from afnio.runtime._callables import may_fail, tolerate
 from afnio.runtime._limits import Limits
 from afnio.runtime._spending import Amount, Ledger
+from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import subscribed
 from afnio.studies._earlier import RESULT, Earlier
@@ -65,6 +66,7 @@ TENTH: Final = 10
 """The headroom test may take one part in so many of the budget."""
 
 
+@folding
 def optimize(
     agent: Callable[..., Any] | cog.Module,
     rows: Sequence[Any],

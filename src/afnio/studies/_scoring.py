@@ -29,6 +29,7 @@ from afnio.errors import (
     ScoreError,
     UnknownPriceError,
     first_of,
+    hint,
     reason,
 )
 from afnio.models._rehearsal import Rehearsed, rehearsing
@@ -220,10 +221,11 @@ def check_crashes(errors: Sequence[BaseException], rows: int) -> None:
     """Raise if more than a tenth of the rows crashed. One of several may."""
     if len(errors) > may_fail(rows, QUORUM):
         first = errors[0]
+        advice = f" ({text})" if (text := hint(first)) else ""
         raise BatchError(
-            f"{len(errors)} of {rows} rows crashed, and a tenth may; the first with {reason(first)}",
+            f"{len(errors)} of {rows} rows crashed, more than a tenth; the first with {reason(first)}{advice}",
             [error for error in errors if isinstance(error, Exception)] or [RuntimeError(repr(first))],
-        ) from first
+        ) from None
 
 
 def raise_fatal(error: BaseException) -> None:

@@ -17,6 +17,7 @@ from afnio.models._installed import limits_here
 from afnio.runtime._blocking import run_blocking
 from afnio.runtime._budget import Budget
 from afnio.runtime._limits import Limits, give_limits, given_limits, tightest
+from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import may_block
 from afnio.studies._needs import CallCount
 from afnio.studies._scoring import Scoring
@@ -101,8 +102,9 @@ class Unawaited:
         self._run = run
         self._function = function
 
+    @folding
     def __await__(self) -> Generator[Any, None, Any]:
-        return cast("Generator[Any, None, Any]", self._run().__await__())
+        return (yield from cast("Generator[Any, None, Any]", self._run().__await__()))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
