@@ -125,6 +125,17 @@ def test_nothing_can_be_gained_where_all_is_right() -> None:
     )
 
 
+def test_replies_of_a_journal_are_told_apart(tmp_path: Path) -> None:
+    """A second start with the same journal pays for nothing, and says so where it counts calls."""
+    found = []
+    for _ in range(2):
+        with afnio.journal(tmp_path / "calls.journal"):
+            found.append(measured(lambda number, system: expected(number)))
+    first, second = found
+    assert (first.replayed, second.replayed) == (0, second.calls)
+    assert f"({second.calls} calls ({second.calls} from the journal), " in str(second)
+
+
 def test_mistakes_of_form_are_told_apart() -> None:
     """The right answer in another case, an empty reply, and a reply that the agent can't read."""
     forms = itertools.cycle(("{}!", "", "CRASH", "maybe so"))

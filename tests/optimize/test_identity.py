@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -186,7 +187,7 @@ PROGRAM = """
 
     result = afnio.optimize(agent, rows(40), metric, prompts={"system": "level 2"},
         critic=(ScriptedClient(critic), "critic"), budget=afnio.budget(max_calls=200))
-    print(result.verdict)
+    print(result.verdict, dict(result.figures())["spent"], result.paid_before)
 """
 
 
@@ -208,3 +209,9 @@ def test_a_program_with_a_global_client_goes_on_after_a_kill(folder: Path) -> No
     assert "continuing run" in ends[1].stderr
     assert "returns the result of" in ends[2].stderr
     assert ends[2].stdout == ends[1].stdout
+    found = re.search(
+        r"; (\d+) calls of these made before, by a start that this one continued (\d+)$", ends[1].stdout
+    )
+    assert found is not None, ends[1].stdout
+    assert found[1] == found[2]
+    assert int(found[1]) >= 8

@@ -618,6 +618,54 @@ def test_an_agent_whose_calls_are_not_seen_stops_before_a_critic_is_paid(study: 
     assert study(agent, rows(100), equal, **given, makes_calls=False).verdict
 
 
+def test_a_metrics_judge_does_not_stand_for_an_agent_whose_calls_are_not_seen() -> None:
+    model, judge = client(), ScriptedClient("yes")
+
+    def agent(text: str, system: str) -> str:
+        return "yes"
+
+    async def metric(output: str, expected: str) -> bool:
+        reply = await judge.achat(messages=[{"role": "user", "content": output}], model="judge")
+        return reply.content == expected
+
+    with pytest.raises(ValueError, match="got none on 8 rows"):
+        optimized(model, agent=agent, metric=metric)
+    assert (len(model.requests), len(judge.requests)) == (0, 8)
+
+
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+
+
+def with_tools(model: ScriptedClient) -> Callable[..., Any]:
+    """An agent of three calls a row, two of them after replies that call a tool."""
+
+    async def agent(text: str, system: str) -> str:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        content = ""
+        for turn in range(3):
+            reply = (await model.achat(messages=messages, model="student", tools=TOOLS, seed=turn)).content
+            if reply not in ("yes", "no"):  # a made-up one, which calls no tool
+                return "no"
+            content = reply
+        return content
+
+    return agent
+
+
+def test_an_agent_with_tools_has_its_first_row_counted_for_real() -> None:
+    """Made-up replies call no tools, so they show one call of three; a budget too small stops after that row."""
+    model = client()
+    with pytest.raises(ValueError, match=r"budget must pay for at least \d+ calls \(got 150\)"):
+        optimized(model, agent=with_tools(model), rows=rows(40), budget=afnio.budget(max_calls=150))
+    assert len(model.requests) == 3
+    result = optimized(model, agent=with_tools(model), rows=rows(40), budget=afnio.budget(max_calls=500))
+    (note,) = [text for name, text in result.figures() if name == "note" and "tools" in text]
+    assert note == (
+        "the agent offers tools, which made-up replies can't call, so its first row was run and paid for to count its "
+        "calls: 3"
+    )
+
+
 @pytest.mark.parametrize("by_block", [True, False])
 def test_limits_hold_for_the_agents_own_sdk(by_block: bool) -> None:
     """Those of the argument and those of a block around the call."""

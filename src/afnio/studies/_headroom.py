@@ -226,6 +226,7 @@ class HeadroomTest(Study):
         return Headroom(
             **result,
             calls=spent.calls,
+            replayed=spent.replayed,
             tokens=spent.tokens,
             cost=None if price is None else float(price),
             minutes=(time.monotonic() - started) / 60,
@@ -234,12 +235,12 @@ class HeadroomTest(Study):
     async def _tested(self, spent: CallCount) -> dict[str, Any]:
         rows = random.Random(f"headroom {self.seed}").sample(self.rows, len(self.rows))
         # Some rows first show what a row costs. The sizes of all that follows depend on it.
-        (probe,) = await self._pass("first", rows[:PROBED], self.start)
+        with self.seeing(PROBED):
+            (probe,) = await self._pass("first", rows[:PROBED], self.start)
         each = await anyio.to_thread.run_sync(spent.each, PROBED)
         design = await anyio.to_thread.run_sync(self.design, each)
         twice, final = rows[: design.twice], rows[design.twice : design.twice + design.final]
         (rest,) = await self._pass("first", twice[PROBED:], self.start)
-        self.check_seen(spent.calls, len(twice))
         (again,) = await self._pass("again", twice, self.start)
         once = Passed([*probe.scores, *rest.scores], [*probe.form, *rest.form])
         pairs = [(a, b) for a, b in zip(once.scores, again.scores, strict=True) if None not in (a, b)]

@@ -41,16 +41,19 @@ class CallCount:
 
     Attributes:
         calls: that got a reply.
+        replayed: those of them that a journal answered.
         usage: their tokens, by model and account.
     """
 
     calls: int = 0
+    replayed: int = 0
     usage: dict[tuple[str, str], Usage] = field(default_factory=dict)
 
     def __call__(self, event: Any) -> None:
         if isinstance(event, CallEnded | CallReplayed) and event.reply is not None:
             key = event.model, event.account
             self.calls += 1
+            self.replayed += isinstance(event, CallReplayed)
             self.usage[key] = self.usage.get(key, Usage()) + event.reply.usage
 
     @property

@@ -260,6 +260,8 @@ class Optimization(Study):
         self.needs.check_calls(1)
         self._gate_looks: dict[tuple[str, ...], Scored] = {}
         self._lowest = 0.0
+        self.offers_tools = False
+        self.paid_before = 0
 
     def stop(self) -> None:
         """End the training after the current step."""
@@ -293,6 +295,7 @@ class Optimization(Study):
                 earlier.result, home=self._home, make_agent=self.subject.restored, earlier=earlier.when
             )
         started = time.monotonic()
+        self.offers_tools = any(call.params.get("tools") for call in calls)
         if self.budget.caps.calls is not None:
             self.needs.check_calls(max(1, len(calls)))
         async with AsyncExitStack() as stack:
@@ -308,6 +311,7 @@ class Optimization(Study):
             stack.enter_context(self.budget)
             if run.journal is not None:
                 ledger = await anyio.to_thread.run_sync(earlier_ledger, run.journal)
+                self.paid_before = ledger.total.calls
                 for budget in (spending, self.budget):
                     if not budget.has_charged(run.journal):
                         budget.charge(ledger, run.journal)
@@ -357,18 +361,30 @@ class Optimization(Study):
 
     async def _first_look(self) -> Amount:
         """Score the start prompts on a few training rows. Returns what a row costs."""
-        first = self.splits.train[:FIRST]
+        first = list(self.splits.train[:FIRST])
         await anyio.to_thread.run_sync(
             self._check_price, self.critic.completion_args.get("model"), self.critic.client
         )
         try:
-            await self.scored("first", first, self.start)
+            with self.seeing(len(first)):
+                if self.offers_tools:
+                    await self._count_first(first.pop(0))
+                await self.scored("first", first, self.start)
         except UnknownPriceError as error:
             raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
         except BudgetExceeded as error:
             raise ValueError(f"budget must pay for more than the first {len(first)} rows ({error})") from None
-        self.check_seen(self.count.calls, len(first))
         return await anyio.to_thread.run_sync(self.count.each, len(first))
+
+    async def _count_first(self, row: Row) -> None:
+        """Count the calls of a real row: made-up replies call no tools, so they show only an agent's first call."""
+        await self.scored("first row", [row], self.start)
+        if self.budget.caps.calls is not None:
+            self.needs.check_calls(max(1, self.count.calls))
+        self.notes.append(
+            f"the agent offers tools, which made-up replies can't call, so its first row was run and paid for to count "
+            f"its calls: {self.count.calls}"
+        )
 
     async def _headroom(self, measured: Amount) -> Headroom | None:
         """Do the headroom test with a tenth of the budget, or note why it is skipped."""
@@ -485,6 +501,7 @@ class Optimization(Study):
             stopped=training.ended or "",
             steps=training.steps,
             calls=spent.calls,
+            paid_before=self.paid_before,
             tokens=spent.amount.tokens,
             cost=None if spent.cost is None else float(spent.cost),
             minutes=(time.monotonic() - started) / 60,

@@ -112,6 +112,7 @@ class Headroom:
         variants: How many varied prompts were tried.
         prompts: The best variant if it is better, else the start prompts.
         calls, tokens, cost, minutes: What it took; the cost is None if a price is unknown.
+        replayed: How many of the calls a journal answered.
     """
 
     found: bool
@@ -128,9 +129,11 @@ class Headroom:
     tokens: int
     cost: float | None
     minutes: float
+    replayed: int = 0
 
     def __str__(self) -> str:
-        spent = f"{self.calls:,} calls, {in_time(self.minutes)}"
+        replayed = f" ({self.replayed:,} from the journal)" if self.replayed else ""
+        spent = f"{self.calls:,} calls{replayed}, {in_time(self.minutes)}"
         if self.cost is not None:
             spent += f", ${self.cost:.4f}"
         return f"{self.verdict} ({spent})"
@@ -180,6 +183,7 @@ class Result:
         steps: optimizer steps.
         calls, tokens, cost, minutes: everything that was spent, over all starts of a run that was continued; `cost` is
             in dollars, or None if a price is unknown. Minutes are those of the last start.
+        paid_before: how many of the calls an earlier start made. The journal answered them this time.
         run: the run's name in the store, for `afnio report` and `afnio studio`.
         notes: what was left out, and why.
         examples: the rows that were scored last.
@@ -201,6 +205,7 @@ class Result:
     cost: float | None
     minutes: float
     run: str
+    paid_before: int = 0
     gate: GateVerdict | None = None
     headroom: Headroom | None = None
     notes: Sequence[str] = ()
@@ -256,6 +261,8 @@ class Result:
         spent = (
             f"{counted(self.calls, 'call')}, {counted(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
         )
+        if self.paid_before:
+            spent += f"; {counted(self.paid_before, 'call')} of these made before, by a start that this one continued"
         used = ", ".join(f"{number} {part}" for part, number in self.splits.items() if number)
         rows += [("rows", used)] if used else []
         if self.failed:

@@ -55,10 +55,14 @@ class Scorer:
 
     Attributes:
         outputs: the agent's outputs in words, by lane.
+        places: gets the addresses below which the metric's own calls are.
     """
 
-    def __init__(self, metric: Callable[..., Any], rows: Sequence[Row], perfect: float) -> None:
+    def __init__(
+        self, metric: Callable[..., Any], rows: Sequence[Row], perfect: float, places: set[str]
+    ) -> None:
         self.rows = rows
+        self.places = places
         self.outputs: dict[int, str] = {}
         self.perfect = perfect
         self._metric = metric
@@ -74,6 +78,7 @@ class Scorer:
             MetricError: for a score that isn't a number.
         """
         row = self.rows[lane]
+        self.places.add(f"{job.launch.address}/")
         value = output.value if isinstance(output, Traced) else output
         self.outputs[lane] = in_words(value)
         others = {"inputs": row.inputs, "trace": output.trace.calls if isinstance(output, Traced) else []}
@@ -244,10 +249,11 @@ class Scoring:
             raise TypeError(f"perfect must be a number, the score of a right row (got {perfect!r})")
         wanted_by(metric)
         self.subject, self.metric, self.perfect = subject, metric, perfect
+        self.metric_places: set[str] = set()
 
     async def evaluated(self, rows: Sequence[Row]) -> tuple[Judgement, Scorer]:
         """Launch the agent and the metric on rows."""
-        scorer = Scorer(self.metric, rows, self.perfect)
+        scorer = Scorer(self.metric, rows, self.perfect, self.metric_places)
         output = self.subject(rows)
         if inspect.isawaitable(output) and not isinstance(output, Variable):
             output = await output

@@ -19,6 +19,7 @@ from afnio.runtime._budget import Budget
 from afnio.runtime._limits import Limits, give_limits, given_limits, tightest
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import may_block
+from afnio.runtime.events import CallEnded, CallReplayed, subscribed
 from afnio.studies._needs import CallCount
 from afnio.studies._scoring import Scoring
 from afnio.studies._subject import Subject
@@ -73,9 +74,25 @@ class Study(Scoring):
         with bridge.installed(limits=self.limits):
             yield
 
-    def check_seen(self, seen: int, rows: int) -> None:
-        """Raise if no row made a call that the engine sees: budget and limits wouldn't hold for those that it makes."""
-        if self.makes_calls and not seen:
+    @contextmanager
+    def seeing(self, rows: int) -> Iterator[None]:
+        """Raise if the agent made no call in the block that the engine sees: budget and limits wouldn't hold.
+
+        The metric's calls, such as a judge's, say nothing about the agent.
+
+        Args:
+            rows: the number of rows that the block scores, for the error.
+        """
+        seen: set[str] = set()
+
+        def note(event: Any) -> None:
+            if isinstance(event, CallEnded | CallReplayed) and event.reply is not None:
+                seen.add(event.address)
+
+        with subscribed(note):
+            yield
+        metric = tuple(self.metric_places)
+        if self.makes_calls and all(address.startswith(metric) for address in seen):
             raise ValueError(
                 f"the agent must make calls that Afnio sees, or budget and limits don't hold for them (got none on "
                 f"{rows} rows, so no critic was asked); give its SDK a client of afnio.bridge, its subprocess or "
