@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 SURFACE = {
     "afnio": """Variable Parameter no_grad enable_grad set_grad_enabled is_grad_enabled bind scope resolve run
         to_thread set_sync_mode tolerate Limits Pending set_backward_model_client get_backward_model_client save load
-        autodiff bridge cognitive models optim tellurio testing trainer utils errors""",
+        autodiff bridge cognitive models optim stats tellurio testing trainer utils errors""",
+    "afnio.stats": "Paired mean_interval paired_interval power wilson",
     "afnio.bridge": "client sync_client transport installed url register",
     "afnio.autodiff": """Variable backward grad Function Node GradientEdge Context Feedback bind
         no_grad enable_grad set_grad_enabled is_grad_enabled""",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from afnio import bridge as bridge
     from afnio import optim as optim
     from afnio import ray as ray
+    from afnio import stats as stats
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import trainer as trainer
@@ -93,5 +94,5 @@ __getattr__, __dir__ = _lazily(
         "afnio.studies._result": "Headroom Result",
         "afnio.runtime._executors": "Workers",
     },
-    modules="bridge optim ray tellurio testing trainer utils",
+    modules="bridge optim ray stats tellurio testing trainer utils",
 )

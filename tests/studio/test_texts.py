@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from studio.made_store import START, MadeRun
 
-from afnio._statistics import paired_interval
 from afnio.tellurio._compare import Scores
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio.studio._runs import Tallies
@@ -94,33 +92,6 @@ def test_feedback_is_matched_by_rare_new_words() -> None:
     ]
     [alone] = changed_sentences("", "Something else entirely.", evidence)
     assert alone.matches == ()
-
-
-@pytest.mark.parametrize("binary", [True, False])
-def test_a_paired_interval_covers_the_truth(binary: bool) -> None:
-    """In 95 of 100 made experiments, about."""
-    draw, covered = random.Random(5), 0
-    for _ in range(400):
-        first = [draw.random() for _ in range(30)]
-        second = [value + draw.gauss(0.1, 0.2) for value in first]
-        truth = 0.1
-        if binary:
-            first = [float(draw.random() < 0.5) for _ in range(30)]
-            second = [value if draw.random() < 0.6 else float(draw.random() < 0.7) for value in first]
-            truth = 0.4 * (0.7 - 0.5)
-        found = paired_interval(first, second)
-        assert found.low is not None
-        assert found.high is not None
-        covered += found.low <= truth <= found.high
-    assert 0.92 <= covered / 400 <= 0.985
-
-
-def test_a_paired_interval_without_samples_is_none() -> None:
-    """And one of different lengths is a mistake."""
-    assert paired_interval([], []).low is None
-    assert paired_interval([0.3], [0.5]).low is None
-    with pytest.raises(ValueError, match="the same length"):
-        paired_interval([1.0], [])
 
 
 def test_many_equal_samples_take_no_longer_than_others() -> None:

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from afnio._statistics import differences, p_value
 from afnio.autodiff._graph import enable_grad
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import AfnioError, BatchError, ReplyError
@@ -35,6 +34,7 @@ from afnio.runtime._kernel import Job, Launch, Slot, current_scope, working
 from afnio.runtime._settings import Priority, draw_seed
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, scope, wait
+from afnio.stats import differences, p_value
 
 ENOUGH: Final = 32
 """Rows from which the level is the gate's own."""

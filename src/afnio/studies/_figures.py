@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Self, final
 
-from afnio._statistics import paired_interval, student_quantile, wilson
+from afnio.stats import mean_interval, paired_interval, wilson
 
 
 @final
@@ -45,10 +45,10 @@ class Accuracy:
 @final
 @dataclass(frozen=True, slots=True)
 class MeanScore:
-    """The mean of graded scores, with Student's 95 % interval; the bounds are None for fewer than two rows.
+    """The mean of graded scores, with its 95 % interval; the bounds are None for fewer than two rows.
 
     >>> print(MeanScore.of([0.5, 0.7, 0.9]))
-    0.7 (3 rows; 0.203 to 1.2)
+    0.7 (3 rows; 0.286 to 0.886)
     """
 
     mean: float
@@ -57,12 +57,10 @@ class MeanScore:
     high: float | None
 
     @classmethod
-    def of(cls, scores: Sequence[float]) -> Self:
-        mean, rows = (fmean(scores) if scores else math.nan), len(scores)
-        if rows < 2:
-            return cls(mean, rows, None, None)
-        reach = student_quantile(rows - 1) * math.sqrt(variance(scores) / rows)
-        return cls(mean, rows, mean - reach, mean + reach)
+    def of(cls, scores: Sequence[float], highest: float = 1.0) -> Self:
+        mean = fmean(scores) if scores else math.nan
+        low, high = mean_interval(scores, highest=highest) or (None, None)
+        return cls(mean, len(scores), low, high)
 
     def __float__(self) -> float:
         return self.mean
@@ -75,9 +73,9 @@ class MeanScore:
 Measured = Accuracy | MeanScore
 
 
-def score_of(scores: Sequence[float], *, graded: bool) -> Measured:
+def score_of(scores: Sequence[float], *, graded: bool, highest: float = 1.0) -> Measured:
     """Return the figure of rows' scores. `graded` is True if some score of the run is neither 0 nor 1."""
-    return MeanScore.of(scores) if graded else Accuracy.of(scores)
+    return MeanScore.of(scores, highest) if graded else Accuracy.of(scores)
 
 
 @final
@@ -101,13 +99,15 @@ class Gain:
     graded: bool
 
     @classmethod
-    def of(cls, before: Sequence[float], after: Sequence[float], *, graded: bool) -> Self:
+    def of(
+        cls, before: Sequence[float], after: Sequence[float], *, graded: bool, highest: float = 1.0
+    ) -> Self:
         """Compare scores of the same rows, in the same order.
 
         >>> print(Gain.of([0, 0, 1, 1] * 10, [1, 1, 1, 1] * 10, graded=False))
         +50.0 points (31.1 to 64.1; 20 rows better, 0 worse)
         """
-        found = paired_interval(before, after)
+        found = paired_interval(before, after, highest=highest)
         return cls(found.difference, found.low, found.high, found.samples, found.won, found.lost, graded)
 
     @property

@@ -26,7 +26,6 @@ from typing import Any, Final, NamedTuple, final
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._statistics import p_value
 from afnio.errors import BatchError, BudgetExceeded, ModelError, first_of, reason
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
@@ -37,6 +36,7 @@ from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
+from afnio.stats import p_value
 from afnio.studies._figures import Gain
 from afnio.studies._needs import CallCount, dearer
 from afnio.studies._result import Headroom
@@ -264,7 +264,8 @@ class HeadroomTest(Study):
         is_found = False
         if new is not None:
             before, after = paired(final, *(Scored(one.scores) for one in (old, new)))
-            gain = Gain.of(before, after, graded=any(score not in (0, 1) for score in (*before, *after)))
+            graded = any(score not in (0, 1) for score in (*before, *after))
+            gain = Gain.of(before, after, graded=graded, highest=self.perfect)
             changes = [b - a for a, b in zip(before, after, strict=True)]
             is_found = sum(changes) > 0 and p_value(changes) <= LEVEL
         return {

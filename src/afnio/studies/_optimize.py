@@ -475,12 +475,12 @@ class Optimization(Study):
     ) -> Result:
         before, after = paired(rows, looked[0], looked[-1]) if looked else ([], [])
         graded = any(score not in (0, 1) for score in (*before, *after))
-        first, last = score_of(before, graded=graded), score_of(after, graded=graded)
+        first, last = (score_of(scores, graded=graded, highest=self.perfect) for scores in (before, after))
         gain = None
         texts = self.subject.texts
         changed = len(looked) == 2
         if changed and self.splits.test:
-            gain = Gain.of(before, after, graded=graded)
+            gain = Gain.of(before, after, graded=graded, highest=self.perfect)
         kept = texts != self.start and (gain is None or gain.difference > 0)
         both = [] if not looked else list(zip(looked[0].scores, looked[-1].scores, strict=True))
         failed = sum(None in pair for pair in both)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Final, final
 
-from afnio._statistics import Scores, differences
 from afnio.cognitive._training import mode
 from afnio.errors import BudgetExceeded, JournalError, first_of, is_passing, reason
 from afnio.optim import EditTGD
@@ -22,6 +21,7 @@ from afnio.runtime._callables import tolerate
 from afnio.runtime._spending import Amount
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
+from afnio.stats import Scores, differences
 from afnio.studies._needs import FIRST, SMALLEST, Needs
 from afnio.studies._rows import Splits
 from afnio.studies._scoring import QUORUM

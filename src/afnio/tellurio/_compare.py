@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from afnio._statistics import Paired, paired_interval
+from afnio.stats import Paired, paired_interval
 from afnio.tellurio._schema import evaluation_of
 
 MOST_SAME: Final = 12

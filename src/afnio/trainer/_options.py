@@ -19,7 +19,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
-from afnio._statistics import wilson
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._evaluators import Score
 from afnio.errors import (
@@ -32,6 +31,7 @@ from afnio.errors import (
 )
 from afnio.runtime._callables import may_fail
 from afnio.runtime._waiting import wait_async
+from afnio.stats import wilson
 
 Share: TypeAlias = int | float
 """A number of batches, or a fraction of them, 1.0 for all."""

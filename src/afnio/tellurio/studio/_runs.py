@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from afnio._statistics import Paired, wilson
 from afnio.errors import StoreProblemError
+from afnio.stats import Paired, wilson
 from afnio.tellurio._compare import PhaseComparison, Scores, compare
 from afnio.tellurio._queries import StoreReader, stores
 from afnio.tellurio._records import Headline, RunRecord, Spending, StepRecord

@@ -1,7 +1,10 @@
-"""Statistics of scores, without scipy: intervals of a share and of a mean difference, and the paired test.
+"""Statistics of scores, without scipy: intervals of shares, means and gains, the power to see a gain, a paired test.
 
 Two mean scores say little: samples differ far more in difficulty than prompts do in quality. So the scores of two texts
 are paired by sample, and intervals and tests are of the differences, which cancel the difficulty.
+
+Everything in Afnio that shows an interval or decides by one uses these functions: `optimize`, the gate, the studio's
+comparison, and the command line.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, variance
+from statistics import NormalDist, fmean
 from typing import Final, NamedTuple
+
+__all__ = ["Paired", "mean_interval", "paired_interval", "power", "wilson"]
 
 NORMAL: Final = NormalDist()
 Z: Final = NORMAL.inv_cdf(0.975)
@@ -40,15 +45,33 @@ class Paired(NamedTuple):
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def paired_interval(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """Compare scores of the same samples, in the same order.
+GRADED: Final = 1.25
+"""Pairs of made-up differences for graded scores. With 1, as for right and wrong, the interval of differences of which
+5 in 100 are large covers the true mean in 93 % of simulations; with this, in 94 % and more."""
 
-    Scores of 0 and 1 get the adjusted Wald interval of Bonett and Price (2012). It is accurate for few samples, and its
-    bounds can't leave -1 to 1. Other scores get Student's t interval of the differences.
+
+def paired_interval(first: Sequence[float], second: Sequence[float], *, highest: float = 1.0) -> Paired:
+    """Compare scores of the same samples, in the same order, and return the mean difference with its 95 % interval.
+
+    This is the adjusted Wald interval of Bonett and Price (2012): a made-up sample that is won and one that is lost are
+    added before the normal interval is taken. It is accurate for few samples, and it allows for what none of them shows
+    yet. In graded scores that is a rare large difference, on which Student's t interval fails: with 5 in 100 at 32
+    samples it misses the true mean 18 times in 100.
+
+    Args:
+        first, second: scores, one for each sample.
+        highest: the highest score there is. The range of scores is from 0 to this, or wider if theirs is. If scores can
+            be much higher than it says, an interval of few samples is too narrow.
+
+    Raises:
+        ValueError: if the lengths differ.
 
     >>> found = paired_interval([0, 0, 1, 1], [1, 1, 1, 0])
     >>> found.won, found.lost, round(found.difference, 2), round(found.low, 2), round(found.high, 2)
     (2, 1, 0.25, -0.55, 0.88)
+    >>> found = paired_interval([0.5] * 40, [0.8] * 40)
+    >>> round(found.low, 2), round(found.high, 2)
+    (0.21, 0.36)
     """
     if len(first) != len(second):
         raise ValueError(
@@ -58,19 +81,45 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> Paired:
     differences = [after - before for before, after in zip(first, second, strict=True)]
     count = len(differences)
     won, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    mean = fmean(differences) if differences else 0.0
     if not differences:
         return Paired(0, 0, 0, 0.0, None, None, "no sample in common")
-    if {*first, *second} <= {0, 1}:
-        better, worse = (won + 1) / (count + 2), (lost + 1) / (count + 2)
-        center = better - worse
-        reach = Z * math.sqrt((better + worse - center**2) / (count + 2))
-        low, high = max(-1.0, center - reach), min(1.0, center + reach)
-        return Paired(count, won, lost, mean, low, high, "adjusted Wald, paired (Bonett and Price)")
-    if count < 2:
+    graded = not {*first, *second} <= {0, 1}
+    mean = fmean(differences)
+    if graded and count < 2:
         return Paired(count, won, lost, mean, None, None, "one sample has no interval")
-    reach = student_quantile(count - 1) * math.sqrt(variance(differences) / count)
-    return Paired(count, won, lost, mean, mean - reach, mean + reach, "Student's t of the differences")
+    span = max(highest if graded else 1.0, *first, *second) - min(0.0, *first, *second)
+    low, high = _with_made_up(differences, -span, span, GRADED if graded else 1.0)
+    method = "adjusted Wald, paired (Bonett and Price)"
+    return Paired(count, won, lost, mean, max(-span, low), min(span, high), method)
+
+
+def mean_interval(scores: Sequence[float], *, highest: float = 1.0) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean of graded scores; None for fewer than two.
+
+    As Agresti and Coull (1998) do for shares, it adds two made-up samples at each end of the range of scores. So it
+    allows for rare low scores that no sample shows yet. For right and wrong use `wilson`.
+
+    Args:
+        highest: the highest score there is, as in `paired_interval`.
+
+    >>> [round(bound, 2) for bound in mean_interval([0.9] * 20)]
+    [0.73, 0.93]
+    """
+    if len(scores) < 2:
+        return None
+    bottom, top = min(0.0, *scores), max(highest, *scores)
+    low, high = _with_made_up(scores, bottom, top, 2.0)
+    return max(bottom, low), min(top, high)
+
+
+def _with_made_up(values: Sequence[float], bottom: float, top: float, each: float) -> tuple[float, float]:
+    """Return the normal interval of a mean after `each` values at the bottom and as many at the top were added."""
+    count = len(values) + 2 * each
+    center = (math.fsum(values) + each * (bottom + top)) / count
+    squares = math.fsum((value - center) ** 2 for value in values)
+    squares += each * ((bottom - center) ** 2 + (top - center) ** 2)
+    reach = Z * math.sqrt(squares) / count
+    return center - reach, center + reach
 
 
 def wilson(correct: int, total: int, z: float = Z) -> tuple[float, float]:
@@ -95,26 +144,53 @@ def wilson(correct: int, total: int, z: float = Z) -> tuple[float, float]:
     return low, high
 
 
-def student_quantile(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, otherwise within 1 %.
+def power(rows: int, gain: float, *, losing: float = 0.05) -> float:
+    """Return the probability that `paired_interval` of right and wrong answers is above 0: that a gain is seen.
 
-    The approximation is Cornish and Fisher's expansion (Abramowitz and Stegun, 26.7.5).
+    Args:
+        rows: how many rows are scored with both texts.
+        gain: the true gain, as a share: 0.1 is ten points.
+        losing: the share of rows that the second text gets wrong and the first right. The more, the harder to see.
 
-    >>> [round(student_quantile(n), 2) for n in (1, 2, 5, 30)]
-    [12.71, 4.3, 2.57, 2.04]
+    Raises:
+        ValueError: for a number of rows below 1, or for shares that don't fit together.
+
+    >>> [round(power(rows, 0.15), 2) for rows in (60, 200)]
+    [0.64, 0.99]
     """
-    if freedom == 1:
-        return math.tan(math.pi * 0.475)
-    if freedom == 2:
-        return 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))
-    n, z = freedom, Z
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / n**power for power, term in enumerate(terms, start=1))
+    winning = gain + losing
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise ValueError(f"rows must be a whole number, 1 or more (got {rows!r})")
+    if not 0 <= losing <= 1 or not 0 <= winning <= 1 - losing:
+        raise ValueError(
+            f"losing and gain + losing must be shares of rows that add up to 1 at most (got {losing!r} "
+            f"and {winning!r})"
+        )
+    total = 0.0
+    for lost in range(rows + 1):
+        chance = _binomial(rows, lost, losing)
+        rest = rows - lost
+        if chance < 1e-12:
+            continue
+        least = next((won for won in range(lost + 1, rest + 1) if _is_seen(won, lost, rows)), None)
+        if least is not None:
+            share = winning / (1 - losing) if losing < 1 else 0.0
+            total += chance * math.fsum(_binomial(rest, won, share) for won in range(least, rest + 1))
+    return min(1.0, total)
+
+
+def _is_seen(won: int, lost: int, rows: int) -> bool:
+    """Return True if the interval of `paired_interval` is above 0."""
+    better, worse = (won + 1) / (rows + 2), (lost + 1) / (rows + 2)
+    center = better - worse
+    return center > Z * math.sqrt((better + worse - center**2) / (rows + 2))
+
+
+def _binomial(count: int, hits: int, share: float) -> float:
+    if share in (0, 1):
+        return float(hits == count * share)
+    ways = math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
+    return math.exp(ways + hits * math.log(share) + (count - hits) * math.log1p(-share))
 
 
 # The test.
