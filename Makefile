@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+KILL_SEEDS ?= 20
 
 .PHONY: help demo test nightly check unit bench bench-full bench-learning clean
 

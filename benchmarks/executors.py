@@ -155,10 +155,10 @@ def overhead(*, lanes: int, repeats: int) -> list[Claim]:
         driver: list[float] = []
         tree: list[float] = []
         for _ in range(repeats + 1):
-            own, all_of_them = time.process_time(), _cpu_of_tree()
+            own, others = time.process_time(), _cpu_of_children()
             _ = samples.map(nothing, executor=executor).data
             driver.append((time.process_time() - own) / lanes * 1000)
-            tree.append((_cpu_of_tree() - all_of_them) / lanes * 1000)
+            tree.append(driver[-1] + (_cpu_of_children() - others) / lanes * 1000)
         rows.append([where, lanes, min(driver[1:]), min(tree[1:])])  # in the first, workers start
     measured = {row[0]: (float(row[2]), float(row[3])) for row in rows}
     spawn, ray = measured["spawn"][0], measured["Ray"][1] if "Ray" in measured else None
@@ -176,11 +176,10 @@ def overhead(*, lanes: int, repeats: int) -> list[Claim]:
     return claims
 
 
-def _cpu_of_tree() -> float:
-    """Return the CPU seconds of this process and of all that it has started and that live."""
+def _cpu_of_children() -> float:
+    """Return the CPU seconds of all processes that this one has started and that live, in steps of 10 ms each."""
     total = 0.0
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
+    for process in psutil.Process().children(recursive=True):
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:

@@ -53,8 +53,8 @@ def python() -> Path:
     return found
 
 
-def ran(python: Path | str, code: str, folder: Path) -> tuple[str, int, bool]:
-    """Run the page's first block and another one, and return verdict, calls, and whether the prompt changed."""
+def ran(python: Path | str, code: str, folder: Path) -> tuple[str, int, bool, dict[str, int]]:
+    """Run the page's first block and another one; return verdict, calls, if the prompt changed, and calls by kind."""
     (folder / "program.py").write_text(SETUP + code + TOLD)
     with Provider.process() as provider:
         done = subprocess.run(
@@ -70,15 +70,16 @@ def ran(python: Path | str, code: str, folder: Path) -> tuple[str, int, bool]:
             text=True,
             check=False,
         )
+        kinds = provider.stats()["by_kind"]
     assert done.returncode == 0, done.stderr
     verdict, calls, changed = json.loads(done.stdout.splitlines()[-1])
-    return verdict, calls, changed
+    return verdict, calls, changed, kinds
 
 
 @pytest.mark.parametrize("code", FRAMEWORKS, ids=["pydantic-ai", "openai-agents", "langgraph"])
 def test_framework(code: str, python: Path, tmp_path: Path) -> None:
     """The agent stays as it is, and learns: every call goes through the engine."""
-    verdict, calls, changed = ran(python, code, tmp_path)
+    verdict, calls, changed, _ = ran(python, code, tmp_path)
     assert verdict.startswith("Changed, but no gain is claimed")
     assert changed
     assert 200 < calls <= 600
@@ -88,6 +89,7 @@ def test_framework(code: str, python: Path, tmp_path: Path) -> None:
 def test_node(tmp_path: Path) -> None:
     """A process for each row, and its calls are counted and criticized."""
     (tmp_path / "agent.mjs").write_text(SCRIPT)
-    verdict, calls, _ = ran(sys.executable, NODE, tmp_path)
-    assert "validation rows" in verdict
+    _, calls, _, kinds = ran(sys.executable, NODE, tmp_path)
     assert 40 < calls <= 600
+    assert kinds["editor"] > 0
+    assert sum(kinds.values()) == calls

@@ -209,11 +209,12 @@ async def test_on_an_event_loop_it_is_awaited() -> None:
 def test_with_the_simulated_lm(trained: bool, has: bool) -> None:
     """Through HTTP, with real criticism: counting objects with and without the instructions that it needs."""
     counted = "Add up the quantities. Leave out things that aren't of the kind. End with the number."
-    things = (("two chairs", 2), ("a table", 1), ("three lamps", 3))
+    words = ("a", "two", "three", "four", "five", "six", "seven", "eight")
     rows = []
     for number in range(60):
-        (one, many), (other, more) = things[number % 3], things[(number + 1) % 3]
-        rows.append((f"I have {one}, {other}, and a dog. How many objects do I have?", str(many + more + 1)))
+        chairs, lamps = divmod(number, 8)
+        things = f"{words[chairs]} chair{'s'[:chairs]}, {words[lamps]} lamp{'s'[:lamps]}, and a dog"
+        rows.append((f"I have {things}. How many objects do I have?", str(chairs + lamps + 3)))
     with Provider.process(api_key="k") as process:
         client = AsyncOpenAI(base_url=process.base_url, api_key="k")
 

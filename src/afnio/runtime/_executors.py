@@ -296,7 +296,7 @@ class WorkerPool:
         self._futures: set[Future[Any]] = set()  # those of cancelled lanes, too
         self._ends_at_exit = False
         self._lost = 0
-        self._workers = 0
+        self._engine, self._workers = "", 0
         self._starting: Task | None = None
         self._started = anyio.Event()
         # A start that failed does so for the lanes that have come by then. Later ones try again.
@@ -331,10 +331,10 @@ class WorkerPool:
 
     def state(self) -> ExecutorState:
         """Return what it does now; from any thread."""
-        executor, submitted = self._executor, self._submitted
+        submitted = self._submitted
         return ExecutorState(
             name=_callable_name(self._source),
-            engine="" if executor is None else _engine(executor),
+            engine=self._engine,
             workers=self._workers,
             running=submitted,
             waiting=max(0, self._open - submitted),
@@ -529,7 +529,7 @@ class WorkerPool:
             pool: Any = executor
             then = (pool._initializer, pool._initargs) if pool._initializer else None
             pool._initializer, pool._initargs = start_worker, (os.getpid(), then)
-        self._workers = _size(executor)
+        self._engine, self._workers = _engine(executor), _size(executor)
         try:
             count = max(1, min(self._workers, self._open))
             futures = [executor.submit(start_worker, os.getpid()) for _ in range(count)]
