@@ -120,7 +120,7 @@ def settle(runtime: Any) -> None:
 
     gc.collect()
     runtime.post(when_idle, 100)
-    assert done.wait(10), "the runtime's thread is stuck"
+    assert done.wait(60), "the runtime's thread is stuck"
     # What ended only now goes too, with its warnings.
     gc.collect()
     # What has survived is not looked through again: with all that the tests import, each collection took 0.3 s.

@@ -87,10 +87,10 @@ def look_at_the_studio(command: str, folder: Path, env: dict[str, str]) -> None:
     try:
         assert server.stdout is not None
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        page = opener.open(server.stdout.readline().strip(), timeout=20).read().decode()
+        page = opener.open(server.stdout.readline().strip(), timeout=60).read().decode()
         assert "sorter" in page
         server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=10) == 130
+        assert server.wait(timeout=60) == 130
     finally:
         server.kill()
         server.communicate()

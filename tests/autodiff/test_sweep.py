@@ -245,7 +245,7 @@ def test_clear_grad_drops_what_is_late() -> None:
 
         @staticmethod
         def backward(ctx, feedback):
-            assert go.wait(10)
+            assert go.wait(60)
             return feedback
 
     async def main() -> list[Any]:
@@ -286,7 +286,7 @@ def test_a_pass_that_keeps_the_graph_survives_one_that_frees_it() -> None:
         @staticmethod
         def backward(ctx, feedback):
             if feedback == "slow":
-                assert go.wait(10)
+                assert go.wait(60)
             return feedback
 
     async def main() -> list[Any]:

@@ -120,7 +120,7 @@ async def test_an_asyncio_run_in_a_thread(endpoint: Endpoint) -> None:
 def in_thread(function: Any, *args: Any) -> None:
     thread = threading.Thread(target=function, args=args)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -279,7 +279,7 @@ async def test_limits_of_outer_blocks_hold(endpoint: Endpoint) -> None:
 
     def by_address(question: str) -> str:
         with bridge.url(f"{endpoint.url}/v1", limits=afnio.Limits(max_in_flight=6)) as base_url:
-            return str(httpx.post(f"{base_url}/chat/completions", json=BODY, timeout=30).status_code)
+            return str(httpx.post(f"{base_url}/chat/completions", json=BODY, timeout=60).status_code)
 
     with bridge.installed(limits=afnio.Limits(max_in_flight=2)), bridge.installed():
         await questions.map(row)

@@ -17,6 +17,7 @@ import openai
 import pytest
 from aiohttp import web
 from kit.endpoint import Endpoint, message_of
+from kit.together import until
 
 import afnio
 from afnio import bridge
@@ -179,11 +180,14 @@ async def test_a_cancelled_lane_cancels_the_call_of_its_thread(endpoint: Endpoin
             finally:
                 ended.set()
 
-        with anyio.move_on_after(0.3):
+        async def lane() -> None:
             await afnio.Variable(["a"]).map(ask)
-        with anyio.fail_after(5):
-            while not ended.is_set() or not endpoint.gone:
-                await anyio.sleep(0.01)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lane)
+            await until(lambda: endpoint.asked)
+            tasks.cancel_scope.cancel()
+        await until(lambda: ended.is_set() and endpoint.gone)
     (error,) = errors
     assert isinstance(error, openai.APIStatusError)
     assert error.status_code == 499
@@ -233,7 +237,7 @@ async def test_an_image_counts_as_a_flat_sum(endpoint: Endpoint) -> None:
     """By its bytes it would be more tokens than any limit admits."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + 1_000_000 * "A"}}
     client = client_of(endpoint, limits=afnio.Limits(tokens_per_minute=5_000))
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await client.chat.completions.create(
             model="m",
             messages=[{"role": "user", "content": [{"type": "text", "text": "what?"}, image]}],
@@ -251,7 +255,7 @@ async def test_closing_the_runtime_answers_what_waits(endpoint: Endpoint) -> Non
         return caught.value.status_code
 
     asked = asyncio.create_task(asyncio.to_thread(ask))
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not endpoint.asked:
             await anyio.sleep(0.01)
         await asyncio.to_thread(close)

@@ -31,7 +31,7 @@ HEADERS = {"authorization": "Bearer any-key-0123"}
 
 def by_requests(url: str, body: dict[str, Any] = BODY) -> tuple[int, str]:
     with requests.Session() as session:
-        reply = session.post(url, json=body, headers=HEADERS, timeout=20)
+        reply = session.post(url, json=body, headers=HEADERS, timeout=60)
         return reply.status_code, reply.text
 
 
@@ -48,7 +48,7 @@ async def by_aiohttp(url: str, body: dict[str, Any] = BODY) -> tuple[int, str]:
 
 def by_http_client(url: str, body: dict[str, Any] = BODY) -> tuple[int, str]:
     host, _, path = url.removeprefix("http://").partition("/")
-    connection = http.client.HTTPConnection(host, timeout=20)
+    connection = http.client.HTTPConnection(host, timeout=60)
     connection.request("POST", f"/{path}", json.dumps(body), {"content-type": "application/json", **HEADERS})
     reply = connection.getresponse()
     try:
@@ -59,12 +59,12 @@ def by_http_client(url: str, body: dict[str, Any] = BODY) -> tuple[int, str]:
 
 def by_urllib(url: str, body: dict[str, Any] = BODY) -> tuple[int, str]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as reply:
+    with urllib.request.urlopen(request, timeout=60) as reply:
         return reply.status, reply.read().decode()
 
 
 def by_httpx(url: str, body: dict[str, Any] = BODY) -> tuple[int, str]:
-    reply = httpx.post(url, json=body, timeout=20)
+    reply = httpx.post(url, json=body, timeout=60)
     return reply.status_code, reply.text
 
 
@@ -131,14 +131,14 @@ async def test_streams_come_event_by_event(endpoint: Endpoint) -> None:
 
     async def pace(number: int) -> None:
         if number == 3:  # the reader has had an event by then
-            await asyncio.wait_for(first.wait(), 10)
+            await asyncio.wait_for(first.wait(), 60)
 
     endpoint.pace = pace
     loop = asyncio.get_running_loop()
     body = {**BODY, "stream": True}
 
     def by_lines() -> list[str]:
-        with requests.post(endpoint.url + PATH, json=body, stream=True, timeout=20) as reply:
+        with requests.post(endpoint.url + PATH, json=body, stream=True, timeout=60) as reply:
             lines = []
             for line in reply.iter_lines():
                 if line:
@@ -237,7 +237,7 @@ async def test_a_thread_without_a_line_of_the_users_names_that_of_the_library(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     with bridge.installed():
-        await asyncio.to_thread(requests.post, f"{endpoint.url}/own/service", json=BODY, timeout=20)
+        await asyncio.to_thread(requests.post, f"{endpoint.url}/own/service", json=BODY, timeout=60)
     assert f"a request to a model at {Path(requests.__file__).parent}" in caplog.text
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import anthropic
-import anyio
 import httpx
 import httpx2
 import openai
 import pytest
 from kit.endpoint import Endpoint
+from kit.together import until
 
 import afnio
 from afnio import bridge
@@ -216,11 +216,10 @@ def test_a_path_to_register_must_be_one(path: str) -> None:
 async def test_a_call_that_is_cancelled_leaves_the_wire(endpoint: Endpoint) -> None:
     endpoint.latency = 60
     client = openai_of(endpoint)
-    with anyio.move_on_after(0.1):
-        await client.chat.completions.create(model="m", messages=SAY)
-    with anyio.fail_after(5):
-        while not endpoint.gone:
-            await anyio.sleep(0.01)
+    asked = asyncio.create_task(client.chat.completions.create(model="m", messages=SAY))
+    await until(lambda: endpoint.asked)
+    asked.cancel()
+    await until(lambda: endpoint.gone)
 
 
 @pytest.mark.parametrize("option", ["proxy", "verify", "cert", "mounts", "transport"])

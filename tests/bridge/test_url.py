@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import httpx2
 import openai
 import pytest
 from aiohttp import web
 from kit.endpoint import Endpoint
+from kit.together import until
 
 import afnio
 from afnio import bridge
@@ -106,11 +106,10 @@ async def test_a_client_that_goes_cancels_its_call(endpoint: Endpoint) -> None:
         bridge.url(f"{endpoint.url}/v1") as base_url,
         openai.AsyncOpenAI(api_key="k", base_url=base_url) as client,
     ):
-        with anyio.move_on_after(0.3):
-            await client.responses.create(model="m", input="x")
-        with anyio.fail_after(5):
-            while not endpoint.gone:
-                await anyio.sleep(0.01)
+        asked = asyncio.create_task(client.responses.create(model="m", input="x"))
+        await until(lambda: endpoint.asked)
+        asked.cancel()
+        await until(lambda: endpoint.gone)
 
 
 def test_a_script_without_a_loop() -> None:

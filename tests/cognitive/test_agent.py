@@ -422,7 +422,7 @@ def test_a_cancelled_caller_cancels_the_function() -> None:
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(main())
-    assert ended.wait(10)
+    assert ended.wait(60)
 
 
 # What it learns ----------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def running(folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Po
 def test_ctrl_c_ends_it_in_one_line(running: subprocess.Popen[str]):
     children = psutil.Process(running.pid).children()
     os.killpg(running.pid, signal.SIGINT)
-    _, errors = running.communicate(timeout=30)
+    _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "Interrupted" in errors
     assert "Traceback" not in errors
@@ -51,7 +51,7 @@ def test_the_death_of_the_provider_is_noticed_at_once(running: subprocess.Popen[
     (provider,) = psutil.Process(running.pid).children()
     provider.kill()
     # Its calls alone would be tried again for a minute.
-    _, errors = running.communicate(timeout=20)
+    _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
     assert "the bundled provider's process ended" in errors
     assert "Traceback" not in errors

@@ -158,5 +158,5 @@ def test_the_cluster_ends_with_the_program() -> None:
     )
     pid = int(lines_on_ray(script)[-1])
     if psutil.pid_exists(pid):
-        psutil.Process(pid).wait(10)
+        psutil.Process(pid).wait(60)
     assert not Path("/proc", str(pid), "exe").exists()

@@ -176,8 +176,8 @@ def test_a_program_that_ends_does_not_wait_for_lanes_that_nobody_reads(tmp_path:
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "busy"
         workers = psutil.Process(process.pid).children(recursive=True)
-        process.communicate("\n", timeout=30)
-    _, left = psutil.wait_procs(workers, timeout=5)
+        process.communicate("\n", timeout=60)
+    _, left = psutil.wait_procs(workers, timeout=60)
     assert left == []
 
 

@@ -233,4 +233,4 @@ def test_a_closed_runtime_leaves_no_worker(tmp_path: Path) -> None:
     afnio.runtime.close()
     for pid in pids:
         if psutil.pid_exists(pid):
-            psutil.Process(pid).wait(30)
+            psutil.Process(pid).wait(60)

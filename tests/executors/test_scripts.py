@@ -176,5 +176,5 @@ def test_workers_end_with_their_driver(driver: subprocess.Popen[str], end: str) 
     else:
         driver.stdin.write("\n")
         driver.stdin.flush()
-    _, left = psutil.wait_procs(workers, timeout=30)
+    _, left = psutil.wait_procs(workers, timeout=60)
     assert left == []

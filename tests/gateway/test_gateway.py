@@ -26,6 +26,7 @@ from gateway.running import (
     everything_in,
     get,
 )
+from kit.together import until
 
 from afnio.cli import main
 
@@ -76,7 +77,7 @@ async def test_streams_chunk_by_chunk() -> None:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         await response.write(chunk("one"))
-        await asyncio.wait_for(seen.wait(), 20)
+        await asyncio.wait_for(seen.wait(), 60)
         await response.write(chunk("two") + chunk(None, "stop") + b"data: [DONE]\n\n")
         return response
 
@@ -126,7 +127,7 @@ async def test_once(tmp_path: Path) -> None:
         if text == "bad" and failing.pop():
             return web.json_response({"error": {"message": "no"}}, status=400)
         asked.set()
-        await asyncio.wait_for(go.wait(), 20)
+        await asyncio.wait_for(go.wait(), 60)
         return await answer(request, body)
 
     async with Upstream(reply) as upstream:
@@ -166,7 +167,7 @@ async def test_serving_overtakes_training() -> None:
     go = asyncio.Event()
 
     async def reply(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        await asyncio.wait_for(go.wait(), 20)
+        await asyncio.wait_for(go.wait(), 60)
         return await answer(request, body)
 
     async with Upstream(reply) as upstream:
@@ -182,14 +183,8 @@ async def test_serving_overtakes_training() -> None:
             assert upstream.asked[1] == "serving"
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def until_figure(gateway: GatewayProcess, line: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while line not in (await get(gateway.metrics_url))[1]:
             await asyncio.sleep(0.005)
 
@@ -199,7 +194,7 @@ async def test_ends_cleanly(tmp_path: Path) -> None:
     go = asyncio.Event()
 
     async def reply(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        await asyncio.wait_for(go.wait(), 20)
+        await asyncio.wait_for(go.wait(), 60)
         return await answer(request, body)
 
     path = str(tmp_path / "calls.journal")

@@ -65,7 +65,7 @@ async def test_every_address_of_both_families(monkeypatch: pytest.MonkeyPatch) -
             status, _ = await get(f"{origin}/afnio/health")
             assert status == 200
         assert len(upstream.requests) == 2
-        assert await asyncio.wait_for(gateway.end(), 20) == 0
+        assert await asyncio.wait_for(gateway.end(), 60) == 0
 
 
 async def test_what_a_gateway_has_retried_is_final_for_the_engine() -> None:

@@ -1,6 +1,8 @@
-"""Together: requests that are held until so many of them are under way at once."""
+"""Waiting for others: until so many requests are under way at once, or until something is true."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import anyio
 
@@ -19,5 +21,12 @@ class Together:
         if self._left == 0:
             self._all.set()
         elif self._left > 0:
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 await self._all.wait()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until `condition` is true, as long as a busy machine takes."""
+    with anyio.fail_after(60):
+        while not condition():
+            await anyio.sleep(0.01)

@@ -80,7 +80,7 @@ def test_a_long_token_is_masked_whole_and_soon(escape: Callable[[str], str]) -> 
     started = time.process_time()
     written = "".join(map(escape, token))
     assert f"bad token {MASK}, sorry".encode() == mask(f"bad token {written}, sorry".encode(), (token,))
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 20  # 2 ms here
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
@@ -109,7 +109,7 @@ def test_hostile_texts_take_no_time(piece: bytes) -> None:
     text = piece * (8 * 2**20 // len(piece)) + b"\\u0041"
     started = time.process_time()
     mask(text, (SECRET, "another secret"))
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 60  # half a second here; hours if it were quadratic
     assert SECRET.encode() not in mask(text + SECRET.encode(), (SECRET,))
     hidden = "".join(f"%{ord(character):02x}" for character in SECRET).encode()
     assert hidden not in mask(text + hidden, (SECRET,))

@@ -315,7 +315,7 @@ def test_a_callable_that_blocks_the_loop_is_named_while_it_does(
         helper()
 
     def helper() -> None:
-        assert warned.wait(10)
+        assert warned.wait(60)
 
     async def starts(text: str) -> str:
         if in_a_task:

@@ -23,7 +23,7 @@ def calls(number):
     runtime.post(lambda: found.append(gc.get_threshold()))
     runtime.post(runtime.count_open, -number)
     runtime.post(turn.set)
-    assert turn.wait(10)
+    assert turn.wait(60)
     return found[0]
 """
 

@@ -78,7 +78,7 @@ def test_exit_with_nothing_pending() -> None:
         fill, post, closing = Job.fill, LoopThread.post, threading.Event()
         def filled(job, outcomes):
             fill(job, outcomes)  # which wakes the reader, who ends the program
-            assert closing.wait(10)
+            assert closing.wait(60)
         def posted(loop, function, *args):
             post(loop, function, *args)
             if function.__name__ == "_begin_close":
@@ -248,7 +248,7 @@ def test_cancelled_value_raises() -> None:
         reply = afnio.cognitive.functional.chat_completion(
             ScriptedClient(never), [{"role": "user", "content": [afnio.Variable("hi")]}], model="m"
         )
-        started.wait(10)
+        started.wait(60)
         owner.cancel()
     with pytest.raises(LaunchCancelledError, match=r"ChatCompletion.*test_lifetime"):
         reply.data
@@ -325,7 +325,7 @@ def test_close_with_a_task_that_swallows_its_cancellation() -> None:
         reader.start()
         started.wait()
         runtime.close()
-        reader.join(10)
+        reader.join(60)
         print(ended)
         os._exit(0)
         """
@@ -351,7 +351,7 @@ def test_close_under_load() -> None:
         while time.monotonic() < stop:
             time.sleep(0.01)
             runtime.close()
-        for t in threads: t.join(20)
+        for t in threads: t.join(60)
         print(sum(t.is_alive() for t in threads))
         """
     )

@@ -35,7 +35,7 @@ def alive() -> int:
     """Count the runtime's objects: pending slots, jobs and launches, once its thread has done what it is at."""
     turn = threading.Event()
     current_runtime().post(turn.set)
-    assert turn.wait(10)
+    assert turn.wait(60)
     gc.collect()
     return sum(
         isinstance(item, Job | Launch) or (isinstance(item, Slot) and not item.done)

@@ -15,7 +15,7 @@ from studio.visitor import Studio
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-TIMEOUT = 8_000
+TIMEOUT = 60_000
 """Milliseconds that the browser waits for what a test expects."""
 
 

@@ -41,7 +41,7 @@ def test_a_diff_of_very_long_texts_is_quick() -> None:
         pieces = word_diff(before, after)
         assert before == "".join(piece.text for piece in pieces if piece.kind != "new")
         assert after == "".join(piece.text for piece in pieces if piece.kind != "gone")
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 60  # a second here; hours if it were quadratic
 
 
 @given(st.text())

@@ -59,7 +59,7 @@ class Studio:
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """Ask without any cookie but one in `headers`; underscores in their names become hyphens."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, headers=named)
@@ -91,7 +91,7 @@ def started(home: Path, *arguments: str, warning: str = "") -> Iterator[Studio]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                _, errors = process.communicate(timeout=10)
+                _, errors = process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise

@@ -126,7 +126,7 @@ def test_a_slow_sink_is_told_how_the_run_ended() -> None:
 
     def fail() -> None:
         with te.init("me", "emails", sinks=[held]) as run:
-            assert taken.acquire(timeout=10)  # so that the rest finds the sink busy and its queue empty
+            assert taken.acquire(timeout=60)  # so that the rest finds the sink busy and its queue empty
             for value in range(BACKLOG + BATCH + 100):
                 run.log("loss", value)
             threading.Thread(target=free, args=(run,)).start()
@@ -138,7 +138,7 @@ def test_a_slow_sink_is_told_how_the_run_ended() -> None:
         go_on.set()
 
     slow(MetricLogged("loss", 0, None))
-    assert taken.acquire(timeout=10)
+    assert taken.acquire(timeout=60)
     for value in range(1, BACKLOG + 100):
         slow(MetricLogged("loss", value, None))
     slow(RunEnded("FAILED"))

@@ -102,7 +102,7 @@ def test_a_service_without_standard_input_serves_on():
         try:
             address = urlsplit(json.loads(served.stdout.readline())["base_url"]).netloc
             for _ in range(50):
-                connection = HTTPConnection(address, timeout=10)
+                connection = HTTPConnection(address, timeout=60)
                 connection.request("GET", "/health")
                 assert json.load(connection.getresponse()) == {"status": "ok"}
                 connection.close()

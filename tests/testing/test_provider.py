@@ -277,7 +277,7 @@ def test_a_process_ends_with_its_parent():
         "p = Provider.process().__enter__()\nprint(p.base_url, flush=True)\nos._exit(0)"
     )
     # The provider inherits stderr, so this returns only once it has ended too.
-    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, timeout=60)
     assert done.stdout.startswith(b"http://127.0.0.1:")
 
 

@@ -81,7 +81,7 @@ class Slow:
 
         def replace(path: Path, content: bytes) -> None:
             self.begun.set()
-            assert self.go.wait(10)
+            assert self.go.wait(60)
             real(path, content)
             self.written.append(f"{path.name}={Checkpoint.read(path).counters['step']}")
 
@@ -155,7 +155,7 @@ def test_a_cancellation_while_the_folder_is_opened_ends_the_block(
                 await anyio.sleep_forever()
         assert scope.cancelled_caught
         monkeypatch.undo()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async with Checkpoints(tmp_path) as checkpoints:
                 await checkpoints.save(at(1))
 

@@ -67,7 +67,7 @@ def test_what_is_pending_is_not_waited_for() -> None:
     import threading
 
     go = threading.Event()
-    value = Variable("v").map(lambda text: go.wait(10) and text)
+    value = Variable("v").map(lambda text: go.wait(60) and text)
     agent.task.advance(value.own_slots[0])
     assert "task  Parameter  pending  learned  prompt" in str(AgentSummary.of(agent))
     go.set()
