@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from afnio import stats as stats
     from afnio import tellurio as tellurio
     from afnio import testing as testing
+    from afnio import texts as texts
     from afnio import trainer as trainer
     from afnio import utils as utils
     from afnio._archive import load as load
@@ -94,5 +95,5 @@ __getattr__, __dir__ = _lazily(
         "afnio.studies._result": "Headroom Result",
         "afnio.runtime._executors": "Workers",
     },
-    modules="bridge optim ray stats tellurio testing trainer utils",
+    modules="bridge optim ray stats tellurio testing texts trainer utils",
 )

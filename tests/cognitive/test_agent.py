@@ -154,7 +154,6 @@ def only_by_position(text: str, system: str, /) -> str:
         (lambda system, *texts: system, {"system": "s"}, "must be keyword-only"),
         (lambda text, system: text, ["s"], "prompts must be a dict"),
         (lambda text, system: text, {"system": 1}, "must be a text or a Parameter"),
-        (lambda text, train: text, {"train": "t"}, "the name of an attribute of every Module"),
         ("no function", {"system": "s"}, "fn must be a function"),
         (SentimentAnalyzer(), {}, "a Module needs no Agent"),
     ],

@@ -152,6 +152,37 @@ def test_four_apis_are_read_alike(api: Any) -> None:
     assert '<call id="2" model="m" tools="price" begins_like="1" shared="3">' in prompt(request)
 
 
+FIELD = {"type": "object", "properties": {"urgency": {"type": "string", "description": "How soon?"}}}
+NAMED = {"type": "json_schema", "name": "ticket", "schema": FIELD}
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "reply"),
+    [
+        (
+            "chat/completions",
+            {"messages": [], "response_format": {"type": "json_schema", "json_schema": {"schema": FIELD}}},
+            {"choices": [{"message": {"role": "assistant", "content": "{}"}}]},
+        ),
+        ("responses", {"input": [], "text": {"format": NAMED}}, {"status": "completed", "output": []}),
+        (
+            "messages",
+            {"messages": [], "output_config": {"format": NAMED}},
+            {"type": "message", "content": []},
+        ),
+        (
+            "models/m:generateContent",
+            {"contents": [], "generationConfig": {"responseSchema": FIELD}},
+            {"candidates": [{"content": {"role": "model", "parts": [{"text": "{}"}]}}]},
+        ),
+    ],
+)
+def test_a_text_in_the_schema_of_a_reply_is_seen_in_its_call(path: str, given: Any, reply: Any) -> None:
+    """So that a critic may blame it."""
+    request = criticised(path, [({"model": "m", **given}, reply)], "How soon?")
+    assert variables(request)[0].attributes.get("seen_in") == "1"
+
+
 def said(request: Any) -> list[tuple[str, str]]:
     from kit.blocks import read_blocks
 

@@ -46,7 +46,8 @@ class Agent(Module):
 
     Args:
         fn: the function; also a method, a partial, or an object with `__call__`.
-        prompts: a text, or a `Parameter`, for each parameter of `fn` that is to be learned.
+        prompts: a text, or a `Parameter`, for each parameter of `fn` that is to be learned. They are attributes of the
+            agent, but for names that every Module has, such as "train"; `named_parameters` has all of them.
         loop: "caller" runs an `async def` on the loop that called the agent, for clients that are bound to it.
         role: the purpose of the output, in words.
         executor: runs `fn` in other processes: a callable that makes a `concurrent.futures.Executor`, an Executor, or
@@ -91,14 +92,11 @@ class Agent(Module):
         self._elsewhere = (executor, durable)
         self._role = f"output of {self._signed.name}" if role is None else role
         for name, prompt in prompts.items():
-            if hasattr(self, name):
-                raise TypeError(
-                    f"a prompt must not have the name of an attribute of every Module (got {name!r}); rename it, also "
-                    f"in {self._signed.name}"
-                )
             if isinstance(prompt, str):
                 prompt = Parameter(prompt, role=f"{name} prompt of {self._signed.name}")
-            self.register_parameter(name, prompt)
+            # Not by `register_parameter`: a tool may be called "train", as one of the methods of every Module is.
+            self._check("parameters", name, prompt)
+            self._members["parameters"][name] = prompt
 
     @property
     def fn(self) -> Callable[..., Any]:

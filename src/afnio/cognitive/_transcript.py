@@ -57,7 +57,7 @@ class ReadCall:
         model: the model's name.
         messages, reply: what was sent, in full, and what came back; no reply if the call failed.
         tools: the names of the tools on offer.
-        described: the texts that describe them; a prompt may stand there.
+        described: the texts in their declarations and in `form`; a prompt may stand there.
         form: the format that the reply had to have, or None.
         begins_like, shared: the number of an earlier call (from 1), and how many of its messages, the reply
             included, this call begins with; 0 if there is none.
@@ -127,9 +127,10 @@ def read_call(call: TracedCall) -> ReadCall:
     messages = [said for message in dialect.messages(call.request) for said in _said(message)]
     offered = _listed(call.request.get("tools"))
     tools = [name for tool in offered for name in _tool_names(tool)]
-    described = "\n".join(text for tool in offered for text in _texts_in(tool))
+    form = dialect.schema(call.request)
+    described = "\n".join(text for part in (*offered, form) for text in _texts_in(part))
     reply = [] if call.reply is None else list(_replied(dialect, call.reply))
-    return ReadCall(call.model, messages, reply, tools, described, dialect.schema(call.request))
+    return ReadCall(call.model, messages, reply, tools, described, form)
 
 
 def _replied(dialect: Dialect, reply: Mapping[str, Any]) -> Iterator[Said]:
@@ -241,7 +242,7 @@ def places(text: str, value: str) -> list[tuple[int, int]]:
 
 
 def seen_in(calls: Sequence[ReadCall], value: str) -> list[int]:
-    """Return the numbers of the calls that were sent the text `value`, in a message or in a tool's description."""
+    """Return the numbers of the calls that were sent the text `value`: in a message, a tool, or the reply's schema."""
     return [
         call.number
         for call in calls
