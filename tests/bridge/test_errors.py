@@ -157,8 +157,8 @@ async def test_a_call_outside_of_any_scope(endpoint: Endpoint) -> None:
 
 
 async def test_the_read_timeout_does_not_count_while_a_call_waits_for_its_turn(endpoint: Endpoint) -> None:
-    endpoint.latency = 0.1
-    client = client_of(endpoint, limits=afnio.Limits(max_in_flight=1)).with_options(timeout=0.4)
+    endpoint.latency = 0.2
+    client = client_of(endpoint, limits=afnio.Limits(max_in_flight=1)).with_options(timeout=1.2)
     replies = await asyncio.gather(*(client.responses.create(model="m", input=f"n {n}") for n in range(8)))
     assert len(endpoint.asked) == len(replies) == 8
 

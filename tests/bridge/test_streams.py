@@ -316,7 +316,7 @@ async def test_a_stream_that_falls_silent_before_its_first_content_is_retried(en
             await never.wait()
 
     endpoint.pace = hang
-    client = client_of(endpoint).with_options(timeout=0.2)
+    client = client_of(endpoint).with_options(timeout=1)
     stream = await client.chat.completions.create(model="m", messages=SAY, stream=True)
     assert "".join([texts(chunk) async for chunk in stream]) == "ONE TWO THREE"
     assert len(endpoint.asked) == 2

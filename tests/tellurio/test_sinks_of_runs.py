@@ -99,7 +99,8 @@ def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(caplog: pytest.LogCap
         for value in range(BACKLOG + BATCH + 100):
             run.log("loss", value)
         go_on.set()
-    assert BACKLOG <= len(seen) <= BACKLOG + BATCH + 1
+    # What waits, what the sink has taken at once, and the ends of the scope and the run, which come later.
+    assert BACKLOG <= len(seen) <= BACKLOG + BATCH + 2
     assert ["100,000 events behind" in record.message for record in caplog.records] == [True]
 
 

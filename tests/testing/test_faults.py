@@ -127,7 +127,7 @@ async def test_hang_ends_with_the_clients_deadline():
     """And the next attempt gets its reply, as faults here come once in a row at most."""
     plan = FaultPlan({"hang": 1.0}, in_a_row=1)
     async with Provider(lm=lambda request: "hi", faults=plan) as provider:
-        client = AsyncOpenAI(api_key="any", base_url=provider.base_url, timeout=0.2)
+        client = AsyncOpenAI(api_key="any", base_url=provider.base_url, timeout=1)
         assert str(await client.achat(messages=HELLO, model="m")) == "hi"
         assert provider.stats()["by_fault"] == {"hang": 1}
         assert list(provider.stats()["attempts"].values()) == [2]
