@@ -13,6 +13,7 @@ import openai
 import pytest
 from aiohttp import web
 from kit.endpoint import Endpoint
+from kit.events import collected
 
 import afnio
 from afnio import bridge
@@ -53,8 +54,7 @@ async def test_a_quota_without_money_is_sent_once(endpoint: Endpoint) -> None:
 
 async def test_the_engine_retries_and_the_sdk_does_not(endpoint: Endpoint) -> None:
     endpoint.fail = answer(500, "down")
-    ended: list[Any] = []
-    with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+    with collected(CallEnded) as ended:
         with pytest.raises(openai.InternalServerError, match="down"):
             await client_of(endpoint).chat.completions.create(model="m", messages=SAY)
     (event,) = ended
@@ -66,8 +66,7 @@ async def test_an_anthropic_client_does_not_retry(endpoint: Endpoint) -> None:
         {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, status=529
     )
     client = anthropic.AsyncAnthropic(api_key="k-0123456", base_url=endpoint.url, http_client=bridge.client())
-    ended: list[Any] = []
-    with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+    with collected(CallEnded) as ended:
         with pytest.raises(anthropic.APIStatusError, match="Overloaded"):
             await client.messages.create(model="m", max_tokens=9, messages=SAY)
     assert [event.attempts for event in ended] == [len(endpoint.asked)]

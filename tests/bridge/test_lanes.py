@@ -17,6 +17,7 @@ import openai
 import pytest
 from aiohttp import web
 from kit.endpoint import Endpoint, message_of
+from kit.events import collected
 from kit.together import until
 
 import afnio
@@ -44,8 +45,7 @@ async def test_a_call_has_the_address_of_its_lane(endpoint: Endpoint) -> None:
     async def ask(text: str) -> str:
         return (await client.responses.create(model="m", input=text)).output_text
 
-    ended: list[Any] = []
-    with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+    with collected(CallEnded) as ended:
         async with afnio.scope(name="s"):
             assert (await afnio.Variable(["a", "b"]).map(ask)).data == ["A", "B"]
     assert {event.lane for event in ended} == {0, 1}
@@ -148,13 +148,12 @@ async def test_a_reused_reply(endpoint: Endpoint, tmp_path: Path) -> None:
 
 
 async def test_native_and_bridged_calls_share_an_account(endpoint: Endpoint) -> None:
-    seen: list[Any] = []
     endpoint.latency = 0.01
     native = AsyncOpenAI(
         api_key="any-key-0123", base_url=f"{endpoint.url}/v1", limits=afnio.Limits(max_in_flight=2)
     )
     client = client_of(endpoint)
-    with subscribed(lambda event: seen.append(event) if isinstance(event, CallEnded) else None):
+    with collected(CallEnded) as seen:
         async with anyio.create_task_group() as group:
             for n in range(10):
                 ask = {"messages": [{"role": "user", "content": f"{n}"}], "model": "m"}
@@ -226,9 +225,8 @@ async def test_anthropics_rate_limits_are_learnt(endpoint: Endpoint) -> None:
     headers = {f"anthropic-ratelimit-requests-{name}": value for name, value in left.items()}
     found = message_of([{"type": "text", "text": "hi"}], "end_turn")
     endpoint.fail = lambda number, asked: web.json_response(found, headers=headers)
-    learnt: list[Any] = []
     client = anthropic.AsyncAnthropic(api_key="k-0123456", base_url=endpoint.url, http_client=bridge.client())
-    with subscribed(lambda event: learnt.append(event) if isinstance(event, LimitsLearnt) else None):
+    with collected(LimitsLearnt) as learnt:
         await client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
     assert [event.requests for event in learnt] == [60]
 

@@ -15,6 +15,7 @@ import openai
 import pytest
 from aiohttp import web
 from kit.endpoint import Asked, Endpoint, data, named
+from kit.events import collected
 from kit.together import until
 
 import afnio
@@ -87,8 +88,7 @@ async def test_a_replay_has_the_same_events(endpoint: Endpoint, tmp_path: Path) 
 
 
 async def test_usage_is_asked_for_and_taken_out(endpoint: Endpoint) -> None:
-    ended: list[Any] = []
-    with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+    with collected(CallEnded) as ended:
         stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
         chunks = [chunk async for chunk in stream]
     assert all(chunk.choices for chunk in chunks)
@@ -113,8 +113,7 @@ async def test_a_server_that_refuses_to_be_asked_is_remembered(endpoint: Endpoin
 
     endpoint.fail = refuse
     client = client_of(endpoint)
-    ended: list[Any] = []
-    with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+    with collected(CallEnded) as ended:
         for _ in range(2):
             stream = await client.chat.completions.create(model="m", messages=SAY, stream=True)
             assert "".join([texts(chunk) async for chunk in stream]) == "ONE TWO THREE"
@@ -361,9 +360,8 @@ async def test_fields_of_any_type_reach_the_reader(path: str, field: str, strang
     inner = httpx2.MockTransport(lambda request: answer)
     body = {"model": "m", "messages": SAY, "input": "a", "stream": True}
 
-    ended: list[CallEnded] = []
     with (
-        subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None),
+        collected(CallEnded) as ended,
         tracing() as trace,
     ):
         async with httpx2.AsyncClient(transport=bridge.transport(inner=inner)) as client:

@@ -6,19 +6,19 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import openai
 import pytest
 from aiohttp import web
 from kit.endpoint import Endpoint
+from kit.events import collected
 from kit.together import until
 
 import afnio
 from afnio import bridge
 from afnio.errors import BlockingReadError
-from afnio.runtime.events import CallEnded, subscribed
+from afnio.runtime.events import CallEnded
 
 SCRIPT = """
 import json, os, sys, urllib.request
@@ -41,10 +41,9 @@ async def test_a_subprocess_belongs_to_its_lane(endpoint: Endpoint, tmp_path: Pa
             )
         return done.stdout.strip()
 
-    seen: list[Any] = []
-    for _ in range(2):
-        async with afnio.journal(tmp_path / "calls.journal"):
-            with subscribed(lambda event: seen.append(event) if isinstance(event, CallEnded) else None):
+    with collected(CallEnded) as seen:
+        for _ in range(2):
+            async with afnio.journal(tmp_path / "calls.journal"):
                 assert (await afnio.Variable(["a", "b"]).map(agent)).data == ["A", "B"]
     assert {event.lane for event in seen} == {0, 1}
     assert len(seen) == len(endpoint.asked) == 2

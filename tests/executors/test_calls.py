@@ -16,10 +16,11 @@ import anyio
 import pytest
 from kit import errands
 from kit.endpoint import Endpoint
+from kit.events import collected
 
 import afnio
 from afnio.errors import BatchError
-from afnio.runtime.events import CallEnded, subscribed
+from afnio.runtime.events import CallEnded
 from afnio.testing import ScriptedClient
 
 WORKERS = functools.partial(ProcessPoolExecutor, 2, mp_context=multiprocessing.get_context("spawn"))
@@ -39,10 +40,9 @@ async def test_calls_of_a_worker_belong_to_their_lane(
     endpoint: Endpoint, ask: Callable[..., Any], tmp_path: Path
 ) -> None:
     call = functools.partial(ask, f"{endpoint.url}/v1")
-    seen: list[CallEnded] = []
-    for _ in range(2):  # the second time from the journal
-        async with afnio.journal(tmp_path / "calls.journal"):
-            with subscribed(lambda event: seen.append(event) if isinstance(event, CallEnded) else None):
+    with collected(CallEnded) as seen:
+        for _ in range(2):  # the second time from the journal
+            async with afnio.journal(tmp_path / "calls.journal"):
                 found = await afnio.Variable(["a", "b", "c", "d"]).map(call, executor=WORKERS)
                 assert found.data == ["A", "B", "C", "D"]
     assert len(seen) == len(endpoint.asked) == 4
