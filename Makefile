@@ -10,7 +10,7 @@ KILL_SEEDS ?= 20
 help:
 	@echo "make demo              the tutorial's job against the bundled simulated LM (offline)"
 	@echo "make test              everything that CI runs"
-	@echo "make nightly           the long tests, an hour on two cores: 20 seeds of kills, 100,000 calls over HTTP"
+	@echo "make nightly           the long tests, an hour on two cores: $(KILL_SEEDS) seeds of kills, 100,000 calls over HTTP"
 	@echo "make bench             the benchmarks, small: about eight minutes; ARGS=\"calls step\" takes some"
 	@echo "make bench-learning    what optimizers learn, with the simulated LM; ARGS=\"--lm local\" with a real one"
 	@echo "make docs              the documentation as a site in ./site"
