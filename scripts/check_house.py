@@ -1,4 +1,4 @@
-"""Check what the linters don't: every class name once, and no module that has outgrown its story.
+"""Check what the linters don't: class names, long modules, and private imports in tests' code strings.
 
 Run by `make check`. Prints one line for each finding and exits with 1 if there is any.
 """
@@ -8,11 +8,16 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tomllib
 from collections import defaultdict
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 1_000
+PRIVATE_IMPORT = re.compile(
+    r"^\s*(from afnio[.\w]*\._\w+|import afnio[.\w]*\._\w+|from afnio[.\w]* import _)", re.MULTILINE
+)
 PUBLIC_TWICE = {"Add", "Sum", "Split", "ChatCompletion"}
 """Ops and the modules that apply them have one name, as in PyTorch's `functional` and `nn`."""
 
@@ -37,7 +42,22 @@ def findings() -> list[str]:
                 found.append(
                     f"{page.relative_to(ROOT)}:{number}: a private path; name the package that exports it"
                 )
-    return found
+    return found + private_imports_in_strings()
+
+
+def private_imports_in_strings() -> list[str]:
+    """Return a line for each private import in a test's code string, where ruff can't see it."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    allowed = [path for path, rules in settings["per-file-ignores"].items() if "PLC2701" in rules]
+    return [
+        f"{name}:{node.lineno}: a private import in a string; use the public name"
+        for file in sorted((ROOT / "tests").rglob("*.py"))
+        if not any(fnmatch(name := str(file.relative_to(ROOT)), path) for path in allowed)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and PRIVATE_IMPORT.search(node.value)
+    ]
 
 
 if __name__ == "__main__":

@@ -24,38 +24,40 @@ FILE = Path(".afnio/me/emails.db")
 PROGRAM = """
 import os, sys
 import afnio.tellurio as te
-from afnio.runtime._journal import Journal
-from afnio.tellurio._store import Store
 from afnio.testing import ScriptedClient
+
+STOP = os.environ.get("STOP")
 
 def stop():
     print("here", flush=True)
     sys.stdin.readline()
 
-def stopping(home, name, before):
-    real = getattr(home, name)
-    def wrapped(*args, **kwargs):
-        if before:
+def stop_before_opening(ending):
+    def hook(event, args):
+        nonlocal ending
+        if event == "open" and ending and str(args[0]).endswith(ending):
+            ending = ""
             stop()
-        try:
-            return real(*args, **kwargs)
-        finally:
-            if not before:
-                stop()
-    setattr(home, name, staticmethod(wrapped) if name == "open" else wrapped)
+    sys.addaudithook(hook)
 
-match os.environ.get("STOP"):
-    case "row is there": stopping(Journal, "open", before=True)
-    case "journal is closed": stopping(Journal, "close", before=False)
-    case "row is COMPLETED": stopping(Store, "close", before=False)
-    case "run is found": stopping(Store, "find_runs", before=False)
+class StopsAtTheEnd:
+    def __call__(self, event): pass
+    def close(self): stop()
+
+if STOP == "row is there":
+    stop_before_opening(".journal.lock")
+if STOP == "run is found":
+    stop_before_opening(".lease")
 
 client = ScriptedClient("x")
-with te.init("me", "emails") as run:
+with te.init("me", "emails", sinks=[StopsAtTheEnd()] if STOP == "row is COMPLETED" else None) as run:
+    if STOP == "journal is closed":
+        close = run.journal.close
+        run.journal.close = lambda: (close(), stop())
     for number in range(5):
         client.chat(messages=[{"role": "user", "content": str(number)}], model="m")
         te.log("number", number)
-    if os.environ.get("STOP") == "calls are made":
+    if STOP == "calls are made":
         run.flush()
         stop()
 print("asked", len(client.requests))
