@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import kit
+
 import afnio
 from afnio.autodiff import Variable
 from afnio.cognitive import Parameter
@@ -17,10 +19,9 @@ def ask(prompt: Parameter, texts: list[str]) -> Variable:
 
 def test_a_launch_tells_where_its_inputs_are_from():
     """Of a sample's own leaves their values, of a prompt nothing, of an op's output the op's address."""
-    events = []
     prompt = Parameter("Answer.", role="prompt", requires_grad=True)
     afnio.set_backward_model_client(ScriptedClient("never"), completion_args={"model": "m"})
-    with subscribed(events.append), afnio.scope(name="told", rooted=True):
+    with kit.events() as events, afnio.scope(name="told", rooted=True):
         reply = ask(prompt, ["a", "b"])
         exact_match_evaluator(reply, ["yes", "yes"])[1].backward()
     chat, evaluator, sweep = [event for event in events if isinstance(event, NodeLaunched)]
@@ -35,8 +36,7 @@ def test_a_launch_tells_where_its_inputs_are_from():
 
 def test_an_evaluator_tells_of_each_sample():
     """What it was given, what it found, and where."""
-    events = []
-    with subscribed(events.append), afnio.scope(name="told", rooted=True):
+    with kit.events() as events, afnio.scope(name="told", rooted=True):
         exact_match_evaluator(Variable(["yes", "yes", None]), ["yes", "no", "no"])
     scored = [event for event in events if isinstance(event, SampleScored)]
     assert [(e.node, e.lane, e.prediction, e.target, e.score, e.success) for e in scored] == [
@@ -73,8 +73,8 @@ def test_no_event_is_built_without_a_subscriber():
 
 def test_an_inner_recorder_hides_the_outer_one():
     """A run_recorder has what is launched in its block, subscribers have all."""
-    outer, inner, everything = [], [], []
-    with subscribed(everything.append), run_recorder.override(outer.append):
+    outer, inner = [], []
+    with kit.events() as everything, run_recorder.override(outer.append):
         assert (Variable(1) + Variable(2)).data == 3
         with run_recorder.override(inner.append):
             assert (Variable(3) + Variable(4)).data == 7

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import anyio
+import kit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from afnio.errors import BatchError, FinalModelError, TransientModelError
 from afnio.models import ChatModel
 from afnio.runtime import Limits, Pending
 from afnio.runtime._kernel import Launch, Slot
-from afnio.runtime.events import CallEnded, subscribed
+from afnio.runtime.events import CallEnded
 from afnio.testing import ScriptedClient
 
 
@@ -314,9 +315,8 @@ def test_the_tree_doesnt_depend_on_who_is_quick():
             await anyio.sleep(draw.uniform(0, 10))
             return summary(request)
 
-        ended = []
         with virtual_runtime():
-            with subscribed(lambda event: ended.append(event) if isinstance(event, CallEnded) else None):
+            with kit.events(CallEnded) as ended:
                 client = ScriptedClient(script, limits=Limits(max_in_flight=1024))
                 found = reduced(different(100, words=200), client, max_tokens=400)
         asked = sorted(json.dumps(list(request.messages)) for request in client.requests)

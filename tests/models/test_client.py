@@ -6,13 +6,14 @@ import copy
 from decimal import Decimal
 from pathlib import Path
 
+import kit
 import pytest
 
 import afnio
 from afnio.errors import BlockingReadError, FinalModelError, TransientModelError
 from afnio.models import ChatClient, ChatResponse, Usage
 from afnio.runtime import Account
-from afnio.runtime.events import CallEnded, CallRetried, subscribed
+from afnio.runtime.events import CallEnded, CallRetried
 from afnio.testing import ScriptedClient
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -72,8 +73,7 @@ def test_usage_is_counted_by_phase_and_can_be_cleared():
 def test_transient_failures_are_tried_again():
     """And told; the reply counts once."""
     client = ScriptedClient([TransientModelError("busy"), TransientModelError("busy"), "ok"])
-    events = []
-    with subscribed(events.append):
+    with kit.events() as events:
         assert client.chat(messages=HELLO, model="m").content == "ok"
     assert [type(event) for event in events] == [CallRetried, CallRetried, CallEnded]
     assert (events[-1].attempts, events[-1].error, events[-1].purpose) == (3, None, "chat")
@@ -83,8 +83,7 @@ def test_transient_failures_are_tried_again():
 def test_the_end_of_a_call_tells_what_was_asked_and_answered():
     """And whose call it was; a key in the client is in none of it."""
     client = ScriptedClient("ok")
-    events = []
-    with subscribed(events.append):
+    with kit.events() as events:
         client.chat(messages=HELLO, model="m", temperature=0.5)
     ended = events[-1]
     assert (list(ended.request.messages), ended.request.params) == (HELLO, {"temperature": 0.5})
@@ -98,8 +97,7 @@ def test_the_cost_is_told_where_a_budget_asked_for_the_price(monkeypatch, tmp_pa
     prices = tmp_path / "prices.toml"
     prices.write_text('[[price]]\nmodel = "m"\ninput = 1.0\noutput = 2.0\n')
     monkeypatch.setenv("AFNIO_PRICES", str(prices))
-    events = []
-    with subscribed(events.append), afnio.budget(max_cost=1):
+    with kit.events() as events, afnio.budget(max_cost=1):
         ScriptedClient("ok").chat(messages=HELLO, model="m")
     usage = events[-1].usage
     assert events[-1].cost == Decimal(usage.prompt_tokens + 2 * usage.completion_tokens) / 1_000_000
@@ -118,8 +116,8 @@ def test_attempts_end():
 
 def test_final_failures_are_not_tried_again():
     """One request, one error event."""
-    client, events = ScriptedClient(FinalModelError("no")), []
-    with subscribed(events.append), pytest.raises(FinalModelError, match="no"):
+    client = ScriptedClient(FinalModelError("no"))
+    with kit.events() as events, pytest.raises(FinalModelError, match="no"):
         client.chat(messages=HELLO, model="m")
     assert (len(client.requests), [event.error for event in events]) == (1, ["FinalModelError: no"])
 

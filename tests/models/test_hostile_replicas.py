@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import anyio
+import kit
 import pytest
 
 import afnio
@@ -125,13 +126,12 @@ async def test_one_that_takes_requests_and_says_nothing() -> None:
 
 async def test_many_calls_that_find_one_dead_are_one_outage(caplog: pytest.LogCaptureFixture) -> None:
     """They don't double its pause one after the other. It is said once, and once more when it is back."""
-    events: list[Any] = []
     caplog.set_level(logging.WARNING, "afnio")
     async with Provider(lm=repeats, latency=0.005) as well:
         async with Provider(lm=repeats) as first:
             url, port = first.base_url, int(first.base_url.rpartition(":")[2].partition("/")[0])
         lm = group(url, well.base_url, name="one outage", limits=afnio.Limits(max_in_flight=16))
-        with subscribed(events.append):
+        with kit.events() as events:
             assert await answers(lm, 100) == expected(100)
             assert state(lm, url).outages == 1
             assert state(lm, url).trouble == "out"

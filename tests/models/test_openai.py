@@ -11,6 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import anyio
+import kit
 import openai
 import pytest
 from kit.hostile import HostileServer, Way, reply
@@ -110,8 +111,7 @@ async def test_server_errors_and_resets_are_tried_again():
     """Then the reply comes."""
     html = Fault(502, body="<html>Bad gateway</html>")
     async with Provider(lm=say("hi"), fault=first(Fault(500), Fault(close=True), html)) as provider:
-        events = []
-        with subscribed(events.append):
+        with kit.events() as events:
             assert str(await ask(client(provider))) == "hi"
         assert [
             next(
@@ -400,8 +400,8 @@ async def test_no_secret_enters_an_event_or_an_error(monkeypatch):
     faults = first(Fault(500, body=echo), Fault(401, body=echo))
     async with Provider(fault=faults) as provider:
         url = provider.base_url.replace("http://", "http://ada:password@")
-        lm, events = AsyncOpenAI(api_key=KEY, base_url=url), []
-        with subscribed(events.append), pytest.raises(FinalModelError) as caught:
+        lm = AsyncOpenAI(api_key=KEY, base_url=url)
+        with kit.events() as events, pytest.raises(FinalModelError) as caught:
             await ask(lm)
     chain, error = [], caught.value
     while error is not None:

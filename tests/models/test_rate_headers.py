@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import kit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from afnio.errors import RateLimitedError
 from afnio.models import ChatClient, ChatRequest, ChatResponse, read_limits
 from afnio.runtime import Account, LimitReading, RateLimits
-from afnio.runtime.events import LimitsLearnt, subscribed
+from afnio.runtime.events import LimitsLearnt
 from afnio.testing.provider import duration
 
 
@@ -133,8 +134,7 @@ async def test_every_client_can_teach_limits(refused: bool) -> None:
     reply = ChatResponse(content="yes")
     first = RateLimitedError("no", status=429, retry_after=0.0, limits=limits)
     ends = (first, reply) if refused else (replace(reply, limits=limits),)
-    events: list[object] = []
-    with subscribed(events.append):
+    with kit.events() as events:
         client = Taught(f"refused-{refused}", *ends)
         assert str(await client.achat(messages=[{"role": "user", "content": "Hi"}], model="m")) == "yes"
     learnt = [event for event in events if isinstance(event, LimitsLearnt)]

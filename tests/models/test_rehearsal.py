@@ -6,6 +6,7 @@ import json
 import logging
 import re
 
+import kit
 import pytest
 from pydantic import BaseModel
 
@@ -13,7 +14,6 @@ import afnio
 import afnio.cognitive as cog
 from afnio.cli import main
 from afnio.models import rehearsing
-from afnio.runtime.events import subscribed
 from afnio.testing import ScriptedClient
 
 
@@ -25,8 +25,8 @@ def ask(client, texts, **arguments):
 
 def test_calls_are_noted_and_not_sent():
     """With their lane, their tokens, and what they belong to; nobody is told."""
-    client, events = ScriptedClient("real"), []
-    with subscribed(events.append), rehearsing() as found:
+    client = ScriptedClient("real")
+    with kit.events() as events, rehearsing() as found:
         replies = ask(client, ["a" * 400, "b"]).data
         ask(client, "c").data
     assert events == client.requests == []

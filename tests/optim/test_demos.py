@@ -8,13 +8,14 @@ import threading
 
 import anyio
 import anyio.to_thread
+import kit
 import pytest
 from kit.roles import comment
 
 import afnio
 import afnio.cognitive as cog
 from afnio.optim import TGD, Demos
-from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.events import StepEnded
 from afnio.testing import ScriptedClient
 
 
@@ -103,9 +104,9 @@ def test_the_parameters_own_limits_hold():
     demos.step()
     assert len(examples(parameter.data)) == 1
     refused = cog.Parameter("old", role="r", validators=[lambda value: "it must be old"])
-    demos, events = Demos([refused]), []
+    demos = Demos([refused])
     demos.observe({"q": "a"}, "1", 1)
-    with subscribed(lambda e: events.append(e) if isinstance(e, StepEnded) else None):
+    with kit.events(StepEnded) as events:
         demos.step()
     assert (refused.data, events[0].changes[0].rejected) == ("old", "it must be old")
 

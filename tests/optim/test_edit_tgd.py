@@ -12,6 +12,7 @@ from collections import Counter
 
 import anyio
 import anyio.to_thread
+import kit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,8 +119,7 @@ class Agent:
 
 
 def told(optimizer, steps=1, closure=None):
-    found = []
-    with subscribed(lambda e: found.append(e) if isinstance(e, StepEnded) else None):
+    with kit.events(StepEnded) as found:
         for _ in range(steps):
             optimizer.step(closure)
     return found

@@ -11,6 +11,7 @@ from collections import Counter
 
 import anyio
 import anyio.to_thread
+import kit
 import pytest
 from kit.virtual import virtual_runtime
 
@@ -18,7 +19,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, ScoreError
 from afnio.optim import TGD, Gate
-from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.events import StepEnded
 from afnio.testing import ScriptedClient
 from afnio.trainer import Trainer
 from afnio.utils.data import DataLoader
@@ -69,11 +70,11 @@ def test_a_result_that_is_worse_is_replaced_by_the_start(how, result, kept):
 
 def test_the_evidence_is_reported():
     """In the verdict, and as a step with both candidates and their scores by row, for a run's record."""
-    task, events = Task(), []
+    task = Task()
     gate = task.gate(40)
     gate.start(TGD([task.prompt], ScriptedClient([]), model="m"))
     task.prompt.data = "q=20"
-    with subscribed(events.append):
+    with kit.events() as events:
         verdict = gate.judge().wait()
     assert len(verdict.rows) == verdict.wins + verdict.losses + verdict.ties == 40
     assert (0, verdict.losses) == (verdict.wins, round(40 * (verdict.start - verdict.result)))

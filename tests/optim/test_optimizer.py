@@ -7,6 +7,7 @@ import threading
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import kit
 import pytest
 
 import afnio
@@ -14,7 +15,7 @@ import afnio.cognitive as cog
 from afnio import tellurio as te
 from afnio.models import ChatModel
 from afnio.optim import Change, Optimizer
-from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.events import StepEnded
 from afnio.testing import ScriptedClient
 
 
@@ -124,9 +125,8 @@ async def test_a_cancelled_step_keeps_the_value(learned):
         async def propose(self, parameter, value, gradients, options):
             await anyio.sleep_forever()
 
-    events = []
     with (
-        subscribed(lambda e: events.append(e) if isinstance(e, StepEnded) else None),
+        kit.events(StepEnded) as events,
         pytest.raises(RuntimeError, match="stop"),
     ):
         async with afnio.scope():
@@ -218,8 +218,7 @@ def test_clients_are_left_out_of_the_state(learned):
 
 def test_an_event_tells_what_a_step_did(learned):
     """To each parameter, and its error."""
-    events = []
-    with subscribed(lambda e: events.append(e) if isinstance(e, StepEnded) else None):
+    with kit.events(StepEnded) as events:
         Append([learned("a", "x", role="r")]).step()
         with pytest.raises(ValueError, match="no proposal"):
             Append([learned("b", "error")]).step()

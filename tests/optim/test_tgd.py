@@ -8,6 +8,7 @@ import random
 import re
 
 import anyio
+import kit
 import pytest
 from kit.roles import kind, prompt, read_blocks, read_section, shown
 
@@ -15,7 +16,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, ReplyError, TemplateError
 from afnio.optim import TGD, prompts
-from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.events import StepEnded
 from afnio.testing import ScriptedClient
 
 
@@ -339,8 +340,7 @@ def test_what_is_refused_twice_changes_nothing_and_says_why(learned, caplog):
     parameter = learned("old")
     parameter.validators = (lambda value: "it must rhyme",)
     client = ScriptedClient({"value": "new"})
-    events = []
-    with subscribed(lambda event: events.append(event) if isinstance(event, StepEnded) else None):
+    with kit.events(StepEnded) as events:
         TGD([parameter], client, model="m").step()
     assert (parameter.data, len(client.requests)) == ("old", 2)
     (change,) = events[0].changes
@@ -432,9 +432,9 @@ def many(learned, count=120):
 
 def test_feedback_that_does_not_fit_is_summed_up_first(learned):
     """The proposer sees from how many inputs each point comes; the step's evidence is the points."""
-    parameter, client, events = many(learned), ScriptedClient(summed), []
+    parameter, client = many(learned), ScriptedClient(summed)
     optimizer = TGD([parameter], client, feedback_tokens=1000, momentum=2, model="m")
-    with subscribed(lambda event: events.append(event) if isinstance(event, StepEnded) else None):
+    with kit.events(StepEnded) as events:
         optimizer.step()
     *reductions, step = client.requests
     assert (len(reductions), {kind(request) for request in reductions}) == (3, {"reducer"})

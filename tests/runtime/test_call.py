@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
+import kit
 import pytest
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
@@ -69,8 +70,7 @@ def made(attempt: Any, deadline: float) -> Call[Reply]:
 
 
 async def run(asked: Call[Reply]) -> tuple[list[Any], Reply | BaseException]:
-    events: list[Any] = []
-    with subscribed(events.append):
+    with kit.events() as events:
         try:
             return events, await perform(FakeRuntime(), asked)  # type: ignore[arg-type]
         except Exception as error:
@@ -209,12 +209,11 @@ async def test_deadline() -> None:
 
 async def test_subscriber_that_fails_is_reported_once_per_event(caplog: pytest.LogCaptureFixture) -> None:
     """A subscriber that raises stops neither the call nor the other subscribers."""
-    seen: list[Any] = []
 
     def broken(event: Any) -> None:
         raise RuntimeError("subscriber")
 
-    with subscribed(broken), subscribed(seen.append):
+    with subscribed(broken), kit.events() as seen:
         await perform(FakeRuntime(), call([None]))  # type: ignore[arg-type]
     assert len(seen) == 1
     assert "a subscriber failed on CallEnded" in caplog.text

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import kit
 import pytest
 from runtime.budgets import FakeRuntime
 
@@ -19,7 +20,7 @@ from afnio.models import Usage
 from afnio.runtime import Account
 from afnio.runtime._call import Call, Codec, perform
 from afnio.runtime._journal import Journal
-from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+from afnio.runtime.events import CallEnded, CallReplayed
 from afnio.testing import ScriptedClient
 
 DEAD = FinalModelError("gone")
@@ -37,8 +38,8 @@ def ask(client: ScriptedClient, words: list[str] = WORDS, **args: Any) -> afnio.
 
 def test_equal_lanes_are_one_call() -> None:
     """At temperature 0 only; each lane has its reply, and what counts calls counts what was sent."""
-    client, events = ScriptedClient(echo, latency=0.01), []
-    with afnio.budget(max_calls=2) as spending, subscribed(events.append):
+    client = ScriptedClient(echo, latency=0.01)
+    with afnio.budget(max_calls=2) as spending, kit.events() as events:
         assert ask(client, temperature=0).data == ["SAME", "SAME", "OTHER", "SAME"]
     assert len(client.requests) == 2
     assert client.get_usage()["calls"] == 2
@@ -95,8 +96,8 @@ def test_lanes_with_a_record_answer_those_without(tmp_path: Path) -> None:
     """A lane whose row was lost in a crash gets the reply that is on record for the others."""
     with afnio.journal(tmp_path / "j"):
         assert ask(ScriptedClient(echo), ["same"], temperature=0).data == ["SAME"]
-    resumed, events = ScriptedClient(DEAD), []
-    with afnio.journal(tmp_path / "j"), subscribed(events.append):
+    resumed = ScriptedClient(DEAD)
+    with afnio.journal(tmp_path / "j"), kit.events() as events:
         assert ask(resumed, ["same", "same"], temperature=0).data == ["SAME", "SAME"]
     assert len(resumed.requests) == 0
     assert [type(event) for event in events if isinstance(event, CallEnded | CallReplayed)] == [CallReplayed]

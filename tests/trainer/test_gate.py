@@ -12,12 +12,13 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import kit
 import pytest
 
 import afnio
 import afnio.cognitive as cog
 from afnio.optim import TGD, EditTGD, Gate
-from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.events import StepEnded
 from afnio.testing import ScriptedClient
 from afnio.trainer import EarlyStopping, Trainer
 from afnio.utils.data import DataLoader
@@ -125,8 +126,7 @@ async def test_a_gate_decides_at_the_end_of_a_fit(
     """Early stopping and checkpoints see none of its rows. The verdict is shown, and recorded as a step of the run."""
     job = Job(how, Meter(), gain=gain)
     gate = Gate(job.evaluate, HELD_OUT)
-    steps: list[Any] = []
-    with subscribed(lambda event: steps.append(event) if isinstance(event, StepEnded) else None):
+    with kit.events(StepEnded) as steps:
         trainer = await fit(tmp_path, job, gate)
     (verdict,) = gate.verdicts
     assert verdict.passed is kept

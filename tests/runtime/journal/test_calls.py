@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import kit
 import pytest
 from entrances.scenarios import Agent, replies
 from kit.virtual import virtual_runtime
@@ -17,7 +18,7 @@ from afnio.errors import FinalModelError, JournalError, TransientModelError
 from afnio.models import ChatResponse, ToolCall
 from afnio.runtime import _journal_file
 from afnio.runtime._journal import Journal
-from afnio.runtime.events import CallEnded, CallReplayed, Usage, subscribed
+from afnio.runtime.events import CallEnded, CallReplayed, Usage
 from afnio.testing import ScriptedClient
 
 DEAD = FinalModelError("the provider is gone")
@@ -45,8 +46,7 @@ def test_a_finished_journal_replays_with_the_provider_dead(tmp_path: Path) -> No
     live, dead = ScriptedClient(replies), ScriptedClient(DEAD)
     with afnio.journal(tmp_path / "j"):
         first = train(live)
-    events: list[Any] = []
-    with afnio.journal(tmp_path / "j"), subscribed(events.append):
+    with afnio.journal(tmp_path / "j"), kit.events() as events:
         second = train(dead)
     assert first == second
     assert dead.requests == []
