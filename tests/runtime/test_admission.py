@@ -172,12 +172,6 @@ def test_limit_stays_in_bounds(events: list[tuple[bool, float]]) -> None:
         assert 1 <= limit.limit <= CEILING
 
 
-def test_bad_limit() -> None:
-    """A limit below one is refused with its value."""
-    with pytest.raises(ValueError, match="got 0"):
-        Limits(max_in_flight=0)
-
-
 @pytest.mark.looptime
 @pytest.mark.parametrize("limit", [10**12, 10**15, 2**63 - 1])
 async def test_a_huge_limit_is_none(limit: int, caplog: pytest.LogCaptureFixture) -> None:

@@ -278,7 +278,7 @@ async def test_output_without_a_maximum(runtime: Any) -> None:
 
 async def test_guess_is_corrected_while_waiting(runtime: Any) -> None:
     """A guess that is too large delays a call until others show what replies are like, no longer."""
-    with budget(max_tokens=DEFAULT_OUTPUT + 20):
+    with budget(max_tokens=DEFAULT_OUTPUT + 20), anyio.fail_after(1):
         first = await sent(runtime, estimate(10, None))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(held, runtime, estimate(10, None))
@@ -308,7 +308,7 @@ async def test_last_call_goes_on_the_wire(runtime: Any) -> None:
 
 async def test_call_that_was_only_held_is_room_again(runtime: Any) -> None:
     """A call that was never sent is free for the next."""
-    with budget(max_calls=1):
+    with budget(max_calls=1), anyio.fail_after(1):
         first = await held(runtime, estimate())
         second = asyncio.ensure_future(held(runtime, estimate()))
         await turns()
@@ -350,7 +350,7 @@ async def test_nested_budgets_must_agree(runtime: Any) -> None:
 
 async def test_waiting_for_an_inner_budget_holds_up_nobody_else(runtime: Any) -> None:
     """A call that waits for its own inner budget doesn't stand in the outer one's way."""
-    with budget(max_tokens=100):
+    with budget(max_tokens=100), anyio.fail_after(1):
         async with anyio.create_task_group() as tasks:
             with budget(max_tokens=20):
                 running = await sent(runtime, estimate())
