@@ -34,7 +34,7 @@ class Program:
 
     def finish(self) -> tuple[str, str]:
         process = self.start()
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         assert process.returncode == 0, err
         return out, err
 
