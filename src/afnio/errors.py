@@ -22,6 +22,7 @@ AfnioError
 ├── ModelError             a language model call failed permanently
 │   ├── TransientModelError    another attempt may succeed; raised when there are none left
 │   │   ├── RateLimitedError   the account is over a limit
+│   │   ├── TierUnavailableError   the service tier that was asked for has no room
 │   │   └── UnreachableError   no connection to the provider
 │   └── FinalModelError        another attempt would fail the same way
 │       └── ProviderDownError  the provider was never reached, or failed for ten minutes
@@ -203,6 +204,13 @@ class TransientModelError(ModelError):
 
 class RateLimitedError(TransientModelError):
     """The provider refused the attempt because the account exceeded a limit."""
+
+
+class TierUnavailableError(TransientModelError):
+    """The provider has no room in the service tier that was asked for, such as "flex". It charges nothing.
+
+    It says nothing about the account's limits, so only this call waits.
+    """
 
 
 class UnreachableError(TransientModelError):

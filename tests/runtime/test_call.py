@@ -19,6 +19,7 @@ from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
 
 
 class Reply:
+    service_tier = ""
     usage = Usage(3, 2)
     limits = None
 

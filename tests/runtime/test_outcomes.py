@@ -32,6 +32,7 @@ RESERVED = Usage(PROMPT, OUTPUT)
 
 class Reply:
     limits = None
+    service_tier = ""
 
     def __init__(self, usage: Usage) -> None:
         self.usage = usage

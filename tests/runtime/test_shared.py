@@ -122,6 +122,7 @@ class Runtime(FakeRuntime):
 
 
 class Reply:
+    service_tier = ""
     usage = Usage(3, 2)
     limits = None
 

@@ -98,7 +98,7 @@ class Chat(Dialect):
         for event in events:
             reply |= {
                 name: event[name]
-                for name in ("id", "created", "model", "usage", "system_fingerprint")
+                for name in ("id", "created", "model", "usage", "service_tier", "system_fingerprint")
                 if event.get(name) is not None
             }
             for part in dicts(event.get("choices")):

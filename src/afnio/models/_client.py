@@ -18,10 +18,10 @@ from typing import Any, Final, NoReturn, Self, final
 
 from afnio.errors import AfnioError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
-from afnio.models._prices import governed_price
+from afnio.models._prices import governed_prices
 from afnio.models._rehearsal import rehearsal
 from afnio.models._trace import CHAT_PATH, current_trace, in_attempt
-from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, perform
+from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, attempt_deadline, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding
@@ -45,7 +45,10 @@ def _encode(response: ChatResponse) -> bytes:
             "cached_tokens": usage.cached_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
         },
-    }  # without `limits`: they belong to the moment, not to the reply
+    }
+    if response.service_tier:
+        fields["service_tier"] = response.service_tier
+    # Without `limits`: they belong to the moment, not to the reply.
     try:
         return to_json(fields)
     except ValueError:  # half a character, which only an escape can express
@@ -116,6 +119,10 @@ class ChatClient(ABC):
         """
         return sum(4 - -_size(_text(message)) // 4 for message in request.messages)
 
+    def with_defaults(self, request: ChatRequest) -> ChatRequest:
+        """Return the request with the client's own defaults. They are part of its key."""
+        return request
+
     @property
     def provider(self) -> str:
         return type(self).__name__
@@ -141,6 +148,7 @@ class ChatClient(ABC):
             BudgetExceeded: if a budget can't pay for it.
             JournalError: if the journal can't record it.
         """
+        request = self.with_defaults(request)
         trace = current_trace.get()
         if trace is None:
             return await self._perform(job, request, purpose)
@@ -169,6 +177,7 @@ class ChatClient(ABC):
                 any_json=wanted.get("type") == "json_object",
                 params=request.params,
             )
+        price, tier_prices = await governed_prices(request.model, self.price_url)
         runtime = job.launch.runtime
         # Lanes of a launch may share a reply at temperature 0. A single job has nobody to share with.
         shares = request.params.get("temperature") == 0 and len(job.launch.jobs) > 1
@@ -181,11 +190,12 @@ class ChatClient(ABC):
             model=request.model,
             purpose=purpose,
             attempt=lambda: self._attempt(request),
-            deadline=self.timeout,
+            deadline=attempt_deadline(self.timeout, request.params.get("service_tier")),
             depth=job.launch.depth,
             prompt_tokens=self.count_tokens(request),
             max_output=request.max_output,
-            price=await governed_price(request.model, self.price_url),
+            price=price,
+            tier_prices=tier_prices,
             site=(job.launch.line, job.part),
             prefix=self.prefix(request),
             request=request,

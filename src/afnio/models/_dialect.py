@@ -83,6 +83,10 @@ class Dialect(ABC):
     def usage(self, reply: Json) -> Usage | None:
         """Return the tokens that a reply counts, or None if it counts none."""
 
+    def service_tier(self, reply: Json) -> str:
+        """Return the service tier that a reply came at, or "" if it names none."""
+        return text(reply.get("service_tier"))
+
     @abstractmethod
     def response(self, reply: Json) -> ChatResponse:
         """Return a reply in the form of a chat completion."""

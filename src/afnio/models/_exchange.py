@@ -34,6 +34,7 @@ from afnio.errors import (
     ModelError,
     ProviderDownError,
     RuntimeClosedError,
+    TierUnavailableError,
     TransientModelError,
     UnknownPriceError,
 )
@@ -41,9 +42,10 @@ from afnio.models._apis import CHAT, RESPONSES
 from afnio.models._dialect import mapping
 from afnio.models._masking import mask
 from afnio.models._messages import ChatResponse
-from afnio.models._prices import governed_price
+from afnio.models._prices import governed_prices
 from afnio.models._raw import (
     CODEC,
+    FALLBACK,
     NO_RETRY,
     EventSplitter,
     RawReply,
@@ -60,7 +62,7 @@ from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
 from afnio.models._trace import TracedCall, current_trace, in_attempt
 from afnio.models._transport import MAX_REPLY, AiohttpTransport, Silence
 from afnio.runtime._budget import current_budgets
-from afnio.runtime._call import ATTEMPT_DEADLINE, Call, perform
+from afnio.runtime._call import ATTEMPT_DEADLINE, Call, attempt_deadline, perform
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._limits import Account, RateLimits
 from afnio.runtime._loop import Cancelled, loop_time
@@ -219,6 +221,8 @@ class Exchange:
             return _made_up(request, rehearsed, origin)
         if request.dialect is RESPONSES and request.json.get("background") and current_budgets():
             raise _uncounted()
+        price, tier_prices = await governed_prices(request.model, request.account.url)
+        timeout = attempt_deadline(self._read_timeout or ATTEMPT_DEADLINE, request.json.get("service_tier"))
         call = Call(
             address=origin.address,
             scope=origin.scope,
@@ -228,11 +232,12 @@ class Exchange:
             model=request.model,
             purpose=origin.purpose,
             attempt=self._attempt.make,
-            deadline=math.inf if request.stream else self._read_timeout or ATTEMPT_DEADLINE,
+            deadline=math.inf if request.stream else timeout,
             depth=origin.depth,
             prompt_tokens=request.prompt_tokens,
             max_output=request.dialect.max_output(request.json),
-            price=await governed_price(request.model, request.account.url),
+            price=price,
+            tier_prices=tier_prices,
             site=origin.site,
             request=request,
             node=origin.node,
@@ -285,7 +290,7 @@ class _Attempt:
         self.held: list[bytes] = []
         self._request = request
         self._pipe = pipe
-        self._silence = read_timeout or READ_TIMEOUT
+        self._silence = attempt_deadline(read_timeout or READ_TIMEOUT, request.json.get("service_tier"))
         self._send = send
         self._on_wire = on_wire
         self._reading: anyio.CancelScope | None = None
@@ -294,12 +299,27 @@ class _Attempt:
         token = in_attempt.set(True)
         self._on_wire(True)
         try:
-            return await (self._stream() if self._request.stream else self._whole())
+            try:
+                return await self._once()
+            except TierUnavailableError:
+                if self._request.headers.get(FALLBACK) != "standard":
+                    raise
+            # Within the same attempt: the account has let it in, and nothing was charged.
+            asked = self._request
+            body = json.dumps({**asked.json, "service_tier": "default"}, ensure_ascii=False).encode()
+            self._request = replace(asked, body=body)
+            try:
+                return await self._once()
+            finally:
+                self._request = asked
         except BaseException:
             self._on_wire(False)
             raise
         finally:
             in_attempt.reset(token)
+
+    async def _once(self) -> RawReply:
+        return await (self._stream() if self._request.stream else self._whole())
 
     async def _whole(self) -> RawReply:
         with Silence.of(self._request.account, self._request.model):
@@ -325,7 +345,8 @@ class _Attempt:
             if request.dialect.is_reply(parsed):
                 # The parsed body isn't kept: a reply may live as long as a run.
                 usage = request.dialect.usage(parsed) or Usage()
-                return replace(reply, usage=usage, complete=request.dialect.is_complete(parsed))
+                tier, complete = request.dialect.service_tier(parsed), request.dialect.is_complete(parsed)
+                return replace(reply, usage=usage, service_tier=tier, complete=complete)
             if isinstance(parsed, dict) and not parsed.get("error"):
                 # An API that has only the path in common, such as Ollama's own embeddings. It has answered, which may
                 # have cost something, so it isn't asked again.
@@ -470,6 +491,7 @@ class _Attempt:
             mask(b"".join(stream.events), request.secrets),
             dialect.name,
             usage=usage or Usage(request.prompt_tokens, -(-stream.written // 4)),
+            service_tier=stream.service_tier,
             limits=limits,
             events=True,
             cut=not ended and not self.held,
@@ -577,6 +599,7 @@ def _told(error: BaseException, request: RawRequest) -> str:
 
 _STATUS_OF: Final = {
     "overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceeded": 429, "insufficient_quota": 429,
+    "resource_unavailable": 429,
     "authentication_error": 401, "permission_error": 403, "not_found_error": 404, "request_too_large": 413,
     "invalid_request_error": 400, "invalid_prompt": 400, "timeout_error": 504, "server_error": 500, "api_error": 500,
 }  # fmt: skip

@@ -119,6 +119,7 @@ class ChatResponse:
         model: the model that replied, by the provider's name for it.
         id: the provider's name for this reply; not compared.
         usage: the tokens that the provider counted.
+        service_tier: the provider's name for the service tier that it used, or "". It sets the price; not compared.
         limits: the account's limits as the provider reported them along with this reply, or None. The engine paces
             later calls by them. They belong to the moment, not to the reply: they aren't compared, journals don't
             keep them, and a replayed reply has None.
@@ -136,6 +137,7 @@ class ChatResponse:
     model: str = ""
     id: str = field(default="", compare=False)
     usage: Usage = field(default_factory=Usage)
+    service_tier: str = field(default="", repr=False, compare=False)
     limits: RateLimits | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:

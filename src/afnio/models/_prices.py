@@ -15,8 +15,11 @@ that matches is used. In TOML:
     input = 0.15      # dollars per million tokens
     cached = 0.075    # default: the price of input
     output = 0.60
+    tier = "flex"     # default: the standard service tier
 
-`version`, `url` and `cached` may be left out. JSON has the same keys: {"version": "2026-11", "price": [{"model": …}]}.
+`version`, `url`, `cached` and `tier` may be left out. Without a row for it, "flex" has its share of the standard price
+at the providers that are known to reduce it (`_SHARES`), and the full price elsewhere. JSON has the same keys:
+{"version": "2026-11", "price": [{"model": …}]}.
 """
 
 from __future__ import annotations
@@ -25,17 +28,18 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
+from urllib.parse import urlsplit
 
 from afnio.runtime._budget import Budget, current_budgets
 from afnio.runtime._callables import look_up
-from afnio.runtime._spending import Ledger, Price, Spent, Tier
+from afnio.runtime._spending import FLEX, Ledger, Price, Spent, Tier, at_tier, times
 from afnio.runtime._waiting import active_journal
 
 if TYPE_CHECKING:
@@ -47,6 +51,8 @@ ENVIRONMENT: Final = "AFNIO_PRICES"
 
 def price_of(model: str, provider_url: str) -> Price | None:
     """Return the price of `model` at the endpoint with the base URL `provider_url`, or None if it is unknown.
+
+    A URL that ends with `#flex`, as in ledgers, has the price of that service tier.
 
     Answers are cached for the life of the process. The first one reads a file or imports a package, which takes
     0.2 s: call it in a thread, not on an event loop.
@@ -63,8 +69,34 @@ def price_of(model: str, provider_url: str) -> Price | None:
 
 @cache
 def _price_of(file: Path | None, model: str, url: str) -> Price | None:
-    price = None if file is None else _read(file).find(model, url)
-    return price or _listed(model, url)
+    url, _, tier = url.partition("#")
+    table = None if file is None else _read(file)
+    if tier and table is not None and (price := table.find(model, url, tier)) is not None:
+        return price
+    price = (None if table is None else table.find(model, url)) or _listed(model, url)
+    return _shared(price, _share(url, tier)) if price is not None and tier else price
+
+
+_SHARES: Final = {("api.openai.com", FLEX): Decimal("0.5")}
+"""Shares of the standard price by provider and service tier. The same name costs the full price at others (Groq).
+
+Source: https://platform.openai.com/docs/guides/flex-processing"""
+
+
+def _share(url: str, tier: str) -> Decimal:
+    host = urlsplit(url).hostname or ""
+    of_host = (
+        share for (name, of), share in _SHARES.items() if of == tier and f".{host}".endswith(f".{name}")
+    )
+    return next(of_host, Decimal(1))
+
+
+def _shared(price: Price, share: Decimal) -> Price:
+    def rates(of: Price | Tier) -> dict[str, Any]:
+        return {name: times(getattr(of, name), share) for name in ("input", "cached", "output")}
+
+    tiers = tuple(replace(tier, **rates(tier)) for tier in price.tiers)
+    return replace(price, **rates(price), tiers=tiers)
 
 
 def _user_file() -> Path | None:
@@ -75,14 +107,16 @@ def _user_file() -> Path | None:
     return default if default.is_file() else None
 
 
-async def governed_price(model: str, url: str) -> Price | None:
-    """Return a model's price for the budgets of this context. None if it is unknown, or if there are no budgets.
+async def governed_prices(model: str, url: str) -> tuple[Price | None, Mapping[str, Price | None]]:
+    """Return a model's prices for the budgets of this context: the standard one, and those by service tier.
+
+    They are None if unknown, or if there are no budgets.
 
     First it charges the budgets for the spending of earlier runs that the context's journal recorded.
     """
     budgets = current_budgets()
     if not budgets:
-        return None
+        return None, {}
 
     journal = active_journal.get()
     if journal is not None:
@@ -91,11 +125,15 @@ async def governed_price(model: str, url: str) -> Price | None:
     if asked not in _looked_up:
         # In a thread: the first lookup reads a file or imports a package. Later ones need no thread, and so
         # leave the calls of a batch in their order.
-        _looked_up[asked] = await look_up(price_of, model, url)
+        _looked_up[asked] = await look_up(_prices_of, model, url)
     return _looked_up[asked]
 
 
-_looked_up: dict[tuple[str | None, str, str], Price | None] = {}
+def _prices_of(model: str, url: str) -> tuple[Price | None, Mapping[str, Price | None]]:
+    return price_of(model, url), {FLEX: price_of(model, at_tier(url, FLEX))}
+
+
+_looked_up: dict[tuple[str | None, str, str], tuple[Price | None, Mapping[str, Price | None]]] = {}
 """Answers of `price_of`, for the runtime's thread."""
 
 
@@ -128,20 +166,24 @@ def earlier_ledger(journal: Journal) -> Ledger:
 
 
 _FILE_KEYS: Final = {"version", "price"}
-_PRICE_KEYS: Final = {"model", "url", "input", "cached", "output"}
+_PRICE_KEYS: Final = {"model", "url", "tier", "input", "cached", "output"}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class PriceRow:
-    """The price of the models that match the pattern `model`, at endpoints whose base URL begins with `url`."""
+    """The price of the models that match the pattern `model`, at endpoints whose base URL begins with `url`.
+
+    It holds at the service tier `tier`; "" is the standard one.
+    """
 
     model: str
     url: str
     price: Price
+    tier: str = ""
 
-    def fits(self, model: str, url: str) -> bool:
-        return fnmatchcase(model, self.model) and url.startswith(self.url)
+    def fits(self, model: str, url: str, tier: str) -> bool:
+        return tier == self.tier and fnmatchcase(model, self.model) and url.startswith(self.url)
 
 
 @final
@@ -182,8 +224,8 @@ class PriceFile:
         version = str(table.get("version", digest))
         return cls(tuple(_row(source, version, n, row) for n, row in enumerate(table["price"], 1)))
 
-    def find(self, model: str, url: str) -> Price | None:
-        return next((row.price for row in self.rows if row.fits(model, url)), None)
+    def find(self, model: str, url: str, tier: str = "") -> Price | None:
+        return next((row.price for row in self.rows if row.fits(model, url, tier)), None)
 
 
 def _parse(path: Path, content: bytes) -> Any:
@@ -208,10 +250,13 @@ def _row(source: str, version: str, number: int, row: Any) -> PriceRow:
     place = f"price {number} ({model!r})"
     if not isinstance(url, str):
         _refuse(source, f"{place}: url", f"must be the start of a base URL (got {url!r})")
+    tier = row.get("tier", "")
+    if tier not in ("", FLEX):
+        _refuse(source, f"{place}: tier", f"must be {FLEX!r}, or be left out (got {tier!r})")
     _check_keys(source, f"{place}: ", row, _PRICE_KEYS)
     rates = {key: _rate(source, f"{place}: {key}", row.get(key)) for key in ("input", "output")}
     cached = _rate(source, f"{place}: cached", row["cached"]) if "cached" in row else rates["input"]
-    return PriceRow(model, url, Price(rates["input"], cached, rates["output"], source, version))
+    return PriceRow(model, url, Price(rates["input"], cached, rates["output"], source, version), tier)
 
 
 def _rate(source: str, place: str, value: Any) -> Decimal:

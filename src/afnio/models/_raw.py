@@ -29,6 +29,8 @@ from afnio.runtime.events import Usage
 
 _KEPT: Final = ("content-type", "request-id", "x-request-id")
 """Headers that a journal keeps. Rate limits belong to the moment."""
+FALLBACK: Final = "x-afnio-fallback"
+"""The header with which a client asks for the standard service tier ("standard") while "flex" has no room."""
 NO_RETRY: Final = {"x-should-retry": "false"}
 """Makes the SDKs of OpenAI and Anthropic raise instead of trying again."""
 
@@ -161,6 +163,7 @@ class RawReply:
         body: of a stream, all of its events.
         dialect: the name of its API.
         usage: as the provider counted it, or estimated for a stream that counts none.
+        service_tier: the provider's name for the service tier that it used, or "".
         limits: what the headers reported about the account's limits.
         events: True if it is a stream of events.
         cut: True for a stream whose reader left before its end. Its body ends there.
@@ -172,6 +175,7 @@ class RawReply:
     body: bytes = field(repr=False)
     dialect: str = CHAT.name
     usage: Usage = field(default_factory=Usage)
+    service_tier: str = ""
     limits: RateLimits | None = field(default=None, repr=False, compare=False)
     events: bool = False
     cut: bool = False
@@ -227,6 +231,8 @@ def _encode(reply: RawReply) -> bytes:
         "cut": reply.cut,
         "complete": reply.complete,
     }
+    if reply.service_tier:
+        head["service_tier"] = reply.service_tier
     return json.dumps(head, separators=(",", ":")).encode() + b"\n" + reply.body
 
 

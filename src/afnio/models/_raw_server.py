@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from afnio.models._connections import probed_socket
 from afnio.models._exchange import HOP_BY_HOP
 from afnio.models._kept_calls import KeptCall, Memory
-from afnio.models._raw import RawReply, RawRequest, not_utf8, own_reply
+from afnio.models._raw import FALLBACK, RawReply, RawRequest, not_utf8, own_reply
 from afnio.models._streams import BrokenReplyError
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ class RawServer:
         headers = {
             name.lower(): value
             for name, value in request.headers.items()
-            if name.lower() not in HOP_BY_HOP and not name.lower().startswith("x-afnio-")
+            if name.lower() not in HOP_BY_HOP
+            and (name.lower() == FALLBACK or not name.lower().startswith("x-afnio-"))
         }
         if headers.get("content-encoding", "").lower() in _UNDONE:
             del headers["content-encoding"]

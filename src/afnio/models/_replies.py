@@ -25,7 +25,13 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from pydantic import BaseModel, ValidationError
 
-from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError
+from afnio.errors import (
+    FinalModelError,
+    ModelError,
+    RateLimitedError,
+    TierUnavailableError,
+    TransientModelError,
+)
 from afnio.models._messages import ChatResponse, ToolCall
 from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, warn_once
 from afnio.runtime.events import Usage
@@ -34,6 +40,8 @@ TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 
 LONGEST_WAIT: Final = 600.0
 """The longest wait in seconds that a provider's header can cause."""
 OUT_OF_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+NO_ROOM: Final = frozenset({"resource_unavailable", "capacity_exceeded"})
+"""Codes of a service tier without room: OpenAI's (status 429) and Groq's (498)."""
 LONGEST: Final = 2000
 """The most characters of a provider's message that an error quotes."""
 
@@ -42,7 +50,8 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -
     """Return the response in `body`. It, or the error, has the limits that the headers report.
 
     Raises:
-        RateLimitedError: for status 429, unless the account's quota is used up.
+        TierUnavailableError: for a status 429 or 498 that is about the service tier.
+        RateLimitedError: for any other status 429, unless the account's quota is used up.
         TransientModelError: for 5xx, or if the body isn't a chat completion.
         FinalModelError: for everything that another attempt wouldn't change.
     """
@@ -80,6 +89,8 @@ def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: byt
     text = str(fields.get("message") or (error if isinstance(error, str) else _start(body)))
     message = f"{url} answered {status}: {text[:LONGEST]}"
     wait = retry_after(headers, url)
+    if status in (429, 498) and (NO_ROOM & _codes(fields) or text.lower().startswith("resource unavailable")):
+        return TierUnavailableError(message, status=status, retry_after=wait)
     if status == 429:
         if OUT_OF_MONEY & _codes(fields):
             return FinalModelError(
@@ -178,7 +189,7 @@ def _status_in(error: Any) -> int:
     if not isinstance(error, Mapping):
         return 500
     codes = _codes(error)
-    if OUT_OF_MONEY & codes or "rate_limit_exceeded" in codes:
+    if (OUT_OF_MONEY | NO_ROOM) & codes or "rate_limit_exceeded" in codes:
         return 429
     code = error.get("code")
     if isinstance(code, str) and code.isascii() and code.isdecimal():
@@ -236,6 +247,7 @@ class ChatBody(BaseModel):
     model: Any = None
     id: Any = None
     usage: Any = None
+    service_tier: Any = None
     error: Any = None
 
     def response(self, limits: RateLimits | None) -> ChatResponse:
@@ -254,6 +266,7 @@ class ChatBody(BaseModel):
             model=self.model if isinstance(self.model, str) else "",
             id=self.id if isinstance(self.id, str) else "",
             usage=_counted(self.usage),
+            service_tier=self.service_tier if isinstance(self.service_tier, str) else "",
             limits=limits,
         )
 

@@ -250,5 +250,10 @@ class Received:
     def usage(self) -> Usage | None:
         return self._dialect.usage(self._dialect.joined(self._counting)) if self._counting else None
 
+    @property
+    def service_tier(self) -> str:
+        """The service tier that it came at, or "" if it named none."""
+        return self._dialect.service_tier(self._dialect.joined(self._latest)) if self._latest else ""
+
     def is_complete(self) -> bool:
         return bool(self._latest) and self._dialect.is_complete(self._dialect.joined(self._latest))

@@ -20,12 +20,13 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 from zlib import crc32
 
-from afnio.errors import FinalModelError, ModelError, TransientModelError
+from afnio.errors import FinalModelError, ModelError, TierUnavailableError, TransientModelError
 from afnio.models import _keyring
 from afnio.models._accounts import account_of, basic_credentials, is_credential, is_harmless
 from afnio.models._client import ChatClient
@@ -45,7 +46,7 @@ from afnio.models._transport import (
     unreachable,
 )
 from afnio.runtime._admission import current_replica
-from afnio.runtime._call import ATTEMPT_DEADLINE
+from afnio.runtime._call import ATTEMPT_DEADLINE, attempt_deadline
 from afnio.runtime._callables import is_async, look_up
 from afnio.runtime._limits import Account, Limits, give_replicas
 
@@ -68,15 +69,17 @@ class AsyncOpenAI(ChatClient):
             vLLM on several GPUs. A call goes to one with few calls in flight that can be reached.
         name: of the replicas. It takes the place of the URL in journals, so that a run may continue on other machines.
         limits: the account's limits; those of each replica, if there are several.
-        timeout: the longest duration of one attempt, in seconds.
+        timeout: the longest duration of one attempt, in seconds. The default is 900 at the service tier "flex".
+        service_tier: of requests that name none, such as "flex".
+        fallback: what to do while the tier has no room: "wait", for an hour at most, or ask at the "standard" tier.
         max_reply_bytes: the limit of a reply in bytes, after decompression. A longer one is a `FinalModelError`.
         http_client: an httpx2.AsyncClient (httpx.AsyncClient with openai 2). Calls then go through the SDK's own
             transport, as they do if `api_key` is a function.
         **options: any other argument of `openai.AsyncOpenAI`, except `max_retries`.
 
     Raises:
-        ValueError: for a bad `base_url`, `max_reply_bytes` or `max_retries`, and for two lists of replicas with one
-            name.
+        ValueError: for a bad `base_url`, `fallback`, `max_reply_bytes` or `max_retries`, and for two lists of replicas
+            with one name.
         FinalModelError: if there is no key.
 
     >>> AsyncOpenAI(api_key="any", base_url="http://127.0.0.1:8000/v1")
@@ -96,10 +99,16 @@ class AsyncOpenAI(ChatClient):
         name: str | None = None,
         limits: Limits | None = None,
         timeout: float = ATTEMPT_DEADLINE,
+        service_tier: str | None = None,
+        fallback: Literal["wait", "standard"] = "wait",
         max_reply_bytes: int = MAX_REPLY,
         http_client: Any = None,
         **options: Any,
     ) -> None:
+        if fallback not in ("wait", "standard"):
+            raise ValueError(f'fallback must be "wait" or "standard" (got {fallback!r}); choose one')
+        self._service_tier = service_tier
+        self._fallback = fallback
         self._replicas: dict[Account, AsyncOpenAI] = {}
         self._served: set[str] = set()  # the models that a replica has answered as
         if base_url is not None and not isinstance(base_url, str):
@@ -207,7 +216,20 @@ class AsyncOpenAI(ChatClient):
     def prefix(self, request: ChatRequest) -> int:
         return crc32(request.encoded[:PREFIX]) if self._replicas else 0
 
+    def with_defaults(self, request: ChatRequest) -> ChatRequest:
+        return request if self._service_tier is None else _at_tier(request, self._service_tier)
+
     async def send(self, request: ChatRequest) -> ChatResponse:
+        try:
+            return await self._send(request)
+        except TierUnavailableError:
+            if self._fallback == "wait":
+                raise
+        # Within the same attempt: the account has let it in, and nothing was charged.
+        params = {name: value for name, value in request.params.items() if name != "service_tier"}
+        return await self._send(_at_tier(replace(request, params=params), "default"))
+
+    async def _send(self, request: ChatRequest) -> ChatResponse:
         if self._replicas:
             return await self._send_to_replica(request)
         try:
@@ -290,7 +312,8 @@ class AsyncOpenAI(ChatClient):
     async def _send_by_sdk(self, request: ChatRequest) -> Answer:
         import openai
 
-        options: Any = {"follow_redirects": False, "headers": {RAW: "stream"}}
+        deadline = attempt_deadline(self.timeout, request.params.get("service_tier"))
+        options: Any = {"follow_redirects": False, "headers": {RAW: "stream"}, "timeout": deadline}
         url = self.account.url
         try:
             response = await self._sdk.post(
@@ -343,6 +366,10 @@ class AsyncOpenAI(ChatClient):
             if "credentials" in str(error).lower() or "api_key" in str(error):
                 raise FinalModelError(self._no_key) from None
             raise
+
+
+def _at_tier(request: ChatRequest, tier: str) -> ChatRequest:
+    return replace(request, params={"service_tier": tier, **request.params})
 
 
 class AsyncAzureOpenAI(AsyncOpenAI):

@@ -160,6 +160,15 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
     def record(self, item: Item, spent: Spent) -> None:
         self._items[item] = self._items.get(item, _NO_SPENT) + spent
 
+    def move_attempt(self, item: Item, to: Item) -> None:
+        """Count an attempt under another item, so that it stands beside its reply."""
+        left = self._items[item] + Spent(attempts=-1)
+        self.record(to, Spent(attempts=1))
+        if left == _NO_SPENT:
+            del self._items[item]
+        else:
+            self._items[item] = left
+
     def _renew(self) -> None:
         """Start again after a fork: what was in flight is the parent's, what was spent counts for both."""
         spent, before = self.balance.spent, self.balance.before
@@ -375,20 +384,24 @@ class Reservation(AbstractContextManager["Reservation"]):
         if usage.total_tokens:
             self._lengths.observe(self._item.purpose, self._item.model, usage.completion_tokens)
 
-    def settle(self, charge: Charge, usage: Usage | None = None) -> None:
+    def settle(
+        self, charge: Charge, usage: Usage | None = None, *, actual: AttemptEstimate | None = None
+    ) -> None:
         """End an attempt that was sent.
 
         Args:
             usage: the tokens that its reply counted, or None without a reply.
+            actual: what the reply is charged as, if its service tier has another price than was reserved.
         """
+        charged = self._estimate if actual is None else actual
         if charge is Charge.NOTHING:
-            self._end(_NO_USAGE, Spent())
+            self._end(_NO_USAGE, Spent(), charged)
             return
-        price, calls = self._estimate.price, int(charge is Charge.USED)
+        price, calls = charged.price, int(charge is Charge.USED)
         if calls and usage is not None and usage.total_tokens:
-            self._end(usage, Spent.of(price, usage, calls=1))
+            self._end(usage, Spent.of(price, usage, calls=1), charged)
         else:
-            self._end(self._usage, Spent.of(price, unknown=1, reserved=self._usage) + Spent(calls))
+            self._end(self._usage, Spent.of(price, unknown=1, reserved=self._usage) + Spent(calls), charged)
 
     def release(self) -> None:
         """Give back what was held for an attempt that wasn't sent."""
@@ -398,16 +411,19 @@ class Reservation(AbstractContextManager["Reservation"]):
             budget.balance.give_back(self._need, _NOTHING)
         self._admit()
 
-    def _end(self, usage: Usage, record: Spent) -> None:
+    def _end(self, usage: Usage, record: Spent, charged: AttemptEstimate) -> None:
         assert self._state is _State.SENT, "only an attempt that was sent ends"
         self._state = _State.IDLE
         if not self.budgets:
             return
         promised = self._need._replace(calls=0)
-        spent = self._estimate.amount(usage)._replace(calls=0)
+        spent = charged.amount(usage)._replace(calls=0)
+        item = self._item._replace(client=charged.client)
         for budget in self.budgets:
             budget.balance.give_back(promised, spent)
-            budget.record(self._item, record)
+            if item != self._item:
+                budget.move_attempt(self._item, item)
+            budget.record(item, record)
         self._admit()
 
     def _admit(self) -> None:

@@ -22,16 +22,22 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, unique
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
 
 import anyio
 
-from afnio.errors import JournalError, ModelError, RateLimitedError, TransientModelError
+from afnio.errors import (
+    JournalError,
+    ModelError,
+    RateLimitedError,
+    TierUnavailableError,
+    TransientModelError,
+)
 from afnio.runtime._admission import Sign, Tokens, current_replica
 from afnio.runtime._budget import Charge, reservation_of, time_over
 from afnio.runtime._health import ATTEMPTS, is_first_contact
@@ -40,7 +46,7 @@ from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Signal, deadline_at, loop_time
 from afnio.runtime._replicas import admitter
 from afnio.runtime._settings import Priority, current_priority
-from afnio.runtime._spending import AttemptEstimate, Price, cost, possible_usage
+from afnio.runtime._spending import FLEX, AttemptEstimate, Price, at_tier, cost, possible_usage
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit, listening
 
@@ -53,6 +59,13 @@ if TYPE_CHECKING:
 
 ATTEMPT_DEADLINE: Final = 600.0
 """Seconds that one attempt may take, from its first byte out to its last byte in."""
+FLEX_DEADLINE: Final = 900.0
+"""The same at the service tier "flex", which is slower. OpenAI recommends 15 minutes."""
+
+
+def attempt_deadline(seconds: float, tier: object) -> float:
+    """Return the deadline of an attempt at a service tier. A shorter one than the default is the user's own."""
+    return max(seconds, FLEX_DEADLINE) if tier == FLEX and seconds >= ATTEMPT_DEADLINE else seconds
 
 
 class Reply(Protocol):
@@ -60,6 +73,8 @@ class Reply(Protocol):
     def usage(self) -> Usage: ...
     @property
     def limits(self) -> RateLimits | None: ...
+    @property
+    def service_tier(self) -> str: ...
 
 
 R = TypeVar("R", bound="Reply")
@@ -83,7 +98,8 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
             if call.shared is not None:
                 call.shared.setdefault((call.account, call.key), SharedCall(reply))
             if listening():
-                about = (call.address, call.account.url, call.model, call.purpose)
+                url = at_tier(call.account.url, reply.service_tier)
+                about = (call.address, url, call.model, call.purpose)
                 resumed = journal.mode == "resume"
                 emit(CallReplayed(*about, call.request, reply, call.node, call.lane, resumed))
             return reply
@@ -197,11 +213,12 @@ async def _on_wire(trip: Trip[R]) -> R:
     deadline = deadline_at(loop_time() + call.deadline)
     replica = None if trip.replica is None else current_replica.set(trip.replica)
     sent = time.monotonic()
-    usage = None
+    usage = actual = None
     try:
         async with deadline:
             reply = _counted(call, await call.attempt())
             trip.outcome, usage = AttemptOutcome.REPLIED, reply.usage
+            actual = call.charged(reply)
             return reply
     except ModelError as error:
         trip.outcome = AttemptOutcome.of(error)
@@ -218,7 +235,7 @@ async def _on_wire(trip: Trip[R]) -> R:
             current_replica.reset(replica)
         if usage is not None:
             reservation.learn(usage)
-        reservation.settle(trip.outcome.money, usage)
+        reservation.settle(trip.outcome.money, usage, actual=actual)
         if trip.outcome.journaled:
             _note_unknown(trip)
         trip.last = time.monotonic() - sent
@@ -239,11 +256,12 @@ class Trip(Generic[R]):
         replica: where the last one went, or None if the account is no group of replicas.
         failures: attempts that were neither answered nor refused.
         refused_since: when the refusals began that its last attempts have met, or None.
+        refusals: how many of them were because its service tier had no room.
     """
 
     __slots__ = (
         "_started", "account", "attempts", "call", "failures", "journal", "last", "on_wire", "outcome",
-        "refused_since", "replica", "reservation", "runtime", "spared",
+        "refusals", "refused_since", "replica", "reservation", "runtime", "spared",
     )  # fmt: skip
 
     def __init__(self, runtime: Runtime, call: Call[R], journal: Journal | None) -> None:
@@ -260,6 +278,7 @@ class Trip(Generic[R]):
         self.replica: Account | None = None
         self.failures = 0
         self.refused_since: float | None = None
+        self.refusals = 0
         self._started = time.monotonic()
 
     @property
@@ -283,12 +302,14 @@ class Trip(Generic[R]):
         if not listening():
             return
         call, usage = self.call, Usage() if reply is None else reply.usage
+        url = self.url if reply is None else at_tier(self.url, reply.service_tier)
+        price = call.price if reply is None else (call.charged(reply) or call.estimate).price
         if isinstance(error, Cancelled) and loop_time() >= self.reservation.deadline:
             error = time_over(self.reservation.budgets)
         emit(
             CallEnded(
                 call.address,
-                self.url,
+                url,
                 call.model,
                 call.purpose,
                 self.attempts,
@@ -298,7 +319,7 @@ class Trip(Generic[R]):
                 None if error is None else f"{type(error).__name__}: {error}",
                 call.request,
                 reply,
-                None if call.price is None or reply is None else cost(call.price, usage),
+                None if price is None or reply is None else cost(price, usage),
                 call.node,
                 call.lane,
             )
@@ -346,6 +367,8 @@ REFUSED_FOR: Final = 3600.0
 """Seconds of nothing but refusals after which a call fails: a quota by the hour is waited for, one by the day isn't."""
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 30.0
+TIER_BACKOFF_MAX: Final = 60.0
+"""The longest backoff of a call whose service tier has no room."""
 FIRST_CONTACT_MAX: Final = 2.0
 """The longest backoff towards a host that was never reached, so that a wrong URL is reported within five seconds."""
 
@@ -378,15 +401,16 @@ def _used_up(state: RetryCallState) -> bool:
     trip, error = _failed(state)
     if trip.spared:
         return False
-    if isinstance(error, RateLimitedError):
+    if isinstance(error, RateLimitedError | TierUnavailableError):
         now = loop_time()
         if trip.refused_since is None:
             trip.refused_since = now
+        trip.refusals += isinstance(error, TierUnavailableError)
         if now - trip.refused_since < REFUSED_FOR:
             return False
         error.add_note(f"not tried again: it was refused for {REFUSED_FOR / 60:g} minutes, each time")
         return True
-    trip.refused_since = None
+    trip.refused_since, trip.refusals = None, 0
     trip.failures += 1
     # A first contact ends by time; a server that took its time over each refusal would never end it.
     most = 2 * ATTEMPTS if is_first_contact(error) else ATTEMPTS
@@ -403,8 +427,10 @@ def backoff(state: RetryCallState) -> float:
         return 0.0
     if isinstance(error, RateLimitedError):
         return trip.account.pause(loop_time())
-    longest = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX
-    ceiling = min(longest, BACKOFF_FIRST * 2 ** min(trip.failures, 10))
+    longest, tries = FIRST_CONTACT_MAX if is_first_contact(error) else BACKOFF_MAX, trip.failures
+    if isinstance(error, TierUnavailableError):
+        longest, tries = TIER_BACKOFF_MAX, trip.refusals
+    ceiling = min(longest, BACKOFF_FIRST * 2 ** min(tries, 10))
     return (error.retry_after or 0.0) + random.uniform(0, ceiling)
 
 
@@ -445,6 +471,7 @@ class AttemptOutcome(Enum):
     #           money           request  tokens        sign           journal
     REPLIED = (Charge.USED,     True,  Tokens.USED, Sign.ANSWERS,  False)
     LIMITED = (Charge.NOTHING,  False, Tokens.FREE, Sign.REFUSES,  False)  # 429; the whole account pauses
+    NO_ROOM = (Charge.NOTHING,  True,  Tokens.FREE, Sign.NOTHING,  False)  # 429 of a service tier, not of the account
     REJECTED = (Charge.NOTHING, True,  Tokens.FREE, Sign.BY_ERROR, False)  # other 4xx; 429 without money left
     GAVE_UP = (Charge.RESERVE,  True,  Tokens.FREE, Sign.BY_ERROR, False)  # 408, 499
     FAILED = (Charge.NOTHING,   True,  Tokens.KEPT, Sign.BY_ERROR, False)  # 500, 503 and other 5xx
@@ -472,6 +499,8 @@ class AttemptOutcome(Enum):
         """
         if isinstance(error, RateLimitedError):
             return cls.LIMITED
+        if isinstance(error, TierUnavailableError):
+            return cls.NO_ROOM
         status = error.status
         if status is None or status < 400:
             return cls.UNKNOWN
@@ -495,7 +524,9 @@ class Call(Generic[R]):
         depth: how many launches had to end before it could be made; deeper calls go first.
         prompt_tokens: of the request, counted or estimated.
         max_output: the tokens that the reply may have, or None without a limit.
-        price: of its tokens, or None if unknown.
+        price: of its tokens at the standard service tier, or None if unknown. It is reserved for every attempt: a
+            provider may answer at that tier whatever was asked for.
+        tier_prices: of its tokens at other service tiers, by their names in replies.
         site: the place in the program; replies to calls of one site are assumed to be alike in length.
         prefix: hash of the prompt's beginning, for groups of replicas.
         request: for events.
@@ -519,6 +550,7 @@ class Call(Generic[R]):
     prompt_tokens: int = 0
     max_output: int | None = None
     price: Price | None = None
+    tier_prices: Mapping[str, Price | None] = field(default_factory=dict)
     site: Hashable = None
     prefix: int = 0
     request: Any = None
@@ -533,6 +565,14 @@ class Call(Generic[R]):
         return AttemptEstimate(
             self.model, self.account.url, self.purpose, self.prompt_tokens, self.max_output, self.price
         )
+
+    def charged(self, reply: R) -> AttemptEstimate | None:
+        """Return what the reply is charged as, or None if as the estimate: it came at the standard service tier."""
+        tier = reply.service_tier
+        if tier != FLEX:
+            return None
+        price = self.tier_prices.get(tier, self.price)
+        return replace(self.estimate, client=at_tier(self.account.url, tier), price=price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,7 +608,7 @@ async def _record(trip: Trip[R], reply: R, kind: Kind = "reply") -> None:
         key=call.key,
         model=call.model,
         purpose=call.purpose,
-        account=trip.url,
+        account=at_tier(trip.url, reply.service_tier),
         usage=reply.usage if kind == "reply" else Usage(),
         seconds=trip.seconds,
         kind=kind,

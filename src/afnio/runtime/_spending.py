@@ -86,9 +86,28 @@ def cost(price: Price, usage: Usage, calls: int = 1) -> Decimal:
     return _EXACT.normalize(_EXACT.scaleb(total, -6))
 
 
+FLEX: Final = "flex"
+"""The service tier that is slower than the standard one, and cheaper at some providers."""
+
+
+def at_tier(url: str, tier: str) -> str:
+    """Return the name of an account's URL in ledgers and journals for a reply of a service tier.
+
+    Other names than "flex" have the standard price, so they have the URL's own row.
+
+    >>> at_tier("https://api.openai.com/v1", "flex"), at_tier("https://api.openai.com/v1", "default")
+    ('https://api.openai.com/v1#flex', 'https://api.openai.com/v1')
+    """
+    return f"{url}#{FLEX}" if tier == FLEX else url
+
+
 def plus(one: Decimal, other: Decimal) -> Decimal:
     """Return the exact sum, regardless of the caller's decimal context."""
     return _EXACT.add(one, other)
+
+
+def times(one: Decimal, other: Decimal) -> Decimal:
+    return _EXACT.multiply(one, other)
 
 
 def minus(one: Decimal, other: Decimal) -> Decimal:

@@ -501,6 +501,8 @@ def completion(
             "total_tokens": asked + given,
         },
     }
+    if "service_tier" in request:
+        body["service_tier"] = "flex" if request["service_tier"] == "flex" else "default"
     return body, given
 
 
