@@ -11,6 +11,8 @@ from pathlib import Path
 import anyio
 import openai
 import pytest
+from aiohttp import web
+from kit.endpoint import Endpoint, data
 
 import afnio
 from afnio import bridge
@@ -204,18 +206,16 @@ async def test_a_bridged_sdk(fallback, monkeypatch):
 async def test_a_stream_is_charged_at_its_tier():
     """Also if only an early event names it."""
 
-    def events(request, index):
-        delta = {"service_tier": "flex", "choices": [{"index": 0, "delta": {"content": "yes"}}]}
-        last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-        counts = {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}
-        body = "".join(f"data: {json.dumps(event)}\n\n" for event in [delta, *[last] * 10, counts])
-        return Fault(200, body + "data: [DONE]\n\n", {"content-type": "text/event-stream"})
-
-    async with Provider(fault=events) as provider:
-        sdk = openai.AsyncOpenAI(api_key="k", base_url=provider.base_url, http_client=bridge.client())
+    delta = {"service_tier": "flex", "choices": [{"index": 0, "delta": {"content": "yes"}}]}
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    counts = {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}
+    body = b"".join(data(event) for event in [delta, *[last] * 10, counts]) + b"data: [DONE]\n\n"
+    async with Endpoint() as endpoint:
+        endpoint.fail = lambda number, asked: web.Response(body=body, content_type="text/event-stream")
+        sdk = openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1", http_client=bridge.client())
         with afnio.budget(max_cost=1) as budget:
             stream = await sdk.chat.completions.create(
-                messages=HELLO, model="m", service_tier="flex", stream=True
+                messages=HELLO, model="m", max_tokens=9, service_tier="flex", stream=True
             )
             words = [chunk.choices[0].delta.content async for chunk in stream if chunk.choices]
     assert (words[0], rows(budget.ledger)) == ("yes", [("flex", 1, 1, STANDARD / 2)])

@@ -229,6 +229,7 @@ class Received:
         self.size = self.written = self.written_at_leave = 0
         self._dialect = dialect
         self._counting: list[dict[str, Any]] = []
+        self._tier_in: dict[str, Any] | None = None  # the last event that names a service tier
         self._latest: deque[dict[str, Any]] = deque(maxlen=8)
         self._left = False
 
@@ -241,6 +242,8 @@ class Received:
             self._latest.append(parsed)
             if b'"usage' in event and b'"usage":null' not in event:
                 self._counting.append(parsed)
+            if b'"service_tier' in event and b'"service_tier":null' not in event:
+                self._tier_in = parsed
 
     def note_leave(self, *, left: bool) -> None:
         if left and not self._left:
@@ -253,7 +256,9 @@ class Received:
     @property
     def service_tier(self) -> str:
         """The service tier that it came at, or "" if it named none."""
-        return self._dialect.service_tier(self._dialect.joined(self._latest)) if self._latest else ""
+        if self._tier_in is None:
+            return ""
+        return self._dialect.service_tier(self._dialect.joined([self._tier_in]))
 
     def is_complete(self) -> bool:
         return bool(self._latest) and self._dialect.is_complete(self._dialect.joined(self._latest))
