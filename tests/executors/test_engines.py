@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -90,6 +91,35 @@ def test_no_worker_lives_five_seconds_longer_than_its_driver(
     # Ray's agents, which run no task, look for their raylet every few seconds.
     assert [command for process in left if (command := _command(process)) and "Agent" not in command] == []
     assert psutil.wait_procs(left, timeout=60)[1] == []
+
+
+@pytest.mark.parametrize("driver", ["dask"], indirect=True)
+def test_the_next_pool_of_dask_removes_the_marks_of_a_killed_driver(
+    driver: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """A mark is a file that is there while a task runs, so that Dask doesn't run it twice."""
+
+    def marks() -> set[Path]:
+        return set(Path(tempfile.gettempdir()).glob("afnio-begun-*"))
+
+    assert driver.stdout is not None
+    before = marks()
+    assert driver.stdout.readline().strip() == "busy"
+    begun = marks() - before
+    assert begun
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait(30)
+    psutil.wait_procs(family, timeout=30)
+    assert begun <= marks()
+    command = [interpreter("dask"), str(Path(__file__).with_name("busy.py")), "dask"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as later:
+        assert later.stdout is not None
+        assert later.stdout.readline().strip() == "busy"
+        assert begun & marks() == set()
+        later.kill()
 
 
 def _command(process: psutil.Process) -> str:

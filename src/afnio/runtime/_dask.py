@@ -12,7 +12,11 @@ of ending workers waits until all of them are there.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
 import secrets
+import socket
 import tempfile
 import threading
 import time
@@ -52,6 +56,7 @@ class DaskExecutor(Executor):
         self._open: dict[Future[Any], None] = {}
         self._ended = threading.Event()
         self._max_workers = self._threads() or 1
+        _sweep()
         threading.Thread(target=self._watch, name="afnio-dask-watch", daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -108,8 +113,8 @@ class DaskExecutor(Executor):
 
 
 def new_mark() -> str:
-    """Return the mark of one submission."""
-    return secrets.token_hex(16)
+    """Return the mark of one submission: the driver's host and process, and a random part."""
+    return f"{_host()}-{os.getpid()}-{secrets.token_hex(16)}"
 
 
 def forget(mark: str) -> None:
@@ -117,8 +122,35 @@ def forget(mark: str) -> None:
     _path_of(mark).unlink(missing_ok=True)
 
 
+def _sweep() -> None:
+    """Remove the marks that drivers on this host have left in its folder, because they were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_BEGUN}{_host()}-*"):
+        driver = path.name.removeprefix(f"{_BEGUN}{_host()}-").partition("-")[0]
+        if driver.isdecimal() and not _is_alive(int(driver)):
+            with suppress(OSError):  # another user's, or another sweep was quicker
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's process
+        return True
+    return True
+
+
+@functools.cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12]
+
+
+_BEGUN: Final = "afnio-begun-"
+
+
 def _path_of(mark: str) -> Path:
-    return Path(tempfile.gettempdir(), f"afnio-begun-{mark}")
+    return Path(tempfile.gettempdir(), f"{_BEGUN}{mark}")
 
 
 class BegunError(Exception):
