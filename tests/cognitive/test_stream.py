@@ -546,7 +546,7 @@ print(sizes[1] / sizes[0])
 @pytest.mark.parametrize(
     "rows",
     [
-        pytest.param(10_000, id="10,000"),
+        pytest.param(20_000, id="20,000"),
         pytest.param(
             1_000_000, id="a million", marks=[pytest.mark.nightly, pytest.mark.timeout(1300)]
         ),  # five minutes
