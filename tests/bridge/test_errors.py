@@ -12,8 +12,8 @@ import httpx2
 import openai
 import pytest
 from aiohttp import web
+from kit.collecting import collected
 from kit.endpoint import Endpoint
-from kit.events import collected
 
 import afnio
 from afnio import bridge

@@ -16,8 +16,8 @@ import anyio.lowlevel
 import openai
 import pytest
 from aiohttp import web
+from kit.collecting import collected
 from kit.endpoint import Endpoint, message_of
-from kit.events import collected
 from kit.together import until
 
 import afnio

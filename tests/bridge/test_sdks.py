@@ -12,8 +12,8 @@ import httpx
 import httpx2
 import openai
 import pytest
+from kit.collecting import collected
 from kit.endpoint import Endpoint
-from kit.events import collected
 from kit.together import until
 
 import afnio

@@ -14,8 +14,8 @@ import httpx2
 import openai
 import pytest
 from aiohttp import web
+from kit.collecting import collected
 from kit.endpoint import Asked, Endpoint, data, named
-from kit.events import collected
 from kit.together import until
 
 import afnio

@@ -15,8 +15,8 @@ from typing import Any
 import anyio
 import pytest
 from kit import errands
+from kit.collecting import collected
 from kit.endpoint import Endpoint
-from kit.events import collected
 
 import afnio
 from afnio.errors import BatchError
