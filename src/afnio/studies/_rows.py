@@ -33,7 +33,7 @@ FEWEST: Final = TAUGHT + GATED
 TESTABLE: Final = 96
 """From this number of rows on, a test split of `LEAST` is possible."""
 LEAST: Final = 32
-"""The smallest gate and test split with so many. A difference of 15 points shows on 32 pairs, hardly on fewer."""
+"""The smallest gate and test split with so many. On 32 pairs a gain of 20 points is seen in half of all runs."""
 _SHARES: Final = {"train": 0.5, "gate": 0.2, "test": 0.3}
 _INPUTS: Final = "inputs"
 _EXPECTED: Final = ("expected", "expectations")
