@@ -440,14 +440,16 @@ def no_launch_is_left() -> None:
 
 
 def test_snapshot() -> None:
-    """How far it is, with what failed; quiet about where where all runs in one place."""
+    """How far it is, with what failed; quiet about places if there is only one."""
     stream = Echo().stream(map(str, range(10)), ScriptedClient(fails_on_odd), max_pending=4)
     assert str(stream.snapshot()) == "0 rows taken, 0 pending"
     for _ in range(5):
         next(stream)
     seen = stream.snapshot()
-    assert (seen.taken, seen.failed, seen.pending) == (5, 2, 3)
-    assert str(seen).startswith("5 rows taken, 2 failed, 3 pending, ")
+    # A result that is ready comes before more rows are read, so how many are pending depends on the calls' speed.
+    assert (seen.taken, seen.failed) == (5, 2)
+    assert seen.pending <= 4
+    assert str(seen).startswith(f"5 rows taken, 2 failed, {seen.pending} pending, ")
     assert str(seen).endswith(" rows/s")
     list(stream)
     assert (stream.snapshot().taken, stream.snapshot().pending) == (10, 0)
