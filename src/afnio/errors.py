@@ -50,6 +50,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from afnio.runtime._limits import RateLimits
@@ -373,15 +374,25 @@ def hint(error: BaseException) -> str:
     >>> hint(AttributeError("'coroutine' object has no attribute 'choices'"))
     'write `await` before the call that returned the coroutine'
     """
-    if "'coroutine' object" in text_of(error) and isinstance(error, AttributeError | TypeError):
-        return "write `await` before the call that returned the coroutine"
-    url = getattr(getattr(error, "request", None), "url", None)
-    if getattr(error, "status_code", None) == 404 and url is not None:
-        bare = str(url).partition("?")[0]
-        return f"the server has no {bare}" + (
-            "" if "/v1" in bare else "; is /v1 missing at the end of base_url?"
+    if isinstance(error, AttributeError | TypeError):
+        return (
+            "write `await` before the call that returned the coroutine"
+            if _COROUTINE in text_of(error)
+            else ""
         )
-    return ""
+    try:
+        url = urlsplit(str(error.request.url)) if error.status_code == 404 else None  # type: ignore[attr-defined]
+    except Exception:  # most errors have neither, and properties of others' classes may raise
+        return ""
+    if url is None:
+        return ""
+    place = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # without credentials
+    return f"the server has no {place}" + (
+        "" if "/v1" in place else "; is /v1 missing at the end of base_url?"
+    )
+
+
+_COROUTINE: Final = "'coroutine' object"
 
 
 # What is inside of an error

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+import afnio
 from afnio.testing import Provider
 
 PROGRAM = """
@@ -53,6 +55,41 @@ def test_a_wrong_address_is_named_with_what_may_be_missing(provider: str, tmp_pa
     (sentence,) = [line for line in lines if "BatchError" in line]
     assert f"(the server has no {bare}/chat/completions; is /v1 missing at the end of base_url?)" in sentence
     assert len(lines) <= 30
+
+
+class Odd(Exception):
+    """An error whose parts can't be read, as `httpx.RequestError.request` can't where none was sent."""
+
+    @property
+    def status_code(self) -> int:
+        raise RuntimeError("not set")
+
+
+class Refused(Exception):
+    """An SDK's 404."""
+
+    status_code = 404
+    request = httpx.Request("POST", "https://user:secret@host.example:8443/chat?key=secret")
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("no"), Odd("no")], ids=["httpx", "odd"])
+def test_an_error_whose_parts_cannot_be_read_stays_the_users(error: Exception) -> None:
+    def fails_so(text: str) -> str:
+        raise error
+
+    with pytest.raises(type(error), match="no"):
+        _ = afnio.Variable("a").map(fails_so).data
+
+
+def test_a_hint_has_no_credentials_of_the_address() -> None:
+    def fails_so(text: str) -> str:
+        raise Refused("no")
+
+    with pytest.raises(Refused) as caught:
+        _ = afnio.Variable("a").map(fails_so).data
+    notes = "\n".join(caught.value.__notes__)
+    assert "the server has no https://host.example:8443/chat; is /v1 missing" in notes
+    assert "secret" not in notes
 
 
 def test_a_forgotten_await_is_named(provider: str, tmp_path: Path) -> None:
