@@ -15,7 +15,6 @@ import inspect
 import logging
 import math
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -35,7 +34,7 @@ from afnio.runtime._kernel import Job, Launch, Runtime, Slot, on_runtime_thread,
 from afnio.runtime._limits import most_in_flight
 from afnio.runtime._loop import CallerLoop, running_caller, running_library
 from afnio.runtime._settings import Assignment, Setting
-from afnio.runtime._tracebacks import folding, is_engine
+from afnio.runtime._tracebacks import folding, is_users
 from afnio.runtime._waiting import Pending, inside_node
 
 P = ParamSpec("P")
@@ -308,7 +307,7 @@ class LoopWatch:
         inner = outer = None
         while frame is not None:
             is_callable = frame.f_code in self._running
-            if is_callable or _is_own(frame.f_code.co_filename):
+            if is_callable or is_users(frame.f_code.co_filename):
                 inner, outer = inner or frame, frame
             frame = None if is_callable else frame.f_back
         if inner is None or outer is None or outer.f_code in self._warned:
@@ -332,14 +331,6 @@ def _starved(thread: int) -> float:
         return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
-
-
-def _is_own(file: str) -> bool:
-    """Return True for a file of the user's, not of a library."""
-    return not (is_engine(file) or "site-packages" in file or file.startswith((_STDLIB, "<frozen")))
-
-
-_STDLIB: Final = sysconfig.get_path("stdlib")
 
 
 def _code_of(function: Any) -> CodeType | None:

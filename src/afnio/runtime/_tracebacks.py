@@ -158,9 +158,9 @@ def caller_line() -> Line:
     library: FrameType | None = None
     while frame is not None:
         file = frame.f_code.co_filename
+        if is_users(file):
+            break
         if not is_engine(file):
-            if not _is_installed(file):
-                break
             library = library or frame
         frame = frame.f_back
     shown = frame or library or here
@@ -168,8 +168,9 @@ def caller_line() -> Line:
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_installed(file: str) -> bool:
-    return any(part in file for part in _INSTALLED)
+def is_users(file: str) -> bool:
+    """Return True for a file of the user's: neither Afnio's, nor Python's, nor an installed package's."""
+    return not (is_engine(file) or any(part in file for part in _INSTALLED))
 
 
 _INSTALLED: Final = (
