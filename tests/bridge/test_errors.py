@@ -9,10 +9,10 @@ from typing import Any
 
 import anthropic
 import httpx2
+import kit
 import openai
 import pytest
 from aiohttp import web
-from kit.collecting import collected
 from kit.endpoint import Endpoint
 
 import afnio
@@ -54,7 +54,7 @@ async def test_a_quota_without_money_is_sent_once(endpoint: Endpoint) -> None:
 
 async def test_the_engine_retries_and_the_sdk_does_not(endpoint: Endpoint) -> None:
     endpoint.fail = answer(500, "down")
-    with collected(CallEnded) as ended:
+    with kit.events(CallEnded) as ended:
         with pytest.raises(openai.InternalServerError, match="down"):
             await client_of(endpoint).chat.completions.create(model="m", messages=SAY)
     (event,) = ended
@@ -66,7 +66,7 @@ async def test_an_anthropic_client_does_not_retry(endpoint: Endpoint) -> None:
         {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, status=529
     )
     client = anthropic.AsyncAnthropic(api_key="k-0123456", base_url=endpoint.url, http_client=bridge.client())
-    with collected(CallEnded) as ended:
+    with kit.events(CallEnded) as ended:
         with pytest.raises(anthropic.APIStatusError, match="Overloaded"):
             await client.messages.create(model="m", max_tokens=9, messages=SAY)
     assert [event.attempts for event in ended] == [len(endpoint.asked)]

@@ -13,10 +13,10 @@ from typing import Any
 import anthropic
 import anyio
 import anyio.lowlevel
+import kit
 import openai
 import pytest
 from aiohttp import web
-from kit.collecting import collected
 from kit.endpoint import Endpoint, message_of
 from kit.together import until
 
@@ -45,7 +45,7 @@ async def test_a_call_has_the_address_of_its_lane(endpoint: Endpoint) -> None:
     async def ask(text: str) -> str:
         return (await client.responses.create(model="m", input=text)).output_text
 
-    with collected(CallEnded) as ended:
+    with kit.events(CallEnded) as ended:
         async with afnio.scope(name="s"):
             assert (await afnio.Variable(["a", "b"]).map(ask)).data == ["A", "B"]
     assert {event.lane for event in ended} == {0, 1}
@@ -153,7 +153,7 @@ async def test_native_and_bridged_calls_share_an_account(endpoint: Endpoint) -> 
         api_key="any-key-0123", base_url=f"{endpoint.url}/v1", limits=afnio.Limits(max_in_flight=2)
     )
     client = client_of(endpoint)
-    with collected(CallEnded) as seen:
+    with kit.events(CallEnded) as seen:
         async with anyio.create_task_group() as group:
             for n in range(10):
                 ask = {"messages": [{"role": "user", "content": f"{n}"}], "model": "m"}
@@ -226,7 +226,7 @@ async def test_anthropics_rate_limits_are_learnt(endpoint: Endpoint) -> None:
     found = message_of([{"type": "text", "text": "hi"}], "end_turn")
     endpoint.fail = lambda number, asked: web.json_response(found, headers=headers)
     client = anthropic.AsyncAnthropic(api_key="k-0123456", base_url=endpoint.url, http_client=bridge.client())
-    with collected(LimitsLearnt) as learnt:
+    with kit.events(LimitsLearnt) as learnt:
         await client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
     assert [event.requests for event in learnt] == [60]
 

@@ -10,9 +10,9 @@ from typing import Any
 import anthropic
 import httpx
 import httpx2
+import kit
 import openai
 import pytest
-from kit.collecting import collected
 from kit.endpoint import Endpoint
 from kit.together import until
 
@@ -90,7 +90,7 @@ CALLS = [chat, chat_stream, responses, responses_stream, messages, messages_stre
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_an_api(endpoint: Endpoint, call: Callable[[Endpoint], Any]) -> None:
-    with collected(CallEnded) as ended:
+    with kit.events(CallEnded) as ended:
         assert await call(endpoint) == "ONE TWO THREE"
     (event,) = ended
     assert (event.usage.prompt_tokens, event.usage.completion_tokens) == (7, 3)
@@ -199,7 +199,7 @@ async def test_a_post_to_a_similar_path_of_another_service_is_passed_on(endpoint
 
 async def test_a_registered_path(endpoint: Endpoint) -> None:
     bridge.register("v2/complete", usage=lambda reply: (reply["in"], reply["out"]))
-    with collected(CallEnded) as ended:
+    with kit.events(CallEnded) as ended:
         async with bridge.client() as client:
             reply = await client.post(f"{endpoint.url}/v2/complete", json={"model": "m", "input": "hi"})
     assert reply.json()["echo"] == "HI"
@@ -283,6 +283,6 @@ async def test_a_native_client_over_the_bridges_client_makes_one_call(endpoint: 
         http_client=bridge.client(),
         limits=afnio.Limits(max_in_flight=1),
     )
-    with collected(CallEnded) as ended:
+    with kit.events(CallEnded) as ended:
         assert str(await native.achat(messages=SAY, model="m")) == "ONE TWO THREE"
     assert len(ended) == 1

@@ -11,10 +11,10 @@ from typing import Any
 import anthropic
 import anyio
 import httpx2
+import kit
 import openai
 import pytest
 from aiohttp import web
-from kit.collecting import collected
 from kit.endpoint import Asked, Endpoint, data, named
 from kit.together import until
 
@@ -88,7 +88,7 @@ async def test_a_replay_has_the_same_events(endpoint: Endpoint, tmp_path: Path) 
 
 
 async def test_usage_is_asked_for_and_taken_out(endpoint: Endpoint) -> None:
-    with collected(CallEnded) as ended:
+    with kit.events(CallEnded) as ended:
         stream = await client_of(endpoint).chat.completions.create(model="m", messages=SAY, stream=True)
         chunks = [chunk async for chunk in stream]
     assert all(chunk.choices for chunk in chunks)
@@ -113,7 +113,7 @@ async def test_a_server_that_refuses_to_be_asked_is_remembered(endpoint: Endpoin
 
     endpoint.fail = refuse
     client = client_of(endpoint)
-    with collected(CallEnded) as ended:
+    with kit.events(CallEnded) as ended:
         for _ in range(2):
             stream = await client.chat.completions.create(model="m", messages=SAY, stream=True)
             assert "".join([texts(chunk) async for chunk in stream]) == "ONE TWO THREE"
@@ -361,7 +361,7 @@ async def test_fields_of_any_type_reach_the_reader(path: str, field: str, strang
     body = {"model": "m", "messages": SAY, "input": "a", "stream": True}
 
     with (
-        collected(CallEnded) as ended,
+        kit.events(CallEnded) as ended,
         tracing() as trace,
     ):
         async with httpx2.AsyncClient(transport=bridge.transport(inner=inner)) as client:

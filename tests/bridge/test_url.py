@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import httpx2
+import kit
 import openai
 import pytest
 from aiohttp import web
-from kit.collecting import collected
 from kit.endpoint import Endpoint
 from kit.together import until
 
@@ -41,7 +41,7 @@ async def test_a_subprocess_belongs_to_its_lane(endpoint: Endpoint, tmp_path: Pa
             )
         return done.stdout.strip()
 
-    with collected(CallEnded) as seen:
+    with kit.events(CallEnded) as seen:
         for _ in range(2):
             async with afnio.journal(tmp_path / "calls.journal"):
                 assert (await afnio.Variable(["a", "b"]).map(agent)).data == ["A", "B"]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import kit
 import pytest
 from kit import errands
-from kit.collecting import collected
 from kit.endpoint import Endpoint
 
 import afnio
@@ -40,7 +40,7 @@ async def test_calls_of_a_worker_belong_to_their_lane(
     endpoint: Endpoint, ask: Callable[..., Any], tmp_path: Path
 ) -> None:
     call = functools.partial(ask, f"{endpoint.url}/v1")
-    with collected(CallEnded) as seen:
+    with kit.events(CallEnded) as seen:
         for _ in range(2):  # the second time from the journal
             async with afnio.journal(tmp_path / "calls.journal"):
                 found = await afnio.Variable(["a", "b", "c", "d"]).map(call, executor=WORKERS)
