@@ -124,21 +124,13 @@ def forget(mark: str) -> None:
 
 def _sweep() -> None:
     """Remove the marks that drivers on this host have left in its folder, because they were killed."""
+    from afnio.runtime._files import is_alive  # a worker imports this module, and needs no SQLite
+
     for path in Path(tempfile.gettempdir()).glob(f"{_BEGUN}{_host()}-*"):
         driver = path.name.removeprefix(f"{_BEGUN}{_host()}-").partition("-")[0]
-        if driver.isdecimal() and not _is_alive(int(driver)):
+        if driver.isdecimal() and not is_alive(int(driver)):
             with suppress(OSError):  # another user's, or another sweep was quicker
                 path.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's process
-        return True
-    return True
 
 
 @functools.cache

@@ -302,6 +302,17 @@ class LockFile:
             self._descriptor = None
 
 
+def is_alive(pid: int) -> bool:
+    """Return True if a process of this machine has this number, whoever started it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def is_locked(path: Path) -> bool | None:
     """Return True if some process holds this lock file, or None if the file system can't tell.
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from afnio.errors import StoreProblemError, StoreVersionError
-from afnio.runtime._files import LockFile, SQLiteWriter, is_locked, make_private_folder
+from afnio.runtime._files import LockFile, SQLiteWriter, is_alive, is_locked, make_private_folder
 from afnio.runtime._kernel import calls_under_way
 from afnio.runtime._places import Places, places
 from afnio.runtime._replicas import calls_on_wire
@@ -425,18 +425,8 @@ def live_status(store: Path, run_id: str, status: str, host: str, pid: int) -> s
     if status != "RUNNING" or host != socket.gethostname():
         return status
     held = is_locked(lease_path(store, run_id))
-    alive = _is_alive(pid) if held is None else held
+    alive = is_alive(pid) if held is None else held
     return "RUNNING" if alive else "CRASHED"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 # --- Opening a file to read it ---
