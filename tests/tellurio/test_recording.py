@@ -177,6 +177,21 @@ def test_failures_and_retries_are_recorded(read: Read) -> None:
     assert read(FILE, "SELECT address, attempt, error FROM retries") == [("run/1/chat", 1, "busy")]
 
 
+def test_a_journal_of_the_users_own_pays_for_no_second_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what a run's own journal answers was paid for by that run."""
+    (tmp_path / "p.toml").write_text('[[price]]\nmodel = "priced"\ninput = 1000000\noutput = 0\n')
+    monkeypatch.setenv("AFNIO_PRICES", str(tmp_path / "p.toml"))
+    for name in ("first", "second"):
+        with te.init("me", "emails", name=name), afnio.journal(tmp_path / "own.journal"):
+            ScriptedClient("ok").chat(messages=[{"role": "user", "content": "1234"}], model="priced")
+    assert main(["runs", "list", "--json"]) == 0
+    costs = {run["name"]: run["cost"] for run in json.loads(capsys.readouterr().out)}
+    assert costs["first"] > 0
+    assert costs["second"] == 0
+
+
 def test_costs_come_from_the_users_price_file(
     read: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

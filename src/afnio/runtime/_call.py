@@ -100,8 +100,7 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
             if listening():
                 url = at_tier(call.account.url, reply.service_tier)
                 about = (call.address, url, call.model, call.purpose)
-                resumed = journal.mode == "resume"
-                emit(CallReplayed(*about, call.request, reply, call.node, call.lane, resumed))
+                emit(CallReplayed(*about, call.request, reply, call.node, call.lane, str(journal.path)))
             return reply
         if journal.broken is not None:
             raise journal.broken

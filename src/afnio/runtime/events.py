@@ -71,14 +71,14 @@ class CallReplayed(CallEvent):
 
     Attributes:
         request, reply, node, lane: as in `CallEnded`.
-        resumed: True if an earlier process of the same run paid for it, False if the journal is a cache (`reuse`).
+        journal: the path of the journal. A call that a run's own journal answers was paid for by that run.
     """
 
     request: Any = field(default=None, repr=False)
     reply: Any = field(default=None, repr=False)
     node: str = ""
     lane: int | None = None
-    resumed: bool = False
+    journal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from afnio.models._prices import price_of
@@ -251,7 +252,8 @@ class CallRows:
         """Count an answer of the journal. Its call has a row, unless the process was killed before writing it."""
         if connection.execute(REPLAY, (self._run_id, event.address)).rowcount == 0:
             usage = event.reply.usage if event.reply is not None else Usage()
-            dollars = _cost(event, usage) if event.resumed else 0.0
+            is_own = Path(event.journal).name == f"{self._run_id}.journal"
+            dollars = _cost(event, usage) if is_own else 0.0
             self._insert(connection, event, ("replayed", 1), (0, 0.0, 0.0, time, time), usage, dollars, None)
 
     def retry(self, connection: sqlite3.Connection, event: CallRetried, time: float) -> None:
