@@ -10,7 +10,6 @@ shared one, `to_thread` functions that wait for nodes could hold every thread th
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import math
@@ -32,7 +31,7 @@ from afnio.errors import BatchError, RuntimeClosedError, ScoreError, chain, like
 from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Job, Launch, Runtime, Slot, on_runtime_thread, within
 from afnio.runtime._limits import most_in_flight
-from afnio.runtime._loop import CallerLoop, running_caller, running_library
+from afnio.runtime._loop import CallerLoop, current_task, running_caller, running_library, running_loop
 from afnio.runtime._settings import Assignment, Setting
 from afnio.runtime._tracebacks import folding, is_users
 from afnio.runtime._waiting import Pending, inside_node
@@ -248,7 +247,7 @@ class LoopWatch:
         self._running: dict[CodeType, int] = {}
         self._warned: set[CodeType] = set()
         self._thread: threading.Thread | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop()
         self._loop_thread, self._native_id = threading.get_ident(), threading.get_native_id()
         self._stop = threading.Event()
 
@@ -284,7 +283,7 @@ class LoopWatch:
 
         while not self._stop.is_set() and self._thread is threading.current_thread():
             # A task that is current at two looks without an answer in between is in the same step at both.
-            before, task = task, None if answered else asyncio.current_task(self._loop)
+            before, task = task, None if answered else current_task(self._loop)
             now = time.monotonic() - late - _starved(self._native_id)
             if task is None or task is not before:
                 since = now

@@ -172,9 +172,9 @@ class Signal:
             raise self._error
 
 
-def current_task() -> Task | None:
-    """Return the asyncio task that runs on this thread."""
-    return asyncio.current_task()
+def current_task(loop: Any = None) -> Task | None:
+    """Return the asyncio task that runs on this thread, or on another thread's loop."""
+    return asyncio.current_task(loop)
 
 
 def adopted(context: Context) -> Context:
