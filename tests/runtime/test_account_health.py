@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from afnio.errors import FinalModelError, ModelError, RateLimitedError, Transien
 from afnio.runtime import Account, Limits
 from afnio.runtime._admission import Admitter
 from afnio.runtime._call import retries
-from afnio.runtime._health import GIVES_UP, OPENS_AFTER, AccountHealth
+from afnio.runtime._health import BLOCK, GIVES_UP, OPENS_AFTER, PERIOD, AccountHealth
 from afnio.runtime._limits import give_limits, given_limits
 from afnio.runtime._loop import loop_time
 from afnio.runtime.events import CircuitClosed, CircuitOpened, subscribed
@@ -124,15 +125,78 @@ async def test_a_cancelled_probe_is_followed_by_another() -> None:
     assert admit.health.circuit.opened_at is None
 
 
-def test_retry_budget_is_named() -> None:
-    """An error that gets no retry says how many there were."""
+@pytest.mark.looptime
+@pytest.mark.parametrize("failing", [0.002, 0.2, 5.0])
+@pytest.mark.parametrize("share", [0.05, 0.5])
+async def test_random_failures_open_no_circuit(share: float, failing: float) -> None:
+    """However much quicker or slower they are than replies."""
+    draw, admit, events = random.Random(1), Admitter(), []
+    admit.apply(Limits(max_in_flight=256))
+
+    async def call() -> None:
+        fails = draw.random() < share
+        with contextlib.suppress(TransientModelError):
+            seconds = (failing if fails else 0.2) * draw.uniform(0.9, 1.1)
+            await attempt(admit, TransientModelError("reset") if fails else None, seconds)
+
+    with subscribed(events.append):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2_000):
+                tasks.start_soon(call)
+    assert events == []
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("failing", [0.002, 5.0])
+@pytest.mark.parametrize("in_flight", [1, 64, 256])
+async def test_an_outage_opens_the_circuit(failing: float, in_flight: int) -> None:
+    """After some 20 failures, quick or slow ones."""
+    admit = Admitter()
+    admit.apply(Limits(max_in_flight=in_flight))
+    await attempt(admit, None)
+    circuit = admit.health.circuit
+
+    async def keep_failing() -> None:
+        while circuit.opened_at is None:
+            with contextlib.suppress(TransientModelError):
+                await attempt(admit, TransientModelError("reset"), failing)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(in_flight):
+            tasks.start_soon(keep_failing)
+    assert OPENS_AFTER <= circuit.opened_by[0] <= 10 * BLOCK
+
+
+@pytest.mark.looptime
+async def test_late_failures_of_an_outage_that_is_over() -> None:
+    """They open nothing: what was sent after them was answered."""
+    admit = Admitter()
+    admit.apply(Limits(max_in_flight=256))
+    await attempt(admit, None)
+
+    async def fail() -> None:
+        with pytest.raises(TransientModelError):
+            await attempt(admit, TransientModelError("reset"), 2.0)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(200):
+            tasks.start_soon(fail)
+        await anyio.wait_all_tasks_blocked()
+        await attempt(admit, None, 1.0)
+    assert admit.health.circuit.opened_at is None
+
+
+def test_retry_budget() -> None:
+    """As many as calls and fifty more in ten minutes; an error that gets no retry says how many there were."""
     health = AccountHealth(URL)
-    errors = [TransientModelError("reset") for _ in range(51)]
-    granted = [health.grant_retry(error, 0.0) for error in errors]
-    assert granted == [True] * 50 + [False]
-    (note,) = errors[-1].__notes__
-    assert note.startswith(
-        "not tried again: https://host/v1 used its retry budget: 50 retries in ten minutes for 0 calls"
+    health.retries.count_call(0.0)
+    error = TransientModelError("reset")
+    granted = [
+        sum(health.grant_retry(error, now) for _ in range(60)) for now in (0.0, PERIOD - 11, PERIOD + 10)
+    ]
+    assert granted == [51, 0, 50]
+    assert error.__notes__[0].startswith(
+        "not tried again: https://host/v1 used its retry budget: 51 retries in ten minutes for 1 calls"
     )
 
 

@@ -14,6 +14,7 @@ from runtime.demand import Attempt, Demand
 from afnio.errors import RateLimitedError, TransientModelError
 from afnio.runtime import Account, Limits
 from afnio.runtime._admission import Admitter
+from afnio.runtime._call_queue import PATIENCE
 from afnio.runtime._health import CEILING, CUT, START, Concurrency
 from afnio.runtime._settings import Priority
 
@@ -46,26 +47,44 @@ async def test_never_above_the_limit() -> None:
     assert (peak, admit.in_flight) == (3, 0)
 
 
-async def test_priority_then_order() -> None:
-    """The queue's head is the most urgent class, and within it who came first."""
+async def test_order() -> None:
+    """The class, then retries, then depth, then who came first."""
     admit, order = admitter(1), []
+    waiting = {
+        "served": Attempt(admit, Demand(Priority.SERVING)),
+        "validation": Attempt(admit, Demand(Priority.VALIDATION)),
+        "retry": Attempt(admit, Demand(), first=False),
+        "deeper": Attempt(admit, Demand(depth=2)),
+        "deep": Attempt(admit, Demand(depth=1)),
+        "first": Attempt(admit, Demand()),
+        "second": Attempt(admit, Demand()),
+    }
 
-    async def call(name: str, rank: Priority) -> None:
-        async with held(admit, rank):
+    async def call(name: str) -> None:
+        async with waiting[name]:
             order.append(name)
 
-    async with anyio.create_task_group() as tasks:
-        async with held(admit):
-            for name, rank in [
-                ("t1", Priority.TRAINING),
-                ("s1", Priority.SERVING),
-                ("t2", Priority.TRAINING),
-                ("v1", Priority.VALIDATION),
-                ("s2", Priority.SERVING),
-            ]:
-                tasks.start_soon(call, name, rank)
-                await anyio.wait_all_tasks_blocked()
-    assert order == ["s1", "s2", "v1", "t1", "t2"]
+    async with anyio.create_task_group() as tasks, held(admit):
+        for name in ("first", "retry", "second", "deep", "served", "deeper", "validation"):
+            tasks.start_soon(call, name)
+            await anyio.wait_all_tasks_blocked()
+    assert order == list(waiting)
+
+
+async def test_nobody_starves() -> None:
+    """Urgent calls overtake the one that has waited longest a bounded number of times."""
+    admit, order = admitter(1), []
+
+    async def call(rank: Priority) -> None:
+        async with held(admit, rank):
+            order.append(rank)
+
+    async with anyio.create_task_group() as tasks, held(admit):
+        for rank in [Priority.TRAINING] * 3 + [Priority.SERVING] * 4 * PATIENCE:
+            tasks.start_soon(call, rank)
+        await anyio.wait_all_tasks_blocked()
+    turns = [turn for turn, rank in enumerate(order) if rank is Priority.TRAINING]
+    assert turns == [PATIENCE, 2 * PATIENCE + 1, 3 * PATIENCE + 2]
 
 
 async def test_cancelled_waiter_leaves_no_permit() -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import pytest
 from kit.windows import worst_window
 from runtime.demand import Attempt, Demand
 
+import afnio
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
-from afnio.runtime import LimitReading, Limits, RateLimits
+from afnio.runtime import LimitReading, Limits, RateLimits, current_runtime
 from afnio.runtime._admission import Admitter
-from afnio.runtime._limits import Allowance
+from afnio.runtime._limits import DEFAULT_OUTPUT, KEPT, Allowance
 from afnio.runtime._loop import loop_time
+from afnio.runtime._replicas import admitter
 from afnio.runtime._settings import Priority
 from afnio.runtime.events import Usage
+from afnio.testing import ScriptedClient
 from afnio.testing.provider._quota import Bucket, Meter, SlidingWindow
 
 MINUTE = 60.0
@@ -100,11 +105,23 @@ async def test_requests(limit: int) -> None:
     sent = await spend(admit, [Demand(model="ab"[n % 2]) for n in range(3 * limit)])
     requests = [(time, 1.0) for time, _ in sent]
     assert worst_window(requests, MINUTE) <= limit
+    assert worst_window(requests, 1.0) <= math.ceil(limit / 60)  # where a provider counts by the second
     assert used(requests) >= 0.97 * limit
 
 
 @pytest.mark.looptime
-@pytest.mark.parametrize("largest", [0.002, 0.02, 0.2])
+async def test_no_burst_after_idling() -> None:
+    """An account that was idle gets no minute's worth at once."""
+    admit = Admitter()
+    admit.apply(Limits(requests_per_minute=600))
+    await spend(admit, [Demand()] * 50)
+    await anyio.sleep(600)
+    sent = await spend(admit, [Demand()] * 601)
+    assert worst_window([(time, 1.0) for time, _ in sent], MINUTE) <= 600
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("largest", [pytest.param(0.002, marks=pytest.mark.nightly), 0.02, 0.2])
 async def test_tokens(largest: float) -> None:
     """The same for tokens as a provider admits them: the prompt and the most that it may reply with."""
     draw, limit = random.Random(1), 200_000
@@ -200,8 +217,43 @@ async def test_learnt_output() -> None:
 
 
 @pytest.mark.looptime
-@pytest.mark.parametrize("shape", [Bucket, SlidingWindow])
-@pytest.mark.parametrize("window", [1.0, 60.0, 600.0])
+async def test_output_is_learnt_apart() -> None:
+    """For each purpose, model and node; a new node is like the others, and replies of before are forgotten."""
+    admit = Admitter()
+
+    async def reply(output: int, **demand: Any) -> None:
+        async with Attempt(admit, Demand(max_output=None, **demand)) as attempt:
+            attempt.reply(Usage(50, output))
+
+    for length in (*[1_000] * KEPT, *range(1, KEPT + 1)):
+        await reply(length, purpose="backward")
+    for _ in range(10):
+        await reply(900, site="draft")
+        await reply(3, site="judge")
+    tokens = admit.output.tokens
+    assert [tokens("backward", "m"), tokens("forward", "n")] == [math.ceil(0.9 * KEPT), DEFAULT_OUTPUT]
+    assert [tokens("forward", "m", site=site) for site in ("draft", "judge", "new")] == [900, 3, 900]
+
+
+def test_calls_say_which_node_they_are_of() -> None:
+    """By the line that launches them, which is the same in the next step."""
+    client = ScriptedClient(lambda request: "word " * (200 if "long" in str(request.messages) else 1))
+
+    def ask(text: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [afnio.Variable(text)]}]
+
+    for _ in range(2):
+        afnio.cognitive.functional.chat_completion(client, ask("long"), model="m").data
+        afnio.cognitive.functional.chat_completion(client, ask("short"), model="m").data
+    seen = admitter(current_runtime(), client.account).output._seen
+    lengths = [list(newest) for (_, _, site), (newest, _) in seen.items() if site is not None]
+    assert lengths == [[250] * 2, [2] * 2]
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("shape", "window"), [(Bucket, 60.0), (Bucket, 600.0), (SlidingWindow, 1.0), (SlidingWindow, 60.0)]
+)
 async def test_learnt_from_headers(shape: Callable[[int, float], Meter], window: float) -> None:
     """Without a word from the user: no refusal once the limit is known, no window above it, all of it used."""
     account, admit = Account(lambda: shape(300, window)), Admitter()
