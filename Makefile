@@ -29,14 +29,18 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
+# uv installs the 150 packages in a fifth of pip's time; it doesn't read pip's settings, as of a mirror.
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
 	$(BIN)/python -m afnio.demo $(ARGS)
 
-test: check unit
+test:
+	$(MAKE) --jobs 2 check unit
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
