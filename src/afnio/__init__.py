@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from afnio.studies._optimize import optimize as optimize
     from afnio.studies._result import Headroom as Headroom
     from afnio.studies._result import Result as Result
+    from afnio.studies._stores import load_prompts as load_prompts
 
 __version__ = "0.4.0"
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "is_grad_enabled",
     "journal",
     "load",
+    "load_prompts",
     "no_grad",
     "optimize",
     "priority",
@@ -93,6 +95,7 @@ __getattr__, __dir__ = _lazily(
         "afnio.studies._headroom": "headroom",
         "afnio.studies._optimize": "optimize",
         "afnio.studies._result": "Headroom Result",
+        "afnio.studies._stores": "load_prompts",
         "afnio.runtime._executors": "Workers",
     },
     modules="bridge optim ray stats tellurio testing texts trainer utils",

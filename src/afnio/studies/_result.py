@@ -298,6 +298,30 @@ class Result:
                 raise
         return folder
 
+    def push(self, store: str, name: str, *, alias: str = "candidate") -> None:
+        """Write the prompts into a store as new versions, with the verdict, and let an alias point to them.
+
+        `afnio.load_prompts` reads them. The alias moves after all versions are there. It blocks.
+
+        Args:
+            store: "mlflow:http://…", "phoenix:http://…" or "folder:…". Credentials come from the variables that the
+                store's own client reads: MLFLOW_TRACKING_TOKEN (or _USERNAME and _PASSWORD), PHOENIX_API_KEY.
+            name: of the set of prompts.
+            alias: only "candidate" for prompts that aren't clearly better on test rows.
+
+        Raises:
+            ValueError: for another alias without a clear gain, names that are equal in the store, or texts that it
+                can't keep.
+            ConnectionError: if the store can't be reached, or refuses.
+        """
+        from afnio.studies._stores import push_prompts
+
+        if alias != "candidate" and (self.gain is None or not self.gain.is_clear):
+            raise ValueError(
+                f'alias must be "candidate" for prompts that aren\'t clearly better (got {alias!r}; {self.verdict})'
+            )
+        push_prompts(store, name, self.prompts, alias=alias, message=self.verdict, start=self.start)
+
     @staticmethod
     def load(folder: str | Path) -> dict[str, str]:
         """Return the prompts that `save` wrote to a folder, by name.

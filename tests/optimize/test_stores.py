@@ -1,0 +1,329 @@
+"""Prompts leave a result for a store and come back exactly: all of one set, or none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from kit.environments import interpreter
+
+import afnio
+
+TEXTS = {"system": "a\r\n\t{x} {{y}} é end  \n", "Train": "x " * 2_000, "look_up__no": "Number."}
+RESULT = afnio.Result(
+    verdict="Better: +40.0 points.", prompts=TEXTS, start={"system": "s", "Train": "t", "look_up__no": "n"},
+    before=None, after=None, gain=None, on="", failed=0, stopped="", steps=1, calls=1, tokens=1, cost=None,
+    minutes=0.0, run="r",
+)  # fmt: skip
+
+
+class Recorded:
+    """A server that answers as MLflow 3.17 and Phoenix 20.26 were seen to, from what was pushed."""
+
+    def __init__(self) -> None:
+        self.versions: dict[str, list[dict[str, Any]]] = {}
+        self.aliases: dict[tuple[str, str], int] = {}
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.instead: Callable[[Any], None] | None = None
+        self.lock = threading.Lock()
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
+        match path.strip("/").split("/"):
+            case [*_, "registered-models", "create"]:
+                if body["name"] in self.versions:
+                    return 400, {"error_code": "RESOURCE_ALREADY_EXISTS"}
+                self.versions[body["name"]] = []
+                return 200, {"registered_model": {"name": body["name"]}}
+            case [*_, "model-versions", "create"]:
+                self.versions[body["name"]].append(body)
+                return 200, {"model_version": {"version": str(len(self.versions[body["name"]]))}}
+            case [*_, "registered-models", "alias"] if method == "POST":
+                self.aliases[body["name"], body["alias"]] = int(body["version"])
+                return 200, {}
+            case [*_, "registered-models", "alias"]:
+                number = self.aliases.get((query["name"], query["alias"]))
+                if number is None:
+                    return 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias not found"}
+                return 200, {"model_version": self.versions[query["name"]][number - 1]}
+            case ["v1", "prompts"]:
+                kept = self.versions.setdefault(body["prompt"]["name"], [])
+                kept.append(body["version"])
+                return 200, {"data": {"id": f"{body['prompt']['name']}:{len(kept)}"}}
+            case ["v1", "prompt_versions", version, "tags"]:
+                name, _, number = version.replace("%3A", ":").rpartition(":")
+                self.aliases[name, body["name"]] = int(number)
+                return 204, None
+            case ["v1", "prompts", name, "tags", tag]:
+                number = self.aliases.get((name, tag))
+                if number is None:
+                    return 404, {"detail": "Prompt not found"}
+                return 200, {"data": self.versions[name][number - 1]}
+        return 404, {}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Iterator[Recorded]:
+    record = Recorded()
+
+    class Handler(BaseHTTPRequestHandler):
+        def handle_any(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length) or b"{}")
+            parts = urlsplit(self.path)
+            record.asked.append((self.command, self.path, self.headers.get("Authorization")))
+            if record.instead is not None:
+                record.instead(self)
+                return
+            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+            with record.lock:
+                status, reply = record.answer(self.command, parts.path, query, body)
+            content = b"" if reply is None else json.dumps(reply).encode()
+            self.send_response(status)
+            if status != 204:
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = handle_any
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    record.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+    yield record
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(params=["folder", "mlflow", "phoenix"])
+def store(request: pytest.FixtureRequest, recorded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    recorded.instead = None
+    recorded.asked.clear()
+    recorded.versions.clear()
+    recorded.aliases.clear()
+    return f"folder:{tmp_path}" if request.param == "folder" else f"{request.param}:{recorded.url}"
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(["a", "b", "c"]), st.text(st.characters(codec="utf-8")), min_size=1))
+@example({"a": "\x00\r\n {x} {{y}} \t"})
+def test_texts_come_back_exactly(store: str, prompts: dict[str, str]) -> None:
+    """Any that UTF-8 can express."""
+    replace(RESULT, prompts=prompts).push(store, "any")
+    assert afnio.load_prompts(store, "any", prompts=list(prompts)) == prompts
+
+
+def test_a_result_is_pushed_and_loaded(store: str) -> None:
+    """By an app that knows the names, or that has the texts that it began from, or those that came of them."""
+    RESULT.push(store, "Router")
+    assert afnio.load_prompts(store, "Router", prompts=[*TEXTS]) == TEXTS
+    assert afnio.load_prompts(store, "Router", prompts=RESULT.start) == TEXTS
+    assert afnio.load_prompts(store, "Router", prompts=TEXTS, alias="candidate") == TEXTS
+    with pytest.raises(ValueError, match="prompt 'Train' of the app must be the text that the version began from"):
+        afnio.load_prompts(store, "Router", prompts={**RESULT.start, "Train": "A tool that changed."})
+    with pytest.raises(LookupError, match="router-system must have the .* 'champion'"):
+        afnio.load_prompts(store, "Router", prompts=[*TEXTS], alias="champion")
+    with pytest.raises(LookupError):
+        afnio.load_prompts(store, "other", prompts=["system"])
+
+
+def test_a_mixture_of_sets_is_refused(store: str) -> None:
+    """A second push that ended halfway, for instance."""
+    RESULT.push(store, "router")
+    replace(RESULT, prompts={"system": "new"}).push(store, "router")
+    with pytest.raises(ValueError, match="the prompts of 'router' must be of one set, tested together"):
+        afnio.load_prompts(store, "router", prompts=[*TEXTS])
+
+
+def test_only_a_clear_gain_gets_another_alias(store: str) -> None:
+    """What isn't better is a candidate; nothing is pushed."""
+    with pytest.raises(ValueError, match='alias must be "candidate" for prompts that aren\'t clearly better'):
+        RESULT.push(store, "router", alias="champion")
+    gain = Gain.of([0.0] * 60, [1.0] * 60, graded=False)
+    replace(RESULT, gain=gain).push(store, "router", alias="champion")
+    assert afnio.load_prompts(store, "router", prompts=[*TEXTS], alias="champion") == TEXTS
+
+
+def test_first_pushes_at_the_same_time(store: str) -> None:
+    """Each has a version of its own; what is loaded afterwards is of one of them, or refused."""
+    sets = [{"system": f"set {number}"} for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda prompts: replace(RESULT, prompts=prompts).push(store, "router"), sets))
+    assert afnio.load_prompts(store, "router", prompts=["system"]) in sets
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        ({"system": "\ud800"}, "prompt 'system' must have text that UTF-8 can express"),
+        ({"a.b": "x", "a:b": "y"}, "names must differ in a store"),
+        ({}, "prompts must not be empty"),
+    ],
+)
+def test_what_no_store_can_keep_is_refused_before_the_first_push(
+    store: str, recorded: Any, prompts: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(RESULT, prompts=prompts).push(store, "router")
+    assert recorded.asked == []
+
+
+def test_a_folder_knows_its_names(tmp_path: Path) -> None:
+    """Also beside a set whose name begins with the same letters; files are the user's alone."""
+    replace(RESULT, prompts={"system": "other"}).push(f"folder:{tmp_path}", "router-2")
+    RESULT.push(f"folder:{tmp_path}", "router")
+    assert afnio.load_prompts(f"folder:{tmp_path}", "router") == TEXTS
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.rglob("*") if path.is_file()} == {0}
+    RESULT.save(tmp_path / "saved")
+    assert afnio.load_prompts(tmp_path / "saved", prompts=["system"]) == {"system": TEXTS["system"]}
+
+
+def refused(handler: Any) -> None:
+    handler.send_error(503, "busy")
+
+
+def redirected(handler: Any) -> None:
+    handler.send_response(307)
+    handler.send_header("Location", "http://127.0.0.1:1/elsewhere")
+    handler.end_headers()
+
+
+def html(handler: Any) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"<html>")
+
+
+def endless(handler: Any) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    with pytest.raises(OSError):  # the client hangs up
+        while True:
+            handler.wfile.write(b" " * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("instead", "said"),
+    [
+        (refused, "must accept the request .got 503"),
+        (redirected, "must accept the request .got 307"),
+        (html, "must answer with JSON"),
+        (endless, "more than 8,000,000 bytes"),
+    ],
+)
+@pytest.mark.parametrize("store", ["mlflow", "phoenix"], indirect=True)
+def test_a_server_that_fails_is_one_sentence(store: str, recorded: Any, instead: Any, said: str) -> None:
+    """Without a redirect to another host, and without an end to a reply."""
+    recorded.instead = instead
+    with pytest.raises(ConnectionError, match=said):
+        RESULT.push(store, "router")
+
+
+def test_credentials_come_from_the_stores_variables(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never from an address, which logs would show."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    recorded.instead = None
+    recorded.asked.clear()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    monkeypatch.setenv("PHOENIX_API_KEY", "key")
+    RESULT.push(f"mlflow:{recorded.url}", "credentials")
+    RESULT.push(f"phoenix:{recorded.url}", "credentials")
+    sent = {header for _, _, header in recorded.asked}
+    assert sent == {f"Basic {base64.b64encode(b'ann:secret').decode()}", "Bearer key"}
+    with pytest.raises(ValueError, match="must have no password in it") as raised:
+        RESULT.push("mlflow:http://ann:secret@host", "router")
+    assert "ann" not in str(raised.value)
+
+
+def test_a_store_that_is_down_or_unknown() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionError, match="is it running"):
+            RESULT.push(f"mlflow:http://127.0.0.1:{free.getsockname()[1]}", "router")
+    with pytest.raises(ValueError, match="the store must be mlflow:<url>, phoenix:<url> or folder:<path>"):
+        RESULT.push("langsmith:http://host", "router")
+    with pytest.raises(ValueError, match="MLflow keeps texts of up to 100,000 characters"):
+        replace(RESULT, prompts={"a": "x" * 120_000}).push("mlflow:http://127.0.0.1:1", "router")
+
+
+# Real servers
+
+SERVERS = {
+    "mlflow": (
+        ("mlflow==3.17.2",),
+        ("mlflow", "server", "--backend-store-uri", "sqlite:///m.db", "--workers", "1", "--port"),
+        "/health",
+    ),
+    "phoenix": (
+        ("arize-phoenix==20.26.1", "opentelemetry-exporter-otlp-proto-http"),
+        ("phoenix.server.main", "serve"),
+        "/healthz",
+    ),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_real_server(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Push, load, a missing alias, first pushes side by side: as the recorded replies have it."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    packages, command, health = SERVERS[kind]
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, grpc = (str(free.getsockname()[1]) for free in (one, other))
+    arguments = [str(interpreter(kind, *packages)), "-m", *command, *([port] if kind == "mlflow" else [])]
+    env = {
+        **os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PHOENIX_WORKING_DIR": str(tmp_path / "phoenix"),
+        "PHOENIX_HOST": "127.0.0.1", "PHOENIX_PORT": port, "PHOENIX_GRPC_PORT": grpc,
+        "PHOENIX_TELEMETRY_ENABLED": "false",
+    }  # fmt: skip
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(arguments, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and server.poll() is None:
+            try:
+                if httpx.get(url + health, trust_env=False).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        else:
+            pytest.fail((tmp_path / "log").read_text()[-2000:])
+        store = f"{kind}:{url}"
+        test_a_result_is_pushed_and_loaded(store)
+        test_a_mixture_of_sets_is_refused(store)
+        sets = [{"first": f"set {number}"} for number in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda prompts: replace(RESULT, prompts=prompts).push(store, "beside"), sets))
+        assert afnio.load_prompts(store, "beside", prompts=["first"]) in sets
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
