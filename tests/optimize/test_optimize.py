@@ -925,7 +925,7 @@ def test_save_report_and_text(folder: Path) -> None:
     result = optimized()
     assert (result.save("prompts") / "system.txt").read_text() == "level 10"
     assert (folder / "prompts" / "system.txt").stat().st_mode & 0o077 == 0
-    assert afnio.Result.load("prompts") == {"system": "level 10"}
+    assert afnio.load_prompts("prompts") == {"system": "level 10"}
     page = result.report("result.html").read_text()
     assert result.verdict.replace("+", "&#43;") in page or result.verdict in page
     assert "Better now" in page

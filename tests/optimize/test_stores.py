@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,6 +27,7 @@ from hypothesis import strategies as st
 from kit.environments import interpreter
 
 import afnio
+from afnio.errors import BlockingReadError
 
 TEXTS = {"system": "a\r\n\t{x} {{y}} é end  \n", "Train": "x " * 2_000, "look_up__no": "Number."}
 RESULT = afnio.Result(
@@ -35,13 +38,17 @@ RESULT = afnio.Result(
 
 
 class Recorded:
-    """A server that answers as MLflow 3.17 and Phoenix 20.26 were seen to, from what was pushed."""
+    """A server that answers from what was pushed.
+
+    It does so as MLflow 3.17 and Phoenix 20.26 were seen to, and as the description of Langfuse's API says.
+    """
 
     def __init__(self) -> None:
         self.versions: dict[str, list[dict[str, Any]]] = {}
         self.aliases: dict[tuple[str, str], int] = {}
         self.asked: list[tuple[str, str, str | None]] = []
         self.instead: Callable[[Any], None] | None = None
+        self.conflicts = 0
         self.lock = threading.Lock()
 
     def answer(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
@@ -54,13 +61,22 @@ class Recorded:
             case [*_, "model-versions", "create"]:
                 self.versions[body["name"]].append(body)
                 return 200, {"model_version": {"version": str(len(self.versions[body["name"]]))}}
+            case [*_, "registered-models", "alias"] if method == "POST" and self.conflicts:
+                self.conflicts -= 1
+                return 400, {
+                    "error_code": "BAD_REQUEST",
+                    "message": "(sqlite3.IntegrityError) UNIQUE constraint failed",
+                }
             case [*_, "registered-models", "alias"] if method == "POST":
                 self.aliases[body["name"], body["alias"]] = int(body["version"])
                 return 200, {}
             case [*_, "registered-models", "alias"]:
                 number = self.aliases.get((query["name"], query["alias"]))
                 if number is None:
-                    return 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias not found"}
+                    return 400, {
+                        "error_code": "INVALID_PARAMETER_VALUE",
+                        "message": "Registered model alias not found",
+                    }
                 return 200, {"model_version": self.versions[query["name"]][number - 1]}
             case ["v1", "prompts"]:
                 kept = self.versions.setdefault(body["prompt"]["name"], [])
@@ -75,6 +91,19 @@ class Recorded:
                 if number is None:
                     return 404, {"detail": "Prompt not found"}
                 return 200, {"data": self.versions[name][number - 1]}
+            case ["api", "public", "v2", "prompts"]:
+                kept = self.versions.setdefault(body["name"], [])
+                kept.append(body)
+                return 201, {**body, "version": len(kept), "labels": ["latest"]}
+            case ["api", "public", "v2", "prompts", name, "versions", number]:
+                for label in body["newLabels"]:
+                    self.aliases[name, label] = int(number)
+                return 200, {}
+            case ["api", "public", "v2", "prompts", name]:
+                number = self.aliases.get((name, query["label"]))
+                if number is None:
+                    return 404, {"error": "LangfuseNotFoundError", "message": "Prompt not found"}
+                return 200, {**self.versions[name][number - 1], "version": number}
         return 404, {}
 
 
@@ -101,12 +130,13 @@ def recorded() -> Iterator[Recorded]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = handle_any
+        do_GET = do_POST = do_PATCH = handle_any
 
         def log_message(self, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     record.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
@@ -116,8 +146,10 @@ def recorded() -> Iterator[Recorded]:
     server.server_close()
 
 
-@pytest.fixture(params=["folder", "mlflow", "phoenix"])
-def store(request: pytest.FixtureRequest, recorded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=["folder", "mlflow", "phoenix", "langfuse"])
+def store(
+    request: pytest.FixtureRequest, recorded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     recorded.instead = None
@@ -142,37 +174,59 @@ def test_a_result_is_pushed_and_loaded(store: str) -> None:
     assert afnio.load_prompts(store, "Router", prompts=[*TEXTS]) == TEXTS
     assert afnio.load_prompts(store, "Router", prompts=RESULT.start) == TEXTS
     assert afnio.load_prompts(store, "Router", prompts=TEXTS, alias="candidate") == TEXTS
-    with pytest.raises(ValueError, match="prompt 'Train' of the app must be the text that the version began from"):
+    with pytest.raises(
+        ValueError, match="prompt 'Train' of the app must be the text that the version came from"
+    ):
         afnio.load_prompts(store, "Router", prompts={**RESULT.start, "Train": "A tool that changed."})
-    with pytest.raises(LookupError, match="router-system must have the .* 'champion'"):
+    with pytest.raises(LookupError, match="outer.* must have the alias 'champion'"):
         afnio.load_prompts(store, "Router", prompts=[*TEXTS], alias="champion")
     with pytest.raises(LookupError):
         afnio.load_prompts(store, "other", prompts=["system"])
 
 
+@pytest.mark.parametrize("store", ["mlflow", "phoenix", "langfuse"], indirect=True)
 def test_a_mixture_of_sets_is_refused(store: str) -> None:
-    """A second push that ended halfway, for instance."""
-    RESULT.push(store, "router")
-    replace(RESULT, prompts={"system": "new"}).push(store, "router")
-    with pytest.raises(ValueError, match="the prompts of 'router' must be of one set, tested together"):
-        afnio.load_prompts(store, "router", prompts=[*TEXTS])
+    """A second push that ended halfway, for instance. Neither is a part of a set one that was tested."""
+    RESULT.push(store, "mixed")
+    with pytest.raises(ValueError, match="the prompts of 'mixed' must be the whole set as it was pushed"):
+        afnio.load_prompts(store, "mixed", prompts=["system", "Train"])
+    replace(RESULT, prompts={"system": "new"}).push(store, "mixed")
+    with pytest.raises(ValueError, match="the prompts of 'mixed' must be of one set, tested together"):
+        afnio.load_prompts(store, "mixed", prompts=[*TEXTS])
+
+
+def test_an_app_keeps_its_own_prompts_through_a_second_round(store: str) -> None:
+    """What the live prompts were tuned into came from the app's texts, too."""
+    RESULT.push(store, "rounds")
+    live = afnio.load_prompts(store, "rounds", prompts=RESULT.start)
+    better = {name: f"{text}!" for name, text in live.items()}
+    replace(RESULT, start=live, prompts=better).push(store, "rounds")
+    assert afnio.load_prompts(store, "rounds", prompts=RESULT.start) == better
+    replace(RESULT, start=dict.fromkeys(live, "else"), prompts=better).push(store, "rounds")
+    with pytest.raises(ValueError, match="must be the text that the version came from"):
+        afnio.load_prompts(store, "rounds", prompts=RESULT.start)
 
 
 def test_only_a_clear_gain_gets_another_alias(store: str) -> None:
     """What isn't better is a candidate; nothing is pushed."""
     with pytest.raises(ValueError, match='alias must be "candidate" for prompts that aren\'t clearly better'):
         RESULT.push(store, "router", alias="champion")
-    gain = Gain.of([0.0] * 60, [1.0] * 60, graded=False)
+    gain: Any = SimpleNamespace(is_clear=True)
     replace(RESULT, gain=gain).push(store, "router", alias="champion")
     assert afnio.load_prompts(store, "router", prompts=[*TEXTS], alias="champion") == TEXTS
 
 
-def test_first_pushes_at_the_same_time(store: str) -> None:
-    """Each has a version of its own; what is loaded afterwards is of one of them, or refused."""
+def test_first_pushes_at_the_same_time(store: str, recorded: Any) -> None:
+    """Each has a version of its own; what is loaded afterwards is of one of them, or refused.
+
+    MLflow looks whether an alias is there, then inserts it: the second of two gets an error of its database.
+    """
+    recorded.conflicts = 3 if store.startswith("mlflow") else 0
     sets = [{"system": f"set {number}"} for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda prompts: replace(RESULT, prompts=prompts).push(store, "router"), sets))
     assert afnio.load_prompts(store, "router", prompts=["system"]) in sets
+    assert recorded.conflicts == 0
 
 
 @pytest.mark.parametrize(
@@ -180,6 +234,7 @@ def test_first_pushes_at_the_same_time(store: str) -> None:
     [
         ({"system": "\ud800"}, "prompt 'system' must have text that UTF-8 can express"),
         ({"a.b": "x", "a:b": "y"}, "names must differ in a store"),
+        ({"系统": "x"}, "names must have letters of a-z or digits in a store"),
         ({}, "prompts must not be empty"),
     ],
 )
@@ -191,14 +246,43 @@ def test_what_no_store_can_keep_is_refused_before_the_first_push(
     assert recorded.asked == []
 
 
-def test_a_folder_knows_its_names(tmp_path: Path) -> None:
-    """Also beside a set whose name begins with the same letters; files are the user's alone."""
-    replace(RESULT, prompts={"system": "other"}).push(f"folder:{tmp_path}", "router-2")
-    RESULT.push(f"folder:{tmp_path}", "router")
-    assert afnio.load_prompts(f"folder:{tmp_path}", "router") == TEXTS
-    assert {path.stat().st_mode & 0o077 for path in tmp_path.rglob("*") if path.is_file()} == {0}
-    RESULT.save(tmp_path / "saved")
-    assert afnio.load_prompts(tmp_path / "saved", prompts=["system"]) == {"system": TEXTS["system"]}
+def test_names_that_are_the_same_in_a_store_are_refused(store: str, recorded: Any) -> None:
+    """Those of two sets, of which one would take the other's alias."""
+    RESULT.push(store, "My Router")
+    with pytest.raises(ValueError, match="name must differ from 'My Router'"):
+        RESULT.push(store, "my-router")
+    replace(RESULT, prompts={"2-system": "x"}).push(store, "any")
+    replace(RESULT, prompts={"system": "y"}).push(store, "any-2")
+    assert afnio.load_prompts(store, "any", prompts=["2-system"]) == {"2-system": "x"}
+
+
+def test_a_folder_has_a_set_in_a_file(tmp_path: Path) -> None:
+    """It needs no names, and is never a mixture; files are the user's alone."""
+    RESULT.push(f"folder:{tmp_path}/store", "router")
+    assert afnio.load_prompts(f"folder:{tmp_path}/store", "router") == TEXTS
+    replace(RESULT, prompts={"system": "new"}).push(f"folder:{tmp_path}/store", "router")
+    assert afnio.load_prompts(f"folder:{tmp_path}/store", "router") == {"system": "new"}
+    with pytest.raises(LookupError, match="'router' in .* must have the prompt 'Train' .got system."):
+        afnio.load_prompts(f"folder:{tmp_path}/store", "router", prompts=[*TEXTS])
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.rglob("*")} == {0}
+    (tmp_path / "store" / "router" / "2.json").write_text("{")
+    with pytest.raises(ValueError, match="candidate.alias must be a version that Result.push wrote"):
+        afnio.load_prompts(f"folder:{tmp_path}/store", "router")
+
+
+def test_files_of_a_result_are_loaded(tmp_path: Path) -> None:
+    RESULT.save(tmp_path)
+    assert afnio.load_prompts(tmp_path) == TEXTS
+    assert afnio.load_prompts(tmp_path, prompts=["system"]) == {"system": TEXTS["system"]}
+    with pytest.raises(LookupError, match="must have the prompt 'tool'"):
+        afnio.load_prompts(tmp_path, prompts=["tool"])
+    with pytest.raises(FileNotFoundError, match="must have prompts as <name>.txt"):
+        afnio.load_prompts(tmp_path / "other")
+    with pytest.raises(ValueError, match="names must differ as names of files"):
+        replace(RESULT, prompts={"a b": "x", "a:b": "y"}).save(tmp_path)
+    with pytest.raises(ValueError, match="prompt 'b' must have text that UTF-8 can express"):
+        replace(RESULT, prompts={"a": "x", "b": "\ud800"}).save(tmp_path)
+    assert not (tmp_path / "a.txt").exists()
 
 
 def refused(handler: Any) -> None:
@@ -225,18 +309,30 @@ def endless(handler: Any) -> None:
             handler.wfile.write(b" " * 1_000_000)
 
 
+def dripping(handler: Any) -> None:
+    with pytest.raises(OSError):
+        for number in range(1_000):
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n" if number == 0 else b"X-Any: any\r\n")
+            time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("instead", "said"),
     [
         (refused, "must accept the request .got 503"),
         (redirected, "must accept the request .got 307"),
+        (dripping, "must answer within 1 s"),
         (html, "must answer with JSON"),
         (endless, "more than 8,000,000 bytes"),
     ],
 )
-@pytest.mark.parametrize("store", ["mlflow", "phoenix"], indirect=True)
-def test_a_server_that_fails_is_one_sentence(store: str, recorded: Any, instead: Any, said: str) -> None:
+@pytest.mark.parametrize("store", ["mlflow", "phoenix", "langfuse"], indirect=True)
+def test_a_server_that_fails_is_one_sentence(
+    store: str, recorded: Any, instead: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a redirect to another host, and without an end to a reply."""
+    if instead is dripping:
+        monkeypatch.setattr("afnio.studies._stores.SECONDS", 1.0)
     recorded.instead = instead
     with pytest.raises(ConnectionError, match=said):
         RESULT.push(store, "router")
@@ -250,24 +346,53 @@ def test_credentials_come_from_the_stores_variables(recorded: Any, monkeypatch: 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     monkeypatch.setenv("PHOENIX_API_KEY", "key")
+    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "public")
+    monkeypatch.setenv("LANGFUSE_SECRET_KEY", "hidden")
     RESULT.push(f"mlflow:{recorded.url}", "credentials")
-    RESULT.push(f"phoenix:{recorded.url}", "credentials")
+    RESULT.push(f"phoenix:{recorded.url}", "phoenix")
+    RESULT.push(f"langfuse:{recorded.url}", "langfuse")
     sent = {header for _, _, header in recorded.asked}
-    assert sent == {f"Basic {base64.b64encode(b'ann:secret').decode()}", "Bearer key"}
+    basic = [f"Basic {base64.b64encode(pair).decode()}" for pair in (b"ann:secret", b"public:hidden")]
+    assert sent == {*basic, "Bearer key"}
     with pytest.raises(ValueError, match="must have no password in it") as raised:
         RESULT.push("mlflow:http://ann:secret@host", "router")
     assert "ann" not in str(raised.value)
 
 
-def test_a_store_that_is_down_or_unknown() -> None:
+async def test_a_server_is_not_waited_for_on_a_loop(recorded: Any) -> None:
+    with pytest.raises(BlockingReadError, match="afnio.load_prompts would block the event loop"):
+        afnio.load_prompts(f"mlflow:{recorded.url}", "router", prompts=["system"])
+    recorded.instead = None
+    with pytest.raises(LookupError):
+        await asyncio.to_thread(afnio.load_prompts, f"mlflow:{recorded.url}", "none", prompts=["system"])
+
+
+def test_a_store_that_is_down_or_unknown(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        with pytest.raises(ConnectionError, match="is it running"):
+        with pytest.raises(ConnectionError, match="check its address, and that it runs"):
             RESULT.push(f"mlflow:http://127.0.0.1:{free.getsockname()[1]}", "router")
-    with pytest.raises(ValueError, match="the store must be mlflow:<url>, phoenix:<url> or folder:<path>"):
+    with pytest.raises(
+        ValueError, match="the store must be mlflow:<url>, .* or folder:<path> .got 'langsmith:http:'"
+    ):
         RESULT.push("langsmith:http://host", "router")
-    with pytest.raises(ValueError, match="MLflow keeps texts of up to 100,000 characters"):
-        replace(RESULT, prompts={"a": "x" * 120_000}).push("mlflow:http://127.0.0.1:1", "router")
+    with pytest.raises(ValueError, match="the store must be mlflow:<url>"):
+        afnio.load_prompts("langsmith:http://host", "router")
+    with pytest.raises(ValueError, match="alias must be letters"):
+        replace(RESULT, gain=SimpleNamespace(is_clear=True)).push(
+            f"folder:{tmp_path}", "router", alias="../x"
+        )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("store", ["folder", "phoenix", "langfuse"], indirect=True)
+def test_a_text_of_120_000_characters(store: str) -> None:
+    """MLflow has a limit, which is said before anything is asked."""
+    replace(RESULT, prompts={"a": "é" * 120_000}).push(store, "router")
+    assert afnio.load_prompts(store, "router", prompts=["a"]) == {"a": "é" * 120_000}
+    with pytest.raises(
+        ValueError, match="MLflow keeps texts of up to 100,000 characters .got 120,000 for 'b'"
+    ):
+        replace(RESULT, prompts={"a": "x", "b": "x" * 120_000}).push("mlflow:http://127.0.0.1:1", "router")
 
 
 # Real servers
@@ -305,7 +430,9 @@ def test_a_real_server(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "PHOENIX_TELEMETRY_ENABLED": "false",
     }  # fmt: skip
     with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(arguments, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            arguments, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 240
@@ -320,6 +447,7 @@ def test_a_real_server(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         store = f"{kind}:{url}"
         test_a_result_is_pushed_and_loaded(store)
         test_a_mixture_of_sets_is_refused(store)
+        test_an_app_keeps_its_own_prompts_through_a_second_round(store)
         sets = [{"first": f"set {number}"} for number in range(8)]
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda prompts: replace(RESULT, prompts=prompts).push(store, "beside"), sets))

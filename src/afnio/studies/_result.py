@@ -11,16 +11,16 @@ that is started again gets it from there.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Self, final
 
+from afnio._archive import replace
 from afnio.optim._gate import GateVerdict
 from afnio.studies._figures import Accuracy, Gain, MeanScore, Measured, counted
+from afnio.studies._rows import check_text
 from afnio.tellurio._queries import home_folder
 
 SHOWN_ROWS: Final = 30
@@ -277,25 +277,23 @@ class Result:
         ]
 
     def save(self, folder: str | Path) -> Path:
-        """Write each prompt to `folder/<name>.txt`, exactly as it is.
+        """Write each prompt to `folder/<name>.txt`, exactly as it is. `afnio.load_prompts(folder)` reads them.
 
         A file of the same name is replaced as a whole, so that a program which reads it meanwhile gets the old text or
         the new one. Only the current user can read the files.
+
+        Raises:
+            ValueError: if two names are the same as names of files, or UTF-8 can't express a text.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        files = {name: re.sub(r"[^\w.-]", "_", name) + ".txt" for name in self.prompts}
+        if len({file.lower() for file in files.values()}) < len(files):
+            raise ValueError(f"names must differ as names of files (got {', '.join(files)}); rename one")
         for name, text in self.prompts.items():
-            path = folder / (re.sub(r"[^\w.-]", "_", name) + ".txt")
-            descriptor, temporary = tempfile.mkstemp(
-                prefix=".prompt-", dir=folder
-            )  # readable by its user only
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-                    file.write(text)
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            check_text(f"prompt {name!r}", text)
+        for name, text in self.prompts.items():
+            replace(folder / files[name], text.encode())
         return folder
 
     def push(self, store: str, name: str, *, alias: str = "candidate") -> None:
@@ -304,8 +302,9 @@ class Result:
         `afnio.load_prompts` reads them. The alias moves after all versions are there. It blocks.
 
         Args:
-            store: "mlflow:http://…", "phoenix:http://…" or "folder:…". Credentials come from the variables that the
-                store's own client reads: MLFLOW_TRACKING_TOKEN (or _USERNAME and _PASSWORD), PHOENIX_API_KEY.
+            store: "mlflow:http://…", "phoenix:http://…", "langfuse:http://…" or "folder:…". Credentials come from the
+                variables that the store's own client reads: MLFLOW_TRACKING_TOKEN (or _USERNAME and _PASSWORD),
+                PHOENIX_API_KEY, LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY.
             name: of the set of prompts.
             alias: only "candidate" for prompts that aren't clearly better on test rows.
 
@@ -313,6 +312,7 @@ class Result:
             ValueError: for another alias without a clear gain, names that are equal in the store, or texts that it
                 can't keep.
             ConnectionError: if the store can't be reached, or refuses.
+            BlockingReadError: if it would block an event loop.
         """
         from afnio.studies._stores import push_prompts
 
@@ -320,24 +320,7 @@ class Result:
             raise ValueError(
                 f'alias must be "candidate" for prompts that aren\'t clearly better (got {alias!r}; {self.verdict})'
             )
-        push_prompts(store, name, self.prompts, alias=alias, message=self.verdict, start=self.start)
-
-    @staticmethod
-    def load(folder: str | Path) -> dict[str, str]:
-        """Return the prompts that `save` wrote to a folder, by name.
-
-        Raises:
-            FileNotFoundError: if there are none.
-        """
-        texts = {}
-        for path in sorted(Path(folder).glob("*.txt")):
-            with path.open(encoding="utf-8", newline="") as file:
-                texts[path.stem] = file.read()
-        if not texts:
-            raise FileNotFoundError(
-                f"{folder} must have prompts as <name>.txt (got none); write them by Result.save"
-            )
-        return texts
+        push_prompts(store, name, self.prompts, alias=alias, verdict=self.verdict, start=self.start)
 
     def report(self, path: str | Path = "optimize.html") -> Path:
         """Write the result and its run as one page that needs neither a server nor a network, and return its path.
