@@ -89,7 +89,7 @@ class Version:
         )
 
 
-class Store(Protocol):
+class PromptStore(Protocol):
     """Where sets of prompts are kept.
 
     Attributes:
@@ -215,7 +215,7 @@ def _chosen(where: str, texts: dict[str, str], prompts: Iterable[str] | None) ->
 _KIND: Final = re.compile(r"(folder|mlflow|phoenix|langfuse):|[a-z]{2,}:(?=https?:)")
 
 
-def _opened(source: str) -> Store:
+def _opened(source: str) -> PromptStore:
     kind = _KIND.match(source)
     if kind is None or kind[1] is None:
         raise ValueError(
@@ -320,7 +320,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
 # Servers
 
 
-class RefusedError(ConnectionError):
+class StoreError(ConnectionError):
     """A server's answer that isn't a success."""
 
     def __init__(self, said: str, status: int, body: str) -> None:
@@ -444,7 +444,7 @@ class Server(ABC):
             ) from None
         if not 200 <= response.status < 300:
             text = content[:2_000].decode("utf-8", "replace")
-            raise RefusedError(
+            raise StoreError(
                 f"{self.url} must accept the request (got {response.status}: {text[:200]})",
                 response.status,
                 text,
@@ -491,7 +491,7 @@ class MLflow(Server):
         is_prompt = {"key": "mlflow.prompt.is_prompt", "value": "true"}
         try:
             await self._write("registered-models/create", {"name": entry, "tags": [is_prompt]})
-        except RefusedError as error:
+        except StoreError as error:
             if "RESOURCE_ALREADY_EXISTS" not in error.body:
                 raise
         tags = {
@@ -514,7 +514,7 @@ class MLflow(Server):
     async def _pull(self, entry: str, alias: str) -> tuple[Any, Any]:
         try:
             reply = await self.call("GET", f"{self._API}/registered-models/alias", name=entry, alias=alias)
-        except RefusedError as error:
+        except StoreError as error:
             if error.status == 404 or "alias" in error.body:
                 raise LookupError(f"{entry} must have the alias {alias!r} in {self.url} (got none)") from None
             raise
@@ -527,7 +527,7 @@ class MLflow(Server):
         """Send a request again if another one wrote the same row meanwhile: MLflow looks, then inserts."""
         try:
             return await self.call("POST", f"{self._API}/{path}", body)
-        except RefusedError as error:
+        except StoreError as error:
             if "IntegrityError" not in error.body or attempts == 1:
                 raise
         await anyio.sleep(0.1)
@@ -562,7 +562,7 @@ class Phoenix(Server):
     async def _pull(self, entry: str, alias: str) -> tuple[Any, Any]:
         try:
             reply = await self.call("GET", f"/v1/prompts/{entry}/tags/{quote(alias, safe='')}")
-        except RefusedError as error:
+        except StoreError as error:
             if error.status == 404:
                 raise LookupError(f"{entry} must have the alias {alias!r} in {self.url} (got none)") from None
             raise
@@ -596,7 +596,7 @@ class Langfuse(Server):
         try:
             # Unresolved: the text may have tags that Langfuse would replace by other prompts.
             reply = await self.call("GET", f"/api/public/v2/prompts/{entry}", label=alias, resolve="false")
-        except RefusedError as error:
+        except StoreError as error:
             if error.status == 404:
                 raise LookupError(f"{entry} must have the alias {alias!r} in {self.url} (got none)") from None
             raise
