@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from optimize.task import client, equal, rows
 
 import afnio
-from afnio.testing import Provider
+from afnio.testing import Provider, ScriptedClient
 
 PROGRAM = """
 import afnio, openai
@@ -105,3 +108,55 @@ def test_the_engines_frames_are_shown_on_request(
     monkeypatch.setenv("AFNIO_TRACEBACK", "full")
     lines = fails(tmp_path, provider, wait="", other="makes_calls=False")
     assert [line for line in lines if "/afnio/studies/" in line] != []
+
+
+def optimized_as(send: Callable[[str], str], model: ScriptedClient, **others: Any) -> afnio.Result:
+    """Optimize an agent that sends `send(system)`; each row is right, so no critic is asked."""
+
+    async def agent(text: str, system: str, **unused: str) -> str:
+        messages = [{"role": "system", "content": send(system)}, {"role": "user", "content": text}]
+        return (await model.achat(messages=messages, model="student")).content
+
+    given: dict[str, Any] = {"prompts": {"system": "level 2"}, "budget": afnio.budget(max_calls=400)}
+    return afnio.optimize(agent, rows(100), lambda *_: True, critic=(model, "critic"), **given | others)
+
+
+def test_an_agent_that_never_sends_its_prompt_is_refused_before_anything_is_paid(tmp_path: Path) -> None:
+    model = client()
+    with pytest.raises(ValueError, match="must send its prompt to a model .* put system into the messages"):
+        optimized_as(lambda system: "Say the level.", model, dir=tmp_path)
+    assert model.requests == []
+
+
+@pytest.mark.parametrize(
+    "send",
+    [str.strip, lambda text: f"level {text.split()[-1]}" if "mark" not in text else text[::-1], json.dumps],
+    ids=["as it is", "in a form that hides it", "escaped"],
+)
+def test_a_prompt_that_is_sent_in_another_form_is_sent(send: Callable[[str], str], tmp_path: Path) -> None:
+    result = optimized_as(send, client(), dir=tmp_path)
+    assert result.notes == ()
+
+
+def test_a_prompt_of_several_that_the_first_row_does_not_send_is_noted(tmp_path: Path) -> None:
+    result = optimized_as(str, client(), dir=tmp_path, prompts={"system": "level 2", "style": "Be polite."})
+    assert result.notes == ("the first row's requests contain nothing of style",)
+
+
+def test_an_agent_that_fails_on_made_up_replies_is_not_refused(tmp_path: Path) -> None:
+    """It can't be seen if it would send its prompt after a real one."""
+    model = client()
+
+    async def agent(text: str, system: str) -> str:
+        messages = [{"role": "system", "content": "level 0"}, {"role": "user", "content": text}]
+        first = (await model.achat(messages=messages, model="student")).content
+        if first not in ("yes", "no"):
+            raise ValueError("neither yes nor no")
+        messages[0]["content"] = system
+        return (await model.achat(messages=messages, model="student")).content
+
+    result = afnio.optimize(
+        agent, rows(100), equal, prompts={"system": "level 2"}, critic=(model, "critic"),
+        budget=afnio.budget(max_calls=600), dir=tmp_path,
+    )  # fmt: skip
+    assert result.prompts != result.start

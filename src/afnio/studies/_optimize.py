@@ -137,8 +137,9 @@ def optimize(
         limits: `afnio.Limits` of each account that a function's clients and the critic use. Of these and the limits
             around it, such as those of `bridge.installed(limits=…)`, the tightest hold. A Module's clients have their
             own.
-        makes_calls: False if the agent asks no model. By default it is an error if none of the first rows makes a call
-            that Afnio sees, before a critic is paid.
+        makes_calls: False if the agent asks no model, or sends its prompts only after certain replies. By default it is
+            an error if none of the first rows makes a call that Afnio sees, before a critic is paid, and if a row's
+            requests contain none of the prompts, before anything is paid.
 
     Raises:
         TypeError, ValueError: for arguments that can't work, before the first call, among them too few rows for the
@@ -294,6 +295,8 @@ class Optimization(Study):
             return from_json(
                 earlier.result, home=self._home, make_agent=self.subject.restored, earlier=earlier.when
             )
+        with self.bridge():
+            self._check_sent(await self.unsent(self.splits.train[0]))
         started = time.monotonic()
         self.offers_tools = any(call.params.get("tools") for call in calls)
         if self.budget.caps.calls is not None:
@@ -318,6 +321,18 @@ class Optimization(Study):
             result = await self._optimized(run, spending, started)
             await anyio.to_thread.run_sync(self._keep, run, result)
         return result
+
+    def _check_sent(self, missing: Sequence[str]) -> None:
+        """Raise if the agent sends none of its prompts, and note it if it doesn't send some."""
+        names = ", ".join(missing)
+        if self.makes_calls and len(missing) == len(self.start):
+            raise ValueError(
+                f"the agent must send {'its prompt' if len(missing) == 1 else 'one of its prompts'} to a model (got a "
+                f"row whose requests contain nothing of {names}, so nothing was paid); put {missing[0]} into the "
+                "messages, or pass makes_calls=False if it is sent only after certain replies"
+            )
+        if missing:
+            self.notes.append(f"the first row's requests contain nothing of {names}")
 
     @property
     def _home(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from afnio.errors import (
     reason,
 )
 from afnio.models._rehearsal import Rehearsed, rehearsing
+from afnio.models._trace import tracing
 from afnio.runtime._blocking import task_group
 from afnio.runtime._callables import call_in_node, may_fail, tolerate
 from afnio.runtime._failures import Failure
@@ -323,3 +325,32 @@ class Scoring:
             except Exception:  # made-up replies may be of no use to the agent or the metric
                 logging.getLogger("afnio").debug("a row could not be rehearsed", exc_info=True)
         return rehearsal.calls
+
+    async def unsent(self, row: Row) -> list[str]:
+        """Return the prompts that no request of a row contains, as far as made-up replies show. It sends nothing.
+
+        The prompts are marked, because an agent may change them before it sends them. A prompt counts as sent if its
+        mark arrives, or if nothing can be seen: the agent makes no call, fails on made-up replies, or offers tools,
+        which these don't call.
+        """
+        texts = self.subject.texts
+        marks = {name: f"mark{place}of{len(texts)}" for place, name in enumerate(texts)}
+        marked = {name: f"{mark} {texts[name]} {mark}" for name, mark in marks.items()}
+        sent = await self._requests(row, marked)
+        missing = [name for name, mark in marks.items() if mark not in sent.lower()]
+        if not sent or len(missing) < len(texts):
+            return missing if sent else []
+        # If the requests differ from those without marks, a prompt arrives in a form that hides its mark.
+        return missing if await self._requests(row, texts) == sent else []
+
+    async def _requests(self, row: Row, texts: Mapping[str, str]) -> str:
+        """Return a row's requests to models as JSON lines; nothing if these can't be all of them."""
+        agent = Scoring(self.subject, lambda output: True, 1.0)
+        with rehearsing() as rehearsal, tracing() as trace:
+            try:
+                (scored,) = await agent.scored("rehearsal", [row], texts, tolerant=True)
+            except Exception:
+                return ""
+        if scored.outputs[0] is None or any(call.params.get("tools") for call in rehearsal.calls):
+            return ""
+        return "\n".join(sorted(json.dumps(call.request, default=repr) for call in trace.calls))
