@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from afnio._archive import load as load
     from afnio._archive import save as save
     from afnio.runtime._executors import Workers as Workers
+    from afnio.studies._evaluate import evaluate as evaluate
+    from afnio.studies._evaluation import EvaluatedRow as EvaluatedRow
+    from afnio.studies._evaluation import Evaluation as Evaluation
     from afnio.studies._headroom import headroom as headroom
     from afnio.studies._optimize import optimize as optimize
     from afnio.studies._result import Headroom as Headroom
@@ -55,6 +58,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.4.0"
 __all__ = [
+    "EvaluatedRow",
+    "Evaluation",
     "Headroom",
     "Limits",
     "Parameter",
@@ -65,6 +70,7 @@ __all__ = [
     "bind",
     "budget",
     "enable_grad",
+    "evaluate",
     "get_backward_model_client",
     "headroom",
     "is_grad_enabled",
@@ -92,6 +98,8 @@ __getattr__, __dir__ = _lazily(
     globals(),
     {
         "afnio._archive": "load save",
+        "afnio.studies._evaluate": "evaluate",
+        "afnio.studies._evaluation": "EvaluatedRow Evaluation",
         "afnio.studies._headroom": "headroom",
         "afnio.studies._optimize": "optimize",
         "afnio.studies._result": "Headroom Result",

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean
 from typing import Final, NamedTuple
 
-__all__ = ["Paired", "mean_interval", "paired_interval", "power", "wilson"]
+__all__ = ["Paired", "mean_interval", "paired_interval", "power", "share_interval", "wilson"]
 
 NORMAL: Final = NormalDist()
 Z: Final = NORMAL.inv_cdf(0.975)
@@ -122,10 +122,11 @@ def _with_made_up(values: Sequence[float], bottom: float, top: float, each: floa
     return center - reach, center + reach
 
 
-def wilson(correct: int, total: int, z: float = Z) -> tuple[float, float]:
+def wilson(correct: float, total: float, z: float = Z) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion (Wilson, 1927).
 
-    The textbook's normal interval has no width at 0/n and leaves [0, 1] near it. Wilson's does neither.
+    The textbook's normal interval has no width at 0/n and leaves [0, 1] near it. Wilson's does neither. Numbers of
+    answers that aren't independent may be fractions.
 
     >>> [round(bound, 3) for bound in wilson(25, 68)]
     [0.263, 0.486]
@@ -142,6 +143,38 @@ def wilson(correct: int, total: int, z: float = Z) -> tuple[float, float]:
     low = 0.0 if correct == 0 else max(0.0, centre - half)
     high = 1.0 if correct == total else min(1.0, centre + half)
     return low, high
+
+
+def share_interval(shares: Sequence[float], answers: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of right answers, if each sample was answered several times.
+
+    Answers to one sample resemble each other, so they are a cluster. This is Wilson's interval at the number of
+    independent answers that would vary as much as the samples' means do, from one a sample on; for few samples it is
+    reduced as Student's t asks. Near 0 and 1, where the t interval of the means has no width, it still covers the true
+    share.
+
+    Args:
+        shares: each sample's share of right answers.
+        answers: how many answers there are to all samples. As many as samples make it `wilson`.
+
+    >>> [round(bound, 3) for bound in share_interval([1, 1, 2 / 3, 0, 1 / 3, 1] * 10, 180)]
+    [0.56, 0.758]
+    """
+    count, mean = len(shares), math.fsum(shares) / max(len(shares), 1)
+    if answers <= count or not 1e-9 < mean < 1 - 1e-9:
+        return wilson(round(mean * count, 9), count)
+    # Half a made-up sample at each end: few samples that are wrong say little about how the others vary.
+    squares = math.fsum((share - mean) ** 2 for share in shares) + (mean**2 + (1 - mean) ** 2) / 2
+    varied = min(mean * (1 - mean) * count * count / squares, answers) * (Z / _students(count - 1)) ** 2
+    independent = max(varied, count)
+    return wilson(mean * independent, independent)
+
+
+def _students(freedom: int) -> float:
+    """Return the 0.975 quantile of Student's t, by three terms of its expansion: 2 % off at 3 degrees of freedom."""
+    first, second = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
+    third = (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384
+    return Z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def power(rows: int, gain: float, *, losing: float = 0.05) -> float:

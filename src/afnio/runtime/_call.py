@@ -99,8 +99,17 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
                 call.shared.setdefault((call.account, call.key), SharedCall(reply))
             if listening():
                 url = at_tier(call.account.url, reply.service_tier)
-                about = (call.address, url, call.model, call.purpose)
-                emit(CallReplayed(*about, call.request, reply, call.node, call.lane, str(journal.path)))
+                about = (
+                    call.address,
+                    url,
+                    call.model,
+                    call.purpose,
+                    call.request,
+                    reply,
+                    call.node,
+                    call.lane,
+                )
+                emit(CallReplayed(*about, str(journal.path), record.seconds))
             return reply
         if journal.broken is not None:
             raise journal.broken
@@ -609,7 +618,7 @@ async def _record(trip: Trip[R], reply: R, kind: Kind = "reply") -> None:
         purpose=call.purpose,
         account=at_tier(trip.url, reply.service_tier),
         usage=reply.usage if kind == "reply" else Usage(),
-        seconds=trip.seconds,
+        seconds=trip.on_wire,
         kind=kind,
         reusable=call.codec.reusable(reply),
     )

@@ -59,6 +59,7 @@ class Journal:
     Attributes:
         path: the file, links resolved.
         changed: the first notice that the program has changed, or None.
+        on_change: called once with it, within `take`.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +84,7 @@ class Journal:
         self.path = path
         self.mode: Mode = mode
         self.changed: ProgramChanged | None = None
-        self._on_change = on_change
+        self.on_change = on_change
         self._pid = os.getpid()
         self._reader = JournalReader(path)
         try:
@@ -245,7 +246,7 @@ class Journal:
     def _note_change(self, notice: ProgramChanged) -> None:
         if self.changed is None:
             self.changed = notice
-            self._on_change(notice)
+            self.on_change(notice)
 
     def _note_move(self, address: str, scope: str, source: int, record: Record) -> None:
         # A later run then finds the reply at the address where this run had it.

@@ -63,7 +63,7 @@ class Record:
         payload: the encoded reply, opaque here; empty if there was none.
         usage: tokens that the provider counted, or for an "unknown" attempt the tokens reserved for it.
         attempts: how often the call was sent.
-        seconds: from admission to the end.
+        seconds: on the wire, over all attempts.
         created: seconds since 1970 UTC.
         kind: "reply"; "shared" for a reply that another record of this journal counts; "failed" for an attempt
             that was paid for and gave nothing; "unknown" for one that timed out on the wire and may have been

@@ -72,6 +72,7 @@ class CallReplayed(CallEvent):
     Attributes:
         request, reply, node, lane: as in `CallEnded`.
         journal: the path of the journal. A call that a run's own journal answers was paid for by that run.
+        seconds: time on the wire when the call was made, over all attempts.
     """
 
     request: Any = field(default=None, repr=False)
@@ -79,6 +80,7 @@ class CallReplayed(CallEvent):
     node: str = ""
     lane: int | None = None
     journal: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

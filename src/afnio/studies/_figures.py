@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Self, final
 
-from afnio.stats import mean_interval, paired_interval, wilson
+from afnio.stats import mean_interval, paired_interval, share_interval, wilson
 
 
 @final
@@ -70,12 +70,51 @@ class MeanScore:
         return f"{self.mean:.3g} ({self.rows} rows{interval})"
 
 
-Measured = Accuracy | MeanScore
+@final
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The share of right answers, several to each row, with its 95 % interval by row.
+
+    >>> print(Share.of([1, 2 / 3, 0, 1], 12))
+    66.7 % (4 rows, 12 answers; 24.5 to 92.5)
+    """
+
+    mean: float
+    rows: int
+    answers: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, shares: Sequence[float], answers: int) -> Self:
+        return cls(
+            fmean(shares) if shares else math.nan, len(shares), answers, *share_interval(shares, answers)
+        )
+
+    def __float__(self) -> float:
+        return self.mean
+
+    def __str__(self) -> str:
+        low, high = 100 * self.low, 100 * self.high
+        rows = counted(self.rows, "row")
+        return f"{100 * self.mean:.1f} % ({rows}, {self.answers:,} answers; {low:.1f} to {high:.1f})"
 
 
-def score_of(scores: Sequence[float], *, graded: bool, highest: float = 1.0) -> Measured:
-    """Return the figure of rows' scores. `graded` is True if some score of the run is neither 0 nor 1."""
-    return MeanScore.of(scores, highest) if graded else Accuracy.of(scores)
+Measured = Accuracy | Share | MeanScore
+
+
+def score_of(
+    scores: Sequence[float], *, graded: bool, highest: float = 1.0, answers: int | None = None
+) -> Measured:
+    """Return the figure of rows' scores.
+
+    Args:
+        graded: True if some score of the run is neither 0 nor 1.
+        answers: how many answers the scores are means of, if more than one each.
+    """
+    if graded:
+        return MeanScore.of(scores, highest)
+    return Accuracy.of(scores) if answers in (None, len(scores)) else Share.of(scores, answers or 0)
 
 
 @final

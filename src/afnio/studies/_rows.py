@@ -95,7 +95,7 @@ def in_words(value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
-        return json.dumps(value, ensure_ascii=False, default=_plainly)
+        return json.dumps(value, ensure_ascii=False, default=plainly)
     except (TypeError, ValueError):
         return repr(value)
 
@@ -111,7 +111,7 @@ def check_text(name: str, text: str) -> None:
         ) from None
 
 
-def _plainly(value: Any) -> Any:
+def plainly(value: Any) -> Any:
     for method in ("model_dump", "to_dict", "tolist", "_asdict"):
         if callable(found := getattr(value, method, None)):
             return found()
@@ -201,7 +201,7 @@ def _short(value: Any) -> str:
 
 def digest(*parts: Any) -> str:
     """Return a digest of data that is the same in another process."""
-    text = json.dumps(parts, sort_keys=True, default=_plainly)
+    text = json.dumps(parts, sort_keys=True, default=plainly)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

@@ -57,6 +57,7 @@ class Scorer:
 
     Attributes:
         outputs: the agent's outputs in words, by lane.
+        feedback: the metric's feedback, by lane, if it gave any.
         places: gets the addresses below which the metric's own calls are.
     """
 
@@ -66,9 +67,10 @@ class Scorer:
         self.rows = rows
         self.places = places
         self.outputs: dict[int, str] = {}
+        self.feedback: dict[int, str] = {}
         self.perfect = perfect
         self._metric = metric
-        self._wants = wanted_by(metric)
+        self._wants, self._labelled = wanted_by(metric), takes_expected(metric)
         self.name = getattr(metric, "__name__", type(metric).__name__)
         if self.name == "<lambda>":
             self.name = "metric"
@@ -85,7 +87,7 @@ class Scorer:
         self.outputs[lane] = in_words(value)
         others = {"inputs": row.inputs, "trace": output.trace.calls if isinstance(output, Traced) else []}
         given = {name: others[name] for name in self._wants}
-        expected = [row.expected] if takes_expected(self._metric) else []
+        expected = [row.expected] if self._labelled else []
         call: Any = functools.partial(self._metric, value, *expected, **given)
         try:
             returned = await call_in_node(job, call)
@@ -113,6 +115,8 @@ class Scorer:
             raise MetricError(
                 f"the metric's feedback must be a text (got {_short(feedback)} for row {row.number})"
             )
+        if feedback is not None:
+            self.feedback[lane] = feedback
         return score, feedback
 
 

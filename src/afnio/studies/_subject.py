@@ -52,16 +52,26 @@ class Subject:
             parameter.validators = (*parameter.validators, functools.partial(_not_longer, self.limits[name]))
 
     @classmethod
-    def of(cls, agent: Any, prompts: Mapping[str, str] | None, wanted: Sequence[str]) -> Subject:
+    def of(
+        cls, agent: Any, prompts: Mapping[str, str] | None, wanted: Sequence[str], *, trained: bool = True
+    ) -> Subject:
+        """Return the subject of a user's agent.
+
+        Args:
+            wanted: what the metric takes by name.
+            trained: whether it must have prompts to train.
+        """
         if isinstance(agent, cog.Module):
             if "trace" in wanted and not isinstance(agent, cog.Agent):
                 raise TypeError(
                     "a metric can have the trace of a function's calls only; leave `trace` out for a Module"
                 )
-            return cls._of_module(agent, prompts)
+            return cls._of_module(agent, prompts, trained=trained)
         if isinstance(agent, type) or not callable(agent):
             raise TypeError(f"agent must be a function or a cognitive.Module (got {agent!r})")
-        if not isinstance(prompts, Mapping) or not prompts:
+        if prompts is None and not trained:
+            prompts = {}
+        if not isinstance(prompts, Mapping) or (trained and not prompts):
             raise TypeError(
                 f"a function needs prompts={{name: text}}, the texts that it takes by name (got {prompts!r})"
             )
@@ -73,11 +83,11 @@ class Subject:
         return cls(module, module.extra_repr(), functools.partial(with_prompts, module), agent)
 
     @classmethod
-    def _of_module(cls, agent: cog.Module, prompts: Any) -> Subject:
+    def _of_module(cls, agent: cog.Module, prompts: Any, *, trained: bool) -> Subject:
         if prompts is not None:
             raise TypeError("prompts must be left out for a Module: its own Parameters are the prompts")
         module = copy.deepcopy(agent)
-        if not any(parameter.requires_grad for parameter in module.parameters()):
+        if trained and not any(parameter.requires_grad for parameter in module.parameters()):
             raise ValueError(
                 f"{type(agent).__name__} must have a Parameter with requires_grad=True (got none)"
             )
