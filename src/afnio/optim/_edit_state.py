@@ -80,6 +80,7 @@ class SearchState:
         digest: of the values that the parameters hold.
         texts: these values.
         starts: the lengths of the first values.
+        firm: the guards that the first values got right in each draw. None before they were asked.
         opened: True once the sentences of the start texts have been left out.
         sample: what one sample costs. None if nothing depends on it yet.
         sizes: those of the last step.
@@ -101,6 +102,7 @@ class SearchState:
     digest: str | None = None
     texts: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
+    firm: list[int] | None = None
     opened: bool = False
     sample: SampleCost | None = None
     sizes: Sizes | None = None
@@ -194,7 +196,7 @@ class SearchState:
                     records.setdefault(text, BlockScore(number)).add(differences)
 
     def lose(self, result: RacedEntries, values: Sequence[str]) -> None:
-        """Remember the edits whose candidates all scored clearly less than the current text.
+        """Remember the edits whose candidates all scored clearly less than the current text, or broke a guard.
 
         One sample less is a matter of luck, and what a proposer is told not to write again it can't correct either.
         """
@@ -215,7 +217,8 @@ class SearchState:
                 if not pairs:
                     continue
                 mine, theirs = (math.fsum(column) for column in zip(*pairs, strict=True))
-                clear = theirs - mine >= CLEAR
+                # Of a candidate with several edits, nobody knows which one broke the guard.
+                clear = theirs - mine >= CLEAR or (entry.vetoed and sum(map(len, entry.edits)) == 1)
                 score, against = mine / len(pairs), theirs / len(pairs)
                 for edit in entry.edits[position]:
                     what = blocks[edit.block - 1] if edit.op == "delete" else edit.text
@@ -232,7 +235,18 @@ class SearchState:
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""
         stream = self.stream
-        plain = ("seed", "steps", "next", "incumbent", "digest", "texts", "starts", "opened", "step_cost")
+        plain = (
+            "seed",
+            "steps",
+            "next",
+            "incumbent",
+            "digest",
+            "texts",
+            "starts",
+            "firm",
+            "opened",
+            "step_cost",
+        )
         return {
             **_fields(self, plain),
             "sample": None if self.sample is None else list(self.sample),
@@ -271,6 +285,7 @@ class SearchState:
             state["digest"],
             list(state["texts"]),
             list(state["starts"]),
+            state["firm"],
             state["opened"],
             None if sample is None else SampleCost(*sample),
             None if sizes is None else Sizes(*sizes),
@@ -321,6 +336,7 @@ class Entry:
         place: its number in the race.
         number: its number among all candidates.
         left_out: the position and the text of the block that it does without, if that is what it tries.
+        vetoed: True if it breaks a guard.
     """
 
     name: str
@@ -332,6 +348,7 @@ class Entry:
     place: int = 0
     number: int = 0
     left_out: tuple[int, str] | None = None
+    vetoed: bool = False
     error: Exception | None = None
     scores: list[float | None] = field(default_factory=list)
     graphs: list[tuple[Any, list[int]]] = field(default_factory=list)

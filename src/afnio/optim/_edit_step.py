@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +17,14 @@ from typing import Any, Final, final
 from afnio.autodiff._backward import launch_grad
 from afnio.autodiff._graph import enable_grad
 from afnio.autodiff._variable import Variable, bind
-from afnio.errors import BudgetExceeded, JournalError, ScoreError
 from afnio.models._backward_model import backward_by, backward_model
 from afnio.models._client import ChatModel
 from afnio.optim._blocks import Draft, Edit, blocks_of, is_editable, union, without_block
 from afnio.optim._checks import check
 from afnio.optim._edit_state import LOST_SHOWN, Entry, RacedEntries, SearchState
 from afnio.optim._edits import Mistake, Proposal, Quoting, merge_edits, propose_edits
-from afnio.optim._holdout import Evaluate, Holdout, called, sample_scores
+from afnio.optim._guards import Guards
+from afnio.optim._holdout import Evaluate, Holdout, called, raise_end, sample_scores
 from afnio.optim._optimizer import Candidate, Change, Decision, Evidence, StepInputs, for_each, side_by_side
 from afnio.optim._sizes import Rows, Sizes, rows_for
 from afnio.runtime._callables import quorum_holds, tolerate
@@ -40,7 +40,7 @@ class ChainSetup:
 
     evaluate: Evaluate
     train: Holdout
-    max_chars: int | None
+    guards: Guards | None
     prune_every: int | None
     critics: bool | None
     quorum: float
@@ -59,7 +59,7 @@ class ChainStep:
     def __init__(self, setup: ChainSetup, state: SearchState, inputs: StepInputs, sizes: Sizes) -> None:
         self._setup, self._state, self._inputs, self._sizes = setup, state, inputs, sizes
         self._runner = Runner(setup, inputs)
-        self._race = EntryRace(self._runner, sizes, setup.quorum)
+        self._race = EntryRace(self._runner, sizes, setup.quorum, self._vetoed if setup.guards else None)
         self._drafts: list[list[Draft]] = []
         self._values: tuple[str, ...] = tuple(inputs.values)
         self._candidates: list[Candidate] = []
@@ -67,6 +67,8 @@ class ChainStep:
 
     async def run(self) -> Decision:
         state = self._state
+        if self._setup.guards is not None and state.firm is None:
+            state.firm = await self._setup.guards.firm(self._inputs)
         if not state.opened and self._setup.prune_every is not None:
             await self._open()
         state.opened = True
@@ -417,8 +419,19 @@ class ChainStep:
             )
 
     def _limit(self, position: int) -> int | None:
-        most = self._setup.max_chars
+        most = self._inputs.options[position]["max_chars"]
         return None if most is None else max(most, self._state.starts[position])
+
+    async def _vetoed(self, entry: Entry) -> str | None:
+        """Return why the guards refuse a candidate, or None."""
+        guards, firm = self._setup.guards, self._state.firm
+        assert guards is not None
+        assert firm is not None
+        broken = await guards.broken(self._inputs, entry, firm)
+        if not broken:
+            return None
+        named = ", ".join(str(unit + 1) for unit in broken[:SHOWN]) + (", …" if len(broken) > SHOWN else "")
+        return f"it breaks {len(broken)} of {len(firm)} guards ({named})"
 
     def _warn_few(self, got: int) -> None:
         if got < self._sizes.race and not self._state.warned:
@@ -433,6 +446,10 @@ class ChainStep:
 
 MOST_LEFT_OUT: Final = 6
 """Sentences of the start texts that are left out, one at a time, before the first step."""
+
+
+SHOWN: Final = 8
+"""Numbers of broken guards that a verdict names."""
 
 
 def _counted(reasons: Sequence[str]) -> str:
@@ -451,8 +468,14 @@ def _counted(reasons: Sequence[str]) -> str:
 class EntryRace:
     """Runs the candidates of one step."""
 
-    def __init__(self, runner: Runner, sizes: Sizes, quorum: float) -> None:
-        self._runner, self._sizes, self._quorum = runner, sizes, quorum
+    def __init__(
+        self,
+        runner: Runner,
+        sizes: Sizes,
+        quorum: float,
+        veto: Callable[[Entry], Awaitable[str | None]] | None,
+    ) -> None:
+        self._runner, self._sizes, self._quorum, self._veto = runner, sizes, quorum, veto
 
     async def run(
         self, entries: Sequence[Entry], units: Sequence[int], *, staged: bool = True
@@ -468,11 +491,34 @@ class EntryRace:
         head = list(units[: sizes.first]) if staged else list(units)
         async with scope(name="race"):
             await self._run(racing, head, 1)
-            left = self._best(racing, sizes.keep if staged else len(racing))
-            if staged:
+            left = await self._allowed(self._best(racing), sizes.keep if staged else 1)
+            if staged and left:
                 await self._run(left, list(units[sizes.first :]), 2)
-                left = self._best(left, len(left))
-        return RacedEntries(list(entries), list(units), left[0])
+                left = self._best(left)
+        return RacedEntries(list(entries), list(units), left[0] if left else None)
+
+    async def _allowed(self, ranked: Sequence[Entry], most: int) -> list[Entry]:
+        """Return the best that no guard refuses, in order. The current text isn't asked about."""
+        veto, allowed, waiting = self._veto, list[Entry](), list(ranked)
+        if veto is None:
+            return waiting[:most]
+        while waiting and len(allowed) < most:
+            asked = [waiting.pop(0) for _ in range(min(most - len(allowed), len(waiting)))]
+            reasons: list[str | None] = [None] * len(asked)
+
+            async def ask(number: int, asked: list[Entry], reasons: list[str | None]) -> None:
+                if asked[number].name != "incumbent":
+                    reasons[number] = await veto(asked[number])
+
+            await side_by_side([partial(ask, number, asked, reasons) for number in range(len(asked))])
+            for entry, refused in zip(asked, reasons, strict=True):
+                if refused is None:
+                    allowed.append(entry)
+                else:
+                    entry.vetoed, entry.verdict = True, f"vetoed: {refused}"
+        if any(entry.vetoed for entry in ranked) and allowed:
+            return self._best(allowed)  # verdicts compare with the best that is left
+        return allowed
 
     async def _run(self, entries: Sequence[Entry], units: list[int], stage: int) -> None:
         async def one(entry: Entry) -> None:
@@ -491,8 +537,11 @@ class EntryRace:
 
         await side_by_side([partial(one, entry) for entry in entries])
 
-    def _best(self, entries: Sequence[Entry], most: int) -> list[Entry]:
-        """Return the best candidates, by their sums on the samples that all of them have a score of."""
+    def _best(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return the candidates that can be judged, the best first, by their sums.
+
+        Only samples count that all of them have a score of.
+        """
         able = [e for e in entries if self._enough(sum(s is not None for s in e.scores), len(e.scores))]
         for entry in entries:
             if entry not in able:
@@ -516,7 +565,7 @@ class EntryRace:
             entry.verdict = (
                 f"lost: {what}" if number != order[0] else f"{sums[number]:g} on {len(columns)} samples"
             )
-        return [able[number] for number in order[:most]]
+        return [able[number] for number in order]
 
     def _enough(self, scored: int, samples: int) -> bool:
         return scored > 0 and quorum_holds(scored, samples, self._quorum)
@@ -615,15 +664,3 @@ class Runner:
         client = known.client if known is not None else group["model_client"]
         arguments = known.completion_args if known is not None else group["completion_args"]
         return backward_by(Quoting(client, arguments))
-
-
-_ENDS: Final = (BudgetExceeded, JournalError, ScoreError)
-"""Errors that end a step: no part of it could be judged after them."""
-
-
-def raise_end(error: BaseException) -> None:
-    """Raise the first error that ends a step, if `error` is one or is a group with one."""
-    if isinstance(error, _ENDS):
-        raise error
-    for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
-        raise_end(inner)

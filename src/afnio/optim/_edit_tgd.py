@@ -35,6 +35,7 @@ from afnio.optim._checks import WORDS
 from afnio.optim._edit_state import SearchState
 from afnio.optim._edit_step import ChainSetup, ChainStep, Runner
 from afnio.optim._edits import Mistake, propose_edits
+from afnio.optim._guards import Guards
 from afnio.optim._holdout import Evaluate, Holdout
 from afnio.optim._optimizer import Change, DecideAll, Decision, Evidence, Lineage, Optimizer, StepInputs
 from afnio.optim._sizes import SampleCost, Sizes, affordable
@@ -96,6 +97,12 @@ class EditTGD(Optimizer):
         first: how many of them all candidates get.
         keep: how many candidates get the rest.
         max_chars: the most characters of a text. A start text that is longer may keep its length. None sets no limit.
+            A group may have its own.
+        guards: samples that a text must go on getting right: a `Dataset` or a list, as `train` is. A guard is firm if
+            the start texts get it right in three draws; the others guard nothing, and a warning counts them. In a race
+            a candidate is refused if it gets a firm guard wrong, and wrong again in one of two more draws. Guards may
+            be training samples, too. They cost calls in each step.
+        perfect: the score that makes a guard right.
         prune_every: every so many steps a block is left out. None never does, nor before the first step.
         critics: if critics give feedback. By default only with several parameters.
         budget: calls that the run may take.
@@ -144,6 +151,8 @@ class EditTGD(Optimizer):
         first: int = 12,
         keep: int = 2,
         max_chars: int | None = 1_000,
+        guards: Any = None,
+        perfect: float = 1.0,
         prune_every: int | None = 4,
         critics: bool | None = None,
         budget: int | None = None,
@@ -156,19 +165,21 @@ class EditTGD(Optimizer):
         **completion_args: Any,
     ) -> None:
         wanted = Sizes(1, inner, minibatch, race, first, keep)
-        _check_search(evaluate, wanted, max_chars, prune_every, budget, reserve, quorum)
+        _check_search(evaluate, wanted, prune_every, budget, reserve, quorum)
         rows = Holdout(train)
         if len(rows) < 2:
             raise ValueError(
                 f"train must have at least 2 samples (got {len(rows)}); a race needs one that no edit was made from"
             )
-        self._max_chars = max_chars
-        self._setup = ChainSetup(evaluate, rows, max_chars, prune_every, critics, quorum)
+        guarded = None if guards is None else Guards(evaluate, guards, perfect)
+        self._setup = ChainSetup(evaluate, rows, guarded, prune_every, critics, quorum)
+        wanted = wanted._replace(guards=0 if guarded is None else len(guarded))
         self._wanted, self._budget, self._reserve = wanted, budget, reserve
         self._search = SearchState(len(rows), search_seed)
         defaults = {
             "model_client": model_client,
             "lr": lr,
+            "max_chars": max_chars,
             "constraints": _listed(constraints),
             "leak_words": leak_words,
             "mistake_tokens": mistake_tokens,
@@ -188,7 +199,7 @@ class EditTGD(Optimizer):
         """Return one small step: the edits that the feedback asks for."""
         mistakes = [Mistake(None, str(entry.data), entry.provenance) for entry in gradients]
         draft = Draft.of(_text(parameter, value))
-        proposal = await propose_edits(parameter, draft, mistakes, options, limit=self._max_chars)
+        proposal = await propose_edits(parameter, draft, mistakes, options, limit=options["max_chars"])
         evidence = tuple(Evidence(m.text, m.trail) for m in mistakes)
         rejected = "; ".join(proposal.dropped) if proposal.dropped and not proposal.edits else None
         after = proposal.draft.text
@@ -252,6 +263,11 @@ class EditTGD(Optimizer):
         return [state.lineage(at, text) for at, text in enumerate(state.texts)]
 
     @property
+    def firm_guards(self) -> list[int] | None:
+        """The numbers of the guards that guard something. None before the first step, or without guards."""
+        return self._search.firm
+
+    @property
     def sizes(self) -> Sizes | None:
         """The sizes of the last step, after shrinking. None before the first one."""
         return self._search.sizes
@@ -273,7 +289,6 @@ def _listed(constraints: Any) -> list[str | Variable]:
 def _check_search(
     evaluate: Any,
     wanted: Sizes,
-    max_chars: Any,
     prune_every: Any,
     budget: Any,
     reserve: Any,
@@ -281,9 +296,9 @@ def _check_search(
 ) -> None:
     if not callable(evaluate):
         raise TypeError(f"evaluate must be a callable of a batch (got {evaluate!r})")
-    given = {"max_chars": max_chars, "prune_every": prune_every, "budget": budget}
-    optional = {name: number for name, number in given.items() if number is not None}
-    for name, number in {**wanted._asdict(), **optional}.items():
+    sizes = {name: number for name, number in wanted._asdict().items() if name != "guards"}
+    optional = {"prune_every": prune_every, "budget": budget}
+    for name, number in {**sizes, **{k: v for k, v in optional.items() if v is not None}}.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"{name} must be a whole number, 1 or more (got {number!r})")
     if isinstance(reserve, bool) or not isinstance(reserve, int) or reserve < 0:
@@ -298,6 +313,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
     lr = options["lr"]
     if isinstance(lr, bool) or not isinstance(lr, int) or lr < 1:
         raise ValueError(f"lr must be a whole number of chains, 1 or more (got {lr!r})")
+    most = options["max_chars"]
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise ValueError(f"max_chars must be a whole number, 1 or more (got {most!r})")
     for name, least in (("leak_words", 4), ("mistake_tokens", 100)):
         number = options[name]
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):

@@ -7,12 +7,12 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 from afnio.autodiff._backward import resolve
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind, plain
-from afnio.errors import ScoreError
+from afnio.errors import BudgetExceeded, JournalError, ScoreError
 from afnio.runtime._callables import is_async, to_thread, tolerate
 from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import Priority, prioritised
@@ -132,6 +132,18 @@ def _number(sample: Any) -> float:
             f"a sample's score must be a finite number or None (got {sample}); return None for a sample that failed"
         )
     return float(sample)
+
+
+_ENDS: Final = (BudgetExceeded, JournalError, ScoreError)
+"""Errors that end a step: no part of it could be judged after them."""
+
+
+def raise_end(error: BaseException) -> None:
+    """Raise the first error that ends a step, if `error` is one or is a group with one."""
+    if isinstance(error, _ENDS):
+        raise error
+    for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        raise_end(inner)
 
 
 def digest(values: Sequence[Any]) -> str:

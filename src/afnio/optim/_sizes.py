@@ -18,7 +18,7 @@ WIDE: Final = 4
 
 
 class Sizes(NamedTuple):
-    """What one step does; see `EditTGD` for the names."""
+    """What one step does; see `EditTGD` for the names. `guards` is their number."""
 
     chains: int
     inner: int
@@ -26,6 +26,7 @@ class Sizes(NamedTuple):
     race: int
     first: int
     keep: int
+    guards: int = 0
 
     def smaller(self, wanted: Sizes) -> Sizes | None:
         """Return the next smaller sizes. None at the smallest.
@@ -60,7 +61,7 @@ class Sizes(NamedTuple):
             0, self.race - self.first
         )
         calls = self.chains * (self.inner - 1) * self.minibatch * learned + raced * sample.forward
-        calls += self.race * sample.critics / 2
+        calls += self.race * sample.critics / 2 + min(self.keep, candidates) * self.guards * sample.forward
         return math.ceil(calls) + (self.chains * self.inner + several) * sample.prompts
 
 
