@@ -1,4 +1,7 @@
-"""The newcomer's path: the page on own data, endpoint and optimizer, walked in an empty folder."""
+"""The newcomer's path: the page on own data, endpoint and optimizer, walked in an empty folder.
+
+Its installation takes as long as all the rest: `make nightly` walks it too, `make test` has the commands already.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import urllib.request
 from pathlib import Path
@@ -16,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "own-data.md").read_text()
+INSTALLATION = re.compile(r"^python3 -m venv .*?^pip install .*?\n", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 # Packages are those of this environment, found by PYTHONPATH, and pip neither fetches nor builds apart: the rest is
@@ -34,11 +39,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture
-def env() -> dict[str, str]:
-    """The environment of a new shell, but for where packages and data are."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "AFNIO_DATA") if name in os.environ}
-    return {**kept, **OFFLINE, "PYTHONPATH": sysconfig.get_path("purelib"), "AFNIO": str(ROOT)}
+def new_shell(bin: Path) -> dict[str, str]:
+    """Return the environment of a new shell, but for where commands, packages and data are."""
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "AFNIO_DATA") if name in os.environ}
+    path = os.pathsep.join([str(bin), os.environ["PATH"]])
+    packages = sysconfig.get_path("purelib")
+    return {**kept, **OFFLINE, "PATH": path, "PYTHONPATH": packages, "AFNIO": str(ROOT)}
 
 
 def script(blocks: list[tuple[str, str]]) -> str:
@@ -56,9 +62,16 @@ def script(blocks: list[tuple[str, str]]) -> str:
     "AFNIO_DATA" not in os.environ,
     reason="e-mails: a network, or facility_support.json in AFNIO_DATA",
 )
-def test_path(tmp_path: Path, env: dict[str, str]) -> None:
+@pytest.mark.parametrize("installs", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_path(tmp_path: Path, installs: bool) -> None:
     """Every step works as written: install, demo, data, endpoint, optimizer, a look at the runs."""
     text = PAGE.replace("8000", str(free_port()))  # somebody else may have it
+    bin = tmp_path / ".venv" / "bin"
+    if not installs:
+        text, removed = INSTALLATION.subn("", text)
+        assert removed == 1
+        bin = Path(sys.executable).parent
+    env = new_shell(bin)
     *blocks, (_, studio) = BLOCK.findall(text)
     walk = subprocess.Popen(
         ["bash", "-e", "-c", script(blocks) + "echo DONE"],
@@ -74,14 +87,14 @@ def test_path(tmp_path: Path, env: dict[str, str]) -> None:
     assert right[-1] > right[0], said
     assert re.search(r"^.*\bmine\b.*COMPLETED", said, re.MULTILINE), said
     assert "<html" in (tmp_path / "first.html").read_text()[:200]
-    look_at_the_studio(studio.strip(), tmp_path, env)
+    look_at_the_studio(bin, studio.strip(), tmp_path, env)
 
 
-def look_at_the_studio(command: str, folder: Path, env: dict[str, str]) -> None:
+def look_at_the_studio(bin: Path, command: str, folder: Path, env: dict[str, str]) -> None:
     """Open the address that it prints, see both runs' project, and end it by Ctrl-C."""
     name, *arguments = command.split()
     server = subprocess.Popen(
-        [str(folder / ".venv" / "bin" / name), *arguments],
+        [str(bin / name), *arguments],
         cwd=folder, env=env, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

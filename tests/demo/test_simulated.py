@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,35 +77,33 @@ def test_it_trains_and_reports(demo: Demo, folder: Path):
     assert "epoch 5/5" in done.stderr
 
 
-@pytest.mark.parametrize("messages", ["24", pytest.param("12", marks=pytest.mark.nightly)])
-def test_the_test_messages_choose_nothing(demo: Demo, folder: Path, messages: str):
-    """The best epoch of the validation is chosen, and the gate decides if it stays; with 12 messages there is none."""
-    done = demo("--messages", messages, "--epochs", "2")
+def test_the_test_messages_choose_nothing(demo: Demo, folder: Path):
+    """The best epoch of the validation is chosen, and the gate decides if it stays; the same seed does the same."""
+    done = demo("--messages", "24", "--epochs", "2")
     found = checkpoints(folder)
     scores = [one["metrics"]["val_score"] for one in found]
     best = scores.index(max(scores))
     prompt = PROMPT.search(done.stdout)
     assert prompt is not None
-    assert ("Gate: none, too few messages" in done.stdout) is (messages == "12")
     if "Gate: the start is kept" in done.stdout:
         assert prompt[1].startswith("unchanged")
-        return
-    assert prompt[1].startswith(f"after epoch {best + 1}")
-    kept = found[best]["agent_state_dict"]["sentiment_task"]
-    assert [f"  {line}" for line in str(getattr(kept, "data", kept)).splitlines()] == prompt[2].splitlines()
+    else:
+        assert prompt[1].startswith(f"after epoch {best + 1}")
+        kept = found[best]["agent_state_dict"]["sentiment_task"]
+        assert [f"  {line}" for line in str(getattr(kept, "data", kept)).splitlines()] == prompt[
+            2
+        ].splitlines()
+    assert result(demo("--messages", "24", "--epochs", "2")) == result(done)
 
 
-def test_the_same_seed_gives_the_same_result(demo: Demo):
-    runs = []
-    for _ in range(2):
-        done = demo("--messages", "20", "--epochs", "2")
-        assert done.returncode == 0, done.stderr
-        result = done.stdout[done.stdout.index("The prompt") :]
-        runs.append(re.sub(r"time [\d.]+ s", "", result))
-    assert runs[0] == runs[1]
+def result(done: subprocess.CompletedProcess[str]) -> str:
+    """What it ends with, but for the time."""
+    assert done.returncode == 0, done.stderr
+    return re.sub(r"time [\d.]+ s", "", done.stdout[done.stdout.index("The prompt") :])
 
 
-def test_nothing_of_the_user_redirects_a_call(demo: Demo):
+def test_nothing_of_the_user_redirects_or_stops_it(demo: Demo, folder: Path):
+    """Keys, proxies and an ASCII terminal; with few messages there is no gate; the run is where it says."""
     nowhere = "http://127.0.0.1:9"
     done = demo(
         "--messages",
@@ -117,25 +117,16 @@ def test_nothing_of_the_user_redirects_a_call(demo: Demo):
         http_proxy=nowhere,
         ALL_PROXY=nowhere,
         no_proxy="example.org",
+        PYTHONIOENCODING="ascii",
     )
     assert done.returncode == 0, done.stderr
     assert "sk-of-the-user" not in done.stdout + done.stderr
-
-
-def test_the_run_is_recorded_where_it_says(demo: Demo, folder: Path):
-    done = demo("--messages", "4", "--epochs", "1")
-    found = re.search(r"^Recorded as run (\S+) in (\S+)$", done.stdout, re.MULTILINE)
-    assert found is not None
-    store = sqlite3.connect(folder / found[2])
-    try:
-        assert store.execute("SELECT name, status FROM runs").fetchall() == [(found[1], "COMPLETED")]
-    finally:
-        store.close()
-
-
-def test_an_ascii_terminal_can_show_it(demo: Demo):
-    done = demo("--messages", "4", "--epochs", "1", PYTHONIOENCODING="ascii")
-    assert done.returncode == 0, done.stderr
+    assert "Gate: none, too few messages" in done.stdout
+    recorded = re.search(r"^Recorded as run (\S+) in (\S+)$", done.stdout, re.MULTILINE)
+    assert recorded is not None
+    with closing(sqlite3.connect(folder / recorded[2])) as store:
+        runs = store.execute("SELECT name, status FROM runs").fetchall()
+    assert runs == [(recorded[1], "COMPLETED")]
 
 
 def test_without_data_it_says_where_to_put_them(demo: Demo, tmp_path: Path):

@@ -103,19 +103,19 @@ async def seconds_of_a_request(samples: int, latency: float) -> float:
             async with session.get(f"{url}/state") as response:
                 state = await response.json()
             assert process.poll() is None
-            # Nothing of it is through: 10,000 calls of 50 ms, four at a time, take two minutes.
-            assert (samples > 0) == (state["calls"] > 5_000)
+            # Most of it is still to come: 2,000 calls of 50 ms, four at a time, take 25 seconds.
+            assert (samples > 0) == (state["calls"] > samples / 2)
     return statistics.median(seconds)
 
 
-async def test_serving_goes_before_ten_thousand_training_calls() -> None:
-    """Behind 10,000 queued training calls of the same account a request waits for a place, not for the queue."""
-    await seconds_of_a_request(10_000, latency=0.05)
+async def test_serving_goes_before_training() -> None:
+    """Behind queued training calls of the same account a request waits for a place, not for the queue."""
+    await seconds_of_a_request(2_000, latency=0.05)
 
 
 @pytest.mark.nightly
 async def test_serving_waits_for_one_place() -> None:
-    """Its own latency and at most that of the call whose place it takes."""
+    """Behind 10,000 calls too: its own latency and at most that of the call whose place it takes."""
     latency = 0.05
     alone = await seconds_of_a_request(0, latency)
     assert await seconds_of_a_request(10_000, latency) < alone + 3 * latency

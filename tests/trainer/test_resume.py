@@ -20,7 +20,7 @@ from afnio.errors import CheckpointError
 from afnio.testing import Provider, ScriptedClient
 from afnio.trainer import Callback, Checkpoint, EarlyStopping
 
-KILLS = 5 if "AFNIO_NIGHTLY" not in os.environ else 60
+KILLS = 2 if "AFNIO_NIGHTLY" not in os.environ else 60
 IN_FLIGHT = 24
 
 PROGRAM = """
