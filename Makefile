@@ -52,7 +52,7 @@ check: $(VENV)/.dev
 	$(BIN)/python scripts/check_house.py
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 nightly: $(VENV)/.dev
 	AFNIO_NIGHTLY=1 AFNIO_KILL_SEEDS=$(KILL_SEEDS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "nightly or longer" --durations 30 $(ARGS)
