@@ -206,6 +206,34 @@ def test_a_prompt_is_found_in_a_filled_template_and_in_a_tools_description() -> 
     assert variables(request)[0].attributes["seen_in"] == "1 3"
 
 
+def offered(*described: str) -> dict[str, Any]:
+    functions = [{"name": f"tool{number}", "description": text} for number, text in enumerate(described)]
+    return {
+        **ask({"role": "user", "content": "go on"}),
+        "tools": [{"type": "function", "function": f} for f in functions],
+    }
+
+
+def test_each_tool_is_declared_once_and_again_where_it_changed() -> None:
+    bodies = [offered("Add."), offered("Add.", "Subtract."), offered("Add two numbers.", "Subtract.")]
+    request = criticised("chat/completions", [(body, REPLY) for body in bodies])
+    assert [json.loads(text)["description"] for text in shown(request, "tool")] == [
+        "Add.", "Subtract.", "Add two numbers.",
+    ]  # fmt: skip
+    assert '<tool name="tool1">' in prompt(request)
+
+
+def test_declarations_leave_room_for_the_messages() -> None:
+    """Of fifty long ones, the critic sees a part of each: 4,000 tokens in all."""
+    body = offered(*["A description of many words. " * 200] * 50)
+    request = criticised("chat/completions", [(body, REPLY)])
+    declared = shown(request, "tool")
+    assert len(declared) == 50
+    assert all("characters are left out" in text for text in declared)
+    assert sum(map(len, declared)) < 4 * 4_000 * 1.5
+    assert said(request) == [("user", "go on")]
+
+
 def test_a_window_that_slides_over_the_history_is_not_shown_again() -> None:
     turns = [{"role": "user", "content": f"Turn {number} {'and so on ' * 9}"} for number in range(12)]
     window = [(ask(*turns[start : start + 4]), REPLY) for start in range(8)]

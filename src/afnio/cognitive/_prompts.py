@@ -25,7 +25,7 @@ from afnio.runtime._settings import Assignment, Setting
 if TYPE_CHECKING:
     from afnio.cognitive._transcript import ReadCall
 
-VERSION: Final = 4
+VERSION: Final = 5
 
 CRITIC_SYSTEM: Final = """\
 You are the critic of a system whose texts are improved by feedback.
@@ -43,7 +43,8 @@ with one entry for each variable id, in the order given."""
 TRACE_SYSTEM: Final = """\
 You are the critic of a system whose texts are improved by feedback.
 An agent was run once on an input. It may have called language models: <trace> has these calls in order, each with \
-the messages that were new in it, the tools on offer and the reply. A call that begins_like an earlier one was sent \
+the messages that were new in it, the tools on offer and the reply. A <tool> is declared where it was first on offer, \
+and again where its declaration changed. A call that begins_like an earlier one was sent \
 the first "shared" messages of that call again, its reply included. Then its <agent_output> was judged: that is the \
 feedback.
 For each text listed under <variables>, say what about that text led to the feedback and how the text \
@@ -250,7 +251,7 @@ def critic_schema(names: tuple[str, ...]) -> dict[str, Any]:
 _TAGS = (
     "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
     "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried|block|mistakes|mistake|places|place|edit"
-    "|trace|call|agent_inputs|agent_input|agent_output"
+    "|trace|call|tool|agent_inputs|agent_input|agent_output"
 )
 _TAG = re.compile(rf"<(?=/?(?:{_TAGS})\b)")
 _ESCAPED = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")
@@ -367,6 +368,7 @@ def trace_messages(
     forms: list[Any] = []
     for call in calls:
         parts.append(_call_head(call))
+        parts += [block("tool", said.text, name=said.role) for said in call.declared if said.text]
         parts += [block("message", said.text, role=said.role) for said in call.messages]
         if call.form is not None and call.form not in forms:
             forms.append(call.form)

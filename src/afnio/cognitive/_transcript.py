@@ -32,6 +32,8 @@ MOST_TOKENS: Final = 16_000
 """Tokens of a trace that one critic reads."""
 _FEWEST: Final = 24
 """Tokens that a cut message keeps at least. Calls in the middle are left out before messages get shorter."""
+_FOR_TOOLS: Final = 4
+"""One part in so many of the tokens is for the declarations of tools."""
 _PER_CALL: Final = 20
 _PER_MESSAGE: Final = 12
 """Tokens of the tags around a call and a message."""
@@ -57,6 +59,7 @@ class ReadCall:
         model: the model's name.
         messages, reply: what was sent, in full, and what came back; no reply if the call failed.
         tools: the names of the tools on offer.
+        declared: their declarations as JSON, by name; `unrepeated` leaves those that an earlier call has.
         described: the texts in their declarations and in `form`; a prompt may stand there.
         form: the format that the reply had to have, or None.
         begins_like, shared: the number of an earlier call (from 1), and how many of its messages, the reply
@@ -68,6 +71,7 @@ class ReadCall:
     messages: list[Said]
     reply: list[Said]
     tools: list[str] = field(default_factory=list)
+    declared: list[Said] = field(default_factory=list)
     described: str = ""
     form: Any = None
     begins_like: int = 0
@@ -126,11 +130,12 @@ def read_call(call: TracedCall) -> ReadCall:
     dialect = dialect_named(call.path)
     messages = [said for message in dialect.messages(call.request) for said in _said(message)]
     offered = _listed(call.request.get("tools"))
-    tools = [name for tool in offered for name in _tool_names(tool)]
+    declared = [said for tool in offered for said in _declared(tool)]
+    tools = [said.role for said in declared]
     form = dialect.schema(call.request)
     described = "\n".join(text for part in (*offered, form) for text in _texts_in(part))
     reply = [] if call.reply is None else list(_replied(dialect, call.reply))
-    return ReadCall(call.model, messages, reply, tools, described, form)
+    return ReadCall(call.model, messages, reply, tools, declared, described, form)
 
 
 def _replied(dialect: Dialect, reply: Mapping[str, Any]) -> Iterator[Said]:
@@ -169,17 +174,22 @@ def _tool_call(name: Any, arguments: Any) -> str:
     return _clean(_text({"tool": name, "arguments": _text(arguments)}))
 
 
-def _tool_names(tool: Any) -> list[str]:
+def _declared(tool: Any) -> Iterator[Said]:
+    """Yield the name and the JSON of each tool that an entry of a request's list declares."""
     if not isinstance(tool, Mapping):
-        return []
+        return
     declared = _listed(tool.get("functionDeclarations") or tool.get("function_declarations"))
+    for one in declared:
+        if isinstance(one, Mapping):
+            yield from _declared({**one, "type": ""})
     if declared:
-        return [
-            name for one in declared if isinstance(one, Mapping) for name in _tool_names({**one, "type": ""})
-        ]
+        return
     function = tool.get("function")
-    name = function.get("name") if isinstance(function, Mapping) else tool.get("name") or tool.get("type")
-    return [_clean(name)] if isinstance(name, str) else []
+    own = function if isinstance(function, Mapping) else tool
+    name = own.get("name") or own.get("type")
+    if isinstance(name, str):
+        rest = {key: own[key] for key in own if key not in ("name", "type")}
+        yield Said(_clean(name), _clean(_text(rest)) if rest else "")
 
 
 def _texts_in(value: Any, level: int = 0) -> Iterator[str]:
@@ -261,6 +271,7 @@ def unrepeated(calls: Sequence[ReadCall]) -> list[ReadCall]:
     """
     whole: list[list[tuple[str, str]]] = []
     shown: set[tuple[str, str]] = set()
+    offered: dict[str, str] = {}
     squeezed: dict[str, str] = {}
 
     def likeness(said: Said) -> tuple[str, str]:
@@ -277,9 +288,11 @@ def unrepeated(calls: Sequence[ReadCall]) -> list[ReadCall]:
             ((_shared(keys, earlier), -other) for other, earlier in enumerate(whole, start=1)), default=(0, 0)
         )
         new = list(zip(keys, call.messages, strict=True))[shared:]
+        changed = [said for said in call.declared if offered.get(said.role) != said.text]
+        offered.update(changed)
         short.append(
             ReadCall(
-                call.model, _collapsed(new, shown), call.reply, call.tools, call.described, call.form,
+                call.model, _collapsed(new, shown), call.reply, call.tools, changed, call.described, call.form,
                 -begins_like if shared else 0, shared, number,
             )
         )  # fmt: skip
@@ -323,12 +336,14 @@ def fitted(
     """Cut `calls` to about `most` tokens; return what is left of them, and the numbers of those left out.
 
     Messages are cut in the middle, the longest first: what short ones don't need goes to the long ones. Never cut are
-    the places where one of `values` stands. The last two messages are cut only if they alone are too long.
+    the places where one of `values` stands. The last two messages are cut only if they alone are too long. Before all
+    that, the tools' declarations are cut to a part of the tokens: fifty of them would leave no room for messages.
 
     Args:
         values: the texts that are criticised.
         count: returns the tokens of a text.
     """
+    most -= _fit_declared(calls, count, most // _FOR_TOOLS)
     pieces = [[_pieces(said, values) for said in (*call.messages, *call.reply)] for call in calls]
     flat = [message for parts in pieces for message in parts]
     for part in (part for message in flat for part in message):
@@ -360,6 +375,19 @@ def fitted(
         call.messages, call.reply = said[: len(call.messages)], said[len(call.messages) :]
         short.append(call)
     return short, sorted(calls[number].number for number in skipped)
+
+
+def _fit_declared(calls: Sequence[ReadCall], count: Callable[[str], int], most: int) -> int:
+    """Cut the declarations of tools to about `most` tokens. Return how many they have."""
+    tokens = [[count(said.text) for said in call.declared] for call in calls]
+    flat = [number for numbers in tokens for number in numbers]
+    cap = level(flat, most - _PER_MESSAGE * len(flat)) if flat else 0
+    for call, numbers in zip(calls, tokens, strict=True):
+        call.declared = [
+            Said(said.role, _cut(said.text, number, max(cap, 1)))
+            for said, number in zip(call.declared, numbers, strict=True)
+        ]
+    return sum(min(number, cap) + _PER_MESSAGE for number in flat)
 
 
 def level(tokens: Sequence[int], room: int) -> int:
