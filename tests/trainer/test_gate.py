@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 import re
 import shutil
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import kit
 import pytest
+from kit.together import until
 
 import afnio
 import afnio.cognitive as cog
@@ -35,7 +34,7 @@ class Meter:
 
     def __init__(self, most: float = float("inf")) -> None:
         self.most = most
-        self.begun = threading.Event()
+        self.begun = False
         self.rows: Counter[str] = Counter()
         self.replies = 0
 
@@ -47,7 +46,7 @@ class Meter:
 
     async def alive(self) -> None:
         if self.replies >= self.most:
-            self.begun.set()
+            self.begun = True
             await anyio.sleep_forever()
         self.replies += 1
 
@@ -155,7 +154,7 @@ async def test_killed_in_the_training_or_at_the_gate_it_resumes(tmp_path: Path, 
         async with anyio.create_task_group() as tasks:
 
             async def kill() -> None:
-                await anyio.to_thread.run_sync(job.meter.begun.wait, abandon_on_cancel=True)
+                await until(lambda: job.meter.begun)
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(kill)
@@ -180,7 +179,7 @@ async def cut_off(folder: Path, most: float, seed: int | None, **options: Any) -
     async with anyio.create_task_group() as tasks:
 
         async def kill() -> None:
-            await anyio.to_thread.run_sync(job.meter.begun.wait, abandon_on_cancel=True)
+            await until(lambda: job.meter.begun)
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(kill)
