@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from trainer import scenarios as training
 
 import afnio
 import afnio.cognitive as cog
 from afnio.testing import ScriptedClient
+from afnio.trainer import Trainer
 
 Result = Any
 
@@ -146,10 +150,41 @@ async def thread_async() -> Result:
     return await afnio.to_thread(ops_sync)
 
 
+def fitting(folder: str) -> list[Any]:
+    """A training of two epochs with validation: its agent, its Trainer and its rows."""
+    agent = training.Agent(ScriptedClient(training.replies))
+    trainer = training.trainer(folder, max_epochs=2)
+    return [agent, trainer, training.loader(10, shuffle=True), training.loader(6)]
+
+
+def fitted(agent: training.Agent, trainer: Trainer) -> Result:
+    return [
+        agent.prompt.data,
+        trainer.metrics["val_score"],
+        [one["metrics"]["score"][0] for one in trainer.history],
+    ]
+
+
+def fit_sync() -> Result:
+    with TemporaryDirectory() as folder:
+        job = fitting(folder)
+        return fitted(job[0], training.fitted(*job))
+
+
+async def fit_async() -> Result:
+    with TemporaryDirectory() as folder:
+        job = fitting(folder)
+        return fitted(job[0], await training.afitted(*job))
+
+
+FIT = ["Level 3.", 1.0, [2, 2, 1, 5, 6, 4, 4, 2, 10, 6]]
+
+
 SCENARIOS: dict[str, tuple[Callable[[], Result], Callable[[], Awaitable[Result]], Result]] = {
     "train": (train_sync, train_async, TRAINED),
     "ops": (ops_sync, ops_async, OPS),
     "failure": (failure_sync, failure_async, FAILURE),
     "context": (context_sync, context_async, CONTEXT),
     "thread": (thread_sync, thread_async, OPS),
+    "fit": (fit_sync, fit_async, FIT),
 }

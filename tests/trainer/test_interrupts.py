@@ -1,13 +1,14 @@
-"""One training through every entrance: script, threads, asyncio, trio, a notebook kernel: the same results."""
+"""What ends a training from outside: Ctrl-C at any time, and a folder that another Trainer uses.
+
+Trainings in scripts, threads, loops and notebooks are among tests/entrances.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,53 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import nbformat
 import pytest
-from nbclient import NotebookClient
 from trainer import scenarios
-from trainer.scenarios import Agent, ReadingAgent, afitted, fitted, loader, told, trainer
+from trainer.scenarios import Agent, afitted, fitted, loader, told, trainer
 
 from afnio.errors import CheckpointError
 from afnio.testing import ScriptedClient
-
-
-def run(folder: Any, kind: Any = Agent, latency: float = 0.0) -> Any:
-    agent = kind(ScriptedClient(scenarios.replies, latency=latency))
-    return told(fitted(agent, trainer(folder, max_epochs=2), loader(10, shuffle=True), loader(6)), agent)
-
-
-async def arun(folder: Any, kind: Any = Agent, latency: float = 0.0) -> Any:
-    agent = kind(ScriptedClient(scenarios.replies, latency=latency))
-    return told(
-        await afitted(agent, trainer(folder, max_epochs=2), loader(10, shuffle=True), loader(6)), agent
-    )
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run(tmp_path_factory.mktemp("main"))
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_loops(tmp_path: Path, expected: Any, backend: str) -> None:
-    """`afit` on either loop, with both kinds of steps."""
-    assert anyio.run(arun, tmp_path / "a", backend=backend) == expected
-    reading = anyio.run(arun, tmp_path / "b", ReadingAgent, backend=backend)
-    assert expected[0].items() <= reading[0].items()
-    assert expected[2] == reading[2]
-
-
-async def test_two_trainers_beside_each_other(tmp_path: Path, expected: Any) -> None:
-    """In one process and on one loop, each with its own folder, replies and metrics."""
-    found: list[Any] = [None, None]
-
-    async def one(number: int) -> None:
-        found[number] = await arun(tmp_path / str(number), latency=0.001 * number)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(one, 0)
-        tasks.start_soon(one, 1)
-    assert found == [expected, expected]
 
 
 def test_a_ctrl_c_while_the_loop_is_made_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,21 +41,6 @@ def test_a_ctrl_c_while_the_loop_is_made_is_kept(tmp_path: Path, monkeypatch: py
     assert agent.client.requests == []
 
 
-def test_threads(tmp_path: Path, expected: Any) -> None:
-    """Several threads at once."""
-    found: list[Any] = [None] * 4
-
-    def one(number: int) -> None:
-        found[number] = run(tmp_path / str(number))
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert found == [expected] * 4
-
-
 async def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
     """The second is told who has the folder, and calls nothing."""
     second = Agent(ScriptedClient(scenarios.replies))
@@ -112,22 +57,6 @@ async def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
     await afitted(first, trainer(tmp_path, max_epochs=1, callbacks=[Other()]), loader(4))
     assert "in use by another trainer, of this process" in errors[0]
     assert second.client.requests == []
-
-
-def test_notebook(tmp_path: Path, expected: Any) -> None:
-    """`fit` in a cell, `await afit` in another: the same; and the kernel's loop goes on."""
-    cells = [
-        "import json\nfrom trainer.test_entrances import run, arun",
-        f"print(json.dumps(run({str(tmp_path / 'a')!r})))",
-        f"print(json.dumps(await arun({str(tmp_path / 'b')!r})))",
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    texts = [
-        "".join(o.get("text", "") for o in cell.outputs if o.get("name") == "stdout")
-        for cell in notebook.cells
-    ]
-    assert [json.loads(text) for text in texts[1:]] == [expected, expected]
 
 
 CTRL_C = """
@@ -205,12 +134,3 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     _, status, took = _in_terminal(code, 2)
     assert status != 0
     assert took < 30  # what the step sleeps, twice
-
-
-def test_a_script_ends_quietly(tmp_path: Path) -> None:
-    """A fresh process trains and leaves nothing behind on stderr."""
-    code = f"from trainer.test_entrances import run\nrun({str(tmp_path)!r})"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (0, "")
