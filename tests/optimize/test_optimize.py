@@ -928,7 +928,7 @@ def test_save_report_and_text(folder: Path) -> None:
     assert afnio.load_prompts("prompts") == {"system": "level 10"}
     page = result.report("result.html").read_text()
     assert result.verdict.replace("+", "&#43;") in page or result.verdict in page
-    assert "Better now" in page
+    assert "</strong> better" in page
     assert "row" in page
     assert "<ins>" in page
     assert (folder / "result.html").stat().st_mode & 0o077 == 0

@@ -31,7 +31,7 @@ def test_a_file_of_another_version_is_refused_and_left_alone(version: int, insta
     with closing(sqlite3.connect(FILE)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     before = FILE.read_bytes()
-    sentence = rf"must have schema version 6 \(got {version}\); install {install} Afnio, or set AFNIO_HOME"
+    sentence = rf"must have schema version 7 \(got {version}\); install {install} Afnio, or set AFNIO_HOME"
     with pytest.raises(StoreVersionError, match=sentence):
         record(FILE)
     assert FILE.read_bytes() == before

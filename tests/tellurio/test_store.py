@@ -142,7 +142,7 @@ def test_the_file_is_in_wal_mode_and_whole(read: Read) -> None:
     journal = FILE.with_suffix("") / f"{run.id}.journal"
     assert {path for path in FILE.parent.rglob("*") if path.is_file()} == {FILE, journal}
     assert read(FILE, "PRAGMA journal_mode") == [("wal",)]
-    assert read(FILE, "PRAGMA user_version") == [(6,)]
+    assert read(FILE, "PRAGMA user_version") == [(7,)]
     assert read(FILE, "PRAGMA integrity_check") == [("ok",)]
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from afnio.errors import StoreProblemError
+from afnio.tellurio._card import Card, card_of
 from afnio.tellurio._compare import Scores, compare
 from afnio.tellurio._queries import MISSING, StoreReader, as_stored, choose, home_folder, stores
 from afnio.tellurio._records import RunRecord, Spending, loaded, ranked
@@ -203,6 +204,7 @@ def summary(chosen: Chosen) -> dict[str, Any]:
     reader, run = chosen
     metrics = {one.name: one.value for one in reader.last_metrics(run.id)}
     headline = reader.headline(run.id)
+    card = card_of(reader, run.id, rows=False)
     return {
         "id": run.id,
         "name": run.name,
@@ -215,6 +217,7 @@ def summary(chosen: Chosen) -> dict[str, Any]:
         "seconds": run.seconds,
         "git_commit": run.git_commit,
         "config": run.config,
+        "verdict": None if card is None else card.verdict,
         "headline": None if headline is None else asdict(headline),
         "metrics": metrics,
         **_totals(reader.spending(run.id)),
@@ -226,8 +229,10 @@ def details(chosen: Chosen) -> dict[str, Any]:
     """Return a run as `show` shows it."""
     reader, run = chosen
     evidence, candidates = reader.evidence_counts(run.id), reader.candidate_counts(run.id)
+    card = card_of(reader, run.id)
     return {
         **summary(chosen),
+        "card": None if card is None else card.to_json(),
         "versions": run.versions,
         "platform": run.platform,
         "identity": run.identity,
@@ -237,7 +242,7 @@ def details(chosen: Chosen) -> dict[str, Any]:
         "places": run.places,
         "purposes": {purpose: asdict(spent) for purpose, spent in reader.spending(run.id).items()},
         "phases": {phase.phase: phase.samples for phase in reader.phases(run.id)},
-        "parameters": [asdict(one) for one in reader.parameters(run.id)],
+        "parameters": [{**asdict(one), "since": one.since} for one in reader.parameters(run.id)],
         "steps": [
             {
                 "number": step.number,
@@ -301,6 +306,7 @@ def list_text(runs: Sequence[Mapping[str, Any]], home: Path) -> str:
 def show_text(run: Mapping[str, Any]) -> str:
     lines = [
         printable(f"{run['namespace']}/{run['project']}/{run['name']}  {run['status']}"),
+        *_card_lines(run["card"]),
         f"  id        {run['id']}",
         f"  started   {_date(run['date_created'])}, last written {_date(run['date_updated'])}",
         f"  commit    {run['git_commit'] or '-'}",
@@ -336,8 +342,18 @@ def show_text(run: Mapping[str, Any]) -> str:
     for one in last.values():
         text = one["value"] if len(one["value"]) <= SHOWN_TEXT else one["value"][:SHOWN_TEXT] + " …"
         indented = printable(text).replace("\n", "\n    ")
-        lines += [printable(f"  {one['role']}, since step {one['step']}:"), f"    {indented}"]
+        lines += [printable(f"  {one['role']}, since {one['since']}:"), f"    {indented}"]
     return "\n".join(lines)
+
+
+def _card_lines(data: Mapping[str, Any] | None) -> list[str]:
+    """Return what the run found: the same as its page, without prompts, which follow below, and rows."""
+    if data is None:
+        return []
+    card = Card.from_json(data)
+    facts = [(bar.name, str(bar)) for bar in card.bars] + list(card.facts)
+    facts += [(title.lower(), f"{len(rows):,} rows") for title, rows in card.groups]
+    return [printable(line) for line in (card.verdict, *(f"  {name:<9} {text}" for name, text in facts), "")]
 
 
 def compare_text(found: Mapping[str, Any]) -> str:

@@ -63,6 +63,7 @@ class Chat(Dialect):
             tool_calls=tuple(calls),
             finish_reason=text(choice.get("finish_reason")) or None,
             model=text(reply.get("model")),
+            id=text(reply.get("id")),
             usage=self.usage(reply) or Usage(),
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, final
 
+from afnio.tellurio._card import Card, kept_card
 from afnio.tellurio._queries import StoreReader
 
 RESULT: Final = "OptimizeResult"
@@ -22,11 +23,13 @@ class Earlier:
     Attributes:
         run: the id of an unfinished run to continue, or None.
         result: the result of a finished run with the same settings, or None.
-        when: when that one ended.
+        card: the card of that run, with the rows of its last look.
+        when: when it ended.
     """
 
     run: str | None = None
     result: Mapping[str, Any] | None = None
+    card: Card | None = None
     when: str = ""
 
     @classmethod
@@ -38,14 +41,10 @@ class Earlier:
                 config = run.config if isinstance(run.config, dict) else {}
                 if config.get("identity") != identity or run.status == "RUNNING":
                     continue
-                kept = [
-                    json.loads(row["payload"])
-                    for row in reader.rows("events", run.id)
-                    if row["kind"] == RESULT
-                ]
+                kept = reader.last_event(run.id, RESULT)
                 when = f"{datetime.fromtimestamp(run.date_updated, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
                 if run.status == "COMPLETED":
                     same = config.get("settings") == json.loads(json.dumps(settings))
-                    return cls(result=kept[-1], when=when) if same and kept else cls()
+                    return cls(None, kept, kept_card(reader, run.id), when) if same and kept else cls()
                 return cls(run.id)
         return cls()

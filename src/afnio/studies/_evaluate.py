@@ -22,6 +22,7 @@ from typing import Any, Final, final
 import anyio.to_thread
 
 from afnio import cognitive as cog
+from afnio._figures import counted
 from afnio.autodiff._graph import no_grad
 from afnio.cognitive._training import mode
 from afnio.errors import BudgetExceeded, JournalLockedError, UnknownPriceError, reason
@@ -36,13 +37,13 @@ from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import wait_async
 from afnio.runtime.events import CallEnded, CallReplayed, Usage, subscribed
 from afnio.studies._evaluation import Draw, EvaluatedRow, Evaluation
-from afnio.studies._figures import counted
 from afnio.studies._needs import FIRST
 from afnio.studies._rows import digest, read_rows
 from afnio.studies._scoring import Scoring, check_crashes, takes_expected, wanted_by
 from afnio.studies._study import budget_of, job
 from afnio.studies._subject import Subject
 from afnio.studies._training import shown
+from afnio.tellurio._card import CARD
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
@@ -226,6 +227,7 @@ class Evaluating(Scoring):
             minutes = (time.monotonic() - started) / 60
             found = await anyio.to_thread.run_sync(self._evaluation, run, paid, minutes)
             run.log("score", found.score.mean)
+            run.record(CARD, found.card.to_json())
             await anyio.to_thread.run_sync(run.flush)
         return found
 

@@ -17,14 +17,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, NamedTuple, Self, final
 
-from afnio.studies._figures import Measured, counted, score_of
-from afnio.studies._result import in_time
+from afnio._figures import Measured, counted, score_of
+from afnio.studies._result import cell_of, in_time
 from afnio.studies._rows import in_words, plainly
+from afnio.tellurio._card import Bar, Card, Example
 from afnio.tellurio._queries import home_folder
 
 FORMAT: Final = 1
 SHOWN: Final = 30
-"""Rows and groups that a page shows."""
+"""Groups that a page shows."""
+MOST_ROWS: Final = 2_000
+"""Rows of a card: those that are wrong, and those that crashed."""
+LONGEST: Final = 5_000
+"""Characters of a row's texts in a card."""
 
 
 @final
@@ -378,26 +383,39 @@ class Evaluation:
         """
         from afnio.tellurio.studio._report import write_report
 
-        return write_report(home_folder(self.home or None), self.run, Path(path), card=self._card())
+        return write_report(home_folder(self.home or None), self.run, Path(path))
 
     def _repr_html_(self) -> str:
-        return str(self._card())
+        return cell_of(self.card)
 
-    def _card(self) -> Any:
-        from markupsafe import Markup
-
-        from afnio.tellurio.studio._text import render
-
+    @property
+    def card(self) -> Card:
+        """What the pages of the run show first."""
         groups = list(self.by().items())
-        rows = [*self.worst(SHOWN), *[row for row in self.failed if row.score is None][:SHOWN]]
-        text = render(
-            "evaluation.html",
-            sentence=self.sentence,
-            figures=self.figures(),
-            groups=groups if 1 < len(groups) <= SHOWN else [],
-            rows=[(row, in_words(row.inputs), in_words(row.expected)) for row in rows],
+        wrong = [*self.worst(MOST_ROWS), *[row for row in self.failed if row.score is None][:MOST_ROWS]]
+        return Card(
+            verdict=self.sentence,
+            bars=[Bar.of("score", self.score)],
+            on=counted(self.score.rows, "row"),
+            facts=[
+                *self.figures(),
+                *((f"expected {name}", str(score)) for name, score in groups if 1 < len(groups) <= SHOWN),
+            ],
+            start=self.prompts,
+            prompts=self.prompts,
+            rows=[_example(row) for row in wrong],
+            top=self.perfect,
         )
-        return Markup(text)  # noqa: S704 - the template escapes every value
+
+
+def _example(row: EvaluatedRow) -> Example:
+    said = dict.fromkeys(
+        draw.error or "no output" if draw.output is None else draw.output for draw in row.draws
+    )
+    text = " | ".join(said)[:LONGEST]
+    return Example(
+        row.number, in_words(row.inputs)[:LONGEST], in_words(row.expected)[:LONGEST], (text,), (row.score,)
+    )
 
 
 _PLAIN: Final = ("name", "perfect", "replayed", "judged", "paid", "minutes", "run", "home")

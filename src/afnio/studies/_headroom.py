@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple, final
 import anyio.to_thread
 
 from afnio import cognitive as cog
+from afnio._figures import Gain
 from afnio.errors import BatchError, BudgetExceeded, ModelError, first_of, reason
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
@@ -37,7 +38,6 @@ from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.stats import p_value
-from afnio.studies._figures import Gain
 from afnio.studies._needs import CallCount, dearer
 from afnio.studies._result import Headroom
 from afnio.studies._rows import Row, distinct, in_words, read_rows

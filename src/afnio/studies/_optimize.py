@@ -31,6 +31,7 @@ from typing import Any, Final, final
 import anyio.to_thread
 
 from afnio import cognitive as cog
+from afnio._figures import Gain, score_of
 from afnio.cognitive._training import mode
 from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.models._backward_model import set_backward_model_client
@@ -46,16 +47,16 @@ from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import subscribed
 from afnio.studies._earlier import RESULT, Earlier
-from afnio.studies._figures import Gain, score_of
 from afnio.studies._headroom import HeadroomTest
 from afnio.studies._identity import Contents, requested
 from afnio.studies._needs import FIRST, Needs
-from afnio.studies._result import Example, Headroom, Result, from_json, to_json, untested, verdict_of
+from afnio.studies._result import Headroom, Result, from_json, to_json, untested, verdict_of
 from afnio.studies._rows import Row, by_input, digest, in_words, read_rows, split_rows
 from afnio.studies._scoring import QUORUM, Scored, check_crashes, paired, takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
 from afnio.studies._training import TrainingRun, shown
+from afnio.tellurio._card import CARD, Example
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
 from afnio.utils.data import DataLoader
@@ -293,8 +294,9 @@ class Optimization(Study):
                 f"afnio: optimize returns the result of {earlier.when}; another seed or name starts anew\n"
             )
             return from_json(
-                earlier.result, home=self._home, make_agent=self.subject.restored, earlier=earlier.when
-            )
+                earlier.result, home=self._home, make_agent=self.subject.restored, earlier=earlier.when,
+                examples=() if earlier.card is None else earlier.card.rows,
+            )  # fmt: skip
         with self.bridge():
             self._check_sent(await self.unsent(self.splits.train[0]))
         started = time.monotonic()
@@ -343,6 +345,7 @@ class Optimization(Study):
         return init(NAMESPACE, self.project, config=about, dir=self.folder, resume=run_id or False)
 
     def _keep(self, run: Run, result: Result) -> None:
+        run.record(CARD, result.card.to_json())
         run.record(RESULT, to_json(result))
         run.flush()
 
@@ -540,14 +543,13 @@ class Optimization(Study):
 
 
 def _examples(rows: Sequence[Row], looked: tuple[Scored, ...]) -> list[Example]:
-    old, new = looked[0], looked[1] if len(looked) == 2 else None
     return [
         Example(
             row.number,
             row.text,
             in_words(row.expected),
-            (old.outputs[place], None if new is None else new.outputs[place]),
-            (old.scores[place], None if new is None else new.scores[place]),
+            tuple(look.outputs[place] for look in looked),
+            tuple(look.scores[place] for look in looked),
         )
         for place, row in enumerate(rows)
     ]

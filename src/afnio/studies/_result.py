@@ -18,14 +18,11 @@ from pathlib import Path
 from typing import Any, Final, Self, final
 
 from afnio._archive import replace
+from afnio._figures import NOISE, Accuracy, Gain, MeanScore, Measured, counted
 from afnio.optim._gate import GateVerdict
-from afnio.studies._figures import Accuracy, Gain, MeanScore, Measured, counted
 from afnio.studies._rows import check_text
+from afnio.tellurio._card import Bar, Card, Example
 from afnio.tellurio._queries import home_folder
-
-SHOWN_ROWS: Final = 30
-"""Rows of each kind (newly right, newly wrong, still wrong) that a page shows."""
-NOISE: Final = "No gain beyond noise"
 
 
 def verdict_of(
@@ -60,15 +57,13 @@ def verdict_of(
             f"{on} that the prompts were chosen by. Measuring a gain takes rows for a test."
         )
     if gain.is_clear:
-        return f"Better: {gain.amount} (95 %: {gain.interval}) on {on}."
-    if gain.is_loss:
-        return f"Worse: {gain.amount} (95 %: {gain.interval}) on {on}. The old prompts are kept."
+        return gain.claim(on)
     rest = (
         "The new prompts passed the gate and are the result; the old ones are in .start."
-        if kept
+        if kept and not gain.is_loss
         else "The old prompts are kept."
     )
-    return f"{NOISE}: {gain.amount} (95 %: {gain.interval}) on {on}. {rest}"
+    return f"{gain.claim(on)} {rest}"
 
 
 def evidence(gate: GateVerdict) -> str:
@@ -140,23 +135,6 @@ class Headroom:
 
 
 # The result
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A row of the last look, with both outputs.
-
-    Attributes:
-        outputs: of the old and of the new prompts; the second is None if only one look was needed.
-        scores: likewise; None for a row that crashed.
-    """
-
-    number: int
-    inputs: str
-    expected: str
-    outputs: tuple[str | None, str | None]
-    scores: tuple[float | None, float | None]
 
 
 @final
@@ -332,58 +310,46 @@ class Result:
         """
         from afnio.tellurio.studio._report import write_report
 
-        return write_report(
-            home_folder(self.home or None), self.run, Path(path), card=self._card("result.html")
-        )
+        return write_report(home_folder(self.home or None), self.run, Path(path))
 
     def _repr_html_(self) -> str:
-        return str(self._card("result_cell.html"))
+        return cell_of(self.card)
 
-    def _card(self, template: str) -> Any:
-        from markupsafe import Markup
+    @property
+    def card(self) -> Card:
+        """What the pages of the run show first."""
+        measured = [("before", self.before), ("after", self.after)]
+        bars = [Bar.of(name, one) for name, one in measured if one is not None]
+        drawn = all(bar.is_share for bar in bars)
+        known = [score for one in self.examples for score in one.scores if score is not None]
+        return Card(
+            verdict=self.verdict,
+            tone=""
+            if self.gain is None
+            else "good"
+            if self.gain.is_clear
+            else "bad"
+            if self.gain.is_loss
+            else "",
+            bars=bars,
+            on=self.on if bars else "",
+            facts=[one for one in self.figures() if not (drawn and one[0] in ("before", "after"))],
+            start=self.start,
+            prompts=self.prompts,
+            rows=self.examples,
+            top=max(known, default=1.0),
+        )
 
-        from afnio.tellurio.studio._step import shown_diff
-        from afnio.tellurio.studio._text import render, word_diff
 
-        cell = template == "result_cell.html"
-        prompts = [
-            (
-                name,
-                text != self.start.get(name),
-                (word_diff if cell else shown_diff)(self.start.get(name, ""), text),
-            )
-            for name, text in self.prompts.items()
-        ]
-        return Markup(  # noqa: S704 - the template escapes every value
-            render(
-                template, result=self, prompts=prompts, figures=self._rest(), bars=self._bars(),
-                groups=self._groups(),
-            )
-        )  # fmt: skip
+def cell_of(card: Card) -> str:
+    """Return a card as HTML for a notebook's cell."""
+    from afnio.tellurio.studio._text import render, word_diff
 
-    def _rest(self) -> list[tuple[str, str]]:
-        """Return the figures that the bars don't show."""
-        return [one for one in self.figures() if not self._bars() or one[0] not in ("before", "after")]
-
-    def _bars(self) -> list[tuple[str, Accuracy]]:
-        named = [("before", self.before), ("after", self.after)]
-        return [(name, one) for name, one in named if isinstance(one, Accuracy)]
-
-    def _groups(self) -> list[tuple[str, str, list[Example], int]]:
-        """Return the examples that a reader wants to see: title, what is shown, the first ones, how many there are."""
-        both = [one for one in self.examples if None not in one.scores]
-        better = [one for one in both if one.scores[1] > one.scores[0]]  # type: ignore[operator]
-        worse = [one for one in both if one.scores[1] < one.scores[0]]  # type: ignore[operator]
-        same = [one for one in both if one.scores[0] == one.scores[1] and one.scores[1] < self._top()]  # type: ignore[operator]
-        alone = [one for one in self.examples if one.scores[0] is not None and one.scores[1] is None]
-        wrong = [one for one in alone if one.scores[0] < self._top()]  # type: ignore[operator]
-        groups = [("Better now", better), ("Worse now", worse), ("Still wrong", same), ("Wrong", wrong)]
-        return [
-            (title, title.split()[0].lower(), ones[:SHOWN_ROWS], len(ones)) for title, ones in groups if ones
-        ]
-
-    def _top(self) -> float:
-        return max((score for one in self.examples for score in one.scores if score is not None), default=1.0)
+    prompts = [
+        (name, text != card.start.get(name), word_diff(card.start.get(name, ""), text))
+        for name, text in card.prompts.items()
+    ]
+    return render("result_cell.html", card=card, prompts=prompts)
 
 
 def in_time(minutes: float) -> str:
@@ -395,15 +361,14 @@ def in_time(minutes: float) -> str:
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """Return a result as plain data, without its agent."""
+    """Return a result as plain data, without its agent and the rows, which are in its card."""
     data = {
         one.name: getattr(result, one.name)
         for one in fields(result)
-        if one.name not in ("make_agent", "home", "earlier")
+        if one.name not in ("make_agent", "home", "earlier", "examples")
     }
     for name in _PARTS:
         data[name] = _plain(data[name])
-    data["examples"] = [[getattr(one, part.name) for part in fields(one)] for one in result.examples]
     plain: dict[str, Any] = json.loads(
         json.dumps({**data, "prompts": dict(result.prompts), "start": dict(result.start)})
     )
@@ -439,5 +404,4 @@ def from_json(data: Mapping[str, Any], **others: Any) -> Result:
     found = dict(data)
     for name in _PARTS:
         found[name] = _restored(found.get(name))
-    found["examples"] = [Example(a, b, c, tuple(d), tuple(e)) for a, b, c, d, e in found["examples"]]
     return Result(**found, **others)

@@ -177,13 +177,18 @@ TOTALS: Final = """
 
 BY_PURPOSE: Final = f"SELECT purpose, {TOTALS} FROM calls WHERE run_id = ? GROUP BY purpose ORDER BY purpose"
 BY_SECOND: Final = f"""
-SELECT CAST(ended AS INTEGER) AS second, purpose, account, max(id), {TOTALS}
-FROM calls WHERE run_id = ? AND id > ? GROUP BY second, purpose, account"""
+SELECT CAST(ended AS INTEGER) AS second, purpose, account, model, max(id), {TOTALS}
+FROM calls WHERE run_id = ? AND id > ? GROUP BY second, purpose, account, model"""
 
 LAST_METRICS: Final = """
 SELECT name, step, value, time FROM metrics m WHERE run_id = ?1 AND id = (
     SELECT id FROM metrics WHERE run_id = ?1 AND name = m.name ORDER BY step DESC, id DESC LIMIT 1
 ) ORDER BY name"""
+
+INPUTS: Final = (
+    "(SELECT text FROM inputs i WHERE i.run_id = samples.run_id AND i.key = samples.key) AS inputs"
+)
+"""The column of a sample's inputs, which are kept once for all evaluations of the sample."""
 
 PHASES: Final = """
 SELECT phase, count(*), count(score), coalesce(sum(score = 0 OR score = 1), 0), coalesce(sum(score), 0)
@@ -363,9 +368,7 @@ class StoreReader:
         return ranked([row[0] for row in rows], monitor.get("metric"))
 
     def _monitor(self, run_id: str) -> dict[str, Any]:
-        # Each fit of a run writes one. The last one counts.
-        query = "SELECT payload FROM events WHERE run_id = ? AND kind = ? ORDER BY id DESC LIMIT 1"
-        found = loaded(self._value(query, run_id, MONITOR))
+        found = self.last_event(run_id, MONITOR)  # each fit of a run writes one
         return found if isinstance(found, dict) else {}
 
     # Calls.
@@ -375,9 +378,19 @@ class StoreReader:
         return {row[0]: Spending(*row[1:]) for row in map(tuple, self._all(BY_PURPOSE, run_id))}
 
     def spending_by_second(self, run_id: str, after: int = 0) -> list[SecondOfCalls]:
-        """The totals of the calls with ids above `after`, by the second in which they ended, purpose and account."""
+        """The totals of the calls with ids above `after`, by the second of their ends, purpose, account and model."""
         rows = map(tuple, self._all(BY_SECOND, run_id, after))
-        return [SecondOfCalls(row[0], row[1], row[2], row[3], Spending(*row[4:])) for row in rows]
+        return [SecondOfCalls(*[*row[:5], Spending(*row[5:])]) for row in rows]
+
+    def is_simulated(self, run_id: str) -> bool:
+        """Return True if the first calls with a reply were answered by `afnio provider`, which plays a model."""
+        rows = self._all(
+            "SELECT DISTINCT reply FROM calls WHERE run_id = ? AND reply IS NOT NULL LIMIT 5", run_id
+        )
+        return any(
+            isinstance(one, dict) and "simulated" in one
+            for one in self._bodies([r[0] for r in rows]).values()
+        )
 
     def calls(
         self,
@@ -466,6 +479,17 @@ class StoreReader:
         """The phases of a run with their samples added up, in the order in which they began."""
         return [PhaseRecord(*row) for row in self._all(PHASES, run_id)]
 
+    def phases_like(self, run_id: str, start: str) -> list[str]:
+        """The phases of a run's samples whose names begin like this, in the order in which they began."""
+        where = "WHERE run_id = ? AND phase >= ? AND phase < ? GROUP BY phase ORDER BY min(id)"
+        rows = self._all(f"SELECT phase FROM samples {where}", run_id, start, f"{start}\U0010ffff")
+        return [row[0] for row in rows]
+
+    def last_phase(self, run_id: str) -> str:
+        """The phase of the call that ended last; "" if none has."""
+        query = "SELECT phase FROM calls WHERE run_id = ? ORDER BY id DESC LIMIT 1"
+        return str(self._value(query, run_id) or "")
+
     def samples(
         self,
         run_id: str,
@@ -502,10 +526,11 @@ class StoreReader:
         rows = self._page("samples", SampleRecord, run_id, given, limit=1)
         return _sample(rows[0]) if rows else None
 
-    def scores(self, run_id: str) -> list[tuple[str, str, float]]:
+    def scores(self, run_id: str, phase: str | None = None) -> list[tuple[str, str, float]]:
         """Phase, key and score of each sample that has a key and a score, in the order of evaluation."""
-        where = "WHERE run_id = ? AND key IS NOT NULL AND score IS NOT NULL ORDER BY id"
-        return self._all(f"SELECT phase, key, score FROM samples {where}", run_id)
+        where, values = _in_phase(phase) or ("1", [])
+        where = f"WHERE run_id = ? AND key IS NOT NULL AND score IS NOT NULL AND {where} ORDER BY id"
+        return self._all(f"SELECT phase, key, score FROM samples {where}", run_id, *values)
 
     def scores_around(self, run_id: str, time: float) -> tuple[dict[str, ScoredSample], list[ScoredSample]]:
         """For each sample its last evaluation up to a time, by key, and its first evaluation after it."""
@@ -571,10 +596,21 @@ class StoreReader:
 
     def blocks(self, run_id: str, change: ChangeRecord) -> list[BlockRecord]:
         """The blocks of the text after a change, in order; none from optimizers that don't edit by block."""
+        return self._blocks(run_id, change.id)
+
+    def _blocks(self, run_id: str, change: int | None) -> list[BlockRecord]:
         columns = ", ".join(columns_of(BlockRecord))
         where = "WHERE run_id = ? AND change_id = ? ORDER BY number"
-        rows = self._all(f"SELECT {columns} FROM blocks {where}", run_id, change.id)
+        rows = self._all(f"SELECT {columns} FROM blocks {where}", run_id, change)
         return [BlockRecord(**{**dict(row), "samples": loaded_list(row["samples"])}) for row in rows]
+
+    def blocks_of_text(self, run_id: str, text: str) -> list[BlockRecord]:
+        """The blocks of a text that a change made, as they were recorded last; none if no change has them."""
+        query = (
+            "SELECT max(c.id) FROM changes c WHERE c.run_id = ?1 AND c.after = ?2 "
+            "AND EXISTS (SELECT 1 FROM blocks b WHERE b.run_id = ?1 AND b.change_id = c.id)"
+        )
+        return self._blocks(run_id, self._value(query, run_id, text))
 
     def evidence_counts(self, run_id: str) -> dict[int, int]:
         """How much feedback each change was proposed from, by the change's id."""
@@ -672,6 +708,11 @@ class StoreReader:
             for row in self._all(f"SELECT kind, payload, time FROM events {where}", run_id, MONITOR)
         ]
 
+    def last_event(self, run_id: str, kind: str) -> Any:
+        """The payload of a run's last event of this kind; None without one."""
+        query = "SELECT payload FROM events WHERE run_id = ? AND kind = ? ORDER BY id DESC LIMIT 1"
+        return loaded(self._value(query, run_id, kind))
+
     def long_text(self, run_id: str, kind: str, number: int, part: str) -> str | None:
         """A text of a change, a sample or a logged text, by its row's id and its column; None if there is none."""
         table, columns = LONG_TEXTS.get(kind, ("", ()))
@@ -699,9 +740,8 @@ class StoreReader:
         given = [one for one in (("run_id = ?", [run_id]), *bounds, *conditions) if one is not None]
         where = " AND ".join(sql for sql, _ in given)
         order = "DESC" if newest else "ASC"
-        query = (
-            f"SELECT {', '.join(columns_of(record))} FROM {table} WHERE {where} ORDER BY id {order} LIMIT ?"
-        )
+        columns = [INPUTS if name == "inputs" else name for name in columns_of(record)]
+        query = f"SELECT {', '.join(columns)} FROM {table} WHERE {where} ORDER BY id {order} LIMIT ?"
         return self._all(query, *[value for _, values in given for value in values], limit)
 
     def _value(self, sql: str, *values: Any) -> Any:
@@ -743,8 +783,8 @@ def _with_words(words: Sequence[str], *columns: str) -> list[Condition | None]:
 
 
 def _sample(row: sqlite3.Row) -> SampleRecord:
-    *values, success = row
-    return SampleRecord(*[*values, bool(success)])
+    *values, success, inputs = row
+    return SampleRecord(*[*values, bool(success), inputs])
 
 
 def _node(row: sqlite3.Row) -> NodeRecord:

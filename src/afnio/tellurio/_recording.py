@@ -52,6 +52,7 @@ INSERT_SAMPLE: Final = """
 INSERT INTO samples (
     run_id, node, lane, phase, key, prediction, target, score, note, explanation, success, time
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT_INPUT: Final = "INSERT OR IGNORE INTO inputs (run_id, key, text) VALUES (?, ?, ?)"
 INSERT_STEP: Final = """
 INSERT INTO steps (run_id, number, address, optimizer, error, time) VALUES (?, ?, ?, ?, ?, ?)"""
 INSERT_CHANGE: Final = """
@@ -122,12 +123,15 @@ class Recording:
 
     def _sample(self, connection: sqlite3.Connection, event: SampleScored, time: float) -> None:
         number = event.score if isinstance(event.score, int | float) else None
+        key, inputs = self._keys.of(event.node, event.lane)
+        if inputs:
+            connection.execute(INSERT_INPUT, (self._run_id, key, self._text(inputs)))
         row = (
             self._run_id,
             event.node,
             event.lane,
             phase_of(event.node),
-            self._keys.key(event.node, event.lane),
+            key,
             self._text(event.prediction),
             self._text(event.target),
             number,
@@ -314,6 +318,10 @@ class CallRows:
         return known
 
 
+SIMULATED: Final = "-simulated-"
+"""In the ids of the replies of `afnio provider`, which no model wrote."""
+
+
 def outcome(error: str | None) -> tuple[str, str | None]:
     """Return a call's status and its error; a call that was cancelled didn't fail.
 
@@ -333,6 +341,8 @@ def _shown(reply: Any) -> dict[str, Any]:
     shown: dict[str, Any] = {"content": reply.content, "finish_reason": reply.finish_reason}
     if reply.tool_calls:
         shown["tool_calls"] = [dataclasses.asdict(call) for call in reply.tool_calls]
+    if SIMULATED in reply.id:
+        shown["simulated"] = True
     return shown
 
 
@@ -403,14 +413,18 @@ def unpacked(packed: int, body: bytes) -> str:
 
 # --- Parameters ---
 
-INSERT_VERSION: Final = "INSERT INTO parameters (run_id, number, step, role, value) VALUES (?, ?, ?, ?, ?)"
+INSERT_VERSION: Final = """
+INSERT INTO parameters (run_id, number, step, role, value, made) VALUES (?, ?, ?, ?, ?, ?)"""
 
 
 @dataclass(slots=True)
 class _Known:
+    """A parameter, its value, and the step that made each of the values that it had, by the value's digest."""
+
     number: int
     role: str
     value: str
+    made: dict[bytes, int]
 
 
 class ParameterHistory:
@@ -433,17 +447,22 @@ class ParameterHistory:
         """Write the values that are new and return the parameter's number."""
         known = self._find(role, before)
         if known is None:
-            known = _Known(len(self._known), role, before)
+            known = _Known(len(self._known), role, before, {})
             self._known.append(known)
-            connection.execute(INSERT_VERSION, (self._run_id, known.number, 0, role, before))
+            self._write(connection, known, 0, before)
         else:
             self._left.remove(known)
             if known.value != before:
-                connection.execute(INSERT_VERSION, (self._run_id, known.number, step - 1, role, before))
+                self._write(connection, known, step - 1, before)
         if after != before:
-            connection.execute(INSERT_VERSION, (self._run_id, known.number, step, role, after))
+            self._write(connection, known, step, after)
         known.value = after
         return known.number
+
+    def _write(self, connection: sqlite3.Connection, known: _Known, step: int, value: str) -> None:
+        # A checkpoint or a gate may restore a value; then an earlier step made it.
+        made = known.made.setdefault(hashlib.blake2b(value.encode(), digest_size=8).digest(), step)
+        connection.execute(INSERT_VERSION, (self._run_id, known.number, step, known.role, value, made))
 
     def _find(self, role: str, before: str) -> _Known | None:
         named = [known for known in self._left if known.role == role]
@@ -454,12 +473,15 @@ class ParameterHistory:
 
 KEPT_KEYS: Final = 200_000
 """Lanes that are remembered. No launch needs older ones."""
+LONGEST: Final = 20_000
+"""Characters of a sample's inputs that are recorded."""
 
-Leaves = frozenset[bytes]
+Leaves = dict[bytes, str]
+"""What a lane was made from: texts by their digests. The text of a target is empty, as it is no input."""
 
 
 class SampleKeys:
-    """For each launch and lane, the digests of the sample's own leaves: its inputs and its target.
+    """For each launch and lane the sample's own leaves: its inputs and its target.
 
     Parameters and values that a batch shares, such as a prompt, aren't included. So a sample has the same key
     with any prompt and any number of ops in between.
@@ -468,34 +490,48 @@ class SampleKeys:
     def __init__(self) -> None:
         self._leaves: OrderedDict[str, list[Leaves]] = OrderedDict()
         self._kept = 0
+        self._written: set[str] = set()
 
     def add(self, event: NodeLaunched) -> None:
         """Remember the leaves of a launch's inputs."""
         if event.kind == "backward":
             return
-        lanes: list[Leaves] = [frozenset()] * (1 if event.lanes is None else event.lanes)
+        lanes: list[Leaves] = [{}] * (1 if event.lanes is None else event.lanes)
         for entry in event.inputs:
             found: Sequence[Leaves] | None = None
             if entry.values is not None:
-                found = [_leaf(value) for value in entry.values]
+                found = [_leaf(value, hidden=event.kind == "evaluator") for value in entry.values]
             elif entry.producer is not None:
                 found = self._leaves.get(entry.producer)
             # One value for many lanes is shared, so it doesn't identify a sample.
             if found is not None and len(found) == len(lanes):
-                lanes = [mine | theirs for mine, theirs in zip(lanes, found, strict=True)]
+                lanes = [{**theirs, **mine} for mine, theirs in zip(lanes, found, strict=True)]
         self._leaves[event.address] = lanes
         self._kept += len(lanes)
         while self._kept > KEPT_KEYS and len(self._leaves) > 1:
             self._kept -= len(self._leaves.popitem(last=False)[1])
 
-    def key(self, node: str, lane: int | None) -> str | None:
-        """Return the key of a launch's lane; None if it had no leaves, or is forgotten."""
+    def of(self, node: str, lane: int | None) -> tuple[str | None, str]:
+        """Return the key of a launch's lane, and its inputs if they weren't returned before.
+
+        The key is None if the lane had no leaves, or is forgotten.
+        """
         lanes = self._leaves.get(node)
         leaves = None if lanes is None else lanes[lane or 0]
-        return hashlib.blake2b(b"".join(sorted(leaves)), digest_size=8).hexdigest() if leaves else None
+        if not leaves:
+            return None, ""
+        key = hashlib.blake2b(b"".join(sorted(leaves)), digest_size=8).hexdigest()
+        if key in self._written:
+            return key, ""
+        if len(self._written) >= KEPT_KEYS:
+            self._written.clear()
+        self._written.add(key)
+        return key, "\n".join(text for text in leaves.values() if text)[:LONGEST]
 
 
-def _leaf(value: object) -> Leaves:
+def _leaf(value: object, *, hidden: bool) -> Leaves:
     if value is None:
-        return frozenset()
-    return frozenset((hashlib.blake2b(as_text(value).encode(), digest_size=8).digest(),))
+        return {}
+    text = as_text(value)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return {digest: "" if hidden else text[:LONGEST]}

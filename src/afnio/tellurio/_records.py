@@ -139,7 +139,7 @@ _ADDED: Final = [field.name for field in fields(Spending) if field.name != "cost
 
 
 class SecondOfCalls(NamedTuple):
-    """The calls of one purpose and account that ended in one second of the clock.
+    """The calls of one purpose, account and model that ended in one second of the clock.
 
     Attributes:
         second: seconds since 1970 UTC.
@@ -149,6 +149,7 @@ class SecondOfCalls(NamedTuple):
     second: int
     purpose: str
     account: str
+    model: str
     last: int
     spent: Spending
 
@@ -214,7 +215,12 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class SampleRecord:
-    """An evaluator's verdict on one sample. A score that isn't a number is in `note`, as JSON."""
+    """An evaluator's verdict on one sample.
+
+    Attributes:
+        note: a score that isn't a number, as JSON.
+        inputs: what the sample was given, in words; None if that isn't recorded.
+    """
 
     id: int
     node: str
@@ -227,6 +233,7 @@ class SampleRecord:
     note: str | None
     explanation: str | None
     success: bool
+    inputs: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,12 +403,22 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ParameterRecord:
-    """A value that a parameter had from step `step` on; step 0 is the value it started from."""
+    """A value that a parameter had from step `step` on; step 0 is the value it started from.
+
+    Attributes:
+        made: the step that made it: a lower one than `step` if the value was restored.
+    """
 
     number: int
     step: int
     role: str
     value: str
+    made: int = 0
+
+    @property
+    def since(self) -> str:
+        """From when on it had the value, such as "step 3" or "step 9, made in step 3"."""
+        return f"step {self.step}" + (f", made in step {self.made}" if self.made < self.step else "")
 
 
 class ParameterLength(NamedTuple):

@@ -40,7 +40,8 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
     error               why parameters kept their values, NULL if none failed
 `parameters`: each value that a parameter had; a step that changed nothing adds none.
     number              of the parameter in this run, in order of appearance
-    step                `steps.number` of the step that made the value, 0 for the initial one
+    step                `steps.number` of the step from which on it had the value, 0 for the initial one
+    made                `steps.number` of the step that made it: a lower one if the value was restored
     role, value
 `changes`: the effect of a step on one parameter.
     step_id             `steps.id`
@@ -74,6 +75,9 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
     score               number; NULL if it isn't one
     note                a score that isn't a number, as JSON
     explanation, success (1 if it sends no feedback)
+`inputs`: what the samples of a key were given, once.
+    key                 `samples.key`
+    text                the inputs without the target, the first 20,000 characters
 `calls`: language model calls that ended. Each address has one row, with its last reply.
     address, node (address of its launch), lane, phase, purpose
     account (base URL without credentials), model
@@ -127,7 +131,7 @@ def connect(path: Path) -> sqlite3.Connection:
     ...     connection = connect(pathlib.Path(folder) / "new" / "project.db")
     ...     connection.execute("PRAGMA user_version").fetchone()
     ...     connection.close()
-    (6,)
+    (7,)
     """
     make_private_folder(path.parent)
     # Create the file first: SQLite gives its side files the mode of the database.
@@ -189,7 +193,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             return
 
 
-VERSION: Final = 6
+VERSION: Final = 7
 
 _RUN: Final = "run_id TEXT NOT NULL REFERENCES runs (id)"
 
@@ -251,7 +255,8 @@ TABLES: Final = (
     "CREATE UNIQUE INDEX steps_by_number ON steps (run_id, number)",
     f"""CREATE TABLE parameters (
         id INTEGER PRIMARY KEY, {_RUN},
-        number INTEGER NOT NULL, step INTEGER NOT NULL, role TEXT NOT NULL, value TEXT NOT NULL
+        number INTEGER NOT NULL, step INTEGER NOT NULL, role TEXT NOT NULL, value TEXT NOT NULL,
+        made INTEGER NOT NULL DEFAULT 0
     )""",
     "CREATE INDEX parameters_by_number ON parameters (run_id, number, step)",
     f"""CREATE TABLE changes (
@@ -289,6 +294,12 @@ TABLES: Final = (
     "CREATE INDEX samples_by_node ON samples (run_id, node, lane)",
     "CREATE INDEX samples_by_phase ON samples (run_id, phase, key)",
     "CREATE INDEX samples_by_run ON samples (run_id)",
+    "CREATE INDEX samples_by_key ON samples (run_id, key, success)",
+    f"""CREATE TABLE inputs (
+        id INTEGER PRIMARY KEY, {_RUN},
+        key TEXT NOT NULL, text TEXT NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX inputs_by_key ON inputs (run_id, key)",
     f"""CREATE TABLE bodies (
         id INTEGER PRIMARY KEY, {_RUN},
         digest BLOB NOT NULL, packed INTEGER NOT NULL, body BLOB NOT NULL
@@ -324,8 +335,8 @@ TABLES: Final = (
 )
 
 OF_A_RUN: Final = (
-    "blocks", "evidence", "changes", "candidates", "parameters", "steps", "samples", "nodes", "metrics", "texts",
-    "tables", "events", "retries", "calls", "bodies",
+    "blocks", "evidence", "changes", "candidates", "parameters", "steps", "samples", "inputs", "nodes", "metrics",
+    "texts", "tables", "events", "retries", "calls", "bodies",
 )  # fmt: skip
 """Tables with a `run_id`. A table comes before those that it refers to, so rows can be deleted in this order."""
 

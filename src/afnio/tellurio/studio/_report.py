@@ -1,8 +1,8 @@
 """The report: one run as one HTML file that needs neither a server nor a network.
 
-It has the studio's pages one after the other: metrics, steps with their diffs and feedback, the lineage, and the
-samples and calls that went wrong, the newest of each. Styles and scripts are in the file itself. Its policy names
-their hashes, so nothing else in the file can run as a script, whatever a prompt contains.
+It has the studio's pages one after the other: what the run found, metrics, steps with their diffs and feedback, the
+lineage, and the samples and calls that went wrong, the newest of each. Styles and scripts are in the file itself. Its
+policy names their hashes, so nothing else in the file can run as a script, whatever a prompt contains.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STYLES: Final = ("vendor/uplot.min.css", "studio.css")
 SCRIPTS: Final = ("theme.js", "vendor/uplot.min.js", "charts.js", "studio.js")
 
 
-def write_report(home: Path, wanted: str, path: Path | None = None, card: Markup | None = None) -> Path:
+def write_report(home: Path, wanted: str, path: Path | None = None) -> Path:
     """Write the report of a run and return its file.
 
     Only the current user can read the file: it contains prompts and replies. It is replaced atomically.
@@ -44,7 +44,6 @@ def write_report(home: Path, wanted: str, path: Path | None = None, card: Markup
         home: the folder of stores.
         wanted: a name, an id, `namespace/project/name`, or the beginning of one.
         path: the file to write; by default a file named after the run, in the working directory.
-        card: what stands first on the page, such as the result of `afnio.optimize`.
 
     Raises:
         ChoiceError: if there isn't exactly one such run.
@@ -52,7 +51,7 @@ def write_report(home: Path, wanted: str, path: Path | None = None, card: Markup
     """
     run = find(home, wanted)
     with StoreReader(run.store) as reader, reader.moment():
-        text = report(reader, run, card)
+        text = report(reader, run)
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in run.name).strip("-.")
     target = path or Path(f"{safe[:60] or 'run'}.html")
     descriptor, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=target.parent)
@@ -81,7 +80,7 @@ def _runs(home: Path) -> Iterator[RunRecord]:
         yield from runs
 
 
-def report(reader: StoreReader, run: RunRecord, card: Markup | None = None) -> str:
+def report(reader: StoreReader, run: RunRecord) -> str:
     """Return the report's HTML."""
     page = run_page(reader, run, Tallies())
     page["steps"] = step_rows(reader, run.id, max(0, page["step_count"] - STEPS))
@@ -90,7 +89,6 @@ def report(reader: StoreReader, run: RunRecord, card: Markup | None = None) -> s
     return render(
         "report.html",
         **page,
-        card=card,
         policy=policy(styles, scripts),
         styles=styles,
         scripts=scripts,

@@ -17,17 +17,19 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from afnio.errors import StoreProblemError
 from afnio.stats import Paired, wilson
+from afnio.tellurio._card import Card, card_of
 from afnio.tellurio._compare import PhaseComparison, Scores, compare
 from afnio.tellurio._queries import StoreReader, stores
 from afnio.tellurio._records import Headline, RunRecord, Spending, StepRecord
 from afnio.tellurio._schema import evaluation_of
+from afnio.tellurio.studio._card import card_view
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain, query_number, score, thinned, word_diff
 
@@ -38,9 +40,14 @@ SPARK: Final = 200
 
 
 class Listed(NamedTuple):
-    """A run as the list shows it; `values` are those of its headline, for the sparkline."""
+    """A run as the list shows it; `values` are those of its headline, for the sparkline.
+
+    Attributes:
+        card: what it found, without rows; None if it has measured nothing.
+    """
 
     run: RunRecord
+    card: Card | None
     headline: Headline | None
     best: str
     values: list[float]
@@ -107,7 +114,7 @@ def _listed(runs: Sequence[RunRecord], tallies: Tallies) -> list[Listed]:
             with StoreReader(store) as reader, reader.moment():
                 listed |= {run.key: _one(reader, run, tallies) for run in members}
         except StoreProblemError:
-            listed |= {run.key: Listed(run, None, "", [], Spending()) for run in members}
+            listed |= {run.key: Listed(run, None, None, "", [], Spending()) for run in members}
     return [listed[run.key] for run in runs]
 
 
@@ -115,7 +122,9 @@ def _one(reader: StoreReader, run: RunRecord, tallies: Tallies) -> Listed:
     total = tallies.of(reader, run).total
     main = reader.headline(run.id)
     points = [] if main is None else reader.metric_points(run.id, main.metric, SPARK)
-    return Listed(run, main, best_text(main), [value for _, value in points], total)
+    return Listed(
+        run, tallies.card(reader, run), main, best_text(main), [value for _, value in points], total
+    )
 
 
 # What several pages show of a run.
@@ -155,16 +164,18 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 POINTS: Final = 240
 """Points of a curve, one for about two pixels."""
 
+KEPT_CARDS: Final = 1_000
 KEPT_TALLIES: Final = 64
 """Runs whose totals are kept, those looked at last."""
 
 
 class RunReading(NamedTuple):
-    """A run's totals at one moment; `last` is the id of the last call in them."""
+    """A run's totals at one moment, `models` by purpose and model; `last` is the id of the last call in them."""
 
     total: Spending
     purposes: dict[str, Spending]
     accounts: dict[str, Spending]
+    models: dict[tuple[str, str], Spending]
     curves: dict[str, Any]
     last: int
 
@@ -175,6 +186,20 @@ class Tallies:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, ...], tuple[threading.Lock, Tally]] = OrderedDict()
+        self._cards: dict[tuple[str, ...], Card | None] = {}
+
+    def card(self, reader: StoreReader, run: RunRecord) -> Card | None:
+        """Return a run's card without rows. Nothing changes in that of a run that has ended."""
+        key = str(run.store), run.id, run.status
+        with self._lock:
+            if key in self._cards and not run.is_running:
+                return self._cards[key]
+        found = card_of(reader, run.id, rows=False)
+        with self._lock:
+            if len(self._cards) >= KEPT_CARDS:
+                self._cards.clear()
+            self._cards[key] = None if found is None else replace(found, rows=(), prompts={}, start={})
+            return self._cards[key]
 
     def of(self, reader: StoreReader, run: RunRecord) -> RunReading:
         """Return the totals of a run's calls, updated by the calls that ended since the last request."""
@@ -195,7 +220,8 @@ class Tallies:
             if newest > tally.last:
                 tally.update(reader, run.id)
             purposes = dict(sorted(tally.purposes.items()))
-            return RunReading(tally.total, purposes, dict(tally.accounts), tally.curves(), tally.last)
+            accounts, models = dict(tally.accounts), dict(tally.models)
+            return RunReading(tally.total, purposes, accounts, models, tally.curves(), tally.last)
 
 
 @dataclass(slots=True)
@@ -211,6 +237,7 @@ class Tally:
     total: Spending = field(default_factory=Spending)
     purposes: dict[str, Spending] = field(default_factory=dict)
     accounts: dict[str, Spending] = field(default_factory=dict)
+    models: dict[tuple[str, str], Spending] = field(default_factory=dict)
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
     def update(self, reader: StoreReader, run: str) -> None:
@@ -220,6 +247,8 @@ class Tally:
             self.total += spent
             self.purposes[one.purpose] = self.purposes.get(one.purpose, Spending()) + spent
             self.accounts[one.account] = self.accounts.get(one.account, Spending()) + spent
+            named = one.purpose, one.model
+            self.models[named] = self.models.get(named, Spending()) + spent
             second = self.seconds.setdefault(one.second, [0, 0, 0.0, 0])
             second[0] += spent.calls
             second[1] += spent.failed
@@ -274,10 +303,12 @@ def run_page(reader: StoreReader, run: RunRecord, tallies: Tallies, *, after: in
     """Return a run's page, with its steps from the one after number `after` on."""
     steps = step_rows(reader, run.id, after)
     found = figures(reader, run, tallies)
+    reading = found["reading"]
     return {
         "run": run,
         **found,
-        **where(run, found["reading"]),
+        "result": card_view(reader, run, reading.total, reading.models),
+        **where(run, reading),
         "steps": steps,
         "more_steps": steps[-1].number if len(steps) == STEPS else None,
         "metrics": metrics(reader, run.id),

@@ -21,6 +21,32 @@
     rows[next].scrollIntoView({ block: "nearest" });
   }
 
+  // The prompts of the card, as they are in the store: what the page shows has marks in it.
+  function prompt(button) {
+    return JSON.parse(document.getElementById("prompts").textContent)[Number(button.dataset.prompt)];
+  }
+
+  async function copy(button) {
+    const label = button.textContent;
+    try { await navigator.clipboard.writeText(prompt(button)[1]); button.textContent = "Copied"; }
+    catch (error) { button.textContent = "The browser refused"; }
+    setTimeout(() => { button.textContent = label; }, 1500);
+  }
+
+  function download(button) {
+    const [name, text] = prompt(button);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/plain;charset=utf-8" }));
+    link.download = name.replace(/[^\w.-]/g, "_") + ".txt";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  // A style attribute would need a looser policy.
+  function widths() {
+    for (const one of document.querySelectorAll("[data-share]")) one.style.width = one.dataset.share + "%";
+  }
+
   function follow(selector) {
     const link = document.querySelector(selector);
     if (link) link.click();
@@ -51,6 +77,8 @@
     const button = event.target.closest("[data-do]");
     if (button?.dataset.do === "theme") toggleTheme();
     if (button?.dataset.do === "help") help?.showModal();
+    if (button?.dataset.do === "copy") copy(button);
+    if (button?.dataset.do === "download") download(button);
     if (button?.dataset.do === "close") button.closest("dialog")?.close();
     // A click beside an open dialog closes it.
     if (event.target instanceof HTMLDialogElement && event.target.open) {
@@ -83,18 +111,20 @@
     location.assign("/compare?" + new URLSearchParams(chosen.map((key) => ["run", key])));
   });
 
-  // What scrolls sideways has to be reachable by keyboard.
+  // What scrolls has to be reachable by keyboard.
   function reachable() {
-    for (const box of document.querySelectorAll(".scroll, .tabs")) {
-      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    for (const box of document.querySelectorAll(".scroll, .tabs, .lines, .prompts .diff")) {
+      if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
   }
   reachable();
+  widths();
   addEventListener("resize", reachable);
 
   document.addEventListener("htmx:after:swap", () => {
     reachable();
+    widths();
     const body = document.getElementById("drawer-body");
     if (drawer && body?.firstElementChild && body.dataset.fresh !== body.firstElementChild.dataset.key && !drawer.open) drawer.showModal();
   });
@@ -108,7 +138,7 @@
   let about = null, due = null;
   // The tables below are asked for anew, at most every few seconds, while there is news.
   function refresh(ended) {
-    const send = () => { due = null; document.querySelector("[data-about]")?.dispatchEvent(new Event("about-changed")); };
+    const send = () => { due = null; for (const one of document.querySelectorAll("[data-about]")) one.dispatchEvent(new Event("about-changed")); };
     if (ended) { clearTimeout(due); send(); } else if (!due) due = setTimeout(send, 2000);
   }
   source.onmessage = (event) => {

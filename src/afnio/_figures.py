@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Self, final
+from typing import Final, Self, final
 
 from afnio.stats import mean_interval, paired_interval, share_interval, wilson
+
+NOISE: Final = "No gain beyond noise"
 
 
 @final
@@ -158,6 +160,23 @@ class Gain:
     def is_loss(self) -> bool:
         """True if the interval lies below 0."""
         return self.high is not None and self.high < 0
+
+    @property
+    def tone(self) -> str:
+        """Whether it is good or bad news: "good", "bad", or "" if it may be chance."""
+        return "good" if self.is_clear else "bad" if self.is_loss else ""
+
+    def claim(self, on: str) -> str:
+        """Return the sentence that says which is better, and never more than the interval does.
+
+        Args:
+            on: the rows, such as "60 test rows".
+
+        >>> Gain.of([0, 1] * 4, [1, 0] * 4, graded=False).claim("8 test rows")
+        'No gain beyond noise: +0.0 points (95 %: -62.0 to 62.0) on 8 test rows.'
+        """
+        word = "Better" if self.is_clear else "Worse" if self.is_loss else NOISE
+        return f"{word}: {self.amount} (95 %: {self.interval}) on {on}."
 
     def __float__(self) -> float:
         return self.difference

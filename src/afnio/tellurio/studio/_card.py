@@ -1,0 +1,163 @@
+"""The card of a run as a page shows it: the answer first, then what a reader can do with it.
+
+`Card` in `tellurio` has what was found. Here it gets what belongs to it on a page: the prompts as differences with each
+block's record, what the run cost by purpose and model, whether a model was asked at all, and, of a run that is
+running or was killed, what there is of it and how it goes on.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from afnio.optim._blocks import blocks_of
+from afnio.tellurio._card import Card, card_of, kept_card
+from afnio.tellurio._queries import StoreReader
+from afnio.tellurio._records import BlockRecord, RunRecord, Spending
+from afnio.tellurio.studio._step import Shown, shown_diff
+from afnio.tellurio.studio._text import Piece, word_diff
+
+SHOWN_ROWS: Final = 30
+"""Rows of each kind (wrong now, worse, better) that a card shows."""
+
+
+class Line(NamedTuple):
+    """A block of a prompt as a difference from the block that it replaced; `block` is None if it was deleted."""
+
+    pieces: list[Piece]
+    block: BlockRecord | None
+
+
+class PromptView(NamedTuple):
+    """A prompt: its lines if each block's record is known, else its difference from the start as a whole."""
+
+    name: str
+    lengths: tuple[int, int]
+    changed: bool
+    pieces: list[Shown]
+    lines: list[Line]
+
+
+class Share(NamedTuple):
+    """What the calls of one purpose to one model cost; `share` is of the run's dollars, or of its tokens."""
+
+    purpose: str
+    model: str
+    spent: Spending
+    share: float
+
+
+def card_view(
+    reader: StoreReader, run: RunRecord, total: Spending, models: dict[tuple[str, str], Spending]
+) -> dict[str, Any]:
+    """Return what the template of the card needs.
+
+    Args:
+        models: the totals of the run's calls by purpose and model.
+    """
+    kept = kept_card(reader, run.id)
+    card = kept or card_of(reader, run.id)
+    groups = [] if card is None else card.groups
+    return {
+        "card": card,
+        "state": _state(reader, run, total, kept),
+        "prompts": [] if card is None else [prompt_view(reader, run.id, card, name) for name in card.prompts],
+        "groups": [(title, rows[:SHOWN_ROWS], len(rows)) for title, rows in groups],
+        "spent": shares(models),
+        "simulated": reader.is_simulated(run.id),
+    }
+
+
+def prompt_view(reader: StoreReader, run: str, card: Card, name: str) -> PromptView:
+    """Return one prompt of a card."""
+    before, after = card.start.get(name, ""), card.prompts[name]
+    changed = before != after
+    blocks = reader.blocks_of_text(run, after) if changed else []
+    started = [one.text for one in blocks_of(before)] if blocks else []
+    lines = []
+    for one in blocks:
+        # A block may have replaced one that the run had written itself. What is marked is what the start didn't have.
+        old = one.text if one.step == 0 else one.replaces if one.replaces in started else ""
+        lines.append(Line(word_diff(old or "", one.text), one))
+    kept = {one.text for one in blocks} | {one.replaces for one in blocks}
+    lines += [Line([Piece("gone", text)], None) for text in started if text not in kept]
+    return PromptView(name, (len(before), len(after)), changed, shown_diff(before, after), lines)
+
+
+def shares(models: dict[tuple[str, str], Spending]) -> list[Share]:
+    """Return what calls cost by purpose and model, the most expensive first.
+
+    >>> one, other = Spending(calls=1, cost=3.0), Spending(calls=9, cost=1.0)
+    >>> [(found.purpose, found.share) for found in shares({("step", "m"): other, ("forward", "m"): one})]
+    [('forward', 0.75), ('step', 0.25)]
+    """
+    priced = all(spent.cost is not None and not spent.unpriced for spent in models.values())
+
+    def amount(spent: Spending) -> float:
+        return (spent.cost or 0.0) if priced else float(spent.prompt_tokens + spent.completion_tokens)
+
+    whole = sum(map(amount, models.values())) or 1.0
+    found = [Share(*key, spent, amount(spent) / whole) for key, spent in models.items()]
+    return sorted(found, key=lambda one: (-one.share, one.purpose, one.model))
+
+
+# What there is of a run that hasn't ended by itself.
+
+
+class RunState(NamedTuple):
+    """A run that is running or was killed: a word for it, sentences, and the command that continues it or ""."""
+
+    word: str
+    sentences: list[str]
+    command: str
+
+
+def _state(reader: StoreReader, run: RunRecord, total: Spending, card: Card | None) -> RunState | None:
+    if run.status == "COMPLETED" or (card is not None and not run.is_running):
+        return None
+    steps = reader.step_count(run.id)
+    phase = reader.last_phase(run.id)
+    done = f"{steps} optimizer step{'' if steps == 1 else 's'} done"
+    where = f"{done}, last in {phase}" if phase else done
+    main = reader.headline(run.id)
+    best = (
+        ""
+        if main is None or main.best is None
+        else f"{main.metric} {main.best:.3g} at {main.unit} {main.step}"
+    )
+    if run.is_running:
+        found = [f"{where}."]
+        if best:
+            found.append(f"Best so far: {best}.")
+        found.append(
+            "If it is stopped now, every reply stays in its journal, and the same program continues it."
+        )
+        return RunState("Running", found, "")
+    word = "Killed" if run.status == "CRASHED" else "Failed"
+    found = [f"{where}."]
+    replies = total.calls - total.failed - total.cancelled
+    if not (run.store.with_suffix("") / f"{run.id}.journal").exists():
+        return RunState(word, [*found, "It has no journal, so it can't be continued."], "")
+    found.append(f"Nothing that was paid for is lost: {replies:,} replies are in its journal.")
+    if best:
+        found.append(f"Best so far: {best}.")
+    command = command_of(run)
+    how = "Start the same program again" if command else "Make the same call again, in the same folder"
+    return RunState(word, [*found, f"{how}; it continues where it was and pays for no reply twice."], command)
+
+
+def command_of(run: RunRecord) -> str:
+    """Return the command that starts a run's program, or "" if it was typed at a prompt or in a notebook."""
+    identity = run.identity
+    if (
+        not isinstance(identity, list)
+        or len(identity) < 3
+        or not all(isinstance(one, str) for one in identity[:2])
+    ):
+        return ""
+    folder, script, arguments = identity[:3]
+    path = Path(script)
+    shown = str(path.relative_to(folder)) if path.is_relative_to(folder) else script
+    words = [str(one) for one in arguments] if isinstance(arguments, list) else []
+    return shlex.join(["python", shown, *words])

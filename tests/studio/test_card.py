@@ -1,0 +1,213 @@
+"""The card: what a run found stands first, and is the same wherever the run is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import openai
+import pytest
+from optimize.task import agent_of, client, equal, rows
+from studio.browser import Browser
+from studio.made_store import MadeRun
+from studio.real_runs import train
+from studio.visitor import Studio, started
+
+import afnio
+from afnio import tellurio as te
+from afnio.cli import main
+from afnio.testing import Provider
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+TRAINED = "No gain beyond noise: +50.0 points (95 %: -26.3 to 93.0) on 4 test rows."
+
+
+class Recorded(NamedTuple):
+    """A folder with a run of `optimize` and one of a Trainer, and a studio of it."""
+
+    home: Path
+    result: afnio.Result
+    studio: Studio
+
+    @property
+    def name(self) -> str:
+        return self.result.run.rpartition("/")[2]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+    home = tmp_path_factory.mktemp("cards")
+    model = client()
+    result = afnio.optimize(
+        agent_of(model), rows(100), equal, prompts={"system": "level 2"}, critic=(model, "critic"),
+        budget=afnio.budget(max_calls=400), dir=home,
+    )  # fmt: skip
+    train(home)
+    with started(home) as studio:
+        yield Recorded(home, result, studio)
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def shown(capsys: pytest.CaptureFixture[str], home: Path, *arguments: str) -> str:
+    assert main([*arguments, "--dir", str(home)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("which", ["optimize", "trainer"])
+def test_it_is_the_same_everywhere(
+    recorded: Recorded, which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The verdict in a sentence: in the list, on the page, in the report, on the command line, in a notebook."""
+    name, verdict = (
+        (recorded.name, recorded.result.verdict) if which == "optimize" else ("best-second", TRAINED)
+    )
+    shown(capsys, recorded.home, "report", name, "-o", str(tmp_path / "page.html"))
+    listed = json.loads(shown(capsys, recorded.home, "runs", "list", "--json"))
+    places = [
+        words(recorded.studio.page("/").text),
+        words(recorded.studio.page(recorded.studio.run(name)).text),
+        words((tmp_path / "page.html").read_text()),
+        shown(capsys, recorded.home, "runs", "show", name),
+        *(run["verdict"] for run in listed if run["name"] == name),
+    ]
+    if which == "optimize":
+        recorded.result.report(tmp_path / "own.html")
+        places += [words((tmp_path / "own.html").read_text()), words(recorded.result._repr_html_())]
+    assert [verdict in place for place in places] == [True] * len(places)
+
+
+@pytest.mark.slow
+def test_the_answer_stands_above_800_pixels(recorded: Recorded, browser: Browser) -> None:
+    """Verdict, interval and kept prompt, of a study and of a training, without scrolling."""
+
+    def visit(page: Page) -> None:
+        for name in (recorded.name, "best-second"):
+            page.goto(recorded.studio.base + recorded.studio.run(name))
+            for part in (".verdict", ".bars", ".prompts ins"):
+                box = page.locator(part).first.bounding_box()
+                assert box is not None
+                assert box["y"] + box["height"] <= 800
+            assert "95 %" in page.locator(".verdict").inner_text()
+
+    browser.look(recorded.studio, visit)
+
+
+@pytest.mark.slow
+def test_the_prompt_is_taken_as_it_is(recorded: Recorded, browser: Browser, tmp_path: Path) -> None:
+    """Copied and downloaded, from the studio and from a report's file."""
+    report = recorded.result.report(tmp_path / "report.html")
+
+    def visit(page: Page) -> None:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        for address in (recorded.studio.base + recorded.studio.run(recorded.name), report.as_uri()):
+            page.goto(address)
+            page.get_by_role("button", name="Copy").click()
+            page.get_by_role("button", name="Copied").wait_for()
+            assert page.evaluate("navigator.clipboard.readText()") == recorded.result.prompts["system"]
+            with page.expect_download() as found:
+                page.get_by_role("button", name="Download").click()
+            assert found.value.suggested_filename == "system.txt"
+            assert Path(found.value.path()).read_text() == recorded.result.prompts["system"]
+
+    browser.look(recorded.studio, visit)
+
+
+def test_the_prompt_has_each_blocks_record(recorded: Recorded) -> None:
+    """The step that wrote it, and the samples that it won and lost."""
+    page = recorded.studio.page(recorded.studio.run(recorded.name)).text
+    prompt = words(page.partition('class="text well lines">')[2].partition("</div></div>")[0])
+    assert re.fullmatch(r"level 10 step \d+ · \d+ won, \d+ lost · rows? [\d, ]+ level 2", prompt)
+
+
+def test_wrong_rows_come_first(tmp_path: Path) -> None:
+    """Then those that got worse, then the better ones; a row that crashed is in none."""
+    model = client()
+    result = afnio.optimize(
+        agent_of(model), rows(100), lambda output, expected, inputs: odd(output, inputs),
+        prompts={"system": "level 2"}, critic=(model, "critic"), budget=afnio.budget(max_calls=400), dir=tmp_path,
+    )  # fmt: skip
+    page = result.report(tmp_path / "page.html").read_text()
+    groups = [(title.lower(), len(found)) for title, found in result.card.groups]
+    found = re.findall(r"<summary><strong>(\d+)</strong> (wrong now|worse|better)", page)
+    assert [(title, int(count)) for count, title in found] == groups
+    assert groups[0][0] == "wrong now"
+
+
+def odd(output: str, inputs: str) -> bool:
+    """Rows 0, 10, 20, … can't be answered."""
+    return output == "yes" and not inputs.endswith("0")
+
+
+def test_a_run_that_was_killed(tmp_path: Path) -> None:
+    """Says what there is of it, and how it goes on."""
+    with MadeRun(tmp_path / "acme" / "one.db", "lost-crane", status="CRASHED") as run:
+        run.db.execute(
+            "UPDATE runs SET identity = ?", (json.dumps(["/home/me", "/home/me/go.py", ["--all"]]),)
+        )
+        run.evaluation("epoch 1/val", "Be brief.", [("a", "neutral"), ("b", "neutral")], [1.0, 1.0])
+        run.step(1, "a", "b", [])
+    journal = tmp_path / "acme" / "one" / f"{run.id}.journal"
+    with started(tmp_path) as studio:
+        found = words(studio.page(studio.run("lost-crane")).text)
+        assert "Killed. 1 optimizer step done, last in epoch 1/val. It has no journal" in found
+        journal.parent.mkdir()
+        journal.touch()
+        found = words(studio.page(studio.run("lost-crane")).text)
+    assert (
+        "Nothing that was paid for is lost: 2 replies are in its journal. Start the same program again"
+        in found
+    )
+    assert "python go.py --all" in found
+
+
+def test_a_run_that_runs(tmp_path: Path) -> None:
+    """Says so, and what a stop would leave."""
+    with (
+        started(tmp_path) as studio,
+        te.init("me", "emails", name="live-tern", dir=tmp_path, resume=False) as run,
+    ):
+        run.flush()
+        found = words(studio.page(studio.run("live-tern")).text)
+    assert "Running. 0 optimizer steps done. If it is stopped now, every reply stays in its journal" in found
+
+
+def test_a_model_that_is_played_is_named(tmp_path: Path) -> None:
+    """Replies of `afnio provider` are no model's: the page, and the file that a colleague gets, say so."""
+    with Provider() as provider, afnio.bridge.installed():
+        asked = openai.OpenAI(base_url=provider.base_url, api_key="any")
+        with te.init("me", "emails", name="played", dir=tmp_path, resume=False) as run:
+            asked.chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "hello"}])
+            run.log("accuracy", 0.5)
+    assert main(["report", "played", "-o", str(tmp_path / "page.html"), "--dir", str(tmp_path)]) == 0
+    assert "simulated by afnio provider" in words((tmp_path / "page.html").read_text())
+
+
+def test_a_text_that_is_restored_keeps_the_step_that_made_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint sets an older text: the page of the command line names that one's step, too."""
+    model = client()
+    prompt = afnio.Parameter("level 2", role="system prompt")
+    with te.init("me", "emails", name="restored", dir=tmp_path, resume=False) as run:
+        for before, after in (("level 2", "level 4"), ("level 4", "level 6"), ("level 4", "level 4")):
+            prompt.data = before
+            run.observe(stepped(before, after))
+    del model
+    said = shown(capsys, tmp_path, "runs", "show", "restored")
+    assert "system prompt, since step 2, made in step 1:\n    level 4" in said
+
+
+def stepped(before: str, after: str) -> object:
+    from afnio.optim import Change
+    from afnio.runtime.events import StepEnded
+
+    changes = (Change("system prompt", before, after, 1, None),)
+    return StepEnded("run/1", "TGD", changes, None, (), (("system prompt", after),))
