@@ -69,7 +69,7 @@ class TrainingRun:
             self._evaluate,
             DataLoader(rows, collate_fn=list),
             lr=wanted.chains,
-            **{name: size for name, size in wanted._asdict().items() if name != "chains"},
+            **{name: size for name, size in wanted._asdict().items() if name not in ("chains", "guards")},
             max_chars=MOST_CHARACTERS,
             budget=step_budget(wanted, self._sample, self._calls),
             quorum=ENOUGH_ROWS,

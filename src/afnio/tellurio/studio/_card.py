@@ -22,7 +22,7 @@ SHOWN_ROWS: Final = 30
 """Rows of each kind (wrong now, worse, better) that a card shows."""
 
 
-class Line(NamedTuple):
+class PromptLine(NamedTuple):
     """A block of a prompt as a difference from the block that it replaced; `block` is None if it was deleted."""
 
     pieces: list[Piece]
@@ -36,10 +36,10 @@ class PromptView(NamedTuple):
     lengths: tuple[int, int]
     changed: bool
     pieces: list[Shown]
-    lines: list[Line]
+    lines: list[PromptLine]
 
 
-class Share(NamedTuple):
+class CostShare(NamedTuple):
     """What the calls of one purpose to one model cost; `share` is of the run's dollars, or of its tokens."""
 
     purpose: str
@@ -79,13 +79,13 @@ def prompt_view(reader: StoreReader, run: str, card: Card, name: str) -> PromptV
     for one in blocks:
         # A block may have replaced one that the run had written itself. What is marked is what the start didn't have.
         old = one.text if one.step == 0 else one.replaces if one.replaces in started else ""
-        lines.append(Line(word_diff(old or "", one.text), one))
+        lines.append(PromptLine(word_diff(old or "", one.text), one))
     kept = {one.text for one in blocks} | {one.replaces for one in blocks}
-    lines += [Line([Piece("gone", text)], None) for text in started if text not in kept]
+    lines += [PromptLine([Piece("gone", text)], None) for text in started if text not in kept]
     return PromptView(name, (len(before), len(after)), changed, shown_diff(before, after), lines)
 
 
-def shares(models: dict[tuple[str, str], Spending]) -> list[Share]:
+def shares(models: dict[tuple[str, str], Spending]) -> list[CostShare]:
     """Return what calls cost by purpose and model, the most expensive first.
 
     >>> one, other = Spending(calls=1, cost=3.0), Spending(calls=9, cost=1.0)
@@ -98,7 +98,7 @@ def shares(models: dict[tuple[str, str], Spending]) -> list[Share]:
         return (spent.cost or 0.0) if priced else float(spent.prompt_tokens + spent.completion_tokens)
 
     whole = sum(map(amount, models.values())) or 1.0
-    found = [Share(*key, spent, amount(spent) / whole) for key, spent in models.items()]
+    found = [CostShare(*key, spent, amount(spent) / whole) for key, spent in models.items()]
     return sorted(found, key=lambda one: (-one.share, one.purpose, one.model))
 
 
