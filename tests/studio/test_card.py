@@ -181,7 +181,7 @@ def test_a_run_that_runs(tmp_path: Path) -> None:
 
 def test_a_model_that_is_played_is_named(tmp_path: Path) -> None:
     """Replies of `afnio provider` are no model's: the page, and the file that a colleague gets, say so."""
-    with Provider() as provider, afnio.bridge.installed():
+    with Provider.process() as provider, afnio.bridge.installed():
         asked = openai.OpenAI(base_url=provider.base_url, api_key="any")
         with te.init("me", "emails", name="played", dir=tmp_path, resume=False) as run:
             asked.chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "hello"}])
