@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from afnio._archive import save as save
     from afnio.runtime._executors import Workers as Workers
     from afnio.studies._evaluate import evaluate as evaluate
-    from afnio.studies._evaluation import EvaluatedRow as EvaluatedRow
+    from afnio.studies._evaluated import EvaluatedRow as EvaluatedRow
+    from afnio.studies._evaluation import Comparison as Comparison
     from afnio.studies._evaluation import Evaluation as Evaluation
     from afnio.studies._headroom import headroom as headroom
     from afnio.studies._optimize import optimize as optimize
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.4.0"
 __all__ = [
+    "Comparison",
     "EvaluatedRow",
     "Evaluation",
     "Headroom",
@@ -99,7 +101,8 @@ __getattr__, __dir__ = _lazily(
     {
         "afnio._archive": "load save",
         "afnio.studies._evaluate": "evaluate",
-        "afnio.studies._evaluation": "EvaluatedRow Evaluation",
+        "afnio.studies._evaluated": "EvaluatedRow",
+        "afnio.studies._evaluation": "Comparison Evaluation",
         "afnio.studies._headroom": "headroom",
         "afnio.studies._optimize": "optimize",
         "afnio.studies._result": "Headroom Result",

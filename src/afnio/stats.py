@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean
 from typing import Final, NamedTuple
 
-__all__ = ["Paired", "mean_interval", "paired_interval", "power", "share_interval", "wilson"]
+__all__ = [
+    "Paired",
+    "mean_interval",
+    "paired_interval",
+    "power",
+    "ratio_interval",
+    "share_interval",
+    "wilson",
+]
 
 NORMAL: Final = NormalDist()
 Z: Final = NORMAL.inv_cdf(0.975)
@@ -168,6 +176,23 @@ def share_interval(shares: Sequence[float], answers: int) -> tuple[float, float]
     varied = min(mean * (1 - mean) * count * count / squares, answers) * (Z / _students(count - 1)) ** 2
     independent = max(varied, count)
     return wilson(mean * independent, independent)
+
+
+def ratio_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float] | None:
+    """Return how many times as large the second numbers are: the geometric mean, and its 95 % interval.
+
+    Pairs with a number that isn't above 0 are left out; None for fewer than two others.
+
+    >>> [round(bound, 2) for bound in ratio_interval([10, 20, 40], [15, 28, 64])]
+    [1.5, 1.28, 1.76]
+    """
+    logs = [math.log(b / a) for a, b in zip(first, second, strict=True) if a > 0 and b > 0]
+    if len(logs) < 2:
+        return None
+    mean = fmean(logs)
+    variance = math.fsum((log - mean) ** 2 for log in logs) / (len(logs) - 1)
+    reach = _students(len(logs) - 1) * math.sqrt(variance / len(logs))
+    return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
 
 
 def _students(freedom: int) -> float:

@@ -315,6 +315,106 @@ def test_arguments_that_can_not_work_cost_nothing(given: Any, options: Any, mess
     assert model.requests == []
 
 
+# Comparing two
+
+
+def test_a_comparison_pairs_rows_by_input() -> None:
+    """In any order; what is in one only is left out, and said."""
+    before = evaluated(client(), rows(50))
+    after = evaluated(client(), [*reversed(rows(40)), ("row 99", "yes")], prompts={"system": "level 6"})
+    found = before.compare(after)
+    assert (found.gain.difference, found.gain.rows, found.gain.won, found.gain.lost) == (
+        pytest.approx(0.3),
+        40,
+        12,
+        0,
+    )
+    assert found.gain.is_clear
+    assert found.verdict.startswith("Better: +30.0 points (95 %: ")
+    assert found.verdict.endswith(" on 40 rows, 30.0 % before and 60.0 % after.")
+    assert [one.after.inputs for one in found.won[:2]] == ["row 35", "row 34"]
+    assert str(found.won).splitlines()[0] == "row 4: +1  'row 35': 'no' → 'yes', expected 'yes'"
+    assert found.notes == ["11 rows in only one of the two evaluations, left out"]
+    assert "changed: 12 rows better; 0 rows worse" in str(found)
+    assert after.compare(before).gain.is_loss
+
+
+def test_no_difference_is_not_called_one() -> None:
+    found = evaluated(client()).compare(evaluated(client(), name="again"))
+    assert found.verdict.startswith("No difference beyond noise: +0.0 points (95 %: ")
+    assert (found.won, found.lost, found.notes) == ([], [], [])
+
+
+def test_a_comparison_says_how_many_flips_are_more_than_noise() -> None:
+    before = evaluated(drawn(lambda number: 0.5 if number < 30 else 0.0), draws=3)
+    after = evaluated(drawn(lambda number: 0.5 if number < 30 else 1.0), draws=3, name="other")
+    found = before.compare(after)
+    large = sum(one.difference > 0.5 for one in found.won)
+    assert 10 <= large < len(found.won)
+    assert f"{len(found.won)} rows better, {large} of them by more than half" in str(found)
+    assert "points (95 %: " in found.verdict
+
+
+def test_ratios_are_of_the_same_rows() -> None:
+    async def long(text: str, system: str) -> str:
+        reply = await model.achat(
+            messages=[{"role": "user", "content": f"{text} {system} {'word ' * 40}"}], model="m"
+        )
+        return "yes" if reply.content else ""
+
+    model = ScriptedClient("yes")
+    short = evaluated(model, rows(20))
+    after = afnio.evaluate(long, rows(20), equal, prompts=PROMPTS, name="long")
+    found = short.compare(after)
+    ratio = found.ratio("tokens")
+    assert ratio is not None
+    expected = [b.tokens / a.tokens for a, b in zip(short.rows, after.rows, strict=True)]
+    assert min(expected) <= ratio.low <= ratio.value <= ratio.high <= max(expected)
+    assert f"tokens {ratio}" in str(found)
+    assert found.ratio("calls") == (1.0, 1.0, 1.0)
+    assert found.ratio("cost") is None
+    with pytest.raises(ValueError, match='measure must be "tokens", "cost", "seconds" or "calls"'):
+        found.ratio("dollars")  # type: ignore[arg-type]
+
+
+def test_a_comparison_names_what_else_differs() -> None:
+    def right(output: str, expected: str) -> bool:
+        return output == expected
+
+    before = evaluated(client(), rows(10))
+    relabelled = [(text, "no") for text, _ in rows(10)[:2]]
+    found = before.compare(evaluated(client(), [*relabelled, *rows(10)[2:]], right))
+    assert found.notes == [
+        "2 rows with another label than before",
+        "the metrics have different names: equal (perfect 1) and right (perfect 1)",
+    ]
+    with pytest.raises(ValueError, match=r"rows with equal inputs .* \(got none among 10 and 1 rows\)"):
+        before.compare(evaluated(client(), [("row 70", "yes")]))
+
+
+def test_rows_that_were_trained_on_are_said(tmp_path: Path) -> None:
+    """Also after files, and of a result that an earlier run had."""
+    model = client()
+    options: Any = {"prompts": PROMPTS, "critic": (model, "critic"), "seed": 1}
+    for _ in range(2):
+        result = afnio.optimize(
+            agent_of(model), rows(120), equal, budget=afnio.budget(max_calls=600), **options
+        )
+    assert result.earlier
+    before = evaluated(model, rows(120))
+    after = evaluated(model, rows(120), prompts=result.prompts)
+    again = afnio.Evaluation.load(after.save(tmp_path / "after.json"))
+    (note,) = before.compare(again).notes
+    assert (
+        note == f"{len(result.trained)} of these 120 rows were trained on, so the gain on new rows is smaller"
+    )
+    assert 40 <= len(result.trained) <= 120 - len(result.test_rows)
+    assert before.compare(evaluated(model, result.test_rows, prompts=result.prompts)).notes == [
+        f"{120 - len(result.test_rows)} rows in only one of the two evaluations, left out"
+    ]
+    assert before.trained == []
+
+
 # Other forms
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, final
 
+from afnio.errors import StoreProblemError
 from afnio.tellurio._card import Card, kept_card
-from afnio.tellurio._queries import StoreReader
+from afnio.tellurio._queries import StoreReader, stores
 
 RESULT: Final = "OptimizeResult"
 """The kind of the event that holds a run's result."""
@@ -48,3 +51,16 @@ class Earlier:
                     return cls(None, kept, kept_card(reader, run.id), when) if same and kept else cls()
                 return cls(run.id)
         return cls()
+
+
+def trained_on(home: Path, prompts: Mapping[str, str]) -> set[str]:
+    """Return the keys of the inputs that prompts were trained on, by any optimization in a folder of stores."""
+    keys: set[str] = set()
+    for store in stores(home):
+        if store.parent.name == "optimize":
+            with suppress(StoreProblemError), StoreReader(store) as reader:
+                for run in reader.runs():
+                    result = reader.last_event(run.id, RESULT) or {}
+                    if result.get("prompts") == prompts != result.get("start"):
+                        keys.update(result.get("trained", ()))
+    return keys

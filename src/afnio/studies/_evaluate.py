@@ -36,7 +36,9 @@ from afnio.runtime._spending import cost
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import wait_async
 from afnio.runtime.events import CallEnded, CallReplayed, Usage, subscribed
-from afnio.studies._evaluation import Draw, EvaluatedRow, Evaluation
+from afnio.studies._earlier import trained_on
+from afnio.studies._evaluated import Draw, EvaluatedRow
+from afnio.studies._evaluation import Evaluation
 from afnio.studies._needs import FIRST
 from afnio.studies._rows import digest, read_rows
 from afnio.studies._scoring import Scoring, check_crashes, takes_expected, wanted_by
@@ -343,9 +345,12 @@ class Evaluating(Scoring):
             for number, row in enumerate(self.rows)
         ]  # fmt: skip
         uses = self._uses.values()
+        home = self.store.parent.parent
+        trained = trained_on(home, self.subject.texts)
         return Evaluation(
             name=self.project,
             rows=found,
+            metric=getattr(self.metric, "__name__", type(self.metric).__name__),
             perfect=self.perfect,
             prompts=dict(self.subject.texts),
             replayed=sum(use.replayed for use in uses),
@@ -353,8 +358,9 @@ class Evaluating(Scoring):
             paid=None if paid is None else float(paid),
             minutes=minutes,
             run=f"{run.namespace}/{run.project}/{run.name}",
-            home=str(self.store.parent.parent),
+            home=str(home),
             notes=self._notes(found),
+            trained=sorted(trained.intersection(row.key for row in self.rows)),
         )
 
     def _notes(self, rows: Sequence[EvaluatedRow]) -> list[str]:

@@ -11,13 +11,16 @@ import json
 import math
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final, NamedTuple, Self, final
+from typing import Any, Final, Literal, NamedTuple, Self, final
 
-from afnio._figures import Measured, counted, score_of
+from afnio._figures import Gain, Measured, counted, score_of
+from afnio.stats import ratio_interval
+from afnio.studies._evaluated import ChangedRow, Changes, Draw, EvaluatedRow, RowList
 from afnio.studies._result import cell_of, in_time
 from afnio.studies._rows import in_words, plainly
 from afnio.tellurio._card import Bar, Card, Example
@@ -30,92 +33,11 @@ MOST_ROWS: Final = 2_000
 """Rows of a card: those that are wrong, and those that crashed."""
 LONGEST: Final = 5_000
 """Characters of a row's texts in a card."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One run of the agent on a row.
-
-    Attributes:
-        output: in words; None if the agent crashed.
-        score: None if the agent or the metric crashed, or if the agent returned None.
-        feedback: the metric's.
-        error: why there is no score.
-        calls, tokens, cost, seconds: of the agent's calls, the metric's left out. A call that the journal answered
-            counts as when it was made. The cost is in dollars, None if a price is unknown; the seconds are on the wire.
-    """
-
-    output: str | None
-    score: float | None
-    feedback: str | None
-    error: str | None
-    calls: int
-    tokens: int
-    cost: float | None
-    seconds: float
-
-
-@final
-@dataclass(frozen=True, slots=True, repr=False)
-class EvaluatedRow:
-    """A row and its draws.
-
-    Attributes:
-        number: its place in the data, from 0.
-        key: a digest of its inputs.
-        inputs, expected: as they were given; from a file, as JSON has them.
-        draws: each with `output`, `score`, `feedback`, `error`, `calls`, `tokens`, `cost` and `seconds`.
-    """
-
-    number: int
-    key: str
-    inputs: Any
-    expected: Any
-    draws: tuple[Draw, ...]
-
-    @property
-    def score(self) -> float | None:
-        """The mean of the draws that have a score; None without any."""
-        return _mean(draw.score for draw in self.draws)
-
-    @property
-    def calls(self) -> float:
-        """Of one draw, on average, as are `tokens`, `cost` and `seconds`."""
-        return fmean(draw.calls for draw in self.draws)
-
-    @property
-    def tokens(self) -> float:
-        return fmean(draw.tokens for draw in self.draws)
-
-    @property
-    def cost(self) -> float | None:
-        costs = [draw.cost for draw in self.draws]
-        return None if None in costs else _mean(costs)
-
-    @property
-    def seconds(self) -> float:
-        return fmean(draw.seconds for draw in self.draws)
-
-    @property
-    def errors(self) -> list[str]:
-        """Why draws have no score."""
-        return [draw.error for draw in self.draws if draw.error is not None]
-
-    def __repr__(self) -> str:
-        said = dict.fromkeys(
-            _short(draw.error if draw.output is None else draw.output) for draw in self.draws
-        )
-        score = "failed" if self.score is None else f"{self.score:.3g}"
-        wanted = "" if self.expected is None else f", expected {_short(in_words(self.expected))}"
-        return f"row {self.number}: {score}  {_short(in_words(self.inputs))} → {' | '.join(said)}{wanted}"
-
-
-class RowList(list[EvaluatedRow]):
-    """Rows, which `print` shows one a line."""
-
-    def __str__(self) -> str:
-        return "\n".join(map(repr, self))
+HALF: Final = 0.5
+"""A row that changes by more than this share of the perfect score has flipped, and not just one draw of several."""
+TIMES: Final = "\N{MULTIPLICATION SIGN}"
+MEASURES: Final = ("tokens", "cost", "seconds", "calls")
+Measure = Literal["tokens", "cost", "seconds", "calls"]
 
 
 class Groups(dict[str, Measured]):
@@ -141,6 +63,7 @@ class Evaluation:
     Attributes:
         name: of the agent, or the one that was given.
         rows: all rows, in the order of the data.
+        metric: its name.
         perfect: the score of a right row.
         prompts: the agent's prompts.
         replayed: calls that the journal answered.
@@ -149,10 +72,12 @@ class Evaluation:
         minutes: that it took.
         run: the run's name in the store, for `afnio studio`.
         notes: what else is to be known.
+        trained: digests of those inputs that an optimization in the same folder trained the prompts on.
     """
 
     name: str
     rows: Sequence[EvaluatedRow]
+    metric: str
     perfect: float
     prompts: Mapping[str, str]
     replayed: int
@@ -162,6 +87,7 @@ class Evaluation:
     run: str
     home: str = ""
     notes: Sequence[str] = ()
+    trained: Sequence[str] = ()
 
     def __await__(self) -> Generator[Any, None, Self]:
         yield from ()
@@ -271,6 +197,14 @@ class Evaluation:
         means = list(_means(rows).values())
         return score_of(means, graded=self.is_graded, highest=self.perfect, answers=answers)
 
+    def compare(self, after: Evaluation) -> Comparison:
+        """Compare this evaluation with a later one, or another agent's, on the inputs that both have.
+
+        Raises:
+            ValueError: if no input has a score in both.
+        """
+        return Comparison.of(self, after)
+
     # Other forms
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -298,6 +232,7 @@ class Evaluation:
             **{name: getattr(self, name) for name in _PLAIN},
             "prompts": dict(self.prompts),
             "notes": list(self.notes),
+            "trained": list(self.trained),
             "rows": [
                 [
                     row.number,
@@ -335,7 +270,7 @@ class Evaluation:
                 EvaluatedRow(number, key, inputs, expected, tuple(Draw(*draw) for draw in draws))
                 for number, key, inputs, expected, draws in data["rows"]
             ]
-            plain = {name: data[name] for name in (*_PLAIN, "prompts", "notes")}
+            plain = {name: data[name] for name in (*_PLAIN, "prompts", "notes", "trained")}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} must be a file of Evaluation.save (got {error!r})") from None
         return cls(rows=rows, **plain)
@@ -418,12 +353,118 @@ def _example(row: EvaluatedRow) -> Example:
     )
 
 
-_PLAIN: Final = ("name", "perfect", "replayed", "judged", "paid", "minutes", "run", "home")
+# Comparing two
 
 
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+class Ratio(NamedTuple):
+    """How many times as much a row takes in the second evaluation: the geometric mean, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{TIMES}{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class Comparison:
+    """The difference between two evaluations. `print` it for the verdict.
+
+    Attributes:
+        before, after: the evaluations.
+        changes: the rows that have a score in both.
+        gain: the paired difference of the inputs in both, with its interval; `gain.is_clear` and `gain.is_loss`.
+        notes: what the difference may be due to other than the agent.
+    """
+
+    before: Evaluation
+    after: Evaluation
+    changes: Sequence[ChangedRow]
+    gain: Gain
+    notes: Sequence[str]
+
+    @classmethod
+    def of(cls, before: Evaluation, after: Evaluation) -> Self:
+        """Pair two evaluations by input; equal inputs in the order of their rows.
+
+        Raises:
+            ValueError: if no input has a score in both.
+        """
+        theirs: dict[str, list[EvaluatedRow]] = defaultdict(list)
+        for row in before.rows:
+            theirs[row.key].append(row)
+        pairs = [ChangedRow(theirs[row.key].pop(0), row) for row in after.rows if theirs.get(row.key)]
+        changes = [pair for pair in pairs if pair.before.score is not None and pair.after.score is not None]
+        if not changes:
+            raise ValueError(
+                f"two evaluations must have rows with equal inputs that both could score (got none among "
+                f"{len(before.rows)} and {len(after.rows)} rows)"
+            )
+        graded = before.is_graded or after.is_graded
+        highest = max(before.perfect, after.perfect)
+        gain = Gain.of(*_by_input(changes, _score), graded=graded, highest=highest)
+        return cls(before, after, changes, gain, _notes(before, after, pairs, changes))
+
+    @property
+    def won(self) -> Changes:
+        """The rows that are better in the second evaluation."""
+        return Changes(
+            sorted((one for one in self.changes if one.difference > 0), key=lambda one: -one.difference)
+        )
+
+    @property
+    def lost(self) -> Changes:
+        """The rows that are worse."""
+        return Changes(
+            sorted((one for one in self.changes if one.difference < 0), key=lambda one: one.difference)
+        )
+
+    def ratio(self, measure: Measure) -> Ratio | None:
+        """Return how many times the tokens, the cost, the seconds or the calls of a row the second evaluation takes.
+
+        None if fewer than two inputs have both, as without calls or prices.
+        """
+        if measure not in MEASURES:
+            raise ValueError(f'measure must be "tokens", "cost", "seconds" or "calls" (got {measure!r})')
+        found = ratio_interval(*_by_input(self.changes, lambda row: getattr(row, measure) or 0.0))
+        return None if found is None else Ratio(*found)
+
+    @property
+    def verdict(self) -> str:
+        """The difference in a sentence."""
+        said = (
+            "Better" if self.gain.is_clear else "Worse" if self.gain.is_loss else "No difference beyond noise"
+        )
+        means = [fmean(part) for part in _by_input(self.changes, _score)]
+        before, after = (f"{mean:.3g}" if self.gain.graded else f"{100 * mean:.1f} %" for mean in means)
+        rows = counted(self.gain.rows, "row")
+        return f"{said}: {self.gain.amount} (95 %: {self.gain.interval}) on {rows}, {before} before and {after} after."
+
+    def figures(self) -> list[tuple[str, str]]:
+        """Return the figures as pairs of a name and a text, as `print` shows them."""
+        highest = HALF * abs(self.after.perfect)
+        parts = []
+        for name, changes in (("better", self.won), ("worse", self.lost)):
+            large = sum(abs(one.difference) > highest for one in changes)
+            text = f"{counted(len(changes), 'row')} {name}"
+            parts.append(text if large == len(changes) else f"{text}, {large} of them by more than half")
+        ratios = [f"{name} {ratio}" for name in MEASURES[:3] if (ratio := self.ratio(name)) is not None]
+        rows = [("changed", "; ".join(parts)), *([("takes", ", ".join(ratios))] if ratios else [])]
+        return [*rows, *(("note", note) for note in self.notes)]
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *(f"{name}: {text}" for name, text in self.figures())])
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.verdict}>"
+
+
+# Helpers
+
+
+_PLAIN: Final = ("name", "metric", "perfect", "replayed", "judged", "paid", "minutes", "run", "home")
 
 
 def _means(rows: Sequence[EvaluatedRow]) -> dict[str, float]:
@@ -434,7 +475,42 @@ def _means(rows: Sequence[EvaluatedRow]) -> dict[str, float]:
     return {key: fmean(scores) for key, scores in groups.items()}
 
 
-def _short(text: str | None) -> str:
-    """Return a text on one line, with its ends if it is long; hidden characters by their numbers."""
-    shown = repr(text)
-    return shown if len(shown) <= 80 else f"{shown[:60]}…{shown[-18:]}"
+def _notes(
+    before: Evaluation, after: Evaluation, pairs: Sequence[ChangedRow], changes: Sequence[ChangedRow]
+) -> list[str]:
+    notes = []
+    trained = {*before.trained, *after.trained}
+    seen = sum(one.after.key in trained for one in changes)
+    if seen:
+        notes.append(
+            f"{seen} of these {len(changes)} rows were trained on, so the gain on new rows is smaller"
+        )
+    alone = len(before.rows) + len(after.rows) - 2 * len(pairs)
+    if alone:
+        notes.append(f"{counted(alone, 'row')} in only one of the two evaluations, left out")
+    if len(changes) < len(pairs):
+        notes.append(
+            f"{counted(len(pairs) - len(changes), 'row')} without a score in one of the two, left out"
+        )
+    relabelled = sum(in_words(one.before.expected) != in_words(one.after.expected) for one in changes)
+    if relabelled:
+        notes.append(f"{counted(relabelled, 'row')} with another label than before")
+    if (before.metric, before.perfect) != (after.metric, after.perfect):
+        metrics = [f"{one.metric} (perfect {one.perfect:g})" for one in (before, after)]
+        notes.append(f"the metrics have different names: {metrics[0]} and {metrics[1]}")
+    return notes
+
+
+def _score(row: EvaluatedRow) -> float:
+    return row.score or 0.0
+
+
+def _by_input(
+    changes: Sequence[ChangedRow], value: Callable[[EvaluatedRow], float]
+) -> tuple[list[float], list[float]]:
+    """Return the mean of a row's figure for each input, before and after."""
+    groups: dict[str, list[ChangedRow]] = defaultdict(list)
+    for one in changes:
+        groups[one.after.key].append(one)
+    columns = [[fmean(value(one[place]) for one in group) for group in groups.values()] for place in (0, 1)]
+    return columns[0], columns[1]

@@ -296,6 +296,7 @@ class Optimization(Study):
             return from_json(
                 earlier.result, home=self._home, make_agent=self.subject.restored, earlier=earlier.when,
                 examples=() if earlier.card is None else earlier.card.rows,
+                test_rows=self._test_rows,
             )  # fmt: skip
         with self.bridge():
             self._check_sent(await self.unsent(self.splits.train[0]))
@@ -531,7 +532,13 @@ class Optimization(Study):
             splits={part: len(getattr(self.splits, part)) for part in ("train", "gate", "test")},
             examples=_examples(rows, looked) if looked else (),
             make_agent=self.subject.restored,
+            trained=[row.key for row in self.splits.train],
+            test_rows=self._test_rows,
         )
+
+    @property
+    def _test_rows(self) -> list[Any]:
+        return [(row.inputs, row.expected) for row in self.splits.test]
 
     def _check_price(self, model: Any, client: ChatClient) -> None:
         if self.budget.caps.cost is None or price_of(str(model), client.account.url) is not None:

@@ -166,6 +166,8 @@ class Result:
         notes: what was left out, and why.
         examples: the rows that were scored last.
         earlier: when the run ended that this result was read from; "" if it was made just now.
+        trained: digests of the inputs that the prompts were trained on, by which `Evaluation.compare` knows them.
+        test_rows: the rows that weren't trained on, as `(inputs, expected)`, to evaluate the prompts on.
     """
 
     verdict: str
@@ -192,6 +194,8 @@ class Result:
     examples: Sequence[Example] = ()
     earlier: str = ""
     make_agent: Callable[[Mapping[str, str]], Any] | None = None
+    trained: Sequence[str] = ()
+    test_rows: Sequence[Any] = ()
 
     @property
     def agent(self) -> Any:
@@ -365,7 +369,7 @@ def to_json(result: Result) -> dict[str, Any]:
     data = {
         one.name: getattr(result, one.name)
         for one in fields(result)
-        if one.name not in ("make_agent", "home", "earlier", "examples")
+        if one.name not in ("make_agent", "home", "earlier", "examples", "test_rows")
     }
     for name in _PARTS:
         data[name] = _plain(data[name])

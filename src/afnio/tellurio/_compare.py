@@ -44,7 +44,7 @@ class PhaseComparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """A comparison of two runs.
 
     Attributes:
@@ -58,7 +58,7 @@ class Comparison:
     same: list[PhaseComparison]
 
 
-def compare(first: Scores, second: Scores) -> Comparison:
+def compare(first: Scores, second: Scores) -> RunComparison:
     """Pair the scores of two runs by sample.
 
     >>> before = Scores([("val", "a", 0.0), ("val", "b", 1.0)])
@@ -75,7 +75,7 @@ def compare(first: Scores, second: Scores) -> Comparison:
     shared = [phase for phase in first.phases if phase in second.phases and phase not in compared]
     shared.sort(key=lambda phase: -len(first.phases[phase]))
     same = [_phases(first, second, phase, phase) for phase in shared[:MOST_SAME]]
-    return Comparison(_paired(first.last, second.last), kinds, same)
+    return RunComparison(_paired(first.last, second.last), kinds, same)
 
 
 Sample = tuple[str, int]
