@@ -64,7 +64,7 @@ COMMANDS: Final = {
     ),
     "prompts": Command(
         "afnio.cli._other:prompts_main",
-        "print every prompt that Afnio sends",
+        "print every prompt that Afnio sends, or export a run's",
         "afnio prompts tgd.system",
         "print the optimizer's instructions and their version",
     ),

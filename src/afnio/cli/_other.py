@@ -313,10 +313,13 @@ class ListedPrompt(NamedTuple):
 
 
 def prompts_main(argv: Sequence[str]) -> int:
-    """Print prompts, and return the exit code."""
+    """Print prompts, or export a run's, and return the exit code."""
+    if argv[:1] == ["export"]:
+        return _export_main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="afnio prompts",
-        description="Print the prompts that Afnio itself sends (as critic, optimizer or judge) and its JSON schemas.",
+        description="Print the prompts that Afnio itself sends (as critic, optimizer or judge) and its JSON schemas. "
+        "`afnio prompts export RUN` prints those that a run has learned.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="print only these")
     parser.add_argument("--list", action="store_true", help="print names and versions only")
@@ -358,6 +361,49 @@ def all_prompts() -> list[ListedPrompt]:
             if name.isupper() and not name.startswith("_") and isinstance(value, dict) and name != "TEXTS":
                 found.append(ListedPrompt(name.lower(), package, module.VERSION, json.dumps(value, indent=1)))
     return found
+
+
+def _export_main(argv: Sequence[str]) -> int:
+    from afnio.errors import AfnioError
+    from afnio.studies._exports import FORMS, RunPrompts, write_files, write_text
+    from afnio.tellurio._queries import home_folder
+
+    parser = argparse.ArgumentParser(
+        prog="afnio prompts export",
+        description="Print the prompts of a run, or write them to files, for an app that doesn't need Afnio.",
+    )
+    parser.add_argument(
+        "run",
+        metavar="RUN[@kept|@found|@N]",
+        help="a run, and which of its prompts: kept at its end (default), found by its training, or after step N",
+    )
+    parser.add_argument("--format", choices=FORMS, default="text", help="default: text")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="a file for json and python; a folder for text and prompty"
+    )
+    parser.add_argument("--dir", type=Path, help="the folder of runs (default: AFNIO_HOME, or .afnio)")
+    options = parser.parse_args(argv)
+    try:
+        form = FORMS[options.format](RunPrompts.read(home_folder(options.dir), options.run))
+        if isinstance(form, str):
+            if options.output is not None:
+                write_text(options.output, form)
+        elif options.output is not None:
+            write_files(options.output, form, ".txt" if options.format == "text" else f".{options.format}")
+        elif len(form) > 1:
+            raise LookupError(
+                f"{options.format} is a file for each prompt, and the run has {len(form)} ({', '.join(form)}); give "
+                "-o FOLDER, or --format json"
+            )
+    except (AfnioError, LookupError, OSError, ValueError) as error:
+        sys.stderr.write(f"afnio: {error}\n")
+        return 1
+    if options.output is not None:
+        sys.stdout.write(f"{options.output}\n")
+        return 0
+    text = form if isinstance(form, str) else next(iter(form.values()))
+    sys.stdout.write(text if text.endswith("\n") or not sys.stdout.isatty() else f"{text}\n")
+    return 0
 
 
 # afnio provider

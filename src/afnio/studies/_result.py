@@ -11,16 +11,13 @@ that is started again gets it from there.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Self, final
 
-from afnio._archive import replace
 from afnio._figures import NOISE, Accuracy, Gain, MeanScore, Measured, counted
 from afnio.optim._gate import GateVerdict
-from afnio.studies._rows import check_text
 from afnio.tellurio._card import Bar, Card, Example
 from afnio.tellurio._queries import home_folder
 
@@ -267,15 +264,10 @@ class Result:
         Raises:
             ValueError: if two names are the same as names of files, or UTF-8 can't express a text.
         """
+        from afnio.studies._exports import write_files
+
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {name: re.sub(r"[^\w.-]", "_", name) + ".txt" for name in self.prompts}
-        if len({file.lower() for file in files.values()}) < len(files):
-            raise ValueError(f"names must differ as names of files (got {', '.join(files)}); rename one")
-        for name, text in self.prompts.items():
-            check_text(f"prompt {name!r}", text)
-        for name, text in self.prompts.items():
-            replace(folder / files[name], text.encode())
+        write_files(folder, self.prompts, ".txt")
         return folder
 
     def push(self, store: str, name: str, *, alias: str = "candidate") -> None:

@@ -32,7 +32,9 @@ from afnio.errors import BlockingReadError
 from afnio.runtime._blocking import run_blocking, task_group
 from afnio.runtime._files import make_private_folder
 from afnio.runtime._waiting import may_block
+from afnio.studies._exports import RunPrompts
 from afnio.studies._rows import check_text, digest
+from afnio.tellurio._queries import home_folder
 
 if TYPE_CHECKING:
     import aiohttp
@@ -146,20 +148,23 @@ def load_prompts(
     prompts: Mapping[str, str] | Iterable[str] | None = None,
     alias: str | None = None,
 ) -> dict[str, str]:
-    """Return the prompts that `Result.push` or `Result.save` wrote, by name.
+    """Return prompts by name, from where `Result.push` or `Result.save` wrote them, or from a run.
 
     It blocks. In an async app write `await asyncio.to_thread(afnio.load_prompts, …)`.
 
     Args:
-        source: "mlflow:http://…", "phoenix:http://…", "langfuse:http://…" or "folder:…", or the path of a folder that
-            `Result.save` wrote.
-        name: that they were pushed under; not for a path.
+        source: "mlflow:http://…", "phoenix:http://…", "langfuse:http://…" or "folder:…"; the path of a folder that
+            `Result.save` wrote; or "run:NAME", a run in the folder of runs (AFNIO_HOME, or .afnio). `run:NAME@kept`,
+            the same, is what the run ended with, `@found` what its training led to even if it wasn't kept, and `@3`
+            what it had after step 3.
+        name: that they were pushed under; not for a path or a run.
         prompts: the names that the app needs, or its own prompts by name. With texts it is an error if those that were
             pushed came from others: the tools or texts of the app have changed since. Servers need the names.
-        alias: which version; "candidate" by default. Not for a path.
+        alias: which version; "candidate" by default. Not for a path or a run.
 
     Raises:
         LookupError: if the prompts or their alias aren't there; a FileNotFoundError for a path.
+        ChoiceError: if a name means no run, or several.
         ValueError: if the prompts are of different sets, came from other texts, or aren't those that are needed.
         ConnectionError: if the store can't be reached, refuses, or doesn't answer as one.
         BlockingReadError: if it would block an event loop.
@@ -171,6 +176,10 @@ def load_prompts(
     {'system': 'Be brief.'}
     """
     where = os.fspath(source)
+    if where.startswith("run:"):
+        if name is not None or alias is not None:
+            raise TypeError(f"a run has no names and aliases (got {name or alias!r}); write run:NAME@kept")
+        return _chosen(where, dict(RunPrompts.read(home_folder(), where[4:]).texts), prompts)
     if not _KIND.match(where):
         if name is not None or alias is not None:
             raise TypeError(
