@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from optimize.task import agent_of, answer, client, equal, is_right, rows
 
 import afnio
 import afnio.cognitive as cog
-from afnio.errors import BatchError, MetricError, UnknownPriceError
+from afnio.errors import BatchError, FinalModelError, MetricError, UnknownPriceError
 from afnio.testing import Provider, ScriptedClient
 
 
@@ -89,8 +90,8 @@ def test_a_function_gets_better_prompts_and_a_verdict(folder: Path) -> None:
     assert result.verdict.startswith("Better: +")
     assert result.gain.low is not None
     assert 0 < result.gain.low < result.gain.difference < 1
-    assert str(result.after) == "100.0 % (32 of 32 right; 89.3 to 100.0)"
-    assert result.splits == {"train": 36, "gate": 32, "test": 32}
+    assert str(result.after) == "100.0 % (50 of 50 right; 92.9 to 100.0)"
+    assert result.splits == {"train": 50, "held": 50}
     assert afnio.run(result.agent("row 9")) == "yes"
     assert result.calls > 100
     assert result.tokens > 0
@@ -111,7 +112,7 @@ def test_a_module_is_optimized_as_a_copy() -> None:
     "seed", [1, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(2, 17))]
 )
 def test_nothing_to_gain_keeps_the_old_prompts(seed: int) -> None:
-    """With labels that no prompt predicts the verdict says so. If the gate fails, one look at the test is enough."""
+    """With labels that no prompt predicts the verdict says so, and says how often a gain would have been seen."""
     draw = random.Random(seed)
     labels = [(f"row {number}", draw.choice(["yes", "no"])) for number in range(100)]
     budget = afnio.budget(max_calls=600)
@@ -119,19 +120,22 @@ def test_nothing_to_gain_keeps_the_old_prompts(seed: int) -> None:
     assert result.verdict.startswith("No gain beyond noise")
     if result.gate is None or not result.gate.passed:
         assert result.prompts == result.start == {"system": "level 5"}
-        assert result.before == result.after
-        assert result.gain is None
+    assert (result.gate is None or result.gate.stopped) == (result.gain is None)
+    power = (
+        "power     a true gain of 15 points is seen in 56 % of runs with 50 held-out rows; 109 make it 90 %"
+    )
+    assert (power in str(result)) == (result.gain is not None)
 
 
-def test_the_gates_evidence_is_in_the_result() -> None:
+def test_the_evidence_is_in_the_result() -> None:
     """Rows, wins, losses and p: in the object, in the text, and in what is read from the run again."""
     result = optimized()
     gate = result.gate
     assert gate is not None
     assert gate.passed
-    assert len(gate.rows) == result.splits["gate"] == gate.wins + gate.losses + gate.ties
+    assert len(gate.rows) == result.splits["held"] == gate.wins + gate.losses + gate.ties
     assert gate.p < 0.01
-    assert f"gate      passed: {gate.wins} of 32 rows better, {gate.losses} worse, p = {gate.p:.2g}" in str(
+    assert f"gate      passed: {gate.wins} of 50 rows better, {gate.losses} worse, p = {gate.p:.2g}" in str(
         result
     )
     again = optimized()
@@ -139,17 +143,39 @@ def test_the_gates_evidence_is_in_the_result() -> None:
     assert isinstance(again.gate.rows, tuple)
 
 
-def test_a_gate_that_fails_is_said() -> None:
-    """The search takes a text that its own rows like; the gate's rows don't, so the start is kept."""
+def harmful(count: int) -> dict[str, Any]:
+    """Arguments of a search that finds a text which its own rows like, and the held-out rows don't."""
+    train, held = (range(at, at + count) for at in (0, 1000))
+    return {
+        "rows": [(f"row {number}", "yes") for number in train],
+        "testset": [(f"row {number}", "no") for number in held],
+        "budget": afnio.budget(max_calls=500),
+    }
+
+
+def test_evidence_of_harm_on_the_first_rows_stops_a_result() -> None:
+    """The others are not scored, the old prompts stay, and there is no interval."""
     model = client()
-    train = [(f"row {number}", "yes") for number in range(60)]
-    against, other = ([(f"row {n}", "no") for n in range(at, at + 40)] for at in (100, 200))
-    result = optimized(model, rows=train, valset=against, testset=other)
+    result = optimized(model, **harmful(100))
     assert result.gate is not None
-    assert not result.gate.passed
+    assert (result.gate.passed, result.gate.stopped, len(result.gate.rows)) == (False, True, 40)
     assert result.prompts == {"system": "level 2"}
-    assert "didn't pass the gate (0 of 39 rows better, " in result.verdict
-    assert result.gain is None
+    said = "No gain beyond noise: the first held-out rows are evidence that the new prompts do harm (0 of 40 rows"
+    assert result.verdict.startswith(said)
+    assert (result.gain, result.before, result.after) == (None, None, None)
+    assert "95 %" not in str(result)
+    seen = [str(request.messages[-1]["content"]) for request in model.requests if request.model == "student"]
+    assert len({text for text in seen if int(text.split()[1]) >= 1000}) == 40
+    assert f"gate      stopped early: 0 of 40 rows better, {result.gate.losses} worse" in str(result)
+
+
+def test_with_few_rows_one_pass_decides_and_measures() -> None:
+    """40 % of fewer than 48 rows would hardly ever be evidence of harm."""
+    result = optimized(**harmful(47))
+    assert result.gate is not None
+    assert (result.gate.passed, result.gate.stopped, len(result.gate.rows)) == (False, False, 47)
+    assert result.prompts == {"system": "level 2"}
+    assert result.verdict.startswith("Worse: -")
 
 
 @pytest.mark.parametrize(
@@ -165,8 +191,8 @@ def test_nothing_is_gained_where_all_rows_are_right_or_all_wrong(metric: Any, st
     assert any(request.model == "critic" for request in model.requests) is (stopped == "no")
 
 
-def test_prompts_that_break_the_agent_do_not_pass() -> None:
-    """Rows that crash are left out. With new prompts under which many crash, they count as the worst."""
+def test_prompts_that_break_the_agent_are_not_kept() -> None:
+    """A row that crashes counts as wrong, or what a prompt breaks would count in its favour."""
     model = client()
     plain = agent_of(model)
 
@@ -175,11 +201,13 @@ def test_prompts_that_break_the_agent_do_not_pass() -> None:
             raise ValueError("cannot read the reply")
         return await plain(text, system)
 
-    gate, test = ([(f"row {n}", "yes") for n in range(at, at + 40)] for at in (100, 200))
-    result = optimized(model, agent=agent, rows=rows(60), valset=gate, testset=test)
+    testset = [(f"row {n}", "yes") for n in range(100, 140)]
+    result = optimized(model, agent=agent, rows=rows(60), testset=testset)
     assert result.gate is not None
-    assert (result.gate.passed, result.gate.wins) == (False, 0)
-    assert result.prompts == {"system": "level 2"}
+    assert (result.gate.passed, result.gate.wins, result.gate.losses) == (False, 0, 8)
+    assert (result.prompts, result.failed) == ({"system": "level 2"}, 40)
+    assert str(result.after) == "0.0 % (0 of 40 right; 0.0 to 8.8)"
+    assert "crashed   40 rows, which count as wrong" in str(result)
 
 
 def test_of_two_prompts_the_one_at_fault_changes() -> None:
@@ -240,9 +268,9 @@ def test_prompts_keep_to_their_length(start: str, most: int) -> None:
 def test_headroom_comes_first_and_sees_training_rows_only() -> None:
     """Its verdict, interval and cost are in the result, also when that is read from the run again."""
     model = client()
-    gate, test = ([(f"row {n}", "yes") for n in range(at, at + 40)] for at in (1000, 2000))
+    test = [(f"row {n}", "yes") for n in range(1000, 1040)]
     given: dict[str, Any] = {
-        "rows": rows(100), "valset": gate, "testset": test, "headroom": True, "budget": afnio.budget(max_calls=3000)
+        "rows": rows(100), "testset": test, "headroom": True, "budget": afnio.budget(max_calls=3000)
     }  # fmt: skip
     result = optimized(model, **given)
     found = result.headroom
@@ -254,7 +282,7 @@ def test_headroom_comes_first_and_sees_training_rows_only() -> None:
     assert 0 < found.calls <= 300
     assert f"headroom  {found.verdict}" in str(result)
     seen = [str(request.messages[-1]["content"]) for request in model.requests if request.model == "student"]
-    assert all(seen.count(text) == 2 for text, _ in [*gate, *test])  # with the old and the new prompt
+    assert all(seen.count(text) == 2 for text, _ in test)  # with the old and the new prompt
     assert optimized(**given).headroom == found
 
 
@@ -269,27 +297,34 @@ def test_headroom_is_skipped_with_a_note(changes: dict[str, Any], said: str) -> 
     """Where a tenth of the budget can't pay for it, or the training rows are too few."""
     result = optimized(headroom=True, **{"rows": rows(200), **changes})
     assert result.headroom is None
-    (note,) = result.notes
+    (note,) = [one for one in result.notes if "headroom" in one]
     assert said in note
     assert f"note      {note}" in str(result)
 
 
-def test_few_rows_claim_no_gain() -> None:
-    """With 40 rows half chooses and nothing is left to test on."""
+def test_few_rows_are_enough_for_a_claim() -> None:
+    """With 40 rows 20 are held out."""
     result = optimized(count=40)
-    assert result.gain is None
-    assert "no gain is claimed" in result.verdict
-    assert result.splits["test"] == 0
-    assert result.splits["train"] == 20
-    assert result.prompts == {"system": "level 10"}
+    assert result.splits == {"train": 20, "held": 20}
+    assert result.verdict == "Better: +80.0 points (95 %: 50.3 to 95.2) on 20 held-out rows."
 
 
-def test_own_splits_are_used_as_they_are() -> None:
-    """A testset is looked at in place of a part of the rows."""
+def test_an_own_testset_is_held_out_in_place_of_half_of_the_rows() -> None:
     testset = [(f"row {number}", "yes") for number in range(1000, 1040)]
     result = optimized(count=60, testset=testset)
-    assert result.splits["test"] == 40
+    assert result.splits == {"train": 60, "held": 40}
     assert {example.inputs for example in result.examples} == {text for text, _ in testset}
+
+
+def test_held_out_rows_take_half_of_the_budget_at_most() -> None:
+    """Which ones are left out is drawn, not the last ones of a testset; a note has the number."""
+    testset = [(f"row {number}", "yes") for number in range(1000, 1200)]
+    result = optimized(count=60, testset=testset, budget=afnio.budget(max_calls=208))
+    numbers = [int(example.inputs.split()[1]) for example in result.examples]
+    assert max(numbers) > 1100
+    assert len(numbers) == 50
+    assert result.notes == ("50 of 200 held-out rows are used, as half of the budget pays for no more",)
+    assert result.calls <= 208
 
 
 def test_each_row_has_one_job() -> None:
@@ -311,35 +346,26 @@ def test_inputs_are_the_unit_of_evidence() -> None:
     numbers = [example.inputs for example in result.examples]
     assert all(numbers.count(text) == 2 for text in numbers)
     assert result.after is not None
-    assert result.after.rows == 32
+    assert result.after.rows == 50
     assert result.gate is not None
-    assert result.gate.wins + result.gate.losses + result.gate.ties == 32
-    assert result.on == "32 test inputs"
+    assert result.gate.wins + result.gate.losses + result.gate.ties == 50
+    assert result.on == "50 held-out inputs"
 
 
 def test_a_testset_that_repeats_rows_takes_them_out_of_the_training() -> None:
     """A prompt that memorised test rows would get a gain for that."""
     model = client()
     result = optimized(model, testset=rows(40))
-    assert result.splits == {"train": 40, "gate": 20, "test": 40} | {
-        part: result.splits[part] for part in ("train", "gate")
-    }
-    assert result.splits["train"] + result.splits["gate"] == 60
-    assert "rows 0, 1, 2, 3, 4 and others have inputs of valset or testset" in result.notes[0]
+    assert result.splits == {"train": 60, "held": 40}
+    assert "rows 0, 1, 2, 3, 4 and others have inputs of testset" in result.notes[0]
     assert result.notes[0] in str(result)
-
-
-def test_a_valset_that_repeats_the_testset_is_refused() -> None:
-    """Rows that prompts were chosen by can't measure them."""
-    with pytest.raises(ValueError, match="valset and testset must have different inputs .got rows 0, 1, 2"):
-        optimized(valset=rows(40), testset=rows(40))
 
 
 def test_labels_are_spread_evenly() -> None:
     """Each split has its share of a rare label."""
     data = [(f"row {number}", "rare" if number % 10 == 0 else "yes") for number in range(200)]
     result = optimized(rows=data)
-    assert sum(example.expected == "rare" for example in result.examples) == 6
+    assert sum(example.expected == "rare" for example in result.examples) == 10
 
 
 @pytest.mark.parametrize(
@@ -508,19 +534,15 @@ def test_a_metric_without_labels_takes_bare_inputs(make: Callable[[str], Any]) -
         ({"perfect": "1"}, "perfect"),
         ({"seed": 1.5}, "seed"),
         (
-            {"budget": afnio.budget(max_calls=100)},
-            r"at least 109 calls \(got 100\): 8 to begin, 24 for a gate of 12",
+            {"budget": afnio.budget(max_calls=40)},
+            r"at least 45 calls \(got 40\): 8 to begin, 24 for 12 held-out rows, and 13 for one step; give more",
         ),
-        (
-            {"rows": rows(40), "budget": afnio.budget(max_calls=71)},
-            r"at least 72 calls \(got 71\): a gate of 12",
-        ),
-        ({"rows": rows(30), "valset": rows(11)}, "valset must have at least 12 rows"),
+        ({"rows": rows(30), "testset": rows(41)[30:]}, r"testset must have at least 12 rows \(got 11\)"),
         ({"headroom": 1}, "headroom must be True or False"),
         ({"limits": 4}, r"limits must be an afnio.Limits .got 4"),
         ({"makes_calls": None}, "makes_calls must be True or False"),
         ({"rows": [({"other": "a"}, "b")] * 100}, "must fit agent"),
-        ({"valset": rows(5)}, "valset"),
+        ({"testset": rows(5)}, "testset must have at least 12 rows"),
         ({"rows": rows(2) * 50}, r"20 rows with different inputs.*got 2"),
         ({"rows": [*rows(99), ("a \ud800", "b")]}, r"row 99 must have text that UTF-8 can express"),
         ({"prompts": {"system": "level \udc00"}}, r"prompt 'system' must have text that UTF-8"),
@@ -561,8 +583,8 @@ def test_rows_of_a_frame() -> None:
 # Failures
 
 
-def test_rows_that_crash_are_missing_not_wrong() -> None:
-    """A few may crash; they count in no figure."""
+def test_rows_that_crash_count_as_wrong_with_both_prompts() -> None:
+    """A few may crash. They stay in all figures, before and after."""
     model = client()
     plain = agent_of(model)
 
@@ -571,12 +593,54 @@ def test_rows_that_crash_are_missing_not_wrong() -> None:
             raise ValueError("no such row")
         return await plain(text, system)
 
-    result = optimized(model, agent=agent, rows=rows(200))
+    result = optimized(model, agent=agent, rows=rows(200), budget=afnio.budget(max_calls=600))
     crashed = [example for example in result.examples if None in example.scores]
+    assert all(example.scores == (None, None) for example in crashed)
     assert result.failed == len(crashed) > 0
     assert result.after is not None
-    assert result.after.rows == result.splits["test"] - result.failed
-    assert "crashed" in str(result)
+    assert (result.after.rows, result.after.mean) == (100, 1 - len(crashed) / 100)
+    assert f"crashed   {result.failed} rows, which count as wrong" in str(result)
+
+
+def test_a_graded_row_that_crashes_has_the_lowest_score() -> None:
+    """0 would be a good score where all are negative."""
+    model = client()
+    plain = agent_of(model)
+
+    async def agent(text: str, system: str) -> str:
+        if int(text.split()[1]) % 25 == 3:
+            raise ValueError("no such row")
+        return await plain(text, system)
+
+    def metric(output: str, expected: str) -> float:
+        return 0.0 if output == expected else -2.0
+
+    result = optimized(
+        model, agent=agent, rows=rows(200), metric=metric, perfect=0.0, budget=afnio.budget(max_calls=600)
+    )
+    assert result.after is not None
+    assert result.failed > 0
+    assert result.after.mean == pytest.approx(-2.0 * result.failed / 100)
+
+
+def test_an_outage_at_the_held_out_rows_is_no_verdict_on_prompts() -> None:
+    """The call stops; the same call goes on when the provider is back."""
+    model = client()
+    plain = agent_of(model)
+    testset = [(f"row {number}", "yes") for number in range(1000, 1040)]
+    is_away = True
+
+    async def agent(text: str, system: str) -> str:
+        if is_away and system != "level 2" and int(text.split()[1]) >= 1000:
+            raise FinalModelError("refused", status=400)
+        return await plain(text, system)
+
+    with pytest.raises(BatchError, match="40 of 40 rows crashed.*refused"):
+        optimized(model, agent=agent, count=60, testset=testset, name="outage")
+    is_away = False
+    assert optimized(model, agent=agent, count=60, testset=testset, name="outage").verdict.startswith(
+        "Better"
+    )
 
 
 def test_more_than_a_tenth_stops_at_the_first_batch() -> None:
@@ -655,8 +719,8 @@ def with_tools(model: ScriptedClient) -> Callable[..., Any]:
 def test_an_agent_with_tools_has_its_first_row_counted_for_real() -> None:
     """Made-up replies call no tools, so they show one call of three; a budget too small stops after that row."""
     model = client()
-    with pytest.raises(ValueError, match=r"budget must pay for at least \d+ calls \(got 150\)"):
-        optimized(model, agent=with_tools(model), rows=rows(40), budget=afnio.budget(max_calls=150))
+    with pytest.raises(ValueError, match=r"budget must pay for at least \d+ calls \(got 120\)"):
+        optimized(model, agent=with_tools(model), rows=rows(40), budget=afnio.budget(max_calls=120))
     assert len(model.requests) == 3
     result = optimized(model, agent=with_tools(model), rows=rows(40), budget=afnio.budget(max_calls=500))
     (note,) = [text for name, text in result.figures() if name == "note" and "tools" in text]
@@ -712,14 +776,12 @@ def test_dollars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.cost is not None
     assert 0 < result.cost <= 20.0
     assert "$" in str(result)
-    with pytest.raises(
-        ValueError, match=r"budget must be at least \$.* a gate of 12 rows, the test and one step"
-    ):
+    with pytest.raises(ValueError, match=r"budget must be at least \$.* 12 held-out rows and one step"):
         optimized(budget=0.5, seed=1)
 
 
 def test_a_budget_that_a_look_exceeds_ends_in_a_result_too(folder: Path) -> None:
-    """Test rows that cost far more than the first ones did: nothing is measured, nothing is lost."""
+    """Rows that cost far more than the first ones did: nothing is measured, so nothing is changed."""
     model = client()
     plain = agent_of(model)
 
@@ -732,7 +794,7 @@ def test_a_budget_that_a_look_exceeds_ends_in_a_result_too(folder: Path) -> None
     budget = afnio.budget(max_calls=450)
     result = optimized(model, agent=agent, testset=testset, budget=budget, patience=50)
     assert result.verdict.startswith("Not measured")
-    assert result.prompts == {"system": "level 10"}
+    assert result.prompts == {"system": "level 2"}
     assert "budget ended" in result.stopped
     assert result.before is None
     assert len(model.requests) <= 450
@@ -821,12 +883,12 @@ def test_an_interrupted_call_continues_and_pays_nothing_twice() -> None:
         pytest.param(200, True, marks=pytest.mark.nightly, id="after headroom"),
         pytest.param(60, False, marks=pytest.mark.nightly, id="race"),
         pytest.param(120, False, marks=pytest.mark.nightly, id="second step"),
-        pytest.param(200, False, id="gate"),
-        pytest.param(280, False, marks=pytest.mark.nightly, id="test"),
+        pytest.param(230, False, id="first held-out rows"),
+        pytest.param(280, False, marks=pytest.mark.nightly, id="other held-out rows"),
     ],
 )
 async def test_killed_anywhere_it_goes_on_with_the_same_calls(cut: int, headroom: bool) -> None:
-    """In a chain, in a race, at the gate: all runs together get as many replies as one that nothing stops."""
+    """In a chain, in a race, on held-out rows: all runs together get as many replies as one that nothing stops."""
     answered, begun = 0, threading.Event()
     given: dict[str, Any] = {}
     if headroom:
@@ -952,6 +1014,25 @@ def test_rows_won_and_lost_are_on_the_page() -> None:
     assert {example.outputs for example in result.examples} <= {("no", "yes"), ("yes", "yes")}
     assert result.gain is not None
     assert sum(example.outputs == ("no", "yes") for example in result.examples) == result.gain.won
+
+
+def test_the_run_records_what_the_held_out_rows_decided() -> None:
+    """Two phases, and candidates under the numbers that they have in the search: 0 is the start."""
+    result = optimized()
+    namespace, project, name = result.run.split("/")
+    with afnio.tellurio.StoreReader(f".afnio/{namespace}/{project}.db") as reader:
+        (run,) = [run for run in reader.runs() if run.name == name]
+        last = reader.step_count(run.id)
+        start, kept = reader.race(run.id, last)
+        found = [one for one in reader.candidates(run.id, 1_000) if one.accepted and one.step < last]
+        assert (start.number, start.texts) == (0, ("level 2",))
+        assert (kept.number, kept.parents) == (found[-1].number, found[-1].parents)
+        assert (kept.texts, kept.accepted, len(kept.scores)) == (("level 10",), True, 50)
+        choice = reader.last_choice(run.id)
+        assert choice is not None
+        assert (choice.before, choice.after) == (start, kept)
+        phases = Counter(phase.partition("/batch")[0] for phase, _, _ in reader.scores(run.id))
+        assert (phases["held/start"], phases["held/result"], phases[""]) == (50, 50, 0)
 
 
 def test_its_run_is_in_the_store(folder: Path) -> None:

@@ -6,8 +6,9 @@ better than the start, it passes with a probability of at most `level`, however 
 before. There is nothing to correct.
 
 The test is the one-sided sign-flip test on paired scores (`p_value`; for right and wrong answers it is
-McNemar's). The level is lenient on purpose. With 32 rows, p ≤ 0.05 would refuse most real gains of five points. What
-must not pass is a text that is much worse: with 64 rows, one that is ten points worse passes in about 2 % of runs.
+McNemar's). The level is 0.5 on purpose: the result is kept unless the rows speak against it. A level of 0.25 refused
+about half of the results that were truly 8 to 14 points better (32 rows, simulated). What must not pass is a text that
+is much worse: with 64 rows, one that is ten points worse passes in 3 to 6 % of runs.
 
 A second test on the same rows isn't independent of the first: the run went on because of it. So a look uses rows that
 no earlier look used. If too few are left, all rows are used again, and the level is halved with each look.
@@ -20,7 +21,7 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, Self, final
 
 from afnio.autodiff._graph import enable_grad
 from afnio.autodiff._variable import Variable, bind
@@ -36,13 +37,11 @@ from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, scope, wait
 from afnio.stats import differences, p_value
 
-ENOUGH: Final = 32
-"""Rows from which the level is the gate's own."""
 FEWEST: Final = 12
 """Rows below which a test says nothing: a gain of ten points would pass as often as chance."""
-LEVEL: Final = 0.25
-LENIENT: Final = 0.5
-"""The level with fewer rows than `ENOUGH`, in place of `LEVEL`."""
+LEVEL: Final = 0.5
+ENOUGH: Final = 32
+"""Rows of a look that may cost the larger share of a budget."""
 SHARE: Final = 1 / 3
 """Both looks at up to `ENOUGH` rows together may cost this share of a budget."""
 WIDE_SHARE: Final = 1 / 4
@@ -58,6 +57,7 @@ class GateVerdict:
         passed: True if the result was kept.
         p: the p-value of the sign-flip test. 1 if the texts are equal, which costs no call.
         level: the level that it was compared with.
+        stopped: True if the first part of the rows was evidence of harm, so that the others weren't used.
         start, result: mean scores on the rows that both have a score of. None if the texts are equal. `result` is
             also None if its replies can't be used; `start` is then the mean of all its rows.
         wins, losses, ties: rows on which the result scored more, less or the same.
@@ -75,6 +75,33 @@ class GateVerdict:
     ties: int = 0
     rows: tuple[int, ...] = ()
     failed: int = 0
+    stopped: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        start: Sequence[float | None],
+        result: Sequence[float | None],
+        rows: Sequence[int],
+        level: float = LEVEL,
+        *,
+        stopped: bool = False,
+    ) -> Self:
+        """Compare scores of the same rows. Those without both scores are left out; one must have both.
+
+        >>> verdict = GateVerdict.of([0, 0, 1, 0], [1, 1, 0, None], [3, 4, 6, 9])
+        >>> verdict.passed, verdict.p, verdict.wins, verdict.losses, verdict.failed
+        (True, 0.5, 2, 1, 1)
+        """
+        pairs = [(a, b) for a, b in zip(start, result, strict=True) if a is not None and b is not None]
+        found = differences(result, start)
+        p = p_value(found)
+        means = [math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True)]
+        wins, losses = sum(d > 0 for d in found), sum(d < 0 for d in found)
+        return cls(
+            p <= level and not stopped, p, level, means[0], means[1], wins, losses, len(found) - wins - losses,
+            tuple(rows), len(rows) - len(pairs), stopped,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         if not self.rows:
@@ -85,6 +112,8 @@ class GateVerdict:
                 f"({self.start:.3g} with the start)"
             )
         kept = "the result is kept" if self.passed else "the start is kept"
+        if self.stopped:
+            kept += " on evidence of harm"
         return (
             f"{kept}: {self.result:.3g} against {self.start:.3g} on {self.wins + self.losses + self.ties} held-out "
             f"rows ({self.wins} better, {self.losses} worse), p={self.p:.2g}, level {self.level:g}"
@@ -104,8 +133,8 @@ class Gate:
         evaluate: called with a batch. Runs the agent and returns an evaluator's `(score, …)`, or a list of numbers with
             None for rows that failed. A `def` may read values; an `async def` awaits them.
         rows: held-out samples: a `Dataset`, a list of samples, or a `DataLoader`, of which the dataset and `collate_fn`
-            are used. 32 or more are useful, 64 find a small gain more often; with 12 to 31 the level is 0.5.
-        level: the result passes if p is at most this. One that is stricter than 0.25 holds for any number of rows.
+            are used. The more there are, the fewer small gains are refused and small losses kept.
+        level: the result passes if p is at most this.
         size: rows for one look. By default all. With several looks in mind, give a part of them.
         budget: calls that the whole run may take. Both looks together use a quarter of it at most, or a third for up
             to 32 rows; so fewer rows if it is small. By default the lowest `max_calls` of the `afnio.budget` blocks
@@ -122,7 +151,7 @@ class Gate:
     >>> _ = gate.start([prompt])
     >>> prompt.data = "Say yes."
     >>> print(gate.judge().wait())
-    the result is kept: 1 against 0 on 40 held-out rows (40 better, 0 worse), p=9.1e-13, level 0.25
+    the result is kept: 1 against 0 on 40 held-out rows (40 better, 0 worse), p=9.1e-13, level 0.5
     >>> prompt.data = "Say maybe."
     >>> gate.judge().wait().passed, prompt.data
     (False, 'Say no.')
@@ -165,8 +194,7 @@ class Gate:
         self._used: list[int] = []
         self._reused = 0
         self._verdicts: list[GateVerdict] = []
-        self._loaded = self._told_few = False
-        self._tell_few(self._size)
+        self._loaded = False
 
     @property
     def verdicts(self) -> list[GateVerdict]:
@@ -263,7 +291,7 @@ class Gate:
             bound = dict(zip(self._parameters, (start, values)[number], strict=True))
             try:
                 scores[number] = await scores_of(
-                    self._evaluate, self._data.batch(units), bound, name=("start", "result")[number],
+                    self._evaluate, self._data.batch(units), bound, name=("held/start", "held/result")[number],
                     urgency=Priority.VALIDATION, quorum=self._quorum,
                 )  # fmt: skip
             except BatchError as error:
@@ -286,26 +314,7 @@ class Gate:
         found.append(verdict)
         if not verdict.passed:
             logging.getLogger("afnio").warning("the gate restored the start: %s", verdict)
-        return self._decision(values, start, verdict, scores)
-
-    def _decision(
-        self,
-        values: tuple[Any, ...],
-        start: tuple[Any, ...],
-        verdict: GateVerdict,
-        scores: Sequence[Sequence[float | None]],
-    ) -> Decision:
-        after = values if verdict.passed else start
-        changes = tuple(
-            Change(parameter.role, before, now, 0, None if verdict.passed else str(verdict))
-            for parameter, before, now in zip(self._parameters, values, after, strict=True)
-            if before != now
-        )
-        candidates = (
-            Candidate(0, (), start, tuple(scores[0]), "start", "start", verdict.rows),
-            Candidate(1, (0,), values, tuple(scores[1]), str(verdict), "result", verdict.rows),
-        )
-        return Decision(after, changes, candidates)
+        return decision_of([one.role for one in self._parameters], start, values, verdict, scores)
 
     def _drawn(self, size: int) -> tuple[list[int], float, bool]:
         """Return the rows of this look, its level, and True if they were used before."""
@@ -313,31 +322,14 @@ class Gate:
         fresh = [row for row in range(len(self._data)) if row not in set(self._used)]
         need = min(size, ENOUGH)
         if len(fresh) >= need:
-            return (
-                sorted(draw.sample(fresh, min(size, len(fresh)))),
-                self._level_for(min(size, len(fresh))),
-                False,
-            )
-        level = self._level_for(size) / 2 ** (self._reused + 1)
+            return sorted(draw.sample(fresh, min(size, len(fresh)))), self._level, False
+        level = self._level / 2 ** (self._reused + 1)
         logging.getLogger("afnio").warning(
             "the gate has %d unused rows left, so it uses rows again and halves its level to %g; give more rows",
             len(fresh),
             level,
         )
         return sorted(draw.sample(range(len(self._data)), size)), level, True
-
-    def _level_for(self, rows: int) -> float:
-        return max(self._level, LENIENT) if rows < ENOUGH and self._level >= LEVEL else self._level
-
-    def _tell_few(self, rows: int) -> None:
-        if rows < ENOUGH and not self._told_few:
-            self._told_few = True
-            logging.getLogger("afnio").warning(
-                "the gate has %d rows; with fewer than %d it can't tell a small loss from a gain, so the level is %g",
-                rows,
-                ENOUGH,
-                self._level_for(rows),
-            )
 
     def _tested(
         self,
@@ -346,20 +338,13 @@ class Gate:
         result: Sequence[float | None],
         level: float,
     ) -> GateVerdict:
-        pairs = [(a, b) for a, b in zip(start, result, strict=True) if a is not None and b is not None]
-        if not pairs or not quorum_holds(len(pairs), len(units), self._quorum):
+        both = len(differences(result, start))
+        if not both or not quorum_holds(both, len(units), self._quorum):
             raise RuntimeError(
-                f"only {len(pairs)} of {len(units)} rows of the gate have both scores (quorum={self._quorum}); the "
+                f"only {both} of {len(units)} rows of the gate have both scores (quorum={self._quorum}); the "
                 "values stay as they are, call judge() again"
             )
-        found = differences(result, start)
-        p = p_value(found)
-        means = [math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True)]
-        wins, losses = sum(d > 0 for d in found), sum(d < 0 for d in found)
-        return GateVerdict(
-            p <= level, p, level, means[0], means[1], wins, losses, len(found) - wins - losses, tuple(units),
-            len(units) - len(pairs),
-        )  # fmt: skip
+        return GateVerdict.of(start, result, units, level)
 
     async def _affordable(self, values: tuple[Any, ...]) -> int:
         """Return the number of rows for a look that the budget pays for."""
@@ -373,9 +358,7 @@ class Gate:
                 f"the budget must pay for a gate of {FEWEST} rows with a third of its calls: two looks of {each} "
                 f"calls a row are {2 * each * FEWEST}, so {math.ceil(2 * each * FEWEST / SHARE)} calls (got {calls})"
             )
-        rows = min(self._size, most)
-        self._tell_few(rows)
-        return rows
+        return min(self._size, most)
 
     async def _rehearsed(self, values: tuple[Any, ...]) -> int:
         """Return how many calls one row takes. It is run with made-up replies, which sends nothing."""
@@ -427,6 +410,33 @@ class Gate:
 
     def __repr__(self) -> str:
         return f"Gate(rows={len(self._data)}, level={self._level:g}, looks={len(self._verdicts)})"
+
+
+def decision_of(
+    roles: Sequence[str],
+    start: tuple[Any, ...],
+    values: tuple[Any, ...],
+    verdict: GateVerdict,
+    scores: Sequence[Sequence[float | None]],
+) -> Decision:
+    """Return what a verdict decides about parameters of these roles, as the step that a run records.
+
+    Args:
+        start, values: of the parameters before and after the training.
+        scores: of both, by row.
+    """
+    after = values if verdict.passed else start
+    changes = tuple(
+        Change(role, before, now, 0, None if verdict.passed else str(verdict))
+        for role, before, now in zip(roles, values, after, strict=True)
+        if before != now
+    )
+    said = ("the start", f"accepted: {verdict}") if verdict.passed else (f"kept: {verdict}", str(verdict))
+    candidates = (
+        Candidate(None, (), start, tuple(scores[0]), said[0], "incumbent", verdict.rows),
+        Candidate(None, (), values, tuple(scores[1]), said[1], "result", verdict.rows),
+    )
+    return Decision(after, changes, candidates)
 
 
 def rows_for(calls: int, each: int) -> int:

@@ -417,7 +417,8 @@ class Candidate:
     """A value for each parameter of an optimizer, compared with other candidates.
 
     Attributes:
-        number: unique within the optimizer. 0 is the start.
+        number: unique within the optimizer. 0 is the start. None for values that were made elsewhere, such as those
+            that a gate compares: a run records them under the number that the values have there, or a new one.
         parents: the numbers of the candidates it was made from.
         values: one for each parameter, in the optimizer's order.
         scores: one for each sample it was evaluated on. None if the sample failed or was cancelled.
@@ -427,7 +428,7 @@ class Candidate:
             so a table of candidate by sample has a column for each. Empty if unknown.
     """
 
-    number: int
+    number: int | None
     parents: tuple[int, ...]
     values: tuple[Any, ...]
     scores: tuple[float | None, ...]

@@ -1,4 +1,4 @@
-"""Needs: what rows cost, and how a budget is divided: the first rows, the training, the gate and the test.
+"""Needs: what rows cost, and how a budget is divided: the first rows, the training, the held-out rows.
 
 `CallCount` measures. `Needs` refuses a budget that can't pay for a whole optimization, and says how much of it the
 training gets. What depends on spending is decided by `CallCount`, which counts a reply from the journal like one from
@@ -15,18 +15,19 @@ from typing import Any, Final, final
 
 from afnio.models._client import ChatModel
 from afnio.models._prices import price_of
-from afnio.optim._gate import ENOUGH, FEWEST, SHARE, WIDE_SHARE
 from afnio.optim._sizes import SampleCost, Sizes
 from afnio.runtime._budget import Budget
 from afnio.runtime._spending import Amount, cost
 from afnio.runtime.events import CallEnded, CallReplayed, Usage
-from afnio.studies._rows import Splits
+from afnio.studies._rows import HELD, Splits, by_input
 from afnio.studies._subject import Subject
 
 FIRST: Final = 8
 """Rows that are scored first, which shows what a row costs."""
+HELD_SHARE: Final = 0.5
+"""The held-out rows may take this share of the budget: a training that gets less finds nothing to measure."""
 SPARE: Final = 1.1
-"""The gate and the test are reserved with this factor, because calls are retried and replies vary in length."""
+"""The held-out rows are reserved with this factor, because calls are retried and replies vary in length."""
 SMALLEST: Final = Sizes(chains=1, inner=1, minibatch=3, race=6, first=3, keep=2)
 """The smallest step of the search."""
 
@@ -108,6 +109,8 @@ class Needs:
         self._spent = budget.ledger.total.amount  # by whatever else the budget is for
         self._dearer = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
         self._calls = 1.0  # of a row
+        self._inputs = len(by_input(splits.held))
+        self._rows = len(splits.held) / self._inputs  # of an input
 
     @property
     def calls(self) -> int | None:
@@ -120,48 +123,41 @@ class Needs:
         return SampleCost(max(1, math.ceil(each)), 0 if prompts == 1 else 1, prompts)
 
     def check_calls(self, each: float) -> None:
-        """Raise if the calls can't pay for the looks and one step at so many calls a row."""
+        """Raise if the calls can't pay for the fewest held-out rows and one step at so many calls a row."""
         most = self.calls
         if most is None:
             return
-        sizes = {"to begin": FIRST, f"for a gate of {FEWEST} rows": 2 * FEWEST, "to test": self._tests}
-        counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
+        sizes = {"to begin": FIRST, f"for {HELD} held-out rows": 2 * HELD * self._rows}
+        counted = {part: math.ceil(number * each) for part, number in sizes.items()}
         step = SMALLEST.cost(self.sample(each))
-        needed, gate = sum(counted.values()) + step, math.ceil(2 * FEWEST * each / SHARE)
+        needed = sum(counted.values()) + step
         if most < needed:
             parts = ", ".join(f"{number} {part}" for part, number in counted.items())
             raise ValueError(
-                f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for one "
-                "step; give more, or fewer rows"
-            )
-        if most < gate:
-            raise ValueError(
-                f"budget must pay for at least {gate} calls (got {most}): a gate of {FEWEST} rows takes "
-                f"{math.ceil(2 * FEWEST * each)}, and a third at most may go there; give more"
+                f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for one step; give more"
             )
 
     def check(self, measured: Amount) -> int:
-        """Return the number of rows for the gate, now that it is known what a row costs.
+        """Return how many held-out inputs to score, now that it is known what a row costs: all, if that pays for them.
 
         Raises:
-            ValueError: if the budget can't pay for the looks and one step.
+            ValueError: if the budget can't pay for the fewest and one step.
         """
         self.check_calls(max(1.0, measured.calls))
         self._calls = max(measured.calls, 0.01)
         prompts = len(self._subject.parameters)
         self._dearer["tokens"], self._dearer["dollars"] = dearer(measured, self._critic, prompts)
-        size = float(len(self._splits.gate))
+        size = float(self._inputs)
         for unit, left, each in self._limits(measured):
-            free = (left - (FIRST + self._tests) * each) / (2 * each)
-            size = min(size, max(min(free * SHARE, ENOUGH), free * WIDE_SHARE))
-            needed = max(FIRST + 2 * FEWEST + self._tests + self._step(unit), 2 * FEWEST / SHARE) * each
+            size = min(size, (left / each - FIRST) * HELD_SHARE / (2 * self._rows))
+            needed = (FIRST + 2 * HELD * self._rows + self._step(unit)) * each
             if unit != "calls" and left < needed:
                 raise ValueError(
                     f"budget must be at least {_in(unit, needed)} (got {_in(unit, left)}): a row takes "
-                    f"{_in(unit, each, 6)}, and a gate of {FEWEST} rows, the test and one step take as much as "
-                    f"{math.ceil(needed / each)} rows; give more, or fewer rows"
+                    f"{_in(unit, each, 6)}, and {HELD} held-out rows and one step take as much as "
+                    f"{math.ceil(needed / each)} rows; give more"
                 )
-        return max(FEWEST, int(size))
+        return max(HELD, int(size))
 
     def _step(self, unit: str) -> float:
         """Return how many of the agent's rows the smallest step costs as much as."""
@@ -177,9 +173,8 @@ class Needs:
         if caps.cost is not None and measured.cost:
             yield "dollars", float(caps.cost - spent.cost), float(measured.cost)
 
-    def looks(self, measured: Amount, gate: int) -> Amount:
-        """Return what is reserved for the looks at the gate's and the test rows: more than they take, if possible."""
-        rows = 2 * gate + self._tests
+    def looks(self, measured: Amount, rows: int) -> Amount:
+        """Return what is reserved for scoring so many rows: more than they take, if possible."""
         # The new prompts may be longer than the old ones that were measured, in each call.
         limits, start = self._subject.limits, self._start
         longer = sum(limits[name] - len(text) for name, text in start.items()) / 4
@@ -203,10 +198,6 @@ class Needs:
             rest = left - used[unit]
             limits.append(rest if unit == "calls" else rest / each * self._calls / self._dearer[unit])
         return max(0.0, min(limits))
-
-    @property
-    def _tests(self) -> int:
-        return 2 * len(self._splits.test)
 
 
 def _in(unit: str, amount: float, digits: int = 4) -> str:

@@ -7,10 +7,10 @@ It is the engine's front door: everything here is put together from parts that c
    that returns a text, a model without a price and a budget that is too small all show up there, before the first
    critic is paid.
 3. `headroom=True` runs the headroom test (`_headroom`) on training rows.
-4. `optim.EditTGD` trains: chains of small steps, raced on fresh training rows. Its budget is what the user gives, less
-   what the looks at the gate's and the test rows will cost.
-5. `optim.Gate` decides once, on rows that nothing else saw, if the result is better than the start prompts.
-6. Both are scored on the test rows, side by side, once. `Result` says what came out.
+4. `optim.EditTGD` trains: chains of small steps, raced on fresh training rows (`_training`). Its budget is what the
+   user gives, less what the held-out rows will cost.
+5. Old and new prompts are scored once, side by side, on rows that nothing else saw (`_held`). They decide which ones
+   are kept, and by how much they are better. `Result` says what came out.
 
 The whole runs inside a run of `te.init` that is recognized by what the call is about (`_identity`), not by the program.
 A process that was killed is started again and continues, because the run's journal has every reply that was paid for.
@@ -32,15 +32,11 @@ import anyio.to_thread
 
 from afnio import cognitive as cog
 from afnio._figures import Gain, score_of
-from afnio.cognitive._training import mode
 from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
-from afnio.optim import Gate
-from afnio.optim._gate import GateVerdict
 from afnio.runtime._budget import Budget
-from afnio.runtime._callables import may_fail, tolerate
 from afnio.runtime._limits import Limits
 from afnio.runtime._spending import Amount, Ledger
 from afnio.runtime._tracebacks import folding
@@ -48,21 +44,20 @@ from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import subscribed
 from afnio.studies._earlier import RESULT, Earlier
 from afnio.studies._headroom import HeadroomTest
+from afnio.studies._held import HeldOut, HeldScores
 from afnio.studies._identity import Contents, requested
 from afnio.studies._needs import FIRST, Needs
-from afnio.studies._result import Headroom, Result, from_json, to_json, untested, verdict_of
+from afnio.studies._result import UNTESTED, Headroom, Result, from_json, to_json, verdict_of
 from afnio.studies._rows import Row, by_input, digest, in_words, read_rows, split_rows
-from afnio.studies._scoring import QUORUM, Scored, check_crashes, paired, takes_expected, wanted_by
+from afnio.studies._scoring import takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
-from afnio.studies._training import TrainingRun, shown
+from afnio.studies._training import TrainingRun
 from afnio.tellurio._card import CARD, Example
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
-from afnio.utils.data import DataLoader
 
 NAMESPACE: Final = "optimize"
-PAIR: Final = "old and new prompts"
 TENTH: Final = 10
 """The headroom test may take one part in so many of the budget."""
 
@@ -77,7 +72,6 @@ def optimize(
     critic: str | tuple[ChatClient, Any] | ChatModel,
     budget: float | Budget,
     testset: Sequence[Any] | None = None,
-    valset: Sequence[Any] | None = None,
     name: str | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (as in te.init)
     seed: int | None = None,
@@ -93,12 +87,14 @@ def optimize(
     `await afnio.optimize(…)`.
 
     It trains with `optim.EditTGD`: chains of small steps side by side, raced on fresh rows, with prompts of 1,000
-    characters at most, or of their first length if that is more. `optim.Gate` then decides, on rows that nothing else
-    saw, if the result replaces the start prompts.
+    characters at most, or of their first length if that is more. Half of the rows are held out: nothing in the training
+    sees them. At its end the old and the new prompts are scored on them, side by side, once. The new ones are kept if
+    they are ahead there (p of no gain 0.5 or less), and the gain is claimed on all of these rows, with its 95 %
+    interval. With 48 held-out rows or more, the first 40 % are scored first; if they are evidence of harm (p of a loss
+    0.1 or less), the others aren't scored, and no interval is given. Nothing stops a result for success, so the
+    interval needs no correction.
 
-    From 96 rows on half of them train, 20 % are the gate's and 30 % test, at least 32 each of these two. With 20 to 95
-    rows half train and half are the gate's; nothing is left to test on, so no gain is claimed. The test rows are used
-    once, at the end, for the old and the new prompts side by side.
+    A row that crashes counts as wrong there, with the old prompts as with the new ones.
 
     The first Ctrl-C ends the training: what was learned so far is tested and returned. The second one stops at once.
     A process that was stopped or killed continues if the same call is made again, and pays for no reply twice. If that
@@ -109,7 +105,7 @@ def optimize(
     object that no request shows makes a new run, which `print(result)` says.
 
     Inputs are counted, not rows: exact copies of a row are left out, and rows with equal inputs stay together and count
-    once. Rows that are in `testset` or `valset`, too, aren't used in the training.
+    once. Rows that are in `testset`, too, aren't used in the training.
 
     Args:
         agent: a function, `def` or `async def`, that is called once a row with the row's inputs and, by name, the
@@ -124,9 +120,9 @@ def optimize(
             `(score, feedback)` with a sentence for the critic; larger is better. `def` or `async def`.
         prompts: the function's prompts by name.
         critic: the model that reads mistakes and rewrites prompts: "openai/gpt-5", or `(client, model)`.
-        budget: the most to spend: dollars, or `afnio.budget(max_calls=…)` and so on. It pays for everything, the test
-            included.
-        testset, valset: rows for the test and the gate, in place of parts of `rows`.
+        budget: the most to spend: dollars, or `afnio.budget(max_calls=…)` and so on. It pays for everything.
+            The held-out rows take half of it at most; if it pays for fewer than there are, `result.notes` say so.
+        testset: the rows to hold out, in place of half of `rows`.
         name: of the project in the store; by default the function's or the class's name.
         dir: the folder of the store; `.afnio` by default.
         seed: of the splits and the order of the rows.
@@ -143,10 +139,10 @@ def optimize(
             requests contain none of the prompts, before anything is paid.
 
     Raises:
-        TypeError, ValueError: for arguments that can't work, before the first call, among them too few rows for the
-            gate and a budget in calls that can't pay for the looks and one step, with the sum. For one in dollars or
+        TypeError, ValueError: for arguments that can't work, before the first call, among them too few rows, and
+            a budget in calls that can't pay for 12 held-out rows and one step, with the sum. For one in dollars or
             tokens after the first eight rows. For a metric that returns a text or NaN (`MetricError`), with its row.
-        BatchError: if more than a tenth of the rows crash.
+        BatchError: if more than a tenth of the rows crash with the first prompts.
         UnknownPriceError: if dollars are limited and a model has no price.
 
     >>> import afnio, tempfile
@@ -160,13 +156,12 @@ def optimize(
     ...                       critic=(client, "any"), budget=afnio.budget(max_calls=500), dir=folder,
     ...                       makes_calls=False)
     >>> result.prompts, result.verdict
-    ({'system': 'Say hi.'}, 'Better: +100.0 points (95 %: 82.8 to 100.0) on 32 test rows.')
+    ({'system': 'Say hi.'}, 'Better: +100.0 points (95 %: 88.2 to 100.0) on 48 held-out rows.')
     """
     task = Optimization(
         Subject.of(agent, prompts, wanted_by(metric)),
         metric,
         rows=rows,
-        valset=valset,
         testset=testset,
         critic=critic,
         budget=budget,
@@ -195,7 +190,6 @@ class Optimization(Study):
         metric: Callable[..., Any],
         *,
         rows: Any,
-        valset: Any,
         testset: Any,
         critic: str | tuple[ChatClient, Any] | ChatModel,
         budget: float | Budget,
@@ -222,17 +216,17 @@ class Optimization(Study):
             limits=limits,
             makes_calls=makes_calls,
         )
-        data, chosen, tested = (
+        data, tested = (
             read_rows(() if one is None else one, part, labelled=takes_expected(metric))
-            for one, part in ((rows, "rows"), (valset, "valset"), (testset, "testset"))
+            for one, part in ((rows, "rows"), (testset, "testset"))
         )
-        given = (data, chosen, tested)
+        given = (data, tested)
         for part in given:
             if part:
                 subject.check(part[0])
         self.patience, self.folder = patience, folder
         self.with_headroom = headroom
-        self.splits = split_rows(data, chosen, tested, self.seed)
+        self.splits = split_rows(data, tested, self.seed)
         self.project = name or subject.title
         self.store = store_path(NAMESPACE, self.project, folder)
         contents = Contents()
@@ -260,8 +254,6 @@ class Optimization(Study):
         self.notes = [*self.splits.notes]
         self.needs = Needs(subject, self.splits, self.critic, self.budget)
         self.needs.check_calls(1)
-        self._gate_looks: dict[tuple[str, ...], Scored] = {}
-        self._lowest = 0.0
         self.offers_tools = False
         self.paid_before = 0
 
@@ -271,7 +263,7 @@ class Optimization(Study):
             self.asked = "Ctrl-C"
             with suppress(OSError, ValueError, AttributeError):  # standard error is closed or missing
                 sys.stderr.write(
-                    "afnio: the training ends after this step, then the test follows; Ctrl-C again stops\n"
+                    "afnio: the training ends after this step, then the held-out rows follow; Ctrl-C again stops\n"
                 )
 
     # The run
@@ -355,28 +347,26 @@ class Optimization(Study):
     async def _optimized(self, run: Run, spending: Budget, started: float) -> Result:
         measured = await self._first_look()
         size = await anyio.to_thread.run_sync(self.needs.check, measured)
-        gate = Gate(
-            self._gate_scores, DataLoader(by_input(self.splits.gate), collate_fn=list), size=size, seed=self.seed,
-            budget=self.needs.calls, quorum=1e-9,
-        )  # fmt: skip
-        await gate.start(self.subject.parameters.values())
-        found = await self._headroom(measured) if self.with_headroom else None
+        groups = by_input(self.splits.held)
+        if size < len(groups):
+            self.notes.append(
+                f"{size} of {len(groups)} held-out rows are used, as half of the budget pays for no more"
+            )
+            groups = groups[:size]
+        headroom = await self._headroom(measured) if self.with_headroom else None
         training = TrainingRun(
-            self, self.splits, self.needs, measured=measured, reserved=self.needs.looks(measured, size),
+            self, self.splits.train, self.needs, measured=measured, held=2 * sum(map(len, groups)),
             patience=self.patience,
         )  # fmt: skip
         await training.run(run, time.monotonic() - started)
-        verdict: GateVerdict | None = None
-        looked: tuple[Scored, ...] = ()
-        rows: Sequence[Row] = ()
+        compared: HeldScores | None = None
         try:
-            verdict = await self._judged(gate)
-            rows, looked = await self._looked(verdict)
-        except BudgetExceeded as error:  # a look cost more than was reserved for it
-            training.ended = f"the budget ended before the test ({error.limit})"
-            if verdict is None:
-                self._restore()
-        return self._result(run, spending, training, verdict, found, rows, looked, started)
+            compared = await HeldOut(self, groups).judge(self.start)
+        except BudgetExceeded as error:  # a row cost more than was reserved for it
+            training.ended = f"the budget ended before all held-out rows were scored ({error.limit})"
+            for name, parameter in self.subject.parameters.items():
+                parameter.data = self.start[name]
+        return self._result(run, spending, training, headroom, compared, started)
 
     async def _first_look(self) -> Amount:
         """Score the start prompts on a few training rows. Returns what a row costs."""
@@ -430,93 +420,40 @@ class Optimization(Study):
             self.notes.append(f"the headroom test ended with a tenth of the budget ({error.limit})")
         return None
 
-    # The gate and the test
-
-    async def _gate_scores(self, inputs: list[list[Row]]) -> list[float | None]:
-        """Return the mean scores of inputs with the prompts that are bound: what the gate compares.
-
-        Rows that crash are left out. If more than a tenth crash with the start prompts, that is an error; with others,
-        these rows count as the worst, so that prompts which break the agent don't pass.
-        """
-        rows = [row for group in inputs for row in group]
-        with mode(False), tolerate(1e-9):
-            scored = await self.read(*await self.evaluated(rows))
-        texts = self.subject.texts
-        self._gate_looks[tuple(texts.values())] = scored
-        if texts == self.start:
-            check_crashes(scored.errors, len(rows))
-        known = [score for score in scored.scores if score is not None]
-        self._lowest = min([self._lowest, *known])
-        broken = None if len(scored.errors) <= may_fail(len(rows), QUORUM) else self._lowest
-        scores = iter([broken if score is None else score for score in scored.scores])
-        means = []
-        for group in inputs:
-            known = [score for score in (next(scores) for _ in group) if score is not None]
-            means.append(sum(known) / len(known) if known else None)
-        return means
-
-    async def _judged(self, gate: Gate) -> GateVerdict | None:
-        """Return the gate's verdict, or None if the prompts are the old ones. If it fails they are restored."""
-        if self.subject.texts == self.start:
-            return None
-        with shown("validate", PAIR, 2 * gate.rows):
-            return await gate.judge()
-
-    async def _looked(self, verdict: GateVerdict | None) -> tuple[Sequence[Row], tuple[Scored, ...]]:
-        """Return the last look: its rows, and the scores of the start prompts and, if others passed, of these.
-
-        Without test rows it is the gate's look, if there was one.
-        """
-        texts = self.subject.texts
-        versions = [self.start] if texts == self.start else [self.start, texts]
-        if verdict is not None and not self.splits.test:
-            looks = [self._gate_looks[tuple(version.values())] for version in versions]
-            inputs = by_input(self.splits.gate)
-            return [row for place in verdict.rows for row in inputs[place]], tuple(looks)
-        name, rows = ("test", self.splits.test) if self.splits.test else ("gate", self.splits.gate)
-        with shown("test", PAIR, len(versions) * len(rows)):
-            return rows, tuple(await self.scored(name, rows, *versions))
-
-    def _restore(self) -> None:
-        for name, parameter in self.subject.parameters.items():
-            parameter.data = self.start[name]
-
     def _result(
         self,
         run: Run,
         spending: Budget,
         training: TrainingRun,
-        verdict: GateVerdict | None,
         headroom: Headroom | None,
-        rows: Sequence[Row],
-        looked: tuple[Scored, ...],
+        compared: HeldScores | None,
         started: float,
     ) -> Result:
-        before, after = paired(rows, looked[0], looked[-1]) if looked else ([], [])
-        graded = any(score not in (0, 1) for score in (*before, *after))
-        first, last = (score_of(scores, graded=graded, highest=self.perfect) for scores in (before, after))
-        gain = None
-        texts = self.subject.texts
-        changed = len(looked) == 2
-        if changed and self.splits.test:
-            gain = Gain.of(before, after, graded=graded, highest=self.perfect)
-        kept = texts != self.start and (gain is None or gain.difference > 0)
-        both = [] if not looked else list(zip(looked[0].scores, looked[-1].scores, strict=True))
-        failed = sum(None in pair for pair in both)
-        unit = "rows" if len(before) == len(both) - failed else "inputs"
-        on = f"{len(before)} {'test' if self.splits.test else 'gate'} {unit}"
+        found = HeldScores() if compared is None else compared
+        gate = found.verdict
+        graded = any(score not in (0, 1) for score in (*found.before, *found.after))
+        unit = "rows" if len(found.before) == len(found.rows) else "inputs"
+        on = f"{len(found.before)} held-out {unit}"
+        # The first rows of a result that was stopped show more harm than there is, so nothing is measured by them.
+        is_measured = compared is not None and not (gate is not None and gate.stopped)
+        gain = before = after = None
+        if is_measured:
+            before, after = (
+                score_of(scores, graded=graded, highest=self.perfect)
+                for scores in (found.before, found.after)
+            )
+            if gate is not None:
+                gain = Gain.of(found.before, found.after, graded=graded, highest=self.perfect)
         spent = spending.ledger.total
         return Result(
-            verdict=verdict_of(first, last, gain, verdict, changed=changed, kept=kept, on=on)
-            if looked
-            else untested(kept),
-            prompts=texts if kept else dict(self.start),
+            verdict=UNTESTED if compared is None else verdict_of(gain, gate, on=on),
+            prompts=self.subject.texts,
             start=dict(self.start),
-            before=first if looked else None,
-            after=last if looked else None,
+            before=before,
+            after=after,
             gain=gain,
             on=on,
-            failed=failed,
+            failed=found.crashed,
             stopped=training.ended or "",
             steps=training.steps,
             calls=spent.calls,
@@ -525,12 +462,12 @@ class Optimization(Study):
             cost=None if spent.cost is None else float(spent.cost),
             minutes=(time.monotonic() - started) / 60,
             run=f"{run.namespace}/{run.project}/{run.name}",
-            gate=verdict,
+            gate=gate,
             headroom=headroom,
             notes=tuple(self.notes),
             home=self._home,
-            splits={part: len(getattr(self.splits, part)) for part in ("train", "gate", "test")},
-            examples=_examples(rows, looked) if looked else (),
+            splits={"train": len(self.splits.train), "held": len(self.splits.held)},
+            examples=_examples(found),
             make_agent=self.subject.restored,
             trained=[row.key for row in self.splits.train],
             test_rows=self._test_rows,
@@ -538,7 +475,7 @@ class Optimization(Study):
 
     @property
     def _test_rows(self) -> list[Any]:
-        return [(row.inputs, row.expected) for row in self.splits.test]
+        return [(row.inputs, row.expected) for row in self.splits.held]
 
     def _check_price(self, model: Any, client: ChatClient) -> None:
         if self.budget.caps.cost is None or price_of(str(model), client.account.url) is not None:
@@ -549,14 +486,14 @@ class Optimization(Study):
         )
 
 
-def _examples(rows: Sequence[Row], looked: tuple[Scored, ...]) -> list[Example]:
+def _examples(found: HeldScores) -> list[Example]:
     return [
         Example(
             row.number,
             row.text,
             in_words(row.expected),
-            tuple(look.outputs[place] for look in looked),
-            tuple(look.scores[place] for look in looked),
+            tuple(look.outputs[place] for look in found.looks),
+            tuple(look.scores[place] for look in found.looks),
         )
-        for place, row in enumerate(rows)
+        for place, row in enumerate(found.rows)
     ]

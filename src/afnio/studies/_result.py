@@ -1,6 +1,6 @@
 """Result: what `afnio.optimize` found, as an object, a text, a page and files.
 
-The claim of a result is one sentence, `verdict`, and it never says more than the test rows do. Before and after are
+The claim of a result is one sentence, `verdict`, and it never says more than the held-out rows do. Before and after are
 scored on the same rows, so the gain is a paired difference. Its interval is much narrower than those of the two scores
 suggest, and if it contains 0 the verdict is "no gain beyond noise", whatever the two scores are.
 
@@ -16,48 +16,38 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Self, final
 
-from afnio._figures import NOISE, Accuracy, Gain, MeanScore, Measured, counted
+from afnio._figures import NOISE, Accuracy, Gain, MeanScore, Measured, counted, foreseen
 from afnio.optim._gate import GateVerdict
 from afnio.tellurio._card import Bar, Card, Example
 from afnio.tellurio._queries import home_folder
 
+UNTESTED: Final = (
+    "Not measured: the budget ended before all held-out rows were scored. The old prompts are kept; the new ones are "
+    "in the run."
+)
+"""The verdict of a budget that ended too soon, in spite of what was reserved."""
 
-def verdict_of(
-    before: Measured,
-    after: Measured,
-    gain: Gain | None,
-    gate: GateVerdict | None,
-    *,
-    changed: bool,
-    kept: bool,
-    on: str,
-) -> str:
+
+def verdict_of(gain: Gain | None, gate: GateVerdict | None, *, on: str) -> str:
     """Return the sentence that sums a result up.
 
     Args:
-        gain: on the test rows; None if there are none, or if nothing was left to compare.
-        gate: its evidence; None if the training led to no other prompts.
-        changed: whether the training led to prompts that passed the gate.
-        kept: whether these are the result. They aren't if the test rows say that they are worse.
-        on: the rows that before and after are of, such as "60 test rows".
+        gain: on the held-out rows; None if nothing was left to compare, or if the first ones stopped the result.
+        gate: the decision; None if the training led to no other prompts.
+        on: the rows that before and after are of, such as "60 held-out rows".
     """
-    if gain is None and not changed:
-        why = (
-            "no other prompts won a race against the old ones"
-            if gate is None
-            else f"the new prompts didn't pass the gate ({evidence(gate)})"
-        )
-        return f"{NOISE}: {why}. The prompts are unchanged."
+    if gate is None:
+        return f"{NOISE}: no other prompts won a race against the old ones. The prompts are unchanged."
     if gain is None:
         return (
-            f"Changed, but no gain is claimed: {_percent(before)} before and {_percent(after)} after, on the "
-            f"{on} that the prompts were chosen by. Measuring a gain takes rows for a test."
+            f"{NOISE}: the first held-out rows are evidence that the new prompts do harm ({evidence(gate)}). The "
+            "prompts are unchanged."
         )
     if gain.is_clear:
         return gain.claim(on)
     rest = (
-        "The new prompts passed the gate and are the result; the old ones are in .start."
-        if kept and not gain.is_loss
+        "The rows don't speak against the new prompts, so these are the result; the old ones are in .start."
+        if gate.passed and not gain.is_loss
         else "The old prompts are kept."
     )
     return f"{gain.claim(on)} {rest}"
@@ -66,21 +56,11 @@ def verdict_of(
 def evidence(gate: GateVerdict) -> str:
     """Return what a gate decided by.
 
-    >>> evidence(GateVerdict(False, 0.5, 0.25, 0.4, 0.4, wins=3, losses=3, ties=34, rows=tuple(range(40))))
-    '3 of 40 rows better, 3 worse, p = 0.5, level 0.25'
+    >>> evidence(GateVerdict.of([0] * 3 + [1] * 3 + [0] * 34, [1] * 3 + [0] * 3 + [0] * 34, range(40)))
+    '3 of 40 rows better, 3 worse, p = 0.66, level 0.5'
     """
     seen = gate.wins + gate.losses + gate.ties
     return f"{gate.wins} of {seen} rows better, {gate.losses} worse, p = {gate.p:.2g}, level {gate.level:g}"
-
-
-def untested(kept: bool) -> str:
-    """Return the verdict of a budget that ended before the test, in spite of what was reserved."""
-    rest = "The new prompts passed the gate and are the result" if kept else "The old prompts are kept"
-    return f"Not measured: the budget ended before the test. {rest}."
-
-
-def _percent(measured: Measured) -> str:
-    return f"{100 * measured.mean:.1f} %" if isinstance(measured, Accuracy) else f"{measured.mean:.3g}"
 
 
 # The headroom test's result
@@ -145,15 +125,15 @@ class Result:
         verdict: one sentence. "No gain beyond noise" is one.
         prompts: the prompts to use, by name. They are the old ones if nothing better was found.
         start: the old prompts.
-        before, after: the scores of the old prompts and of `prompts` on the test rows, an `Accuracy`, or a `MeanScore`
-            for graded scores. Without test rows they are of the gate's rows, which chose between the two.
-        gain: their paired difference on the test rows; None without test rows.
-        gate: the evidence by which the gate kept the new prompts or restored the old ones (`passed`, `wins`, `losses`,
+        before, after: the scores of the old and the new prompts on the held-out rows, an `Accuracy`, or a `MeanScore`
+            for graded scores. Equal if there were no new prompts. None if the first rows stopped these.
+        gain: their paired difference; None without new prompts, or if the first rows stopped them.
+        gate: the evidence by which the new prompts were kept or the old ones restored (`passed`, `wins`, `losses`,
             `p`, `rows`). None if the training led to no other prompts.
         headroom: what the headroom test found, with its interval and cost. None without `headroom=True`, or if it was
             skipped, which `notes` say.
         on: the rows that before and after are of.
-        failed: rows of the look without a score of both, because the agent or the metric crashed there.
+        failed: rows on which the agent or the metric crashed with one of the two. They count as wrong.
         stopped: why the training ended.
         steps: optimizer steps.
         calls, tokens, cost, minutes: everything that was spent, over all starts of a run that was continued; `cost` is
@@ -226,8 +206,11 @@ class Result:
         rows = [("before", str(self.before)), ("after", str(self.after))] if self.before is not None else []
         if self.gain is not None:
             rows.append(("gain", str(self.gain)))
+            if not self.gain.is_clear and not self.gain.graded:
+                rows.append(("power", foreseen(self.gain.rows)))
         if self.gate is not None:
-            rows.append(("gate", f"{'passed' if self.gate.passed else 'failed'}: {evidence(self.gate)}"))
+            decided = "stopped early" if self.gate.stopped else "passed" if self.gate.passed else "failed"
+            rows.append(("gate", f"{decided}: {evidence(self.gate)}"))
         if self.headroom is not None:
             rows.append(("headroom", str(self.headroom)))
         cost = (
@@ -242,10 +225,10 @@ class Result:
         )
         if self.paid_before:
             spent += f"; {counted(self.paid_before, 'call')} of these made before, by a start that this one continued"
-        used = ", ".join(f"{number} {part}" for part, number in self.splits.items() if number)
+        used = f"{self.splits['train']} to train, {self.splits['held']} held out" if self.splits else ""
         rows += [("rows", used)] if used else []
         if self.failed:
-            rows.append(("crashed", f"{counted(self.failed, 'row')}, left out of all figures"))
+            rows.append(("crashed", f"{counted(self.failed, 'row')}, which count as wrong"))
         return [
             *rows,
             ("spent", spent),

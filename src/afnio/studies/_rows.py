@@ -7,10 +7,7 @@ data and refuses the rest: a guess at which column is the label would train on t
 measure it any more:
 
     train    the optimizer learns from its mistakes on these, and races candidates on them
-    gate     used once: is the result better than the start prompts?
-    test     used once, at the end: how much better? Nothing is chosen by them.
-
-Below 96 rows there are too few for a test, and no gain is claimed.
+    held     used once, at the end (`_held`): are the new prompts better than the old ones, and by how much?
 """
 
 from __future__ import annotations
@@ -27,14 +24,9 @@ from afnio.autodiff._variable import Variable
 
 TAUGHT: Final = 8
 """Fewer training rows than these can't teach."""
-GATED: Final = 12
-"""The fewest rows of a gate."""
-FEWEST: Final = TAUGHT + GATED
-TESTABLE: Final = 96
-"""From this number of rows on, a test split of `LEAST` is possible."""
-LEAST: Final = 32
-"""The smallest gate and test split with so many. On 32 pairs a gain of 20 points is seen in half of all runs."""
-_SHARES: Final = {"train": 0.5, "gate": 0.2, "test": 0.3}
+HELD: Final = 12
+"""Fewer held-out rows than these say nothing: a gain of ten points would be kept as often as chance."""
+FEWEST: Final = TAUGHT + HELD
 _INPUTS: Final = "inputs"
 _EXPECTED: Final = ("expected", "expectations")
 _FORMS: Final = (
@@ -211,15 +203,14 @@ def digest(*parts: Any) -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The rows by their job. Without a `test` no gain can be claimed.
+    """The rows by their job, those of an input together; inputs are in an order drawn from the seed.
 
     Attributes:
         notes: which rows were left out, and why.
     """
 
     train: Sequence[Row]
-    gate: Sequence[Row]
-    test: Sequence[Row]
+    held: Sequence[Row]
     notes: Sequence[str] = ()
 
 
@@ -241,55 +232,39 @@ def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     return list(kept.values()), [note] if copies else []
 
 
-def split_rows(rows: Sequence[Row], valset: Sequence[Row], testset: Sequence[Row], seed: int) -> Splits:
-    """Return the splits of `rows`; a `valset` and a `testset` that are given replace their parts.
+def split_rows(rows: Sequence[Row], testset: Sequence[Row], seed: int) -> Splits:
+    """Return the splits of `rows`: half of them train. With a `testset` all do, and that is held out.
 
     Labels are spread evenly. Inputs are what is counted: rows with equal inputs stay together. Rows whose inputs are in
-    `valset` or `testset`, too, aren't used in the training.
+    `testset`, too, aren't used in the training.
 
     Raises:
-        ValueError: for too few rows, or if `valset` and `testset` share inputs.
+        ValueError: for too few rows.
     """
-    (rows, notes), (valset, _), (testset, _) = distinct(rows), distinct(valset), distinct(testset)
-    held, tested = {row.key for row in valset}, {row.key for row in testset}
-    shared = [row.number for row in testset if row.key in held]
-    if shared:
-        raise ValueError(
-            f"valset and testset must have different inputs (got {_numbers(shared)} of testset in both): rows that "
-            "prompts were chosen by can't measure them; take these out of one"
-        )
-    twice = [row.number for row in rows if row.key in held | tested]
+    (rows, notes), (testset, _) = distinct(rows), distinct(testset)
+    tested = {row.key for row in testset}
+    twice = [row.number for row in rows if row.key in tested]
     if twice:
-        notes.append(f"{_numbers(twice)} have inputs of valset or testset and are left out of the training")
-        rows = [row for row in rows if row.key not in held | tested]
-    groups, held_out = by_input(rows), len(by_input(valset))
-    total = len(groups) + held_out
-    if total < FEWEST:
+        notes.append(f"{_numbers(twice)} have inputs of testset and are left out of the training")
+        rows = [row for row in rows if row.key not in tested]
+    groups, given = by_input(rows), by_input(testset)
+    if len(groups) + len(given) < FEWEST:
         raise ValueError(
-            f"optimize needs at least {FEWEST} rows with different inputs, {TAUGHT} to train and {GATED} for the gate, "
-            f"and {TESTABLE} to measure a gain (got {total}); add rows"
+            f"optimize needs at least {FEWEST} rows with different inputs, {TAUGHT} to train and {HELD} to hold out "
+            f"(got {len(groups) + len(given)}); add rows"
         )
-    if valset and held_out < GATED:
-        raise ValueError(f"valset must have at least {GATED} rows (got {held_out}); leave it out")
-    sizes = {"train": 0, "gate": 0, "test": 0}
-    testable = total >= TESTABLE
-    if not valset and not testset and not testable:
-        sizes["gate"] = max(GATED, len(groups) // 2)
-    else:
-        wanted = {"train": True, "gate": not valset, "test": not testset and testable}
-        whole = sum(share for part, share in _SHARES.items() if wanted[part])
-        for part in ("gate", "test"):
-            if wanted[part]:
-                share = round(len(groups) * _SHARES[part] / whole)
-                sizes[part] = max(share, LEAST if testable else GATED)
-    sizes["train"] = len(groups) - sizes["gate"] - sizes["test"]
-    if sizes["train"] < TAUGHT:
+    if given and len(given) < HELD:
+        raise ValueError(f"testset must have at least {HELD} rows (got {len(given)}); leave it out")
+    held = 0 if given else max(HELD, len(groups) // 2)
+    if len(groups) - held < TAUGHT:
         raise ValueError(
-            f"too few rows are left to train on (got {sizes['train']} of {len(groups)}); add rows, or leave "
-            "valset or testset out"
+            f"too few rows are left to train on (got {len(groups) - held} of {len(groups)}); add rows, or leave "
+            "testset out"
         )
-    parts = _dealt(groups, sizes, random.Random(f"splits {seed}"))
-    return Splits(parts["train"], valset or parts["gate"], testset or parts["test"], notes)
+    draw = random.Random(f"splits {seed}")
+    parts = _dealt(groups, {"train": len(groups) - held, "held": held}, draw)
+    draw.shuffle(given)
+    return Splits(parts["train"], [row for group in given for row in group] or parts["held"], notes)
 
 
 def _numbers(rows: Sequence[int]) -> str:

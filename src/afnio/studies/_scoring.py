@@ -212,10 +212,9 @@ class Scored:
     outputs: list[str | None] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
 
-    @property
-    def mean(self) -> float:
-        known = [score for score in self.scores if score is not None]
-        return sum(known) / len(known) if known else -math.inf
+    def __add__(self, other: Scored) -> Scored:
+        """Return the pass over the rows of both."""
+        return Scored(self.scores + other.scores, self.outputs + other.outputs, self.errors + other.errors)
 
 
 def paired(rows: Sequence[Row], old: Scored, new: Scored) -> tuple[list[float], list[float]]:
@@ -284,24 +283,31 @@ class Scoring:
         Raises:
             BatchError: if more than a tenth of the rows crashed.
         """
+        async with scope(name=name):
+            results = await self.scored_as(
+                {f"{name} {number}": texts for number, texts in enumerate(versions, 1)}, rows
+            )
+        for result in results if not tolerant else ():
+            check_crashes(result.errors, len(rows))
+        return results
+
+    async def scored_as(self, versions: Mapping[str, Mapping[str, str]], rows: Sequence[Row]) -> list[Scored]:
+        """Score rows with each version of the prompts, side by side, each in a scope of its name. Rows may crash."""
         results = [Scored() for _ in versions]
 
-        async def one(number: int, texts: Mapping[str, str]) -> None:
+        async def one(number: int, name: str, texts: Mapping[str, str]) -> None:
             parameters = self.subject.parameters
             values: dict[Variable, Any] = {
                 parameters[key]: Variable(text, parameters[key].role) for key, text in texts.items()
             }
-            async with scope(name=f"{name} {number + 1}"):
+            async with scope(name=name):
                 with bind(values):
                     results[number] = await self.read(*await self.evaluated(rows))
 
-        async with scope(name=name):
-            with no_grad(), mode(False), tolerate(1e-9):
-                async with task_group() as tasks:
-                    for number, texts in enumerate(versions):
-                        tasks.start_soon(one, number, texts)
-        for result in results if not tolerant else ():
-            check_crashes(result.errors, len(rows))
+        with no_grad(), mode(False), tolerate(1e-9):
+            async with task_group() as tasks:
+                for number, (name, texts) in enumerate(versions.items()):
+                    tasks.start_soon(one, number, name, texts)
         return results
 
     async def read(self, evaluation: Judgement, scorer: Scorer) -> Scored:

@@ -23,7 +23,7 @@ from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.stats import Scores, differences
 from afnio.studies._needs import FIRST, SMALLEST, Needs
-from afnio.studies._rows import Splits
+from afnio.studies._rows import Row
 from afnio.studies._scoring import QUORUM
 from afnio.studies._study import Study
 from afnio.studies._subject import MOST_CHARACTERS
@@ -42,7 +42,7 @@ class TrainingRun:
 
     Args:
         measured: what a row costs.
-        reserved: what the gate and the test will cost.
+        held: how many rows will be scored on the held-out part, with both prompts together.
         patience: steps without a clear gain that end it.
 
     Attributes:
@@ -51,16 +51,16 @@ class TrainingRun:
     """
 
     def __init__(
-        self, study: Study, splits: Splits, needs: Needs, *, measured: Amount, reserved: Amount, patience: int
+        self, study: Study, rows: Sequence[Row], needs: Needs, *, measured: Amount, held: int, patience: int
     ) -> None:
         self.ended: str | None = None
         self.steps = 0
-        self._study, self._splits, self._reserved, self._patience = study, splits, reserved, patience
-        self._calls = needs.training_calls(measured, reserved, study.count)
+        self._study, self._rows, self._held, self._patience = study, rows, held, patience
+        self._reserved = needs.looks(measured, held)
+        self._calls = needs.training_calls(measured, self._reserved, study.count)
         self._begun = study.count.calls
         self._right = 0
         self._waited = 0
-        rows = splits.train
         self._sample = needs.sample(measured.calls)
         wanted = SIZES._replace(chains=chains_for(self._calls, len(rows)))
         self._optimizer = EditTGD(
@@ -78,7 +78,7 @@ class TrainingRun:
         )
 
     async def run(self, run: Run, gone: float) -> None:
-        """Train on what the gate and the test leave of the budget.
+        """Train on what the held-out rows leave of the budget.
 
         Args:
             run: gets the score of each step.
@@ -124,8 +124,8 @@ class TrainingRun:
         caps, reserved, seconds = self._study.budget.caps, self._reserved, self._study.budget.max_seconds
         if seconds is not None:
             # The rest may take as long as the first rows if quota is short, but half of what is left at most.
-            rows = 2 * (len(self._splits.gate) + len(self._splits.test)) / FIRST
-            seconds = max(0.0, seconds - gone - min(rows * gone, (seconds - gone) / 2))
+            looks = self._held / FIRST * gone
+            seconds = max(0.0, seconds - gone - min(looks, (seconds - gone) / 2))
         inner = Budget(
             max_calls=None if caps.calls is None else max(0, caps.calls - reserved.calls),
             max_tokens=None if caps.tokens is None else max(0, caps.tokens - reserved.tokens),
@@ -177,10 +177,10 @@ class TrainingRun:
         if not any(change.gradients for event in ended for change in event.changes):
             sizes = self._optimizer.sizes
             # A race that is left out for want of edits leaves up to half of the rows unseen.
-            rows = len(self._splits.train)
+            rows = len(self._rows)
             seen = 0 if sizes is None else sizes.chains * max(1, sizes.inner - 1) * sizes.minibatch
             self._right += min(seen, rows - rows // 2)
-            if self._right >= min(SURE_ROWS, len(self._splits.train)):
+            if self._right >= min(SURE_ROWS, len(self._rows)):
                 self.ended = "no mistakes are left to learn from"
         else:
             self._right = 0

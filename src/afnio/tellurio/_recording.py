@@ -67,6 +67,11 @@ INSERT INTO blocks (
 INSERT_CANDIDATE: Final = """
 INSERT INTO candidates (run_id, step_id, number, parents, vals, scores, verdict, name, samples)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+NUMBER_OF: Final = """
+SELECT number, parents FROM candidates WHERE run_id = ? AND vals = ?
+ORDER BY verdict LIKE 'accepted%' DESC, name = 'incumbent' DESC, id DESC LIMIT 1"""
+"""The candidate with these values, preferably one that parameters held."""
+NEXT_NUMBER: Final = "SELECT coalesce(max(number) + 1, 0) FROM candidates WHERE run_id = ?"
 INSERT_EVENT: Final = "INSERT INTO events (run_id, kind, payload, time) VALUES (?, ?, ?, ?)"
 
 LOST: Final = (sqlite3.OperationalError, sqlite3.InternalError)
@@ -157,17 +162,31 @@ class Recording:
                 changed.remove(known)
             else:
                 self._parameters.note(connection, self._steps, role, known[1], known[1])
+        first: int | None = None
         for candidate in event.candidates:
+            values = self._json(candidate.values)
+            number, parents = candidate.number, lenient(candidate.parents)
+            if number is None:
+                number, parents = self._numbered(connection, values, first)
+            first = number if first is None else first
             row = (
-                candidate.number,
-                lenient(candidate.parents),
-                self._json(candidate.values),
+                number,
+                parents,
+                values,
                 lenient(candidate.scores),
                 self._text(candidate.verdict),
                 self._text(candidate.name),
                 lenient(candidate.samples),
             )
             connection.execute(INSERT_CANDIDATE, (self._run_id, step_id, *row))
+
+    def _numbered(self, connection: sqlite3.Connection, values: str, first: int | None) -> tuple[int, str]:
+        """Return number and parents of values that the step didn't make: those that they have, or new ones."""
+        row = connection.execute(NUMBER_OF, (self._run_id, values)).fetchone()
+        if row is not None:
+            return row[0], row[1]
+        (number,) = connection.execute(NEXT_NUMBER, (self._run_id,)).fetchone()
+        return number, lenient([] if first is None else [first])
 
     def _change(self, connection: sqlite3.Connection, step_id: int | None, change: Change) -> None:
         before, after = self._text(change.before) or "", self._text(change.after) or ""

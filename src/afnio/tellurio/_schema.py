@@ -351,12 +351,16 @@ IN_PHASE: Final = "(phase = ? OR phase > ? AND phase < ?)"
 
 @lru_cache(maxsize=1024)
 def phase_of(address: str) -> str:
-    """Return the scopes of an address, without the run's own.
+    """Return the scopes of an address, without the run's own. A gate's are inside its step.
 
     >>> phase_of("run/epoch 1/step 3/7/12/forward"), phase_of("run/4/chat"), phase_of("/4")
     ('epoch 1/step 3', '', '')
+    >>> phase_of("run/fit/9/all/held/start/1/0/forward")
+    'held/start'
     """
-    parts = list(takewhile(lambda part: not part.isdecimal(), address.split("/")))
+    parts = address.split("/")
+    parts = parts[parts.index("held") :] if "held" in parts else parts
+    parts = list(takewhile(lambda part: not part.isdecimal(), parts))
     return "/".join(parts[1:] if parts[:1] in (["run"], [""]) else parts)
 
 
