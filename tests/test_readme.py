@@ -46,11 +46,11 @@ def test_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     before, after = (
         line.split(" | ") for line in re.findall(r"^\| (?:before|after) \|.*$", TEXT, re.MULTILINE)
     )
-    assert before[1:] == [result.start["system"], "25 (41.7 %) |"]
+    assert before[1:] == [result.start["system"], "39 (39.0 %) |"]
     assert after[1] == result.prompts["system"].replace("\n", "<br>")
-    assert str(result.before).startswith("41.7 % (25 of 60")
-    assert str(result.after).startswith("81.7 % (49 of 60")
-    assert after[2] == "49 (81.7 %) |"
+    assert str(result.before).startswith("39.0 % (39 of 100")
+    assert str(result.after).startswith("79.0 % (79 of 100")
+    assert after[2] == "79 (79.0 %) |"
     assert result.verdict in capsys.readouterr().out
     assert result.verdict.partition("+")[2] in Path("optimize.html").read_text()
     assert result.cost is not None
