@@ -30,7 +30,12 @@ def test_pages_of_a_hundred_thousand_calls(studio: Studio, capsys: pytest.Captur
         f"{run}/calls?q=nothing+like+it",
         f"{run}/calls/99999",
     ]
-    paths += [f"{run}/samples", f"{run}/samples?before=20000&success=0", f"{run}/samples?phase=epoch+7"]
+    paths += [
+        f"{run}/samples",
+        f"{run}/samples?before=20000&show=never",
+        f"{run}/samples?q=nothing+like+it",
+        f"{run}/samples?phase=epoch+7",
+    ]
     paths += [f"{run}/samples/25000", f"{run}/steps/20", f"{run}/steps/40", f"{run}/lineage"]
     paths += [f"/compare?run={run[6:]}&run={studio.run('calm-heron')[6:]}"]
     rounds: list[list[float]] = []

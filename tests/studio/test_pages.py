@@ -199,11 +199,11 @@ def test_a_sample_and_its_calls(browser: Browser, studio: Studio) -> None:
     """The way of a wrong sample there and back; a call opens beside it, with what was said and paid."""
 
     def visit(page: Page) -> None:
-        page.goto(studio.base + studio.run("calm-heron") + "/samples?success=0")
+        page.goto(studio.base + studio.run("calm-heron") + "/samples?show=failed")
         page.locator(".row-link").first.click()
         page.wait_for_url("**/samples/*")
         assert texts(page, ".way .name") == ["chat_completion", "exact_match_evaluator", "chat_completion"]
-        assert page.locator("h2:has-text('All evaluations') + .scroll tbody tr").count() == 4
+        assert page.locator("h2:has-text('Its answers') + .scroll tbody tr").count() == 4
         forward, back = page.locator(".calls-inline a").all()
         forward.click()
         drawer = page.locator("#drawer[open]")
@@ -289,7 +289,7 @@ def test_where_a_run_ran(browser: Browser, studio: Studio) -> None:
 
     def visit(page: Page) -> None:
         page.goto(studio.base + studio.run("wide-heron"))
-        assert texts(page, "[data-about] h2")[:2] == ["Replicas", "Executors"]
+        assert texts(page, "#about h2")[:2] == ["Replicas", "Executors"]
         rows = texts(page, "h2:has-text('Replicas') + .scroll tr")
         assert rows[0].upper() == "REPLICA CALLS FAILED LEFT OUT MEAN TIME"
         assert rows[1] == "http://10.0.0.1:8000/v1 qwen 6 0 0 600 ms"

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ from afnio.tellurio._records import (
     PhaseRecord,
     RetryRecord,
     RunRecord,
+    SampleHistory,
     SampleRecord,
     ScoredSample,
     SecondOfCalls,
@@ -189,6 +191,22 @@ INPUTS: Final = (
     "(SELECT text FROM inputs i WHERE i.run_id = samples.run_id AND i.key = samples.key) AS inputs"
 )
 """The column of a sample's inputs, which are kept once for all evaluations of the sample."""
+
+# The id and the outcome of an evaluation in one number: the index on keys answers for all evaluations of a sample.
+HISTORIES: Final = """
+WITH seen AS (
+    SELECT key, min(id * 2 + success) AS first, max(id * 2 + success) AS last, count(*) AS times, sum(success) AS hits
+    FROM samples WHERE run_id = ? AND key IS NOT NULL AND {phase} GROUP BY key)"""
+FATES: Final = {
+    "wrong": "last % 2 = 0",
+    "gained": "first % 2 = 0 AND last % 2 = 1",
+    "lost": "first % 2 = 1 AND last % 2 = 0",
+    "never": "hits = 0",
+    "unstable": "first % 2 = last % 2 AND hits > 0 AND hits < times",
+}
+"""How samples did over a run: wrong now, won and lost since the first time, never right, or there and back."""
+LABELS: Final = 8
+"""Different targets up to which answers are counted by target."""
 
 PHASES: Final = """
 SELECT phase, count(*), count(score), coalesce(sum(score = 0 OR score = 1), 0), coalesce(sum(score), 0)
@@ -508,12 +526,96 @@ class StoreReader:
         Args:
             success: only samples that were right (True) or that send feedback (False).
             key: only evaluations of this sample.
-            words: each must be in the prediction, the target or the explanation.
+            words: each must be in the inputs, the prediction, the target or the explanation.
         """
         given = [_is("key", key), _is("success", success), _in_phase(phase)]
-        given += _with_words(words, "prediction", "target", "explanation")
+        given += _with_words(words, "prediction", "target", "explanation", "inputs")
         rows = self._page("samples", SampleRecord, run_id, given, after, before, limit, newest=newest)
         return [_sample(row) for row in rows]
+
+    def histories(
+        self,
+        run_id: str,
+        *,
+        fate: str | None = None,
+        phase: str | None = None,
+        words: Sequence[str] = (),
+        before: int | None = None,
+        limit: int = PAGE,
+        past: int = 0,
+    ) -> list[SampleHistory]:
+        """A page of samples, each once, the last evaluated first.
+
+        Args:
+            fate: only samples that did so; one of `FATES`.
+            phase: count only evaluations in this phase.
+            words: each must be in the inputs, the prediction, the target or the explanation.
+            before: only samples whose last evaluation has an id below this one.
+            past: outcomes of earlier evaluations that are read for each.
+        """
+        seen, values = self._seen(phase)
+        given = [("1", []) if fate is None else (FATES[fate], []), _is("last", before and 2 * before, "<")]
+        given += _with_words(words, "prediction", "target", "explanation", "text")
+        found = [one for one in given if one is not None]
+        texts = (
+            "JOIN samples s ON s.id = last / 2 LEFT JOIN inputs i ON i.run_id = s.run_id AND i.key = s.key"
+        )
+        columns = ", ".join(
+            INPUTS if name == "inputs" else f"samples.{name}" for name in columns_of(SampleRecord)
+        )
+        rows = self._all(
+            f"{seen}, page AS (SELECT last, first, times, hits FROM seen {texts if words else ''} "
+            f"WHERE {' AND '.join(sql for sql, _ in found)} ORDER BY last DESC LIMIT ?) "
+            f"SELECT {columns}, times, hits, first % 2 FROM page JOIN samples ON samples.id = last / 2 "
+            "ORDER BY last DESC",
+            run_id, *values, *[value for _, parts in found for value in parts], limit,
+        )  # fmt: skip
+        lasts = [_sample(row[:-3]) for row in rows]
+        return [
+            SampleHistory(last, row[-3], row[-2], bool(row[-1]), self._past(run_id, last.key, phase, past))
+            for last, row in zip(lasts, rows, strict=True)
+        ]
+
+    def _seen(self, phase: str | None) -> tuple[str, list[Any]]:
+        condition, values = _in_phase(phase) or ("1", [])
+        return HISTORIES.format(phase=condition), values
+
+    def _past(
+        self, run_id: str, key: str | None, phase: str | None, most: int
+    ) -> tuple[tuple[str, bool, float | None], ...]:
+        if not most:
+            return ()
+        condition, values = _in_phase(phase) or ("1", [])
+        where = f"WHERE run_id = ? AND key = ? AND {condition} ORDER BY id DESC LIMIT ?"
+        # Left to itself SQLite walks all samples from the end, as it needn't sort these.
+        rows = self._all(
+            f"SELECT phase, success, score FROM samples INDEXED BY samples_by_key {where}",
+            run_id,
+            key,
+            *values,
+            most,
+        )
+        return tuple((row[0], bool(row[1]), row[2]) for row in reversed(rows))
+
+    def fates(self, run_id: str, phase: str | None = None) -> dict[str, int]:
+        """How many samples a run has ("all"), and how many did each of `FATES`."""
+        seen, values = self._seen(phase)
+        sums = ", ".join(f"coalesce(sum({condition}), 0)" for condition in FATES.values())
+        row = self._first(f"{seen} SELECT count(*), {sums} FROM seen", run_id, *values)
+        return dict(zip(("all", *FATES), row, strict=True))
+
+    def confusion(self, run_id: str, phase: str | None = None) -> dict[tuple[str, str], int]:
+        """How often each target got each prediction the last time, if there are at most 8 targets; else nothing."""
+        seen, values = self._seen(phase)
+        rows = self._all(
+            f"{seen} SELECT substr(target, 1, 40), substr(prediction, 1, 40), count(*) FROM seen "
+            "JOIN samples ON samples.id = last / 2 WHERE target IS NOT NULL AND prediction IS NOT NULL "
+            f"GROUP BY 1, 2 ORDER BY 1, 2 LIMIT {LABELS * LABELS + 1}",
+            run_id, *values,
+        )  # fmt: skip
+        targets, said = {row[0] for row in rows}, {row[1] for row in rows}
+        few = len(rows) <= LABELS * LABELS and 1 < len(targets) <= LABELS and len(said) <= LABELS + 1
+        return {(row[0], row[1]): row[2] for row in rows} if few else {}
 
     def sample(self, run_id: str, number: int) -> SampleRecord | None:
         """The sample with this id; None if the run has no such sample."""
@@ -778,8 +880,10 @@ def _of_node(node: str | None) -> Condition | None:
 
 
 def _with_words(words: Sequence[str], *columns: str) -> list[Condition | None]:
-    anywhere = " OR ".join(f"instr(lower({column}), ?)" for column in columns)
-    return [(f"({anywhere})", [word.lower()] * len(columns)) for word in words]
+    # LIKE ignores the case of ASCII letters, as lower() would, but makes no copies of long texts.
+    anywhere = " OR ".join(f"{column} LIKE ? ESCAPE '!'" for column in columns)
+    escaped = [re.sub(r"([!%_])", r"!\1", word) for word in words]
+    return [(f"({anywhere})", [f"%{word}%"] * len(columns)) for word in escaped]
 
 
 def _sample(row: sqlite3.Row) -> SampleRecord:

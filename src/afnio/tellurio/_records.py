@@ -236,6 +236,22 @@ class SampleRecord:
     inputs: str | None = None
 
 
+class SampleHistory(NamedTuple):
+    """A sample by its last evaluation, and how it did in all of them.
+
+    Attributes:
+        times: how often it was evaluated, and `right` how often it was right.
+        was_right: whether it was right the first time.
+        past: the outcomes of its last evaluations in order, each with its phase and score.
+    """
+
+    last: SampleRecord
+    times: int
+    right: int
+    was_right: bool
+    past: tuple[tuple[str, bool, float | None], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseRecord:
     """The samples of a phase added up.

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import secrets
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -45,7 +46,14 @@ from afnio.tellurio.studio._runs import (
     run_page,
     runs_page,
 )
-from afnio.tellurio.studio._sample import call_page, calls_page, sample_page, samples_page, whole_text
+from afnio.tellurio.studio._sample import (
+    call_page,
+    calls_page,
+    sample_page,
+    samples_page,
+    samples_table,
+    whole_text,
+)
 from afnio.tellurio.studio._step import candidate_page, lineage_page, step_page
 from afnio.tellurio.studio._text import (
     EXCERPT,
@@ -91,6 +99,7 @@ def build(home: Path, token: str, cookie: str) -> ASGIApp:
             Route(RUN + "/live", stream),
             Route(RUN + "/steps/{number:row}", step),
             Route(RUN + "/samples", samples),
+            Route(RUN + "/samples.csv", table),
             Route(RUN + "/samples/{number:row}", sample),
             Route(RUN + "/calls", calls),
             Route(RUN + "/calls/{number:row}", call),
@@ -131,6 +140,21 @@ def samples(request: Request) -> Response:
     """A page of samples."""
     asked = dict(request.query_params)
     return _of_run(request, "samples.html", lambda reader, found: samples_page(reader, found, asked))
+
+
+def table(request: Request) -> Response:
+    """The samples that a list has, as CSV."""
+    path, asked = request.path_params, dict(request.query_params)
+    store = _store(request, path["namespace"], path["project"])
+
+    def lines() -> Iterator[str]:
+        with StoreReader(store) as reader, reader.moment():
+            yield from samples_table(reader, _run(reader, path["run"]), asked)
+
+    with StoreReader(store) as reader:
+        name = re.sub(r"[^\w.-]", "-", _run(reader, path["run"]).name, flags=re.ASCII)
+    named = {"content-disposition": f'attachment; filename="{name}.csv"'}
+    return StreamingResponse(lines(), media_type="text/csv; charset=utf-8", headers=named)
 
 
 def sample(request: Request) -> Response:

@@ -1,20 +1,25 @@
 """The pages of samples, calls and long texts.
 
-A sample's page answers "why did it go wrong?": the launches that the sample went through with the calls that each made,
-the calls that wrote feedback on the way back, the steps that were shown this feedback, and how the same sample did at
-other times. A call's page shows the call's messages and reply in full.
+The list has each sample once, by its last evaluation, with how it did before. It can be searched, filtered and taken as
+CSV. A sample's page answers "why did it go wrong?": what it was given, what it answered each time, the launches that it
+went through with the calls that each made, the calls that wrote feedback on the way back, and the steps that were shown
+this feedback. A call's page shows the call's messages and reply in full.
 
 Lists show the newest rows first. The link to the next page has the id of the last row of this one.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
-from afnio.tellurio._queries import StoreReader
-from afnio.tellurio._records import NodeRecord, RunRecord, SampleRecord
+from afnio.tellurio._queries import FATES, StoreReader
+from afnio.tellurio._records import NodeRecord, RunRecord, SampleHistory, SampleRecord
 from afnio.tellurio.studio._text import query_number
 
 PER_PAGE: Final = 50
@@ -31,23 +36,120 @@ _PART: Final = re.compile(r"node (\d+)")
 
 
 def samples_page(reader: StoreReader, run: RunRecord, asked: dict[str, str]) -> dict[str, Any]:
-    """Return a page of samples."""
-    success = asked.get("success")
-    found = reader.samples(
-        run.id,
-        before=_before(asked),
-        limit=PER_PAGE + 1,
-        newest=True,
-        phase=asked.get("phase") or None,
-        success=success == "1" if success in ("0", "1") else None,
-        words=asked.get("q", "").split()[:MOST_WORDS],
-    )
+    """Return a page of samples: each once, by its last evaluation, or all evaluations."""
+    phase = asked.get("phase") or None
+    counts = reader.fates(run.id, phase)
+    # Samples without inputs of their own can't be told apart.
+    show = asked.get("show", "") if counts["all"] else "every"
+    found = histories(reader, run, asked, show, PER_PAGE + 1, past=PAST)
+    is_few = show not in EVERY and counts["all"] <= CONFUSED
     return {
         "run": run,
         "samples": found[:PER_PAGE],
-        "next": found[PER_PAGE - 1].id if len(found) > PER_PAGE else None,
-        "asked": {name: asked.get(name, "") for name in ("q", "phase", "success", "before")},
+        "next": found[PER_PAGE - 1].last.id if len(found) > PER_PAGE else None,
+        "counts": counts,
+        "choices": [(name, title, counts.get(name or "all")) for name, title in SHOWN.items()],
+        "confusion": confusion_table(reader.confusion(run.id, phase)) if is_few else None,
+        "query": urlencode([(name, asked[name]) for name in ("q", "phase", "show") if asked.get(name)]),
+        "asked": {**{name: asked.get(name, "") for name in ("q", "phase", "before")}, "show": show},
     }
+
+
+SHOWN: Final = {
+    "": "each sample",
+    "wrong": "wrong now",
+    "gained": "wrong, then right",
+    "lost": "right, then wrong",
+    "never": "never right",
+    "unstable": "there and back",
+    "every": "every evaluation",
+    "failed": "every wrong evaluation",
+}
+"""What a list of samples can be of, and how the page calls it."""
+EVERY: Final = ("every", "failed")
+CONFUSED: Final = 20_000
+"""Samples up to which answers are counted by target: more would slow the page down."""
+PAST: Final = 24
+"""Outcomes of a sample that a list shows."""
+
+
+def histories(
+    reader: StoreReader, run: RunRecord, asked: dict[str, str], show: str, limit: int, *, past: int = 0
+) -> list[SampleHistory]:
+    """Return the samples that a query asks for, the last evaluated first."""
+    words, phase = asked.get("q", "").split()[:MOST_WORDS], asked.get("phase") or None
+    if show not in EVERY:
+        fate = show if show in FATES else None
+        return reader.histories(
+            run.id, fate=fate, phase=phase, words=words, before=_before(asked), limit=limit, past=past
+        )
+    success = False if show == "failed" else None
+    found = reader.samples(
+        run.id, before=_before(asked), limit=limit, newest=True, phase=phase, success=success, words=words
+    )
+    return [SampleHistory(one, 1, int(one.success), one.success, ()) for one in found]
+
+
+class Confusion(NamedTuple):
+    """Answers counted by target: the answers, and for each target its counts in their order."""
+
+    answers: list[str]
+    targets: list[tuple[str, list[int]]]
+
+
+def confusion_table(counts: dict[tuple[str, str], int]) -> Confusion | None:
+    """Return counts by target and answer as a table; None without any.
+
+    >>> confusion_table({("a", "a"): 3, ("b", "a"): 1})
+    Confusion(answers=['a', 'b'], targets=[('a', [3, 0]), ('b', [1, 0])])
+    """
+    targets = sorted({target for target, _ in counts})
+    answers = targets + sorted({answer for _, answer in counts} - set(targets))
+    table = [(target, [counts.get((target, answer), 0) for answer in answers]) for target in targets]
+    return Confusion(answers, table) if counts else None
+
+
+CSV_PAGE: Final = 20_000
+COLUMNS: Final = (
+    "sample",
+    "phase",
+    "input",
+    "expected",
+    "answer",
+    "score",
+    "feedback",
+    "evaluations",
+    "right",
+)
+
+
+def samples_table(reader: StoreReader, run: RunRecord, asked: dict[str, str]) -> Iterator[str]:
+    """Yield the lines of a list of samples as CSV, all that its filters let through."""
+    show = asked.get("show", "") if reader.fates(run.id, asked.get("phase") or None)["all"] else "every"
+    yield _line(COLUMNS)
+    before: dict[str, str] = {}
+    while found := histories(reader, run, asked | before, show, CSV_PAGE):
+        for one in found:
+            last = one.last
+            score = last.note if last.score is None else last.score
+            texts = last.inputs, last.target, last.prediction
+            yield _line((last.id, last.phase, *texts, score, last.explanation, one.times, one.right))
+        before = {"before": str(found[-1].last.id)}
+
+
+def _line(values: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow([_cell(value) for value in values])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    # A spreadsheet would run a model's reply that begins like a formula.
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
 
 
 def _before(asked: dict[str, str]) -> int | None:
