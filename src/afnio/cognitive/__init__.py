@@ -8,11 +8,11 @@ from afnio.cognitive._agent import Agent, agent
 from afnio.cognitive._chat import Completion
 from afnio.cognitive._containers import ModuleDict, ModuleList, Sequential
 from afnio.cognitive._evaluators import Judgement, Score
+from afnio.cognitive._members import Training
 from afnio.cognitive._module import Module
 from afnio.cognitive._prompts import prompts
 from afnio.cognitive._stream import RowResult, Stream, StreamSnapshot
 from afnio.cognitive._template import Parameter
-from afnio.cognitive._training import Training
 from afnio.cognitive.functional import (
     ChatCompletion,
     DeterministicEvaluator,

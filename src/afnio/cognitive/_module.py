@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, Self, Ty
 
 from afnio.autodiff._graph import Hook, RemovableHandle
 from afnio.autodiff._variable import Variable
-from afnio.cognitive._hooks import HookedCall, ModuleHooks
-from afnio.cognitive._members import Members
-from afnio.cognitive._state import load
+from afnio.cognitive._members import HookedCall, Members, ModuleHooks, Training, load
 from afnio.cognitive._stream import Stream
 from afnio.cognitive._template import Parameter
-from afnio.cognitive._training import Training
 from afnio.models._client import ChatClient
 
 P = ParamSpec("P")

@@ -24,7 +24,7 @@ import anyio.to_thread
 from afnio import cognitive as cog
 from afnio._figures import counted
 from afnio.autodiff._graph import no_grad
-from afnio.cognitive._training import mode
+from afnio.cognitive._members import mode
 from afnio.errors import BudgetExceeded, JournalLockedError, UnknownPriceError, reason
 from afnio.models._prices import earlier_ledger, price_of
 from afnio.runtime._blocking import task_group

@@ -20,8 +20,8 @@ from afnio.autodiff._function import Arguments, Context
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind
 from afnio.cognitive._evaluators import Evaluator, Judgement, record, succeeded
+from afnio.cognitive._members import mode
 from afnio.cognitive._prompts import deterministic_feedback
-from afnio.cognitive._training import mode
 from afnio.errors import (
     BatchError,
     BudgetExceeded,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Final, final
 
-from afnio.cognitive._training import mode
+from afnio.cognitive._members import mode
 from afnio.errors import BudgetExceeded, JournalError, first_of, is_passing, reason
 from afnio.optim import EditTGD
 from afnio.optim._edit_state import CLEAR

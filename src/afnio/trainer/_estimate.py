@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from afnio.autodiff._graph import no_grad
+from afnio.cognitive._members import mode
 from afnio.cognitive._module import Module
-from afnio.cognitive._training import mode
 from afnio.models._prices import price_of
 from afnio.models._rehearsal import Rehearsed, rehearsing, stage
 from afnio.optim._optimizer import Optimizer

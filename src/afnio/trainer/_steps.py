@@ -22,8 +22,8 @@ import anyio
 from afnio.autodiff._backward import resolve
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind
+from afnio.cognitive._members import mode, step_log
 from afnio.cognitive._module import Module
-from afnio.cognitive._training import mode, step_log
 from afnio.errors import BatchError, BudgetExceeded, is_passing
 from afnio.optim._optimizer import Optimizer
 from afnio.runtime._blocking import task_group

@@ -30,8 +30,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from afnio.cognitive._members import Training
 from afnio.cognitive._module import Module
-from afnio.cognitive._training import Training
 from afnio.errors import CheckpointError
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import price_of
