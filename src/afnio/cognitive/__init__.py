@@ -6,10 +6,9 @@ from afnio._public import show_in
 from afnio.cognitive import functional as functional
 from afnio.cognitive._agent import Agent, agent
 from afnio.cognitive._chat import Completion
-from afnio.cognitive._containers import ModuleDict, ModuleList, Sequential
 from afnio.cognitive._evaluators import Judgement, Score
 from afnio.cognitive._members import Training
-from afnio.cognitive._module import Module
+from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential
 from afnio.cognitive._prompts import prompts
 from afnio.cognitive._stream import RowResult, Stream, StreamSnapshot
 from afnio.cognitive._template import Parameter

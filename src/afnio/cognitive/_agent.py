@@ -22,7 +22,7 @@ from typing import Any, Final, final
 
 from afnio.autodiff._function import Arguments, Context, Function, Later, Loop, Place, checked_loop
 from afnio.autodiff._variable import Variable, checked, plain
-from afnio.cognitive._critic import criticize_trace
+from afnio.cognitive._chat import criticize_trace
 from afnio.cognitive._module import Module
 from afnio.cognitive._template import Parameter
 from afnio.errors import chain
