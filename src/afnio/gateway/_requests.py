@@ -1,7 +1,8 @@
 """The gateway's rules for requests: who may send them, where they go, and which aren't sent on.
 
 A budget and limits hold for requests that the engine understands. So one that is meant for a model, but that it can't
-read, is refused: sent on, it would cost money that nobody counts.
+read, is refused: sent on, it would cost money that nobody counts. `Keys` gives each client's key limits of its own, for
+as long as it is used.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 import hmac
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 from urllib.parse import urlsplit
 
 from afnio.models._apis import may_be_known
 from afnio.models._raw import RawReply, own_reply
+from afnio.runtime._kernel import current_runtime
+from afnio.runtime._limits import Account, Limits, forget_limits, give_limits
 from afnio.runtime._settings import Priority
 
 if TYPE_CHECKING:
     from aiohttp import web
+
 
 PRIORITY: Final = "x-afnio-priority"
 TOKEN: Final = "x-afnio-token"  # noqa: S105 - the header's name
@@ -146,3 +152,44 @@ def _priority(name: str | None) -> Priority:
     except KeyError:
         names = ", ".join(each.name.lower() for each in Priority)
         raise ValueError(f"{PRIORITY} must be one of {names} (got {name!r}); omit it for training") from None
+
+
+MOST_KEYS: Final = 10_000
+"""Keys with limits of their own. A client that invents keys must not fill the memory, and tokens change by the hour."""
+
+
+@final
+class Keys:
+    """The accounts that are used through a gateway, least recently used first.
+
+    Args:
+        limits: of each one.
+    """
+
+    def __init__(self, limits: Limits | None) -> None:
+        self._limits = limits
+        self._used: OrderedDict[Account, None] = OrderedDict()
+
+    def admit(self, account: Account, busy: AbstractSet[Account]) -> bool:
+        """Give an account its limits, and forget another one if there are too many.
+
+        Args:
+            busy: accounts with open calls, which can't be forgotten.
+
+        Returns:
+            False if all have.
+        """
+        if account in self._used:
+            self._used.move_to_end(account)
+            return True
+        if len(self._used) >= MOST_KEYS:
+            oldest = next((used for used in self._used if used not in busy), None)
+            if oldest is None:
+                return False
+            del self._used[oldest]
+            forget_limits(oldest)
+            current_runtime().drop_resources(oldest)
+        self._used[account] = None
+        if self._limits is not None:
+            give_limits(account, self._limits)
+        return True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from afnio._public import lazily
 
 if TYPE_CHECKING:
-    from afnio.tellurio._logs import configure_logging
+    from afnio.tellurio._program import configure_logging
     from afnio.tellurio._queries import StoreReader
     from afnio.tellurio._run import (
         Run,
@@ -39,7 +39,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     globals(),
     {
-        "afnio.tellurio._logs": "configure_logging",
+        "afnio.tellurio._program": "configure_logging",
         "afnio.tellurio._queries": "StoreReader",
         "afnio.tellurio._run": "Run RunStatus get_active_run init log suppress_variable_notifications",
         "afnio.tellurio.sinks._sink": "MetricLogged RunEnded RunStarted TableLogged TextLogged",
