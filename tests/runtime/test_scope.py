@@ -12,8 +12,8 @@ import trio
 import afnio
 from afnio.errors import BlockingReadError, LaunchCancelledError, TooManyPendingError
 from afnio.runtime import Pending
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Launch, Slot, current_scope
+from afnio.runtime._tracebacks import Failure
 from afnio.testing import ScriptedClient
 
 

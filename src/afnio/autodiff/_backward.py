@@ -39,9 +39,8 @@ from afnio.autodiff._graph import (
 from afnio.autodiff._variable import Variable, gradient
 from afnio.errors import BudgetExceeded, GraphError, JournalError, distinct, reason
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import NO_FEEDBACK, PENDING, Job, Launch, Outcomes, Slot
-from afnio.runtime._tracebacks import folding
+from afnio.runtime._tracebacks import Failure, folding
 from afnio.runtime._waiting import Pending, wait_async
 
 T = TypeVar("T")

@@ -39,9 +39,8 @@ from afnio.autodiff._graph import (
 )
 from afnio.errors import GraphError
 from afnio.runtime._callables import batch_failure, current_quorum
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import PENDING, Slot
-from afnio.runtime._tracebacks import fold, folding
+from afnio.runtime._tracebacks import Failure, fold, folding
 from afnio.runtime._waiting import Pending, wait, wait_async
 
 if TYPE_CHECKING:

@@ -42,9 +42,8 @@ from afnio.cognitive._template import as_text, rendered
 from afnio.errors import ScoreError
 from afnio.models._backward_model import get_backward_model_client
 from afnio.runtime._callables import batch_failure, call_in_node, current_quorum
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Job, Launch, Outcomes, Slot
-from afnio.runtime._tracebacks import folding
+from afnio.runtime._tracebacks import Failure, folding
 from afnio.runtime._waiting import wait
 from afnio.runtime.events import SampleScored, emit, listening
 

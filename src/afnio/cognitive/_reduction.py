@@ -30,8 +30,8 @@ from afnio.cognitive._prompts import reduce_messages, reduce_schema, wording
 from afnio.errors import BatchError, ModelError, ReplyError, reason
 from afnio.models._client import ChatModel
 from afnio.runtime._callables import call_in_node, quorum_holds
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Body, Job, Launch, Outcomes, Slot, within
+from afnio.runtime._tracebacks import Failure
 from afnio.runtime._waiting import wait_async
 
 BUDGET: Final = 4_000

@@ -40,10 +40,10 @@ from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable
 from afnio.errors import BudgetExceeded, JournalError, LaunchCancelledError, RuntimeClosedError
 from afnio.runtime._callables import is_async
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Job, Launch, Runtime, Scope, Slot, Watcher, current_scope, within
 from afnio.runtime._loop import parking
 from afnio.runtime._places import Places, places
+from afnio.runtime._tracebacks import Failure
 from afnio.runtime._waiting import check_blocking
 
 _END: Final = object()

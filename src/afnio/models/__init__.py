@@ -15,9 +15,9 @@ from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
 from afnio.models._prices import price_of
 from afnio.models._rehearsal import Rehearsal, Rehearsed, rehearsing
 from afnio.models._trace import Trace, TracedCall, tracing
-from afnio.runtime._blocks import on_open
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import RateLimits
+from afnio.runtime._settings import on_open
 from afnio.runtime.events import Usage
 
 if TYPE_CHECKING:

@@ -25,11 +25,10 @@ from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._streams import BrokenReplyError
 from afnio.models._trace import in_attempt
 from afnio.models._transport import MAX_REPLY, unreachable
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Job, Launch, Slot, current_runtime, on_runtime_thread
 from afnio.runtime._limits import Limits
 from afnio.runtime._loop import running_loop
-from afnio.runtime._tracebacks import caller_line
+from afnio.runtime._tracebacks import Failure, caller_line
 from afnio.runtime._waiting import wait_async
 
 T = TypeVar("T")

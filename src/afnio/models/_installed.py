@@ -24,8 +24,8 @@ from typing import Any, Final, NamedTuple, final
 from afnio.models._apis import may_be_known
 from afnio.models._patching import add_route
 from afnio.models._trace import in_attempt
-from afnio.runtime._blocks import OpenBlock, UnnestedError, innermost, is_inside
 from afnio.runtime._limits import Limits, tightest
+from afnio.runtime._settings import OpenBlock, UnnestedError, innermost, is_inside
 from afnio.runtime._tracebacks import caller_line
 
 _logger = logging.getLogger("afnio")

@@ -33,9 +33,9 @@ from afnio.models._installed import own_addresses
 from afnio.models._kept_calls import KeptCall, Memory
 from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._raw_server import RawServer, Visit
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Job, Launch, Slot, current_runtime, on_runtime_thread
 from afnio.runtime._limits import Limits
+from afnio.runtime._tracebacks import Failure
 from afnio.runtime._waiting import wait, wait_async
 
 if TYPE_CHECKING:

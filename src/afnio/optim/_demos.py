@@ -30,8 +30,8 @@ from afnio.optim._optimizer import (
     for_each,
 )
 from afnio.runtime._callables import call_in_node
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Slot, current_job
+from afnio.runtime._tracebacks import Failure
 
 POOL: Final = 256
 """Number of examples to choose from: the best by score, of equals the first."""

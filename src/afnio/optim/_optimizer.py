@@ -36,7 +36,6 @@ import anyio
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import LaunchCancelledError, distinct, reason
 from afnio.runtime._callables import is_async
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import (
     PENDING,
     Body,
@@ -49,7 +48,7 @@ from afnio.runtime._kernel import (
     note_place,
     working,
 )
-from afnio.runtime._tracebacks import folding
+from afnio.runtime._tracebacks import Failure, folding
 from afnio.runtime._waiting import Pending, wait, wait_async
 from afnio.runtime.events import StepEnded, emit
 

@@ -28,9 +28,9 @@ from typing import Any, Final, Self, final
 import anyio
 
 from afnio.errors import BudgetExceeded, UnknownPriceError
-from afnio.runtime._blocks import OpenBlock
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
+from afnio.runtime._settings import OpenBlock
 from afnio.runtime._spending import RESERVE_SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
 from afnio.runtime.events import Usage
 

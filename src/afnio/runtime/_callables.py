@@ -28,12 +28,11 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from afnio.errors import BatchError, RuntimeClosedError, ScoreError, chain, likeness, reason, text_of
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Job, Launch, Runtime, Slot, on_runtime_thread, within
 from afnio.runtime._limits import most_in_flight
 from afnio.runtime._loop import CallerLoop, current_task, running_caller, running_library, running_loop
 from afnio.runtime._settings import Assignment, Setting
-from afnio.runtime._tracebacks import folding, is_users
+from afnio.runtime._tracebacks import Failure, folding, is_users
 from afnio.runtime._waiting import Pending, inside_node
 
 P = ParamSpec("P")

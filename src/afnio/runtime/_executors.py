@@ -49,10 +49,18 @@ import anyio
 import anyio.to_thread
 
 from afnio.errors import ExecutorError, RuntimeClosedError, WorkerLostError, reason
-from afnio.runtime._dask import DaskExecutor, forget, is_dask, new_mark
 from afnio.runtime._kernel import Runtime, existing_runtime
 from afnio.runtime._loop import Task
-from afnio.runtime._worker import Ended, pickled, run_task, start_worker
+from afnio.runtime._worker import (
+    DaskExecutor,
+    Ended,
+    forget,
+    is_dask,
+    new_mark,
+    pickled,
+    run_task,
+    start_worker,
+)
 
 ATTEMPTS: Final = 3
 """How often a lane may lose its worker for which nothing else is to blame."""

@@ -68,9 +68,8 @@ from afnio.errors import (
     TooManyPendingError,
     hint,
 )
-from afnio.runtime._failures import Failure, unread
 from afnio.runtime._loop import CallerLoop, Cancelled, Collector, LoopThread, Task, adopted, current_task
-from afnio.runtime._tracebacks import Line, caller_line, fold
+from afnio.runtime._tracebacks import Failure, Line, caller_line, fold, unread
 from afnio.runtime.events import emit
 
 

@@ -1,4 +1,4 @@
-"""Settings: values with a process default and context-local overrides.
+"""Settings and open blocks: what holds for calls that are made here.
 
 Every `set_…` function and `with` block of Afnio that changes how calls are made is a `Setting`. A plain call changes
 the default for the whole process, threads included. A `with` block changes a context variable, so it applies to the
@@ -8,6 +8,10 @@ A plain call and a block look the same until `with` enters the object. So `Assig
 it is made and takes that back when it is entered.
 
 Two settings that are used all over the engine are also here: where seeds come from, and the priority of calls.
+
+An `OpenBlock` is a budget, a journal or a bridge that is open in the process. A context variable says which block a
+task is in, but a thread that was started without a context knows nothing of them. `innermost` returns the context that
+its calls belong to: that of the innermost open block, if they all nest.
 """
 
 from __future__ import annotations
@@ -17,9 +21,9 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token, copy_context
 from enum import IntEnum
-from typing import Any, Final, Generic, Literal, TypeVar, cast
+from typing import Any, Final, Generic, Literal, TypeVar, cast, final
 
 T = TypeVar("T")
 
@@ -209,3 +213,62 @@ def prioritised(level: Priority) -> AbstractContextManager[Priority]:
 def current_priority() -> Priority:
     """Return the priority of calls that are launched here."""
     return _priority.get()
+
+
+# Open blocks
+
+
+on_open: Final[list[Callable[[], None]]] = []
+"""Called whenever a block is opened. What watches for calls outside of the engine begins there."""
+
+
+@final
+class OpenBlock:
+    """A block that is open.
+
+    Attributes:
+        path: the blocks around it and itself, outermost first.
+        context: the context in the block.
+    """
+
+    def __init__(self) -> None:
+        self.path: tuple[OpenBlock, ...] = (*_path.get(), self)
+        _path.set(self.path)
+        self.context: Context = copy_context()
+        _open[self] = None
+        for hear in on_open:
+            hear()
+
+    def close(self) -> None:
+        _open.pop(self, None)
+        if _path.get()[-1:] == (self,):  # or it is left in another context
+            _path.set(self.path[:-1])
+
+
+class UnnestedError(Exception):
+    """Blocks are open of which none is in the other."""
+
+
+def is_inside() -> bool:
+    """Return True in the context of an open block."""
+    return any(block in _open for block in _path.get())
+
+
+def innermost() -> Context | None:
+    """Return a copy of the innermost open block's context, or None if none is open.
+
+    Raises:
+        UnnestedError: if open blocks don't nest.
+    """
+    blocks = list(_open)
+    if not blocks:
+        return None
+    deepest = max(blocks, key=lambda block: len(block.path))
+    if any(block not in deepest.path for block in blocks):
+        raise UnnestedError
+    return deepest.context.copy()
+
+
+_path: Final[ContextVar[tuple[OpenBlock, ...]]] = ContextVar("afnio_blocks", default=())
+# Needs no lock: each operation on it is atomic.
+_open: Final[dict[OpenBlock, None]] = {}

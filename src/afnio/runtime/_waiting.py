@@ -37,8 +37,6 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from afnio.errors import BlockingReadError, RuntimeClosedError, distinct, reason
-from afnio.runtime._blocks import OpenBlock
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import (
     PENDING,
     Runtime,
@@ -52,8 +50,8 @@ from afnio.runtime._kernel import (
     on_runtime_thread,
 )
 from afnio.runtime._loop import parking, running_caller, running_library
-from afnio.runtime._settings import Assignment, Setting
-from afnio.runtime._tracebacks import folding
+from afnio.runtime._settings import Assignment, OpenBlock, Setting
+from afnio.runtime._tracebacks import Failure, folding
 from afnio.runtime.events import ScopeEnded, emit, listening
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ from afnio.models._rehearsal import Rehearsed, rehearsing
 from afnio.models._trace import tracing
 from afnio.runtime._blocking import task_group
 from afnio.runtime._callables import call_in_node, may_fail, tolerate
-from afnio.runtime._failures import Failure
 from afnio.runtime._kernel import Job, Outcomes
+from afnio.runtime._tracebacks import Failure
 from afnio.runtime._waiting import scope, wait_async
 from afnio.studies._rows import Row, in_words
 from afnio.studies._subject import Subject, Traced
