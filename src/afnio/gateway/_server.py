@@ -53,8 +53,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 from afnio.errors import GatewayError, TransientModelError
 from afnio.gateway._metrics import Metrics
 from afnio.gateway._requests import Keys, Requests, path_of, refuse
+from afnio.models._bridging import KeptCall, Memory
 from afnio.models._exchange import CallOrigin, Exchange
-from afnio.models._kept_calls import KeptCall, Memory
 from afnio.models._raw import NO_RETRY, RawReply, RawRequest
 from afnio.models._raw_server import RawServer, Visit, response_of
 from afnio.runtime._budget import Budget

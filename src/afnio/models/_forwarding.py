@@ -25,7 +25,7 @@ from contextvars import ContextVar, Token
 from typing import Any, Final, final
 
 from afnio.models._apis import may_be_known
-from afnio.models._patching import add_route
+from afnio.models._installed import add_route
 
 TARGET: Final = "x-afnio-target"
 """The header with the URL that a forwarded request is for."""

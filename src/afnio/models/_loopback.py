@@ -9,7 +9,7 @@ is, and keeps others on the machine out.
 
 Lanes in the workers of an executor have an address as well (`LaneAddress`). For workers on other hosts the user names
 one, where a second server listens. What happens at its other end, and why it keeps the lane's calls, is in
-`_forwarding.py` and `_kept_calls.py`.
+`_forwarding.py` and `_bridging.py`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 import anyio
 
 from afnio.errors import BlockingReadError, ExecutorError, RuntimeClosedError
-from afnio.models._bridging import launch_request
+from afnio.models._bridging import KeptCall, Memory, launch_request
 from afnio.models._forwarding import RUN, TARGET, Forwarded, read_timeout_of, this_host
 from afnio.models._installed import own_addresses
-from afnio.models._kept_calls import KeptCall, Memory
 from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._raw_server import RawServer, Visit
 from afnio.runtime._kernel import Job, Launch, Slot, current_runtime, on_runtime_thread

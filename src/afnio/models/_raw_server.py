@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
 from urllib.parse import urlsplit
 
+from afnio.models._bridging import KeptCall, Memory
 from afnio.models._connections import probed_socket
 from afnio.models._exchange import HOP_BY_HOP
-from afnio.models._kept_calls import KeptCall, Memory
 from afnio.models._raw import FALLBACK, RawReply, RawRequest, not_utf8, own_reply
 from afnio.models._streams import BrokenReplyError
 

@@ -50,7 +50,7 @@ Ending = Literal["value", "error", "unread", "lost"]
 """How a task ended: its value, its exception, a sentence on what can't be pickled, or its worker ended in an earlier
 run."""
 _LOOK: Final = 0.5
-"""Seconds between looks at whether the driver is there, where there is nothing to wait on."""
+"""Seconds between checks of the driver if there is nothing to wait on."""
 _KEPT: Final = 32
 """The most functions that a worker keeps unpickled."""
 
@@ -255,8 +255,11 @@ def _end_after(wait: Callable[[], object]) -> None:
     threading.Thread(target=end, name="afnio-driver-watch", daemon=True).start()
 
 
-LOOK: Final = 2.0
-"""Seconds between looks at the cluster."""
+# Dask
+
+
+INTERVAL: Final = 2.0
+"""Seconds between checks of the cluster."""
 PATIENCE: Final = 60.0
 """Seconds that a cluster may be without workers while tasks are open."""
 BACK: Final = 30.0
@@ -319,7 +322,7 @@ class DaskExecutor(Executor):
 
     def _watch(self) -> None:
         seen = time.monotonic()
-        while not self._ended.wait(LOOK):
+        while not self._ended.wait(INTERVAL):
             why = self.gone
             if (
                 not self._open
