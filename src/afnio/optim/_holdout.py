@@ -17,7 +17,7 @@ from afnio.runtime._callables import is_async, to_thread, tolerate
 from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import Priority, prioritised
 from afnio.runtime._waiting import scope
-from afnio.utils.data._dataloader import DataLoader, collate
+from afnio.utils.data import DataLoader, collate
 
 
 @final

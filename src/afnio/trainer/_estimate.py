@@ -41,7 +41,7 @@ from afnio.trainer._loop import Schedule
 from afnio.trainer._options import TrainerOptions, batch_size, read, taken_apart
 from afnio.trainer._progress import clock, money
 from afnio.trainer._steps import StepEnd, call_step, settled, train_step
-from afnio.utils.data._dataloader import DataLoader
+from afnio.utils.data import DataLoader
 
 _STEP: Final = "step"
 """The stage and the purpose of an optimizer's own calls."""

@@ -22,7 +22,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from afnio.trainer._options import Share, batch_size
-from afnio.utils.data._dataloader import DataLoader
+from afnio.utils.data import DataLoader
 
 NO_BATCH: Final = object()
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from afnio.autodiff._variable import Variable
 from afnio.errors import DownloadError
-from afnio.utils.data._dataloader import Dataset
+from afnio.utils.data import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
