@@ -12,7 +12,7 @@ from typing import Any
 from afnio.autodiff import Variable
 from afnio.cognitive import Parameter
 from afnio.models import ChatModel, ChatRequest
-from afnio.optim import Change, Optimizer, Reduced, reduce
+from afnio.optim import Change, Optimizer, reduce
 from afnio.runtime import Limits
 from afnio.testing import ScriptedClient
 from benchmarks.report import Claim, median, show
@@ -83,7 +83,7 @@ class Reducing(Optimizer):
         return Change(parameter.role, value, value, len(gradients))
 
 
-def _measured(texts: Sequence[str], latency: float) -> tuple[float, float, Reduced]:
+def _measured(texts: Sequence[str], latency: float) -> tuple[float, float, Any]:
     client = ScriptedClient(summary, latency=latency, limits=Limits(max_in_flight=len(texts)))
     prompt = Parameter("Answer.", role="prompt")
     prompt.grad = [Variable(text) for text in texts]

@@ -21,7 +21,7 @@ SURFACE = {
         autodiff bridge cognitive models optim stats tellurio testing trainer utils errors""",
     "afnio.stats": "Paired mean_interval paired_interval power wilson",
     "afnio.bridge": "client sync_client transport installed url register",
-    "afnio.autodiff": """Variable backward grad Function Node GradientEdge Context Feedback bind
+    "afnio.autodiff": """Variable backward grad Function Context Feedback bind
         no_grad enable_grad set_grad_enabled is_grad_enabled""",
     "afnio.cognitive": """Module Parameter ModuleDict ChatCompletion ExactMatchEvaluator DeterministicEvaluator
         LMJudgeEvaluator Sequential ModuleList functional Completion Score Judgement""",

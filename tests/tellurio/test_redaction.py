@@ -23,7 +23,7 @@ from studio.visitor import Studio, started
 
 import afnio.tellurio as te
 from afnio.cli import main
-from afnio.runtime.events import SampleScored
+from afnio.runtime.events import MetricLogged, SampleScored
 from afnio.testing import Provider, ScriptedClient
 
 if TYPE_CHECKING:
@@ -303,8 +303,8 @@ def test_a_value_keeps_its_shape() -> None:
             logged.append(value)
 
         log()
-    seen = [event.value for event in redacted if isinstance(event, te.MetricLogged)]
+    seen = [event.value for event in redacted if isinstance(event, MetricLogged)]
     assert [shape(value) for value in logged] == [shape(value) for value in seen]
     assert all(text.endswith("!") for text in seen if isinstance(text, str))
-    kept = [event.value for event in plain if isinstance(event, te.MetricLogged)]
+    kept = [event.value for event in plain if isinstance(event, MetricLogged)]
     assert all(one is other for one, other in zip(logged, kept, strict=True))

@@ -11,8 +11,17 @@ import pytest
 from kit.tiny_training import reply, train
 
 import afnio.tellurio as te
-from afnio.runtime.events import CallEnded, NodeLaunched, SampleScored, StepEnded
-from afnio.tellurio import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
+from afnio.runtime.events import (
+    CallEnded,
+    MetricLogged,
+    NodeLaunched,
+    RunEnded,
+    RunStarted,
+    SampleScored,
+    StepEnded,
+    TableLogged,
+    TextLogged,
+)
 from afnio.tellurio.sinks import Moment, Sink
 from afnio.testing import ScriptedClient
 

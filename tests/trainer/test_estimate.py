@@ -17,15 +17,14 @@ from afnio.autodiff import Variable
 from afnio.optim import EditTGD
 from afnio.runtime import Price
 from afnio.testing import ScriptedClient
-from afnio.trainer import Estimate
 
 
-def estimated(agent: Agent, made: Any, *loaders: Any, **options: Any) -> Estimate:
+def estimated(agent: Agent, made: Any, *loaders: Any, **options: Any) -> Any:
     with afnio.set_backward_model_client(agent.client, completion_args={"model": "critic"}):
         return made.estimate(agent, *loaders, **options)
 
 
-def counts(estimate: Estimate) -> dict[str, tuple[int, int]]:
+def counts(estimate: Any) -> dict[str, tuple[int, int]]:
     return {f"{item.phase} {item.purpose}": (item.low, item.high) for item in estimate.items}
 
 
@@ -132,7 +131,7 @@ def made_up(tmp_path: Path) -> Any:
     return dataclasses.replace(estimated(agent, trainer(tmp_path, max_steps=2), loader(4)), chain=(2, 6))
 
 
-def item(found: Estimate, low: int, high: int, dollars: int | None = None, **changes: Any) -> Any:
+def item(found: Any, low: int, high: int, dollars: int | None = None, **changes: Any) -> Any:
     """An item of 100 tokens in and 10 out a call, at a price for a million of either."""
     price = None if dollars is None else Price(*3 * [Decimal(dollars)])
     return dataclasses.replace(
@@ -140,7 +139,7 @@ def item(found: Estimate, low: int, high: int, dollars: int | None = None, **cha
     )
 
 
-def test_cost_is_unknown_as_soon_as_one_price_is(made_up: Estimate) -> None:
+def test_cost_is_unknown_as_soon_as_one_price_is(made_up: Any) -> None:
     """Never a sum that leaves something out."""
     items = [item(made_up, 100, 100, 10), item(made_up, 0, 50, 20, purpose="backward")]
     one = dataclasses.replace(made_up, items=items)
@@ -162,7 +161,7 @@ def test_cost_is_unknown_as_soon_as_one_price_is(made_up: Estimate) -> None:
         (Limits(max_in_flight=500), (4.0, 12.0)),
     ],
 )
-def test_limits_take_their_time(made_up: Estimate, limits: Limits, seconds: tuple[float, float]) -> None:
+def test_limits_take_their_time(made_up: Any, limits: Limits, seconds: tuple[float, float]) -> None:
     """The slowest counts: the calls that wait for each other, or a limit."""
     account = ScriptedClient("ok", limits=limits).account
     assert seconds == dataclasses.replace(made_up, items=[item(made_up, 100, 150, account=account)]).seconds

@@ -7,8 +7,6 @@ from afnio.autodiff._backward import backward, grad, resolve
 from afnio.autodiff._function import Context, Function
 from afnio.autodiff._graph import (
     Feedback,
-    GradientEdge,
-    Node,
     enable_grad,
     is_grad_enabled,
     no_grad,
@@ -20,8 +18,6 @@ __all__ = [
     "Context",
     "Feedback",
     "Function",
-    "GradientEdge",
-    "Node",
     "Variable",
     "backward",
     "bind",

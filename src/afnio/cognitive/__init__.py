@@ -7,10 +7,9 @@ from afnio.cognitive import functional as functional
 from afnio.cognitive._agent import Agent, agent
 from afnio.cognitive._chat import Completion
 from afnio.cognitive._evaluators import Judgement, Score
-from afnio.cognitive._members import Training
 from afnio.cognitive._module import Module, ModuleDict, ModuleList, Sequential
 from afnio.cognitive._prompts import prompts
-from afnio.cognitive._stream import RowResult, Stream, StreamSnapshot
+from afnio.cognitive._stream import Stream
 from afnio.cognitive._template import Parameter
 from afnio.cognitive.functional import (
     ChatCompletion,
@@ -24,19 +23,16 @@ __all__ = [
     "ChatCompletion",
     "Completion",
     "DeterministicEvaluator",
-    "Judgement",
     "ExactMatchEvaluator",
+    "Judgement",
     "LMJudgeEvaluator",
     "Module",
     "ModuleDict",
     "ModuleList",
     "Parameter",
-    "RowResult",
     "Score",
     "Sequential",
     "Stream",
-    "StreamSnapshot",
-    "Training",
     "agent",
     "prompts",
 ]

@@ -139,7 +139,9 @@ class Module(Members, Training):
         start: int = 0,
         **kwargs: Any,
     ) -> Stream:
-        """Call the agent for each row, and yield a `RowResult` for each, with bounded memory.
+        """Call the agent for each row, and yield a result for each, with bounded memory.
+
+        A result has the row's number `index`, the `row`, the `value` of the output, None if it failed, and its `error`.
 
         Use it with `for`, or with `async for` on an event loop; in a `with` block if you may leave it early. No graph
         is recorded. A row is launched by itself, at

@@ -87,7 +87,6 @@ class StreamSnapshot:
         seconds: since the first row was read.
         places: what each executor does, and each replica.
 
-    >>> from afnio.runtime import Places
     >>> print(StreamSnapshot(1_200, 3, 1_000, 4.0, Places()))
     1,200 rows taken, 3 failed, 1,000 pending, 300.0 rows/s
     """
@@ -159,7 +158,7 @@ class Stream(AsyncIterator[RowResult[Any]], Iterator[RowResult[Any]]):
         self._began: float | None = None
 
     def snapshot(self) -> StreamSnapshot:
-        """Return how far it is, and what runs where; from any thread."""
+        """Return how far it is: `taken`, `failed` and `pending` rows, `seconds`, and `places`. From any thread."""
         seconds = 0.0 if self._began is None else time.monotonic() - self._began
         return StreamSnapshot(self._taken, self._failed, len(self._pending), seconds, places(self._runtime))
 

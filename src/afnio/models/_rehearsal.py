@@ -106,6 +106,8 @@ rehearsal: Final[ContextVar[Rehearsal | None]] = ContextVar("afnio_rehearsal", d
 def rehearsing() -> Iterator[Rehearsal]:
     """Answer the calls of the block with made-up replies. It emits no events and logs no warnings.
 
+    Its `calls` have the `model` and `purpose` of each call, its `lane`, estimated tokens, and the request's `params`.
+
     >>> from afnio.testing import ScriptedClient
     >>> with rehearsing() as found:
     ...     reply = ScriptedClient("never sent").chat(messages=[{"role": "user", "content": "Hi"}], model="m")

@@ -68,7 +68,7 @@ class Trace:
     Attributes:
         record: False to count the calls only. Then `calls` stays empty.
         purpose: the purpose of bridged calls, in usage and events.
-        calls: in the order of their launch.
+        calls: in the order of their launch, each with its `path`, `request`, `model`, `purpose` and `reply`.
         launched: how many there were.
         ended_by: the first error that ended a call of the lane for good, or None: a `BudgetExceeded` of a budget
             around the lane, a `JournalError`, a `LaunchCancelledError`, a `ProviderDownError`, an `UnknownPriceError`.

@@ -198,6 +198,9 @@ async def reduce(
         per_failure: gradients taken from each group of similar failures. None takes all.
         quorum: the fraction of the gradients that must have been read if calls fail.
 
+    Returns:
+        A list of gradients. `gathered` is the number before, and `reduction` says which of them is behind each.
+
     Raises:
         BatchError: if calls failed and fewer gradients than the quorum are left.
 

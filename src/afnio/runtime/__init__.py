@@ -11,7 +11,7 @@ from afnio.runtime._budget import Budget, budget
 from afnio.runtime._callables import run, set_threads, to_thread, tolerate
 from afnio.runtime._kernel import close, current_runtime
 from afnio.runtime._limits import Account, LimitReading, Limits, RateLimits
-from afnio.runtime._places import Places, ReplicaState, places
+from afnio.runtime._places import places
 from afnio.runtime._settings import priority
 from afnio.runtime._spending import Ledger, Price, Tier
 from afnio.runtime._waiting import Pending, journal, scope, set_sync_mode
@@ -22,10 +22,8 @@ __all__ = [
     "Ledger",
     "LimitReading",
     "Limits",
-    "Places",
     "Price",
     "RateLimits",
-    "ReplicaState",
     "Tier",
     "Pending",
     "budget",

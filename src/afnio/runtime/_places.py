@@ -91,7 +91,7 @@ class Places:
 
 
 def places(runtime: Runtime | None = None) -> Places:
-    """Return what runs where now: the executors and the replicas that this process has used. From any thread.
+    """Return what runs where now: the `executors` and the `replicas` that this process has used. From any thread.
 
     Args:
         runtime: default: the process's, if it has one.

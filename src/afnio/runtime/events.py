@@ -1,4 +1,4 @@
-"""Events: what the engine does, as frozen dataclasses, for anyone who subscribes.
+"""Events: what the engine and a run do, as frozen dataclasses, for anyone who subscribes.
 
     with subscribed(print):
         agent(client, "…")
@@ -17,7 +17,7 @@ inputs, predictions, targets, explanations, and parameter values.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -264,6 +264,60 @@ class ScopeEnded:
     """
 
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run starts; the first event that the run's sinks get.
+
+    Attributes:
+        date: seconds since 1970 UTC.
+        continued: True if an earlier process had started the run.
+    """
+
+    run_id: str
+    name: str
+    namespace: str
+    project: str
+    description: str | None
+    config: Mapping[str, Any]
+    date: float
+    continued: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MetricLogged:
+    """A value was logged; `step` is None if the store counts the steps."""
+
+    name: str
+    value: Any
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogged:
+    """A text was logged; `step` as in `MetricLogged`."""
+
+    name: str
+    text: str
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableLogged:
+    """A table was logged; `step` as in `MetricLogged`."""
+
+    name: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A run has ended; the last event that the run's sinks get. `status` is its state in the store."""
+
+    status: str
 
 
 Subscriber = Callable[[Any], object]

@@ -11,23 +11,15 @@ if TYPE_CHECKING:
     from afnio.tellurio._queries import StoreReader
     from afnio.tellurio._run import (
         Run,
-        RunStatus,
         get_active_run,
         init,
         log,
         suppress_variable_notifications,
     )
-    from afnio.tellurio.sinks._sink import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
 
 __all__ = [
-    "MetricLogged",
     "Run",
-    "RunEnded",
-    "RunStarted",
-    "RunStatus",
     "StoreReader",
-    "TableLogged",
-    "TextLogged",
     "configure_logging",
     "get_active_run",
     "init",
@@ -41,7 +33,6 @@ __getattr__, __dir__ = lazily(
     {
         "afnio.tellurio._program": "configure_logging",
         "afnio.tellurio._queries": "StoreReader",
-        "afnio.tellurio._run": "Run RunStatus get_active_run init log suppress_variable_notifications",
-        "afnio.tellurio.sinks._sink": "MetricLogged RunEnded RunStarted TableLogged TextLogged",
+        "afnio.tellurio._run": "Run get_active_run init log suppress_variable_notifications",
     },
 )

@@ -39,19 +39,11 @@ from afnio.runtime._files import LockFile
 from afnio.runtime._journal import Journal
 from afnio.runtime._settings import Seeds, seed_source
 from afnio.runtime._waiting import active_journal, scope
-from afnio.runtime.events import run_recorder
+from afnio.runtime.events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged, run_recorder
 from afnio.tellurio._program import program_identity
 from afnio.tellurio._redaction import Redact, Redaction, as_text, encode
 from afnio.tellurio._store import NewRun, Store, lease_path, store_path, take_lease
-from afnio.tellurio.sinks._sink import (
-    MetricLogged,
-    RunEnded,
-    RunSinks,
-    RunStarted,
-    SinkFunction,
-    TableLogged,
-    TextLogged,
-)
+from afnio.tellurio.sinks._sink import RunSinks, SinkFunction
 
 _MISSING: Final[Any] = object()
 
@@ -395,8 +387,8 @@ def init(
 
     Args:
         config: any JSON object, such as the program's options.
-        sinks: functions that get every event of the run (`afnio.runtime.events`, and `RunStarted`,
-            `MetricLogged`, … of this package), in one thread and in order. A failing sink is reported once.
+        sinks: functions that get every event of the run (`afnio.runtime.events`), in one thread and in order.
+            A failing sink is reported once.
         dir: the folder in place of `.afnio`; default: the environment variable AFNIO_HOME.
         resume: False always starts a new run; a run's id continues that one.
         redact: a function that returns the text that may be written, or a list of patterns whose matches are

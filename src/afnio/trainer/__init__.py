@@ -9,7 +9,6 @@ from afnio._public import lazily
 if TYPE_CHECKING:
     from afnio.trainer._callbacks import Callback, EarlyStopping, LengthWatch, StopTraining
     from afnio.trainer._checkpoints import Checkpoint
-    from afnio.trainer._estimate import Estimate
     from afnio.trainer._trainer import AgentSummary, Trainer
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "EarlyStopping",
-    "Estimate",
     "LengthWatch",
     "StopTraining",
     "Trainer",
@@ -29,7 +27,6 @@ __getattr__, __dir__ = lazily(
     {
         "afnio.trainer._callbacks": "Callback EarlyStopping LengthWatch StopTraining",
         "afnio.trainer._checkpoints": "Checkpoint",
-        "afnio.trainer._estimate": "Estimate",
         "afnio.trainer._trainer": "AgentSummary Trainer",
     },
 )

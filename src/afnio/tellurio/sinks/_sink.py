@@ -1,4 +1,4 @@
-"""The base class of sinks, the events of a run for them, and the sink that writes JSON lines.
+"""The base class of sinks, and the sink that writes JSON lines.
 
 Events happen on the runtime's loop. If a sink wrote to a disk or a server there, every call would wait for it. `Sink`
 puts events into a queue instead, and its thread passes them to `take` in batches. If the other system is too slow for
@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -28,7 +28,7 @@ from typing import IO, Any, Final, NamedTuple, Self, TypeAlias, final
 from afnio.models._messages import ChatRequest
 from afnio.models._raw import RawReply, RawRequest
 from afnio.runtime._files import make_private_folder
-from afnio.runtime.events import subscribe, subscribed
+from afnio.runtime.events import RunEnded, subscribe, subscribed
 from afnio.tellurio._redaction import Redaction
 
 BATCH: Final = 1_000
@@ -42,60 +42,6 @@ class Moment(NamedTuple):
 
     time: int
     event: Any
-
-
-@dataclass(frozen=True, slots=True)
-class RunStarted:
-    """A run starts; the first event that a sink gets.
-
-    Attributes:
-        date: seconds since 1970 UTC.
-        continued: True if an earlier process had started the run.
-    """
-
-    run_id: str
-    name: str
-    namespace: str
-    project: str
-    description: str | None
-    config: Mapping[str, Any]
-    date: float
-    continued: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MetricLogged:
-    """A value was logged; `step` is None if the store counts the steps."""
-
-    name: str
-    value: Any
-    step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class TextLogged:
-    """A text was logged; `step` as in `MetricLogged`."""
-
-    name: str
-    text: str
-    step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class TableLogged:
-    """A table was logged; `step` as in `MetricLogged`."""
-
-    name: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunEnded:
-    """A run has ended; the last event that a sink gets. `status` is one of `RunStatus`."""
-
-    status: str
 
 
 class Sink(ABC):

@@ -13,16 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 from afnio.errors import AfnioError
+from afnio.runtime.events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged
 from afnio.tellurio.sinks import _gen_ai
-from afnio.tellurio.sinks._sink import (
-    MetricLogged,
-    Moment,
-    RunEnded,
-    RunStarted,
-    Sink,
-    TableLogged,
-    TextLogged,
-)
+from afnio.tellurio.sinks._sink import Moment, Sink
 from afnio.tellurio.sinks.opentelemetry import Kind, SpanTree
 
 if TYPE_CHECKING:

@@ -22,13 +22,15 @@ from afnio.runtime.events import (
     CallReplayed,
     CallRetried,
     NodeLaunched,
+    RunEnded,
+    RunStarted,
     SampleScored,
     ScopeEnded,
     StepEnded,
 )
 from afnio.tellurio.sinks import _gen_ai
 from afnio.tellurio.sinks._gen_ai import Attributes
-from afnio.tellurio.sinks._sink import Moment, RunEnded, RunStarted, Sink
+from afnio.tellurio.sinks._sink import Moment, Sink
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
