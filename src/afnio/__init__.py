@@ -24,6 +24,7 @@ from afnio.models import get_backward_model_client as get_backward_model_client
 from afnio.models import set_backward_model_client as set_backward_model_client
 from afnio.runtime import Limits as Limits
 from afnio.runtime import Pending as Pending
+from afnio.runtime import batch_api as batch_api
 from afnio.runtime import budget as budget
 from afnio.runtime import journal as journal
 from afnio.runtime import priority as priority
@@ -69,6 +70,7 @@ __all__ = [
     "Result",
     "Variable",
     "Workers",
+    "batch_api",
     "bind",
     "budget",
     "enable_grad",

@@ -14,19 +14,23 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NoReturn, Self, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
 
 from afnio.errors import AfnioError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_prices
 from afnio.models._rehearsal import rehearsal
 from afnio.models._trace import CHAT_PATH, current_trace, in_attempt
+from afnio.runtime._batch_api import Batched, ParcelPlan, goes_live, wanted_parcel
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, attempt_deadline, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, active_journal, check_blocking
 from afnio.runtime.events import Usage
+
+if TYPE_CHECKING:
+    from afnio.runtime._journal import Journal
 
 
 def _encode(response: ChatResponse) -> bytes:
@@ -123,6 +127,21 @@ class ChatClient(ABC):
         """Return the request with the client's own defaults. They are part of its key."""
         return request
 
+    def batched(
+        self, request: ChatRequest, plan: ParcelPlan, journal: Journal
+    ) -> Batched[ChatResponse] | None:
+        """Return how a request goes by the provider's batch API, or None if it has none."""
+        return None
+
+    def _batched(self, request: ChatRequest) -> Batched[ChatResponse] | None:
+        wanted = wanted_parcel()
+        if wanted is None:
+            return None
+        batched = self.batched(request, *wanted)
+        if batched is None:
+            goes_live(self.account.url, f"{self.provider} has no batch API here")
+        return batched
+
     @property
     def provider(self) -> str:
         return type(self).__name__
@@ -203,6 +222,7 @@ class ChatClient(ABC):
             lane=job.lane,
             count=self._count,
             shared=job.launch.shared if shares else None,
+            batched=self._batched(request),
         )
         return await perform(runtime, call)
 

@@ -38,7 +38,7 @@ from afnio.errors import (
     TransientModelError,
     UnknownPriceError,
 )
-from afnio.models._apis import CHAT, RESPONSES
+from afnio.models._apis import ANTHROPIC, CHAT, RESPONSES
 from afnio.models._dialect import mapping
 from afnio.models._masking import mask
 from afnio.models._messages import ChatResponse
@@ -61,11 +61,13 @@ from afnio.models._replies import read_limits, status_error
 from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
 from afnio.models._trace import TracedCall, current_trace, in_attempt
 from afnio.models._transport import MAX_REPLY, AiohttpTransport, Silence
+from afnio.runtime._batch_api import Batched, goes_live, wanted_parcel
 from afnio.runtime._budget import current_budgets
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, attempt_deadline, perform
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._limits import Account, RateLimits
 from afnio.runtime._loop import Cancelled, loop_time
+from afnio.runtime._spending import BATCH
 from afnio.runtime.events import Usage
 
 STREAM_DEADLINE: Final = 3600.0
@@ -135,12 +137,16 @@ Sender = Callable[[RawRequest, bytes], Awaitable[Opened]]
 
 
 async def send_by_aiohttp(request: RawRequest, body: bytes) -> Opened:
-    headers = {
+    headers = _sent(request.headers)
+    return await AiohttpTransport.shared(request.account).open(request.url, headers, body, request.shown)
+
+
+def _sent(headers: Mapping[str, str]) -> dict[str, str]:
+    return {
         name: value
-        for name, value in request.headers.items()
+        for name, value in headers.items()
         if name not in _NOT_SENT and not name.startswith("x-afnio-")
     }
-    return await AiohttpTransport.shared(request.account).open(request.url, headers, body, request.shown)
 
 
 @final
@@ -222,6 +228,7 @@ class Exchange:
         if request.dialect is RESPONSES and request.json.get("background") and current_budgets():
             raise _uncounted()
         price, tier_prices = await governed_prices(request.model, request.account.url)
+        batched = self._batched()
         timeout = attempt_deadline(self._read_timeout or ATTEMPT_DEADLINE, request.json.get("service_tier"))
         call = Call(
             address=origin.address,
@@ -242,8 +249,32 @@ class Exchange:
             request=request,
             node=origin.node,
             lane=origin.lane,
+            batched=batched,
         )
         return await perform(current_runtime(), call)
+
+    def _batched(self) -> Batched[RawReply] | None:
+        """Return how the request goes by its provider's batch API, or None if it goes live."""
+        wanted = wanted_parcel()
+        if wanted is None:
+            return None
+        from afnio.models._batch_apis import AnthropicBatches, OpenAIBatches
+
+        request = self.request
+        name, account = request.dialect.name, request.account
+        if name not in _BATCHES or request.stream or "?" in request.url or "/deployments/" in request.url:
+            what = "streams" if request.stream else f"requests for {name}"
+            goes_live(account.url, f"{what} can't go by a batch API there")
+            return None
+        headers = _sent(request.headers)
+
+        async def kept() -> Mapping[str, str]:
+            return headers
+
+        api = (AnthropicBatches if request.dialect is ANTHROPIC else OpenAIBatches)(
+            account, f"/v1/{name}", request.model, kept, request.secrets, request.dialect
+        )
+        return Batched(api, *wanted, request.body, self._attempt.read_line)
 
     def _deliver(self, reply: RawReply, broken: BrokenReplyError | None) -> None:
         """Give the reader what it hasn't got yet: all of it, or the last events of a live stream."""
@@ -326,7 +357,12 @@ class _Attempt:
             async with await self._send(self._request, self._request.body) as opened:
                 return self._reply(opened, await opened.read_all())
 
-    def _reply(self, opened: Opened, body: bytes) -> RawReply:
+    def read_line(self, status: int, body: bytes) -> RawReply:
+        """Return the reply in a line of a batch. Raises as `make`."""
+        opened = _Head(status, {"content-type": "application/json"})
+        return replace(self._reply(opened, body), service_tier=BATCH)
+
+    def _reply(self, opened: _Head | Opened, body: bytes) -> RawReply:
         """Return a reply that isn't a stream.
 
         Raises:
@@ -529,6 +565,16 @@ class _Attempt:
             body = b"".join((*waiting, event))
             found.response = RawReply(200, headers, body, request.dialect.name, events=True)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    status: int
+    headers: Mapping[str, str]
+
+
+_BATCHES: Final = frozenset({"chat/completions", "responses", "embeddings", "messages"})
+"""APIs that have batches."""
 
 
 def _is_stream(content_type: str) -> bool:

@@ -15,9 +15,9 @@ that matches is used. In TOML:
     input = 0.15      # dollars per million tokens
     cached = 0.075    # default: the price of input
     output = 0.60
-    tier = "flex"     # default: the standard service tier
+    tier = "flex"     # or "batch"; default: the standard service tier
 
-`version`, `url`, `cached` and `tier` may be left out. Without a row for it, "flex" has its share of the standard price
+`version`, `url`, `cached` and `tier` may be left out. Without a row for it, a tier has its share of the standard price
 at the providers that are known to reduce it (`_SHARES`), and the full price elsewhere. JSON has the same keys:
 {"version": "2026-11", "price": [{"model": …}]}.
 """
@@ -39,7 +39,7 @@ from urllib.parse import urlsplit
 
 from afnio.runtime._budget import Budget, current_budgets
 from afnio.runtime._callables import look_up
-from afnio.runtime._spending import FLEX, Ledger, Price, Spent, Tier, at_tier, times
+from afnio.runtime._spending import BATCH, FLEX, Ledger, Price, Spent, Tier, at_tier, times
 from afnio.runtime._waiting import active_journal
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ ENVIRONMENT: Final = "AFNIO_PRICES"
 def price_of(model: str, provider_url: str) -> Price | None:
     """Return the price of `model` at the endpoint with the base URL `provider_url`, or None if it is unknown.
 
-    A URL that ends with `#flex`, as in ledgers, has the price of that service tier.
+    A URL that ends with `#flex` or `#batch`, as in ledgers, has the price of that tier.
 
     Answers are cached for the life of the process. The first one reads a file or imports a package, which takes
     0.2 s: call it in a thread, not on an event loop.
@@ -77,10 +77,16 @@ def _price_of(file: Path | None, model: str, url: str) -> Price | None:
     return _shared(price, _share(url, tier)) if price is not None and tier else price
 
 
-_SHARES: Final = {("api.openai.com", FLEX): Decimal("0.5")}
-"""Shares of the standard price by provider and service tier. The same name costs the full price at others (Groq).
+_SHARES: Final = {
+    ("api.openai.com", FLEX): Decimal("0.5"),
+    ("api.openai.com", BATCH): Decimal("0.5"),
+    ("api.anthropic.com", BATCH): Decimal("0.5"),
+    ("api.groq.com", BATCH): Decimal("0.5"),
+}
+"""Shares of the standard price by provider and tier. The tier "flex" of another provider (Groq) costs the full price.
 
-Source: https://platform.openai.com/docs/guides/flex-processing"""
+Sources: https://platform.openai.com/docs/guides/flex-processing, https://platform.openai.com/docs/guides/batch,
+https://docs.anthropic.com/en/docs/build-with-claude/batch-processing, https://console.groq.com/docs/batch"""
 
 
 def _share(url: str, tier: str) -> Decimal:
@@ -130,7 +136,7 @@ async def governed_prices(model: str, url: str) -> tuple[Price | None, Mapping[s
 
 
 def _prices_of(model: str, url: str) -> tuple[Price | None, Mapping[str, Price | None]]:
-    return price_of(model, url), {FLEX: price_of(model, at_tier(url, FLEX))}
+    return price_of(model, url), {tier: price_of(model, at_tier(url, tier)) for tier in (FLEX, BATCH)}
 
 
 _looked_up: dict[tuple[str | None, str, str], tuple[Price | None, Mapping[str, Price | None]]] = {}
@@ -251,8 +257,8 @@ def _row(source: str, version: str, number: int, row: Any) -> PriceRow:
     if not isinstance(url, str):
         _refuse(source, f"{place}: url", f"must be the start of a base URL (got {url!r})")
     tier = row.get("tier", "")
-    if tier not in ("", FLEX):
-        _refuse(source, f"{place}: tier", f"must be {FLEX!r}, or be left out (got {tier!r})")
+    if tier not in ("", FLEX, BATCH):
+        _refuse(source, f"{place}: tier", f"must be {FLEX!r} or {BATCH!r}, or be left out (got {tier!r})")
     _check_keys(source, f"{place}: ", row, _PRICE_KEYS)
     rates = {key: _rate(source, f"{place}: {key}", row.get(key)) for key in ("input", "output")}
     cached = _rate(source, f"{place}: cached", row["cached"]) if "cached" in row else rates["input"]

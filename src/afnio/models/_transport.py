@@ -193,11 +193,14 @@ class AiohttpTransport:
         except (aiohttp.ClientError, ValueError, OSError) as error:
             raise _failure(error, url, str(error)) from error
 
-    async def open(self, url: str, headers: Mapping[str, str], data: bytes, shown: str) -> OpenAnswer:
+    async def open(
+        self, url: str, headers: Mapping[str, str], data: Any, shown: str, method: str = "POST"
+    ) -> OpenAnswer:
         """Send `data` and return the response as soon as its headers are there. Redirects aren't followed.
 
         Args:
             url: percent-encoded. It may contain a key.
+            data: bytes, a file, a form, or None.
             shown: the URL without credentials, for errors.
 
         Raises:
@@ -207,9 +210,10 @@ class AiohttpTransport:
         from yarl import URL
 
         # A long body is written piece by piece, so that it doesn't block the loop.
-        content = data if len(data) <= LARGE else io.BytesIO(data)
+        content = io.BytesIO(data) if isinstance(data, bytes) and len(data) > LARGE else data
         try:
-            response = await self._session.post(
+            response = await self._session.request(
+                method,
                 URL(url, encoded=True),
                 data=content,
                 headers=headers,

@@ -22,13 +22,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from importlib import import_module
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 from zlib import crc32
 
 from afnio.errors import FinalModelError, ModelError, TierUnavailableError, TransientModelError
 from afnio.models import _keyring
 from afnio.models._accounts import account_of, basic_credentials, is_credential, is_harmless
+from afnio.models._apis import CHAT
+from afnio.models._batch_apis import OpenAIBatches
 from afnio.models._client import ChatClient
 from afnio.models._masking import mask, names_secret, secrets_in_headers, secrets_in_url
 from afnio.models._messages import ChatRequest, ChatResponse
@@ -46,9 +48,14 @@ from afnio.models._transport import (
     unreachable,
 )
 from afnio.runtime._admission import current_replica
+from afnio.runtime._batch_api import Batched, ParcelPlan
 from afnio.runtime._call import ATTEMPT_DEADLINE, attempt_deadline
 from afnio.runtime._callables import is_async, look_up
 from afnio.runtime._limits import Account, Limits, give_replicas
+from afnio.runtime._spending import BATCH
+
+if TYPE_CHECKING:
+    from afnio.runtime._journal import Journal
 
 PATH: Final = "chat/completions"
 DEFAULT_URL: Final = "https://api.openai.com/v1"
@@ -110,6 +117,7 @@ class AsyncOpenAI(ChatClient):
         self._service_tier = service_tier
         self._fallback = fallback
         self._replicas: dict[Account, AsyncOpenAI] = {}
+        self._batch_apis: dict[str, OpenAIBatches] = {}
         self._served: set[str] = set()  # the models that a replica has answered as
         if base_url is not None and not isinstance(base_url, str):
             shared = {"api_key": api_key, "timeout": timeout, "http_client": http_client, **options}
@@ -239,6 +247,22 @@ class AsyncOpenAI(ChatClient):
         except ModelError as error:
             self._without_secrets(error)
             raise
+
+    def batched(
+        self, request: ChatRequest, plan: ParcelPlan, journal: Journal
+    ) -> Batched[ChatResponse] | None:
+        if self._replicas or self._by_sdk or self._sdk_name != "AsyncOpenAI":
+            return None
+        api = self._batch_apis.get(request.model)
+        if api is None:
+            secrets = (*self._secrets(), *self._beside_key)
+            api = OpenAIBatches(self.account, f"/v1/{PATH}", request.model, self._headers, secrets, CHAT)
+            self._batch_apis[request.model] = api
+        return Batched(api, plan, journal, request.encoded, self._read_line)
+
+    def _read_line(self, status: int, body: bytes) -> ChatResponse:
+        """Return the reply in a line of a batch."""
+        return replace(self._read(Answer(status, {}, body)), service_tier=BATCH)
 
     async def _send_to_replica(self, request: ChatRequest) -> ChatResponse:
         account = current_replica.get()

@@ -7,6 +7,7 @@ in `_kernel.py`.
 from __future__ import annotations
 
 from afnio._public import show_in
+from afnio.runtime._batch_api import batch_api
 from afnio.runtime._budget import Budget, budget
 from afnio.runtime._callables import run, set_threads, to_thread, tolerate
 from afnio.runtime._kernel import close, current_runtime
@@ -26,6 +27,7 @@ __all__ = [
     "RateLimits",
     "Tier",
     "Pending",
+    "batch_api",
     "budget",
     "close",
     "current_runtime",

@@ -316,6 +316,13 @@ class Reservation(AbstractContextManager["Reservation"]):
         """The loop's time at which the call must end; infinite without `max_seconds`."""
         return min((budget.deadline for budget in self.budgets), default=math.inf)
 
+    def price_as(self, estimate: AttemptEstimate) -> None:
+        """Reserve the next attempt at another price. What is held is given back first."""
+        if self._state is _State.HELD:
+            self.release()
+        self._estimate = estimate
+        self._item = Item(estimate.purpose, estimate.client, estimate.model)
+
     @property
     def held(self) -> bool:
         """True if an attempt is reserved and not yet sent."""

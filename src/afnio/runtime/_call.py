@@ -26,12 +26,13 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, unique
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
 
 import anyio
 
 from afnio.errors import (
+    FinalModelError,
     JournalError,
     ModelError,
     RateLimitedError,
@@ -39,14 +40,16 @@ from afnio.errors import (
     TransientModelError,
 )
 from afnio.runtime._admission import Sign, Tokens, current_replica
+from afnio.runtime._batch_api import Batched, Outcome, Rider, line_id
 from afnio.runtime._budget import Charge, reservation_of, time_over
 from afnio.runtime._health import ATTEMPTS, is_first_contact
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import DEFAULT_OUTPUT, Account
 from afnio.runtime._loop import Cancelled, Signal, deadline_at, loop_time
+from afnio.runtime._parcels import Depot
 from afnio.runtime._replicas import admitter
 from afnio.runtime._settings import Priority, current_priority
-from afnio.runtime._spending import FLEX, AttemptEstimate, Price, at_tier, cost, possible_usage
+from afnio.runtime._spending import BATCH, FLEX, AttemptEstimate, Price, at_tier, cost, possible_usage
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import CallEnded, CallReplayed, CallRetried, Usage, emit, listening
 
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     from tenacity import AsyncRetrying, RetryCallState
 
     from afnio.runtime._journal import Journal
-    from afnio.runtime._journal_file import Kind
+    from afnio.runtime._journal_file import Kind, Record
     from afnio.runtime._limits import RateLimits
 
 ATTEMPT_DEADLINE: Final = 600.0
@@ -116,8 +119,11 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
     if call.shared is not None:
         return await _share(Trip(runtime, call, journal), call.shared)
     trip = Trip(runtime, call, journal)
-    reply = await _send(trip)
-    await _record(trip, reply)
+    try:
+        reply = await _send(trip)
+        await _record(trip, reply)
+    finally:
+        trip.settled()
     return reply
 
 
@@ -144,13 +150,17 @@ async def _share(trip: Trip[R], calls: dict[Hashable, SharedCall[Any]]) -> R:
         first.reply = reply = await _send(trip)
     except Exception as error:
         first.error = _copied(error)
+        trip.settled()
         raise
     finally:
         if first.reply is None:
             del calls[key]  # a lane that asks later tries again
         first.ended.set()
         del first
-    await _record(trip, reply)
+    try:
+        await _record(trip, reply)
+    finally:
+        trip.settled()
     return reply
 
 
@@ -198,6 +208,8 @@ async def _repeated(trip: Trip[R]) -> R:
 async def _attempt(trip: Trip[R]) -> R:
     """Make one attempt: reserve its money, wait for its turn, send it, and settle with the account."""
     call, account = trip.call, trip.account
+    if call.batched is not None and not trip.live:
+        return await _by_parcel(trip, call.batched)
     await trip.reservation.hold()
     permit = await account.enter(call, first=trip.attempts == 0, last=trip.replica)
     trip.replica, trip.outcome = permit.account, AttemptOutcome.UNSENT
@@ -212,16 +224,78 @@ async def _attempt(trip: Trip[R]) -> R:
     return reply
 
 
+async def _by_parcel(trip: Trip[R], batched: Batched[R]) -> R:
+    """Let the call wait for a parcel that carries it out, and charge it; send it at once if none does so.
+
+    A parcel is no request of its own, so it takes no turn in the account's queue. What it doesn't carry out is tried
+    again here, and not by `retries`: a thousand lines that have expired must not use up the account's retry budget.
+    """
+    call, plan, reservation = trip.call, batched.plan, trip.reservation
+    depot, ends = Depot.of(trip.runtime), loop_time() + plan.max_wait
+    price = call.tier_prices.get(BATCH, call.price)
+    estimate = replace(call.estimate, client=at_tier(call.account.url, BATCH), price=price)
+    address = call.address if call.shared is None else call.node  # any lane may be the first in the next run
+    ident = line_id(call.key, call.scope, address)
+    for tries in range(1, plan.retries + 2):
+        reservation.price_as(estimate)
+        await reservation.hold()
+        trip.rider = rider = Rider(ident, call.scope, batched, call.prompt_tokens, trip.depart, trip.keep)
+        began = time.monotonic()
+        try:
+            outcome = await depot.carry(rider, ends)
+        except BaseException:
+            if rider.unpaid and rider.sent:
+                reservation.settle(Charge.NOTHING)
+            raise
+        finally:
+            trip.last = time.monotonic() - began
+            trip.on_wire += trip.last
+        charge, reason = Charge.NOTHING, outcome.reason
+        if outcome.kind == "answered":
+            try:
+                reply = _counted(call, batched.read(outcome.status, outcome.body))
+            except ModelError as error:
+                charge, reason, failed = AttemptOutcome.of(error).money, str(error), error
+            else:
+                reservation.learn(reply.usage)
+                charge = Charge.NOTHING if rider.counted else Charge.USED
+                reservation.settle(charge, reply.usage, actual=call.charged(reply))
+                return reply
+        elif outcome.kind in ("lost", "late"):
+            charge = Charge.RESERVE
+        if rider.sent:
+            reservation.settle(charge)
+        if charge is Charge.RESERVE and (outcome.kind != "late" or plan.late == "live"):
+            _note_unknown(trip, BATCH)  # a late line may still be claimed, unless the call goes live
+            rider.settled()
+        if outcome.kind == "answered" and not isinstance(failed, TransientModelError):
+            raise failed
+        if outcome.kind in ("late", "live"):
+            break
+        if tries <= plan.retries:
+            trip.retried(TransientModelError(reason), plan.linger)
+    if outcome.kind != "live" and plan.late != "live":
+        raise FinalModelError(
+            f"{call.account.url} didn't carry out a call of {call.model} in {tries} batches ({reason}); raise max_wait "
+            'or retries of afnio.batch_api, or pass late="live"'
+        )
+    trip.live = True
+    reservation.price_as(call.estimate)
+    return await _attempt(trip)
+
+
 async def _on_wire(trip: Trip[R]) -> R:
     """Send the call once, note the outcome, and charge it to its budgets."""
     call, reservation = trip.call, trip.reservation
-    reservation.attempt()  # raises if a budget's time ran out in the queue
-    trip.attempts += 1
+    trip.depart()
     trip.outcome = AttemptOutcome.CUT_OFF  # until it is known how it ended
     deadline = deadline_at(loop_time() + call.deadline)
     replica = None if trip.replica is None else current_replica.set(trip.replica)
     sent = time.monotonic()
     usage = actual = None
+    depot = None if call.batched is None else Depot.of(trip.runtime)
+    if depot is not None:
+        depot.live += 1
     try:
         async with deadline:
             reply = _counted(call, await call.attempt())
@@ -239,6 +313,8 @@ async def _on_wire(trip: Trip[R]) -> R:
             f"{trip.url} gave no reply within {call.deadline:g} s ({call.model})"
         ) from None
     finally:
+        if depot is not None:
+            depot.live -= 1
         if replica is not None:
             current_replica.reset(replica)
         if usage is not None:
@@ -265,11 +341,13 @@ class Trip(Generic[R]):
         failures: attempts that were neither answered nor refused.
         refused_since: when the refusals began that its last attempts have met, or None.
         refusals: how many of them were because its service tier had no room.
+        rider: its last line in a parcel, or None.
+        live: True if it is sent at once, because no parcel carries it out.
     """
 
     __slots__ = (
-        "_started", "account", "attempts", "call", "failures", "journal", "last", "on_wire", "outcome",
-        "refusals", "refused_since", "replica", "reservation", "runtime", "spared",
+        "_started", "account", "attempts", "call", "failures", "journal", "last", "live", "on_wire", "outcome",
+        "refusals", "refused_since", "replica", "reservation", "rider", "runtime", "spared",
     )  # fmt: skip
 
     def __init__(self, runtime: Runtime, call: Call[R], journal: Journal | None) -> None:
@@ -287,6 +365,8 @@ class Trip(Generic[R]):
         self.failures = 0
         self.refused_since: float | None = None
         self.refusals = 0
+        self.rider: Rider | None = None
+        self.live = False
         self._started = time.monotonic()
 
     @property
@@ -297,6 +377,42 @@ class Trip(Generic[R]):
     def url(self) -> str:
         """The endpoint of the last attempt."""
         return self.call.account.url if self.replica is None else self.replica.url
+
+    def depart(self) -> None:
+        """Count an attempt, because it is sent now.
+
+        Raises:
+            BudgetExceeded: if a budget's time ran out in the queue.
+        """
+        self.reservation.attempt()
+        self.attempts += 1
+
+    def keep(self, rider: Rider) -> None:
+        """Record the end of a line whose call has left: it was paid for."""
+        call, outcome = self.call, rider.outcome
+        assert call.batched is not None
+        assert isinstance(outcome, Outcome)
+        if outcome.kind == "lost":
+            _note_unknown(self, BATCH)
+        if outcome.kind != "answered" or self.journal is None:
+            return
+        try:
+            reply = _counted(call, call.batched.read(outcome.status, outcome.body))
+            record, encode = _row_of(self, reply), call.codec.encode
+            settled = partial(self.runtime.post, rider.settled)
+            self.journal.append(record, lambda error: settled(), payload=lambda: encode(reply))
+        except ModelError as error:
+            if AttemptOutcome.of(error).money is Charge.RESERVE:
+                _note_unknown(self, BATCH)
+            rider.settled()
+        except JournalError:  # closed meanwhile: the line is claimed or counted in the next run
+            return
+
+    def settled(self) -> None:
+        """Note that its line in a parcel has its end on disk, if it has one."""
+        rider = self.rider
+        if rider is not None and isinstance(rider.outcome, Outcome) and not rider.left:
+            rider.settled()
 
     def retried(self, error: BaseException | None, wait: float) -> None:
         """Notify subscribers that there will be another attempt."""
@@ -542,6 +658,7 @@ class Call(Generic[R]):
         count: called with the purpose and the usage of a reply that was paid for.
         shared: the calls of its launch by account and key, if equal ones may share a reply (its temperature is 0);
             otherwise None.
+        batched: how it goes by a batch API, or None if it goes live.
     """
 
     address: str
@@ -566,6 +683,7 @@ class Call(Generic[R]):
     lane: int | None = None
     count: Callable[[str, Usage], object] | None = None
     shared: dict[Hashable, SharedCall[Any]] | None = None
+    batched: Batched[R] | None = None
 
     @property
     def estimate(self) -> AttemptEstimate:
@@ -577,7 +695,7 @@ class Call(Generic[R]):
     def charged(self, reply: R) -> AttemptEstimate | None:
         """Return what the reply is charged as, or None if as the estimate: it came at the standard service tier."""
         tier = reply.service_tier
-        if tier != FLEX:
+        if tier not in (FLEX, BATCH):
             return None
         price = self.tier_prices.get(tier, self.price)
         return replace(self.estimate, client=at_tier(self.account.url, tier), price=price)
@@ -607,10 +725,24 @@ async def _record(trip: Trip[R], reply: R, kind: Kind = "reply") -> None:
     journal = trip.journal
     if journal is None:
         return
+    record, encode = _row_of(trip, reply, kind), trip.call.codec.encode
+    written = Signal()
+
+    def done(error: BaseException | None) -> None:
+        # A full disk isn't this reply's fault: its caller gets it, and the next call raises.
+        trip.runtime.post(written.set, None if error is journal.broken else error)
+
+    journal.append(record, done, payload=lambda: encode(reply))
+    await written.wait()
+
+
+def _row_of(trip: Trip[R], reply: R, kind: Kind = "reply") -> Record:
     from afnio.runtime._journal_file import Record  # with sqlite3, which `import afnio` leaves out
 
-    call = trip.call
-    record = Record(
+    call, rider = trip.call, trip.rider
+    if rider is not None and rider.counted and not trip.live:
+        kind = "shared"  # a row of an earlier program has its tokens
+    return Record(
         address=call.address,
         scope=call.scope,
         key=call.key,
@@ -622,17 +754,9 @@ async def _record(trip: Trip[R], reply: R, kind: Kind = "reply") -> None:
         kind=kind,
         reusable=call.codec.reusable(reply),
     )
-    written = Signal()
-
-    def done(error: BaseException | None) -> None:
-        # A full disk isn't this reply's fault: its caller gets it, and the next call raises.
-        trip.runtime.post(written.set, None if error is journal.broken else error)
-
-    journal.append(record, done, payload=lambda: call.codec.encode(reply))
-    await written.wait()
 
 
-def _note_unknown(trip: Trip[Any]) -> None:
+def _note_unknown(trip: Trip[Any], tier: str = "") -> None:
     """Record an attempt whose end is unknown, at the most that it may have used."""
     journal, call = trip.journal, trip.call
     if journal is None or journal.broken is not None:
@@ -642,7 +766,7 @@ def _note_unknown(trip: Trip[Any]) -> None:
     usage = Usage(call.prompt_tokens, call.max_output or DEFAULT_OUTPUT)
     record = Record(
         address=call.address, scope=call.scope, key=call.key, model=call.model, purpose=call.purpose,
-        account=trip.url, usage=usage, kind="unknown", reusable=False,
+        account=at_tier(trip.url, tier), usage=usage, kind="unknown", reusable=False,
     )  # fmt: skip
     with suppress(JournalError):  # closed meanwhile; the caller gets the error of its call
         journal.append(record, lambda error: None)

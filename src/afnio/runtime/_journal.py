@@ -20,6 +20,7 @@ permanently, and the program stops at the error with all earlier replies kept; s
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -60,6 +61,7 @@ class Journal:
         path: the file, links resolved.
         changed: the first notice that the program has changed, or None.
         on_change: called once with it, within `take`.
+        before_close: functions that append the last records when it is closed.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +87,7 @@ class Journal:
         self.mode: Mode = mode
         self.changed: ProgramChanged | None = None
         self.on_change = on_change
+        self.before_close: list[Callable[[], object]] = []
         self._pid = os.getpid()
         self._reader = JournalReader(path)
         try:
@@ -196,6 +199,17 @@ class Journal:
         if not self._writer.put(PendingRecord(record, done, payload)):
             raise self._closed()
 
+    def parcels(self) -> list[dict[str, Any]]:
+        """Return the parcels that earlier programs left, oldest first, each with everything that was noted of it."""
+        noted: dict[str, dict[str, Any]] = {}
+        for name, payload in self._reader.parcels():
+            noted[name] = {**noted.get(name, {}), **json.loads(payload)}
+        return [row for row in noted.values() if row["state"] != "closed"]
+
+    def has_changed(self, scope: str) -> bool:
+        """Return True if a scope's requests are matched by key, wherever in it they were recorded."""
+        return self._matching.matches_keys(scope)
+
     @property
     def spent_before(self) -> Ledger:
         """The spending of earlier runs, when this journal was opened. The ledger has no prices."""
@@ -219,6 +233,8 @@ class Journal:
 
     def close(self) -> None:
         """Write what is queued, end the thread and release the file. Safe to call twice."""
+        while self.before_close and self._end.alive:
+            self.before_close.pop()()
         self._end()
         # The finalizer runs once. If a callback ran it, the thread still has to be waited for.
         self._writer.close()
@@ -345,6 +361,7 @@ class Matching(Protocol):
     """Chooses among the records that were in the file at opening; used from one thread."""
 
     def take(self, address: str, key: bytes, scope: str) -> Record | None: ...
+    def matches_keys(self, scope: str) -> bool: ...
 
 
 @final
@@ -387,6 +404,9 @@ class Resume:
             self._on_change(ProgramChanged(address, scope, on_record[0].key.hex(), key.hex()))
         return self._take_moved(address, key, scope) if scope in self._changed else None
 
+    def matches_keys(self, scope: str) -> bool:
+        return scope in self._changed
+
     def _take_moved(self, address: str, key: bytes, scope: str) -> Record | None:
         left = self._left.get((scope, key))
         if left is None:
@@ -419,6 +439,9 @@ class Reuse:
         record = self._reader.by_id(left.pop()) if left else None
         self._left[key] = left or _NONE_LEFT
         return record
+
+    def matches_keys(self, scope: str) -> bool:
+        return True
 
 
 _NONE_LEFT: Final = array("q")

@@ -14,13 +14,15 @@ that another process is writing.
 * `reused`: an address that was answered with the reply of another row, named by `source`. A later run then
   finds the reply at the address where this run had it;
 * `result`: what a durable function returned in a worker. It is no call: no ledger counts it, and no call is
-  answered with it.
+  answered with it;
+* `parcel`: a new state of a parcel of calls at a provider's batch API (`_parcels`). Its tokens are those of lines that
+  were paid for and that no call has asked for.
 
 **The `ledger` table** holds the sums per purpose, model and account. It is updated in the transaction that
 inserts the rows, so it always matches them. Adding up a million rows would take seconds at each opening.
 
-**Versions.** `user_version` is 2. Any other format is refused with an error. The indexes of results are made with the
-first result, because most journals have none.
+**Versions.** `user_version` is 2. Any other format is refused with an error. The indexes of results and of
+parcels are made with the first of them, because most journals have none.
 
 **Durability.** The file is in WAL mode with `synchronous = FULL`: a committed record survives a power cut. A
 new file is made under another name and moved into place, so a half-made one never has the journal's name.
@@ -44,7 +46,7 @@ from afnio.runtime._files import SQLiteWriter
 from afnio.runtime._spending import Item, Ledger, Spent
 from afnio.runtime.events import Usage
 
-Kind = Literal["reply", "shared", "failed", "unknown", "result"]
+Kind = Literal["reply", "shared", "failed", "unknown", "result", "parcel"]
 Answering = Literal["reply", "result"]
 """The two kinds of lookups: replies to calls, and results of functions."""
 
@@ -67,8 +69,8 @@ class Record:
         created: seconds since 1970 UTC.
         kind: "reply"; "shared" for a reply that another record of this journal counts; "failed" for an attempt
             that was paid for and gave nothing; "unknown" for one that timed out on the wire and may have been
-            paid for; "result" for what a durable function returned. The first two answer a call. All but "shared" and
-            "result" count as spent.
+            paid for; "result" for what a durable function returned; "parcel" for a parcel's state. The first two
+            answer a call. All but "shared" and "result" count as spent, a "parcel" only if it has tokens.
         reusable: False for a refusal or a truncated reply; then it answers its own address only.
 
     >>> Record(address="1/forward", scope="", key="c0ffee", model="m", purpose="forward").kind
@@ -104,6 +106,8 @@ _RESULT_INDEXES: Final = (
     "CREATE INDEX IF NOT EXISTS results_by_address ON records (address) WHERE kind = 'result'",
     "CREATE INDEX IF NOT EXISTS results_by_key ON records (key) WHERE kind = 'result'",
 )
+
+_PARCEL_INDEX: Final = "CREATE INDEX IF NOT EXISTS parcels ON records (id) WHERE kind = 'parcel'"
 
 _TABLES: Final = (
     """CREATE TABLE records (
@@ -308,6 +312,8 @@ _BY_ADDRESS: Final[Mapping[Answering, str]] = {
 _BY_KEY: Final[Mapping[Answering, str]] = {"reply": _by_key("reply"), "result": _by_key("result")}
 _BY_ID = f"SELECT {_SELECTED} FROM records WHERE id = ?"  # noqa: S608 - constants
 _HAS_RESULTS: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'results_by_address'"
+_PARCELS: Final = "SELECT address, payload FROM records WHERE kind = 'parcel' AND id <= ? ORDER BY id"
+_OF_KEY: Final = "SELECT scope, address FROM records WHERE kind = 'reply' AND key >= ? AND key < ?"
 
 
 class Found(NamedTuple):
@@ -369,6 +375,12 @@ class JournalReader:
             rows = [row for row in rows if row[2] == scope]
         rows.sort(key=lambda row: (row[1], _natural(row[3]), row[0]))
         return [row[0] for row in rows]
+
+    def parcels(self) -> list[tuple[str, bytes]]:
+        """Return the states of parcels, in order: name and payload."""
+        if not self.last or not self._fetch("SELECT 1 FROM sqlite_schema WHERE name = 'parcels'"):
+            return []
+        return [(name, zlib.decompress(payload)) for name, payload in self._fetch(_PARCELS, self.last)]
 
     def ledger(self) -> Ledger:
         """Return the sums in the file now."""
@@ -474,7 +486,10 @@ def _prepared(pending: PendingRecord, session: int) -> _Row:
     payload = record.payload if pending.payload is None else pending.payload()
     kind = record.kind if source is None or record.kind == "result" else "reused"
     values = (session, source, *_to_row(record, kind, payload))
-    return _Row(values, record if source is None and record.kind not in ("shared", "result") else None)
+    counts = source is None and record.kind not in ("shared", "result")
+    if record.kind == "parcel":
+        counts = record.usage != _NO_TOKENS
+    return _Row(values, record if counts else None)
 
 
 def _storable(record: Record) -> Record:
@@ -490,6 +505,8 @@ def _write(connection: sqlite3.Connection, rows: list[_Row]) -> None:
     if any(row.values[2] == "result" for row in rows):
         for statement in _RESULT_INDEXES:
             connection.execute(statement)
+    if any(row.values[2] == "parcel" for row in rows):
+        connection.execute(_PARCEL_INDEX)
     _insert(connection, [row.values for row in rows])
     _add_sums(connection, _sums_of(row.paid for row in rows if row.paid is not None))
 
@@ -558,6 +575,24 @@ class JournalStat:
             raise unreadable(file, error) from error
         first, last = (ends[0][1], ends[-1][1]) if ends else (None, None)
         return cls(file, version, ends[-1][0] if ends else 0, spent, size, first, last)
+
+
+def recorded_calls(path: Path, keys: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """Return the scopes and addresses of the recorded replies to some requests, by the beginnings of their keys.
+
+    Args:
+        keys: even numbers of hex digits.
+    """
+    found = {}
+    try:
+        with closing(connect_reader(path)) as connection:
+            for key in dict.fromkeys(keys):
+                first = bytes.fromhex(key)
+                rows = connection.execute(_OF_KEY, (first, first + 32 * b"\xff")).fetchall()
+                found[key] = [(scope, address) for scope, address in rows]
+    except sqlite3.Error as error:
+        raise unreadable(path, error) from error
+    return found
 
 
 # --- Files and connections ---

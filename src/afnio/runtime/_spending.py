@@ -88,17 +88,19 @@ def cost(price: Price, usage: Usage, calls: int = 1) -> Decimal:
 
 FLEX: Final = "flex"
 """The service tier that is slower than the standard one, and cheaper at some providers."""
+BATCH: Final = "batch"
+"""The tier of replies that came by a provider's batch API. No provider names it: the engine does."""
 
 
 def at_tier(url: str, tier: str) -> str:
     """Return the name of an account's URL in ledgers and journals for a reply of a service tier.
 
-    Other names than "flex" have the standard price, so they have the URL's own row.
+    Other names than "flex" and "batch" have the standard price, so they have the URL's own row.
 
     >>> at_tier("https://api.openai.com/v1", "flex"), at_tier("https://api.openai.com/v1", "default")
     ('https://api.openai.com/v1#flex', 'https://api.openai.com/v1')
     """
-    return f"{url}#{FLEX}" if tier == FLEX else url
+    return f"{url}#{tier}" if tier in (FLEX, BATCH) else url
 
 
 def plus(one: Decimal, other: Decimal) -> Decimal:

@@ -9,12 +9,14 @@ from afnio._public import lazily
 if TYPE_CHECKING:
     from afnio.testing._scripted import ScriptedClient
     from afnio.testing.conformance import optimizer_conformance
+    from afnio.testing.provider._batches import Batches
     from afnio.testing.provider._faults import Fault, FaultPlan, Latency
     from afnio.testing.provider._provider import Provider
     from afnio.testing.provider._quota import Quota
     from afnio.testing.simulated._lm import SimulatedLM
 
 __all__ = [
+    "Batches",
     "Fault",
     "FaultPlan",
     "Latency",
@@ -31,6 +33,7 @@ __getattr__, __dir__ = lazily(
     {
         "afnio.testing._scripted": "ScriptedClient",
         "afnio.testing.conformance": "optimizer_conformance",
+        "afnio.testing.provider._batches": "Batches",
         "afnio.testing.provider._faults": "Fault FaultPlan Latency",
         "afnio.testing.provider._provider": "Provider",
         "afnio.testing.provider._quota": "Quota",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from afnio._public import lazily
 
 if TYPE_CHECKING:
+    from afnio.testing.provider._batches import Batches
     from afnio.testing.provider._faults import Fault, FaultPlan, Latency
     from afnio.testing.provider._provider import Provider, ProviderOptions, ProviderProcess
     from afnio.testing.provider._quota import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccountBalance",
     "Accounts",
+    "Batches",
     "Bucket",
     "Fault",
     "FaultPlan",
@@ -50,6 +52,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     globals(),
     {
+        "afnio.testing.provider._batches": "Batches",
         "afnio.testing.provider._faults": "Fault FaultPlan Latency",
         "afnio.testing.provider._provider": "Provider ProviderOptions ProviderProcess",
         "afnio.testing.provider._quota": """AccountBalance Accounts Bucket ProviderLedger Quota QuotaError

@@ -41,6 +41,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from afnio.testing.provider._batches import Batches, BatchService, as_chat, from_chat
 from afnio.testing.provider._faults import ApiError, Fault, FaultPlan, Latency, Occasion, response
 from afnio.testing.provider._quota import Accounts, ProviderLedger, Quota, QuotaError
 from afnio.testing.simulated._language import kind_of, text_of
@@ -83,6 +84,7 @@ class Provider:
         fault: called with each request and its index, from 0; returns a `Fault` to send without latency, or None.
         faults: the probability of each kind of fault; see `FaultPlan`.
         quota: the limits of each API key; see `Quota`.
+        batches: how the batch APIs behave; see `Batches`.
         seed: seed of latencies and faults.
         window: seconds of the windows in `stats`, if there is no quota; 60 by default.
         port: 0 picks a free one.
@@ -102,6 +104,7 @@ class Provider:
         fault: FaultHook | None = None,
         faults: str | Mapping[str, float] | FaultPlan | None = None,
         quota: Quota | None = None,
+        batches: Batches | None = None,
         seed: int = 0,
         window: float | None = None,
         port: int = 0,
@@ -119,6 +122,12 @@ class Provider:
             seed=seed,
             window=window,
         )
+        self._batches = BatchService(
+            Batches() if batches is None else batches,
+            seed=seed,
+            answer=self._service.batched,
+            authorize=self._authorize,
+        )
         self._api_key = api_key
         self._models = models
         self._port = port
@@ -134,6 +143,7 @@ class Provider:
         context: int | None = None,
         faults: str | Mapping[str, float] | FaultPlan | None = None,
         quota: Quota | None = None,
+        batches: Batches | None = None,
         seed: int = 0,
         window: float | None = None,
         port: int = 0,
@@ -141,7 +151,7 @@ class Provider:
         """Return a provider that runs in its own process while the `with` block lasts.
 
         Args:
-            latency, api_key, faults, quota, seed, window, port: as for `Provider`.
+            latency, api_key, faults, quota, batches, seed, window, port: as for `Provider`.
             reply: a fixed reply instead of the simulated LM.
             lm: a subclass of `SimulatedLM` as "module:class"; the process makes it with `seed`.
             context: the number of characters that the simulated LM reads of each text.
@@ -157,6 +167,7 @@ class Provider:
             context=context,
             faults=FaultPlan.of(faults),
             quota=quota,
+            batches=batches,
             seed=seed,
             window=window,
             port=port,
@@ -200,8 +211,13 @@ class Provider:
 
         `worst_window` is the worst of all sliding windows. It counts refused requests too, and tokens as a quota does.
         `windows` are consecutive, from the first request on. The keys of `attempts` are `request_digest`s of bodies.
+        `batches` counts what the batch APIs did, and what was paid for there.
         """
-        return self._service.ledger.stats()
+        return {**self._service.ledger.stats(), "batches": self._batches.stats()}
+
+    def change_batches(self, **options: Any) -> None:
+        """Change some options of `batches` from now on."""
+        self._batches.change(**options)
 
     def scale_quota(self, factor: float) -> None:
         """Multiply the limits of all accounts by `factor` from now on."""
@@ -218,13 +234,29 @@ class Provider:
             app.router.add_get(f"{prefix}/health", _health)
             app.router.add_get(f"{prefix}/stats", self._stats)
             app.router.add_post(f"{prefix}/admin/quota", self._change_quota)
+            app.router.add_post(f"{prefix}/admin/batches", self._change_batches)
+            app.router.add_routes(self._batches.routes(prefix))
+            for name in ("responses", "embeddings", "messages"):
+                app.router.add_post(f"{prefix}/{name}", self._chat)
         return app
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request)
         index = self._service.ledger.enter()
+        asked = {}
+        if not request.path.endswith("/chat/completions"):
+            asked = json.loads(body)
+            body = json.dumps(as_chat(request.path, asked)).encode()
         try:
-            return await self._service.answer(request, body, self._authorize(request), index)
+            answer = await self._service.answer(request, body, self._authorize(request), index)
+            if (
+                asked
+                and isinstance(answer, web.Response)
+                and answer.status == 200
+                and isinstance(answer.body, bytes)
+            ):
+                return _json(from_chat(request.path, asked, json.loads(answer.body)))
+            return answer
         finally:
             self._service.ledger.leave()
 
@@ -245,9 +277,13 @@ class Provider:
         quota = self._service.scale_quota(factor)
         return _json({"requests": quota.requests, "tokens": quota.tokens, "window": quota.window})
 
+    async def _change_batches(self, request: web.Request) -> web.Response:
+        self.change_batches(**json.loads(await _body(request)))
+        return _json({})
+
     def _authorize(self, request: web.Request) -> str:
-        """Return the request's API key, in OpenAI's or in Azure's header; a wrong one raises a 401."""
-        key = request.headers.get("api-key")
+        """Return the request's API key, in the header of OpenAI, Azure or Anthropic; a wrong one raises a 401."""
+        key = request.headers.get("api-key") or request.headers.get("x-api-key")
         if key is None:
             key = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self._api_key is not None and key != self._api_key:
@@ -336,6 +372,7 @@ class ChatService:
         self._hook = fault
         self._seed = seed
         self._refused: dict[str, int] = {}
+        self._batched = 1_000_000
 
     async def answer(self, sent: web.Request, body: bytes, key: str, index: int) -> web.StreamResponse:
         """Return the response to a chat request, after its latency; some faults write to the connection themselves.
@@ -363,6 +400,19 @@ class ChatService:
             message = f"The lm raised {error!r}."
             raise ApiError(500, message, kind="server_error", headers=chat.headers) from error
         return await self._fail(fault, kind.name, chat, sent)
+
+    def batched(self, endpoint: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return the reply to a line of a batch, in its endpoint's form.
+
+        Raises:
+            ApiError: for a body that isn't a request.
+        """
+        body = json.dumps(as_chat(endpoint, asked)).encode()
+        request = read_request(body, self._models)
+        sampled = {"attempt": 1} if isinstance(self._lm, SimulatedLM) else {}
+        index = self._batched = self._batched + 1
+        reply, _ = completion(request, self._lm(request, **sampled), index, prompt_tokens(request))
+        return from_chat(endpoint, asked, reply)
 
     def scale_quota(self, factor: float) -> Quota:
         """Multiply the limits of all accounts by `factor` from now on; return those of new accounts."""
@@ -569,6 +619,10 @@ class ProviderProcess:
         """Multiply the limits of all accounts by `factor` from now on."""
         self._ask("POST", "/admin/quota", json.dumps({"scale": factor}))
 
+    def change_batches(self, **options: Any) -> None:
+        """Change some options of `batches` from now on."""
+        self._ask("POST", "/admin/batches", json.dumps(options))
+
     def _ask(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
         # urllib would use a proxy from the environment.
         connection = HTTPConnection(urlsplit(self.base_url).netloc, timeout=30)
@@ -614,6 +668,7 @@ class ProviderOptions:
     context: int | None = None
     faults: FaultPlan | None = None
     quota: Quota | None = None
+    batches: Batches | None = None
     seed: int = 0
     window: float | None = None
 
@@ -634,10 +689,11 @@ class ProviderOptions:
                 context=args.context,
                 faults=_plan(args),
                 quota=_quota(args),
+                batches=None if args.batches is None else Batches.parse(args.batches),
                 seed=args.seed,
                 window=args.window,
             )
-        except (ValueError, ImportError, AttributeError) as error:
+        except (ValueError, TypeError, ImportError, AttributeError) as error:
             parser.error(str(error))
 
     def arguments(self) -> list[str]:
@@ -649,6 +705,7 @@ class ProviderOptions:
             plan = self.faults
             given |= {"faults": plan, "faults-in-a-row": plan.in_a_row}
             given |= {"retry-after": plan.retry_after, "drip": plan.drip}
+        given["batches"] = self.batches
         flags = []
         if self.quota is not None:
             quota = self.quota
@@ -683,6 +740,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--lm", metavar="MODULE:CLASS", help="a subclass of SimulatedLM instead of it")
     add("--context", type=int, help="number of characters that the simulated LM reads of each text")
     add("--seed", type=int, default=0, help="seed of latencies and faults")
+    add(
+        "--batches", metavar="JSON", help="how the batch APIs behave, with the names of afnio.testing.Batches"
+    )
     add(
         "--latency",
         default="0",
@@ -774,6 +834,7 @@ def _provider(options: ProviderOptions) -> Provider:
         lm=lm,
         faults=options.faults,
         quota=options.quota,
+        batches=options.batches,
         seed=options.seed,
         window=options.window,
     )
