@@ -411,6 +411,8 @@ class Parcel:
             if self.over:
                 await self._serve()
                 return
+            if self.earlier:
+                await anyio.to_thread.run_sync(partial(self._file("lines").unlink, missing_ok=True))
             if not self.remote:
                 await (self._find_again() if self.earlier else self._submit())
             if self.remote:
@@ -579,16 +581,16 @@ class Parcel:
         """Wait, because the provider's queue is full. Return False if the parcel has ended instead."""
         group, riders, text = self.group, list(self.riders.values()), str(error)
         group.refused_since = group.refused_since or loop_time()
-        said = re.search(r"[Ll]imit: ([\d,]+)", text)
-        if said is not None:
-            group.limit = int(said[1].replace(",", "")) or None
-        limit = group.limit
+        number = re.search(r"[Ll]imit: ([\d,]+)", text)
+        said = int(number[1].replace(",", "")) if number is not None else 0
         alone = not any(parcel.at_provider for parcel in group.parcels if parcel is not self)
-        if len(riders) > 1 and (self.tokens > limit if limit is not None else alone and "oken" in text):
-            middle = len(riders) // 2
-            await self._resend([riders] if limit is not None else [riders[:middle], riders[middle:]])
+        limit = min(group.limit or self.tokens, said or self.tokens)
+        if len(riders) > 1 and "oken" in text and (alone or self.tokens > limit):
+            # Refused though it fits: the provider counts more tokens than we do, or others fill its queue.
+            group.limit = max(1, limit if self.tokens > limit else self.tokens // 2)
+            await self._resend([riders])
             return False
-        too_large = limit is not None and self.tokens > limit
+        too_large = 0 < said < self.tokens
         if too_large or (alone and loop_time() - group.refused_since > REFUSED_FOR):
             await self._note("closed")
             refused = FinalModelError(f"the batch API has no room for the call ({text})", status=429)
@@ -622,7 +624,6 @@ class Parcel:
         await self._note("closed")
         self.over = True
         self.group.forget(self)
-        await anyio.to_thread.run_sync(partial(self._file("lines").unlink, missing_ok=True))
         for rider in riders:
             if not rider.left:
                 self.group.board(rider)

@@ -53,6 +53,7 @@ class Batches:
             "content", "cancel".
         refused: how many requests of each step get a 500.
         dead: True while every connection is reset.
+        offered: False for a provider without batch APIs.
 
     Raises:
         ValueError: for an unknown fault.
@@ -74,6 +75,7 @@ class Batches:
     lost: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     dead: bool = False
+    offered: bool = True
 
     def __post_init__(self) -> None:
         unknown = set(self.faults) - set(LINE_FAULTS)
@@ -174,6 +176,8 @@ class BatchService:
 
     def _step(self, name: str, handle: Any) -> Any:
         async def handler(request: web.Request) -> web.StreamResponse:
+            if not self.options.offered:
+                raise ApiError(404, f"Invalid URL ({request.method} {request.path}).")
             self._asked[name] += 1
             if self.options.dead or self._used_up("refused", name):
                 if self.options.dead and request.transport is not None:
@@ -383,6 +387,9 @@ class BatchService:
             except ApiError as error:
                 body = {"type": "error", **json.loads(error.body())}
                 errors.append(_line(anthropic, line, status=error.status, body=body))
+                continue
+            except Exception:  # the user's `lm` may raise anything
+                errors.append(_failed(anthropic, line, "error"))
                 continue
             self._pay(line["body"], reply)
             if fault == "missing":
