@@ -104,7 +104,11 @@ def test_named_file_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
             '[[price]]\nmodel = "m"\nurl = 3',
             r"price 1 \('m'\): url must be the start of a base URL .got 3.",
         ),
-        ("p.toml", '[[price]]\nmodel = "m"\ntier = "fast"', r"tier must be 'flex', or be left out"),
+        (
+            "p.toml",
+            '[[price]]\nmodel = "m"\ntier = "fast"',
+            r"tier must be 'flex' or 'batch', or be left out",
+        ),
         ("p.toml", '[[price]]\nmodel = "m"\nprompt = 3', r"price 1 \('m'\): prompt isn't a known key"),
         (
             "p.toml",

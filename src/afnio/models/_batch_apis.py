@@ -27,7 +27,7 @@ from afnio.models._dialect import Dialect, dicts, mapping, text, whole
 from afnio.models._masking import mask
 from afnio.models._replies import status_error
 from afnio.models._transport import BETWEEN_BYTES, AiohttpTransport, OpenAnswer
-from afnio.runtime._batch_api import NoBatchApiError, Outcome, ParcelStatus
+from afnio.runtime._batch_api import LineOutcome, NoBatchApiError, ParcelStatus
 from afnio.runtime._limits import Account
 from afnio.runtime.events import Usage
 
@@ -77,7 +77,7 @@ class _Api(ABC):
         """Return the line of a request."""
 
     @abstractmethod
-    def outcome(self, line: bytes) -> tuple[str, Outcome]:
+    def outcome(self, line: bytes) -> tuple[str, LineOutcome]:
         """Return the id and the end of a line of the results.
 
         Raises:
@@ -232,13 +232,15 @@ class OpenAIBatches(_Api):
     async def cancel(self, remote: str) -> None:
         await self._ask("POST", f"batches/{remote}/cancel", b"{}")
 
-    def outcome(self, line: bytes) -> tuple[str, Outcome]:
+    def outcome(self, line: bytes) -> tuple[str, LineOutcome]:
         row = json.loads(line)
         response, error = mapping(row.get("response")), mapping(row.get("error"))
         status = whole(response.get("status_code"))
         if error or status in _AGAIN or status >= 500:
-            return row["custom_id"], Outcome("unserved", reason=text(error.get("code")) or f"status {status}")
-        return row["custom_id"], Outcome("answered", status, self._body(response.get("body")))
+            return row["custom_id"], LineOutcome(
+                "unserved", reason=text(error.get("code")) or f"status {status}"
+            )
+        return row["custom_id"], LineOutcome("answered", status, self._body(response.get("body")))
 
 
 @final
@@ -287,17 +289,17 @@ class AnthropicBatches(_Api):
     async def cancel(self, remote: str) -> None:
         await self._ask("POST", f"messages/batches/{remote}/cancel", b"{}")
 
-    def outcome(self, line: bytes) -> tuple[str, Outcome]:
+    def outcome(self, line: bytes) -> tuple[str, LineOutcome]:
         row = json.loads(line)
         result = row["result"]
         if result["type"] == "succeeded":
-            return row["custom_id"], Outcome("answered", 200, self._body(result["message"]))
+            return row["custom_id"], LineOutcome("answered", 200, self._body(result["message"]))
         error = mapping(result.get("error"))
         kind = text(mapping(error.get("error")).get("type")) or text(result["type"])
         status = _REFUSED.get(kind)
         if status is not None:
-            return row["custom_id"], Outcome("answered", status, self._body(error))
-        return row["custom_id"], Outcome("unserved", reason=kind)
+            return row["custom_id"], LineOutcome("answered", status, self._body(error))
+        return row["custom_id"], LineOutcome("unserved", reason=kind)
 
 
 _REFUSED: Final = {

@@ -146,7 +146,7 @@ def goes_live(url: str, why: str) -> None:
 # A provider's API
 
 
-class Outcome(NamedTuple):
+class LineOutcome(NamedTuple):
     """The end of a line.
 
     Attributes:
@@ -202,7 +202,7 @@ class BatchApi(Protocol):
     async def status(self, remote: str) -> ParcelStatus: ...
     async def results(self, status: ParcelStatus, write: Callable[[bytes], Awaitable[object]]) -> None: ...
     async def cancel(self, remote: str) -> None: ...
-    def outcome(self, line: bytes) -> tuple[str, Outcome]: ...
+    def outcome(self, line: bytes) -> tuple[str, LineOutcome]: ...
     def usage(self, body: bytes) -> Usage: ...
 
 
@@ -283,7 +283,7 @@ class Rider:
         self.size = len(batched.body) + 200
         self.done = anyio.Event()
         self.parcel: Any = None
-        self.outcome: Outcome | BaseException | None = None
+        self.outcome: LineOutcome | BaseException | None = None
         self.sent = self.left = self.unpaid = self.counted = False
 
     def go(self) -> None:
@@ -292,10 +292,10 @@ class Rider:
             self.depart()
             self.sent = True
 
-    def end(self, outcome: Outcome | BaseException, *, unpaid: bool = False) -> None:
+    def end(self, outcome: LineOutcome | BaseException, *, unpaid: bool = False) -> None:
         self.outcome, self.unpaid = outcome, unpaid
         self.done.set()
-        if self.left and isinstance(outcome, Outcome):
+        if self.left and isinstance(outcome, LineOutcome):
             self.keep(self)
 
     def settled(self) -> None:
@@ -330,9 +330,9 @@ def write_lines(path: Path, api: BatchApi, bodies: Iterable[tuple[str, bytes]]) 
         file.write(after)
 
 
-def scan(path: Path, start: int, api: BatchApi) -> tuple[list[tuple[str, Outcome, tuple[int, int]]], int]:
+def scan(path: Path, start: int, api: BatchApi) -> tuple[list[tuple[str, LineOutcome, tuple[int, int]]], int]:
     """Return some lines of the results from `start` on, and where the next ones begin."""
-    found: list[tuple[str, Outcome, tuple[int, int]]] = []
+    found: list[tuple[str, LineOutcome, tuple[int, int]]] = []
     size = 0
     with path.open("rb") as file:
         file.seek(start)
@@ -350,7 +350,7 @@ def scan(path: Path, start: int, api: BatchApi) -> tuple[list[tuple[str, Outcome
                 if whole:
                     found.append((*api.outcome(line), place))
                     continue
-            found.append(("", Outcome("lost"), place))
+            found.append(("", LineOutcome("lost"), place))
     return found, start
 
 

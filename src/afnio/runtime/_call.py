@@ -40,7 +40,7 @@ from afnio.errors import (
     TransientModelError,
 )
 from afnio.runtime._admission import Sign, Tokens, current_replica
-from afnio.runtime._batch_api import Batched, Outcome, Rider, line_id
+from afnio.runtime._batch_api import Batched, LineOutcome, Rider, line_id
 from afnio.runtime._budget import Charge, reservation_of, time_over
 from afnio.runtime._health import ATTEMPTS, is_first_contact
 from afnio.runtime._kernel import Runtime
@@ -391,7 +391,7 @@ class Trip(Generic[R]):
         """Record the end of a line whose call has left: it was paid for."""
         call, outcome = self.call, rider.outcome
         assert call.batched is not None
-        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome, LineOutcome)
         if outcome.kind == "lost":
             _note_unknown(self, BATCH)
         if outcome.kind != "answered" or self.journal is None:
@@ -411,7 +411,7 @@ class Trip(Generic[R]):
     def settled(self) -> None:
         """Note that its line in a parcel has its end on disk, if it has one."""
         rider = self.rider
-        if rider is not None and isinstance(rider.outcome, Outcome) and not rider.left:
+        if rider is not None and isinstance(rider.outcome, LineOutcome) and not rider.left:
             rider.settled()
 
     def retried(self, error: BaseException | None, wait: float) -> None:

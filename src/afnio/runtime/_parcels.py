@@ -53,8 +53,8 @@ from afnio.runtime._batch_api import (
     KEY,
     BatchApi,
     Batched,
+    LineOutcome,
     NoBatchApiError,
-    Outcome,
     ParcelPlan,
     ParcelStatus,
     Rider,
@@ -117,7 +117,7 @@ class Depot:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def carry(self, rider: Rider, ends: float) -> Outcome:
+    async def carry(self, rider: Rider, ends: float) -> LineOutcome:
         """Wait until a parcel has carried out a call's line.
 
         Args:
@@ -139,12 +139,12 @@ class Depot:
         except BaseException:
             if rider.outcome is None:
                 group.leave(rider)
-            elif isinstance(rider.outcome, Outcome):  # it came in the moment of the cancellation
+            elif isinstance(rider.outcome, LineOutcome):  # it came in the moment of the cancellation
                 rider.keep(rider)
             raise
         if rider.outcome is None:
             group.leave(rider)
-            return Outcome("late", reason="it took too long")
+            return LineOutcome("late", reason="it took too long")
         if isinstance(rider.outcome, BaseException):
             raise rider.outcome
         return rider.outcome
@@ -204,7 +204,7 @@ class Group:
 
     def board(self, rider: Rider) -> None:
         if not self._has_api:
-            rider.end(Outcome("live"))
+            rider.end(LineOutcome("live"))
             return
         for parcel in reversed(self.parcels):
             if parcel.claim(rider):
@@ -240,7 +240,7 @@ class Group:
             self.send(self._taken())
         else:
             for rider in self._taken():
-                rider.end(Outcome("live"))
+                rider.end(LineOutcome("live"))
 
     def _taken(self) -> list[Rider]:
         riders, self.forming = list(self.forming.values()), {}
@@ -497,7 +497,7 @@ class Parcel:
         group, uploaded, unsure = self.group, "", False
         for trial in itertools.count():
             if not unsure and (self._hurried or all(rider.left for rider in self.riders.values())):
-                await self._pass_on(Outcome("unserved", reason="it wasn't sent in time"))
+                await self._pass_on(LineOutcome("unserved", reason="it wasn't sent in time"))
                 return
             api, creating = group.api, False
             try:
@@ -527,7 +527,7 @@ class Parcel:
                     raise
                 if isinstance(error, NoBatchApiError):
                     group.lives()
-                    await self._pass_on(Outcome("live"))
+                    await self._pass_on(LineOutcome("live"))
                 else:
                     await self._note("closed")
                     self._fail(error, unpaid=True)
@@ -550,7 +550,7 @@ class Parcel:
     def _guess(self) -> dict[str, bool]:
         return {"guessed": True} if self._row.get("guessed") else {}
 
-    async def _pass_on(self, outcome: Outcome) -> None:
+    async def _pass_on(self, outcome: LineOutcome) -> None:
         """Close it, because nothing of it was carried out."""
         await self._note("closed")
         riders, self.riders = self.riders, {}
@@ -687,7 +687,7 @@ class Parcel:
         if any(code == "token_limit_exceeded" for _, code, _ in errors):
             self.remote = ""
             if await self._wait_for_room(RateLimitedError(text)):
-                late = Outcome("unserved", reason="it wasn't sent in time")
+                late = LineOutcome("unserved", reason="it wasn't sent in time")
                 await (self._pass_on(late) if self._hurried else self._resend([list(self.riders.values())]))
             return
         named = {self.ids[line - 1]: why for line, _, why in errors if line and 0 < line <= len(self.ids)}
@@ -735,7 +735,7 @@ class Parcel:
         self._free &= answered
         self._open &= answered | set(self.riders)
         for rider in [rider for ident, rider in self.riders.items() if ident not in answered]:
-            self._hand(rider, Outcome("lost", reason="its line is missing from the results"))
+            self._hand(rider, LineOutcome("lost", reason="its line is missing from the results"))
         if self.earlier:
             await self._serve()
         self._close_if_done()
@@ -796,7 +796,7 @@ class Parcel:
                     self._free.discard(ident)
             await anyio.lowlevel.checkpoint()
 
-    def _hand(self, rider: Rider, outcome: Outcome) -> None:
+    def _hand(self, rider: Rider, outcome: LineOutcome) -> None:
         self.riders.pop(rider.id, None)
         if outcome.kind != "answered":
             self._open.discard(rider.id)
@@ -809,7 +809,7 @@ class Parcel:
             places = [self._index.get(rider.id) for rider in riders]
             lines = await anyio.to_thread.run_sync(lines_at, self._file("results"), places)
             for rider, line in zip(riders, lines, strict=True):
-                missing = Outcome("lost", reason="its line is missing from the results")
+                missing = LineOutcome("lost", reason="its line is missing from the results")
                 self._hand(rider, missing if line is None else self.group.api.outcome(line)[1])
             await anyio.lowlevel.checkpoint()
 
